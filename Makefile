@@ -1,0 +1,99 @@
+# From a bare Python >= 3.11 to a trained model (make demo) or to all tests passed (make test).
+# Variables: PYTHON=/path/to/python3.12  VENV=.venv  WORKERS=2 (test processes, one thread each)
+#            CONSTRAINTS=file (default: constraints/cpu.txt where no NVIDIA GPU answers; CONSTRAINTS= for none)
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test test-all lint format clean
+
+VENV ?= .venv
+WORKERS ?= 2
+CONSTRAINTS ?= $(shell nvidia-smi -L >/dev/null 2>&1 || echo constraints/cpu.txt)
+CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.14 python)
+
+PY := $(VENV)/bin/python
+STAMPS := $(VENV)/stamps
+INPUTS := pyproject.toml src/vitral/version.py $(wildcard constraints/*.txt)
+PIP = $(PY) -m pip install -qq --disable-pip-version-check $(addprefix -c ,$(CONSTRAINTS))
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+
+# One thread a process: WORKERS processes use WORKERS cores. A text file opened without an encoding is an error.
+PYTEST = OMP_NUM_THREADS=1 PYTHONWARNDEFAULTENCODING=1 $(PY) -m pytest -n $(WORKERS) --dist loadscope
+
+help:
+	@echo "make demo      make $(VENV), install, train on the digits, say what to type next"
+	@echo "make test      make $(VENV), install, check style, types and imports, run the tests"
+	@echo "make test-all  the tests again with the slow ones and those against timm and transformers;"
+	@echo "               MARK='slow or oracle' runs only the ones that make test leaves out"
+	@echo "make lint      style, import contract and types only"
+	@echo "make format    format the code and mend what ruff can mend"
+	@echo "make clean     remove builds and caches ($(VENV) and runs stay)"
+
+demo: $(STAMPS)/core
+	@$(VENV)/bin/vitral train digits out=runs/demo overwrite=true
+	@echo
+	@echo "A trained model is in runs/demo/model. What to type next:"
+	@echo "  $(VENV)/bin/vitral eval runs/demo/model                 accuracy on the test images, class by class"
+	@echo "  $(VENV)/bin/vitral predict runs/demo/model IMAGE.png    the digit on a picture of yours"
+	@echo "  $(VENV)/bin/vitral train --help                         every key that can be changed"
+	@echo "and open runs/demo/report.html in a browser."
+
+test: lint
+	@$(PYTEST) -m "not slow and not oracle"
+
+test-all: $(STAMPS)/oracle
+	@$(PYTEST) --timeout 1800 $(if $(MARK),-m "$(MARK)")
+
+lint: $(STAMPS)/dev
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(VENV)/bin/lint-imports --no-logo
+	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright --project pyproject.toml --pythonpath $(PY)
+
+format: $(STAMPS)/dev
+	@$(PY) -m ruff format .
+	@$(PY) -m ruff check --fix .
+
+clean:
+	rm -rf dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests -name __pycache__ -type d -exec rm -rf {} +
+
+# An environment that is there already is used as it is.
+$(STAMPS)/venv:
+	@if ! $(PY) -m pip --version >/dev/null 2>&1; then \
+	  found=; \
+	  for python in $(CANDIDATES); do \
+	    if "$$python" -c '$(NEW_ENOUGH)' >/dev/null 2>&1; then found=$$python; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo "Python 3.11 or newer is needed; none of these is one: $(CANDIDATES)" >&2; \
+	    echo "Install it, or say where it is: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; \
+	    exit 1; \
+	  fi; \
+	  if ! "$$found" -c 'import ensurepip, venv' >/dev/null 2>&1; then \
+	    echo "$$found cannot make virtual environments: its ensurepip or venv module is missing." >&2; \
+	    echo "On Debian and Ubuntu: sudo apt install python3-venv" >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "making $(VENV) with $$("$$found" --version)"; \
+	  "$$found" -m venv $(VENV); \
+	fi
+	@$(PY) -c '$(NEW_ENOUGH)' || { echo "$(VENV) holds a Python older than 3.11: remove it and try again" >&2; exit 1; }
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/core: $(STAMPS)/venv $(INPUTS)
+	@echo "installing into $(VENV) (PyTorch: about 200 MB for CPUs, several GB with CUDA) ..."
+	@$(PIP) -e .
+	@touch $@
+
+$(STAMPS)/dev: $(STAMPS)/venv $(INPUTS)
+	@echo "installing into $(VENV), test tools too (PyTorch: about 200 MB for CPUs, several GB with CUDA) ..."
+	@$(PIP) -c constraints/dev.txt -e '.[dev]'
+	@touch $(STAMPS)/core $@
+
+$(STAMPS)/oracle: $(STAMPS)/venv $(INPUTS)
+	@echo "installing into $(VENV), test tools and reference implementations too ..."
+	@$(PIP) -c constraints/dev.txt -e '.[dev,oracle]'
+	@touch $(STAMPS)/core $(STAMPS)/dev $@

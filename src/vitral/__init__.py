@@ -1,0 +1,48 @@
+"""Vitral: the Vision Transformer, whole. Train, measure, use: see `vitral --help` and the names below.
+
+train(recipe, overrides, out=) -> summary         a run, from images to a model folder
+load(model) -> Predictor                          .predict(paths_or_arrays, topk=5)
+create_model(name, num_classes=, image_size=)     any preset as a torch module
+list_models(pattern)                              names of the presets
+VitralClassifier                                  scikit-learn's fit / predict / predict_proba / score
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vitral.version import __version__
+
+if TYPE_CHECKING:
+    from vitral.errors import UserError
+    from vitral.estimator import VitralClassifier
+    from vitral.models.create import create_model
+    from vitral.models.presets import list_models
+    from vitral.predictor import Predictor, load
+    from vitral.run.train import train
+
+_HOMES = {
+    "Predictor": "vitral.predictor",
+    "UserError": "vitral.errors",
+    "VitralClassifier": "vitral.estimator",
+    "create_model": "vitral.models.create",
+    "list_models": "vitral.models.presets",
+    "load": "vitral.predictor",
+    "train": "vitral.run.train",
+}
+
+__all__ = [
+    "Predictor", "UserError", "VitralClassifier", "__version__", "create_model", "list_models", "load", "train",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'vitral' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,91 @@
+"""`vitral eval`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from vitral.cli.main import Arguments
+from vitral.config import build, help_text, with_overrides
+from vitral.errors import UserError
+from vitral.run.options import EvalOptions
+
+HELP = """usage: vitral eval MODEL [key=value ...] [--json]
+
+Measures a model on images with known classes, each once: top-1 with a 95 % Wilson interval, top-5, precision and
+recall of each class, confusions, calibration. Without data= on the data of its training. Exit code 3 below min_top1.
+
+key, type, default, meaning:
+
+{keys}
+
+examples:
+  vitral eval vitral-digits
+  vitral eval runs/mine/model data=OTHER_PHOTOS min_top1=0.9
+  vitral eval runs/b/model compare=runs/a/model             is b really better? (McNemar's test, same images)
+"""
+
+
+def run(arguments: Arguments) -> int:
+    """Evaluate and print."""
+    if arguments.help:
+        print(HELP.format(keys=help_text(EvalOptions)), end="")
+        return 0
+    if len(arguments.words) != 1:
+        raise UserError(
+            "one model is wanted", got=" ".join(arguments.words) or "none", hint="vitral eval MODEL [key=value ...]"
+        )
+    pairs = dict(arguments.pairs)
+    if "data" in pairs:
+        pairs["data.path"] = pairs.pop("data")
+    options = build(EvalOptions, with_overrides(EvalOptions, {}, pairs))
+    from vitral.run.evaluate import evaluate
+
+    found = evaluate(arguments.words[0], options)
+    print(json.dumps(found) if arguments.json else _table(found))
+    if options.min_top1 is not None and found["top1"] < options.min_top1:
+        print(f"top-1 {found['top1']:.4f} is below min_top1={options.min_top1}", file=sys.stderr)
+        return 3
+    return 0
+
+
+def _table(found: dict[str, Any]) -> str:
+    low, high = found["top1_interval"]
+    lines = [
+        f"top-1  {100 * found['top1']:.2f} %  (95 % interval {100 * low:.2f} to {100 * high:.2f} %)"
+        f" of {found['count']} {found['split']} images"
+    ]
+    if "top5" in found:
+        lines.append(f"top-5  {100 * found['top5']:.2f} %")
+    lines.append(
+        f"ECE    {found['ece']:.4f}  ({found['ece_uncalibrated']:.4f} without temperature scaling)"
+        f"   loss {found['loss']:.4f} nats"
+    )
+    names = list(found["per_class"])
+    width = max(5, *(len(name) for name in names))
+    lines.append(f"\n{'class':<{width}}  precision  recall  images  most often taken for")
+    for index, (name, row) in enumerate(found["per_class"].items()):
+        confusions = sorted(
+            ((count, names[j]) for j, count in enumerate(found["confusion"][index]) if j != index and count),
+            reverse=True,
+        )
+        mixed = ", ".join(f"{other} ({count})" for count, other in confusions[:3])
+        lines.append(
+            f"{name:<{width}}  {_percent(row['precision']):>9}  {_percent(row['recall']):>6}  "
+            f"{row['count']:>6}  {mixed}".rstrip()
+        )
+    if "compare" in found:
+        other = found["compare"]
+        low, high = other["difference_interval"]
+        lines.append(
+            f"\nagainst {other['model']} ({100 * other['top1']:.2f} %): {100 * other['difference']:+.2f} points "
+            f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f}), "
+            f"right only here {other['only_a']}, only there {other['only_b']}, "
+            f"McNemar p = {other['p_value']:.3g}"
+        )
+    return "\n".join(lines)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"

@@ -1,0 +1,45 @@
+"""`vitral models`."""
+
+from __future__ import annotations
+
+import json
+
+from vitral.cli.main import Arguments
+from vitral.errors import UserError
+from vitral.models.presets import count_parameters, list_models, resolve
+
+HELP = """usage: vitral models [PATTERN] [--json]
+
+Lists the presets (model.name=...) with image size, patch size, width, depth, heads and parameters, head included.
+
+examples:
+  vitral models
+  vitral models '*tiny*'
+"""
+
+
+def run(arguments: Arguments) -> int:
+    """List the presets."""
+    if arguments.help:
+        print(HELP, end="")
+        return 0
+    if arguments.pairs or len(arguments.words) > 1:
+        raise UserError("one pattern at most is wanted", got=" ".join([*arguments.words, *arguments.pairs]))
+    names = list_models(*arguments.words)
+    if not names:
+        raise UserError("no preset fits this pattern", where=arguments.words[0], hint="`vitral models` lists all.")
+    rows = [(name, resolve(name)) for name in names]
+    if arguments.json:
+        print(
+            json.dumps(
+                [{"name": name, "parameters": count_parameters(c), **c.model_dump(mode="json")} for name, c in rows]
+            )
+        )
+        return 0
+    print(f"{'name':<28} {'image':>5} {'patch':>5} {'width':>5} {'depth':>5} {'heads':>5} {'parameters':>13}  classes")
+    for name, c in rows:
+        print(
+            f"{name:<28} {c.image_size[0]:>5} {c.patch_size:>5} {c.width:>5} {c.depth:>5} {c.heads:>5} "
+            f"{count_parameters(c):>13,}  {c.num_classes}"
+        )
+    return 0

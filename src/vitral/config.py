@@ -1,0 +1,272 @@
+"""YAML files and `key=value` words become one tree, the tree becomes frozen, typed models, mistakes become one message.
+
+Nothing here imports torch: help and config errors answer at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
+
+import yaml
+from annotated_types import Ge
+from pydantic import BaseModel, ConfigDict, Strict, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from vitral.errors import UserError, nearest
+
+Tree = dict[str, Any]
+
+
+class Config(BaseModel):
+    """Base of every configuration: frozen, no unknown keys, no silent conversion ("3" is no number), no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+Count = Annotated[int, Ge(1)]
+# Sequences: YAML writes them as lists, frozen models hold tuples.
+Pair = Annotated[tuple[int, int], Strict(False)]
+Floats = Annotated[tuple[float, ...], Strict(False)]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's scalars (1e-3 is a number; no, yes, on, off are words) and no duplicate keys."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?(0|[1-9][0-9_]*)", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?((0|[1-9][0-9]*)\.[0-9]*|\.[0-9]+|(0|[1-9][0-9]*)(?=[eE]))([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan",
+        "-+.0123456789",
+    ),
+    ("null", r"~|null|Null|NULL|", "~nN\0"),
+    ("merge", r"<<", "<"),
+):
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first) + [""] * (_tag == "null")
+    )
+
+
+def _unique_mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    seen: set[Hashable] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)  # pyright: ignore[reportUnknownMemberType]
+        if not isinstance(key, Hashable) or key in seen:
+            raise yaml.MarkedYAMLError(problem=f"the key {key!r} stands here twice", problem_mark=key_node.start_mark)
+        seen.add(key)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that YAML 1.1 or 1.2 would read as something else."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, []), *_Loader.yaml_implicit_resolvers.get(first, [])]
+    for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
+}
+
+
+def load_yaml(path: Path) -> Tree:
+    """The mapping in a YAML file. Raises UserError, with file and line, for bad syntax or duplicate keys."""
+    try:
+        tree = parse_yaml(path.read_text(encoding="utf-8-sig"))
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"not readable as YAML: {error.problem}", where=f"{path}{line}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8 (byte {error.start})", where=str(path), hint="Save the file as UTF-8.") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise UserError("a mapping of names to values is wanted at the top", where=str(path), got=type(tree).__name__)
+    return tree
+
+
+def parse_yaml(text: str) -> Any:
+    """The value that a YAML text stands for, by the rules of `load_yaml`."""
+    return yaml.load(text, Loader=_Loader)
+
+
+def dump_yaml(tree: Mapping[str, Any]) -> str:
+    """YAML text that `load_yaml` reads back as the same tree."""
+    return yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def split_words(words: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """Command-line words: plain ones, and `key=value` pairs. Raises UserError for a key named twice."""
+    plain: list[str] = []
+    pairs: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
+            plain.append(word)
+        elif key in pairs:
+            raise UserError("named twice on the command line", where=key, got=f"{pairs[key]} and {value}")
+        else:
+            pairs[key] = value
+    return plain, pairs
+
+
+def with_overrides(model: type[Config], tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Tree:
+    """A copy of `tree` with dotted keys replaced. Text is read as the key's type wants it (`out=010` stays text)."""
+    result = _copy(tree)
+    fields = {key.name: key.annotation for key in describe(model)}
+    for name, value in overrides.items():
+        node, *rest = name.split(".")
+        target = result
+        for step in rest:
+            child = target.setdefault(node, {})
+            if not isinstance(child, dict):
+                raise UserError("this key holds a value, not a group of keys", where=name, got=child)
+            target, node = child, step
+        target[node] = _from_text(value, fields.get(name)) if isinstance(value, str) else value
+    return result
+
+
+def _copy(tree: Mapping[str, Any]) -> Tree:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+
+
+def _from_text(text: str, annotation: Any) -> Any:
+    kinds = set(_flat(annotation))
+    if str in kinds and not kinds & {int, float, bool, tuple}:
+        return None if NoneType in kinds and text.lower() in ("null", "none", "") else text
+    try:
+        value = parse_yaml(text)
+    except yaml.YAMLError:
+        return text
+    return None if isinstance(value, str) and value.lower() == "none" and NoneType in kinds else value
+
+
+def _flat(annotation: Any) -> Iterator[Any]:
+    """The plain types that an annotation admits; a Literal counts as the types of its values."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _flat(get_args(annotation)[0])
+    elif origin is Literal:
+        yield from (type(value) for value in get_args(annotation))
+    elif origin is tuple:
+        yield tuple
+    elif origin is not None or get_args(annotation):
+        for part in get_args(annotation):
+            yield from _flat(part)
+    else:
+        yield annotation
+
+
+def build(model: type[ConfigT], tree: Mapping[str, Any], *, where: str | None = None) -> ConfigT:
+    """The validated model, or one UserError that names every wrong key, what it got and what it wants."""
+    try:
+        return model.model_validate(dict(tree))
+    except ValidationError as error:
+        by_key: dict[str, list[ErrorDetails]] = {}
+        for detail in error.errors(include_url=False):
+            by_key.setdefault(_key_of(model, detail), []).append(detail)
+        text = "\n".join(str(_problem(model, name, details)) for name, details in by_key.items())
+        raise UserError(text if where is None else f"{where}\n{text}") from None
+
+
+def _key_of(model: type[Config], detail: ErrorDetails) -> str:
+    """The dotted key that an error is about, without the members of a union or the places in a list behind it."""
+    names = {key.name for key in describe(model)}
+    location = [str(part) for part in detail["loc"]]
+    for length in range(len(location), 0, -1):
+        if ".".join(location[:length]) in names:
+            return ".".join(location[:length])
+    return ".".join(location)
+
+
+def _problem(model: type[Config], name: str, details: list[ErrorDetails]) -> UserError:
+    """One key's complaint; a union of types complains once for each of its members."""
+    detail, location = details[0], name.split(".")
+    if detail["type"] == "extra_forbidden":
+        names = [key.name for key in describe(model)]
+        same_end = [full for full in names if full.split(".")[-1] == location[-1]]
+        return UserError("unknown key", where=name, nearest=same_end[0] if same_end else nearest(name, names))
+    if detail["type"] == "value_error":
+        return UserError(str(detail["msg"]).removeprefix("Value error, "), where=name or None)
+    wanted = " or ".join(dict.fromkeys(str(each["msg"]).removeprefix("Input should be ") for each in details))
+    match = re.match(r"'.*'", wanted)
+    options = re.findall(r"'([^']*)'", wanted) if match else []
+    close = nearest(detail["input"], options) if isinstance(detail["input"], str) else None
+    return UserError("wrong value", where=name or None, got=repr(detail["input"]), wanted=wanted, nearest=close)
+
+
+class Key(NamedTuple):
+    """One settable key: its dotted name, type, default and what it means (with its unit)."""
+
+    name: str
+    annotation: Any
+    type_text: str
+    default: Any
+    help: str
+
+
+def describe(model: type[BaseModel], prefix: str = "") -> list[Key]:
+    """Every leaf key below a config model, in order of definition."""
+    keys: list[Key] = []
+    for name, info in model.model_fields.items():
+        full = prefix + name
+        nested = info.annotation
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            keys += describe(nested, full + ".")
+        else:
+            keys.append(Key(full, nested, _type_text(nested), _default(info), info.description or ""))
+    return keys
+
+
+def _default(info: FieldInfo) -> Any:
+    return "required" if info.is_required() else info.get_default(call_default_factory=True)  # pyright: ignore[reportCallIssue]
+
+
+def _type_text(annotation: Any) -> str:
+    if get_origin(annotation) is Annotated:
+        return _type_text(get_args(annotation)[0])
+    if get_origin(annotation) is Literal:
+        return "|".join(str(value) for value in get_args(annotation))
+    if get_origin(annotation) is tuple:
+        return "[" + ", ".join("..." if part is ... else _type_text(part) for part in get_args(annotation)) + "]"
+    if get_origin(annotation) is not None or get_args(annotation):
+        parts = [_type_text(part) for part in get_args(annotation) if part is not NoneType]
+        return "|".join(dict.fromkeys(parts)) + ("|null" if NoneType in get_args(annotation) else "")
+    return getattr(annotation, "__name__", str(annotation))
+
+
+def help_text(model: type[BaseModel], values: Mapping[str, Any] | None = None) -> str:
+    """One line a key: name, type, default (or the recipe's value) and meaning."""
+    keys = describe(model)
+    rows = [(key.name, key.type_text, _shown((values or {}).get(key.name, key.default)), key.help) for key in keys]
+    widths = [min(max(len(row[column]) for row in rows), 34) for column in range(3)]
+    return "\n".join(
+        "  " + "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in rows
+    )
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "[" + ", ".join(map(_shown, value)) + "]" if isinstance(value, list | tuple) else str(value)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested tree as dotted keys."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat

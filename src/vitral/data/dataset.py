@@ -1,0 +1,139 @@
+"""What every data source gives: splits with labels, names and a way to read one image.
+
+Shape letters: N samples of a split, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitral.data.decode import as_image
+from vitral.errors import UserError
+
+Labels = np.ndarray[Any, np.dtype[np.int64]]
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+T = TypeVar("T")
+
+SPLITS = ("train", "val", "test")
+_SIZE_SAMPLES = 256
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a dataset.
+
+    labels_N: class indices, int64. names: one unique name a sample, relative to the dataset. read(i): image i as uint8
+    [C, H, W] at its own size with the dataset's channel count; raises UserError, naming it, for an unreadable one; safe
+    to call from many threads, and to send to other processes. size(i): its (height, width) without decoding, if cheap.
+    """
+
+    labels_N: Labels
+    names: Sequence[str]
+    read: Callable[[int], Tensor]
+    size: Callable[[int], tuple[int, int]] | None = None
+
+    def __post_init__(self) -> None:
+        assert self.labels_N.dtype == np.int64, self.labels_N.dtype
+        assert self.labels_N.shape == (len(self.names),), self.labels_N.shape
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    def subset(self, indices: Iterable[int]) -> Split:
+        """The samples at these places, in this order."""
+        places = [int(index) for index in indices]
+        return Split(
+            self.labels_N[np.array(places, np.int64)],
+            [self.names[place] for place in places],
+            partial(_at, self.read, places),
+            None if self.size is None else partial(_at, self.size, places),
+        )
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images with one class each.
+
+    classes: names, by class index, the same for every split. splits: train always, val and test where there are any.
+    channels: of every image read. notes: sentences for the log. fingerprint: 16 hex digits over the samples of all
+    splits as the source holds them (names, classes, and content: see the source); the same before and after a
+    validation split is carved.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    splits: dict[str, Split]
+    channels: int
+    notes: tuple[str, ...]
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        assert {"train"} <= set(self.splits) <= set(SPLITS), self.splits.keys()
+
+    def typical_size(self) -> tuple[int, int]:
+        """Median (height, width) in pixels of up to 256 evenly spaced train images; unreadable ones don't count.
+
+        Raises UserError if none of them can be read.
+        """
+        train = self.splits["train"]
+        sizes: list[tuple[int, int]] = []
+        problem: UserError | None = None
+        for index in spaced(len(train), _SIZE_SAMPLES):
+            try:
+                sizes.append(train.size(index) if train.size else _shape(train.read(index)))
+            except UserError as error:
+                problem = error
+        if not sizes:
+            assert problem is not None, "an empty train split"
+            raise problem
+        return round(median(h for h, _ in sizes)), round(median(w for _, w in sizes))
+
+
+def memory_split(images_NCHW: Pixels, labels_N: Labels, names: Sequence[str], channels: int) -> Split:
+    """A split of uint8 images [N, C, H, W] held in memory, given out with `channels` channels."""
+    assert len(images_NCHW) == len(labels_N)
+    height, width = images_NCHW.shape[2:]
+    return Split(
+        labels_N, names, partial(_from_memory, images_NCHW, channels), partial(_constant_size, (height, width))
+    )
+
+
+def fingerprint(parts: Iterable[bytes | memoryview]) -> str:
+    """16 hex digits of the SHA-256 over the parts, each with its length, so that no two lists of parts run together."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(memoryview(part).nbytes.to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+def spaced(count: int, most: int) -> list[int]:
+    """Up to `most` evenly spaced places among `count`, first and last included."""
+    return list(range(count)) if count <= most else [place * (count - 1) // (most - 1) for place in range(most)]
+
+
+def _at(function: Callable[[int], T], places: Sequence[int], index: int) -> T:
+    return function(places[index])
+
+
+def _shape(image_CHW: Tensor) -> tuple[int, int]:
+    return image_CHW.shape[1], image_CHW.shape[2]
+
+
+def _constant_size(size: tuple[int, int], index: int) -> tuple[int, int]:
+    return size
+
+
+def _from_memory(images_NCHW: Pixels, channels: int, index: int) -> Tensor:
+    image_CHW = images_NCHW[index]
+    same = len(image_CHW) == channels
+    return torch.from_numpy(image_CHW.copy()) if same else as_image(image_CHW.transpose(1, 2, 0), channels)

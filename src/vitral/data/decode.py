@@ -1,0 +1,244 @@
+"""Any picture becomes a uint8 tensor: every mode that Pillow reads, arrays and tensors, by one set of rules.
+
+Order: load, first frame, EXIF orientation, 16-bit and float values scaled (never clipped), palettes and CMYK to colour,
+transparency over white where the result has no alpha channel. Channels: 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha.
+Shape letters: C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from vitral.errors import UserError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Source = str | os.PathLike[str] | bytes | IO[bytes]
+
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
+_DEEP_MODES = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
+_PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+# EPS starts Ghostscript; the others are vector, video or containers that Pillow only recognises.
+_REFUSED_FORMATS = frozenset({"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5", "FPX", "MIC"})
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class Header(NamedTuple):
+    """What a file says of itself before its pixels are read: Pillow's mode, height and width as it will be seen."""
+
+    mode: str
+    height: int
+    width: int
+
+
+@functools.cache
+def readable_formats() -> tuple[str, ...]:
+    """The Pillow formats that are read, plugins included."""
+    Image.init()
+    return tuple(name for name in Image.ID if name not in _REFUSED_FORMATS)
+
+
+@functools.cache
+def readable_extensions() -> frozenset[str]:
+    """File endings of these formats: lower case, with the dot."""
+    formats = set(readable_formats())
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in formats)
+
+
+def decode(source: Source, channels: int, *, name: str | None = None) -> Tensor:
+    """The picture in a file, its bytes or an open binary file, as uint8 [C, H, W] with `channels` (1 to 4) channels.
+
+    `name` is what errors call it; a path names itself. 16-bit grey and 32-bit integers up to 65535 are divided by 257;
+    floats are taken as [0,1], [0,255] or [0,65535], the smallest that holds them all; values beyond are stretched from
+    the image's least to its greatest. Raises UserError, naming the file and the cause, for what is missing, truncated
+    or no image.
+    """
+    label = name or _label(source)
+    try:
+        with _open(source) as image:
+            image.load()
+            return to_channels(_upright(image), channels)
+    except UserError as error:
+        raise UserError(error.what, where=label) from None
+    except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
+        raise _unreadable(label, error) from error
+
+
+def header(source: Source, *, name: str | None = None) -> Header:
+    """Mode and size (after EXIF orientation) without reading the pixels. Raises UserError like `decode`."""
+    try:
+        with _open(source) as image:
+            turned = image.format != "TIFF" and _orientation(image) >= 5  # Pillow turns TIFF by itself
+            width, height = image.size
+            return Header(image.mode, *((width, height) if turned else (height, width)))
+    except Exception as error:  # as in decode
+        raise _unreadable(name or _label(source), error) from error
+
+
+def as_image(picture: Any, channels: int, *, name: str | None = None) -> Tensor:
+    """Whatever holds one picture, as uint8 [C, H, W] with `channels` (1 to 4) channels.
+
+    Takes a path, bytes, an open binary file or a PIL image; a NumPy array [H,W] or [H,W,C]; a torch tensor [H,W],
+    [C,H,W] or [H,W,C] where only one of these is possible. Arrays are uint8, uint16, bool, or floats in [0,1].
+    Raises UserError for other types, shapes and ranges.
+    """
+    if isinstance(picture, (str, bytes, os.PathLike)) or hasattr(picture, "read"):
+        return decode(picture, channels, name=name)
+    if isinstance(picture, Image.Image):
+        try:
+            picture.load()
+            return to_channels(_upright(picture), channels)
+        except OSError as error:
+            raise _unreadable(name or _label(picture), error) from error
+    if isinstance(picture, Tensor):
+        picture_HWC = _channels_last(picture.detach().cpu(), name)
+    elif isinstance(picture, np.ndarray):
+        picture_HWC = picture
+    else:
+        raise UserError(
+            "no image", where=name, got=type(picture).__name__, wanted="path, bytes, array, tensor or PIL image"
+        )
+    return to_channels(_from_array(picture_HWC, name), channels)
+
+
+def to_channels(image: Image.Image, channels: int) -> Tensor:
+    """A loaded PIL image of any mode as uint8 [C, H, W]; transparency goes over white where `channels` is 1 or 3."""
+    assert channels in MODES, channels
+    if image.mode in _DEEP_MODES:
+        image = _scaled(image)
+    if image.mode in _PREMULTIPLIED:
+        image = image.convert(_PREMULTIPLIED[image.mode])
+    if image.mode == "PA" or "transparency" in image.info:
+        image = image.convert("LA" if image.mode in ("1", "L") else "RGBA")
+    if channels in (1, 3) and image.mode in ("LA", "RGBA"):
+        image = _over_white(image)
+    if image.mode != MODES[channels]:
+        try:
+            image = image.convert(MODES[channels])
+        except ValueError:
+            raise UserError("this kind of colour is not read", got=f"Pillow's mode {image.mode}") from None
+    pixels_HWC = np.array(image).reshape(image.height, image.width, channels)
+    return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous()
+
+
+def _open(source: Source) -> Image.Image:
+    stream = io.BytesIO(source) if isinstance(source, bytes) else source
+    return Image.open(stream, formats=readable_formats())
+
+
+def _label(source: object) -> str:
+    if isinstance(source, bytes):
+        return f"image ({len(source)} bytes)"
+    if isinstance(source, (str, os.PathLike)):
+        return str(Path(source))
+    return str(getattr(source, "name", "") or getattr(source, "filename", "") or "image")
+
+
+def _unreadable(label: str, error: Exception) -> UserError:
+    if isinstance(error, FileNotFoundError):
+        return UserError("no such file", where=label)
+    if isinstance(error, UnidentifiedImageError):
+        return UserError("not an image in a format that is read here", where=label)
+    return UserError(f"unreadable image: {error or type(error).__name__}", where=label)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF orientation says. To be called after load(): PNG keeps its EXIF behind the pixels."""
+    method = _TRANSPOSE.get(_orientation(image))
+    return image if method is None else image.transpose(method)
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8; 1 (as stored) where there is no EXIF or none that can be read, as every viewer takes it."""
+    try:
+        value: Any = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # a broken EXIF block raises nearly anything, and the pixels are fine
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """16-bit, 32-bit and float grey as 8-bit grey."""
+    values_HW: Array = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values_HW).all():
+        raise UserError("holds values that are not finite (NaN or infinity)")
+    low, high = float(values_HW.min()), float(values_HW.max())
+    key = image.info.get("transparency")
+    if isinstance(key, int):  # the one value that stands for transparent, so white here
+        values_HW[values_HW == key] = 65535
+    if image.mode.startswith("I;16"):
+        scaled_HW = values_HW / 257
+    elif image.mode == "F" and low >= 0 and high <= 1:
+        scaled_HW = values_HW * 255
+    elif image.mode == "F" and low >= 0 and high <= 255:
+        scaled_HW = values_HW
+    elif low >= 0 and high <= 65535:
+        scaled_HW = values_HW / 257
+    else:
+        scaled_HW = (values_HW - low) / (high - low or 1.0) * 255
+    return Image.fromarray(np.rint(scaled_HW).clip(0, 255).astype(np.uint8))
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    pixels_HWC: Array = np.asarray(image).astype(np.float32)
+    colour_HWC, alpha_HW1 = pixels_HWC[..., :-1], pixels_HWC[..., -1:] / 255
+    over_HWC = np.rint(colour_HWC * alpha_HW1 + 255 * (1 - alpha_HW1)).astype(np.uint8)
+    return Image.fromarray(over_HWC[..., 0] if image.mode == "LA" else over_HWC)
+
+
+def _channels_last(image: Tensor, name: str | None) -> Array:
+    if image.dtype == torch.bfloat16:
+        image = image.float()
+    if image.ndim != 3:
+        return image.numpy()
+    first, last = image.shape[0] in MODES, image.shape[2] in MODES
+    if first == last:
+        cause = "channels first or last cannot be told" if first else "neither first nor last axis is 1 to 4 channels"
+        raise UserError(
+            f"a tensor of this shape is ambiguous: {cause}", where=name, got=tuple(image.shape), wanted="[C,H,W]"
+        )
+    return (image.permute(1, 2, 0) if first else image).numpy()
+
+
+def _from_array(image: Array, name: str | None) -> Image.Image:
+    """[H,W] or [H,W,C] as a PIL image of mode L, LA, RGB or RGBA."""
+    image_HWC = image[..., None] if image.ndim == 2 else image
+    if image_HWC.ndim != 3 or image_HWC.shape[2] not in MODES or 0 in image_HWC.shape:
+        hint = "Channels come last in arrays: array.transpose(1, 2, 0)." if image.ndim == 3 else None
+        hint = "One image at a time." if image.ndim == 4 else hint
+        raise UserError(
+            "not the shape of one image", where=name, got=image.shape, wanted="[H,W] or [H,W,1..4]", hint=hint
+        )
+    if image_HWC.dtype == np.bool_:
+        image_HWC = image_HWC * np.uint8(255)
+    elif image_HWC.dtype == np.uint16:
+        image_HWC = np.rint(image_HWC / 257).astype(np.uint8)
+    elif image_HWC.dtype.kind == "f":
+        low, high = float(image_HWC.min()), float(image_HWC.max())
+        if not (low >= 0 and high <= 1):  # NaN ends here too
+            raise UserError("floats outside of [0,1]", where=name, got=f"{low:g} to {high:g}", wanted="[0,1], or uint8")
+        image_HWC = np.rint(image_HWC.astype(np.float64) * 255).astype(np.uint8)
+    elif image_HWC.dtype != np.uint8:
+        raise UserError(
+            "not the type of an image", where=name, got=str(image_HWC.dtype), wanted="uint8, or floats in [0,1]"
+        )
+    pixels_HWC = np.ascontiguousarray(image_HWC)
+    return Image.fromarray(pixels_HWC[..., 0] if pixels_HWC.shape[2] == 1 else pixels_HWC)

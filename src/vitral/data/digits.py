@@ -1,0 +1,47 @@
+"""The handwritten digits that scikit-learn brings along: 1,797 real 8 x 8 scans (UCI, Alpaydin and Kaynak 1998).
+
+Shape letters: N samples, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from vitral.data.config import DataConfig
+from vitral.data.dataset import Dataset, fingerprint, memory_split
+from vitral.errors import UserError
+
+TEST_SIZE = 360
+
+
+def open_digits(config: DataConfig) -> Dataset:
+    """The digits: grey 8 x 8, values 0..16 scaled to 0..255; test = 360 samples, stratified, random_state 0.
+
+    The fingerprint covers names, labels and pixels. Raises UserError if a path to somewhere else is given.
+    """
+    if config.path not in (None, "digits"):
+        raise UserError(
+            "the digits are built in and read no folder", where="data.path", got=config.path, wanted="digits"
+        )
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    bunch: Any = load_digits()
+    images_NCHW = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
+    labels_N = bunch.target.astype(np.int64)
+    names = [f"digits/{index:04d}" for index in range(len(labels_N))]
+    channels = 1 if config.channels == "auto" else config.channels
+    whole = memory_split(images_NCHW, labels_N, names, channels)
+    parts: Any = train_test_split(range(len(labels_N)), test_size=TEST_SIZE, stratify=labels_N, random_state=0)
+    train, test = (whole.subset(sorted(part)) for part in parts)
+    content = [part.tobytes() for part in (images_NCHW, labels_N)]
+    return Dataset(
+        name="digits",
+        classes=tuple(str(digit) for digit in range(10)),
+        splits={"train": train, "test": test},
+        channels=channels,
+        notes=(),
+        fingerprint=fingerprint([*content, *(name.encode() for name in (*train.names, *test.names))]),
+    )

@@ -1,0 +1,69 @@
+"""Random numbers that belong to a sample, not to a moment: one counter hash for every random choice about data.
+
+Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011). The counter is (sample, epoch,
+view, stream), the key is the seed; so a batch is the same for any number of workers or processes and after a resume.
+Arithmetic is on int64 arrays with the low 32 bits in use, the same bits in NumPy and torch, on CPU and CUDA.
+Shape letters: B samples; every argument may also be a plain int.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_LOW = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+
+class Stream(IntEnum):
+    """What a number is for. Two choices about one sample never share a stream."""
+
+    SHUFFLE = 0
+    CROP_X = 1
+    CROP_Y = 2
+    FLIP = 3
+    ROTATE = 4
+    SCALE = 5
+    SHEAR = 6
+    TRANSLATE_X = 7
+    TRANSLATE_Y = 8
+    PARTNER = 9
+    MIX_WEIGHT = 10
+    MIX_KIND = 11
+    CUT_X = 12
+    CUT_Y = 13
+    SPLIT = 14
+
+
+def philox(counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tuple[Any, Any, Any, Any]:
+    """Philox4x32-10: four 32-bit words of a counter (ints, int64 arrays or tensors) to four random 32-bit words."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # 32 x 32 -> 64 bit products may wrap to negative int64; the bits are right, so shift, then mask.
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = ((p1 >> 32) & _LOW) ^ c1 ^ k0, p1 & _LOW, ((p0 >> 32) & _LOW) ^ c3 ^ k1, p0 & _LOW
+        k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
+    return c0, c1, c2, c3
+
+
+def bits(seed: int, epoch: Any, view: int, index_B: Any, stream: Stream) -> Any:
+    """32 random bits a sample, as int64 in [0, 2^32). `index_B`: int64 array or tensor, below 2^32; `epoch` too."""
+    return philox(
+        (index_B, epoch + 0 * index_B, view + 0 * index_B, int(stream) + 0 * index_B), (seed & _LOW, seed >> 32 & _LOW)
+    )[0]
+
+
+def uniform(seed: int, epoch: Any, view: int, index_B: Tensor, stream: Stream) -> Tensor:
+    """float32 in [0, 1), one a sample: multiples of 2^-24, equal on every device and to NumPy's."""
+    return (bits(seed, epoch, view, index_B, stream) >> 8).to(torch.float32) * 2.0**-24
+
+
+def permutation(seed: int, epoch: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The order in which an epoch visits `count` samples."""
+    return np.argsort(bits(seed, epoch, 0, np.arange(count, dtype=np.int64), Stream.SHUFFLE), kind="stable")

@@ -1,0 +1,31 @@
+"""From a name or a configuration to a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitral.models.presets import ModelConfig, resolve
+from vitral.models.vit import VisionTransformer
+
+
+def create_model(
+    name: str,
+    num_classes: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    in_channels: int | None = None,
+    **options: Any,
+) -> VisionTransformer:
+    """A freshly initialised model, by a name that `list_models` gives (timm's names, "vit_base_patch16_224").
+
+    num_classes: outputs of the head, 0 for pooled features; None means 1000 for presets of 224 pixels and more
+    (ImageNet-1k), else 10. image_size: pixels, one number or (height, width), multiples of the patch size; None means
+    the preset's. in_channels: 1 to 4; None means 3. options: any other field of `ModelConfig`, patch_size or drop_path
+    for instance. Random values come from torch's global state. Raises UserError for anything that does not fit.
+    """
+    given = {"num_classes": num_classes, "image_size": image_size, "in_channels": in_channels}
+    return build_model(resolve(name, **{key: value for key, value in given.items() if value is not None}, **options))
+
+
+def build_model(config: ModelConfig) -> VisionTransformer:
+    """A freshly initialised model of this configuration, from torch's global random state."""
+    return VisionTransformer(config)

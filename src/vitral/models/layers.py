@@ -1,0 +1,191 @@
+"""The parts of a Vision Transformer block. Equations are those of arXiv 2010.11929.
+
+Shape letters: B batch, C channels, H W image height and width, N tokens, Q query tokens (the first of the N), D width,
+M hidden width of the MLP, h heads, d features of a head, P patch side, K kept samples, 3 query, key, value.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Linear(nn.Linear):
+    """A dense layer that leaves its values unset: the model's own initialisation fills every parameter once."""
+
+    def reset_parameters(self) -> None:
+        """Nothing: see `VisionTransformer.init_weights`."""
+
+
+class PatchEmbed(nn.Module):
+    """Cuts images into square patches and projects each (eq. 1, the x_p E part), as one matrix product.
+
+    The weight has the shape of the equivalent convolution, `proj.weight` [D, C, P, P], as public checkpoints have it.
+    """
+
+    def __init__(self, in_channels: int, patch_size: int, width: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = _ConvShaped(in_channels, patch_size, width)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """[B, C, H, W] with H and W multiples of P to [B, N, D], patches row by row."""
+        B, C, H, W = images_BCHW.shape
+        P = self.patch_size
+        cells = images_BCHW.reshape(B, C, H // P, P, W // P, P).permute(0, 2, 4, 1, 3, 5)
+        return self.proj(cells.reshape(B, (H // P) * (W // P), C * P * P))
+
+
+class _ConvShaped(nn.Module):
+    """A dense layer over flattened patches whose weight is stored in convolution shape."""
+
+    def __init__(self, in_channels: int, patch_size: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, in_channels, patch_size, patch_size))
+        self.bias = nn.Parameter(torch.empty(width))
+
+    def forward(self, cells_BNX: Tensor) -> Tensor:
+        return F.linear(cells_BNX, self.weight.flatten(1), self.bias)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with packed projections (eq. 5-8, appendix A)."""
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
+        self.proj_drop = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x_BND: Tensor,
+        bias: Tensor | None = None,
+        causal: bool = False,
+        queries: int | None = None,
+        captured: dict[str, Tensor] | None = None,
+    ) -> Tensor:
+        """[B, N, D] to [B, Q, D].
+
+        bias: added to the scores before the softmax, broadcast to [B, h, Q, N]; -inf forbids, and a row that is all
+        -inf gives NaN. causal: no token sees later ones. queries: only the first that many tokens ask (default all).
+        captured: where to leave "attn.q", "attn.k" [B, h, N, d] and "attn.map" [B, h, Q, N] (rows sum to 1); the result
+        is then computed from that map, so gradients flow through it. There is never dropout on attention weights.
+        """
+        # Split along the packed axis before moving heads: the backward pass then writes one contiguous gradient.
+        qkv = self.qkv(x_BND).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        q_BhNd, k_BhNd, v_BhNd = (part.transpose(1, 2) for part in qkv)
+        q_BhQd = q_BhNd if queries is None else q_BhNd[:, :, :queries]
+        if causal and (bias is not None or captured is not None):
+            later_QN = torch.ones(q_BhQd.shape[2], x_BND.shape[1], dtype=torch.bool, device=x_BND.device).triu(1)
+            base = torch.zeros((), dtype=q_BhQd.dtype, device=x_BND.device) if bias is None else bias
+            bias, causal = base.masked_fill(later_QN, float("-inf")), False
+        if captured is None:
+            out_BhQd = F.scaled_dot_product_attention(q_BhQd, k_BhNd, v_BhNd, attn_mask=bias, is_causal=causal)
+        else:
+            map_BhQN = _attention_map(q_BhQd, k_BhNd, bias)
+            out_BhQd = map_BhQN @ v_BhNd
+            captured |= {"attn.q": q_BhNd, "attn.k": k_BhNd, "attn.map": map_BhQN}
+        return self.proj_drop(self.proj(out_BhQd.transpose(1, 2).flatten(2)))
+
+
+def _attention_map(q_BhQd: Tensor, k_BhNd: Tensor, bias: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias), eq. 6."""
+    scores_BhQN = (q_BhQd * q_BhQd.shape[-1] ** -0.5) @ k_BhNd.transpose(-2, -1)
+    return (scores_BhQN if bias is None else scores_BhQN + bias).softmax(-1)
+
+
+class Mlp(nn.Module):
+    """Two dense layers with a GELU between them, each followed by dropout."""
+
+    def __init__(self, width: int, hidden: int, dropout: float = 0.0, gelu: Literal["exact", "tanh"] = "exact") -> None:
+        super().__init__()
+        self.fc1 = Linear(width, hidden)
+        self.act = nn.GELU(approximate="none" if gelu == "exact" else "tanh")
+        self.drop1 = nn.Dropout(dropout)
+        self.fc2 = Linear(hidden, width)
+        self.drop2 = nn.Dropout(dropout)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """[B, N, D] to [B, N, D]."""
+        return self.drop2(self.fc2(self.drop1(self.act(self.fc1(x_BND)))))
+
+
+def kept_count(batch: int, rate: float) -> int:
+    """How many of `batch` samples run a branch that the share `rate` of them skips: rounded, and never none."""
+    return max(1, round(batch * (1 - rate)))
+
+
+def draw_kept(x_BND: Tensor, rate: float) -> Tensor | None:
+    """Random samples [K] that run a branch, K = `kept_count`, without repetition; None where that is all of them."""
+    if not rate:  # asks nothing of the batch size, which an export may leave open
+        return None
+    B = x_BND.shape[0]
+    kept = kept_count(B, rate)
+    return None if kept == B else torch.randperm(B, device=x_BND.device)[:kept]
+
+
+def take(x_BND: Tensor, kept_K: Tensor | None) -> Tensor:
+    """The samples that run a branch."""
+    return x_BND if kept_K is None else x_BND.index_select(0, kept_K)
+
+
+def add_branch(x_BND: Tensor, branch_KND: Tensor, kept_K: Tensor | None) -> Tensor:
+    """x + branch, where only the samples `kept_K` ran it (stochastic depth, arXiv 1603.09382).
+
+    What was kept is scaled by B / K, so the expectation over the draws is that of no drop-path at all. The paper draws
+    each sample alone and scales at test time instead; here the count is exact, and skipped work is not done.
+    """
+    if kept_K is None:
+        return x_BND + branch_KND
+    return x_BND.index_add(0, kept_K, branch_KND.to(x_BND.dtype), alpha=x_BND.shape[0] / kept_K.shape[0])
+
+
+class Block(nn.Module):
+    """One pre-norm encoder block: eq. 2 (attention) and eq. 3 (MLP), each with a residual connection."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_dim: int,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        gelu: Literal["exact", "tanh"] = "exact",
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
+        self.attn = Attention(width, heads, dropout)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp = Mlp(width, mlp_dim, dropout, gelu)
+        self.drop_path = drop_path
+
+    def forward(
+        self,
+        x_BND: Tensor,
+        bias: Tensor | None = None,
+        causal: bool = False,
+        queries: int | None = None,
+        captured: dict[str, Tensor] | None = None,
+    ) -> Tensor:
+        """[B, N, D] to [B, Q, D]; the arguments are those of `Attention.forward`, Q = N without `queries`.
+
+        With `captured` it also leaves "attn", the attention module's output for every sample: drop-path then skips
+        samples only after the attention.
+        """
+        rate = self.drop_path if self.training else 0.0
+        kept_K = draw_kept(x_BND, rate)
+        early_K, late_K = (kept_K, None) if captured is None else (None, kept_K)
+        bias = take(bias, early_K) if bias is not None and bias.dim() == 4 and bias.shape[0] > 1 else bias
+        attended = self.attn(self.norm1(take(x_BND, early_K)), bias, causal, queries, captured)
+        if captured is not None:
+            captured["attn"] = attended
+        x_BQD = add_branch(x_BND if queries is None else x_BND[:, :queries], take(attended, late_K), kept_K)
+
+        kept_K = draw_kept(x_BQD, rate)
+        return add_branch(x_BQD, self.mlp(self.norm2(take(x_BQD, kept_K))), kept_K)

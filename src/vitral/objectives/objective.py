@@ -1,0 +1,26 @@
+"""What every way of training shares with the loop: a batch in, a loss out, and two moments around the update."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import nn
+
+from vitral.models.vit import VisionTransformer
+from vitral.structs import Batch, StepOutput
+
+
+class Objective(nn.Module, ABC):
+    """A loss together with all it trains. `model` is what is evaluated and saved: the encoder, with a head if any."""
+
+    model: VisionTransformer
+
+    @abstractmethod
+    def forward(self, batch: Batch, step: int) -> StepOutput:
+        """The loss, a mean over the batch's samples, and scalars to log."""
+
+    def before_update(self, step: int) -> None:
+        """Called when the gradients of the step are complete and clipped."""
+
+    def after_update(self, step: int) -> None:
+        """Called when the weights have moved."""

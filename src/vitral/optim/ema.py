@@ -1,0 +1,34 @@
+"""The moving average of weights (Polyak and Juditsky 1992), with a warm-up sized to the run."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightEMA:
+    """A second model whose weights follow the first one's: average += (1 - decay_t) * (weights - average).
+
+    decay_t = min(decay, (1 + t) / (10 + t)), t counted in updates: the average's memory grows with the run, and a run
+    of any length ends on an average of its own late weights. `average` must be built fresh; it starts as a copy, is
+    always in evaluation mode and takes no gradients. Buffers are copied.
+    """
+
+    def __init__(self, model: nn.Module, average: nn.Module, decay: float) -> None:
+        self.model, self.average, self.decay, self.updates = model, average, decay, 0
+        average.load_state_dict(model.state_dict())
+        average.requires_grad_(False).eval()
+        names = dict(average.named_parameters())
+        self._pairs = [(names[name], parameter) for name, parameter in model.named_parameters()]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average one step; to be called after each optimizer step."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        averages: list[Tensor] = [average for average, _ in self._pairs]
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+            averages, [parameter for _, parameter in self._pairs], 1 - decay
+        )
+        for mine, theirs in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            mine.copy_(theirs)

@@ -1,0 +1,96 @@
+"""A loaded model folder that takes images of any kind and answers with class names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitral.data.decode import as_image
+from vitral.data.resize import fit_image
+from vitral.errors import UserError
+from vitral.models.vit import VisionTransformer
+from vitral.weights.folder import FolderConfig, load_folder
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" is CUDA where there is one. Raises UserError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError("no such device", where="device", got=name, wanted="auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
+        raise UserError(
+            "this device is not there",
+            where="device",
+            got=name,
+            wanted="auto or cpu",
+            hint="`vitral doctor` shows what is.",
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise UserError("this device is not supported", where="device", got=name, wanted="auto, cpu, cuda or cuda:N")
+    return device
+
+
+class Predictor:
+    """Predictions of one model folder. Images are preprocessed exactly as in `vitral eval`."""
+
+    def __init__(self, model: VisionTransformer, config: FolderConfig, device: str = "auto") -> None:
+        self.device = pick_device(device)
+        self.model, self.config = model.to(self.device).eval(), config
+        self.classes = config.classes
+
+    def preprocess(self, image: Any) -> Tensor:
+        """One image to the model's input, float32 [C,H,W] in [0,1].
+
+        An image is a path, bytes, a PIL image, or an array [H,W] or [H,W,C] of uint8 or of floats in [0,1].
+        """
+        recipe = self.config.preprocessing
+        return fit_image(as_image(image, recipe.channels), recipe.image_size, recipe.fit)
+
+    @torch.inference_mode()
+    def probabilities(self, images: Iterable[Any], batch_size: int = 64) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """[images, classes] float32 in [0,1], rows sum to 1: softmax of the logits over the folder's temperature."""
+        if not self.config.architecture.num_classes:
+            raise UserError("this model has no head, so it predicts no classes", where=self.config.name)
+        waiting, rows = list(images), list[Tensor]()
+        for start in range(0, len(waiting), batch_size):
+            batch_BCHW = torch.stack([self.preprocess(image) for image in waiting[start : start + batch_size]])
+            logits_BC = self.model(batch_BCHW.to(self.device)).float()
+            rows.append((logits_BC / self.config.temperature).softmax(dim=-1).cpu())
+        return torch.cat(rows).numpy() if rows else np.zeros((0, len(self.classes)), np.float32)
+
+    def predict(self, images: Any, topk: int = 5, batch_size: int = 64) -> list[dict[str, Any]]:
+        """The `topk` likeliest classes of each image, best first (all of them where there are fewer).
+
+        images: one image or a sequence of them, each as for `preprocess`; an array of four axes, [N,H,W,C], or a list
+        counts as many. Returns {"image": path or number, "predictions": [{"label", "index", "score"}]} for each.
+        """
+        if topk < 1:
+            raise UserError("at least one class is wanted", where="topk", got=topk)
+        many = _as_sequence(images)
+        answers: list[dict[str, Any]] = []
+        for number, (image, row_C) in enumerate(zip(many, self.probabilities(many, batch_size), strict=True)):
+            order = np.argsort(-row_C, kind="stable")[:topk]
+            found = [{"label": self.classes[i], "index": int(i), "score": round(float(row_C[i]), 6)} for i in order]
+            answers.append({"image": str(image) if isinstance(image, str | Path) else number, "predictions": found})
+        return answers
+
+
+def _as_sequence(images: Any) -> Sequence[Any]:
+    if isinstance(images, list | tuple):
+        return images
+    if isinstance(images, np.ndarray | Tensor) and images.ndim == 4:
+        return list(images)
+    return [images]
+
+
+def load(model: str | Path, device: str = "auto") -> Predictor:
+    """The predictor of a bundled name, a model folder or a run folder. Raises UserError if there is none."""
+    return Predictor(*load_folder(str(model)), device)

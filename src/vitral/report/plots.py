@@ -1,0 +1,243 @@
+"""Figures of a run and its evaluation, as bytes: dark on light, in colours that colour-blind readers tell apart.
+
+Importing this file imports matplotlib; import it only when a figure is wanted. Figures are drawn on Figure objects with
+rc settings of their own, so neither pyplot's state nor a user's matplotlibrc is touched or heeded.
+Shape letters: C classes, K bins of confidence, H W height and width, D image channels.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from vitral.evaluate.calibration import ReliabilityBins
+from vitral.evaluate.classify import wilson_interval
+
+# Okabe and Ito 2008, "Color Universal Design".
+BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#767676", "#1b1f24"
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",  # text stays text, so that the reader's fonts cover every script
+    "svg.hashsalt": "vitral",  # the same figure, the same bytes
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.grid": True,
+    "grid.color": "#e3e5e8",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "lines.linewidth": 1.7,
+}
+_MAX_POINTS = 400  # of one curve
+_MAX_NUMBERS = 20  # classes up to which the cells of a confusion matrix hold numbers
+_MAX_LABELS = 100  # classes up to which every one is named in the figure
+_PHOTO_SIDE = 256  # pixels; larger pictures are made smaller for the report
+
+
+@contextmanager
+def _style() -> Generator[None]:
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # Glyphs that the font of the layout lacks are drawn by the browser with another font.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        warnings.filterwarnings("ignore", message="Matplotlib currently does not support")
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(cast("Any", _STYLE))
+        yield
+
+
+def _svg(figure: Figure, crop: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    box: Any = {"bbox_inches": "tight", "pad_inches": 0.08} if crop else {}
+    figure.savefig(buffer, format="svg", metadata={"Date": None}, **box)
+    return buffer.getvalue()
+
+
+def training_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+    """SVG panels "Loss" (nats), "Validation accuracy" (%) and "Learning rate" over the optimiser steps.
+
+    `rows` are those of metrics.jsonl: `step` with `loss`, `lr`, `val_loss` or `val_top1` (a fraction). A panel without
+    a finite value is left out. Long curves are drawn as means of neighbouring rows.
+    """
+    panels = {
+        "Loss": {"training": ("loss", BLUE, "-"), "validation": ("val_loss", ORANGE, "--")},
+        "Validation accuracy": {"validation": ("val_top1", ORANGE, "--")},
+        "Learning rate": {"learning rate": ("lr", BLUE, "-")},
+    }
+    figures: dict[str, bytes] = {}
+    for title, lines in panels.items():
+        curves = {label: (_curve(rows, key), colour, dash) for label, (key, colour, dash) in lines.items()}
+        if any(len(steps) for (steps, _), _, _ in curves.values()):
+            with _style():
+                figures[title] = _svg(_panel(title, curves))
+    return figures
+
+
+def _panel(title: str, curves: Mapping[str, tuple[tuple[list[float], list[float]], str, str]]) -> Figure:
+    figure = Figure(figsize=(3.9, 2.7), layout="constrained")
+    axes = figure.add_subplot()
+    for label, ((steps, values), colour, dash) in curves.items():
+        if steps:
+            marker = "o" if len(steps) <= 30 else ""
+            axes.plot(steps, values, dash, color=colour, label=label, marker=marker, markersize=3)
+    axes.set(xlabel="step", title=title)
+    axes.set_xlim(0, 1.02 * max(step for (steps, _), _, _ in curves.values() for step in [*steps, 1]))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if title == "Validation accuracy":
+        axes.set_ylabel("top-1 accuracy (%)")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+    elif title == "Loss":
+        axes.set_ylabel("loss (nats)")
+        axes.set_ylim(bottom=0 if min(axes.get_ylim()) >= 0 or _all_positive(curves) else None)
+        axes.legend()
+    else:
+        axes.set_ylabel("learning rate")
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=False)
+        axes.set_ylim(bottom=0)
+    return figure
+
+
+def _all_positive(curves: Mapping[str, tuple[tuple[list[float], list[float]], str, str]]) -> bool:
+    return all(value >= 0 for (_, values), _, _ in curves.values() for value in values)
+
+
+def _curve(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    """Steps and finite values, at most `_MAX_POINTS` of them."""
+    points = [
+        (float(row["step"]), float(row[key]))
+        for row in rows
+        if isinstance(row.get(key), int | float) and "step" in row and math.isfinite(row[key])
+    ]
+    run = math.ceil(len(points) / _MAX_POINTS) or 1
+    means = [np.mean(points[start : start + run], axis=0) for start in range(0, len(points), run)]
+    return [float(mean[0]) for mean in means], [float(mean[1]) for mean in means]
+
+
+def confusion_matrix(confusion_CC: ArrayLike, classes: Sequence[str]) -> bytes:
+    """SVG of a confusion matrix (row = truth), coloured by the share of the row.
+
+    The counts stand in the cells up to 20 classes, every class is named up to 100. The colour grows with the square
+    root of the share, so that rare mistakes show.
+    """
+    counts_CC = np.asarray(confusion_CC, dtype=np.int64)
+    share_CC = counts_CC / np.maximum(counts_CC.sum(axis=1, keepdims=True), 1)
+    count = len(classes)
+    cell = 0.42 if count <= _MAX_NUMBERS else max(8.8 / count, 0.088)  # inches
+    cell = cell if count <= _MAX_LABELS else 8.8 / count
+    with _style():
+        figure = Figure(figsize=(count * cell + 1.0, count * cell))
+        axes = figure.add_axes((0.0, 0.0, count * cell / (count * cell + 1.0), 1.0))
+        image = axes.imshow(share_CC, cmap="Blues", norm=PowerNorm(0.5, 0, 1), aspect="auto", interpolation="nearest")
+        axes.grid(visible=False)
+        _name_classes(axes, classes, size=9.5 if count <= _MAX_NUMBERS else max(6.0, min(9.5, cell * 55)))
+        axes.set(xlabel="predicted class", ylabel="true class")
+        if count <= _MAX_NUMBERS:
+            _write_counts(axes, counts_CC, share_CC)
+        height = min(1.0, 3.5 / (count * cell))
+        bar_axes = figure.add_axes((1 - 0.8 / (count * cell + 1.0), 1 - height, 0.16 / (count * cell + 1.0), height))
+        bar = figure.colorbar(image, cax=bar_axes, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
+        bar.ax.set_yticklabels(["0", "1", "5", "20", "50", "100"])
+        bar.set_label("share of the true class (%)")
+        return _svg(figure, crop=True)
+
+
+def _name_classes(axes: Axes, classes: Sequence[str], size: float) -> None:
+    every = math.ceil(len(classes) / _MAX_LABELS)
+    places = list(range(0, len(classes), every))
+    names = [short(classes[place], 24) for place in places]
+    turn = 90 if max(map(len, names)) > 3 or len(classes) > _MAX_NUMBERS else 0
+    axes.set_xticks(places, names, rotation=turn, fontsize=size, parse_math=False)
+    axes.set_yticks(places, names, fontsize=size, parse_math=False)
+    axes.tick_params(length=2, color=GREY)
+    axes.spines[["left", "bottom"]].set_visible(False)
+
+
+def _write_counts(axes: Axes, counts_CC: NDArray[np.int64], share_CC: NDArray[np.float64]) -> None:
+    for (row, column), number in np.ndenumerate(counts_CC):
+        if number:
+            colour = "white" if share_CC[row, column] > 0.35 else INK
+            size = 9 if number < 1000 else 7
+            axes.text(column, row, str(number), ha="center", va="center", color=colour, fontsize=size)
+
+
+def reliability_diagram(bins: ReliabilityBins) -> bytes:
+    """SVG of accuracy over confidence (both %) with 95 % Wilson intervals, and below it the samples in each bin.
+
+    On the diagonal a model is calibrated; below it, too sure. Guo et al. 2017 (arXiv 1706.04599), figure 1.
+    """
+    number = len(bins.count_K)
+    middle_K, filled_K = (np.arange(number) + 0.5) / number, bins.count_K > 0
+    x_F, accuracy_F, count_F = bins.confidence_K[filled_K], bins.accuracy_K[filled_K], bins.count_K[filled_K]
+    limits = [wilson_interval(round(a * n), int(n)) for a, n in zip(accuracy_F, count_F, strict=True)]
+    errors = np.abs(np.array(limits).T - accuracy_F)
+    with _style():
+        figure = Figure(figsize=(4.6, 4.8), layout="constrained")
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.1))
+        top.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2, label="calibrated")
+        bars = {"color": BLUE, "markersize": 5, "capsize": 2.5, "elinewidth": 1.2}
+        top.errorbar(x_F, accuracy_F, yerr=errors, fmt="o", label="this model, 95 % interval", **bars)
+        top.set(ylabel="accuracy (%)", xlim=(0, 1.015), ylim=(-0.02, 1.02))
+        top.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2)
+        bottom.bar(middle_K, bins.count_K, width=0.9 / number, color=BLUE)
+        for place, count in zip(middle_K[filled_K], count_F, strict=True):
+            bottom.annotate(
+                _brief(count), (place, count), (0, 1.5), textcoords="offset points", ha="center", fontsize=7
+            )
+        bottom.set_yscale("log")
+        bottom.set(xlabel="confidence (%)", ylabel="samples", ylim=(0.6, 6.0 * bins.count_K.max()))
+        bottom.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+        bottom.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _brief(value)))
+        bottom.yaxis.set_major_locator(LogLocator(numticks=6))
+        bottom.yaxis.set_minor_formatter(NullFormatter())
+        top.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+        return _svg(figure)
+
+
+def _brief(number: float) -> str:
+    return f"{number:.0f}" if number < 10_000 else f"{number / 1000:.0f}k"
+
+
+def short(text: str, length: int) -> str:
+    """The text on one line, its middle left out where it is longer than `length` characters.
+
+    What can't be drawn (control characters, halves of surrogate pairs in file names) becomes a replacement character.
+    """
+    text = "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+    return text if len(text) <= length else f"{text[: length - length // 3 - 1]}…{text[-(length // 3) :]}"
+
+
+def photo(image: NDArray[Any]) -> tuple[str, bytes, tuple[int, int]]:
+    """A picture's media type, file bytes and (width, height), for a page. Takes [H,W] or [H,W,D], uint8 or floats in
+    [0,1]; D = 1 and 2 are shown as grey (the first channel), 3 and 4 as red, green, blue (the first three). At most 256
+    pixels a side; small ones are PNG and exact, large ones JPEG. Raises ValueError for other shapes."""
+    pixels = np.asarray(image)
+    if pixels.ndim not in (2, 3) or pixels.size == 0 or (pixels.ndim == 3 and pixels.shape[2] > 4):
+        raise ValueError(f"no picture: shape {pixels.shape}, wanted [H,W] or [H,W,D] with D from 1 to 4")
+    if pixels.ndim == 3:
+        pixels = pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, 0]
+    if pixels.dtype != np.uint8:
+        pixels = np.rint(np.nan_to_num(pixels.astype(np.float64)).clip(0, 1) * 255).astype(np.uint8)
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    picture.thumbnail((_PHOTO_SIDE, _PHOTO_SIDE), Image.Resampling.LANCZOS)
+    kind = "png" if max(picture.size) <= 64 else "jpeg"
+    buffer = io.BytesIO()
+    picture.save(buffer, format=kind, **({"quality": 85} if kind == "jpeg" else {}))
+    return f"image/{kind}", buffer.getvalue(), picture.size

@@ -1,0 +1,1 @@
+"""The one place that assembles the parts: configuration to data, model, objective, loop, model folder and report."""

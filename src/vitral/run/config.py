@@ -1,0 +1,143 @@
+"""RunConfig: every key of a training run, and how recipes, files and `key=value` words become one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from vitral.config import Config, Count, Tree, build, describe, flatten, load_yaml, with_overrides
+from vitral.data.config import AugmentConfig, DataConfig
+from vitral.errors import UserError, nearest
+from vitral.objectives.config import ObjectiveConfig
+from vitral.optim.config import OptimConfig
+from vitral.training.config import TrainConfig
+
+
+class ModelOptions(Config):
+    """A preset and what is changed of it; null keeps the preset's value."""
+
+    name: str = Field(default="auto", description="preset (see `vitral models`); auto: that of init")
+    patch_size: Count | Literal["auto"] | None = Field(
+        default=None, description="side of a patch, pixels; auto: about 8 patches a side"
+    )
+    width: int | None = Field(default=None, ge=1, description="width of the tokens")
+    depth: int | None = Field(default=None, ge=1, description="number of blocks")
+    heads: int | None = Field(default=None, ge=1, description="attention heads a block")
+    mlp_dim: int | None = Field(default=None, ge=1, description="hidden width of the MLPs")
+    pool: Literal["cls", "avg"] | None = Field(
+        default=None, description="what the head reads: class token, or average of the patches"
+    )
+    head: Literal["linear", "mlp"] | None = Field(
+        default=None, description="linear, or the paper's pre-training MLP with tanh"
+    )
+    gelu: Literal["exact", "tanh"] | None = Field(
+        default=None, description="exact (erf), or the tanh form of Google's code"
+    )
+    dropout: float | None = Field(
+        default=None, ge=0, lt=1, description="dropout after every dense layer but qkv, and after positions"
+    )
+    drop_path: float | None = Field(
+        default=None, ge=0, lt=1, description="largest share of samples that skip a block, rising with depth"
+    )
+
+    def options(self) -> dict[str, Any]:
+        """The set ones, as `models.presets.resolve` takes them."""
+        return {key: value for key, value in self.model_dump(exclude={"name"}).items() if value is not None}
+
+
+class RunConfig(Config):
+    """One training run. config.yaml in the run folder holds every key, resolved, and replays the run."""
+
+    recipe: str = Field(default="custom", description="name that the summary carries")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of weights, order, augmentation and dropout")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    out: str | None = Field(default=None, description="run folder; null: runs/RECIPE-TIME")
+    resume: bool = Field(default=False, description="go on from the checkpoint in out; without one, start anew")
+    overwrite: bool = Field(default=False, description="replace the run in out")
+    init: str | None = Field(default=None, description="model to start from: a bundled name or a model folder")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="of matrix products; auto: bfloat16 on CUDA"
+    )
+    deterministic: bool = Field(default=False, description="same bits every time on CUDA too, slower; on CPU always so")
+    report: bool = Field(default=True, description="write report.html at the end")
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelOptions = ModelOptions()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RunConfig:
+        if self.resume and self.overwrite:
+            raise ValueError("resume and overwrite contradict each other")
+        if self.resume and self.out is None:
+            raise ValueError("resume=true needs out=DIR, the folder of the run to go on with")
+        if self.init is None and self.model.name == "auto":
+            raise ValueError("model.name or init is needed: `vitral models` lists the presets")
+        if self.objective.head_first and self.init is None:
+            raise ValueError("objective.head_first needs init: without it the encoder would stay random")
+        return self
+
+
+def recipes() -> dict[str, Path]:
+    """Names and files of the recipes that come with the package."""
+    root = resources.files("vitral") / "recipes"
+    return {path.stem: path for path in sorted(Path(str(root)).glob("*.yaml"))}
+
+
+def load_config(recipe: str | None, overrides: Mapping[str, Any]) -> RunConfig:
+    """A recipe's name or a YAML file, with dotted keys on top. Raises UserError for anything unknown or wrong.
+
+    `data=X` is short for `data.path=X`; a path given without a source makes the source `auto`. Without a recipe it is
+    `small` where data is given, else `digits`.
+    """
+    overrides = dict(overrides)
+    if "data" in overrides and not isinstance(overrides["data"], Mapping):
+        overrides["data.path"] = overrides.pop("data")
+    overrides = flatten(overrides)
+    if "data.path" in overrides:
+        overrides.setdefault("data.source", "auto")
+    recipe = recipe or ("small" if "data.path" in overrides else "digits")
+    path = _recipe_path(recipe)
+    tree = load_yaml(path)
+    if path in recipes().values():
+        tree.setdefault("recipe", recipe)
+    return build(RunConfig, with_overrides(RunConfig, tree, overrides))
+
+
+def _recipe_path(recipe: str) -> Path:
+    known = recipes()
+    if recipe in known:
+        return known[recipe]
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml"):
+        if path.is_file():
+            return path
+        raise UserError("no such file", where=recipe)
+    raise UserError("no such recipe", where=recipe, wanted=", ".join(known), nearest=nearest(recipe, known))
+
+
+def recipe_values(recipe: str) -> Tree:
+    """A recipe's own settings, dotted: what `--help` shows as its defaults."""
+    return flatten(load_yaml(_recipe_path(recipe)))
+
+
+def difference(one: RunConfig, other: RunConfig) -> list[str]:
+    """Dotted keys in which two configurations differ, but for those that don't change what a run computes."""
+    free = {
+        "resume",
+        "overwrite",
+        "out",
+        "recipe",
+        "train.log_every",
+        "train.save_seconds",
+        "data.workers",
+        "data.cache_mb",
+    }
+    mine, theirs = flatten(one.model_dump()), flatten(other.model_dump())
+    return [key.name for key in describe(RunConfig) if key.name not in free and mine[key.name] != theirs[key.name]]

@@ -1,0 +1,42 @@
+"""Keys of the commands that use a model: one class for each command."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from vitral.config import Config
+
+
+class EvalData(Config):
+    """Which images to measure on; null everywhere means those of the training run."""
+
+    path: str | None = Field(
+        default=None, description="images with known classes; `data=X` is short for it; null: as in training"
+    )
+    source: Literal["auto", "digits", "folder", "cifar"] = Field(
+        default="auto", description="kind of data; auto looks at the path"
+    )
+    verify: bool = Field(default=True, description="compare CIFAR files with the published md5 sums")
+
+
+class EvalOptions(Config):
+    """Keys of `vitral eval`."""
+
+    data: EvalData = EvalData()
+    split: Literal["auto", "train", "val", "test"] = Field(
+        default="auto", description="auto: test if there is one, else val, else all"
+    )
+    compare: str | None = Field(default=None, description="a second model, on the same images: McNemar's paired test")
+    min_top1: float | None = Field(default=None, ge=0, le=1, description="exit code 3 if top-1, as a share, is below")
+    batch_size: int = Field(default=256, ge=1, description="images at once")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+
+
+class PredictOptions(Config):
+    """Keys of `vitral predict`."""
+
+    topk: int = Field(default=5, ge=1, description="classes an image, the likeliest first")
+    batch_size: int = Field(default=64, ge=1, description="images at once")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")

@@ -1,0 +1,120 @@
+"""What a finished run leaves: predictions.csv, summary.json, report.html, the model folder and its card."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vitral.data.loader import ImageStore
+from vitral.version import __version__
+
+Array = np.ndarray[Any, Any]
+WORST = 24
+
+
+def write_json(path: Path, tree: Mapping[str, Any]) -> None:
+    """Pretty JSON under a temporary name, then renamed."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def remove(folder: Path, names: tuple[str, ...]) -> None:
+    """Delete these files and folders of a run folder, and nothing else in it."""
+    for name in names:
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def versions() -> dict[str, str]:
+    """What the numbers were made with."""
+    import PIL
+
+    return {
+        "vitral": __version__, "python": platform.python_version(), "torch": str(torch.__version__),
+        "numpy": np.__version__, "pillow": PIL.__version__,
+    }  # fmt: skip
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """env.json: versions, machine, threads and time (UTC)."""
+    return {
+        "versions": versions(),
+        "platform": platform.platform(),
+        "processor_cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write_predictions(
+    path: Path, names: list[str], classes: tuple[str, ...], labels_N: Array, probabilities_NC: Array
+) -> None:
+    """One line a sample: its name, its label, the likeliest class with its probability, and whether that is right."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "label", "prediction", "score", "correct"])
+        for name, label, row_C in zip(names, labels_N.tolist(), probabilities_NC, strict=True):
+            best = int(row_C.argmax())
+            writer.writerow([name, classes[label], classes[best], f"{row_C[best]:.6f}", str(best == label).lower()])
+
+
+def worst_mistakes(
+    store: ImageStore, classes: tuple[str, ...], probabilities_NC: Array
+) -> list[tuple[Array, str, str, float, str]]:
+    """The most confident wrong answers: (image uint8 [H,W,C], truth, prediction, its probability, name)."""
+    labels_N, answers_N = store.split.labels_N, probabilities_NC.argmax(axis=1)
+    wrong = np.flatnonzero(answers_N != labels_N)
+    wrong = wrong[np.argsort(-probabilities_NC[wrong, answers_N[wrong]], kind="stable")][:WORST]
+    rows: list[tuple[Array, str, str, float, str]] = []
+    for index in wrong.tolist():
+        image_CHW = store.get(torch.tensor([index]))[0].mul(255).round().byte().cpu()
+        answer = int(answers_N[index])
+        truth, score = classes[int(labels_N[index])], float(probabilities_NC[index, answer])
+        rows.append((image_CHW.permute(1, 2, 0).numpy(), truth, classes[answer], score, str(store.split.names[index])))
+    return rows
+
+
+def model_card(summary: Mapping[str, Any], classes: tuple[str, ...], notes: tuple[str, ...], name: str) -> str:
+    """README.md of a model folder: what it is, its number with its interval, its limits, how to use it."""
+    low, high = summary["top1_interval"]
+    shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
+    facts = "\n".join(f"- {note}" for note in notes)
+    return f"""---
+library_name: vitral
+pipeline_tag: image-classification
+tags: [image-classification, vision-transformer]
+---
+# {name}, {len(classes)} classes
+
+Classes: {shown}.
+
+**{100 * summary["top1"]:.2f} %** of {summary["count"]} {summary["split"]} images right
+(95 % interval {100 * low:.2f} to {100 * high:.2f} %). Expected calibration error
+{summary["ece"]:.4f} after temperature scaling on validation images.
+
+Recipe `{summary["recipe"]}`, seed {summary["seed"]}, {summary["steps"]} steps, {summary["parameters"]:,} parameters;
+the weights are {summary["weights"]} of step {summary["best_step"]}, the best on validation data.
+
+{facts}
+
+```
+vitral predict . photo.jpg
+```
+
+Limits: the number holds for images like those it was measured on; other cameras, crops or classes need their own test.
+"""

@@ -1,0 +1,176 @@
+"""From a configuration to the parts of a run: data at the model's size, the architecture, and no `auto` left."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitral.data.config import DataConfig
+from vitral.data.dataset import Dataset, Split
+from vitral.data.loader import ImageStore
+from vitral.data.sources import open_dataset
+from vitral.errors import UserError
+from vitral.models.create import build_model
+from vitral.models.position import interpolate_positions
+from vitral.models.presets import PRESETS, ModelConfig, resolve
+from vitral.models.vit import VisionTransformer
+from vitral.predictor import pick_device
+from vitral.run.config import RunConfig
+from vitral.training.journal import log
+from vitral.weights.folder import FolderConfig, load_folder
+from vitral.weights.tensors import check_match
+
+_LARGEST_AUTO_SIDE = 64
+_STATISTICS_SAMPLES = 4096
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that a run computes with. `config` has every `auto` replaced by what it became."""
+
+    config: RunConfig
+    device: torch.device
+    dataset: Dataset
+    train: ImageStore
+    judged: dict[str, ImageStore]
+    architecture: ModelConfig
+    name: str
+    init: dict[str, Tensor] | None
+
+    def build(self) -> VisionTransformer:
+        """A model with initial weights: of `init` with a fresh head, or random from the global seed."""
+        model = build_model(self.architecture)
+        if self.init is not None:
+            model.load_state_dict(self.init, strict=False)
+        return model.to(self.device)
+
+
+def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
+    """Open the data (unless given), decode what fits in memory, settle every `auto`. Writes nothing."""
+    device = pick_device(config.device)
+    source = load_folder(config.init) if config.init else None
+    channels = config.data.channels
+    if channels == "auto" and source is not None:
+        channels = source[1].architecture.in_channels
+    dataset = dataset or open_dataset(config.data.model_copy(update={"channels": channels}))
+    for note in dataset.notes:
+        log.info("data: %s", note)
+    size, options = _settle_size(config, dataset, source[1] if source else None)
+    # Everything about the architecture that can be wrong is found before images are read.
+    base = dict(options, image_size=size, in_channels=dataset.channels, num_classes=len(dataset.classes))
+    name, draft = _architecture(config, base, source[1] if source else None)
+    data = config.data.model_copy(
+        update={"image_size": size, "channels": dataset.channels, "workers": _workers(config.data)}
+    )
+    train = open_store(dataset.splits["train"], data, device, exact=False)
+    judged = {
+        split: open_store(dataset.splits[split], data, device, exact=True)
+        for split in dataset.splits
+        if split != "train"
+    }
+    mean, std = _statistics(config, train, source[1] if source else None)
+    architecture = draft.model_copy(update={"mean": mean, "std": std})
+    data = data.model_copy(update={"mean": mean, "std": std})
+    precision = config.precision if config.precision != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
+    model = config.model.model_copy(update={"patch_size": architecture.patch_size, "name": name})
+    settled = config.model_copy(update={"data": data, "model": model, "precision": precision})
+    init = _initial_weights(architecture, source, config.init or "") if source else None
+    return Prepared(settled, device, dataset, train, judged, architecture, name, init)
+
+
+def open_store(split: Split, data: DataConfig, device: torch.device, *, exact: bool) -> ImageStore:
+    """A split at the settled image size."""
+    assert isinstance(data.image_size, tuple)
+    return ImageStore(
+        split, data.image_size, data.fit, exact=exact, workers=_workers(data), cache_mb=data.cache_mb, device=device
+    )
+
+
+def _workers(data: DataConfig) -> int:
+    return data.workers if data.workers != "auto" else os.cpu_count() or 1
+
+
+def _settle_size(
+    config: RunConfig, dataset: Dataset, init: FolderConfig | None
+) -> tuple[tuple[int, int], dict[str, Any]]:
+    """Image size and model options. image_size auto: of init; with patch_size auto of the data, at most 64 pixels a
+    side and cut to whole patches; else the preset's. patch_size auto: about 8 patches a side."""
+    options, asked = config.model.options(), config.data.image_size
+    if init is not None and config.model.name == "auto":
+        size = init.architecture.image_size if asked == "auto" else asked
+    elif asked != "auto":
+        size = asked
+    elif options.get("patch_size") == "auto":
+        side = min(*dataset.typical_size(), _LARGEST_AUTO_SIDE)
+        size = max(side - side % max(side // 8, 1), 1)
+    else:
+        preset = PRESETS.get(config.model.name, {}).get("image_size", _LARGEST_AUTO_SIDE)
+        size = preset
+    size = (size, size) if isinstance(size, int) else size
+    if options.get("patch_size") == "auto":
+        options["patch_size"] = max(min(size) // 8, 1)
+    return size, options
+
+
+def _architecture(config: RunConfig, base: dict[str, Any], init: FolderConfig | None) -> tuple[str, ModelConfig]:
+    if config.model.name != "auto":
+        return config.model.name, resolve(config.model.name, **base)
+    assert init is not None
+    if "patch_size" in base and base["patch_size"] != init.architecture.patch_size:
+        raise UserError(
+            "init has another patch size",
+            where="model.patch_size",
+            got=base["patch_size"],
+            wanted=init.architecture.patch_size,
+        )
+    return init.name, init.architecture.model_copy(update=base)
+
+
+def _statistics(
+    config: RunConfig, train: ImageStore, init: FolderConfig | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation a channel, in [0,1]: as set, of init, or of up to 4,096 train images."""
+    mean, std = config.data.mean, config.data.std
+    if mean == "auto" or std == "auto":
+        if init is not None:
+            found = init.architecture.mean, init.architecture.std
+        else:
+            index_B = torch.linspace(0, len(train.split) - 1, min(len(train.split), _STATISTICS_SAMPLES)).long()
+            pixels_CX = train.get(index_B).transpose(0, 1).flatten(1).double() / 255
+            spread = pixels_CX.std(dim=1).clamp(min=1 / 255)
+            found = (
+                tuple(round(v, 4) for v in pixels_CX.mean(dim=1).tolist()),
+                tuple(round(v, 4) for v in spread.tolist()),
+            )
+        mean, std = (found[0] if mean == "auto" else mean), (found[1] if std == "auto" else std)
+    for key, values in (("data.mean", mean), ("data.std", std)):
+        if len(values) != train.get(torch.tensor([0])).shape[1]:
+            raise UserError("one value a channel is wanted", where=key, got=list(values))
+    return mean, std
+
+
+def _initial_weights(
+    architecture: ModelConfig, source: tuple[VisionTransformer, FolderConfig], where: str
+) -> dict[str, Tensor]:
+    """init's weights without its head, positions interpolated to the run's grid. UserError where they don't fit."""
+    model, folder = source
+    weights = {
+        name: tensor for name, tensor in model.state_dict().items() if not name.startswith(("head.", "pre_logits."))
+    }
+    fresh = build_model(architecture)
+    patch = architecture.patch_size
+    grids = [(side[0] // patch, side[1] // patch) for side in (folder.architecture.image_size, architecture.image_size)]
+    if grids[0] != grids[1] and folder.architecture.patch_size == patch:
+        log.info("positions interpolated from a grid of %s to %s", grids[0], grids[1])
+        weights["pos_embed"] = interpolate_positions(
+            weights["pos_embed"], int(architecture.class_token), grids[0], grids[1]
+        )
+    mine = {
+        name: tensor for name, tensor in fresh.state_dict().items() if not name.startswith(("head.", "pre_logits."))
+    }
+    check_match(mine, weights, where, hint="With model.name=auto the run takes the architecture of init.")
+    return weights

@@ -1,0 +1,279 @@
+"""A training run from configuration to model folder, in the order in which it happens."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitral.config import build, dump_yaml, load_yaml
+from vitral.data.dataset import Dataset
+from vitral.data.loader import ImageStore, TrainLoader, eval_batches
+from vitral.errors import RunFailed, UserError
+from vitral.evaluate.calibration import fit_temperature, softmax
+from vitral.evaluate.classify import classification_metrics, collect_logits
+from vitral.objectives.supervised import Supervised
+from vitral.optim.ema import WeightEMA
+from vitral.optim.optimizer import make_optimizer
+from vitral.optim.schedules import learning_rate
+from vitral.report.html import write_report
+from vitral.run import outputs
+from vitral.run.config import RunConfig, difference, load_config
+from vitral.run.prepare import Prepared, prepare
+from vitral.training.journal import Journal, console_logging, log, log_file
+from vitral.training.loop import Plan, fit, total_steps
+from vitral.training.state import Progress, TrainState
+from vitral.weights.folder import FolderConfig, Preprocessing, save_folder
+from vitral.weights.tensors import load_tensors
+
+EVAL_BATCH = 256
+_OURS = (
+    "config.yaml", "env.json", "train.log", "metrics.jsonl", "metrics.csv", "summary.json", "checkpoints", "model",
+    "predictions.csv", "report.html",
+)  # fmt: skip
+
+
+def train(
+    recipe: str | None = None, overrides: Mapping[str, Any] | None = None, *, out: str | Path | None = None, **more: Any
+) -> dict[str, Any]:
+    """Train by a recipe (or YAML file) and dotted overrides; returns what summary.json holds.
+
+    `train("digits", {"optim.lr": 3e-4}, out="runs/a", seed=1)`: `more` takes undotted keys; `out` is the run folder.
+    Raises UserError for wrong configuration or data (nothing written), Interrupted after Ctrl-C with the state saved.
+    """
+    keys = {**(overrides or {}), **more}
+    if out is not None:
+        keys["out"] = str(out)
+    console_logging()
+    return run(load_config(recipe, keys))
+
+
+def run(config: RunConfig, dataset: Dataset | None = None) -> dict[str, Any]:
+    """The run that a configuration describes, on its data or on those given. Torch's random state is left as it was."""
+    folder = Path(config.out or f"runs/{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
+    _check_folder(folder, config)
+    with torch.random.fork_rng():
+        prepared = prepare(config, dataset)
+        torch.use_deterministic_algorithms(config.deterministic)
+        state, objective, steps = _assemble(prepared)
+        resuming = config.resume and (folder / "checkpoints" / "last.safetensors").is_file()
+        if resuming:
+            _resume(folder, prepared.config, state)
+        _open_folder(folder, prepared, fresh=not resuming)
+        with log_file(folder / "train.log"):
+            if config.resume and not resuming:
+                log.info("nothing to resume in %s: the run starts anew", folder)
+            _say_start(prepared, objective, steps, folder)
+            try:
+                _fit(prepared, state, objective, steps, folder)
+                return _finish(prepared, state, objective, folder)
+            except OSError as error:
+                raise RunFailed(f"{error}. Checkpoints are in {folder / 'checkpoints'}") from error
+
+
+def _check_folder(folder: Path, config: RunConfig) -> None:
+    """Refuse a folder that holds something, unless told, or cannot be written, before anything is computed."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError("the run folder is a file", where="out", got=folder)
+    if folder.is_dir() and any(folder.iterdir()) and not (config.resume or config.overwrite):
+        raise UserError(
+            "the run folder is not empty", where="out", got=folder,
+            hint="resume=true goes on with the run in it, overwrite=true replaces it.",
+        )  # fmt: skip
+    parent = folder
+    while not parent.exists():
+        parent = parent.parent
+    probe = parent / ".vitral-write-test"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError("the run folder cannot be written", where="out", got=f"{parent}: {error.strerror}") from None
+
+
+def _assemble(prepared: Prepared) -> tuple[TrainState, Supervised, int]:
+    config = prepared.config
+    torch.manual_seed(config.seed)
+    steps = total_steps(config.train, len(prepared.train.split))
+    objective = Supervised(prepared.build, config.objective, steps).to(prepared.device)
+    micro = min(config.train.micro_batch or config.train.batch_size, config.train.batch_size)
+    drop_path = prepared.architecture.drop_path
+    if drop_path and round(micro * (1 - drop_path)) == micro:
+        raise UserError(
+            "has no effect: no whole sample of a micro-batch is dropped",
+            where="model.drop_path",
+            got=f"{drop_path} at {micro} images",
+        )
+    optimizer = make_optimizer(objective, config.optim)
+    ema = WeightEMA(objective.model, prepared.build(), config.train.ema) if config.train.ema else None
+    return TrainState(objective, optimizer, ema, Progress()), objective, steps
+
+
+def _resume(folder: Path, config: RunConfig, state: TrainState) -> None:
+    before = build(RunConfig, load_yaml(folder / "config.yaml"), where=str(folder / "config.yaml"))
+    changed = difference(before, config)
+    if changed:
+        raise UserError(
+            "the run to go on with was configured otherwise",
+            where=str(folder),
+            got=", ".join(changed),
+            hint=f"Go on with: {_resume_command(folder)}",
+        )
+    state.load(folder / "checkpoints" / "last.safetensors")
+    log.info("going on at step %d", state.progress.step)
+
+
+def _resume_command(folder: Path) -> str:
+    return f"vitral train {shlex.quote(str(folder / 'config.yaml'))} out={shlex.quote(str(folder))} resume=true"
+
+
+def _open_folder(folder: Path, prepared: Prepared, *, fresh: bool) -> None:
+    """Make the folder; of an overwritten run only our own files go."""
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    if not fresh:
+        return
+    outputs.remove(folder, _OURS)
+    (folder / "checkpoints").mkdir()
+    tree = prepared.config.model_copy(update={"resume": False, "overwrite": False, "out": None}).model_dump(mode="json")
+    (folder / "config.yaml").write_text(dump_yaml(tree), encoding="utf-8")
+    outputs.write_json(folder / "env.json", outputs.environment(prepared.device))
+
+
+def _say_start(prepared: Prepared, objective: Supervised, steps: int, folder: Path) -> None:
+    splits = ", ".join(f"{len(split)} {name}" for name, split in prepared.dataset.splits.items())
+    height, width = prepared.architecture.image_size
+    count = sum(parameter.numel() for parameter in objective.model.parameters())
+    config = prepared.config
+    log.info(
+        "data: %s: %s images, %d classes, %dx%dx%d",
+        prepared.dataset.name,
+        splits,
+        len(prepared.dataset.classes),
+        height,
+        width,
+        prepared.dataset.channels,
+    )
+    log.info("model: %s, patch %d, %s parameters", prepared.name, prepared.architecture.patch_size, f"{count:,}")
+    log.info(
+        "run: %d steps of %d images on %s, %s, into %s",
+        steps,
+        config.train.batch_size,
+        prepared.device,
+        config.precision,
+        folder,
+    )
+
+
+def _fit(prepared: Prepared, state: TrainState, objective: Supervised, steps: int, folder: Path) -> None:
+    config = prepared.config
+    validation = prepared.judged["val"]
+
+    def validate(model: torch.nn.Module) -> dict[str, float]:
+        logits_NC, labels_N = collect_logits(model, eval_batches(validation, EVAL_BATCH))
+        found = classification_metrics(logits_NC, labels_N, prepared.dataset.classes)
+        return {"val_loss": found["loss"], "val_top1": found["top1"]}
+
+    plan = Plan(
+        steps=steps,
+        rate=lambda step: learning_rate(step, steps, config.optim),
+        clip=config.optim.clip,
+        autocast=torch.bfloat16 if config.precision == "bfloat16" else None,
+        folder=folder / "checkpoints",
+        resume_command=_resume_command(folder),
+    )
+    loader = TrainLoader(prepared.train, config.train.batch_size, config.augment, config.seed)
+    fit(state, objective, loader, config.train, plan, validate)
+
+
+def _finish(prepared: Prepared, state: TrainState, objective: Supervised, folder: Path) -> dict[str, Any]:
+    """Judge the best weights, write what the run leaves, say the number."""
+    config, progress, dataset = prepared.config, state.progress, prepared.dataset
+    if progress.best_step < 0:
+        raise RunFailed(f"no validated weights could be saved in {folder / 'checkpoints'}")
+    model = objective.model
+    model.load_state_dict(load_tensors(folder / "checkpoints" / "best.safetensors")[0])
+    logits_NC, labels_N = collect_logits(model, eval_batches(prepared.judged["val"], EVAL_BATCH))
+    temperature = fit_temperature(logits_NC, labels_N)
+    split = "test" if "test" in prepared.judged else "val"
+    store: ImageStore = prepared.judged[split]
+    logits_NC, labels_N = collect_logits(model, eval_batches(store, EVAL_BATCH))
+    found = classification_metrics(logits_NC, labels_N, dataset.classes, temperature)
+    probabilities_NC = softmax(logits_NC / temperature)
+    summary = {
+        "recipe": config.recipe, "split": split,
+        **{key: value for key, value in found.items() if key not in ("per_class", "confusion")},
+        "val_top1": progress.best_top1, "train_seconds": round(progress.seconds, 1), "steps": progress.step,
+        "best_step": progress.best_step, "weights": "averaged (EMA) weights" if state.ema else "plain weights",
+        "seed": config.seed, "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "temperature": temperature,
+    }  # fmt: skip
+    outputs.write_predictions(
+        folder / "predictions.csv", list(store.split.names), dataset.classes, labels_N, probabilities_NC
+    )
+    card = outputs.model_card(summary, dataset.classes, dataset.notes, prepared.name)
+    save_folder(folder / "model", model, _folder_config(prepared, summary, temperature), card)
+    outputs.write_json(folder / "summary.json", summary)
+    if config.report:
+        _report(prepared, folder, summary, found, probabilities_NC)
+    low, high = found["top1_interval"]
+    log.info(
+        "%s top-1 %.2f %% of %d images (95 %% interval %.2f to %.2f %%), %.0f s",
+        split,
+        100 * summary["top1"],
+        summary["count"],
+        100 * low,
+        100 * high,
+        progress.seconds,
+    )
+    log.info("in %s: model, summary.json%s", folder, ", report.html" if config.report else "")
+    return summary
+
+
+def _report(
+    prepared: Prepared, folder: Path, summary: dict[str, Any], found: dict[str, Any], probabilities_NC: Any
+) -> None:
+    config, dataset, store = prepared.config, prepared.dataset, prepared.judged[summary["split"]]
+    write_report(
+        folder / "report.html",
+        title=f"{config.recipe}: {prepared.name} on {dataset.name}",
+        summary=summary,
+        metrics_rows=Journal.read(folder),
+        evaluation={
+            **found,
+            "split": summary["split"],
+            "probabilities": probabilities_NC,
+            "labels": store.split.labels_N,
+        },
+        mistakes=outputs.worst_mistakes(store, dataset.classes, probabilities_NC),
+        config_yaml=dump_yaml(config.model_dump(mode="json")),
+        notes=list(dataset.notes),
+    )
+
+
+def _folder_config(prepared: Prepared, summary: dict[str, Any], temperature: float) -> FolderConfig:
+    config, dataset = prepared.config, prepared.dataset
+    size, channels = prepared.architecture.image_size, prepared.architecture.in_channels
+    path = config.data.path
+    return FolderConfig(
+        name=prepared.name,
+        architecture=prepared.architecture,
+        id2label={str(index): name for index, name in enumerate(dataset.classes)},
+        preprocessing=Preprocessing(image_size=size, channels=channels, fit=config.data.fit),
+        temperature=temperature,
+        provenance={
+            "recipe": config.recipe, "seed": config.seed, "init": config.init,
+            "data": {
+                "path": str(Path(path).resolve()) if path and Path(path).exists() else path,
+                "source": config.data.source,
+                "val_fraction": config.data.val_fraction, "verify": config.data.verify,
+                "fingerprint": dataset.fingerprint, "notes": list(dataset.notes),
+                "counts": {name: len(split) for name, split in dataset.splits.items()},
+            },
+            "weights": summary["weights"], "step": summary["best_step"], "versions": outputs.versions(),
+            "metrics": {key: summary[key] for key in ("split", "top1", "top1_interval", "count", "ece", "loss")},
+        },
+    )  # fmt: skip

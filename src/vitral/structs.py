@@ -1,0 +1,53 @@
+"""What travels between rooms. Shape letters: B batch, C channels, H W height and width, N patches, D width of the
+model, R registers, K kept patches, 33 a 3 x 3 matrix."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class View(NamedTuple):
+    """One look at the images: [0,1] float32 or uint8, and the map from source to view pixel centres (x, y, 1)."""
+
+    images_BCHW: Tensor
+    matrix_B33: Tensor
+
+
+class Batch(NamedTuple):
+    """One global batch. `targets["label"]` holds class indices [B]; a mixing step adds `"partner"` (the other class
+    index [B]) and `"weight"` (share of the own label [B], in [0,1]). `keys_B` are the samples' places in the split."""
+
+    views: tuple[View, ...]
+    targets: dict[str, Tensor]
+    keys_B: Tensor
+
+    def slice(self, start: int, stop: int) -> Batch:
+        """Samples start..stop of every part: how a batch is cut into micro-batches."""
+        return Batch(
+            tuple(View(v.images_BCHW[start:stop], v.matrix_B33[start:stop]) for v in self.views),
+            {name: value[start:stop] for name, value in self.targets.items()},
+            self.keys_B[start:stop],
+        )
+
+
+class EncoderOutput(NamedTuple):
+    """What an encoder says of its images, after the final norm. `grid` is (rows, columns) of the patches before any
+    were dropped; `captured` maps names such as "blocks.3.attn.map" to tensors."""
+
+    cls_BD: Tensor | None
+    registers_BRD: Tensor | None
+    patches_BND: Tensor
+    grid: tuple[int, int]
+    distill_BD: Tensor | None
+    groups_BN: Tensor | None
+    captured: dict[str, Tensor]
+
+
+class StepOutput(NamedTuple):
+    """What an objective makes of a batch: the scalar to descend (mean over the samples) and scalars to log."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]

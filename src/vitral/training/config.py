@@ -1,0 +1,29 @@
+"""How long a run is, in what portions it works, and when it looks, saves and stops."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from vitral.config import Config
+
+
+class TrainConfig(Config):
+    """The loop's settings. Lengths are in epochs (passes over the train split) or steps (weight updates)."""
+
+    epochs: float = Field(default=30.0, gt=0, description="length of the run, in passes over the train split")
+    steps: int | None = Field(default=None, ge=1, description="length of the run in weight updates; wins over epochs")
+    batch_size: int = Field(default=128, ge=1, description="images an update, over all devices (global)")
+    micro_batch: int | None = Field(
+        default=None, ge=1, description="images at once; gradients add up to batch_size; null: all"
+    )
+    ema: float | None = Field(
+        default=None, gt=0, lt=1, description="decay of the averaged weights that are judged and saved; null: off"
+    )
+    eval_every: float = Field(default=1.0, gt=0, description="epochs between validations")
+    patience: int | None = Field(
+        default=None, ge=1, description="stop after so many validations without a better one; null: never"
+    )
+    log_every: int = Field(default=10, ge=1, description="steps between rows of metrics.jsonl")
+    save_seconds: float = Field(
+        default=300.0, ge=0, description="seconds between checkpoints; a stop and the end save too"
+    )

@@ -1,0 +1,100 @@
+"""What a run says while it works: metrics files for programs, a progress bar or plain lines for people."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+log = logging.getLogger("vitral")
+log.setLevel(logging.INFO)
+console = Console(stderr=True)
+
+
+class _ConsoleHandler(logging.Handler):
+    """Log lines above the progress bar, as they are."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+
+
+def console_logging() -> None:
+    """Show the log on stderr, once, unless the program that uses us has set up its own."""
+    if not any(isinstance(handler, _ConsoleHandler) for handler in log.handlers):
+        log.addHandler(_ConsoleHandler())
+        log.propagate = False
+
+
+@contextmanager
+def log_file(path: Path) -> Generator[None]:
+    """Also write the log to a file, with times."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+class Journal:
+    """Rows of metrics of one run. On a resume, rows behind `step` (written, but not saved) are dropped first."""
+
+    def __init__(self, folder: Path, steps: int, step: int) -> None:
+        self.path, self.csv_path = folder / "metrics.jsonl", folder / "metrics.csv"
+        kept = [line for line in _whole_lines(self.path) if json.loads(line)["step"] <= step]
+        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        self.file = self.path.open("a", encoding="utf-8")
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+        self.bar = Progress(
+            *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not sys.stderr.isatty()
+        )
+        self.task = self.bar.add_task("training", total=steps, completed=step)
+
+    def __enter__(self) -> Journal:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+        self.file.close()
+        write_csv(self.csv_path, self.read(self.path.parent))
+
+    def row(self, row: dict[str, Any]) -> None:
+        """One JSON line; also moves the bar to the row's step."""
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+        loss = f"  loss {row['loss']:.4f}" if "loss" in row else ""
+        self.bar.update(self.task, completed=row["step"], description=f"epoch {row['epoch']:.1f}{loss}")
+
+    @staticmethod
+    def read(folder: Path) -> list[dict[str, Any]]:
+        """All rows of the run in this folder."""
+        return [json.loads(line) for line in _whole_lines(folder / "metrics.jsonl")]
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a file; a last one that a crash cut off is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return lines[:-1] if lines and not lines[-1].endswith("}") else lines
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Rows as a table; the columns are all keys, in order of first appearance."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)

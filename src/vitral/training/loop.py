@@ -1,0 +1,166 @@
+"""The training loop: batch, loss, backward, clip, step, average, log, validate, save."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vitral.data.loader import TrainLoader
+from vitral.errors import Interrupted, RunFailed
+from vitral.objectives.objective import Objective
+from vitral.structs import Batch
+from vitral.training.config import TrainConfig
+from vitral.training.journal import Journal, log
+from vitral.training.signals import StopSignal
+from vitral.training.state import TrainState
+from vitral.weights.tensors import save_tensors
+
+
+def total_steps(config: TrainConfig, samples: int) -> int:
+    """Weight updates of a run over `samples` training images; the last epoch is rounded up to whole batches."""
+    return config.steps or math.ceil(config.epochs * samples / config.batch_size)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the loop is told beside its parts. rate: learning rate by step. clip: largest gradient norm or None.
+    autocast: the precision of matrix products, or None for that of the weights."""
+
+    steps: int
+    rate: Callable[[int], float]
+    clip: float | None
+    autocast: torch.dtype | None
+    folder: Path
+    resume_command: str
+
+
+def fit(
+    state: TrainState,
+    objective: Objective,
+    loader: TrainLoader,
+    config: TrainConfig,
+    plan: Plan,
+    validate: Callable[[nn.Module], Mapping[str, float]],
+) -> None:
+    """Train from where `state` is to the end, or to an early stop. `validate` gives "val_loss", "val_top1" of a model.
+
+    Saves the run's state by time and at every stop, the best validated weights when there are new ones. Raises
+    Interrupted after a signal (state saved), RunFailed at a loss that is not finite.
+    """
+    progress, judged = state.progress, state.ema.average if state.ema else objective.model
+    samples = len(loader.store.split)
+    last, best = plan.folder / "last.safetensors", plan.folder / "best.safetensors"
+    saved = started = time.monotonic()
+    before = progress.seconds
+    with StopSignal() as stop, Journal(plan.folder.parent, plan.steps, progress.step) as journal:
+        objective.train()
+        for batch in loader.stream(progress.step, plan.steps if not progress.done else progress.step):
+            step = progress.step
+            rate = plan.rate(step)
+            loss, metrics, norm = update(state, objective, batch, config, plan, rate)
+            progress.step += 1
+            progress.seconds = before + time.monotonic() - started
+            epoch = progress.step * config.batch_size / samples
+
+            if progress.step % config.log_every == 0 or progress.step == plan.steps:
+                row = {
+                    "step": progress.step,
+                    "epoch": round(epoch, 4),
+                    "loss": loss.item(),
+                    "lr": rate,
+                    "grad_norm": norm.item(),
+                }
+                row |= {name: value.item() for name, value in metrics.items()}
+                row["images_per_second"] = round((progress.step * config.batch_size) / progress.seconds, 1)
+                journal.row(row)
+                if not math.isfinite(row["loss"]):
+                    raise RunFailed(
+                        f"the loss is {row['loss']} at step {progress.step}; a lower optim.lr may help. "
+                        f"Last good state: {last}"
+                    )
+
+            due = math.floor(epoch / config.eval_every) > math.floor(
+                (epoch - config.batch_size / samples) / config.eval_every
+            )
+            if due or progress.step == plan.steps:
+                found = validate(judged)
+                objective.train()
+                journal.row({"step": progress.step, "epoch": round(epoch, 4), **found})
+                if progress.better(found["val_top1"], found["val_loss"]) and _saved(
+                    lambda: save_tensors(best, judged.state_dict())
+                ):
+                    progress.best_step, progress.stale = progress.step, 0
+                    progress.best_top1, progress.best_loss = found["val_top1"], found["val_loss"]
+                else:
+                    progress.stale += 1
+                _say(epoch, progress.step, plan.steps, loss.item(), found)
+                if config.patience is not None and progress.stale >= config.patience:
+                    log.info("stopped early: no better validation in %d", progress.stale)
+                    progress.done = True
+
+            progress.done = progress.done or progress.step == plan.steps
+            if progress.done or stop.signum is not None or time.monotonic() - saved >= config.save_seconds:
+                _saved(lambda: state.save(last))
+                saved = time.monotonic()
+            if progress.done:
+                break
+            if stop.signum is not None:
+                raise Interrupted(
+                    stop.signum,
+                    f"stopped at step {progress.step} of {plan.steps}. Go on with:\n  {plan.resume_command}",
+                )
+
+
+def update(
+    state: TrainState, objective: Objective, batch: Batch, config: TrainConfig, plan: Plan, rate: float
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
+    """One weight update from one global batch, in micro-batches weighted by their share of it (the last may be short).
+
+    Returns the mean loss, the mean metrics and the gradient's global norm before clipping.
+    """
+    step, size = state.progress.step, len(batch.keys_B)
+    micro = config.micro_batch or size
+    device = batch.views[0].images_BCHW.device
+    total, metrics = torch.zeros((), device=device), dict[str, torch.Tensor]()
+    for start in range(0, size, micro):
+        part = batch.slice(start, start + micro)
+        share = len(part.keys_B) / size
+        with torch.autocast(device.type, plan.autocast or torch.bfloat16, enabled=plan.autocast is not None):
+            out = objective(part, step)
+        (out.loss * share).backward()
+        total += out.loss.detach() * share
+        for name, value in out.metrics.items():
+            metrics[name] = metrics.get(name, 0) + value.detach() * share
+    parameters = [parameter for parameter in objective.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, plan.clip if plan.clip is not None else math.inf)
+    objective.before_update(step)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    objective.after_update(step)
+    if state.ema is not None:
+        state.ema.update()
+    return total, metrics, norm
+
+
+def _saved(write: Callable[[], None]) -> bool:
+    try:
+        write()
+    except OSError as error:
+        log.error("%s. The file before it is kept and the run goes on; free some space", error)
+        return False
+    return True
+
+
+def _say(epoch: float, step: int, steps: int, loss: float, found: Mapping[str, float]) -> None:
+    log.info(
+        "epoch %5.1f  step %d/%d  loss %.4f  val loss %.4f  val top-1 %.2f %%",
+        epoch, step, steps, loss, found["val_loss"], 100 * found["val_top1"],
+    )  # fmt: skip

@@ -1,0 +1,133 @@
+"""The model folder: config.json, model.safetensors and a card, complete in itself, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+from torch import nn
+
+from vitral.config import Config, Pair, build
+from vitral.errors import UserError, nearest
+from vitral.models.create import build_model
+from vitral.models.presets import ModelConfig
+from vitral.models.vit import VisionTransformer
+from vitral.weights.tensors import check_match, load_tensors, save_tensors
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+
+
+class Preprocessing(Config):
+    """How an image becomes the model's input. Normalisation is inside the model; mean and std say what it is."""
+
+    image_size: Pair
+    channels: int = Field(ge=1, le=4)
+    fit: Literal["crop", "squash"]
+    interpolation: Literal["bicubic"] = "bicubic"
+    antialias: Literal[True] = True
+
+
+class FolderConfig(Config):
+    """config.json. `temperature` divides the logits before the softmax (fitted on validation data; 1: not fitted).
+
+    `provenance` holds recipe, seed, data (path, source, fingerprint), versions, metrics with their split, and which
+    weights these are (of which step, averaged or not).
+    """
+
+    format: Literal["vitral-model-1"] = "vitral-model-1"
+    name: str
+    architecture: ModelConfig
+    id2label: dict[str, str]
+    problem_type: Literal["single_label_classification"] = "single_label_classification"
+    preprocessing: Preprocessing
+    temperature: float = Field(default=1.0, gt=0)
+    provenance: dict[str, Any]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the logits."""
+        return tuple(self.id2label[str(index)] for index in range(len(self.id2label)))
+
+
+def bundled() -> list[str]:
+    """Names of the models that come with the package."""
+    root = resources.files("vitral") / "bundled"
+    return sorted(entry.name for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
+
+
+def find_folder(model: str) -> Path:
+    """The folder that MODEL means: a bundled name, then a local path. A run folder means the model inside it."""
+    if model in bundled():
+        return Path(str(resources.files("vitral") / "bundled" / model))
+    path = Path(model)
+    if (path / CONFIG).is_file():
+        return path
+    if (path / "model" / CONFIG).is_file():
+        return path / "model"
+    if path.is_dir():
+        raise UserError(
+            f"no model here: {CONFIG} is missing", where=model, hint="A run writes its model folder when it ends."
+        )
+    close = nearest(model, [*bundled(), *(str(entry) for entry in Path(".").iterdir() if entry.is_dir())])
+    raise UserError(
+        "no such model: neither a bundled name nor a folder",
+        where=model,
+        wanted=f"{', '.join(bundled())}, or a path",
+        nearest=close,
+    )
+
+
+def save_folder(path: Path, model: nn.Module, config: FolderConfig, card: str) -> None:
+    """Write the folder under a temporary name, then rename it into place; a folder that stood there goes last."""
+    temporary, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
+    for leftover in (temporary, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        save_tensors(temporary / WEIGHTS, model.state_dict(), {"format": "pt"})
+        text = json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        (temporary / CONFIG).write_text(text + "\n", encoding="utf-8")
+        (temporary / CARD).write_text(card, encoding="utf-8")
+        if path.exists():
+            path.rename(old)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def load_folder(model: str) -> tuple[VisionTransformer, FolderConfig]:
+    """The model, in evaluation mode on the CPU, and its config. Raises UserError for damaged or foreign folders."""
+    path = find_folder(model)
+    config = load_config(path)
+    network = build_model(config.architecture)
+    tensors, _ = load_tensors(path / WEIGHTS)
+    check_match(network.state_dict(), tensors, str(path / WEIGHTS), hint=f"{CONFIG} says {config.name}")
+    network.load_state_dict(tensors)
+    return network.eval(), config
+
+
+def load_config(path: Path) -> FolderConfig:
+    """A folder's config.json alone. Raises UserError if it is missing, damaged or not one of ours."""
+    where = str(path / CONFIG)
+    try:
+        tree = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError("not readable", where=where, got=error) from None
+    if not isinstance(tree, dict) or tree.get("format") != "vitral-model-1":
+        got = tree.get("format") if isinstance(tree, dict) else type(tree).__name__
+        raise UserError("not a Vitral model folder", where=where, got=got, wanted="format: vitral-model-1")
+    config = build(FolderConfig, tree, where=where)
+    if len(config.id2label) != config.architecture.num_classes:
+        raise UserError(
+            "class names and outputs differ in number",
+            where=where,
+            got=len(config.id2label),
+            wanted=config.architecture.num_classes,
+        )
+    return config

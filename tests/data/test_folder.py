@@ -1,0 +1,198 @@
+"""Image folders: what is found in them, and every way in which they can be wrong."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitral.config import build
+from vitral.data.config import DataConfig
+from vitral.data.dataset import Dataset
+from vitral.data.sources import open_dataset
+from vitral.errors import UserError
+
+
+def write(path: Path, colour: tuple[int, int, int] | int = 0, size: tuple[int, int] = (6, 4)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L" if isinstance(colour, int) else "RGB", size, colour).save(path)
+    return path
+
+
+def fill(root: Path, classes: str = "cat dog", count: int = 3, colour: tuple[int, int, int] | int = (9, 8, 7)) -> Path:
+    for label in classes.split():
+        for index in range(count):
+            write(root / label / f"{index}.png", colour)
+    return root
+
+
+def opened(path: Path, **keys: object) -> Dataset:
+    return open_dataset(build(DataConfig, {"path": str(path), **keys}))
+
+
+def refused(path: Path, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        opened(path)
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation"])
+def test_splits_classes_and_labels(tmp_path: Path, val: str) -> None:
+    for split, count in (("train", 3), (val, 1), ("test", 2)):
+        fill(tmp_path / split, "dog cat Ibis", count)
+    data = opened(tmp_path)
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 9, "val": 3, "test": 6}
+    assert data.classes == ("Ibis", "cat", "dog")
+    assert data.notes == ()
+    for split in data.splits.values():
+        assert [data.classes[label] for label in split.labels_N] == [Path(name).parent.name for name in split.names]
+    assert data.splits["val"].names == [f"{val}/{label}/0.png" for label in data.classes]
+    image = data.splits["test"].read(5)
+    assert image.shape == (3, 4, 6)
+    assert image[:, 0, 0].tolist() == [9, 8, 7]
+
+
+def test_classes_alone_are_all_train(tmp_path: Path) -> None:
+    data = opened(fill(tmp_path, count=10), val_fraction=0.2)
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 16, "val": 4}
+    assert np.bincount(data.splits["val"].labels_N).tolist() == [2, 2]
+    assert data.notes[0] == "no validation split: 4 of 20 train images held out, stratified, seed 0"
+    assert "no test split" in data.notes[1]
+
+
+def test_files_are_found_at_any_depth_with_any_case(tmp_path: Path) -> None:
+    fill(tmp_path)
+    Image.new("RGB", (6, 4)).save(tmp_path / "cat" / "3.JPG", "JPEG")
+    write(tmp_path / "cat" / "2024" / "may" / "4.png")
+    (tmp_path / "cat" / ".hidden.png").write_bytes(b"")
+    (tmp_path / "cat" / "notes.txt").write_text("x", encoding="utf-8")
+    write(tmp_path / "cat" / ".thumbs" / "5.png")
+    write(tmp_path / "__MACOSX" / "cat" / "6.png")
+    write(tmp_path / ".git" / "7.png")
+    data = opened(tmp_path)
+    assert data.classes == ("cat", "dog")
+    names = {name for split in data.splits.values() for name in split.names}
+    cats = {"cat/0.png", "cat/1.png", "cat/2.png", "cat/3.JPG", "cat/2024/may/4.png"}
+    assert names == cats | {f"dog/{i}.png" for i in range(3)}
+    assert "ignored 1 file(s) that end in .txt, no image format" in data.notes
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    store = fill(tmp_path / "store")
+    (tmp_path / "data").mkdir()
+    for label in ("cat", "dog"):
+        (tmp_path / "data" / label).symlink_to(store / label)
+    os.symlink(store / "cat", store / "cat" / "again")
+    data = opened(tmp_path / "data")
+    assert sum(len(split) for split in data.splits.values()) == 6
+
+
+def test_channels_come_from_the_headers(tmp_path: Path) -> None:
+    fill(tmp_path, colour=50)
+    assert opened(tmp_path).channels == 1
+    assert opened(tmp_path).splits["train"].read(0).tolist() == [[[50] * 6] * 4]
+    assert opened(tmp_path, channels=3).splits["train"].read(0).shape == (3, 4, 6)
+    write(tmp_path / "dog" / "9.png", (1, 2, 3))
+    assert opened(tmp_path).channels == 3
+    (tmp_path / "cat" / "0.png").write_bytes(b"damaged")
+    assert opened(tmp_path).channels == 3
+
+
+def test_typical_size_is_the_median_as_seen(tmp_path: Path) -> None:
+    for index, size in enumerate([(10, 30), (12, 30), (50, 31)]):
+        for label in ("a", "b"):
+            for split in ("train", "val"):
+                write(tmp_path / split / label / f"{index}.png", 0, size)
+    assert opened(tmp_path).typical_size() == (30, 12)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for label in ("a", "b"):
+        for index in range(3):
+            Image.new("L", (64, 20)).save(tmp_path / "train" / label / f"{index}.png", exif=exif)
+    assert opened(tmp_path).typical_size() == (64, 20)
+
+
+def test_unreadable_images_are_named_when_read(tmp_path: Path) -> None:
+    fill(tmp_path / "train")
+    fill(tmp_path / "val")
+    (tmp_path / "train" / "cat" / "1.png").write_text("not an image", encoding="utf-8")
+    data = opened(tmp_path)
+    assert data.typical_size() == (4, 6)
+    assert data.splits["train"].read(0).shape == (3, 4, 6)
+    with pytest.raises(UserError, match=r"1\.png"):
+        data.splits["train"].read(1)
+    for path in (tmp_path / "train").rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"\.png"):
+        opened(tmp_path).typical_size()
+
+
+def test_the_fingerprint_follows_the_files(tmp_path: Path) -> None:
+    first = opened(fill(tmp_path / "a")).fingerprint
+    assert opened(fill(tmp_path / "b")).fingerprint == first  # where it lies says nothing
+    assert opened(tmp_path / "b", val_fraction=0.4, channels=1).fingerprint == first
+    path = tmp_path / "b" / "cat" / "0.png"
+    path.write_bytes(path.read_bytes() + b"more")
+    assert opened(tmp_path / "b").fingerprint != first
+    path.rename(tmp_path / "a" / "cat" / "7.png")
+    assert opened(tmp_path / "a").fingerprint != first
+    assert len(first) == 16
+    assert int(first, 16) >= 0
+
+
+def test_class_indices_come_from_train_alone(tmp_path: Path) -> None:
+    fill(tmp_path / "train", "ant bee cat")
+    fill(tmp_path / "val", "bee cat")
+    refused(tmp_path, r"split 'val'.*missing: ant")
+    fill(tmp_path / "val", "ant cow")
+    refused(tmp_path, r"split 'val'.*extra: cow")
+    fill(tmp_path / "train", "cow")
+    assert opened(tmp_path).classes == ("ant", "bee", "cat", "cow")
+    fill(tmp_path / "test", "bee dog")
+    refused(tmp_path, r"split 'test'.*missing: ant, cat, cow; extra: dog")
+
+
+def test_empty_folders(tmp_path: Path) -> None:
+    refused(tmp_path, "no images here")
+    (tmp_path / "cat").mkdir()
+    refused(tmp_path, "class folders without images: cat")
+    fill(tmp_path, "dog emu")
+    refused(tmp_path, "class folders without images: cat")
+    (tmp_path / "cat" / "0.txt").write_text("x", encoding="utf-8")
+    refused(tmp_path, "class folders without images: cat")
+
+
+def test_images_without_class_folders(tmp_path: Path) -> None:
+    write(tmp_path / "b.png")
+    write(tmp_path / "a.png")
+    refused(tmp_path, r"2 images lie directly in this folder.*one is a\.png(.|\n)*<class>")
+    fill(tmp_path / "data" / "train")
+    write(tmp_path / "data" / "test" / "7.png")
+    refused(tmp_path / "data", r"test: 1 images lie directly")
+
+
+def test_strays_beside_classes_are_told(tmp_path: Path) -> None:
+    fill(tmp_path / "train")
+    fill(tmp_path / "val")
+    write(tmp_path / "train" / "stray.png")
+    fill(tmp_path / "unlabelled", "x")
+    notes = opened(tmp_path).notes
+    assert "ignored 1 image(s) outside of the class folders, in train" in notes
+    assert "ignored 1 folder beside train: unlabelled" in notes
+
+
+def test_one_class_and_one_image(tmp_path: Path) -> None:
+    refused(fill(tmp_path, "cat"), r"only one class(.|\n)*cat")
+    write(tmp_path / "dog" / "0.png")
+    refused(tmp_path, "one image is too few.*dog")
+
+
+def test_split_names(tmp_path: Path) -> None:
+    fill(tmp_path / "a" / "val")
+    refused(tmp_path / "a", "none named train")
+    for name in ("train", "val", "valid"):
+        fill(tmp_path / "b" / name)
+    refused(tmp_path / "b", "two folders for one split: val and valid")
+    assert opened(fill(tmp_path / "c", "car plane train")).classes == ("car", "plane", "train")  # a class of vehicles

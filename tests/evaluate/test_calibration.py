@@ -1,0 +1,133 @@
+"""Calibration against slow loops, constructed cases and known temperatures. N samples, C classes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from vitral.errors import UserError
+from vitral.evaluate.calibration import (
+    expected_calibration_error,
+    fit_temperature,
+    negative_log_likelihood,
+    reliability_bins,
+    softmax,
+)
+
+
+def random_case(count: int = 500, classes: int = 7, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    return 3 * random.normal(size=(count, classes)), random.integers(0, classes, count)
+
+
+def slow_ece(probabilities_NC: np.ndarray, labels_N: np.ndarray, bins: int) -> float:
+    total = 0.0
+    for k in range(bins):
+        inside = [
+            (max(row), int(np.argmax(row) == label))
+            for row, label in zip(probabilities_NC.tolist(), labels_N, strict=True)
+            if k / bins < max(row) <= (k + 1) / bins
+        ]
+        if inside:
+            confidence, accuracy = np.mean(inside, axis=0)
+            total += len(inside) / len(labels_N) * abs(confidence - accuracy)
+    return total
+
+
+@pytest.mark.parametrize("bins", [1, 2, 10, 15, 100])
+def test_ece_equals_a_slow_loop(bins: int) -> None:
+    logits_NC, labels_N = random_case()
+    probabilities_NC = softmax(logits_NC)
+    found = expected_calibration_error(probabilities_NC, labels_N, bins)
+    assert found == pytest.approx(slow_ece(probabilities_NC, labels_N, bins), abs=1e-12)
+
+
+def test_bin_borders_belong_to_the_bin_below() -> None:
+    probabilities_NC = np.array([[k / 15, 1 - k / 15] for k in range(8, 16)])
+    counts = reliability_bins(probabilities_NC, np.zeros(8, int)).count_K
+    assert counts.tolist() == [0] * 7 + [1] * 8
+
+
+def test_calibrated_and_overconfident_models() -> None:
+    labels_N = np.array([0] * 80 + [1] * 20)
+    assert expected_calibration_error(np.tile([0.8, 0.2], (100, 1)), labels_N) == pytest.approx(0, abs=1e-12)
+    assert expected_calibration_error(np.tile([1.0, 0.0], (100, 1)), labels_N) == pytest.approx(0.2)
+    assert expected_calibration_error(np.tile([0.6, 0.4], (100, 1)), labels_N) == pytest.approx(0.2)
+
+
+def test_bins_hold_means_counts_and_nan_where_empty() -> None:
+    bins = reliability_bins([[0.9, 0.1], [0.7, 0.3], [0.2, 0.8], [0.0, 1.0]], [0, 1, 1, 1], bins=2)
+    assert bins.count_K.tolist() == [0, 4]
+    assert math.isnan(bins.confidence_K[0])
+    assert math.isnan(bins.accuracy_K[0])
+    assert bins.confidence_K[1] == pytest.approx((0.9 + 0.7 + 0.8 + 1.0) / 4)
+    assert bins.accuracy_K[1] == pytest.approx(0.75)
+
+
+def test_of_equal_probabilities_the_first_class_is_predicted() -> None:
+    even_NC = np.full((2, 4), 0.25)
+    assert reliability_bins(even_NC, [0, 3], bins=1).accuracy_K[0] == 0.5
+
+
+def test_softmax_is_exact_and_safe() -> None:
+    assert softmax([[0.0, math.log(3)]]) == pytest.approx(np.array([[0.25, 0.75]]))
+    assert softmax([[1e5, 0.0], [-1e5, 0.0]]).tolist() == [[1, 0], [0, 1]]
+    assert softmax(np.ones((1, 2), np.float32)).dtype == np.float64
+
+
+def test_likelihood_is_torchs_cross_entropy() -> None:
+    torch = pytest.importorskip("torch")
+    logits_NC, labels_N = random_case()
+    for temperature in (1.0, 2.5):
+        wanted = torch.nn.functional.cross_entropy(torch.tensor(logits_NC) / temperature, torch.tensor(labels_N))
+        found = negative_log_likelihood(logits_NC, labels_N, temperature)
+        assert found == pytest.approx(float(wanted), rel=1e-12)
+
+
+@pytest.mark.parametrize("factor", [0.2, 1.0, 3.0, 12.0])
+def test_temperature_of_logits_scaled_by_a_known_factor(factor: float) -> None:
+    logits_NC, _ = random_case(count=40_000, classes=5)
+    random = np.random.default_rng(1)
+    labels_N = (logits_NC + random.gumbel(size=logits_NC.shape)).argmax(axis=1)  # drawn from softmax(logits)
+    assert fit_temperature(factor * logits_NC, labels_N) == pytest.approx(factor, rel=0.02)
+
+
+def test_temperature_is_the_least_loss_on_a_grid_and_scales_exactly() -> None:
+    logits_NC, labels_N = random_case()
+    labels_N[:350] = logits_NC[:350].argmax(axis=1)
+    fitted = fit_temperature(logits_NC, labels_N)
+    grid = [negative_log_likelihood(logits_NC, labels_N, t) for t in np.geomspace(0.1, 90, 400)]
+    assert negative_log_likelihood(logits_NC, labels_N, fitted) <= min(grid) + 1e-9
+    assert fit_temperature(4 * logits_NC, labels_N) == pytest.approx(4 * fitted, rel=1e-4)
+
+
+def test_temperature_stays_bounded_and_is_one_without_a_mistake() -> None:
+    logits_NC, _ = random_case()
+    assert fit_temperature(logits_NC, logits_NC.argmax(axis=1)) == 1.0
+    assert fit_temperature(logits_NC, logits_NC.argmin(axis=1)) == pytest.approx(100, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "labels", "says"),
+    [
+        (np.zeros((0, 3)), np.zeros(0, int), "no samples"),
+        (np.ones((2, 1)), [0, 0, 0], "don't fit"),
+        ([[0.5, 0.5]], [2], "out of range"),
+        ([[0.5, 0.5]], [-1], "out of range"),
+        ([[0.5, 0.5]], [0.0], "class indices"),
+        ([[np.nan, 0.5]], [0], "finite"),
+        ([[3.0, -2.0]], [0], "aren't probabilities"),
+        ([[0.9, 0.9]], [0], "aren't probabilities"),
+    ],
+)
+def test_wrong_input_is_refused(probabilities: object, labels: object, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        expected_calibration_error(probabilities, labels)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
+def test_wrong_temperature_is_refused(temperature: float) -> None:
+    with pytest.raises(UserError, match="temperature"):
+        negative_log_likelihood([[1.0, 2.0]], [0], temperature)

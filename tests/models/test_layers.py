@@ -1,0 +1,196 @@
+"""Truths about the parts of a block. B batch, N tokens, D width, h heads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitral.models.layers import Attention, Block, Linear, Mlp, PatchEmbed, add_branch, draw_kept, kept_count, take
+from vitral.models.position import interpolate_positions
+
+
+def filled(module: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The module with every parameter drawn from N(0, 0.2)."""
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return module.to(dtype)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize(("patch", "size"), [(1, (3, 2)), (3, (9, 6)), (4, (8, 20))])
+def test_patch_embedding_is_a_convolution(channels: int, patch: int, size: tuple[int, int]) -> None:
+    embed = filled(PatchEmbed(channels, patch, 5), torch.float64)
+    assert isinstance(embed, PatchEmbed)
+    images = torch.rand(2, channels, *size, dtype=torch.float64)
+    wanted = F.conv2d(images, embed.proj.weight, embed.proj.bias, stride=patch).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(embed(images), wanted)
+    torch.testing.assert_close(embed(images.to(memory_format=torch.channels_last)), wanted)
+
+
+def by_hand(attention: Attention, x_BND: Tensor, bias_NN: Tensor) -> Tensor:
+    """Eq. 5-8, one head at a time."""
+    width = x_BND.shape[-1]
+    size = width // attention.heads
+    q, k, v = F.linear(x_BND, attention.qkv.weight, attention.qkv.bias).split(width, -1)
+    out: list[Tensor] = []
+    for start in range(0, width, size):
+        one = slice(start, start + size)
+        scores = torch.einsum("bqd,bkd->bqk", q[..., one], k[..., one]) / size**0.5 + bias_NN
+        out.append(scores.softmax(-1) @ v[..., one])
+    return F.linear(torch.cat(out, -1), attention.proj.weight, attention.proj.bias)
+
+
+@pytest.mark.parametrize("captured", [None, {}])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("queries", [None, 2])
+def test_attention_is_the_formula(
+    captured: dict[str, Tensor] | None, causal: bool, biased: bool, queries: int | None
+) -> None:
+    attention = filled(Attention(12, 3), torch.float64)
+    assert isinstance(attention, Attention)
+    x = torch.randn(2, 5, 12, dtype=torch.float64)
+    bias = torch.randn(5, 5, dtype=torch.float64) if biased else torch.zeros(5, 5, dtype=torch.float64)
+    later = torch.ones(5, 5, dtype=torch.bool).triu(1) if causal else torch.zeros(5, 5, dtype=torch.bool)
+    wanted = by_hand(attention, x, bias.masked_fill(later, float("-inf")))
+    given = bias[:queries] if biased else None
+    kept = None if captured is None else dict(captured)
+    torch.testing.assert_close(attention(x, given, causal, queries, kept), wanted[:, :queries])
+    if kept is not None:
+        assert set(kept) == {"attn.map", "attn.q", "attn.k"}
+        torch.testing.assert_close(kept["attn.map"].sum(-1), torch.ones_like(kept["attn.map"][..., 0]))
+
+
+def test_gradient_of_attention_reaches_the_map() -> None:
+    attention = filled(Attention(8, 2))
+    captured: dict[str, Tensor] = {}
+    out = attention(torch.randn(2, 3, 8), captured=captured)
+    (gradient,) = torch.autograd.grad(out.square().sum(), captured["attn.map"])
+    assert gradient.shape == (2, 2, 3, 3)
+    assert gradient.abs().min() > 0
+
+
+def test_dropout_stands_where_the_paper_has_it() -> None:
+    """After proj, fc1 (with its GELU) and fc2; never after qkv, never on attention weights."""
+    block = filled(Block(8, 2, 16, dropout=0.5))
+    assert isinstance(block, Block)
+    inputs: list[Tensor] = []
+    for module in block.modules():
+        if isinstance(module, nn.Dropout):
+            module.register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
+    outputs: dict[str, Tensor] = {}
+    for name, module in block.named_modules():
+        if isinstance(module, Linear | nn.GELU):
+            module.register_forward_hook(lambda _m, _args, out, name=name: outputs.update({name: out}))
+    x = torch.randn(2, 3, 8)
+    captured: dict[str, Tensor] = {}
+    block.train()(x, captured=captured)
+    wanted = [outputs["attn.proj"], outputs["mlp.act"], outputs["mlp.fc2"]]
+    assert len(inputs) == 3
+    assert all(torch.equal(got, want) for got, want in zip(inputs, wanted, strict=True))
+    torch.testing.assert_close(captured["attn.map"].sum(-1), torch.ones(2, 2, 3))
+    assert torch.equal(block.eval()(x), block(x))
+    with torch.no_grad():
+        off = Block(8, 2, 16, dropout=0.0)
+        off.load_state_dict(block.state_dict())
+        assert torch.equal(off.train()(x), block(x))
+
+
+@pytest.mark.parametrize(("gelu", "approximate"), [("exact", "none"), ("tanh", "tanh")])
+def test_mlp_is_the_formula(gelu: str, approximate: str) -> None:
+    mlp = filled(Mlp(6, 10, gelu=gelu))  # pyright: ignore[reportArgumentType]
+    assert isinstance(mlp, Mlp)
+    x = torch.randn(2, 3, 6)
+    hidden = F.gelu(x @ mlp.fc1.weight.T + mlp.fc1.bias, approximate=approximate)
+    torch.testing.assert_close(mlp(x), hidden @ mlp.fc2.weight.T + mlp.fc2.bias)
+
+
+def test_block_is_pre_norm() -> None:
+    block = filled(Block(8, 2, 16))
+    assert isinstance(block, Block)
+    x = torch.randn(2, 3, 8)
+    middle = x + block.attn(block.norm1(x))
+    torch.testing.assert_close(block(x), middle + block.mlp(block.norm2(middle)))
+    torch.testing.assert_close(block(x, queries=1), block(x)[:, :1])
+
+
+@pytest.mark.parametrize(
+    ("batch", "rate", "kept"), [(8, 0.25, 6), (10, 0.1, 9), (3, 0.9, 1), (1, 0.5, 1), (4, 0.05, 4), (5, 0.0, 5)]
+)
+def test_drop_path_keeps_an_exact_number(batch: int, rate: float, kept: int) -> None:
+    assert kept_count(batch, rate) == kept
+    x = torch.zeros(batch, 2, 3)
+    index = draw_kept(x, rate)
+    out = add_branch(x, torch.ones_like(take(x, index)), index)
+    assert take(x, index).shape[0] == kept
+    assert int((out[:, 0, 0] != 0).sum()) == kept
+    torch.testing.assert_close(out.mean(), torch.tensor(1.0))
+
+
+def test_drop_path_is_unbiased() -> None:
+    x, branch = torch.randn(6, 1, 2, dtype=torch.float64), torch.randn(6, 1, 2, dtype=torch.float64)
+    total = torch.zeros_like(x)
+    draws = 4000
+    for _ in range(draws):
+        index = draw_kept(x, 0.34)
+        assert index is not None
+        total += add_branch(x, take(branch, index), index)
+    # A kept share of 4/6 scaled by 6/4 has standard deviation sqrt(0.5) times the branch.
+    error = (total / draws - (x + branch)).abs() / branch.abs()
+    assert error.max() < 5 * 0.5**0.5 / draws**0.5
+
+
+def test_drop_path_in_a_block() -> None:
+    block = filled(Block(8, 2, 16, drop_path=0.5))
+    assert isinstance(block, Block)
+    x = torch.randn(6, 3, 8)
+    seen: list[int] = []
+    for part in (block.attn, block.mlp):
+        part.register_forward_pre_hook(lambda _module, args: seen.append(args[0].shape[0]))
+    block.eval()
+    whole = block(x)
+    torch.manual_seed(1)
+    out = block.train()(x)
+    assert seen == [6, 6, 3, 3]
+    assert not torch.equal(out, whole)
+    captured: dict[str, Tensor] = {}
+    torch.manual_seed(1)
+    torch.testing.assert_close(block(x, captured=captured), out)
+    assert captured["attn.map"].shape[0] == captured["attn"].shape[0] == 6
+    bias_B11N = torch.zeros(6, 1, 1, 3)
+    torch.manual_seed(1)
+    torch.testing.assert_close(block(x, bias_B11N), out)
+    block.drop_path = 0.0
+    torch.testing.assert_close(block(x), whole)
+
+
+def test_positions_at_the_same_grid_are_the_same_tensor() -> None:
+    table = torch.randn(1, 1 + 12, 4)
+    assert interpolate_positions(table, 1, (3, 4), (3, 4)) is table
+
+
+def test_positions_resample_places_only() -> None:
+    table = torch.randn(1, 2 + 12, 4, requires_grad=True)
+    other = interpolate_positions(table, 2, (3, 4), (5, 2))
+    assert other.shape == (1, 2 + 10, 4)
+    assert torch.equal(other[:, :2], table[:, :2])
+    (gradient,) = torch.autograd.grad(other.sum(), table)
+    assert gradient.ne(0).all()
+    flat = interpolate_positions(torch.full((1, 12, 4), 0.7), 0, (3, 4), (7, 9))
+    torch.testing.assert_close(flat, torch.full((1, 63, 4), 0.7))
+    assert interpolate_positions(table.bfloat16(), 2, (3, 4), (6, 8)).dtype == torch.bfloat16
+
+
+def test_positions_keep_rows_and_columns_apart() -> None:
+    """A ramp along the columns stays one on a wider grid, equal in all rows (away from the edges)."""
+    ramp = torch.arange(8.0).repeat(4).view(1, 32, 1)
+    wide = interpolate_positions(ramp, 0, (4, 8), (4, 16)).view(4, 16)
+    torch.testing.assert_close(wide, wide[:1].expand(4, 16))
+    torch.testing.assert_close(wide[0, 4:12], (torch.arange(4.0, 12.0) + 0.5) / 2 - 0.5)

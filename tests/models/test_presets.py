@@ -1,0 +1,152 @@
+"""Exact parameter counts of every preset, and what `resolve` refuses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from vitral.errors import UserError
+from vitral.models.create import build_model
+from vitral.models.presets import PRESETS, ModelConfig, count_parameters, list_models, resolve
+
+WITH_HEAD = {
+    "vit_micro_patch2_8": 202_698,
+    "vit_nano_patch4_32": 1_205_898,
+    "vit_nano_patch8_64": 1_224_330,
+    "vit_tiny_patch4_32": 5_362_762,
+    "vit_tiny_patch8_64": 5_390_410,
+    "vit_tiny_patch16_224": 5_717_416,
+    "vit_tiny_patch16_384": 5_790_376,
+    "vit_small_patch4_32": 21_342_346,
+    "vit_small_patch8_224": 22_055_272,
+    "vit_small_patch16_224": 22_050_664,
+    "vit_small_patch16_384": 22_196_584,
+    "vit_small_patch32_224": 22_878_952,
+    "vit_small_patch32_384": 22_915_432,
+    "vit_base_patch8_224": 86_576_872,
+    "vit_base_patch16_224": 86_567_656,
+    "vit_base_patch16_384": 86_859_496,
+    "vit_base_patch32_224": 88_224_232,
+    "vit_base_patch32_384": 88_297_192,
+    "vit_large_patch14_224": 304_203_752,
+    "vit_large_patch16_224": 304_326_632,
+    "vit_large_patch16_384": 304_715_752,
+    "vit_large_patch32_224": 306_535_400,
+    "vit_large_patch32_384": 306_632_680,
+    "vit_huge_patch14_224": 632_045_800,
+    "vit_giant_patch14_224": 1_012_611_432,
+    "vit_gigantic_patch14_224": 1_844_440_680,
+}
+
+# Without a head, as keras-hub's vit_presets.py states them for the paper's five models.
+PUBLISHED_BACKBONES = {
+    "vit_base_patch16_224": 85_798_656,
+    "vit_base_patch16_384": 86_090_496,
+    "vit_base_patch32_224": 87_455_232,
+    "vit_base_patch32_384": 87_528_192,
+    "vit_large_patch16_224": 303_301_632,
+    "vit_large_patch16_384": 303_690_752,
+    "vit_large_patch32_224": 305_510_400,
+    "vit_large_patch32_384": 305_607_680,
+    "vit_huge_patch14_224": 630_764_800,
+}
+
+VARIANTS: tuple[dict[str, Any], ...] = (
+    {"num_classes": 0},
+    {"head": "mlp", "num_classes": 7},
+    {"pool": "avg", "class_token": False, "in_channels": 1},
+    {"pool": "avg", "fc_norm": False, "image_size": (12, 20), "patch_size": 4},
+    {"fc_norm": True, "width": 12, "heads": 3, "depth": 1, "mlp_dim": 5, "in_channels": 4},
+)
+
+
+def built(config: ModelConfig) -> int:
+    """Parameters of the real module, without memory for them."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in build_model(config).parameters())
+
+
+def test_every_preset_has_a_row() -> None:
+    assert set(WITH_HEAD) == set(PRESETS)
+
+
+@pytest.mark.parametrize(("name", "count"), WITH_HEAD.items())
+def test_exact_count(name: str, count: int) -> None:
+    config = resolve(name)
+    assert count_parameters(config) == count
+    assert built(config) == count
+
+
+@pytest.mark.parametrize(("name", "count"), PUBLISHED_BACKBONES.items())
+def test_published_backbones(name: str, count: int) -> None:
+    assert count_parameters(resolve(name, num_classes=0)) == count
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_closed_form_is_the_module(options: dict[str, Any]) -> None:
+    config = resolve("vit_micro_patch2_8", **options)
+    assert count_parameters(config) == built(config)
+
+
+def test_options_reach_the_config() -> None:
+    config = resolve("vit_nano_patch4_32", image_size=48, patch_size=8, in_channels=2, num_classes=3)
+    assert config.image_size == (48, 48)
+    assert config.grid == (6, 6)
+    assert config.mean == config.std == (0.5, 0.5)
+    assert resolve("vit_base_patch16_224").num_classes == 1000
+    assert resolve("vit_nano_patch4_32").num_classes == 10
+    assert ModelConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_norm_place_follows_pooling() -> None:
+    assert not resolve("vit_micro_patch2_8").norm_after_pool
+    assert resolve("vit_micro_patch2_8", pool="avg").norm_after_pool
+    assert not resolve("vit_micro_patch2_8", pool="avg", fc_norm=False).norm_after_pool
+    assert resolve("vit_micro_patch2_8", fc_norm=True).norm_after_pool
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"image_size": 9}, "9 x 9 is no multiple of patch_size 2; nearest: 8 x 8"),
+        ({"image_size": (8, 0)}, "8 x 0 is no multiple"),
+        ({"heads": 5}, "width 64 cannot be split evenly among 5 heads"),
+        ({"mean": [0.5, 0.5]}, "mean has 2 values for 3 channels"),
+        ({"std": [0.5, 0.5, 0.0]}, "positive in every channel"),
+        ({"class_token": False}, "pool=cls needs class_token=true"),
+        ({"head": "mlp", "num_classes": 0}, "head=mlp needs num_classes above 0"),
+        ({"droput": 0.1}, "did you mean 'dropout'"),
+        ({"pool": "average"}, "'cls' or 'avg'"),
+        ({"in_channels": 5}, "less than or equal to 4"),
+        ({"depth": "4"}, "valid integer"),
+        ({"drop_path": 1.0}, "less than 1"),
+        ({"num_classes": True}, "valid integer"),
+        ({"mean": [float("nan")] * 3}, "finite number"),
+    ],
+)
+def test_refusals(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(UserError, match="vit_micro_patch2_8") as caught:
+        resolve("vit_micro_patch2_8", **options)
+    assert text in str(caught.value)
+
+
+def test_unknown_name_names_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"unknown model[\s\S]*'vit_base_patch16_224'"):
+        resolve("vit_base_patch16-224")
+
+
+def test_list_models() -> None:
+    assert list_models() == list(PRESETS)
+    assert list_models("*huge*") == ["vit_huge_patch14_224"]
+    assert list_models("resnet*") == []
+
+
+def test_presets_do_not_import_torch() -> None:
+    code = "import sys, vitral.models.presets; sys.exit('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0

@@ -1,0 +1,108 @@
+"""The same logits as timm and transformers, with random weights copied over."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vitral.models.create import create_model
+from vitral.models.vit import VisionTransformer
+
+pytestmark = pytest.mark.oracle
+
+CASES: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
+    ("vit_tiny_patch16_224", {}, {}),
+    ("vit_tiny_patch16_224", {"pool": "avg"}, {"global_pool": "avg"}),
+    (
+        "vit_tiny_patch16_224",
+        {"pool": "avg", "class_token": False, "fc_norm": False},
+        {"global_pool": "avg", "class_token": False, "fc_norm": False},
+    ),
+    ("vit_tiny_patch16_384", {"in_channels": 1}, {"in_chans": 1}),
+    ("vit_small_patch32_224", {}, {}),
+    ("vit_small_patch32_224", {"pool": "avg"}, {"global_pool": "avg"}),
+    ("vit_base_patch16_224", {}, {}),
+    ("vit_base_patch32_224", {"pool": "avg"}, {"global_pool": "avg"}),
+)
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """In eval mode; every layer keeps the size of what passes it, and what starts at zero or one is disturbed."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn_like(parameter) * (0.02 if parameter.dim() == 1 else parameter[0].numel() ** -0.5)
+            parameter.copy_(1 + noise if "norm" in name and name.endswith("weight") else noise)
+    return model.eval()
+
+
+@pytest.mark.parametrize(("name", "ours", "theirs"), CASES)
+def test_logits_equal_timm(timm: ModuleType, name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    other = randomised(timm.create_model(name, num_classes=10, **theirs))
+    model = create_model(name, num_classes=10, **ours).eval()
+    model.load_state_dict(other.state_dict())
+    x = torch.rand(2, model.config.in_channels, *model.config.image_size)
+    with torch.no_grad():
+        wanted: Tensor = other((x - 0.5) / 0.5)
+        torch.testing.assert_close(model(x), wanted, rtol=0, atol=1e-5)
+        features: Tensor = other.forward_features((x - 0.5) / 0.5)  # pyright: ignore[reportCallIssue]
+        out = model.encode(x)
+    torch.testing.assert_close(out.patches_BND, features[:, model.prefix_tokens :], rtol=0, atol=2e-5)
+
+
+def copied_from_transformers(model: VisionTransformer, other: nn.Module) -> None:
+    """Fill our tiny model from a transformers ViTForImageClassification, by its parameter names."""
+    state = {name.removeprefix("vit."): value for name, value in other.state_dict().items()}
+    mapped = {
+        "cls_token": state["embeddings.cls_token"],
+        "pos_embed": state["embeddings.position_embeddings"],
+        "patch_embed.proj.weight": state["embeddings.patch_embeddings.projection.weight"],
+        "patch_embed.proj.bias": state["embeddings.patch_embeddings.projection.bias"],
+    }
+    for end in ("weight", "bias"):
+        mapped |= {f"norm.{end}": state[f"layernorm.{end}"], f"head.{end}": state[f"classifier.{end}"]}
+    names = {
+        "norm1": ("layernorm_before",),
+        "norm2": ("layernorm_after",),
+        "attn.proj": ("attention.o_proj", "attention.output.dense"),
+        "mlp.fc1": ("mlp.fc1", "intermediate.dense"),
+        "mlp.fc2": ("mlp.fc2", "output.dense"),
+    }
+    for i in range(model.config.depth):
+        old = next(base for base in (f"layers.{i}.", f"encoder.layer.{i}.") if f"{base}layernorm_before.bias" in state)
+        parts = ("q_proj", "k_proj", "v_proj")
+        if f"{old}attention.q_proj.bias" not in state:
+            parts = tuple(f"attention.{part}" for part in ("query", "key", "value"))
+        for end in ("weight", "bias"):
+            packed = [state[f"{old}attention.{part}.{end}"] for part in parts]
+            mapped[f"blocks.{i}.attn.qkv.{end}"] = torch.cat(packed)
+            for new, candidates in names.items():
+                found = next(f"{old}{name}.{end}" for name in candidates if f"{old}{name}.{end}" in state)
+                mapped[f"blocks.{i}.{new}.{end}"] = state[found]
+    model.load_state_dict(mapped)
+
+
+def test_logits_and_attention_equal_transformers(transformers: ModuleType) -> None:
+    model = create_model("vit_tiny_patch16_224", num_classes=10).eval()
+    c = model.config
+    config = transformers.ViTConfig(
+        hidden_size=c.width,
+        num_hidden_layers=c.depth,
+        num_attention_heads=c.heads,
+        intermediate_size=c.mlp_dim,
+        layer_norm_eps=c.norm_eps,
+        num_labels=10,
+        attn_implementation="eager",
+    )
+    other = randomised(transformers.ViTForImageClassification(config))
+    copied_from_transformers(model, other)
+    x = torch.rand(2, 3, 224, 224)
+    with torch.no_grad():
+        wanted = other(pixel_values=(x - 0.5) / 0.5, output_attentions=True)
+        torch.testing.assert_close(model(x), wanted.logits, rtol=0, atol=1e-5)
+        out = model.encode(x, capture=("blocks.7.attn.map",))
+    torch.testing.assert_close(out.captured["blocks.7.attn.map"], wanted.attentions[7], rtol=0, atol=1e-5)

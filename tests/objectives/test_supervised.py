@@ -1,0 +1,84 @@
+"""Losses against torch's own, closed forms, and micro-batches against the whole batch."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vitral.models.create import create_model
+from vitral.objectives.config import SupervisedConfig
+from vitral.objectives.losses import cross_entropy, soft_targets
+from vitral.objectives.supervised import Supervised
+from vitral.structs import Batch, View
+
+
+def batch(size: int = 12) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(size, 3, 8, 8, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 10, (size,), generator=generator)
+    return Batch((View(images, torch.eye(3).expand(size, 3, 3)),), {"label": labels}, torch.arange(size))
+
+
+def objective(**keys: float) -> Supervised:
+    torch.manual_seed(0)
+    made = Supervised(lambda: create_model("vit_micro_patch2_8").double(), SupervisedConfig(**keys), 100)  # type: ignore[arg-type]
+    torch.nn.init.normal_(made.model.get_parameter("head.weight"))
+    return made
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cross_entropy_equals_torchs(smoothing: float, dtype: torch.dtype) -> None:
+    logits, labels = torch.randn(31, 7, dtype=dtype) * 5, torch.randint(0, 7, (31,))
+    found = cross_entropy(logits, soft_targets({"label": labels}, 7, smoothing))
+    torch.testing.assert_close(found, F.cross_entropy(logits, labels, label_smoothing=smoothing), rtol=1e-6, atol=1e-6)
+
+
+def test_mixed_labels_are_the_weighted_sum_of_both_losses() -> None:
+    logits, labels, partners, weight = (
+        torch.randn(9, 5),
+        torch.randint(0, 5, (9,)),
+        torch.randint(0, 5, (9,)),
+        torch.rand(9),
+    )
+    target = soft_targets({"label": labels, "partner": partners, "weight": weight}, 5, 0.1)
+    torch.testing.assert_close(target.sum(1), torch.ones(9))
+    parts = [F.cross_entropy(logits, y, label_smoothing=0.1, reduction="none") for y in (labels, partners)]
+    torch.testing.assert_close(cross_entropy(logits, target), (weight * parts[0] + (1 - weight) * parts[1]).mean())
+
+
+def test_the_loss_is_computed_in_float32_whatever_the_logits_are() -> None:
+    logits = torch.tensor([[300.0, 0.0]], dtype=torch.bfloat16)
+    loss = cross_entropy(logits, soft_targets({"label": torch.tensor([1])}, 2, 0.0))
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(300, rel=0.01)
+
+
+def test_an_untrained_model_has_the_loss_of_guessing() -> None:
+    made = Supervised(lambda: create_model("vit_micro_patch2_8").double(), SupervisedConfig(), 100)
+    assert made(batch(), 0).loss.item() == pytest.approx(math.log(10)), "the head starts at zero"
+
+
+def test_in_the_first_steps_only_the_head_learns() -> None:
+    made = objective(head_first=0.3)
+    for step, frozen in ((0, True), (29, True), (30, False)):
+        made.zero_grad()
+        made(batch(), step).loss.backward()
+        moved = {name for name, parameter in made.model.named_parameters() if parameter.grad is not None}
+        assert (moved == {"head.weight", "head.bias"}) == frozen, step
+
+
+def test_the_frozen_phase_computes_the_same_loss() -> None:
+    assert objective(head_first=1.0)(batch(), 0).loss.item() == pytest.approx(
+        objective()(batch(), 0).loss.item(), abs=1e-12
+    )
+
+
+def test_train_top1_counts_right_answers() -> None:
+    made = objective()
+    logits = made.model(batch().views[0].images_BCHW)
+    share = (logits.argmax(1) == batch().targets["label"]).float().mean()
+    assert made(batch(), 0).metrics["train_top1"] == share

@@ -1,0 +1,266 @@
+"""Whole runs: what they leave, that they repeat, stop, go on and are refused as promised."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import vitral
+from vitral.config import load_yaml
+from vitral.data.loader import TrainLoader
+from vitral.errors import Interrupted, RunFailed, UserError
+from vitral.run.config import RunConfig, load_config, recipes
+from vitral.run.train import run
+from vitral.structs import Batch
+from vitral.weights.tensors import load_tensors
+
+QUICK: dict[str, Any] = {
+    "train.steps": 9, "train.eval_every": 0.2, "train.log_every": 1, "train.ema": 0.9, "model.dropout": 0.1,
+    "model.drop_path": 0.2, "augment.mixup": 0.2, "report": False,
+}  # fmt: skip
+
+
+def quick(out: str, **more: Any) -> dict[str, Any]:
+    keys = {key.replace("__", "."): value for key, value in more.items()}
+    return run(load_config("digits", {**QUICK, "out": out, **keys}))
+
+
+def weights(out: str) -> Mapping[str, torch.Tensor]:
+    return load_tensors(Path(out) / "model" / "model.safetensors")[0]
+
+
+def assert_same_run(one: str, other: str) -> None:
+    """Bit-equal weights, averages, optimizer and history."""
+    for name in ("checkpoints/last.safetensors", "checkpoints/best.safetensors", "model/model.safetensors"):
+        mine, theirs = (load_tensors(Path(out) / name)[0] for out in (one, other))
+        assert mine.keys() == theirs.keys()
+        for key in mine:
+            assert torch.equal(mine[key], theirs[key]), (name, key)
+    rows = [[strip(row) for row in history(out)] for out in (one, other)]
+    assert rows[0] == rows[1]
+
+
+def strip(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != "images_per_second"}
+
+
+def history(out: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, signum: int) -> None:
+    """The signal arrives while the batch of this step is made."""
+    make = TrainLoader.batch
+
+    def batch(self: TrainLoader, at: int) -> Batch:
+        if at == step:
+            os.kill(os.getpid(), signum)
+        return make(self, at)
+
+    monkeypatch.setattr(TrainLoader, "batch", batch)
+
+
+def test_what_a_run_leaves() -> None:
+    summary = run(load_config("digits", {"train.steps": 25, "train.eval_every": 0.5, "out": "a"}))
+    names = {entry.name for entry in Path("a").iterdir()}
+    assert names == {
+        "config.yaml", "env.json", "train.log", "metrics.jsonl", "metrics.csv", "summary.json", "checkpoints", "model",
+        "predictions.csv", "report.html",
+    }  # fmt: skip
+    assert json.loads(Path("a/summary.json").read_text(encoding="utf-8")) == summary
+    assert {
+        "split",
+        "top1",
+        "top1_interval",
+        "count",
+        "ece",
+        "train_seconds",
+        "steps",
+        "seed",
+        "recipe",
+    } <= summary.keys()
+    assert (summary["split"], summary["count"], summary["recipe"], summary["steps"]) == ("test", 360, "digits", 25)
+    with Path("a/predictions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 360
+    assert sum(row["correct"] == "true" for row in rows) == round(summary["top1"] * 360)
+    assert {entry.name for entry in Path("a/model").iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    validations = [row for row in history("a") if "val_top1" in row]
+    best = max(validations, key=lambda row: (row["val_top1"], -row["val_loss"]))
+    assert (summary["best_step"], summary["val_top1"]) == (best["step"], best["val_top1"])
+    with Path("a/metrics.csv").open(encoding="utf-8", newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(history("a"))
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others() -> None:
+    for out, seed in (("a", 0), ("b", 0), ("c", 1)):
+        quick(out, seed=seed)
+    assert_same_run("a", "b")
+    assert not torch.equal(weights("a")["pos_embed"], weights("c")["pos_embed"])
+
+
+def test_a_run_leaves_the_callers_random_state_alone() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    quick("a", train__steps=1)
+    assert torch.equal(torch.rand(2), expected)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_goes_on_to_the_same_bits(monkeypatch: pytest.MonkeyPatch, signum: int, code: int) -> None:
+    more = {"train__micro_batch": 24, "train__batch_size": 100}
+    quick("whole", **more)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 4, signum)
+        with pytest.raises(Interrupted) as caught:
+            quick("parts", **more)
+    assert caught.value.exit_code == code
+    assert "vitral train parts/config.yaml out=parts resume=true" in str(caught.value)
+    assert not Path("parts/model").exists()
+    run(load_config("parts/config.yaml", {"out": "parts", "resume": True}))
+    assert_same_run("whole", "parts")
+
+
+def test_a_run_killed_between_checkpoints_goes_on_from_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick("whole")
+    make = TrainLoader.batch
+
+    def batch(self: TrainLoader, at: int) -> Batch:
+        if at == 4:
+            raise RuntimeError("power cut")
+        return make(self, at)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainLoader, "batch", batch)
+        with pytest.raises(RuntimeError, match="power cut"):
+            quick("parts", train__save_seconds=0.0)
+    assert history("parts")[-1]["step"] == 4
+    run(load_config("parts/config.yaml", {"out": "parts", "resume": True}))
+    assert_same_run("whole", "parts")
+
+
+def test_a_finished_run_resumed_changes_nothing() -> None:
+    first = quick("a")
+    before = Path("a/model/model.safetensors").read_bytes()
+    again = run(load_config("a/config.yaml", {"out": "a", "resume": True}))
+    assert Path("a/model/model.safetensors").read_bytes() == before
+    assert again == first
+
+
+def test_resume_without_a_checkpoint_starts_anew_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    quick("a", resume=True, train__steps=1)
+    assert "nothing to resume in a: the run starts anew" in Path("a/train.log").read_text(encoding="utf-8")
+
+
+def test_resume_of_another_configuration_is_refused_by_key() -> None:
+    quick("a", train__steps=2)
+    with pytest.raises(UserError, match=r"(?s)configured otherwise.*optim\.lr, train\.steps"):
+        quick("a", resume=True, optim__lr=0.1, train__steps=3)
+
+
+def test_config_yaml_replays_the_run() -> None:
+    quick("a")
+    assert "auto" not in {str(value) for value in load_yaml(Path("a/config.yaml"))["data"].values()}
+    run(load_config("a/config.yaml", {"out": "b"}))
+    assert_same_run("a", "b")
+
+
+def test_a_non_empty_folder_is_refused_and_overwritten_only_in_our_own_files() -> None:
+    Path("a/checkpoints").mkdir(parents=True)
+    Path("a/checkpoints/old").touch()
+    Path("a/thesis.tex").write_text("keep me", encoding="utf-8")
+    with pytest.raises(UserError, match="not empty"):
+        quick("a")
+    quick("a", overwrite=True, train__steps=1)
+    assert Path("a/thesis.tex").read_text(encoding="utf-8") == "keep me"
+    assert not Path("a/checkpoints/old").exists()
+
+
+@pytest.mark.parametrize("out", ["/proc/nothing/run", "/dev/null/run"])
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_computed(
+    out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitral.run.train.prepare", lambda *_: pytest.fail("computed"))
+    with pytest.raises(UserError, match="out"):
+        quick(out)
+
+
+def test_a_read_only_folder_is_refused() -> None:
+    Path("a").mkdir()
+    Path("a").chmod(0o555)
+    if os.access("a", os.W_OK):
+        pytest.skip("this user may write everywhere")
+    with pytest.raises(UserError, match="cannot be written"):
+        quick("a/run")
+
+
+def test_early_stopping_counts_validations_without_a_better_one() -> None:
+    summary = quick("a", optim__lr=1e-30, train__ema=None, train__steps=40, train__patience=3)
+    assert summary["steps"] == 17, "the weights stay as they are: validations 2 to 4 are no better than the first"
+    assert "stopped early" in Path("a/train.log").read_text(encoding="utf-8")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = TrainLoader.batch
+    monkeypatch.setattr(TrainLoader, "batch", lambda self, at: poisoned(make(self, at), at == 3))
+    with pytest.raises(RunFailed, match="nan at step 4"):
+        quick("a")
+
+
+def poisoned(batch: Batch, now: bool) -> Batch:
+    view = batch.views[0]
+    return batch._replace(views=(view._replace(images_BCHW=view.images_BCHW * float("nan")),)) if now else batch
+
+
+def test_accumulated_micro_batches_equal_the_whole_batch() -> None:
+    exact = {"model__dropout": 0.0, "model__drop_path": 0.0, "train__batch_size": 100, "train__steps": 4}
+    quick("whole", **exact)
+    quick("parts", **exact, train__micro_batch=24)
+    for key, tensor in weights("whole").items():
+        torch.testing.assert_close(weights("parts")[key], tensor, atol=2e-5, rtol=0)
+
+
+def test_bfloat16_trains_and_differs() -> None:
+    quick("a", train__steps=3)
+    quick("b", train__steps=3, precision="bfloat16")
+    assert {row["loss"] for row in history("a") if "loss" in row} != {
+        row["loss"] for row in history("b") if "loss" in row
+    }
+    assert all(tensor.dtype == torch.float32 for tensor in weights("b").values())
+
+
+def test_the_python_function_takes_dotted_and_plain_keys() -> None:
+    summary = vitral.train("digits", {"train.steps": 2, "report": False}, out="a", seed=5)
+    assert (summary["seed"], summary["steps"]) == (5, 2)
+    assert vitral.load("a").classes == tuple("0123456789")
+
+
+@pytest.mark.parametrize("name", sorted(recipes()))
+def test_every_recipe_is_a_valid_configuration_with_a_head(name: str) -> None:
+    overrides = {"init": "vitral-digits"} if name == "finetune" else {}
+    assert load_config(name, overrides).recipe == name
+    text = recipes()[name].read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    assert f"#   vitral train {name}" in text
+
+
+def test_without_a_recipe_the_data_decide() -> None:
+    assert load_config(None, {}).recipe == "digits"
+    assert load_config(None, {"data": "photos"}).recipe == "small"
+    assert load_config("cifar10_tiny", {"data": "x"}).data.source == "auto"
+    assert load_config("cifar10_tiny", {"data": "x", "data.source": "folder"}).data.source == "folder"
+
+
+def test_an_optimizer_without_clipping_and_with_momentum_runs() -> None:
+    config = load_config("digits", {**QUICK, "out": "a", "optim.name": "sgd", "optim.clip": None, "train.steps": 2})
+    assert isinstance(config, RunConfig)
+    assert run(config)["steps"] == 2

@@ -1,0 +1,121 @@
+"""The rules of the house that no linter knows: docs/architecture.md says why they are rules."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "vitral"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+OURS = SOURCES + sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "benchmarks").rglob("*.py"))
+
+MAX_FILE, MAX_FUNCTION = 500, 60  # lines
+NEVER_IMPORTED = {"torchvision", "timm", "transformers"}
+
+# Help, recipes and config errors must answer at once; importing torch takes 1.5 s on two cores. All commands and config
+# modules are held to it, and these:
+LIGHT = ("errors", "version", "structs", "config", "models.presets", "run", "run.options")
+HEAVY = ("torch", "sklearn", "scipy", "matplotlib")
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def _imports(tree: ast.AST) -> Iterator[tuple[int, str, tuple[str, ...]]]:
+    """Line, module and imported names of every import statement. A relative import shows as "."."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name, ()) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." if node.level else node.module or ""
+            yield node.lineno, module, tuple(alias.name for alias in node.names)
+
+
+def _is_room(name: str) -> bool:
+    return (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file()
+
+
+def test_there_is_code_to_look_at():
+    assert len(SOURCES) > 10
+
+
+def test_import_contract():
+    from importlinter.cli import lint_imports
+
+    assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True, no_logo=True) == 0
+
+
+def test_modules_say_what_they_are_for():
+    silent = [_name(path) for path in SOURCES if not ast.get_docstring(_tree(path))]
+    assert not silent, "\n".join(silent)
+
+
+def test_files_are_short():
+    lengths = {_name(path): len(path.read_text(encoding="utf-8").splitlines()) for path in OURS}
+    long = [f"{name} has {lines} lines" for name, lines in lengths.items() if lines > MAX_FILE]
+    assert not long, "which concept is missing?\n" + "\n".join(long)
+
+
+def test_functions_are_short():
+    long: list[str] = []
+    for path in SOURCES:
+        for node in ast.walk(_tree(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if lines > MAX_FUNCTION:
+                    long.append(f"{_name(path)}:{node.lineno}: {node.name} has {lines} lines")
+    assert not long, "which concept is missing?\n" + "\n".join(long)
+
+
+def test_nothing_is_put_off():
+    marks = "|".join(("TO" + "DO", "FIX" + "ME", "XX" + "X"))
+    texts = {_name(path): path.read_text(encoding="utf-8") for path in OURS}
+    found = [f"{name}: {line}" for name, text in texts.items() for line in re.findall(rf"\b(?:{marks})\b.*", text)]
+    assert not found, "\n".join(found)
+
+
+def test_imports_are_whole_and_direct():
+    """The public names in `vitral/__init__.py` are for users: one import of them inside ties everything in a knot."""
+    wrong: list[str] = []
+    for path in SOURCES:
+        for line, module, names in _imports(_tree(path)):
+            where = f"{_name(path)}:{line}"
+            if module == ".":
+                wrong.append(f"{where}: a relative import")
+            elif module.split(".")[0] in NEVER_IMPORTED:
+                wrong.append(f"{where}: {module} is for tests only, never a dependency")
+            elif module == "vitral" and not (names and all(map(_is_room, names))):
+                wrong.append(f"{where}: imports the package itself")
+    assert not wrong, "\n".join(wrong)
+
+
+def _light_modules() -> list[str]:
+    paths = [*PACKAGE.glob("*/config.py"), *PACKAGE.glob("cli/[!_]*.py")]
+    return sorted({*LIGHT, *(".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in paths)})
+
+
+@pytest.mark.parametrize("module", _light_modules())
+def test_light_module_imports_nothing_heavy(module: str):
+    code = (
+        "import sys\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.split('.')[0] in {HEAVY!r}:\n"
+        "            raise RuntimeError(f'{name} is imported at import time')\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+        f"import vitral.{module}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,165 @@
+"""Configuration: what is typed is what is meant, or an error that says where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import Field
+
+from vitral.config import (
+    Config,
+    Floats,
+    Pair,
+    build,
+    describe,
+    dump_yaml,
+    flatten,
+    help_text,
+    load_yaml,
+    parse_yaml,
+    split_words,
+    with_overrides,
+)  # fmt: skip
+from vitral.errors import UserError
+
+
+class Inner(Config):
+    rate: float = Field(default=1e-3, gt=0, description="a rate")
+    name: Literal["adamw", "sgd"] = "adamw"
+    mean: Floats | Literal["auto"] = "auto"
+
+
+class Outer(Config):
+    inner: Inner = Inner()
+    out: str | None = None
+    size: Annotated[int, Field(ge=1)] | Pair | None = None
+    steps: int = 3
+    on: bool = False
+
+
+def made(**pairs: str) -> Outer:
+    return build(Outer, with_overrides(Outer, {}, {key.replace("__", "."): value for key, value in pairs.items()}))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001), ("1E5", 1e5), ("-.5", -0.5), ("3.", 3.0), ("010", "010"), ("08", "08"), ("no", "no"),
+        ("on", "on"), ("Yes", "Yes"),
+        ("true", True), ("null", None), ("~", None), ("", None), ("12", 12), ("-7", -7), ("1:30", "1:30"),
+        ("2026-01-01", "2026-01-01"),
+        ("[1, 2]", [1, 2]), ("0x10", "0x10"), ("1.2.3", "1.2.3"),
+    ],
+)  # fmt: skip
+def test_scalars_are_read_as_people_mean_them(text: str, value: object) -> None:
+    found = parse_yaml(text)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_a_duplicate_key_is_an_error_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("optim:\n  lr: 1\n  lr: 2\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"a\.yaml:3: .*'lr' stands here twice"):
+        load_yaml(path)
+
+
+@pytest.mark.parametrize("text", ["- 1\n- 2\n", "just words", "1: 2"])
+def test_only_a_mapping_of_names_is_a_configuration(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="mapping"):
+        load_yaml(path)
+
+
+def test_bad_yaml_and_bad_bytes_name_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("a: [1,\nb: 2", encoding="utf-8")
+    with pytest.raises(UserError, match=r"a\.yaml:2"):
+        load_yaml(path)
+    path.write_bytes(b"name: caf\xe9")
+    with pytest.raises(UserError, match="not UTF-8"):
+        load_yaml(path)
+    path.write_bytes(b"\xef\xbb\xbfname: 3")
+    assert load_yaml(path) == {"name": 3}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ({"inner__rate": "-1"}, "inner.rate: wrong value\n  got:    -1\n  wanted: greater than 0"),
+        ({"inner__rate": ".nan"}, "finite"),
+        ({"inner__rate": "nan"}, "number"),
+        ({"inner__rate": "fast"}, "number"),
+        ({"inner__name": "adam"}, "did you mean 'adamw'"),
+        ({"innr__rate": "1"}, "did you mean 'inner.rate'"),
+        ({"rate": "1"}, "did you mean 'inner.rate'"),
+        ({"inner__ratee": "1"}, "inner.ratee: unknown key"),
+        ({"steps": "2.5"}, "steps"),
+        ({"steps": "true"}, "steps"),
+        ({"on": "yes"}, "on: wrong value"),
+        ({"size": "[1]"}, "size"),
+        ({"size": "-4"}, "size"),
+        ({"inner": "3"}, "inner"),
+    ],
+)
+def test_wrong_words_are_refused_with_the_key_named(pairs: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        made(**pairs)
+    assert message in str(caught.value)
+    assert "pydantic" not in str(caught.value)
+
+
+def test_every_wrong_key_is_named_at_once() -> None:
+    with pytest.raises(UserError, match=r"(?s)inner\.rate.*steps"):
+        made(inner__rate="-1", steps="x")
+
+
+def test_text_stays_text_where_text_is_wanted() -> None:
+    assert made(out="010").out == "010"
+    assert made(out="1e3").out == "1e3"
+    assert made(out="null").out is None
+    assert made(inner__mean="[0.5, 1]").inner.mean == (0.5, 1.0)
+    assert made(size="[8, 16]").size == (8, 16)
+    assert made(size="none").size is None
+
+
+def test_a_group_of_keys_is_no_value_and_a_value_no_group() -> None:
+    with pytest.raises(UserError, match="holds a value"):
+        with_overrides(Outer, {"inner": 3}, {"inner.rate": "1"})
+
+
+def test_overrides_leave_the_given_tree_alone() -> None:
+    tree = {"inner": {"rate": 1.0}}
+    assert with_overrides(Outer, tree, {"inner.rate": "2"}) == {"inner": {"rate": 2}}
+    assert tree == {"inner": {"rate": 1.0}}
+
+
+def test_words_and_pairs() -> None:
+    assert split_words(["digits", "a.b=1=2", "x/y=z"]) == (["digits", "x/y=z"], {"a.b": "1=2"})
+    with pytest.raises(UserError, match="twice"):
+        split_words(["a=1", "a=2"])
+
+
+def test_what_is_dumped_is_read_back_the_same(tmp_path: Path) -> None:
+    tree = {"a": {"rate": 1e-05, "name": "no", "text": "1e3", "on": True, "many": [1, 2.5]}, "größe": None}
+    path = tmp_path / "a.yaml"
+    path.write_text(dump_yaml(tree), encoding="utf-8")
+    assert load_yaml(path) == tree
+
+
+def test_help_names_every_key_with_default_and_meaning() -> None:
+    assert [key.name for key in describe(Outer)] == [
+        "inner.rate", "inner.name", "inner.mean", "out", "size", "steps", "on",
+    ]  # fmt: skip
+    text = help_text(Outer, {"inner.rate": 0.5})
+    assert "inner.rate" in text
+    assert "0.5" in text
+    assert "a rate" in text
+    assert "adamw|sgd" in text
+
+
+def test_flatten() -> None:
+    assert flatten({"a": {"b": {"c": 1}}, "d": [1]}) == {"a.b.c": 1, "d": [1]}

@@ -1,0 +1,114 @@
+"""Saving and restoring a run's moving parts; what a failed save leaves."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from vitral.errors import UserError
+from vitral.models.create import create_model
+from vitral.optim.config import OptimConfig
+from vitral.optim.ema import WeightEMA
+from vitral.optim.optimizer import make_optimizer
+from vitral.training.state import Progress, TrainState
+from vitral.weights.tensors import load_tensors, save_tensors
+
+
+def state(name: str = "adamw", width: int = 64) -> TrainState:
+    model = create_model("vit_micro_patch2_8", width=width)
+    optimizer = make_optimizer(model, OptimConfig(name=name))  # type: ignore[arg-type]
+    return TrainState(
+        model, optimizer, WeightEMA(model, create_model("vit_micro_patch2_8", width=width), 0.9), Progress()
+    )
+
+
+def advance(one: TrainState, steps: int) -> None:
+    for _ in range(steps):
+        one.objective(torch.rand(4, 3, 8, 8)).square().sum().add(
+            sum(p.sum() for p in one.objective.parameters())
+        ).backward()
+        one.optimizer.step()
+        one.optimizer.zero_grad()
+        assert one.ema is not None
+        one.ema.update()
+        one.progress.step += 1
+
+
+@contextmanager
+def disk_full_beyond(size: int) -> Generator[None]:
+    """Writing a file past `size` bytes fails half-way, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_restored_run_goes_on_bit_for_bit(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    whole = state(name)
+    advance(whole, 3)
+    whole.progress.best_top1, whole.progress.stale = 0.5, 2
+    whole.save(tmp_path / "last.safetensors")
+    advance(whole, 3)
+    torch.manual_seed(99)
+    other = state(name)
+    other.load(tmp_path / "last.safetensors")
+    assert (other.progress.step, other.progress.best_top1, other.progress.stale) == (3, 0.5, 2)
+    advance(other, 3)
+    for key, tensor in whole.objective.state_dict().items():
+        assert torch.equal(tensor, other.objective.state_dict()[key]), key
+    assert whole.ema is not None
+    assert other.ema is not None
+    for key, tensor in whole.ema.average.state_dict().items():
+        assert torch.equal(tensor, other.ema.average.state_dict()[key]), key
+
+
+def test_another_architectures_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
+    state().save(tmp_path / "last.safetensors")
+    with pytest.raises(UserError, match=r"(?s)another architecture.*cls_token"):
+        state(width=32).load(tmp_path / "last.safetensors")
+    save_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(1)})
+    with pytest.raises(UserError, match="not a checkpoint"):
+        state().load(tmp_path / "other.safetensors")
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "last.safetensors"
+    state().save(path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="not readable as safetensors"):
+        state().load(path)
+
+
+def test_a_full_disk_leaves_the_previous_file_whole(tmp_path: Path) -> None:
+    path = tmp_path / "last.safetensors"
+    one = state()
+    one.save(path)
+    before = path.read_bytes()
+    advance(one, 1)
+    with disk_full_beyond(100_000), pytest.raises(OSError, match=r"last\.safetensors could not be written"):
+        one.save(path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last.safetensors"], "nothing half-written is left"
+    state().load(path)
+
+
+def test_threads_and_random_state_come_back(tmp_path: Path) -> None:
+    path, threads = tmp_path / "last.safetensors", torch.get_num_threads()
+    torch.manual_seed(5)
+    one = state()
+    one.save(path)
+    expected = torch.rand(3)
+    torch.rand(100)
+    one.load(path)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.get_num_threads() == threads
+    assert "state" in load_tensors(path)[1]
