@@ -177,7 +177,7 @@ def build(model: type[ConfigT], tree: Mapping[str, Any], *, where: str | None = 
         for detail in error.errors(include_url=False):
             by_key.setdefault(_key_of(model, detail), []).append(detail)
         text = "\n".join(str(_problem(model, name, details)) for name, details in by_key.items())
-        raise UserError(text if where is None else f"{where}\n{text}") from None
+        raise UserError(text if where is None else f"{where}:{' ' if len(by_key) == 1 else chr(10)}{text}") from None
 
 
 def _key_of(model: type[Config], detail: ErrorDetails) -> str:

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from vitral.errors import UserError
 from vitral.evaluate.calibration import (
@@ -97,15 +98,28 @@ def test_temperature_of_logits_scaled_by_a_known_factor(factor: float) -> None:
 def test_temperature_is_the_least_loss_on_a_grid_and_scales_exactly() -> None:
     logits_NC, labels_N = random_case()
     labels_N[:350] = logits_NC[:350].argmax(axis=1)
+    doubt, classes = 1 / (len(labels_N) + 2), logits_NC.shape[1]
+
+    def loss(t: float) -> float:
+        """Cross-entropy to targets with Platt's doubt, by torch's label smoothing: s / C on every class."""
+        smoothing = doubt * classes / (classes - 1)
+        scaled = torch.tensor(logits_NC) / t
+        return torch.nn.functional.cross_entropy(scaled, torch.tensor(labels_N), label_smoothing=smoothing).item()
+
     fitted = fit_temperature(logits_NC, labels_N)
-    grid = [negative_log_likelihood(logits_NC, labels_N, t) for t in np.geomspace(0.1, 90, 400)]
-    assert negative_log_likelihood(logits_NC, labels_N, fitted) <= min(grid) + 1e-9
+    assert loss(fitted) <= min(loss(t) for t in np.geomspace(0.1, 90, 400)) + 1e-9
     assert fit_temperature(4 * logits_NC, labels_N) == pytest.approx(4 * fitted, rel=1e-4)
 
 
-def test_temperature_stays_bounded_and_is_one_without_a_mistake() -> None:
+@pytest.mark.parametrize("count", [1, 20, 5000])
+def test_temperature_without_a_mistake_leaves_one_in_count_plus_two_of_doubt(count: int) -> None:
+    logits_NC = np.tile([3.0, 0.0], (count, 1))
+    # sigmoid(3 / T) = (N + 1) / (N + 2)
+    assert fit_temperature(logits_NC, np.zeros(count, int)) == pytest.approx(3 / math.log(count + 1), rel=1e-4)
+
+
+def test_temperature_stays_bounded() -> None:
     logits_NC, _ = random_case()
-    assert fit_temperature(logits_NC, logits_NC.argmax(axis=1)) == 1.0
     assert fit_temperature(logits_NC, logits_NC.argmin(axis=1)) == pytest.approx(100, rel=1e-3)
 
 

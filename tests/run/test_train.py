@@ -204,7 +204,7 @@ def test_a_read_only_folder_is_refused() -> None:
 
 
 def test_early_stopping_counts_validations_without_a_better_one() -> None:
-    summary = quick("a", optim__lr=1e-30, train__ema=None, train__steps=40, train__patience=3)
+    summary = quick("a", optim__lr=1e-60, train__ema=None, train__steps=40, train__patience=3)
     assert summary["steps"] == 17, "the weights stay as they are: validations 2 to 4 are no better than the first"
     assert "stopped early" in Path("a/train.log").read_text(encoding="utf-8")
 
@@ -219,14 +219,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(monkeypatch: pytest.MonkeyPatch
 def poisoned(batch: Batch, now: bool) -> Batch:
     view = batch.views[0]
     return batch._replace(views=(view._replace(images_BCHW=view.images_BCHW * float("nan")),)) if now else batch
-
-
-def test_accumulated_micro_batches_equal_the_whole_batch() -> None:
-    exact = {"model__dropout": 0.0, "model__drop_path": 0.0, "train__batch_size": 100, "train__steps": 4}
-    quick("whole", **exact)
-    quick("parts", **exact, train__micro_batch=24)
-    for key, tensor in weights("whole").items():
-        torch.testing.assert_close(weights("parts")[key], tensor, atol=2e-5, rtol=0)
 
 
 def test_bfloat16_trains_and_differs() -> None:

@@ -1,0 +1,1 @@
+"""Images in: sources, decoding, resizing, augmentation, batches."""

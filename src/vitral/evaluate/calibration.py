@@ -119,18 +119,19 @@ def expected_calibration_error(probabilities_NC: ArrayLike, labels_N: ArrayLike,
 def fit_temperature(logits_NC: ArrayLike, labels_N: ArrayLike) -> float:
     """The T in [0.01, 100] with the least mean negative log likelihood of softmax(logits / T).
 
-    Fit it on validation data and report on other data. Predictions don't change. Where every sample is right the
-    likelihood only grows as T goes to 0, so such data say nothing about T and 1.0 is returned (ours; the paper is
-    silent). Raises UserError as `checked` does. Guo et al. 2017 (arXiv 1706.04599), section 4.2.
+    Fit it on validation data and report on other data. Predictions don't change. Raises UserError as `checked` does.
+    Guo et al. 2017 (arXiv 1706.04599), section 4.2. Ours: the target of the true class is 1 - 1 / (N + 2), the rest
+    spread evenly, as in Platt scaling (Platt 1999); without that, N samples that are all right would ask for T = 0.
     """
     from scipy.optimize import minimize_scalar  # pyright: ignore[reportMissingTypeStubs]
 
     logits, labels = checked(logits_NC, labels_N)
-    if (logits[np.arange(len(labels)), labels] >= logits.max(axis=1)).all():
-        return 1.0
+    doubt, others = 1 / (len(labels) + 2), max(logits.shape[1] - 1, 1)
+    weight_NC = np.full(logits.shape, doubt / others)
+    weight_NC[np.arange(len(labels)), labels] = 1 - doubt
 
     def loss(log_temperature: float) -> float:
-        return _mean_loss(logits * math.exp(-log_temperature), labels)
+        return float(-(weight_NC * _log_softmax(logits * math.exp(-log_temperature))).sum(axis=1).mean())
 
     # Convex in 1/T, so there is one minimum in log T too.
     low, high = (math.log(temperature) for temperature in TEMPERATURES)

@@ -1,0 +1,1 @@
+"""The Vision Transformer: layers, presets, and the model itself."""

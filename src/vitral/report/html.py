@@ -39,6 +39,7 @@ _FACTS = {
     "epochs": ("Epochs", ""),
     "seed": ("Seed", ""),
     "best_step": ("Best checkpoint at step", ""),
+    "val_top1": ("Validation top-1", "%"),
     "temperature": ("Temperature (fitted on validation data)", ""),
 }
 _IN_THE_HEADLINE = {"top1", "top1_interval", "top5", "count", "split", "ece", "ece_uncalibrated", "loss"}
@@ -169,7 +170,8 @@ def _facts(summary: Mapping[str, Any]) -> str:
     for key in order:
         if key not in _IN_THE_HEADLINE and summary[key] is not None:
             label, unit = _FACTS.get(key, (key.replace("_", " ").capitalize(), ""))
-            value = str(summary[key]) if key == "seed" else _value(summary[key])
+            shown = percent(summary[key]) if unit == "%" else _value(summary[key])
+            value = str(summary[key]) if key == "seed" else shown
             rows.append(f"<div><dt>{escape(label)}</dt><dd>{escape(value)} {unit}</dd></div>")
     return _section("Key facts", f"<dl>{''.join(rows)}</dl>" if rows else "<p>None recorded.</p>")
 

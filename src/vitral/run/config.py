@@ -22,7 +22,7 @@ class ModelOptions(Config):
 
     name: str = Field(default="auto", description="preset (see `vitral models`); auto: that of init")
     patch_size: Count | Literal["auto"] | None = Field(
-        default=None, description="side of a patch, pixels; auto: about 8 patches a side"
+        default=None, description="side of a patch, pixels; auto: about 8 a side, of 2 pixels or more"
     )
     width: int | None = Field(default=None, ge=1, description="width of the tokens")
     depth: int | None = Field(default=None, ge=1, description="number of blocks")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitral.config import build
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Split
 from vitral.data.loader import ImageStore
@@ -73,7 +74,7 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
         if split != "train"
     }
     mean, std = _statistics(config, train, source[1] if source else None)
-    architecture = draft.model_copy(update={"mean": mean, "std": std})
+    architecture = build(ModelConfig, {**draft.model_dump(), "mean": mean, "std": std}, where="data")
     data = data.model_copy(update={"mean": mean, "std": std})
     precision = config.precision if config.precision != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
     model = config.model.model_copy(update={"patch_size": architecture.patch_size, "name": name})
@@ -98,7 +99,7 @@ def _settle_size(
     config: RunConfig, dataset: Dataset, init: FolderConfig | None
 ) -> tuple[tuple[int, int], dict[str, Any]]:
     """Image size and model options. image_size auto: of init; with patch_size auto of the data, at most 64 pixels a
-    side and cut to whole patches; else the preset's. patch_size auto: about 8 patches a side."""
+    side and cut to whole patches; else the preset's. patch_size auto: about 8 patches a side, 2 pixels or more."""
     options, asked = config.model.options(), config.data.image_size
     if init is not None and config.model.name == "auto":
         size = init.architecture.image_size if asked == "auto" else asked
@@ -106,14 +107,18 @@ def _settle_size(
         size = asked
     elif options.get("patch_size") == "auto":
         side = min(*dataset.typical_size(), _LARGEST_AUTO_SIDE)
-        size = max(side - side % max(side // 8, 1), 1)
+        size = max(side - side % _auto_patch(side), _auto_patch(side))
     else:
         preset = PRESETS.get(config.model.name, {}).get("image_size", _LARGEST_AUTO_SIDE)
         size = preset
     size = (size, size) if isinstance(size, int) else size
     if options.get("patch_size") == "auto":
-        options["patch_size"] = max(min(size) // 8, 1)
+        options["patch_size"] = _auto_patch(min(size))
     return size, options
+
+
+def _auto_patch(side: int) -> int:
+    return max(side // 8, 2)
 
 
 def _architecture(config: RunConfig, base: dict[str, Any], init: FolderConfig | None) -> tuple[str, ModelConfig]:
@@ -127,7 +132,7 @@ def _architecture(config: RunConfig, base: dict[str, Any], init: FolderConfig | 
             got=base["patch_size"],
             wanted=init.architecture.patch_size,
         )
-    return init.name, init.architecture.model_copy(update=base)
+    return init.name, build(ModelConfig, {**init.architecture.model_dump(), **base, "mean": (), "std": ()})
 
 
 def _statistics(
@@ -147,9 +152,6 @@ def _statistics(
                 tuple(round(v, 4) for v in spread.tolist()),
             )
         mean, std = (found[0] if mean == "auto" else mean), (found[1] if std == "auto" else std)
-    for key, values in (("data.mean", mean), ("data.std", std)):
-        if len(values) != train.get(torch.tensor([0])).shape[1]:
-            raise UserError("one value a channel is wanted", where=key, got=list(values))
     return mean, std
 
 

@@ -53,68 +53,67 @@ def fit(
     Saves the run's state by time and at every stop, the best validated weights when there are new ones. Raises
     Interrupted after a signal (state saved), RunFailed at a loss that is not finite.
     """
-    progress, judged = state.progress, state.ema.average if state.ema else objective.model
-    samples = len(loader.store.split)
-    last, best = plan.folder / "last.safetensors", plan.folder / "best.safetensors"
+    progress, last = state.progress, plan.folder / "last.safetensors"
+    epochs_a_step = config.batch_size / len(loader.store.split)
     saved = started = time.monotonic()
     before = progress.seconds
     with StopSignal() as stop, Journal(plan.folder.parent, plan.steps, progress.step) as journal:
         objective.train()
         for batch in loader.stream(progress.step, plan.steps if not progress.done else progress.step):
-            step = progress.step
-            rate = plan.rate(step)
+            rate = plan.rate(progress.step)
             loss, metrics, norm = update(state, objective, batch, config, plan, rate)
             progress.step += 1
             progress.seconds = before + time.monotonic() - started
-            epoch = progress.step * config.batch_size / samples
+            epoch = progress.step * epochs_a_step
+            progress.done = progress.step == plan.steps
 
-            if progress.step % config.log_every == 0 or progress.step == plan.steps:
-                row = {
-                    "step": progress.step,
-                    "epoch": round(epoch, 4),
-                    "loss": loss.item(),
-                    "lr": rate,
-                    "grad_norm": norm.item(),
+            if progress.step % config.log_every == 0 or progress.done:
+                found = {"loss": loss, "grad_norm": norm, **metrics}
+                row = {"step": progress.step, "epoch": round(epoch, 4), "lr": rate} | {
+                    k: v.item() for k, v in found.items()
                 }
-                row |= {name: value.item() for name, value in metrics.items()}
-                row["images_per_second"] = round((progress.step * config.batch_size) / progress.seconds, 1)
-                journal.row(row)
+                journal.row(row | {"images_per_second": round(progress.step * config.batch_size / progress.seconds, 1)})
                 if not math.isfinite(row["loss"]):
                     raise RunFailed(
                         f"the loss is {row['loss']} at step {progress.step}; a lower optim.lr may help. "
                         f"Last good state: {last}"
                     )
-
-            due = math.floor(epoch / config.eval_every) > math.floor(
-                (epoch - config.batch_size / samples) / config.eval_every
-            )
-            if due or progress.step == plan.steps:
-                found = validate(judged)
-                objective.train()
-                journal.row({"step": progress.step, "epoch": round(epoch, 4), **found})
-                if progress.better(found["val_top1"], found["val_loss"]) and _saved(
-                    lambda: save_tensors(best, judged.state_dict())
-                ):
-                    progress.best_step, progress.stale = progress.step, 0
-                    progress.best_top1, progress.best_loss = found["val_top1"], found["val_loss"]
-                else:
-                    progress.stale += 1
-                _say(epoch, progress.step, plan.steps, loss.item(), found)
+            if progress.done or epoch // config.eval_every > (epoch - epochs_a_step) // config.eval_every:
+                judge(state, objective, validate, journal, plan, epoch)
                 if config.patience is not None and progress.stale >= config.patience:
                     log.info("stopped early: no better validation in %d", progress.stale)
                     progress.done = True
-
-            progress.done = progress.done or progress.step == plan.steps
             if progress.done or stop.signum is not None or time.monotonic() - saved >= config.save_seconds:
                 _saved(lambda: state.save(last))
                 saved = time.monotonic()
             if progress.done:
                 break
             if stop.signum is not None:
-                raise Interrupted(
-                    stop.signum,
-                    f"stopped at step {progress.step} of {plan.steps}. Go on with:\n  {plan.resume_command}",
-                )
+                where = f"stopped at step {progress.step} of {plan.steps}"
+                raise Interrupted(stop.signum, f"{where}. Go on with:\n  {plan.resume_command}")
+
+
+def judge(
+    state: TrainState,
+    objective: Objective,
+    validate: Callable[[nn.Module], Mapping[str, float]],
+    journal: Journal,
+    plan: Plan,
+    epoch: float,
+) -> None:
+    """Validate the averaged weights (the plain ones without an average) and keep them if they are the best so far."""
+    progress, model = state.progress, state.ema.average if state.ema else objective.model
+    found = validate(model)
+    objective.train()
+    journal.row({"step": progress.step, "epoch": round(epoch, 4), **found})
+    loss, top1 = found["val_loss"], found["val_top1"]
+    best = plan.folder / "best.safetensors"
+    if progress.better(top1, loss) and _saved(lambda: save_tensors(best, model.state_dict())):
+        progress.best_step, progress.best_top1, progress.best_loss, progress.stale = progress.step, top1, loss, 0
+    else:
+        progress.stale += 1
+    line = "epoch %5.1f  step %d/%d  val loss %.4f  val top-1 %.2f %%"
+    log.info(line, epoch, progress.step, plan.steps, loss, 100 * top1)
 
 
 def update(
@@ -157,10 +156,3 @@ def _saved(write: Callable[[], None]) -> bool:
         log.error("%s. The file before it is kept and the run goes on; free some space", error)
         return False
     return True
-
-
-def _say(epoch: float, step: int, steps: int, loss: float, found: Mapping[str, float]) -> None:
-    log.info(
-        "epoch %5.1f  step %d/%d  loss %.4f  val loss %.4f  val top-1 %.2f %%",
-        epoch, step, steps, loss, found["val_loss"], 100 * found["val_top1"],
-    )  # fmt: skip

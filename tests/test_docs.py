@@ -1,0 +1,86 @@
+"""Every code block of the README is run, as it stands; training is only made shorter by appended keys."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitral.cli.main import COMMANDS, main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHORT = {
+    "digits": ["train.steps=10"],
+    "small": ["train.steps=6", "report=false"],
+    "finetune": ["train.steps=6", "report=false"],
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the README speaks of: a folder of photos of two classes, a photo, a digit."""
+    from sklearn.datasets import load_digits
+
+    root = tmp_path_factory.mktemp("readme")
+    random = np.random.default_rng(0)
+    for name, colour in (("cat", (200, 60, 60)), ("dog", (60, 60, 200))):
+        (root / "PHOTOS" / name).mkdir(parents=True)
+        for number in range(20):
+            noise = random.integers(-40, 40, (24, 32, 3))
+            Image.fromarray(np.uint8(np.clip(noise + colour, 0, 255))).save(root / "PHOTOS" / name / f"{number}.jpg")
+    Image.open(root / "PHOTOS" / "cat" / "0.jpg").save(root / "photo.jpg")
+    Image.fromarray(np.uint8(load_digits().images[0] * 15)).save(root / "digit.png")
+    return root
+
+
+def test_the_readme_has_only_blocks_that_a_test_runs() -> None:
+    assert set(re.findall(r"^```(\w*)$", README, re.MULTILINE)) == {"bash", "python", ""}
+    assert len(blocks("bash")) >= 4
+    assert len(blocks("python")) >= 2
+
+
+def test_shell_blocks(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(folder)
+    for line in "".join(blocks("bash")).splitlines():
+        run_line(line)
+        assert "Traceback" not in capsys.readouterr().err
+
+
+def run_line(line: str) -> None:
+    """`vitral` lines are run; of the installation's lines it is checked that what they name is there."""
+    program, *words = shlex.split(line)
+    if program == "vitral":
+        recipe = words[1] if words[0] == "train" else ""
+        code = main([*words, *SHORT.get(recipe, [])])
+        # A model of ten steps or two photos is no judge of thresholds; the bundled one is.
+        assert code == 0, line
+    elif program == "make":
+        subprocess.run(["make", "-n", *words], cwd=ROOT, check=True, capture_output=True)
+    elif program == "pip":
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        extras = re.findall(r"\[(.*?)\]", line)
+        assert all(extra in project["optional-dependencies"] for extra in extras)
+        assert all((ROOT / word).exists() for word in words if word.endswith(".txt"))
+    else:
+        assert line in ("python -m venv .venv", ". .venv/bin/activate")
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_blocks(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})  # the documentation itself
+
+
+def test_the_table_of_commands_is_complete() -> None:
+    assert re.findall(r"^\| `vitral (\w+)", README, re.MULTILINE) == list(COMMANDS)
