@@ -79,3 +79,23 @@ def torchvision() -> ModuleType:
     from tests.oracles import load_oracle
 
     return load_oracle("torchvision")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished short run on the digits, right on more than 80 % of the test images. Not to be changed."""
+    from tests.helpers import LEARNS
+    from vitral.run.config import load_config
+    from vitral.run.train import run
+
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    assert run(load_config("digits", {**LEARNS, "out": str(folder)}))["top1"] > 0.8
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 colour images of each of three shapes, of different sizes: one folder a class. Not to be changed."""
+    from tests.helpers import write_shapes
+
+    return write_shapes(tmp_path_factory.mktemp("data") / "shapes")

@@ -87,6 +87,8 @@ def load_yaml(path: Path) -> Tree:
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"not readable as YAML: {error.problem}", where=f"{path}{line}") from None
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from None
     except UnicodeDecodeError as error:
         raise UserError(f"not UTF-8 (byte {error.start})", where=str(path), hint="Save the file as UTF-8.") from None
     if tree is None:

@@ -21,6 +21,7 @@ from vitral.errors import UserError
 from vitral.predictor import Predictor, load
 from vitral.run.config import load_config
 from vitral.run.train import run
+from vitral.training.journal import console_logging, log
 
 Array = np.ndarray[Any, Any]
 
@@ -31,11 +32,11 @@ class VitralClassifier(ClassifierMixin, BaseEstimator):
     X: [n, height, width] or [n, height, width, channels], uint8 or floats; or [n, features], which `image_shape`
     (height, width[, channels]) says how to fold: without it a square number of features is a square image, any other
     one row. Floats are taken from the range [0,1], or from that of the training images where those leave it, and kept
-    to 8 bits a channel, as image files do. Images are not mirrored unless `overrides` says so. A tenth of the images
+    to 8 bits a channel, as image files do; a model of uint8 images takes floats in [0,1] only. Images are not mirrored unless `overrides` says so. A tenth of the images
     (`val_fraction`) chooses the best step.
 
     epochs, batch_size, lr, random_state: as train.epochs, train.batch_size, optim.lr and seed. overrides: any other
-    key of `vitral train`, dotted. Raises UserError (a ValueError) for input that is none of this.
+    key of `vitral train`, dotted (`out` keeps the run folder). verbose: show the run's log. Raises UserError (a ValueError) for input that is none of this.
     """
 
     def __init__(
@@ -77,10 +78,9 @@ class VitralClassifier(ClassifierMixin, BaseEstimator):
             channels=images_NCHW.shape[1], notes=(), fingerprint=fingerprint([images_NCHW.data, split.labels_N.data]),
         )  # fmt: skip
         with _quiet(not self.verbose), tempfile.TemporaryDirectory() as folder:
-            self.summary_ = run(
-                config.model_copy(update={"out": str(Path(folder) / "run")}), with_validation(whole, self.val_fraction)
-            )
-            self.predictor_: Predictor = load(Path(folder) / "run" / "model")
+            out = config.out or str(Path(folder) / "run")
+            self.summary_ = run(config.model_copy(update={"out": out}), with_validation(whole, self.val_fraction))
+            self.predictor_: Predictor = load(Path(out) / "model")
         return self
 
     def predict_proba(self, X: Any) -> Array:
@@ -91,15 +91,20 @@ class VitralClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: Any) -> Array:
         """The likeliest class of each image."""
+        check_is_fitted(self, "predictor_")
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
     def _keys(self, images_NCHW: Array) -> dict[str, Any]:
         """Overrides of the recipe: no mirror images; and very small images are cut into pixels and not moved."""
         keys: dict[str, Any] = {
-            "recipe": "VitralClassifier", "report": False, "seed": int(self.random_state),
-            "train.epochs": float(self.epochs), "train.batch_size": self.batch_size, "optim.lr": float(self.lr),
-            "data.val_fraction": self.val_fraction, "augment.flip": 0.0,
+            "recipe": "VitralClassifier", "report": False, "seed": self.random_state, "train.epochs": self.epochs,
+            "train.batch_size": self.batch_size, "optim.lr": self.lr, "data.val_fraction": self.val_fraction,
+            "augment.flip": 0.0,
         }  # fmt: skip
+        keys = {key: value.item() if isinstance(value, np.generic) else value for key, value in keys.items()}
+        foreign = {"data", "data.path", "data.source", "resume"} & set(self.overrides or {})
+        if foreign:
+            raise UserError("fit gets its images as arrays and starts anew", where="overrides", got=", ".join(foreign))
         height, width = images_NCHW.shape[-2:]
         if min(height, width) < 8:
             keys |= {"data.image_size": (height, width), "model.patch_size": 1}
@@ -115,10 +120,16 @@ class VitralClassifier(ClassifierMixin, BaseEstimator):
         if pixels.ndim != 4 or not 1 <= pixels.shape[-1] <= 4:
             wanted = "[n, height, width], [n, height, width, 1 to 4 channels] or [n, features]"
             raise UserError("not an array of images", where="X", got=list(pixels.shape), wanted=wanted)
-        if pixels.dtype != np.uint8:
-            low, high = self.range_
-            pixels = np.round(np.clip((pixels - low) / (high - low), 0, 1) * 255).astype(np.uint8)
-        return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+        return np.ascontiguousarray(self._bytes(pixels).transpose(0, 3, 1, 2))
+
+    def _bytes(self, pixels: Array) -> Array:
+        if pixels.dtype == np.uint8 and self.range_ in (None, (0.0, 1.0)):
+            return pixels
+        if self.range_ is None and _value_range(pixels) != (0.0, 1.0):
+            got = f"{pixels.dtype} from {pixels.min()} to {pixels.max()}"
+            raise UserError("the training images were uint8", where="X", got=got, wanted="uint8, or floats in [0,1]")
+        low, high = self.range_ or (0.0, 1.0)
+        return np.round(np.clip((pixels - low) / (high - low), 0, 1) * 255).astype(np.uint8)
 
     def _shape(self, features: int) -> tuple[int, ...]:
         if self.image_shape is None:
@@ -134,8 +145,10 @@ class VitralClassifier(ClassifierMixin, BaseEstimator):
         return tuple(self.image_shape)
 
 
-def _value_range(pixels: Array) -> tuple[float, float]:
-    """What black and white are: 0 and 1, or the extremes of the training images where they leave that range."""
+def _value_range(pixels: Array) -> tuple[float, float] | None:
+    """What black and white are: 0 and 1, or the extremes of the images where they leave that range; None for uint8."""
+    if pixels.dtype == np.uint8:
+        return None
     low, high = float(pixels.min()), float(pixels.max())
     if low >= 0 and high <= 1:
         return 0.0, 1.0
@@ -144,9 +157,10 @@ def _value_range(pixels: Array) -> tuple[float, float]:
 
 @contextmanager
 def _quiet(quiet: bool) -> Generator[None]:
-    log = logging.getLogger("vitral")
     before = log.level
     log.setLevel(logging.WARNING if quiet else logging.INFO)
+    if not quiet:
+        console_logging()
     try:
         yield
     finally:

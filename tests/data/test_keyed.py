@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vitral.data.keyed import Stream, bits, permutation, philox, uniform
+from vitral.data.keyed import Stream, bits, permutation, philox, uniform, uniforms
 
 # Known answers of Philox4x32-10, published with Random123 (Salmon et al., SC 2011).
 VECTORS = [
@@ -38,6 +38,9 @@ def test_a_number_depends_on_its_sample_alone_not_on_the_batch_it_came_in() -> N
     whole = uniform(7, 3, 0, index, Stream.FLIP)
     parts = torch.cat([uniform(7, 3, 0, index[i : i + 37], Stream.FLIP) for i in range(0, 1000, 37)])
     assert torch.equal(whole, parts)
+    flip, crop = uniforms(7, 3, 0, index, [Stream.FLIP, Stream.CROP_X])
+    assert torch.equal(flip, whole)
+    assert torch.equal(crop, uniform(7, 3, 0, index, Stream.CROP_X))
     assert np.array_equal(bits(7, 3, 0, index.numpy(), Stream.FLIP), bits(7, 3, 0, index, Stream.FLIP).numpy())
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import signal
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 import vitral
+from tests.disk import disk_full_beyond
 from vitral.config import load_yaml
 from vitral.data.loader import TrainLoader
 from vitral.errors import Interrupted, RunFailed, UserError
@@ -201,6 +203,29 @@ def test_a_read_only_folder_is_refused() -> None:
         pytest.skip("this user may write everywhere")
     with pytest.raises(UserError, match="cannot be written"):
         quick("a/run")
+
+
+def test_a_full_disk_is_said_loudly_and_the_run_goes_on_with_what_fits() -> None:
+    with disk_full_beyond(1_500_000):  # weights fit, the state with optimizer and average does not
+        quick("a")
+    assert "could not be written" in Path("a/train.log").read_text(encoding="utf-8")
+    assert {entry.name for entry in Path("a/checkpoints").iterdir()} == {"best.safetensors"}
+    assert len(vitral.load("a").predict(torch.zeros(1, 8, 8, 1).numpy())) == 1
+
+
+def test_without_room_for_weights_the_run_fails_in_words() -> None:
+    with disk_full_beyond(100_000), pytest.raises(RunFailed, match="no validated weights could be saved"):
+        quick("a")
+    assert not Path("a/model").exists()
+
+
+def test_the_digits_run_takes_less_than_a_gigabyte() -> None:
+    process = os.posix_spawn(
+        sys.executable, [sys.executable, "-m", "vitral", "train", "digits", "train.steps=30", "out=a"], dict(os.environ)
+    )  # fmt: skip
+    _, status, usage = os.wait4(process, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert usage.ru_maxrss < 1e6, "kilobytes"
 
 
 def test_early_stopping_counts_validations_without_a_better_one() -> None:

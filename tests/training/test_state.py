@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import resource
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.disk import disk_full_beyond
 from vitral.errors import UserError
 from vitral.models.create import create_model
 from vitral.optim.config import OptimConfig
@@ -37,17 +35,6 @@ def advance(one: TrainState, steps: int) -> None:
         assert one.ema is not None
         one.ema.update()
         one.progress.step += 1
-
-
-@contextmanager
-def disk_full_beyond(size: int) -> Generator[None]:
-    """Writing a file past `size` bytes fails half-way, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])

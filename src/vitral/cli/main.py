@@ -55,7 +55,9 @@ def entry() -> None:
 def main(argv: list[str]) -> int:
     """Run one command: 0 done, 1 failed, 2 wrong usage, config or data, 3 threshold missed, 128 + signal if stopped."""
     try:
-        return _dispatch(argv)
+        code = _dispatch(argv)
+        sys.stdout.flush()  # a closed pipe can be answered here, but not when Python flushes at exit
+        return code
     except (UserError, RunFailed, Interrupted) as error:
         if "--debug" in argv:
             raise

@@ -12,8 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitral.data.config import AugmentConfig
-from vitral.data.keyed import Stream, uniform
+from vitral.data.keyed import Stream, uniforms
 from vitral.structs import View
+
+_STREAMS = (
+    Stream.ROTATE, Stream.SCALE, Stream.SHEAR, Stream.FLIP, Stream.CROP_X, Stream.CROP_Y,
+    Stream.TRANSLATE_X, Stream.TRANSLATE_Y,
+)  # fmt: skip
 
 
 def augment(
@@ -36,19 +41,18 @@ def _draw_matrix(
 ) -> Tensor:
     """Source to view: shear, zoom, rotate and flip about the image's centre, then shift."""
 
-    def draw(stream: Stream) -> Tensor:
-        return uniform(seed, epoch_B, view, keys_B, stream)
+    draws = dict(zip(_STREAMS, uniforms(seed, epoch_B, view, keys_B, _STREAMS), strict=True))
 
     def centred(stream: Stream, largest: float) -> Tensor:
-        return (draw(stream) * 2 - 1) * largest
+        return (draws[stream] * 2 - 1) * largest
 
     angle_B = centred(Stream.ROTATE, math.radians(config.rotate))
     zoom_B = torch.exp(centred(Stream.SCALE, math.log1p(config.scale)))
     shear_B = torch.tan(centred(Stream.SHEAR, math.radians(config.shear)))
-    mirror_B = torch.where(draw(Stream.FLIP) < config.flip, -1.0, 1.0)
+    mirror_B = torch.where(draws[Stream.FLIP] < config.flip, -1.0, 1.0)
     span = 2 * config.pad_crop + 1
-    shift_x_B = torch.floor(draw(Stream.CROP_X) * span) - config.pad_crop
-    shift_y_B = torch.floor(draw(Stream.CROP_Y) * span) - config.pad_crop
+    shift_x_B = torch.floor(draws[Stream.CROP_X] * span) - config.pad_crop
+    shift_y_B = torch.floor(draws[Stream.CROP_Y] * span) - config.pad_crop
     shift_x_B = shift_x_B + centred(Stream.TRANSLATE_X, config.translate * width)
     shift_y_B = shift_y_B + centred(Stream.TRANSLATE_Y, config.translate * height)
     cos_B, sin_B = torch.cos(angle_B) * zoom_B, torch.sin(angle_B) * zoom_B

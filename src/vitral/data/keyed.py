@@ -8,6 +8,7 @@ Shape letters: B samples; every argument may also be a plain int.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -52,18 +53,26 @@ def philox(counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tuple[An
     return c0, c1, c2, c3
 
 
-def bits(seed: int, epoch: Any, view: int, index_B: Any, stream: Stream) -> Any:
+def bits(seed: int, epoch: Any, view: int, index_B: Any, stream: Any) -> Any:
     """32 random bits a sample, as int64 in [0, 2^32). `index_B`: int64 array or tensor, below 2^32; `epoch` too."""
-    return philox(
-        (index_B, epoch + 0 * index_B, view + 0 * index_B, int(stream) + 0 * index_B), (seed & _LOW, seed >> 32 & _LOW)
-    )[0]
+    return philox((index_B, epoch, view, stream), (seed & _LOW, seed >> 32 & _LOW))[0]
 
 
 def uniform(seed: int, epoch: Any, view: int, index_B: Tensor, stream: Stream) -> Tensor:
     """float32 in [0, 1), one a sample: multiples of 2^-24, equal on every device and to NumPy's."""
-    return (bits(seed, epoch, view, index_B, stream) >> 8).to(torch.float32) * 2.0**-24
+    return _unit(bits(seed, epoch, view, index_B, int(stream)))
+
+
+def uniforms(seed: int, epoch: Any, view: int, index_B: Tensor, streams: Sequence[Stream]) -> list[Tensor]:
+    """`uniform` of several streams by one evaluation of the hash."""
+    stream_S1 = torch.tensor([int(stream) for stream in streams], device=index_B.device)[:, None]
+    return list(_unit(bits(seed, epoch, view, index_B, stream_S1)).unbind())
+
+
+def _unit(words: Tensor) -> Tensor:
+    return (words >> 8).to(torch.float32) * 2.0**-24
 
 
 def permutation(seed: int, epoch: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     """The order in which an epoch visits `count` samples."""
-    return np.argsort(bits(seed, epoch, 0, np.arange(count, dtype=np.int64), Stream.SHUFFLE), kind="stable")
+    return np.argsort(bits(seed, epoch, 0, np.arange(count, dtype=np.int64), int(Stream.SHUFFLE)), kind="stable")

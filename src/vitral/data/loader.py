@@ -56,7 +56,8 @@ class ImageStore:
 
     def _many(self, indices: range | list[int]) -> Tensor:
         first = self._one(indices[0])
-        images_BCHW = first.new_empty(len(indices), *first.shape)
+        with torch.inference_mode(False):  # the threads that fill it are not in the caller's mode
+            images_BCHW = torch.empty(len(indices), *first.shape, dtype=first.dtype)
 
         def place(slot: int) -> None:
             images_BCHW[slot] = self._one(indices[slot])

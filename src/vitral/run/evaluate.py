@@ -55,7 +55,7 @@ def evaluate(model: str, options: EvalOptions | None = None) -> dict[str, Any]:
 def _open(folder: FolderConfig, options: EvalOptions) -> Dataset:
     """The data asked for, or those of the training, with a warning if they have changed since."""
     channels = folder.architecture.in_channels
-    if options.data.path is not None:
+    if options.data.path is not None or options.data.source != "auto":
         asked = DataConfig(
             path=options.data.path, source=options.data.source, verify=options.data.verify, channels=channels
         )
@@ -68,7 +68,7 @@ def _open(folder: FolderConfig, options: EvalOptions) -> Dataset:
     dataset = open_dataset(
         DataConfig(
             path=recorded["path"], source=recorded["source"], channels=channels,
-            val_fraction=recorded["val_fraction"], verify=recorded["verify"],
+            val_fraction=recorded["val_fraction"], verify=recorded["verify"] and options.data.verify,
         )
     )  # fmt: skip
     if dataset.fingerprint != recorded["fingerprint"]:

@@ -58,8 +58,6 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
     if channels == "auto" and source is not None:
         channels = source[1].architecture.in_channels
     dataset = dataset or open_dataset(config.data.model_copy(update={"channels": channels}))
-    for note in dataset.notes:
-        log.info("data: %s", note)
     size, options = _settle_size(config, dataset, source[1] if source else None)
     # Everything about the architecture that can be wrong is found before images are read.
     base = dict(options, image_size=size, in_channels=dataset.channels, num_classes=len(dataset.classes))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,8 @@ def run(config: RunConfig, dataset: Dataset | None = None) -> dict[str, Any]:
     """The run that a configuration describes, on its data or on those given. Torch's random state is left as it was."""
     folder = Path(config.out or f"runs/{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
     _check_folder(folder, config)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _determinism(config.deterministic):
         prepared = prepare(config, dataset)
-        torch.use_deterministic_algorithms(config.deterministic)
         state, objective, steps = _assemble(prepared)
         resuming = config.resume and (folder / "checkpoints" / "last.safetensors").is_file()
         if resuming:
@@ -68,11 +68,23 @@ def run(config: RunConfig, dataset: Dataset | None = None) -> dict[str, Any]:
             if config.resume and not resuming:
                 log.info("nothing to resume in %s: the run starts anew", folder)
             _say_start(prepared, objective, steps, folder)
+            if resuming:
+                log.info("going on at step %d", state.progress.step)
             try:
                 _fit(prepared, state, objective, steps, folder)
                 return _finish(prepared, state, objective, folder)
             except OSError as error:
                 raise RunFailed(f"{error}. Checkpoints are in {folder / 'checkpoints'}") from error
+
+
+@contextmanager
+def _determinism(wanted: bool) -> Generator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def _check_folder(folder: Path, config: RunConfig) -> None:
@@ -124,7 +136,6 @@ def _resume(folder: Path, config: RunConfig, state: TrainState) -> None:
             hint=f"Go on with: {_resume_command(folder)}",
         )
     state.load(folder / "checkpoints" / "last.safetensors")
-    log.info("going on at step %d", state.progress.step)
 
 
 def _resume_command(folder: Path) -> str:
@@ -148,6 +159,8 @@ def _say_start(prepared: Prepared, objective: Supervised, steps: int, folder: Pa
     height, width = prepared.architecture.image_size
     count = sum(parameter.numel() for parameter in objective.model.parameters())
     config = prepared.config
+    for note in prepared.dataset.notes:
+        log.info("data: %s", note)
     log.info(
         "data: %s: %s images, %d classes, %dx%dx%d",
         prepared.dataset.name,

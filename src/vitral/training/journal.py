@@ -76,8 +76,9 @@ class Journal:
         """One JSON line; also moves the bar to the row's step."""
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
-        loss = f"  loss {row['loss']:.4f}" if "loss" in row else ""
-        self.bar.update(self.task, completed=row["step"], description=f"epoch {row['epoch']:.1f}{loss}")
+        if "loss" in row:
+            text = f"epoch {row['epoch']:.1f}  loss {row['loss']:.4f}  {row['images_per_second']:.0f} images/s"
+            self.bar.update(self.task, completed=row["step"], description=text)
 
     @staticmethod
     def read(folder: Path) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from vitral.config import Config, Pair, build
@@ -48,6 +48,15 @@ class FolderConfig(Config):
     temperature: float = Field(default=1.0, gt=0)
     provenance: dict[str, Any]
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> FolderConfig:
+        count, architecture, shown = len(self.id2label), self.architecture, self.preprocessing
+        if count != architecture.num_classes or set(self.id2label) != {str(index) for index in range(count)}:
+            raise ValueError(f"id2label must name the {architecture.num_classes} outputs, 0 to N-1, one by one")
+        if shown.image_size != architecture.image_size or shown.channels != architecture.in_channels:
+            raise ValueError("preprocessing gives other images than the architecture takes")
+        return self
+
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the logits."""
@@ -73,7 +82,8 @@ def find_folder(model: str) -> Path:
         raise UserError(
             f"no model here: {CONFIG} is missing", where=model, hint="A run writes its model folder when it ends."
         )
-    close = nearest(model, [*bundled(), *(str(entry) for entry in Path(".").iterdir() if entry.is_dir())])
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    close = nearest(model, [*bundled(), *(str(entry) for entry in beside if entry.is_dir())])
     raise UserError(
         "no such model: neither a bundled name nor a folder",
         where=model,
@@ -85,8 +95,7 @@ def find_folder(model: str) -> Path:
 def save_folder(path: Path, model: nn.Module, config: FolderConfig, card: str) -> None:
     """Write the folder under a temporary name, then rename it into place; a folder that stood there goes last."""
     temporary, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
-    for leftover in (temporary, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    _tidy(path, temporary, old)
     try:
         temporary.mkdir(parents=True)
         save_tensors(temporary / WEIGHTS, model.state_dict(), {"format": "pt"})
@@ -97,8 +106,15 @@ def save_folder(path: Path, model: nn.Module, config: FolderConfig, card: str) -
             path.rename(old)
         os.replace(temporary, path)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        _tidy(path, temporary, old)
+
+
+def _tidy(path: Path, temporary: Path, old: Path) -> None:
+    """After a save that ended between its two renames, the older folder gets its name back."""
+    if old.exists() and not path.exists():
+        old.rename(path)
+    for leftover in (temporary, old):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def load_folder(model: str) -> tuple[VisionTransformer, FolderConfig]:
@@ -122,12 +138,4 @@ def load_config(path: Path) -> FolderConfig:
     if not isinstance(tree, dict) or tree.get("format") != "vitral-model-1":
         got = tree.get("format") if isinstance(tree, dict) else type(tree).__name__
         raise UserError("not a Vitral model folder", where=where, got=got, wanted="format: vitral-model-1")
-    config = build(FolderConfig, tree, where=where)
-    if len(config.id2label) != config.architecture.num_classes:
-        raise UserError(
-            "class names and outputs differ in number",
-            where=where,
-            got=len(config.id2label),
-            wanted=config.architecture.num_classes,
-        )
-    return config
+    return build(FolderConfig, tree, where=where)

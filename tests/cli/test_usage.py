@@ -1,0 +1,302 @@
+"""What the command line answers to wrong words, wrong data and asks for help: exit codes, messages, speed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers import VITRAL, random_model, write_colours
+from vitral.cli.main import COMMANDS, main
+from vitral.config import describe
+from vitral.run.config import RunConfig, recipes
+from vitral.run.options import EvalOptions, PredictOptions
+from vitral.version import __version__
+
+Capture = pytest.CaptureFixture[str]
+
+
+def refused(argv: str, capsys: Capture, *parts: str) -> str:
+    """The command ends with code 2, one message on stderr that has these parts, and leaves the folder as it was."""
+    before = sorted(Path.cwd().rglob("*"))
+    code = main(argv.split())
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, ""), err
+    assert "Traceback" not in err
+    assert len(re.findall(r"^error: ", err, re.MULTILINE)) == 1
+    for part in parts:
+        assert part in err, err
+    assert sorted(Path.cwd().rglob("*")) == before, "something was written"
+    return err
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        ("trian digits", ("trian: unknown command", "did you mean 'train'?", "wanted: train, eval")),
+        ("train digitz", ("digitz: no such recipe", "did you mean 'digits'?", "finetune")),
+        ("train nowhere.yaml", ("nowhere.yaml: no such file",)),
+        ("train digits finetune", ("one recipe at a time",)),
+        ("train digits optim.lrr=1", ("optim.lrr: unknown key", "did you mean 'optim.lr'?")),
+        ("train digits lr=1", ("lr: unknown key", "did you mean 'optim.lr'?")),
+        ("train digits batchsize=1", ("did you mean 'train.batch_size'?",)),
+        ("train digits seed=one", ("seed: wrong value", "'one'", "integer")),
+        ("train digits train.batch_size=2.5", ("train.batch_size", "2.5", "integer")),
+        ("train digits report=yes", ("report", "'yes'", "boolean")),
+        ("train digits optim.name=adam", ("optim.name", "did you mean 'adamw'?")),
+        ("train digits optim.lr=-0.1", ("optim.lr: wrong value", "-0.1", "greater than 0")),
+        ("train digits optim.lr=0", ("optim.lr", "greater than 0")),
+        ("train digits optim.lr=nan", ("optim.lr", "nan", "number")),
+        ("train digits optim.lr=.nan", ("optim.lr", "nan", "finite")),
+        ("train digits optim.lr=.inf", ("optim.lr", "finite")),
+        ("train digits optim.lr=1 optim.lr=2", ("optim.lr: named twice on the command line", "1 and 2")),
+        ("train digits --optim.lr 3e-4", ("--optim.lr: unknown option", "key=value", "optim.lr=3e-4")),
+        ("train digits --optim.lr=3e-4", ("unknown option", "key=value")),
+        ("train digits --jsn", ("--jsn", "did you mean '--json'?")),
+        ("train digits data.image_size=9", ("9 x 9", "patch_size 2", "nearest: 8 x 8")),
+        ("train digits model.patch_size=3", ("8 x 8", "patch_size 3", "nearest: 9 x 9")),
+        ("train digits model.name=vit_mikro_patch2_8", ("unknown model", "did you mean 'vit_micro_patch2_8'?")),
+        ("train digits model.heads=7", ("64", "7 heads")),
+        ("train small data=nowhere", ("no such folder", "nowhere")),
+        ("train small", ("no data is named", "data=DIR")),
+        ("train small data.source=folder", ("data.path", "needs a folder")),
+        ("train digits data.source=digits data.path=elsewhere", ("digits are built in", "elsewhere")),
+        ("train finetune data=digits", ("init",)),
+        ("train digits init=nowhere", ("no such model", "nowhere")),
+        ("train digits resume=true", ("resume=true needs out=DIR",)),
+        ("train digits out=a resume=true overwrite=true", ("contradict",)),
+        ("train digits device=gpu", ("device: no such device", "gpu")),
+        ("train digits device=mps", ("not supported", "mps")),
+        ("eval", ("one model is wanted",)),
+        ("eval nowhere", ("no such model", "nowhere")),
+        ("predict nowhere", ("a model and at least one image",)),
+        ("predict nowhere gone.png", ("gone.png: no such image",)),
+        ("predict a b.png topk=0", ("topk: wrong value", "greater than or equal to 1")),
+        ("predict a b.png topks=1", ("topks: unknown key", "did you mean 'topk'?")),
+        ("models a b", ("one pattern at most",)),
+        ("models *gigantesque*", ("no preset fits",)),
+        ("recipes digitz", ("no such recipe", "did you mean 'digits'?")),
+        ("doctor digits", ("takes no words",)),
+    ],
+)  # fmt: skip
+def test_wrong_words_get_one_message(argv: str, parts: tuple[str, ...], capsys: Capture) -> None:
+    refused(argv, capsys, *parts)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
+@pytest.mark.parametrize("command", ["train digits", "eval model", "predict model cat.png"])
+def test_cuda_asked_for_and_absent(command: str, capsys: Capture) -> None:
+    random_model(Path("model"))
+    Path("cat.png").touch()
+    refused(f"{command} device=cuda", capsys, "device: this device is not there", "cuda", "vitral doctor")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("optim:\n  lr: 1e-3\n  lr: 2e-3\n", ("mine.yaml:3", "'lr' stands here twice")),
+        ("optim: [1,\nseed: 3\n", ("mine.yaml:3", "not readable as YAML")),
+        ("- digits\n", ("mine.yaml", "a mapping")),
+        ("model:\n  name: vit_micro_patch2_8\noptim:\n  lr: fast\n", ("optim.lr", "'fast'", "number")),
+        ("optim: 3\nmodel:\n  name: vit_micro_patch2_8\n", ("optim",)),
+        ("", ("model.name or init is needed",)),
+    ],
+)
+def test_wrong_files_get_one_message(text: str, parts: tuple[str, ...], capsys: Capture) -> None:
+    Path("mine.yaml").write_text(text, encoding="utf-8")
+    refused("train mine.yaml data=digits" if text else "train mine.yaml", capsys, *parts)
+
+
+def test_wrong_folders_get_one_message(capsys: Capture) -> None:
+    Path("empty").mkdir()
+    refused("train small data=empty", capsys, "no images here", "empty", "DIR/<class>/")
+    write_colours(Path("one"), "cat")
+    refused("train small data=one", capsys, "only one class", "cat", "2 or more")
+    write_colours(Path("both/train"))
+    write_colours(Path("both/val"), "cat dgo")
+    refused("train small data=both", capsys, "'val'", "missing: dog", "extra: dgo")
+    Path("photo.zip").touch()
+    refused("train small data=photo.zip", capsys, "this is a file", "Unpack it")
+    write_colours(Path("cats"))
+    refused("train small data=cast", capsys, "no such folder", "did you mean 'cats'?")
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture at all", None])
+def test_an_unreadable_image_is_named(content: bytes | None, capsys: Capture) -> None:
+    bad = write_colours(Path("photos")) / "dog" / "2.png"
+    bad.write_bytes(bad.read_bytes()[:40] if content is None else content)
+    refused("train small data=photos out=run", capsys, "photos/dog/2.png")
+    random_model(Path("model"), ("cat", "dog"))
+    refused("eval model data=photos", capsys, "photos/dog/2.png")
+    refused("predict model photos/dog/2.png", capsys, "photos/dog/2.png")
+
+
+def test_init_of_another_architecture(capsys: Capture) -> None:
+    random_model(Path("model"))
+    refused(
+        "train finetune data=digits init=model model.name=vit_nano_patch4_32", capsys,
+        "model: the weights belong to another architecture", "48 missing", "blocks.2", "model.name=auto",
+    )  # fmt: skip
+    refused("train finetune data=digits init=model model.patch_size=4", capsys, "init has another patch size")
+    refused("train finetune data=digits init=model model.width=32", capsys, "another architecture", "other shape")
+
+
+def test_a_run_folder_that_is_not_empty(capsys: Capture) -> None:
+    Path("run").mkdir()
+    Path("run/thesis.tex").touch()
+    refused("train digits out=run", capsys, "not empty", "resume=true", "overwrite=true")
+    refused("train digits out=run/thesis.tex", capsys, "is a file")
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="no folder here that even the administrator cannot write")
+def test_a_folder_that_cannot_be_written(capsys: Capture) -> None:
+    refused("train digits out=/proc/run", capsys, "out: the run folder cannot be written", "/proc")
+
+
+def test_damaged_and_foreign_model_folders(capsys: Capture) -> None:
+    folder, image = random_model(Path("model")), "cat.png"
+    Path(image).touch()
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    refused(f"predict model {image}", capsys, "model.safetensors: not readable as safetensors")
+    refused("eval model", capsys, "model.safetensors: not readable as safetensors")
+    refused("train finetune data=digits init=model", capsys, "model.safetensors: not readable as safetensors")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for text, part in (
+        ('{"architectures": ["ViTForImageClassification"]}', "not a Vitral model folder"),
+        ("[]", "not a Vitral model folder"),
+        ("{", "not readable"),
+        (json.dumps({**config, "id2label": {"0": "cat", "2": "dog", "1x": "owl"}}), "id2label"),
+        (json.dumps({**config, "surprise": 1}), "unknown key"),
+    ):
+        (folder / "config.json").write_text(text, encoding="utf-8")
+        refused(f"predict model {image}", capsys, "config.json", part)
+    Path("run").mkdir()
+    refused("predict run cat.png", capsys, "config.json is missing", "when it ends")
+
+
+def test_debug_shows_where_it_came_from() -> None:
+    with pytest.raises(ValueError, match="no such recipe"):
+        main(["train", "digitz", "--debug"])
+
+
+def test_no_words_is_wrong_usage_and_help_is_not(capsys: Capture) -> None:
+    assert main([]) == 2
+    out, err = capsys.readouterr()
+    assert (out, "usage: vitral COMMAND" in err) == ("", True)
+    assert main(["--help"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert all(re.search(rf"^  {command} +{summary}$", out, re.MULTILINE) for command, summary in COMMANDS.items())
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"vitral {__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_examples(command: str, capsys: Capture) -> None:
+    assert main([command, "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"usage: vitral {command}")
+    assert err == ""
+    assert len(out.splitlines()) > 3
+    assert max(len(line) for line in out.splitlines() if not line.startswith("  ")) <= 120
+    if command != "doctor":
+        assert f"  vitral {command}" in out.partition("examples:")[2]
+
+
+@pytest.mark.parametrize(
+    ("command", "model"), [("train", RunConfig), ("eval", EvalOptions), ("predict", PredictOptions)]
+)
+def test_help_shows_every_key_with_type_default_and_meaning(
+    command: str, model: type[RunConfig | EvalOptions | PredictOptions], capsys: Capture
+) -> None:
+    main([command, "--help"])
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+    for key in describe(model):
+        line = lines[key.name]
+        default = json.dumps(key.default).strip('"')
+        assert re.fullmatch(
+            rf"  {re.escape(key.name)} +{re.escape(key.type_text)} +{re.escape(default)} +{re.escape(key.help)}", line
+        ), line
+        assert key.help
+
+
+def test_help_of_a_recipe_shows_its_values(capsys: Capture) -> None:
+    assert main(["train", "digits", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "value in digits" in out
+    assert re.search(r"^  model\.name +str +vit_micro_patch2_8 ", out, re.MULTILINE)
+
+
+def seconds(words: list[str]) -> float:
+    """The best of three: the machine may be busy."""
+    times: list[float] = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([*VITRAL, *words], check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+@pytest.mark.parametrize(("words", "limit"), [("--help", 0.5), ("train --help", 2.0), ("models", 2.0)])
+def test_help_is_fast(words: str, limit: float) -> None:
+    assert seconds(words.split()) < limit
+
+
+@pytest.mark.parametrize("words", ["--help", "--version", "train --help", "train digitz", "models", "recipes digits"])
+def test_help_and_messages_do_not_import_torch(words: str) -> None:
+    code = f"import sys; from vitral.cli.main import main; main({words.split()!r}); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_models_lists_presets_smallest_first(capsys: Capture) -> None:
+    assert main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.search(r"^vit_base_patch16_224 +224 +16 +768 +12 +12 +86,567,656 +1000$", "\n".join(lines), re.MULTILINE)
+    assert main(["models", "*tiny*", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {row["name"] for row in found} == {line.split()[0] for line in lines if "_tiny_" in line}
+    tiny = next(row for row in found if row["name"] == "vit_tiny_patch16_224")
+    assert (tiny["parameters"], tiny["width"], tiny["image_size"]) == (5_717_416, 192, [224, 224])
+
+
+def test_recipes_lists_them_and_prints_the_file_itself(capsys: Capture) -> None:
+    assert main(["recipes"]) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines()] == sorted(recipes())
+    assert main(["recipes", "digits"]) == 0
+    assert capsys.readouterr().out == recipes()["digits"].read_text(encoding="utf-8")
+    assert main(["recipes", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == sorted(recipes())
+    assert all(row["summary"] in out for row in rows)
+
+
+def test_doctor_says_what_a_bug_report_needs(capsys: Capture) -> None:
+    assert main(["doctor", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["vitral"] == __version__
+    assert facts["versions"]["torch"] == str(torch.__version__)
+    assert facts["processor_cores"] == os.cpu_count()
+    assert facts["train_step_ms"] > 0
+    assert main(["doctor"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(facts)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of a Unix shell")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_stops_reading_is_no_error(unbuffered: str) -> None:
+    command = f"({' '.join(VITRAL)} models; echo $? >&2) | true"
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, encoding="utf-8",
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )  # fmt: skip
+    assert done.stderr == "0\n"

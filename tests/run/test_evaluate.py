@@ -1,0 +1,132 @@
+"""Measuring a model folder: on which images, with which labels, against what."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vitral
+from tests.helpers import TINY, random_model, write_colours
+from vitral.errors import UserError
+from vitral.run.config import load_config
+from vitral.run.evaluate import evaluate
+from vitral.run.options import EvalData, EvalOptions
+from vitral.run.train import run
+
+
+def on(path: str, **more: Any) -> EvalOptions:
+    return EvalOptions(data=EvalData(path=path), **more)
+
+
+def tiny_run(data: str, out: str) -> dict[str, Any]:
+    keys = {**TINY, "model.name": "vit_micro_patch2_8", "model.patch_size": None, "data.image_size": 8}
+    return run(load_config("small", {**keys, "data": data, "out": out}))
+
+
+def test_labels_are_matched_by_name_not_by_place() -> None:
+    """The model's classes are in another order than the folder's, which is alphabetical."""
+    classes = ("owl", "cat", "dog")
+    random_model(Path("model"), classes, in_channels=3)
+    write_colours(Path("pets"), "cat dog owl", count=12)
+    found = evaluate("model", on("pets"))
+    predictor = vitral.load("model")
+    files = sorted(Path("pets").rglob("*.png"))
+    answers = [row["predictions"][0]["label"] for row in predictor.predict([str(path) for path in files])]
+    pairs = Counter((path.parent.name, answer) for path, answer in zip(files, answers, strict=True))
+    assert len(pairs) > 3, "answers that differ"
+    assert found["confusion"] == [[pairs[truth, answer] for answer in classes] for truth in classes]
+    assert found["top1"] == sum(pairs[name, name] for name in classes) / 36
+    assert list(found["per_class"]) == list(classes)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 7, 1000])
+def test_every_sample_counts_once_whatever_the_batch_size(batch_size: int) -> None:
+    random_model(Path("model"), ("cat", "dog"))
+    write_colours(Path("pets"), "cat", count=9)
+    write_colours(Path("pets"), "dog", count=4)
+    found = evaluate("model", on("pets", batch_size=batch_size))
+    assert found["count"] == 13
+    assert {name: row["count"] for name, row in found["per_class"].items()} == {"cat": 9, "dog": 4}
+    whole = evaluate("model", on("pets"))
+    assert found["confusion"] == whole["confusion"]
+    assert [found[key] for key in ("loss", "ece")] == pytest.approx([whole[key] for key in ("loss", "ece")])
+
+
+def test_a_model_is_as_good_as_itself() -> None:
+    random_model(Path("model"), ("cat", "dog"))
+    write_colours(Path("pets"), count=10)
+    found = evaluate("model", on("pets", compare="model"))
+    assert found["compare"] == {
+        "model": "model", "top1": found["top1"], "only_a": 0, "only_b": 0, "p_value": 1.0, "difference": 0.0,
+        "difference_interval": pytest.approx(found["compare"]["difference_interval"]),
+    }  # fmt: skip
+
+
+def test_models_of_other_sizes_channels_and_class_orders_can_be_compared() -> None:
+    random_model(Path("grey"), ("cat", "dog"))
+    random_model(Path("colour"), ("dog", "cat"), in_channels=3, image_size=12)
+    write_colours(Path("pets"), count=10)
+    found = evaluate("grey", on("pets", compare="colour"))
+    alone = evaluate("colour", on("pets"))
+    assert found["compare"]["top1"] == alone["top1"]
+    assert found["top1"] == evaluate("grey", on("pets"))["top1"]
+
+
+def test_without_data_the_recorded_ones_are_used_from_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write_colours(Path("pets"), count=10)
+    summary = tiny_run("pets", "run")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = evaluate("../run")
+    assert (found["split"], found["count"]) == ("val", 2)
+    assert {key: found[key] for key in ("top1", "loss", "ece")} == {
+        key: summary[key] for key in ("top1", "loss", "ece")
+    }
+    whole = evaluate("../run", on("../pets"))
+    assert (whole["split"], whole["count"]) == ("train", 20), "named data are taken as they are, nothing held out"
+
+
+def test_splits_of_a_folder() -> None:
+    for split, count in (("train", 6), ("val", 3), ("test", 2)):
+        write_colours(Path("pets") / split, count=count)
+    tiny_run("pets", "run")
+    for options, split, count in (
+        (None, "test", 4), (on("pets"), "test", 4), (on("pets", split="val"), "val", 6),
+        (EvalOptions(split="train"), "train", 12),
+    ):  # fmt: skip
+        found = evaluate("run", options)
+        assert (found["split"], found["count"]) == (split, count)
+    shutil.rmtree("pets/test")
+    assert evaluate("run", on("pets"))["split"] == "val"
+    with pytest.raises(UserError, match=r"(?s)no such split.*test.*train, val"):
+        evaluate("run", on("pets", split="test"))
+
+
+def test_data_that_changed_since_the_training_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    write_colours(Path("pets"), count=10)
+    tiny_run("pets", "run")
+    evaluate("run")
+    assert "changed" not in capsys.readouterr().err
+    Path("pets/cat/0.png").unlink()
+    evaluate("run")
+    assert "have changed since the training" in capsys.readouterr().err
+    shutil.rmtree("pets")
+    with pytest.raises(UserError, match="no such folder"):
+        evaluate("run")
+
+
+def test_the_metrics_of_the_run_travel_with_the_model(trained: Path) -> None:
+    config = json.loads((trained / "model/config.json").read_text(encoding="utf-8"))
+    summary = json.loads((trained / "summary.json").read_text(encoding="utf-8"))
+    metrics = config["provenance"]["metrics"]
+    assert metrics == {key: summary[key] for key in metrics}
+    assert metrics["split"] == "test"
+    assert config["temperature"] == summary["temperature"] != 1.0
+    assert config["provenance"]["data"]["counts"] == {"train": 1293, "val": 144, "test": 360}
+    card = (trained / "model/README.md").read_text(encoding="utf-8")
+    assert f"**{100 * summary['top1']:.2f} %** of 360 test images" in card

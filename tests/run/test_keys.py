@@ -1,0 +1,280 @@
+"""No option is accepted and ignored: every key of a run, set to another value, changes what the run does.
+
+A key without a line in `CASES` fails the test, and so does one whose change is not to be seen in what the line names.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from tests.data.test_cifar import binary10
+from tests.helpers import TINY, random_model, write_colours
+from vitral.config import describe
+from vitral.data import loader
+from vitral.errors import RunFailed, UserError
+from vitral.run.config import RunConfig, load_config
+from vitral.run.train import run
+from vitral.training.journal import Journal
+from vitral.training.state import TrainState
+
+Keys = dict[str, Any]
+
+
+def weights(out: Path) -> object:
+    """The trained weights, bit for bit."""
+    return hashlib.sha256((out / "model/model.safetensors").read_bytes()).hexdigest()
+
+
+def rows(out: Path) -> object:
+    """The journal's rows by step and kind."""
+    return [(row["step"], "val_loss" in row) for row in Journal.read(out)]
+
+
+def summary(out: Path) -> Any:
+    """Recipe, seed and steps."""
+    tree = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    return {key: tree[key] for key in ("recipe", "seed", "steps")}
+
+
+def card(out: Path) -> object:
+    """The notes on the data."""
+    return [line for line in (out / "model/README.md").read_text(encoding="utf-8").splitlines() if line[:2] == "- "]
+
+
+def files(out: Path) -> object:
+    """Names of what the run left."""
+    return sorted(path.name for path in out.iterdir()) if out.is_dir() else "nothing"
+
+
+def shapes(out: Path) -> object:
+    """Names and sizes of the weights, from the architecture."""
+    return json.loads((out / "model/config.json").read_text(encoding="utf-8"))["architecture"]
+
+
+class Case(NamedTuple):
+    """Another value of a key; what must then be different; what else is set in both runs, to give the key a meaning."""
+
+    value: object
+    seen: Callable[[Path], object] = weights
+    given: Keys = {}
+
+
+FINETUNE = {"init": "model", "model.name": "auto", **{f"model.{k}": None for k in ("width", "depth", "heads", "mlp_dim")}}
+PETS = {"data.path": "pets", "data.source": "folder", "model.name": "vit_micro_patch2_8", "data.image_size": (8, 12)}
+
+CASES: dict[str, Case] = {
+    "recipe": Case("other", summary),
+    "seed": Case(1, weights),
+    "init": Case("other", weights, FINETUNE),
+    "precision": Case("bfloat16"),
+    "report": Case(True, files),
+    "data.path": Case("more", weights, PETS),
+    "data.image_size": Case(10, shapes),
+    "data.channels": Case(3, shapes),
+    "data.fit": Case("squash", weights, PETS),
+    "data.mean": Case([0.3]),
+    "data.std": Case([0.3]),
+    "data.val_fraction": Case(0.2),
+    "data.verify": Case(
+        True, card,
+        {"data.path": "cifar", "data.source": "cifar", "data.verify": False, "model.name": "vit_nano_patch4_32",
+         "model.patch_size": 16, "data.image_size": 32},
+    ),
+    "augment.pad_crop": Case(2),
+    "augment.flip": Case(0.5),
+    "augment.rotate": Case(30.0),
+    "augment.scale": Case(0.5),
+    "augment.shear": Case(20.0),
+    "augment.translate": Case(0.2),
+    "augment.fill": Case("border", weights, {"augment.translate": 0.5, "data.mean": [0.3]}),
+    "augment.mixup": Case(0.5),
+    "augment.cutmix": Case(1.0),
+    "augment.mix_prob": Case(0.5, weights, {"augment.mixup": 1.0}),
+    "model.name": Case("vit_nano_patch4_32", shapes, {"data.image_size": 8}),
+    "model.patch_size": Case(4, shapes),
+    "model.width": Case(8, shapes),
+    "model.depth": Case(1, shapes),
+    "model.heads": Case(4, weights),
+    "model.mlp_dim": Case(16, shapes),
+    "model.pool": Case("cls", weights),
+    "model.head": Case("mlp", shapes),
+    "model.gelu": Case("tanh", weights),
+    "model.dropout": Case(0.2, weights),
+    "model.drop_path": Case(0.5, weights),
+    "optim.name": Case("sgd"),
+    "optim.lr": Case(1e-2),
+    "optim.weight_decay": Case(0.5),
+    "optim.betas": Case([0.5, 0.9]),
+    "optim.momentum": Case(0.1, weights, {"optim.name": "sgd"}),
+    "optim.schedule": Case("linear"),
+    "optim.warmup": Case(2),
+    "optim.final": Case(0.5),
+    "optim.clip": Case(0.01),
+    "train.epochs": Case(0.1, summary, {"train.steps": None, "train.epochs": 0.05}),
+    "train.steps": Case(2, summary),
+    "train.batch_size": Case(24),
+    "train.micro_batch": Case(5),
+    "train.ema": Case(0.5),
+    "train.eval_every": Case(0.02, rows, {"train.steps": 4}),
+    "train.patience": Case(1, summary, {"train.eval_every": 0.02, "train.steps": 6, "optim.lr": 1e-30}),
+    "train.log_every": Case(1, rows),
+    "objective.label_smoothing": Case(0.3),
+    "objective.head_first": Case(0.5, weights, FINETUNE),
+}  # fmt: skip
+
+# Each has a test of its own below, or, where another test has it already, its name.
+ELSEWHERE = {
+    "device": "test_device_is_where_the_weights_are",
+    "out": "test_out_is_where_it_is_written",
+    "resume": "test_resume_and_overwrite_are_asked_for",
+    "overwrite": "test_resume_and_overwrite_are_asked_for",
+    "deterministic": "test_deterministic_is_switched_on_during_the_run_only",
+    "data.source": "test_source_is_not_guessed_where_it_is_said",
+    "data.workers": "test_workers_and_cache_reach_the_store",
+    "data.cache_mb": "test_workers_and_cache_reach_the_store",
+    "train.save_seconds": "test_save_seconds_is_the_time_between_checkpoints",
+    "objective.kind": "test_there_is_one_kind_of_objective",
+}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data and models that the cases name."""
+    root = tmp_path_factory.mktemp("keys")
+    write_colours(root / "pets", "cat dog", 8, (12, 9))
+    write_colours(root / "more", "cat dog", 9, (12, 9))
+    binary10(root / "cifar")
+    random_model(root / "model", tuple("0123456789"))
+    random_model(root / "other", tuple("0123456789"), mean=(0.2,))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _here(places: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+    monkeypatch.chdir(places)
+    yield
+
+
+@functools.cache
+def outcome(root: Path, keys: str, seen: Callable[[Path], object]) -> object:
+    """What a run with these keys leaves; runs that cases share are run once."""
+    name = hashlib.sha256(keys.encode()).hexdigest()[:12]
+    out = root / "runs" / name
+    if not (out / "summary.json").exists():
+        run(load_config("digits", {**TINY, **json.loads(keys), "out": str(out)}))
+    return seen(out)
+
+
+@pytest.mark.parametrize("key", CASES)
+def test_another_value_changes_the_outcome(key: str, places: Path) -> None:
+    case = CASES[key]
+    base = json.dumps(case.given, sort_keys=True)
+    changed = json.dumps({**case.given, key: case.value}, sort_keys=True)
+    assert outcome(places, changed, case.seen) != outcome(places, base, case.seen)
+
+
+def test_every_key_has_its_case() -> None:
+    names = {key.name for key in describe(RunConfig)}
+    assert names == CASES.keys() | ELSEWHERE.keys()
+    assert not CASES.keys() & ELSEWHERE.keys()
+    assert set(ELSEWHERE.values()) <= globals().keys()
+
+
+def test_equal_keys_give_equal_outcomes(places: Path) -> None:
+    """Otherwise the differences above would prove nothing."""
+    first = outcome(places, "{}", weights)
+    run(load_config("digits", {**TINY, "out": str(places / "again")}))
+    assert weights(places / "again") == first
+
+
+def tiny(out: Path, **more: object) -> dict[str, Any]:
+    keys = {key.replace("__", "."): value for key, value in more.items()}
+    return run(load_config("digits", {**TINY, **keys, "out": str(out)}))
+
+
+def test_device_is_where_the_weights_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No second device is needed: the one that was asked for is followed to the store and the model."""
+    seen: list[str] = []
+    monkeypatch.setattr("vitral.run.prepare.pick_device", lambda name: (seen.append(name), torch.device("cpu"))[1])
+    tiny(tmp_path / "a", device="cuda:3")
+    assert seen == ["cuda:3"]
+    assert json.loads((tmp_path / "a/env.json").read_text(encoding="utf-8"))["device"].startswith("cpu")
+
+
+def test_out_is_where_it_is_written(tmp_path: Path) -> None:
+    tiny(tmp_path / "x/y")
+    assert (tmp_path / "x/y/summary.json").is_file()
+
+
+def test_resume_and_overwrite_are_asked_for(tmp_path: Path) -> None:
+    tiny(tmp_path / "a")
+    stamp = (tmp_path / "a/config.yaml").stat().st_mtime_ns
+    with pytest.raises(UserError, match="not empty"):
+        tiny(tmp_path / "a")
+    tiny(tmp_path / "a", resume=True)
+    assert (tmp_path / "a/config.yaml").stat().st_mtime_ns == stamp
+    tiny(tmp_path / "a", overwrite=True)
+    assert (tmp_path / "a/config.yaml").stat().st_mtime_ns > stamp
+
+
+def test_deterministic_is_switched_on_during_the_run_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    make = loader.TrainLoader.batch
+    monkeypatch.setattr(
+        loader.TrainLoader, "batch",
+        lambda self, step: (seen.append(torch.are_deterministic_algorithms_enabled()), make(self, step))[1],
+    )  # fmt: skip
+    tiny(tmp_path / "a", deterministic=True, train__steps=1)
+    tiny(tmp_path / "b", train__steps=1)
+    assert seen == [True, False]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_source_is_not_guessed_where_it_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no CIFAR files"):
+        tiny(tmp_path / "a", data__path="pets", data__source="cifar")
+    tiny(tmp_path / "b", data__path="pets", data__source="folder", data__image_size=8)
+
+
+def test_workers_and_cache_reach_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither may change a bit of the outcome, only how it is reached."""
+    seen: list[tuple[int, bool]] = []
+    make = loader.ImageStore.__init__
+
+    def init(self: loader.ImageStore, *args: Any, **keys: Any) -> None:
+        make(self, *args, **keys)
+        seen.append((keys["workers"], self.cached))
+
+    monkeypatch.setattr(loader.ImageStore, "__init__", init)
+    for out, workers, cache in (("a", 1, 2048), ("b", 3, 0)):
+        tiny(tmp_path / out, data__workers=workers, data__cache_mb=cache)
+    assert seen == [(1, True)] * 3 + [(3, False)] * 3
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+
+
+def test_save_seconds_is_the_time_between_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saves: list[int] = []
+    save = TrainState.save
+    monkeypatch.setattr(TrainState, "save", lambda self, path: (saves.append(self.progress.step), save(self, path))[1])
+    tiny(tmp_path / "a", train__save_seconds=0.0)
+    assert saves == [1, 2, 3]
+    tiny(tmp_path / "b", train__save_seconds=1e6)
+    assert saves == [1, 2, 3, 3]
+
+
+def test_there_is_one_kind_of_objective(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"(?s)objective\.kind.*supervised"):
+        tiny(tmp_path / "a", objective__kind="dino")
+
+
+def test_a_diverging_run_fails_with_a_message(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match=r"nan.*lower optim\.lr"):
+        tiny(tmp_path / "a", optim__lr=1e30, train__steps=30)

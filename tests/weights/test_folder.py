@@ -1,0 +1,165 @@
+"""The model folder: the same model comes back, a failed save harms nothing, damaged and foreign folders are refused."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import vitral
+from tests.helpers import assert_equal_tensors, random_model, weights
+from tests.training.test_state import disk_full_beyond
+from vitral.errors import UserError
+from vitral.weights.folder import find_folder, load_folder, save_folder
+from vitral.weights.tensors import load_tensors, save_tensors
+
+
+def test_a_saved_model_comes_back_bit_for_bit() -> None:
+    path = random_model(Path("deep/model"), head="mlp", pool="avg", gelu="tanh", mean=(0.3,), std=(0.2,))
+    model, config = load_folder(str(path))
+    assert not model.training
+    save_folder(Path("copy"), model, config, "another card\n")
+    again, same = load_folder("copy")
+    assert same == config
+    assert_equal_tensors(weights(path), weights("copy"))
+    images_BCHW = torch.rand(4, 1, 8, 8)
+    assert torch.equal(model(images_BCHW), again(images_BCHW))
+    assert {entry.name for entry in Path("copy").iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    assert Path("copy/README.md").read_text(encoding="utf-8") == "another card\n"
+
+
+def test_a_folder_is_replaced_as_a_whole() -> None:
+    random_model(Path("model"))
+    Path("model/notes.txt").touch()
+    random_model(Path("model"), ("left", "right"))
+    assert load_folder("model")[1].classes == ("left", "right")
+    assert [entry.name for entry in Path().iterdir()] == ["model"]
+    assert not Path("model/notes.txt").exists()
+
+
+def fails(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("broken", ["vitral.weights.folder.save_tensors", "pathlib.Path.write_text", "os.replace"])
+def test_a_failed_save_leaves_the_older_folder_whole(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    random_model(Path("model"))
+    before = {entry.name: entry.read_bytes() for entry in Path("model").iterdir()}
+    model, config = load_folder("model")
+    torch.nn.init.zeros_(model.get_parameter("head.weight"))
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(broken, lambda *args, **keys: fails())
+        save_folder(Path("model"), model, config, "never written")
+    assert {entry.name: entry.read_bytes() for entry in Path("model").iterdir()} == before
+    assert [entry.name for entry in Path().iterdir()] == ["model"], "nothing half-written is left"
+
+
+def test_a_full_disk_leaves_the_older_folder_whole() -> None:
+    random_model(Path("model"))
+    before = weights("model")
+    model, config = load_folder("model")
+    torch.nn.init.zeros_(model.get_parameter("head.weight"))
+    with disk_full_beyond(10_000), pytest.raises(OSError, match="could not be written"):
+        save_folder(Path("model"), model, config, "never written")
+    assert_equal_tensors(weights("model"), before)
+    assert [entry.name for entry in Path().iterdir()] == ["model"]
+
+
+def test_a_save_after_a_power_cut_between_the_two_renames_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    random_model(Path("model"))
+    model, config = load_folder("model")
+    Path("model").rename(".model.old")
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr("vitral.weights.folder.save_tensors", fails)
+        save_folder(Path("model"), model, config, "never written")
+    assert_equal_tensors(weights("model"), model.state_dict())
+
+
+def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
+    def edited(folder: Path) -> None:
+        tree = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        change(tree)
+        (folder / "config.json").write_text(json.dumps(tree), encoding="utf-8")
+
+    return edited
+
+
+def drop(name: str) -> Callable[[Path], object]:
+    def dropped(folder: Path) -> None:
+        tensors = dict(weights(folder))
+        del tensors[name]
+        save_tensors(folder / "model.safetensors", tensors)
+
+    return dropped
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "model.safetensors").unlink(), "model.safetensors: not readable as safetensors"),
+        (lambda f: (f / "model.safetensors").write_bytes(b""), "model.safetensors: not readable as safetensors"),
+        (lambda f: (f / "config.json").write_bytes(b"\xff\xfe{}"), "config.json: not readable"),
+        (lambda f: (f / "config.json").write_text("{}", encoding="utf-8"), "not a Vitral model folder"),
+        (drop("blocks.0.norm1.weight"), r"(?s)another architecture.*1 missing \(blocks\.0\.norm1\.weight\)"),
+        (edit(lambda t: t["architecture"].update(width=32, heads=4)), r"(?s)another architecture.*other shape"),
+        (edit(lambda t: t["architecture"].update(depth=1)), r"(?s)another architecture.*unexpected \(blocks\.1"),
+        (edit(lambda t: t["id2label"].pop("2")), "id2label"),
+        (edit(lambda t: t.update(id2label={"0": "cat", "1": "dog", "3": "owl"})), "id2label"),
+        (edit(lambda t: t["preprocessing"].update(image_size=[16, 16])), "preprocessing"),
+        (edit(lambda t: t["preprocessing"].update(channels=3)), "preprocessing"),
+        (edit(lambda t: t.update(temperature=-1)), "temperature"),
+        (edit(lambda t: t.update(format="vitral-model-9")), "vitral-model-9"),
+        (edit(lambda t: t["architecture"].update(colour="red")), "architecture.colour: unknown key"),
+    ],
+)
+def test_damaged_folders_are_refused_by_what_is_wrong(damage: Callable[[Path], object], message: str) -> None:
+    folder = random_model(Path("model"))
+    damage(folder)
+    with pytest.raises(UserError, match=message):
+        load_folder("model")
+
+
+def test_a_model_is_found_by_its_folder_its_run_or_a_near_name() -> None:
+    random_model(Path("runs/mine/model"))
+    assert find_folder("runs/mine/model") == find_folder("runs/mine") == Path("runs/mine/model")
+    with pytest.raises(UserError, match="did you mean 'runs/mine'"):
+        find_folder("runs/mein")
+    with pytest.raises(UserError, match="did you mean 'runs'"):
+        find_folder("rnus")
+    with pytest.raises(UserError, match=r"(?s)config\.json is missing.*when it ends"):
+        find_folder("runs")
+    with pytest.raises(UserError, match="no such model"):
+        find_folder("far/away/from/all")
+
+
+class Poison:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("executed"),)
+
+
+def test_a_pickle_is_never_read() -> None:
+    folder = random_model(Path("model"))
+    for name in ("pytorch_model.bin", "model.pt", "model.pkl"):
+        (folder / name).write_bytes(pickle.dumps(Poison()))
+    load_folder("model")
+    shutil.copy(folder / "model.pkl", folder / "model.safetensors")
+    with pytest.raises(UserError, match="not readable as safetensors"):
+        vitral.load("model")
+    assert not Path("executed").exists()
+
+
+def test_tensors_keep_type_shape_and_metadata() -> None:
+    tensors = {
+        "a": torch.rand(2, 3).t(), "b": torch.arange(4), "c": torch.rand(3).bfloat16(), "d": torch.zeros(0, 2)
+    }  # fmt: skip
+    save_tensors(Path("x.safetensors"), tensors, {"who": "é"})
+    found, metadata = load_tensors(Path("x.safetensors"))
+    assert_equal_tensors(found, tensors)
+    assert all(found[name].dtype == tensor.dtype for name, tensor in tensors.items())
+    assert metadata == {"who": "é"}
