@@ -25,6 +25,7 @@ NARROW = {
 }  # fmt: skip
 TINY = VitralClassifier(epochs=10, batch_size=16, lr=3e-3, overrides=NARROW)
 QUICK = {**NARROW, "train.steps": 3, "train.eval_every": 100.0}
+LEARNS = {**QUICK, "train.steps": 60, "optim.lr": 1e-2, "model.width": 32, "augment.translate": 0.0}
 
 
 @pytest.mark.filterwarnings("default")
@@ -55,9 +56,9 @@ def stripes(count: int = 40, channels: int = 3) -> tuple[Array, Array]:
 
 def test_it_learns_the_digits(digits: tuple[Array, Array]) -> None:
     X, y = digits
-    model = VitralClassifier(epochs=30, batch_size=32, lr=2e-3, overrides={**NARROW, "model.width": 32, "model.depth": 3})
+    model = VitralClassifier(epochs=25, batch_size=32, lr=3e-3, overrides={"train.ema": 0.9, "augment.mixup": 0.0})
     model.fit(X[:300], y[:300])
-    assert model.score(X[300:700], y[300:700]) > 0.5
+    assert model.score(X[300:700], y[300:700]) > 0.7
     proba_NC = model.predict_proba(X[300:310])
     np.testing.assert_allclose(proba_NC.sum(axis=1), 1, atol=1e-5)
     assert (model.predict(X[300:310]) == model.classes_[proba_NC.argmax(axis=1)]).all()
@@ -78,7 +79,7 @@ def test_the_same_images_in_other_forms_give_the_same_model(digits: tuple[Array,
 def test_colour_images_names_and_shapes() -> None:
     X, y = stripes()
     names = np.array(["left", "right"])[y]
-    model = quick(overrides={**QUICK, "train.steps": 40, "optim.lr": 3e-3}).fit(X, names)
+    model = quick(overrides=LEARNS).fit(X, names)
     assert list(model.classes_) == ["left", "right"]
     assert model.score(X, names) > 0.9
     assert model.predictor_.config.architecture.in_channels == 3
@@ -114,7 +115,7 @@ def test_parameters_clones_and_copies() -> None:
 
 def test_it_works_in_cross_validation() -> None:
     X, y = stripes()
-    scores = cross_val_score(quick(overrides={**QUICK, "train.steps": 40, "optim.lr": 3e-3}), X, y, cv=2)
+    scores = cross_val_score(quick(overrides=LEARNS), X, y, cv=2)
     assert scores.min() > 0.8
 
 
@@ -144,7 +145,7 @@ def test_every_parameter_reaches_the_run(capsys: pytest.CaptureFixture[str]) -> 
         ({"X": np.zeros((39, 8, 8))}, "inconsistent numbers of samples"),
         ({"y": np.zeros(40, int)}, r"at least two classes[\s\S]*1 class"),
         ({"y": np.linspace(0, 1, 40)}, "Unknown label type"),
-        ({"y": np.arange(40)}, "one image is too few"),
+        ({"y": np.array([*[0] * 39, 1])}, "one image is too few"),
         ({"image_shape": (4, 4)}, r"image_shape[\s\S]*product of 64"),
         ({"epochs": 0}, "train.epochs"),
         ({"epochs": "many"}, "train.epochs"),
