@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             noise = random.integers(-40, 40, (24, 32, 3))
             Image.fromarray(np.uint8(np.clip(noise + colour, 0, 255))).save(root / "PHOTOS" / name / f"{number}.jpg")
     Image.open(root / "PHOTOS" / "cat" / "0.jpg").save(root / "photo.jpg")
-    Image.fromarray(np.uint8(load_digits().images[0] * 15)).save(root / "digit.png")
+    digits: Any = load_digits()
+    Image.fromarray(np.uint8(digits.images[0] * 15)).save(root / "digit.png")
     return root
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitral.data.decode import as_image
+from vitral.data.decode import Decoding, as_image, colour
 from vitral.data.resize import fit_image
 from vitral.errors import UserError
 from vitral.models.vit import VisionTransformer
@@ -38,6 +39,12 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "single_label_classification": partial(torch.softmax, dim=-1),
+    "multi_label_classification": torch.sigmoid,
+}
+
+
 class Predictor:
     """Predictions of one model folder. Images are preprocessed exactly as in `vitral eval`."""
 
@@ -52,22 +59,25 @@ class Predictor:
         An image is a path, bytes, a PIL image, or an array [H,W] or [H,W,C] of uint8 or of floats in [0,1].
         """
         recipe = self.config.preprocessing
-        return fit_image(as_image(image, recipe.channels), recipe.image_size, recipe.fit)
+        rules = Decoding(background=colour(recipe.background))
+        return fit_image(as_image(image, recipe.channels, rules=rules), recipe.image_size, recipe.fit)
 
     @torch.inference_mode()
     def probabilities(self, images: Iterable[Any], batch_size: int = 64) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """[images, classes] float32 in [0,1], rows sum to 1: softmax of the logits over the folder's temperature."""
+        """[images, classes] float32 in [0,1], of the logits over the folder's temperature: softmax, rows sum to 1; or
+        sigmoid, each class by itself, where an image may have several."""
         if not self.config.architecture.num_classes:
             raise UserError("this model has no head, so it predicts no classes", where=self.config.name)
         waiting, rows = list(images), list[Tensor]()
         for start in range(0, len(waiting), batch_size):
             batch_BCHW = torch.stack([self.preprocess(image) for image in waiting[start : start + batch_size]])
             logits_BC = self.model(batch_BCHW.to(self.device)).float()
-            rows.append((logits_BC / self.config.temperature).softmax(dim=-1).cpu())
+            rows.append(_SCORES[self.config.problem_type](logits_BC / self.config.temperature).cpu())
         return torch.cat(rows).numpy() if rows else np.zeros((0, len(self.classes)), np.float32)
 
     def predict(self, images: Any, topk: int = 5, batch_size: int = 64) -> list[dict[str, Any]]:
-        """The `topk` likeliest classes of each image, best first (all of them where there are fewer).
+        """The `topk` likeliest classes of each image, best first (all of them where there are fewer); a score is the
+        class's probability, which in a multi-label model belongs to the class alone.
 
         images: one image or a sequence of them, each as for `preprocess`; an array of four axes, [N,H,W,C], or a list
         counts as many. Returns {"image": path or number, "predictions": [{"label", "index", "score"}]} for each.

@@ -17,8 +17,9 @@ class View(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One global batch. `targets["label"]` holds class indices [B]; a mixing step adds `"partner"` (the other class
-    index [B]) and `"weight"` (share of the own label [B], in [0,1]). `keys_B` are the samples' places in the split."""
+    """One global batch. `targets["label"]` holds class indices [B], or, multi-label, bool [B, classes]; a mixing step
+    adds `"partner"` (the other label) and `"weight"` (share of the own label [B], in [0,1]). `keys_B` are the samples'
+    places in the split."""
 
     views: tuple[View, ...]
     targets: dict[str, Tensor]

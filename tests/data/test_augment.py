@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from vitral.data.augment import augment, warp
+from vitral.data.affine import warp
+from vitral.data.augment import augment
 from vitral.data.config import AugmentConfig
 
 KEYS = torch.arange(64)

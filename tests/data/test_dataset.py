@@ -13,7 +13,7 @@ from vitral.config import build
 from vitral.data import sources
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Labels, fingerprint, memory_split, spaced
-from vitral.data.sources import SOURCES, open_dataset, stratified
+from vitral.data.sources import SOURCES, iteratively_stratified, open_dataset, stratified
 from vitral.errors import UserError
 
 
@@ -149,4 +149,17 @@ def test_what_the_system_refuses_is_one_message(monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setitem(sources.SOURCES, "folder", denied)
     with pytest.raises(UserError, match="locked: cannot be read: Permission denied"):
-        opened(path=str(tmp_path))
+        opened(path=str(tmp_path), source="folder")
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.3])
+def test_multi_label_data_are_held_out_in_proportion(fraction: float) -> None:
+    random = np.random.default_rng(0)
+    labels_NK = random.random((400, 6)) < np.array([0.5, 0.3, 0.2, 0.1, 0.05, 0.01])
+    labels_NK[:2, 5] = True
+    held = iteratively_stratified(labels_NK, fraction, 0)
+    assert np.array_equal(held, iteratively_stratified(labels_NK, fraction, 0))
+    assert len(np.unique(held)) == len(held) == pytest.approx(400 * fraction, abs=3)
+    taken_K, all_K = labels_NK[held].sum(axis=0), labels_NK.sum(axis=0)
+    assert np.abs(taken_K - fraction * all_K).max() <= 2
+    assert ((taken_K > 0) & (taken_K < all_K)).all()

@@ -1,6 +1,8 @@
 """Decoding: a real file of every kind, and what its pixels must be."""
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from vitral.data.decode import as_image, decode, header, readable_extensions
+from vitral.data.decode import Decoding, as_image, colour, decode, header, readable_extensions
 from vitral.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -252,3 +254,114 @@ def test_arrays_and_tensors() -> None:
 def test_other_pictures_are_refused(picture: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
         as_image(picture, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "behind"), [("#102030", (16, 32, 48)), ("red", (255, 0, 0)), ("#fff", (255, 255, 255))]
+)
+def test_background_is_the_users(tmp_path: Path, name: str, behind: tuple[int, int, int]) -> None:
+    alpha = RNG.integers(0, 256, (5, 7, 1), np.uint8)
+    rules = Decoding(colour(name))
+    assert rules.background == behind
+
+    def over(pixels: np.ndarray) -> np.ndarray:
+        exact = (pixels.astype(np.int64) * alpha + np.array(behind) * (255 - alpha.astype(np.int64))) / 255
+        return np.rint(exact).astype(np.uint8)
+
+    path = saved(tmp_path / "rgba.png", Image.fromarray(np.dstack([RGB, alpha])))
+    assert np.array_equal(hwc(decode(path, 3, rules=rules)), over(RGB))
+    assert np.array_equal(hwc(as_image(path.read_bytes(), 3, rules=rules)), over(RGB))
+    path = saved(tmp_path / "la.png", Image.fromarray(np.dstack([GREY, alpha])))
+    assert np.array_equal(hwc(decode(path, 3, rules=rules)), over(np.repeat(GREY[..., None], 3, 2)))
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    path = saved(tmp_path / "p.png", image, transparency=0)
+    assert hwc(decode(path, 3, rules=rules))[0, 0].tolist() == list(behind)
+
+
+def test_a_transparent_value_of_16_bits(tmp_path: Path) -> None:
+    values = np.array([[0, 257 * 100, 65535]], np.uint16)
+    path = saved(tmp_path / "a.png", Image.fromarray(values), transparency=25700)
+    assert hwc(decode(path, 1))[..., 0].tolist() == [[0, 255, 255]]
+    assert hwc(decode(path, 1, rules=Decoding((9, 9, 9))))[..., 0].tolist() == [[0, 9, 255]]
+
+
+@pytest.mark.parametrize("text", ["", "whitish", "#12", "#11223344", "rgba(1,2,3,4)"])
+def test_what_is_no_colour(text: str) -> None:
+    with pytest.raises(UserError, match=r"data\.background: not a colour"):
+        colour(text)
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG whose header claims this size; its pixels are a few bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
+
+
+def test_the_pixel_limit_is_held_before_memory_is_taken(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="memory in use is asked of Unix")
+    path = tmp_path / "bomb.png"
+    path.write_bytes(bomb(60_000, 60_000))
+    before, limit = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, Image.MAX_IMAGE_PIXELS
+    with pytest.raises(UserError, match=r"bomb\.png: larger than the limit of 150,000,000.*3,600,000,000.*max_pixels"):
+        decode(path, 3)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes; the image is 10.8 GB
+    assert header(path)[1:] == (60_000, 60_000)
+    assert limit == Image.MAX_IMAGE_PIXELS, "Pillow's own limit is as the program left it"
+    small = saved(tmp_path / "a.png", Image.fromarray(RGB))
+    assert decode(small, 3, rules=Decoding(max_pixels=35)).shape == (3, 5, 7)
+    for picture in (small, Image.fromarray(RGB)):
+        with pytest.raises(UserError, match="limit of 34 pixels, 7 x 5 = 35 pixels"):
+            as_image(picture, 3, rules=Decoding(max_pixels=34))
+
+
+def test_between_pillows_limits_nothing_is_warned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow warns from its limit on and raises at twice that; warnings are errors in these tests."""
+    path = saved(tmp_path / "a.png", Image.fromarray(RGB))
+    for limit in (20, 10):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        assert np.array_equal(hwc(decode(path, 3)), RGB)
+        assert limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_sixteen_bits_of_colour_are_within_one_level(tmp_path: Path) -> None:
+    """Pillow keeps the high byte of each channel: value // 256, where value / 257 rounded is exact."""
+    values = RNG.integers(0, 65536, (64, 64, 3)).astype(np.uint16)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    raw = bomb(64, 64).replace(struct.pack(">IIB", 64, 64, 8), struct.pack(">IIB", 64, 64, 16))
+    start, body = raw[8:33], zlib.compress(rows)
+    start = start[:21] + struct.pack(">I", zlib.crc32(start[4:21]))
+    idat = struct.pack(">I", len(body)) + b"IDAT" + body + struct.pack(">I", zlib.crc32(b"IDAT" + body))
+    path = tmp_path / "deep.png"
+    path.write_bytes(raw[:8] + start + idat + raw[-12:])
+    found = hwc(decode(path, 3))
+    assert np.array_equal(found, values // 256)
+    assert np.abs(found - values / 257).max() < 1
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC image.*pip install pillow-heif"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "a HEIC image.*pip install pillow-heif"),
+        (b"\xff\x0a" + b"\0" * 30, "a JPEG XL image.*pillow-jxl-plugin"),
+    ],
+)
+def test_formats_of_plugins_name_the_plugin(tmp_path: Path, start: bytes, message: str) -> None:
+    path = tmp_path / "photo.jpg"  # as phones and messengers rename them
+    path.write_bytes(start + b"\0" * 100)
+    for source in (path, path.read_bytes()):
+        with pytest.raises(UserError, match=message):
+            decode(source, 3, name="photo.jpg")
+
+
+def test_the_content_says_the_format_not_the_name(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(RGB).save(buffer, "PNG")
+    for name in ("a.jpg", "a", "a.txt", "a.gif"):
+        (tmp_path / name).write_bytes(buffer.getvalue())
+        assert np.array_equal(hwc(decode(tmp_path / name, 3)), RGB)

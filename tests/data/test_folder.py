@@ -196,3 +196,33 @@ def test_split_names(tmp_path: Path) -> None:
         fill(tmp_path / "b" / name)
     refused(tmp_path / "b", "two folders for one split: val and valid")
     assert opened(fill(tmp_path / "c", "car plane train")).classes == ("car", "plane", "train")  # a class of vehicles
+
+
+def test_images_without_or_with_a_foreign_ending_are_found_by_content(tmp_path: Path) -> None:
+    fill(tmp_path)
+    for name in ("bare", "photo.jpg_large", "3.dat"):
+        (tmp_path / "cat" / name).write_bytes((tmp_path / "cat" / "0.png").read_bytes())
+    (tmp_path / "cat" / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0 no image")
+    data = opened(tmp_path)
+    assert sum(len(split) for split in data.splits.values()) == 9
+    assert "ignored 1 file(s) that end in .db, no image format" in data.notes
+
+
+def test_a_heic_photo_is_never_passed_over(tmp_path: Path) -> None:
+    fill(tmp_path)
+    (tmp_path / "cat" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 50)
+    data = open_dataset(DataConfig(path=str(tmp_path)), hold_out=False)
+    index = list(data.splits["train"].names).index("cat/IMG_1.HEIC")
+    with pytest.raises(UserError, match="pillow-heif"):
+        data.splits["train"].read(index)
+
+
+def test_background_and_pixel_limit_reach_the_files(tmp_path: Path) -> None:
+    fill(tmp_path)
+    for name in ("cat", "dog"):
+        Image.new("RGBA", (6, 4), (0, 0, 0, 0)).save(tmp_path / name / "clear.png")
+    train = open_dataset(DataConfig(path=str(tmp_path), background="#010203"), hold_out=False).splits["train"]
+    assert train.read(3)[:, 0, 0].tolist() == [1, 2, 3]
+    train = open_dataset(DataConfig(path=str(tmp_path), max_pixels=23), hold_out=False).splits["train"]
+    with pytest.raises(UserError, match="limit of 23 pixels"):
+        train.read(0)

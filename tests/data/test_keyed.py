@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vitral.data.keyed import Stream, bits, permutation, philox, uniform, uniforms
+from vitral.data.keyed import Stream, bits, permutation, philox, uniform, uniform_runs, uniforms
 
 # Known answers of Philox4x32-10, published with Random123 (Salmon et al., SC 2011).
 VECTORS = [
@@ -76,3 +76,14 @@ def test_a_permutation_holds_every_sample_once_and_differs_by_epoch() -> None:
         assert sorted(order) == list(range(1293))
     assert (orders[0] == orders[1]).mean() < 0.01
     assert np.array_equal(orders[0], permutation(0, 0, 1293))
+
+
+def test_several_draws_of_a_stream_are_draws_of_their_own() -> None:
+    index = torch.arange(512)
+    assert len({int(stream) for stream in Stream}) == len(Stream)
+    assert max(Stream) < 256, "numbered draws count in steps of 256"
+    crop, flip = uniform_runs(7, index % 3, index % 2, index, [Stream.CROP_X, Stream.FLIP], 5)
+    assert torch.equal(crop[0], uniform(7, index % 3, index % 2, index, Stream.CROP_X))
+    rows = torch.cat([crop, flip])
+    assert (torch.corrcoef(rows) - torch.eye(10)).abs().max() < 0.2
+    assert torch.equal(uniform_runs(7, index % 3, index % 2, index, [Stream.FLIP], 3)[0], flip[:3])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from vitral.models.create import create_model
 from vitral.objectives.config import SupervisedConfig
-from vitral.objectives.losses import cross_entropy, soft_targets
+from vitral.objectives.losses import binary_cross_entropy, cross_entropy, soft_multi_hot, soft_targets
 from vitral.objectives.supervised import Supervised
 from vitral.structs import Batch, View
 
@@ -82,3 +82,33 @@ def test_train_top1_counts_right_answers() -> None:
     logits = made.model(batch().views[0].images_BCHW)
     share = (logits.argmax(1) == batch().targets["label"]).float().mean()
     assert made(batch(), 0).metrics["train_top1"] == share
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_binary_cross_entropy_equals_torchs(dtype: torch.dtype) -> None:
+    logits, labels = torch.randn(31, 7, dtype=dtype) * 5, torch.rand(31, 7) < 0.3
+    found = binary_cross_entropy(logits, soft_multi_hot({"label": labels}, 0.0))
+    torch.testing.assert_close(found, torch.nn.BCEWithLogitsLoss()(logits, labels.to(dtype)), rtol=1e-6, atol=1e-6)
+
+
+def test_multi_hot_targets_are_mixed_and_smoothed_class_by_class() -> None:
+    labels, partners, weight = torch.rand(9, 5) < 0.4, torch.rand(9, 5) < 0.4, torch.rand(9)
+    logits = torch.randn(9, 5)
+    target = soft_multi_hot({"label": labels, "partner": partners, "weight": weight}, 0.1)
+    assert 0.05 - 1e-6 <= target.min() <= target.max() <= 0.95 + 1e-6
+
+    def loss(hot: torch.Tensor) -> torch.Tensor:
+        smooth = hot.float() * 0.9 + 0.05
+        return F.binary_cross_entropy_with_logits(logits, smooth, reduction="none").mean(1)
+
+    wanted = (weight * loss(labels) + (1 - weight) * loss(partners)).mean()
+    torch.testing.assert_close(binary_cross_entropy(logits, target), wanted)
+
+
+def test_multi_hot_labels_choose_the_loss() -> None:
+    made, one = objective(), batch()
+    hot = F.one_hot(one.targets["label"], 10).bool()
+    logits = made.model(one.views[0].images_BCHW)
+    found = made(one._replace(targets={"label": hot}), 0)
+    torch.testing.assert_close(found.loss, F.binary_cross_entropy_with_logits(logits, hot.double()))
+    assert found.metrics["train_exact_match"] == ((logits >= 0) == hot).all(1).float().mean()

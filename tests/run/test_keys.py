@@ -8,17 +8,22 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import shutil
+import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.data.test_cifar import binary10
 from tests.helpers import TINY, random_model, write_colours
 from vitral.config import describe
 from vitral.data import loader
+from vitral.data.config import DataConfig
+from vitral.data.sources import open_dataset
 from vitral.errors import RunFailed, UserError
 from vitral.run.config import RunConfig, load_config
 from vitral.run.train import run
@@ -59,6 +64,11 @@ def shapes(out: Path) -> object:
     return json.loads((out / "model/config.json").read_text(encoding="utf-8"))["architecture"]
 
 
+def classes(out: Path) -> object:
+    """Class names by index."""
+    return json.loads((out / "model/config.json").read_text(encoding="utf-8"))["id2label"]
+
+
 class Case(NamedTuple):
     """Another value of a key; what must then be different; what else is set in both runs, to give the key a meaning."""
 
@@ -67,7 +77,11 @@ class Case(NamedTuple):
     given: Keys = {}
 
 
-FINETUNE = {"init": "model", "model.name": "auto", **{f"model.{k}": None for k in ("width", "depth", "heads", "mlp_dim")}}
+FINETUNE = {
+    "init": "model",
+    "model.name": "auto",
+    **{f"model.{k}": None for k in ("width", "depth", "heads", "mlp_dim")},
+}
 PETS = {"data.path": "pets", "data.source": "folder", "model.name": "vit_micro_patch2_8", "data.image_size": (8, 12)}
 
 CASES: dict[str, Case] = {
@@ -88,6 +102,9 @@ CASES: dict[str, Case] = {
         {"data.path": "cifar", "data.source": "cifar", "data.verify": False, "model.name": "vit_nano_patch4_32",
          "model.patch_size": 16, "data.image_size": 32},
     ),
+    "data.background": Case("#ff0000", weights, {**PETS, "data.path": "clear"}),
+    "data.classes": Case(["dog", "cat"], classes, PETS),
+    "check.skip": Case(True, card),
     "augment.pad_crop": Case(2),
     "augment.flip": Case(0.5),
     "augment.rotate": Case(30.0),
@@ -95,6 +112,38 @@ CASES: dict[str, Case] = {
     "augment.shear": Case(20.0),
     "augment.translate": Case(0.2),
     "augment.fill": Case("border", weights, {"augment.translate": 0.5, "data.mean": [0.3]}),
+    "augment.crop": Case("random_resized"),
+    "augment.crop_scale": Case([0.5, 0.6], weights, {"augment.crop": "random_resized"}),
+    "augment.crop_ratio": Case([0.4, 0.5], weights, {"augment.crop": "random_resized"}),
+    "augment.flip_vertical": Case(0.5),
+    "augment.policy": Case("trivial"),
+    "augment.num_ops": Case(1, weights, {"augment.policy": "randaugment"}),
+    "augment.magnitude": Case(20.0, weights, {"augment.policy": "randaugment"}),
+    "augment.magnitude_std": Case(3.0, weights, {"augment.policy": "randaugment"}),
+    "augment.interpolation": Case("nearest", weights, {"augment.policy": "randaugment"}),
+    "augment.brightness": Case(0.4),
+    "augment.contrast": Case(0.4),
+    "augment.saturation": Case(0.4, weights, PETS),
+    "augment.hue": Case(0.3, weights, PETS),
+    "augment.jitter_prob": Case(0.5, weights, {"augment.brightness": 0.4}),
+    "augment.grey": Case(0.5, weights, PETS),
+    "augment.solarize": Case(0.5),
+    "augment.solarize_from": Case(0.2, weights, {"augment.solarize": 1.0}),
+    "augment.posterize": Case(0.5, weights, PETS),
+    "augment.posterize_bits": Case(1, weights, {"augment.posterize": 1.0}),
+    "augment.equalize": Case(0.5, weights, PETS),
+    "augment.autocontrast": Case(0.5, weights, PETS),
+    "augment.invert": Case(0.5),
+    "augment.sharpen": Case(0.5),
+    "augment.sharpen_factor": Case(0.0, weights, {"augment.sharpen": 1.0}),
+    "augment.blur": Case(0.5),
+    "augment.blur_sigma": Case([0.5, 0.6], weights, {"augment.blur": 1.0}),
+    "augment.erase": Case(0.5),
+    "augment.erase_scale": Case([0.5, 0.6], weights, {"augment.erase": 1.0}),
+    "augment.erase_ratio": Case([0.9, 1.1], weights, {"augment.erase": 1.0}),
+    "augment.erase_fill": Case("noise", weights, {"augment.erase": 1.0}),
+    "augment.repeats": Case(2),
+    "data.balance": Case("class"),
     "augment.mixup": Case(0.5),
     "augment.cutmix": Case(1.0),
     "augment.mix_prob": Case(0.5, weights, {"augment.mixup": 1.0}),
@@ -127,6 +176,8 @@ CASES: dict[str, Case] = {
     "train.patience": Case(1, summary, {"train.eval_every": 0.02, "train.steps": 6, "optim.lr": 1e-30}),
     "train.log_every": Case(1, rows),
     "objective.label_smoothing": Case(0.3),
+    "objective.class_weights": Case("balanced"),
+    "objective.logit_adjustment": Case(1.0),
     "objective.head_first": Case(0.5, weights, FINETUNE),
 }  # fmt: skip
 
@@ -137,9 +188,19 @@ ELSEWHERE = {
     "resume": "test_resume_and_overwrite_are_asked_for",
     "overwrite": "test_resume_and_overwrite_are_asked_for",
     "deterministic": "test_deterministic_is_switched_on_during_the_run_only",
+    **dict.fromkeys(
+        ("data.pattern", "data.image_column", "data.label_column", "data.split_column", "data.label_separator"),
+        "test_keys_of_a_source_change_what_it_reads",
+    ),
+    "data.subset": "test_subset_and_streaming_reach_hugging_face",
+    "data.streaming": "test_subset_and_streaming_reach_hugging_face",
+    "data.max_bad": "test_limits_of_reading_are_held",
+    "data.max_pixels": "test_limits_of_reading_are_held",
     "data.source": "test_source_is_not_guessed_where_it_is_said",
     "data.workers": "test_workers_and_cache_reach_the_store",
+    "data.worker_kind": "test_workers_and_cache_reach_the_store",
     "data.cache_mb": "test_workers_and_cache_reach_the_store",
+    "check.allow": "test_allowed_findings_do_not_refuse",
     "train.save_seconds": "test_save_seconds_is_the_time_between_checkpoints",
     "objective.kind": "test_there_is_one_kind_of_objective",
 }
@@ -151,6 +212,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("keys")
     write_colours(root / "pets", "cat dog", 8, (12, 9))
     write_colours(root / "more", "cat dog", 9, (12, 9))
+    write_colours(root / "clear", "cat dog", 8, (12, 9))
+    for number, path in enumerate(sorted((root / "clear").rglob("*.png"))):
+        Image.new("RGBA", (12, 9), (10 * number, 90, 0, 128)).save(path)
     binary10(root / "cifar")
     random_model(root / "model", tuple("0123456789"))
     random_model(root / "other", tuple("0123456789"), mean=(0.2,))
@@ -244,19 +308,71 @@ def test_source_is_not_guessed_where_it_is_said(tmp_path: Path) -> None:
     tiny(tmp_path / "b", data__path="pets", data__source="folder", data__image_size=8)
 
 
+def test_keys_of_a_source_change_what_it_reads(places: Path) -> None:
+    """Two columns of each kind; and file names that two patterns read differently."""
+    rows = [
+        f"pets/cat/{n}.png,pets/dog/{n}.png,{'xy'[n % 2]}-a,{'pq'[n % 2]},{('train', 'val')[n // 4]},train"
+        for n in range(8)
+    ]
+    (places / "list.csv").write_text("\n".join(["path,file2,label,kind,split,part", *rows]), encoding="utf-8")
+
+    def seen(**keys: Any) -> object:
+        path = "pets" if "pattern" in keys else "list.csv"
+        data = open_dataset(DataConfig(path=path, **keys), hold_out=False)
+        return {name: (list(split.names), split.labels_N.tolist(), data.classes) for name, split in data.splits.items()}
+
+    base = seen()
+    for key, value in (
+        ("image_column", "file2"), ("label_column", "kind"), ("split_column", "part"), ("label_separator", "-"),
+    ):  # fmt: skip
+        assert seen(**{key: value}) != base, key
+    assert seen(pattern=r"(?P<label>cat|dog)/\d") != seen(pattern=r"/(?P<label>\d)\.png")
+
+
+def test_subset_and_streaming_reach_hugging_face(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[tuple[object, ...]] = []
+
+    class Library:
+        @staticmethod
+        def load_dataset(*arguments: object) -> object:
+            called.append(arguments)
+            raise FileNotFoundError("not here")
+
+    monkeypatch.setitem(sys.modules, "datasets", Library)
+    with pytest.raises(UserError, match="not here"):
+        open_dataset(DataConfig(path="nobody/nothing", source="hf", subset="small"))
+    assert called == [("nobody/nothing", "small")]
+    with pytest.raises(UserError, match="streaming is refused"):
+        open_dataset(DataConfig(path="nobody/nothing", source="hf", streaming=True))
+    with pytest.raises(UserError, match="means nothing to the source folder"):
+        open_dataset(DataConfig(path="pets", source="folder", subset="small"))
+
+
+def test_limits_of_reading_are_held(tmp_path: Path) -> None:
+    shutil.copytree("pets", tmp_path / "some")
+    Image.new("RGB", (20, 20), (1, 2, 3)).save(tmp_path / "some/cat/large.png")
+    pets = {"data__path": str(tmp_path / "some"), "data__source": "folder", "data__image_size": 8}
+    with pytest.raises(UserError, match=r"(?s)cat/large\.png.*limit of 399 pixels"):
+        tiny(tmp_path / "a", **pets, data__max_pixels=399)
+    (tmp_path / "some/cat/0.png").write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"cat/0\.png"):
+        tiny(tmp_path / "b", **pets)
+    tiny(tmp_path / "c", **pets, data__max_bad=1)
+
+
 def test_workers_and_cache_reach_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither may change a bit of the outcome, only how it is reached."""
-    seen: list[tuple[int, bool]] = []
+    seen: list[tuple[int, str, bool]] = []
     make = loader.ImageStore.__init__
 
     def init(self: loader.ImageStore, *args: Any, **keys: Any) -> None:
         make(self, *args, **keys)
-        seen.append((keys["workers"], self.cached))
+        seen.append((keys["workers"], keys["worker_kind"], self.cached))
 
     monkeypatch.setattr(loader.ImageStore, "__init__", init)
-    for out, workers, cache in (("a", 1, 2048), ("b", 3, 0)):
-        tiny(tmp_path / out, data__workers=workers, data__cache_mb=cache)
-    assert seen == [(1, True)] * 3 + [(3, False)] * 3
+    for out, workers, kind, cache in (("a", 1, "threads", 2048), ("b", 3, "fork", 0)):
+        tiny(tmp_path / out, data__workers=workers, data__worker_kind=kind, data__cache_mb=cache)
+    assert seen == [(1, "threads", True)] * 3 + [(3, "fork", False)] + [(3, "threads", False)] * 2
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 
@@ -278,3 +394,12 @@ def test_there_is_one_kind_of_objective(tmp_path: Path) -> None:
 def test_a_diverging_run_fails_with_a_message(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match=r"nan.*lower optim\.lr"):
         tiny(tmp_path / "a", optim__lr=1e30, train__steps=30)
+
+
+def test_allowed_findings_do_not_refuse(tmp_path: Path) -> None:
+    write_colours(tmp_path / "pets", "cat dog", 8, (12, 9))
+    shutil.copy(tmp_path / "pets/cat/1.png", tmp_path / "pets/dog/copy.png")
+    keys: dict[str, Any] = {"data__path": str(tmp_path / "pets"), "data__image_size": 8}
+    with pytest.raises(UserError, match=r"(?s)duplicates-labels.*check\.allow=\[duplicates-labels\]"):
+        tiny(tmp_path / "a", **keys)
+    tiny(tmp_path / "a", check__allow=("duplicates-labels",), **keys)

@@ -42,13 +42,13 @@ def test_a_restored_run_goes_on_bit_for_bit(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
     whole = state(name)
     advance(whole, 3)
-    whole.progress.best_top1, whole.progress.stale = 0.5, 2
+    whole.progress.best_score, whole.progress.stale = 0.5, 2
     whole.save(tmp_path / "last.safetensors")
     advance(whole, 3)
     torch.manual_seed(99)
     other = state(name)
     other.load(tmp_path / "last.safetensors")
-    assert (other.progress.step, other.progress.best_top1, other.progress.stale) == (3, 0.5, 2)
+    assert (other.progress.step, other.progress.best_score, other.progress.stale) == (3, 0.5, 2)
     advance(other, 3)
     for key, tensor in whole.objective.state_dict().items():
         assert torch.equal(tensor, other.objective.state_dict()[key]), key

@@ -14,7 +14,8 @@ from vitral.run.options import EvalOptions
 HELP = """usage: vitral eval MODEL [key=value ...] [--json]
 
 Measures a model on images with known classes, each once: top-1 with a 95 % Wilson interval, top-5, precision and
-recall of each class, confusions, calibration. Without data= on the data of its training. Exit code 3 below min_top1.
+recall of each class, confusions, calibration; where images have several classes mean average precision and F1. Without
+data= on the data of its training. Exit code 3 below min_top1 or min_map.
 
 key, type, default, meaning:
 
@@ -44,13 +45,51 @@ def run(arguments: Arguments) -> int:
 
     found = evaluate(arguments.words[0], options)
     print(json.dumps(found) if arguments.json else _table(found))
-    if options.min_top1 is not None and found["top1"] < options.min_top1:
-        print(f"top-1 {found['top1']:.4f} is below min_top1={options.min_top1}", file=sys.stderr)
-        return 3
+    for key, wanted in (("top1", options.min_top1), ("map", options.min_map)):
+        if wanted is not None and found[key] < wanted:
+            print(f"{_NAMES[key]} {found[key]:.4f} is below min_{key}={wanted}", file=sys.stderr)
+            return 3
     return 0
 
 
+_NAMES = {"top1": "top-1", "map": "mAP", "exact_match": "every class right"}
+
+
 def _table(found: dict[str, Any]) -> str:
+    lines = _multi_label(found) if "map" in found else _single_label(found)
+    if found["skipped"]:
+        lines.append(f"\n{len(found['skipped'])} damaged images left out:")
+        lines += [f"  {each}" for each in found["skipped"]]
+    if "compare" in found:
+        other = found["compare"]
+        score = next(key for key in _NAMES if key in other)
+        low, high = other["difference_interval"]
+        lines.append(
+            f"\nagainst {other['model']} ({_NAMES[score]} {100 * other[score]:.2f} %): "
+            f"{100 * other['difference']:+.2f} points (95 % interval {100 * low:+.2f} to {100 * high:+.2f}), "
+            f"right only here {other['only_a']}, only there {other['only_b']}, McNemar p = {other['p_value']:.3g}"
+        )
+    return "\n".join(lines)
+
+
+def _multi_label(found: dict[str, Any]) -> list[str]:
+    low, high = found["exact_match_interval"]
+    width = max(5, *(len(name) for name in found["per_class"]))
+    return [
+        f"mAP    {100 * found['map']:.2f} %  of {found['count']} {found['split']} images",
+        f"F1     {100 * found['micro_f1']:.2f} % micro, {100 * found['macro_f1']:.2f} % macro, at a probability of 0.5",
+        f"exact  {100 * found['exact_match']:.2f} % with every class right  "
+        f"(95 % interval {100 * low:.2f} to {100 * high:.2f} %)   loss {found['loss']:.4f} nats",
+        f"\n{'class':<{width}}  {'AP':>7}  precision   recall       F1  images",
+        *(
+            f"{name:<{width}}  {_percent(row['ap']):>7}  {_percent(row['precision']):>9}  "
+            f"{_percent(row['recall']):>7}  {_percent(row['f1']):>7}  {row['count']:>6}"
+            for name, row in found["per_class"].items()
+        ),
+    ]
+
+
+def _single_label(found: dict[str, Any]) -> list[str]:
     low, high = found["top1_interval"]
     lines = [
         f"top-1  {100 * found['top1']:.2f} %  (95 % interval {100 * low:.2f} to {100 * high:.2f} %)"
@@ -75,16 +114,7 @@ def _table(found: dict[str, Any]) -> str:
             f"{name:<{width}}  {_percent(row['precision']):>9}  {_percent(row['recall']):>6}  "
             f"{row['count']:>6}  {mixed}".rstrip()
         )
-    if "compare" in found:
-        other = found["compare"]
-        low, high = other["difference_interval"]
-        lines.append(
-            f"\nagainst {other['model']} ({100 * other['top1']:.2f} %): {100 * other['difference']:+.2f} points "
-            f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f}), "
-            f"right only here {other['only_a']}, only there {other['only_b']}, "
-            f"McNemar p = {other['p_value']:.3g}"
-        )
-    return "\n".join(lines)
+    return lines
 
 
 def _percent(share: float | None) -> str:

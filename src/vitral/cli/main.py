@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train a model by a recipe, on your images or built-in ones",
     "eval": "measure a model: accuracy with its interval, per class, calibration",
     "predict": "name what is on images",
+    "data": "check images and labels, say what they consist of, convert them",
     "models": "list the model presets with their sizes",
     "recipes": "list the training recipes, or show one",
     "doctor": "versions, device, memory, speed: what a bug report needs",

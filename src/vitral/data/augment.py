@@ -1,4 +1,4 @@
-"""Geometric augmentation of a whole batch at once: all of it composed into one affine map and sampled once.
+"""Augmentation of a whole batch at once: crop and geometry as one affine map, then policy, colours and erasing.
 
 Shape letters: B samples, C channels, H W height and width, 33 a homogeneous 3 x 3 matrix on pixel centres (x, y, 1).
 """
@@ -6,80 +6,93 @@ Shape letters: B samples, C channels, H W height and width, 33 a homogeneous 3 x
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from vitral.data.affine import about_centre, compose, warp
 from vitral.data.config import AugmentConfig
+from vitral.data.crop import box_matrix, draw_boxes
+from vitral.data.erasing import erase
 from vitral.data.keyed import Stream, uniforms
+from vitral.data.policies import Draws, perform, plan
 from vitral.structs import View
 
 _STREAMS = (
-    Stream.ROTATE, Stream.SCALE, Stream.SHEAR, Stream.FLIP, Stream.CROP_X, Stream.CROP_Y,
+    Stream.ROTATE, Stream.SCALE, Stream.SHEAR, Stream.FLIP, Stream.FLIP_VERTICAL, Stream.CROP_X, Stream.CROP_Y,
     Stream.TRANSLATE_X, Stream.TRANSLATE_Y,
 )  # fmt: skip
 
 
 def augment(
-    images_BCHW: Tensor, config: AugmentConfig, seed: int, epoch_B: Tensor, keys_B: Tensor, view: int = 0
+    images_BCHW: Tensor,
+    config: AugmentConfig,
+    seed: int,
+    epoch_B: Tensor,
+    keys_B: Tensor,
+    view: int | Tensor = 0,
+    *,
+    taken_B33: Tensor | None = None,
 ) -> View:
-    """uint8 or [0,1] images to one augmented [0,1] float32 view, each sample by its own draws (seed, epoch, key).
+    """uint8 or [0,1] images to one augmented [0,1] float32 view, each sample by its own draws (seed, epoch, view, key).
 
-    View.matrix_B33 takes source pixel centres to view pixel centres. Bilinear; outside lies what `config.fill` says.
+    The order is crop and geometry (one resampling, bilinear), policy, colour jitter, single operations, erasing. Where
+    the images are uint8 and colours are changed, all of it up to there is in whole levels, as torchvision's is. `view`
+    may be a number for each sample, int64 [B]: repeats of a sample with different numbers are varied differently.
+    `taken_B33` is the map of a random resized crop that has been made before, at decoding: then none is made here.
+    View.matrix_B33 takes source pixel centres to view pixel centres; outside the image lies what `config.fill` says.
     """
-    images_BCHW = images_BCHW.float().div(255) if images_BCHW.dtype == torch.uint8 else images_BCHW.float()
-    height, width = images_BCHW.shape[-2:]
-    if not config.moves:
-        return View(images_BCHW, torch.eye(3, device=keys_B.device).expand(len(keys_B), 3, 3))
-    matrix_B33 = _draw_matrix(config, height, width, seed, epoch_B, keys_B, view)
-    return View(warp(images_BCHW, matrix_B33, config.fill), matrix_B33)
+    draws = Draws(seed, epoch_B, view, keys_B)
+    size = (images_BCHW.shape[-2], images_BCHW.shape[-1])
+    todo = plan(config, draws, size)
+    if todo is None:
+        images_BCHW = _unit(images_BCHW)
+    crop = config.crop == "random_resized" and taken_B33 is None
+    matrix_B33 = torch.eye(3, device=keys_B.device).expand(len(keys_B), 3, 3)
+    if crop or config.moves:
+        if crop:
+            sizes_B2 = torch.tensor(size, device=keys_B.device).expand(len(keys_B), 2)
+            matrix_B33 = box_matrix(draw_boxes(*draws, sizes_B2, config.crop_scale, config.crop_ratio), size)
+        if config.moves:
+            matrix_B33 = compose(_draw_matrix(config, size, draws), matrix_B33)
+        images_BCHW = warp(images_BCHW, matrix_B33, config.fill)
+    if todo is not None:
+        radius = math.ceil(3 * config.blur_sigma[1])
+        images_BCHW, moved_B33 = perform(images_BCHW, todo, config.fill, config.interpolation, radius)
+        matrix_B33 = compose(moved_B33, matrix_B33)
+        images_BCHW = _unit(images_BCHW)
+    if config.erase:
+        images_BCHW = erase(images_BCHW, config, draws)
+    return View(images_BCHW, matrix_B33 if taken_B33 is None else compose(matrix_B33, taken_B33))
 
 
-def _draw_matrix(
-    config: AugmentConfig, height: int, width: int, seed: int, epoch_B: Tensor, keys_B: Tensor, view: int
-) -> Tensor:
-    """Source to view: shear, zoom, rotate and flip about the image's centre, then shift."""
+def _unit(images_BCHW: Tensor) -> Tensor:
+    return images_BCHW.float().div_(255) if images_BCHW.dtype == torch.uint8 else images_BCHW.float()
 
-    draws = dict(zip(_STREAMS, uniforms(seed, epoch_B, view, keys_B, _STREAMS), strict=True))
+
+def _draw_matrix(config: AugmentConfig, size: tuple[int, int], draws: Draws) -> Tensor:
+    """Shear, zoom, rotate and flip about the image's centre, then shift."""
+    numbers: dict[Stream, Any] = dict(zip(_STREAMS, uniforms(*draws, _STREAMS), strict=True))
 
     def centred(stream: Stream, largest: float) -> Tensor:
-        return (draws[stream] * 2 - 1) * largest
+        return (numbers[stream] * 2 - 1) * largest
 
     angle_B = centred(Stream.ROTATE, math.radians(config.rotate))
     zoom_B = torch.exp(centred(Stream.SCALE, math.log1p(config.scale)))
     shear_B = torch.tan(centred(Stream.SHEAR, math.radians(config.shear)))
-    mirror_B = torch.where(draws[Stream.FLIP] < config.flip, -1.0, 1.0)
-    span = 2 * config.pad_crop + 1
-    shift_x_B = torch.floor(draws[Stream.CROP_X] * span) - config.pad_crop
-    shift_y_B = torch.floor(draws[Stream.CROP_Y] * span) - config.pad_crop
-    shift_x_B = shift_x_B + centred(Stream.TRANSLATE_X, config.translate * width)
-    shift_y_B = shift_y_B + centred(Stream.TRANSLATE_Y, config.translate * height)
+    mirror_B = torch.where(numbers[Stream.FLIP] < config.flip, -1.0, 1.0)
+    upset_B = torch.where(numbers[Stream.FLIP_VERTICAL] < config.flip_vertical, -1.0, 1.0)
     cos_B, sin_B = torch.cos(angle_B) * zoom_B, torch.sin(angle_B) * zoom_B
-    a_B, b_B = cos_B * mirror_B, (cos_B * shear_B - sin_B) * mirror_B
-    c_B, d_B = sin_B, sin_B * shear_B + cos_B
-    centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
-    x_B = centre_x + shift_x_B - a_B * centre_x - b_B * centre_y
-    y_B = centre_y + shift_y_B - c_B * centre_x - d_B * centre_y
-    zero_B, one_B = torch.zeros_like(a_B), torch.ones_like(a_B)
-    return torch.stack([a_B, b_B, x_B, c_B, d_B, y_B, zero_B, zero_B, one_B], dim=1).view(-1, 3, 3)
-
-
-def warp(images_BCHW: Tensor, matrix_B33: Tensor, fill: str) -> Tensor:
-    """Images resampled (bilinear) so that source pixel p lands at matrix @ p. [0,1] float32 in and out."""
-    height, width = images_BCHW.shape[-2:]
-    a_B, b_B, x_B, c_B, d_B, y_B = matrix_B33[:, :2].flatten(1).unbind(1)
-    scale_B = 1 / (a_B * d_B - b_B * c_B)
-    inverse_B23 = (
-        torch.stack([d_B, -b_B, b_B * y_B - d_B * x_B, -c_B, a_B, c_B * x_B - a_B * y_B], dim=1).view(-1, 2, 3)
-        * scale_B[:, None, None]
+    matrix_B33 = about_centre(
+        cos_B * mirror_B,
+        (cos_B * shear_B - sin_B) * mirror_B,
+        sin_B * upset_B,
+        (sin_B * shear_B + cos_B) * upset_B,
+        size,
     )
-    rows_H = torch.arange(height, device=images_BCHW.device, dtype=torch.float32)
-    columns_W = torch.arange(width, device=images_BCHW.device, dtype=torch.float32)
-    source_BHW2 = (
-        inverse_B23[:, None, None, :, 0] * columns_W[None, None, :, None]
-        + inverse_B23[:, None, None, :, 1] * rows_H[None, :, None, None]
-        + inverse_B23[:, None, None, :, 2]
-    )
-    size_2 = torch.tensor([width, height], device=images_BCHW.device, dtype=torch.float32)
-    return F.grid_sample(images_BCHW, (source_BHW2 * 2 + 1) / size_2 - 1, padding_mode=fill, align_corners=False)
+    span = 2 * config.pad_crop + 1
+    for axis, whole, part in ((0, Stream.CROP_X, Stream.TRANSLATE_X), (1, Stream.CROP_Y, Stream.TRANSLATE_Y)):
+        shift_B = torch.floor(numbers[whole] * span) - config.pad_crop
+        matrix_B33[:, axis, 2] += shift_B + centred(part, config.translate * size[1 - axis])
+    return matrix_B33

@@ -4,20 +4,84 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, Strict, model_validator
 
 from vitral.config import Config, Count, Floats, Pair
+from vitral.data.findings import known_codes
 
 Channels = Annotated[int, Field(ge=1, le=4)]
+Names = Annotated[tuple[str, ...], Strict(False)]
+SourceName = Literal["auto", "digits", "folder", "filename", "table", "cifar", "hf", "yaml"]
+MAX_PIXELS = 150_000_000  # three bytes each: 450 MB; the largest phone cameras give 108 to 200 million
 
 
-class DataConfig(Config):
+def _rising(pair: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < pair[0] <= pair[1]:
+        raise ValueError(f"two numbers above 0, the smaller one first, are wanted, got {list(pair)}")
+    return pair
+
+
+def _shares(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[1] > 1:
+        raise ValueError(f"shares end at 1, got {list(pair)}")
+    return _rising(pair)
+
+
+Rising = Annotated[tuple[float, float], Strict(False), AfterValidator(_rising)]
+Shares = Annotated[tuple[float, float], Strict(False), AfterValidator(_shares)]
+
+
+class SourceConfig(Config):
+    """Where the images come from, and how the source is read: the same keys for training and for evaluation."""
+
+    path: str | None = Field(
+        default=None, description="folder, manifest, shards or YAML of the data; `data=X` is short for it"
+    )
+    source: SourceName = Field(default="auto", description="kind of data; auto looks at the path")
+    pattern: str | None = Field(
+        default=None, description="regular expression over file names with a group (?P<label>...), maybe (?P<split>...)"
+    )
+    image_column: str | None = Field(default=None, description="column of file or image; null: by its name or type")
+    label_column: str | None = Field(default=None, description="column of label or labels; null: by its name or type")
+    split_column: str | None = Field(default=None, description="column of train, val or test; null: `split`, if any")
+    label_separator: str | None = Field(
+        default=None, min_length=1, description="between several labels of one image (multi-label); null: one label"
+    )
+    classes: Names | None = Field(default=None, description="class names in order of their indices; null: sorted")
+    subset: str | None = Field(default=None, description="configuration of a Hugging Face dataset")
+    streaming: bool = Field(default=False, description="always false: a stream has no places to resume at")
+    max_bad: int = Field(default=0, ge=0, description="damaged images, over all splits, left out before it is an error")
+    max_pixels: Count = Field(default=MAX_PIXELS, description="largest image that is read, in pixels, by its header")
+    verify: bool = Field(default=True, description="compare CIFAR files with the published md5 sums")
+
+
+class Description(Config):
+    """A YAML file that describes data: the same keys as in a run, paths relative to the file."""
+
+    source: SourceName = "auto"
+    path: str | None = None
+    splits: dict[Literal["train", "val", "test"], str] | None = None
+    pattern: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
+    label_separator: Annotated[str, Field(min_length=1)] | None = None
+    classes: Names | None = None
+    subset: str | None = None
+    background: str | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Description:
+        if (self.path is None) == (self.splits is None):
+            raise ValueError("either path, or splits with a path for train, val and test, is needed")
+        if self.splits is not None and "train" not in self.splits:
+            raise ValueError("splits needs a path for train")
+        return self
+
+
+class DataConfig(SourceConfig):
     """Where the images come from and what the model sees of them."""
 
-    path: str | None = Field(default=None, description="folder of the images or CIFAR files; `data=X` is short for it")
-    source: Literal["auto", "digits", "folder", "cifar"] = Field(
-        default="auto", description="kind of data; auto looks at the path"
-    )
     image_size: Count | Pair | Literal["auto"] = Field(
         default="auto", description="side, or [height, width], in pixels; auto: from the data"
     )
@@ -36,24 +100,82 @@ class DataConfig(Config):
     val_fraction: float = Field(
         default=0.1, gt=0, lt=1, description="share of train held out where there is no validation split"
     )
-    verify: bool = Field(default=True, description="compare CIFAR files with the published md5 sums")
-    workers: Count | Literal["auto"] = Field(default="auto", description="threads that decode files; auto: one a core")
+    background: str = Field(default="#ffffff", description="colour behind transparency: a name or #rrggbb")
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        default="auto", description="threads or processes that decode files, beside the caller; auto: one a core"
+    )
+    worker_kind: Literal["threads", "fork", "spawn"] = Field(
+        default="threads",
+        description="threads; processes (fork, spawn) help where the Python code of a source takes the time; "
+        "validation always uses threads",
+    )
+    balance: Literal["none", "class", "sqrt"] = Field(
+        default="none", description="classes in training: as in the data, equally often, or by the root of their counts"
+    )
     cache_mb: int = Field(default=2048, ge=0, description="decoded images kept in memory up to this many MB a split")
 
 
 class AugmentConfig(Config):
     """How training images are varied. Evaluation never is."""
 
+    crop: Literal["none", "random_resized"] = Field(
+        default="none", description="random_resized: a random part of the image, resized to the model's shape"
+    )
+    crop_scale: Shares = Field(default=(0.08, 1.0), description="least and largest area of a crop, shares of the image")
+    crop_ratio: Rising = Field(default=(0.75, 1.3333), description="least and largest width / height of a crop")
     pad_crop: int = Field(default=0, ge=0, description="whole-pixel shift up to this many pixels (pad, then crop)")
     flip: float = Field(default=0.0, ge=0, le=1, description="probability of a left-right flip")
+    flip_vertical: float = Field(default=0.0, ge=0, le=1, description="probability of an upside-down flip")
     rotate: float = Field(default=0.0, ge=0, le=180, description="largest angle, degrees either way")
     scale: float = Field(
         default=0.0, ge=0, lt=10, description="largest zoom: 0.1 is a factor of 1/1.1 to 1.1, log-uniform"
     )
     shear: float = Field(default=0.0, ge=0, lt=60, description="largest horizontal shear, degrees either way")
     translate: float = Field(default=0.0, ge=0, le=1, description="largest shift, as a share of the side, subpixel")
-    fill: Literal["zeros", "border", "reflection"] = Field(
-        default="zeros", description="what lies outside the image: black, its edge, its mirror"
+    fill: Literal["zeros", "grey", "border", "reflection"] = Field(
+        default="zeros", description="what lies outside the image: black, mid-grey, its edge, its mirror"
+    )
+    policy: Literal["none", "randaugment", "trivial", "three"] = Field(
+        default="none",
+        description="RandAugment, TrivialAugment (wide), or one of grey, solarize, blur as DeiT III's 3-Augment",
+    )
+    num_ops: int = Field(default=2, ge=0, le=16, description="operations of randaugment, one after the other")
+    magnitude: float = Field(default=9.0, ge=0, le=30, description="strength of randaugment: 0 none to 30 largest")
+    magnitude_std: float = Field(
+        default=0.0, ge=0, le=30, description="standard deviation of randaugment's strength from draw to draw"
+    )
+    interpolation: Literal["nearest", "bilinear"] = Field(
+        default="bilinear", description="of the policy's shears, shifts and rotations"
+    )
+    brightness: float = Field(default=0.0, ge=0, le=1, description="colour jitter: factor 1 - this to 1 + this")
+    contrast: float = Field(default=0.0, ge=0, le=1, description="colour jitter: factor 1 - this to 1 + this")
+    saturation: float = Field(default=0.0, ge=0, le=1, description="colour jitter: factor 1 - this to 1 + this")
+    hue: float = Field(default=0.0, ge=0, le=0.5, description="colour jitter: largest turn, 0.5 is half the circle")
+    jitter_prob: float = Field(default=1.0, ge=0, le=1, description="probability that a sample's colours are jittered")
+    grey: float = Field(default=0.0, ge=0, le=1, description="probability of greyscale")
+    solarize: float = Field(default=0.0, ge=0, le=1, description="probability that bright pixels are inverted")
+    solarize_from: float = Field(default=0.5, ge=0, le=1, description="brightness in [0,1] from which solarize inverts")
+    posterize: float = Field(default=0.0, ge=0, le=1, description="probability of fewer levels a channel")
+    posterize_bits: int = Field(default=4, ge=1, le=8, description="bits a channel that posterize keeps")
+    equalize: float = Field(default=0.0, ge=0, le=1, description="probability of an equalized histogram")
+    autocontrast: float = Field(default=0.0, ge=0, le=1, description="probability of each channel stretched to [0,1]")
+    invert: float = Field(default=0.0, ge=0, le=1, description="probability of the negative")
+    sharpen: float = Field(default=0.0, ge=0, le=1, description="probability of a change of sharpness")
+    sharpen_factor: float = Field(default=2.0, ge=0, le=10, description="0 smooth, 1 unchanged, 2 sharp")
+    blur: float = Field(default=0.0, ge=0, le=1, description="probability of Gaussian blur")
+    blur_sigma: Rising = Field(
+        default=(0.1, 2.0), description="least and largest standard deviation of the blur, pixels; policy three too"
+    )
+    erase: float = Field(default=0.0, ge=0, le=1, description="probability of random erasing")
+    erase_scale: Shares = Field(
+        default=(0.02, 0.3333), description="least and largest area that is erased, shares of the image"
+    )
+    erase_ratio: Rising = Field(default=(0.3, 3.3), description="least and largest height / width of what is erased")
+    erase_fill: Literal["zeros", "mean", "noise"] = Field(
+        default="zeros", description="what replaces it: black, the image's mean colour, uniform noise a pixel"
+    )
+    repeats: Count = Field(
+        default=1, description="times that a batch holds each of its samples, each varied differently; divides it"
     )
     mixup: float = Field(default=0.0, ge=0, description="alpha of the Beta distribution of mixup's weight; 0: off")
     cutmix: float = Field(
@@ -66,4 +188,19 @@ class AugmentConfig(Config):
     @property
     def moves(self) -> bool:
         """Whether any geometric change is asked for."""
-        return bool(self.pad_crop or self.flip or self.rotate or self.scale or self.shear or self.translate)
+        flips = self.flip or self.flip_vertical
+        return bool(self.pad_crop or flips or self.rotate or self.scale or self.shear or self.translate)
+
+    @property
+    def jitters(self) -> bool:
+        """Whether colour jitter is asked for."""
+        return bool(self.jitter_prob and (self.brightness or self.contrast or self.saturation or self.hue))
+
+
+class CheckConfig(Config):
+    """The check of the data before a run."""
+
+    allow: Annotated[Names, AfterValidator(known_codes)] = Field(
+        default=(), description="codes of findings that do not refuse the run; errors in it are shown as warnings"
+    )
+    skip: bool = Field(default=False, description="train unchecked data; the log and the model's card say so")

@@ -1,6 +1,6 @@
 """What every data source gives: splits with labels, names and a way to read one image.
 
-Shape letters: N samples of a split, C channels, H height, W width.
+Shape letters: N samples of a split, K classes, C channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from vitral.data.decode import as_image
 from vitral.errors import UserError
 
-Labels = np.ndarray[Any, np.dtype[np.int64]]
+Labels = np.ndarray[Any, np.dtype[Any]]  # int64 [N], or bool [N, K] where an image may have several classes
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 T = TypeVar("T")
 
@@ -31,22 +31,37 @@ _SIZE_SAMPLES = 256
 class Split:
     """One part of a dataset.
 
-    labels_N: class indices, int64. names: one unique name a sample, relative to the dataset. read(i): image i as uint8
-    [C, H, W] at its own size with the dataset's channel count; raises UserError, naming it, for an unreadable one; safe
-    to call from many threads, and to send to other processes. size(i): its (height, width) without decoding, if cheap.
+    labels_N: class indices, int64 [N]; or, multi-label, which classes are there, bool [N, K]. names: one unique name a
+    sample, relative to the dataset. read(i): image i as uint8 [C, H, W] at its own size with the dataset's channel
+    count; raises UserError, naming it, for an unreadable one; safe to call from many threads, and to send to other
+    processes. size(i): its (height, width) without decoding, if cheap. file(i): where it is a file, its path or bytes;
+    a part of it can then be read alone.
     """
 
     labels_N: Labels
     names: Sequence[str]
     read: Callable[[int], Tensor]
     size: Callable[[int], tuple[int, int]] | None = None
+    file: Callable[[int], str | bytes] | None = None
 
     def __post_init__(self) -> None:
-        assert self.labels_N.dtype == np.int64, self.labels_N.dtype
-        assert self.labels_N.shape == (len(self.names),), self.labels_N.shape
+        assert self.labels_N.dtype == (np.bool_ if self.multi_label else np.int64), self.labels_N.dtype
+        assert self.labels_N.ndim in (1, 2), self.labels_N.shape
+        assert len(self.labels_N) == len(self.names), self.labels_N.shape
 
     def __len__(self) -> int:
         return len(self.labels_N)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several classes, or none."""
+        return self.labels_N.ndim == 2
+
+    def class_counts(self, classes: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Images of each of so many classes; in a multi-label split an image counts once for each of its classes."""
+        if self.multi_label:
+            return self.labels_N.sum(axis=0, dtype=np.int64)
+        return np.bincount(self.labels_N, minlength=classes)
 
     def subset(self, indices: Iterable[int]) -> Split:
         """The samples at these places, in this order."""
@@ -56,12 +71,13 @@ class Split:
             [self.names[place] for place in places],
             partial(_at, self.read, places),
             None if self.size is None else partial(_at, self.size, places),
+            None if self.file is None else partial(_at, self.file, places),
         )
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images with one class each.
+    """Images with one class each or, multi-label, with any number of them.
 
     classes: names, by class index, the same for every split. splits: train always, val and test where there are any.
     channels: of every image read. notes: sentences for the log. fingerprint: 16 hex digits over the samples of all
@@ -78,6 +94,26 @@ class Dataset:
 
     def __post_init__(self) -> None:
         assert {"train"} <= set(self.splits) <= set(SPLITS), self.splits.keys()
+        assert len({split.multi_label for split in self.splits.values()}) == 1, "single-label and multi-label splits"
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several classes, or none."""
+        return self.splits["train"].multi_label
+
+    @property
+    def problem_type(self) -> Literal["single_label_classification", "multi_label_classification"]:
+        """As config.json of a model folder calls it."""
+        return "multi_label_classification" if self.multi_label else "single_label_classification"
+
+    def absent(self) -> dict[str, tuple[str, ...]]:
+        """Classes that a split holds no image of, by split; splits that hold all are not in it."""
+        counts = {name: split.class_counts(len(self.classes)) for name, split in self.splits.items()}
+        missing = {
+            name: tuple(label for label, count in zip(self.classes, counts_K.tolist(), strict=True) if not count)
+            for name, counts_K in counts.items()
+        }
+        return {name: labels for name, labels in missing.items() if labels}
 
     def typical_size(self) -> tuple[int, int]:
         """Median (height, width) in pixels of up to 256 evenly spaced train images; unreadable ones don't count.

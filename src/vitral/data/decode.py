@@ -1,7 +1,9 @@
 """Any picture becomes a uint8 tensor: every mode that Pillow reads, arrays and tensors, by one set of rules.
 
 Order: load, first frame, EXIF orientation, 16-bit and float values scaled (never clipped), palettes and CMYK to colour,
-transparency over white where the result has no alpha channel. Channels: 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha.
+transparency over a background colour where the result has no alpha channel. The format is read from the content, never
+from the name. A limit on pixels is held to the header, before memory is taken. Channels: 1 grey, 2 grey + alpha, 3 RGB,
+4 RGB + alpha.
 Shape letters: C channels, H height, W width.
 """
 
@@ -10,14 +12,17 @@ from __future__ import annotations
 import functools
 import io
 import os
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageColor, UnidentifiedImageError
 from torch import Tensor
 
+from vitral.data.config import MAX_PIXELS
 from vitral.errors import UserError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -30,7 +35,17 @@ _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 # EPS starts Ghostscript; the others are vector, video or containers that Pillow only recognises.
 _REFUSED_FORMATS = frozenset({"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5", "FPX", "MIC"})
 _ORIENTATION_TAG = 0x0112
-_TRANSPOSE = {
+# Formats that need a plugin of Pillow's: by the file's ending, and by the brand in its first bytes.
+PLUGINS = {
+    ".heic": "pillow-heif", ".heif": "pillow-heif", ".hif": "pillow-heif", ".avif": "pillow-avif-plugin",
+    ".jxl": "pillow-jxl-plugin",
+}  # fmt: skip
+_PLUGIN_OF_BRAND = {
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "pillow-heif"),
+    **dict.fromkeys((b"avif", b"avis"), "pillow-avif-plugin"),
+}
+_JPEG_XL = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL \r\n\x87\n")
+TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -49,10 +64,35 @@ class Header(NamedTuple):
     width: int
 
 
+class Decoding(NamedTuple):
+    """Rules that a user sets: the colour (red, green, blue, 0 to 255) behind transparency, and the largest image."""
+
+    background: tuple[int, int, int] = (255, 255, 255)
+    max_pixels: int = MAX_PIXELS
+
+
+_DEFAULT = Decoding()
+
+
+def colour(text: str) -> tuple[int, int, int]:
+    """Red, green and blue, 0 to 255, of a colour's name or #rrggbb. Raises UserError for anything else."""
+    try:
+        values = ImageColor.getrgb(text)
+    except ValueError:
+        values = ()
+    if len(values) != 3:
+        raise UserError("not a colour", where="data.background", got=repr(text), wanted="a name (white) or #rrggbb")
+    return values[0], values[1], values[2]
+
+
 @functools.cache
 def readable_formats() -> tuple[str, ...]:
-    """The Pillow formats that are read, plugins included."""
+    """The Pillow formats that are read, plugins included; those of pillow-heif are, where that is installed."""
     Image.init()
+    with suppress(ImportError):
+        import pillow_heif  # pyright: ignore[reportMissingImports]
+
+        pillow_heif.register_heif_opener()
     return tuple(name for name in Image.ID if name not in _REFUSED_FORMATS)
 
 
@@ -63,37 +103,39 @@ def readable_extensions() -> frozenset[str]:
     return frozenset(ending for ending, name in Image.registered_extensions().items() if name in formats)
 
 
-def decode(source: Source, channels: int, *, name: str | None = None) -> Tensor:
+def decode(source: Source, channels: int, *, name: str | None = None, rules: Decoding = _DEFAULT) -> Tensor:
     """The picture in a file, its bytes or an open binary file, as uint8 [C, H, W] with `channels` (1 to 4) channels.
 
     `name` is what errors call it; a path names itself. 16-bit grey and 32-bit integers up to 65535 are divided by 257;
     floats are taken as [0,1], [0,255] or [0,65535], the smallest that holds them all; values beyond are stretched from
-    the image's least to its greatest. Raises UserError, naming the file and the cause, for what is missing, truncated
-    or no image.
+    the image's least to its greatest. 16-bit colour keeps its high bytes (Pillow reads no more of it), within one level
+    of the same. Raises UserError, naming the file and the cause, for what is missing, truncated, no image, or larger
+    than `rules.max_pixels`.
     """
     label = name or _label(source)
     try:
         with _open(source) as image:
+            _check_pixels(image, rules)
             image.load()
-            return to_channels(_upright(image), channels)
+            return to_channels(_upright(image), channels, rules.background)
     except UserError as error:
         raise UserError(error.what, where=label) from None
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
-        raise _unreadable(label, error) from error
+        raise _unreadable(label, error, source) from error
 
 
 def header(source: Source, *, name: str | None = None) -> Header:
     """Mode and size (after EXIF orientation) without reading the pixels. Raises UserError like `decode`."""
     try:
         with _open(source) as image:
-            turned = image.format != "TIFF" and _orientation(image) >= 5  # Pillow turns TIFF by itself
+            turned = image.format != "TIFF" and orientation(image) >= 5  # Pillow turns TIFF by itself
             width, height = image.size
             return Header(image.mode, *((width, height) if turned else (height, width)))
     except Exception as error:  # as in decode
-        raise _unreadable(name or _label(source), error) from error
+        raise _unreadable(name or _label(source), error, source) from error
 
 
-def as_image(picture: Any, channels: int, *, name: str | None = None) -> Tensor:
+def as_image(picture: Any, channels: int, *, name: str | None = None, rules: Decoding = _DEFAULT) -> Tensor:
     """Whatever holds one picture, as uint8 [C, H, W] with `channels` (1 to 4) channels.
 
     Takes a path, bytes, an open binary file or a PIL image; a NumPy array [H,W] or [H,W,C]; a torch tensor [H,W],
@@ -101,13 +143,14 @@ def as_image(picture: Any, channels: int, *, name: str | None = None) -> Tensor:
     Raises UserError for other types, shapes and ranges.
     """
     if isinstance(picture, (str, bytes, os.PathLike)) or hasattr(picture, "read"):
-        return decode(picture, channels, name=name)
+        return decode(picture, channels, name=name, rules=rules)
     if isinstance(picture, Image.Image):
         try:
+            _check_pixels(picture, rules, name or _label(picture))
             picture.load()
-            return to_channels(_upright(picture), channels)
+            return to_channels(_upright(picture), channels, rules.background)
         except OSError as error:
-            raise _unreadable(name or _label(picture), error) from error
+            raise _unreadable(name or _label(picture), error, picture) from error
     if isinstance(picture, Tensor):
         picture_HWC = _channels_last(picture.detach().cpu(), name)
     elif isinstance(picture, np.ndarray):
@@ -116,11 +159,12 @@ def as_image(picture: Any, channels: int, *, name: str | None = None) -> Tensor:
         raise UserError(
             "no image", where=name, got=type(picture).__name__, wanted="path, bytes, array, tensor or PIL image"
         )
-    return to_channels(_from_array(picture_HWC, name), channels)
+    return to_channels(_from_array(picture_HWC, name), channels, rules.background)
 
 
-def to_channels(image: Image.Image, channels: int) -> Tensor:
-    """A loaded PIL image of any mode as uint8 [C, H, W]; transparency goes over white where `channels` is 1 or 3."""
+def to_channels(image: Image.Image, channels: int, background: tuple[int, int, int] = _DEFAULT.background) -> Tensor:
+    """A loaded PIL image of any mode as uint8 [C, H, W]; what is transparent goes over the background where `channels`
+    is 1 or 3."""
     assert channels in MODES, channels
     if image.mode in _DEEP_MODES:
         image = _scaled(image)
@@ -129,7 +173,7 @@ def to_channels(image: Image.Image, channels: int) -> Tensor:
     if image.mode == "PA" or "transparency" in image.info:
         image = image.convert("LA" if image.mode in ("1", "L") else "RGBA")
     if channels in (1, 3) and image.mode in ("LA", "RGBA"):
-        image = _over_white(image)
+        image = _over(image, background)
     if image.mode != MODES[channels]:
         try:
             image = image.convert(MODES[channels])
@@ -141,7 +185,40 @@ def to_channels(image: Image.Image, channels: int) -> Tensor:
 
 def _open(source: Source) -> Image.Image:
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
-    return Image.open(stream, formats=readable_formats())
+    with PILLOWS_LIMIT_OFF:
+        return Image.open(stream, formats=readable_formats())
+
+
+class _LimitOff:
+    """While any thread is inside, Pillow's own limit on pixels, which warns at one size and raises at twice that, is
+    off: ours says it once, and the user sets it. Afterwards it is as it was."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = threading.Lock(), 0, Image.MAX_IMAGE_PIXELS
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                Image.MAX_IMAGE_PIXELS = self._before
+
+
+PILLOWS_LIMIT_OFF = _LimitOff()
+
+
+def _check_pixels(image: Image.Image, rules: Decoding, name: str | None = None) -> None:
+    pixels = image.width * image.height
+    if pixels > rules.max_pixels:
+        size = f"{image.width} x {image.height} = {pixels:,} pixels"
+        raise UserError(
+            f"larger than the limit of {rules.max_pixels:,} pixels, {size}; data.max_pixels sets the limit", where=name
+        )
 
 
 def _label(source: object) -> str:
@@ -152,21 +229,41 @@ def _label(source: object) -> str:
     return str(getattr(source, "name", "") or getattr(source, "filename", "") or "image")
 
 
-def _unreadable(label: str, error: Exception) -> UserError:
+def _missing_plugin(source: object) -> str | None:
+    """The plugin of Pillow's that would read a file which Pillow alone doesn't know."""
+    try:
+        if isinstance(source, bytes):
+            start = source[:16]
+        else:
+            with open(source, "rb") as file:  # pyright: ignore[reportArgumentType, reportCallIssue]
+                start: bytes = file.read(16)
+    except (OSError, TypeError, ValueError):
+        return None
+    if start.startswith(_JPEG_XL):
+        return "pillow-jxl-plugin"
+    return _PLUGIN_OF_BRAND.get(start[8:12]) if start[4:8] == b"ftyp" else None
+
+
+def _unreadable(label: str, error: Exception, source: object) -> UserError:
     if isinstance(error, FileNotFoundError):
         return UserError("no such file", where=label)
     if isinstance(error, UnidentifiedImageError):
+        plugin = _missing_plugin(source)
+        if plugin is not None:
+            kind = {"pillow-heif": "HEIC", "pillow-avif-plugin": "AVIF"}.get(plugin, "JPEG XL")
+            how = f"pip install {plugin}" + ("" if plugin == "pillow-heif" else ", or convert it to PNG or JPEG")
+            return UserError(f"a {kind} image, which Pillow reads only with a plugin: {how}", where=label)
         return UserError("not an image in a format that is read here", where=label)
     return UserError(f"unreadable image: {error or type(error).__name__}", where=label)
 
 
 def _upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF orientation says. To be called after load(): PNG keeps its EXIF behind the pixels."""
-    method = _TRANSPOSE.get(_orientation(image))
+    method = TRANSPOSE.get(orientation(image))
     return image if method is None else image.transpose(method)
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """1 to 8; 1 (as stored) where there is no EXIF or none that can be read, as every viewer takes it."""
     try:
         value: Any = image.getexif().get(_ORIENTATION_TAG, 1)
@@ -181,9 +278,6 @@ def _scaled(image: Image.Image) -> Image.Image:
     if not np.isfinite(values_HW).all():
         raise UserError("holds values that are not finite (NaN or infinity)")
     low, high = float(values_HW.min()), float(values_HW.max())
-    key = image.info.get("transparency")
-    if isinstance(key, int):  # the one value that stands for transparent, so white here
-        values_HW[values_HW == key] = 65535
     if image.mode.startswith("I;16"):
         scaled_HW = values_HW / 257
     elif image.mode == "F" and low >= 0 and high <= 1:
@@ -194,13 +288,21 @@ def _scaled(image: Image.Image) -> Image.Image:
         scaled_HW = values_HW / 257
     else:
         scaled_HW = (values_HW - low) / (high - low or 1.0) * 255
-    return Image.fromarray(np.rint(scaled_HW).clip(0, 255).astype(np.uint8))
+    grey_HW = np.rint(scaled_HW).clip(0, 255).astype(np.uint8)
+    key = image.info.get("transparency")
+    if isinstance(key, int):  # the one value that stands for transparent
+        return Image.fromarray(np.dstack([grey_HW, np.where(values_HW == key, 0, 255).astype(np.uint8)]))
+    return Image.fromarray(grey_HW)
 
 
-def _over_white(image: Image.Image) -> Image.Image:
+def _over(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """Opaque; grey stays grey where the background is a grey."""
+    if image.mode == "LA" and len(set(background)) > 1:
+        image = image.convert("RGBA")
     pixels_HWC: Array = np.asarray(image).astype(np.float32)
     colour_HWC, alpha_HW1 = pixels_HWC[..., :-1], pixels_HWC[..., -1:] / 255
-    over_HWC = np.rint(colour_HWC * alpha_HW1 + 255 * (1 - alpha_HW1)).astype(np.uint8)
+    behind_C = np.array(background[: colour_HWC.shape[2]], np.float32)
+    over_HWC = np.rint(colour_HWC * alpha_HW1 + behind_C * (1 - alpha_HW1)).astype(np.uint8)
     return Image.fromarray(over_HWC[..., 0] if image.mode == "LA" else over_HWC)
 
 

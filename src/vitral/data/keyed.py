@@ -39,6 +39,37 @@ class Stream(IntEnum):
     CUT_X = 12
     CUT_Y = 13
     SPLIT = 14
+    FLIP_VERTICAL = 15
+    CROP_AREA = 16
+    CROP_RATIO = 17
+    CROP_TOP = 18
+    CROP_LEFT = 19
+    POLICY_OP = 20
+    POLICY_SIZE = 21
+    POLICY_SIGN = 22
+    POLICY_ANGLE = 23
+    JITTER = 24
+    JITTER_ORDER = 25
+    BRIGHTNESS = 26
+    CONTRAST = 27
+    SATURATION = 28
+    HUE = 29
+    GREY = 30
+    SOLARIZE = 31
+    POSTERIZE = 32
+    EQUALIZE = 33
+    AUTOCONTRAST = 34
+    INVERT = 35
+    SHARPEN = 36
+    BLUR = 37
+    BLUR_SIGMA = 38
+    ERASE = 39
+    ERASE_AREA = 40
+    ERASE_RATIO = 41
+    ERASE_TOP = 42
+    ERASE_LEFT = 43
+    ERASE_NOISE = 44
+    CLASS_SHUFFLE = 60
 
 
 def philox(counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tuple[Any, Any, Any, Any]:
@@ -53,20 +84,34 @@ def philox(counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tuple[An
     return c0, c1, c2, c3
 
 
-def bits(seed: int, epoch: Any, view: int, index_B: Any, stream: Any) -> Any:
+def bits(seed: int, epoch: Any, view: Any, index_B: Any, stream: Any) -> Any:
     """32 random bits a sample, as int64 in [0, 2^32). `index_B`: int64 array or tensor, below 2^32; `epoch` too."""
     return philox((index_B, epoch, view, stream), (seed & _LOW, seed >> 32 & _LOW))[0]
 
 
-def uniform(seed: int, epoch: Any, view: int, index_B: Tensor, stream: Stream) -> Tensor:
+def uniform(seed: int, epoch: Any, view: Any, index_B: Tensor, stream: Stream) -> Tensor:
     """float32 in [0, 1), one a sample: multiples of 2^-24, equal on every device and to NumPy's."""
     return _unit(bits(seed, epoch, view, index_B, int(stream)))
 
 
-def uniforms(seed: int, epoch: Any, view: int, index_B: Tensor, streams: Sequence[Stream]) -> list[Tensor]:
+def uniforms(seed: int, epoch: Any, view: Any, index_B: Tensor, streams: Sequence[Stream]) -> list[Tensor]:
     """`uniform` of several streams by one evaluation of the hash."""
     stream_S1 = torch.tensor([int(stream) for stream in streams], device=index_B.device)[:, None]
     return list(_unit(bits(seed, epoch, view, index_B, stream_S1)).unbind())
+
+
+def uniform_runs(
+    seed: int, epoch: Any, view: Any, index_B: Tensor, streams: Sequence[Stream], count: int
+) -> list[Tensor]:
+    """`count` numbers a sample, [count, B], from each stream, by one evaluation; the first row is `uniform`'s."""
+    first_S11 = torch.tensor([int(stream) for stream in streams], device=index_B.device)[:, None, None]
+    number_N1 = torch.arange(count, device=index_B.device)[:, None]
+    return list(_unit(bits(seed, epoch, view, index_B, numbered(first_S11, number_N1))).unbind())
+
+
+def numbered(stream: Any, number: Tensor) -> Tensor:
+    """The counter's word for the number-th draw (below 2^24) of a stream; number 0 is the stream's own word."""
+    return number * 256 + stream  # so there may be 256 streams
 
 
 def _unit(words: Tensor) -> Tensor:

@@ -1,15 +1,16 @@
 """Batches as pure functions of their place in the run.
 
-Training is one endless stream of epochs, each a fresh keyed permutation, cut into batches of equal size: sample p of
-the run is place p mod n of epoch p // n. Every image comes once an epoch, every batch has the same shape, and the
-position after a resume is the step number alone. Shape letters: B batch, N samples of the split, C H W of an image.
+Training is one endless stream of epochs, each put in order by keyed random numbers, cut into batches of equal size (see
+`sampling.py`). Every batch has the same shape, and the position after a resume is the step number alone. Of N processes
+each takes its rows of the global batch, whole groups of 8 in which images are mixed, so that all of them together make
+the batch of one. Shape letters: B batch, N samples of the split, C H W of an image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+import contextlib
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
 import torch
@@ -17,20 +18,24 @@ from torch import Tensor
 
 from vitral.data.augment import augment
 from vitral.data.config import AugmentConfig
+from vitral.data.crop import box_matrix
 from vitral.data.dataset import Split
-from vitral.data.keyed import permutation
-from vitral.data.mixing import Mixer
-from vitral.data.resize import fit_image, fit_image_fast
+from vitral.data.mixing import GROUP, Mixer
+from vitral.data.reading import ImageReader, Index, RandomCrop, Reading, Request
+from vitral.data.sampling import Sampler
+from vitral.data.workers import AHEAD, Pool, make_pool
+from vitral.errors import UserError
 from vitral.structs import Batch
-
-Index = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class ImageStore:
     """A split's images at the model's size: in memory, on `device`, if they fit in `cache_mb`, else read on demand.
 
     exact: float32 [0,1] by the one resize that evaluation and prediction share; otherwise uint8 by the fast one, for
-    training. `workers` threads decode. Raises UserError, naming the file, for an image that cannot be read.
+    training. `workers` of `worker_kind` (threads, fork, spawn) decode, for requests of up to `batch` images; 0 workers:
+    the caller does. With `crop`, boxes are cut out while decoding, from the files at their own resolution, and nothing
+    is kept: the system's file cache holds the encoded files, and each epoch wants another part of them. A context, or
+    to be closed: it may hold threads or processes. Raises UserError, naming the file, for an image that cannot be read.
     """
 
     def __init__(
@@ -43,81 +48,173 @@ class ImageStore:
         workers: int,
         cache_mb: int,
         device: torch.device,
+        worker_kind: str = "threads",
+        batch: int = 64,
+        crop: RandomCrop | None = None,
     ) -> None:
-        self.split, self.size, self.fit, self.exact, self.device = split, size, fit, exact, device
-        self.pool = ThreadPoolExecutor(workers)
-        first = self._one(0)
-        self.cached = len(split) * first.numel() * first.element_size() <= cache_mb * 2**20
-        self.images_NCHW = self._many(range(len(split))).to(device) if self.cached else None
+        self.split, self.size, self.fit, self.exact, self.device, self.crop = split, size, fit, exact, device, crop
+        self.workers, self.worker_kind, self.batch = workers, worker_kind, batch
+        channels = len(split.read(0))
+        self.reader = ImageReader(split, size, fit, exact, channels, crop)
+        self._pool: Pool | None = None
+        bytes_each = channels * size[0] * size[1] * (4 if exact else 1)
+        self.cached = crop is None and len(split) * bytes_each <= cache_mb * 2**20
+        self.images_NCHW = None
+        if self.cached:
+            try:
+                self.images_NCHW = self._read(np.arange(len(split), dtype=np.int64)).to(device)
+            finally:
+                self.close()
 
-    def _one(self, index: int) -> Tensor:
-        image = self.split.read(index)
-        return fit_image(image, self.size, self.fit) if self.exact else fit_image_fast(image, self.size, self.fit)
-
-    def _many(self, indices: range | list[int]) -> Tensor:
-        first = self._one(indices[0])
-        with torch.inference_mode(False):  # the threads that fill it are not in the caller's mode
-            images_BCHW = torch.empty(len(indices), *first.shape, dtype=first.dtype)
-
-        def place(slot: int) -> None:
-            images_BCHW[slot] = self._one(indices[slot])
-
-        list(self.pool.map(place, range(len(indices))))
-        return images_BCHW
+    def submit(self, request: Request) -> Callable[[], Reading]:
+        """Start reading up to `batch` images; the returned function waits for them, in memory of the processor."""
+        if self._pool is None:
+            pinned = self.device.type == "cuda"
+            self._pool = make_pool(self.reader, self.workers, self.worker_kind, self.batch, pinned=pinned)
+        return self._pool.submit(request)
 
     def get(self, index_B: Tensor) -> Tensor:
-        """The images of these samples, on the store's device."""
+        """The whole images of these samples, on the store's device."""
         if self.images_NCHW is not None:
             return self.images_NCHW[index_B.to(self.device)]
-        return self._many(index_B.tolist()).to(self.device, non_blocking=True)
+        return to_device(self._read(index_B.cpu().numpy()), self.device)
+
+    def reserve(self, batch: int) -> None:
+        """Make room for requests of so many images."""
+        if batch > self.batch:
+            self.close()
+            self.batch = batch
+
+    def close(self) -> None:
+        """End the threads and processes, if any. The next request starts them anew."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def __enter__(self) -> ImageStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _read(self, index_N: Index) -> Tensor:
+        """Any number of whole images, in portions of `batch`, of which the next is read while one is copied."""
+        with torch.inference_mode(False):
+            images_NCHW = self.reader.empty(len(index_N)).images_BCHW
+        waiting: deque[tuple[int, Callable[[], Reading]]] = deque()
+
+        def take() -> None:
+            place, ready = waiting.popleft()
+            images_NCHW[place : place + self.batch] = ready().images_BCHW
+
+        try:
+            for start in range(0, len(index_N), self.batch):
+                waiting.append((start, self.submit(Request(index_N[start : start + self.batch]))))
+                if len(waiting) > AHEAD:
+                    take()
+            while waiting:
+                take()
+        except BaseException:
+            self.close()  # with it go the requests that nobody waits for any more
+            raise
+        return images_NCHW
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """On CUDA copied from page-locked memory beside the computation that still runs; elsewhere as usual."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
+    now, beside = torch.cuda.current_stream(device), _copy_stream(device)
+    with torch.cuda.stream(beside):
+        copied = pinned.to(device, non_blocking=True)
+    now.wait_stream(beside)
+    copied.record_stream(now)
+    return copied
+
+
+_copy_streams: dict[torch.device, torch.cuda.Stream] = {}
+
+
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    if device not in _copy_streams:
+        _copy_streams[device] = torch.cuda.Stream(device)
+    return _copy_streams[device]
 
 
 class TrainLoader:
-    """The training stream: `batch(step)` gives the same Batch whenever and wherever it is asked."""
+    """The training stream: `batch(step)` gives the same Batch whenever and wherever it is asked.
 
-    def __init__(self, store: ImageStore, batch_size: int, augment_config: AugmentConfig, seed: int) -> None:
+    rank, world: this process takes its contiguous share of every global batch. balance: see `Sampler`. Raises UserError
+    where the share is no multiple of 8 images, or the sampler refuses.
+    """
+
+    def __init__(
+        self,
+        store: ImageStore,
+        batch_size: int,
+        augment_config: AugmentConfig,
+        seed: int,
+        *,
+        balance: str = "none",
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        assert 0 <= rank < world, (rank, world)
+        if world > 1 and batch_size % (world * GROUP):
+            raise UserError(
+                f"every one of {world} processes takes a multiple of {GROUP} images", where="train.batch_size",
+                got=batch_size, wanted=f"a multiple of {world * GROUP}",
+            )  # fmt: skip
         self.store, self.batch_size, self.config, self.seed = store, batch_size, augment_config, seed
         self.labels_N = torch.from_numpy(store.split.labels_N)
         self.mixer = Mixer(augment_config, seed)
-        self._orders: dict[int, Index] = {}
+        self.sampler = Sampler(store.split.labels_N, batch_size, seed, balance=balance, repeats=augment_config.repeats)
+        self.first, self.last = rank * batch_size // world, (rank + 1) * batch_size // world
+        store.reserve(self.last - self.first)
+        self._ahead: dict[int, Callable[[], Reading]] = {}
 
     def batch(self, step: int) -> Batch:
-        """The global batch of this step (counted from 0): one augmented view, labels, sample numbers."""
-        count = len(self.store.split)
-        position_B = np.arange(step * self.batch_size, (step + 1) * self.batch_size, dtype=np.int64)
-        epoch_B, place_B = np.divmod(position_B, count)
-        index_B = np.concatenate([self._order(int(e))[place_B[epoch_B == e]] for e in np.unique(epoch_B)])
-        device = self.store.device
-        keys_B = torch.from_numpy(index_B)
-        view = augment(
-            self.store.get(keys_B), self.config, self.seed, torch.from_numpy(epoch_B).to(device), keys_B.to(device)
-        )
+        """This process's rows of the batch of this step (from 0): one augmented view, labels, sample numbers."""
+        index_B, draw_B = self.sampler.rows(step, self.first, self.last)
+        device, keys_B = self.store.device, torch.from_numpy(index_B)
+        images_BCHW, taken_B33 = self._images(step, keys_B)
+        draws_B = torch.from_numpy(draw_B).to(device)
+        view = augment(images_BCHW, self.config, self.seed, draws_B, keys_B.to(device), taken_B33=taken_B33)
         targets = {"label": self.labels_N[keys_B].to(device)}
         if self.mixer.active:
-            images_BCHW, targets = self.mixer(
-                view.images_BCHW, targets["label"], torch.from_numpy(position_B).to(device)
-            )
+            position_B = torch.arange(self.first, self.last, device=device) + step * self.batch_size
+            images_BCHW, targets = self.mixer(view.images_BCHW, targets["label"], position_B)
             view = view._replace(images_BCHW=images_BCHW)
         return Batch((view,), targets, keys_B)
 
-    def stream(self, start: int, stop: int) -> Iterator[Batch]:
-        """Batches of the steps start..stop; where images are read on demand, the next one is made meanwhile."""
-        if self.store.cached:
-            yield from map(self.batch, range(start, stop))
-            return
-        with ThreadPoolExecutor(1) as ahead:
-            waiting = ahead.submit(self.batch, start) if start < stop else None
-            for step in range(start + 1, stop + 1):
-                assert waiting is not None
-                ready = waiting.result()
-                waiting = ahead.submit(self.batch, step) if step < stop else None
-                yield ready
+    def stream(self, start: int, stop: int) -> Generator[Batch]:
+        """Batches of the steps start..stop; where images are read on demand, the next ones are read meanwhile."""
+        try:
+            for step in range(start, stop):
+                for ahead in range(step, min(step + 1 + AHEAD, stop)) if not self.store.cached else ():
+                    if ahead not in self._ahead:
+                        self._ahead[ahead] = self._ask(ahead)
+                yield self.batch(step)
+        finally:
+            for ready in self._ahead.values():
+                with contextlib.suppress(Exception):  # an error of a batch that nobody wants any more
+                    ready()
+            self._ahead.clear()
 
-    def _order(self, epoch: int) -> Index:
-        if epoch not in self._orders:
-            self._orders = {e: order for e, order in self._orders.items() if e >= epoch - 2}
-            self._orders[epoch] = permutation(self.seed, epoch, len(self.store.split))
-        return self._orders[epoch]
+    def _ask(self, step: int) -> Callable[[], Reading]:
+        places = self.sampler.rows(step, self.first, self.last)
+        return self.store.submit(Request(places.index_B, places.draw_B if self.store.crop is not None else None))
+
+    def _images(self, step: int, keys_B: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The images of a step before augmentation, and the map of the crop if it has been made."""
+        if self.store.images_NCHW is not None:
+            return self.store.get(keys_B), None
+        images_BCHW, boxes_B4 = (self._ahead.pop(step, None) or self._ask(step))()
+        images_BCHW = to_device(images_BCHW, self.store.device)
+        if self.store.crop is None:
+            return images_BCHW, None
+        return images_BCHW, box_matrix(boxes_B4.to(self.store.device), self.store.size)
 
 
 def eval_batches(store: ImageStore, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

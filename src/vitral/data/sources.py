@@ -1,7 +1,4 @@
-"""Which kind of data a path holds, and the one place that turns a DataConfig into a Dataset that can be trained on.
-
-Shape letters: N samples, K classes.
-"""
+"""Which kind of data a path holds, and the one place that turns a DataConfig into a Dataset that can be trained on."""
 
 from __future__ import annotations
 
@@ -9,99 +6,129 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from vitral.data.cifar import find_cifar, open_cifar
 from vitral.data.config import DataConfig
-from vitral.data.dataset import Dataset, Labels
+from vitral.data.dataset import Dataset
+from vitral.data.describe import open_description
 from vitral.data.digits import open_digits
-from vitral.data.folder import open_folder
+from vitral.data.filename import looks_flat, open_filename
+from vitral.data.files import hidden, is_image, some
+from vitral.data.folder import LAYOUT, open_folder
+from vitral.data.hf import find_shards, is_saved, open_hf
+from vitral.data.holdout import VAL_SEED, iteratively_stratified, stratified, with_validation
+from vitral.data.table import ENDINGS, open_table
 from vitral.errors import UserError, nearest
+
+__all__ = [
+    "BUILT_IN", "SOURCES", "VAL_SEED", "find_source", "held_out", "iteratively_stratified", "open_dataset",
+    "refuse_unequal", "stratified", "with_validation",
+]  # fmt: skip
+
+BUILT_IN = ("digits",)
+MANIFESTS = ("metadata", "manifest", "labels", "index")  # a folder with one of these, .csv or .jsonl, is a table
+
+
+def _open_yaml(config: DataConfig) -> Dataset:
+    return open_description(config, _open)
+
 
 SOURCES: dict[str, Callable[[DataConfig], Dataset]] = {
     "digits": open_digits,
     "folder": open_folder,
+    "filename": open_filename,
+    "table": open_table,
     "cifar": open_cifar,
+    "hf": open_hf,
+    "yaml": _open_yaml,
 }
-BUILT_IN = ("digits",)
-VAL_SEED = 0
+# Keys that only some sources read: given to another one, they would be ignored.
+_ONLY = {
+    "pattern": ("filename",),
+    "image_column": ("table", "hf"),
+    "label_column": ("table", "hf"),
+    "split_column": ("table",),
+    "label_separator": ("table",),
+    "classes": ("folder", "filename", "table", "hf"),
+    "subset": ("hf",),
+    "streaming": ("hf",),
+}
+_LOOKED_FOR = (
+    "CIFAR files; a folder that save_to_disk wrote, .parquet, .arrow or .tar shards; metadata.csv or metadata.jsonl; "
+    f"image files named label_index.ext; {LAYOUT}"
+)
 
 
-def open_dataset(config: DataConfig, *, hold_out: bool = True) -> Dataset:
+def open_dataset(config: DataConfig, *, hold_out: bool = True, equal_classes: bool = True) -> Dataset:
     """The data that `config` points at, with a validation split (unless `hold_out` is off: then as they are).
 
-    `source` auto: a built-in name without a folder of that name, then CIFAR files, then an image folder. Without a
-    validation split, round(val_fraction x n) train samples are held out, at least one of each class: stratified, always
-    the same for the same data; a note says so. Raises UserError for a path that is missing or holds no data, for fewer
-    than two classes, for classes too small to split, and all that the source raises.
+    `source` auto: see `find_source`. Class indices come from one map for all splits. With `equal_classes` a split that
+    lacks classes is refused, otherwise it is opened with the right indices (`Dataset.absent` names what it lacks).
+    Without a validation split, round(val_fraction x n) train samples are held out, at least one of each class:
+    stratified, always the same for the same data; a note says so. Raises UserError for a path that is missing or holds
+    no data, for fewer than two classes, for classes too small to split, and all that the source raises.
     """
-    name = _source(config)
-    if name not in BUILT_IN:
-        _check_path(config)
-    try:
-        dataset = SOURCES[name](config)
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", where=str(error.filename or config.path)) from None
-    if len(dataset.classes) < 2:
+    dataset = _open(config)
+    if len(dataset.classes) < 2 and not dataset.multi_label:
         only = ", ".join(dataset.classes)
         raise UserError(
             "only one class, so there is nothing to tell apart", where=config.path, got=only, wanted="2 or more"
         )
-    if not hold_out:
-        return dataset
+    if not dataset.classes:
+        raise UserError("no image has any class", where=config.path)
+    if equal_classes:
+        refuse_unequal(dataset, config.path)
+    return held_out(dataset, config.val_fraction) if hold_out else dataset
+
+
+def held_out(dataset: Dataset, fraction: float) -> Dataset:
+    """The dataset with a validation split, carved out of train where there is none; notes say what is amiss."""
     if "val" not in dataset.splits:
-        dataset = with_validation(dataset, config.val_fraction)
+        dataset = with_validation(dataset, fraction)
     if "test" not in dataset.splits:
         note = "no test split: results are of the validation data, on which the best checkpoint is chosen too"
         dataset = replace(dataset, notes=(*dataset.notes, note))
     return dataset
 
 
-def stratified(labels_N: Labels, fraction: float, seed: int) -> Labels:
-    """Places, ascending, of round(fraction x n) samples: each class in proportion, to within one where it can be.
-
-    Each class keeps at least one sample on both sides, so the number is raised or lowered to what that needs. Every
-    class that occurs must occur twice or more.
-    """
-    occurs_K, inverse_N, counts_K = np.unique(labels_N, return_inverse=True, return_counts=True)
-    assert counts_K.min() >= 2, "a class with one sample"
-    total = min(max(round(fraction * len(labels_N)), len(occurs_K)), len(labels_N) - len(occurs_K))
-    ideal_K = total * counts_K / len(labels_N)
-    take_K = np.clip(np.floor(ideal_K).astype(np.int64), 1, counts_K - 1)
-    while take_K.sum() < total:
-        take_K[np.argmax(np.where(take_K < counts_K - 1, ideal_K - take_K, -np.inf))] += 1
-    while take_K.sum() > total:
-        take_K[np.argmin(np.where(take_K > 1, ideal_K - take_K, np.inf))] -= 1
-    order_N = np.random.RandomState(seed).permutation(len(labels_N))  # RandomState: its numbers never change with NumPy
-    by_class_N = order_N[np.argsort(inverse_N[order_N], kind="stable")]
-    first_K = np.cumsum(counts_K) - counts_K
-    taken = [by_class_N[first : first + take] for first, take in zip(first_K, take_K, strict=True)]
-    return np.sort(np.concatenate(taken)).astype(np.int64)
-
-
-def with_validation(dataset: Dataset, fraction: float) -> Dataset:
-    """The dataset with a part of its train split held out as "val", and a note that says so."""
-    train = dataset.splits["train"]
-    counts_K = np.bincount(train.labels_N, minlength=len(dataset.classes))
-    single = [name for name, count in zip(dataset.classes, counts_K, strict=True) if count == 1]
-    if single:
-        shown = ", ".join(single[:10]) + (" ..." if len(single) > 10 else "")
-        raise UserError(
-            f"one image is too few to train on and to hold one out for validation: {shown}",
-            where=dataset.name,
-            wanted="2 or more images a class, or a validation split",
+def refuse_unequal(dataset: Dataset, where: str | None) -> None:
+    """Raises UserError for a split without any image of a class that another split, or data.classes, has."""
+    absent = dataset.absent()
+    if not absent:
+        return
+    if "train" in absent:
+        others = [
+            name for name in dataset.splits if name != "train" and set(absent["train"]) - set(absent.get(name, ()))
+        ]
+        if not others:
+            raise UserError(f"classes without any image: {some(absent['train'])}", where=where)
+    present = [name for name in dataset.classes if name not in absent.get("train", ())]
+    lines = [
+        f"split {split!r}: its classes differ from train's; " + "; ".join(
+            f"{kind}: {some(names)}"
+            for kind, names in (
+                ("missing", [name for name in present if name in absent.get(split, ())]),
+                ("extra", [name for name in absent.get("train", ()) if name not in absent.get(split, ())]),
+            )
+            if names
         )
-    held_out = stratified(train.labels_N, fraction, VAL_SEED)
-    kept = np.setdiff1d(np.arange(len(train)), held_out)
-    splits = {"train": train.subset(kept), "val": train.subset(held_out)}
-    splits |= {name: split for name, split in dataset.splits.items() if name not in splits}
-    note = f"no validation split: {len(held_out)} of {len(train)} train images held out, stratified, seed {VAL_SEED}"
-    return replace(dataset, splits=splits, notes=(*dataset.notes, note))
+        for split in dataset.splits
+        if split != "train" and set(absent.get(split, ())) != set(absent.get("train", ()))
+    ]  # fmt: skip
+    raise UserError("\n  ".join(lines), where=where, wanted=some(present))
 
 
-def _source(config: DataConfig) -> str:
+def find_source(config: DataConfig) -> tuple[str, DataConfig]:
+    """The name of the source that `config` means, and `config` with the path that this source reads.
+
+    auto, in this order: a built-in name without a folder of that name; by the file's ending YAML, CSV or JSONL, shards
+    (also patterns of them); in a folder CIFAR files, `save_to_disk`, a manifest by one of the usual names, image files
+    whose names tell their class, shards without images beside them, class folders. A `pattern` asks for filename.
+    Raises UserError, saying what was looked for, where nothing fits.
+    """
     if config.source != "auto":
-        return config.source
+        if config.source not in (*BUILT_IN, "hf"):
+            _check_path(config)
+        return config.source, config
     if config.path is None:
         raise UserError(
             "no data is named",
@@ -110,22 +137,84 @@ def _source(config: DataConfig) -> str:
         )
     path = Path(config.path).expanduser()
     if config.path in BUILT_IN and not path.is_dir():
-        return config.path
-    return "cifar" if path.is_dir() and find_cifar(path) else "folder"
+        return config.path, config
+    if path.suffix.lower() in (".yaml", ".yml") and path.is_file():
+        return "yaml", config
+    if path.suffix.lower() in ENDINGS and path.is_file():
+        return "table", config
+    if not path.is_dir():
+        if find_shards(config.path):
+            return "hf", config
+        _check_path(config)
+    return _look_into(path, config)
+
+
+def _look_into(path: Path, config: DataConfig) -> tuple[str, DataConfig]:
+    if config.pattern is not None:
+        return "filename", config
+    if find_cifar(path):
+        return "cifar", config
+    if is_saved(path):
+        return "hf", config
+    entries = [entry for entry in path.iterdir() if not hidden(entry.name)]
+    files = [entry for entry in entries if entry.is_file()]
+    manifests = [file for file in files if file.stem in MANIFESTS and file.suffix.lower() in ENDINGS]
+    if len(manifests) > 1:
+        names = some(file.name for file in manifests)
+        raise UserError(f"several manifests: {names}", where=str(path), hint="Name one of them: data=FILE.")
+    if manifests:
+        return "table", config.model_copy(update={"path": str(manifests[0])})
+    if looks_flat(path):
+        return "filename", config
+    images = any(is_image(str(file)) for file in files)
+    if not images and find_shards(str(path)):
+        return "hf", config
+    if not images and not any(entry.is_dir() for entry in entries):
+        raise UserError("no images here that are laid out in a known way", where=str(path), wanted=_LOOKED_FOR)
+    return "folder", config
+
+
+def _open(config: DataConfig) -> Dataset:
+    try:
+        name, config = find_source(config)
+        if name != "yaml":
+            _refuse_ignored(name, config)
+        return SOURCES[name](config)
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", where=str(error.filename or config.path)) from None
+
+
+def _refuse_ignored(source: str, config: DataConfig) -> None:
+    default = DataConfig()
+    for key, readers in _ONLY.items():
+        if source not in readers and getattr(config, key) != getattr(default, key):
+            raise UserError(
+                f"this key means nothing to the source {source}", where=f"data.{key}", got=getattr(config, key),
+                wanted=f"a source that reads it: {', '.join(readers)}",
+            )  # fmt: skip
 
 
 def _check_path(config: DataConfig) -> None:
-    """Raises UserError unless the path is a folder."""
+    """Raises UserError unless the path is what the source reads: a folder, or a file for table and yaml."""
+    file_wanted = config.source in ("table", "yaml")
+    kind = "file" if file_wanted else "folder"
     if config.path is None:
-        raise UserError(f"source {config.source} needs a folder", where="data.path", hint="Say where: data=DIR.")
+        raise UserError(f"source {config.source} needs a {kind}", where="data.path", hint="Say where: data=DIR.")
     path = Path(config.path).expanduser()
-    if path.is_dir():
+    if path.is_dir() and not file_wanted:
         return
+    if path.is_file() and file_wanted:
+        return
+    if path.is_dir():
+        raise UserError(
+            f"source {config.source} reads a file, and this is a folder", where="data.path", got=config.path
+        )
     if path.exists():
-        archive = path.suffix.lower() in (".gz", ".tgz", ".tar", ".zip", ".xz", ".bz2", ".7z")
+        archive = path.suffix.lower() in (".gz", ".tgz", ".zip", ".xz", ".bz2", ".7z", ".tar")
         hint = "Unpack it and give the folder." if archive else None
         raise UserError("a folder is wanted, and this is a file", where="data.path", got=config.path, hint=hint)
-    raise UserError("no such folder", where="data.path", got=config.path, nearest=_near(path, config.path))
+    hub = "A name on the Hugging Face hub needs data.source=hf." if config.source == "auto" else None
+    raise UserError(f"no such {kind}", where="data.path", got=config.path, nearest=_near(path, config.path), hint=hub)
 
 
 def _near(path: Path, written: str) -> str | None:
@@ -133,8 +222,7 @@ def _near(path: Path, written: str) -> str | None:
     missing = path
     while not missing.parent.is_dir() and missing.parent != missing:
         missing = missing.parent
-    folders = [child for child in missing.parent.iterdir() if child.is_dir() and not child.name.startswith(".")]
-    options = {child.name: str(child) for child in folders} | {
+    options = {child.name: str(child) for child in missing.parent.iterdir() if not child.name.startswith(".")} | {
         name: name for name in BUILT_IN if missing.name == written
     }
     return options.get(nearest(missing.name, options) or "")

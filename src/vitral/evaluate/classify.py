@@ -58,7 +58,7 @@ def classification_metrics(
     that are twice there or don't fit the logits, a temperature that isn't positive, and as `calibration.checked` does.
     """
     logits, labels = checked(logits_NC, labels_N)
-    _check_classes(classes, logits.shape[1])
+    check_classes(classes, logits.shape[1])
     ranks_N = _ranks(logits, labels)
     confusion_CC = _confusion(labels, logits.argmax(axis=1), len(classes))
     correct, count = int((ranks_N == 0).sum()), len(labels)
@@ -75,7 +75,8 @@ def classification_metrics(
     }
 
 
-def _check_classes(classes: Sequence[str], width: int) -> None:
+def check_classes(classes: Sequence[str], width: int) -> None:
+    """Raises UserError for class names that are twice there or don't fit the logits."""
     if len(classes) != width:
         raise UserError("class names and logits don't fit", got=f"{len(classes)} names", wanted=f"{width} names")
     twice = sorted({name for name in classes if list(classes).count(name) > 1}) if len(set(classes)) < width else []
@@ -116,7 +117,8 @@ def _per_class(confusion_CC: Ints, classes: Sequence[str]) -> dict[str, dict[str
 def collect_logits(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Logits float32 [N,C] and labels int64 [N] of every sample in `batches` of (images_BCHW, labels_B), in order.
+    """Logits float32 [N,C] and labels int64 [N] of every sample in `batches` of (images_BCHW, labels_B), in order;
+    multi-label labels are [B,C] and stay so.
 
     Runs the model in eval mode on its own device, without gradients; every module's mode is afterwards as it was, also
     after an error. Nothing is padded, repeated or dropped: N is the sum of the batch sizes. Raises UserError for no
@@ -133,7 +135,11 @@ def collect_logits(
         with torch.inference_mode():
             for images_BCHW, labels_B in batches:
                 logits_BC = model(images_BCHW.to(device, non_blocking=True))
-                if logits_BC.ndim != 2 or labels_B.ndim != 1 or len(logits_BC) != len(labels_B):
+                if (
+                    logits_BC.ndim != 2
+                    or len(logits_BC) != len(labels_B)
+                    or (labels_B.ndim != 1 and labels_B.shape != logits_BC.shape)
+                ):
                     got = f"logits {tuple(logits_BC.shape)} for labels {tuple(labels_B.shape)}"
                     raise UserError("logits and labels don't fit", got=got, wanted="(B, C) and (B,)")
                 logits.append(logits_BC.float().cpu())

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from vitral.config import Config
+from vitral.config import Config, Floats
 
 
 class SupervisedConfig(Config):
@@ -15,6 +15,14 @@ class SupervisedConfig(Config):
     kind: Literal["supervised"] = Field(default="supervised", description="what is learned: classes from labels")
     label_smoothing: float = Field(
         default=0.0, ge=0, lt=1, description="share of the target spread over all classes, in training only"
+    )
+    class_weights: Literal["none", "balanced"] | Floats = Field(
+        default="none",
+        description="factors of the classes in the loss: balanced is by one over their counts, 1 on average over the "
+        "images; or a number for each class, in their order",
+    )
+    logit_adjustment: float = Field(
+        default=0.0, ge=0, description="tau: the loss sees logits plus tau times the log of the classes' shares; 0: off"
     )
     head_first: float = Field(
         default=0.0, ge=0, le=1, description="share of the run in which only the head learns (fine-tuning)"

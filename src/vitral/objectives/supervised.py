@@ -1,32 +1,52 @@
-"""Classification by labels: cross-entropy with label smoothing, mixed labels, and a head that may learn first."""
+"""Classification by labels: cross-entropy with label smoothing, mixed labels, and a head that may learn first.
+
+Where an image may have several classes (labels [B, C]), binary cross-entropy of each class by itself. Shape letters: B
+batch, C classes, H W of an image, D width of the model.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from vitral.models.vit import VisionTransformer
+from vitral.objectives.balance import NO_BALANCE, ClassBalance
 from vitral.objectives.config import SupervisedConfig
-from vitral.objectives.losses import cross_entropy, soft_targets
+from vitral.objectives.losses import binary_cross_entropy, cross_entropy, soft_multi_hot, soft_targets
 from vitral.objectives.objective import Objective
 from vitral.structs import Batch, StepOutput
 
 
 class Supervised(Objective):
-    """Cross-entropy of the model's logits to the batch's (smoothed, mixed) labels.
+    """Cross-entropy of the model's logits to the batch's (smoothed, mixed) labels, with factors of the classes and an
+    offset of the logits where `balance` has them (not in multi-label data).
 
     In the first `head_first` share of the run's `steps` the encoder is not trained: it runs without gradients, so its
     weights and optimizer state stay untouched (a new head would otherwise spoil it).
     """
 
-    def __init__(self, factory: Callable[[], VisionTransformer], config: SupervisedConfig, steps: int) -> None:
+    weights_C: Tensor | None
+    offset_C: Tensor | None
+
+    def __init__(
+        self,
+        factory: Callable[[], VisionTransformer],
+        config: SupervisedConfig,
+        steps: int,
+        balance: ClassBalance = NO_BALANCE,
+    ) -> None:
         super().__init__()
         self.model = factory()
         self.config, self.head_steps = config, round(config.head_first * steps)
+        # Buffers, so that they are where the model is; not saved, as they follow from the configuration and the data.
+        self.register_buffer("weights_C", balance.weights_C, persistent=False)
+        self.register_buffer("offset_C", balance.offset_C, persistent=False)
 
     def forward(self, batch: Batch, step: int) -> StepOutput:
-        """The loss in nats, and `train_top1`: the share whose own label wins (of the mixed image, where mixed)."""
+        """The loss in nats, and `train_top1`: the share whose own label wins (of the mixed image, where mixed); or,
+        multi-label, `train_exact_match`: the share with all its own labels right at a probability of 0.5."""
         images_BCHW = batch.views[0].images_BCHW
         if step < self.head_steps:
             with torch.no_grad():
@@ -34,6 +54,17 @@ class Supervised(Objective):
             logits_BC = self.model.classify(pooled_BD)
         else:
             logits_BC = self.model(images_BCHW)
+        if batch.targets["label"].ndim == 2:
+            return self._multi_label(logits_BC, batch)
         target_BC = soft_targets(batch.targets, logits_BC.shape[-1], self.config.label_smoothing)
         right_B = logits_BC.detach().argmax(dim=-1) == batch.targets["label"]
-        return StepOutput(cross_entropy(logits_BC, target_BC), {"train_top1": right_B.float().mean()})
+        loss = cross_entropy(logits_BC, target_BC, self._balance())
+        return StepOutput(loss, {"train_top1": right_B.float().mean()})
+
+    def _balance(self) -> ClassBalance:
+        return ClassBalance(self.weights_C, self.offset_C)
+
+    def _multi_label(self, logits_BC: Tensor, batch: Batch) -> StepOutput:
+        target_BC = soft_multi_hot(batch.targets, self.config.label_smoothing)
+        right_B = ((logits_BC.detach() >= 0) == batch.targets["label"].bool()).all(dim=-1)
+        return StepOutput(binary_cross_entropy(logits_BC, target_BC), {"train_exact_match": right_B.float().mean()})

@@ -72,14 +72,15 @@ def _svg(figure: Figure, crop: bool = False) -> bytes:
 
 
 def training_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
-    """SVG panels "Loss" (nats), "Validation accuracy" (%) and "Learning rate" over the optimiser steps.
+    """SVG panels "Loss" (nats), "Validation accuracy" or "Validation mAP" (%) and "Learning rate" over the steps.
 
-    `rows` are those of metrics.jsonl: `step` with `loss`, `lr`, `val_loss` or `val_top1` (a fraction). A panel without
-    a finite value is left out. Long curves are drawn as means of neighbouring rows.
+    `rows` are those of metrics.jsonl: `step` with `loss`, `lr`, `val_loss`, `val_top1` or `val_map` (fractions). A
+    panel without a finite value is left out. Long curves are drawn as means of neighbouring rows.
     """
     panels = {
         "Loss": {"training": ("loss", BLUE, "-"), "validation": ("val_loss", ORANGE, "--")},
         "Validation accuracy": {"validation": ("val_top1", ORANGE, "--")},
+        "Validation mAP": {"validation": ("val_map", ORANGE, "--")},
         "Learning rate": {"learning rate": ("lr", BLUE, "-")},
     }
     figures: dict[str, bytes] = {}
@@ -101,8 +102,8 @@ def _panel(title: str, curves: Mapping[str, tuple[tuple[list[float], list[float]
     axes.set(xlabel="step", title=title)
     axes.set_xlim(0, 1.02 * max(step for (steps, _), _, _ in curves.values() for step in [*steps, 1]))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    if title == "Validation accuracy":
-        axes.set_ylabel("top-1 accuracy (%)")
+    if title.startswith("Validation"):
+        axes.set_ylabel("top-1 accuracy (%)" if title == "Validation accuracy" else "mean average precision (%)")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
     elif title == "Loss":
         axes.set_ylabel("loss (nats)")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from vitral.config import Config, Count, Tree, build, describe, flatten, load_yaml, with_overrides
-from vitral.data.config import AugmentConfig, DataConfig
+from vitral.data.config import AugmentConfig, CheckConfig, DataConfig
 from vitral.errors import UserError, nearest
 from vitral.objectives.config import ObjectiveConfig
 from vitral.optim.config import OptimConfig
@@ -65,6 +65,7 @@ class RunConfig(Config):
     deterministic: bool = Field(default=False, description="same bits every time on CUDA too, slower; on CPU always so")
     report: bool = Field(default=True, description="write report.html at the end")
     data: DataConfig = DataConfig()
+    check: CheckConfig = CheckConfig()
     augment: AugmentConfig = AugmentConfig()
     model: ModelOptions = ModelOptions()
     optim: OptimConfig = OptimConfig()
@@ -79,6 +80,11 @@ class RunConfig(Config):
             raise ValueError("resume=true needs out=DIR, the folder of the run to go on with")
         if self.init is None and self.model.name == "auto":
             raise ValueError("model.name or init is needed: `vitral models` lists the presets")
+        if self.data.balance == "class":
+            if self.objective.class_weights == "balanced":
+                raise ValueError("objective.class_weights=balanced has no effect with data.balance=class")
+            if self.objective.logit_adjustment:
+                raise ValueError("objective.logit_adjustment has no effect with data.balance=class")
         if self.objective.head_first and self.init is None:
             raise ValueError("objective.head_first needs init: without it the encoder would stay random")
         return self
@@ -137,7 +143,10 @@ def difference(one: RunConfig, other: RunConfig) -> list[str]:
         "train.log_every",
         "train.save_seconds",
         "data.workers",
+        "data.worker_kind",
         "data.cache_mb",
+        "check.allow",
+        "check.skip",
     }
     mine, theirs = flatten(one.model_dump()), flatten(other.model_dump())
     return [key.name for key in describe(RunConfig) if key.name not in free and mine[key.name] != theirs[key.name]]

@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from vitral.data.config import DataConfig
+from vitral.config import build
+from vitral.data.config import DataConfig, SourceConfig
+from vitral.data.damage import find_damage, said, without_damage
 from vitral.data.dataset import Dataset, Split
 from vitral.data.loader import ImageStore, eval_batches
-from vitral.data.sources import open_dataset
+from vitral.data.sources import held_out, open_dataset
 from vitral.errors import UserError
-from vitral.evaluate.classify import classification_metrics, collect_logits
+from vitral.evaluate.classify import collect_logits
 from vitral.evaluate.compare import mcnemar
+from vitral.evaluate.problems import PROBLEMS
 from vitral.predictor import Predictor, load
 from vitral.run.options import EvalOptions
 from vitral.training.journal import console_logging, log
@@ -24,56 +27,80 @@ _CACHE_MB = 0  # each image is read once
 
 
 def evaluate(model: str, options: EvalOptions | None = None) -> dict[str, Any]:
-    """What `vitral eval --json` prints: `classification_metrics`, `split`, `model`, and `compare` if asked for.
+    """What `vitral eval --json` prints: the metrics of the model's kind of problem, `split`, `model`, `skipped` (the
+    damaged images that data.max_bad let be left out, with the cause), and `compare` if asked for.
 
     Raises UserError where the classes of the data are not those of the model, or where there is no such split.
     """
     console_logging()
     options = options or EvalOptions()
     predictor = load(model, options.device)
-    dataset = _open(predictor.config, options)
+    problem = PROBLEMS[predictor.config.problem_type]
+    _check_threshold(predictor, options)
+    dataset, skipped = _open(predictor.config, options)
     name = _split_name(dataset, options)
     split = _in_classes_of(predictor, dataset, dataset.splits[name])
     logits_NC, labels_N = _logits(predictor, split, options.batch_size)
-    found = classification_metrics(logits_NC, labels_N, predictor.classes, predictor.config.temperature)
-    result = {"model": model, "data": dataset.name, "split": name, **found}
+    found = problem.metrics(logits_NC, labels_N, predictor.classes, predictor.config.temperature)
+    result = {"model": model, "data": dataset.name, "split": name, **found, "skipped": skipped.get(name, [])}
     if options.compare is not None:
         other = load(options.compare, options.device)
         if other.config.architecture.in_channels != predictor.config.architecture.in_channels:
-            dataset = _open(other.config, options)
+            dataset, _ = _open(other.config, options)
         theirs = _in_classes_of(other, dataset, dataset.splits[name])
         other_NC, other_labels_N = _logits(other, theirs, options.batch_size)
-        right_N, other_right_N = logits_NC.argmax(axis=1) == labels_N, other_NC.argmax(axis=1) == other_labels_N
+        right_N, other_right_N = problem.right(logits_NC, labels_N), problem.right(other_NC, other_labels_N)
         result["compare"] = {
             "model": options.compare,
-            "top1": float(np.mean(other_right_N)),
+            problem.right_score: float(np.mean(other_right_N)),
             **mcnemar(right_N, other_right_N),
         }
     return result
 
 
-def _open(folder: FolderConfig, options: EvalOptions) -> Dataset:
-    """The data asked for, or those of the training, with a warning if they have changed since."""
-    channels = folder.architecture.in_channels
+def _check_threshold(predictor: Predictor, options: EvalOptions) -> None:
+    """Raises UserError for a threshold of the other kind of problem."""
+    score = PROBLEMS[predictor.config.problem_type].score
+    for key, value in (("top1", options.min_top1), ("map", options.min_map)):
+        if value is not None and key != score:
+            raise UserError(
+                f"this model is for {predictor.config.problem_type.replace('_', ' ')}", where=f"min_{key}", got=value,
+                wanted=f"min_{score}",
+            )  # fmt: skip
+
+
+def _open(folder: FolderConfig, options: EvalOptions) -> tuple[Dataset, dict[str, list[str]]]:
+    """The data asked for, or those of the training, with a warning if they have changed since; and the damaged images
+    that were left out, "name: cause", by split."""
+    shape: dict[str, Any] = {
+        "channels": folder.architecture.in_channels, "background": folder.preprocessing.background,
+    }  # fmt: skip
     if options.data.path is not None or options.data.source != "auto":
-        asked = DataConfig(
-            path=options.data.path, source=options.data.source, verify=options.data.verify, channels=channels
-        )
-        return open_dataset(asked, hold_out=False)
+        asked = build(DataConfig, {**options.data.model_dump(), **shape})
+        return _readable(open_dataset(asked, hold_out=False, equal_classes=False), asked)
     recorded = folder.provenance.get("data")
     if not isinstance(recorded, dict):
         raise UserError(
             "this model doesn't say what it was trained on", where=folder.name, hint="Name the images: data=DIR."
         )
-    dataset = open_dataset(
-        DataConfig(
-            path=recorded["path"], source=recorded["source"], channels=channels,
-            val_fraction=recorded["val_fraction"], verify=recorded["verify"] and options.data.verify,
-        )
-    )  # fmt: skip
+    keys = {key: recorded[key] for key in (*SourceConfig.model_fields, "val_fraction") if key in recorded}
+    keys["verify"] = recorded["verify"] and options.data.verify
+    asked = build(DataConfig, {**keys, **shape}, where=f"{folder.name}: recorded data")
+    dataset = open_dataset(asked, hold_out=False, equal_classes=False)
     if dataset.fingerprint != recorded["fingerprint"]:
         log.warning("the data at %s have changed since the training", recorded["path"])
-    return dataset
+    asked = asked.model_copy(update={"max_bad": max(asked.max_bad, options.data.max_bad)})
+    dataset, skipped = _readable(dataset, asked)
+    return held_out(dataset, asked.val_fraction), skipped
+
+
+def _readable(dataset: Dataset, config: DataConfig) -> tuple[Dataset, dict[str, list[str]]]:
+    """Without the damaged images, which are looked for only where some are allowed: reading names the first one."""
+    if not config.max_bad:
+        return dataset, {}
+    damage = find_damage(dataset)
+    skipped = {name: said(dataset.splits[name], found) for name, found in damage.items()}
+    return without_damage(dataset, damage, config.max_bad), skipped
 
 
 def _split_name(dataset: Dataset, options: EvalOptions) -> str:
@@ -87,6 +114,11 @@ def _split_name(dataset: Dataset, options: EvalOptions) -> str:
 
 def _in_classes_of(predictor: Predictor, dataset: Dataset, split: Split) -> Split:
     """The split with labels in the model's order of classes. Class names are matched, never positions."""
+    if dataset.problem_type != predictor.config.problem_type:
+        raise UserError(
+            "the labels of the data are not of the model's kind", where=dataset.name,
+            got=dataset.problem_type.replace("_", " "), wanted=predictor.config.problem_type.replace("_", " "),
+        )  # fmt: skip
     if set(dataset.classes) != set(predictor.classes):
         extra = sorted(set(dataset.classes) ^ set(predictor.classes))
         raise UserError(
@@ -94,13 +126,16 @@ def _in_classes_of(predictor: Predictor, dataset: Dataset, split: Split) -> Spli
             got=", ".join(dataset.classes[:20]), wanted=", ".join(predictor.classes[:20]),
             hint=f"Not in both: {', '.join(extra[:10])}",
         )  # fmt: skip
+    if split.multi_label:
+        own = [dataset.classes.index(name) for name in predictor.classes]
+        return replace(split, labels_N=split.labels_N[:, own])
     place = np.array([predictor.classes.index(name) for name in dataset.classes], np.int64)
     return replace(split, labels_N=place[split.labels_N])
 
 
 def _logits(predictor: Predictor, split: Split, batch_size: int) -> tuple[Any, Any]:
     recipe = predictor.config.preprocessing
-    store = ImageStore(
+    with ImageStore(
         split,
         recipe.image_size,
         recipe.fit,
@@ -108,5 +143,6 @@ def _logits(predictor: Predictor, split: Split, batch_size: int) -> tuple[Any, A
         workers=os.cpu_count() or 1,
         cache_mb=_CACHE_MB,
         device=predictor.device,
-    )
-    return collect_logits(predictor.model, eval_batches(store, batch_size))
+        batch=batch_size,
+    ) as store:
+        return collect_logits(predictor.model, eval_batches(store, batch_size))

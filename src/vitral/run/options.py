@@ -7,18 +7,15 @@ from typing import Literal
 from pydantic import Field
 
 from vitral.config import Config
+from vitral.data.config import SourceConfig
 
 
-class EvalData(Config):
-    """Which images to measure on; null everywhere means those of the training run."""
+class EvalData(SourceConfig):
+    """Which images to measure on; without a path, those of the training run."""
 
     path: str | None = Field(
         default=None, description="images with known classes; `data=X` is short for it; null: as in training"
     )
-    source: Literal["auto", "digits", "folder", "cifar"] = Field(
-        default="auto", description="kind of data; auto looks at the path"
-    )
-    verify: bool = Field(default=True, description="compare CIFAR files with the published md5 sums")
 
 
 class EvalOptions(Config):
@@ -30,6 +27,9 @@ class EvalOptions(Config):
     )
     compare: str | None = Field(default=None, description="a second model, on the same images: McNemar's paired test")
     min_top1: float | None = Field(default=None, ge=0, le=1, description="exit code 3 if top-1, as a share, is below")
+    min_map: float | None = Field(
+        default=None, ge=0, le=1, description="multi-label: exit code 3 if mean average precision, as a share, is below"
+    )
     batch_size: int = Field(default=256, ge=1, description="images at once")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
 

@@ -64,10 +64,21 @@ def environment(device: torch.device) -> dict[str, Any]:
 def write_predictions(
     path: Path, names: list[str], classes: tuple[str, ...], labels_N: Array, probabilities_NC: Array
 ) -> None:
-    """One line a sample: its name, its label, the likeliest class with its probability, and whether that is right."""
+    """One line a sample: its name, its label, the likeliest class with its probability, and whether that is right.
+
+    Multi-label: the classes that are there, those with a probability of 0.5 or more and their probabilities, each
+    joined by ";", and whether they are the same.
+    """
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "label", "prediction", "score", "correct"])
+        if labels_N.ndim == 2:
+            for name, hot_C, row_C in zip(names, labels_N.astype(bool), probabilities_NC, strict=True):
+                said_C = row_C >= 0.5
+                words = [";".join(classes[i] for i in np.flatnonzero(one_C).tolist()) for one_C in (hot_C, said_C)]
+                scores = ";".join(f"{score:.6f}" for score in row_C[said_C].tolist())
+                writer.writerow([name, *words, scores, str(bool((hot_C == said_C).all())).lower()])
+            return
         for name, label, row_C in zip(names, labels_N.tolist(), probabilities_NC, strict=True):
             best = int(row_C.argmax())
             writer.writerow([name, classes[label], classes[best], f"{row_C[best]:.6f}", str(best == label).lower()])
@@ -77,6 +88,8 @@ def worst_mistakes(
     store: ImageStore, classes: tuple[str, ...], probabilities_NC: Array
 ) -> list[tuple[Array, str, str, float, str]]:
     """The most confident wrong answers: (image uint8 [H,W,C], truth, prediction, its probability, name)."""
+    if store.split.multi_label:  # there is no one wrong answer to show
+        return []
     labels_N, answers_N = store.split.labels_N, probabilities_NC.argmax(axis=1)
     wrong = np.flatnonzero(answers_N != labels_N)
     wrong = wrong[np.argsort(-probabilities_NC[wrong, answers_N[wrong]], kind="stable")][:WORST]
@@ -89,9 +102,36 @@ def worst_mistakes(
     return rows
 
 
+def result_line(summary: Mapping[str, Any]) -> str:
+    """The number of a run with its interval, in one line."""
+    if "map" in summary:
+        low, high = summary["exact_match_interval"]
+        return (
+            f"mAP {100 * summary['map']:.2f} % on {summary['count']} images; every class right in "
+            f"{100 * summary['exact_match']:.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f} %)"
+        )
+    low, high = summary["top1_interval"]
+    return (
+        f"top-1 {100 * summary['top1']:.2f} % of {summary['count']} images "
+        f"(95 % interval {100 * low:.2f} to {100 * high:.2f} %)"
+    )
+
+
+def _card_result(summary: Mapping[str, Any]) -> str:
+    if "map" in summary:
+        return (
+            f"On {summary['split']} images: {result_line(summary)}.\n"
+            f"F1 at a probability of 0.5: {100 * summary['micro_f1']:.2f} % micro, "
+            f"{100 * summary['macro_f1']:.2f} % macro. An image may have several classes."
+        )
+    low, high = summary["top1_interval"]
+    return f"""**{100 * summary["top1"]:.2f} %** of {summary["count"]} {summary["split"]} images right
+(95 % interval {100 * low:.2f} to {100 * high:.2f} %). Expected calibration error
+{summary["ece"]:.4f} after temperature scaling on validation images."""
+
+
 def model_card(summary: Mapping[str, Any], classes: tuple[str, ...], notes: tuple[str, ...], name: str) -> str:
     """README.md of a model folder: what it is, its number with its interval, its limits, how to use it."""
-    low, high = summary["top1_interval"]
     shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
     facts = "\n".join(f"- {note}" for note in notes)
     return f"""---
@@ -103,9 +143,7 @@ tags: [image-classification, vision-transformer]
 
 Classes: {shown}.
 
-**{100 * summary["top1"]:.2f} %** of {summary["count"]} {summary["split"]} images right
-(95 % interval {100 * low:.2f} to {100 * high:.2f} %). Expected calibration error
-{summary["ece"]:.4f} after temperature scaling on validation images.
+{_card_result(summary)}
 
 Recipe `{summary["recipe"]}`, seed {summary["seed"]}, {summary["steps"]} steps, {summary["parameters"]:,} parameters;
 the weights are {summary["weights"]} of step {summary["best_step"]}, the best on validation data.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,16 +11,19 @@ import torch
 from torch import Tensor
 
 from vitral.config import build
+from vitral.data.check import Normalisation
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Split
+from vitral.data.findings import CheckReport
 from vitral.data.loader import ImageStore
-from vitral.data.sources import open_dataset
+from vitral.data.reading import RandomCrop
 from vitral.errors import UserError
 from vitral.models.create import build_model
 from vitral.models.position import interpolate_positions
 from vitral.models.presets import PRESETS, ModelConfig, resolve
 from vitral.models.vit import VisionTransformer
 from vitral.predictor import pick_device
+from vitral.run.check import open_checked
 from vitral.run.config import RunConfig
 from vitral.training.journal import log
 from vitral.weights.folder import FolderConfig, load_folder
@@ -41,6 +45,12 @@ class Prepared:
     architecture: ModelConfig
     name: str
     init: dict[str, Tensor] | None
+    report: CheckReport | None
+
+    def close(self) -> None:
+        """End what reads images: threads and processes."""
+        for store in (self.train, *self.judged.values()):
+            store.close()
 
     def build(self) -> VisionTransformer:
         """A model with initial weights: of `init` with a fresh head, or random from the global seed."""
@@ -57,7 +67,10 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
     channels = config.data.channels
     if channels == "auto" and source is not None:
         channels = source[1].architecture.in_channels
-    dataset = dataset or open_dataset(config.data.model_copy(update={"channels": channels}))
+    report: CheckReport | None = None
+    if dataset is None:
+        data = config.data.model_copy(update={"channels": channels})
+        dataset, report = open_checked(config, data, _normalisation(config, source[1] if source else None))
     size, options = _settle_size(config, dataset, source[1] if source else None)
     # Everything about the architecture that can be wrong is found before images are read.
     base = dict(options, image_size=size, in_channels=dataset.channels, num_classes=len(dataset.classes))
@@ -65,28 +78,66 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
     data = config.data.model_copy(
         update={"image_size": size, "channels": dataset.channels, "workers": _workers(config.data)}
     )
-    train = open_store(dataset.splits["train"], data, device, exact=False)
-    judged = {
-        split: open_store(dataset.splits[split], data, device, exact=True)
-        for split in dataset.splits
-        if split != "train"
-    }
-    mean, std = _statistics(config, train, source[1] if source else None)
-    architecture = build(ModelConfig, {**draft.model_dump(), "mean": mean, "std": std}, where="data")
-    data = data.model_copy(update={"mean": mean, "std": std})
-    precision = config.precision if config.precision != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
-    model = config.model.model_copy(update={"patch_size": architecture.patch_size, "name": name})
-    settled = config.model_copy(update={"data": data, "model": model, "precision": precision})
-    init = _initial_weights(architecture, source, config.init or "") if source else None
-    return Prepared(settled, device, dataset, train, judged, architecture, name, init)
+    crop = _decode_crop(config, dataset.splits["train"])
+    batch = config.train.batch_size
+    with ExitStack() as opened:
+        train = opened.enter_context(
+            open_store(dataset.splits["train"], data, device, exact=False, crop=crop, batch=batch)
+        )
+        judged = {
+            split: opened.enter_context(open_store(dataset.splits[split], data, device, exact=True))
+            for split in dataset.splits
+            if split != "train"
+        }
+        mean, std = _statistics(config, train, source[1] if source else None)
+        architecture = build(ModelConfig, {**draft.model_dump(), "mean": mean, "std": std}, where="data")
+        data = data.model_copy(update={"mean": mean, "std": std})
+        precision = (
+            config.precision if config.precision != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
+        )
+        model = config.model.model_copy(update={"patch_size": architecture.patch_size, "name": name})
+        settled = config.model_copy(update={"data": data, "model": model, "precision": precision})
+        init = _initial_weights(architecture, source, config.init or "") if source else None
+        opened.pop_all()
+        return Prepared(settled, device, dataset, train, judged, architecture, name, init, report)
 
 
-def open_store(split: Split, data: DataConfig, device: torch.device, *, exact: bool) -> ImageStore:
-    """A split at the settled image size."""
-    assert isinstance(data.image_size, tuple)
-    return ImageStore(
-        split, data.image_size, data.fit, exact=exact, workers=_workers(data), cache_mb=data.cache_mb, device=device
+def _normalisation(config: RunConfig, init: FolderConfig | None) -> Normalisation | None:
+    """What init's images are normalised with in this run, to be compared with the data's own mean and std."""
+    if init is None:
+        return None
+    mean, std = config.data.mean, config.data.std
+    return (
+        init.architecture.mean if mean == "auto" else mean,
+        init.architecture.std if std == "auto" else std,
     )
+
+
+def open_store(
+    split: Split,
+    data: DataConfig,
+    device: torch.device,
+    *,
+    exact: bool,
+    crop: RandomCrop | None = None,
+    batch: int = 64,
+) -> ImageStore:
+    """A split at the settled image size. What is judged, `exact`, is read by threads, whatever reads the rest."""
+    assert isinstance(data.image_size, tuple)
+    kind = "threads" if exact else data.worker_kind
+    return ImageStore(
+        split, data.image_size, data.fit, exact=exact, workers=_workers(data), cache_mb=data.cache_mb, device=device,
+        worker_kind=kind, batch=batch, crop=crop,
+    )  # fmt: skip
+
+
+def _decode_crop(config: RunConfig, train: Split) -> RandomCrop | None:
+    """The random resized crop, where the images are files: cut from them at their own resolution, not from what a
+    cache holds at the model's size. Images in memory are cropped in batches on the device."""
+    if config.augment.crop == "none" or train.file is None:
+        return None
+    augment = config.augment
+    return RandomCrop(config.seed, augment.crop_scale, augment.crop_ratio, config.data.max_pixels)
 
 
 def _workers(data: DataConfig) -> int:

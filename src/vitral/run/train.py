@@ -5,18 +5,22 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vitral.config import build, dump_yaml, load_yaml
+from vitral.data.config import SourceConfig
 from vitral.data.dataset import Dataset
 from vitral.data.loader import ImageStore, TrainLoader, eval_batches
+from vitral.data.sampling import class_shares
+from vitral.data.workers import refuse_unguarded
 from vitral.errors import RunFailed, UserError
-from vitral.evaluate.calibration import fit_temperature, softmax
-from vitral.evaluate.classify import classification_metrics, collect_logits
+from vitral.evaluate.classify import collect_logits
+from vitral.evaluate.problems import PROBLEMS
+from vitral.objectives.balance import NO_BALANCE, ClassBalance, class_balance
 from vitral.objectives.supervised import Supervised
 from vitral.optim.ema import WeightEMA
 from vitral.optim.optimizer import make_optimizer
@@ -56,9 +60,13 @@ def train(
 def run(config: RunConfig, dataset: Dataset | None = None) -> dict[str, Any]:
     """The run that a configuration describes, on its data or on those given. Torch's random state is left as it was."""
     folder = Path(config.out or f"runs/{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
+    refuse_unguarded()
     _check_folder(folder, config)
-    with torch.random.fork_rng(), _determinism(config.deterministic):
-        prepared = prepare(config, dataset)
+    with (
+        torch.random.fork_rng(),
+        _determinism(config.deterministic),
+        closing(prepare(config, dataset)) as prepared,
+    ):
         state, objective, steps = _assemble(prepared)
         resuming = config.resume and (folder / "checkpoints" / "last.safetensors").is_file()
         if resuming:
@@ -111,7 +119,8 @@ def _assemble(prepared: Prepared) -> tuple[TrainState, Supervised, int]:
     config = prepared.config
     torch.manual_seed(config.seed)
     steps = total_steps(config.train, len(prepared.train.split))
-    objective = Supervised(prepared.build, config.objective, steps).to(prepared.device)
+    balance = _class_balance(prepared)
+    objective = Supervised(prepared.build, config.objective, steps, balance).to(prepared.device)
     micro = min(config.train.micro_batch or config.train.batch_size, config.train.batch_size)
     drop_path = prepared.architecture.drop_path
     if drop_path and round(micro * (1 - drop_path)) == micro:
@@ -123,6 +132,20 @@ def _assemble(prepared: Prepared) -> tuple[TrainState, Supervised, int]:
     optimizer = make_optimizer(objective, config.optim)
     ema = WeightEMA(objective.model, prepared.build(), config.train.ema) if config.train.ema else None
     return TrainState(objective, optimizer, ema, Progress()), objective, steps
+
+
+def _class_balance(prepared: Prepared) -> ClassBalance:
+    """The loss's correction for classes of unequal size, from their shares among the images as training draws them."""
+    config, dataset = prepared.config, prepared.dataset
+    if config.objective.class_weights == "none" and not config.objective.logit_adjustment:
+        return NO_BALANCE
+    if dataset.multi_label:
+        raise UserError(
+            "class weights and logit adjustment need one class an image", where="objective", got="multi-label data",
+            hint="Set objective.class_weights=none objective.logit_adjustment=0.",
+        )  # fmt: skip
+    shares_K = class_shares(dataset.splits["train"].labels_N, len(dataset.classes), config.data.balance)
+    return class_balance(config.objective, shares_K.tolist(), dataset.classes)
 
 
 def _resume(folder: Path, config: RunConfig, state: TrainState) -> None:
@@ -183,12 +206,12 @@ def _say_start(prepared: Prepared, objective: Supervised, steps: int, folder: Pa
 
 def _fit(prepared: Prepared, state: TrainState, objective: Supervised, steps: int, folder: Path) -> None:
     config = prepared.config
-    validation = prepared.judged["val"]
+    validation, problem = prepared.judged["val"], PROBLEMS[prepared.dataset.problem_type]
 
     def validate(model: torch.nn.Module) -> dict[str, float]:
         logits_NC, labels_N = collect_logits(model, eval_batches(validation, EVAL_BATCH))
-        found = classification_metrics(logits_NC, labels_N, prepared.dataset.classes)
-        return {"val_loss": found["loss"], "val_top1": found["top1"]}
+        found = problem.metrics(logits_NC, labels_N, prepared.dataset.classes, 1.0)
+        return {"val_loss": found["loss"], f"val_{problem.score}": found[problem.score]}
 
     plan = Plan(
         steps=steps,
@@ -197,8 +220,11 @@ def _fit(prepared: Prepared, state: TrainState, objective: Supervised, steps: in
         autocast=torch.bfloat16 if config.precision == "bfloat16" else None,
         folder=folder / "checkpoints",
         resume_command=_resume_command(folder),
+        score=(problem.score, problem.says),
     )
-    loader = TrainLoader(prepared.train, config.train.batch_size, config.augment, config.seed)
+    loader = TrainLoader(
+        prepared.train, config.train.batch_size, config.augment, config.seed, balance=config.data.balance
+    )
     fit(state, objective, loader, config.train, plan, validate)
 
 
@@ -210,17 +236,19 @@ def _finish(prepared: Prepared, state: TrainState, objective: Supervised, folder
     model = objective.model
     model.load_state_dict(load_tensors(folder / "checkpoints" / "best.safetensors")[0])
     logits_NC, labels_N = collect_logits(model, eval_batches(prepared.judged["val"], EVAL_BATCH))
-    temperature = fit_temperature(logits_NC, labels_N)
+    problem = PROBLEMS[dataset.problem_type]
+    temperature = problem.temperature(logits_NC, labels_N)
     split = "test" if "test" in prepared.judged else "val"
     store: ImageStore = prepared.judged[split]
     logits_NC, labels_N = collect_logits(model, eval_batches(store, EVAL_BATCH))
-    found = classification_metrics(logits_NC, labels_N, dataset.classes, temperature)
-    probabilities_NC = softmax(logits_NC / temperature)
+    found = problem.metrics(logits_NC, labels_N, dataset.classes, temperature)
+    probabilities_NC = problem.probabilities(logits_NC / temperature)
     summary = {
         "recipe": config.recipe, "split": split,
         **{key: value for key, value in found.items() if key not in ("per_class", "confusion")},
-        "val_top1": progress.best_top1, "train_seconds": round(progress.seconds, 1), "steps": progress.step,
-        "best_step": progress.best_step, "weights": "averaged (EMA) weights" if state.ema else "plain weights",
+        f"val_{problem.score}": progress.best_score,
+        "train_seconds": round(progress.seconds, 1), "steps": progress.step, "best_step": progress.best_step,
+        "weights": "averaged (EMA) weights" if state.ema else "plain weights",
         "seed": config.seed, "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "temperature": temperature,
     }  # fmt: skip
@@ -232,16 +260,7 @@ def _finish(prepared: Prepared, state: TrainState, objective: Supervised, folder
     outputs.write_json(folder / "summary.json", summary)
     if config.report:
         _report(prepared, folder, summary, found, probabilities_NC)
-    low, high = found["top1_interval"]
-    log.info(
-        "%s top-1 %.2f %% of %d images (95 %% interval %.2f to %.2f %%), %.0f s",
-        split,
-        100 * summary["top1"],
-        summary["count"],
-        100 * low,
-        100 * high,
-        progress.seconds,
-    )
+    log.info("%s %s, %.0f s", split, outputs.result_line(summary), progress.seconds)
     log.info("in %s: model, summary.json%s", folder, ", report.html" if config.report else "")
     return summary
 
@@ -275,18 +294,22 @@ def _folder_config(prepared: Prepared, summary: dict[str, Any], temperature: flo
         name=prepared.name,
         architecture=prepared.architecture,
         id2label={str(index): name for index, name in enumerate(dataset.classes)},
-        preprocessing=Preprocessing(image_size=size, channels=channels, fit=config.data.fit),
+        problem_type=dataset.problem_type,
+        preprocessing=Preprocessing(
+            image_size=size, channels=channels, fit=config.data.fit, background=config.data.background
+        ),
         temperature=temperature,
         provenance={
             "recipe": config.recipe, "seed": config.seed, "init": config.init,
             "data": {
+                **config.data.model_dump(mode="json", include=set(SourceConfig.model_fields)),
                 "path": str(Path(path).resolve()) if path and Path(path).exists() else path,
-                "source": config.data.source,
-                "val_fraction": config.data.val_fraction, "verify": config.data.verify,
-                "fingerprint": dataset.fingerprint, "notes": list(dataset.notes),
+                "val_fraction": config.data.val_fraction,
+                "fingerprint": dataset.fingerprint,
+                "content": prepared.report.fingerprint if prepared.report else None, "notes": list(dataset.notes),
                 "counts": {name: len(split) for name, split in dataset.splits.items()},
             },
             "weights": summary["weights"], "step": summary["best_step"], "versions": outputs.versions(),
-            "metrics": {key: summary[key] for key in ("split", "top1", "top1_interval", "count", "ece", "loss")},
+            "metrics": {key: summary[key] for key in ("split", *PROBLEMS[dataset.problem_type].headline)},
         },
     )  # fmt: skip

@@ -30,7 +30,8 @@ def total_steps(config: TrainConfig, samples: int) -> int:
 @dataclass(frozen=True)
 class Plan:
     """What the loop is told beside its parts. rate: learning rate by step. clip: largest gradient norm or None.
-    autocast: the precision of matrix products, or None for that of the weights."""
+    autocast: the precision of matrix products, or None for that of the weights. score: the validated value, "val_" in
+    front of it, by which the best weights are chosen, and how the log calls it."""
 
     steps: int
     rate: Callable[[int], float]
@@ -38,6 +39,7 @@ class Plan:
     autocast: torch.dtype | None
     folder: Path
     resume_command: str
+    score: tuple[str, str] = ("top1", "top-1")
 
 
 def fit(
@@ -48,7 +50,7 @@ def fit(
     plan: Plan,
     validate: Callable[[nn.Module], Mapping[str, float]],
 ) -> None:
-    """Train from where `state` is to the end, or to an early stop. `validate` gives "val_loss", "val_top1" of a model.
+    """Train from where `state` is to the end, or to an early stop. `validate` gives "val_loss" and the score.
 
     Saves the run's state by time and at every stop, the best validated weights when there are new ones. Raises
     Interrupted after a signal (state saved), RunFailed at a loss that is not finite.
@@ -106,14 +108,14 @@ def judge(
     found = validate(model)
     objective.train()
     journal.row({"step": progress.step, "epoch": round(epoch, 4), **found})
-    loss, top1 = found["val_loss"], found["val_top1"]
+    loss, score = found["val_loss"], found[f"val_{plan.score[0]}"]
     best = plan.folder / "best.safetensors"
-    if progress.better(top1, loss) and _saved(lambda: save_tensors(best, model.state_dict())):
-        progress.best_step, progress.best_top1, progress.best_loss, progress.stale = progress.step, top1, loss, 0
+    if progress.better(score, loss) and _saved(lambda: save_tensors(best, model.state_dict())):
+        progress.best_step, progress.best_score, progress.best_loss, progress.stale = progress.step, score, loss, 0
     else:
         progress.stale += 1
-    line = "epoch %5.1f  step %d/%d  val loss %.4f  val top-1 %.2f %%"
-    log.info(line, epoch, progress.step, plan.steps, loss, 100 * top1)
+    line = "epoch %5.1f  step %d/%d  val loss %.4f  val %s %.2f %%"
+    log.info(line, epoch, progress.step, plan.steps, loss, plan.score[1], 100 * score)
 
 
 def update(

@@ -22,14 +22,14 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     best_step: int = -1
-    best_top1: float = -1.0
+    best_score: float = -1.0
     best_loss: float = float("inf")
     stale: int = 0
     done: bool = False
 
-    def better(self, top1: float, loss: float) -> bool:
-        """Whether a validation beats the best one: by accuracy, and by loss where that is equal."""
-        return (top1, -loss) > (self.best_top1, -self.best_loss)
+    def better(self, score: float, loss: float) -> bool:
+        """Whether a validation beats the best one: by top-1 or mAP, and by loss where that is equal."""
+        return (score, -loss) > (self.best_score, -self.best_loss)
 
 
 @dataclass

@@ -23,17 +23,20 @@ CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
 
 class Preprocessing(Config):
-    """How an image becomes the model's input. Normalisation is inside the model; mean and std say what it is."""
+    """How an image becomes the model's input. Normalisation is inside the model; mean and std say what it is.
+    `background` is the colour behind transparency."""
 
     image_size: Pair
     channels: int = Field(ge=1, le=4)
     fit: Literal["crop", "squash"]
     interpolation: Literal["bicubic"] = "bicubic"
     antialias: Literal[True] = True
+    background: str = "#ffffff"
 
 
 class FolderConfig(Config):
-    """config.json. `temperature` divides the logits before the softmax (fitted on validation data; 1: not fitted).
+    """config.json. `temperature` divides the logits before the softmax (fitted on validation data; 1: not fitted, as
+    always where an image may have several classes and each has a sigmoid of its own).
 
     `provenance` holds recipe, seed, data (path, source, fingerprint), versions, metrics with their split, and which
     weights these are (of which step, averaged or not).
@@ -43,7 +46,7 @@ class FolderConfig(Config):
     name: str
     architecture: ModelConfig
     id2label: dict[str, str]
-    problem_type: Literal["single_label_classification"] = "single_label_classification"
+    problem_type: Literal["single_label_classification", "multi_label_classification"] = "single_label_classification"
     preprocessing: Preprocessing
     temperature: float = Field(default=1.0, gt=0)
     provenance: dict[str, Any]

@@ -1,0 +1,113 @@
+"""The check of data: how fast, and how many planted look-alikes it finds among real images.
+
+    python benchmarks/data_check.py FOLDER                      # image files, in class folders or not
+    python benchmarks/data_check.py FOLDER images=20000 planted=200 seed=0 sheet=others.png workers=2
+
+First all images of FOLDER (up to 50,000) are checked: decoded, hashed, compared. Then `images` of them, drawn at
+random, with `planted` of these planted again: resized by 1 to 3 (bicubic), cropped by 2 % at a random place, saved as
+JPEG 70. Printed: seconds, share of the planted pairs found, and the number of other pairs; `sheet` shows these side by
+side, to be looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vitral.config import parse_yaml, split_words
+from vitral.data.check import check_dataset
+from vitral.data.dataset import Dataset
+from vitral.data.decode import Decoding
+from vitral.data.files import file_split
+from vitral.data.folder import images_below
+
+MOST = 50_000
+
+
+def main() -> None:
+    words, pairs = split_words(sys.argv[1:])
+    options: dict[str, Any] = {
+        "images": 20_000,
+        "planted": 200,
+        "seed": 0,
+        "sheet": None,
+        "workers": None,
+        "work": "look-alikes",
+    }
+    options |= {key: parse_yaml(value) for key, value in pairs.items()}
+    paths = [str(path) for path in images_below(Path(words[0]))][:MOST]
+    started = time.perf_counter()
+    report = check_dataset(flat(paths), workers=options["workers"])
+    print(json.dumps({"checked": len(paths), "seconds": round(time.perf_counter() - started, 1),
+                      "findings": {each.code: dict(each.numbers) for each in report.findings}}))  # fmt: skip
+    random = np.random.default_rng(options["seed"])
+    chosen = [paths[i] for i in np.sort(random.permutation(len(paths))[: options["images"]])]
+    result, others = look_alikes(chosen, options["planted"], random, Path(options["work"]), options["workers"])
+    print(json.dumps(result))
+    if options["sheet"]:
+        contact_sheet(others).save(options["sheet"])
+
+
+def flat(paths: list[str]) -> Dataset:
+    """These files as one split of one class."""
+    split = file_split(Path("/"), paths, np.zeros(len(paths), np.int64), 3, Decoding())
+    return Dataset("flat", ("all",), {"train": split}, 3, (), "0")
+
+
+def look_alikes(
+    paths: list[str], planted: int, random: np.random.Generator, folder: Path, workers: int | None = None
+) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Plant changed copies of some of these files in `folder` and check all; numbers, and the other pairs found."""
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted: set[tuple[str, str]] = set()
+    for number, place in enumerate(random.permutation(len(paths))[:planted].tolist()):
+        copy = folder / f"{number:05d}.jpg"
+        with Image.open(paths[place]) as image:
+            changed(image.convert("RGB"), random).save(copy, "JPEG", quality=70)
+        wanted.add((paths[place], str(copy.resolve())))
+    copies = [copy for _, copy in wanted]
+    started = time.perf_counter()
+    report = check_dataset(flat([*paths, *copies]), workers=workers)
+    seconds = time.perf_counter() - started
+    groups = [group for each in report.findings if each.code == "near" for group in each.groups]
+    found = {(group[0].name, group[1].name) for group in groups}
+    others = sorted((one, other) for one, other in found - wanted if not {one, other} & set(copies))
+    beside = len(found - wanted) - len(others)  # a copy beside a true look-alike of its original
+    return {
+        "images": len(paths), "planted": len(wanted), "found": len(found & wanted),
+        "recall": round(len(found & wanted) / len(wanted), 4), "other_pairs": len(others),
+        "pairs_of_copies_with_others": beside, "seconds": round(seconds, 1),
+    }, others  # fmt: skip
+
+
+def changed(image: Image.Image, random: np.random.Generator) -> Image.Image:
+    """2 % cropped off each axis at a random place, between pixels; 1 to 3 times the size."""
+    width, height = image.size
+    left, top = random.uniform(0, 0.02, 2)
+    scale = random.uniform(1, 3)
+    box = (left * width, top * height, (left + 0.98) * width, (top + 0.98) * height)
+    return image.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC, box=box)
+
+
+def contact_sheet(pairs: list[tuple[str, str]], side: int = 64, columns: int = 12) -> Image.Image:
+    """Pairs side by side."""
+    rows = max(1, -(-len(pairs) // columns))
+    sheet = Image.new("RGB", (columns * (2 * side + 12), rows * (side + 6)), "white")
+    for place, pair in enumerate(pairs):
+        for member, path in enumerate(pair):
+            with Image.open(path) as image:
+                shown = image.convert("RGB").resize((side, side), Image.Resampling.NEAREST)
+            sheet.paste(
+                shown, ((place % columns) * (2 * side + 12) + member * (side + 2), place // columns * (side + 6))
+            )
+    return sheet
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""`vitral data`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitral.cli.main import Arguments
+from vitral.config import ConfigT, build, help_text, with_overrides
+from vitral.data.options import CheckOptions, ConvertOptions, ReadConfig, StatsOptions
+from vitral.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vitral.data.dataset import Dataset
+    from vitral.data.findings import CheckReport, Sample
+
+HELP = """usage: vitral data check|stats|convert PATH [key=value ...] [--json]
+
+check      what is wrong with images and labels, before training: the same check as at the start of every run
+stats      images, classes, sizes, mean and standard deviation of each split
+convert    any data as image files: a folder a class, labels in the file names, or a CSV manifest
+
+vitral data check --help (stats, convert) says more.
+
+examples:
+  vitral data check PHOTOS out=check.html
+  vitral data stats digits
+  vitral data convert CIFAR out=IMAGES layout=flat
+"""
+
+CHECK_HELP = """usage: vitral data check PATH [key=value ...] [--json]
+
+Decodes every image once and tells of classes, names, damaged files, exact duplicates and look-alikes (inside and across
+splits; not under 32 pixels), constant images, odd sizes, grey among colour, imbalance. Exit code 2 if there are errors:
+these refuse a training run, unless check.allow names them. Unchanged files are not decoded again.
+
+codes of findings:
+
+{codes}
+
+key, type, default, meaning:
+
+{keys}
+
+examples:
+  vitral data check PHOTOS
+  vitral data check PHOTOS out=check.html init=runs/mine
+  vitral data check CIFAR data.verify=false --json
+"""
+
+STATS_HELP = """usage: vitral data stats PATH [key=value ...] [--json]
+
+Images, classes and sizes of each split; mean and standard deviation of its pixels, per channel, in [0,1].
+
+key, type, default, meaning:
+
+{keys}
+
+examples:
+  vitral data stats PHOTOS out=stats.html
+  vitral data stats digits --json
+"""
+
+CONVERT_HELP = """usage: vitral data convert PATH out=DIR [key=value ...] [--json]
+
+Writes every image with its split and label. Images that are files are copied as they are, others become PNG files.
+
+key, type, default, meaning:
+
+{keys}
+
+examples:
+  vitral data convert CIFAR out=IMAGES                    IMAGES/train/cat/00017.png
+  vitral data convert CIFAR out=IMAGES layout=flat        IMAGES/train/cat_00017.png
+  vitral data convert digits out=IMAGES layout=csv        IMAGES/train/00017.png and IMAGES/manifest.csv
+"""
+
+_SHOWN = 5  # images of a finding
+_MARGIN = " " * 4
+
+
+def run(arguments: Arguments) -> int:
+    """Run check, stats or convert."""
+    actions: dict[str, Callable[[Arguments], int]] = {"check": _check, "stats": _stats, "convert": _convert}
+    if not arguments.words:
+        print(HELP, end="", file=sys.stdout if arguments.help else sys.stderr)
+        return 0 if arguments.help else 2
+    action, *words = arguments.words
+    if action not in actions:
+        raise UserError("no such action", where=action, wanted=", ".join(actions), nearest=nearest(action, actions))
+    return actions[action](arguments._replace(words=words))
+
+
+def _options(model: type[ConfigT], arguments: Arguments, action: str) -> ConfigT:
+    pairs = dict(arguments.pairs)
+    named = [*arguments.words, *(pairs.pop(key) for key in ("data", "data.path") if key in pairs)]
+    if len(named) != 1:
+        raise UserError(
+            "one path is wanted", got=" ".join(named) or "none", hint=f"vitral data {action} PATH [key=value ...]"
+        )
+    return build(model, with_overrides(model, {}, {**pairs, "data.path": named[0]}))
+
+
+def _open(data: ReadConfig, **how: bool) -> Dataset:
+    from vitral.data.sources import open_dataset
+
+    return open_dataset(data.as_data(), hold_out=False, **how)
+
+
+def _writable(out: str | None) -> None:
+    """Found out before minutes are spent on the images."""
+    if out is not None and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()):
+        raise UserError(
+            "not a file that can be written", where="out", got=out, wanted="an HTML file in a folder that is there"
+        )
+
+
+def _check(arguments: Arguments) -> int:
+    from vitral.data.findings import CODES
+
+    if arguments.help:
+        codes = "\n".join(f"  {code:<18} {severity:<8} {text}" for code, (severity, text) in CODES.items())
+        print(CHECK_HELP.format(keys=help_text(CheckOptions), codes=codes), end="")
+        return 0
+    options = _options(CheckOptions, arguments, "check")
+    _writable(options.out)
+    from vitral.data.check import check_dataset, decoding
+    from vitral.data.check_cache import cache_folder, forget
+
+    normalisation = None
+    if options.init is not None:
+        from vitral.weights.folder import find_folder, load_config
+
+        architecture = load_config(find_folder(options.init)).architecture
+        normalisation = architecture.mean, architecture.std
+    dataset = _open(options.data, equal_classes=False)
+    variant = decoding(options.data.as_data())
+    if options.fresh:
+        forget(cache_folder(), dataset, variant)
+    report = check_dataset(
+        dataset, workers=options.data.threads, normalisation=normalisation, max_bad=options.data.max_bad,
+        variant=variant, cache=cache_folder(),
+    )  # fmt: skip
+    if options.out is not None:
+        from vitral.report.data_page import write_check_page
+
+        write_check_page(options.out, report, _picture(dataset))
+    errors = report.errors(options.allow)
+    tree = {**report.to_json(), "allow": list(options.allow), "errors": len(errors), "cached": report.cached}
+    print(json.dumps(tree) if arguments.json else _check_text(report, options))
+    return 2 if errors else 0
+
+
+def _check_text(report: CheckReport, options: CheckOptions) -> str:
+    lines: list[str] = []
+    for finding in (*report.errors(options.allow), *report.shown(options.allow)):
+        refuses = finding.severity == "error" and finding.code not in options.allow
+        lines.append(f"{'error' if refuses else 'warning'} [{finding.code}] {finding.message}")
+        shown = finding.groups[:_SHOWN]
+        lines += [_MARGIN + " = ".join(map(str, group[:_SHOWN])) for group in shown]
+        rest = len(finding.groups) - len(shown)
+        lines += [f"{_MARGIN}and {rest:,} more"] if rest else []
+    counts = ", ".join(f"{count:,} {name}" for name, count in report.counts.items())
+    errors, warnings = len(report.errors(options.allow)), len(report.shown(options.allow))
+    lines.append(f"{report.name}: {counts} images: {errors} errors, {warnings} warnings")
+    return "\n".join(lines)
+
+
+def _stats(arguments: Arguments) -> int:
+    if arguments.help:
+        print(STATS_HELP.format(keys=help_text(StatsOptions)), end="")
+        return 0
+    options = _options(StatsOptions, arguments, "stats")
+    _writable(options.out)
+    from vitral.data.statistics import class_sheets, dataset_stats
+
+    dataset = _whole(options.data)
+    stats = dataset_stats(dataset, options.data.threads)
+    if options.out is not None:
+        from vitral.report.data_page import write_stats_page
+
+        write_stats_page(options.out, stats, class_sheets(dataset, options.images), _picture(dataset))
+    print(json.dumps(stats) if arguments.json else _stats_text(stats))
+    return 0
+
+
+def _stats_text(stats: dict[str, Any]) -> str:
+    lines: list[str] = []
+    for name, each in stats["splits"].items():
+        sizes = list(each["sizes"].items())
+        shown = ", ".join(f"{size} ({count:,})" for size, count in sizes[:_SHOWN])
+        more = f" and {len(sizes) - _SHOWN:,} other sizes" if len(sizes) > _SHOWN else ""
+        mean, std = (", ".join(f"{value:.4f}" for value in each[key]) for key in ("mean", "std"))
+        lines.append(f"{name}: {each['images']:,} images; height x width {shown}{more}; mean {mean}; std {std}")
+    names = list(stats["splits"])
+    width = max(5, *(len(label) for label in stats["classes"]))
+    lines.append(f"\n{'class':<{width}}" + "".join(f"  {name:>9}" for name in names))
+    for label in stats["classes"]:
+        counts = "".join(f"  {stats['splits'][name]['classes'][label]:>9,}" for name in names)
+        lines.append(f"{label:<{width}}{counts}")
+    return "\n".join(lines)
+
+
+def _convert(arguments: Arguments) -> int:
+    if arguments.help:
+        print(CONVERT_HELP.format(keys=help_text(ConvertOptions)), end="")
+        return 0
+    options = _options(ConvertOptions, arguments, "convert")
+    from vitral.data.convert import convert
+
+    found = convert(_whole(options.data), Path(options.out), options.layout, options.data.threads)
+    if arguments.json:
+        print(json.dumps({"path": str(found.path), "counts": found.counts, "copied": found.copied}))
+    else:
+        counts = ", ".join(f"{count:,} {name}" for name, count in found.counts.items())
+        print(f"{found.path}: {counts} images, {found.copied:,} of them copied as they were")
+    return 0
+
+
+def _whole(data: ReadConfig) -> Dataset:
+    """The data without damaged images, of which there may be up to data.max_bad."""
+    from vitral.data.damage import find_damage, without_damage
+
+    dataset = _open(data, equal_classes=False)
+    return without_damage(dataset, find_damage(dataset, data.threads), data.max_bad)
+
+
+def _picture(dataset: Dataset) -> Callable[[Sample], NDArray[Any] | None]:
+    def picture(sample: Sample) -> NDArray[Any] | None:
+        try:
+            return dataset.splits[sample.split].read(sample.place).permute(1, 2, 0).numpy()
+        except UserError:
+            return None
+
+    return picture

@@ -1,0 +1,78 @@
+"""Results of checks, kept between runs in the user's cache folder: the second check of the same files decodes none."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from vitral.data.dataset import Dataset
+from vitral.data.findings import CheckReport
+
+VERSION = 1  # of the rules: raised with every change of what a check finds
+
+
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/vitral/checks, or ~/.cache/vitral/checks. Need not exist."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "vitral" / "checks"
+
+
+def key(dataset: Dataset, variant: str) -> str:
+    """What a result depends on, as 32 hex digits: rules, classes, labels, names, and of files size and time of change.
+
+    Images that are no files of their own are known by the dataset's fingerprint, which covers their content.
+    """
+    digest = hashlib.sha256(
+        repr((VERSION, variant, dataset.name, dataset.fingerprint, dataset.channels, dataset.classes)).encode(
+            "utf-8", "backslashreplace"
+        )
+    )
+    for name, split in dataset.splits.items():
+        digest.update(f"\0{name}\0{len(split)}\0{split.labels_N.shape}".encode())
+        digest.update(split.labels_N.tobytes())
+        digest.update("\0".join(map(str, split.names)).encode("utf-8", "surrogatepass"))
+        if split.file is not None and len(split) and isinstance(split.file(0), str):
+            for index in range(len(split)):
+                digest.update(_state(split.file(index)))
+    return digest.hexdigest()[:32]
+
+
+def _state(path: str | bytes) -> bytes:
+    assert isinstance(path, str)
+    try:
+        status = os.stat(path)
+    except OSError:
+        return b"missing"
+    return b"%d %d " % (status.st_size, status.st_mtime_ns)
+
+
+def load(folder: Path, name: str) -> CheckReport | None:
+    """The result kept under this key, if there is one that can be read."""
+    try:
+        tree = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        return replace(CheckReport.from_json(tree), cached=True)
+    except (OSError, ValueError, KeyError, TypeError, AssertionError):
+        return None
+
+
+def forget(folder: Path, dataset: Dataset, variant: str) -> None:
+    """Drop what is kept about these images."""
+    (folder / f"{key(dataset, variant)}.json").unlink(missing_ok=True)
+
+
+def store(folder: Path, name: str, report: CheckReport) -> None:
+    """Keep a result: written under a name of this process alone, then renamed. A folder that can't be written is no
+    error: the next check then takes its time again."""
+    temporary = folder / f".{name}.{os.getpid()}.{id(report)}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(json.dumps(report.to_json()), encoding="utf-8")
+            temporary.replace(folder / f"{name}.json")
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError:
+        return

@@ -1,0 +1,124 @@
+"""Any dataset as image files, in one of the layouts that other programs (and we) read.
+
+Shape letters: C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from vitral.data.dataset import Dataset, Split
+from vitral.data.filename import DEFAULT
+from vitral.errors import UserError
+
+Layout = Literal["folder", "flat", "csv"]
+
+_FORBIDDEN = re.compile(r'[/\\:*?"<>|\x00-\x1f]')
+
+
+class Converted(NamedTuple):
+    """What was written: the path that `data=` takes, images by split, and how many of them are copies of files."""
+
+    path: Path
+    counts: dict[str, int]
+    copied: int
+
+
+def convert(dataset: Dataset, out: Path, layout: Layout, workers: int | None = None) -> Converted:
+    """Write every image with its split and label below `out`.
+
+    folder: SPLIT/CLASS/00017.png; flat: SPLIT/CLASS_00017.png; csv: SPLIT/00017.png and manifest.csv (path, label,
+    split), or, where images have several labels, manifest.jsonl. The number is the image's place in its split. Images
+    that are files are copied as they are, others become PNG files of the dataset's channels. Raises UserError for a
+    folder that holds something, an image that cannot be read, class names that no file may have, and several labels an
+    image in the layouts that have room for one.
+    """
+    _refuse(dataset, out, layout)
+    out.mkdir(parents=True, exist_ok=True)
+    names: dict[str, list[str]] = {}
+    copied = 0
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        for name, split in dataset.splits.items():
+            digits = max(5, len(str(len(split) - 1)))
+            stems = [_stem(dataset, split, name, index, layout, digits) for index in range(len(split))]
+            for folder in {str(Path(stem).parent) for stem in stems}:
+                (out / folder).mkdir(parents=True, exist_ok=True)
+            endings = list(
+                pool.map(lambda index, s=split, t=stems: _write(s, index, out / t[index]), range(len(split)))
+            )
+            names[name] = [stem + ending for stem, (ending, _) in zip(stems, endings, strict=True)]
+            copied += sum(copy for _, copy in endings)
+    path = _manifest(dataset, out, names) if layout == "csv" else out
+    return Converted(path, {name: len(split) for name, split in dataset.splits.items()}, copied)
+
+
+def _refuse(dataset: Dataset, out: Path, layout: Layout) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError("the folder to write is not empty", where="out", got=out)
+    if layout == "csv":
+        return
+    if dataset.multi_label:
+        raise UserError(
+            "images with several labels have no place in this layout", where="layout", got=layout, wanted="csv"
+        )
+    lowered: dict[str, str] = {}
+    for label in dataset.classes:
+        # Windows cuts off a trailing dot or space; a leading dot hides the folder; equal but for case is one folder.
+        twin = lowered.setdefault(label.lower(), label)
+        if not label or _FORBIDDEN.search(label) or label[0] == "." or label[-1] in ". " or twin != label:
+            hint = "layout=csv takes any class name."
+            raise UserError(
+                "no file on every system can carry this class name", where="layout", got=repr(label), hint=hint
+            )
+        match = re.search(DEFAULT, f"{label}_00000.png")
+        if layout == "flat" and (match is None or match["label"] != label):
+            raise UserError("this class name can't be read back from a file name", where="layout", got=repr(label))
+
+
+def _stem(dataset: Dataset, split: Split, name: str, index: int, layout: Layout, digits: int) -> str:
+    number = f"{index:0{digits}d}"
+    if layout == "csv":
+        return f"{name}/{number}"
+    label = dataset.classes[int(split.labels_N[index])]
+    return f"{name}/{label}/{number}" if layout == "folder" else f"{name}/{label}_{number}"
+
+
+def _write(split: Split, index: int, path: Path) -> tuple[str, bool]:
+    """Write one image; returns the ending of its name, and whether it is a copy."""
+    file = split.file(index) if split.file is not None else None
+    if isinstance(file, str):
+        ending = os.path.splitext(file)[1].lower() or ".img"
+        shutil.copyfile(file, f"{path}{ending}")
+        return ending, True
+    pixels_HWC = np.ascontiguousarray(split.read(index).numpy().transpose(1, 2, 0))
+    Image.fromarray(pixels_HWC[..., 0] if pixels_HWC.shape[2] == 1 else pixels_HWC).save(f"{path}.png")
+    return ".png", False
+
+
+def _manifest(dataset: Dataset, out: Path, names: dict[str, list[str]]) -> Path:
+    if dataset.multi_label:
+        path = out / "manifest.jsonl"
+        with path.open("w", encoding="utf-8", newline="\n") as file:
+            for split, paths in names.items():
+                for name, row_K in zip(paths, dataset.splits[split].labels_N, strict=True):
+                    labels = [dataset.classes[label] for label in np.flatnonzero(row_K)]
+                    file.write(json.dumps({"path": name, "labels": labels, "split": split}, ensure_ascii=False) + "\n")
+        return path
+    path = out / "manifest.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "split"])
+        for split, paths in names.items():
+            labels = dataset.splits[split].labels_N.tolist()
+            writer.writerows([name, dataset.classes[label], split] for name, label in zip(paths, labels, strict=True))
+    return path

@@ -1,0 +1,184 @@
+"""The part of a picture file that a random resized crop asks for, and no more: for training only.
+
+A JPEG is decoded at the smallest DCT scale (1, 1/2, 1/4, 1/8) that still covers the model's size, down to the last row
+of the box and not further; the box is cut and resized in uint8 with antialiasing. Orientation, modes and channels are
+those of `decode.py`. Other formats are decoded whole. A JPEG that is cut off below the box is not noticed here: the
+check of the data reads every file whole. Shape letters: C channels, H height, W width, B images, 4 a box.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from vitral.data.decode import PILLOWS_LIMIT_OFF, TRANSPOSE, orientation, to_channels
+
+Box = tuple[int, int, int, int]
+Size = tuple[int, int]
+_START = b"\xff\xd8\xff"
+_FORMATS = ("JPEG",)
+_SCALES = (8, 4, 2)
+# Rows decoded beyond the box, so that its last rows see the chroma below them as they would in the whole picture.
+_MARGIN = 16
+
+
+class Jpeg(NamedTuple):
+    """A JPEG file whose header has been read: height and width as it is seen, EXIF orientation applied."""
+
+    data: bytes
+    turn: int
+    height: int
+    width: int
+
+
+def open_jpeg(source: str | os.PathLike[str] | bytes) -> Jpeg | None:
+    """The header of a JPEG file or its bytes; None for any other format. Raises what Pillow does for damaged ones."""
+    if isinstance(source, bytes):
+        data = source
+    else:
+        with open(source, "rb") as file:
+            data = file.read(len(_START))
+            if data == _START:
+                data += file.read()
+    if not data.startswith(_START):
+        return None
+    with _open(data) as image:
+        turn, (width, height) = orientation(image), image.size
+    return Jpeg(data, turn, *((width, height) if turn >= 5 else (height, width)))
+
+
+def crop_jpeg(jpeg: Jpeg, box: Box, size: Size, channels: int, mode: str = "bilinear") -> tuple[Tensor, Box]:
+    """The box (top, left, height, width, in pixels as seen) as uint8 [C, *size], and the box that it really shows.
+
+    They differ by less than the DCT scale (8 pixels at most, and less than a pixel of the result).
+    """
+    swapped = jpeg.turn >= 5
+    stored_height, stored_width = (jpeg.width, jpeg.height) if swapped else (jpeg.height, jpeg.width)
+    top, left, height, width = _turned(box, jpeg.turn, stored_height, stored_width)
+    wanted = size[::-1] if swapped else size
+    scale = next((s for s in _SCALES if height >= s * wanted[0] and width >= s * wanted[1]), 1)
+    data = _shortened(jpeg.data, top + height, stored_height)
+    with _open(data) as image:
+        if scale > 1:
+            image.draft(image.mode, (image.width // scale, image.height // scale))
+        image.load()
+        left, top, right, bottom = (round(edge / scale) for edge in (left, top, left + width, top + height))
+        right, bottom = min(right, image.width), min(bottom, image.height)
+        part = image.crop((left, top, right, bottom))
+    method = TRANSPOSE.get(jpeg.turn)
+    part = part if method is None else part.transpose(method)
+    # The last row and column of a scaled picture may stand for less than `scale` pixels.
+    tall, wide = min(bottom * scale, stored_height) - top * scale, min(right * scale, stored_width) - left * scale
+    seen = _turned((top * scale, left * scale, tall, wide), _BACK.get(jpeg.turn, jpeg.turn), jpeg.height, jpeg.width)
+    return resize_part(_pixels(part, channels), size, mode), seen
+
+
+def crop_image(image_CHW: Tensor, box: Box, size: Size, mode: str = "bilinear") -> Tensor:
+    """The same part of a decoded uint8 image, as uint8 [C, *size]."""
+    top, left, height, width = box
+    return resize_part(image_CHW[:, top : top + height, left : left + width], size, mode)
+
+
+def resize_part(part_CHW: Tensor, size: Size, mode: str = "bilinear") -> Tensor:
+    """uint8 [C, H, W] in any memory order to uint8 [C, *size], antialiased."""
+    if tuple(part_CHW.shape[1:]) == size:
+        return part_CHW
+    return F.interpolate(part_CHW[None], size, mode=mode, antialias=True, align_corners=False)[0]
+
+
+def random_crops(
+    files: Sequence[Callable[[], str | bytes] | None],
+    reads: Sequence[Callable[[], Tensor]],
+    draw_boxes: Callable[[list[int], Tensor], Tensor],
+    size: Size,
+    channels: int,
+    place: Callable[[int, Tensor, Box], None],
+    *,
+    max_pixels: int,
+) -> None:
+    """Reads, crops and places images 0..B-1. `draw_boxes(which, sizes_B2)` gives boxes [B, 4] for those images.
+
+    The boxes of JPEG files are drawn together from their headers. What fails on the fast way is read whole by `reads`,
+    which knows what to say of a damaged file.
+    """
+    jpegs: dict[int, Jpeg] = {}
+    for number, file in enumerate(files):
+        try:
+            found = open_jpeg(file()) if file is not None else None
+        except Exception:  # a damaged header makes Pillow raise nearly anything; `reads` names the file and the cause
+            found = None
+        if found is not None and found.height * found.width <= max_pixels:
+            jpegs[number] = found
+    boxes = _drawn(draw_boxes, {number: (jpeg.height, jpeg.width) for number, jpeg in jpegs.items()})
+    for number, read in enumerate(reads):
+        if number in jpegs:
+            try:
+                pixels_CHW, box = crop_jpeg(jpegs.pop(number), boxes[number], size, channels)
+            except Exception:  # as above, of the pixels
+                pass
+            else:
+                place(number, pixels_CHW, box)
+                continue
+        image_CHW = read()
+        box = _drawn(draw_boxes, {number: (image_CHW.shape[1], image_CHW.shape[2])})[number]
+        place(number, crop_image(image_CHW, box, size), box)
+
+
+def _open(data: bytes) -> Image.Image:
+    with PILLOWS_LIMIT_OFF:
+        return Image.open(io.BytesIO(data), formats=_FORMATS)
+
+
+def _drawn(draw_boxes: Callable[[list[int], Tensor], Tensor], sizes: dict[int, Size]) -> dict[int, Box]:
+    if not sizes:
+        return {}
+    rows = draw_boxes(list(sizes), torch.tensor(list(sizes.values()))).tolist()
+    return {number: (row[0], row[1], row[2], row[3]) for number, row in zip(sizes, rows, strict=True)}
+
+
+_BACK = {6: 8, 8: 6}  # the orientation that undoes one; the others undo themselves
+
+
+def _turned(box: Box, turn: int, height: int, width: int) -> Box:
+    """A box of an upright picture as a box of the stored one, which is height x width pixels."""
+    top, left, tall, wide = box
+    if turn >= 5:
+        top, left, tall, wide = left, top, wide, tall
+    if turn in (2, 3, 7, 8):
+        left = width - left - wide
+    if turn in (3, 4, 6, 7):
+        top = height - top - tall
+    return top, left, tall, wide
+
+
+def _pixels(part: Image.Image, channels: int) -> Tensor:
+    """As `to_channels`, without the copy to channels-first where RGB is what there is and what is wanted."""
+    if part.mode == "RGB" and channels == 3:
+        return torch.from_numpy(np.array(part)).permute(2, 0, 1)
+    return to_channels(part, channels)
+
+
+def _shortened(data: bytes, bottom: int, height: int) -> bytes:
+    """The same baseline JPEG, said to end a little below row `bottom`: the decoder stops there."""
+    rows = min(height, -(-bottom // _MARGIN) * _MARGIN + _MARGIN)
+    if rows > height - _MARGIN:
+        return data
+    place = 2
+    while place + 9 < len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        if marker in (0xC0, 0xC1):  # baseline and extended sequential, Huffman: length 2, precision 1, height 2 bytes
+            if int.from_bytes(data[place + 5 : place + 7], "big") != height:
+                return data
+            return b"".join((data[: place + 5], rows.to_bytes(2, "big"), data[place + 7 :]))
+        if (0xC2 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xDA:
+            return data  # progressive, lossless or arithmetic, or no frame before the scan
+        place += 1 if marker == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return data

@@ -1,0 +1,54 @@
+"""Images that can't be read: found by decoding every one, named, and left out up to a limit. Never replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from vitral.data.dataset import Dataset, Split
+from vitral.data.files import some
+from vitral.data.scan import find_damaged
+from vitral.errors import UserError
+
+Damage = Mapping[str, Mapping[int, str]]  # by split, then by place in it: what is wrong
+
+
+def find_damage(dataset: Dataset, workers: int | None = None) -> dict[str, dict[int, str]]:
+    """What can't be read, after decoding every image of every split once in `workers` threads (None: one a core)."""
+    return {name: find_damaged(split, workers) for name, split in dataset.splits.items()}
+
+
+def said(split: Split, damage: Mapping[int, str]) -> list[str]:
+    """'name: cause' of each damaged image."""
+    return [f"{split.names[index]}: {cause}" for index, cause in damage.items()]
+
+
+def without_damage(dataset: Dataset, damage: Damage, max_bad: int) -> Dataset:
+    """The dataset without the damaged images, and a note that counts and names them.
+
+    Raises UserError, naming them, where they are more than `max_bad` over all splits, and where a class of train or a
+    whole split goes with them. Everything that `find_damage` found, or a check that decoded every image, may come in.
+    """
+    problems = [text for name, found in damage.items() for text in said(dataset.splits[name], found)]
+    if not problems:
+        return dataset
+    first = "\n    ".join(problems[:10])
+    more = f"\n    and {len(problems) - 10} more" if len(problems) > 10 else ""
+    if len(problems) > max_bad:
+        raise UserError(
+            f"{len(problems)} damaged images:\n    {first}{more}", where=dataset.name,
+            wanted=f"at most {max_bad} (data.max_bad)", hint="Mend or remove them; data.max_bad=N leaves out up to N.",
+        )  # fmt: skip
+    splits = {name: _without(split, damage.get(name, {})) for name, split in dataset.splits.items()}
+    empty = [name for name, split in splits.items() if not len(split)]
+    if empty:
+        raise UserError(f"nothing but damaged images in {' and '.join(empty)}", where=dataset.name)
+    lost = set(replace(dataset, splits=splits).absent().get("train", ())) - set(dataset.absent().get("train", ()))
+    if lost:
+        raise UserError(f"nothing but damaged images of {some(sorted(lost))} in train", where=dataset.name)
+    note = f"{len(problems)} damaged images left out: {some(problems, 20)}"
+    return replace(dataset, splits=splits, notes=(*dataset.notes, note))
+
+
+def _without(split: Split, damage: Mapping[int, str]) -> Split:
+    return split.subset(index for index in range(len(split)) if index not in damage) if damage else split

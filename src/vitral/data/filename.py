@@ -1,0 +1,154 @@
+"""Image files whose names hold their class, such as cat_00017.png, in one folder or in train, val and test."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from vitral.data.config import DataConfig
+from vitral.data.dataset import Dataset, fingerprint
+from vitral.data.decode import Decoding, colour
+from vitral.data.files import (
+    SPLIT_OF,
+    class_map,
+    file_channels,
+    file_split,
+    hidden,
+    indices,
+    is_image,
+    some,
+    split_folders,
+    walk,
+)
+from vitral.errors import UserError
+
+# label_index.ext, where the label may hold underscores; cat-7.png and cat.7.png too.
+DEFAULT = r"(?:^|/)(?P<label>[^/]+?)[_.-]\d+(?:\.[A-Za-z]\w*)?$"
+
+
+class _File(NamedTuple):
+    name: str  # below the dataset's folder, with "/"
+    bytes: int
+    label: str
+    split: str
+
+
+def fits(names: Sequence[str]) -> tuple[str, ...] | None:
+    """The classes that these file names tell by the default pattern, if they look like labels at all: every name fits,
+    two classes or more, at most half as many as files. None otherwise."""
+    labels: set[str] = set()
+    for name in names:
+        match = re.search(DEFAULT, name)
+        if match is None:
+            return None
+        labels.add(match["label"])
+        if 2 * len(labels) > len(names):
+            return None
+    return tuple(sorted(labels)) if len(labels) >= 2 else None
+
+
+def looks_flat(root: Path) -> bool:
+    """Whether `root`, or its folders train, val and test, hold image files alone, and their names tell classes."""
+    folders = list(split_folders(root).values()) or [root]
+    entries = [entry for folder in folders for entry in os.scandir(folder) if not hidden(entry.name)]
+    if any(entry.is_dir() for entry in entries):
+        return False
+    names = [entry.name for entry in entries if is_image(entry.path)]
+    return fits(names) is not None
+
+
+def open_filename(config: DataConfig) -> Dataset:
+    """The images below `config.path`, labelled by the group `label` of `config.pattern` (default: label_index.ext).
+
+    The pattern is searched in the path below the folder, written with "/". Its group `split`, if it has one, says the
+    split (train, val, valid, validation or test); else the folders of these names do; else all is train. Class indices
+    follow the sorted classes of all splits, or `config.classes`. The fingerprint covers path, class, split and size in
+    bytes. Raises UserError, naming some, for files whose names don't fit, and for a pattern that can't be used.
+    """
+    assert config.path is not None
+    root, ignored = Path(config.path).expanduser(), Counter[str]()
+    paths = sorted(walk(root, ignored))
+    if not paths:
+        raise UserError("no images here", where=str(root), wanted="image files named label_index.ext")
+    files = _match([(Path(path).relative_to(root).as_posix(), size) for path, size in paths], config, root)
+    splits = {split: [file for file in files if file.split == split] for split in ("train", "val", "test")}
+    splits = {split: found for split, found in splits.items() if found}
+    if "train" not in splits:
+        raise UserError(f"images for {' and '.join(splits)} but none for train", where=str(root))
+    index_of = class_map((file.label for file in files), config.classes, str(root))
+    channels = file_channels(root, [file.name for file in splits["train"]], config)
+    rules = Decoding(colour(config.background), config.max_pixels)
+    return Dataset(
+        name=root.resolve().name,
+        classes=tuple(index_of),
+        splits={
+            split: file_split(
+                root, [file.name for file in found], indices([file.label for file in found], index_of), channels, rules
+            )
+            for split, found in splits.items()
+        },
+        channels=channels,
+        notes=(
+            f"classes from file names: {some(index_of, 20)}",
+            *(f"ignored {count} {what}" for what, count in sorted(ignored.items())),
+        ),
+        fingerprint=fingerprint(
+            os.fsencode(f"{split}\0{file.name}\0{file.label}\0{file.bytes}")
+            for split, found in splits.items()
+            for file in found
+        ),
+    )
+
+
+def _pattern(config: DataConfig) -> re.Pattern[str]:
+    try:
+        pattern = re.compile(config.pattern or DEFAULT)
+    except re.error as error:
+        raise UserError(f"not a regular expression: {error}", where="data.pattern", got=config.pattern) from None
+    if "label" not in pattern.groupindex:
+        raise UserError(
+            "the pattern has no group named label", where="data.pattern", got=config.pattern,
+            wanted=r"such as (?P<label>.+)_\d+",
+        )  # fmt: skip
+    return pattern
+
+
+def _match(paths: list[tuple[str, int]], config: DataConfig, root: Path) -> list[_File]:
+    """Every file with its class and split."""
+    pattern = _pattern(config)
+    folders = {path.name: split for split, path in split_folders(root).items()}
+    files, misfits, splits = list[_File](), list[str](), dict[str, str]()
+    for name, size in paths:
+        match = pattern.search(name)
+        if match is None or not match["label"]:
+            misfits.append(name)
+            continue
+        if "split" in pattern.groupindex:
+            split = SPLIT_OF.get(match["split"] or "")
+            if split is None:
+                splits[name] = repr(match["split"])
+                continue
+        else:
+            split = folders.get(name.split("/")[0], None if folders else "train")
+            if split is None:
+                misfits.append(name)
+                continue
+        files.append(_File(name, size, match["label"], split))
+    if misfits:
+        says = "lie outside of train, val and test, or have" if folders else "have"
+        raise UserError(
+            f"{len(misfits)} of {len(paths)} images {says} names that the pattern doesn't fit: {some(misfits, 5)}",
+            where=str(root), wanted=config.pattern or "label_index.ext, such as cat_00017.png",
+            hint="data.pattern='(?P<label>...)...' is another regular expression; its group `label` is the class.",
+        )  # fmt: skip
+    if splits:
+        name, got = next(iter(splits.items()))
+        raise UserError(
+            f"{len(splits)} images of unknown splits, such as {name}", where="data.pattern", got=got,
+            wanted=", ".join(SPLIT_OF),
+        )  # fmt: skip
+    return files

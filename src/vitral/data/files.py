@@ -1,0 +1,151 @@
+"""What the sources that read image files share: finding them, telling them from other files, reading them.
+
+Shape letters: N samples, K classes, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from vitral.data.config import DataConfig
+from vitral.data.dataset import Labels, Split, spaced
+from vitral.data.decode import GREY_MODES, PLUGINS, Decoding, Source, decode, header, readable_extensions
+from vitral.errors import UserError
+
+SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+SPLIT_OF = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
+_HEADERS = 2000
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder is none of the data's: a hidden one, or the resource forks of a Mac's archive."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def is_image(path: str) -> bool:
+    """Whether a file counts as an image: by the ending of its name, else by what its first bytes say."""
+    if os.path.splitext(path)[1].lower() in readable_extensions() | PLUGINS.keys():
+        return True
+    try:
+        return bool(header(path))
+    except UserError:
+        return False
+
+
+def walk(folder: Path, ignored: Counter[str], above: frozenset[str] = frozenset()) -> Iterator[tuple[str, int]]:
+    """(path, bytes) of the images below, at any depth; links are followed, but never in circles. What is no image is
+    counted in `ignored`, by its ending."""
+    above |= {os.path.realpath(folder)}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if hidden(entry.name):
+                continue
+            if entry.is_dir():
+                if not entry.is_symlink() or os.path.realpath(entry.path) not in above:
+                    yield from walk(Path(entry.path), ignored, above)
+            elif is_image(entry.path):
+                yield entry.path, size_in_bytes(entry.path)
+            else:
+                ending = os.path.splitext(entry.name)[1].lower() or "nothing"
+                ignored[f"file(s) that end in {ending}, no image format"] += 1
+
+
+def size_in_bytes(path: str) -> int:
+    """-1 for a link to nowhere: such a file is unreadable when read, and named then."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """The folders train, val (or valid, validation) and test in `root`. Raises UserError for two of one split."""
+    here = {path.name for path in root.iterdir() if path.is_dir()}
+    found: dict[str, Path] = {}
+    for split, names in SPLIT_FOLDERS.items():
+        present = [name for name in names if name in here]
+        if len(present) > 1:
+            raise UserError(f"two folders for one split: {' and '.join(present)}", where=str(root))
+        if present:
+            found[split] = root / present[0]
+    return found
+
+
+def some(names: Iterable[str], most: int = 10) -> str:
+    """The first names, and how many more there are."""
+    listed = list(names)
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+
+
+def class_map(labels: Iterable[str], wanted: Sequence[str] | None, where: str) -> dict[str, int]:
+    """The one map from class name to index: in the order of `wanted`, else sorted. Raises UserError for a class that
+    `wanted` doesn't name or names twice."""
+    found = set(labels)
+    if wanted is None:
+        return {label: index for index, label in enumerate(sorted(found))}
+    twice = sorted(name for name, count in Counter(wanted).items() if count > 1)
+    if twice:
+        raise UserError(f"classes named twice: {some(twice)}", where="data.classes")
+    unknown = sorted(found - set(wanted))
+    if unknown:
+        raise UserError(
+            f"classes that data.classes doesn't name: {some(unknown)}", where=where, wanted=some(list(wanted), 20)
+        )
+    return {label: index for index, label in enumerate(wanted)}
+
+
+def indices(labels: Sequence[str], index_of: dict[str, int]) -> Labels:
+    """Class indices, int64 [N]."""
+    return np.array([index_of[label] for label in labels], np.int64)
+
+
+def multi_hot(labels: Sequence[Sequence[str]], index_of: dict[str, int]) -> Labels:
+    """Which classes each sample has, bool [N, K]; a sample without labels has none."""
+    hot_NK = np.zeros((len(labels), len(index_of)), np.bool_)
+    for row, own in enumerate(labels):
+        hot_NK[row, [index_of[label] for label in own]] = True
+    return hot_NK
+
+
+def file_split(root: Path, names: list[str], labels_N: Labels, channels: int, rules: Decoding) -> Split:
+    """A split of the image files `names` below `root`."""
+    read, size = partial(_read, str(root), names, channels, rules), partial(_size, str(root), names)
+    return Split(labels_N, names, read, size, partial(_path, str(root), names))
+
+
+def file_channels(root: Path, names: Sequence[str], config: DataConfig) -> int:
+    """`config.channels`; auto is 1 if the headers of all files (up to 2,000, evenly spaced) say grey, else 3."""
+    return asked_channels(len(names), lambda index: root / names[index], config)
+
+
+def asked_channels(count: int, source: Callable[[int], Source], config: DataConfig) -> int:
+    """The same for encoded images that need not be files: `source(i)` is a path or the bytes of image i."""
+    if config.channels != "auto":
+        return config.channels
+    for index in spaced(count, _HEADERS):
+        try:
+            if header(source(index)).mode not in GREY_MODES:
+                return 3
+        except UserError:  # says nothing about the channels; reading it will name it
+            continue
+    return 1
+
+
+def _read(root: str, names: Sequence[str], channels: int, rules: Decoding, index: int) -> Tensor:
+    return decode(os.path.join(root, names[index]), channels, rules=rules)
+
+
+def _path(root: str, names: Sequence[str], index: int) -> str:
+    return os.path.join(root, names[index])
+
+
+def _size(root: str, names: Sequence[str], index: int) -> tuple[int, int]:
+    head = header(os.path.join(root, names[index]))
+    return head.height, head.width

@@ -1,0 +1,154 @@
+"""What a check of data can find: stable codes, findings, and the report that holds them. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+from vitral.errors import nearest
+
+Severity = Literal["error", "warning"]
+
+# Code: how grave, and what it says. Codes are part of the interface (check.allow): they are never renamed.
+CODES: dict[str, tuple[Severity, str]] = {
+    "one-class": ("error", "only one class has training images"),
+    "empty-class": ("error", "a class without a single image"),
+    "split-classes": ("error", "splits that do not hold the same classes"),
+    "flat-folder": ("error", "a folder taken for a class, though its file names carry several labels"),
+    "name-label": ("error", "a file or folder name that says another class than the label"),
+    "damaged": ("error", "images that cannot be decoded, more than data.max_bad"),
+    "duplicates-across": ("error", "the same pixels in more than one split"),
+    "duplicates-labels": ("error", "the same pixels with different labels"),
+    "duplicates": ("warning", "the same pixels more than once in one split"),
+    "near": ("warning", "look-alikes inside a split"),
+    "near-across": ("warning", "look-alikes in different splits"),
+    "near-stopped": ("warning", "so many look-alikes that the search was stopped"),
+    "constant": ("warning", "images of one colour"),
+    "sizes": ("warning", "images far smaller or larger than the others"),
+    "aspect": ("warning", "images far longer or taller than the others"),
+    "grey-mix": ("warning", "grey images among coloured ones, or the other way round"),
+    "small-class": ("warning", "classes with very few training images"),
+    "imbalance": ("warning", "classes of very different sizes"),
+    "normalisation": ("warning", "brightness or contrast far from what the checkpoint normalises with"),
+}
+
+
+class Sample(NamedTuple):
+    """One image, as a person finds it again."""
+
+    split: str
+    place: int  # in the split
+    name: str
+    label: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.split}, {self.label})"
+
+
+Groups = tuple[tuple[Sample, ...], ...]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong or odd.
+
+    message: one sentence, without the code. groups: the images it is about; a pair of duplicates is one group, a
+    damaged image a group of one; at most 10,000 of them. numbers: the counts and measures behind the message.
+    """
+
+    code: str
+    severity: Severity
+    message: str
+    groups: Groups = ()
+    numbers: Mapping[str, float] = ()  # pyright: ignore[reportAssignmentType]
+
+    def __post_init__(self) -> None:
+        assert self.code in CODES, self.code
+        object.__setattr__(self, "numbers", dict(self.numbers))
+
+    def to_json(self) -> dict[str, Any]:
+        """A tree for `json.dumps`."""
+        groups = [[sample._asdict() for sample in group] for group in self.groups]
+        return {**{k: v for k, v in asdict(self).items() if k != "groups"}, "groups": groups}
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """All findings about a dataset, errors first.
+
+    fingerprint: 16 hex digits over names, labels and decoded pixels of every image. counts: images by split.
+    damaged: by split and place, what is wrong with each image that cannot be decoded, as `damage.without_damage` takes
+    it. mean, std: per channel, in [0,1], over all readable training pixels at their own size. cached: read from the
+    cache instead of the images.
+    """
+
+    name: str
+    fingerprint: str
+    counts: dict[str, int]
+    findings: tuple[Finding, ...]
+    damaged: dict[str, dict[int, str]]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    cached: bool = False
+
+    def shown(self, allow: Collection[str] = ()) -> tuple[Finding, ...]:
+        """The findings to be told as warnings: warnings, but for those in `allow`, and allowed errors."""
+        return tuple(each for each in self.findings if (each.severity == "error") == (each.code in allow))
+
+    def errors(self, allow: Collection[str] = ()) -> tuple[Finding, ...]:
+        """The findings that refuse a training run, but for the codes in `allow`."""
+        return tuple(each for each in self.findings if each.severity == "error" and each.code not in allow)
+
+    def to_json(self) -> dict[str, Any]:
+        """A tree for `json.dumps`; `from_json` reads it back."""
+        plain = {"name": self.name, "fingerprint": self.fingerprint, "counts": self.counts}
+        plain |= {
+            "damaged": {split: {str(i): text for i, text in each.items()} for split, each in self.damaged.items()}
+        }
+        plain |= {"mean": list(self.mean), "std": list(self.std)}
+        return {**plain, "findings": [finding.to_json() for finding in self.findings]}
+
+    @staticmethod
+    def from_json(tree: Mapping[str, Any]) -> CheckReport:
+        """The report of a tree that `to_json` made. Raises KeyError, TypeError or ValueError for other trees."""
+        findings = [
+            Finding(
+                each["code"], each["severity"], each["message"],
+                tuple(tuple(Sample(**sample) for sample in group) for group in each["groups"]), each["numbers"],
+            )
+            for each in tree["findings"]
+        ]  # fmt: skip
+        return CheckReport(
+            tree["name"], tree["fingerprint"], dict(tree["counts"]), tuple(findings),
+            {split: {int(i): text for i, text in each.items()} for split, each in tree["damaged"].items()},
+            tuple(tree["mean"]), tuple(tree["std"]),
+        )  # fmt: skip
+
+    def with_max_bad(self, max_bad: int) -> CheckReport:
+        """Up to `max_bad` damaged images are only a warning: they are left out, not replaced."""
+        if sum(map(len, self.damaged.values())) > max_bad:
+            return self
+        lighter = (replace(each, severity="warning") if each.code == "damaged" else each for each in self.findings)
+        return replace(self, findings=in_order(lighter))
+
+
+def in_order(findings: Any) -> tuple[Finding, ...]:
+    """Errors first, then by the order of CODES."""
+    order = list(CODES)
+    return tuple(sorted(findings, key=lambda each: (each.severity != "error", order.index(each.code))))
+
+
+def known_codes(codes: tuple[str, ...]) -> tuple[str, ...]:
+    """These codes. Raises ValueError, with the nearest, for one that no check gives, and for damaged images."""
+    if "damaged" in codes:
+        raise ValueError("damaged images are never trained on: data.max_bad=N leaves out up to N of them")
+    for code in codes:
+        if code not in CODES:
+            close = nearest(code, CODES)
+            raise ValueError(
+                f"no finding has the code {code!r}"
+                + (f"; did you mean {close!r}?" if close else "")
+                + f" Codes: {', '.join(CODES)}"
+            )
+    return codes

@@ -1,0 +1,328 @@
+"""Hugging Face datasets: a name on the hub, a folder of `save_to_disk`, or Parquet, Arrow and WebDataset shards.
+
+All are read map-style, by place: a batch is a function of its step, so a run resumes exactly. Shards are converted once
+into Arrow files in the library's cache and mapped into memory. Needs the extra `datasets`.
+Shape letters: N samples, K classes.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from vitral.data.config import DataConfig
+from vitral.data.dataset import Dataset, Labels, Split, fingerprint
+from vitral.data.decode import Decoding, colour, decode, header
+from vitral.data.files import SPLIT_OF, asked_channels, class_map, indices, multi_hot, some
+from vitral.errors import UserError, nearest
+
+_BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
+_LABEL_NAMES = ("label", "labels", "class", "cls", "target", "fine_label")
+_IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
+_SPLIT = re.compile(r"(?:^|[/\\_.-])(train|validation|valid|val|test)(?=[/\\_.\-\d]|$)")
+
+
+class _Columns(NamedTuple):
+    image: str
+    label: str
+    names: tuple[str, ...] | None  # of a ClassLabel, in its order
+    several: bool
+
+
+def find_shards(path: str) -> list[Path]:
+    """The shards that a path means: a file, a pattern such as x-{000..009}.tar or x-*.parquet, or a folder of them."""
+    expanded = [found for pattern in _expand(os.path.expanduser(path)) for found in _glob(pattern)]
+    if len(expanded) == 1 and expanded[0].is_dir():
+        expanded = sorted(entry for entry in expanded[0].rglob("*") if entry.is_file() and entry.name[0] != ".")
+    return [shard for shard in expanded if shard.suffix.lower() in _BUILDERS]
+
+
+def is_saved(path: Path) -> bool:
+    """Whether `save_to_disk` wrote this folder."""
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+
+def open_hf(config: DataConfig) -> Dataset:
+    """A Hugging Face dataset; `config.path` is looked for on the disk first, and only then on the hub.
+
+    Splits go by their names (validation is val); image and label column are `config.image_column` and `label_column`,
+    or the one of type Image and the one of type ClassLabel or called label; a dotted name reaches into a record.
+    ClassLabel names keep their order; other labels are sorted, whole numbers by value. A list of labels is multi-label.
+    Local data need no network. The fingerprint covers shard names and sizes (local) or the dataset's own (hub), labels
+    and class names. Raises UserError for a missing extra, unknown columns, unlabelled samples, and what can't be had.
+    """
+    assert config.path is not None
+    if config.streaming:
+        raise UserError(
+            "streaming is refused: a stream can't be read at a place, so a run could not resume where it stopped",
+            where="data.streaming", hint="Without it the data are read map-style, from the disk, not held in memory.",
+        )  # fmt: skip
+    parts, content = _load(config)
+    columns = _columns(next(iter(parts.values())), config)
+    labels = {split: _values(part, columns, split) for split, part in parts.items()}
+    index_of = _class_map(labels, columns, config)
+    images = {split: _images(part, columns.image) for split, part in parts.items()}
+    channels = asked_channels(len(images["train"]), partial(_encoded, images["train"]), config)
+    rules = Decoding(colour(config.background), config.max_pixels)
+    splits = {
+        split: _split(split, images[split], _indices(labels[split], columns, index_of), channels, rules)
+        for split in parts
+    }
+    return Dataset(
+        name=Path(config.path).name,
+        classes=tuple(index_of),
+        splits=splits,
+        channels=channels,
+        notes=(f"columns: {columns.image}, {columns.label}",),
+        fingerprint=fingerprint(
+            [
+                *(part.encode() for part in content),
+                *(name.encode() for name in index_of),
+                *(part for split, found in splits.items() for part in (split.encode(), found.labels_N.tobytes())),
+            ]
+        ),
+    )
+
+
+def _library() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(
+            "Parquet, Arrow, WebDataset and the hub need the library datasets", where="data.source",
+            hint='pip install "vitral[datasets]"',
+        ) from None  # fmt: skip
+    return datasets
+
+
+def _load(config: DataConfig) -> tuple[dict[str, Any], list[str]]:
+    """Our split names to `datasets.Dataset`; and what identifies the content."""
+    datasets, written = _library(), str(config.path)
+    path, shards = Path(written).expanduser(), find_shards(written)
+    if config.subset is not None and (is_saved(path) or shards):
+        raise UserError("data on this disk have no configurations", where="data.subset", got=config.subset)
+    try:
+        if is_saved(path):
+            found = datasets.load_from_disk(str(path))
+            files = sorted(file for file in path.rglob("*.arrow"))
+            return _named(found, written), [f"{file.name} {file.stat().st_size}" for file in files]
+        if shards:
+            kinds = {shard.suffix.lower() for shard in shards}
+            if len(kinds) > 1:
+                raise UserError(f"shards of several kinds: {', '.join(sorted(kinds))}", where=written)
+            grouped = {split: [str(shard) for shard in found] for split, found in _group(shards, written).items()}
+            found = datasets.load_dataset(_BUILDERS[kinds.pop()], data_files=grouped)
+            return _named(found, written), [f"{shard.name} {shard.stat().st_size}" for shard in shards]
+        if path.exists() or written.startswith((".", "/", "~")) or _wild(written):
+            raise UserError(
+                "no dataset here", where=written,
+                wanted="a folder of save_to_disk, or files that end in .parquet, .arrow or .tar",
+            )  # fmt: skip
+        found = datasets.load_dataset(written, config.subset)
+    except UserError:
+        raise
+    except Exception as error:  # the library raises its own and those of half a dozen others
+        raise _unreachable(written, error, local=is_saved(path) or bool(shards)) from error
+    parts = _named(found, written)
+    return parts, [written, *(f"{name} {part._fingerprint}" for name, part in parts.items())]
+
+
+def _unreachable(name: str, error: Exception, *, local: bool) -> UserError:
+    first = (str(error).strip().splitlines() or [""])[0]
+    got = f"{type(error).__name__}: {first}"
+    if local:
+        return UserError("the dataset can't be read", where=name, got=got)
+    return UserError(
+        "not on this disk, and it can't be had from the hub", where=name, got=got,
+        hint="Is the name right and the network there? HF_HUB_OFFLINE must not be 1. Some need data.subset too.",
+    )  # fmt: skip
+
+
+def _expand(pattern: str) -> list[str]:
+    """{000..009} written out, the first one and then those behind it; numbers keep their width."""
+    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if match is None:
+        return [pattern]
+    first, last = int(match[1]), int(match[2])
+    if last < first:
+        raise UserError("an empty range of shards", where="data.path", got=match[0], wanted="{first..last}")
+    numbers = [str(number).zfill(len(match[1])) for number in range(first, last + 1)]
+    return [
+        whole for number in numbers for whole in _expand(pattern[: match.start()] + number + pattern[match.end() :])
+    ]
+
+
+def _wild(path: str) -> bool:
+    return any(sign in path for sign in "*?[{")
+
+
+def _glob(pattern: str) -> list[Path]:
+    if Path(pattern).exists():
+        return [Path(pattern)]
+    found = sorted(Path(path) for path in glob.glob(pattern, recursive=True)) if _wild(pattern) else []
+    if not found and Path(pattern).suffix.lower() in _BUILDERS:
+        raise UserError("no such shard", where="data.path", got=pattern)
+    return found
+
+
+def _group(shards: Sequence[Path], where: str) -> dict[str, list[Path]]:
+    """Shards by the split that their file names tell, or the folder they lie in; all train where none does."""
+    groups: dict[str, list[Path]] = {}
+    for shard in shards:
+        told = _SPLIT.findall(shard.name.lower()) or [n for n in (shard.parent.name.lower(),) if n in SPLIT_OF]
+        groups.setdefault(SPLIT_OF[told[-1]] if told else "", []).append(shard)
+    if set(groups) == {""}:
+        return {"train": groups[""]}
+    if "" in groups:
+        names = some([shard.name for shard in groups[""]], 5)
+        raise UserError(f"shards whose names tell no split, beside others that do: {names}", where=where)
+    return groups
+
+
+def _named(found: Any, where: str) -> dict[str, Any]:
+    """By our names of splits. A dataset without splits is all train."""
+    if not isinstance(found, Mapping):
+        return {"train": found}
+    parts = {SPLIT_OF[str(name)]: part for name, part in found.items() if str(name) in SPLIT_OF}
+    if "train" not in parts:
+        raise UserError("no split for training", where=where, got=some(map(str, found)), wanted="train")
+    return {split: parts[split] for split in ("train", "val", "test") if split in parts}
+
+
+def _columns(part: Any, config: DataConfig) -> _Columns:
+    types: dict[str, Any] = _flat(part.features)
+    kinds = {name: type(feature).__name__ for name, feature in types.items()}
+    image = _one("image", config.image_column, types, [n for n, kind in kinds.items() if kind == "Image"], _IMAGE_NAMES)
+    inner = {name: getattr(feature, "feature", feature) for name, feature in types.items()}
+    typed = [name for name, feature in inner.items() if type(feature).__name__ == "ClassLabel"]
+    label = _one("label", config.label_column, types, typed, _LABEL_NAMES)
+    names = getattr(inner[label], "names", None)
+    return _Columns(image, label, None if names is None else tuple(names), inner[label] is not types[label])
+
+
+def _flat(features: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Columns and, dotted, the fields of records in them."""
+    flat: dict[str, Any] = {}
+    for name, feature in features.items():
+        flat[prefix + name] = feature
+        if isinstance(feature, Mapping):
+            flat |= _flat(feature, f"{prefix}{name}.")
+    return flat
+
+
+def _one(kind: str, asked: str | None, types: Mapping[str, Any], typed: list[str], usual: Sequence[str]) -> str:
+    if asked is not None:
+        if asked not in types:
+            raise UserError(
+                "no such column", where=f"data.{kind}_column", got=asked, wanted=some(types, 20),
+                nearest=nearest(asked, types),
+            )  # fmt: skip
+        return asked
+    found = typed or [name for name in usual if name in types]
+    if len(found) == 1:
+        return found[0]
+    what = f"several columns could be the {kind}" if found else f"no column looks like the {kind}"
+    raise UserError(
+        what, where=f"data.{kind}_column", got=some(found or types, 20), hint=f"Name it: data.{kind}_column=..."
+    )
+
+
+def _images(part: Any, column: str) -> Any:
+    """The column's records {"bytes", "path"}, undecoded."""
+    datasets = _library()
+    top = column.split(".")[0]
+    part = part.select_columns([top])
+    if type(part.features[top]).__name__ == "Image":
+        part = part.cast_column(top, datasets.Image(decode=False))
+    return _Records(part, column)
+
+
+class _Records:
+    """One column of a dataset by place; what it gives can be sent to other processes."""
+
+    def __init__(self, part: Any, column: str) -> None:
+        self.part, self.column = part, column
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def __getitem__(self, index: int) -> Any:
+        value: Any = self.part[index]
+        for name in self.column.split("."):
+            value = value[name]
+        return value
+
+
+def _values(part: Any, columns: _Columns, split: str) -> list[Any]:
+    """The raw labels of a split, in order: numbers or text, or lists of them."""
+    top, *inner = columns.label.split(".")
+    values: list[Any] = part.select_columns([top]).with_format(None)[:][top]
+    for name in inner:
+        values = [None if value is None else value.get(name) for value in values]
+    for place, value in enumerate(values):
+        listed = value if columns.several else [value]
+        for each in listed if isinstance(listed, list) else [None]:
+            if each is None or isinstance(each, float | bool | bytes | dict | list) or each == "":
+                raise UserError("not a label", where=f"{split}, row {place}, {columns.label}", got=repr(value)[:60])
+            if columns.names is not None and not 0 <= each < len(columns.names):
+                raise UserError(
+                    "a sample without a label", where=f"{split}, row {place}", got=f"{columns.label} = {each}",
+                    wanted=f"0 to {len(columns.names) - 1}",
+                )  # fmt: skip
+    return values
+
+
+def _class_map(labels: Mapping[str, list[Any]], columns: _Columns, config: DataConfig) -> dict[str, int]:
+    if columns.names is not None:
+        return class_map(columns.names, config.classes or columns.names, columns.label)
+    found = {each for values in labels.values() for value in values for each in (value if columns.several else [value])}
+    whole = all(isinstance(each, int) for each in found)
+    order = tuple(str(each) for each in sorted(found)) if whole else None
+    return class_map(map(str, found), config.classes or order, columns.label)
+
+
+def _indices(values: Sequence[Any], columns: _Columns, index_of: dict[str, int]) -> Labels:
+    def text(value: Any) -> str:
+        return columns.names[value] if columns.names is not None else str(value)
+
+    if columns.several:
+        return multi_hot([[text(each) for each in value] for value in values], index_of)
+    return indices([text(value) for value in values], index_of)
+
+
+def _split(split: str, records: Any, labels_N: Labels, channels: int, rules: Decoding) -> Split:
+    names = [f"{split}/{place:06d}" for place in range(len(records))]
+    assert labels_N.dtype in (np.int64, np.bool_)
+    return Split(
+        labels_N,
+        names,
+        partial(_read, records, names, channels, rules),
+        partial(_size, records, names),
+        partial(_encoded, records),
+    )
+
+
+def _encoded(records: Any, index: int) -> str | bytes:
+    record: Any = records[index]
+    if isinstance(record, Mapping):
+        record = record.get("bytes") or record.get("path")
+    if not isinstance(record, str | bytes):
+        raise UserError("no image in this row", got=type(record).__name__, wanted="encoded bytes, or a path")
+    return record
+
+
+def _read(records: Any, names: Sequence[str], channels: int, rules: Decoding, index: int) -> Tensor:
+    return decode(_encoded(records, index), channels, name=names[index], rules=rules)
+
+
+def _size(records: Any, names: Sequence[str], index: int) -> tuple[int, int]:
+    head = header(_encoded(records, index), name=names[index])
+    return head.height, head.width

@@ -1,0 +1,44 @@
+"""What a dataset consists of: images, classes and sizes of each split, mean and standard deviation of its pixels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from vitral.data.dataset import Dataset, spaced
+from vitral.data.findings import Sample
+from vitral.data.scan import scan
+
+
+def dataset_stats(dataset: Dataset, workers: int | None = None) -> dict[str, Any]:
+    """Each split's images, images that can't be decoded, images a class, sizes ("height x width", the most frequent
+    first), and per channel the mean and std over all its pixels at their own size, in [0,1]. Decodes every image."""
+    splits: dict[str, Any] = {}
+    for name, split in dataset.splits.items():
+        found = scan(split, dataset.channels, workers)
+        sizes = Counter(f"{height} x {width}" for height, width in found.size_N2.tolist() if height)
+        splits[name] = {
+            "images": len(split),
+            "damaged": len(found.damaged),
+            "classes": dict(zip(dataset.classes, split.class_counts(len(dataset.classes)).tolist(), strict=True)),
+            "sizes": dict(sizes.most_common()),
+            "mean": [round(value, 6) for value in found.mean],
+            "std": [round(value, 6) for value in found.std],
+        }
+    return {"name": dataset.name, "classes": list(dataset.classes), "channels": dataset.channels, "splits": splits}
+
+
+def class_sheets(dataset: Dataset, most: int) -> dict[str, list[Sample]]:
+    """Up to `most` images of each class, evenly spaced: of train, or of the first split that has the class."""
+    sheets: dict[str, list[Sample]] = {}
+    for label, name in enumerate(dataset.classes):
+        for split_name, split in dataset.splits.items():
+            has_N = split.labels_N[:, label] if split.multi_label else split.labels_N == label
+            own = np.flatnonzero(has_N).tolist()
+            if own:
+                places = [own[place] for place in spaced(len(own), most)]
+                sheets[name] = [Sample(split_name, place, str(split.names[place]), name) for place in places]
+                break
+    return sheets

@@ -1,0 +1,231 @@
+"""A manifest of image files: CSV (comma, semicolon or tab) or JSONL with a path, a label and perhaps a split a row.
+
+Several labels a row, as a JSON list or as text with `label_separator` between them, make the data multi-label.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vitral.data.config import DataConfig
+from vitral.data.dataset import Dataset, fingerprint
+from vitral.data.decode import Decoding, colour
+from vitral.data.files import SPLIT_OF, class_map, file_channels, file_split, indices, multi_hot, size_in_bytes, some
+from vitral.errors import UserError, nearest
+
+ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
+_NAMES = {
+    "image": ("path", "image", "file", "filename", "file_name", "image_path"),
+    "label": ("label", "labels", "class"),
+    "split": ("split",),
+}
+_SHOWN = 5
+
+
+class _Row(NamedTuple):
+    line: int
+    path: str
+    labels: tuple[str, ...]
+    split: str
+
+
+class _Columns(NamedTuple):
+    image: str
+    label: str
+    split: str | None
+
+
+def open_table(config: DataConfig) -> Dataset:
+    """The images that a manifest names; paths are relative to it.
+
+    Columns are `config.image_column`, `label_column`, `split_column`, or found by their usual names. Without a split
+    column all rows are train. Class indices follow the sorted labels of all rows, or `config.classes`. The fingerprint
+    covers path, labels, split and size in bytes of every row. Raises UserError with the line numbers for text that
+    isn't UTF-8, missing columns, empty labels, missing files, paths that are there twice and unknown splits.
+    """
+    assert config.path is not None
+    path = Path(config.path).expanduser()
+    records = list(_records(path))
+    if not records:
+        raise UserError("no rows", where=str(path))
+    columns = _columns([key for _, record in records[:100] for key in record], config, path)
+    several = config.label_separator is not None or any(isinstance(r.get(columns.label), list) for _, r in records)
+    rows = [_row(line, record, columns, config, several, path) for line, record in records]
+    _refuse_twice(rows, path)
+    sizes = [size_in_bytes(os.path.join(path.parent, row.path)) for row in rows]
+    lost = [f"{row.path} (line {row.line})" for row, size in zip(rows, sizes, strict=True) if size < 0]
+    if lost:
+        raise UserError(
+            f"{len(lost)} files are missing: {some(lost, _SHOWN)}", where=str(path),
+            hint=f"Paths are relative to {path.parent}.",
+        )  # fmt: skip
+    return _dataset(rows, sizes, several, columns, config, path)
+
+
+def _dataset(
+    rows: Sequence[_Row], sizes: Sequence[int], several: bool, columns: _Columns, config: DataConfig, path: Path
+) -> Dataset:
+    index_of = class_map((label for row in rows for label in row.labels), config.classes, str(path))
+    splits = {split: [row for row in rows if row.split == split] for split in ("train", "val", "test")}
+    splits = {split: found for split, found in splits.items() if found}
+    if "train" not in splits:
+        raise UserError(f"rows for {' and '.join(splits)} but none for train", where=str(path))
+    channels = file_channels(path.parent, [row.path for row in splits["train"]], config)
+    rules = Decoding(colour(config.background), config.max_pixels)
+
+    def labels(found: Sequence[_Row]) -> Any:
+        if several:
+            return multi_hot([row.labels for row in found], index_of)
+        return indices([row.labels[0] for row in found], index_of)
+
+    return Dataset(
+        name=path.stem,
+        classes=tuple(index_of),
+        splits={
+            split: file_split(path.parent, [row.path for row in found], labels(found), channels, rules)
+            for split, found in splits.items()
+        },
+        channels=channels,
+        notes=(f"columns of {path.name}: {', '.join(column for column in columns if column)}",),
+        fingerprint=fingerprint(
+            "\0".join((row.split, row.path, *row.labels, str(size))).encode("utf-8", "surrogateescape")
+            for row, size in zip(rows, sizes, strict=True)
+        ),
+    )
+
+
+def _records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """(line, fields) of every row."""
+    text = _text(path)
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
+        yield from _json_rows(text, path)
+    else:
+        yield from _csv_rows(text, path)
+
+
+def _text(path: Path) -> str:
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        kind = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "another encoding"
+        raise UserError(
+            f"not UTF-8 but {kind} (byte {error.start})", where=f"{path}:{line}", hint="Save the file as UTF-8."
+        ) from None
+
+
+def _json_rows(text: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for line, words in enumerate(text.split("\n"), 1):
+        if not words.strip():
+            continue
+        try:
+            record = json.loads(words)
+        except ValueError as error:
+            raise UserError(f"not readable as JSON: {error}", where=f"{path}:{line}") from None
+        if not isinstance(record, dict):
+            raise UserError("an object of names and values is wanted", where=f"{path}:{line}", got=words[:60])
+        yield line, record
+
+
+def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    head = next((line for line in text.splitlines() if line.strip()), "")
+    delimiter = max(",;\t", key=head.count)
+    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    try:
+        for fields in reader:
+            if not any(field.strip() for field in fields):
+                continue
+            if header is None:
+                header = [field.strip() for field in fields]
+                twice = sorted({name for name in header if header.count(name) > 1})
+                if twice:
+                    raise UserError(f"columns that are there twice: {some(twice)}", where=f"{path}:{reader.line_num}")
+                continue
+            if len(fields) != len(header):
+                raise UserError(
+                    "a row with another number of fields than the first line", where=f"{path}:{reader.line_num}",
+                    got=len(fields), wanted=f"{len(header)}: {', '.join(header)}",
+                )  # fmt: skip
+            yield reader.line_num, dict(zip(header, fields, strict=True))
+    except csv.Error as error:
+        raise UserError(f"not readable as CSV: {error}", where=f"{path}:{reader.line_num}") from None
+
+
+def _columns(present: Iterable[str], config: DataConfig, path: Path) -> _Columns:
+    names = list(dict.fromkeys(present))
+
+    def one(kind: str, asked: str | None) -> str | None:
+        if asked is None:
+            lower = {name.lower(): name for name in reversed(names)}
+            return next((lower[name] for name in _NAMES[kind] if name in lower), None)
+        if asked not in names:
+            raise UserError(
+                "no such column", where=f"data.{kind}_column", got=asked, wanted=some(names, 20),
+                nearest=nearest(asked, names),
+            )  # fmt: skip
+        return asked
+
+    image, label = one("image", config.image_column), one("label", config.label_column)
+    for kind, found in (("image", image), ("label", label)):
+        if found is None:
+            raise UserError(
+                f"no column for the {kind}", where=f"{path}:1", got=f"columns {some(names, 20)}",
+                wanted=", ".join(_NAMES[kind]), hint=f"Name it: data.{kind}_column=...",
+            )  # fmt: skip
+    return _Columns(image or "", label or "", one("split", config.split_column))
+
+
+def _row(
+    line: int, record: Mapping[str, Any], columns: _Columns, config: DataConfig, several: bool, path: Path
+) -> _Row:
+    where = f"{path}:{line}"
+    image = record.get(columns.image)
+    if not isinstance(image, str) or not image.strip():
+        raise UserError(f"no path in the column {columns.image}", where=where, got=repr(image))
+    labels = _labels(record.get(columns.label), columns.label, config.label_separator, several, where)
+    if columns.split is None:
+        return _Row(line, image.strip(), labels, "train")
+    split = record.get(columns.split)
+    if not isinstance(split, str) or split.strip().lower() not in SPLIT_OF:
+        raise UserError("unknown split", where=where, got=repr(split), wanted=", ".join(SPLIT_OF))
+    return _Row(line, image.strip(), labels, SPLIT_OF[split.strip().lower()])
+
+
+def _labels(value: Any, column: str, separator: str | None, several: bool, where: str) -> tuple[str, ...]:
+    """One label; or, where an image may have several, all of them."""
+    if isinstance(value, str) and separator is not None:
+        parts: list[Any] = value.split(separator) if value.strip() else []
+    elif isinstance(value, list):
+        parts = value
+    elif several:
+        raise UserError(
+            f"{column} is a list elsewhere, so it must be one here", where=where, got=repr(value), wanted="[...]"
+        )
+    else:
+        parts = [value]
+    words = [str(part).strip() if isinstance(part, str | int) and not isinstance(part, bool) else "" for part in parts]
+    if not all(words):
+        raise UserError("an empty label" if value in ("", None, []) or "" in parts else "not a label", where=where,
+                        got=f"{column} = {value!r}", wanted="text or a whole number")  # fmt: skip
+    if len(set(words)) < len(words):
+        raise UserError("a label that is there twice", where=where, got=f"{column} = {value!r}")
+    return tuple(words)
+
+
+def _refuse_twice(rows: Sequence[_Row], path: Path) -> None:
+    first: dict[str, int] = {}
+    twice: list[str] = []
+    for row in rows:
+        place = os.path.normpath(os.path.join(path.parent, row.path))
+        if place in first:
+            twice.append(f"{row.path} (lines {first[place]} and {row.line})")
+        first.setdefault(place, row.line)
+    if twice:
+        raise UserError(f"{len(twice)} paths are there twice: {some(twice, _SHOWN)}", where=str(path))

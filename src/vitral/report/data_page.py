@@ -1,0 +1,122 @@
+"""Pages about data: what a check found, with the pictures side by side, and what a dataset looks like, class by class.
+
+Shape letters: H W height and width, D image channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from vitral.data.findings import CheckReport, Finding, Sample
+from vitral.report import plots
+from vitral.report.page import as_text, embed_image, make_table, percent, section, write_page
+
+# An image [H,W] or [H,W,D] as uint8, or None where it can't be read.
+Picture = Callable[[Sample], NDArray[Any] | None]
+
+_GROUPS = 48  # of one finding that are shown with pictures
+_TOGETHER = 6  # pictures of one group
+_NAMES = 1000  # of the images of one finding that are listed
+
+
+def write_check_page(path: str | Path, report: CheckReport, picture: Picture) -> None:
+    """What a check found as one HTML file: each finding with its images, duplicates and look-alikes side by side with
+    names, splits and labels. All text is escaped. Raises OSError where the file can't be written."""
+    errors, warnings = len(report.errors()), len(report.findings) - len(report.errors())
+    verdict = f"{errors:,} {_plural(errors, 'error')}, {warnings:,} {_plural(warnings, 'warning')}"
+    images = ", ".join(f"{count:,} {name}" for name, count in report.counts.items())
+    says = (
+        "Errors refuse to train until they are mended or named in check.allow."
+        if errors
+        else "Nothing refuses to train."
+    )
+    head = f'<section class="headline">\n<p><strong>{verdict}</strong> in {images} images</p>\n'
+    head += f'<p class="soft">{says} Content {escape(report.fingerprint)}.</p>\n</section>'
+    found = [_finding(finding, picture) for finding in report.findings]
+    write_page(path, f"Check of {report.name}", [head, *found])
+
+
+def write_stats_page(
+    path: str | Path, stats: Mapping[str, Any], sheets: Mapping[str, Sequence[Sample]], picture: Picture
+) -> None:
+    """What `dataset_stats` gives as one HTML file: counts, sizes, mean and std, and some images of each class."""
+    splits = stats["splits"]
+    rows = [
+        f'<tr><th class="name" scope="row">{escape(name)}</th><td>{each["images"]:,}</td><td>{_sizes(each)}</td>'
+        f"<td>{escape(as_text(each['mean']))}</td><td>{escape(as_text(each['std']))}</td></tr>"
+        for name, each in splits.items()
+    ]
+    overview = make_table(
+        ["Split", "Images", "Height × width", "Mean", "Std"], 1, rows, "Mean and std: per channel, in [0,1]."
+    )
+    names = list(splits)
+    counts = [
+        f'<tr><th class="name" scope="row">{escape(label)}</th>'
+        + "".join(f"<td>{splits[name]['classes'][label]:,}</td>" for name in names)
+        + "</tr>"
+        for label in stats["classes"]
+    ]
+    table = make_table(["Class", *map(escape, names)], 1, counts, "Images of each class in each split.")
+    found = [
+        f"<h3>{escape(label)}</h3>\n" + _sheet([_photo(sample, picture, with_label=False) for sample in samples])
+        for label, samples in sheets.items()
+    ]
+    write_page(
+        path, f"Statistics of {stats['name']}",
+        [section("Splits", overview), section("Classes", table), section("Images", "\n".join(found))],
+    )  # fmt: skip
+
+
+def _finding(finding: Finding, picture: Picture) -> str:
+    kind = "Error" if finding.severity == "error" else "Warning"
+    text = f"<p>{escape(finding.message)}.</p>"
+    shown = finding.groups[:_GROUPS]
+    if any(len(group) > 1 for group in shown):
+        text += "".join(f"\n{_sheet(_group(group, picture))}" for group in shown)
+    elif shown:
+        text += "\n" + _sheet([_photo(sample, picture) for group in shown for sample in group])
+    rest = finding.groups[_GROUPS:]
+    if rest:
+        names = "\n".join(" = ".join(map(str, group)) for group in rest[:_NAMES])
+        more = f"\nand {len(rest) - _NAMES:,} more" if len(rest) > _NAMES else ""
+        text += f"\n<details><summary>The other {len(rest):,}</summary>\n<pre>{escape(names)}{more}</pre></details>"
+    return section(f"{kind}: {escape(finding.code)}", text)
+
+
+def _group(group: Sequence[Sample], picture: Picture) -> list[str]:
+    figures = [_photo(sample, picture) for sample in group[:_TOGETHER]]
+    if len(group) > _TOGETHER:
+        figures.append(f'<p class="soft">and {len(group) - _TOGETHER:,} more like these</p>')
+    return figures
+
+
+def _sheet(figures: Sequence[str]) -> str:
+    return '<div class="mistakes">\n' + "\n".join(figures) + "\n</div>"
+
+
+def _photo(sample: Sample, picture: Picture, *, with_label: bool = True) -> str:
+    pixels = picture(sample)
+    words = f"<b>{escape(sample.label)}</b>, {escape(sample.split)}" if with_label else escape(sample.split)
+    caption = f'<figcaption>{words}<span class="soft">{escape(sample.name)}</span></figcaption>'
+    if pixels is None:
+        return f'<figure><p class="soft">cannot be read</p>{caption}</figure>'
+    media, content, (width, height) = plots.photo(pixels)
+    more = f' width="{width}" height="{height}"' + (' class="pixels"' if max(width, height) <= 64 else "")
+    return f"<figure>{embed_image(media, content, f'Image {sample}', more)}{caption}</figure>"
+
+
+def _sizes(each: Mapping[str, Any]) -> str:
+    if not each["sizes"]:
+        return "–"
+    (size, count), *others = each["sizes"].items()
+    total = sum(each["sizes"].values())
+    return escape(size) + (f" ({percent(count / total)} %), {len(others):,} others" if others else "")
+
+
+def _plural(count: int, word: str) -> str:
+    return word if count == 1 else word + "s"

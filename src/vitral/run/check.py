@@ -1,0 +1,77 @@
+"""The data of a run, opened and checked: errors refuse it, warnings are shown, damaged images are left out."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from dataclasses import replace
+
+from vitral.data.check import Normalisation, check_dataset, decoding
+from vitral.data.check_cache import cache_folder
+from vitral.data.config import DataConfig
+from vitral.data.damage import find_damage, without_damage
+from vitral.data.dataset import Dataset
+from vitral.data.findings import CheckReport
+from vitral.data.sources import held_out, open_dataset
+from vitral.errors import UserError
+from vitral.run.config import RunConfig
+from vitral.training.journal import log
+
+_NAMED = 3  # images in one line of the log
+
+
+def open_checked(
+    config: RunConfig, data: DataConfig, normalisation: Normalisation | None
+) -> tuple[Dataset, CheckReport | None]:
+    """The data that `data` points at, checked before a validation split is carved; None for the report with check.skip.
+
+    Raises UserError that lists every error which `check.allow` doesn't name, and all that opening raises.
+    """
+    workers = data.workers if data.workers != "auto" else None
+    if config.check.skip:
+        dataset = open_dataset(data, hold_out=False)
+        if data.max_bad:
+            dataset = without_damage(dataset, find_damage(dataset, workers), data.max_bad)
+        dataset = replace(dataset, notes=(*dataset.notes, "DATA NOT CHECKED (check.skip=true)"))
+        return held_out(dataset, data.val_fraction), None
+    dataset = open_dataset(data, hold_out=False, equal_classes=False)
+    started = time.perf_counter()
+    report = check_dataset(
+        dataset, workers=workers, normalisation=normalisation, max_bad=data.max_bad, variant=decoding(data),
+        cache=cache_folder(),
+    )  # fmt: skip
+    tell(report, config, time.perf_counter() - started)
+    refuse(report, config)
+    return held_out(without_damage(dataset, report.damaged, data.max_bad), data.val_fraction), report
+
+
+def tell(report: CheckReport, config: RunConfig, seconds: float) -> None:
+    """Every warning, and every allowed error, as one line of the log."""
+    for finding in report.shown(config.check.allow):
+        names = ", ".join(sample.name for group in finding.groups for sample in group[:2])
+        few = [sample.name for group in finding.groups[:_NAMED] for sample in group][:_NAMED]
+        more = f": {', '.join(few)}{' ...' if len(names) > len(', '.join(few)) else ''}" if few else ""
+        log.warning("data: %s [%s]%s", finding.message, finding.code, more)
+    how = "as before (cached)" if report.cached else f"in {seconds:.1f} s"
+    log.info("data: %s images checked %s", f"{sum(report.counts.values()):,}", how)
+
+
+def refuse(report: CheckReport, config: RunConfig) -> None:
+    """Raise one UserError with all errors that are not allowed, if there are any."""
+    errors = report.errors(config.check.allow)
+    if not errors:
+        return
+    lines: list[str] = []
+    for finding in errors:
+        few = [" = ".join(str(sample) for sample in group) for group in finding.groups[:_NAMED]]
+        lines.append(f"{finding.code}: {finding.message}" + "".join(f"\n      {each}" for each in few))
+    allowable = [finding.code for finding in errors if finding.code != "damaged"]
+    allowed = ",".join([*config.check.allow, *allowable])
+    source = shlex.quote(str(config.data.path or config.data.source))
+    hint = f"See all: vitral data check {source} out=check.html"
+    if allowable:
+        hint += f"\n  To train all the same: check.allow=[{allowed}]"
+    if len(allowable) < len(errors):
+        hint += f"\n  To leave damaged images out: data.max_bad={sum(map(len, report.damaged.values()))}"
+    text = "\n    ".join(lines)
+    raise UserError(f"the data have errors:\n    {text}", where=report.name, hint=hint)
