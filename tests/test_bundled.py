@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sklearn.datasets import load_digits
@@ -34,9 +35,10 @@ def test_it_is_the_run_of_seed_0_and_keeps_its_number() -> None:
 def test_it_reads_a_digit_from_a_file_and_from_arrays(digits_png: Path) -> None:
     model = vitral.load("vitral-digits")
     assert model.predict([digits_png])[0]["predictions"][0]["label"] == "0"
-    images = load_digits().images[:20] / 16
+    digits: Any = load_digits()
+    images = digits.images[:20] / 16
     answers = [answer["predictions"][0]["index"] for answer in model.predict(list(images))]
-    assert answers == load_digits().target[:20].tolist()
+    assert answers == digits.target[:20].tolist()
 
 
 def test_compared_with_itself_nothing_differs() -> None:

@@ -30,20 +30,21 @@ class VitralClassifier(ClassifierMixin, BaseEstimator):
     """fit / predict / predict_proba / score on arrays of images: the recipe `small`, the loop of `vitral train`.
 
     X: [n, height, width] or [n, height, width, channels], uint8 or floats; or [n, features], which `image_shape`
-    (height, width[, channels]) says how to fold: without it a square number of features is a square image, any other
-    one row. Floats are taken from the range [0,1], or from that of the training images where those leave it, and kept
-    to 8 bits a channel, as image files do; a model of uint8 images takes floats in [0,1] only. Images are not mirrored unless `overrides` says so. A tenth of the images
-    (`val_fraction`) chooses the best step.
+    (height, width[, channels]) says how to fold: without it a square number of features is a square image, any
+    other one row. Floats are taken from the range [0,1], or from that of the training images where those leave it,
+    and kept to 8 bits a channel, as image files do; a model of uint8 images takes floats in [0,1] only. Images are
+    not mirrored unless `overrides` says so. A tenth of the images (`val_fraction`) chooses the best step.
 
-    epochs, batch_size, lr, random_state: as train.epochs, train.batch_size, optim.lr and seed. overrides: any other
-    key of `vitral train`, dotted (`out` keeps the run folder). verbose: show the run's log. Raises UserError (a ValueError) for input that is none of this.
+    epochs (None: the recipe's 1,500 steps), batch_size, lr, random_state: as train.epochs, train.batch_size, optim.lr
+    and seed. overrides: any other key of `vitral train`, dotted (`out` keeps the run folder). verbose: show the run's
+    log. Raises UserError (a ValueError) for input that is none of this.
     """
 
     def __init__(
         self,
         *,
-        epochs: float = 60,
-        batch_size: int = 64,
+        epochs: float | None = None,
+        batch_size: int = 32,
         lr: float = 1e-3,
         image_shape: tuple[int, ...] | None = None,
         val_fraction: float = 0.1,
@@ -97,10 +98,10 @@ class VitralClassifier(ClassifierMixin, BaseEstimator):
     def _keys(self, images_NCHW: Array) -> dict[str, Any]:
         """Overrides of the recipe: no mirror images; and very small images are cut into pixels and not moved."""
         keys: dict[str, Any] = {
-            "recipe": "VitralClassifier", "report": False, "seed": self.random_state, "train.epochs": self.epochs,
-            "train.batch_size": self.batch_size, "optim.lr": self.lr, "data.val_fraction": self.val_fraction,
-            "augment.flip": 0.0,
+            "recipe": "VitralClassifier", "report": False, "seed": self.random_state, "optim.lr": self.lr,
+            "train.batch_size": self.batch_size, "data.val_fraction": self.val_fraction, "augment.flip": 0.0,
         }  # fmt: skip
+        keys |= {} if self.epochs is None else {"train.epochs": self.epochs}
         keys = {key: value.item() if isinstance(value, np.generic) else value for key, value in keys.items()}
         foreign = {"data", "data.path", "data.source", "resume"} & set(self.overrides or {})
         if foreign:

@@ -15,7 +15,7 @@ from vitral.data.config import AugmentConfig
 from vitral.data.keyed import Stream, uniforms
 from vitral.structs import View
 
-_STREAMS = (
+_STREAMS: tuple[Stream, ...] = (
     Stream.ROTATE, Stream.SCALE, Stream.SHEAR, Stream.FLIP, Stream.CROP_X, Stream.CROP_Y,
     Stream.TRANSLATE_X, Stream.TRANSLATE_Y,
 )  # fmt: skip
@@ -41,7 +41,7 @@ def _draw_matrix(
 ) -> Tensor:
     """Source to view: shear, zoom, rotate and flip about the image's centre, then shift."""
 
-    draws = dict(zip(_STREAMS, uniforms(seed, epoch_B, view, keys_B, _STREAMS), strict=True))
+    draws: dict[Stream, Tensor] = dict(zip(_STREAMS, uniforms(seed, epoch_B, view, keys_B, _STREAMS), strict=True))
 
     def centred(stream: Stream, largest: float) -> Tensor:
         return (draws[stream] * 2 - 1) * largest

@@ -93,13 +93,15 @@ def recipes() -> dict[str, Path]:
 def load_config(recipe: str | None, overrides: Mapping[str, Any]) -> RunConfig:
     """A recipe's name or a YAML file, with dotted keys on top. Raises UserError for anything unknown or wrong.
 
-    `data=X` is short for `data.path=X`; a path given without a source makes the source `auto`. Without a recipe it is
-    `small` where data is given, else `digits`.
+    `data=X` is short for `data.path=X`; a path given without a source makes the source `auto`; train.epochs given
+    replaces a recipe's train.steps. Without a recipe it is `small` where data is given, else `digits`.
     """
     overrides = dict(overrides)
     if "data" in overrides and not isinstance(overrides["data"], Mapping):
         overrides["data.path"] = overrides.pop("data")
     overrides = flatten(overrides)
+    if "train.epochs" in overrides:
+        overrides.setdefault("train.steps", None)
     if "data.path" in overrides:
         overrides.setdefault("data.source", "auto")
     recipe = recipe or ("small" if "data.path" in overrides else "digits")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 from pydantic import Field
 
 from vitral.config import Config
+
+Epochs = Annotated[float, Field(gt=0)]
 
 
 class TrainConfig(Config):
@@ -19,7 +23,9 @@ class TrainConfig(Config):
     ema: float | None = Field(
         default=None, gt=0, lt=1, description="decay of the averaged weights that are judged and saved; null: off"
     )
-    eval_every: float = Field(default=1.0, gt=0, description="epochs between validations")
+    eval_every: Epochs | Literal["auto"] = Field(
+        default="auto", description="epochs between validations; auto: 20 of them, evenly over the run"
+    )
     patience: int | None = Field(
         default=None, ge=1, description="stop after so many validations without a better one; null: never"
     )

@@ -21,6 +21,8 @@ from vitral.training.signals import StopSignal
 from vitral.training.state import TrainState
 from vitral.weights.tensors import save_tensors
 
+VALIDATIONS = 20  # of a run, by default
+
 
 def total_steps(config: TrainConfig, samples: int) -> int:
     """Weight updates of a run over `samples` training images; the last epoch is rounded up to whole batches."""
@@ -55,6 +57,7 @@ def fit(
     """
     progress, last = state.progress, plan.folder / "last.safetensors"
     epochs_a_step = config.batch_size / len(loader.store.split)
+    due = VALIDATIONS / plan.steps if config.eval_every == "auto" else epochs_a_step / config.eval_every
     saved = started = time.monotonic()
     before = progress.seconds
     with StopSignal() as stop, Journal(plan.folder.parent, plan.steps, progress.step) as journal:
@@ -78,7 +81,7 @@ def fit(
                         f"the loss is {row['loss']} at step {progress.step}; a lower optim.lr may help. "
                         f"Last good state: {last}"
                     )
-            if progress.done or epoch // config.eval_every > (epoch - epochs_a_step) // config.eval_every:
+            if progress.done or math.floor(progress.step * due) > math.floor((progress.step - 1) * due):
                 judge(state, objective, validate, journal, plan, epoch)
                 if config.patience is not None and progress.stale >= config.patience:
                     log.info("stopped early: no better validation in %d", progress.stale)
