@@ -159,7 +159,6 @@ def test_every_parameter_reaches_the_run(capsys: pytest.CaptureFixture[str]) -> 
         ({"epochs": "many"}, "train.epochs"),
         ({"batch_size": 0}, "train.batch_size"),
         ({"lr": -1.0}, "optim.lr"),
-        ({"random_state": None}, "seed"),
         ({"val_fraction": 1.5}, "data.val_fraction"),
         ({"overrides": {"optim.lrr": 1}}, "did you mean 'optim.lr'"),
         ({"overrides": {"data": "photos"}}, "overrides: fit gets its images as arrays"),

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vitral.config import Config, Count, Floats, Pair
+from vitral.config import Config, Count, Pair, Shares
 
 Channels = Annotated[int, Field(ge=1, le=4)]
 
@@ -19,7 +19,8 @@ class DataConfig(Config):
         default="auto", description="kind of data; auto looks at the path"
     )
     image_size: Count | Pair | Literal["auto"] = Field(
-        default="auto", description="side, or [height, width], in pixels; auto: from the data"
+        default="auto",
+        description="side or [height, width], pixels; auto: of init or preset; of the data if patch_size=auto",
     )
     channels: Channels | Literal["auto"] = Field(
         default="auto", description="1 grey, 3 RGB, 4 RGBA; auto: from the data"
@@ -27,10 +28,10 @@ class DataConfig(Config):
     fit: Literal["crop", "squash"] = Field(
         default="crop", description="to the model's shape by centre crop, or by changing the aspect"
     )
-    mean: Floats | Literal["auto"] = Field(
+    mean: Shares | Literal["auto"] = Field(
         default="auto", description="per channel, in [0,1]; auto: of the train split, or of init"
     )
-    std: Floats | Literal["auto"] = Field(
+    std: Shares | Literal["auto"] = Field(
         default="auto", description="per channel, in [0,1]; auto: of the train split, or of init"
     )
     val_fraction: float = Field(

@@ -38,7 +38,6 @@ class Stream(IntEnum):
     MIX_KIND = 11
     CUT_X = 12
     CUT_Y = 13
-    SPLIT = 14
 
 
 def philox(counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tuple[Any, Any, Any, Any]:

@@ -21,7 +21,7 @@ class Supervised(Objective):
     """
 
     def __init__(self, factory: Callable[[], VisionTransformer], config: SupervisedConfig, steps: int) -> None:
-        super().__init__()
+        super().__init__(factory, config, steps)
         self.model = factory()
         self.config, self.head_steps = config, round(config.head_first * steps)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Split
 from vitral.data.loader import ImageStore, eval_batches
-from vitral.data.sources import open_dataset
+from vitral.data.sources import open_dataset, with_validation
 from vitral.errors import UserError
 from vitral.evaluate.classify import classification_metrics, collect_logits
 from vitral.evaluate.compare import mcnemar
@@ -31,7 +31,7 @@ def evaluate(model: str, options: EvalOptions | None = None) -> dict[str, Any]:
     console_logging()
     options = options or EvalOptions()
     predictor = load(model, options.device)
-    dataset = _open(predictor.config, options)
+    dataset = _open(predictor.config, options, predictor.config.architecture.in_channels)
     name = _split_name(dataset, options)
     split = _in_classes_of(predictor, dataset, dataset.splits[name])
     logits_NC, labels_N = _logits(predictor, split, options.batch_size)
@@ -39,40 +39,56 @@ def evaluate(model: str, options: EvalOptions | None = None) -> dict[str, Any]:
     result = {"model": model, "data": dataset.name, "split": name, **found}
     if options.compare is not None:
         other = load(options.compare, options.device)
-        if other.config.architecture.in_channels != predictor.config.architecture.in_channels:
-            dataset = _open(other.config, options)
+        if _recorded(other.config) != _recorded(predictor.config):
+            log.warning("the two models were trained on different data or splits: one may know these images")
+        dataset = _open(predictor.config, options, other.config.architecture.in_channels)
         theirs = _in_classes_of(other, dataset, dataset.splits[name])
         other_NC, other_labels_N = _logits(other, theirs, options.batch_size)
         right_N, other_right_N = logits_NC.argmax(axis=1) == labels_N, other_NC.argmax(axis=1) == other_labels_N
-        result["compare"] = {
-            "model": options.compare,
-            "top1": float(np.mean(other_right_N)),
-            **mcnemar(right_N, other_right_N),
-        }
+        top1 = float(np.mean(other_right_N))
+        result["compare"] = {"model": options.compare, "top1": top1, **mcnemar(right_N, other_right_N)}
     return result
 
 
-def _open(folder: FolderConfig, options: EvalOptions) -> Dataset:
-    """The data asked for, or those of the training, with a warning if they have changed since."""
-    channels = folder.architecture.in_channels
-    if options.data.path is not None or options.data.source != "auto":
-        asked = DataConfig(
-            path=options.data.path, source=options.data.source, verify=options.data.verify, channels=channels
-        )
-        return open_dataset(asked, hold_out=False)
-    recorded = folder.provenance.get("data")
-    if not isinstance(recorded, dict):
+class _Recorded(NamedTuple):
+    """What a model folder says of its data."""
+
+    path: str | None
+    source: Literal["auto", "digits", "folder", "cifar"]
+    verify: bool
+    val_fraction: float
+    fingerprint: str
+
+
+def _recorded(folder: FolderConfig) -> _Recorded | None:
+    data = folder.provenance.get("data")
+    if not isinstance(data, dict) or not set(_Recorded._fields) <= data.keys():
+        return None
+    return _Recorded(**{field: data[field] for field in _Recorded._fields})
+
+
+def _open(folder: FolderConfig, options: EvalOptions, channels: int) -> Dataset:
+    """The images asked for, or those of the training. Where the images asked for are those of the training, only the
+    part that was held out counts as validation data."""
+    recorded, asked = _recorded(folder), options.data
+    if asked.path is not None or asked.source != "auto":
+        config = DataConfig(path=asked.path, source=asked.source, verify=asked.verify, channels=channels)
+        dataset = open_dataset(config, hold_out=False)
+        if recorded and "val" not in dataset.splits and dataset.fingerprint == recorded.fingerprint:
+            return with_validation(dataset, recorded.val_fraction)
+        return dataset
+    if recorded is None:
         raise UserError(
             "this model doesn't say what it was trained on", where=folder.name, hint="Name the images: data=DIR."
         )
     dataset = open_dataset(
         DataConfig(
-            path=recorded["path"], source=recorded["source"], channels=channels,
-            val_fraction=recorded["val_fraction"], verify=recorded["verify"] and options.data.verify,
+            path=recorded.path, source=recorded.source, channels=channels,
+            val_fraction=recorded.val_fraction, verify=recorded.verify and asked.verify,
         )
     )  # fmt: skip
-    if dataset.fingerprint != recorded["fingerprint"]:
-        log.warning("the data at %s have changed since the training", recorded["path"])
+    if dataset.fingerprint != recorded.fingerprint:
+        log.warning("the data at %s have changed since the training", recorded.path)
     return dataset
 
 

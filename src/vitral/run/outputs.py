@@ -65,7 +65,7 @@ def write_predictions(
     path: Path, names: list[str], classes: tuple[str, ...], labels_N: Array, probabilities_NC: Array
 ) -> None:
     """One line a sample: its name, its label, the likeliest class with its probability, and whether that is right."""
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "label", "prediction", "score", "correct"])
         for name, label, row_C in zip(names, labels_N.tolist(), probabilities_NC, strict=True):

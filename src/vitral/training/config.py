@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vitral.config import Config
 
@@ -33,3 +33,9 @@ class TrainConfig(Config):
     save_seconds: float = Field(
         default=300.0, ge=0, description="seconds between checkpoints; a stop and the end save too"
     )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainConfig:
+        if self.micro_batch is not None and self.micro_batch > self.batch_size:
+            raise ValueError(f"train.micro_batch {self.micro_batch} is more than train.batch_size {self.batch_size}")
+        return self
