@@ -84,7 +84,7 @@ def torchvision() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished short run on the digits, right on more than 80 % of the test images. Not to be changed."""
+    """The folder of a finished short run on the digits, right on over 80 % of the test images. Not to be changed."""
     from tests.helpers import LEARNS
     from vitral.run.config import load_config
     from vitral.run.train import run

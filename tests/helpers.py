@@ -21,6 +21,7 @@ VITRAL = [sys.executable, "-m", "vitral"]
 
 # A run on the digits that ends in a moment: a narrow model, no augmentation, no report.
 TINY: dict[str, Any] = {
+    "train.eval_every": 1.0,
     "train.steps": 3, "train.batch_size": 16, "train.ema": None, "model.width": 16, "model.depth": 2, "model.heads": 2,
     "model.mlp_dim": 32, "optim.warmup": 0.0, "report": False,
 }  # fmt: skip
@@ -71,7 +72,7 @@ def write_colours(root: Path, classes: str = "cat dog", count: int = 4, size: tu
         (root / label).mkdir(parents=True)
         for number in range(count):
             image = Image.new("RGB", size, (60 * index, 20 * number, 90))
-            image.paste((200, 90, 10 * number), (0, 0, size[0] // 4, size[1]))
+            image.paste((200, 90, 10 * number), (0, 0, size[0] // 4, size[1] // 3))
             image.save(root / label / f"{number}.png")
     return root
 

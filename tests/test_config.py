@@ -10,8 +10,8 @@ from pydantic import Field
 
 from vitral.config import (
     Config,
-    Floats,
     Pair,
+    Shares,
     build,
     describe,
     dump_yaml,
@@ -28,7 +28,7 @@ from vitral.errors import UserError
 class Inner(Config):
     rate: float = Field(default=1e-3, gt=0, description="a rate")
     name: Literal["adamw", "sgd"] = "adamw"
-    mean: Floats | Literal["auto"] = "auto"
+    mean: Shares | Literal["auto"] = "auto"
 
 
 class Outer(Config):
@@ -123,7 +123,8 @@ def test_text_stays_text_where_text_is_wanted() -> None:
     assert made(out="null").out is None
     assert made(inner__mean="[0.5, 1]").inner.mean == (0.5, 1.0)
     assert made(size="[8, 16]").size == (8, 16)
-    assert made(size="none").size is None
+    assert made(size="null").size is None
+    assert made(out="none").out == "none"
 
 
 def test_a_group_of_keys_is_no_value_and_a_value_no_group() -> None:

@@ -17,11 +17,7 @@ from vitral.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SHORT = {
-    "digits": ["train.steps=10"],
-    "small": ["train.steps=6", "report=false"],
-    "finetune": ["train.steps=6", "report=false"],
-}
+SHORT = {recipe: ["train.steps=6"] for recipe in ("digits", "small", "finetune")}
 
 
 def blocks(language: str) -> list[str]:
@@ -34,6 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from sklearn.datasets import load_digits
 
     root = tmp_path_factory.mktemp("readme")
+    digits: Any = load_digits()
     random = np.random.default_rng(0)
     for name, colour in (("cat", (200, 60, 60)), ("dog", (60, 60, 200))):
         (root / "PHOTOS" / name).mkdir(parents=True)
@@ -41,7 +38,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             noise = random.integers(-40, 40, (24, 32, 3))
             Image.fromarray(np.uint8(np.clip(noise + colour, 0, 255))).save(root / "PHOTOS" / name / f"{number}.jpg")
     Image.open(root / "PHOTOS" / "cat" / "0.jpg").save(root / "photo.jpg")
-    digits: Any = load_digits()
     Image.fromarray(np.uint8(digits.images[0] * 15)).save(root / "digit.png")
     return root
 

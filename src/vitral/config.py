@@ -12,7 +12,7 @@ from types import NoneType
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import yaml
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from pydantic import BaseModel, ConfigDict, Strict, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
@@ -34,6 +34,8 @@ Count = Annotated[int, Ge(1)]
 # Sequences: YAML writes them as lists, frozen models hold tuples.
 Pair = Annotated[tuple[int, int], Strict(False)]
 Floats = Annotated[tuple[float, ...], Strict(False)]
+Share = Annotated[float, Ge(0), Le(1)]
+Shares = Annotated[tuple[Share, ...], Strict(False)]
 
 
 class _Loader(yaml.SafeLoader):
@@ -146,12 +148,11 @@ def _copy(tree: Mapping[str, Any]) -> Tree:
 def _from_text(text: str, annotation: Any) -> Any:
     kinds = set(_flat(annotation))
     if str in kinds and not kinds & {int, float, bool, tuple}:
-        return None if NoneType in kinds and text.lower() in ("null", "none", "") else text
+        return None if NoneType in kinds and text in ("null", "") else text
     try:
-        value = parse_yaml(text)
+        return parse_yaml(text)
     except yaml.YAMLError:
         return text
-    return None if isinstance(value, str) and value.lower() == "none" and NoneType in kinds else value
 
 
 def _flat(annotation: Any) -> Iterator[Any]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import tempfile
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -21,7 +21,7 @@ from vitral.errors import UserError
 from vitral.predictor import Predictor, load
 from vitral.run.config import load_config
 from vitral.run.train import run
-from vitral.training.journal import console_logging, log
+from vitral.training.journal import console_logging, console_silence
 
 Array = np.ndarray[Any, Any]
 
@@ -30,24 +30,25 @@ class VitralClassifier(ClassifierMixin, BaseEstimator):
     """fit / predict / predict_proba / score on arrays of images: the recipe `small`, the loop of `vitral train`.
 
     X: [n, height, width] or [n, height, width, channels], uint8 or floats; or [n, features], which `image_shape`
-    (height, width[, channels]) says how to fold: without it a square number of features is a square image, any other
-    one row. Floats are taken from the range [0,1], or from that of the training images where those leave it, and kept
-    to 8 bits a channel, as image files do; a model of uint8 images takes floats in [0,1] only. Images are not mirrored unless `overrides` says so. A tenth of the images
-    (`val_fraction`) chooses the best step.
+    (height, width[, channels]) says how to fold: without it a square number of features is a square image, any
+    other one row. Floats are taken from the range [0,1], or from that of the training images where those leave it,
+    and kept to 8 bits a channel, as image files do; a model of uint8 images takes floats in [0,1] only. Images are
+    not mirrored unless `overrides` says so. A tenth of the images (`val_fraction`) chooses the best step.
 
-    epochs, batch_size, lr, random_state: as train.epochs, train.batch_size, optim.lr and seed. overrides: any other
-    key of `vitral train`, dotted (`out` keeps the run folder). verbose: show the run's log. Raises UserError (a ValueError) for input that is none of this.
+    epochs (None: the recipe's 1,500 steps), batch_size, lr, random_state: as train.epochs, train.batch_size, optim.lr
+    and seed. overrides: any other key of `vitral train`, dotted (`out` keeps the run folder). verbose: show the run's
+    log. Raises UserError (a ValueError) for input that is none of this.
     """
 
     def __init__(
         self,
         *,
-        epochs: float = 60,
-        batch_size: int = 64,
+        epochs: float | None = None,
+        batch_size: int = 32,
         lr: float = 1e-3,
         image_shape: tuple[int, ...] | None = None,
         val_fraction: float = 0.1,
-        random_state: int = 0,
+        random_state: int | np.random.RandomState | None = 0,
         overrides: Mapping[str, Any] | None = None,
         verbose: bool = False,
     ) -> None:
@@ -77,7 +78,10 @@ class VitralClassifier(ClassifierMixin, BaseEstimator):
             name="X", classes=tuple(map(str, range(len(self.classes_)))), splits={"train": split},
             channels=images_NCHW.shape[1], notes=(), fingerprint=fingerprint([images_NCHW.data, split.labels_N.data]),
         )  # fmt: skip
-        with _quiet(not self.verbose), tempfile.TemporaryDirectory() as folder:
+        if self.verbose:
+            console_logging()
+        talk = nullcontext() if self.verbose else console_silence()
+        with talk, tempfile.TemporaryDirectory() as folder:
             out = config.out or str(Path(folder) / "run")
             self.summary_ = run(config.model_copy(update={"out": out}), with_validation(whole, self.val_fraction))
             self.predictor_: Predictor = load(Path(out) / "model")
@@ -97,10 +101,10 @@ class VitralClassifier(ClassifierMixin, BaseEstimator):
     def _keys(self, images_NCHW: Array) -> dict[str, Any]:
         """Overrides of the recipe: no mirror images; and very small images are cut into pixels and not moved."""
         keys: dict[str, Any] = {
-            "recipe": "VitralClassifier", "report": False, "seed": self.random_state, "train.epochs": self.epochs,
-            "train.batch_size": self.batch_size, "optim.lr": self.lr, "data.val_fraction": self.val_fraction,
-            "augment.flip": 0.0,
+            "recipe": "VitralClassifier", "report": False, "seed": self._seed(), "optim.lr": self.lr,
+            "train.batch_size": self.batch_size, "data.val_fraction": self.val_fraction, "augment.flip": 0.0,
         }  # fmt: skip
+        keys |= {} if self.epochs is None else {"train.epochs": self.epochs}
         keys = {key: value.item() if isinstance(value, np.generic) else value for key, value in keys.items()}
         foreign = {"data", "data.path", "data.source", "resume"} & set(self.overrides or {})
         if foreign:
@@ -110,6 +114,12 @@ class VitralClassifier(ClassifierMixin, BaseEstimator):
             keys |= {"data.image_size": (height, width), "model.patch_size": 1}
             keys |= {"augment.rotate": 0.0, "augment.scale": 0.0, "augment.translate": 0.0}
         return keys | dict(self.overrides or {})
+
+    def _seed(self) -> Any:
+        """An int is the seed itself; None and a RandomState draw one, as elsewhere in scikit-learn."""
+        if self.random_state is None or isinstance(self.random_state, np.random.RandomState):
+            return int(check_random_state(self.random_state).randint(2**31))
+        return self.random_state
 
     def _images(self, pixels: Array) -> Array:
         """uint8 [n, channels, height, width]."""
@@ -153,15 +163,3 @@ def _value_range(pixels: Array) -> tuple[float, float] | None:
     if low >= 0 and high <= 1:
         return 0.0, 1.0
     return low, high if high > low else low + 1
-
-
-@contextmanager
-def _quiet(quiet: bool) -> Generator[None]:
-    before = log.level
-    log.setLevel(logging.WARNING if quiet else logging.INFO)
-    if not quiet:
-        console_logging()
-    try:
-        yield
-    finally:
-        log.setLevel(before)

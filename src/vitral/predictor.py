@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,8 @@ class Predictor:
 def _as_sequence(images: Any) -> Sequence[Any]:
     if isinstance(images, list | tuple):
         return images
+    if isinstance(images, Iterator) and not hasattr(images, "read"):  # an open file is one image
+        return list(images)
     if isinstance(images, np.ndarray | Tensor) and images.ndim == 4:
         return list(images)
     return [images]

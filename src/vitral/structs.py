@@ -35,8 +35,11 @@ class Batch(NamedTuple):
 
 
 class EncoderOutput(NamedTuple):
-    """What an encoder says of its images, after the final norm. `grid` is (rows, columns) of the patches before any
-    were dropped; `captured` maps names such as "blocks.3.attn.map" to tensors."""
+    """What an encoder says of its images, after the final norm (before it, where the norm follows pooling).
+
+    `grid` is (rows, columns) of the patches before any were dropped; `captured` maps names such as "blocks.3.attn.map"
+    to tensors.
+    """
 
     cls_BD: Tensor | None
     registers_BRD: Tensor | None

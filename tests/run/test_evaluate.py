@@ -88,7 +88,10 @@ def test_without_data_the_recorded_ones_are_used_from_anywhere(monkeypatch: pyte
         key: summary[key] for key in ("top1", "loss", "ece")
     }
     whole = evaluate("../run", on("../pets"))
-    assert (whole["split"], whole["count"]) == ("train", 20), "named data are taken as they are, nothing held out"
+    assert (whole["split"], whole["count"]) == ("val", 2), "the same images by name: most of them were trained on"
+    write_colours(Path("others"), count=9)
+    others = evaluate("../run", on("others"))
+    assert (others["split"], others["count"]) == ("train", 18), "other data are taken as they are, nothing held out"
 
 
 def test_splits_of_a_folder() -> None:

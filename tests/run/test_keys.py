@@ -10,8 +10,9 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
@@ -30,8 +31,6 @@ from vitral.run.train import run
 from vitral.training.journal import Journal
 from vitral.training.state import TrainState
 
-Keys = dict[str, Any]
-
 
 def weights(out: Path) -> object:
     """The trained weights, bit for bit."""
@@ -49,11 +48,6 @@ def summary(out: Path) -> Any:
     return {key: tree[key] for key in ("recipe", "seed", "steps")}
 
 
-def card(out: Path) -> object:
-    """The notes on the data."""
-    return [line for line in (out / "model/README.md").read_text(encoding="utf-8").splitlines() if line[:2] == "- "]
-
-
 def files(out: Path) -> object:
     """Names of what the run left."""
     return sorted(path.name for path in out.iterdir()) if out.is_dir() else "nothing"
@@ -69,18 +63,23 @@ def classes(out: Path) -> object:
     return json.loads((out / "model/config.json").read_text(encoding="utf-8"))["id2label"]
 
 
+def card(out: Path) -> object:
+    """The notes on the data."""
+    return [line for line in (out / "model/README.md").read_text(encoding="utf-8").splitlines() if line[:2] == "- "]
+
+
 class Case(NamedTuple):
     """Another value of a key; what must then be different; what else is set in both runs, to give the key a meaning."""
 
     value: object
     seen: Callable[[Path], object] = weights
-    given: Keys = {}
+    given: Mapping[str, Any] = MappingProxyType({})
 
 
 FINETUNE = {
     "init": "model",
     "model.name": "auto",
-    **{f"model.{k}": None for k in ("width", "depth", "heads", "mlp_dim")},
+    **{f"model.{k}": None for k in ("width", "depth", "heads", "mlp_dim", "pool")},
 }
 PETS = {"data.path": "pets", "data.source": "folder", "model.name": "vit_micro_patch2_8", "data.image_size": (8, 12)}
 
@@ -97,11 +96,6 @@ CASES: dict[str, Case] = {
     "data.mean": Case([0.3]),
     "data.std": Case([0.3]),
     "data.val_fraction": Case(0.2),
-    "data.verify": Case(
-        True, card,
-        {"data.path": "cifar", "data.source": "cifar", "data.verify": False, "model.name": "vit_nano_patch4_32",
-         "model.patch_size": 16, "data.image_size": 32},
-    ),
     "data.background": Case("#ff0000", weights, {**PETS, "data.path": "clear"}),
     "data.classes": Case(["dog", "cat"], classes, PETS),
     "check.skip": Case(True, card),
@@ -197,6 +191,7 @@ ELSEWHERE = {
     "data.max_bad": "test_limits_of_reading_are_held",
     "data.max_pixels": "test_limits_of_reading_are_held",
     "data.source": "test_source_is_not_guessed_where_it_is_said",
+    "data.verify": "test_verify_refuses_files_that_are_not_the_published_ones",
     "data.workers": "test_workers_and_cache_reach_the_store",
     "data.worker_kind": "test_workers_and_cache_reach_the_store",
     "data.cache_mb": "test_workers_and_cache_reach_the_store",
@@ -222,9 +217,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _here(places: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+def _here(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(places)
-    yield
 
 
 @functools.cache
@@ -240,7 +234,7 @@ def outcome(root: Path, keys: str, seen: Callable[[Path], object]) -> object:
 @pytest.mark.parametrize("key", CASES)
 def test_another_value_changes_the_outcome(key: str, places: Path) -> None:
     case = CASES[key]
-    base = json.dumps(case.given, sort_keys=True)
+    base = json.dumps(dict(case.given), sort_keys=True)
     changed = json.dumps({**case.given, key: case.value}, sort_keys=True)
     assert outcome(places, changed, case.seen) != outcome(places, base, case.seen)
 
@@ -358,6 +352,14 @@ def test_limits_of_reading_are_held(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cat/0\.png"):
         tiny(tmp_path / "b", **pets)
     tiny(tmp_path / "c", **pets, data__max_bad=1)
+
+
+def test_verify_refuses_files_that_are_not_the_published_ones(tmp_path: Path) -> None:
+    keys = {"data__path": "cifar", "data__source": "cifar", "data__image_size": 32, "model__patch_size": 16}
+    with pytest.raises(UserError, match="not the size of this CIFAR file"):
+        tiny(tmp_path / "a", **keys)
+    tiny(tmp_path / "b", **keys, data__verify=False)
+    assert "MD5 SUMS NOT CHECKED" in (tmp_path / "b/train.log").read_text(encoding="utf-8")
 
 
 def test_workers_and_cache_reach_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,7 +133,7 @@ def test_cifar10_tiny_runs_on_both_layouts_alike() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_cifar10_tiny_runs_on_the_published_images(cifar_pack: Path) -> None:
+def test_cifar10_tiny_runs_on_the_real_images(cifar_pack: Path) -> None:
     subprocess.run([sys.executable, str(cifar_pack / "unpack.py"), "batches", "DIR"], check=True)
     with pytest.raises(UserError, match="md5"):
         run(load_config("cifar10_tiny", {"data.path": "DIR", "train.steps": 30, "out": "strict"}))

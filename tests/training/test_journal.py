@@ -66,15 +66,17 @@ def test_the_table_has_every_key_as_a_column_in_order_of_appearance(tmp_path: Pa
 
 
 def test_the_table_is_written_also_where_the_run_fails(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), Journal(tmp_path, 10, 0) as open_journal:
-        open_journal.row(row(1))
-        raise RuntimeError
+    def fails() -> None:
+        with Journal(tmp_path, 10, 0) as open_journal:
+            open_journal.row(row(1))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fails()
     assert len((tmp_path / "metrics.csv").read_text(encoding="utf-8").splitlines()) == 2
 
 
-def test_no_bar_and_plain_lines_where_stderr_is_no_terminal(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_bar_and_plain_lines_where_stderr_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     console_logging()
     console_logging()
     with Journal(tmp_path, 10, 0) as open_journal:

@@ -46,7 +46,7 @@ def updated(micro: int | None, clip: float | None = 1.0, steps: int = 3) -> tupl
     return state, norms
 
 
-@pytest.mark.parametrize("micro", [1, 16, 25, 49, 50, 64])
+@pytest.mark.parametrize("micro", [1, 16, 25, 49, 50])
 def test_micro_batches_equal_the_whole_batch_the_short_last_one_included(micro: int) -> None:
     whole, norms = updated(None)
     parts, part_norms = updated(micro)

@@ -9,6 +9,7 @@ from typing import Any
 from vitral.cli.main import Arguments
 from vitral.config import build, help_text, with_overrides
 from vitral.errors import UserError
+from vitral.run.config import expand_data
 from vitral.run.options import EvalOptions
 
 HELP = """usage: vitral eval MODEL [key=value ...] [--json]
@@ -37,10 +38,7 @@ def run(arguments: Arguments) -> int:
         raise UserError(
             "one model is wanted", got=" ".join(arguments.words) or "none", hint="vitral eval MODEL [key=value ...]"
         )
-    pairs = dict(arguments.pairs)
-    if "data" in pairs:
-        pairs["data.path"] = pairs.pop("data")
-    options = build(EvalOptions, with_overrides(EvalOptions, {}, pairs))
+    options = build(EvalOptions, with_overrides(EvalOptions, {}, expand_data(arguments.pairs)))
     from vitral.run.evaluate import evaluate
 
     found = evaluate(arguments.words[0], options)

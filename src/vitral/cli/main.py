@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 from typing import NamedTuple
 
 from vitral.config import split_words
@@ -55,6 +56,8 @@ def entry() -> None:
 
 def main(argv: list[str]) -> int:
     """Run one command: 0 done, 1 failed, 2 wrong usage, config or data, 3 threshold missed, 128 + signal if stopped."""
+    if isinstance(sys.stdout, TextIOWrapper):  # a pipe or terminal that cannot show a name shows its escape
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _dispatch(argv)
         sys.stdout.flush()  # a closed pipe can be answered here, but not when Python flushes at exit
@@ -71,6 +74,11 @@ def main(argv: list[str]) -> int:
         # Whoever read our output has seen enough; nothing may be flushed into the closed pipe at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a path too long or forbidden; a run's own troubles arrive as RunFailed
+        if "--debug" in argv:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -47,6 +47,11 @@ def run(arguments: Arguments) -> int:
     if not paths:
         raise UserError("no images in here", where=", ".join(names))
     for start in range(0, len(paths), options.batch_size):
-        for answer in predictor.predict(paths[start : start + options.batch_size], options.topk, options.batch_size):
+        batch = paths[start : start + options.batch_size]
+        try:
+            answers = predictor.predict(batch, options.topk, options.batch_size)
+        except UserError:  # one by one: the answers before the image that cannot be read are not lost
+            answers = (predictor.predict(path, options.topk)[0] for path in batch)
+        for answer in answers:
             print(json.dumps(answer, ensure_ascii=False), flush=True)
     return 0

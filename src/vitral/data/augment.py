@@ -19,7 +19,7 @@ from vitral.data.keyed import Stream, uniforms
 from vitral.data.policies import Draws, perform, plan
 from vitral.structs import View
 
-_STREAMS = (
+_STREAMS: tuple[Stream, ...] = (
     Stream.ROTATE, Stream.SCALE, Stream.SHEAR, Stream.FLIP, Stream.FLIP_VERTICAL, Stream.CROP_X, Stream.CROP_Y,
     Stream.TRANSLATE_X, Stream.TRANSLATE_Y,
 )  # fmt: skip

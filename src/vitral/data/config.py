@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, Strict, model_validator
 
-from vitral.config import Config, Count, Floats, Pair
+from vitral.config import Config, Count, Pair, Shares
 from vitral.data.findings import known_codes
 
 Channels = Annotated[int, Field(ge=1, le=4)]
@@ -28,7 +28,7 @@ def _shares(pair: tuple[float, float]) -> tuple[float, float]:
 
 
 Rising = Annotated[tuple[float, float], Strict(False), AfterValidator(_rising)]
-Shares = Annotated[tuple[float, float], Strict(False), AfterValidator(_shares)]
+ShareRange = Annotated[tuple[float, float], Strict(False), AfterValidator(_shares)]
 
 
 class SourceConfig(Config):
@@ -83,7 +83,8 @@ class DataConfig(SourceConfig):
     """Where the images come from and what the model sees of them."""
 
     image_size: Count | Pair | Literal["auto"] = Field(
-        default="auto", description="side, or [height, width], in pixels; auto: from the data"
+        default="auto",
+        description="side or [height, width], pixels; auto: of init or preset; of the data if patch_size=auto",
     )
     channels: Channels | Literal["auto"] = Field(
         default="auto", description="1 grey, 3 RGB, 4 RGBA; auto: from the data"
@@ -91,10 +92,10 @@ class DataConfig(SourceConfig):
     fit: Literal["crop", "squash"] = Field(
         default="crop", description="to the model's shape by centre crop, or by changing the aspect"
     )
-    mean: Floats | Literal["auto"] = Field(
+    mean: Shares | Literal["auto"] = Field(
         default="auto", description="per channel, in [0,1]; auto: of the train split, or of init"
     )
-    std: Floats | Literal["auto"] = Field(
+    std: Shares | Literal["auto"] = Field(
         default="auto", description="per channel, in [0,1]; auto: of the train split, or of init"
     )
     val_fraction: float = Field(
@@ -121,7 +122,9 @@ class AugmentConfig(Config):
     crop: Literal["none", "random_resized"] = Field(
         default="none", description="random_resized: a random part of the image, resized to the model's shape"
     )
-    crop_scale: Shares = Field(default=(0.08, 1.0), description="least and largest area of a crop, shares of the image")
+    crop_scale: ShareRange = Field(
+        default=(0.08, 1.0), description="least and largest area of a crop, shares of the image"
+    )
     crop_ratio: Rising = Field(default=(0.75, 1.3333), description="least and largest width / height of a crop")
     pad_crop: int = Field(default=0, ge=0, description="whole-pixel shift up to this many pixels (pad, then crop)")
     flip: float = Field(default=0.0, ge=0, le=1, description="probability of a left-right flip")
@@ -167,7 +170,7 @@ class AugmentConfig(Config):
         default=(0.1, 2.0), description="least and largest standard deviation of the blur, pixels; policy three too"
     )
     erase: float = Field(default=0.0, ge=0, le=1, description="probability of random erasing")
-    erase_scale: Shares = Field(
+    erase_scale: ShareRange = Field(
         default=(0.02, 0.3333), description="least and largest area that is erased, shares of the image"
     )
     erase_ratio: Rising = Field(default=(0.3, 3.3), description="least and largest height / width of what is erased")

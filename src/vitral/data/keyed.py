@@ -38,7 +38,6 @@ class Stream(IntEnum):
     MIX_KIND = 11
     CUT_X = 12
     CUT_Y = 13
-    SPLIT = 14
     FLIP_VERTICAL = 15
     CROP_AREA = 16
     CROP_RATIO = 17

@@ -85,7 +85,7 @@ def held_out(dataset: Dataset, fraction: float) -> Dataset:
     if "val" not in dataset.splits:
         dataset = with_validation(dataset, fraction)
     if "test" not in dataset.splits:
-        note = "no test split: results are of the validation data, on which the best checkpoint is chosen too"
+        note = "no test split: results are of the validation data, on which checkpoint and temperature are chosen too"
         dataset = replace(dataset, notes=(*dataset.notes, note))
     return dataset
 

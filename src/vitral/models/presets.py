@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from vitral.config import Config, Floats, Pair, build
+from vitral.config import Config, Pair, Shares, build
 from vitral.errors import UserError, nearest
 
 
@@ -44,8 +44,8 @@ class ModelConfig(Config):
         default="exact", description="form of the activation; the paper's weights used tanh"
     )
     norm_eps: float = Field(default=1e-6, gt=0, description="epsilon of every layer norm")
-    mean: Floats = Field(default=(), description="per channel, in units of [0,1] images; empty: 0.5 for each")
-    std: Floats = Field(default=(), description="per channel, in units of [0,1] images; empty: 0.5 for each")
+    mean: Shares = Field(default=(), description="per channel, in units of [0,1] images; empty: 0.5 for each")
+    std: Shares = Field(default=(), description="per channel, in units of [0,1] images; empty: 0.5 for each")
 
     @model_validator(mode="before")
     @classmethod

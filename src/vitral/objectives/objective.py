@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from torch import nn
 
 from vitral.models.vit import VisionTransformer
+from vitral.objectives.balance import NO_BALANCE, ClassBalance
+from vitral.objectives.config import ObjectiveConfig
 from vitral.structs import Batch, StepOutput
 
 
@@ -14,6 +17,17 @@ class Objective(nn.Module, ABC):
     """A loss together with all it trains. `model` is what is evaluated and saved: the encoder, with a head if any."""
 
     model: VisionTransformer
+
+    @abstractmethod
+    def __init__(
+        self,
+        factory: Callable[[], VisionTransformer],
+        config: ObjectiveConfig,
+        steps: int,
+        balance: ClassBalance = NO_BALANCE,
+    ) -> None:
+        """`factory` builds the model anew at each call; `steps` is the length of the run; `balance` is of its data."""
+        super().__init__()
 
     @abstractmethod
     def forward(self, batch: Batch, step: int) -> StepOutput:

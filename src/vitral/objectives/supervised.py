@@ -37,7 +37,7 @@ class Supervised(Objective):
         steps: int,
         balance: ClassBalance = NO_BALANCE,
     ) -> None:
-        super().__init__()
+        super().__init__(factory, config, steps, balance)
         self.model = factory()
         self.config, self.head_steps = config, round(config.head_first * steps)
         # Buffers, so that they are where the model is; not saved, as they follow from the configuration and the data.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+from annotated_types import Ge, Lt
 from pydantic import Field, Strict
 
 from vitral.config import Config
 
-Betas = Annotated[tuple[float, float], Strict(False)]
+Beta = Annotated[float, Ge(0), Lt(1)]
+Betas = Annotated[tuple[Beta, Beta], Strict(False)]
 
 
 class OptimConfig(Config):

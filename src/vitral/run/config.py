@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -52,7 +53,7 @@ class ModelOptions(Config):
 class RunConfig(Config):
     """One training run. config.yaml in the run folder holds every key, resolved, and replays the run."""
 
-    recipe: str = Field(default="custom", description="name that the summary carries")
+    recipe: str = Field(default="custom", pattern=r"^[\w. -]+$", description="name that the summary carries")
     seed: int = Field(default=0, ge=0, lt=2**63, description="of weights, order, augmentation and dropout")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     out: str | None = Field(default=None, description="run folder; null: runs/RECIPE-TIME")
@@ -99,13 +100,12 @@ def recipes() -> dict[str, Path]:
 def load_config(recipe: str | None, overrides: Mapping[str, Any]) -> RunConfig:
     """A recipe's name or a YAML file, with dotted keys on top. Raises UserError for anything unknown or wrong.
 
-    `data=X` is short for `data.path=X`; a path given without a source makes the source `auto`. Without a recipe it is
-    `small` where data is given, else `digits`.
+    `data=X` is short for `data.path=X`; a path given without a source makes the source `auto`; train.epochs given
+    replaces a recipe's train.steps. Without a recipe it is `small` where data is given, else `digits`.
     """
-    overrides = dict(overrides)
-    if "data" in overrides and not isinstance(overrides["data"], Mapping):
-        overrides["data.path"] = overrides.pop("data")
-    overrides = flatten(overrides)
+    overrides = flatten(expand_data(overrides))
+    if "train.epochs" in overrides:
+        overrides.setdefault("train.steps", None)
     if "data.path" in overrides:
         overrides.setdefault("data.source", "auto")
     recipe = recipe or ("small" if "data.path" in overrides else "digits")
@@ -114,6 +114,18 @@ def load_config(recipe: str | None, overrides: Mapping[str, Any]) -> RunConfig:
     if path in recipes().values():
         tree.setdefault("recipe", recipe)
     return build(RunConfig, with_overrides(RunConfig, tree, overrides))
+
+
+def expand_data(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`data=X` as `data.path=X`; paths as text. Raises UserError where both are given."""
+    keys = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in overrides.items()}
+    if "data" in keys and not isinstance(keys["data"], Mapping):
+        if "data.path" in keys:
+            raise UserError(
+                "named twice: as data and as data.path", where="data", got=f"{keys['data']} and {keys['data.path']}"
+            )
+        keys["data.path"] = keys.pop("data")
+    return keys
 
 
 def _recipe_path(recipe: str) -> Path:
@@ -133,20 +145,10 @@ def recipe_values(recipe: str) -> Tree:
     return flatten(load_yaml(_recipe_path(recipe)))
 
 
-def difference(one: RunConfig, other: RunConfig) -> list[str]:
-    """Dotted keys in which two configurations differ, but for those that don't change what a run computes."""
-    free = {
-        "resume",
-        "overwrite",
-        "out",
-        "recipe",
-        "train.log_every",
-        "train.save_seconds",
-        "data.workers",
-        "data.worker_kind",
-        "data.cache_mb",
-        "check.allow",
-        "check.skip",
-    }
+def difference(one: RunConfig, other: RunConfig) -> list[tuple[str, Any, Any]]:
+    """Keys in which two configurations differ, with both values, but for those that don't change what is computed."""
+    free = {"resume", "overwrite", "out", "recipe", "report", "device", "check.allow", "check.skip"}
+    free |= {"data.workers", "data.worker_kind", "data.cache_mb", "train.log_every", "train.save_seconds"}
     mine, theirs = flatten(one.model_dump()), flatten(other.model_dump())
-    return [key.name for key in describe(RunConfig) if key.name not in free and mine[key.name] != theirs[key.name]]
+    names = [key.name for key in describe(RunConfig) if key.name not in free]
+    return [(name, mine[name], theirs[name]) for name in names if mine[name] != theirs[name]]

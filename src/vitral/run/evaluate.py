@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,7 +37,7 @@ def evaluate(model: str, options: EvalOptions | None = None) -> dict[str, Any]:
     predictor = load(model, options.device)
     problem = PROBLEMS[predictor.config.problem_type]
     _check_threshold(predictor, options)
-    dataset, skipped = _open(predictor.config, options)
+    dataset, skipped = _open(predictor.config, options, predictor.config)
     name = _split_name(dataset, options)
     split = _in_classes_of(predictor, dataset, dataset.splits[name])
     logits_NC, labels_N = _logits(predictor, split, options.batch_size)
@@ -45,8 +45,9 @@ def evaluate(model: str, options: EvalOptions | None = None) -> dict[str, Any]:
     result = {"model": model, "data": dataset.name, "split": name, **found, "skipped": skipped.get(name, [])}
     if options.compare is not None:
         other = load(options.compare, options.device)
-        if other.config.architecture.in_channels != predictor.config.architecture.in_channels:
-            dataset, _ = _open(other.config, options)
+        if _recorded(other.config) != _recorded(predictor.config):
+            log.warning("the two models were trained on different data or splits: one may know these images")
+        dataset, _ = _open(predictor.config, options, other.config)
         theirs = _in_classes_of(other, dataset, dataset.splits[name])
         other_NC, other_labels_N = _logits(other, theirs, options.batch_size)
         right_N, other_right_N = problem.right(logits_NC, labels_N), problem.right(other_NC, other_labels_N)
@@ -69,38 +70,57 @@ def _check_threshold(predictor: Predictor, options: EvalOptions) -> None:
             )  # fmt: skip
 
 
-def _open(folder: FolderConfig, options: EvalOptions) -> tuple[Dataset, dict[str, list[str]]]:
-    """The data asked for, or those of the training, with a warning if they have changed since; and the damaged images
-    that were left out, "name: cause", by split."""
-    shape: dict[str, Any] = {
-        "channels": folder.architecture.in_channels, "background": folder.preprocessing.background,
-    }  # fmt: skip
-    if options.data.path is not None or options.data.source != "auto":
-        asked = build(DataConfig, {**options.data.model_dump(), **shape})
-        return _readable(open_dataset(asked, hold_out=False, equal_classes=False), asked)
-    recorded = folder.provenance.get("data")
-    if not isinstance(recorded, dict):
+class _Recorded(NamedTuple):
+    """What a model folder says of its data."""
+
+    source: SourceConfig
+    val_fraction: float
+    fingerprint: str
+
+
+def _recorded(folder: FolderConfig) -> _Recorded | None:
+    data = folder.provenance.get("data")
+    if not isinstance(data, dict) or not {"path", "source", "val_fraction", "fingerprint"} <= data.keys():
+        return None
+    keys = {key: data[key] for key in SourceConfig.model_fields if key in data}
+    source = build(SourceConfig, keys, where=f"{folder.name}: recorded data")
+    return _Recorded(source, data["val_fraction"], data["fingerprint"])
+
+
+def _open(folder: FolderConfig, options: EvalOptions, reader: FolderConfig) -> tuple[Dataset, dict[str, list[str]]]:
+    """The images asked for, or those of `folder`'s training, as `reader` sees them; and the damaged ones that were left
+    out, "name: cause", by split. Where the images asked for are those of the training, only the part that was held out
+    counts as validation data."""
+    recorded, asked = _recorded(folder), options.data
+    named = asked.path is not None or asked.source != "auto"
+    if named:
+        keys = asked.model_dump()
+    elif recorded is not None:
+        keys = recorded.source.model_dump() | {"verify": recorded.source.verify and asked.verify}
+    else:
         raise UserError(
             "this model doesn't say what it was trained on", where=folder.name, hint="Name the images: data=DIR."
         )
-    keys = {key: recorded[key] for key in (*SourceConfig.model_fields, "val_fraction") if key in recorded}
-    keys["verify"] = recorded["verify"] and options.data.verify
-    asked = build(DataConfig, {**keys, **shape}, where=f"{folder.name}: recorded data")
-    dataset = open_dataset(asked, hold_out=False, equal_classes=False)
-    if dataset.fingerprint != recorded["fingerprint"]:
-        log.warning("the data at %s have changed since the training", recorded["path"])
-    asked = asked.model_copy(update={"max_bad": max(asked.max_bad, options.data.max_bad)})
-    dataset, skipped = _readable(dataset, asked)
-    return held_out(dataset, asked.val_fraction), skipped
+    keys |= {"channels": reader.architecture.in_channels, "background": reader.preprocessing.background}
+    config = build(DataConfig, keys)
+    dataset = open_dataset(config, hold_out=False, equal_classes=False)
+    same = recorded is not None and dataset.fingerprint == recorded.fingerprint
+    if not named and not same:
+        log.warning("the data at %s have changed since the training", config.path)
+    if recorded is None or (named and not same):
+        return _readable(dataset, asked.max_bad)
+    # Damaged images are left out before the validation data are, as in the training.
+    dataset, skipped = _readable(dataset, max(asked.max_bad, recorded.source.max_bad))
+    return held_out(dataset, recorded.val_fraction), skipped
 
 
-def _readable(dataset: Dataset, config: DataConfig) -> tuple[Dataset, dict[str, list[str]]]:
+def _readable(dataset: Dataset, max_bad: int) -> tuple[Dataset, dict[str, list[str]]]:
     """Without the damaged images, which are looked for only where some are allowed: reading names the first one."""
-    if not config.max_bad:
+    if not max_bad:
         return dataset, {}
     damage = find_damage(dataset)
     skipped = {name: said(dataset.splits[name], found) for name, found in damage.items()}
-    return without_damage(dataset, damage, config.max_bad), skipped
+    return without_damage(dataset, damage, max_bad), skipped
 
 
 def _split_name(dataset: Dataset, options: EvalOptions) -> str:

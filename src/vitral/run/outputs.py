@@ -69,7 +69,7 @@ def write_predictions(
     Multi-label: the classes that are there, those with a probability of 0.5 or more and their probabilities, each
     joined by ";", and whether they are the same.
     """
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "label", "prediction", "score", "correct"])
         if labels_N.ndim == 2:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from vitral.config import build
 from vitral.data.check import Normalisation
 from vitral.data.config import DataConfig
-from vitral.data.dataset import Dataset, Split
+from vitral.data.dataset import Dataset, Split, spaced
 from vitral.data.findings import CheckReport
 from vitral.data.loader import ImageStore
 from vitral.data.reading import RandomCrop
@@ -24,7 +25,7 @@ from vitral.models.presets import PRESETS, ModelConfig, resolve
 from vitral.models.vit import VisionTransformer
 from vitral.predictor import pick_device
 from vitral.run.check import open_checked
-from vitral.run.config import RunConfig
+from vitral.run.config import ModelOptions, RunConfig
 from vitral.training.journal import log
 from vitral.weights.folder import FolderConfig, load_folder
 from vitral.weights.tensors import check_match
@@ -65,8 +66,11 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
     device = pick_device(config.device)
     source = load_folder(config.init) if config.init else None
     channels = config.data.channels
-    if channels == "auto" and source is not None:
-        channels = source[1].architecture.in_channels
+    if source is not None:
+        takes = source[1].architecture.in_channels
+        if channels not in ("auto", takes):
+            raise UserError("init takes another number of channels", where="data.channels", got=channels, wanted=takes)
+        channels = takes
     report: CheckReport | None = None
     if dataset is None:
         data = config.data.model_copy(update={"channels": channels})
@@ -91,11 +95,12 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
         }
         mean, std = _statistics(config, train, source[1] if source else None)
         architecture = build(ModelConfig, {**draft.model_dump(), "mean": mean, "std": std}, where="data")
-        data = data.model_copy(update={"mean": mean, "std": std})
+        data = data.model_copy(update={"mean": mean, "std": std, "path": _absolute(config.data.path)})
         precision = (
             config.precision if config.precision != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
         )
-        model = config.model.model_copy(update={"patch_size": architecture.patch_size, "name": name})
+        kept = {key: value for key, value in architecture.model_dump().items() if key in ModelOptions.model_fields}
+        model = config.model.model_copy(update=kept)
         settled = config.model_copy(update={"data": data, "model": model, "precision": precision})
         init = _initial_weights(architecture, source, config.init or "") if source else None
         opened.pop_all()
@@ -138,6 +143,10 @@ def _decode_crop(config: RunConfig, train: Split) -> RandomCrop | None:
         return None
     augment = config.augment
     return RandomCrop(config.seed, augment.crop_scale, augment.crop_ratio, config.data.max_pixels)
+
+
+def _absolute(path: str | None) -> str | None:
+    return str(Path(path).expanduser().absolute()) if path is not None and Path(path).expanduser().exists() else path
 
 
 def _workers(data: DataConfig) -> int:
@@ -193,15 +202,22 @@ def _statistics(
         if init is not None:
             found = init.architecture.mean, init.architecture.std
         else:
-            index_B = torch.linspace(0, len(train.split) - 1, min(len(train.split), _STATISTICS_SAMPLES)).long()
-            pixels_CX = train.get(index_B).transpose(0, 1).flatten(1).double() / 255
-            spread = pixels_CX.std(dim=1).clamp(min=1 / 255)
-            found = (
-                tuple(round(v, 4) for v in pixels_CX.mean(dim=1).tolist()),
-                tuple(round(v, 4) for v in spread.tolist()),
-            )
+            found = _pixel_statistics(train)
         mean, std = (found[0] if mean == "auto" else mean), (found[1] if std == "auto" else std)
     return mean, std
+
+
+def _pixel_statistics(train: ImageStore) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    index_B = torch.tensor(spaced(len(train.split), _STATISTICS_SAMPLES))
+    sums_2C, count = 0.0, 0
+    for part_B in index_B.split(64):
+        pixels_CX = train.get(part_B).transpose(0, 1).flatten(1).double() / 255
+        sums_2C = sums_2C + torch.stack([pixels_CX.sum(dim=1), pixels_CX.square().sum(dim=1)])
+        count += pixels_CX.shape[1]
+    assert isinstance(sums_2C, Tensor)
+    mean_C, square_C = sums_2C / count
+    std_C = (square_C - mean_C.square()).clamp(min=0).sqrt().clamp(min=1 / 255)
+    return tuple(round(v, 4) for v in mean_C.tolist()), tuple(round(v, 4) for v in std_C.tolist())
 
 
 def _initial_weights(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
+import tempfile
 import time
 from collections.abc import Generator, Mapping
 from contextlib import closing, contextmanager
@@ -17,11 +20,12 @@ from vitral.data.dataset import Dataset
 from vitral.data.loader import ImageStore, TrainLoader, eval_batches
 from vitral.data.sampling import class_shares
 from vitral.data.workers import refuse_unguarded
-from vitral.errors import RunFailed, UserError
+from vitral.errors import Interrupted, RunFailed, UserError
 from vitral.evaluate.classify import collect_logits
 from vitral.evaluate.problems import PROBLEMS
 from vitral.objectives.balance import NO_BALANCE, ClassBalance, class_balance
-from vitral.objectives.supervised import Supervised
+from vitral.objectives.objective import Objective
+from vitral.objectives.table import OBJECTIVES
 from vitral.optim.ema import WeightEMA
 from vitral.optim.optimizer import make_optimizer
 from vitral.optim.schedules import learning_rate
@@ -58,69 +62,90 @@ def train(
 
 
 def run(config: RunConfig, dataset: Dataset | None = None) -> dict[str, Any]:
-    """The run that a configuration describes, on its data or on those given. Torch's random state is left as it was."""
-    folder = Path(config.out or f"runs/{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
+    """The run that a configuration describes, on its data or on those given. Torch's settings are left as they were."""
     refuse_unguarded()
-    _check_folder(folder, config)
-    with (
-        torch.random.fork_rng(),
-        _determinism(config.deterministic),
-        closing(prepare(config, dataset)) as prepared,
-    ):
+    folder = _choose_folder(config)
+    with torch.random.fork_rng(), _settings(config), closing(prepare(config, dataset)) as prepared:
         state, objective, steps = _assemble(prepared)
         resuming = config.resume and (folder / "checkpoints" / "last.safetensors").is_file()
         if resuming:
             _resume(folder, prepared.config, state)
-        _open_folder(folder, prepared, fresh=not resuming)
-        with log_file(folder / "train.log"):
-            if config.resume and not resuming:
-                log.info("nothing to resume in %s: the run starts anew", folder)
-            _say_start(prepared, objective, steps, folder)
-            if resuming:
-                log.info("going on at step %d", state.progress.step)
-            try:
+        try:
+            _open_folder(folder, prepared, fresh=not resuming)
+            with log_file(folder / "train.log"):
+                if config.resume and not resuming:
+                    log.info("nothing to resume in %s: the run starts anew", folder)
+                _say_start(prepared, objective, steps, folder)
+                if resuming:
+                    log.info("going on at step %d", state.progress.step)
                 _fit(prepared, state, objective, steps, folder)
                 return _finish(prepared, state, objective, folder)
-            except OSError as error:
-                raise RunFailed(f"{error}. Checkpoints are in {folder / 'checkpoints'}") from error
+        except OSError as error:
+            raise RunFailed(f"{error}. Checkpoints are in {folder / 'checkpoints'}") from error
+        except KeyboardInterrupt:
+            message = f"stopped outside of training. Go on with:\n  {_resume_command(folder)}"
+            raise Interrupted(signal.SIGINT, message) from None
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                hint = "A smaller train.micro_batch needs less and computes the same."
+                raise RunFailed(f"out of memory: {str(error).splitlines()[0]}\n  {hint}") from error
+            raise
 
 
 @contextmanager
-def _determinism(wanted: bool) -> Generator[None]:
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(wanted or before)
+def _settings(config: RunConfig) -> Generator[None]:
+    """Determinism as asked for; it and the number of threads (which a resume sets) are as before afterwards."""
+    before, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(config.deterministic or before)
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+        torch.set_num_threads(threads)
 
 
-def _check_folder(folder: Path, config: RunConfig) -> None:
-    """Refuse a folder that holds something, unless told, or cannot be written, before anything is computed."""
+def _choose_folder(config: RunConfig) -> Path:
+    """The run folder. Refused, before anything is computed: a file, a folder that holds something (unless told), files
+    of our names that no run of ours wrote, and a place that cannot be written."""
+    start = f"runs/{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = (start, *(f"{start}-{number}" for number in range(2, 1000)))
+    folder = Path(config.out or next(name for name in names if not Path(name).exists())).expanduser()
     if folder.exists() and not folder.is_dir():
         raise UserError("the run folder is a file", where="out", got=folder)
-    if folder.is_dir() and any(folder.iterdir()) and not (config.resume or config.overwrite):
+    inside = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set[str]()
+    if inside and not (config.resume or config.overwrite):
         raise UserError(
             "the run folder is not empty", where="out", got=folder,
             hint="resume=true goes on with the run in it, overwrite=true replaces it.",
         )  # fmt: skip
-    parent = folder
+    strangers = inside & set(_OURS) if "checkpoints" not in inside else set[str]()
+    if strangers:
+        raise UserError(
+            "this is no run folder, and files in it would be replaced", where="out", got=", ".join(sorted(strangers))
+        )
+    parent = folder.absolute()
     while not parent.exists():
         parent = parent.parent
-    probe = parent / ".vitral-write-test"
     try:
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=parent):
+            pass
     except OSError as error:
         raise UserError("the run folder cannot be written", where="out", got=f"{parent}: {error.strerror}") from None
+    return folder
 
 
-def _assemble(prepared: Prepared) -> tuple[TrainState, Supervised, int]:
+def _assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
     config = prepared.config
     torch.manual_seed(config.seed)
     steps = total_steps(config.train, len(prepared.train.split))
-    balance = _class_balance(prepared)
-    objective = Supervised(prepared.build, config.objective, steps, balance).to(prepared.device)
+    if config.optim.warmup >= max(steps, 1):
+        raise UserError(
+            "the warm-up is longer than the run", where="optim.warmup", got=config.optim.warmup, wanted=f"below {steps}"
+        )
+    make = OBJECTIVES[config.objective.kind]
+    objective = make(prepared.build, config.objective, steps, _class_balance(prepared)).to(prepared.device)
     micro = min(config.train.micro_batch or config.train.batch_size, config.train.batch_size)
     drop_path = prepared.architecture.drop_path
     if drop_path and round(micro * (1 - drop_path)) == micro:
@@ -131,7 +156,7 @@ def _assemble(prepared: Prepared) -> tuple[TrainState, Supervised, int]:
         )
     optimizer = make_optimizer(objective, config.optim)
     ema = WeightEMA(objective.model, prepared.build(), config.train.ema) if config.train.ema else None
-    return TrainState(objective, optimizer, ema, Progress()), objective, steps
+    return TrainState(objective, optimizer, ema, Progress(), prepared.dataset.fingerprint), objective, steps
 
 
 def _class_balance(prepared: Prepared) -> ClassBalance:
@@ -150,14 +175,10 @@ def _class_balance(prepared: Prepared) -> ClassBalance:
 
 def _resume(folder: Path, config: RunConfig, state: TrainState) -> None:
     before = build(RunConfig, load_yaml(folder / "config.yaml"), where=str(folder / "config.yaml"))
-    changed = difference(before, config)
+    changed = [f"{key}: {old}, now {new}" for key, old, new in difference(before, config)]
     if changed:
-        raise UserError(
-            "the run to go on with was configured otherwise",
-            where=str(folder),
-            got=", ".join(changed),
-            hint=f"Go on with: {_resume_command(folder)}",
-        )
+        hint = f"Go on with: {_resume_command(folder)}"
+        raise UserError("the run was configured otherwise", where=str(folder), got="; ".join(changed), hint=hint)
     state.load(folder / "checkpoints" / "last.safetensors")
 
 
@@ -167,17 +188,16 @@ def _resume_command(folder: Path) -> str:
 
 def _open_folder(folder: Path, prepared: Prepared, *, fresh: bool) -> None:
     """Make the folder; of an overwritten run only our own files go."""
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     if not fresh:
         return
     outputs.remove(folder, _OURS)
-    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints").mkdir(parents=True)
     tree = prepared.config.model_copy(update={"resume": False, "overwrite": False, "out": None}).model_dump(mode="json")
     (folder / "config.yaml").write_text(dump_yaml(tree), encoding="utf-8")
     outputs.write_json(folder / "env.json", outputs.environment(prepared.device))
 
 
-def _say_start(prepared: Prepared, objective: Supervised, steps: int, folder: Path) -> None:
+def _say_start(prepared: Prepared, objective: Objective, steps: int, folder: Path) -> None:
     splits = ", ".join(f"{len(split)} {name}" for name, split in prepared.dataset.splits.items())
     height, width = prepared.architecture.image_size
     count = sum(parameter.numel() for parameter in objective.model.parameters())
@@ -204,7 +224,7 @@ def _say_start(prepared: Prepared, objective: Supervised, steps: int, folder: Pa
     )
 
 
-def _fit(prepared: Prepared, state: TrainState, objective: Supervised, steps: int, folder: Path) -> None:
+def _fit(prepared: Prepared, state: TrainState, objective: Objective, steps: int, folder: Path) -> None:
     config = prepared.config
     validation, problem = prepared.judged["val"], PROBLEMS[prepared.dataset.problem_type]
 
@@ -228,7 +248,7 @@ def _fit(prepared: Prepared, state: TrainState, objective: Supervised, steps: in
     fit(state, objective, loader, config.train, plan, validate)
 
 
-def _finish(prepared: Prepared, state: TrainState, objective: Supervised, folder: Path) -> dict[str, Any]:
+def _finish(prepared: Prepared, state: TrainState, objective: Objective, folder: Path) -> dict[str, Any]:
     """Judge the best weights, write what the run leaves, say the number."""
     config, progress, dataset = prepared.config, state.progress, prepared.dataset
     if progress.best_step < 0:
@@ -252,11 +272,11 @@ def _finish(prepared: Prepared, state: TrainState, objective: Supervised, folder
         "seed": config.seed, "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "temperature": temperature,
     }  # fmt: skip
+    card = outputs.model_card(summary, dataset.classes, dataset.notes, prepared.name)
+    save_folder(folder / "model", model, _folder_config(prepared, summary, temperature), card)
     outputs.write_predictions(
         folder / "predictions.csv", list(store.split.names), dataset.classes, labels_N, probabilities_NC
     )
-    card = outputs.model_card(summary, dataset.classes, dataset.notes, prepared.name)
-    save_folder(folder / "model", model, _folder_config(prepared, summary, temperature), card)
     outputs.write_json(folder / "summary.json", summary)
     if config.report:
         _report(prepared, folder, summary, found, probabilities_NC)
@@ -289,7 +309,6 @@ def _report(
 def _folder_config(prepared: Prepared, summary: dict[str, Any], temperature: float) -> FolderConfig:
     config, dataset = prepared.config, prepared.dataset
     size, channels = prepared.architecture.image_size, prepared.architecture.in_channels
-    path = config.data.path
     return FolderConfig(
         name=prepared.name,
         architecture=prepared.architecture,
@@ -303,7 +322,6 @@ def _folder_config(prepared: Prepared, summary: dict[str, Any], temperature: flo
             "recipe": config.recipe, "seed": config.seed, "init": config.init,
             "data": {
                 **config.data.model_dump(mode="json", include=set(SourceConfig.model_fields)),
-                "path": str(Path(path).resolve()) if path and Path(path).exists() else path,
                 "val_fraction": config.data.val_fraction,
                 "fingerprint": dataset.fingerprint,
                 "content": prepared.report.fingerprint if prepared.report else None, "notes": list(dataset.notes),

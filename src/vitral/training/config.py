@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
 
 from vitral.config import Config
+
+Epochs = Annotated[float, Field(gt=0)]
 
 
 class TrainConfig(Config):
@@ -19,7 +23,9 @@ class TrainConfig(Config):
     ema: float | None = Field(
         default=None, gt=0, lt=1, description="decay of the averaged weights that are judged and saved; null: off"
     )
-    eval_every: float = Field(default=1.0, gt=0, description="epochs between validations")
+    eval_every: Epochs | Literal["auto"] = Field(
+        default="auto", description="epochs between validations; auto: 20 of them, evenly over the run"
+    )
     patience: int | None = Field(
         default=None, ge=1, description="stop after so many validations without a better one; null: never"
     )
@@ -27,3 +33,9 @@ class TrainConfig(Config):
     save_seconds: float = Field(
         default=300.0, ge=0, description="seconds between checkpoints; a stop and the end save too"
     )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainConfig:
+        if self.micro_batch is not None and self.micro_batch > self.batch_size:
+            raise ValueError(f"train.micro_batch {self.micro_batch} is more than train.batch_size {self.batch_size}")
+        return self

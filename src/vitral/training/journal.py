@@ -28,10 +28,27 @@ class _ConsoleHandler(logging.Handler):
 
 
 def console_logging() -> None:
-    """Show the log on stderr, once, unless the program that uses us has set up its own."""
-    if not any(isinstance(handler, _ConsoleHandler) for handler in log.handlers):
+    """Show the log on stderr, once."""
+    if not _console_handlers():
         log.addHandler(_ConsoleHandler())
         log.propagate = False
+
+
+@contextmanager
+def console_silence() -> Generator[None]:
+    """Nothing on stderr for a while, no progress bar either."""
+    handlers = _console_handlers()
+    for handler in handlers:
+        log.removeHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            log.addHandler(handler)
+
+
+def _console_handlers() -> list[logging.Handler]:
+    return [handler for handler in log.handlers if isinstance(handler, _ConsoleHandler)]
 
 
 @contextmanager
@@ -57,7 +74,11 @@ class Journal:
         self.file = self.path.open("a", encoding="utf-8")
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
         self.bar = Progress(
-            *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not sys.stderr.isatty()
+            *columns,
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not (sys.stderr.isatty() and _console_handlers()),
         )
         self.task = self.bar.add_task("training", total=steps, completed=step)
 
@@ -69,13 +90,19 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.bar.stop()
-        self.file.close()
-        write_csv(self.csv_path, self.read(self.path.parent))
+        try:
+            self.file.close()
+            write_csv(self.csv_path, self.read(self.path.parent))
+        except OSError as trouble:  # must not hide what ended the run
+            log.error("%s is incomplete: %s", self.csv_path, trouble)
 
     def row(self, row: dict[str, Any]) -> None:
         """One JSON line; also moves the bar to the row's step."""
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps(row) + "\n")
+            self.file.flush()
+        except OSError as error:
+            log.error("a row of %s is lost: %s", self.path, error)
         if "loss" in row:
             text = f"epoch {row['epoch']:.1f}  loss {row['loss']:.4f}  {row['images_per_second']:.0f} images/s"
             self.bar.update(self.task, completed=row["step"], description=text)

@@ -21,6 +21,8 @@ from vitral.training.signals import StopSignal
 from vitral.training.state import TrainState
 from vitral.weights.tensors import save_tensors
 
+VALIDATIONS = 20  # of a run, by default
+
 
 def total_steps(config: TrainConfig, samples: int) -> int:
     """Weight updates of a run over `samples` training images; the last epoch is rounded up to whole batches."""
@@ -57,6 +59,7 @@ def fit(
     """
     progress, last = state.progress, plan.folder / "last.safetensors"
     epochs_a_step = config.batch_size / len(loader.store.split)
+    due = VALIDATIONS / plan.steps if config.eval_every == "auto" else epochs_a_step / config.eval_every
     saved = started = time.monotonic()
     before = progress.seconds
     with StopSignal() as stop, Journal(plan.folder.parent, plan.steps, progress.step) as journal:
@@ -68,31 +71,39 @@ def fit(
             progress.seconds = before + time.monotonic() - started
             epoch = progress.step * epochs_a_step
             progress.done = progress.step == plan.steps
+            log_due = progress.step % config.log_every == 0 or progress.done
+            judge_due = progress.done or math.floor(progress.step * due) > math.floor((progress.step - 1) * due)
+            save_due = progress.done or stop.signum is not None or time.monotonic() - saved >= config.save_seconds
 
-            if progress.step % config.log_every == 0 or progress.done:
+            if log_due or judge_due or save_due:
+                _check_finite(loss, norm, progress.step, last)
+            if log_due:
                 found = {"loss": loss, "grad_norm": norm, **metrics}
-                row = {"step": progress.step, "epoch": round(epoch, 4), "lr": rate} | {
-                    k: v.item() for k, v in found.items()
-                }
+                row = {"step": progress.step, "epoch": round(epoch, 4), "lr": rate}
+                row |= {name: value.item() for name, value in found.items()}
                 journal.row(row | {"images_per_second": round(progress.step * config.batch_size / progress.seconds, 1)})
-                if not math.isfinite(row["loss"]):
-                    raise RunFailed(
-                        f"the loss is {row['loss']} at step {progress.step}; a lower optim.lr may help. "
-                        f"Last good state: {last}"
-                    )
-            if progress.done or epoch // config.eval_every > (epoch - epochs_a_step) // config.eval_every:
+            if judge_due:
                 judge(state, objective, validate, journal, plan, epoch)
                 if config.patience is not None and progress.stale >= config.patience:
                     log.info("stopped early: no better validation in %d", progress.stale)
-                    progress.done = True
-            if progress.done or stop.signum is not None or time.monotonic() - saved >= config.save_seconds:
-                _saved(lambda: state.save(last))
+                    progress.done = save_due = True
+            if save_due:
+                is_saved = _saved(lambda: state.save(last))
                 saved = time.monotonic()
+                if stop.signum is not None and not progress.done:
+                    where = f"stopped at step {progress.step} of {plan.steps}"
+                    lost = "" if is_saved else ", and this state could not be saved"
+                    raise Interrupted(stop.signum, f"{where}{lost}. Go on with:\n  {plan.resume_command}")
             if progress.done:
                 break
-            if stop.signum is not None:
-                where = f"stopped at step {progress.step} of {plan.steps}"
-                raise Interrupted(stop.signum, f"{where}. Go on with:\n  {plan.resume_command}")
+
+
+def _check_finite(loss: torch.Tensor, norm: torch.Tensor, step: int, last: Path) -> None:
+    """Raise RunFailed before weights that a NaN has spoilt are judged or saved."""
+    if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
+        kept = f" Last good state: {last}" if last.exists() else ""
+        what = f"the loss is {loss.item()}, the gradient's norm {norm.item()} at step {step}"
+        raise RunFailed(f"{what}; a lower optim.lr may help.{kept}")
 
 
 def judge(

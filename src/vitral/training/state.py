@@ -40,6 +40,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     ema: WeightEMA | None
     progress: Progress
+    fingerprint: str = ""  # of the data
 
     def save(self, path: Path) -> None:
         """Weights, optimizer, EMA, progress, random states and thread count. Raises OSError and keeps an older file."""
@@ -54,6 +55,7 @@ class TrainState:
             "progress": asdict(self.progress),
             "ema_updates": self.ema.updates if self.ema else 0,
             "threads": torch.get_num_threads(),
+            "fingerprint": self.fingerprint,
         }
         save_tensors(path, tensors, {"state": json.dumps(facts)})
 
@@ -63,6 +65,8 @@ class TrainState:
         if "state" not in metadata:
             raise UserError("not a checkpoint of a run", where=str(path))
         facts = json.loads(metadata["state"])
+        if facts["fingerprint"] != self.fingerprint:
+            raise UserError("the data have changed since this checkpoint", where=str(path))
         weights = _below(tensors, "objective.")
         check_match(self.objective.state_dict(), weights, str(path))
         self.objective.load_state_dict(weights)

@@ -23,7 +23,7 @@ CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
 
 class Preprocessing(Config):
-    """How an image becomes the model's input. Normalisation is inside the model; mean and std say what it is.
+    """How an image becomes the model's input. Normalisation is inside the model: architecture.mean, .std.
     `background` is the colour behind transparency."""
 
     image_size: Pair
@@ -76,7 +76,7 @@ def find_folder(model: str) -> Path:
     """The folder that MODEL means: a bundled name, then a local path. A run folder means the model inside it."""
     if model in bundled():
         return Path(str(resources.files("vitral") / "bundled" / model))
-    path = Path(model)
+    path = Path(model).expanduser()
     if (path / CONFIG).is_file():
         return path
     if (path / "model" / CONFIG).is_file():
@@ -90,7 +90,7 @@ def find_folder(model: str) -> Path:
     raise UserError(
         "no such model: neither a bundled name nor a folder",
         where=model,
-        wanted=f"{', '.join(bundled())}, or a path",
+        wanted=", ".join([*bundled(), "a path"]),
         nearest=close,
     )
 

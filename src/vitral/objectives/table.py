@@ -1,0 +1,6 @@
+"""Which class minimises which kind of objective."""
+
+from vitral.objectives.objective import Objective
+from vitral.objectives.supervised import Supervised
+
+OBJECTIVES: dict[str, type[Objective]] = {"supervised": Supervised}
