@@ -232,8 +232,10 @@ def _shapes(scans: dict[str, Scan], samples: list[Sample], whole: list[int]) -> 
 
 
 def _grey(dataset: Dataset, scans: dict[str, Scan], samples: list[Sample], whole: list[int]) -> list[Finding]:
+    if not whole or dataset.channels < 3:
+        return []
     grey_M = np.concatenate([found.grey_N for found in scans.values()])[whole]
-    if dataset.channels < 3 or not 0 < min(grey_M.mean(), 1 - grey_M.mean()) <= MIXED:
+    if not 0 < min(grey_M.mean(), 1 - grey_M.mean()) <= MIXED:
         return []
     rare = bool(grey_M.mean() <= 0.5)
     odd = np.flatnonzero(grey_M == rare)
