@@ -55,7 +55,7 @@ def test_import_contract():
     # In a process of its own: import-linter configures logging, and so silences ours.
     code = "import sys; from importlinter.cli import lint_imports; "
     code += "sys.exit(lint_imports(config_filename='pyproject.toml', no_cache=True, no_logo=True))"
-    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
     assert found.returncode == 0, found.stdout
 
 
