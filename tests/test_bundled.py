@@ -36,9 +36,9 @@ def test_it_reads_a_digit_from_a_file_and_from_arrays(digits_png: Path) -> None:
     model = vitral.load("vitral-digits")
     assert model.predict([digits_png])[0]["predictions"][0]["label"] == "0"
     digits: Any = load_digits()
-    images = digits.images[:20] / 16
+    images = digits.images / 16
     answers = [answer["predictions"][0]["index"] for answer in model.predict(list(images))]
-    assert answers == digits.target[:20].tolist()
+    assert (digits.target == answers).mean() > 0.98
 
 
 def test_compared_with_itself_nothing_differs() -> None:

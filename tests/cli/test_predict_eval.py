@@ -25,7 +25,7 @@ def lines(capsys: Capture, *argv: str | Path) -> list[dict[str, Any]]:
 
 
 def keys(values: dict[str, Any]) -> list[str]:
-    return [f"{key}={str(value).lower()}" for key, value in values.items()]
+    return [f"{key}={'null' if value is None else str(value).lower()}" for key, value in values.items()]
 
 
 def test_train_prints_the_summary_on_stdout_and_talks_on_stderr(capsys: Capture) -> None:

@@ -165,3 +165,9 @@ def test_tensors_keep_type_shape_and_metadata() -> None:
     assert_equal_tensors(found, tensors)
     assert all(found[name].dtype == tensor.dtype for name, tensor in tensors.items())
     assert metadata == {"who": "é"}
+
+
+def test_files_have_the_usual_permissions(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(1)})
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -23,10 +23,18 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         )
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        temporary.chmod(_mode())
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
         raise OSError(f"{path} could not be written: {error}") from error
+
+
+def _mode() -> int:
+    """Permissions of a new file as everywhere else; safetensors lets only the owner read."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
