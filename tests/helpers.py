@@ -66,11 +66,13 @@ def write_shapes(root: Path, count: int = 30, *, grey: bool = False, first: int 
     return root
 
 
-def write_colours(root: Path, classes: str = "cat dog", count: int = 4, size: tuple[int, int] = (12, 12)) -> Path:
-    """root/<class>/<number>.png of two colours each: images whose content doesn't matter."""
+def write_colours(
+    root: Path, classes: str = "cat dog", count: int = 4, size: tuple[int, int] = (12, 12), *, first: int = 0
+) -> Path:
+    """root/<class>/<number>.png of two colours each: images whose content doesn't matter, all different."""
     for index, label in enumerate(classes.split()):
         (root / label).mkdir(parents=True)
-        for number in range(count):
+        for number in range(first, first + count):
             image = Image.new("RGB", size, (60 * index, 20 * number, 90))
             image.paste((200, 90, 10 * number), (0, 0, size[0] // 4, size[1] // 3))
             image.save(root / label / f"{number}.png")

@@ -120,8 +120,8 @@ def test_wrong_folders_get_one_message(capsys: Capture) -> None:
     write_colours(Path("one"), "cat")
     refused("train small data=one", capsys, "only one class", "cat", "2 or more")
     write_colours(Path("both/train"))
-    write_colours(Path("both/val"), "cat dgo")
-    refused("train small data=both", capsys, "'val'", "missing: dog", "extra: dgo")
+    write_colours(Path("both/val"), "cat dgo", first=4)
+    refused("train small data=both", capsys, "split-classes", "train has none of dgo", "val has none of dog")
     Path("photo.zip").touch()
     refused("train small data=photo.zip", capsys, "this is a file", "Unpack it")
     write_colours(Path("cats"))
@@ -132,7 +132,7 @@ def test_wrong_folders_get_one_message(capsys: Capture) -> None:
 def test_an_unreadable_image_is_named(content: bytes | None, capsys: Capture) -> None:
     bad = write_colours(Path("photos")) / "dog" / "2.png"
     bad.write_bytes(bad.read_bytes()[:40] if content is None else content)
-    refused("train small data=photos out=run", capsys, "photos/dog/2.png")
+    refused("train small data=photos out=run", capsys, "photos: ", "dog/2.png", "data.max_bad=1")
     random_model(Path("model"), ("cat", "dog"))
     refused("eval model data=photos", capsys, "photos/dog/2.png")
     refused("predict model photos/dog/2.png", capsys, "photos/dog/2.png")

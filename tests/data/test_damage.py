@@ -58,6 +58,8 @@ def test_runs_and_evaluations_leave_out_the_same(capsys: pytest.CaptureFixture[s
     summary = run(load_config("small", keys))
     again = evaluate("run")
     assert (again["top1"], again["count"], again["loss"]) == (summary["top1"], summary["count"], summary["loss"])
+    named = evaluate("run", EvalOptions(data=EvalData(path="pets")))
+    assert (named["split"], named["count"], named["loss"]) == ("val", again["count"], again["loss"])
     random_model(Path("model"), ("cat", "dog"), in_channels=3)
     with pytest.raises(UserError, match=r"(cat/3|dog/0)\.png"):
         evaluate("model", EvalOptions(data=EvalData(path="pets")))

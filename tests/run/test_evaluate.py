@@ -95,8 +95,8 @@ def test_without_data_the_recorded_ones_are_used_from_anywhere(monkeypatch: pyte
 
 
 def test_splits_of_a_folder() -> None:
-    for split, count in (("train", 6), ("val", 3), ("test", 2)):
-        write_colours(Path("pets") / split, count=count)
+    for split, first, count in (("train", 0, 6), ("val", 6, 3), ("test", 9, 2)):
+        write_colours(Path("pets") / split, count=count, first=first)
     tiny_run("pets", "run")
     for options, split, count in (
         (None, "test", 4), (on("pets"), "test", 4), (on("pets", split="val"), "val", 6),
