@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,13 +95,12 @@ def open_hf(config: DataConfig) -> Dataset:
 
 def _library() -> Any:
     try:
-        import datasets
+        return import_module("datasets")
     except ImportError:
         raise UserError(
             "Parquet, Arrow, WebDataset and the hub need the library datasets", where="data.source",
             hint='pip install "vitral[datasets]"',
         ) from None  # fmt: skip
-    return datasets
 
 
 def _load(config: DataConfig) -> tuple[dict[str, Any], list[str]]:
