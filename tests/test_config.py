@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-from pydantic import Field
+from pydantic import Field, Strict
 
 from vitral.config import (
     Config,
@@ -125,6 +125,14 @@ def test_text_stays_text_where_text_is_wanted() -> None:
     assert made(size="[8, 16]").size == (8, 16)
     assert made(size="null").size is None
     assert made(out="none").out == "none"
+
+
+def test_a_list_of_one_may_stand_without_brackets() -> None:
+    class Listed(Config):
+        allow: Annotated[tuple[str, ...], Strict(False)] = ()
+
+    assert build(Listed, with_overrides(Listed, {}, {"allow": "dup"})).allow == ("dup",)
+    assert build(Listed, with_overrides(Listed, {}, {"allow": "[a, b]"})).allow == ("a", "b")
 
 
 def test_a_group_of_keys_is_no_value_and_a_value_no_group() -> None:

@@ -150,9 +150,10 @@ def _from_text(text: str, annotation: Any) -> Any:
     if str in kinds and not kinds & {int, float, bool, tuple}:
         return None if NoneType in kinds and text in ("null", "") else text
     try:
-        return parse_yaml(text)
+        value = parse_yaml(text)
     except yaml.YAMLError:
         return text
+    return [value] if kinds == {tuple} and isinstance(value, str) else value  # a list of one may stand bare
 
 
 def _flat(annotation: Any) -> Iterator[Any]:

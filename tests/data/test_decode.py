@@ -124,6 +124,12 @@ def test_integers_of_32_bits_are_stretched(tmp_path: Path) -> None:
     assert np.array_equal(hwc(decode(path, 1))[..., 0], grey)
 
 
+def test_integers_of_32_bits_within_a_byte_are_bytes(tmp_path: Path) -> None:
+    values = np.arange(256, dtype=np.int32).reshape(16, 16)
+    path = saved(tmp_path / "x.tif", Image.fromarray(values))
+    assert np.array_equal(decode(path, 1)[0].numpy(), values)
+
+
 def test_not_a_number_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.tif", Image.fromarray(np.array([[0.5, np.nan]], np.float32)))
     with pytest.raises(UserError, match=r"a\.tif.*not finite"):

@@ -226,3 +226,21 @@ def test_background_and_pixel_limit_reach_the_files(tmp_path: Path) -> None:
     train = open_dataset(DataConfig(path=str(tmp_path), max_pixels=23), hold_out=False).splits["train"]
     with pytest.raises(UserError, match="limit of 23 pixels"):
         train.read(0)
+
+
+@pytest.mark.parametrize("names", ["Train Val TEST", "training valid testing", "TRAINING Validation Testing"])
+def test_splits_in_other_spellings_are_no_classes(tmp_path: Path, names: str) -> None:
+    for name in names.split():
+        fill(tmp_path / name)
+    data = opened(tmp_path)
+    assert data.classes == ("cat", "dog")
+    assert set(data.splits) == {"train", "val", "test"}
+
+
+def test_the_hint_at_flat_files_survives_a_stray_text_file(tmp_path: Path) -> None:
+    for label in ("cat", "dog"):
+        for index in range(4):
+            write(tmp_path / f"{label}_{index}.png")
+    (tmp_path / "README.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match=r"data\.source=filename"):
+        opened(tmp_path, source="folder")

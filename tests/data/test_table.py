@@ -157,3 +157,8 @@ def test_indices_come_from_one_map_where_splits_lack_classes() -> None:
         "train": [0, 1, 2], "val": [1, 2], "test": [1],
     }  # fmt: skip
     assert data.absent() == {"val": ("ant",), "test": ("ant", "cat")}
+
+
+def test_only_line_ends_end_lines() -> None:
+    data = opened(manifest("\n".join(["path,label", *(line.replace("cat", "c\x0ba\u2028t") for line in rows())])))
+    assert data.classes == ("c\x0ba\u2028t", "dog")

@@ -68,7 +68,6 @@ class Description(Config):
     label_separator: Annotated[str, Field(min_length=1)] | None = None
     classes: Names | None = None
     subset: str | None = None
-    background: str | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Description:

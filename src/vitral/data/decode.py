@@ -282,7 +282,7 @@ def _scaled(image: Image.Image) -> Image.Image:
         scaled_HW = values_HW / 257
     elif image.mode == "F" and low >= 0 and high <= 1:
         scaled_HW = values_HW * 255
-    elif image.mode == "F" and low >= 0 and high <= 255:
+    elif low >= 0 and high <= 255 and (image.mode == "F" or image.format not in ("PNG", "PPM")):  # those hold 16 bits
         scaled_HW = values_HW
     elif low >= 0 and high <= 65535:
         scaled_HW = values_HW / 257

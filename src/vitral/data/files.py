@@ -19,7 +19,11 @@ from vitral.data.dataset import Labels, Split, spaced
 from vitral.data.decode import GREY_MODES, PLUGINS, Decoding, Source, decode, header, readable_extensions
 from vitral.errors import UserError
 
-SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
 SPLIT_OF = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
 _HEADERS = 2000
 
@@ -66,11 +70,12 @@ def size_in_bytes(path: str) -> int:
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """The folders train, val (or valid, validation) and test in `root`. Raises UserError for two of one split."""
-    here = {path.name for path in root.iterdir() if path.is_dir()}
+    """The folders train (or training), val (or valid, validation) and test (or testing) in `root`, in small letters or
+    capital ones. Raises UserError for two of one split."""
+    here = [path.name for path in sorted(root.iterdir()) if path.is_dir()]
     found: dict[str, Path] = {}
     for split, names in SPLIT_FOLDERS.items():
-        present = [name for name in names if name in here]
+        present = [name for name in here if name.lower() in names]
         if len(present) > 1:
             raise UserError(f"two folders for one split: {' and '.join(present)}", where=str(root))
         if present:

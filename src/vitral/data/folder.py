@@ -113,7 +113,7 @@ def _has_folders(path: Path) -> bool:
 
 def _flat_hint(folder: Path) -> str | None:
     """What to do instead, if the files in this folder carry their classes in their names."""
-    names = [entry.name for entry in os.scandir(folder) if entry.is_file() and not hidden(entry.name)]
+    names = [entry.name for entry in os.scandir(folder) if entry.is_file() and is_image(entry.path)]
     labels = fits(names)
     if labels is None:
         return None

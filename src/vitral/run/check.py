@@ -29,7 +29,7 @@ def open_checked(
     """
     workers = data.workers if data.workers != "auto" else None
     if config.check.skip:
-        dataset = open_dataset(data, hold_out=False)
+        dataset = open_dataset(data, hold_out=False, equal_classes="split-classes" not in config.check.allow)
         if data.max_bad:
             dataset = without_damage(dataset, find_damage(dataset, workers), data.max_bad)
         dataset = replace(dataset, notes=(*dataset.notes, "DATA NOT CHECKED (check.skip=true)"))
