@@ -103,3 +103,12 @@ def test_convert_says_what_to_open(pets: Path, capsys: Capture) -> None:
     refused("data convert pets out=new", capsys, "not empty")
     (pets / "cat/cut.png").write_bytes(b"")
     refused("data convert pets out=other", capsys, "cut.png", "data.max_bad")
+
+
+def test_what_was_left_out_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    write_colours(tmp_path / "pets", "cat dog", 4, (12, 9))
+    (tmp_path / "pets" / "cat" / "notes.txt").write_text("mine", encoding="utf-8")
+    (tmp_path / "pets" / "dog" / "broken.png").write_bytes(b"no image")
+    for action in (["stats"], ["convert", "out=copy"]):
+        assert main(["data", *action, "pets", "data.max_bad=1"]) == 0
+        assert "broken.png" in capsys.readouterr().err

@@ -112,6 +112,13 @@ def _open(data: ReadConfig, **how: bool) -> Dataset:
     return open_dataset(data.as_data(), hold_out=False, **how)
 
 
+def _said(dataset: Dataset) -> Dataset:
+    """What was left out or assumed, on stderr."""
+    for note in dataset.notes:
+        print(f"data: {note}", file=sys.stderr)
+    return dataset
+
+
 def _writable(out: str | None) -> None:
     """Found out before minutes are spent on the images."""
     if out is not None and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()):
@@ -138,7 +145,7 @@ def _check(arguments: Arguments) -> int:
 
         architecture = load_config(find_folder(options.init)).architecture
         normalisation = architecture.mean, architecture.std
-    dataset = _open(options.data, equal_classes=False)
+    dataset = _said(_open(options.data, equal_classes=False))
     variant = decoding(options.data.as_data())
     if options.fresh:
         forget(cache_folder(), dataset, variant)
@@ -179,7 +186,7 @@ def _stats(arguments: Arguments) -> int:
     _writable(options.out)
     from vitral.data.statistics import class_sheets, dataset_stats
 
-    dataset = _whole(options.data)
+    dataset = _said(_whole(options.data))
     stats = dataset_stats(dataset, options.data.threads)
     if options.out is not None:
         from vitral.report.data_page import write_stats_page
@@ -213,7 +220,7 @@ def _convert(arguments: Arguments) -> int:
     options = _options(ConvertOptions, arguments, "convert")
     from vitral.data.convert import convert
 
-    found = convert(_whole(options.data), Path(options.out), options.layout, options.data.threads)
+    found = convert(_said(_whole(options.data)), Path(options.out), options.layout, options.data.threads)
     if arguments.json:
         print(json.dumps({"path": str(found.path), "counts": found.counts, "copied": found.copied}))
     else:
