@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from vitral.models.presets import ModelConfig, resolve
+from vitral.models.config import ResNetConfig, ViTConfig
+from vitral.models.model import ImageModel
+from vitral.models.presets import resolve
+from vitral.models.resnet import ResNet
 from vitral.models.vit import VisionTransformer
 
 
@@ -14,18 +17,19 @@ def create_model(
     image_size: int | tuple[int, int] | None = None,
     in_channels: int | None = None,
     **options: Any,
-) -> VisionTransformer:
+) -> ImageModel:
     """A freshly initialised model, by a name that `list_models` gives (timm's names, "vit_base_patch16_224").
 
     num_classes: outputs of the head, 0 for pooled features; None means 1000 for presets of 224 pixels and more
     (ImageNet-1k), else 10. image_size: pixels, one number or (height, width), multiples of the patch size; None means
-    the preset's. in_channels: 1 to 4; None means 3. options: any other field of `ModelConfig`, patch_size or drop_path
-    for instance. Random values come from torch's global state. Raises UserError for anything that does not fit.
+    the preset's. in_channels: 1 to 4; None means 3. options: any other field of `ViTConfig` or `ResNetConfig`,
+    patch_size or drop_path for instance. Random values come from torch's global state. Raises UserError for anything
+    that does not fit.
     """
     given = {"num_classes": num_classes, "image_size": image_size, "in_channels": in_channels}
     return build_model(resolve(name, **{key: value for key, value in given.items() if value is not None}, **options))
 
 
-def build_model(config: ModelConfig) -> VisionTransformer:
+def build_model(config: ViTConfig | ResNetConfig) -> ImageModel:
     """A freshly initialised model of this configuration, from torch's global random state."""
-    return VisionTransformer(config)
+    return VisionTransformer(config) if isinstance(config, ViTConfig) else ResNet(config)

@@ -1,0 +1,243 @@
+"""The configurations of the two families, Vision Transformer and ResNet. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from vitral.config import Config, Count, Pair, Shares, build
+from vitral.errors import UserError
+
+Blocks = Annotated[tuple[Count, ...], Field(strict=False)]
+
+_RELATIVE = ("relative", "rope")
+
+
+class ModelConfig(Config):
+    """What every architecture has; equal configs mean parameters of equal names and shapes."""
+
+    family: str
+    image_size: Pair = Field(description="[height, width] in pixels; one number: a square")
+    in_channels: int = Field(default=3, ge=1, le=4, description="1 grey, 2, 3 RGB, 4 RGBA")
+    num_classes: int = Field(
+        default=1000, ge=0, description="outputs of the head; 0: no head, the model gives pooled features"
+    )
+    mean: Shares = Field(default=(), description="per channel, in units of [0,1] images; empty: 0.5 for each")
+    std: Shares = Field(default=(), description="per channel, in units of [0,1] images; empty: 0.5 for each")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, tree: dict[str, Any]) -> dict[str, Any]:
+        filled = dict(tree)
+        size, channels = filled.get("image_size"), filled.get("in_channels", 3)
+        if isinstance(size, int) and not isinstance(size, bool):
+            filled["image_size"] = (size, size)
+        if isinstance(channels, int) and 1 <= channels <= 4:
+            for key in ("mean", "std"):
+                filled[key] = filled.get(key) or (0.5,) * channels
+        return filled
+
+    @model_validator(mode="after")
+    def _check_images(self) -> ModelConfig:
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.in_channels:
+                raise ValueError(f"{key} has {len(values)} values for {self.in_channels} channels")
+        if min(self.std) <= 0:
+            raise ValueError(f"std has to be positive in every channel, but is {list(self.std)}")
+        return self
+
+
+class ViTConfig(ModelConfig):
+    """A Vision Transformer and its head: arXiv 2010.11929, its hybrids, and what was added to it since."""
+
+    family: Literal["vit"] = "vit"
+    patch_size: int = Field(ge=1, description="side of what one token stands for, in pixels; divides image_size")
+    stem_blocks: Blocks | None = Field(
+        default=None,
+        description="hybrid: bottleneck blocks of each stage of a ResNet in front ([]: its first layer alone); "
+        "null: patches of pixels",
+    )
+    width: int = Field(ge=1, description="features of a token")
+    depth: int = Field(ge=1, description="number of blocks")
+    heads: int = Field(ge=1, description="attention heads of a block; divides width")
+    mlp_dim: int = Field(ge=1, description="hidden features of a block's MLP")
+    mlp: Literal["gelu", "swiglu"] = Field(
+        default="gelu", description="the MLP's form; swiglu: a gate times a value, each of mlp_dim"
+    )
+    gelu: Literal["exact", "tanh"] = Field(
+        default="exact", description="form of the activation; the paper's weights used tanh"
+    )
+    qk_norm: bool = Field(default=False, description="layer norm of queries and keys, per head")
+    layer_scale: float | None = Field(
+        default=None, gt=0, description="initial factor per feature on each branch's output; null: none"
+    )
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="after each dense layer but qkv, and after adding positions"
+    )
+    drop_path: float = Field(
+        default=0.0, ge=0, lt=1, description="share of samples that skip the last block; rising from 0"
+    )
+    class_token: bool = Field(default=True, description="whether a learned token is put before the patches")
+    distill_token: bool = Field(default=False, description="DeiT's second token, with a head of its own")
+    registers: int = Field(default=0, ge=0, description="learned tokens without a place and without a use at the end")
+    positions: Literal["learned", "learned_2d", "sincos", "relative", "rope", "none"] = Field(
+        default="learned",
+        description="learned: one vector a place, in raster order; learned_2d: half a vector a row, half a column; "
+        "sincos: fixed; relative: vectors of offsets in the attention; rope: rotated queries and keys",
+    )
+    positions_at: Literal["stem", "layers", "layers_shared"] | None = Field(
+        default=None,
+        description="where: before the first block, or in every block, with tables of its own or shared; "
+        "null: stem, and in the layers for relative and rope",
+    )
+    prefix_positions: bool = Field(
+        default=True, description="whether class and distillation token have rows in the learned table too"
+    )
+    position_resize: Literal["bicubic_antialias", "bicubic", "google"] = Field(
+        default="bicubic_antialias",
+        description="learned positions on another grid; google: bilinear with aligned corners, as in the paper's code",
+    )
+    rope_theta: float = Field(default=100.0, gt=1, description="ratio of rope's shortest to its longest period")
+    norm_eps: float = Field(default=1e-6, gt=0, description="epsilon of every layer norm")
+    pool: Literal["cls", "avg", "cls_avg", "map"] = Field(
+        default="cls",
+        description="what the head reads: class token, mean over the patches, both one after the other, or attention "
+        "of a learned query (MAP)",
+    )
+    fc_norm: bool | None = Field(
+        default=None, description="final norm after pooling instead of before; null: for avg only"
+    )
+    head: Literal["linear", "mlp"] = Field(
+        default="linear", description="mlp: a tanh layer of model width before the output"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ViTConfig:
+        (height, width), patch = self.image_size, self.patch_size
+        if min(height, width) < 1 or height % patch or width % patch:
+            near = " x ".join(str(max(round(side / patch), 1) * patch) for side in (height, width))
+            raise ValueError(f"image_size {height} x {width} is no multiple of patch_size {patch}; nearest: {near}")
+        if patch % self.stem_stride:
+            raise ValueError(f"patch_size {patch} is no multiple of {self.stem_stride}, the stride of this stem")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} cannot be split evenly among {self.heads} heads")
+        if self.pool in ("cls", "cls_avg") and not self.class_token:
+            raise ValueError(f"pool={self.pool} needs class_token=true; without a class token use pool=avg")
+        if self.distill_token and self.pool != "cls":
+            raise ValueError("distill_token=true needs pool=cls: its head reads that token, the other the class token")
+        if self.head == "mlp" and not self.num_classes:
+            raise ValueError("head=mlp needs num_classes above 0; num_classes=0 means no head at all")
+        if self.head == "mlp" and self.pooled_width != self.width:
+            raise ValueError("head=mlp reads one vector of model width: no distill_token, no pool=cls_avg")
+        self._check_positions()
+        return self
+
+    def _check_positions(self) -> None:
+        if self.positions in _RELATIVE and self.positions_at == "stem":
+            raise ValueError(f"positions={self.positions} act inside the attention: positions_at=layers_shared or null")
+        if self.positions in ("rope", "sincos", "none") and self.positions_at == "layers":
+            raise ValueError(f"positions={self.positions} learn nothing, so no layer has its own: positions_at=null")
+        if self.positions in ("learned_2d", "sincos") and self.width % (4 if self.positions == "sincos" else 2):
+            raise ValueError(f"positions={self.positions} cannot split width {self.width} among rows and columns")
+        if self.positions == "rope" and self.width // self.heads % 4:
+            raise ValueError(f"positions=rope needs heads of 4, 8, 12 ... features, not {self.width // self.heads}")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def stem_stride(self) -> int:
+        """Pixels between neighbours of the map that patches are cut from: 1 without a ResNet in front."""
+        return 1 if self.stem_blocks is None else 4 * 2 ** max(len(self.stem_blocks) - 1, 0)
+
+    @property
+    def norm_after_pool(self) -> bool:
+        """Whether the final norm follows the pooling (`fc_norm`), with None resolved."""
+        return self.pool == "avg" if self.fc_norm is None else self.fc_norm
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens in front of the patches: class token, distillation token, registers."""
+        return self.class_token + self.distill_token + self.registers
+
+    @property
+    def position_tables(self) -> int:
+        """How many sets of learned positions there are: one, or one for each block."""
+        if self.positions_at == "layers" or (self.positions == "relative" and self.positions_at is None):
+            return self.depth
+        return 1
+
+    @property
+    def position_rows(self) -> int:
+        """Prefix tokens that have a row in the learned table of positions."""
+        return (self.class_token + self.distill_token) * self.prefix_positions * (self.positions == "learned")
+
+    @property
+    def pooled_width(self) -> int:
+        """Features of a pooled image."""
+        return self.width * (2 if self.pool == "cls_avg" or self.distill_token else 1)
+
+
+class ResNetConfig(ModelConfig):
+    """A residual network of convolutions, the paper's baseline: BiT (arXiv 1912.11370), or the small one of images of
+    about 32 pixels (arXiv 1512.03385, section 4.2)."""
+
+    family: Literal["resnet"] = "resnet"
+    blocks: Blocks = Field(description="residual blocks of each stage; every stage but the first halves the map")
+    block: Literal["bottleneck", "basic"] = Field(
+        default="bottleneck", description="bottleneck: 1x1, 3x3, 1x1 convolutions; basic: two of 3x3"
+    )
+    stem: Literal["imagenet", "cifar"] = Field(
+        default="imagenet", description="imagenet: 7x7 of stride 2 and pooling, 4 times smaller; cifar: 3x3, same size"
+    )
+    width: int = Field(default=64, ge=1, description="channels after the stem; doubled by every later stage")
+    norm: Literal["group", "batch"] = Field(
+        default="group", description="group: group norm and standardised weights (BiT); batch: batch norm"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ResNetConfig:
+        if not self.blocks:
+            raise ValueError("blocks names no stage")
+        if min(self.image_size) < 1:
+            raise ValueError(f"image_size {self.image_size[0]} x {self.image_size[1]} has no pixels")
+        if self.norm == "group" and self.width % 32:
+            raise ValueError(f"width {self.width} cannot be split into the 32 groups of norm=group")
+        return self
+
+    @property
+    def stride(self) -> int:
+        """Pixels between neighbours of the last map."""
+        return (4 if self.stem == "imagenet" else 1) * 2 ** (len(self.blocks) - 1)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the last map."""
+        return -(-self.image_size[0] // self.stride), -(-self.image_size[1] // self.stride)
+
+
+FAMILIES: dict[str, type[ViTConfig] | type[ResNetConfig]] = {"vit": ViTConfig, "resnet": ResNetConfig}
+
+
+def _family(value: Any) -> Any:
+    return value.get("family", "vit") if isinstance(value, dict) else getattr(value, "family", None)
+
+
+AnyModelConfig = Annotated[
+    Annotated[ViTConfig, Tag("vit")] | Annotated[ResNetConfig, Tag("resnet")], Discriminator(_family)
+]
+
+
+def build_config(tree: Mapping[str, Any], where: str | None = None) -> ViTConfig | ResNetConfig:
+    """The validated configuration of the family that the tree names; without a name a Vision Transformer.
+
+    Raises UserError for an unknown family or key, a value of the wrong kind, or fields that do not fit each other.
+    """
+    family = tree.get("family", "vit")
+    if family not in FAMILIES:
+        raise UserError("unknown family of models", where=where, got=family, wanted=", ".join(FAMILIES))
+    return build(FAMILIES[family], tree, where=where)

@@ -1,0 +1,118 @@
+"""What every architecture shares: [0,1] images in, normalised inside; encode, pool, classify.
+
+Shape letters: B batch, C channels, H W image height and width, N patches, D width, S classes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from vitral.errors import UserError, nearest
+from vitral.models.config import ResNetConfig, ViTConfig
+from vitral.structs import EncoderOutput
+
+
+class ImageModel(nn.Module, ABC):
+    """An encoder and its head; images are [0,1] floats or uint8, normalisation happens inside.
+
+    `model(images_BCHW)` gives logits [B, S], or pooled features [B, D] where the config has no classes; it equals
+    `classify(pool(encode(images)))`.
+    """
+
+    config: ViTConfig | ResNetConfig
+    grid: tuple[int, int]
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: ViTConfig | ResNetConfig) -> None:
+        super().__init__()
+        self.config, self.grid = config, config.grid
+        self._set_normalisation(None)
+
+    def _set_normalisation(self, device: torch.device | None) -> None:
+        for name, values in (("mean", self.config.mean), ("std", self.config.std)):
+            constant = torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
+            self.register_buffer(name, constant, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves and casts as usual, but the normalisation constants come from the config again, in float32.
+
+        Otherwise `.bfloat16()` would round a mean of 0.485 to 0.484, and `.to_empty()` leave it unset.
+        """
+        super()._apply(fn, recurse)
+        self._set_normalisation(next(self.parameters()).device)
+        return self
+
+    @abstractmethod
+    def init_weights(self) -> None:
+        """Sets every parameter anew, from torch's global random state."""
+
+    @abstractmethod
+    def encode(self, images_BCHW: Tensor, *, capture: Sequence[str] = ()) -> EncoderOutput:
+        """Images of any size that the architecture takes to encoded patches; `capture` names intermediates to keep."""
+
+    @abstractmethod
+    def pool(self, out: EncoderOutput) -> Tensor:
+        """One vector per image, [B, D]."""
+
+    @abstractmethod
+    def classify(self, pooled_BD: Tensor) -> Tensor:
+        """The head alone: pooled features [B, D] to logits [B, S]; the features themselves where there is no head."""
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Logits [B, S] of images of the model's own size, or pooled features [B, D] where num_classes is 0.
+
+        Raises UserError for images of another size, channel count or kind of number.
+        """
+        self.check_size(images_BCHW)
+        return self.classify(self.pool(self.encode(images_BCHW)))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The kind of number that the model computes with."""
+        return next(self.parameters()).dtype
+
+    def check_size(self, images_BCHW: Tensor) -> None:
+        """Raises UserError for images that are not of the model's own size."""
+        size = tuple(images_BCHW.shape[-2:])
+        if size != self.config.image_size:
+            hint = "model.encode takes other sizes; for logits, resize the images or build the model for their size."
+            raise UserError("wrong image size", got=_text(size), wanted=_text(self.config.image_size), hint=hint)
+
+    def normalise(self, images_BCHW: Tensor, multiple: int = 1) -> Tensor:
+        """(image - mean) / std in float32 or better, then the type of the parameters.
+
+        Raises UserError for a shape, channel count or kind of number that the model does not take; `multiple` is what
+        height and width have to be divisible by.
+        """
+        shape, channels = tuple(images_BCHW.shape), self.config.in_channels
+        if len(shape) != 4 or shape[1] != channels:
+            raise UserError("wrong shape of the images", got=_text(shape), wanted=f"B x {channels} x height x width")
+        if shape[2] % multiple or shape[3] % multiple or not (shape[2] and shape[3]):
+            raise UserError("wrong image size", got=_text(shape[2:]), wanted=f"multiples of the patch size, {multiple}")
+        if images_BCHW.dtype == torch.uint8:
+            images_BCHW = images_BCHW.to(torch.float32) / 255
+        elif not images_BCHW.is_floating_point():
+            raise UserError("wrong kind of numbers", got=images_BCHW.dtype, wanted="uint8, or floats in [0,1]")
+        elif images_BCHW.dtype != torch.float64:
+            images_BCHW = images_BCHW.to(torch.float32)
+        return ((images_BCHW - self.mean) / self.std).to(self.dtype)
+
+
+def check_capture(capture: Sequence[str], known: Sequence[str]) -> None:
+    """Raises UserError for a name to capture that is not among the known ones."""
+    for name in capture:
+        if name not in known:
+            raise UserError(
+                "nothing of that name to capture", where=name, nearest=nearest(name, known),
+                hint=f"The last one is {known[-1]}.",
+            )  # fmt: skip
+
+
+def _text(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
