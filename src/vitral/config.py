@@ -6,14 +6,14 @@ Nothing here imports torch: help and config errors answer at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import yaml
 from annotated_types import Ge, Le
-from pydantic import BaseModel, ConfigDict, Strict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, create_model
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -36,6 +36,17 @@ Pair = Annotated[tuple[int, int], Strict(False)]
 Floats = Annotated[tuple[float, ...], Strict(False)]
 Share = Annotated[float, Ge(0), Le(1)]
 Shares = Annotated[tuple[Share, ...], Strict(False)]
+
+
+def nullable(*models: type[BaseModel], exclude: Container[str] = ()) -> type[Config]:
+    """A config class of the fields of all `models`, each of which may be null, and is by default."""
+    fields: dict[str, Any] = {}
+    for model in models:
+        for name, info in model.model_fields.items():
+            if name not in exclude and name not in fields:
+                bound = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
+                fields[name] = (bound | None, Field(default=None, description=info.description))
+    return create_model("Nullable", __base__=Config, **fields)
 
 
 class _Loader(yaml.SafeLoader):
@@ -185,13 +196,16 @@ def build(model: type[ConfigT], tree: Mapping[str, Any], *, where: str | None = 
 
 
 def _key_of(model: type[Config], detail: ErrorDetails) -> str:
-    """The dotted key that an error is about, without the members of a union or the places in a list behind it."""
+    """The dotted key that an error is about, without the members of a union or the places in a list."""
     names = {key.name for key in describe(model)}
-    location = [str(part) for part in detail["loc"]]
-    for length in range(len(location), 0, -1):
-        if ".".join(location[:length]) in names:
-            return ".".join(location[:length])
-    return ".".join(location)
+    known = {name.rsplit(".", drop)[0] for name in names for drop in range(name.count(".") + 1)}
+    location, path = [str(part) for part in detail["loc"]], ""
+    for part in location:
+        longer = f"{path}.{part}" if path else part
+        path = longer if longer in known else path
+    if path in names or path == ".".join(location):
+        return path
+    return f"{path}.{location[-1]}" if path else ".".join(location)
 
 
 def _problem(model: type[Config], name: str, details: list[ErrorDetails]) -> UserError:
@@ -226,8 +240,9 @@ def describe(model: type[BaseModel], prefix: str = "") -> list[Key]:
     for name, info in model.model_fields.items():
         full = prefix + name
         nested = info.annotation
-        if isinstance(nested, type) and issubclass(nested, BaseModel):
-            keys += describe(nested, full + ".")
+        if models := [part for part in _flat(nested) if isinstance(part, type) and issubclass(part, BaseModel)]:
+            found = {key.name: key for part in reversed(models) for key in describe(part, full + ".")}
+            keys += found.values()
         else:
             keys.append(Key(full, nested, _type_text(nested), _default(info), info.description or ""))
     return keys
@@ -246,7 +261,8 @@ def _type_text(annotation: Any) -> str:
         return "[" + ", ".join("..." if part is ... else _type_text(part) for part in get_args(annotation)) + "]"
     if get_origin(annotation) is not None or get_args(annotation):
         parts = [_type_text(part) for part in get_args(annotation) if part is not NoneType]
-        return "|".join(dict.fromkeys(parts)) + ("|null" if NoneType in get_args(annotation) else "")
+        text = "|".join(dict.fromkeys(parts)).removesuffix("|null")
+        return text + "|null" * (NoneType in get_args(annotation))
     return getattr(annotation, "__name__", str(annotation))
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from vitral.data.decode import Decoding, as_image, colour
 from vitral.data.resize import fit_image
 from vitral.errors import UserError
-from vitral.models.vit import VisionTransformer
+from vitral.models.model import ImageModel
+from vitral.models.position import Resize
 from vitral.weights.folder import FolderConfig, load_folder
 
 
@@ -48,7 +49,7 @@ _SCORES: dict[str, Callable[[Tensor], Tensor]] = {
 class Predictor:
     """Predictions of one model folder. Images are preprocessed exactly as in `vitral eval`."""
 
-    def __init__(self, model: VisionTransformer, config: FolderConfig, device: str = "auto") -> None:
+    def __init__(self, model: ImageModel, config: FolderConfig, device: str = "auto") -> None:
         self.device = pick_device(device)
         self.model, self.config = model.to(self.device).eval(), config
         self.classes = config.classes
@@ -103,6 +104,15 @@ def _as_sequence(images: Any) -> Sequence[Any]:
     return [images]
 
 
-def load(model: str | Path, device: str = "auto") -> Predictor:
-    """The predictor of a bundled name, a model folder or a run folder. Raises UserError if there is none."""
-    return Predictor(*load_folder(str(model)), device)
+def load(
+    model: str | Path,
+    device: str = "auto",
+    image_size: int | tuple[int, int] | None = None,
+    position_resize: Resize | None = None,
+) -> Predictor:
+    """The predictor of a bundled name, a model folder or a run folder. Raises UserError if there is none.
+
+    image_size: pixels, one number or (height, width), to use it at another size than its own; position_resize:
+    "bicubic_antialias", "bicubic" or "google", how its positions are interpolated then, instead of what its folder says.
+    """
+    return Predictor(*load_folder(str(model), image_size, position_resize), device)

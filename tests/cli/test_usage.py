@@ -144,7 +144,7 @@ def test_init_of_another_architecture(capsys: Capture) -> None:
         "train finetune data=digits init=model model.name=vit_nano_patch4_32", capsys,
         "model: the weights belong to another architecture", "48 missing", "blocks.2", "model.name=auto",
     )  # fmt: skip
-    refused("train finetune data=digits init=model model.patch_size=4", capsys, "init has another patch size")
+    refused("train finetune data=digits init=model model.patch_size=3", capsys, "no multiple of patch_size 3")
     refused("train finetune data=digits init=model model.width=32", capsys, "another architecture", "other shape")
 
 

@@ -12,7 +12,8 @@ import torch
 
 from vitral.errors import UserError
 from vitral.models.create import build_model
-from vitral.models.presets import PRESETS, ModelConfig, count_parameters, list_models, resolve
+from vitral.models.config import ResNetConfig, ViTConfig
+from vitral.models.presets import PRESETS, count_parameters, list_models, resolve
 
 WITH_HEAD = {
     "vit_micro_patch2_8": 202_698,
@@ -41,6 +42,34 @@ WITH_HEAD = {
     "vit_huge_patch14_224": 632_045_800,
     "vit_giant_patch14_224": 1_012_611_432,
     "vit_gigantic_patch14_224": 1_844_440_680,
+    "vit_tiny_r_s16_p8_224": 6_337_704,
+    "vit_tiny_r_s16_p8_384": 6_355_944,
+    "vit_small_r26_s32_224": 36_431_912,
+    "vit_small_r26_s32_384": 36_468_392,
+    "vit_base_r26_s32_224": 101_383_976,
+    "vit_base_r26_s32_384": 101_456_936,
+    "vit_base_r50_s16_224": 98_659_112,
+    "vit_base_r50_s16_384": 98_950_952,
+    "vit_large_r50_s32_224": 328_994_856,
+    "vit_large_r50_s32_384": 329_092_136,
+    "deit_tiny_distilled_patch16_224": 5_910_800,
+    "deit_small_distilled_patch16_224": 22_436_432,
+    "deit_base_distilled_patch16_224": 87_338_192,
+    "deit_base_distilled_patch16_384": 87_630_032,
+    "vit_small_patch14_dinov2": 22_441_192,
+    "vit_base_patch14_dinov2": 87_348_712,
+    "vit_large_patch14_dinov2": 305_392_616,
+    "vit_giant_patch14_dinov2": 1_138_016_232,
+    "vit_small_patch14_reg4_dinov2": 22_442_728,
+    "vit_base_patch14_reg4_dinov2": 87_351_784,
+    "vit_large_patch14_reg4_dinov2": 305_396_712,
+    "vit_giant_patch14_reg4_dinov2": 1_138_022_376,
+    "vit_small_patch16_dinov3": 21_985_768,
+    "vit_small_plus_patch16_dinov3": 29_082_088,
+    "vit_base_patch16_dinov3": 86_437_864,
+    "vit_large_patch16_dinov3": 304_178_152,
+    "vit_huge_plus_patch16_dinov3": 841_913_320,
+    "vit_7b_patch16_dinov3": 6_720_619_496,
 }
 
 # Without a head, as keras-hub's vit_presets.py states them for the paper's five models.
@@ -56,16 +85,43 @@ PUBLISHED_BACKBONES = {
     "vit_huge_patch14_224": 630_764_800,
 }
 
+# timm's counts of vit_giant_patch14_reg4_dinov2 and DINOv3 differ by what it leaves out: the class token's position
+# (it is added to the token), and the biases of query, key and value.
+TIMM_HAS_LESS = {
+    "vit_giant_patch14_reg4_dinov2": (1_138_020_840, 1536),
+    "vit_small_patch16_dinov3": (21_971_944, 12 * 3 * 384),
+    "vit_small_plus_patch16_dinov3": (29_068_264, 12 * 3 * 384),
+    "vit_huge_plus_patch16_dinov3": (841_790_440, 32 * 3 * 1280),
+    "vit_7b_patch16_dinov3": (6_720_127_976, 40 * 3 * 4096),
+}
+
 VARIANTS: tuple[dict[str, Any], ...] = (
     {"num_classes": 0},
     {"head": "mlp", "num_classes": 7},
     {"pool": "avg", "class_token": False, "in_channels": 1},
     {"pool": "avg", "fc_norm": False, "image_size": (12, 20), "patch_size": 4},
     {"fc_norm": True, "width": 12, "heads": 3, "depth": 1, "mlp_dim": 5, "in_channels": 4},
+    {"pool": "cls_avg"},
+    {"pool": "map", "class_token": False},
+    {"distill_token": True, "registers": 3, "num_classes": 7},
+    {"mlp": "swiglu", "qk_norm": True, "layer_scale": 0.1},
+    *(
+        {"positions": positions, "positions_at": at, "image_size": (8, 12), "registers": 1}
+        for positions in ("learned", "learned_2d")
+        for at in ("stem", "layers", "layers_shared")
+    ),
+    {"positions": "relative"},
+    {"positions": "relative", "positions_at": "layers_shared"},
+    {"positions": "sincos"},
+    {"positions": "rope"},
+    {"positions": "none"},
+    {"prefix_positions": False},
+    {"stem_blocks": [1, 2], "patch_size": 16, "image_size": 32, "in_channels": 1},
+    {"stem_blocks": [], "patch_size": 4, "image_size": 16},
 )
 
 
-def built(config: ModelConfig) -> int:
+def built(config: ViTConfig | ResNetConfig) -> int:
     """Parameters of the real module, without memory for them."""
     with torch.device("meta"):
         return sum(p.numel() for p in build_model(config).parameters())
@@ -87,6 +143,11 @@ def test_published_backbones(name: str, count: int) -> None:
     assert count_parameters(resolve(name, num_classes=0)) == count
 
 
+@pytest.mark.parametrize(("name", "count", "less"), [(name, *pair) for name, pair in TIMM_HAS_LESS.items()])
+def test_counts_of_timm(name: str, count: int, less: int) -> None:
+    assert count_parameters(resolve(name)) == count + less
+
+
 @pytest.mark.parametrize("options", VARIANTS)
 def test_closed_form_is_the_module(options: dict[str, Any]) -> None:
     config = resolve("vit_micro_patch2_8", **options)
@@ -100,7 +161,7 @@ def test_options_reach_the_config() -> None:
     assert config.mean == config.std == (0.5, 0.5)
     assert resolve("vit_base_patch16_224").num_classes == 1000
     assert resolve("vit_nano_patch4_32").num_classes == 10
-    assert ModelConfig.model_validate_json(config.model_dump_json()) == config
+    assert ViTConfig.model_validate_json(config.model_dump_json()) == config
 
 
 def test_norm_place_follows_pooling() -> None:
@@ -121,7 +182,17 @@ def test_norm_place_follows_pooling() -> None:
         ({"class_token": False}, "pool=cls needs class_token=true"),
         ({"head": "mlp", "num_classes": 0}, "head=mlp needs num_classes above 0"),
         ({"droput": 0.1}, "did you mean 'dropout'"),
-        ({"pool": "average"}, "'cls' or 'avg'"),
+        ({"pool": "average"}, "'cls', 'avg', 'cls_avg' or 'map'"),
+        ({"pool": "cls_avg", "class_token": False}, "pool=cls_avg needs class_token=true"),
+        ({"distill_token": True, "pool": "avg"}, "distill_token=true needs pool=cls"),
+        ({"distill_token": True, "head": "mlp"}, "head=mlp reads one vector of model width"),
+        ({"pool": "cls_avg", "fc_norm": True}, "fc_norm=true reads one vector of model width"),
+        ({"positions": "rope", "positions_at": "stem"}, "act inside the attention"),
+        ({"positions": "sincos", "positions_at": "layers"}, "learn nothing"),
+        ({"positions": "sincos", "width": 66, "heads": 3}, "cannot split width 66"),
+        ({"positions": "rope", "width": 72}, "heads of 4, 8, 12 ... features, not 18"),
+        ({"stem_blocks": [2, 2]}, "patch_size 2 is no multiple of 8, the stride of this stem"),
+        ({"family": "cnn"}, "unknown family"),
         ({"in_channels": 5}, "less than or equal to 4"),
         ({"depth": "4"}, "valid integer"),
         ({"drop_path": 1.0}, "less than 1"),

@@ -24,13 +24,32 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"head": "mlp"},
     {"num_classes": 0},
     {"depth": 1, "gelu": "tanh", "image_size": (6, 10), "in_channels": 1},
+    {"pool": "cls_avg", "registers": 2},
+    {"pool": "map", "class_token": False, "image_size": (6, 10)},
+    {"pool": "map", "fc_norm": True, "registers": 1},
+    {"distill_token": True, "registers": 2},
+    {"mlp": "swiglu", "qk_norm": True, "layer_scale": 0.1},
+    {"prefix_positions": False, "distill_token": True},
+    {"positions": "learned", "positions_at": "layers", "registers": 1},
+    {"positions": "learned", "positions_at": "layers_shared"},
+    {"positions": "learned_2d", "image_size": (6, 10)},
+    {"positions": "learned_2d", "positions_at": "layers", "pool": "avg", "class_token": False},
+    {"positions": "relative", "image_size": (6, 10), "registers": 1},
+    {"positions": "relative", "positions_at": "layers_shared", "pool": "avg"},
+    {"positions": "sincos"},
+    {"positions": "sincos", "positions_at": "layers_shared", "pool": "avg"},
+    {"positions": "rope", "registers": 2, "image_size": (6, 10)},
+    {"positions": "rope", "pool": "avg", "class_token": False},
+    {"positions": "none", "pool": "avg"},
 )
+PLACED = tuple(options for options in VARIANTS if "positions" in options or options == {})
 
 
 def tiny(dtype: torch.dtype = torch.float32, **options: Any) -> VisionTransformer:
     """A two-block model in eval mode whose every parameter is drawn from N(0, 0.3)."""
     options = {"width": 12, "depth": 2, "heads": 3, "mlp_dim": 20, "num_classes": 5, **options}
     model = create_model("vit_micro_patch2_8", **options)
+    assert isinstance(model, VisionTransformer)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model.eval().to(dtype)
@@ -86,7 +105,7 @@ def test_same_seed_same_weights() -> None:
 def test_forward_is_encode_pool_head(options: dict[str, Any]) -> None:
     model = tiny(torch.float64, **options)
     x = images(model)
-    torch.testing.assert_close(model(x), model.head(model.pre_logits(model.pool(model.encode(x)))))
+    torch.testing.assert_close(model(x), model.classify(model.pool(model.encode(x))))
 
 
 @pytest.mark.parametrize("options", VARIANTS)
@@ -95,7 +114,7 @@ def test_gradients_reach_every_parameter(options: dict[str, Any]) -> None:
     model = tiny(torch.float64, **options)
     x, parameters = images(model), list(model.parameters())
     short = torch.autograd.grad(model(x).square().sum(), parameters)
-    long = torch.autograd.grad(model.head(model.pre_logits(model.pool(model.encode(x)))).square().sum(), parameters)
+    long = torch.autograd.grad(model.classify(model.pool(model.encode(x))).square().sum(), parameters)
     assert all(gradient.any() for gradient in short)
     torch.testing.assert_close(short, long)
 
@@ -176,8 +195,9 @@ def test_keep_gathers() -> None:
         torch.testing.assert_close(out.patches_BND[i], wanted.patches_BND[0])
 
 
-def test_order_of_kept_patches_does_not_matter() -> None:
-    model = tiny(torch.float64)
+@pytest.mark.parametrize("options", PLACED)
+def test_order_of_kept_patches_does_not_matter(options: dict[str, Any]) -> None:
+    model = tiny(torch.float64, **options)
     x, keep = images(model), torch.arange(10).expand(3, 10)
     order = torch.randperm(10)
     out, other = model.encode(x, keep), model.encode(x, keep[:, order])
@@ -185,7 +205,38 @@ def test_order_of_kept_patches_does_not_matter() -> None:
     torch.testing.assert_close(other.patches_BND, out.patches_BND[:, order])
 
 
-@pytest.mark.parametrize("options", [{}, {"pool": "avg"}, {"pool": "avg", "class_token": False}])
+@pytest.mark.parametrize("options", PLACED)
+def test_keeping_all_is_keeping_none_out(options: dict[str, Any]) -> None:
+    model = tiny(torch.float64, **options)
+    x, N = images(model), model.grid[0] * model.grid[1]
+    order = torch.stack([torch.randperm(N) for _ in range(3)])
+    out, other = model.encode(x), model.encode(x, order)
+    rows = out.patches_BND.gather(1, order[..., None].expand(-1, -1, 12))
+    torch.testing.assert_close(other.patches_BND, rows)
+
+
+@pytest.mark.parametrize("options", PLACED)
+def test_places_matter_unless_there_are_none(options: dict[str, Any]) -> None:
+    """Moved patches give moved outputs exactly where the model knows no positions."""
+    model = tiny(torch.float64, **options)
+    patches, grid = model.embed(images(model))
+    order = torch.randperm(patches.shape[1])
+    out, moved = model.encode_tokens(patches, grid), model.encode_tokens(patches[:, order], grid)
+    close = torch.allclose(moved.patches_BND, out.patches_BND[:, order])
+    assert close == (options.get("positions") == "none")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"pool": "avg"},
+        {"pool": "avg", "class_token": False},
+        {"pool": "map", "class_token": False},
+        {"pool": "cls_avg", "registers": 2, "positions": "rope"},
+        {"distill_token": True, "positions": "relative"},
+    ],
+)
 def test_attend_mask_is_dropping_tokens(options: dict[str, Any]) -> None:
     model = tiny(torch.float64, **options)
     x, keep = images(model), torch.stack([torch.randperm(16)[:6].sort().values for _ in range(3)])
@@ -231,18 +282,20 @@ def test_unknown_capture_names_the_nearest() -> None:
     model = tiny()
     with pytest.raises(UserError, match=r"blocks\.0\.attn\.maps[\s\S]*'blocks\.0\.attn\.map'"):
         model.encode(images(model), capture=("blocks.0.attn.maps",))
-    with pytest.raises(UserError, match=r"the last block is blocks\.1"):
+    with pytest.raises(UserError, match=r"The last one is blocks\.1\."):
         model.encode(images(model), capture=("blocks.2",))
 
 
+@pytest.mark.parametrize("options", PLACED)
 @pytest.mark.parametrize("size", [(8, 8), (6, 14), (2, 2), (30, 4)])
-def test_other_sizes_are_encoded(size: tuple[int, int]) -> None:
-    model = tiny()
+def test_other_sizes_are_encoded(size: tuple[int, int], options: dict[str, Any]) -> None:
+    model = tiny(**options)
     out = model.encode(torch.rand(2, 3, *size))
     assert out.grid == (size[0] // 2, size[1] // 2)
     assert out.patches_BND.shape == (2, size[0] * size[1] // 4, 12)
-    (gradient,) = torch.autograd.grad(model.pool(out).sum(), model.pos_embed)
-    assert gradient.isfinite().all()
+    tables = [table for name, table in model.named_parameters() if "pos_embed" in name or "offset_embed" in name]
+    for gradient in torch.autograd.grad(model.pool(out).square().sum(), tables) if tables else ():
+        assert gradient.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -295,9 +348,17 @@ def test_float64_gradients_are_the_slopes() -> None:
     assert torch.autograd.gradcheck(captured, (x,), fast_mode=True)
 
 
-@pytest.mark.parametrize("options", [{}, {"pool": "avg", "drop_path": 0.5}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"pool": "avg", "drop_path": 0.5},
+        {"positions": "rope", "registers": 1, "mlp": "swiglu", "layer_scale": 0.1},
+        {"positions": "relative", "pool": "map"},
+    ],
+)
 def test_one_graph_without_breaks(options: dict[str, Any]) -> None:
-    model = tiny(**options).train(bool(options))
+    model = tiny(**options).train("drop_path" in options)
     whole: Any = torch.compile(model, fullgraph=True, backend="aot_eager")
     x = images(model)
     torch.manual_seed(5)
@@ -315,7 +376,15 @@ def test_one_graph_without_breaks(options: dict[str, Any]) -> None:
     torch.testing.assert_close(compiled(x, keep), masked(x, keep))
 
 
-@pytest.mark.parametrize("options", [{}, {"pool": "avg", "class_token": False}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"pool": "avg", "class_token": False},
+        {"positions": "rope", "registers": 1, "distill_token": True},
+        {"positions": "relative", "pool": "map"},
+    ],
+)
 def test_exports_with_an_open_batch_size(options: dict[str, Any]) -> None:
     model = tiny(**options)
     batch = torch.export.Dim("batch", min=1, max=64)

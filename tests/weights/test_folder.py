@@ -171,3 +171,18 @@ def test_files_have_the_usual_permissions(tmp_path: Path) -> None:
     save_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(1)})
     (tmp_path / "plain").touch()
     assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("how", ["bicubic_antialias", "bicubic", "google"])
+def test_a_folder_at_another_size_says_what_encode_says(how: Any, caplog: pytest.LogCaptureFixture) -> None:
+    path = random_model(Path("model"))
+    own, _ = load_folder(str(path))
+    with caplog.at_level("INFO", logger="vitral"):
+        larger, config = load_folder(str(path), (12, 10), how)
+    assert config.preprocessing.image_size == larger.config.image_size == (12, 10)
+    assert "a grid of 4 x 4 to 6 x 5 patches" in caplog.text
+    images = torch.rand(2, 1, 12, 10)
+    own.config = own.config.model_copy(update={"position_resize": how})
+    torch.testing.assert_close(larger.encode(images).patches_BND, own.encode(images).patches_BND)
+    same, _ = load_folder(str(path), 8)
+    assert_equal_tensors(same.state_dict(), own.state_dict())

@@ -40,7 +40,7 @@ def run(arguments: Arguments) -> int:
     from vitral.data.folder import images_below
     from vitral.predictor import load
 
-    predictor = load(model, options.device)
+    predictor = load(model, options.device, options.image_size, options.position_resize)
     paths = [
         str(path) for name in names for path in (images_below(Path(name)) if Path(name).is_dir() else [Path(name)])
     ]

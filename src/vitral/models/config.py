@@ -131,6 +131,8 @@ class ViTConfig(ModelConfig):
             raise ValueError("head=mlp needs num_classes above 0; num_classes=0 means no head at all")
         if self.head == "mlp" and self.pooled_width != self.width:
             raise ValueError("head=mlp reads one vector of model width: no distill_token, no pool=cls_avg")
+        if self.norm_after_pool and self.pooled_width != self.width:
+            raise ValueError("fc_norm=true reads one vector of model width: no distill_token, no pool=cls_avg")
         self._check_positions()
         return self
 

@@ -32,20 +32,21 @@ class ImageModel(nn.Module, ABC):
     def __init__(self, config: ViTConfig | ResNetConfig) -> None:
         super().__init__()
         self.config, self.grid = config, config.grid
-        self._set_normalisation(None)
+        self._set_constants(None)
 
-    def _set_normalisation(self, device: torch.device | None) -> None:
+    def _set_constants(self, device: torch.device | None) -> None:
+        """Registers what the configuration fixes and no file holds, in float32."""
         for name, values in (("mean", self.config.mean), ("std", self.config.std)):
             constant = torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
             self.register_buffer(name, constant, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moves and casts as usual, but the normalisation constants come from the config again, in float32.
+        """Moves and casts as usual, but the constants come from the config again, in float32.
 
         Otherwise `.bfloat16()` would round a mean of 0.485 to 0.484, and `.to_empty()` leave it unset.
         """
         super()._apply(fn, recurse)
-        self._set_normalisation(next(self.parameters()).device)
+        self._set_constants(next(self.parameters()).device)
         return self
 
     @abstractmethod

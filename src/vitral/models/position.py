@@ -1,27 +1,153 @@
-"""Learned position tables on another grid of patches. N prefix tokens and patches, D width, gh gw rows and columns."""
+"""Where a patch is: learned tables on any grid, fixed sine and cosine, relative offsets, rotation.
+
+Shape letters: N patches, D width, L tables (one, or one a block), T tokens, P prefix tokens among them, K kept patches,
+O = 2 N - 1 offsets, h heads, Q queries, d features of a head, 2 the cosine and the sine.
+"""
 
 from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Resize = Literal["bicubic_antialias", "bicubic", "google"]
+Grid = tuple[int, int]
+
+
+class AttentionPlaces(NamedTuple):
+    """What positions do inside the attention. The first `prefix` tokens are nowhere and are left as they are.
+
+    rope_2BNd: cosine and sine of the angles by which queries and keys are turned. offsets_LOD, index_BNN: the vector of
+    each offset, and which offset the pair (query, key) has. Batch axes may be 1.
+    """
+
+    prefix: int
+    rope_2BNd: Tensor | None = None
+    offsets_LOD: Tensor | None = None
+    index_BNN: Tensor | None = None
+
+    def take(self, kept_K: Tensor) -> AttentionPlaces:
+        """The places of these samples of the batch."""
+        rope, index = self.rope_2BNd, self.index_BNN
+        return self._replace(
+            rope_2BNd=rope if rope is None or rope.shape[1] == 1 else rope.index_select(1, kept_K),
+            index_BNN=index if index is None or index.shape[0] == 1 else index.index_select(0, kept_K),
+        )
+
+
+def resize_table(table_LND: Tensor, old: Grid, new: Grid, how: Resize = "bicubic_antialias") -> Tensor:
+    """Vectors of the cells of `old` (rows, columns) for those of `new`; differentiable, in float32 or better.
+
+    The "2D interpolation" of arXiv 2010.11929, section 3.2. "google" is what the paper's code does: bilinear, corners on
+    corners (scipy.ndimage.zoom of order 1). At the same grid the very same tensor comes back.
+    """
+    assert table_LND.shape[1] == old[0] * old[1], (table_LND.shape, old)
+    if old == new:
+        return table_LND
+    wide = torch.promote_types(table_LND.dtype, torch.float32)
+    table_LDhw = table_LND.to(wide).unflatten(1, old).permute(0, 3, 1, 2)
+    if how == "google":
+        table_LDhw = F.interpolate(table_LDhw, size=new, mode="bilinear", align_corners=True)
+    else:
+        antialias = how == "bicubic_antialias"
+        table_LDhw = F.interpolate(table_LDhw, size=new, mode="bicubic", align_corners=False, antialias=antialias)
+    return table_LDhw.flatten(2).transpose(1, 2).to(table_LND.dtype)
+
 
 def interpolate_positions(
-    pos_1ND: Tensor, prefix_tokens: int, old_grid: tuple[int, int], new_grid: tuple[int, int]
+    pos_LND: Tensor, prefix_tokens: int, old_grid: Grid, new_grid: Grid, how: Resize = "bicubic_antialias"
 ) -> Tensor:
-    """Position embeddings for `new_grid` (rows, columns) from those learned on `old_grid`; differentiable.
-
-    The first `prefix_tokens` rows belong to no place and are kept. The others are resampled by antialiased bicubic
-    interpolation in float32 or better (arXiv 2010.11929, section 3.2, "2D interpolation"; Google's own code is
-    bilinear and corner-aligned instead). At the same grid the very same tensor comes back.
-    """
+    """`resize_table` of all rows but the first `prefix_tokens`, which belong to no place and are kept."""
     if old_grid == new_grid:
-        return pos_1ND
-    width = pos_1ND.shape[-1]
-    assert pos_1ND.shape[1] == prefix_tokens + old_grid[0] * old_grid[1], (pos_1ND.shape, prefix_tokens, old_grid)
-    wide = torch.promote_types(pos_1ND.dtype, torch.float32)
-    table_1Dhw = pos_1ND[:, prefix_tokens:].to(wide).reshape(1, *old_grid, width).permute(0, 3, 1, 2)
-    table_1Dhw = F.interpolate(table_1Dhw, size=new_grid, mode="bicubic", antialias=True, align_corners=False)
-    table_1ND = table_1Dhw.permute(0, 2, 3, 1).reshape(1, -1, width).to(pos_1ND.dtype)
-    return torch.cat([pos_1ND[:, :prefix_tokens], table_1ND], dim=1)
+        return pos_LND
+    patches_LND = resize_table(pos_LND[:, prefix_tokens:], old_grid, new_grid, how)
+    return torch.cat([pos_LND[:, :prefix_tokens], patches_LND], dim=1)
+
+
+def rows_and_columns(
+    rows_LRD: Tensor, columns_LCD: Tensor, grid: Grid, how: Resize = "bicubic_antialias"
+) -> Tensor:
+    """[L, N, D] from half a vector for each row and half for each column (arXiv 2010.11929, D.4, "2-dimensional").
+
+    On another grid than R x C, each table is resized along its own axis.
+    """
+    rows_LRD = resize_table(rows_LRD, (rows_LRD.shape[1], 1), (grid[0], 1), how)
+    columns_LCD = resize_table(columns_LCD, (columns_LCD.shape[1], 1), (grid[1], 1), how)
+    half = rows_LRD.unsqueeze(2).expand(-1, -1, grid[1], -1), columns_LCD.unsqueeze(1).expand(-1, grid[0], -1, -1)
+    return torch.cat(half, dim=-1).flatten(1, 2)
+
+
+def sincos_table(grid: Grid, own: Grid, width: int, device: torch.device | None = None) -> Tensor:
+    """[1, N, D] float32: sine and cosine of the column, then of the row, with periods from 2 pi to 10,000 times that.
+
+    The table of arXiv 1706.03762, section 3.5, for each axis (MoCo v3, MAE). On another grid than the model's own the
+    cells lie between those of the own one, so that the whole picture spans the same positions.
+    """
+    count = width // 4
+    frequency_F = 10_000.0 ** -(torch.arange(count, dtype=torch.float64, device=device) / count)
+    axes: list[Tensor] = []
+    for cells, own_cells in zip(grid, own, strict=True):
+        place = (torch.arange(cells, dtype=torch.float64, device=device) + 0.5) * (own_cells / cells) - 0.5
+        angle = place[:, None] * frequency_F
+        axes.append(torch.cat([angle.sin(), angle.cos()], dim=-1))
+    columns = axes[1].unsqueeze(0).expand(grid[0], -1, -1)
+    rows = axes[0].unsqueeze(1).expand(-1, grid[1], -1)
+    return torch.cat([columns, rows], dim=-1).reshape(1, -1, width).float()
+
+
+def rope_table(grid: Grid, features: int, theta: float, device: torch.device | None = None) -> Tensor:
+    """[2, 1, N, d] float32, cosine and sine of the angles of `rotate`.
+
+    Axial: a quarter of a head's features pairs turns with the row, a quarter with the column; places run from -1 to 1
+    over the picture, whatever its grid, and frequencies fall from 2 pi to 2 pi / theta (DINOv3, arXiv 2508.10104).
+    """
+    count = features // 4
+    frequency_F = 2 * math.pi * theta ** -(torch.arange(count, dtype=torch.float64, device=device) / count)
+    places = [(torch.arange(cells, dtype=torch.float64, device=device) + 0.5) * 2 / cells - 1 for cells in grid]
+    row_hw, column_hw = torch.meshgrid(*places, indexing="ij")
+    angles_Nf = torch.cat([place_hw.reshape(-1, 1) * frequency_F for place_hw in (row_hw, column_hw)], dim=-1)
+    angles_Nd = torch.cat([angles_Nf, angles_Nf], dim=-1)
+    return torch.stack([angles_Nd.cos(), angles_Nd.sin()]).unsqueeze(1).float()
+
+
+def rotate(x_BhTd: Tensor, rope_2BNd: Tensor, prefix: int) -> Tensor:
+    """Turn the features (i, i + d/2) of every token but the first `prefix` by its angles (RoPE, arXiv 2104.09864)."""
+    cos_B1Nd, sin_B1Nd = rope_2BNd.to(x_BhTd.dtype).unsqueeze(2).unbind(0)
+    x_BhNd = x_BhTd[:, :, prefix:]
+    left, right = x_BhNd.chunk(2, dim=-1)
+    turned = x_BhNd * cos_B1Nd + torch.cat([-right, left], dim=-1) * sin_B1Nd
+    return torch.cat([x_BhTd[:, :, :prefix], turned], dim=2) if prefix else turned
+
+
+def offset_index(count: int, keep_BK: Tensor | None, device: torch.device) -> Tensor:
+    """[1 or B, N, N] of which offset, place of the query less that of the key, each pair has: 0 to 2 N - 2."""
+    place_BN = torch.arange(count, device=device)[None] if keep_BK is None else keep_BK
+    return place_BN[:, :, None] - place_BN[:, None, :] + (count - 1)
+
+
+def resize_offsets(offsets_LOD: Tensor, count: int) -> Tensor:
+    """Vectors of 2 `count` - 1 offsets by linear interpolation, end on end; the same tensor where that many are there."""
+    if offsets_LOD.shape[1] == 2 * count - 1:
+        return offsets_LOD
+    wide = offsets_LOD.to(torch.promote_types(offsets_LOD.dtype, torch.float32)).transpose(1, 2)
+    resized = F.interpolate(wide, size=2 * count - 1, mode="linear", align_corners=True)
+    return resized.transpose(1, 2).to(offsets_LOD.dtype)
+
+
+def relative_scores(q_BhQd: Tensor, offsets_OD: Tensor, index_BNN: Tensor, prefix: int, keys: int) -> Tensor | None:
+    """What the offsets add to the scores, [B, h, Q, T]: query times offset vector (arXiv 2010.11929, D.4, "relative").
+
+    `q_BhQd` holds the first Q of T = `keys` tokens, already scaled by d^-1/2. Scores from and to prefix tokens stay
+    what they are; None where there are only such queries.
+    """
+    q_BhMd = q_BhQd[:, :, prefix:]
+    B, h, M, d = q_BhMd.shape
+    if M == 0:
+        return None
+    offsets_hdO = offsets_OD.unflatten(-1, (h, d)).permute(1, 2, 0)
+    index_BhMN = index_BNN[:, None, :M].expand(B, h, -1, -1)
+    scores_BhMN = (q_BhMd @ offsets_hdO).gather(-1, index_BhMN)
+    return F.pad(scores_BhMN, (prefix, 0, prefix, 0))

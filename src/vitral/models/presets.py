@@ -7,19 +7,22 @@ from typing import Any
 
 from vitral.errors import UserError, nearest
 from vitral.models.config import ResNetConfig, ViTConfig, build_config
+from vitral.models.resnet_counts import RESNETS, hybrid_stem_parameters, resnet_parameters, stem_channels
 
-
-# Base, Large, Huge: table 1 of arXiv 2010.11929. Tiny, Small: DeiT, 2012.12877. Giant, Gigantic: 2106.04560.
+# Base, Large, Huge: table 1 of arXiv 2010.11929. Tiny, Small: DeiT, 2012.12877. Giant, Gigantic: 2106.04560. Plus, 7B: 2508.10104.
 SIZES: dict[str, dict[str, int]] = {
     "micro": {"width": 64, "depth": 4, "heads": 4, "mlp_dim": 256},
     "nano": {"width": 128, "depth": 6, "heads": 4, "mlp_dim": 512},
     "tiny": {"width": 192, "depth": 12, "heads": 3, "mlp_dim": 768},
     "small": {"width": 384, "depth": 12, "heads": 6, "mlp_dim": 1536},
+    "small_plus": {"width": 384, "depth": 12, "heads": 6, "mlp_dim": 1536},
     "base": {"width": 768, "depth": 12, "heads": 12, "mlp_dim": 3072},
     "large": {"width": 1024, "depth": 24, "heads": 16, "mlp_dim": 4096},
     "huge": {"width": 1280, "depth": 32, "heads": 16, "mlp_dim": 5120},
+    "huge_plus": {"width": 1280, "depth": 32, "heads": 20, "mlp_dim": 5120},
     "giant": {"width": 1408, "depth": 40, "heads": 16, "mlp_dim": 6144},
     "gigantic": {"width": 1664, "depth": 48, "heads": 16, "mlp_dim": 8192},
+    "7b": {"width": 4096, "depth": 40, "heads": 32, "mlp_dim": 8192},
 }
 
 # Size: (patch, image) in pixels. Names are timm's, `vit_base_patch16_224`; images below 224 are for small data sets.
@@ -35,20 +38,73 @@ PUBLISHED: dict[str, tuple[tuple[int, int], ...]] = {
     "gigantic": ((14, 224),),
 }
 
-PRESETS: dict[str, dict[str, Any]] = {
-    f"vit_{size}_patch{patch}_{image}": {
-        **SIZES[size],
-        "image_size": (image, image),
-        "patch_size": patch,
-        "num_classes": 1000 if image >= 224 else 10,
-    }
+_SQUARE: dict[str, dict[str, Any]] = {
+    f"vit_{size}_patch{patch}_{image}": {**SIZES[size], "image_size": image, "patch_size": patch}
     for size, pairs in PUBLISHED.items()
     for patch, image in pairs
 }
 
+# A ResNet in front (arXiv 2010.11929, section 3.1, "hybrid"): size, its stages, pixels a token.
+_HYBRIDS: dict[str, dict[str, Any]] = {
+    f"vit_{size}_{stem}_{image}": {
+        **SIZES[size],
+        "image_size": image,
+        "patch_size": patch,
+        "stem_blocks": blocks,
+    }
+    for size, stem, blocks, patch in (
+        ("tiny", "r_s16_p8", (), 32),
+        ("small", "r26_s32", (2, 2, 2, 2), 32),
+        ("base", "r26_s32", (2, 2, 2, 2), 32),
+        ("base", "r50_s16", (3, 4, 9), 16),
+        ("large", "r50_s32", (3, 4, 6, 3), 32),
+    )
+    for image in (224, 384)
+}
+
+# DeiT with its distillation token (arXiv 2012.12877), DINOv2 (2304.07193, 2309.16588), DINOv3 (2508.10104).
+_LATER: dict[str, dict[str, Any]] = {
+    **{
+        f"deit_{size}_distilled_patch16_{image}": {
+            **SIZES[size],
+            "image_size": image,
+            "patch_size": 16,
+            "distill_token": True,
+        }
+        for size, image in (("tiny", 224), ("small", 224), ("base", 224), ("base", 384))
+    },
+    **{
+        f"vit_{size}_patch14_{'reg4_' * bool(registers)}dinov2": {
+            **SIZES[size],
+            "image_size": 518,
+            "patch_size": 14,
+            "registers": registers,
+            "layer_scale": 1e-5,
+            **({"heads": 24, "width": 1536, "mlp_dim": 4096, "mlp": "swiglu"} if size == "giant" else {}),
+        }
+        for registers in (0, 4)
+        for size in ("small", "base", "large", "giant")
+    },
+    **{
+        f"vit_{size}_patch16_dinov3": {
+            **SIZES[size],
+            "image_size": 256,
+            "patch_size": 16,
+            "registers": 4,
+            "layer_scale": 1e-5,
+            "positions": "rope",
+            "norm_eps": 1e-5,
+            "mlp": "swiglu" if size in ("small_plus", "huge_plus", "7b") else "gelu",
+        }
+        for size in ("small", "small_plus", "base", "large", "huge_plus", "7b")
+    },
+}
+
+PRESETS: dict[str, dict[str, Any]] = {**_SQUARE, **_HYBRIDS, **_LATER, **RESNETS}
+
 
 def list_models(pattern: str = "*") -> list[str]:
-    """The names that `resolve` knows and that fit a shell pattern (`*tiny*`), smallest model first."""
+    """The names that `resolve` knows and that fit a shell pattern (`*tiny*`), of each kind the smallest first."""
     return [name for name in PRESETS if fnmatchcase(name, pattern)]
 
 
@@ -61,17 +117,38 @@ def resolve(name: str, **options: Any) -> ViTConfig | ResNetConfig:
     if name not in PRESETS:
         hint = f"{len(PRESETS)} models are known: vitral models"
         raise UserError("unknown model", where=name, nearest=nearest(name, PRESETS), hint=hint)
-    return build_config({**PRESETS[name], **options}, where=name)
+    preset = PRESETS[name]
+    classes = 1000 if preset["image_size"] >= 224 else 10
+    return build_config({"num_classes": classes, **preset, **options}, where=name)
 
 
-def count_parameters(config: ModelConfig) -> int:
+def count_parameters(config: ViTConfig | ResNetConfig) -> int:
     """Exact number of trained values, head included, by closed form (table 1 of arXiv 2010.11929 rounds them)."""
-    d, hidden = config.width, config.mlp_dim
+    if isinstance(config, ResNetConfig):
+        return resnet_parameters(config)
+    c, d = config, config.width
+    if c.stem_blocks is None:
+        channels, backbone = c.in_channels, 0
+    else:
+        channels, backbone = stem_channels(c.stem_blocks), hybrid_stem_parameters(c.in_channels, c.stem_blocks)
+    stem = backbone + d * channels * (c.patch_size // c.stem_stride) ** 2 + d
+    mlp = mlp_parameters(d, c.mlp_dim, gates=1 + (c.mlp == "swiglu"))
+    block = 4 * d * (d + 1) + mlp + 4 * d + 4 * (d // c.heads) * c.qk_norm + 2 * d * (c.layer_scale is not None)
+    pooling = (d + 4 * d * (d + 1) + 2 * d + mlp_parameters(d, c.mlp_dim)) * (c.pool == "map")
+    heads = (c.pooled_width + 1 + c.distill_token) * c.num_classes + d * (d + 1) * (c.head == "mlp")
+    return stem + c.prefix_tokens * d + _position_parameters(c) + c.depth * block + 2 * d + pooling + heads
+
+
+def mlp_parameters(width: int, hidden: int, gates: int = 1) -> int:
+    """Weights and biases of an MLP whose first layer has `gates` times `hidden` outputs."""
+    return gates * hidden * (width + 1) + width * (hidden + 1)
+
+
+def _position_parameters(config: ViTConfig) -> int:
     rows, columns = config.grid
-    stem = d * config.in_channels * config.patch_size**2 + d
-    tokens = d * config.class_token + d * (rows * columns + config.class_token)
-    attention = 3 * d * (d + 1) + d * (d + 1)
-    mlp = hidden * (d + 1) + d * (hidden + 1)
-    head = (d + 1) * config.num_classes + d * (d + 1) * (config.head == "mlp")
-    norms = 2 * d * (2 * config.depth + 1)
-    return stem + tokens + config.depth * (attention + mlp) + norms + head
+    values = {
+        "learned": (config.position_rows + rows * columns) * config.width,
+        "learned_2d": (rows + columns) * (config.width // 2),
+        "relative": (2 * rows * columns - 1) * config.width,
+    }
+    return config.position_tables * values.get(config.positions, 0)

@@ -1,113 +1,139 @@
 """The Vision Transformer (arXiv 2010.11929): images in, tokens, features or logits out.
 
-Shape letters: B batch, C channels, H W image height and width, N patches, T tokens (class token and patches), K kept
-patches, D width, S classes. Parameter names are timm's, so that public checkpoints fit.
+Shape letters: B batch, C channels, H W image height and width, N patches, P prefix tokens, T tokens (prefix and
+patches), K kept patches, D width, S classes, L tables of positions. Parameter names are timm's, so that public
+checkpoints fit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from vitral.errors import UserError, nearest
-from vitral.models.layers import Block, Linear, PatchEmbed
-from vitral.models.position import interpolate_positions
-from vitral.models.presets import ModelConfig
+from vitral.models.config import ViTConfig
+from vitral.models.layers import AttentionPool, Block, Linear, PatchEmbed, lecun_normal
+from vitral.models.model import ImageModel, check_capture
+from vitral.models.position import (
+    AttentionPlaces,
+    Grid,
+    interpolate_positions,
+    offset_index,
+    resize_offsets,
+    rope_table,
+    rows_and_columns,
+    sincos_table,
+)
+from vitral.models.resnet import HybridEmbed
 from vitral.structs import EncoderOutput
 
-# nn.init.trunc_normal_ cuts at two standard deviations, which leaves this share of the standard deviation.
-_TRUNCATED = 0.87962566103423978
 
+class VisionTransformer(ImageModel):
+    """Encoder and head of one `ViTConfig`.
 
-class VisionTransformer(nn.Module):
-    """Encoder and head of one `ModelConfig`; images are [0,1] floats or uint8, normalisation happens inside.
-
-    `model(images_BCHW)` gives logits [B, S], or pooled features [B, D] where the config has no classes. `encode` gives
-    every token, `embed` and `encode_tokens` are its two halves.
+    `encode` gives every token; `embed` and `encode_tokens` are its two halves.
     """
 
-    mean: Tensor
-    std: Tensor
+    config: ViTConfig
+    pos_embed: nn.Parameter | None
+    pos_embed_y: nn.Parameter | None
+    pos_embed_x: nn.Parameter | None
+    offset_embed: nn.Parameter | None
+    fixed_places: Tensor | None
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.grid = config.grid
-        self.prefix_tokens = int(config.class_token)
-        width, rows_columns = config.width, config.grid[0] * config.grid[1]
-        self.patch_embed = PatchEmbed(config.in_channels, config.patch_size, width)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, width)) if config.class_token else None
-        self.pos_embed = nn.Parameter(torch.empty(1, self.prefix_tokens + rows_columns, width))
-        self.pos_drop = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(_blocks(config))
-        late, eps = config.norm_after_pool, config.norm_eps
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__(config)
+        c, width = config, config.width
+        self.prefix_tokens = c.prefix_tokens
+        if c.stem_blocks is None:
+            self.patch_embed = PatchEmbed(c.in_channels, c.patch_size, width)
+        else:
+            self.patch_embed = HybridEmbed(c.in_channels, c.stem_blocks, c.patch_size, width)
+        self.cls_token = _token(1, width) if c.class_token else None
+        self.dist_token = _token(1, width) if c.distill_token else None
+        self.reg_token = _token(c.registers, width) if c.registers else None
+        self._make_positions()
+        self.pos_drop = nn.Dropout(c.dropout)
+        self.blocks = nn.ModuleList(_blocks(c))
+        late, eps = c.norm_after_pool, c.norm_eps
         self.norm = nn.Identity() if late else nn.LayerNorm(width, eps=eps)
+        self.attn_pool = AttentionPool(width, c.heads, c.mlp_dim, c.gelu, eps) if c.pool == "map" else None
         self.fc_norm = nn.LayerNorm(width, eps=eps) if late else nn.Identity()
-        self.pre_logits = _TanhLayer(width) if config.head == "mlp" else nn.Identity()
-        self.head = Linear(width, config.num_classes) if config.num_classes else nn.Identity()
-        self._set_normalisation()
+        self.pre_logits = _TanhLayer(width) if c.head == "mlp" else nn.Identity()
+        features = width if c.distill_token else c.pooled_width
+        self.head = Linear(features, c.num_classes) if c.num_classes else nn.Identity()
+        self.head_dist = Linear(features, c.num_classes) if c.num_classes and c.distill_token else None
         self.init_weights()
 
-    def _set_normalisation(self) -> None:
-        device = self.pos_embed.device
-        for name, values in (("mean", self.config.mean), ("std", self.config.std)):
-            constant = torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
-            self.register_buffer(name, constant, persistent=False)
+    def _make_positions(self) -> None:
+        """The tables of this model's kind of positions: learned ones are parameters, fixed ones constants."""
+        c, (rows, columns), width, tables = self.config, self.grid, self.config.width, self.config.position_tables
+        learned: dict[str, tuple[int, ...]] = {
+            "learned": {"pos_embed": (tables, c.position_rows + rows * columns, width)},
+            "learned_2d": {"pos_embed_y": (tables, rows, width // 2), "pos_embed_x": (tables, columns, width // 2)},
+            "relative": {"offset_embed": (tables, 2 * rows * columns - 1, width)},
+        }.get(c.positions, {})
+        for name in ("pos_embed", "pos_embed_y", "pos_embed_x", "offset_embed"):
+            shape = learned.get(name)
+            self.register_parameter(name, None if shape is None else nn.Parameter(torch.empty(shape)))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VisionTransformer:
-        """Moves and casts as usual, but the normalisation constants come from the config again, in float32.
+    def _set_constants(self, device: torch.device | None) -> None:
+        super()._set_constants(device)
+        self.register_buffer("fixed_places", self._fixed_places(self.config.grid, device), persistent=False)
 
-        Otherwise `.bfloat16()` would round a mean of 0.485 to 0.484, and `.to_empty()` leave it unset.
-        """
-        super()._apply(fn, recurse)
-        self._set_normalisation()
-        return self
+    def _fixed_places(self, grid: Grid, device: torch.device | None) -> Tensor | None:
+        c = self.config
+        if c.positions == "sincos":
+            return sincos_table(grid, c.grid, c.width, device)
+        return rope_table(grid, c.width // c.heads, c.rope_theta, device) if c.positions == "rope" else None
 
     @torch.no_grad()
     def init_weights(self) -> None:
         """Sets every parameter anew, from torch's global random state.
 
         As in the paper's code: patches LeCun normal (truncated), positions N(0, 0.02), class token and output layer
-        zero, the tanh layer LeCun normal, everything else Xavier uniform with zero biases. Query, key and value are
-        each drawn for their own size, not for that of the packed matrix. (The code's N(0, 1e-6) biases are 0 here.)
+        zero, the tanh layer LeCun normal, everything else Xavier uniform with zero biases. (The code's N(0, 1e-6)
+        biases are 0 here.) Registers and the distillation token are N(0, 0.02): equal ones would stay equal.
         """
-        for module in self.modules():
-            if isinstance(module, nn.LayerNorm):
-                nn.init.ones_(module.weight)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, Block):
-                attention, mlp = module.attn, module.mlp
-                for weight in (*attention.qkv.weight.chunk(3), attention.proj.weight, mlp.fc1.weight, mlp.fc2.weight):
-                    nn.init.xavier_uniform_(weight)
-                for layer in (attention.qkv, attention.proj, mlp.fc1, mlp.fc2):
-                    nn.init.zeros_(layer.bias)
-        _lecun_normal(self.patch_embed.proj.weight, self.patch_embed.proj.bias)
-        nn.init.normal_(self.pos_embed, std=0.02)
+        for block in self.blocks:
+            block.init_weights()
+        for norm in (self.norm, self.fc_norm, getattr(self.attn_pool, "norm", None)):
+            if isinstance(norm, nn.LayerNorm):
+                nn.init.ones_(norm.weight)
+                nn.init.zeros_(norm.bias)
+        self.patch_embed.init_weights()
+        for table in (self.pos_embed, self.pos_embed_y, self.pos_embed_x, self.offset_embed):
+            if table is not None:
+                nn.init.normal_(table, std=0.02)
+        for token in (self.dist_token, self.reg_token):
+            if token is not None:
+                nn.init.normal_(token, std=0.02)
         if self.cls_token is not None:
             nn.init.zeros_(self.cls_token)
+        if self.attn_pool is not None:
+            self.attn_pool.init_weights()
         if isinstance(self.pre_logits, _TanhLayer):
-            _lecun_normal(self.pre_logits.fc.weight, self.pre_logits.fc.bias)
-        if isinstance(self.head, Linear):
-            nn.init.zeros_(self.head.weight)
-            nn.init.zeros_(self.head.bias)
+            lecun_normal(self.pre_logits.fc.weight, self.pre_logits.fc.bias)
+        for head in (self.head, self.head_dist):
+            if isinstance(head, Linear):
+                nn.init.zeros_(head.weight)
+                nn.init.zeros_(head.bias)
 
-    def embed(self, images_BCHW: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    def embed(self, images_BCHW: Tensor) -> tuple[Tensor, Grid]:
         """Normalised, cut and projected images: patches [B, N, D] without positions, and the grid (rows, columns).
 
         Images are floats in [0,1] or uint8, of any height and width that the patch size divides. Raises UserError for
         another shape, channel count or kind of number.
         """
-        self._check_images(images_BCHW)
         patch = self.config.patch_size
-        grid = images_BCHW.shape[-2] // patch, images_BCHW.shape[-1] // patch
-        return self.patch_embed(self._normalise(images_BCHW)), grid
+        normalised_BCHW = self.normalise(images_BCHW, multiple=patch)
+        return self.patch_embed(normalised_BCHW), (images_BCHW.shape[-2] // patch, images_BCHW.shape[-1] // patch)
 
     def encode_tokens(
         self,
         patches_BND: Tensor,
-        grid: tuple[int, int],
+        grid: Grid,
         keep_BK: Tensor | None = None,
         capture: Sequence[str] = (),
         attend_BN: Tensor | None = None,
@@ -117,24 +143,15 @@ class VisionTransformer(nn.Module):
         grid: (rows, columns) with rows * columns = N; positions are interpolated where it is not the model's own.
         keep_BK: indices into N of the patches that are encoded at all, in any order; `patches_BND` of the result then
         has K rows in that order. attend_BN: bool, false for patches that no token may attend to (their own rows are
-        still computed); without a class token at least one has to be true. capture: "blocks.3", "blocks.3.attn"
+        still computed); without a prefix token at least one has to be true. capture: "blocks.3", "blocks.3.attn"
         [B, T, D], "blocks.3.attn.map" [B, heads, T, T], "blocks.3.attn.q", ".k" [B, heads, T, D / heads]. Raises
         UserError for an unknown name to capture.
         """
-        assert patches_BND.shape[1] == grid[0] * grid[1], (patches_BND.shape, grid)
-        self._check_capture(capture)
-        tokens_BTD = self._add_positions(patches_BND, grid, keep_BK)
-        bias_B11T = None if attend_BN is None else self._attention_bias(attend_BN, keep_BK, tokens_BTD.dtype)
+        check_capture(capture, self.capture_names())
+        bias_B11T = None if attend_BN is None else self._attention_bias(attend_BN, keep_BK, patches_BND.dtype)
         captured: dict[str, Tensor] = {}
-        for i, block in enumerate(self.blocks):
-            name = f"blocks.{i}"
-            inside: dict[str, Tensor] | None = {} if any(n.startswith(f"{name}.attn") for n in capture) else None
-            tokens_BTD = block(tokens_BTD, bias_B11T, captured=inside)
-            found = {name: tokens_BTD} | {f"{name}.{part}": value for part, value in (inside or {}).items()}
-            captured |= {n: found[n] for n in capture if n in found}
-        tokens_BTD = self.norm(tokens_BTD)
-        cls_BD = tokens_BTD[:, 0] if self.prefix_tokens else None
-        return EncoderOutput(cls_BD, None, tokens_BTD[:, self.prefix_tokens :], grid, None, None, captured)
+        tokens_BTD = self.norm(self._run(patches_BND, grid, keep_BK, bias_B11T, capture, captured))
+        return self._split(tokens_BTD, grid, captured)
 
     def encode(
         self,
@@ -148,84 +165,156 @@ class VisionTransformer(nn.Module):
         return self.encode_tokens(patches_BND, grid, keep_BK, capture, attend_BN)
 
     def pool(self, out: EncoderOutput, attend_BN: Tensor | None = None) -> Tensor:
-        """One vector per image, [B, D]: the class token, or the mean over the patches; then `fc_norm` where it is on.
+        """One vector per image: [B, D], or [B, 2 D] of class token and average, or of class and distillation token.
 
-        attend_BN: as given to `encode`, to leave the masked patches out of the mean too.
+        Then `fc_norm`, where it is on. attend_BN: as given to `encode`, to leave the masked patches out of the mean or
+        of the pooling attention too.
         """
-        if self.config.pool == "cls":
-            assert out.cls_BD is not None
-            return self.fc_norm(out.cls_BD)
-        if attend_BN is None:
-            return self.fc_norm(out.patches_BND.mean(1))
-        weight_BN1 = attend_BN.to(out.patches_BND.dtype).unsqueeze(-1)
-        return self.fc_norm((out.patches_BND * weight_BN1).sum(1) / weight_BN1.sum(1))
+        kind = self.config.pool
+        if self.attn_pool is not None:
+            bias = None if attend_BN is None else self._attention_bias(attend_BN, None, out.patches_BND.dtype, prefix=0)
+            return self.fc_norm(self.attn_pool(out.patches_BND, bias))
+        parts = [out.cls_BD] if kind in ("cls", "cls_avg") else []
+        if kind in ("avg", "cls_avg"):
+            parts.append(_mean(out.patches_BND, attend_BN))
+        if self.config.distill_token:
+            parts.append(out.distill_BD)
+        present = [part for part in parts if part is not None]
+        assert len(present) == len(parts)
+        return self.fc_norm(torch.cat(present, dim=-1) if len(present) > 1 else present[0])
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Logits [B, S] of images of the model's own size, or pooled features [B, D] where num_classes is 0.
+        """Logits [B, S] of images of the model's own size, or pooled features where num_classes is 0.
 
-        Equal to `head(pre_logits(pool(encode(images))))`; where the class token is pooled, the last block computes that
-        token alone. Raises UserError for images of another size, channel count or kind of number.
+        Equal to `classify(pool(encode(images)))`; where only class and distillation token are pooled, the last block
+        computes those alone. Raises UserError for images of another size, channel count or kind of number.
         """
-        size = tuple(images_BCHW.shape[-2:])
-        if size != self.config.image_size:
-            hint = "model.encode takes other sizes; for logits, resize the images or build the model for their size."
-            raise UserError("wrong image size", got=_text(size), wanted=_text(self.config.image_size), hint=hint)
+        self.check_size(images_BCHW)
         patches_BND, grid = self.embed(images_BCHW)
-        if self.config.pool == "avg":
+        if self.config.pool != "cls":
             return self.classify(self.pool(self.encode_tokens(patches_BND, grid)))
-        tokens_BTD = self._add_positions(patches_BND, grid, None)
-        for i, block in enumerate(self.blocks):
-            tokens_BTD = block(tokens_BTD, queries=1 if i == len(self.blocks) - 1 else None)
-        return self.classify(self.fc_norm(self.norm(tokens_BTD[:, 0])))
+        asked = 1 + self.config.distill_token
+        tokens_BQD = self.norm(self._run(patches_BND, grid, None, None, (), {}, queries=asked))
+        return self.classify(self.fc_norm(tokens_BQD.flatten(1)))
 
     def classify(self, pooled_BD: Tensor) -> Tensor:
-        """The head alone: pooled features [B, D] to logits [B, S]."""
+        """The head alone: pooled features to logits [B, S]; with a distillation token the mean of the two heads'."""
+        if self.head_dist is not None:
+            cls_BD, distill_BD = pooled_BD.chunk(2, dim=-1)
+            return (self.head(cls_BD) + self.head_dist(distill_BD)) / 2
         return self.head(self.pre_logits(pooled_BD))
 
-    def _check_images(self, images_BCHW: Tensor) -> None:
-        shape, patch, channels = tuple(images_BCHW.shape), self.config.patch_size, self.config.in_channels
-        if len(shape) != 4 or shape[1] != channels:
-            raise UserError("wrong shape of the images", got=_text(shape), wanted=f"B x {channels} x height x width")
-        if shape[2] % patch or shape[3] % patch or not (shape[2] and shape[3]):
-            raise UserError("wrong image size", got=_text(shape[2:]), wanted=f"multiples of the patch size, {patch}")
-        if images_BCHW.dtype != torch.uint8 and not images_BCHW.is_floating_point():
-            raise UserError("wrong kind of numbers", got=images_BCHW.dtype, wanted="uint8, or floats in [0,1]")
+    def capture_names(self) -> list[str]:
+        """Every name that `capture` takes."""
+        ends = (".attn.map", ".attn.q", ".attn.k", ".attn", "")
+        return [f"blocks.{i}{end}" for i in range(len(self.blocks)) for end in ends]
 
-    def _check_capture(self, capture: Sequence[str]) -> None:
-        if not capture:
-            return
-        ends = ("", ".attn", ".attn.map", ".attn.q", ".attn.k")
-        known = [f"blocks.{i}{end}" for i in range(len(self.blocks)) for end in ends]
-        for name in capture:
-            if name not in known:
-                last = f"the last block is blocks.{len(self.blocks) - 1}"
-                raise UserError("nothing of that name to capture", where=name, nearest=nearest(name, known), hint=last)
-
-    def _normalise(self, images_BCHW: Tensor) -> Tensor:
-        """(image - mean) / std in float32 or better, then the type of the parameters."""
-        if images_BCHW.dtype == torch.uint8:
-            images_BCHW = images_BCHW.to(torch.float32) / 255
-        elif images_BCHW.dtype != torch.float64:
-            images_BCHW = images_BCHW.to(torch.float32)
-        return ((images_BCHW - self.mean) / self.std).to(self.patch_embed.proj.weight.dtype)
-
-    def _add_positions(self, patches_BND: Tensor, grid: tuple[int, int], keep_BK: Tensor | None) -> Tensor:
-        """Tokens [B, T, D]: positions added, kept patches gathered, class token in front (eq. 1), dropout."""
-        pos_1TD = interpolate_positions(self.pos_embed, self.prefix_tokens, self.grid, grid)
-        patches_BND = patches_BND + pos_1TD[:, self.prefix_tokens :]
+    def _run(
+        self,
+        patches_BND: Tensor,
+        grid: Grid,
+        keep_BK: Tensor | None,
+        bias: Tensor | None,
+        capture: Sequence[str],
+        captured: dict[str, Tensor],
+        queries: int | None = None,
+    ) -> Tensor:
+        """Tokens after the last block, [B, T, D], or of the first `queries` alone; leaves what `capture` names."""
+        assert patches_BND.shape[1] == grid[0] * grid[1], (patches_BND.shape, grid)
+        places, offsets_LOD = self._attention_places(grid, keep_BK)
+        tables = self._position_tables(grid, keep_BK)
         if keep_BK is not None:
-            patches_BND = patches_BND.gather(1, keep_BK.unsqueeze(-1).expand(-1, -1, patches_BND.shape[-1]))
-        if self.cls_token is None:
-            return self.pos_drop(patches_BND)
-        cls_B1D = (self.cls_token + pos_1TD[:, :1]).to(patches_BND.dtype).expand(patches_BND.shape[0], -1, -1)
-        return self.pos_drop(torch.cat([cls_B1D, patches_BND], dim=1))
+            patches_BND = _rows(patches_BND, keep_BK)
+        tokens_BTD = self._with_prefix(patches_BND.to(self.dtype))  # under autocast the residual stream stays wide
+        everywhere = self.config.positions_at in ("layers", "layers_shared")
+        for i, block in enumerate(self.blocks):
+            if tables and (i == 0 or everywhere):
+                tokens_BTD = tokens_BTD + tables[min(i, len(tables) - 1)]
+            if i == 0:
+                tokens_BTD = self.pos_drop(tokens_BTD)
+            name, last = f"blocks.{i}", i == len(self.blocks) - 1
+            inside: dict[str, Tensor] | None = {} if any(n.startswith(f"{name}.attn") for n in capture) else None
+            offsets_OD = None if offsets_LOD is None else offsets_LOD[min(i, len(offsets_LOD) - 1)]
+            tokens_BTD = block(tokens_BTD, bias, False, queries if last else None, inside, places, offsets_OD)
+            found = {name: tokens_BTD} | {f"{name}.{part}": value for part, value in (inside or {}).items()}
+            captured |= {n: found[n] for n in capture if n in found}
+        return tokens_BTD
 
-    def _attention_bias(self, attend_BN: Tensor, keep_BK: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """-inf for keys that may not be attended to and 0 for the others, the class token among them: [B, 1, 1, T]."""
+    def _with_prefix(self, patches_BND: Tensor) -> Tensor:
+        """Class token, distillation token and registers in front of the patches."""
+        B, _, D = patches_BND.shape
+        prefix = [token for token in (self.cls_token, self.dist_token, self.reg_token) if token is not None]
+        front = [token.expand(B, -1, D) for token in prefix]
+        return torch.cat([*front, patches_BND], dim=1) if front else patches_BND
+
+    def _position_tables(self, grid: Grid, keep_BK: Tensor | None) -> list[Tensor]:
+        """What is added to the tokens, [1 or B, T, D] each: for the first block, or one for each, or none."""
+        how, rows = self.config.position_resize, self.config.position_rows
+        if self.pos_embed is not None:
+            table_LXD = interpolate_positions(self.pos_embed, rows, self.grid, grid, how)
+        elif self.pos_embed_y is not None and self.pos_embed_x is not None:
+            table_LXD = rows_and_columns(self.pos_embed_y, self.pos_embed_x, grid, how)
+        elif self.config.positions == "sincos":
+            table_LXD = self._places_of(grid).to(self.dtype)
+        else:
+            return []
+        without = self.prefix_tokens - rows
+        tables: list[Tensor] = []
+        for table_1XD in table_LXD.split(1):
+            placed = table_1XD
+            if keep_BK is not None:
+                kept_BKD = _rows(placed[:, rows:].expand(keep_BK.shape[0], -1, -1), keep_BK)
+                placed = torch.cat([placed[:, :rows].expand(keep_BK.shape[0], -1, -1), kept_BKD], dim=1)
+            if without:  # registers, and all prefix tokens where none has a row, stay as they are
+                nowhere = placed.new_zeros(placed.shape[0], without, placed.shape[-1])
+                placed = torch.cat([placed[:, :rows], nowhere, placed[:, rows:]], dim=1)
+            tables.append(placed)
+        return tables
+
+    def _attention_places(self, grid: Grid, keep_BK: Tensor | None) -> tuple[AttentionPlaces | None, Tensor | None]:
+        """What positions do inside the attention, and the vectors of the offsets, if they do."""
+        if self.offset_embed is not None:
+            count = grid[0] * grid[1]
+            index_BNN = offset_index(count, keep_BK, self.offset_embed.device)
+            return AttentionPlaces(self.prefix_tokens, index_BNN=index_BNN), resize_offsets(self.offset_embed, count)
+        if self.config.positions == "rope":
+            rope_2BNd = self._places_of(grid)
+            if keep_BK is not None:
+                rope_2BNd = torch.stack([_rows(part.expand(len(keep_BK), -1, -1), keep_BK) for part in rope_2BNd])
+            return AttentionPlaces(self.prefix_tokens, rope_2BNd), None
+        return None, None
+
+    def _places_of(self, grid: Grid) -> Tensor:
+        """The constant table of this grid."""
+        own = self.fixed_places
+        assert own is not None
+        if grid == self.grid:
+            return own
+        other = self._fixed_places(grid, own.device)
+        assert other is not None
+        return other
+
+    def _split(self, tokens_BTD: Tensor, grid: Grid, captured: dict[str, Tensor]) -> EncoderOutput:
+        c, P = self.config, self.prefix_tokens
+        ends = int(c.class_token), c.class_token + c.distill_token
+        return EncoderOutput(
+            cls_BD=tokens_BTD[:, 0] if c.class_token else None,
+            registers_BRD=tokens_BTD[:, ends[1] : P] if c.registers else None,
+            patches_BND=tokens_BTD[:, P:],
+            grid=grid,
+            distill_BD=tokens_BTD[:, ends[0]] if c.distill_token else None,
+            groups_BN=None,
+            captured=captured,
+        )
+
+    def _attention_bias(
+        self, attend_BN: Tensor, keep_BK: Tensor | None, dtype: torch.dtype, prefix: int | None = None
+    ) -> Tensor:
+        """-inf for keys that may not be attended to and 0 for the others, prefix tokens among them: [B, 1, 1, T]."""
         attend_BK = attend_BN if keep_BK is None else attend_BN.gather(1, keep_BK)
         bias_BK = torch.zeros(attend_BK.shape, dtype=dtype, device=attend_BK.device)
         bias_BK = bias_BK.masked_fill(~attend_BK, float("-inf"))
-        return nn.functional.pad(bias_BK, (self.prefix_tokens, 0))[:, None, None, :]
+        return nn.functional.pad(bias_BK, (self.prefix_tokens if prefix is None else prefix, 0))[:, None, None, :]
 
 
 class _TanhLayer(nn.Module):
@@ -239,19 +328,27 @@ class _TanhLayer(nn.Module):
         return self.fc(pooled_BD).tanh()
 
 
-def _blocks(config: ModelConfig) -> list[Block]:
+def _token(count: int, width: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(1, count, width))
+
+
+def _rows(x_BND: Tensor, keep_BK: Tensor) -> Tensor:
+    """The rows [B, K, D] that each sample keeps."""
+    return x_BND.gather(1, keep_BK.unsqueeze(-1).expand(-1, -1, x_BND.shape[-1]))
+
+
+def _mean(patches_BND: Tensor, attend_BN: Tensor | None) -> Tensor:
+    if attend_BN is None:
+        return patches_BND.mean(1)
+    weight_BN1 = attend_BN.to(patches_BND.dtype).unsqueeze(-1)
+    return (patches_BND * weight_BN1).sum(1) / weight_BN1.sum(1)
+
+
+def _blocks(config: ViTConfig) -> list[Block]:
     """The blocks; the drop-path rate rises linearly from 0 at the first to its maximum at the last (or only) one."""
     c, last = config, config.depth - 1
     rates = [c.drop_path * i / last if last else c.drop_path for i in range(c.depth)]
-    return [Block(c.width, c.heads, c.mlp_dim, c.dropout, rate, c.gelu, c.norm_eps) for rate in rates]
-
-
-def _lecun_normal(weight: Tensor, bias: Tensor) -> None:
-    """Truncated normal of variance 1 / fan-in, and a zero bias."""
-    std = weight[0].numel() ** -0.5 / _TRUNCATED
-    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
-    nn.init.zeros_(bias)
-
-
-def _text(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
+    return [
+        Block(c.width, c.heads, c.mlp_dim, c.dropout, rate, c.gelu, c.norm_eps, c.mlp, c.qk_norm, c.layer_scale)
+        for rate in rates
+    ]

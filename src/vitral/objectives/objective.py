@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from vitral.models.vit import VisionTransformer
+from vitral.models.model import ImageModel
 from vitral.objectives.balance import NO_BALANCE, ClassBalance
 from vitral.objectives.config import ObjectiveConfig
 from vitral.structs import Batch, StepOutput
@@ -16,12 +16,12 @@ from vitral.structs import Batch, StepOutput
 class Objective(nn.Module, ABC):
     """A loss together with all it trains. `model` is what is evaluated and saved: the encoder, with a head if any."""
 
-    model: VisionTransformer
+    model: ImageModel
 
     @abstractmethod
     def __init__(
         self,
-        factory: Callable[[], VisionTransformer],
+        factory: Callable[[], ImageModel],
         config: ObjectiveConfig,
         steps: int,
         balance: ClassBalance = NO_BALANCE,

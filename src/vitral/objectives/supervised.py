@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vitral.models.vit import VisionTransformer
+from vitral.models.model import ImageModel
 from vitral.objectives.balance import NO_BALANCE, ClassBalance
 from vitral.objectives.config import SupervisedConfig
 from vitral.objectives.losses import binary_cross_entropy, cross_entropy, soft_multi_hot, soft_targets
@@ -32,7 +32,7 @@ class Supervised(Objective):
 
     def __init__(
         self,
-        factory: Callable[[], VisionTransformer],
+        factory: Callable[[], ImageModel],
         config: SupervisedConfig,
         steps: int,
         balance: ClassBalance = NO_BALANCE,

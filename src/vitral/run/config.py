@@ -10,39 +10,24 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from vitral.config import Config, Count, Tree, build, describe, flatten, load_yaml, with_overrides
+from vitral.config import Config, Count, Tree, build, describe, flatten, load_yaml, nullable, with_overrides
 from vitral.data.config import AugmentConfig, CheckConfig, DataConfig
 from vitral.errors import UserError, nearest
+from vitral.models.config import ResNetConfig, ViTConfig
 from vitral.objectives.config import ObjectiveConfig
 from vitral.optim.config import OptimConfig
 from vitral.training.config import TrainConfig
 
 
-class ModelOptions(Config):
+_FROM_DATA = ("family", "image_size", "in_channels", "num_classes", "mean", "std")
+
+
+class ModelOptions(nullable(ViTConfig, ResNetConfig, exclude=_FROM_DATA)):  # pyright: ignore[reportUntypedBaseClass]
     """A preset and what is changed of it; null keeps the preset's value."""
 
     name: str = Field(default="auto", description="preset (see `vitral models`); auto: that of init")
     patch_size: Count | Literal["auto"] | None = Field(
         default=None, description="side of a patch, pixels; auto: about 8 a side, of 2 pixels or more"
-    )
-    width: int | None = Field(default=None, ge=1, description="width of the tokens")
-    depth: int | None = Field(default=None, ge=1, description="number of blocks")
-    heads: int | None = Field(default=None, ge=1, description="attention heads a block")
-    mlp_dim: int | None = Field(default=None, ge=1, description="hidden width of the MLPs")
-    pool: Literal["cls", "avg"] | None = Field(
-        default=None, description="what the head reads: class token, or average of the patches"
-    )
-    head: Literal["linear", "mlp"] | None = Field(
-        default=None, description="linear, or the paper's pre-training MLP with tanh"
-    )
-    gelu: Literal["exact", "tanh"] | None = Field(
-        default=None, description="exact (erf), or the tanh form of Google's code"
-    )
-    dropout: float | None = Field(
-        default=None, ge=0, lt=1, description="dropout after every dense layer but qkv, and after positions"
-    )
-    drop_path: float | None = Field(
-        default=None, ge=0, lt=1, description="largest share of samples that skip a block, rising with depth"
     )
 
     def options(self) -> dict[str, Any]:

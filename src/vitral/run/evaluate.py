@@ -34,7 +34,7 @@ def evaluate(model: str, options: EvalOptions | None = None) -> dict[str, Any]:
     """
     console_logging()
     options = options or EvalOptions()
-    predictor = load(model, options.device)
+    predictor = load(model, options.device, options.image_size, options.position_resize)
     problem = PROBLEMS[predictor.config.problem_type]
     _check_threshold(predictor, options)
     dataset, skipped = _open(predictor.config, options, predictor.config)
@@ -44,7 +44,7 @@ def evaluate(model: str, options: EvalOptions | None = None) -> dict[str, Any]:
     found = problem.metrics(logits_NC, labels_N, predictor.classes, predictor.config.temperature)
     result = {"model": model, "data": dataset.name, "split": name, **found, "skipped": skipped.get(name, [])}
     if options.compare is not None:
-        other = load(options.compare, options.device)
+        other = load(options.compare, options.device, options.image_size, options.position_resize)
         if _recorded(other.config) != _recorded(predictor.config):
             log.warning("the two models were trained on different data or splits: one may know these images")
         dataset, _ = _open(predictor.config, options, other.config)

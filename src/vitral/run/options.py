@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from vitral.config import Config
+from vitral.config import Config, Count, Pair
 from vitral.data.config import SourceConfig
 
 
@@ -18,7 +18,19 @@ class EvalData(SourceConfig):
     )
 
 
-class EvalOptions(Config):
+class ModelUse(Config):
+    """How a model is used, whatever for."""
+
+    image_size: Count | Pair | None = Field(
+        default=None, description="pixels, one number or [height, width]; null: the model's own size"
+    )
+    position_resize: Literal["bicubic_antialias", "bicubic", "google"] | None = Field(
+        default=None, description="learned positions at another image_size; null: as the model says"
+    )
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+
+
+class EvalOptions(ModelUse):
     """Keys of `vitral eval`."""
 
     data: EvalData = EvalData()
@@ -31,12 +43,10 @@ class EvalOptions(Config):
         default=None, ge=0, le=1, description="multi-label: exit code 3 if mean average precision, as a share, is below"
     )
     batch_size: int = Field(default=256, ge=1, description="images at once")
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
 
 
-class PredictOptions(Config):
+class PredictOptions(ModelUse):
     """Keys of `vitral predict`."""
 
     topk: int = Field(default=5, ge=1, description="classes an image, the likeliest first")
     batch_size: int = Field(default=64, ge=1, description="images at once")
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")

@@ -6,7 +6,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,15 +19,16 @@ from vitral.data.findings import CheckReport
 from vitral.data.loader import ImageStore
 from vitral.data.reading import RandomCrop
 from vitral.errors import UserError
+from vitral.models.config import ResNetConfig, ViTConfig, build_config
 from vitral.models.create import build_model
-from vitral.models.position import interpolate_positions
-from vitral.models.presets import PRESETS, ModelConfig, resolve
-from vitral.models.vit import VisionTransformer
+from vitral.models.model import ImageModel
+from vitral.models.presets import PRESETS, resolve
 from vitral.predictor import pick_device
 from vitral.run.check import open_checked
 from vitral.run.config import ModelOptions, RunConfig
 from vitral.training.journal import log
 from vitral.weights.folder import FolderConfig, load_folder
+from vitral.weights.resize import adapt, without_head
 from vitral.weights.tensors import check_match
 
 _LARGEST_AUTO_SIDE = 64
@@ -43,7 +44,7 @@ class Prepared:
     dataset: Dataset
     train: ImageStore
     judged: dict[str, ImageStore]
-    architecture: ModelConfig
+    architecture: ViTConfig | ResNetConfig
     name: str
     init: dict[str, Tensor] | None
     report: CheckReport | None
@@ -53,7 +54,7 @@ class Prepared:
         for store in (self.train, *self.judged.values()):
             store.close()
 
-    def build(self) -> VisionTransformer:
+    def build(self) -> ImageModel:
         """A model with initial weights: of `init` with a fresh head, or random from the global seed."""
         model = build_model(self.architecture)
         if self.init is not None:
@@ -66,15 +67,12 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
     device = pick_device(config.device)
     source = load_folder(config.init) if config.init else None
     channels = config.data.channels
-    if source is not None:
-        takes = source[1].architecture.in_channels
-        if channels not in ("auto", takes):
-            raise UserError("init takes another number of channels", where="data.channels", got=channels, wanted=takes)
-        channels = takes
+    if source is not None and channels == "auto":
+        channels = source[1].architecture.in_channels
     report: CheckReport | None = None
     if dataset is None:
         data = config.data.model_copy(update={"channels": channels})
-        dataset, report = open_checked(config, data, _normalisation(config, source[1] if source else None))
+        dataset, report = open_checked(config, data, _normalisation(config, source[1] if source else None, channels))
     size, options = _settle_size(config, dataset, source[1] if source else None)
     # Everything about the architecture that can be wrong is found before images are read.
     base = dict(options, image_size=size, in_channels=dataset.channels, num_classes=len(dataset.classes))
@@ -93,8 +91,8 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
             for split in dataset.splits
             if split != "train"
         }
-        mean, std = _statistics(config, train, source[1] if source else None)
-        architecture = build(ModelConfig, {**draft.model_dump(), "mean": mean, "std": std}, where="data")
+        mean, std = _statistics(config, train, source[1] if source else None, dataset.channels)
+        architecture = build_config({**draft.model_dump(), "mean": mean, "std": std}, where="data")
         data = data.model_copy(update={"mean": mean, "std": std, "path": _absolute(config.data.path)})
         precision = (
             config.precision if config.precision != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
@@ -107,9 +105,11 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
         return Prepared(settled, device, dataset, train, judged, architecture, name, init, report)
 
 
-def _normalisation(config: RunConfig, init: FolderConfig | None) -> Normalisation | None:
+def _normalisation(
+    config: RunConfig, init: FolderConfig | None, channels: int | Literal["auto"]
+) -> Normalisation | None:
     """What init's images are normalised with in this run, to be compared with the data's own mean and std."""
-    if init is None:
+    if init is None or channels != init.architecture.in_channels:
         return None
     mean, std = config.data.mean, config.data.std
     return (
@@ -179,27 +179,21 @@ def _auto_patch(side: int) -> int:
     return max(side // 8, 2)
 
 
-def _architecture(config: RunConfig, base: dict[str, Any], init: FolderConfig | None) -> tuple[str, ModelConfig]:
+def _architecture(config: RunConfig, base: dict[str, Any], init: FolderConfig | None) -> tuple[str, ViTConfig | ResNetConfig]:
     if config.model.name != "auto":
         return config.model.name, resolve(config.model.name, **base)
     assert init is not None
-    if "patch_size" in base and base["patch_size"] != init.architecture.patch_size:
-        raise UserError(
-            "init has another patch size",
-            where="model.patch_size",
-            got=base["patch_size"],
-            wanted=init.architecture.patch_size,
-        )
-    return init.name, build(ModelConfig, {**init.architecture.model_dump(), **base, "mean": (), "std": ()})
+    return init.name, build_config({**init.architecture.model_dump(), **base, "mean": (), "std": ()})
 
 
 def _statistics(
-    config: RunConfig, train: ImageStore, init: FolderConfig | None
+    config: RunConfig, train: ImageStore, init: FolderConfig | None, channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation a channel, in [0,1]: as set, of init, or of up to 4,096 train images."""
+    """Mean and standard deviation a channel, in [0,1]: as set, of init if it has these channels, or of up to 4,096
+    train images."""
     mean, std = config.data.mean, config.data.std
     if mean == "auto" or std == "auto":
-        if init is not None:
+        if init is not None and init.architecture.in_channels == channels:
             found = init.architecture.mean, init.architecture.std
         else:
             found = _pixel_statistics(train)
@@ -221,23 +215,13 @@ def _pixel_statistics(train: ImageStore) -> tuple[tuple[float, ...], tuple[float
 
 
 def _initial_weights(
-    architecture: ModelConfig, source: tuple[VisionTransformer, FolderConfig], where: str
+    architecture: ViTConfig | ResNetConfig, source: tuple[ImageModel, FolderConfig], where: str
 ) -> dict[str, Tensor]:
-    """init's weights without its head, positions interpolated to the run's grid. UserError where they don't fit."""
+    """init's weights without its head, at the run's image size. Raises UserError where they don't fit."""
     model, folder = source
-    weights = {
-        name: tensor for name, tensor in model.state_dict().items() if not name.startswith(("head.", "pre_logits."))
-    }
-    fresh = build_model(architecture)
-    patch = architecture.patch_size
-    grids = [(side[0] // patch, side[1] // patch) for side in (folder.architecture.image_size, architecture.image_size)]
-    if grids[0] != grids[1] and folder.architecture.patch_size == patch:
-        log.info("positions interpolated from a grid of %s to %s", grids[0], grids[1])
-        weights["pos_embed"] = interpolate_positions(
-            weights["pos_embed"], int(architecture.class_token), grids[0], grids[1]
-        )
-    mine = {
-        name: tensor for name, tensor in fresh.state_dict().items() if not name.startswith(("head.", "pre_logits."))
-    }
+    weights, notes = adapt(without_head(dict(model.state_dict())), folder.architecture, architecture)
+    for note in notes:
+        log.info("init: %s", note)
+    mine = without_head(dict(build_model(architecture).state_dict()))
     check_match(mine, weights, where, hint="With model.name=auto the run takes the architecture of init.")
     return weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from importlib import resources
@@ -14,10 +15,14 @@ from torch import nn
 
 from vitral.config import Config, Pair, build
 from vitral.errors import UserError, nearest
+from vitral.models.config import AnyModelConfig, build_config
 from vitral.models.create import build_model
-from vitral.models.presets import ModelConfig
-from vitral.models.vit import VisionTransformer
+from vitral.models.model import ImageModel
+from vitral.models.position import Resize
+from vitral.weights.resize import adapt
 from vitral.weights.tensors import check_match, load_tensors, save_tensors
+
+log = logging.getLogger("vitral")
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
@@ -44,7 +49,7 @@ class FolderConfig(Config):
 
     format: Literal["vitral-model-1"] = "vitral-model-1"
     name: str
-    architecture: ModelConfig
+    architecture: AnyModelConfig
     id2label: dict[str, str]
     problem_type: Literal["single_label_classification", "multi_label_classification"] = "single_label_classification"
     preprocessing: Preprocessing
@@ -120,15 +125,38 @@ def _tidy(path: Path, temporary: Path, old: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def load_folder(model: str) -> tuple[VisionTransformer, FolderConfig]:
-    """The model, in evaluation mode on the CPU, and its config. Raises UserError for damaged or foreign folders."""
+def load_folder(
+    model: str, image_size: int | tuple[int, int] | None = None, position_resize: Resize | None = None
+) -> tuple[ImageModel, FolderConfig]:
+    """The model, in evaluation mode on the CPU, and its config. Raises UserError for damaged or foreign folders.
+
+    image_size: pixels, one number or (height, width), where another size than the folder's is wanted: positions are
+    then interpolated, as `position_resize` or else the folder says, and the log tells the old and the new grid.
+    """
     path = find_folder(model)
     config = load_config(path)
     network = build_model(config.architecture)
     tensors, _ = load_tensors(path / WEIGHTS)
     check_match(network.state_dict(), tensors, str(path / WEIGHTS), hint=f"{CONFIG} says {config.name}")
+    if image_size is not None:
+        config = _at_size(config, image_size, position_resize, str(path))
+        tensors, notes = adapt(tensors, network.config, config.architecture)
+        network = build_model(config.architecture)
+        for note in notes:
+            log.info("%s: %s", model, note)
     network.load_state_dict(tensors)
     return network.eval(), config
+
+
+def _at_size(
+    config: FolderConfig, image_size: int | tuple[int, int], position_resize: Resize | None, where: str
+) -> FolderConfig:
+    asked: dict[str, Any] = {"image_size": image_size}
+    if position_resize is not None:
+        asked["position_resize"] = position_resize
+    architecture = build_config({**config.architecture.model_dump(), **asked}, where=where)
+    preprocessing = config.preprocessing.model_copy(update={"image_size": architecture.image_size})
+    return config.model_copy(update={"architecture": architecture, "preprocessing": preprocessing})
 
 
 def load_config(path: Path) -> FolderConfig:

@@ -1,0 +1,120 @@
+"""Weights of one architecture for another image size, patch size or number of channels.
+
+Shape letters: D width, C channels, P side of a patch, X values of a patch, N patches, L tables of positions.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitral.errors import UserError
+from vitral.models.config import ResNetConfig, ViTConfig
+from vitral.models.position import interpolate_positions, resize_offsets, resize_table
+
+_HEAD = ("head.", "head_dist.", "pre_logits.")
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, how images are read as grey
+
+
+def without_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The encoder's weights alone, whose output is the paper's bare representation."""
+    return {name: tensor for name, tensor in state.items() if not name.startswith(_HEAD)}
+
+
+def adapt(
+    state: dict[str, Tensor], old: ViTConfig | ResNetConfig, new: ViTConfig | ResNetConfig
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights of an `old` model for a `new` one that takes other images, and a line on each change.
+
+    Positions are interpolated to the new grid (arXiv 2010.11929, section 3.2), by what `new.position_resize` says;
+    patches resampled by the pseudo-inverse (arXiv 2212.08013); channels exchanged so that the model says of an image
+    what the old one said of that image in the old channels. What does not change comes back as it is. Raises UserError
+    where another number of channels meets a convolutional stem: its weights are standardised, which undoes any scale.
+    """
+    state, notes = dict(state), list[str]()
+    if isinstance(old, ViTConfig) and isinstance(new, ViTConfig):
+        if old.grid != new.grid and new.positions == old.positions:
+            _resize_positions(state, old, new)
+            if new.positions != "none":
+                notes.append(f"positions brought from a grid of {_by(old.grid)} to {_by(new.grid)} patches")
+        if old.patch_size != new.patch_size and old.stem_blocks is None and new.stem_blocks is None:
+            name = "patch_embed.proj.weight"
+            state[name] = resize_patches(state[name], new.patch_size)
+            notes.append(f"patches resampled from {old.patch_size} to {new.patch_size} pixels a side")
+    if old.in_channels != new.in_channels:
+        if isinstance(old, ResNetConfig) or old.stem_blocks is not None:
+            raise UserError(
+                "a convolutional stem keeps its channels", where="channels", got=new.in_channels, wanted=old.in_channels
+            )
+        _exchange_channels(state, old, new)
+        notes.append(f"channels exchanged from {old.in_channels} to {new.in_channels}")
+    return state, notes
+
+
+def _resize_positions(state: dict[str, Tensor], old: ViTConfig, new: ViTConfig) -> None:
+    how = new.position_resize
+    if "pos_embed" in state:
+        table = state["pos_embed"]
+        state["pos_embed"] = interpolate_positions(table, old.position_rows, old.grid, new.grid, how)
+    if "offset_embed" in state:
+        state["offset_embed"] = resize_offsets(state["offset_embed"], new.grid[0] * new.grid[1])
+    for axis, name in enumerate(("pos_embed_y", "pos_embed_x")):
+        if name in state:
+            state[name] = resize_table(state[name], (old.grid[axis], 1), (new.grid[axis], 1), how)
+
+
+def resize_patches(weight_DCPP: Tensor, size: int) -> Tensor:
+    """Patch projections for patches of `size` pixels a side: w' = (B^T)^+ w, B the bilinear resize of a patch.
+
+    The best in the mean over resized patches, and where patches grow exact: w' of a patch that was enlarged is w of the
+    patch (FlexiViT, arXiv 2212.08013, section 3.3, "PI-resize"; computed in float64). At the same size the very same
+    tensor comes back.
+    """
+    old = weight_DCPP.shape[-1]
+    if old == size:
+        return weight_DCPP
+    unit_X1PP = torch.eye(old * old, dtype=torch.float64, device=weight_DCPP.device).reshape(-1, 1, old, old)
+    resized = F.interpolate(unit_X1PP, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    resize_YX = resized.flatten(1).T
+    weight_DCX = weight_DCPP.to(torch.float64).flatten(2)
+    return (weight_DCX @ torch.linalg.pinv(resize_YX)).unflatten(-1, (size, size)).to(weight_DCPP.dtype)
+
+
+def _exchange_channels(state: dict[str, Tensor], old: ViTConfig, new: ViTConfig | ResNetConfig) -> None:
+    """Both normalisations and the change of channels are linear, so they fold into the projection: exact."""
+    name, bias = "patch_embed.proj.weight", "patch_embed.proj.bias"
+    weight_DCPP = state[name].to(torch.float64)
+    mix_CE = channel_mix(old.in_channels, new.in_channels).to(weight_DCPP.device)
+    mean_C, std_C, mean_E, std_E = (
+        torch.tensor(values, dtype=torch.float64, device=weight_DCPP.device)
+        for values in (old.mean, old.std, new.mean, new.std)
+    )
+    scaled_DCPP = weight_DCPP / std_C[:, None, None]
+    moved_C = mix_CE @ mean_E - mean_C
+    shift_D = torch.einsum("dchw,c->d", scaled_DCPP, moved_C)
+    folded = torch.einsum("dchw,ce->dehw", scaled_DCPP, mix_CE * std_E)
+    state[bias] = (state[bias].to(torch.float64) + shift_D).to(state[bias].dtype)
+    state[name] = folded.to(state[name].dtype)
+
+
+def channel_mix(old: int, new: int) -> Tensor:
+    """[old, new] float64: an image's old channels from its new ones. 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA.
+
+    Grey is seen as RGB of three equal channels, RGB as grey by its luma; alpha that the old model did not know counts
+    for nothing, and alpha that the new images lack counts as zero.
+    """
+    colours_old, colours_new = (1 if count < 3 else 3 for count in (old, new))
+    if colours_old == colours_new:
+        colour = torch.eye(colours_old, dtype=torch.float64)
+    else:
+        colour = torch.ones(3, 1).double() if colours_old == 3 else torch.tensor([_LUMA], dtype=torch.float64)
+    mix = torch.zeros(old, new, dtype=torch.float64)
+    mix[:colours_old, :colours_new] = colour
+    if old in (2, 4) and new in (2, 4):
+        mix[-1, -1] = 1
+    return mix
+
+
+def _by(grid: tuple[int, int]) -> str:
+    return f"{grid[0]} x {grid[1]}"
