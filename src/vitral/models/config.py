@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -18,7 +18,6 @@ _RELATIVE = ("relative", "rope")
 class ModelConfig(Config):
     """What every architecture has; equal configs mean parameters of equal names and shapes."""
 
-    family: str
     image_size: Pair = Field(description="[height, width] in pixels; one number: a square")
     in_channels: int = Field(default=3, ge=1, le=4, description="1 grey, 2, 3 RGB, 4 RGBA")
     num_classes: int = Field(
@@ -185,8 +184,8 @@ class ViTConfig(ModelConfig):
 
 
 class ResNetConfig(ModelConfig):
-    """A residual network of convolutions, the paper's baseline: BiT (arXiv 1912.11370), or the small one of images of
-    about 32 pixels (arXiv 1512.03385, section 4.2)."""
+    """A residual network of convolutions, the paper's baseline: BiT (arXiv 1912.11370), or those of images of about 32
+    pixels (arXiv 1512.03385, section 4.2)."""
 
     family: Literal["resnet"] = "resnet"
     blocks: Blocks = Field(description="residual blocks of each stage; every stage but the first halves the map")
@@ -199,6 +198,14 @@ class ResNetConfig(ModelConfig):
     width: int = Field(default=64, ge=1, description="channels after the stem; doubled by every later stage")
     norm: Literal["group", "batch"] = Field(
         default="group", description="group: group norm and standardised weights (BiT); batch: batch norm"
+    )
+    preactivation: bool = Field(
+        default=True, description="norm and ReLU before each convolution (BiT) instead of after it (arXiv 1512.03385)"
+    )
+    shortcut: Literal["projection", "zeros"] = Field(
+        default="projection",
+        description="where the shape changes: a 1x1 convolution, or every second cell and zeros as new channels "
+        "(arXiv 1512.03385, option A)",
     )
 
     @model_validator(mode="after")
@@ -220,6 +227,18 @@ class ResNetConfig(ModelConfig):
     def grid(self) -> tuple[int, int]:
         """Rows and columns of the last map."""
         return -(-self.image_size[0] // self.stride), -(-self.image_size[1] // self.stride)
+
+    @property
+    def pooled_width(self) -> int:
+        """Features of a pooled image: channels of the last map."""
+        return stage_channels(self.blocks, self.width, self.block)[-1]
+
+
+def stage_channels(
+    blocks: Sequence[int], width: int, block: Literal["bottleneck", "basic"] = "bottleneck"
+) -> list[int]:
+    """Channels of each stage's maps, behind a first layer of `width`."""
+    return [width * (4 if block == "bottleneck" else 1) * 2**i for i in range(len(blocks))]
 
 
 FAMILIES: dict[str, type[ViTConfig] | type[ResNetConfig]] = {"vit": ViTConfig, "resnet": ResNetConfig}
