@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from vitral.errors import UserError
-from vitral.models.create import build_model
 from vitral.models.config import ResNetConfig, ViTConfig
+from vitral.models.create import build_model
 from vitral.models.presets import PRESETS, count_parameters, list_models, resolve
+from vitral.models.resnet_counts import RESNETS
 
 WITH_HEAD = {
     "vit_micro_patch2_8": 202_698,
@@ -128,7 +129,7 @@ def built(config: ViTConfig | ResNetConfig) -> int:
 
 
 def test_every_preset_has_a_row() -> None:
-    assert set(WITH_HEAD) == set(PRESETS)
+    assert set(WITH_HEAD) | set(RESNETS) == set(PRESETS)  # those of the residual networks: test_resnet.py
 
 
 @pytest.mark.parametrize(("name", "count"), WITH_HEAD.items())
@@ -213,8 +214,9 @@ def test_unknown_name_names_the_nearest() -> None:
 
 def test_list_models() -> None:
     assert list_models() == list(PRESETS)
-    assert list_models("*huge*") == ["vit_huge_patch14_224"]
-    assert list_models("resnet*") == []
+    assert list_models("*huge_patch*") == ["vit_huge_patch14_224"]
+    assert list_models("resnet*") == list(RESNETS)
+    assert list_models("swin*") == []
 
 
 def test_presets_do_not_import_torch() -> None:

@@ -62,9 +62,7 @@ def test_counts_of_every_name_that_timm_knows(timm: ModuleType) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_logits_equal_timm(timm: ModuleType, ours: dict[str, Any], theirs: dict[str, Any], channels: int) -> None:
     model = small(in_channels=channels, **ours)
-    other = timm.models.vision_transformer.VisionTransformer(
-        **THEIR_SMALL, num_classes=7, in_chans=channels, **theirs
-    )
+    other = timm.models.vision_transformer.VisionTransformer(**THEIR_SMALL, num_classes=7, in_chans=channels, **theirs)
     model.load_state_dict(randomised(other).state_dict())
     x = torch.rand(3, channels, 20, 28)
     with torch.no_grad():

@@ -58,6 +58,9 @@ class ViTConfig(ModelConfig):
         description="hybrid: bottleneck blocks of each stage of a ResNet in front ([]: its first layer alone); "
         "null: patches of pixels",
     )
+    stem_epsilons: Literal["timm", "google"] = Field(
+        default="timm", description="hybrid: small constants of norms and convolutions; google: the paper's code"
+    )
     width: int = Field(ge=1, description="features of a token")
     depth: int = Field(ge=1, description="number of blocks")
     heads: int = Field(ge=1, description="attention heads of a block; divides width")

@@ -14,9 +14,6 @@ from torch import Tensor, nn
 
 from vitral.models.config import stage_channels
 
-# nn.init.trunc_normal_ cuts at two standard deviations, which leaves this share of the standard deviation.
-_TRUNCATED = 0.87962566103423978
-
 Norm = nn.GroupNorm | nn.BatchNorm2d
 
 
@@ -213,14 +210,6 @@ def make_stages(
             for i, (count, before, after) in enumerate(zip(blocks, ins, outs, strict=False))
         )
     )
-
-
-def lecun_normal(weight: Tensor, bias: Tensor | None = None) -> None:
-    """Truncated normal of variance 1 / fan-in, and a zero bias."""
-    std = weight[0].numel() ** -0.5 / _TRUNCATED
-    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
-    if bias is not None:
-        nn.init.zeros_(bias)
 
 
 def init_norms(network: nn.Module) -> None:

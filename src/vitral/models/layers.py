@@ -25,11 +25,12 @@ class Linear(nn.Linear):
         """Nothing: see the `init_weights` of what holds it."""
 
 
-def lecun_normal(weight: Tensor, bias: Tensor) -> None:
+def lecun_normal(weight: Tensor, bias: Tensor | None = None) -> None:
     """Truncated normal of variance 1 / fan-in, and a zero bias."""
     std = weight[0].numel() ** -0.5 / _TRUNCATED
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
-    nn.init.zeros_(bias)
+    if bias is not None:
+        nn.init.zeros_(bias)
 
 
 def xavier(*layers: nn.Linear, parts: int = 1) -> None:

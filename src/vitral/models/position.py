@@ -67,9 +67,7 @@ def interpolate_positions(
     return torch.cat([pos_LND[:, :prefix_tokens], patches_LND], dim=1)
 
 
-def rows_and_columns(
-    rows_LRD: Tensor, columns_LCD: Tensor, grid: Grid, how: Resize = "bicubic_antialias"
-) -> Tensor:
+def rows_and_columns(rows_LRD: Tensor, columns_LCD: Tensor, grid: Grid, how: Resize = "bicubic_antialias") -> Tensor:
     """[L, N, D] from half a vector for each row and half for each column (arXiv 2010.11929, D.4, "2-dimensional").
 
     On another grid than R x C, each table is resized along its own axis.

@@ -7,7 +7,13 @@ from typing import Any
 
 from vitral.errors import UserError, nearest
 from vitral.models.config import ResNetConfig, ViTConfig, build_config
-from vitral.models.resnet_counts import RESNETS, hybrid_stem_parameters, resnet_parameters, stem_channels
+from vitral.models.resnet_counts import (
+    HYBRIDS,
+    RESNETS,
+    hybrid_stem_parameters,
+    resnet_parameters,
+    stem_channels,
+)
 
 # Base, Large, Huge: table 1 of arXiv 2010.11929. Tiny, Small: DeiT, 2012.12877. Giant, Gigantic: 2106.04560. Plus, 7B: 2508.10104.
 SIZES: dict[str, dict[str, int]] = {
@@ -44,21 +50,9 @@ _SQUARE: dict[str, dict[str, Any]] = {
     for patch, image in pairs
 }
 
-# A ResNet in front (arXiv 2010.11929, section 3.1, "hybrid"): size, its stages, pixels a token.
 _HYBRIDS: dict[str, dict[str, Any]] = {
-    f"vit_{size}_{stem}_{image}": {
-        **SIZES[size],
-        "image_size": image,
-        "patch_size": patch,
-        "stem_blocks": blocks,
-    }
-    for size, stem, blocks, patch in (
-        ("tiny", "r_s16_p8", (), 32),
-        ("small", "r26_s32", (2, 2, 2, 2), 32),
-        ("base", "r26_s32", (2, 2, 2, 2), 32),
-        ("base", "r50_s16", (3, 4, 9), 16),
-        ("large", "r50_s32", (3, 4, 6, 3), 32),
-    )
+    f"{name}_{image}": {**SIZES[size], "image_size": image, "patch_size": patch, "stem_blocks": blocks}
+    for name, (size, blocks, patch) in HYBRIDS.items()
     for image in (224, 384)
 }
 

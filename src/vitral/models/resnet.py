@@ -21,10 +21,10 @@ from vitral.models.convolution import (
     Stem,
     Style,
     init_norms,
-    lecun_normal,
     make_norm,
     make_stages,
 )
+from vitral.models.layers import lecun_normal
 from vitral.models.model import ImageModel, check_capture
 from vitral.models.resnet_counts import HYBRID_WIDTH, stem_channels
 from vitral.structs import EncoderOutput

@@ -49,7 +49,7 @@ class VisionTransformer(ImageModel):
         if c.stem_blocks is None:
             self.patch_embed = PatchEmbed(c.in_channels, c.patch_size, width)
         else:
-            self.patch_embed = HybridEmbed(c.in_channels, c.stem_blocks, c.patch_size, width)
+            self.patch_embed = HybridEmbed(c.in_channels, c.stem_blocks, c.patch_size, width, c.stem_epsilons)
         self.cls_token = _token(1, width) if c.class_token else None
         self.dist_token = _token(1, width) if c.distill_token else None
         self.reg_token = _token(c.registers, width) if c.registers else None

@@ -18,7 +18,6 @@ from vitral.objectives.config import ObjectiveConfig
 from vitral.optim.config import OptimConfig
 from vitral.training.config import TrainConfig
 
-
 _FROM_DATA = ("family", "image_size", "in_channels", "num_classes", "mean", "std")
 
 

@@ -11,14 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vitral.config import build
 from vitral.data.check import Normalisation
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Split, spaced
 from vitral.data.findings import CheckReport
 from vitral.data.loader import ImageStore
 from vitral.data.reading import RandomCrop
-from vitral.errors import UserError
 from vitral.models.config import ResNetConfig, ViTConfig, build_config
 from vitral.models.create import build_model
 from vitral.models.model import ImageModel
@@ -179,7 +177,9 @@ def _auto_patch(side: int) -> int:
     return max(side // 8, 2)
 
 
-def _architecture(config: RunConfig, base: dict[str, Any], init: FolderConfig | None) -> tuple[str, ViTConfig | ResNetConfig]:
+def _architecture(
+    config: RunConfig, base: dict[str, Any], init: FolderConfig | None
+) -> tuple[str, ViTConfig | ResNetConfig]:
     if config.model.name != "auto":
         return config.model.name, resolve(config.model.name, **base)
     assert init is not None
