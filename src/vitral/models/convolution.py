@@ -98,7 +98,7 @@ class Stem(nn.Module):
             maps_BCHW = F.relu(self.norm(maps_BCHW), inplace=True)
         if self.small:
             return maps_BCHW
-        # Zeros are what the reference pads with, where negative values come in (BiT) too.
+        # Behind a ReLU zeros pad as -inf does; without one (BiT) the published weights expect zeros all the same.
         padded_BCHW = pad_same(maps_BCHW, 3, 2) if self.same else F.pad(maps_BCHW, (1, 1, 1, 1))
         return F.max_pool2d(padded_BCHW, 3, 2)
 
