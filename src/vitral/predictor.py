@@ -112,7 +112,7 @@ def load(
 ) -> Predictor:
     """The predictor of a bundled name, a model folder or a run folder. Raises UserError if there is none.
 
-    image_size: pixels, one number or (height, width), to use it at another size than its own; position_resize:
-    "bicubic_antialias", "bicubic" or "google", how its positions are interpolated then, instead of what its folder says.
+    image_size: pixels, one number or (height, width), to use it at another size than its own. position_resize:
+    "bicubic_antialias", "bicubic" or "google", how its positions are then interpolated; else as its folder says.
     """
     return Predictor(*load_folder(str(model), image_size, position_resize), device)

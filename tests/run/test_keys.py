@@ -81,6 +81,12 @@ FINETUNE = {
     "model.name": "auto",
     **{f"model.{k}": None for k in ("width", "depth", "heads", "mlp_dim", "pool")},
 }
+RESNET = {
+    "model.name": "resnet20_cifar",
+    "model.blocks": [1, 1, 1],
+    "data.image_size": 8,
+    **{f"model.{k}": None for k in ("depth", "heads", "mlp_dim", "pool")},
+}
 PETS = {"data.path": "pets", "data.source": "folder", "model.name": "vit_micro_patch2_8", "data.image_size": (8, 12)}
 
 CASES: dict[str, Case] = {
@@ -152,6 +158,27 @@ CASES: dict[str, Case] = {
     "model.gelu": Case("tanh", weights),
     "model.dropout": Case(0.2, weights),
     "model.drop_path": Case(0.5, weights),
+    "model.mlp": Case("swiglu", shapes),
+    "model.qk_norm": Case(True, shapes),
+    "model.layer_scale": Case(0.1, shapes),
+    "model.class_token": Case(False, shapes),
+    "model.distill_token": Case(True, shapes, {"model.pool": "cls"}),
+    "model.registers": Case(2, shapes),
+    "model.positions": Case("rope", shapes, {"model.heads": 2}),
+    "model.positions_at": Case("layers", shapes),
+    "model.prefix_positions": Case(False, shapes),
+    "model.position_resize": Case("google", weights, {**FINETUNE, "data.image_size": 12}),
+    "model.rope_theta": Case(10.0, weights, {"model.positions": "rope"}),
+    "model.norm_eps": Case(1e-2, weights),
+    "model.fc_norm": Case(False, weights),
+    "model.stem_blocks": Case([], shapes, {"model.patch_size": 4}),
+    "model.stem_epsilons": Case("google", weights, {"model.patch_size": 4, "model.stem_blocks": []}),
+    "model.blocks": Case([1, 1], shapes, RESNET),
+    "model.block": Case("bottleneck", shapes, RESNET),
+    "model.stem": Case("imagenet", shapes, RESNET),
+    "model.norm": Case("group", shapes, {**RESNET, "model.width": 32}),
+    "model.preactivation": Case(True, shapes, RESNET),
+    "model.shortcut": Case("projection", shapes, RESNET),
     "optim.name": Case("sgd"),
     "optim.lr": Case(1e-2),
     "optim.weight_decay": Case(0.5),

@@ -6,11 +6,13 @@ import json
 
 from vitral.cli.main import Arguments
 from vitral.errors import UserError
+from vitral.models.config import ResNetConfig, ViTConfig
 from vitral.models.presets import count_parameters, list_models, resolve
 
 HELP = """usage: vitral models [PATTERN] [--json]
 
-Lists the presets (model.name=...) with image size, patch size, width, depth, heads and parameters, head included.
+Lists the presets (model.name=...) with image size, patch size, width, depth, heads and parameters, head included. Of
+residual networks: stride, width of the first stage, number of residual blocks.
 
 examples:
   vitral models
@@ -36,10 +38,16 @@ def run(arguments: Arguments) -> int:
             )
         )
         return 0
-    print(f"{'name':<28} {'image':>5} {'patch':>5} {'width':>5} {'depth':>5} {'heads':>5} {'parameters':>13}  classes")
+    print(f"{'name':<32} {'image':>5} {'patch':>5} {'width':>5} {'depth':>5} {'heads':>5} {'parameters':>13}  classes")
     for name, c in rows:
-        print(
-            f"{name:<28} {c.image_size[0]:>5} {c.patch_size:>5} {c.width:>5} {c.depth:>5} {c.heads:>5} "
-            f"{count_parameters(c):>13,}  {c.num_classes}"
-        )
+        shape = f"{c.image_size[0]:>5} {_cells(c)} {count_parameters(c):>13,}"
+        print(f"{name:<32} {shape}  {c.num_classes}")
     return 0
+
+
+def _cells(config: ViTConfig | ResNetConfig) -> str:
+    """Patch size, width, depth and heads; a residual network has a stride, and residual blocks for its depth."""
+    c = config
+    if isinstance(c, ViTConfig):
+        return f"{c.patch_size:>5} {c.width:>5} {c.depth:>5} {c.heads:>5}"
+    return f"{c.stride:>5} {c.width:>5} {sum(c.blocks):>5} {'-':>5}"

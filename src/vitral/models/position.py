@@ -41,8 +41,8 @@ class AttentionPlaces(NamedTuple):
 def resize_table(table_LND: Tensor, old: Grid, new: Grid, how: Resize = "bicubic_antialias") -> Tensor:
     """Vectors of the cells of `old` (rows, columns) for those of `new`; differentiable, in float32 or better.
 
-    The "2D interpolation" of arXiv 2010.11929, section 3.2. "google" is what the paper's code does: bilinear, corners on
-    corners (scipy.ndimage.zoom of order 1). At the same grid the very same tensor comes back.
+    The "2D interpolation" of arXiv 2010.11929, section 3.2. "google" is what the paper's code does: bilinear, corners
+    on corners (scipy.ndimage.zoom of order 1). At the same grid the very same tensor comes back.
     """
     assert table_LND.shape[1] == old[0] * old[1], (table_LND.shape, old)
     if old == new:
@@ -127,7 +127,7 @@ def offset_index(count: int, keep_BK: Tensor | None, device: torch.device) -> Te
 
 
 def resize_offsets(offsets_LOD: Tensor, count: int) -> Tensor:
-    """Vectors of 2 `count` - 1 offsets by linear interpolation, end on end; the same tensor where that many are there."""
+    """Vectors of 2 `count` - 1 offsets by linear interpolation, end on end; the same tensor if there are that many."""
     if offsets_LOD.shape[1] == 2 * count - 1:
         return offsets_LOD
     wide = offsets_LOD.to(torch.promote_types(offsets_LOD.dtype, torch.float32)).transpose(1, 2)

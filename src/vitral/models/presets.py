@@ -15,7 +15,8 @@ from vitral.models.resnet_counts import (
     stem_channels,
 )
 
-# Base, Large, Huge: table 1 of arXiv 2010.11929. Tiny, Small: DeiT, 2012.12877. Giant, Gigantic: 2106.04560. Plus, 7B: 2508.10104.
+# Base, Large, Huge: table 1 of arXiv 2010.11929. Tiny, Small: DeiT, 2012.12877. Giant, Gigantic: 2106.04560.
+# Plus, 7B: 2508.10104.
 SIZES: dict[str, dict[str, int]] = {
     "micro": {"width": 64, "depth": 4, "heads": 4, "mlp_dim": 256},
     "nano": {"width": 128, "depth": 6, "heads": 4, "mlp_dim": 512},

@@ -35,7 +35,7 @@ class VisionTransformer(ImageModel):
     `encode` gives every token; `embed` and `encode_tokens` are its two halves.
     """
 
-    config: ViTConfig
+    config: ViTConfig  # pyright: ignore[reportIncompatibleVariableOverride] - set once, by the constructor
     pos_embed: nn.Parameter | None
     pos_embed_y: nn.Parameter | None
     pos_embed_x: nn.Parameter | None

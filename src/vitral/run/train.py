@@ -23,6 +23,7 @@ from vitral.data.workers import refuse_unguarded
 from vitral.errors import Interrupted, RunFailed, UserError
 from vitral.evaluate.classify import collect_logits
 from vitral.evaluate.problems import PROBLEMS
+from vitral.models.config import ViTConfig
 from vitral.objectives.balance import NO_BALANCE, ClassBalance, class_balance
 from vitral.objectives.objective import Objective
 from vitral.objectives.table import OBJECTIVES
@@ -147,7 +148,8 @@ def _assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
     make = OBJECTIVES[config.objective.kind]
     objective = make(prepared.build, config.objective, steps, _class_balance(prepared)).to(prepared.device)
     micro = min(config.train.micro_batch or config.train.batch_size, config.train.batch_size)
-    drop_path = prepared.architecture.drop_path
+    architecture = prepared.architecture
+    drop_path = architecture.drop_path if isinstance(architecture, ViTConfig) else 0.0
     if drop_path and round(micro * (1 - drop_path)) == micro:
         raise UserError(
             "has no effect: no whole sample of a micro-batch is dropped",
@@ -213,7 +215,9 @@ def _say_start(prepared: Prepared, objective: Objective, steps: int, folder: Pat
         width,
         prepared.dataset.channels,
     )
-    log.info("model: %s, patch %d, %s parameters", prepared.name, prepared.architecture.patch_size, f"{count:,}")
+    a = prepared.architecture
+    cells = f"patch {a.patch_size}" if isinstance(a, ViTConfig) else f"stride {a.stride}"
+    log.info("model: %s, %s, %s parameters", prepared.name, cells, f"{count:,}")
     log.info(
         "run: %d steps of %d images on %s, %s, into %s",
         steps,
