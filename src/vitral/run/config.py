@@ -15,7 +15,7 @@ from vitral.data.config import AugmentConfig, CheckConfig, DataConfig
 from vitral.errors import UserError, nearest
 from vitral.objectives.config import ObjectiveConfig
 from vitral.optim.config import OptimConfig
-from vitral.training.config import TrainConfig
+from vitral.training.config import LoraConfig, TrainConfig
 
 
 class ModelOptions(Config):
@@ -38,6 +38,9 @@ class ModelOptions(Config):
     gelu: Literal["exact", "tanh"] | None = Field(
         default=None, description="exact (erf), or the tanh form of Google's code"
     )
+    head_bias: float = Field(
+        default=0.0, description="first value of the head's biases; for loss sigmoid -6.9 says that each class is rare"
+    )
     dropout: float | None = Field(
         default=None, ge=0, lt=1, description="dropout after every dense layer but qkv, and after positions"
     )
@@ -47,7 +50,9 @@ class ModelOptions(Config):
 
     def options(self) -> dict[str, Any]:
         """The set ones, as `models.presets.resolve` takes them."""
-        return {key: value for key, value in self.model_dump(exclude={"name"}).items() if value is not None}
+        return {
+            key: value for key, value in self.model_dump(exclude={"name", "head_bias"}).items() if value is not None
+        }
 
 
 class RunConfig(Config):
@@ -71,6 +76,7 @@ class RunConfig(Config):
     model: ModelOptions = ModelOptions()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    lora: LoraConfig = LoraConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
 
     @model_validator(mode="after")
@@ -86,9 +92,29 @@ class RunConfig(Config):
                 raise ValueError("objective.class_weights=balanced has no effect with data.balance=class")
             if self.objective.logit_adjustment:
                 raise ValueError("objective.logit_adjustment has no effect with data.balance=class")
-        if self.objective.head_first and self.init is None:
-            raise ValueError("objective.head_first needs init: without it the encoder would stay random")
+        if self.objective.loss == "sigmoid" and (
+            self.objective.class_weights != "none" or self.objective.logit_adjustment
+        ):
+            raise ValueError("class_weights and logit_adjustment are of objective.loss=softmax")
+        if self.train.patience is not None and (self.data.validation == "none" or self.train.eval_every == "end"):
+            raise ValueError("train.patience needs validations during the run")
+        self._check_frozen()
         return self
+
+    def _check_frozen(self) -> None:
+        alone = self.train.freeze == "encoder"
+        keys = {"objective.head_first": self.objective.head_first, "lora.rank": self.lora.rank, "train.freeze": alone}
+        for key, value in keys.items():
+            if value and self.init is None:
+                raise ValueError(f"{key} needs init: without it the encoder would stay random")
+        idle = {
+            "objective.head_first": self.objective.head_first, "lora.rank": self.lora.rank,
+            "optim.layer_decay": self.optim.layer_decay != 1, "model.dropout": self.model.dropout,
+            "model.drop_path": self.model.drop_path,
+        }  # fmt: skip
+        if alone and any(idle.values()):
+            names = ", ".join(key for key, is_on in idle.items() if is_on)
+            raise ValueError(f"no effect with train.freeze=encoder: {names}")
 
 
 def recipes() -> dict[str, Path]:

@@ -20,6 +20,8 @@ from vitral.data.loader import ImageStore
 from vitral.data.reading import RandomCrop
 from vitral.errors import UserError
 from vitral.models.create import build_model
+from vitral.models.lora import add_lora
+from vitral.models.parameters import freeze_encoder, is_head
 from vitral.models.position import interpolate_positions
 from vitral.models.presets import PRESETS, ModelConfig, resolve
 from vitral.models.vit import VisionTransformer
@@ -54,10 +56,18 @@ class Prepared:
             store.close()
 
     def build(self) -> VisionTransformer:
-        """A model with initial weights: of `init` with a fresh head, or random from the global seed."""
-        model = build_model(self.architecture)
+        """A model with initial weights: of `init` with a fresh head, or random from the global seed. What the run does
+        not train takes no gradients."""
+        config, model = self.config, build_model(self.architecture)
         if self.init is not None:
             model.load_state_dict(self.init, strict=False)
+        for name, parameter in model.named_parameters():
+            if name.startswith("head.") and name.endswith("bias"):
+                torch.nn.init.constant_(parameter, config.model.head_bias)
+        if config.train.freeze == "encoder":
+            freeze_encoder(model)
+        if config.lora.rank is not None:
+            add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets)
         return model.to(self.device)
 
 
@@ -190,7 +200,9 @@ def _architecture(config: RunConfig, base: dict[str, Any], init: FolderConfig | 
             got=base["patch_size"],
             wanted=init.architecture.patch_size,
         )
-    return init.name, build(ModelConfig, {**init.architecture.model_dump(), **base, "mean": (), "std": ()})
+    # The new head sits on the bare representation (section 3.2 of the paper), whatever head init was trained with.
+    tree = {**init.architecture.model_dump(), "head": "linear", **base, "mean": (), "std": ()}
+    return init.name, build(ModelConfig, tree)
 
 
 def _statistics(
@@ -225,9 +237,7 @@ def _initial_weights(
 ) -> dict[str, Tensor]:
     """init's weights without its head, positions interpolated to the run's grid. UserError where they don't fit."""
     model, folder = source
-    weights = {
-        name: tensor for name, tensor in model.state_dict().items() if not name.startswith(("head.", "pre_logits."))
-    }
+    weights = {name: tensor for name, tensor in model.state_dict().items() if not is_head(name)}
     fresh = build_model(architecture)
     patch = architecture.patch_size
     grids = [(side[0] // patch, side[1] // patch) for side in (folder.architecture.image_size, architecture.image_size)]
@@ -236,8 +246,6 @@ def _initial_weights(
         weights["pos_embed"] = interpolate_positions(
             weights["pos_embed"], int(architecture.class_token), grids[0], grids[1]
         )
-    mine = {
-        name: tensor for name, tensor in fresh.state_dict().items() if not name.startswith(("head.", "pre_logits."))
-    }
+    mine = {name: tensor for name, tensor in fresh.state_dict().items() if not is_head(name)}
     check_match(mine, weights, where, hint="With model.name=auto the run takes the architecture of init.")
     return weights
