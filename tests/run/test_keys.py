@@ -149,6 +149,8 @@ CASES: dict[str, Case] = {
     "model.heads": Case(4, weights),
     "model.mlp_dim": Case(16, shapes),
     "model.pool": Case("cls", weights),
+    "model.class_token": Case(False, shapes),
+    "model.fc_norm": Case(False, weights),
     "model.head": Case("mlp", shapes),
     "model.gelu": Case("tanh", weights),
     "model.head_bias": Case(-6.9),

@@ -91,7 +91,10 @@ def held_out(dataset: Dataset, fraction: float, validation: Validation = "own") 
         dataset = with_val_in_train(dataset)
     if validation == "none":
         if len(dataset.splits) == 1:
-            raise UserError("no images would be left to judge the result by", where="data.validation", got="none")
+            raise UserError(
+                "no images would be left to judge the result by", where="data.validation", got="none",
+                hint="Data with a test or val split have them; data.validation=own holds a part of train out.",
+            )  # fmt: skip
         return replace(dataset, notes=(*dataset.notes, "trained on all train images, without validation"))
     if validation == "dev":
         alone = replace(dataset, splits={"train": dataset.splits["train"]})

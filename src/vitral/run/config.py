@@ -32,6 +32,8 @@ class ModelOptions(Config):
     pool: Literal["cls", "avg"] | None = Field(
         default=None, description="what the head reads: class token, or average of the patches"
     )
+    class_token: bool | None = Field(default=None, description="whether a learned token is put before the patches")
+    fc_norm: bool | None = Field(default=None, description="final norm after pooling instead of before")
     head: Literal["linear", "mlp"] | None = Field(
         default=None, description="linear, or the paper's pre-training MLP with tanh"
     )
