@@ -30,22 +30,21 @@ class LoRALinear(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.weight, self.bias = layer.weight, layer.bias
-        self.parts, self.scale = parts, alpha / rank
+        self.scale = alpha / rank
         bound = 1 / math.sqrt(layer.in_features)
         self.lora_a = nn.Parameter(torch.empty(parts, rank, layer.in_features).uniform_(-bound, bound))
         self.lora_b = nn.Parameter(torch.zeros(parts, layer.out_features // parts, rank))
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., I] to [..., p O]."""
-        low = F.linear(input, self.lora_a.flatten(0, 1)).unflatten(-1, (self.parts, -1))
-        added = torch.einsum("...pr,por->...po", low, self.lora_b).flatten(-2)
-        return F.linear(input, self.weight, self.bias) + self.scale * added
+        low = F.linear(input, self.scale * self.lora_a.flatten(0, 1))
+        return F.linear(input, self.weight, self.bias) + F.linear(low, torch.block_diag(*self.lora_b))
 
     def merged(self) -> nn.Linear:
         """The plain layer that computes the same: W + (alpha / r) B A."""
         plain = nn.Linear(self.in_features, self.out_features, device="meta")
-        added = torch.einsum("por,pri->poi", self.lora_b.double(), self.lora_a.double()).flatten(0, 1)
-        plain.weight = nn.Parameter((self.weight.detach().double() + self.scale * added.detach()).to(self.weight))
+        added = torch.block_diag(*self.lora_b.double()) @ self.lora_a.double().flatten(0, 1)
+        plain.weight = nn.Parameter((self.weight.double() + self.scale * added).detach().to(self.weight))
         plain.bias = self.bias
         return plain
 
