@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from vitral.config import build
+from vitral.config import build, describe
 from vitral.models.create import build_model
 from vitral.models.presets import resolve
+from vitral.run.config import RunConfig, recipe_values
 from vitral.weights.folder import FolderConfig, Preprocessing, save_folder
 from vitral.weights.tensors import load_tensors
 
@@ -116,6 +118,13 @@ def random_model(
     torch.nn.init.normal_(model.get_parameter("head.weight"), std=2.0)
     save_folder(path, model, config, "a card\n")
     return path
+
+
+def skip_unless_built(recipe: str) -> None:
+    """Skip the test where a recipe names a key of the model that there is not yet."""
+    missing = {key for key in recipe_values(recipe) if key.startswith("model.")} - {k.name for k in describe(RunConfig)}
+    if missing:
+        pytest.skip(f"not built: {', '.join(missing)}")
 
 
 def weights(folder: str | Path) -> Mapping[str, torch.Tensor]:

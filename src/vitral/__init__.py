@@ -1,6 +1,7 @@
 """Vitral: the Vision Transformer, whole. Train, measure, use: see `vitral --help` and the names below.
 
 train(recipe, overrides, out=) -> summary         a run, from images to a model folder
+sweep(recipe, {key: [values]}, overrides)          settings compared, the best one trained on everything
 load(model) -> Predictor                          .predict(paths_or_arrays, topk=5)
 create_model(name, num_classes=, image_size=)     any preset as a torch module
 list_models(pattern)                              names of the presets
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from vitral.models.create import create_model
     from vitral.models.presets import list_models
     from vitral.predictor import Predictor, load
+    from vitral.run.sweep import sweep
     from vitral.run.train import train
 
 _HOMES = {
@@ -28,11 +30,13 @@ _HOMES = {
     "create_model": "vitral.models.create",
     "list_models": "vitral.models.presets",
     "load": "vitral.predictor",
+    "sweep": "vitral.run.sweep",
     "train": "vitral.run.train",
 }
 
 __all__ = [
-    "Predictor", "UserError", "VitralClassifier", "__version__", "create_model", "list_models", "load", "train",
+    "Predictor", "UserError", "VitralClassifier", "__version__", "create_model", "list_models", "load", "sweep",
+    "train",
 ]  # fmt: skip
 
 

@@ -44,7 +44,7 @@ class Interrupted(Exception):
     """The run was stopped by a signal after its state was saved: exit code 128 + the signal's number."""
 
     def __init__(self, signum: int, message: str) -> None:
-        self.exit_code = 128 + signum
+        self.signum, self.exit_code = signum, 128 + signum
         super().__init__(message)
 
 

@@ -106,7 +106,7 @@ class VitralClassifier(ClassifierMixin, BaseEstimator):
         }  # fmt: skip
         keys |= {} if self.epochs is None else {"train.epochs": self.epochs}
         keys = {key: value.item() if isinstance(value, np.generic) else value for key, value in keys.items()}
-        foreign = {"data", "data.path", "data.source", "resume"} & set(self.overrides or {})
+        foreign = {"data", "data.path", "data.source", "data.validation", "resume"} & set(self.overrides or {})
         if foreign:
             raise UserError("fit gets its images as arrays and starts anew", where="overrides", got=", ".join(foreign))
         height, width = images_NCHW.shape[-2:]

@@ -40,7 +40,7 @@ def refused(argv: str, capsys: Capture, *parts: str) -> str:
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
-        ("trian digits", ("trian: unknown command", "did you mean 'train'?", "wanted: train, eval")),
+        ("trian digits", ("trian: unknown command", "did you mean 'train'?", "wanted: train, sweep")),
         ("train digitz", ("digitz: no such recipe", "did you mean 'digits'?", "finetune")),
         ("train nowhere.yaml", ("nowhere.yaml: no such file",)),
         ("train digits finetune", ("one recipe at a time",)),
@@ -50,7 +50,7 @@ def refused(argv: str, capsys: Capture, *parts: str) -> str:
         ("train digits seed=one", ("seed: wrong value", "'one'", "integer")),
         ("train digits train.batch_size=2.5", ("train.batch_size", "2.5", "integer")),
         ("train digits report=yes", ("report", "'yes'", "boolean")),
-        ("train digits optim.name=adam", ("optim.name", "did you mean 'adamw'?")),
+        ("train digits optim.name=adamm", ("optim.name", "did you mean 'adam'?")),
         ("train digits optim.lr=-0.1", ("optim.lr: wrong value", "-0.1", "greater than 0")),
         ("train digits optim.lr=0", ("optim.lr", "greater than 0")),
         ("train digits optim.lr=nan", ("optim.lr", "nan", "number")),

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from vitral.models.create import create_model
+from vitral.models.parameters import freeze_encoder
+from vitral.models.vit import VisionTransformer
 from vitral.objectives.config import SupervisedConfig
 from vitral.objectives.losses import binary_cross_entropy, cross_entropy, soft_multi_hot, soft_targets
 from vitral.objectives.supervised import Supervised
@@ -75,6 +77,35 @@ def test_the_frozen_phase_computes_the_same_loss() -> None:
     assert objective(head_first=1.0)(batch(), 0).loss.item() == pytest.approx(
         objective()(batch(), 0).loss.item(), abs=1e-12
     )
+
+
+def test_a_frozen_encoder_works_as_in_evaluation_and_only_the_head_learns() -> None:
+    def factory() -> VisionTransformer:
+        made = create_model("vit_micro_patch2_8", dropout=0.5, drop_path=0.5).double()
+        torch.nn.init.normal_(made.get_parameter("head.weight"))
+        freeze_encoder(made)
+        return made
+
+    made = Supervised(factory, SupervisedConfig(), 100).train()
+    first, second = made(batch(), 0).loss, made(batch(), 0).loss
+    assert first == second, "no dropout"
+    first.backward()
+    assert {name for name, p in made.model.named_parameters() if p.grad is not None} == {"head.weight", "head.bias"}
+    assert Supervised(lambda: create_model("vit_micro_patch2_8"), SupervisedConfig(), 1).train().model.training
+
+
+def test_the_sigmoid_loss_is_summed_over_classes_and_starts_where_rare_classes_leave_it() -> None:
+    made = Supervised(
+        lambda: create_model("vit_micro_patch2_8", num_classes=10).double(), SupervisedConfig(loss="sigmoid"), 1
+    )
+    torch.nn.init.constant_(made.model.get_parameter("head.bias"), -6.9)
+    expected = 9 * math.log1p(math.exp(-6.9)) + math.log1p(math.exp(6.9))
+    assert made(batch(), 0).loss.item() == pytest.approx(expected, rel=1e-12)
+    torch.nn.init.normal_(made.model.get_parameter("head.weight"))
+    one = batch()
+    logits, hot = made.model(one.views[0].images_BCHW), F.one_hot(one.targets["label"], 10).double()
+    summed = F.binary_cross_entropy_with_logits(logits, hot, reduction="sum") / 12
+    torch.testing.assert_close(made(one, 0).loss, summed)
 
 
 def test_train_top1_counts_right_answers() -> None:

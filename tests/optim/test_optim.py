@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import ModuleType
 
 import pytest
 import torch
@@ -37,16 +38,100 @@ def test_cosine_and_linear_follow_their_formulas() -> None:
     assert min(rates(7, warmup=20)) > 0, "a run shorter than its warm-up still moves"
 
 
-def test_every_parameter_is_in_one_group_and_only_matrices_decay() -> None:
-    model = create_model("vit_micro_patch2_8", head="mlp")
-    decaying, plain = (group["params"] for group in parameter_groups(model, 0.1))
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    assert isinstance(decaying, list)
-    assert isinstance(plain, list)
-    found = sorted(names[id(parameter)] for parameter in (*decaying, *plain))
-    assert found == sorted(names.values())
-    assert {names[id(parameter)].rsplit(".", 1)[-1] for parameter in decaying} == {"weight"}
-    assert {"cls_token", "pos_embed", "norm.weight", "head.bias"} <= {names[id(parameter)] for parameter in plain}
+def test_a_step_schedule_falls_where_it_is_told_to() -> None:
+    found = rates(10, lr=1.0, warmup=0, schedule="step", drops=(0.3, 0.5), drop_factor=0.5)
+    assert found == pytest.approx([1.0] * 3 + [0.5] * 2 + [0.25] * 5)
+
+
+def test_rsqrt_with_the_warmup_as_timescale_is_the_transformers_own() -> None:
+    found = rates(50, lr=2.0, warmup=8, schedule="rsqrt", timescale=8)
+    assert found[8:] == pytest.approx([2 * math.sqrt(8 / step) for step in range(8, 50)])
+
+
+class Tried(nn.Module):
+    """An objective's shape: a model, and a part of its own."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.decoder = model, nn.Linear(3, 2)
+
+
+class Cnn(nn.Module):
+    """Names of a CNN with stages, of registers, layer scale and tables of positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.reg_token, self.pos_embed_x = nn.Parameter(torch.zeros(1, 2, 4)), nn.Parameter(torch.zeros(3, 4))
+        self.stages = nn.ModuleList(
+            nn.ModuleDict({"blocks": nn.ModuleList([nn.Conv2d(4, 4, 3), nn.GroupNorm(2, 4)])}) for _ in range(3)
+        )
+        self.norm, self.head = nn.GroupNorm(2, 4), nn.Linear(4, 2)
+
+
+def in_groups(module: nn.Module, layer_decay: float) -> dict[str, tuple[float, float]]:
+    """Decay and scale by name; every trained parameter is found exactly once."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    groups = parameter_groups(module, 0.1, layer_decay)
+    found = [(names[id(p)], (g["weight_decay"], g["lr_scale"])) for g in groups for p in g["params"]]
+    assert len({(g["weight_decay"], g["lr_scale"]) for g in groups}) == len(groups)
+    assert sorted(name for name, _ in found) == sorted(n for n, p in module.named_parameters() if p.requires_grad)
+    return dict(found)
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.7])
+def test_every_trained_parameter_is_in_one_group_and_only_matrices_decay(layer_decay: float) -> None:
+    for model in (
+        create_model("vit_micro_patch2_8", head="mlp"),
+        create_model("vit_micro_patch2_8", pool="avg"),
+        Cnn(),
+    ):
+        for name, (decay, _) in in_groups(Tried(model), layer_decay).items():
+            module = Tried(model).get_submodule(name.rpartition(".")[0])
+            bare = isinstance(module, nn.LayerNorm | nn.GroupNorm) or not name.endswith(".weight")
+            assert decay == (0.0 if bare else 0.1), name
+    frozen = Tried(create_model("vit_micro_patch2_8"))
+    frozen.model.requires_grad_(False)
+    assert in_groups(frozen, layer_decay) == {"decoder.weight": (0.1, 1.0), "decoder.bias": (0.0, 1.0)}
+
+
+def test_layer_decay_falls_from_the_head_to_the_stem() -> None:
+    found = in_groups(Tried(create_model("vit_micro_patch2_8")), 0.5)
+    scales = {name: scale for name, (_, scale) in found.items()}
+    for name in ("patch_embed.proj.weight", "cls_token", "pos_embed"):
+        assert scales[f"model.{name}"] == 0.5**5
+    for block in range(4):
+        assert scales[f"model.blocks.{block}.attn.qkv.weight"] == 0.5 ** (4 - block)
+    for name in ("model.norm.weight", "model.head.weight", "decoder.weight"):
+        assert scales[name] == 1
+    cnn = in_groups(Tried(Cnn()), 0.5)
+    expected = {"stem.weight": 4, "reg_token": 4, "pos_embed_x": 4, "stages.0.blocks.0.weight": 3, "head.bias": 0}
+    assert {name: cnn[f"model.{name}"][1] for name in expected} == {name: 0.5**k for name, k in expected.items()}
+
+
+@pytest.mark.oracle
+def test_layer_decay_equals_timms(timm: ModuleType) -> None:
+    """But for the final norm, which timm counts to the last block; BEiT and MAE, as we do, to the head."""
+    peer = timm.create_model("vit_tiny_patch16_224", num_classes=7)
+    from timm.optim import param_groups_layer_decay
+
+    names = {id(parameter): name for name, parameter in peer.named_parameters()}
+    groups = param_groups_layer_decay(peer, 0.1, ("cls_token", "pos_embed"), layer_decay=0.65)
+    theirs = {names[id(p)]: (g["weight_decay"], g["lr_scale"]) for g in groups for p in g["params"]}
+    ours = in_groups(Tried(create_model("vit_tiny_patch16_224")), 0.65)
+    for name, (decay, scale) in theirs.items():
+        norm = name in ("norm.weight", "norm.bias")
+        assert ours[f"model.{name}"] == (decay, pytest.approx(1 if norm else scale)), name
+
+
+def test_adam_adds_the_decay_to_the_gradient() -> None:
+    layer = nn.Linear(3, 2).double()
+    before = layer.weight.detach().clone()
+    optimizer = make_optimizer(layer, OptimConfig(name="adam", lr=0.1, weight_decay=0.5))
+    layer.weight.grad = torch.randn_like(before)
+    optimizer.step()
+    slope = layer.weight.grad + 0.5 * before  # Kingma and Ba 2014, algorithm 1, of the loss with an L2 term
+    torch.testing.assert_close(layer.weight.detach(), before - 0.1 * slope / (slope.abs() + 1e-8))
 
 
 def test_adamw_step_equals_the_paper() -> None:
@@ -69,6 +154,17 @@ def test_sgd_gathers_momentum() -> None:
         layer.weight.grad = torch.ones_like(before)
         optimizer.step()
     torch.testing.assert_close(layer.weight.detach(), before - 0.1 * (1 + 1.5 + 1.75))
+
+
+def test_ema_leaves_frozen_weights_alone() -> None:
+    model, average = nn.Linear(2, 2), nn.Linear(2, 2)
+    model.bias.requires_grad_(False)
+    ema = WeightEMA(model, average, decay=0.5)
+    with torch.no_grad():
+        model.weight.add_(1)
+    ema.update()
+    assert torch.equal(average.bias, model.bias)
+    assert not torch.equal(average.weight, model.weight)
 
 
 def test_ema_is_the_weighted_sum_of_all_weights_so_far() -> None:

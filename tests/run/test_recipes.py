@@ -14,15 +14,47 @@ import torch
 from PIL import Image
 
 from tests.data.test_cifar import binary10, python10
-from tests.helpers import SHAPES, assert_equal_tensors, weights, write_colours, write_shapes
+from tests.helpers import (
+    SHAPES,
+    assert_equal_tensors,
+    random_model,
+    skip_unless_built,
+    weights,
+    write_colours,
+    write_shapes,
+)
 from vitral.errors import UserError
-from vitral.run.config import load_config
+from vitral.run.config import load_config, recipes
 from vitral.run.evaluate import evaluate
 from vitral.run.options import EvalData, EvalOptions
 from vitral.run.train import run
 
 BETTER_THAN_CHANCE = 0.6  # of three classes; 30 images, 0.33 by chance: one in a thousand guessers gets there
 SHORT: dict[str, Any] = {"report": False, "optim.lr": 2e-3, "train.eval_every": 4.0}
+
+
+# What makes any recipe small enough to be run in a moment, and nothing else of it.
+SMALL: dict[str, Any] = {
+    "data.image_size": 8, "train.steps": 2, "train.batch_size": 24, "train.micro_batch": 12, "optim.warmup": 1,
+    "check.skip": True, "report": False, "out": "a",
+}  # fmt: skip
+NARROW = {"name": "vit_micro_patch2_8", "patch_size": 4, "width": 16, "depth": 2, "heads": 2, "mlp_dim": 32}
+
+
+@pytest.mark.parametrize("name", sorted(recipes()))
+def test_every_recipe_runs(name: str) -> None:
+    skip_unless_built(name)
+    for split, first in (("train", 0), ("test", 50)):
+        write_colours(Path("pets") / split, "cat dog", 16, (12, 12), first=first)
+    keys = {**SMALL, "data": "pets"}
+    if load_config(name, {"init": "vitral-digits"}).model.name == "auto":
+        keys["init"] = str(random_model(Path("init"), in_channels=3, head="mlp"))
+    else:
+        keys |= {f"model.{key}": value for key, value in NARROW.items()}
+    assert run(load_config(name, keys))["steps"] == 2
+    validation = load_config(name, keys).data.validation
+    counts = json.loads(Path("a/model/config.json").read_text(encoding="utf-8"))["provenance"]["data"]["counts"]
+    assert ("val" in counts) == (validation == "own")
 
 
 def width_and_height(path: Path) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from vitral.version import __version__
 
 COMMANDS = {
     "train": "train a model by a recipe, on your images or built-in ones",
+    "sweep": "compare settings on a part of the train images, train the best on all of them",
     "eval": "measure a model: accuracy with its interval, per class, calibration",
     "predict": "name what is on images",
     "data": "check images and labels, say what they consist of, convert them",

@@ -36,6 +36,7 @@ def run(arguments: Arguments) -> int:
     if arguments.json:
         print(json.dumps([{"name": name, "summary": text} for name, text in summaries.items()]))
         return 0
+    width = max(map(len, summaries))
     for name, text in summaries.items():
-        print(f"{name:<14} {text}")
+        print(f"{name:<{width}}  {text}")
     return 0

@@ -12,6 +12,7 @@ from vitral.data.findings import known_codes
 Channels = Annotated[int, Field(ge=1, le=4)]
 Names = Annotated[tuple[str, ...], Strict(False)]
 SourceName = Literal["auto", "digits", "folder", "filename", "table", "cifar", "hf", "yaml"]
+Validation = Literal["own", "dev", "none"]
 MAX_PIXELS = 150_000_000  # three bytes each: 450 MB; the largest phone cameras give 108 to 200 million
 
 
@@ -99,6 +100,11 @@ class DataConfig(SourceConfig):
     )
     val_fraction: float = Field(
         default=0.1, gt=0, lt=1, description="share of train held out where there is no validation split"
+    )
+    validation: Validation = Field(
+        default="own",
+        description="own: that of the data, else held out of train; dev: always held out of train, and the test images "
+        "are left alone; none: train on all, keep the last weights",
     )
     background: str = Field(default="#ffffff", description="colour behind transparency: a name or #rrggbb")
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(

@@ -134,6 +134,19 @@ class Dataset:
         return round(median(h for h, _ in sizes)), round(median(w for _, w in sizes))
 
 
+def joined(one: Split, other: Split) -> Split:
+    """The samples of two splits of a dataset, those of the first one first."""
+    count = len(one)
+
+    def both(mine: Callable[[int], T] | None, theirs: Callable[[int], T] | None) -> Callable[[int], T] | None:
+        return partial(_of_two, mine, theirs, count) if mine is not None and theirs is not None else None
+
+    read = partial(_of_two, one.read, other.read, count)
+    labels_N = np.concatenate([one.labels_N, other.labels_N])
+    sizes, files = both(one.size, other.size), both(one.file, other.file)
+    return Split(labels_N, [*one.names, *other.names], read, sizes, files)
+
+
 def memory_split(images_NCHW: Pixels, labels_N: Labels, names: Sequence[str], channels: int) -> Split:
     """A split of uint8 images [N, C, H, W] held in memory, given out with `channels` channels."""
     assert len(images_NCHW) == len(labels_N)
@@ -159,6 +172,10 @@ def spaced(count: int, most: int) -> list[int]:
 
 def _at(function: Callable[[int], T], places: Sequence[int], index: int) -> T:
     return function(places[index])
+
+
+def _of_two(mine: Callable[[int], T], theirs: Callable[[int], T], count: int, index: int) -> T:
+    return mine(index) if index < count else theirs(index - count)
 
 
 def _shape(image_CHW: Tensor) -> tuple[int, int]:

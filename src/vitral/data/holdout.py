@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from vitral.data.dataset import Dataset, Labels
+from vitral.data.dataset import Dataset, Labels, joined
 from vitral.data.files import some
 from vitral.errors import UserError
 
@@ -71,8 +71,16 @@ def iteratively_stratified(labels_NK: Labels, fraction: float, seed: int) -> Lab
     return np.sort(order_N[side_N == 1]).astype(np.int64)
 
 
-def with_validation(dataset: Dataset, fraction: float) -> Dataset:
-    """The dataset with a part of its train split held out as "val", and a note that says so."""
+def with_val_in_train(dataset: Dataset) -> Dataset:
+    """The dataset with its validation images among those of train, where it has test images to be judged by."""
+    if not {"val", "test"} <= dataset.splits.keys():
+        return dataset
+    splits = {"train": joined(dataset.splits["train"], dataset.splits["val"]), "test": dataset.splits["test"]}
+    return replace(dataset, splits=splits)
+
+
+def with_validation(dataset: Dataset, fraction: float, why: str = "no validation split") -> Dataset:
+    """The dataset with a part of its train split held out as "val", and a note that says so, and `why`."""
     train = dataset.splits["train"]
     counts_K = train.class_counts(len(dataset.classes))
     single = [name for name, count in zip(dataset.classes, counts_K, strict=True) if count == 1]
@@ -87,5 +95,5 @@ def with_validation(dataset: Dataset, fraction: float) -> Dataset:
     kept = np.setdiff1d(np.arange(len(train)), held_out)
     splits = {"train": train.subset(kept), "val": train.subset(held_out)}
     splits |= {name: split for name, split in dataset.splits.items() if name not in splits}
-    note = f"no validation split: {len(held_out)} of {len(train)} train images held out, stratified, seed {VAL_SEED}"
+    note = f"{why}: {len(held_out)} of {len(train)} train images held out, stratified, seed {VAL_SEED}"
     return replace(dataset, splits=splits, notes=(*dataset.notes, note))

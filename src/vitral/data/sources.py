@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vitral.data.cifar import find_cifar, open_cifar
-from vitral.data.config import DataConfig
+from vitral.data.config import DataConfig, Validation
 from vitral.data.dataset import Dataset
 from vitral.data.describe import open_description
 from vitral.data.digits import open_digits
@@ -15,7 +15,7 @@ from vitral.data.filename import looks_flat, open_filename
 from vitral.data.files import hidden, is_image, some
 from vitral.data.folder import LAYOUT, open_folder
 from vitral.data.hf import find_shards, is_saved, open_hf
-from vitral.data.holdout import VAL_SEED, iteratively_stratified, stratified, with_validation
+from vitral.data.holdout import VAL_SEED, iteratively_stratified, stratified, with_val_in_train, with_validation
 from vitral.data.table import ENDINGS, open_table
 from vitral.errors import UserError, nearest
 
@@ -77,11 +77,28 @@ def open_dataset(config: DataConfig, *, hold_out: bool = True, equal_classes: bo
         raise UserError("no image has any class", where=config.path)
     if equal_classes:
         refuse_unequal(dataset, config.path)
-    return held_out(dataset, config.val_fraction) if hold_out else dataset
+    return held_out(dataset, config.val_fraction, config.validation) if hold_out else dataset
 
 
-def held_out(dataset: Dataset, fraction: float) -> Dataset:
-    """The dataset with a validation split, carved out of train where there is none; notes say what is amiss."""
+def held_out(dataset: Dataset, fraction: float, validation: Validation = "own") -> Dataset:
+    """The dataset with a validation split, carved out of train where there is none; notes say what is amiss.
+
+    validation "dev": the split is carved out of train always, and the judged split (test, or else val) is gone. "none":
+    no split is carved. For both, val belongs to train where there is a test split. Raises UserError for "none" where
+    nothing would be left to judge by.
+    """
+    if validation != "own":
+        dataset = with_val_in_train(dataset)
+    if validation == "none":
+        if len(dataset.splits) == 1:
+            raise UserError(
+                "no images would be left to judge the result by", where="data.validation", got="none",
+                hint="Data with a test or val split have them; data.validation=own holds a part of train out.",
+            )  # fmt: skip
+        return replace(dataset, notes=(*dataset.notes, "trained on all train images, without validation"))
+    if validation == "dev":
+        alone = replace(dataset, splits={"train": dataset.splits["train"]})
+        return with_validation(alone, fraction, "chosen on a part of train")
     if "val" not in dataset.splits:
         dataset = with_validation(dataset, fraction)
     if "test" not in dataset.splits:

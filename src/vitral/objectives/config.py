@@ -13,6 +13,11 @@ class SupervisedConfig(Config):
     """Classification by labels."""
 
     kind: Literal["supervised"] = Field(default="supervised", description="what is learned: classes from labels")
+    loss: Literal["softmax", "sigmoid"] = Field(
+        default="softmax",
+        description="one class an image: cross-entropy, or binary cross-entropy summed over the classes; images with "
+        "several classes always have the binary one",
+    )
     label_smoothing: float = Field(
         default=0.0, ge=0, lt=1, description="share of the target spread over all classes, in training only"
     )

@@ -39,6 +39,12 @@ def binary_cross_entropy(logits_BC: Tensor, target_BC: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits_BC, target_BC.to(logits_BC.dtype))
 
 
+def sigmoid_cross_entropy(logits_BC: Tensor, target_BC: Tensor) -> Tensor:
+    """Binary cross-entropy of each class by itself, summed over the classes, mean over the batch, in nats: the loss of
+    AugReg's ImageNet-1k models (Steiner et al. 2021, arXiv 2106.10270)."""
+    return binary_cross_entropy(logits_BC, target_BC) * logits_BC.shape[-1]
+
+
 def cross_entropy(logits_BC: Tensor, target_BC: Tensor, balance: ClassBalance = NO_BALANCE) -> Tensor:
     """Mean over the batch of -sum(weights * target * log softmax(logits + offset)), in nats, in at least float32.
 

@@ -1,4 +1,4 @@
-"""Classification by labels: cross-entropy with label smoothing, mixed labels, and a head that may learn first.
+"""Classification by labels: cross-entropy with label smoothing, mixed labels, a head that may learn first or alone.
 
 Where an image may have several classes (labels [B, C]), binary cross-entropy of each class by itself. Shape letters: B
 batch, C classes, H W of an image, D width of the model.
@@ -12,19 +12,27 @@ import torch
 from torch import Tensor
 
 from vitral.models.model import ImageModel
+from vitral.models.parameters import is_head
 from vitral.objectives.balance import NO_BALANCE, ClassBalance
 from vitral.objectives.config import SupervisedConfig
-from vitral.objectives.losses import binary_cross_entropy, cross_entropy, soft_multi_hot, soft_targets
+from vitral.objectives.losses import (
+    binary_cross_entropy,
+    cross_entropy,
+    sigmoid_cross_entropy,
+    soft_multi_hot,
+    soft_targets,
+)
 from vitral.objectives.objective import Objective
 from vitral.structs import Batch, StepOutput
 
 
 class Supervised(Objective):
     """Cross-entropy of the model's logits to the batch's (smoothed, mixed) labels, with factors of the classes and an
-    offset of the logits where `balance` has them (not in multi-label data).
+    offset of the logits where `balance` has them (not in multi-label data); or, on request, the binary one.
 
     In the first `head_first` share of the run's `steps` the encoder is not trained: it runs without gradients, so its
-    weights and optimizer state stay untouched (a new head would otherwise spoil it).
+    weights and optimizer state stay untouched (a new head would otherwise spoil it). An encoder without any parameter
+    that takes gradients works as in evaluation throughout: no dropout, no drop-path.
     """
 
     weights_C: Tensor | None
@@ -40,9 +48,17 @@ class Supervised(Objective):
         super().__init__(factory, config, steps, balance)
         self.model = factory()
         self.config, self.head_steps = config, round(config.head_first * steps)
+        trained = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        self.frozen = all(map(is_head, trained))
         # Buffers, so that they are where the model is; not saved, as they follow from the configuration and the data.
         self.register_buffer("weights_C", balance.weights_C, persistent=False)
         self.register_buffer("offset_C", balance.offset_C, persistent=False)
+
+    def train(self, mode: bool = True) -> Supervised:
+        """Training mode, but for a frozen encoder."""
+        super().train(mode)
+        self.model.train(mode and not self.frozen)
+        return self
 
     def forward(self, batch: Batch, step: int) -> StepOutput:
         """The loss in nats, and `train_top1`: the share whose own label wins (of the mixed image, where mixed); or,
@@ -58,11 +74,11 @@ class Supervised(Objective):
             return self._multi_label(logits_BC, batch)
         target_BC = soft_targets(batch.targets, logits_BC.shape[-1], self.config.label_smoothing)
         right_B = logits_BC.detach().argmax(dim=-1) == batch.targets["label"]
-        loss = cross_entropy(logits_BC, target_BC, self._balance())
+        if self.config.loss == "sigmoid":
+            loss = sigmoid_cross_entropy(logits_BC, target_BC)
+        else:
+            loss = cross_entropy(logits_BC, target_BC, ClassBalance(self.weights_C, self.offset_C))
         return StepOutput(loss, {"train_top1": right_B.float().mean()})
-
-    def _balance(self) -> ClassBalance:
-        return ClassBalance(self.weights_C, self.offset_C)
 
     def _multi_label(self, logits_BC: Tensor, batch: Batch) -> StepOutput:
         target_BC = soft_multi_hot(batch.targets, self.config.label_smoothing)

@@ -7,27 +7,37 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Lt
 from pydantic import Field, Strict
 
-from vitral.config import Config
+from vitral.config import Config, Shares
 
 Beta = Annotated[float, Ge(0), Lt(1)]
 Betas = Annotated[tuple[Beta, Beta], Strict(False)]
 
 
 class OptimConfig(Config):
-    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) or SGD with momentum, and the learning rate's course."""
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), Adam, or SGD with momentum; the learning rate's course."""
 
-    name: Literal["adamw", "sgd"] = Field(default="adamw", description="optimizer")
+    name: Literal["adamw", "adam", "sgd"] = Field(
+        default="adamw", description="adamw: decay apart from the gradient; adam and sgd: decay added to the gradient"
+    )
     lr: float = Field(default=1e-3, gt=0, description="peak learning rate")
     weight_decay: float = Field(
         default=0.05, ge=0, description="decay of matrices; biases, norms, positions and tokens have none"
     )
-    betas: Betas = Field(default=(0.9, 0.999), description="AdamW's averaging of gradient and its square")
+    betas: Betas = Field(default=(0.9, 0.999), description="Adam's averaging of gradient and its square")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="SGD's momentum")
-    schedule: Literal["cosine", "linear", "constant"] = Field(
-        default="cosine", description="course of the rate after the warm-up"
+    layer_decay: float = Field(
+        default=1.0, gt=0, le=1, description="factor of the rate from each layer to the one below it; 1: one rate"
+    )
+    schedule: Literal["cosine", "linear", "constant", "step", "rsqrt"] = Field(
+        default="cosine", description="course of the rate after the warm-up; rsqrt: by one over the root of the step"
     )
     warmup: int | float = Field(
         default=0.05, ge=0, description="linear warm-up: steps if 1 or more, else a share of the run"
     )
-    final: float = Field(default=0.0, ge=0, le=1, description="rate at the end, as a share of the peak")
+    final: float = Field(default=0.0, ge=0, le=1, description="cosine, linear: rate at the end, as a share of the peak")
+    drops: Shares = Field(default=(0.3, 0.6, 0.9), description="step: where the rate falls, as shares of the run")
+    drop_factor: float = Field(default=0.1, gt=0, lt=1, description="step: factor of the rate at each drop")
+    timescale: int = Field(
+        default=10_000, ge=1, description="rsqrt: steps after the warm-up by which the rate has fallen to 0.71 of it"
+    )
     clip: float | None = Field(default=1.0, gt=0, description="largest global norm of the gradient; null: no clipping")

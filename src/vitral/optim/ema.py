@@ -11,7 +11,7 @@ class WeightEMA:
 
     decay_t = min(decay, (1 + t) / (10 + t)), t counted in updates: the average's memory grows with the run, and a run
     of any length ends on an average of its own late weights. `average` must be built fresh; it starts as a copy, is
-    always in evaluation mode and takes no gradients. Buffers are copied.
+    always in evaluation mode and takes no gradients. Buffers are copied; what is not trained stays as it is.
     """
 
     def __init__(self, model: nn.Module, average: nn.Module, decay: float) -> None:
@@ -19,7 +19,8 @@ class WeightEMA:
         average.load_state_dict(model.state_dict())
         average.requires_grad_(False).eval()
         names = dict(average.named_parameters())
-        self._pairs = [(names[name], parameter) for name, parameter in model.named_parameters()]
+        trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self._pairs = [(names[name], parameter) for name, parameter in trained]
 
     @torch.no_grad()
     def update(self) -> None:

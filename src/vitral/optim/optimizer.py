@@ -1,32 +1,46 @@
-"""The optimizer over an objective's parameters: which of them decay, and by which algorithm they move."""
+"""The optimizer over an objective's parameters: which of them decay, how fast each layer moves, by which algorithm."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import nn
 
+from vitral.models.parameters import depth_of, layer_of
 from vitral.optim.config import OptimConfig
 
-_TOKENS = ("cls_token", "pos_embed")
+_MODEL = "model."  # where an objective keeps the model; what else it trains is as near to the loss as the head
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Two groups, decaying matrices and the rest; every parameter that takes gradients is in exactly one.
+def parameter_groups(objective: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+    """Groups of equal `weight_decay` and `lr_scale`, the factor of the rate; every parameter that takes gradients is in
+    exactly one.
 
-    The rest: one-dimensional parameters (biases, norms), class token and positions, as in the paper's own code.
+    Matrices decay, that is what is called weight and has two axes or more; biases, norms, tokens and positions do not,
+    as in the paper's own code. lr_scale = layer_decay^(depth + 1 - layer), with the layers of `layer_of`.
     """
-    decaying: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in module.named_parameters():
+    named = dict(objective.named_parameters())
+    depth = depth_of(name.removeprefix(_MODEL) for name in named if name.startswith(_MODEL))
+    groups: dict[tuple[float, int], list[nn.Parameter]] = {}
+    for name, parameter in named.items():
         if parameter.requires_grad:
-            exempt = parameter.ndim <= 1 or name.rsplit(".", 1)[-1] in _TOKENS
-            (plain if exempt else decaying).append(parameter)
-    return [{"params": decaying, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+            scaled = layer_decay != 1 and name.startswith(_MODEL)
+            below = depth + 1 - layer_of(name.removeprefix(_MODEL), depth) if scaled else 0
+            decays = parameter.ndim > 1 and name.rsplit(".", 1)[-1] == "weight"
+            groups.setdefault((weight_decay if decays else 0.0, below), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, "lr_scale": layer_decay**below}
+        for (decay, below), parameters in groups.items()
+    ]
 
 
-def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW (decoupled decay) or SGD with momentum, fused: one kernel for all parameters of a group."""
-    groups = parameter_groups(module, config.weight_decay)
+def make_optimizer(objective: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW (decoupled decay), Adam or SGD with momentum (decay added to the gradient), fused: one kernel for all
+    parameters of a group."""
+    groups = parameter_groups(objective, config.weight_decay, config.layer_decay)
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+    if config.name == "adam":
+        return torch.optim.Adam(groups, lr=config.lr, betas=config.betas, fused=True)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)

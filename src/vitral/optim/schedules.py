@@ -8,14 +8,25 @@ from vitral.optim.config import OptimConfig
 
 
 def learning_rate(step: int, total: int, config: OptimConfig) -> float:
-    """The rate for step 0..total-1: linear warm-up to the peak, then the schedule down to `final` times the peak.
+    """The rate for step 0..total-1: linear warm-up to the peak, then the schedule.
 
-    The first step's rate is peak / (warm-up steps + 1), never 0; the last step's is just above the final one.
+    The first step's rate is peak / (warm-up steps + 1), never 0. Cosine and linear end just above `final` times the
+    peak. rsqrt is peak / sqrt(1 + t / timescale), t steps after the warm-up: with a timescale equal to the warm-up, the
+    schedule of Vaswani et al. 2017 (arXiv 1706.03762, equation 3).
     """
     warmup = config.warmup if config.warmup >= 1 else config.warmup * total
     if step < warmup:
         return config.lr * (step + 1) / (warmup + 1)
     done = (step - warmup) / max(total - warmup, 1)
-    left = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[config.schedule]
-    floor = 1.0 if config.schedule == "constant" else config.final
-    return config.lr * (floor + (1 - floor) * left)
+    match config.schedule:
+        case "cosine":
+            share = config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * done))
+        case "linear":
+            share = config.final + (1 - config.final) * (1 - done)
+        case "constant":
+            share = 1.0
+        case "step":
+            share = config.drop_factor ** sum(step >= drop * total for drop in config.drops)
+        case "rsqrt":
+            share = (1 + (step - warmup) / config.timescale) ** -0.5
+    return config.lr * share

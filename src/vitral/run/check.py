@@ -33,7 +33,7 @@ def open_checked(
         if data.max_bad:
             dataset = without_damage(dataset, find_damage(dataset, workers), data.max_bad)
         dataset = replace(dataset, notes=(*dataset.notes, "DATA NOT CHECKED (check.skip=true)"))
-        return held_out(dataset, data.val_fraction), None
+        return held_out(dataset, data.val_fraction, data.validation), None
     dataset = open_dataset(data, hold_out=False, equal_classes=False)
     started = time.perf_counter()
     report = check_dataset(
@@ -42,7 +42,8 @@ def open_checked(
     )  # fmt: skip
     tell(report, config, time.perf_counter() - started)
     refuse(report, config)
-    return held_out(without_damage(dataset, report.damaged, data.max_bad), data.val_fraction), report
+    whole = without_damage(dataset, report.damaged, data.max_bad)
+    return held_out(whole, data.val_fraction, data.validation), report
 
 
 def tell(report: CheckReport, config: RunConfig, seconds: float) -> None:

@@ -16,7 +16,7 @@ from vitral.errors import UserError, nearest
 from vitral.models.config import ResNetConfig, ViTConfig
 from vitral.objectives.config import ObjectiveConfig
 from vitral.optim.config import OptimConfig
-from vitral.training.config import TrainConfig
+from vitral.training.config import LoraConfig, TrainConfig
 
 _FROM_DATA = ("family", "image_size", "in_channels", "num_classes", "mean", "std")
 
@@ -28,10 +28,15 @@ class ModelOptions(nullable(ViTConfig, ResNetConfig, exclude=_FROM_DATA)):  # py
     patch_size: Count | Literal["auto"] | None = Field(
         default=None, description="side of a patch, pixels; auto: about 8 a side, of 2 pixels or more"
     )
+    head_bias: float = Field(
+        default=0.0, description="first value of the head's biases; for loss sigmoid -6.9 says that each class is rare"
+    )
 
     def options(self) -> dict[str, Any]:
         """The set ones, as `models.presets.resolve` takes them."""
-        return {key: value for key, value in self.model_dump(exclude={"name"}).items() if value is not None}
+        return {
+            key: value for key, value in self.model_dump(exclude={"name", "head_bias"}).items() if value is not None
+        }
 
 
 class RunConfig(Config):
@@ -55,6 +60,7 @@ class RunConfig(Config):
     model: ModelOptions = ModelOptions()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    lora: LoraConfig = LoraConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
 
     @model_validator(mode="after")
@@ -70,9 +76,29 @@ class RunConfig(Config):
                 raise ValueError("objective.class_weights=balanced has no effect with data.balance=class")
             if self.objective.logit_adjustment:
                 raise ValueError("objective.logit_adjustment has no effect with data.balance=class")
-        if self.objective.head_first and self.init is None:
-            raise ValueError("objective.head_first needs init: without it the encoder would stay random")
+        if self.objective.loss == "sigmoid" and (
+            self.objective.class_weights != "none" or self.objective.logit_adjustment
+        ):
+            raise ValueError("class_weights and logit_adjustment are of objective.loss=softmax")
+        if self.train.patience is not None and (self.data.validation == "none" or self.train.eval_every == "end"):
+            raise ValueError("train.patience needs validations during the run")
+        self._check_frozen()
         return self
+
+    def _check_frozen(self) -> None:
+        alone = self.train.freeze == "encoder"
+        keys = {"objective.head_first": self.objective.head_first, "lora.rank": self.lora.rank, "train.freeze": alone}
+        for key, value in keys.items():
+            if value and self.init is None:
+                raise ValueError(f"{key} needs init: without it the encoder would stay random")
+        idle = {
+            "objective.head_first": self.objective.head_first, "lora.rank": self.lora.rank,
+            "optim.layer_decay": self.optim.layer_decay != 1, "model.dropout": self.model.dropout,
+            "model.drop_path": self.model.drop_path,
+        }  # fmt: skip
+        if alone and any(idle.values()):
+            names = ", ".join(key for key, is_on in idle.items() if is_on)
+            raise ValueError(f"no effect with train.freeze=encoder: {names}")
 
 
 def recipes() -> dict[str, Path]:

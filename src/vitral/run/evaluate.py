@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vitral.config import build
-from vitral.data.config import DataConfig, SourceConfig
+from vitral.data.config import DataConfig, SourceConfig, Validation
 from vitral.data.damage import find_damage, said, without_damage
 from vitral.data.dataset import Dataset, Split
 from vitral.data.loader import ImageStore, eval_batches
@@ -75,6 +75,7 @@ class _Recorded(NamedTuple):
 
     source: SourceConfig
     val_fraction: float
+    validation: Validation
     fingerprint: str
 
 
@@ -84,7 +85,7 @@ def _recorded(folder: FolderConfig) -> _Recorded | None:
         return None
     keys = {key: data[key] for key in SourceConfig.model_fields if key in data}
     source = build(SourceConfig, keys, where=f"{folder.name}: recorded data")
-    return _Recorded(source, data["val_fraction"], data["fingerprint"])
+    return _Recorded(source, data["val_fraction"], data.get("validation", "own"), data["fingerprint"])
 
 
 def _open(folder: FolderConfig, options: EvalOptions, reader: FolderConfig) -> tuple[Dataset, dict[str, list[str]]]:
@@ -111,7 +112,7 @@ def _open(folder: FolderConfig, options: EvalOptions, reader: FolderConfig) -> t
         return _readable(dataset, asked.max_bad)
     # Damaged images are left out before the validation data are, as in the training.
     dataset, skipped = _readable(dataset, max(asked.max_bad, recorded.source.max_bad))
-    return held_out(dataset, recorded.val_fraction), skipped
+    return held_out(dataset, recorded.val_fraction, recorded.validation), skipped
 
 
 def _readable(dataset: Dataset, max_bad: int) -> tuple[Dataset, dict[str, list[str]]]:

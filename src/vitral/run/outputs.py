@@ -125,14 +125,20 @@ def _card_result(summary: Mapping[str, Any]) -> str:
             f"{100 * summary['macro_f1']:.2f} % macro. An image may have several classes."
         )
     low, high = summary["top1_interval"]
+    calibrated = " after temperature scaling on validation images" if _validated(summary) else ""
     return f"""**{100 * summary["top1"]:.2f} %** of {summary["count"]} {summary["split"]} images right
 (95 % interval {100 * low:.2f} to {100 * high:.2f} %). Expected calibration error
-{summary["ece"]:.4f} after temperature scaling on validation images."""
+{summary["ece"]:.4f}{calibrated}."""
+
+
+def _validated(summary: Mapping[str, Any]) -> bool:
+    return "val_top1" in summary or "val_map" in summary
 
 
 def model_card(summary: Mapping[str, Any], classes: tuple[str, ...], notes: tuple[str, ...], name: str) -> str:
     """README.md of a model folder: what it is, its number with its interval, its limits, how to use it."""
     shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
+    chosen = "the best on validation data" if _validated(summary) else "the last"
     facts = "\n".join(f"- {note}" for note in notes)
     return f"""---
 library_name: vitral
@@ -146,7 +152,7 @@ Classes: {shown}.
 {_card_result(summary)}
 
 Recipe `{summary["recipe"]}`, seed {summary["seed"]}, {summary["steps"]} steps, {summary["parameters"]:,} parameters;
-the weights are {summary["weights"]} of step {summary["best_step"]}, the best on validation data.
+the weights are {summary["weights"]} of step {summary["best_step"]}, {chosen}.
 
 {facts}
 

@@ -19,7 +19,9 @@ from vitral.data.loader import ImageStore
 from vitral.data.reading import RandomCrop
 from vitral.models.config import ResNetConfig, ViTConfig, build_config
 from vitral.models.create import build_model
+from vitral.models.lora import add_lora
 from vitral.models.model import ImageModel
+from vitral.models.parameters import freeze_encoder
 from vitral.models.presets import PRESETS, resolve
 from vitral.predictor import pick_device
 from vitral.run.check import open_checked
@@ -53,10 +55,18 @@ class Prepared:
             store.close()
 
     def build(self) -> ImageModel:
-        """A model with initial weights: of `init` with a fresh head, or random from the global seed."""
-        model = build_model(self.architecture)
+        """A model with initial weights: of `init` with a fresh head, or random from the global seed. What the run does
+        not train takes no gradients."""
+        config, model = self.config, build_model(self.architecture)
         if self.init is not None:
             model.load_state_dict(self.init, strict=False)
+        for name, parameter in model.named_parameters():
+            if name.startswith("head.") and name.endswith("bias"):
+                torch.nn.init.constant_(parameter, config.model.head_bias)
+        if config.train.freeze == "encoder":
+            freeze_encoder(model)
+        if config.lora.rank is not None:
+            add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets)
         return model.to(self.device)
 
 
@@ -183,7 +193,9 @@ def _architecture(
     if config.model.name != "auto":
         return config.model.name, resolve(config.model.name, **base)
     assert init is not None
-    return init.name, build_config({**init.architecture.model_dump(), **base, "mean": (), "std": ()})
+    # The new head sits on the bare representation (section 3.2 of the paper), whatever head init was trained with.
+    bare = {"head": "linear"} if isinstance(init.architecture, ViTConfig) else {}
+    return init.name, build_config({**init.architecture.model_dump(), **bare, **base, "mean": (), "std": ()})
 
 
 def _statistics(

@@ -24,6 +24,7 @@ from vitral.errors import Interrupted, RunFailed, UserError
 from vitral.evaluate.classify import collect_logits
 from vitral.evaluate.problems import PROBLEMS
 from vitral.models.config import ViTConfig
+from vitral.models.lora import merge_lora
 from vitral.objectives.balance import NO_BALANCE, ClassBalance, class_balance
 from vitral.objectives.objective import Objective
 from vitral.objectives.table import OBJECTIVES
@@ -217,7 +218,11 @@ def _say_start(prepared: Prepared, objective: Objective, steps: int, folder: Pat
     )
     a = prepared.architecture
     cells = f"patch {a.patch_size}" if isinstance(a, ViTConfig) else f"stride {a.stride}"
-    log.info("model: %s, %s, %s parameters", prepared.name, cells, f"{count:,}")
+    trained = sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad)
+    part = f", {trained:,} of them trained" if trained != count else ""
+    log.info("model: %s, %s, %s parameters%s", prepared.name, cells, f"{count:,}", part)
+    if config.optim.name == "adam" and config.optim.weight_decay:
+        log.warning("optim: adam adds the decay to the gradient and rescales both; values meant for adamw don't train")
     log.info(
         "run: %d steps of %d images on %s, %s, into %s",
         steps,
@@ -229,11 +234,10 @@ def _say_start(prepared: Prepared, objective: Objective, steps: int, folder: Pat
 
 
 def _fit(prepared: Prepared, state: TrainState, objective: Objective, steps: int, folder: Path) -> None:
-    config = prepared.config
-    validation, problem = prepared.judged["val"], PROBLEMS[prepared.dataset.problem_type]
+    config, problem = prepared.config, PROBLEMS[prepared.dataset.problem_type]
 
     def validate(model: torch.nn.Module) -> dict[str, float]:
-        logits_NC, labels_N = collect_logits(model, eval_batches(validation, EVAL_BATCH))
+        logits_NC, labels_N = collect_logits(model, eval_batches(prepared.judged["val"], EVAL_BATCH))
         found = problem.metrics(logits_NC, labels_N, prepared.dataset.classes, 1.0)
         return {"val_loss": found["loss"], f"val_{problem.score}": found[problem.score]}
 
@@ -249,19 +253,21 @@ def _fit(prepared: Prepared, state: TrainState, objective: Objective, steps: int
     loader = TrainLoader(
         prepared.train, config.train.batch_size, config.augment, config.seed, balance=config.data.balance
     )
-    fit(state, objective, loader, config.train, plan, validate)
+    fit(state, objective, loader, config.train, plan, validate if config.data.validation != "none" else None)
 
 
 def _finish(prepared: Prepared, state: TrainState, objective: Objective, folder: Path) -> dict[str, Any]:
-    """Judge the best weights, write what the run leaves, say the number."""
+    """Judge the best weights (without validation the last), write what the run leaves, say the number."""
     config, progress, dataset = prepared.config, state.progress, prepared.dataset
     if progress.best_step < 0:
-        raise RunFailed(f"no validated weights could be saved in {folder / 'checkpoints'}")
+        raise RunFailed(f"no weights could be saved in {folder / 'checkpoints'}")
     model = objective.model
     model.load_state_dict(load_tensors(folder / "checkpoints" / "best.safetensors")[0])
-    logits_NC, labels_N = collect_logits(model, eval_batches(prepared.judged["val"], EVAL_BATCH))
+    merge_lora(model)
     problem = PROBLEMS[dataset.problem_type]
-    temperature = problem.temperature(logits_NC, labels_N)
+    validated, temperature = config.data.validation != "none", 1.0
+    if validated:
+        temperature = problem.temperature(*collect_logits(model, eval_batches(prepared.judged["val"], EVAL_BATCH)))
     split = "test" if "test" in prepared.judged else "val"
     store: ImageStore = prepared.judged[split]
     logits_NC, labels_N = collect_logits(model, eval_batches(store, EVAL_BATCH))
@@ -270,7 +276,7 @@ def _finish(prepared: Prepared, state: TrainState, objective: Objective, folder:
     summary = {
         "recipe": config.recipe, "split": split,
         **{key: value for key, value in found.items() if key not in ("per_class", "confusion")},
-        f"val_{problem.score}": progress.best_score,
+        **({f"val_{problem.score}": progress.best_score} if validated else {}),
         "train_seconds": round(progress.seconds, 1), "steps": progress.step, "best_step": progress.best_step,
         "weights": "averaged (EMA) weights" if state.ema else "plain weights",
         "seed": config.seed, "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -326,7 +332,7 @@ def _folder_config(prepared: Prepared, summary: dict[str, Any], temperature: flo
             "recipe": config.recipe, "seed": config.seed, "init": config.init,
             "data": {
                 **config.data.model_dump(mode="json", include=set(SourceConfig.model_fields)),
-                "val_fraction": config.data.val_fraction,
+                "val_fraction": config.data.val_fraction, "validation": config.data.validation,
                 "fingerprint": dataset.fingerprint,
                 "content": prepared.report.fingerprint if prepared.report else None, "notes": list(dataset.notes),
                 "counts": {name: len(split) for name, split in dataset.splits.items()},

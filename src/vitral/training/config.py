@@ -1,4 +1,4 @@
-"""How long a run is, in what portions it works, and when it looks, saves and stops."""
+"""How long a run is, in what portions it works, which weights move, and when it looks, saves and stops."""
 
 from __future__ import annotations
 
@@ -11,6 +11,18 @@ from vitral.config import Config
 Epochs = Annotated[float, Field(gt=0)]
 
 
+class LoraConfig(Config):
+    """Low-rank adapters (arXiv 2106.09685): trained, with the head, in place of the encoder's weights."""
+
+    rank: int | None = Field(
+        default=None, ge=1, description="rank of the adapter of each matrix; null: no adapters, all weights are trained"
+    )
+    alpha: float = Field(default=8.0, gt=0, description="adapters are scaled by alpha / rank")
+    targets: Literal["attn", "mlp", "both"] = Field(
+        default="both", description="dense layers that have adapters: of the attention, of the MLP"
+    )
+
+
 class TrainConfig(Config):
     """The loop's settings. Lengths are in epochs (passes over the train split) or steps (weight updates)."""
 
@@ -20,11 +32,14 @@ class TrainConfig(Config):
     micro_batch: int | None = Field(
         default=None, ge=1, description="images at once; gradients add up to batch_size; null: all"
     )
+    freeze: Literal["none", "encoder"] = Field(
+        default="none", description="encoder: only the head is trained; the encoder works as in evaluation"
+    )
     ema: float | None = Field(
         default=None, gt=0, lt=1, description="decay of the averaged weights that are judged and saved; null: off"
     )
-    eval_every: Epochs | Literal["auto"] = Field(
-        default="auto", description="epochs between validations; auto: 20 of them, evenly over the run"
+    eval_every: Epochs | Literal["auto", "end"] = Field(
+        default="auto", description="epochs between validations; auto: 20 of them, evenly; end: one, when all is done"
     )
     patience: int | None = Field(
         default=None, ge=1, description="stop after so many validations without a better one; null: never"

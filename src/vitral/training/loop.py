@@ -50,16 +50,16 @@ def fit(
     loader: TrainLoader,
     config: TrainConfig,
     plan: Plan,
-    validate: Callable[[nn.Module], Mapping[str, float]],
+    validate: Callable[[nn.Module], Mapping[str, float]] | None,
 ) -> None:
     """Train from where `state` is to the end, or to an early stop. `validate` gives "val_loss" and the score.
 
-    Saves the run's state by time and at every stop, the best validated weights when there are new ones. Raises
-    Interrupted after a signal (state saved), RunFailed at a loss that is not finite.
+    Saves the run's state by time and at every stop, the best validated weights when there are new ones; without
+    `validate` the last weights. Raises Interrupted after a signal (state saved), RunFailed where a loss is not finite.
     """
     progress, last = state.progress, plan.folder / "last.safetensors"
     epochs_a_step = config.batch_size / len(loader.store.split)
-    due = VALIDATIONS / plan.steps if config.eval_every == "auto" else epochs_a_step / config.eval_every
+    due = _validations_a_step(config, plan.steps, epochs_a_step)
     saved = started = time.monotonic()
     before = progress.seconds
     with StopSignal() as stop, Journal(plan.folder.parent, plan.steps, progress.step) as journal:
@@ -82,11 +82,13 @@ def fit(
                 row = {"step": progress.step, "epoch": round(epoch, 4), "lr": rate}
                 row |= {name: value.item() for name, value in found.items()}
                 journal.row(row | {"images_per_second": round(progress.step * config.batch_size / progress.seconds, 1)})
-            if judge_due:
+            if judge_due and validate is not None:
                 judge(state, objective, validate, journal, plan, epoch)
                 if config.patience is not None and progress.stale >= config.patience:
                     log.info("stopped early: no better validation in %d", progress.stale)
                     progress.done = save_due = True
+            if progress.done and validate is None and _keep(state, objective, plan):
+                progress.best_step = progress.step
             if save_due:
                 is_saved = _saved(lambda: state.save(last))
                 saved = time.monotonic()
@@ -96,6 +98,16 @@ def fit(
                     raise Interrupted(stop.signum, f"{where}{lost}. Go on with:\n  {plan.resume_command}")
             if progress.done:
                 break
+
+
+def _validations_a_step(config: TrainConfig, steps: int, epochs_a_step: float) -> float:
+    match config.eval_every:
+        case "auto":
+            return VALIDATIONS / steps
+        case "end":
+            return 0.0
+        case epochs:
+            return epochs_a_step / epochs
 
 
 def _check_finite(loss: torch.Tensor, norm: torch.Tensor, step: int, last: Path) -> None:
@@ -115,18 +127,27 @@ def judge(
     epoch: float,
 ) -> None:
     """Validate the averaged weights (the plain ones without an average) and keep them if they are the best so far."""
-    progress, model = state.progress, state.ema.average if state.ema else objective.model
-    found = validate(model)
+    progress = state.progress
+    found = validate(_judged(state, objective))
     objective.train()
     journal.row({"step": progress.step, "epoch": round(epoch, 4), **found})
     loss, score = found["val_loss"], found[f"val_{plan.score[0]}"]
-    best = plan.folder / "best.safetensors"
-    if progress.better(score, loss) and _saved(lambda: save_tensors(best, model.state_dict())):
+    if progress.better(score, loss) and _keep(state, objective, plan):
         progress.best_step, progress.best_score, progress.best_loss, progress.stale = progress.step, score, loss, 0
     else:
         progress.stale += 1
     line = "epoch %5.1f  step %d/%d  val loss %.4f  val %s %.2f %%"
     log.info(line, epoch, progress.step, plan.steps, loss, plan.score[1], 100 * score)
+
+
+def _judged(state: TrainState, objective: Objective) -> nn.Module:
+    return state.ema.average if state.ema else objective.model
+
+
+def _keep(state: TrainState, objective: Objective, plan: Plan) -> bool:
+    """Save the weights that the model folder will hold."""
+    weights = _judged(state, objective).state_dict()
+    return _saved(lambda: save_tensors(plan.folder / "best.safetensors", weights))
 
 
 def update(
@@ -153,7 +174,7 @@ def update(
     norm = torch.nn.utils.clip_grad_norm_(parameters, plan.clip if plan.clip is not None else math.inf)
     objective.before_update(step)
     for group in state.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["lr_scale"]
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     objective.after_update(step)

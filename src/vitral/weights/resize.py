@@ -11,15 +11,15 @@ from torch import Tensor
 
 from vitral.errors import UserError
 from vitral.models.config import ResNetConfig, ViTConfig
+from vitral.models.parameters import is_head
 from vitral.models.position import interpolate_positions, resize_offsets, resize_table
 
-_HEAD = ("head.", "head_dist.", "pre_logits.")
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, how images are read as grey
 
 
 def without_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The encoder's weights alone, whose output is the paper's bare representation."""
-    return {name: tensor for name, tensor in state.items() if not name.startswith(_HEAD)}
+    return {name: tensor for name, tensor in state.items() if not is_head(name)}
 
 
 def adapt(

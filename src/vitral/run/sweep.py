@@ -1,0 +1,184 @@
+"""A sweep: settings compared on a part of the train images, the best one trained again on all of them and judged once.
+
+The protocol of the ViT paper's fine-tuning (arXiv 2010.11929, appendix B.1.1).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shlex
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vitral.config import build, flatten
+from vitral.data.sources import open_dataset
+from vitral.errors import Interrupted, RunFailed, UserError
+from vitral.evaluate.problems import PROBLEMS
+from vitral.run import outputs
+from vitral.run.config import RunConfig, difference, expand_data, load_config
+from vitral.run.train import run
+from vitral.training.journal import console_logging, log, write_csv
+
+SWEEP, TABLE, BEST = "sweep.json", "sweep.csv", "best"
+_POINT = {"data.validation": "dev", "train.eval_every": "end"}
+_FINAL = {"data.validation": "none"}
+
+
+def sweep(
+    recipe: str | None,
+    grid: Mapping[str, Sequence[Any]],
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    dev: float | str | None = None,
+    retrain: bool = True,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Train at every point of a grid: `sweep("digits", {"optim.lr": [1e-3, 3e-3]}, {"train.steps": 100}, dev=0.1)`.
+
+    A point is trained without the share `dev` of the train images (None: data.val_fraction of the recipe), and its last
+    weights are scored on them; the highest score wins, at equal scores the lower loss. The winner is trained again, on
+    all train images, without validation, and judged on the test images (where there are none, on the validation images
+    that the data bring along); with `retrain` off it ends before that. `overrides` are keys of `vitral train`. Returns
+    what sweep.json in the folder `out` holds: "points", "best" (the winning values), "result" (the summary of the run
+    in best/) and what was asked for. Raises UserError, before anything runs, for wrong keys, values or data;
+    Interrupted after Ctrl-C, with all saved that `resume` needs; RunFailed where no point reaches its end.
+    """
+    console_logging()
+    keys = _keys(grid, overrides or {}, dev)
+    values = [dict(zip(grid, each, strict=True)) for each in itertools.product(*grid.values())]
+    points = [load_config(recipe, {**keys, **each, **_POINT}) for each in values]
+    final = [load_config(recipe, {**keys, **each, **_FINAL}) for each in values]
+    score = _score(points[0], retrain)
+    rows = [_row(number, point, grid) for number, point in enumerate(points, 1)]
+    found: dict[str, Any] = {
+        "recipe": points[0].recipe, "dev": points[0].data.val_fraction, "score": score,
+        "grid": {key: list(dict.fromkeys(row[key] for row in rows)) for key in grid},
+        "points": rows, "best": None, "result": None, "config": points[0].model_dump(mode="json"),
+    }  # fmt: skip
+    folder = Path(out or f"runs/sweep-{points[0].recipe}-{time.strftime('%Y%m%d-%H%M%S')}").expanduser()
+    _open(folder, found, resume, overwrite)
+    try:
+        for row, point in zip(rows, points, strict=True):
+            log.info("point %s of %d: %s", row["run"], len(rows), _said(row, grid))
+            row |= _measure(folder / row["run"], point, score)
+            _write(folder, found)
+        best = _best(rows, score)
+        found["best"] = {key: rows[best][key] for key in grid}
+        log.info("best on the development images: %s", _said(rows[best], grid))
+        if retrain:
+            found["result"] = _run(folder / BEST, final[best])
+        _write(folder, found)
+    except (Interrupted, KeyboardInterrupt) as stopped:
+        signum = stopped.signum if isinstance(stopped, Interrupted) else signal.SIGINT
+        lines = {key: ",".join(map(_text, line)) for key, line in grid.items()}
+        command = _command(recipe, {**lines, **keys}, retrain, folder)
+        raise Interrupted(signum, f"the sweep is stopped. Go on with:\n  {command}") from None
+    return found
+
+
+def _keys(grid: Mapping[str, Sequence[Any]], overrides: Mapping[str, Any], dev: float | str | None) -> dict[str, Any]:
+    """The keys that all points share. Raises UserError for those that a sweep sets itself, and for an empty grid."""
+    keys = flatten(expand_data(overrides))
+    if not grid or not all(grid.values()):
+        raise UserError("no grid: at least one key needs values to compare", hint="For example optim.lr=1e-3,3e-3")
+    for key in {*_POINT, "out", "resume", "overwrite"} & {*keys, *grid}:
+        raise UserError("a sweep sets this key itself", where=key)
+    for key in keys.keys() & grid.keys():
+        raise UserError("named twice", where=key)
+    if dev is not None:
+        if "data.val_fraction" in keys:
+            raise UserError("named twice: as dev and as data.val_fraction", where="dev")
+        keys["data.val_fraction"] = dev
+    return keys
+
+
+def _score(point: RunConfig, retrain: bool) -> str:
+    """The score of the data's kind of problem. Raises UserError where nothing could judge the winner."""
+    dataset = open_dataset(point.data.model_copy(update={"validation": "own"}), hold_out=False, equal_classes=False)
+    if retrain and len(dataset.splits) == 1:
+        hint = "retrain=false compares the points and ends there."
+        raise UserError("the data have no test split to judge the winner by", where=dataset.name, hint=hint)
+    return PROBLEMS[dataset.problem_type].score
+
+
+def _row(number: int, point: RunConfig, grid: Mapping[str, Any]) -> dict[str, Any]:
+    values = flatten(point.model_dump(mode="json"))
+    return {"run": f"{number:02d}", **{key: values[key] for key in grid}}
+
+
+def _said(row: Mapping[str, Any], grid: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={row[key]}" for key in grid)
+
+
+def _measure(folder: Path, point: RunConfig, score: str) -> dict[str, Any]:
+    """Score, loss and cost of a point; of one that failed (a rate too high ends in NaN), why."""
+    try:
+        summary = _run(folder, point)
+    except RunFailed as error:
+        log.error("%s", error)
+        return {"error": str(error)}
+    kept = {f"val_{score}": summary[score], "val_loss": summary["loss"]}
+    return {**kept, "steps": summary["steps"], "train_seconds": summary["train_seconds"]}
+
+
+def _run(folder: Path, config: RunConfig) -> dict[str, Any]:
+    """The summary of a run: of the finished one in this folder, or of one that starts, or goes on, there."""
+    if (folder / "summary.json").is_file():
+        return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return run(config.model_copy(update={"out": str(folder), "resume": (folder / "checkpoints").is_dir()}))
+
+
+def _best(rows: Sequence[Mapping[str, Any]], score: str) -> int:
+    done = [place for place, row in enumerate(rows) if "error" not in row]
+    if not done:
+        raise RunFailed("no point of the sweep reached its end")
+    return max(done, key=lambda place: (rows[place][f"val_{score}"], -rows[place]["val_loss"]))
+
+
+def _open(folder: Path, found: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
+    """Make the folder, or take it over from the same sweep. Raises UserError for any other that holds something."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError("the folder of the sweep is a file", where="out", got=folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        if not (resume or overwrite):
+            hint = "resume=true goes on with the sweep in it, overwrite=true replaces it."
+            raise UserError("the folder of the sweep is not empty", where="out", got=folder, hint=hint)
+        if not (folder / SWEEP).is_file():
+            raise UserError("there is no sweep in this folder", where="out", got=folder)
+        before = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
+        if overwrite:
+            outputs.remove(folder, (SWEEP, TABLE, BEST, *(row["run"] for row in before["points"])))
+        else:
+            _check_same(before, found, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder, found)
+
+
+def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    configs = [build(RunConfig, tree["config"], where=str(folder / SWEEP)) for tree in (before, now)]
+    changed = [f"{key}: {old}, now {new}" for key, old, new in difference(configs[0], configs[1])]
+    changed += [f"grid: {before['grid']}, now {now['grid']}"] if before["grid"] != now["grid"] else []
+    if changed:
+        raise UserError("the sweep was configured otherwise", where=str(folder), got="; ".join(changed))
+
+
+def _write(folder: Path, found: Mapping[str, Any]) -> None:
+    outputs.write_json(folder / SWEEP, found)
+    write_csv(folder / TABLE, found["points"])
+
+
+def _command(recipe: str | None, keys: Mapping[str, Any], retrain: bool, folder: Path) -> str:
+    """The words that go on with a sweep."""
+    words = [f"{key}={_text(value)}" for key, value in keys.items()]
+    words += [] if retrain else ["retrain=false"]
+    return shlex.join(["vitral", "sweep", *([recipe] if recipe else []), *words, f"out={folder}", "resume=true"])
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
