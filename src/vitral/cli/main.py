@@ -16,7 +16,9 @@ from vitral.version import __version__
 COMMANDS = {
     "train": "train a model by a recipe, on your images or built-in ones",
     "eval": "measure a model: accuracy with its interval, per class, calibration",
+    "probe": "judge a model's features: nearest neighbours, linear classifier, few shots",
     "predict": "name what is on images",
+    "embed": "features of images, as a file or as JSON lines",
     "data": "check images and labels, say what they consist of, convert them",
     "models": "list the model presets with their sizes",
     "recipes": "list the training recipes, or show one",
