@@ -126,6 +126,12 @@ def test_few_shots_where_there_are_fewer_are_said(digits: Path, capsys: Capture)
     assert "fewshot.shots" in capsys.readouterr().err
 
 
+def test_a_fit_that_did_not_converge_is_said(digits: Path, capsys: Capture) -> None:
+    words = on(str(digits / "digits"), kind="linear", linear__l2=[0.01], linear__steps=3)
+    probe(str(digits / "model"), words)
+    assert "not converged after linear.steps=3" in capsys.readouterr().err
+
+
 def test_below_the_threshold_is_exit_code_3(digits: Path, capsys: Capture) -> None:
     words = ["probe", str(digits / "model"), f"data={digits / 'digits'}"]
     assert main([*words, "min_top1=1", "--json"]) == 3
@@ -154,6 +160,8 @@ def test_what_cannot_be_judged_is_refused() -> None:
         probe("model", on("many.csv", data__label_separator=";"))
     with pytest.raises(UserError, match="doesn't say what it was trained on"):
         probe("model")
+    with pytest.raises(UserError, match=r"held_out has no effect with one linear\.l2"):
+        on("pets", kind="linear", linear__l2=[1.0], linear__held_out=0.2)
     with pytest.raises(UserError, match=r"linear\.\* mean nothing to kind=knn"):
         on("pets", linear__steps=3)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, Strict
+from pydantic import Field, Strict, model_validator
 
 from vitral.config import Config, Count
 
@@ -30,6 +30,12 @@ class LinearConfig(Config):
     held_out: float = Field(default=0.1, gt=0, lt=1, description="share of train held out to choose l2; then joined")
     batchnorm: bool = Field(default=True, description="features standardised by train, as MAE's BatchNorm does it")
     steps: Count = Field(default=500, description="most L-BFGS steps a fit")
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> LinearConfig:
+        if len(self.l2) == 1 and "held_out" in self.model_fields_set:
+            raise ValueError("linear.held_out has no effect with one linear.l2")
+        return self
 
 
 class FewshotConfig(Config):

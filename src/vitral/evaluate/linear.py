@@ -18,6 +18,8 @@ from vitral.errors import UserError
 from vitral.evaluate.config import LinearConfig
 from vitral.evaluate.embedded import Embedded, Metrics, accuracy, check
 
+log = logging.getLogger("vitral")
+
 _EPS = 1e-6  # of MAE's BatchNorm
 _ROWS = 16_384  # samples of which logits exist at once
 
@@ -43,9 +45,9 @@ def linear(train: Embedded, judged: Embedded, classes: int, config: LinearConfig
     Every l2 is fitted without a stratified part of train (a class's only sample is never held out), the one best there
     (the largest of equals) is fitted again to all of train, and that head alone sees the judged samples: the protocol
     of CLIP (arXiv 2103.00020, A.3) on a coarser grid. `l2` is the chosen one, `held_out` the accuracy of each where
-    there are several; a warning says where the best lies at an end of the list. Fits run in the features' own
-    precision: float32 is enough, as the penalty keeps the problem well-conditioned. Raises UserError where no class has
-    two samples to choose by, and as `embedded.check` does.
+    there are several; the log says where the best lies at an end of the list, and which fit didn't converge. Fits run
+    in the features' own precision: float32 is enough, as the penalty keeps the problem well-conditioned. Raises
+    UserError where no class has two samples to choose by, and as `embedded.check` does.
     """
     check(train, judged, classes)
     strengths = sorted(set(config.l2), reverse=True)
@@ -60,7 +62,7 @@ def linear(train: Embedded, judged: Embedded, classes: int, config: LinearConfig
         beside = strengths[1] if best == strengths[0] else strengths[-2] if best == strengths[-1] else best
         if shares[str(best)] > shares[str(beside)]:
             text = "linear.l2: the best, %g, is at an end of the list; one beyond it may be better"
-            logging.getLogger("vitral").warning(text, best)
+            log.warning(text, best)
     head = fit(train, classes, best, batchnorm=config.batchnorm, steps=config.steps)
     yield from accuracy(head.predict(judged.features_ND), judged.labels_N)
     yield "l2", best
@@ -71,12 +73,13 @@ def fit(train: Embedded, classes: int, l2: float, *, batchnorm: bool, steps: int
     """The head with the least mean cross-entropy + l2 / 2 |weight|^2, by L-BFGS over all samples at once.
 
     batchnorm: features are standardised first, which over a frozen, whole train set is what BatchNorm without scale and
-    shift does (MAE, arXiv 2111.06377, appendix A). The bias is not penalised.
+    shift does (MAE, arXiv 2111.06377, appendix A; its images are augmented, ours are not). The bias is not penalised.
     """
     features_ND, labels_N = train
     shift_D, scale_D = torch.zeros_like(features_ND[0]), torch.ones_like(features_ND[0])
     if batchnorm:
         shift_D, scale_D = features_ND.mean(0), (features_ND.var(0, correction=0) + _EPS).sqrt()
+    inputs_ND = (features_ND - shift_D) / scale_D
     weight_CD = features_ND.new_zeros(classes, features_ND.shape[1]) if start is None else start.weight_CD.clone()
     bias_C = features_ND.new_zeros(classes) if start is None else start.bias_C.clone()
     parameters = [weight_CD.requires_grad_(), bias_C.requires_grad_()]
@@ -88,15 +91,16 @@ def fit(train: Embedded, classes: int, l2: float, *, batchnorm: bool, steps: int
         optimizer.zero_grad()
         total = (l2 / 2) * weight_CD.square().sum()
         total.backward()
-        for x_ND, y_N in zip(features_ND.split(_ROWS), labels_N.split(_ROWS), strict=True):
-            logits_NC = ((x_ND - shift_D) / scale_D) @ weight_CD.T + bias_C
-            loss = cross_entropy(logits_NC, y_N, reduction="sum") / len(labels_N)
+        for x_ND, y_N in zip(inputs_ND.split(_ROWS), labels_N.split(_ROWS), strict=True):
+            loss = cross_entropy(x_ND @ weight_CD.T + bias_C, y_N, reduction="sum") / len(labels_N)
             loss.backward()
             total = total + loss
         return total.detach()
 
     with torch.enable_grad():
         optimizer.step(closure)
+    if optimizer.state[weight_CD]["n_iter"] >= steps:
+        log.info("linear: at l2 = %g not converged after linear.steps=%d", l2, steps)
     return Head(weight_CD.detach(), bias_C.detach(), shift_D, scale_D)
 
 
