@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +35,10 @@ def case(train: int, judged: int, width: int, classes: int) -> tuple[Embedded, E
     return parts[0], parts[1]
 
 
+def _vote(distance: np.ndarray, temperature: float) -> np.ndarray:
+    return np.exp((1 - distance) / temperature)
+
+
 @pytest.mark.parametrize("blocks", [(512, 32_768), (8, 10), (1, 1), (7, 53)])
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
 def test_each_k_is_scikit_learns_vote(
@@ -43,10 +49,11 @@ def test_each_k_is_scikit_learns_vote(
     train, judged = case(train=53, judged=41, width=7, classes=5)
     found = dict(knn(train, judged, 5, KnnConfig(k=(20, 1, 4, 53), temperature=temperature)))
     assert list(found["per_k"]) == ["1", "4", "20", "53"]
+    vote: Any = partial(_vote, temperature=temperature)
     for k, row in found["per_k"].items():
-        oracle = KNeighborsClassifier(
-            int(k), weights=lambda distance: np.exp((1 - distance) / temperature), metric="cosine", algorithm="brute"
-        ).fit(train.features_ND.double().numpy(), train.labels_N.numpy())
+        oracle = KNeighborsClassifier(int(k), weights=vote, metric="cosine", algorithm="brute").fit(
+            train.features_ND.double().numpy(), train.labels_N.numpy()
+        )
         wanted_N = oracle.predict(judged.features_ND.double().numpy())
         assert row["top1"] == np.mean(wanted_N == judged.labels_N.numpy()), k
         predicted_N1 = module._votes(train, judged.features_ND, 5, [int(k)], temperature)

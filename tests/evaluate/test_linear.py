@@ -27,7 +27,7 @@ def case(count: int, seed: int, width: int = 6, classes: int = 4, dtype: torch.d
     return Embedded((features_ND * scale_D + 0.5).to(dtype), labels_N)
 
 
-def oracle(train: Embedded, l2: float) -> LogisticRegression:
+def oracle(train: Embedded, l2: float) -> Any:
     """scikit-learn minimises C * sum of losses + |weight|^2 / 2."""
     model = LogisticRegression(C=1 / (l2 * len(train.labels_N)), tol=1e-10, max_iter=5000)
     return model.fit(train.features_ND.numpy(), train.labels_N.numpy())

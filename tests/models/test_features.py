@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ SMALL = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 32}
 
 @pytest.mark.parametrize("options", [{}, {"pool": "avg"}, {"head": "mlp"}, {"pool": "avg", "fc_norm": False}])
 @torch.no_grad()
-def test_head_and_hidden_layer_come_after_the_pooled_features(options: dict[str, str]) -> None:
+def test_head_and_hidden_layer_come_after_the_pooled_features(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model = create_model("vit_micro_patch2_8", num_classes=3, image_size=(8, 12), **SMALL, **options).eval()
     torch.nn.init.normal_(model.get_parameter("head.weight"))
