@@ -66,14 +66,21 @@ def measure(rounds: int, peer: bool) -> dict[str, Any]:
             runs[name]()
             seconds[name].append(round(time.perf_counter() - start, 2))
             processor_seconds[name].append(round(time.process_time() - start_processor, 2))
-    ratios = [theirs / ours for theirs, ours in zip(seconds[names[-1]], seconds["vitral"], strict=True)]
-    quartiles = [round(q, 2) for q in statistics.quantiles(ratios, n=4)] if peer and rounds > 1 else None
     # Linux gives kilobytes, macOS bytes.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     return {
-        "rounds": rounds, "seconds": seconds, "processor_seconds": processor_seconds, "ratio_quartiles": quartiles,
+        "rounds": rounds, "seconds": seconds, "processor_seconds": processor_seconds,
+        "ratio_quartiles": quartiles(seconds), "processor_ratio_quartiles": quartiles(processor_seconds),
         "peak_mb": round(peak),
     }  # fmt: skip
+
+
+def quartiles(seconds: dict[str, list[float]]) -> list[float] | None:
+    """Of peer time / our time over the rounds, where there is a peer and more than one round."""
+    if "scikit-learn" not in seconds or len(seconds["vitral"]) < 2:
+        return None
+    ratios = [theirs / ours for theirs, ours in zip(seconds["scikit-learn"], seconds["vitral"], strict=True)]
+    return [round(q, 2) for q in statistics.quantiles(ratios, n=4)]
 
 
 def features() -> tuple[Embedded, Embedded]:
