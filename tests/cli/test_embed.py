@@ -118,6 +118,7 @@ def test_lines_before_an_image_that_cannot_be_read_are_not_lost(files: list[str]
         (["model", "digits", "split=test"], "a model, and either images or data="),
         (["model", "gone.png"], "gone.png: no such image"),
         (["model", "digits", "out=there.npz"], "overwrite=true"),
+        (["model", "digits", "overwrite=true"], "no effect without out"),
         (["model", "digits", "out=x.csv"], "FILE.npz"),
         (["model", "digits", "out=nowhere/x.npz"], "in a folder that is there"),
         (["model", "digits", "features=polled"], "did you mean 'pooled'"),

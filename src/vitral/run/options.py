@@ -77,6 +77,12 @@ class EmbedOptions(Config):
     batch_size: int = Field(default=256, ge=1, description="images at once")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
 
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> EmbedOptions:
+        if self.overwrite and self.out is None:
+            raise ValueError("overwrite=true has no effect without out=FILE.npz")
+        return self
+
 
 class PredictOptions(Config):
     """Keys of `vitral predict`."""
