@@ -115,7 +115,8 @@ def random_model(
     )  # fmt: skip
     torch.manual_seed(0)
     model = build_model(architecture)
-    torch.nn.init.normal_(model.get_parameter("head.weight"), std=2.0)
+    if classes:
+        torch.nn.init.normal_(model.get_parameter("head.weight"), std=2.0)
     save_folder(path, model, config, "a card\n")
     return path
 

@@ -1,4 +1,4 @@
-"""Every code block of the README is run, as it stands; training is only made shorter by appended keys."""
+"""Every code block of the README and of the page on judging is run, as it stands; training is only made shorter."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHORT = {recipe: ["train.steps=6"] for recipe in ("digits", "small", "finetune")}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,15 @@ def run_line(line: str) -> None:
 def test_python_blocks(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})  # the documentation itself
+
+
+def test_the_page_on_judging(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    page = (ROOT / "docs/judging.md").read_text(encoding="utf-8")
+    for line in "".join(blocks("bash", page)).splitlines():
+        run_line(line)
+    for code in blocks("python", page):
+        exec(compile(code, "judging.md", "exec"), {"__name__": "judging"})
 
 
 def test_the_table_of_commands_is_complete() -> None:

@@ -164,7 +164,8 @@ def _from_text(text: str, annotation: Any) -> Any:
         value = parse_yaml(text)
     except yaml.YAMLError:
         return text
-    return [value] if kinds == {tuple} and isinstance(value, str) else value  # a list of one may stand bare
+    # A list of one may stand bare.
+    return [value] if kinds == {tuple} and isinstance(value, str | int | float) else value
 
 
 def _flat(annotation: Any) -> Iterator[Any]:

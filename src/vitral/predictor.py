@@ -14,6 +14,7 @@ from torch import Tensor
 from vitral.data.decode import Decoding, as_image, colour
 from vitral.data.resize import fit_image
 from vitral.errors import UserError
+from vitral.models.features import KINDS, extract_features
 from vitral.models.model import ImageModel
 from vitral.models.position import Resize
 from vitral.weights.folder import FolderConfig, load_folder
@@ -40,6 +41,8 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+
 _SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "single_label_classification": partial(torch.softmax, dim=-1),
     "multi_label_classification": torch.sigmoid,
@@ -64,15 +67,13 @@ class Predictor:
         return fit_image(as_image(image, recipe.channels, rules=rules), recipe.image_size, recipe.fit)
 
     @torch.inference_mode()
-    def probabilities(self, images: Iterable[Any], batch_size: int = 64) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def probabilities(self, images: Iterable[Any], batch_size: int = 64) -> Floats:
         """[images, classes] float32 in [0,1], of the logits over the folder's temperature: softmax, rows sum to 1; or
         sigmoid, each class by itself, where an image may have several."""
-        if not self.config.architecture.num_classes:
-            raise UserError("this model has no head, so it predicts no classes", where=self.config.name)
-        waiting, rows = list(images), list[Tensor]()
-        for start in range(0, len(waiting), batch_size):
-            batch_BCHW = torch.stack([self.preprocess(image) for image in waiting[start : start + batch_size]])
-            logits_BC = self.model(batch_BCHW.to(self.device)).float()
+        self.require_head()
+        rows: list[Tensor] = []
+        for batch_BCHW in self._batches(images, batch_size):
+            logits_BC = self.model(batch_BCHW).float()
             rows.append(_SCORES[self.config.problem_type](logits_BC / self.config.temperature).cpu())
         return torch.cat(rows).numpy() if rows else np.zeros((0, len(self.classes)), np.float32)
 
@@ -92,6 +93,38 @@ class Predictor:
             found = [{"label": self.classes[i], "index": int(i), "score": round(float(row_C[i]), 6)} for i in order]
             answers.append({"image": str(image) if isinstance(image, str | Path) else number, "predictions": found})
         return answers
+
+    @torch.inference_mode()
+    def features(self, images_BCHW: Tensor, kind: str = "pooled") -> Floats:
+        """What `embed` gives, of images that are the model's input already: [B,C,H,W] in [0,1]."""
+        return extract_features(self.model, images_BCHW.to(self.device), kind).float().cpu().numpy()
+
+    def embed(self, images: Any, features: str = "pooled", batch_size: int = 64) -> Floats:
+        """What the encoder makes of each image, before any head: float32 [images, D], not normalised.
+
+        images: as for `predict`, one or many. features: "pooled" (what the head would read), "cls", "avg" (mean over
+        the patches), "cls_avg" [images, 2 D], or "patches" [images, N, D], row by row; `models.features` says more.
+        Raises UserError for an image that cannot be read, for no image at all and for a class token that the model
+        lacks.
+        """
+        if features not in KINDS:
+            raise UserError("no such features", where="features", got=features, wanted=", ".join(KINDS))
+        rows = [self.features(batch_BCHW, features) for batch_BCHW in self._batches(_as_sequence(images), batch_size)]
+        if not rows:
+            raise UserError("at least one image is wanted", where="images")
+        return np.concatenate(rows)
+
+    def require_head(self) -> None:
+        """Raises UserError for a model that predicts no classes."""
+        if not self.config.architecture.num_classes:
+            hint = "`vitral probe` says how good its features are, `vitral embed` gives them."
+            raise UserError("this model has no head, so it predicts no classes", where=self.config.name, hint=hint)
+
+    def _batches(self, images: Iterable[Any], batch_size: int) -> Iterator[Tensor]:
+        waiting = list(images)
+        for start in range(0, len(waiting), batch_size):
+            batch_BCHW = torch.stack([self.preprocess(image) for image in waiting[start : start + batch_size]])
+            yield batch_BCHW.to(self.device)
 
 
 def _as_sequence(images: Any) -> Sequence[Any]:

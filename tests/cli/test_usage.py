@@ -15,9 +15,9 @@ import torch
 
 from tests.helpers import VITRAL, random_model, write_colours
 from vitral.cli.main import COMMANDS, main
-from vitral.config import describe
+from vitral.config import Config, describe
 from vitral.run.config import RunConfig, recipes
-from vitral.run.options import EvalOptions, PredictOptions
+from vitral.run.options import EmbedOptions, EvalOptions, PredictOptions, ProbeOptions
 from vitral.version import __version__
 
 Capture = pytest.CaptureFixture[str]
@@ -76,6 +76,11 @@ def refused(argv: str, capsys: Capture, *parts: str) -> str:
         ("train digits device=mps", ("not supported", "mps")),
         ("eval", ("one model is wanted",)),
         ("eval nowhere", ("no such model", "nowhere")),
+        ("probe", ("one model is wanted",)),
+        ("probe nowhere k=5", ("k: unknown key", "did you mean 'knn.k'?")),
+        ("probe nowhere kind=linear knn.k=5", ("knn.*", "kind=linear")),
+        ("probe nowhere knn.k=0", ("knn.k", "greater than or equal to 1")),
+        ("probe nowhere linear.l2=[] kind=linear", ("linear.l2", "at least 1 item")),
         ("predict nowhere", ("a model and at least one image",)),
         ("predict nowhere gone.png", ("gone.png: no such image",)),
         ("predict a b.png topk=0", ("topk: wrong value", "greater than or equal to 1")),
@@ -91,7 +96,9 @@ def test_wrong_words_get_one_message(argv: str, parts: tuple[str, ...], capsys: 
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
-@pytest.mark.parametrize("command", ["train digits", "eval model", "predict model cat.png"])
+@pytest.mark.parametrize(
+    "command", ["train digits", "eval model", "probe model", "predict model cat.png", "embed model cat.png"]
+)
 def test_cuda_asked_for_and_absent(command: str, capsys: Capture) -> None:
     random_model(Path("model"))
     Path("cat.png").touch()
@@ -213,11 +220,13 @@ def test_every_command_has_help_with_examples(command: str, capsys: Capture) -> 
 
 
 @pytest.mark.parametrize(
-    ("command", "model"), [("train", RunConfig), ("eval", EvalOptions), ("predict", PredictOptions)]
-)
-def test_help_shows_every_key_with_type_default_and_meaning(
-    command: str, model: type[RunConfig | EvalOptions | PredictOptions], capsys: Capture
-) -> None:
+    ("command", "model"),
+    [
+        ("train", RunConfig), ("eval", EvalOptions), ("probe", ProbeOptions), ("predict", PredictOptions),
+        ("embed", EmbedOptions),
+    ],
+)  # fmt: skip
+def test_help_shows_every_key_with_type_default_and_meaning(command: str, model: type[Config], capsys: Capture) -> None:
     main([command, "--help"])
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
     for key in describe(model):

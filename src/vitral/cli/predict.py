@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import Any
 
+from vitral.cli.images import answers, check_exist, image_paths
 from vitral.cli.main import Arguments
 from vitral.config import build, help_text, with_overrides
 from vitral.errors import UserError
@@ -34,24 +35,15 @@ def run(arguments: Arguments) -> int:
         raise UserError("a model and at least one image are wanted", hint="vitral predict MODEL IMAGE [IMAGE ...]")
     options = build(PredictOptions, with_overrides(PredictOptions, {}, arguments.pairs))
     model, *names = arguments.words
-    for name in names:
-        if not Path(name).exists():
-            raise UserError("no such image", where=name)
-    from vitral.data.folder import images_below
-    from vitral.predictor import load
+    check_exist(names)
+    from vitral.run.images import load_used
 
-    predictor = load(model, options.device, options.image_size, options.position_resize)
-    paths = [
-        str(path) for name in names for path in (images_below(Path(name)) if Path(name).is_dir() else [Path(name)])
-    ]
-    if not paths:
-        raise UserError("no images in here", where=", ".join(names))
-    for start in range(0, len(paths), options.batch_size):
-        batch = paths[start : start + options.batch_size]
-        try:
-            answers = predictor.predict(batch, options.topk, options.batch_size)
-        except UserError:  # one by one: the answers before the image that cannot be read are not lost
-            answers = (predictor.predict(path, options.topk)[0] for path in batch)
-        for answer in answers:
-            print(json.dumps(answer, ensure_ascii=False), flush=True)
+    predictor = load_used(model, options)
+    paths = image_paths(names)
+
+    def predict(batch: list[str]) -> list[dict[str, Any]]:
+        return predictor.predict(batch, options.topk, options.batch_size)
+
+    for answer in answers(paths, options.batch_size, predict):
+        print(json.dumps(answer, ensure_ascii=False), flush=True)
     return 0

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vitral.config import Config, Count, Pair
 from vitral.data.config import SourceConfig
+from vitral.evaluate.config import FewshotConfig, KnnConfig, LinearConfig
 
 
 class EvalData(SourceConfig):
@@ -43,6 +44,53 @@ class EvalOptions(ModelUse):
         default=None, ge=0, le=1, description="multi-label: exit code 3 if mean average precision, as a share, is below"
     )
     batch_size: int = Field(default=256, ge=1, description="images at once")
+
+
+class ProbeOptions(ModelUse):
+    """Keys of `vitral probe`."""
+
+    kind: Literal["knn", "linear", "fewshot"] = Field(
+        default="knn", description="nearest neighbours, a linear classifier, or regression on a few images a class"
+    )
+    data: EvalData = EvalData()
+    split: Literal["auto", "val", "test"] = Field(
+        default="auto", description="which images are judged; auto: test if there is one, else val"
+    )
+    features: Literal["pooled", "cls", "avg", "cls_avg"] = Field(
+        default="pooled", description="what the head would read, class token, mean over the patches, or these two"
+    )
+    knn: KnnConfig = KnnConfig()
+    linear: LinearConfig = LinearConfig()
+    fewshot: FewshotConfig = FewshotConfig()
+    min_top1: float | None = Field(default=None, ge=0, le=1, description="exit code 3 if top-1, as a share, is below")
+    batch_size: int = Field(default=256, ge=1, description="images at once")
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> ProbeOptions:
+        for kind in ("knn", "linear", "fewshot"):
+            if kind != self.kind and kind in self.model_fields_set:
+                raise ValueError(f"the keys {kind}.* mean nothing to kind={self.kind}")
+        return self
+
+
+class EmbedOptions(ModelUse):
+    """Keys of `vitral embed`."""
+
+    data: EvalData = EvalData()
+    split: Literal["all", "train", "val", "test"] = Field(default="all", description="of the data: which images")
+    features: Literal["pooled", "cls", "avg", "cls_avg", "patches"] = Field(
+        default="pooled",
+        description="what the head would read, class token, mean over the patches, these two, or every patch",
+    )
+    out: str | None = Field(default=None, description=".npz file to write; null: one JSON line an image on stdout")
+    overwrite: bool = Field(default=False, description="replace the file if it is there")
+    batch_size: int = Field(default=256, ge=1, description="images at once")
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> EmbedOptions:
+        if self.overwrite and self.out is None:
+            raise ValueError("overwrite=true has no effect without out=FILE.npz")
+        return self
 
 
 class PredictOptions(ModelUse):

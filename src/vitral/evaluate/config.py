@@ -1,0 +1,45 @@
+"""How features are judged: the keys of each kind of probe."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, Strict, model_validator
+
+from vitral.config import Config, Count
+
+Counts = Annotated[tuple[Count, ...], Strict(False), Field(min_length=1)]
+Positives = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Strict(False), Field(min_length=1)]
+
+
+class KnnConfig(Config):
+    """Keys of the weighted nearest neighbours."""
+
+    k: Counts = Field(default=(10, 20, 100, 200), description="numbers of neighbours that vote, each tried")
+    temperature: float = Field(default=0.07, gt=0, description="a neighbour's vote is exp(cosine similarity / this)")
+
+
+class LinearConfig(Config):
+    """Keys of the linear probe."""
+
+    l2: Positives = Field(
+        default=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
+        description="strengths of the penalty l2/2 |weights|^2 on the mean loss; the best on held-out train images is "
+        "taken",
+    )
+    held_out: float = Field(default=0.1, gt=0, lt=1, description="share of train held out to choose l2; then joined")
+    batchnorm: bool = Field(default=True, description="features standardised by train, as MAE's BatchNorm does it")
+    steps: Count = Field(default=500, description="most L-BFGS steps a fit")
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> LinearConfig:
+        if len(self.l2) == 1 and "held_out" in self.model_fields_set:
+            raise ValueError("linear.held_out has no effect with one linear.l2")
+        return self
+
+
+class FewshotConfig(Config):
+    """Keys of few-shot regression."""
+
+    shots: Counts = Field(default=(1, 5, 10, 25), description="train images a class, each tried; the last is top1")
+    seeds: Count = Field(default=3, description="random choices of the train images")

@@ -1,0 +1,48 @@
+"""What the probes take and tell: features with labels, accuracy of predictions.
+
+Shape letters: N samples, D width of the features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vitral.errors import UserError
+from vitral.evaluate.classify import wilson_interval
+
+Metrics = Iterator[tuple[str, Any]]
+
+
+class Embedded(NamedTuple):
+    """Features of images, floats [N, D], and their class indices, int64 [N], on one device."""
+
+    features_ND: Tensor
+    labels_N: Tensor
+
+
+def check(train: Embedded, judged: Embedded, classes: int) -> None:
+    """Raises UserError for no samples and for features that aren't finite; asserts that shapes and labels fit."""
+    for name, (features_ND, labels_N) in (("train", train), ("judged", judged)):
+        if not len(labels_N):
+            raise UserError(f"no {name} samples to evaluate")
+        assert features_ND.ndim == 2, features_ND.shape
+        assert len(features_ND) == len(labels_N), (features_ND.shape, labels_N.shape)
+        assert 0 <= int(labels_N.min()) <= int(labels_N.max()) < classes, (labels_N.min(), labels_N.max(), classes)
+        broken = int((~torch.isfinite(features_ND)).any(dim=1).sum())
+        if broken:
+            raise UserError(
+                "the model's features aren't finite", got=f"NaN or infinity in {broken} of {len(labels_N)}",
+                hint="Did the training diverge?",
+            )  # fmt: skip
+
+
+def accuracy(predicted_N: Tensor, labels_N: Tensor) -> Metrics:
+    """`top1` in [0,1], its 95 % Wilson interval `top1_interval`, `count`."""
+    correct, count = int((predicted_N == labels_N).sum()), len(labels_N)
+    yield "top1", correct / count
+    yield "top1_interval", list(wilson_interval(correct, count))
+    yield "count", count

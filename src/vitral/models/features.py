@@ -1,0 +1,46 @@
+"""What an encoder makes of an image before any head: one vector of it, or one a patch.
+
+Shape letters: B batch, C channels, H W image height and width, N patches, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vitral.errors import UserError
+from vitral.structs import EncoderOutput
+
+KINDS = ("pooled", "cls", "avg", "cls_avg", "patches")
+
+
+class Encoder(Protocol):
+    """All that features need of a model."""
+
+    def encode(self, images_BCHW: Tensor) -> EncoderOutput: ...
+
+    def pool(self, out: EncoderOutput) -> Tensor: ...
+
+
+def extract_features(model: Encoder, images_BCHW: Tensor, kind: str = "pooled") -> Tensor:
+    """Features of images in [0,1] (or uint8), without head and pre_logits.
+
+    kind: "pooled", what the head would read; "cls", the class token; "avg", the mean over the patches; "cls_avg", both,
+    one behind the other: [B, D], for cls_avg [B, 2 D]. "patches": every patch, row by row, [B, N, D]. All but pooled
+    are the tokens as `encode` gives them: where the final norm follows pooling, before that norm. Raises UserError for
+    a class token that the model lacks.
+    """
+    out = model.encode(images_BCHW)
+    if kind == "pooled":
+        return model.pool(out)
+    if kind == "patches":
+        return out.patches_BND
+    average_BD = out.patches_BND.mean(1)
+    if kind == "avg":
+        return average_BD
+    assert kind in KINDS, kind
+    if out.cls_BD is None:
+        raise UserError("this model has no class token", where="features", got=kind, wanted="pooled or avg")
+    return out.cls_BD if kind == "cls" else torch.cat([out.cls_BD, average_BD], dim=1)

@@ -1,0 +1,103 @@
+"""The images that commands which use a model work on: those asked for, or those of the model's training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import Tensor
+
+from vitral.config import build
+from vitral.data.config import DataConfig, SourceConfig, Validation
+from vitral.data.damage import find_damage, said, without_damage
+from vitral.data.dataset import Dataset, Split
+from vitral.data.loader import ImageStore, eval_batches
+from vitral.data.sources import held_out, open_dataset
+from vitral.errors import UserError
+from vitral.predictor import Predictor, load
+from vitral.run.options import EvalData, ModelUse
+from vitral.training.journal import log
+from vitral.weights.folder import FolderConfig
+
+_CACHE_MB = 0  # each image is read once
+
+
+def load_used(model: str, use: ModelUse) -> Predictor:
+    """The predictor of a model, used as asked."""
+    return load(model, use.device, use.image_size, use.position_resize)
+
+
+class Recorded(NamedTuple):
+    """What a model folder says of its data."""
+
+    source: SourceConfig
+    val_fraction: float
+    validation: Validation
+    fingerprint: str
+
+
+def recorded(folder: FolderConfig) -> Recorded | None:
+    """What the folder says of its data, if it does."""
+    data = folder.provenance.get("data")
+    if not isinstance(data, dict) or not {"path", "source", "val_fraction", "fingerprint"} <= data.keys():
+        return None
+    keys = {key: data[key] for key in SourceConfig.model_fields if key in data}
+    source = build(SourceConfig, keys, where=f"{folder.name}: recorded data")
+    return Recorded(source, data["val_fraction"], data.get("validation", "own"), data["fingerprint"])
+
+
+def open_images(folder: FolderConfig, asked: EvalData, reader: FolderConfig) -> tuple[Dataset, dict[str, list[str]]]:
+    """The images asked for, or those of `folder`'s training, as `reader` sees them; and the damaged ones that were left
+    out, "name: cause", by split. Where the images asked for are those of the training, only the part that was held out
+    counts as validation data."""
+    known = recorded(folder)
+    named = asked.path is not None or asked.source != "auto"
+    if named:
+        keys = asked.model_dump()
+    elif known is not None:
+        keys = known.source.model_dump() | {"verify": known.source.verify and asked.verify}
+    else:
+        raise UserError(
+            "this model doesn't say what it was trained on", where=folder.name, hint="Name the images: data=DIR."
+        )
+    keys |= {"channels": reader.architecture.in_channels, "background": reader.preprocessing.background}
+    config = build(DataConfig, keys)
+    dataset = open_dataset(config, hold_out=False, equal_classes=False)
+    same = known is not None and dataset.fingerprint == known.fingerprint
+    if not named and not same:
+        log.warning("the data at %s have changed since the training", config.path)
+    if known is None or (named and not same):
+        return _readable(dataset, asked.max_bad)
+    # Damaged images are left out before the validation data are, as in the training.
+    dataset, skipped = _readable(dataset, max(asked.max_bad, known.source.max_bad))
+    return held_out(dataset, known.val_fraction, known.validation), skipped
+
+
+def _readable(dataset: Dataset, max_bad: int) -> tuple[Dataset, dict[str, list[str]]]:
+    """Without the damaged images, which are looked for only where some are allowed: reading names the first one."""
+    if not max_bad:
+        return dataset, {}
+    damage = find_damage(dataset)
+    skipped = {name: said(dataset.splits[name], found) for name, found in damage.items()}
+    return without_damage(dataset, damage, max_bad), skipped
+
+
+def split_name(dataset: Dataset, asked: str) -> str:
+    """The split that is measured; auto: test if there is one, else val, else train."""
+    name = asked
+    if name == "auto":
+        name = next(split for split in ("test", "val", "train") if split in dataset.splits)
+    if name not in dataset.splits:
+        raise UserError("the data have no such split", where="split", got=name, wanted=", ".join(dataset.splits))
+    return name
+
+
+def image_batches(predictor: Predictor, split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every image of the split once, in order, as the model takes it, with its label: ([0,1] images, labels)."""
+    recipe = predictor.config.preprocessing
+    with ImageStore(
+        split, recipe.image_size, recipe.fit, exact=True, workers=os.cpu_count() or 1, cache_mb=_CACHE_MB,
+        device=predictor.device, batch=batch_size,
+    ) as store:  # fmt: skip
+        yield from eval_batches(store, batch_size)

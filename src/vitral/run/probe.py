@@ -1,0 +1,73 @@
+"""Judging what a model's encoder has learned: its features of the train images, and a simple classifier on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vitral.data.config import DataConfig
+from vitral.data.dataset import Dataset, Split
+from vitral.data.files import some
+from vitral.data.holdout import with_validation
+from vitral.errors import UserError
+from vitral.evaluate.embedded import Embedded, Metrics
+from vitral.evaluate.fewshot import fewshot
+from vitral.evaluate.knn import knn
+from vitral.evaluate.linear import linear
+from vitral.predictor import Predictor
+from vitral.run.images import image_batches, load_used, open_images, split_name
+from vitral.run.options import ProbeOptions
+from vitral.training.journal import console_logging, log
+
+
+def probe(model: str, options: ProbeOptions | None = None) -> dict[str, Any]:
+    """What `vitral probe --json` prints: `top1`, `top1_interval` and `count` of the judged split, what the kind of
+    probe adds, and which data, split and features it was.
+
+    The classes are those of the data, whatever the model's own are. Raises UserError for data whose images have several
+    classes, for a class without train images, and where there is no such split.
+    """
+    console_logging()
+    options = options or ProbeOptions()
+    predictor = load_used(model, options)
+    dataset, skipped = open_images(predictor.config, options.data, predictor.config)
+    dataset = _with_two_splits(dataset)
+    name = split_name(dataset, options.split)
+    train, judged = (_embedded(predictor, dataset.splits[part], options) for part in ("train", name))
+    log.info("judging %d features of %d %s images by %d of train", train.features_ND.shape[1], len(judged.labels_N),
+             name, len(train.labels_N))  # fmt: skip
+    return {
+        "model": model, "data": dataset.name, "kind": options.kind, "features": options.features, "split": name,
+        "train_count": len(train.labels_N), **dict(_metrics(train, judged, len(dataset.classes), options)),
+        "skipped": [*skipped.get("train", []), *skipped.get(name, [])],
+    }  # fmt: skip
+
+
+def _with_two_splits(dataset: Dataset) -> Dataset:
+    """The data, with a validation split carved out of train if there is nothing but train."""
+    if dataset.multi_label:
+        raise UserError(
+            "a probe tells apart classes of which an image has one, and these images have several", where=dataset.name,
+            hint="`vitral train` takes them, and `vitral embed` gives their features.",
+        )  # fmt: skip
+    if "train" in dataset.absent():
+        raise UserError(f"no train image of {some(dataset.absent()['train'])}", where=dataset.name)
+    if len(dataset.splits) == 1:
+        dataset = with_validation(dataset, DataConfig().val_fraction)
+        log.info("data: %s", dataset.notes[-1])
+    return dataset
+
+
+def _embedded(predictor: Predictor, split: Split, options: ProbeOptions) -> Embedded:
+    batches = image_batches(predictor, split, options.batch_size)
+    rows = [torch.from_numpy(predictor.features(images_BCHW, options.features)) for images_BCHW, _ in batches]
+    return Embedded(torch.cat(rows).to(predictor.device), torch.from_numpy(split.labels_N).to(predictor.device))
+
+
+def _metrics(train: Embedded, judged: Embedded, classes: int, options: ProbeOptions) -> Metrics:
+    if options.kind == "knn":
+        return knn(train, judged, classes, options.knn)
+    if options.kind == "linear":
+        return linear(train, judged, classes, options.linear)
+    return fewshot(train, judged, classes, options.fewshot)

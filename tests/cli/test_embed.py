@@ -1,0 +1,134 @@
+"""embed: the same numbers as lines and as a file, which is there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import vitral
+from tests.helpers import random_model, write_colours, write_digits
+from vitral.cli.main import main
+from vitral.errors import UserError
+
+Capture = pytest.CaptureFixture[str]
+
+
+def lines(capsys: Capture, *words: str) -> list[dict[str, Any]]:
+    code = main(["embed", *words])
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    return [json.loads(line) for line in out.splitlines()]
+
+
+@pytest.fixture
+def files() -> list[str]:
+    random_model(Path("model"))
+    return sorted(str(path) for path, _, _ in write_digits(Path("digits"), range(11)))
+
+
+def test_lines_are_what_the_library_gives(files: list[str], capsys: Capture) -> None:
+    rows = lines(capsys, "model", "digits", "batch_size=4")
+    assert [row["image"] for row in rows] == files
+    assert all(row.keys() == {"image", "embedding"} for row in rows)
+    embedded_ND = np.array([row["embedding"] for row in rows], np.float32)
+    assert embedded_ND.shape == (11, 16)
+    np.testing.assert_allclose(embedded_ND, vitral.load("model").embed(files), atol=1e-5)
+    assert embedded_ND.std(axis=0).min() > 1e-3, "images that differ"
+
+
+def test_the_library_gives_the_encoders_tensors(files: list[str]) -> None:
+    predictor = vitral.load("model")
+    images_BCHW = torch.stack([predictor.preprocess(path) for path in files])
+    with torch.no_grad():
+        out = predictor.model.encode(images_BCHW)
+        pooled_BD = predictor.model.pool(out)
+    found = predictor.embed(files, batch_size=3)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, pooled_BD, atol=1e-5)
+    np.testing.assert_allclose(predictor.embed(files, "patches", batch_size=3), out.patches_BND, atol=1e-5)
+    np.testing.assert_allclose(predictor.embed(files[3]), found[3:4], atol=1e-5)
+    with pytest.raises(UserError, match="wanted: pooled, cls"):
+        predictor.embed(files, "polled")
+    with pytest.raises(UserError, match="at least one image"):
+        predictor.embed([])
+
+
+def test_a_file_of_images(files: list[str], capsys: Capture) -> None:
+    assert lines(capsys, "model", *files, "out=x.npz") == []
+    rows = lines(capsys, "model", *files, "out=x.npz", "overwrite=true", "--json")
+    with np.load("x.npz", allow_pickle=False) as arrays:
+        assert set(arrays.files) == {"embeddings", "images"}
+        assert arrays["embeddings"].dtype == np.float32
+        assert arrays["images"].tolist() == files
+        assert arrays["embeddings"].tolist() == [row["embedding"] for row in rows], "bit for bit"
+    lines(capsys, "model", *files, "features=patches", "out=patches.npz")
+    with np.load("patches.npz", allow_pickle=False) as arrays:
+        assert arrays["embeddings"].shape == (11, 16, 16)
+
+
+def test_a_file_of_data_has_labels_and_splits(capsys: Capture) -> None:
+    random_model(Path("model"))
+    write_colours(Path("data/train"), "ant bee", count=4)
+    write_colours(Path("data/test"), "ant bee", count=2, first=4)
+    lines(capsys, "model", "data=data", "out=x.npz")
+    with np.load("x.npz", allow_pickle=False) as arrays:
+        assert arrays["classes"].tolist() == ["ant", "bee"]
+        assert arrays["splits"].tolist() == ["train"] * 8 + ["test"] * 4
+        assert arrays["labels"].dtype == np.int64
+        for name, label, row_D in zip(arrays["images"], arrays["labels"], arrays["embeddings"], strict=True):
+            assert Path(name).parent.name == arrays["classes"][label]
+            np.testing.assert_allclose(vitral.load("model").embed(f"data/{name}")[0], row_D, atol=1e-5)
+    rows = lines(capsys, "model", "data=data", "split=test")
+    assert [(row["split"], row["label"]) for row in rows] == [("test", "ant")] * 2 + [("test", "bee")] * 2
+
+
+def test_images_of_several_classes(capsys: Capture) -> None:
+    random_model(Path("model"))
+    write_colours(Path("pets"), "cat", count=3)
+    rows = ["path,label", "pets/cat/0.png,cat;dog", "pets/cat/1.png,dog", "pets/cat/2.png,cat"]
+    Path("many.csv").write_text("\n".join(rows), encoding="utf-8")
+    words = ["model", "data=many.csv", "data.label_separator=;"]
+    assert [row["labels"] for row in lines(capsys, *words)] == [["cat", "dog"], ["dog"], ["cat"]]
+    lines(capsys, *words, "out=x.npz")
+    with np.load("x.npz", allow_pickle=False) as arrays:
+        assert arrays["labels"].tolist() == [[True, True], [False, True], [True, False]]
+
+
+def test_lines_before_an_image_that_cannot_be_read_are_not_lost(files: list[str], capsys: Capture) -> None:
+    Path(files[4]).write_bytes(b"no picture")
+    assert main(["embed", "model", *files]) == 2
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["image"] for line in out.splitlines()] == files[:4]
+    assert files[4] in err
+    assert main(["embed", "model", *files, "out=x.npz"]) == 2
+    assert not list(Path().glob("*x.npz*")), "no half file"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "a model, and either images or data="),
+        (["model"], "a model, and either images or data="),
+        (["model", "digits", "data=digits"], "a model, and either images or data="),
+        (["model", "digits", "split=test"], "a model, and either images or data="),
+        (["model", "gone.png"], "gone.png: no such image"),
+        (["model", "digits", "out=there.npz"], "overwrite=true"),
+        (["model", "digits", "overwrite=true"], "no effect without out"),
+        (["model", "digits", "out=x.csv"], "FILE.npz"),
+        (["model", "digits", "out=nowhere/x.npz"], "in a folder that is there"),
+        (["model", "digits", "features=polled"], "did you mean 'pooled'"),
+        (["model", "data=digits", "split=test"], "no such split"),
+    ],
+)
+def test_wrong_words_get_one_message(words: list[str], says: str, files: list[str], capsys: Capture) -> None:
+    Path("there.npz").write_bytes(b"kept")
+    assert main(["embed", *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert says in err
+    assert Path("there.npz").read_bytes() == b"kept"
