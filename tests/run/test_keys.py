@@ -165,7 +165,6 @@ CASES: dict[str, Case] = {
     "model.mlp": Case("swiglu", shapes),
     "model.qk_norm": Case(True, shapes),
     "model.layer_scale": Case(0.1, shapes),
-    "model.class_token": Case(False, shapes),
     "model.distill_token": Case(True, shapes, {"model.pool": "cls"}),
     "model.registers": Case(2, shapes),
     "model.positions": Case("rope", shapes, {"model.heads": 2}),
