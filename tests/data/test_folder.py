@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from vitral.config import build
 from vitral.data.config import DataConfig
@@ -16,8 +17,12 @@ from vitral.errors import UserError
 
 
 def write(path: Path, colour: tuple[int, int, int] | int = 0, size: tuple[int, int] = (6, 4)) -> Path:
+    """An image of one colour; PNG files say their path, so that no two are equal."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("L" if isinstance(colour, int) else "RGB", size, colour).save(path)
+    own = PngInfo()
+    own.add_text("path", str(path))
+    image = Image.new("L" if isinstance(colour, int) else "RGB", size, colour)
+    image.save(path, pnginfo=own) if path.suffix == ".png" else image.save(path)
     return path
 
 

@@ -312,7 +312,7 @@ def test_the_crop_is_cut_from_the_file_and_not_from_the_model_s_size(photos: Pat
     Path("fine/b").mkdir(parents=True)
     for name in ("a/1.png", "a/2.png", "b/1.png", "b/2.png"):
         Image.fromarray(pattern).convert("RGB").save(Path("fine") / name)
-    fine = open_dataset(DataConfig(path="fine", source="folder")).splits["train"]
+    fine = open_dataset(DataConfig(path="fine", source="folder"), hold_out=False).splits["train"]
     config = AugmentConfig(crop="random_resized", crop_scale=(0.0078125, 0.0078125), crop_ratio=(1.0, 1.0))
     with store(fine, crop=RandomCrop(5, config.crop_scale, config.crop_ratio)) as opened:
         assert not opened.cached
