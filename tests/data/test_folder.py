@@ -162,11 +162,12 @@ def test_class_indices_come_from_train_alone(tmp_path: Path) -> None:
 def test_empty_folders(tmp_path: Path) -> None:
     refused(tmp_path, "no images here")
     (tmp_path / "cat").mkdir()
-    refused(tmp_path, "class folders without images: cat")
+    refused(tmp_path, "no images here")
     fill(tmp_path, "dog emu")
-    refused(tmp_path, "class folders without images: cat")
+    refused(tmp_path, r"classes without any image: cat(.|\n)*files that end in")
     (tmp_path / "cat" / "0.txt").write_text("x", encoding="utf-8")
-    refused(tmp_path, "class folders without images: cat")
+    refused(tmp_path, "classes without any image: cat")
+    assert open_dataset(DataConfig(path=str(tmp_path)), equal_classes=False).classes == ("cat", "dog", "emu")
 
 
 def test_images_without_class_folders(tmp_path: Path) -> None:

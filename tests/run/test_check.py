@@ -119,3 +119,27 @@ def test_far_normalisation_of_init_is_told(pets: Path) -> None:
     finally:
         log.removeHandler(handler)
     assert any("[normalisation]" in line for line in lines)
+
+
+def test_one_class_and_empty_classes_can_be_allowed(pets: Path) -> None:
+    (pets / "owl").mkdir()
+    with pytest.raises(UserError, match=r"empty-class: no image of owl"):
+        tiny("out")
+    tiny("out", check__allow=["empty-class", "split-classes"])
+    names = json.loads(Path("out/model/config.json").read_text(encoding="utf-8"))["id2label"]
+    assert names == {"0": "cat", "1": "dog", "2": "owl"}
+    for name in ("owl", "dog"):
+        shutil.rmtree(pets / name)
+    for skip in (False, True):
+        with pytest.raises(UserError, match="only one class"):
+            tiny(f"one-{skip}", check__skip=skip)
+        assert tiny(f"one-{skip}", check__skip=skip, check__allow=["one-class"])["top1"] == 1.0
+
+
+def test_a_flat_folder_can_be_allowed(pets: Path) -> None:
+    shutil.rmtree(pets / "dog")
+    for number in range(12):
+        (pets / f"cat/{number}.png").rename(pets / f"cat/{'owl' if number % 2 else 'fox'}_{number}.png")
+    with pytest.raises(UserError, match=r"(?s)one-class.*flat-folder.*data\.source=filename"):
+        tiny("out")
+    assert tiny("out", check__allow=["one-class", "flat-folder"])["top1"] == 1.0

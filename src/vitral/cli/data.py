@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from vitral.data.dataset import Dataset
     from vitral.data.findings import CheckReport, Sample
+    from vitral.report.data_page import Picture
 
 HELP = """usage: vitral data check|stats|convert PATH [key=value ...] [--json]
 
@@ -128,7 +129,7 @@ def _writable(out: str | None) -> None:
 
 
 def _check(arguments: Arguments) -> int:
-    from vitral.data.findings import CODES
+    from vitral.data.findings import CODES, CheckReport
 
     if arguments.help:
         codes = "\n".join(f"  {code:<18} {severity:<8} {text}" for code, (severity, text) in CODES.items())
@@ -145,7 +146,13 @@ def _check(arguments: Arguments) -> int:
 
         architecture = load_config(find_folder(options.init)).architecture
         normalisation = architecture.mean, architecture.std
-    dataset = _said(_open(options.data, equal_classes=False))
+    try:
+        dataset = _said(_open(options.data, equal_classes=False, one_class=True))
+    except UserError as error:
+        path = options.data.path or ""
+        if not Path(path).exists() or not (arguments.json or options.out):
+            raise
+        return _report(CheckReport.refused(Path(path).name, str(error)), options, arguments, lambda sample: None)
     variant = decoding(options.data.as_data())
     if options.fresh:
         forget(cache_folder(), dataset, variant)
@@ -153,10 +160,15 @@ def _check(arguments: Arguments) -> int:
         dataset, workers=options.data.threads, normalisation=normalisation, max_bad=options.data.max_bad,
         variant=variant, cache=cache_folder(),
     )  # fmt: skip
+    return _report(report, options, arguments, _picture(dataset))
+
+
+def _report(report: CheckReport, options: CheckOptions, arguments: Arguments, picture: Picture) -> int:
+    """Print it, and write the page that is asked for; returns the exit code."""
     if options.out is not None:
         from vitral.report.data_page import write_check_page
 
-        write_check_page(options.out, report, _picture(dataset))
+        write_check_page(options.out, report, picture)
     errors = report.errors(options.allow)
     tree = {**report.to_json(), "allow": list(options.allow), "errors": len(errors), "cached": report.cached}
     print(json.dumps(tree) if arguments.json else _check_text(report, options))
@@ -174,7 +186,7 @@ def _check_text(report: CheckReport, options: CheckOptions) -> str:
         lines += [f"{_MARGIN}and {rest:,} more"] if rest else []
     counts = ", ".join(f"{count:,} {name}" for name, count in report.counts.items())
     errors, warnings = len(report.errors(options.allow)), len(report.shown(options.allow))
-    lines.append(f"{report.name}: {counts} images: {errors} errors, {warnings} warnings")
+    lines.append(f"{report.name}: {counts or 'no'} images: {errors} errors, {warnings} warnings")
     return "\n".join(lines)
 
 
@@ -237,7 +249,7 @@ def _whole(data: ReadConfig) -> Dataset:
     return without_damage(dataset, find_damage(dataset, data.threads), data.max_bad)
 
 
-def _picture(dataset: Dataset) -> Callable[[Sample], NDArray[Any] | None]:
+def _picture(dataset: Dataset) -> Picture:
     def picture(sample: Sample) -> NDArray[Any] | None:
         try:
             return dataset.splits[sample.split].read(sample.place).permute(1, 2, 0).numpy()

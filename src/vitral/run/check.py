@@ -29,12 +29,14 @@ def open_checked(
     """
     workers = data.workers if data.workers != "auto" else None
     if config.check.skip:
-        dataset = open_dataset(data, hold_out=False, equal_classes="split-classes" not in config.check.allow)
+        allow = set(config.check.allow)
+        equal = not allow & {"split-classes", "empty-class"}
+        dataset = open_dataset(data, hold_out=False, equal_classes=equal, one_class="one-class" in allow)
         if data.max_bad:
             dataset = without_damage(dataset, find_damage(dataset, workers), data.max_bad)
         dataset = replace(dataset, notes=(*dataset.notes, "DATA NOT CHECKED (check.skip=true)"))
         return held_out(dataset, data.val_fraction), None
-    dataset = open_dataset(data, hold_out=False, equal_classes=False)
+    dataset = open_dataset(data, hold_out=False, equal_classes=False, one_class=True)
     started = time.perf_counter()
     report = check_dataset(
         dataset, workers=workers, normalisation=normalisation, max_bad=data.max_bad, variant=decoding(data),
