@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -198,8 +199,9 @@ def _stats(arguments: Arguments) -> int:
     _writable(options.out)
     from vitral.data.statistics import class_sheets, dataset_stats
 
-    dataset = _said(_whole(options.data))
-    stats = dataset_stats(dataset, options.data.threads)
+    opened = _open(options.data, equal_classes=False)
+    stats, dataset = dataset_stats(opened, options.data.threads, options.data.max_bad)
+    _said(dataset)
     if options.out is not None:
         from vitral.report.data_page import write_stats_page
 
@@ -232,21 +234,18 @@ def _convert(arguments: Arguments) -> int:
     options = _options(ConvertOptions, arguments, "convert")
     from vitral.data.convert import convert
 
-    found = convert(_said(_whole(options.data)), Path(options.out), options.layout, options.data.threads)
+    dataset = _open(options.data, equal_classes=False)
+    found = convert(dataset, Path(options.out), options.layout, options.data.threads, options.data.max_bad)
+    _said(found.dataset)
+    counts = {name: len(split) for name, split in found.dataset.splits.items()}
     if arguments.json:
-        print(json.dumps({"path": str(found.path), "counts": found.counts, "copied": found.copied}))
+        print(json.dumps({"path": str(found.path), "counts": counts, "copied": found.copied}))
     else:
-        counts = ", ".join(f"{count:,} {name}" for name, count in found.counts.items())
-        print(f"{found.path}: {counts} images, {found.copied:,} of them copied as they were")
+        words = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+        print(f"{found.path}: {words} images, {found.copied:,} of them copied as they were")
+        order = "; the file keeps the order of the classes" if found.path.suffix == ".yaml" else ""
+        print(f"to read them: data={shlex.quote(str(found.path))}{order}")
     return 0
-
-
-def _whole(data: ReadConfig) -> Dataset:
-    """The data without damaged images, of which there may be up to data.max_bad."""
-    from vitral.data.damage import find_damage, without_damage
-
-    dataset = _open(data, equal_classes=False)
-    return without_damage(dataset, find_damage(dataset, data.threads), data.max_bad)
 
 
 def _picture(dataset: Dataset) -> Picture:

@@ -8,23 +8,15 @@ from __future__ import annotations
 import os
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
 from vitral.data.config import DataConfig
-from vitral.data.dataset import Dataset, fingerprint
-from vitral.data.decode import Decoding, colour
+from vitral.data.dataset import Dataset
 from vitral.data.filename import fits
-from vitral.data.files import class_map, file_channels, file_split, hidden, indices, is_image, some, split_folders, walk
+from vitral.data.files import LabelledFile, files_dataset, hidden, is_image, some, split_folders, walk
 from vitral.errors import UserError
 
 LAYOUT = "DIR/<class>/*.png, or DIR/train/<class>/*.png with val and test beside train"
 IMAGE_FILES = "files that end in .png, .jpg, .jpeg, .webp, .tif, .bmp, .gif or another image format"
-
-
-class _File(NamedTuple):
-    name: str  # below the dataset's folder, with "/"
-    label: str
-    bytes: int
 
 
 def open_folder(config: DataConfig) -> Dataset:
@@ -42,24 +34,8 @@ def open_folder(config: DataConfig) -> Dataset:
     folders = _split_folders(root, ignored)
     labels = {split: _class_folders(folder) for split, folder in folders.items()}
     found = {split: _scan(root, folder, labels[split], ignored) for split, folder in folders.items()}
-    index_of = class_map((label for own in labels.values() for label in own), config.classes, str(root))
-    channels = file_channels(root, [file.name for file in found["train"]], config)
-    rules = Decoding(colour(config.background), config.max_pixels)
-    return Dataset(
-        name=root.resolve().name,
-        classes=tuple(index_of),
-        splits={
-            split: file_split(
-                root, [file.name for file in files], indices([file.label for file in files], index_of), channels, rules
-            )
-            for split, files in found.items()
-        },
-        channels=channels,
-        notes=tuple(f"ignored {count} {what}" for what, count in sorted(ignored.items())),
-        fingerprint=fingerprint(
-            os.fsencode(f"{split}\0{file.name}\0{file.label}\0{file.bytes}") for split in found for file in found[split]
-        ),
-    )
+    said = [f"ignored {count} {what}" for what, count in sorted(ignored.items())]
+    return files_dataset(root, found, (label for own in labels.values() for label in own), config, lambda _: said)
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -86,12 +62,12 @@ def _class_folders(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not hidden(path.name))
 
 
-def _scan(root: Path, folder: Path, labels: list[str], ignored: Counter[str]) -> list[_File]:
+def _scan(root: Path, folder: Path, labels: list[str], ignored: Counter[str]) -> list[LabelledFile]:
     """Every image below the class folders of one split, sorted by class, then name."""
-    files: list[_File] = []
+    files: list[LabelledFile] = []
     for label in labels:
         paths = sorted(walk(folder / label, ignored))
-        files += [_File(Path(path).relative_to(root).as_posix(), label, size) for path, size in paths]
+        files += [LabelledFile(Path(path).relative_to(root).as_posix(), label, size) for path, size in paths]
     loose = [
         entry.name
         for entry in os.scandir(folder)

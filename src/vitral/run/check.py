@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+import warnings
 from dataclasses import replace
 
 from vitral.data.check import Normalisation, check_dataset, decoding
@@ -45,6 +46,21 @@ def open_checked(
     tell(report, config, time.perf_counter() - started)
     refuse(report, config)
     return held_out(without_damage(dataset, report.damaged, data.max_bad), data.val_fraction), report
+
+
+def check_given(dataset: Dataset, config: RunConfig) -> CheckReport | None:
+    """The check of images that are there already, as arrays: told like any other, but nothing is refused, since whoever
+    calls from Python has them in hand; errors that `check.allow` doesn't name are a Python warning, in one line."""
+    if config.check.skip:
+        return None
+    started = time.perf_counter()
+    report = check_dataset(dataset)
+    tell(report, config, time.perf_counter() - started)
+    errors = report.errors(config.check.allow)
+    if errors:
+        text = "; ".join(f"{finding.message} [{finding.code}]" for finding in errors)
+        warnings.warn(f"{dataset.name}: {text}", stacklevel=2)
+    return report
 
 
 def tell(report: CheckReport, config: RunConfig, seconds: float) -> None:
