@@ -194,11 +194,11 @@ def test_pixels_of_files_and_arrays_are_the_same(tmp_path: Path, digits: tuple[A
 
 def test_arrays_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
     """The same image with two labels is a Python warning, the rest stands in the log; nothing is refused."""
-    X, y = stripes()
+    clean, y = stripes()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        quick().fit(X, y)
-    X = X.copy()
+        quick().fit(clean, y)
+    X = clean.copy()
     first, other = (int(np.flatnonzero(y == label)[0]) for label in np.unique(y)[:2])
     X[other] = X[first]
     X[int(np.flatnonzero(y == y[first])[1])] = 7

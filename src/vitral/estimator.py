@@ -38,7 +38,7 @@ class VitralClassifier(ClassifierMixin, BaseEstimator):
 
     epochs (None: the recipe's 1,500 steps), batch_size, lr, random_state: as train.epochs, train.batch_size, optim.lr
     and seed. overrides: any other key of `vitral train`, dotted (`out` keeps the run folder). verbose: show the run's
-    log. The images are checked first; what would refuse a run (the same image with two labels) is a Python warning here.
+    log. Images are checked first; what would refuse a run (the same image with two labels) is a Python warning here.
     Raises UserError (a ValueError) for input that is none of this.
     """
 

@@ -1,5 +1,7 @@
 """The one resize against closed forms and against Pillow's bicubic on floating-point images."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -82,7 +84,7 @@ def test_a_crop_ratio_resizes_to_more_and_cuts_the_centre(
     assert np.abs(ours.numpy() - reference(image, covering, interpolation)[part]).max() < 5e-5
     fast = fit_image_fast(image, size, Fit("crop", interpolation, ratio)).numpy() / 255
     assert np.abs(fast - reference(image, covering, interpolation)[part]).mean() < 0.01
-    whole = tuple(int(side / ratio + 1e-6) for side in size)
+    whole = int(size[0] / ratio + 1e-6), int(size[1] / ratio + 1e-6)
     top, left = (round((whole[axis] - size[axis]) / 2) for axis in (0, 1))
     part = (slice(None), slice(top, top + size[0]), slice(left, left + size[1]))
     squashed = fit_image(image, size, Fit("squash", interpolation, ratio))
@@ -103,7 +105,9 @@ def test_the_usual_256_and_224_are_those_of_torchvision_and_timm(source: tuple[i
     load_oracle("timm")
     from timm.data import create_transform
 
-    theirs = create_transform((3, 224, 224), crop_pct=0.875, interpolation=interpolation, mean=(0, 0, 0), std=(1, 1, 1))
+    theirs: Any = create_transform(
+        (3, 224, 224), crop_pct=0.875, interpolation=interpolation, mean=(0, 0, 0), std=(1, 1, 1)
+    )
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
     # timm resizes 8-bit pictures, rounding after each pass: a level on average is how far that goes.
     assert (fit_image(image, (224, 224), Fit("crop", interpolation, 0.875)) - theirs(picture)).abs().mean() < 1 / 255

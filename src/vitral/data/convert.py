@@ -43,9 +43,10 @@ def convert(dataset: Dataset, out: Path, layout: Layout, workers: int | None = N
     folder: SPLIT/CLASS/00017.png; flat: SPLIT/CLASS_00017.png; csv: SPLIT/00017.png and manifest.csv (path, label,
     split), or, where images have several labels, manifest.jsonl. The number is the image's place in its split. Images
     that are files are copied as they are, others become PNG files of the dataset's channels. Where the order of the
-    classes isn't the sorted one, or one has no image, a description OUT/OUT.yaml keeps it. Images are decoded once, and up to `max_bad` damaged ones are left out. Raises UserError for a folder that holds something, for more damaged
-    images (nothing stays written then), class names that no file may have, and several labels an image in the layouts
-    that have room for one.
+    classes isn't the sorted one, or one has no image, a description OUT/OUT.yaml keeps it. Images are decoded once; up
+    to `max_bad` damaged ones are left out. Raises UserError for a folder that holds something, for more damaged images
+    (nothing stays written then), class names that no file may have, and several labels an image in the layouts that
+    have room for one.
     """
     _refuse(dataset, out, layout)
     there = out.exists()

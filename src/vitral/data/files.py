@@ -142,7 +142,7 @@ def files_dataset(
     notes: Callable[[Sequence[str]], Iterable[str]],
 ) -> Dataset:
     """The dataset of these files, by split. Class indices follow `config.classes`, or the sorted `classes`; `notes`
-    gets them in this order. The fingerprint covers split, path, class and size in bytes of each file, not the pixels."""
+    gets them in this order. The fingerprint covers split, path, class and size in bytes of each file, no pixels."""
     index_of = class_map(classes, config.classes, str(root))
     channels = file_channels(root, [file.name for file in found["train"]], config)
     rules = Decoding(colour(config.background), config.max_pixels)

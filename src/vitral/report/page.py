@@ -34,10 +34,12 @@ caption { text-align: left; color: var(--soft); font-size: .85rem; padding-botto
 th, td { padding: .25rem .4rem; border-bottom: 1px solid var(--line); text-align: right; overflow-wrap: normal }
 thead th { font-size: .85rem; vertical-align: bottom }
 th.name, td.name { text-align: left; overflow-wrap: anywhere; min-width: 3rem }
-@media (max-width: 26rem) { th, td { padding: .25rem .15rem; font-size: .9rem } thead th { font-size: .72rem } }
+@media (max-width: 26rem) { th, td { padding: .25rem .1rem; font-size: .9rem } thead th { font-size: .72rem }
+  th.name, td.name { min-width: 5.3rem } }
 tbody th { font-weight: 600 } .table { overflow-x: auto }
 .mistakes { display: grid; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); gap: 1rem .8rem }
-.mistakes figure { margin: 0 } .mistakes + .mistakes { margin-top: 1rem }
+.mistakes figure { margin: 0 }
+.groups { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); gap: 1.4rem 2rem }
 .mistakes img { display: block; width: 100%; height: auto; aspect-ratio: 1; object-fit: contain;
   background: var(--card); border: 1px solid var(--line); border-radius: .3rem }
 img.pixels { image-rendering: pixelated }
