@@ -16,6 +16,7 @@ from vitral.data.scan import scan
 from vitral.errors import UserError
 from vitral.run.config import load_config
 from vitral.run.evaluate import _open as evaluate_open  # pyright: ignore[reportPrivateUsage]
+from vitral.run.evaluate import evaluate
 from vitral.run.options import EvalOptions
 from vitral.run.train import run
 from vitral.training.journal import log
@@ -134,6 +135,7 @@ def test_one_class_and_empty_classes_can_be_allowed(pets: Path) -> None:
         with pytest.raises(UserError, match="only one class"):
             tiny(f"one-{skip}", check__skip=skip)
         assert tiny(f"one-{skip}", check__skip=skip, check__allow=["one-class"])["top1"] == 1.0
+    assert evaluate("one-True")["top1"] == 1.0
 
 
 def test_a_flat_folder_can_be_allowed(pets: Path) -> None:

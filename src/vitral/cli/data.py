@@ -150,10 +150,10 @@ def _check(arguments: Arguments) -> int:
     try:
         dataset = _said(_open(options.data, equal_classes=False, one_class=True))
     except UserError as error:
-        path = options.data.path or ""
-        if not Path(path).exists() or not (arguments.json or options.out):
+        path = Path(options.data.path or "").expanduser()
+        if not path.exists() or not (arguments.json or options.out):
             raise
-        return _report(CheckReport.refused(Path(path).name, str(error)), options, arguments, lambda sample: None)
+        return _report(CheckReport.refused(path.name, str(error)), options, arguments, lambda sample: None)
     variant = decoding(options.data.as_data())
     if options.fresh:
         forget(cache_folder(), dataset, variant)

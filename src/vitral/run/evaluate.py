@@ -106,7 +106,7 @@ def _open(folder: FolderConfig, options: EvalOptions, reader: FolderConfig) -> t
     if "max_pixels" not in asked.model_fields_set:
         keys["max_pixels"] = reader.preprocessing.max_pixels
     config = build(DataConfig, keys)
-    dataset = open_dataset(config, hold_out=False, equal_classes=False)
+    dataset = open_dataset(config, hold_out=False, equal_classes=False, one_class=True)
     same = recorded is not None and dataset.fingerprint == recorded.fingerprint
     if not named and not same:
         log.warning("the data at %s have changed since the training", config.path)
