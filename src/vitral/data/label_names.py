@@ -34,18 +34,18 @@ def flat_folders(samples_by_class: Mapping[str, Sequence[Sample]]) -> dict[str, 
     labels are names of other classes, or that the files of all others, two or more, are named after their own class.
     """
     told = {name: _labels(samples) for name, samples in samples_by_class.items()}
-    by_themselves = {name for name, labels in told.items() if set(labels) == {_plain(name)}}
+    names = {_plain(name) for name in told}
+    by_themselves = sum(set(labels) == {_plain(name)} for name, labels in told.items())
     found: dict[str, dict[str, int]] = {}
     for name, labels in told.items():
-        others = told.keys() - {name}
         if len(labels) < 2 or _plain(name) in labels:
             continue
-        theirs = sum(count for label, count in labels.items() if label in map(_plain, others))
+        theirs = sum(count for label, count in labels.items() if label in names)
         if (
-            not others
+            len(told) == 1
             or _CONTAINER.fullmatch(name.lower())
             or theirs >= 0.9 * sum(labels.values())
-            or (len(others) >= 2 and others <= by_themselves)
+            or (len(told) > 2 and by_themselves == len(told) - 1)
         ):
             found[name] = dict(labels.most_common())
     return found
