@@ -1,7 +1,7 @@
 """The check of data: how fast, and how many planted look-alikes it finds among real images.
 
     python benchmarks/data_check.py FOLDER                      # image files, in class folders or not
-    python benchmarks/data_check.py FOLDER images=20000 planted=200 seed=0 sheet=others.png workers=2
+    python benchmarks/data_check.py FOLDER images=20000 planted=200 seed=0 sheet=others.png workers=2 save=FILE.json
 
 First all images of FOLDER (up to 50,000) are checked: decoded, hashed, compared. Then `images` of them, drawn at
 random, with `planted` of these planted again: resized by 1 to 3 (bicubic), cropped by 2 % at a random place, saved as
@@ -12,12 +12,15 @@ side, to be looked at.
 from __future__ import annotations
 
 import json
+import os
+import platform
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from vitral.config import parse_yaml, split_words
@@ -26,6 +29,7 @@ from vitral.data.dataset import Dataset
 from vitral.data.decode import Decoding
 from vitral.data.files import file_split
 from vitral.data.folder import images_below
+from vitral.version import __version__
 
 MOST = 50_000
 
@@ -39,19 +43,32 @@ def main() -> None:
         "sheet": None,
         "workers": None,
         "work": "look-alikes",
+        "save": None,
     }
     options |= {key: parse_yaml(value) for key, value in pairs.items()}
     paths = [str(path) for path in images_below(Path(words[0]))][:MOST]
     started = time.perf_counter()
     report = check_dataset(flat(paths), workers=options["workers"])
-    print(json.dumps({"checked": len(paths), "seconds": round(time.perf_counter() - started, 1),
-                      "findings": {each.code: dict(each.numbers) for each in report.findings}}))  # fmt: skip
+    whole = {"checked": len(paths), "seconds": round(time.perf_counter() - started, 1),
+             "findings": {each.code: dict(each.numbers) for each in report.findings}}  # fmt: skip
+    print(json.dumps(whole))
     random = np.random.default_rng(options["seed"])
     chosen = [paths[i] for i in np.sort(random.permutation(len(paths))[: options["images"]])]
     result, others = look_alikes(chosen, options["planted"], random, Path(options["work"]), options["workers"])
     print(json.dumps(result))
+    if options["save"]:
+        tree = {"environment": environment(), "results": [whole, {**result, "seed": options["seed"]}]}
+        Path(options["save"]).write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
     if options["sheet"]:
         contact_sheet(others).save(options["sheet"])
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine."""
+    return {
+        "vitral": __version__, "torch": str(torch.__version__), "pillow": Image.__version__, "numpy": np.__version__,
+        "python": platform.python_version(), "platform": platform.platform(), "cores": os.cpu_count(),
+    }  # fmt: skip
 
 
 def flat(paths: list[str]) -> Dataset:

@@ -164,3 +164,24 @@ def test_what_is_no_jpeg_is_said_so(tmp_path: Path) -> None:
     assert open_jpeg(b"\x89PNG....") is None
     picture(5, 5).save(tmp_path / "wrong.jpg", "PNG")
     assert open_jpeg(tmp_path / "wrong.jpg") is None
+
+
+@pytest.mark.parametrize("turn", [None, 1, 6, 3])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"comment": b"\xff\xc0 no frame" * 9}, {"mode": "L"}])
+def test_the_header_is_read_as_pillow_reads_it(turn: int | None, options: dict[str, Any]) -> None:
+    """Size and orientation by a few bytes, or by Pillow where there is EXIF; cut-off headers are Pillow's to refuse."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 61, 3), dtype=np.uint8))
+    if "mode" in options:
+        image, options = image.convert(options["mode"]), {}
+    exif = Image.Exif()
+    if turn is not None:
+        exif[0x0112] = turn
+        options = {**options, "exif": exif}
+    image.save(file := io.BytesIO(), "JPEG", **options)
+    jpeg = open_jpeg(file.getvalue())
+    assert jpeg is not None
+    assert (jpeg.turn, jpeg.height, jpeg.width) == (turn or 1, *((61, 37) if turn == 6 else (37, 61)))
+    assert jpeg.data[jpeg.frame + 1] == (0xC2 if "progressive" in options else 0xC0)
+    for stop in (4, jpeg.frame + 3):
+        with pytest.raises((OSError, SyntaxError, IndexError)):  # whatever Pillow raises
+            open_jpeg(file.getvalue()[:stop])

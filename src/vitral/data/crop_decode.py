@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageFile
 from torch import Tensor
 
 from vitral.data.decode import PILLOWS_LIMIT_OFF, TRANSPOSE, orientation, to_channels
@@ -24,6 +24,7 @@ from vitral.data.decode import PILLOWS_LIMIT_OFF, TRANSPOSE, orientation, to_cha
 Box = tuple[int, int, int, int]
 Size = tuple[int, int]
 _START = b"\xff\xd8\xff"
+_EXIF = b"\xff\xe1"  # the segments that may hold an orientation
 _FORMATS = ("JPEG",)
 _SCALES = (8, 4, 2)
 # Rows decoded beyond the box, so that its last rows see the chroma below them as they would in the whole picture.
@@ -31,9 +32,11 @@ _MARGIN = 16
 
 
 class Jpeg(NamedTuple):
-    """A JPEG file whose header has been read: height and width as it is seen, EXIF orientation applied."""
+    """A JPEG file whose header has been read: height and width as it is seen, EXIF orientation applied; and where in it
+    the frame header stands (0: nowhere)."""
 
     data: bytes
+    frame: int
     turn: int
     height: int
     width: int
@@ -50,9 +53,13 @@ def open_jpeg(source: str | os.PathLike[str] | bytes) -> Jpeg | None:
                 data += file.read()
     if not data.startswith(_START):
         return None
+    frame = _frame(data)
+    height, width = (int.from_bytes(data[frame + at : frame + at + 2], "big") for at in (5, 7))
+    if frame and height and width and data.find(_EXIF, 0, frame) < 0:
+        return Jpeg(data, frame, 1, height, width)
     with _open(data) as image:
         turn, (width, height) = orientation(image), image.size
-    return Jpeg(data, turn, *((width, height) if turn >= 5 else (height, width)))
+    return Jpeg(data, frame, turn, *((width, height) if turn >= 5 else (height, width)))
 
 
 def crop_jpeg(jpeg: Jpeg, box: Box, size: Size, channels: int, mode: str = "bilinear") -> tuple[Tensor, Box]:
@@ -65,10 +72,11 @@ def crop_jpeg(jpeg: Jpeg, box: Box, size: Size, channels: int, mode: str = "bili
     top, left, height, width = _turned(box, jpeg.turn, stored_height, stored_width)
     wanted = size[::-1] if swapped else size
     scale = next((s for s in _SCALES if height >= s * wanted[0] and width >= s * wanted[1]), 1)
-    data = _shortened(jpeg.data, top + height, stored_height)
+    data = _shortened(jpeg, top + height, stored_height)
     with _open(data) as image:
         if scale > 1:
             image.draft(image.mode, (image.width // scale, image.height // scale))
+        image.decodermaxblock = len(data)  # in one piece: the decoder goes back to the row's start at every end
         image.load()
         left, top, right, bottom = (round(edge / scale) for edge in (left, top, left + width, top + height))
         right, bottom = min(right, image.width), min(bottom, image.height)
@@ -132,7 +140,7 @@ def random_crops(
         place(number, crop_image(image_CHW, box, size), box)
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes) -> ImageFile.ImageFile:
     with PILLOWS_LIMIT_OFF:
         return Image.open(io.BytesIO(data), formats=_FORMATS)
 
@@ -166,19 +174,23 @@ def _pixels(part: Image.Image, channels: int) -> Tensor:
     return to_channels(part, channels)
 
 
-def _shortened(data: bytes, bottom: int, height: int) -> bytes:
-    """The same baseline JPEG, said to end a little below row `bottom`: the decoder stops there."""
-    rows = min(height, -(-bottom // _MARGIN) * _MARGIN + _MARGIN)
-    if rows > height - _MARGIN:
-        return data
+def _frame(data: bytes) -> int:
+    """Where the marker of the frame header stands; 0 if there is none before the scan."""
     place = 2
     while place + 9 < len(data) and data[place] == 0xFF:
         marker = data[place + 1]
-        if marker in (0xC0, 0xC1):  # baseline and extended sequential, Huffman: length 2, precision 1, height 2 bytes
-            if int.from_bytes(data[place + 5 : place + 7], "big") != height:
-                return data
-            return b"".join((data[: place + 5], rows.to_bytes(2, "big"), data[place + 7 :]))
-        if (0xC2 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xDA:
-            return data  # progressive, lossless or arithmetic, or no frame before the scan
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return place
+        if marker == 0xDA:
+            return 0
         place += 1 if marker == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-    return data
+    return 0
+
+
+def _shortened(jpeg: Jpeg, bottom: int, height: int) -> bytes:
+    """The same baseline JPEG, said to end a little below row `bottom`: the decoder stops there."""
+    rows, at = min(height, -(-bottom // _MARGIN) * _MARGIN + _MARGIN), jpeg.frame + 5
+    baseline = jpeg.data[jpeg.frame + 1] in (0xC0, 0xC1)  # baseline and extended sequential, Huffman
+    if rows > height - _MARGIN or not jpeg.frame or not baseline:
+        return jpeg.data
+    return b"".join((jpeg.data[:at], rows.to_bytes(2, "big"), jpeg.data[at + 2 :]))

@@ -35,8 +35,9 @@ def write_check_page(path: str | Path, report: CheckReport, picture: Picture) ->
         if errors
         else "Nothing refuses to train."
     )
-    head = f'<section class="headline">\n<p><strong>{verdict}</strong> in {images} images</p>\n'
-    head += f'<p class="soft">{says} Content {escape(report.fingerprint)}.</p>\n</section>'
+    head = f'<section class="headline">\n<p><strong>{verdict}</strong> in {images or "no"} images</p>\n'
+    content = f" Content {escape(report.fingerprint)}." if report.fingerprint else ""
+    head += f'<p class="soft">{says}{content}</p>\n</section>'
     found = [_finding(finding, picture) for finding in report.findings]
     write_page(path, f"Check of {report.name}", [head, *found])
 
@@ -46,13 +47,11 @@ def write_stats_page(
 ) -> None:
     """What `dataset_stats` gives as one HTML file: counts, sizes, mean and std, and some images of each class."""
     splits = stats["splits"]
-    rows = [
-        f'<tr><th class="name" scope="row">{escape(name)}</th><td>{each["images"]:,}</td><td>{_sizes(each)}</td>'
-        f"<td>{escape(as_text(each['mean']))}</td><td>{escape(as_text(each['std']))}</td></tr>"
+    overview = '<p class="soft">Mean and standard deviation: per channel, in [0,1].</p>\n' + "\n".join(
+        f"<h3>{escape(name)}</h3>\n<dl>"
+        + "".join(f"<div><dt>{key}</dt><dd>{value}</dd></div>" for key, value in _facts(each).items())
+        + "</dl>"
         for name, each in splits.items()
-    ]
-    overview = make_table(
-        ["Split", "Images", "Height × width", "Mean", "Std"], 1, rows, "Mean and std: per channel, in [0,1]."
     )
     names = list(splits)
     counts = [
@@ -74,10 +73,11 @@ def write_stats_page(
 
 def _finding(finding: Finding, picture: Picture) -> str:
     kind = "Error" if finding.severity == "error" else "Warning"
-    text = f"<p>{escape(finding.message)}.</p>"
+    text = f'<p class="message">{escape(finding.message)}</p>'
     shown = finding.groups[:_GROUPS]
     if any(len(group) > 1 for group in shown):
-        text += "".join(f"\n{_sheet(_group(group, picture))}" for group in shown)
+        sheets = "\n".join(_sheet(_group(group, picture)) for group in shown)
+        text += f'\n<div class="groups">\n{sheets}\n</div>'
     elif shown:
         text += "\n" + _sheet([_photo(sample, picture) for group in shown for sample in group])
     rest = finding.groups[_GROUPS:]
@@ -110,12 +110,20 @@ def _photo(sample: Sample, picture: Picture, *, with_label: bool = True) -> str:
     return f"<figure>{embed_image(media, content, f'Image {sample}', more)}{caption}</figure>"
 
 
+def _facts(each: Mapping[str, Any]) -> dict[str, str]:
+    """What is known of a split, as HTML."""
+    facts = {"Images": f"{each['images']:,}", "Height × width": _sizes(each)}
+    facts |= {"Left out, damaged": f"{each['damaged']:,}"} if each["damaged"] else {}
+    return facts | {"Mean": escape(as_text(each["mean"])), "Standard deviation": escape(as_text(each["std"]))}
+
+
 def _sizes(each: Mapping[str, Any]) -> str:
     if not each["sizes"]:
         return "–"
     (size, count), *others = each["sizes"].items()
     total = sum(each["sizes"].values())
-    return escape(size) + (f" ({percent(count / total)} %), {len(others):,} others" if others else "")
+    rest = f" ({percent(count / total)} %), {len(others):,} {_plural(len(others), 'other')}"
+    return escape(size) + (rest if others else "")
 
 
 def _plural(count: int, word: str) -> str:

@@ -118,6 +118,8 @@ def _facts(summary: Mapping[str, Any]) -> str:
     order = [*(key for key in _FACTS if key in summary), *(key for key in summary if key not in _FACTS)]
     rows: list[str] = []
     for key in order:
+        if key == "temperature" and "map" in summary:
+            continue  # never fitted where each class has its own sigmoid
         if key not in _IN_THE_HEADLINE and summary[key] is not None:
             label, unit = _FACTS.get(key, (key.replace("_", " ").capitalize(), ""))
             shown = percent(summary[key]) if unit == "%" else as_text(summary[key])
@@ -137,7 +139,7 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> str:
     if not figures:
         return section("Training curves", "<p>No steps recorded.</p>")
     panels = "".join(_figure(svg, f"{title} over the training steps") for title, svg in figures.items())
-    says = "The training loss includes label smoothing and mixing, if any; the validation loss is plain cross-entropy."
+    says = "The training loss includes label smoothing and mixing, if any; the validation loss is without them."
     return section("Training curves", f'<div class="panels">{panels}</div>\n<p class="soft">{says}</p>')
 
 

@@ -19,6 +19,7 @@ body { margin: 0 auto; max-width: 72rem; padding: 1.5rem 1rem 4rem; background: 
   font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
 h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 1rem } h2 { font-size: 1.2rem; margin: 2.5rem 0 .6rem }
 h3 { font-size: 1rem; margin: 1.5rem 0 .4rem } p { margin: .4rem 0; max-width: 52rem } .soft { color: var(--soft) }
+.message { white-space: pre-line }
 .headline { border-left: .35rem solid var(--bar); padding-left: .9rem }
 .headline strong { display: block; font-size: 2.6rem; line-height: 1.1 }
 dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(max(8.5rem, 16%), 1fr)); margin: 0;
@@ -33,10 +34,12 @@ caption { text-align: left; color: var(--soft); font-size: .85rem; padding-botto
 th, td { padding: .25rem .4rem; border-bottom: 1px solid var(--line); text-align: right; overflow-wrap: normal }
 thead th { font-size: .85rem; vertical-align: bottom }
 th.name, td.name { text-align: left; overflow-wrap: anywhere; min-width: 3rem }
-@media (max-width: 26rem) { th, td { padding: .25rem .15rem; font-size: .9rem } thead th { font-size: .72rem } }
+@media (max-width: 26rem) { th, td { padding: .25rem .1rem; font-size: .9rem } thead th { font-size: .72rem }
+  th.name, td.name { min-width: 5.3rem } }
 tbody th { font-weight: 600 } .table { overflow-x: auto }
 .mistakes { display: grid; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); gap: 1rem .8rem }
-.mistakes figure { margin: 0 } .mistakes + .mistakes { margin-top: 1rem }
+.mistakes figure { margin: 0 }
+.groups { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); gap: 1.4rem 2rem }
 .mistakes img { display: block; width: 100%; height: auto; aspect-ratio: 1; object-fit: contain;
   background: var(--card); border: 1px solid var(--line); border-radius: .3rem }
 img.pixels { image-rendering: pixelated }

@@ -57,13 +57,16 @@ def open_images(folder: FolderConfig, asked: EvalData, reader: FolderConfig) -> 
         keys = asked.model_dump()
     elif known is not None:
         keys = known.source.model_dump() | {"verify": known.source.verify and asked.verify}
+        keys["max_pixels"] = asked.max_pixels
     else:
         raise UserError(
             "this model doesn't say what it was trained on", where=folder.name, hint="Name the images: data=DIR."
         )
     keys |= {"channels": reader.architecture.in_channels, "background": reader.preprocessing.background}
+    if "max_pixels" not in asked.model_fields_set:
+        keys["max_pixels"] = reader.preprocessing.max_pixels
     config = build(DataConfig, keys)
-    dataset = open_dataset(config, hold_out=False, equal_classes=False)
+    dataset = open_dataset(config, hold_out=False, equal_classes=False, one_class=True)
     same = known is not None and dataset.fingerprint == known.fingerprint
     if not named and not same:
         log.warning("the data at %s have changed since the training", config.path)
@@ -97,7 +100,7 @@ def image_batches(predictor: Predictor, split: Split, batch_size: int) -> Iterat
     """Every image of the split once, in order, as the model takes it, with its label: ([0,1] images, labels)."""
     recipe = predictor.config.preprocessing
     with ImageStore(
-        split, recipe.image_size, recipe.fit, exact=True, workers=os.cpu_count() or 1, cache_mb=_CACHE_MB,
+        split, recipe.image_size, recipe.fitting, exact=True, workers=os.cpu_count() or 1, cache_mb=_CACHE_MB,
         device=predictor.device, batch=batch_size,
     ) as store:  # fmt: skip
         yield from eval_batches(store, batch_size)
