@@ -20,6 +20,7 @@ from vitral.cli.sweep import split_values
 from vitral.data.loader import TrainLoader
 from vitral.errors import Interrupted, RunFailed, UserError
 from vitral.run.config import load_config
+from vitral.run.evaluate import evaluate
 from vitral.run.sweep import sweep
 from vitral.run.train import run
 from vitral.structs import Batch
@@ -57,6 +58,8 @@ def test_points_never_see_the_test_images_and_the_winner_sees_all_the_rest(swept
     folder, found = swept
     for row in found["points"]:
         assert counts(folder / row["run"]) == {"train": 1078, "val": 359}
+    again = evaluate(str(folder / "01"))
+    assert (again["split"], again["top1"]) == ("val", found["points"][0]["val_top1"]), "eval asks the same images"
     assert counts(folder / "best") == {"train": 1437, "test": 360}
     assert (found["result"]["split"], found["result"]["count"]) == ("test", 360)
     assert found["result"]["temperature"] == 1, "there was no image to fit it on"

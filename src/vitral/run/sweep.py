@@ -100,7 +100,7 @@ def _keys(grid: Mapping[str, Sequence[Any]], overrides: Mapping[str, Any], dev: 
 
 def _score(point: RunConfig, retrain: bool) -> str:
     """The score of the data's kind of problem. Raises UserError where nothing could judge the winner."""
-    dataset = open_dataset(point.data.model_copy(update={"validation": "own"}), hold_out=False, equal_classes=False)
+    dataset = open_dataset(point.data, hold_out=False, equal_classes=False)
     if retrain and len(dataset.splits) == 1:
         hint = "retrain=false compares the points and ends there."
         raise UserError("the data have no test split to judge the winner by", where=dataset.name, hint=hint)
