@@ -15,8 +15,8 @@ from vitral.data import check as data_check
 from vitral.data.scan import scan
 from vitral.errors import UserError
 from vitral.run.config import load_config
-from vitral.run.evaluate import _open as evaluate_open  # pyright: ignore[reportPrivateUsage]
 from vitral.run.evaluate import evaluate
+from vitral.run.images import open_images
 from vitral.run.options import EvalOptions
 from vitral.run.train import run
 from vitral.training.journal import log
@@ -97,7 +97,7 @@ def test_copies_inside_train_do_not_refuse_and_stay_on_one_side_of_the_carved_va
         for name in "abc":
             shutil.copy(pets / f"cat/{number}.png", pets / f"cat/{number}{name}.png")
     tiny("out", data__val_fraction=0.3)
-    recorded, _ = evaluate_open(load_config_of(Path("out/model")), EvalOptions(), load_config_of(Path("out/model")))
+    recorded, _ = open_images(load_config_of(Path("out/model")), EvalOptions().data, load_config_of(Path("out/model")))
     rows = Path("out/predictions.csv").read_text(encoding="utf-8").splitlines()[1:]
     judged = [row.split(",")[0] for row in rows]
     assert judged == recorded.splits["val"].names

@@ -93,6 +93,7 @@ CASES: dict[str, Case] = {
     "recipe": Case("other", summary),
     "seed": Case(1, weights),
     "init": Case("other", weights, FINETUNE),
+    "init_head": Case(True, weights, FINETUNE),
     "precision": Case("bfloat16"),
     "report": Case(True, files),
     "data.path": Case("more", weights, PETS),

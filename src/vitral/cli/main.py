@@ -20,6 +20,7 @@ COMMANDS = {
     "probe": "judge a model's features: nearest neighbours, linear classifier, few shots",
     "predict": "name what is on images",
     "embed": "features of images, as a file or as JSON lines",
+    "reproduce": "a paper's comparison at your scale: position embeddings, ViT against ResNet",
     "data": "check images and labels, say what they consist of, convert them",
     "models": "list the model presets with their sizes",
     "recipes": "list the training recipes, or show one",

@@ -116,6 +116,28 @@ def _panel(title: str, curves: Mapping[str, tuple[tuple[list[float], list[float]
     return figure
 
 
+def fraction_curves(rows: Sequence[Mapping[str, Any]], shift: int) -> bytes:
+    """SVG: top-1 of each `model` over the `images` it learned from, and beside it how far shifts by so many pixels
+    leave the answer; `mean` and `consistency_mean` with their standard deviations as bars."""
+    with _style():
+        figure = Figure(figsize=(7.8, 2.9), layout="constrained")
+        panels = (("mean", "std", "top-1 accuracy (%)"),
+                  ("consistency_mean", "consistency_std", f"same answer, moved by {shift} px (%)"))  # fmt: skip
+        for place, (mean, std, title) in enumerate(panels, 1):
+            axes = figure.add_subplot(1, 2, place)
+            for model, colour, dash in (("ViT", BLUE, "-"), ("CNN", ORANGE, "--")):
+                own = [row for row in rows if row["model"] == model]
+                x, y, bars = ([row[key] for row in own] for key in ("images", mean, std))
+                axes.errorbar(x, y, bars, color=colour, fmt=f"o{dash}", markersize=3, capsize=2, label=model)
+            axes.set(xlabel="train images", title=title, xscale="log")
+            counts = sorted({row["images"] for row in rows})
+            axes.set_xticks(counts, [f"{count:,}" for count in counts])
+            axes.set_xticks([], minor=True)
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+            axes.legend()
+        return _svg(figure)
+
+
 def _all_positive(curves: Mapping[str, tuple[tuple[list[float], list[float]], str, str]]) -> bool:
     return all(value >= 0 for (_, values), _, _ in curves.values() for value in values)
 

@@ -49,6 +49,7 @@ class RunConfig(Config):
     resume: bool = Field(default=False, description="go on from the checkpoint in out; without one, start anew")
     overwrite: bool = Field(default=False, description="replace the run in out")
     init: str | None = Field(default=None, description="model to start from: a bundled name or a model folder")
+    init_head: bool = Field(default=False, description="take over init's head too; needs data of the same classes")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="of matrix products; auto: bfloat16 on CUDA"
     )
@@ -71,6 +72,8 @@ class RunConfig(Config):
             raise ValueError("resume=true needs out=DIR, the folder of the run to go on with")
         if self.init is None and self.model.name == "auto":
             raise ValueError("model.name or init is needed: `vitral models` lists the presets")
+        if self.init_head and (self.init is None or self.model.head_bias):
+            raise ValueError("init_head takes over the head of init: it needs init, and leaves model.head_bias nothing")
         if self.data.balance == "class":
             if self.objective.class_weights == "balanced":
                 raise ValueError("objective.class_weights=balanced has no effect with data.balance=class")

@@ -62,7 +62,7 @@ class Prepared:
         if self.init is not None:
             model.load_state_dict(self.init, strict=False)
         for name, parameter in model.named_parameters():
-            if name.startswith("head.") and name.endswith("bias"):
+            if name.startswith("head.") and name.endswith("bias") and not config.init_head:
                 torch.nn.init.constant_(parameter, config.model.head_bias)
         if config.train.freeze == "encoder":
             freeze_encoder(model)
@@ -113,7 +113,12 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
         kept = {key: value for key, value in architecture.model_dump().items() if key in ModelOptions.model_fields}
         model = config.model.model_copy(update=kept)
         settled = config.model_copy(update={"data": data, "model": model, "precision": precision})
-        init = _initial_weights(architecture, source, config.init or "") if source else None
+        if source and config.init_head and source[1].classes != dataset.classes:
+            raise UserError(
+                "init has other classes, so its head is of no use here", where="init_head",
+                got=", ".join(source[1].classes[:10]), wanted=", ".join(dataset.classes[:10]),
+            )  # fmt: skip
+        init = _initial_weights(architecture, source, config) if source else None
         opened.pop_all()
         return Prepared(settled, device, dataset, train, judged, architecture, name, init, report)
 
@@ -209,8 +214,8 @@ def _architecture(
     if config.model.name != "auto":
         return config.model.name, resolve(config.model.name, **base)
     assert init is not None
-    # The new head sits on the bare representation (section 3.2 of the paper), whatever head init was trained with.
-    bare = {"head": "linear"} if isinstance(init.architecture, ViTConfig) else {}
+    # A new head sits on the bare representation (section 3.2 of the paper), whatever head init was trained with.
+    bare = {"head": "linear"} if isinstance(init.architecture, ViTConfig) and not config.init_head else {}
     return init.name, build_config({**init.architecture.model_dump(), **bare, **base, "mean": (), "std": ()})
 
 
@@ -243,13 +248,17 @@ def _pixel_statistics(train: ImageStore) -> tuple[tuple[float, ...], tuple[float
 
 
 def _initial_weights(
-    architecture: ViTConfig | ResNetConfig, source: tuple[ImageModel, FolderConfig], where: str
+    architecture: ViTConfig | ResNetConfig, source: tuple[ImageModel, FolderConfig], config: RunConfig
 ) -> dict[str, Tensor]:
-    """init's weights without its head, at the run's image size. Raises UserError where they don't fit."""
+    """init's weights at the run's image size, without its head unless that is asked for. UserError where they don't
+    fit."""
     model, folder = source
-    weights, notes = adapt(without_head(dict(model.state_dict())), folder.architecture, architecture)
+    theirs, notes = adapt(dict(model.state_dict()), folder.architecture, architecture)
     for note in notes:
         log.info("init: %s", note)
-    mine = without_head(dict(build_model(architecture).state_dict()))
-    check_match(mine, weights, where, hint="With model.name=auto the run takes the architecture of init.")
-    return weights
+    mine = dict(build_model(architecture).state_dict())
+    if not config.init_head:
+        theirs, mine = without_head(theirs), without_head(mine)
+    hint = "With model.name=auto the run takes the architecture of init."
+    check_match(mine, theirs, config.init or "", hint=hint)
+    return theirs

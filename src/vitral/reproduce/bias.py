@@ -1,0 +1,128 @@
+"""What convolutions know beforehand: ViT and ResNet on fractions of the data, and under shifts of the image.
+
+The question of arXiv 2010.11929, sections 3.1 ("inductive bias") and 4.3. Shape letters: B batch, C channels, H W
+height and width, N judged images, S shifts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitral.data.dataset import Dataset
+from vitral.data.holdout import stratified
+from vitral.errors import Interrupted, UserError
+from vitral.predictor import load
+from vitral.report.plots import fraction_curves
+from vitral.reproduce.config import BiasOptions
+from vitral.reproduce.runs import aligned, base_keys, finished, open_folder, spread, stopped, write_table
+from vitral.run.check import open_checked
+from vitral.run.config import load_config
+from vitral.run.images import image_batches
+from vitral.training.journal import console_logging, log
+from vitral.weights.folder import find_folder
+from vitral.weights.folder import load_config as load_folder_config
+
+PLOT = "fractions.svg"
+
+
+def inductive_bias(options: BiasOptions | None = None, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Train both kinds on every fraction with every seed; returns what table.json holds; draws fractions.svg.
+
+    Each row of "rows" has a model, a fraction, the number of train images, top-1 on the judged images of each seed, and
+    `consistency`: the share of the judged images, moved by `shift` pixels in 8 directions (what comes in repeats the
+    edge), that keep the class predicted for the image in place. Keys of `model` are the ViT's.
+    """
+    console_logging()
+    options = options or BiasOptions()
+    recipe, keys = base_keys(options, overrides or {})
+    config = load_config(recipe, keys)
+    dataset, _ = open_checked(config, config.data, None)
+    if dataset.multi_label:
+        raise UserError("images with one class each are wanted", where=dataset.name)
+    folder = open_folder("reproduce-inductive-bias", options)
+    asked = {key: value for key, value in keys.items() if key.startswith("model.")}  # of the ViT alone
+    models = {"ViT": asked if options.vit == "auto" else {**_preset(options.vit), **asked}, "CNN": _preset(options.cnn)}
+    others = {key: value for key, value in keys.items() if key not in asked}
+    rows: list[dict[str, Any]] = []
+    try:
+        for name, preset in models.items():
+            for fraction in options.fractions:
+                part = fraction_of(dataset, fraction)
+                top1, kept = list[float](), list[float]()
+                for seed in range(options.seeds):
+                    log.info("%s, %g of the train images, seed %d", name, fraction, seed)
+                    where = folder / f"{name.lower()}-{fraction:g}-{seed}"
+                    shared = {**others, **preset, "seed": seed, "check.skip": True}
+                    top1.append(finished(where, recipe, shared, part)["top1"])
+                    made = load_folder_config(find_folder(str(where))).architecture
+                    others.setdefault("data.image_size", made.image_size)  # of the ViT, which comes first
+                    kept.append(shift_consistency(where, dataset, options.shift))
+                agree = {f"consistency_{key}": value for key, value in spread(kept).items()}
+                rows.append({"model": name, "fraction": fraction, "images": len(part.splits["train"]), "top1": top1,
+                             **spread(top1), "consistency": kept, **agree})  # fmt: skip
+    except (Interrupted, KeyboardInterrupt) as error:
+        raise stopped("inductive-bias", options, overrides or {}, folder, error) from None
+    found = {**options.model_dump(exclude={"out", "resume"}), "rows": rows}
+    write_table(folder, found)
+    (folder / PLOT).write_bytes(fraction_curves(rows, options.shift))
+    return found
+
+
+def _preset(name: str) -> dict[str, Any]:
+    """The keys of another preset than the recipe's, whose own sizes then count for nothing."""
+    sized = ("patch_size", "width", "depth", "heads", "mlp_dim", "pool")
+    return {"model.name": name, **{f"model.{key}": None for key in sized}}
+
+
+def fraction_of(dataset: Dataset, fraction: float) -> Dataset:
+    """The dataset with this share of its train images, the same for every model, each class in proportion."""
+    train = dataset.splits["train"]
+    if fraction == 1:
+        return dataset
+    part = train.subset(stratified(train.labels_N, fraction, seed=0))
+    return replace(dataset, splits={**dataset.splits, "train": part})
+
+
+@torch.inference_mode()
+def shift_consistency(run: Path, dataset: Dataset, shift: int) -> float:
+    """The share of moved images, over 8 directions, whose predicted class is that of the image in place."""
+    predictor = load(run)
+    split = dataset.splits["test" if "test" in dataset.splits else "val"]
+    same, count = 0, 0
+    for images_BCHW, _ in image_batches(predictor, split, 256):
+        still_B = predictor.model(images_BCHW).argmax(dim=-1)
+        for down in (-shift, 0, shift):
+            for right in (-shift, 0, shift):
+                if down or right:
+                    moved_B = predictor.model(moved(images_BCHW, down, right)).argmax(dim=-1)
+                    same, count = same + int((moved_B == still_B).sum()), count + len(still_B)
+    return same / count
+
+
+def moved(images_BCHW: Tensor, down: int, right: int) -> Tensor:
+    """The images, moved by whole pixels; what comes in repeats the edge."""
+    edge = max(abs(down), abs(right))
+    H, W = images_BCHW.shape[-2:]
+    padded = F.pad(images_BCHW.float(), (edge,) * 4, mode="replicate")
+    window = padded[..., edge - down : edge - down + H, edge - right : edge - right + W]
+    return window.round().to(torch.uint8) if images_BCHW.dtype == torch.uint8 else window
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The table, for people."""
+    rows = [["model", "fraction", "images", "top-1, %", "std", "unmoved by shifts, %", "std"]]
+    for row in found["rows"]:
+        values = [row[key] for key in ("mean", "std", "consistency_mean", "consistency_std")]
+        rows.append([row["model"], f"{row['fraction']:g}", str(row["images"]), *(f"{100 * v:.2f}" for v in values)])
+    text = f"{found['seeds']} seeds a row, {found['steps']} steps; shifts by {found['shift']} pixels in 8 directions"
+    means = {(row["model"], row["fraction"]): row["mean"] for row in found["rows"]}
+    leads = [100 * (means["CNN", f] - means["ViT", f]) for f in found["fractions"]]
+    lead = ", ".join(f"{value:+.2f} at {f:g}" for f, value in zip(found["fractions"], leads, strict=True))
+    return "\n".join([aligned(rows), "", text, f"lead of the CNN, points: {lead}"])

@@ -1,0 +1,107 @@
+"""The ViT paper's table of position embeddings (arXiv 2010.11929, appendix D.4, table 8) on any images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vitral.errors import Interrupted
+from vitral.reproduce.config import ReproduceOptions
+from vitral.reproduce.runs import aligned, base_keys, finished, open_folder, spread, stopped, write_table
+from vitral.training.journal import console_logging, log
+
+
+class Variant(NamedTuple):
+    """What is set in a row, and the paper's number for it: ImageNet 5-shot linear accuracy of ViT-B/16."""
+
+    name: str
+    positions: str
+    at: str | None
+    paper: float | None
+
+
+VARIANTS = (
+    Variant("none", "none", None, 0.61382),
+    Variant("1-D, at the stem", "learned", "stem", 0.64206),
+    Variant("1-D, every layer", "learned", "layers", 0.63964),
+    Variant("1-D, every layer, shared", "learned", "layers_shared", 0.64292),
+    Variant("2-D, at the stem", "learned_2d", "stem", 0.64001),
+    Variant("2-D, every layer", "learned_2d", "layers", 0.64046),
+    Variant("2-D, every layer, shared", "learned_2d", "layers_shared", 0.64022),
+    Variant("relative", "relative", "layers", 0.64032),
+    Variant("relative, shared", "relative", "layers_shared", None),
+    Variant("sine and cosine, fixed", "sincos", "stem", None),
+    Variant("rotation (RoPE)", "rope", None, None),
+)
+
+
+def positions(options: ReproduceOptions | None = None, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Train every variant with every seed; returns what table.json holds: "rows" with top-1, "claims", "seeds".
+
+    The paper finds that any positions are better than none by far, and that kind and place matter little beside that.
+    Both are judged on the mean over the seeds: `gap`, the mean of all variants the paper has less that of none, with
+    its standard error over seeds; `range`, largest less smallest mean among those variants.
+    """
+    console_logging()
+    options = options or ReproduceOptions()
+    recipe, keys = base_keys(options, overrides or {})
+    folder = open_folder("reproduce-positions", options)
+    rows: list[dict[str, Any]] = []
+    split = count = None
+    try:
+        for variant in VARIANTS:
+            places = {"model.positions": variant.positions, "model.positions_at": variant.at}
+            top1: list[float] = []
+            for seed in range(options.seeds):
+                log.info("%s, seed %d", variant.name, seed)
+                where = folder / f"{variant.positions}-{variant.at or 'own'}-{seed}"
+                summary = finished(where, recipe, {**keys, **places, "seed": seed})
+                top1.append(summary["top1"])
+                split, count = summary["split"], summary["count"]
+            rows.append({"variant": variant.name, "top1": top1, **spread(top1), "paper": variant.paper})
+    except (Interrupted, KeyboardInterrupt) as error:
+        raise stopped("positions", options, overrides or {}, folder, error) from None
+    found = {"data": options.data, "steps": options.steps, "seeds": options.seeds, "split": split, "count": count,
+             "rows": rows, "claims": claims(rows)}  # fmt: skip
+    write_table(folder, found)
+    return found
+
+
+def claims(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Whether the paper's ordering holds among the rows that it has, and how the ranks of all of them agree."""
+    from scipy.stats import spearmanr
+
+    known = [row for row in rows if row["paper"] is not None]
+    none, others = known[0], known[1:]
+    gap_S = np.mean([row["top1"] for row in others], axis=0) - np.array(none["top1"])
+    means, theirs = [row["mean"] for row in others], [row["paper"] for row in others]
+    return {
+        "none_is_worst": none["mean"] < min(means),
+        "gap": float(gap_S.mean()),
+        "gap_error": float(gap_S.std(ddof=1) / len(gap_S) ** 0.5),
+        "gap_paper": float(np.mean(theirs) - none["paper"]),
+        "range": max(means) - min(means),
+        "range_paper": max(theirs) - min(theirs),
+        "rank_correlation": float(spearmanr([row["mean"] for row in known], [row["paper"] for row in known]).statistic),
+    }
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The table and what follows from it, for people."""
+    rows = [["positions", "top-1, %", "std", "paper, %"]]
+    for row in found["rows"]:
+        paper = "" if row["paper"] is None else f"{100 * row['paper']:.2f}"
+        rows.append([row["variant"], f"{100 * row['mean']:.2f}", f"{100 * row['std']:.2f}", paper])
+    c = found["claims"]
+    return "\n".join([
+        aligned(rows), "",
+        f"{found['seeds']} seeds a row, {found['count']} {found['split']} images of {found['data']}, {found['steps']} "
+        "steps; paper: ViT-B/16, ImageNet, 5 shots (table 8)",
+        f"none is the worst: {'yes' if c['none_is_worst'] else 'no'} (paper: yes); all others are better by "
+        f"{100 * c['gap']:.2f} +- {100 * c['gap_error']:.2f} points in the mean (paper: {100 * c['gap_paper']:.2f})",
+        f"range among the others: {100 * c['range']:.2f} points (paper: {100 * c['range_paper']:.2f})",
+        f"rank correlation with the paper over its {sum(row['paper'] is not None for row in found['rows'])} rows: "
+        f"{c['rank_correlation']:.2f}",
+    ])  # fmt: skip

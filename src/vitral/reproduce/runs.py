@@ -1,0 +1,107 @@
+"""Variants of a run, several seeds each, in one folder that a stopped comparison goes on in."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitral.config import flatten
+from vitral.data.dataset import Dataset
+from vitral.errors import Interrupted, UserError
+from vitral.reproduce.config import ReproduceOptions
+from vitral.run import outputs
+from vitral.run.config import RunConfig, difference, load_config
+from vitral.run.train import run
+from vitral.training.journal import log
+
+TABLE = "table.json"
+
+
+def base_keys(options: ReproduceOptions, overrides: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The recipe (`digits` for the digits, else `small`), and the keys that all runs share: short, without an average
+    of the weights, without augmentation that isn't asked for, judged once."""
+    for key in {"seed", "out", "resume", "overwrite", "train.steps", "train.epochs"} & overrides.keys():
+        raise UserError("the comparison sets this key itself", where=key)
+    still = {"rotate": 0.0, "scale": 0.0, "shear": 0.0, "translate": 0.0, "flip": 0.0, "mixup": 0.0}
+    keys: dict[str, Any] = {
+        "data.path": options.data, "train.steps": options.steps, "train.eval_every": "end", "train.ema": None,
+        "report": False, **{f"augment.{name}": value for name, value in still.items()}, **overrides,
+    }  # fmt: skip
+    if options.data == "digits":
+        keys |= {"data.source": "digits", "data.path": None}
+    return "digits" if options.data == "digits" else "small", keys
+
+
+def open_folder(name: str, options: ReproduceOptions) -> Path:
+    """The folder of a comparison. Raises UserError for one that holds something, unless `resume` goes on in it."""
+    folder = Path(options.out or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}").expanduser()
+    if folder.is_dir() and any(folder.iterdir()) and not options.resume:
+        raise UserError("the folder is not empty", where="out", got=folder, hint="resume=true goes on in it.")
+    if folder.exists() and not folder.is_dir():
+        raise UserError("the folder is a file", where="out", got=folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def finished(folder: Path, recipe: str, keys: Mapping[str, Any], dataset: Dataset | None = None) -> dict[str, Any]:
+    """The summary of the run with these keys in this folder: of the finished one, or of one that starts, or goes on.
+
+    Raises UserError where the finished one was configured otherwise.
+    """
+    config = load_config(recipe, {**keys, "out": str(folder), "resume": (folder / "checkpoints").is_dir()})
+    if (folder / "summary.json").is_file():
+        _check_same(folder, config)
+        return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return run(config, dataset)
+
+
+def _check_same(folder: Path, config: RunConfig) -> None:
+    """Where a key says `auto` or leaves it to a preset, the finished run says what that became."""
+    before = load_config(str(folder / "config.yaml"), {})
+    given = {key for key, value in flatten(config.model_dump()).items() if value not in (None, "auto")}
+    changed = [f"{key}: {theirs}, now {mine}" for key, mine, theirs in difference(config, before) if key in given]
+    if changed:
+        raise UserError("a run in here was configured otherwise", where=str(folder), got="; ".join(changed))
+
+
+def stopped(name: str, options: ReproduceOptions, words: Mapping[str, Any], folder: Path, error: object) -> Interrupted:
+    """What Ctrl-C in a comparison ends with: the command that goes on."""
+    signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
+    given = {key: value for key, value in options.model_dump().items() if key not in ("out", "resume")}
+    pairs = [f"{key}={_text(value)}" for key, value in {**given, **words}.items()]
+    command = shlex.join(["vitral", "reproduce", name, *pairs, f"out={folder}", "resume=true"])
+    return Interrupted(signum, f"the comparison is stopped. Go on with:\n  {command}")
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def write_table(folder: Path, found: Mapping[str, Any]) -> None:
+    """table.json."""
+    outputs.write_json(folder / TABLE, found)
+    log.info("written to %s", folder / TABLE)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Mean and standard deviation (of the sample) of a variant's runs."""
+    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1))}
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns of text, the first one flush left, the others right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)
