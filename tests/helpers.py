@@ -13,8 +13,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from vitral.config import build, describe
-from vitral.models.create import build_model
+from vitral.models.create import build_model, create_model
 from vitral.models.presets import resolve
+from vitral.models.vit import VisionTransformer
 from vitral.run.config import RunConfig, recipe_values
 from vitral.weights.folder import FolderConfig, Preprocessing, save_folder
 from vitral.weights.tensors import load_tensors
@@ -126,6 +127,13 @@ def skip_unless_built(recipe: str) -> None:
     missing = {key for key in recipe_values(recipe) if key.startswith("model.")} - {k.name for k in describe(RunConfig)}
     if missing:
         pytest.skip(f"not built: {', '.join(missing)}")
+
+
+def create_vit(name: str, **options: Any) -> VisionTransformer:
+    """`create_model` of a name that is a Vision Transformer's."""
+    model = create_model(name, **options)
+    assert isinstance(model, VisionTransformer)
+    return model
 
 
 def weights(folder: str | Path) -> Mapping[str, torch.Tensor]:

@@ -44,7 +44,7 @@ def nullable(*models: type[BaseModel], exclude: Container[str] = ()) -> type[Con
     for model in models:
         for name, info in model.model_fields.items():
             if name not in exclude and name not in fields:
-                bound = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
+                bound: Any = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
                 fields[name] = (bound | None, Field(default=None, description=info.description))
     return create_model("Nullable", __base__=Config, **fields)
 

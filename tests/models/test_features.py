@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.helpers import create_vit
 from vitral.errors import UserError
-from vitral.models.create import create_model
 from vitral.models.features import KINDS, extract_features
 from vitral.run.options import EmbedOptions, ProbeOptions
 
@@ -19,7 +19,7 @@ SMALL = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 32}
 @torch.no_grad()
 def test_head_and_hidden_layer_come_after_the_pooled_features(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    model = create_model("vit_micro_patch2_8", num_classes=3, image_size=(8, 12), **SMALL, **options).eval()
+    model = create_vit("vit_micro_patch2_8", num_classes=3, image_size=(8, 12), **SMALL, **options).eval()
     torch.nn.init.normal_(model.get_parameter("head.weight"))
     images_BCHW = torch.rand(5, 3, 8, 12)
     found = {kind: extract_features(model, images_BCHW, kind) for kind in KINDS}
@@ -35,7 +35,7 @@ def test_head_and_hidden_layer_come_after_the_pooled_features(options: dict[str,
 
 
 def test_a_class_token_that_is_not_there_is_refused() -> None:
-    model = create_model("vit_micro_patch2_8", num_classes=0, pool="avg", class_token=False, **SMALL)
+    model = create_vit("vit_micro_patch2_8", num_classes=0, pool="avg", class_token=False, **SMALL)
     assert extract_features(model, torch.rand(2, 3, 8, 8)).shape == (2, 16)
     for kind in ("cls", "cls_avg"):
         with pytest.raises(UserError, match="no class token"):

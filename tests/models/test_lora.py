@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
+from tests.helpers import create_vit
 from vitral.errors import UserError
-from vitral.models.create import create_model
 from vitral.models.lora import LoRALinear, add_lora, merge_lora
 from vitral.models.vit import VisionTransformer
 
 
 def model(**options: Any) -> VisionTransformer:
     torch.manual_seed(0)
-    made = create_model("vit_micro_patch2_8", **options)
+    made = create_vit("vit_micro_patch2_8", **options)
     nn.init.normal_(made.get_parameter("head.weight"))
     return made
 

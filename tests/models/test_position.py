@@ -33,7 +33,7 @@ def _seed() -> None:
 def test_google_zoom_is_scipys(old: tuple[int, int], new: tuple[int, int]) -> None:
     table = torch.randn(1, old[0] * old[1], 6, dtype=torch.float64)
     grid = table[0].reshape(*old, 6).numpy()
-    wanted = ndimage.zoom(grid, (new[0] / old[0], new[1] / old[1], 1), order=1)
+    wanted: Any = ndimage.zoom(grid, (new[0] / old[0], new[1] / old[1], 1), order=1)
     found = resize_table(table, old, new, "google")
     np.testing.assert_allclose(found[0].reshape(*new, 6).numpy(), wanted, atol=1e-12)
 

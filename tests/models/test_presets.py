@@ -166,10 +166,15 @@ def test_options_reach_the_config() -> None:
 
 
 def test_norm_place_follows_pooling() -> None:
-    assert not resolve("vit_micro_patch2_8").norm_after_pool
-    assert resolve("vit_micro_patch2_8", pool="avg").norm_after_pool
-    assert not resolve("vit_micro_patch2_8", pool="avg", fc_norm=False).norm_after_pool
-    assert resolve("vit_micro_patch2_8", fc_norm=True).norm_after_pool
+    def late(**options: Any) -> bool:
+        config = resolve("vit_micro_patch2_8", **options)
+        assert isinstance(config, ViTConfig)
+        return config.norm_after_pool
+
+    assert not late()
+    assert late(pool="avg")
+    assert not late(pool="avg", fc_norm=False)
+    assert late(fc_norm=True)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.helpers import create_vit
 from vitral.errors import UserError
-from vitral.models.create import create_model
 from vitral.models.layers import Block
 from vitral.models.vit import VisionTransformer
 
@@ -48,8 +48,7 @@ PLACED = tuple(options for options in VARIANTS if "positions" in options or opti
 def tiny(dtype: torch.dtype = torch.float32, **options: Any) -> VisionTransformer:
     """A two-block model in eval mode whose every parameter is drawn from N(0, 0.3)."""
     options = {"width": 12, "depth": 2, "heads": 3, "mlp_dim": 20, "num_classes": 5, **options}
-    model = create_model("vit_micro_patch2_8", **options)
-    assert isinstance(model, VisionTransformer)
+    model = create_vit("vit_micro_patch2_8", **options)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model.eval().to(dtype)
@@ -67,7 +66,7 @@ def _seed() -> None:
 
 @pytest.mark.parametrize("options", VARIANTS)
 def test_initialisation_covers_every_parameter(options: dict[str, Any]) -> None:
-    model = create_model("vit_micro_patch2_8", **options)
+    model = create_vit("vit_micro_patch2_8", **options)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(float("nan"))
@@ -76,7 +75,7 @@ def test_initialisation_covers_every_parameter(options: dict[str, Any]) -> None:
 
 
 def test_initialisation_is_the_stated_one() -> None:
-    model = create_model("vit_tiny_patch4_32", depth=1, head="mlp")
+    model = create_vit("vit_tiny_patch4_32", depth=1, head="mlp")
     block = model.blocks[0]
     assert isinstance(block, Block)
     limit = (6 / (2 * 192)) ** 0.5
@@ -86,6 +85,7 @@ def test_initialisation_is_the_stated_one() -> None:
     assert 0.99 * limit < block.mlp.fc1.weight.abs().max() <= limit
     assert model.patch_embed.proj.weight.std().item() == pytest.approx(48**-0.5, rel=0.03)
     assert model.patch_embed.proj.weight.abs().max() <= 2 * 48**-0.5 / 0.8796 + 1e-6
+    assert model.pos_embed is not None
     assert model.pos_embed.std().item() == pytest.approx(0.02, rel=0.03)
     zeros = [name for name, value in model.named_parameters() if not value.any()]
     assert {"cls_token", "head.weight", "head.bias", "blocks.0.attn.qkv.bias", "norm.bias"} <= set(zeros)
@@ -97,7 +97,7 @@ def test_same_seed_same_weights() -> None:
     states: list[dict[str, Tensor]] = []
     for _ in range(2):
         torch.manual_seed(3)
-        states.append(create_model("vit_micro_patch2_8").state_dict())
+        states.append(create_vit("vit_micro_patch2_8").state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
@@ -125,6 +125,7 @@ def test_tokens_by_hand() -> None:
     x = images(model).double()
     patches = F.conv2d((x - 0.5) / 0.5, model.patch_embed.proj.weight, model.patch_embed.proj.bias, stride=2)
     assert model.cls_token is not None
+    assert model.pos_embed is not None
     z = torch.cat([model.cls_token.expand(3, 1, 12), patches.flatten(2).transpose(1, 2)], 1) + model.pos_embed
     for block in model.blocks:
         z = block(z)
@@ -186,6 +187,7 @@ def test_keep_gathers() -> None:
     out = model.encode_tokens(patches, grid, keep)
     for i in range(3):
         alone = copy.deepcopy(model)
+        assert model.pos_embed is not None
         alone.pos_embed = nn.Parameter(torch.cat([model.pos_embed[:, :1], model.pos_embed[:, 1:][:, keep[i]]], 1))
         alone.grid = (1, 5)
         wanted = alone.encode_tokens(patches[i : i + 1, keep[i]], (1, 5))
@@ -325,6 +327,7 @@ def test_dropout_after_positions() -> None:
     x = images(model)
     model.encode(x)
     patches, _ = model.embed(x)
+    assert model.pos_embed is not None
     torch.testing.assert_close(seen[0][:, 1:], patches + model.pos_embed[:, 1:])
     assert sum(isinstance(module, nn.Dropout) and module.p == 0.5 for module in model.modules()) == 1 + 3 * 2
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vitral.models.create import create_model
+from tests.helpers import create_vit
 from vitral.models.vit import VisionTransformer
 
 pytestmark = pytest.mark.oracle
@@ -42,8 +42,8 @@ def randomised(model: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize(("name", "ours", "theirs"), CASES)
 def test_logits_equal_timm(timm: ModuleType, name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    other = randomised(timm.create_model(name, num_classes=10, **theirs))
-    model = create_model(name, num_classes=10, **ours).eval()
+    other = randomised(timm.create_vit(name, num_classes=10, **theirs))
+    model = create_vit(name, num_classes=10, **ours).eval()
     model.load_state_dict(other.state_dict())
     x = torch.rand(2, model.config.in_channels, *model.config.image_size)
     with torch.no_grad():
@@ -87,7 +87,7 @@ def copied_from_transformers(model: VisionTransformer, other: nn.Module) -> None
 
 
 def test_logits_and_attention_equal_transformers(transformers: ModuleType) -> None:
-    model = create_model("vit_tiny_patch16_224", num_classes=10).eval()
+    model = create_vit("vit_tiny_patch16_224", num_classes=10).eval()
     c = model.config
     config = transformers.ViTConfig(
         hidden_size=c.width,

@@ -42,7 +42,7 @@ def test_the_table_holds_the_runs(tmp_path: Path) -> None:
 
 
 def test_finished_runs_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"seeds": 2, "steps": 2, "out": str(tmp_path / "a")}
+    options: dict[str, Any] = {"seeds": 2, "steps": 2, "out": str(tmp_path / "a")}
     found = positions.positions(ReproduceOptions(**options), NARROW)
     with pytest.raises(UserError, match="not empty"):
         positions.positions(ReproduceOptions(**options), NARROW)

@@ -46,10 +46,7 @@ class VisionTransformer(ImageModel):
         super().__init__(config)
         c, width = config, config.width
         self.prefix_tokens = c.prefix_tokens
-        if c.stem_blocks is None:
-            self.patch_embed = PatchEmbed(c.in_channels, c.patch_size, width)
-        else:
-            self.patch_embed = HybridEmbed(c.in_channels, c.stem_blocks, c.patch_size, width, c.stem_epsilons)
+        self.patch_embed = _patch_embed(c)
         self.cls_token = _token(1, width) if c.class_token else None
         self.dist_token = _token(1, width) if c.distill_token else None
         self.reg_token = _token(c.registers, width) if c.registers else None
@@ -97,6 +94,7 @@ class VisionTransformer(ImageModel):
         biases are 0 here.) Registers and the distillation token are N(0, 0.02): equal ones would stay equal.
         """
         for block in self.blocks:
+            assert isinstance(block, Block)
             block.init_weights()
         for norm in (self.norm, self.fc_norm, getattr(self.attn_pool, "norm", None)):
             if isinstance(norm, nn.LayerNorm):
@@ -157,6 +155,7 @@ class VisionTransformer(ImageModel):
         self,
         images_BCHW: Tensor,
         keep_BK: Tensor | None = None,
+        *,
         capture: Sequence[str] = (),
         attend_BN: Tensor | None = None,
     ) -> EncoderOutput:
@@ -326,6 +325,12 @@ class _TanhLayer(nn.Module):
 
     def forward(self, pooled_BD: Tensor) -> Tensor:
         return self.fc(pooled_BD).tanh()
+
+
+def _patch_embed(c: ViTConfig) -> PatchEmbed | HybridEmbed:
+    if c.stem_blocks is None:
+        return PatchEmbed(c.in_channels, c.patch_size, c.width)
+    return HybridEmbed(c.in_channels, c.stem_blocks, c.patch_size, c.width, c.stem_epsilons)
 
 
 def _token(count: int, width: int) -> nn.Parameter:

@@ -94,10 +94,11 @@ class RunConfig(Config):
         for key, value in keys.items():
             if value and self.init is None:
                 raise ValueError(f"{key} needs init: without it the encoder would stay random")
+        model = self.model.options()
         idle = {
             "objective.head_first": self.objective.head_first, "lora.rank": self.lora.rank,
-            "optim.layer_decay": self.optim.layer_decay != 1, "model.dropout": self.model.dropout,
-            "model.drop_path": self.model.drop_path,
+            "optim.layer_decay": self.optim.layer_decay != 1, "model.dropout": model.get("dropout"),
+            "model.drop_path": model.get("drop_path"),
         }  # fmt: skip
         if alone and any(idle.values()):
             names = ", ".join(key for key, is_on in idle.items() if is_on)
