@@ -23,6 +23,8 @@ from vitral.config import (
     with_overrides,
 )  # fmt: skip
 from vitral.errors import UserError
+from vitral.run.config import RunConfig
+from vitral.run.options import EvalOptions
 
 
 class Inner(Config):
@@ -172,3 +174,31 @@ def test_help_names_every_key_with_default_and_meaning() -> None:
 
 def test_flatten() -> None:
     assert flatten({"a": {"b": {"c": 1}}, "d": [1]}) == {"a.b.c": 1, "d": [1]}
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "near"),
+    [
+        (EvalOptions, "data.background", None),
+        (EvalOptions, "data.batch", None),
+        (EvalOptions, "data.image_colum", "data.image_column"),
+        (EvalOptions, "data.clases", "data.classes"),
+        (EvalOptions, "batchsize", "batch_size"),
+        (EvalOptions, "min_topl", "min_top1"),
+        (EvalOptions, "epochs", None),
+        (RunConfig, "lr", "optim.lr"),
+        (RunConfig, "train.lr", "optim.lr"),
+        (RunConfig, "learning_rate", None),
+        (RunConfig, "epoch", "train.epochs"),
+        (RunConfig, "trian.steps", "train.steps"),
+        (RunConfig, "optim.wheight_decay", "optim.weight_decay"),
+        (RunConfig, "augment.mixpu", "augment.mixup"),
+        (RunConfig, "data.xyz", None),
+        (RunConfig, "workers", "data.workers"),
+    ],
+)
+def test_suggestions_are_close_or_none(model: type[Config], key: str, near: str | None) -> None:
+    with pytest.raises(UserError, match="unknown key") as caught:
+        build(model, with_overrides(model, {}, {key: 1}))
+    text = str(caught.value)
+    assert (f"did you mean {near!r}?" in text) if near else ("did you mean" not in text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,3 +190,22 @@ def test_pixels_of_files_and_arrays_are_the_same(tmp_path: Path, digits: tuple[A
     np.testing.assert_array_equal(
         model.predictor_.probabilities([path for path, _, _ in files]), model.predict_proba(X[:5])
     )
+
+
+def test_arrays_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    """The same image with two labels is a Python warning, the rest stands in the log; nothing is refused."""
+    X, y = stripes()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quick().fit(X, y)
+    X = X.copy()
+    first, other = (int(np.flatnonzero(y == label)[0]) for label in np.unique(y)[:2])
+    X[other] = X[first]
+    X[int(np.flatnonzero(y == y[first])[1])] = 7
+    with pytest.warns(UserWarning, match=r"X: 1 group.*with different labels \[duplicates-labels\]"):
+        quick(verbose=True).fit(X, y)
+    assert "of one colour all over [constant]: X[" in capsys.readouterr().err
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quick(overrides={**QUICK, "check.allow": ["duplicates-labels"]}).fit(X, y)
+        quick(overrides={**QUICK, "check.skip": True}).fit(X, y)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, crea
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from vitral.errors import UserError, nearest
+from vitral.errors import UserError, nearest, nearest_key
 
 Tree = dict[str, Any]
 
@@ -210,11 +210,12 @@ def _key_of(model: type[Config], detail: ErrorDetails) -> str:
 
 def _problem(model: type[Config], name: str, details: list[ErrorDetails]) -> UserError:
     """One key's complaint; a union of types complains once for each of its members."""
-    detail, location = details[0], name.split(".")
+    detail = details[0]
     if detail["type"] == "extra_forbidden":
         names = [key.name for key in describe(model)]
-        same_end = [full for full in names if full.split(".")[-1] == location[-1]]
-        return UserError("unknown key", where=name, nearest=same_end[0] if same_end else nearest(name, names))
+        below = next(iter(flatten(detail["input"])), "") if isinstance(detail["input"], Mapping) else ""
+        full = f"{name}.{below}" if below else name  # an unknown group stands for what is set in it
+        return UserError("unknown key", where=full, nearest=nearest_key(full, names))
     if detail["type"] == "value_error":
         return UserError(str(detail["msg"]).removeprefix("Value error, "), where=name or None)
     wanted = " or ".join(dict.fromkeys(str(each["msg"]).removeprefix("Input should be ") for each in details))

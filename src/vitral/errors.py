@@ -49,6 +49,27 @@ class Interrupted(Exception):
 
 
 def nearest(name: str, options: Iterable[str]) -> str | None:
-    """The most similar of `options`, or None if nothing comes close."""
-    found = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
+    """The most similar of `options`, or None if nothing comes close: three fifths of the letters, in the same order."""
+    found = difflib.get_close_matches(name, list(options), n=1, cutoff=0.6)
     return found[0] if found else None
+
+
+def nearest_key(key: str, options: Iterable[str]) -> str | None:
+    """The same for dotted keys, whose last parts must be close as well as what stands before them: of
+    data.background, data.path shares no more than the group. A key without its group, or in another one, is found too.
+    """
+    options = list(options)
+    group, _, last = key.rpartition(".")
+
+    def likeness(option: str) -> float:
+        its_group, _, its_last = option.rpartition(".")
+        if last == its_last:
+            return 2 + _ratio(group, its_group)
+        return min(_ratio(last, its_last), _ratio(group, its_group) if group else 1)
+
+    best = max(options, key=likeness, default=None)
+    return best if best is not None and likeness(best) >= 0.7 else None
+
+
+def _ratio(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()

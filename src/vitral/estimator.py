@@ -19,6 +19,7 @@ from vitral.data.dataset import Dataset, fingerprint, memory_split
 from vitral.data.sources import with_validation
 from vitral.errors import UserError
 from vitral.predictor import Predictor, load
+from vitral.run.check import check_given
 from vitral.run.config import load_config
 from vitral.run.train import run
 from vitral.training.journal import console_logging, console_silence
@@ -37,7 +38,8 @@ class VitralClassifier(ClassifierMixin, BaseEstimator):
 
     epochs (None: the recipe's 1,500 steps), batch_size, lr, random_state: as train.epochs, train.batch_size, optim.lr
     and seed. overrides: any other key of `vitral train`, dotted (`out` keeps the run folder). verbose: show the run's
-    log. Raises UserError (a ValueError) for input that is none of this.
+    log. The images are checked first; what would refuse a run (the same image with two labels) is a Python warning here.
+    Raises UserError (a ValueError) for input that is none of this.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class VitralClassifier(ClassifierMixin, BaseEstimator):
         talk = nullcontext() if self.verbose else console_silence()
         with talk, tempfile.TemporaryDirectory() as folder:
             out = config.out or str(Path(folder) / "run")
+            check_given(whole, config)
             self.summary_ = run(config.model_copy(update={"out": out}), with_validation(whole, self.val_fraction))
             self.predictor_: Predictor = load(Path(out) / "model")
         return self

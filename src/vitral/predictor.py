@@ -60,8 +60,8 @@ class Predictor:
         An image is a path, bytes, a PIL image, or an array [H,W] or [H,W,C] of uint8 or of floats in [0,1].
         """
         recipe = self.config.preprocessing
-        rules = Decoding(background=colour(recipe.background))
-        return fit_image(as_image(image, recipe.channels, rules=rules), recipe.image_size, recipe.fit)
+        rules = Decoding(colour(recipe.background), recipe.max_pixels)
+        return fit_image(as_image(image, recipe.channels, rules=rules), recipe.image_size, recipe.fitting)
 
     @torch.inference_mode()
     def probabilities(self, images: Iterable[Any], batch_size: int = 64) -> np.ndarray[Any, np.dtype[np.float32]]:

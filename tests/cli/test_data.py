@@ -112,3 +112,18 @@ def test_what_was_left_out_is_said(capsys: pytest.CaptureFixture[str], tmp_path:
     for action in (["stats"], ["convert", "out=copy"]):
         assert main(["data", *action, "pets", "data.max_bad=1"]) == 0
         assert "broken.png" in capsys.readouterr().err
+
+
+def test_data_that_are_refused_give_json_and_a_page_too(pets: Path, capsys: Capture) -> None:
+    refused("data check pets data.source=filename", capsys, "names that the pattern doesn't fit")
+    tree = json.loads(output("data check pets data.source=filename --json out=page.html", 2, capsys))
+    assert [(each["code"], each["severity"]) for each in tree["findings"]] == [("layout", "error")]
+    assert (tree["errors"], tree["counts"]) == (1, {})
+    assert "pattern doesn" in Page(Path("page.html").read_text(encoding="utf-8")).sections["Error: layout"]
+    refused("data check nowhere --json", capsys, "no such folder")
+    refused("data check pets allow=[layout]", capsys, "cannot be opened")
+    shutil.rmtree(pets / "dog")
+    (pets / "owl").mkdir()
+    tree = json.loads(output("data check pets --json", 2, capsys))
+    assert [each["code"] for each in tree["findings"][:2]] == ["one-class", "empty-class"]
+    assert json.loads(output("data check pets --json allow=[one-class,empty-class]", 0, capsys))["errors"] == 0

@@ -118,7 +118,7 @@ def test_wrong_folders_get_one_message(capsys: Capture) -> None:
     Path("empty").mkdir()
     refused("train small data=empty", capsys, "no images here", "empty", "DIR/<class>/")
     write_colours(Path("one"), "cat")
-    refused("train small data=one", capsys, "only one class", "cat", "2 or more")
+    refused("train small data=one", capsys, "one-class", "only one class", "cat")
     write_colours(Path("both/train"))
     write_colours(Path("both/val"), "cat dgo", first=4)
     refused("train small data=both", capsys, "split-classes", "train has none of dgo", "val has none of dog")

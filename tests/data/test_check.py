@@ -21,6 +21,7 @@ from vitral.data.check import check_dataset
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Split, memory_split
 from vitral.data.findings import CODES, CheckReport, Finding, known_codes
+from vitral.data.label_names import joined_labels
 from vitral.data.scan import scan
 from vitral.data.sources import open_dataset
 
@@ -205,6 +206,51 @@ def test_a_flat_folder_is_no_class() -> None:
     assert report.findings[0].numbers == {"labels": 2, "images": 10}
     names = [f"images/IMG_{i:04d}.png" for i in range(10)] + [f"b/DSC_{i}.png" for i in range(10)]
     assert not check_dataset(in_memory(labels_N, names, ("images", "bird"))).findings
+
+
+FLAT = "flat-folder"
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted"),
+    [
+        ({"mine": "cat dog"}, {FLAT: "error", "one-class": "error"}),
+        ({"batch_1": "cat dog", "batch_2": "cat dog"}, {FLAT: "error"}),
+        ({"cat": "cat", "dog": "dog", "new": "cat dog"}, {FLAT: "error", "name-label": "error"}),
+        ({"cat": "cat", "dog": "dog", "new": "fox owl"}, {FLAT: "error"}),
+        ({"cat": "siamese persian", "dog": "poodle beagle"}, {}),  # breeds
+        ({"cat": "cat", "dog": "poodle beagle"}, {}),
+        ({"healthy": "left right", "ill": "left right"}, {FLAT: "warning"}),
+        ({"mine": "cat dog", "yours": "dog cat"}, {FLAT: "warning"}),
+        ({"cat": "cat", "dog": "dog", "both": "both"}, {}),
+        ({"cat": "cat wild-cat", "dog": "dog", "owl": "owl"}, {}),
+        ({"cat": "img", "dog": "dsc"}, {}),
+    ],
+)
+def test_flat_folders_are_found_and_subjects_are_not(files: dict[str, str], wanted: dict[str, str]) -> None:
+    names = [f"{folder}/{labels.split()[i % 2 if ' ' in labels else 0]}_{i:03d}.png" for folder, labels in files.items()
+             for i in range(12)]  # fmt: skip
+    labels_N = np.repeat(np.arange(len(files)), 12)
+    report = check_dataset(in_memory(labels_N, names, tuple(files)))
+    assert {each.code: each.severity for each in report.findings} == wanted
+
+
+@pytest.mark.parametrize(
+    ("classes", "joined"),
+    [
+        (("cat", "dog", "cat;dog"), {";": ["cat;dog"]}),
+        (("cat|dog", "dog|owl", "owl | cat"), {"|": ["cat|dog", "dog|owl", "owl | cat"]}),
+        (("a, b", "a", "b", "c"), {",": ["a, b"]}),
+        (("Paris, France", "Lyon, France", "Rome, Italy"), {}),
+        (("salt;pepper", "sugar"), {}),
+        ((";", "a;", "a"), {}),
+    ],
+)
+def test_a_forgotten_separator_of_labels_is_told(classes: tuple[str, ...], joined: dict[str, list[str]]) -> None:
+    assert joined_labels(classes) == joined
+    report = check_dataset(in_memory(np.arange(8 * len(classes)) % len(classes), None, classes))
+    assert [each.code for each in report.findings] == ["label-separator"] * len(joined)
+    assert all(repr(sign) in each.message for sign, each in zip(joined, report.findings, strict=True))
 
 
 def test_sizes_aspects_and_grey(pets: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,10 @@ def contents(dataset: Dataset) -> dict[str, list[tuple[str, bytes]]]:
 def test_the_way_there_and_back(layout: Layout, channels: int, tmp_path: Path) -> None:
     dataset = open_dataset(DataConfig(path="digits", channels=channels), hold_out=False)
     found = convert(dataset, tmp_path / "out", layout)
-    assert (found.counts, found.copied) == ({"train": 1437, "test": 360}, 0)
+    counts = {name: len(split) for name, split in found.dataset.splits.items()}
+    assert (found.path, counts, found.copied) == (
+        tmp_path / ("out/manifest.csv" if layout == "csv" else "out"), {"train": 1437, "test": 360}, 0
+    )  # fmt: skip
     again = open_dataset(DataConfig(path=str(found.path), channels=channels), hold_out=False)
     assert again.classes == dataset.classes
     assert contents(again) == contents(dataset)
@@ -97,7 +101,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 def test_statistics_are_those_of_numpy(tmp_path: Path) -> None:
     dataset = some_images(("a", "b"), [0, 1, 1, 1, 0, 1])
     images = np.stack([dataset.splits["train"].read(i).numpy() for i in range(6)]) / 255
-    train = dataset_stats(dataset)["splits"]["train"]
+    train = dataset_stats(dataset)[0]["splits"]["train"]
     assert train["classes"] == {"a": 2, "b": 4}
     assert train["sizes"] == {"4 x 5": 6}
     np.testing.assert_allclose(train["mean"], images.mean((0, 2, 3)), atol=1e-6)
@@ -107,3 +111,50 @@ def test_statistics_are_those_of_numpy(tmp_path: Path) -> None:
         "a": [0, 4],
         "b": [1, 2, 5],
     }
+
+
+@pytest.mark.parametrize("layout", ["folder", "flat", "csv"])
+def test_the_order_of_classes_is_kept(layout: Layout, tmp_path: Path) -> None:
+    """Also a class without images; the description beside the images can be moved with them."""
+    dataset = some_images(("owl", "cat", "emu", "dog"), [0, 1, 3, 0, 1, 3])
+    found = convert(dataset, tmp_path / "birds", layout)
+    assert found.path == tmp_path / "birds/birds.yaml"
+    (tmp_path / "birds").rename(tmp_path / "moved")
+    config = DataConfig(path=str(tmp_path / "moved/birds.yaml"))
+    again = open_dataset(config, hold_out=False, equal_classes=False)
+    assert (again.classes, again.name) == (dataset.classes, "birds")
+    assert contents(again) == contents(dataset)
+
+
+def test_several_labels_keep_the_order_of_classes(tmp_path: Path) -> None:
+    dataset = some_images(("owl", "cat"), [[True, True], [False, True], [True, False], [False, False]])
+    again = open_dataset(DataConfig(path=str(convert(dataset, tmp_path / "out", "csv").path)), hold_out=False)
+    assert again.classes == ("owl", "cat")
+    assert contents(again) == contents(dataset)
+
+
+@pytest.mark.parametrize("layout", ["folder", "csv"])
+def test_damaged_images_are_left_out_or_nothing_is_written(layout: Layout, tmp_path: Path) -> None:
+    write_colours(tmp_path / "pets", "cat dog", 4)
+    (tmp_path / "pets/dog/0.png").write_bytes(b"no image")
+    dataset = open_dataset(DataConfig(path=str(tmp_path / "pets")), hold_out=False)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match=r"1 damaged images(.|\n)*dog/0\.png"):
+        convert(dataset, tmp_path / "out", layout)
+    assert not list((tmp_path / "out").iterdir())
+    found = convert(dataset, tmp_path / "out", layout, max_bad=1)
+    again = open_dataset(DataConfig(path=str(found.path)), hold_out=False)
+    assert contents(again) == contents(found.dataset)
+    assert len(again.splits["train"]) == 7
+
+
+def test_each_image_is_decoded_once() -> None:
+    dataset = some_images(("a", "b"), [0, 1, 1, 1, 0, 1])
+    read, seen = dataset.splits["train"].read, list[int]()
+    split = replace(dataset.splits["train"], read=lambda index: (seen.append(index), read(index))[1])
+    stats, whole = dataset_stats(replace(dataset, splits={"train": split}))
+    assert sorted(seen) == list(range(6))
+    assert stats["splits"]["train"]["images"] == len(whole.splits["train"]) == 6
+    seen.clear()
+    convert(replace(dataset, splits={"train": split}), Path("out"), "csv")
+    assert sorted(seen) == list(range(6))

@@ -13,7 +13,8 @@ from vitral.config import build
 from vitral.data import sources
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Labels, fingerprint, memory_split, spaced
-from vitral.data.sources import SOURCES, iteratively_stratified, open_dataset, stratified
+from vitral.data.holdout import first_copies
+from vitral.data.sources import SOURCES, iteratively_stratified, open_dataset, stratified, with_validation
 from vitral.errors import UserError
 
 
@@ -135,7 +136,7 @@ def test_a_folder_called_digits_is_that_folder(tmp_path: Path, monkeypatch: pyte
         for index in range(2):
             path = tmp_path / "digits" / label / f"{index}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("L", (4, 4)).save(path)
+            Image.new("L", (4, 4), "ab".index(label) * 2 + index).save(path)
     monkeypatch.chdir(tmp_path)
     assert opened(path="digits").classes == ("a", "b")
     assert opened(path="digits", source="digits").classes == tuple("0123456789")
@@ -163,3 +164,69 @@ def test_multi_label_data_are_held_out_in_proportion(fraction: float) -> None:
     taken_K, all_K = labels_NK[held].sum(axis=0), labels_NK.sum(axis=0)
     assert np.abs(taken_K - fraction * all_K).max() <= 2
     assert ((taken_K > 0) & (taken_K < all_K)).all()
+
+
+def copied(labels: Labels, copies: int) -> tuple[Labels, Labels]:
+    """These labels with `copies` exact copies planted in random places; and where the first copy of each stands."""
+    random = np.random.default_rng(1)
+    of = np.concatenate([np.arange(len(labels)), random.integers(0, len(labels), copies)])
+    of = random.permutation(of)
+    _, first, inverse = np.unique(of, return_index=True, return_inverse=True)
+    return labels[of], first[inverse]
+
+
+@pytest.mark.parametrize("copies", [1, 30, 300])
+@pytest.mark.parametrize("counts", [(100, 100), (7, 50, 300), (20,) * 30])
+def test_copies_are_on_one_side(counts: tuple[int, ...], copies: int) -> None:
+    labels, first = copied(labels_of(*counts), copies)
+    held_out = stratified(labels, 0.1, 0, first)
+    kept = np.setdiff1d(np.arange(len(labels)), held_out)
+    assert not set(first[held_out]) & set(first[kept])
+    assert len(held_out) == pytest.approx(0.1 * len(labels), abs=len(counts))
+    taken, all_of_it = (np.bincount(part, minlength=len(counts)) for part in (labels[held_out], labels))
+    assert np.abs(taken - 0.1 * all_of_it).max() <= 3
+    hot = labels[:, None] == np.arange(len(counts))
+    held_out = iteratively_stratified(hot, 0.1, 0, first)
+    kept = np.setdiff1d(np.arange(len(labels)), held_out)
+    assert not set(first[held_out]) & set(first[kept])
+    assert np.abs(np.bincount(labels[held_out], minlength=len(counts)) - 0.1 * all_of_it).max() <= 4
+
+
+def test_without_copies_nothing_changes() -> None:
+    labels = labels_of(7, 50, 300)
+    places = np.arange(len(labels))
+    assert np.array_equal(stratified(labels, 0.1, 0, places), stratified(labels, 0.1, 0))
+    hot = np.random.default_rng(0).random((200, 4)) < 0.3
+    assert np.array_equal(iteratively_stratified(hot, 0.2, 0, np.arange(200)), iteratively_stratified(hot, 0.2, 0))
+
+
+def test_nothing_but_copies() -> None:
+    """Every image four times: whole groups, also where each is larger than its class's share."""
+    first = np.repeat(np.arange(20) * 4, 4)
+    labels = np.repeat(np.arange(2, dtype=np.int64), 40)
+    held_out = stratified(labels, 0.1, 0, first)
+    assert np.bincount(labels[held_out]).tolist() == [4, 4]
+    assert len(set(first[held_out])) == 2
+    labels, first = np.repeat(np.arange(2, dtype=np.int64), 12), np.repeat(np.arange(6) * 4, 4)
+    assert np.bincount(labels[stratified(labels, 0.01, 0, first)]).tolist() == [4, 4]
+
+
+def test_copies_are_found_by_content(tmp_path: Path) -> None:
+    """Files byte by byte; images in memory by their pixels, however many channels they are read with."""
+    for name, colour in (("a/0", 1), ("a/1", 2), ("a/2", 1), ("b/0", 3), ("b/1", 1), ("b/2", 4)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (5, 4), colour).save(tmp_path / f"{name}.png")
+    data = open_dataset(DataConfig(path=str(tmp_path)), hold_out=False)
+    assert first_copies(data.splits["train"]).tolist() == [0, 1, 0, 3, 0, 5]
+    assert first_copies(data.splits["train"].subset([5, 4, 2])).tolist() == [0, 1, 1]
+    colours = np.array([[9, 9, 9], [9, 10, 9], [9, 9, 9]], np.uint8)[:, :, None, None]
+    for channels in (1, 3):
+        split = memory_split(colours, np.zeros(3, np.int64), list("abc"), channels)
+        assert first_copies(split).tolist() == [0, 1, 0]
+
+
+def test_a_class_that_is_one_image_many_times_cannot_be_split(tmp_path: Path) -> None:
+    images = np.array([1, 1, 1, 2, 3], np.uint8)[:, None, None, None]
+    split = memory_split(images, np.array([0, 0, 0, 1, 1]), list("abcde"), 1)
+    with pytest.raises(UserError, match=r"(?s)one image is too few.*: cat.*2 or more different images"):
+        with_validation(Dataset("x", ("cat", "dog"), {"train": split}, 1, (), "00"), 0.3)

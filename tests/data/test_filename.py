@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers import TINY
 from vitral.config import build
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset
 from vitral.data.filename import fits
 from vitral.data.sources import find_source, open_dataset
 from vitral.errors import UserError
+from vitral.run.train import train
+from vitral.weights.folder import load_config as load_folder_config
 
 NAMES = ("cat", "dog", "polar_bear")
 
@@ -130,3 +134,21 @@ def test_explicit_classes_give_the_order(tmp_path: Path) -> None:
 )
 def test_which_names_look_like_labels(names: list[str], labels: tuple[str, ...] | None) -> None:
     assert fits(names) == labels
+
+
+def test_a_flat_folder_trains_with_its_ten_classes(tmp_path: Path) -> None:
+    """Images named as CIFAR-10's usually are: auto reads the names; the folder source says which source does."""
+    classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    random = np.random.default_rng(0)
+    (tmp_path / "flat").mkdir()
+    for number in range(60):
+        pixels = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"flat/{classes[number % 10]}_{number:05d}.png")
+    keys = {**TINY, "data": str(tmp_path / "flat"), "model.name": "vit_micro_patch2_8", "data.image_size": 8}
+    train("small", {**keys, "out": str(tmp_path / "run")})
+    config = load_folder_config(tmp_path / "run/model")
+    assert config.classes == classes
+    assert config.provenance["data"]["counts"] == {"train": 50, "val": 10}
+    message = r"(?s)images lie directly in this folder.*Their names tell 10 classes.*data\.source=filename reads them"
+    with pytest.raises(UserError, match=message):
+        train("small", {**keys, "data.source": "folder", "out": str(tmp_path / "no")})

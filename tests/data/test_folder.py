@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from vitral.config import build
 from vitral.data.config import DataConfig
@@ -16,8 +17,12 @@ from vitral.errors import UserError
 
 
 def write(path: Path, colour: tuple[int, int, int] | int = 0, size: tuple[int, int] = (6, 4)) -> Path:
+    """An image of one colour; PNG files say their path, so that no two are equal."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("L" if isinstance(colour, int) else "RGB", size, colour).save(path)
+    own = PngInfo()
+    own.add_text("path", str(path))
+    image = Image.new("L" if isinstance(colour, int) else "RGB", size, colour)
+    image.save(path, pnginfo=own) if path.suffix == ".png" else image.save(path)
     return path
 
 
@@ -157,11 +162,12 @@ def test_class_indices_come_from_train_alone(tmp_path: Path) -> None:
 def test_empty_folders(tmp_path: Path) -> None:
     refused(tmp_path, "no images here")
     (tmp_path / "cat").mkdir()
-    refused(tmp_path, "class folders without images: cat")
+    refused(tmp_path, "no images here")
     fill(tmp_path, "dog emu")
-    refused(tmp_path, "class folders without images: cat")
+    refused(tmp_path, r"classes without any image: cat(.|\n)*files that end in")
     (tmp_path / "cat" / "0.txt").write_text("x", encoding="utf-8")
-    refused(tmp_path, "class folders without images: cat")
+    refused(tmp_path, "classes without any image: cat")
+    assert open_dataset(DataConfig(path=str(tmp_path)), equal_classes=False).classes == ("cat", "dog", "emu")
 
 
 def test_images_without_class_folders(tmp_path: Path) -> None:

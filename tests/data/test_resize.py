@@ -5,34 +5,36 @@ import pytest
 import torch
 from PIL import Image
 
-from vitral.data.resize import fit_image, fit_image_fast
+from tests.oracles import load_oracle
+from vitral.data.resize import Fit, fit_image, fit_image_fast
 
 
 def noise(height: int, width: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(height * width).integers(0, 256, (3, height, width), np.uint8))
 
 
-def reference(image_CHW: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Pillow's antialiased bicubic, channel by channel in floating point, clamped to [0,1]."""
+def reference(image_CHW: torch.Tensor, size: tuple[int, int], interpolation: str = "bicubic") -> np.ndarray:
+    """Pillow's antialiased resize, channel by channel in floating point, clamped to [0,1]."""
     planes = [Image.fromarray(plane.numpy().astype(np.float32) / 255) for plane in image_CHW]
-    return np.stack([np.asarray(p.resize((size[1], size[0]), Image.Resampling.BICUBIC)) for p in planes]).clip(0, 1)
+    how = Image.Resampling[interpolation.upper()]
+    return np.stack([np.asarray(plane.resize((size[1], size[0]), how)) for plane in planes]).clip(0, 1)
 
 
 @pytest.mark.parametrize("fit", ["crop", "squash"])
 def test_the_right_size_is_left_alone(fit: str) -> None:
     image = noise(24, 40)
-    assert torch.equal(fit_image(image, (24, 40), fit), image.float() / 255)
-    assert torch.equal(fit_image_fast(image, (24, 40), fit), image)
+    assert torch.equal(fit_image(image, (24, 40), Fit(fit)), image.float() / 255)
+    assert torch.equal(fit_image_fast(image, (24, 40), Fit(fit)), image)
 
 
 @pytest.mark.parametrize("source", [(100, 75), (31, 47), (8, 8), (224, 300)])
 @pytest.mark.parametrize("size", [(32, 32), (48, 20), (7, 64)])
 def test_squash_equals_pillow(source: tuple[int, int], size: tuple[int, int]) -> None:
     image = noise(*source)
-    ours = fit_image(image, size, "squash")
+    ours = fit_image(image, size, Fit("squash"))
     assert ours.dtype == torch.float32
     assert np.abs(ours.numpy() - reference(image, size)).max() < 3e-6
-    fast = fit_image_fast(image, size, "squash")
+    fast = fit_image_fast(image, size, Fit("squash"))
     assert fast.dtype == torch.uint8
     difference = np.abs(fast.numpy() / 255 - reference(image, size))
     assert difference.max() < 0.08
@@ -55,7 +57,56 @@ def test_crop_covers_then_cuts_the_centre(
     image = noise(*source)
     top, left = (covering[0] - size[0]) // 2, (covering[1] - size[1]) // 2
     wanted = reference(image, covering)[:, top : top + size[0], left : left + size[1]]
-    assert np.abs(fit_image(image, size, "crop").numpy() - wanted).max() < 3e-6
+    assert np.abs(fit_image(image, size, Fit()).numpy() - wanted).max() < 3e-6
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
+@pytest.mark.parametrize(
+    ("source", "size", "ratio", "covering"),
+    [
+        ((300, 400), (224, 224), 0.875, (256, 341)),  # 400 * 256 / 300 = 341.3
+        ((301, 200), (224, 224), 224 / 232, (349, 232)),
+        ((90, 70), (32, 32), 0.95, (42, 33)),  # 32 / 0.95 = 33.7, rounded down as timm does
+        ((90, 70), (20, 40), 0.8, (64, 50)),
+        ((40, 40), (32, 32), 0.8, (40, 40)),
+        ((20, 20), (32, 32), 0.5, (64, 64)),
+    ],
+)
+def test_a_crop_ratio_resizes_to_more_and_cuts_the_centre(
+    source: tuple[int, int], size: tuple[int, int], ratio: float, covering: tuple[int, int], interpolation: str
+) -> None:
+    image = noise(*source)
+    top, left = (round((covering[axis] - size[axis]) / 2) for axis in (0, 1))
+    part = (slice(None), slice(top, top + size[0]), slice(left, left + size[1]))
+    ours = fit_image(image, size, Fit("crop", interpolation, ratio))
+    assert np.abs(ours.numpy() - reference(image, covering, interpolation)[part]).max() < 5e-5
+    fast = fit_image_fast(image, size, Fit("crop", interpolation, ratio)).numpy() / 255
+    assert np.abs(fast - reference(image, covering, interpolation)[part]).mean() < 0.01
+    whole = tuple(int(side / ratio + 1e-6) for side in size)
+    top, left = (round((whole[axis] - size[axis]) / 2) for axis in (0, 1))
+    part = (slice(None), slice(top, top + size[0]), slice(left, left + size[1]))
+    squashed = fit_image(image, size, Fit("squash", interpolation, ratio))
+    assert np.abs(squashed.numpy() - reference(image, whole, interpolation)[part]).max() < 5e-5
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("source", [(375, 500), (500, 375), (256, 300), (100, 80)])
+def test_the_usual_256_and_224_are_those_of_torchvision_and_timm(source: tuple[int, int], interpolation: str) -> None:
+    load_oracle("torchvision")
+    from torchvision.transforms import v2
+
+    image = noise(*source)
+    steps = [v2.Resize(256, v2.InterpolationMode(interpolation), antialias=True), v2.CenterCrop(224)]
+    wanted = v2.Compose(steps)(image.float() / 255).clamp(0, 1)
+    assert (fit_image(image, (224, 224), Fit("crop", interpolation, 0.875)) - wanted).abs().max() < 1e-6
+    load_oracle("timm")
+    from timm.data import create_transform
+
+    theirs = create_transform((3, 224, 224), crop_pct=0.875, interpolation=interpolation, mean=(0, 0, 0), std=(1, 1, 1))
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    # timm resizes 8-bit pictures, rounding after each pass: a level on average is how far that goes.
+    assert (fit_image(image, (224, 224), Fit("crop", interpolation, 0.875)) - theirs(picture)).abs().mean() < 1 / 255
 
 
 @pytest.mark.parametrize("width", [16, 24, 64, 200])
@@ -64,7 +115,7 @@ def test_a_linear_ramp_stays_one(width: int) -> None:
     (to 4e-5 where the kernel, stretched against aliasing, is sampled unevenly)."""
     step = 250 // 63
     ramp = (torch.arange(64) * step).to(torch.uint8).expand(1, 8, 64)
-    ours = fit_image(ramp, (8, width), "squash")[0, 0].double()
+    ours = fit_image(ramp, (8, width), Fit("squash"))[0, 0].double()
     centres = ((torch.arange(width).double() + 0.5) * 64 / width - 0.5) * step / 255
     inner = (centres > 9 * step / 255) & (centres < 54 * step / 255)
     assert inner.any()
@@ -74,11 +125,11 @@ def test_a_linear_ramp_stays_one(width: int) -> None:
 def test_overshoot_is_clamped_and_flat_stays_flat() -> None:
     edge = torch.zeros(1, 16, 16, dtype=torch.uint8)
     edge[..., 8:] = 255
-    ours = fit_image(edge, (50, 50), "squash")
+    ours = fit_image(edge, (50, 50), Fit("squash"))
     assert ours.min() == 0
     assert ours.max() == 1
     flat = torch.full((3, 33, 21), 77, dtype=torch.uint8)
-    assert (fit_image(flat, (10, 10), "crop") - 77 / 255).abs().max() < 1e-6
+    assert (fit_image(flat, (10, 10), Fit()) - 77 / 255).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -87,8 +138,8 @@ def test_overshoot_is_clamped_and_flat_stays_flat() -> None:
 def test_strips_do_not_explode(source: tuple[int, int], size: tuple[int, int]) -> None:
     """A strip's centre crop is its middle: equal to the crop of a strip cut shorter, and cheap."""
     strip = (torch.arange(max(source)) % 251).to(torch.uint8).reshape(1, *source) if 1 in source else noise(*source)
-    ours = fit_image(strip, size, "crop")
+    ours = fit_image(strip, size, Fit())
     assert ours.shape[1:] == size
     if source == (1, 20_000):
         middle = strip[:, :, 9_996:10_004]  # 8 pixels around the centre, of which the crop shows one
-        assert torch.equal(ours, fit_image(middle, size, "crop"))
+        assert torch.equal(ours, fit_image(middle, size, Fit()))

@@ -22,6 +22,7 @@ from vitral.data.config import AugmentConfig, DataConfig
 from vitral.data.dataset import Split
 from vitral.data.loader import ImageStore, TrainLoader, to_device
 from vitral.data.reading import RandomCrop
+from vitral.data.resize import Fit
 from vitral.data.sources import open_dataset
 from vitral.errors import RunFailed, UserError
 from vitral.run.config import load_config
@@ -51,7 +52,7 @@ def split(photos: Path) -> Split:
 
 def store(split: Split, **more: Any) -> ImageStore:
     keys: dict[str, Any] = {"exact": False, "workers": 2, "cache_mb": 0, "device": torch.device("cpu"), "crop": CROP}
-    return ImageStore(split, (24, 20), "crop", **{**keys, **more})
+    return ImageStore(split, (24, 20), Fit(), **{**keys, **more})
 
 
 def batches(split: Split, start: int, stop: int, **more: Any) -> list[Batch]:
@@ -312,7 +313,7 @@ def test_the_crop_is_cut_from_the_file_and_not_from_the_model_s_size(photos: Pat
     Path("fine/b").mkdir(parents=True)
     for name in ("a/1.png", "a/2.png", "b/1.png", "b/2.png"):
         Image.fromarray(pattern).convert("RGB").save(Path("fine") / name)
-    fine = open_dataset(DataConfig(path="fine", source="folder")).splits["train"]
+    fine = open_dataset(DataConfig(path="fine", source="folder"), hold_out=False).splits["train"]
     config = AugmentConfig(crop="random_resized", crop_scale=(0.0078125, 0.0078125), crop_ratio=(1.0, 1.0))
     with store(fine, crop=RandomCrop(5, config.crop_scale, config.crop_ratio)) as opened:
         assert not opened.cached

@@ -15,8 +15,11 @@ from vitral.data import check as data_check
 from vitral.data.scan import scan
 from vitral.errors import UserError
 from vitral.run.config import load_config
+from vitral.run.evaluate import _open as evaluate_open  # pyright: ignore[reportPrivateUsage]
+from vitral.run.options import EvalOptions
 from vitral.run.train import run
 from vitral.training.journal import log
+from vitral.weights.folder import load_config as load_config_of
 
 
 @pytest.fixture
@@ -88,11 +91,20 @@ def test_warnings_are_shown(pets: Path) -> None:
     assert any("25 images checked in" in line for line in lines)
 
 
-def test_duplicates_inside_train_do_not_refuse_though_a_validation_split_is_carved(pets: Path) -> None:
+def test_copies_inside_train_do_not_refuse_and_stay_on_one_side_of_the_carved_validation_split(pets: Path) -> None:
     for number in range(6):
         for name in "abc":
             shutil.copy(pets / f"cat/{number}.png", pets / f"cat/{number}{name}.png")
-    tiny("out")
+    tiny("out", data__val_fraction=0.3)
+    recorded, _ = evaluate_open(load_config_of(Path("out/model")), EvalOptions(), load_config_of(Path("out/model")))
+    rows = Path("out/predictions.csv").read_text(encoding="utf-8").splitlines()[1:]
+    judged = [row.split(",")[0] for row in rows]
+    assert judged == recorded.splits["val"].names
+    sides = [
+        {(pets.parent / "pets" / name).read_bytes() for name in recorded.splits[s].names} for s in ("train", "val")
+    ]
+    assert not sides[0] & sides[1]
+    assert len(recorded.splits["val"]) == pytest.approx(0.3 * 42, abs=2)
 
 
 def test_far_normalisation_of_init_is_told(pets: Path) -> None:
@@ -107,3 +119,27 @@ def test_far_normalisation_of_init_is_told(pets: Path) -> None:
     finally:
         log.removeHandler(handler)
     assert any("[normalisation]" in line for line in lines)
+
+
+def test_one_class_and_empty_classes_can_be_allowed(pets: Path) -> None:
+    (pets / "owl").mkdir()
+    with pytest.raises(UserError, match=r"empty-class: no image of owl"):
+        tiny("out")
+    tiny("out", check__allow=["empty-class", "split-classes"])
+    names = json.loads(Path("out/model/config.json").read_text(encoding="utf-8"))["id2label"]
+    assert names == {"0": "cat", "1": "dog", "2": "owl"}
+    for name in ("owl", "dog"):
+        shutil.rmtree(pets / name)
+    for skip in (False, True):
+        with pytest.raises(UserError, match="only one class"):
+            tiny(f"one-{skip}", check__skip=skip)
+        assert tiny(f"one-{skip}", check__skip=skip, check__allow=["one-class"])["top1"] == 1.0
+
+
+def test_a_flat_folder_can_be_allowed(pets: Path) -> None:
+    shutil.rmtree(pets / "dog")
+    for number in range(12):
+        (pets / f"cat/{number}.png").rename(pets / f"cat/{'owl' if number % 2 else 'fox'}_{number}.png")
+    with pytest.raises(UserError, match=r"(?s)one-class.*flat-folder.*data\.source=filename"):
+        tiny("out")
+    assert tiny("out", check__allow=["one-class", "flat-folder"])["top1"] == 1.0

@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import vitral
 from tests.helpers import TINY, random_model, write_colours
+from vitral.data.decode import decode
+from vitral.data.resize import Fit, fit_image
 from vitral.errors import UserError
 from vitral.run.config import load_config
 from vitral.run.evaluate import evaluate
 from vitral.run.options import EvalData, EvalOptions
 from vitral.run.train import run
+from vitral.weights.folder import load_config as load_config_of
 
 
 def on(path: str, **more: Any) -> EvalOptions:
@@ -133,3 +137,41 @@ def test_the_metrics_of_the_run_travel_with_the_model(trained: Path) -> None:
     assert config["provenance"]["data"]["counts"] == {"train": 1293, "val": 144, "test": 360}
     card = (trained / "model/README.md").read_text(encoding="utf-8")
     assert f"**{100 * summary['top1']:.2f} %** of 360 test images" in card
+
+
+def test_the_model_folder_says_all_of_preprocessing_and_everything_follows_it() -> None:
+    """Training's own result, eval, predict and a run from it see the same pixels."""
+    write_colours(Path("pets"), count=10, size=(31, 23))
+    keys: dict[str, Any] = {**TINY, "model.name": "vit_micro_patch2_8", "data": "pets", "data.image_size": 8}
+    more = {"data.interpolation": "bilinear", "data.crop_ratio": 0.7, "data.max_pixels": 1000, "check.allow": ["near"]}
+    summary = run(load_config("small", {**keys, **more, "out": "run"}))
+    kept = load_config_of(Path("run/model")).preprocessing
+    assert (kept.interpolation, kept.crop_ratio, kept.max_pixels) == ("bilinear", 0.7, 1000)
+    found = evaluate("run")
+    assert {key: found[key] for key in ("top1", "loss")} == {key: summary[key] for key in ("top1", "loss")}
+    predictor = vitral.load("run")
+    image = decode("pets/cat/3.png", 3)
+    wanted = fit_image(image, (8, 8), Fit("crop", "bilinear", 0.7))
+    assert torch.equal(predictor.preprocess("pets/cat/3.png"), wanted)
+    assert not torch.equal(fit_image(image, (8, 8), Fit()), wanted)
+    write_colours(Path("large"), count=2, size=(40, 30))
+    with pytest.raises(UserError, match="larger than the limit of 1,000 pixels"):
+        predictor.predict("large/cat/1.png")
+    with pytest.raises(UserError, match="larger than the limit of 1,000 pixels"):
+        evaluate("run", on("large"))
+    assert evaluate("run", EvalOptions(data=EvalData(path="large", max_pixels=1200)))["count"] == 4
+    tuned = {key: value for key, value in keys.items() if not key.startswith("model.")}
+    for given, result in (({}, ("bilinear", 0.7)), ({"data.crop_ratio": 1.0}, ("bilinear", 1.0))):
+        run(load_config("small", {**tuned, **given, "init": "run", "model.name": "auto", "out": f"from{len(given)}"}))
+        kept = load_config_of(Path(f"from{len(given)}/model")).preprocessing
+        assert (kept.interpolation, kept.crop_ratio) == result
+
+
+def test_a_folder_that_says_nothing_of_interpolation_is_read_as_before() -> None:
+    random_model(Path("model"), ("cat", "dog"))
+    path = Path("model/config.json")
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("interpolation", "crop_ratio", "max_pixels"):
+        del tree["preprocessing"][key]
+    path.write_text(json.dumps(tree), encoding="utf-8")
+    assert load_config_of(Path("model")).preprocessing.fitting == Fit("crop", "bicubic", 1.0)

@@ -93,6 +93,8 @@ CASES: dict[str, Case] = {
     "data.image_size": Case(10, shapes),
     "data.channels": Case(3, shapes),
     "data.fit": Case("squash", weights, PETS),
+    "data.interpolation": Case("bilinear", weights, {**PETS, "data.image_size": (6, 6)}),
+    "data.crop_ratio": Case(0.7, weights, PETS),
     "data.mean": Case([0.3]),
     "data.std": Case([0.3]),
     "data.val_fraction": Case(0.2),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from vitral.data.dataset import Dataset
     from vitral.data.findings import CheckReport, Sample
+    from vitral.report.data_page import Picture
 
 HELP = """usage: vitral data check|stats|convert PATH [key=value ...] [--json]
 
@@ -128,7 +130,7 @@ def _writable(out: str | None) -> None:
 
 
 def _check(arguments: Arguments) -> int:
-    from vitral.data.findings import CODES
+    from vitral.data.findings import CODES, CheckReport
 
     if arguments.help:
         codes = "\n".join(f"  {code:<18} {severity:<8} {text}" for code, (severity, text) in CODES.items())
@@ -145,7 +147,13 @@ def _check(arguments: Arguments) -> int:
 
         architecture = load_config(find_folder(options.init)).architecture
         normalisation = architecture.mean, architecture.std
-    dataset = _said(_open(options.data, equal_classes=False))
+    try:
+        dataset = _said(_open(options.data, equal_classes=False, one_class=True))
+    except UserError as error:
+        path = options.data.path or ""
+        if not Path(path).exists() or not (arguments.json or options.out):
+            raise
+        return _report(CheckReport.refused(Path(path).name, str(error)), options, arguments, lambda sample: None)
     variant = decoding(options.data.as_data())
     if options.fresh:
         forget(cache_folder(), dataset, variant)
@@ -153,10 +161,15 @@ def _check(arguments: Arguments) -> int:
         dataset, workers=options.data.threads, normalisation=normalisation, max_bad=options.data.max_bad,
         variant=variant, cache=cache_folder(),
     )  # fmt: skip
+    return _report(report, options, arguments, _picture(dataset))
+
+
+def _report(report: CheckReport, options: CheckOptions, arguments: Arguments, picture: Picture) -> int:
+    """Print it, and write the page that is asked for; returns the exit code."""
     if options.out is not None:
         from vitral.report.data_page import write_check_page
 
-        write_check_page(options.out, report, _picture(dataset))
+        write_check_page(options.out, report, picture)
     errors = report.errors(options.allow)
     tree = {**report.to_json(), "allow": list(options.allow), "errors": len(errors), "cached": report.cached}
     print(json.dumps(tree) if arguments.json else _check_text(report, options))
@@ -174,7 +187,7 @@ def _check_text(report: CheckReport, options: CheckOptions) -> str:
         lines += [f"{_MARGIN}and {rest:,} more"] if rest else []
     counts = ", ".join(f"{count:,} {name}" for name, count in report.counts.items())
     errors, warnings = len(report.errors(options.allow)), len(report.shown(options.allow))
-    lines.append(f"{report.name}: {counts} images: {errors} errors, {warnings} warnings")
+    lines.append(f"{report.name}: {counts or 'no'} images: {errors} errors, {warnings} warnings")
     return "\n".join(lines)
 
 
@@ -186,8 +199,9 @@ def _stats(arguments: Arguments) -> int:
     _writable(options.out)
     from vitral.data.statistics import class_sheets, dataset_stats
 
-    dataset = _said(_whole(options.data))
-    stats = dataset_stats(dataset, options.data.threads)
+    opened = _open(options.data, equal_classes=False)
+    stats, dataset = dataset_stats(opened, options.data.threads, options.data.max_bad)
+    _said(dataset)
     if options.out is not None:
         from vitral.report.data_page import write_stats_page
 
@@ -220,24 +234,21 @@ def _convert(arguments: Arguments) -> int:
     options = _options(ConvertOptions, arguments, "convert")
     from vitral.data.convert import convert
 
-    found = convert(_said(_whole(options.data)), Path(options.out), options.layout, options.data.threads)
+    dataset = _open(options.data, equal_classes=False)
+    found = convert(dataset, Path(options.out), options.layout, options.data.threads, options.data.max_bad)
+    _said(found.dataset)
+    counts = {name: len(split) for name, split in found.dataset.splits.items()}
     if arguments.json:
-        print(json.dumps({"path": str(found.path), "counts": found.counts, "copied": found.copied}))
+        print(json.dumps({"path": str(found.path), "counts": counts, "copied": found.copied}))
     else:
-        counts = ", ".join(f"{count:,} {name}" for name, count in found.counts.items())
-        print(f"{found.path}: {counts} images, {found.copied:,} of them copied as they were")
+        words = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+        print(f"{found.path}: {words} images, {found.copied:,} of them copied as they were")
+        order = "; the file keeps the order of the classes" if found.path.suffix == ".yaml" else ""
+        print(f"to read them: data={shlex.quote(str(found.path))}{order}")
     return 0
 
 
-def _whole(data: ReadConfig) -> Dataset:
-    """The data without damaged images, of which there may be up to data.max_bad."""
-    from vitral.data.damage import find_damage, without_damage
-
-    dataset = _open(data, equal_classes=False)
-    return without_damage(dataset, find_damage(dataset, data.threads), data.max_bad)
-
-
-def _picture(dataset: Dataset) -> Callable[[Sample], NDArray[Any] | None]:
+def _picture(dataset: Dataset) -> Picture:
     def picture(sample: Sample) -> NDArray[Any] | None:
         try:
             return dataset.splits[sample.split].read(sample.place).permute(1, 2, 0).numpy()

@@ -18,7 +18,7 @@ from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, fingerprint
 from vitral.data.duplicates import Array, duplicate_findings, finding
 from vitral.data.findings import CheckReport, Finding, Sample, in_order
-from vitral.data.label_names import disagreements, flat_folders
+from vitral.data.label_names import disagreements, flat_folders, joined_labels, shared_labels
 from vitral.data.scan import Scan, scan
 
 Normalisation = tuple[Sequence[float], Sequence[float]]
@@ -167,6 +167,19 @@ def _names(dataset: Dataset, samples: list[Sample], labels: list[tuple[str, ...]
             "data.source=filename reads these"
         )
         found.append(finding("flat-folder", text, [by_class[name][:1]], labels=len(said), images=len(by_class[name])))
+    shared = shared_labels(by_class)
+    if shared and not found:
+        text = (
+            f"the files of every class are named after the same {len(shared):,} labels ({_some(shared)}): if these are "
+            "the classes, data.source=filename reads them"
+        )
+        found.append(Finding("flat-folder", "warning", text, (), {"labels": len(shared)}))
+    for separator, joined in joined_labels(dataset.classes).items():
+        text = (
+            f"{len(joined):,} class {'name is' if len(joined) == 1 else 'names are'} several in one ({_some(joined)}): "
+            f"data.label_separator={separator!r} reads them as several labels an image"
+        )
+        found.append(finding("label-separator", text, [], classes=len(joined)))
     wrong = disagreements(samples, dataset.classes, labels)
     if wrong:
         first = samples[wrong[0]]

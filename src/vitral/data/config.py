@@ -12,6 +12,7 @@ from vitral.data.findings import known_codes
 Channels = Annotated[int, Field(ge=1, le=4)]
 Names = Annotated[tuple[str, ...], Strict(False)]
 SourceName = Literal["auto", "digits", "folder", "filename", "table", "cifar", "hf", "yaml"]
+Interpolation = Literal["bicubic", "bilinear", "lanczos"]
 MAX_PIXELS = 150_000_000  # three bytes each: 450 MB; the largest phone cameras give 108 to 200 million
 
 
@@ -90,6 +91,14 @@ class DataConfig(SourceConfig):
     )
     fit: Literal["crop", "squash"] = Field(
         default="crop", description="to the model's shape by centre crop, or by changing the aspect"
+    )
+    interpolation: Interpolation | Literal["auto"] = Field(
+        default="auto", description="filter of the resize, antialiased; auto: of init, else bicubic"
+    )
+    crop_ratio: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
+        default="auto",
+        description="resized to size / crop_ratio, then cut at the centre (timm's crop_pct); auto: of init, else 1; "
+        "training with augment.crop takes 1",
     )
     mean: Shares | Literal["auto"] = Field(
         default="auto", description="per channel, in [0,1]; auto: of the train split, or of init"

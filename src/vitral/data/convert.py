@@ -17,6 +17,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
+from vitral.config import dump_yaml
+from vitral.data.damage import without_damage
 from vitral.data.dataset import Dataset, Split
 from vitral.data.filename import DEFAULT
 from vitral.errors import UserError
@@ -27,25 +29,40 @@ _FORBIDDEN = re.compile(r'[/\\:*?"<>|\x00-\x1f]')
 
 
 class Converted(NamedTuple):
-    """What was written: the path that `data=` takes, images by split, and how many of them are copies of files."""
+    """What was written: the path that `data=` takes, the dataset without damaged images, and how many of its images are
+    copies of files."""
 
     path: Path
-    counts: dict[str, int]
+    dataset: Dataset
     copied: int
 
 
-def convert(dataset: Dataset, out: Path, layout: Layout, workers: int | None = None) -> Converted:
+def convert(dataset: Dataset, out: Path, layout: Layout, workers: int | None = None, max_bad: int = 0) -> Converted:
     """Write every image with its split and label below `out`.
 
     folder: SPLIT/CLASS/00017.png; flat: SPLIT/CLASS_00017.png; csv: SPLIT/00017.png and manifest.csv (path, label,
     split), or, where images have several labels, manifest.jsonl. The number is the image's place in its split. Images
-    that are files are copied as they are, others become PNG files of the dataset's channels. Raises UserError for a
-    folder that holds something, an image that cannot be read, class names that no file may have, and several labels an
-    image in the layouts that have room for one.
+    that are files are copied as they are, others become PNG files of the dataset's channels. Where the order of the
+    classes isn't the sorted one, or one has no image, a description OUT/OUT.yaml keeps it. Images are decoded once, and up to `max_bad` damaged ones are left out. Raises UserError for a folder that holds something, for more damaged
+    images (nothing stays written then), class names that no file may have, and several labels an image in the layouts
+    that have room for one.
     """
     _refuse(dataset, out, layout)
+    there = out.exists()
     out.mkdir(parents=True, exist_ok=True)
-    names: dict[str, list[str]] = {}
+    try:
+        return _converted(dataset, out, layout, workers, max_bad)
+    except BaseException:  # the folder was empty, so all in it is ours
+        for entry in out.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        if not there:
+            out.rmdir()
+        raise
+
+
+def _converted(dataset: Dataset, out: Path, layout: Layout, workers: int | None, max_bad: int) -> Converted:
+    written: dict[str, list[str]] = {}
+    damage: dict[str, dict[int, str]] = {}
     copied = 0
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         for name, split in dataset.splits.items():
@@ -53,13 +70,25 @@ def convert(dataset: Dataset, out: Path, layout: Layout, workers: int | None = N
             stems = [_stem(dataset, split, name, index, layout, digits) for index in range(len(split))]
             for folder in {str(Path(stem).parent) for stem in stems}:
                 (out / folder).mkdir(parents=True, exist_ok=True)
-            endings = list(
-                pool.map(lambda index, s=split, t=stems: _write(s, index, out / t[index]), range(len(split)))
-            )
-            names[name] = [stem + ending for stem, (ending, _) in zip(stems, endings, strict=True)]
-            copied += sum(copy for _, copy in endings)
-    path = _manifest(dataset, out, names) if layout == "csv" else out
-    return Converted(path, {name: len(split) for name, split in dataset.splits.items()}, copied)
+            done = list(pool.map(lambda index, s=split, t=stems: _write(s, index, out / t[index]), range(len(split))))
+            written[name] = [stem + one.ending for stem, one in zip(stems, done, strict=True) if one.damage is None]
+            damage[name] = {index: one.damage for index, one in enumerate(done) if one.damage is not None}
+            copied += sum(one.copy for one in done)
+    dataset = without_damage(dataset, damage, max_bad)
+    path = _manifest(dataset, out, written) if layout == "csv" else out
+    return Converted(_described(dataset, out, path, layout), dataset, copied)
+
+
+def _described(dataset: Dataset, out: Path, path: Path, layout: Layout) -> Path:
+    """The path to read, or a description of it that keeps the classes, where reading alone would not."""
+    counts_K = sum(split.class_counts(len(dataset.classes)) for split in dataset.splits.values())
+    if list(dataset.classes) == sorted(dataset.classes) and np.all(counts_K):
+        return path
+    source = {"folder": "folder", "flat": "filename", "csv": "table"}[layout]
+    tree = {"source": source, "path": path.name if layout == "csv" else ".", "classes": list(dataset.classes)}
+    described = out / f"{out.resolve().name}.yaml"
+    described.write_text(dump_yaml(tree), encoding="utf-8")
+    return described
 
 
 def _refuse(dataset: Dataset, out: Path, layout: Layout) -> None:
@@ -93,16 +122,27 @@ def _stem(dataset: Dataset, split: Split, name: str, index: int, layout: Layout,
     return f"{name}/{label}/{number}" if layout == "folder" else f"{name}/{label}_{number}"
 
 
-def _write(split: Split, index: int, path: Path) -> tuple[str, bool]:
-    """Write one image; returns the ending of its name, and whether it is a copy."""
+class _Written(NamedTuple):
+    """One image: the ending of its name, whether it is a copy; or what is wrong with it."""
+
+    ending: str = ""
+    copy: bool = False
+    damage: str | None = None
+
+
+def _write(split: Split, index: int, path: Path) -> _Written:
+    try:
+        image_CHW = split.read(index)
+    except UserError as error:
+        return _Written(damage=error.what)
     file = split.file(index) if split.file is not None else None
     if isinstance(file, str):
         ending = os.path.splitext(file)[1].lower() or ".img"
         shutil.copyfile(file, f"{path}{ending}")
-        return ending, True
-    pixels_HWC = np.ascontiguousarray(split.read(index).numpy().transpose(1, 2, 0))
+        return _Written(ending, True)
+    pixels_HWC = np.ascontiguousarray(image_CHW.numpy().transpose(1, 2, 0))
     Image.fromarray(pixels_HWC[..., 0] if pixels_HWC.shape[2] == 1 else pixels_HWC).save(f"{path}.png")
-    return ".png", False
+    return _Written(".png")
 
 
 def _manifest(dataset: Dataset, out: Path, names: dict[str, list[str]]) -> Path:

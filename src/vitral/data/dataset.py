@@ -35,7 +35,8 @@ class Split:
     sample, relative to the dataset. read(i): image i as uint8 [C, H, W] at its own size with the dataset's channel
     count; raises UserError, naming it, for an unreadable one; safe to call from many threads, and to send to other
     processes. size(i): its (height, width) without decoding, if cheap. file(i): where it is a file, its path or bytes;
-    a part of it can then be read alone.
+    a part of it can then be read alone. content(i): where it is none, what tells it from others whatever the number of
+    channels that it is read with, as bytes.
     """
 
     labels_N: Labels
@@ -43,6 +44,7 @@ class Split:
     read: Callable[[int], Tensor]
     size: Callable[[int], tuple[int, int]] | None = None
     file: Callable[[int], str | bytes] | None = None
+    content: Callable[[int], bytes] | None = None
 
     def __post_init__(self) -> None:
         assert self.labels_N.dtype == (np.bool_ if self.multi_label else np.int64), self.labels_N.dtype
@@ -72,6 +74,7 @@ class Split:
             partial(_at, self.read, places),
             None if self.size is None else partial(_at, self.size, places),
             None if self.file is None else partial(_at, self.file, places),
+            None if self.content is None else partial(_at, self.content, places),
         )
 
 
@@ -139,8 +142,9 @@ def memory_split(images_NCHW: Pixels, labels_N: Labels, names: Sequence[str], ch
     assert len(images_NCHW) == len(labels_N)
     height, width = images_NCHW.shape[2:]
     return Split(
-        labels_N, names, partial(_from_memory, images_NCHW, channels), partial(_constant_size, (height, width))
-    )
+        labels_N, names, partial(_from_memory, images_NCHW, channels), partial(_constant_size, (height, width)),
+        content=partial(_bytes, images_NCHW),
+    )  # fmt: skip
 
 
 def fingerprint(parts: Iterable[bytes | memoryview]) -> str:
@@ -167,6 +171,10 @@ def _shape(image_CHW: Tensor) -> tuple[int, int]:
 
 def _constant_size(size: tuple[int, int], index: int) -> tuple[int, int]:
     return size
+
+
+def _bytes(images_NCHW: Pixels, index: int) -> bytes:
+    return images_NCHW[index].tobytes()
 
 
 def _from_memory(images_NCHW: Pixels, channels: int, index: int) -> Tensor:

@@ -7,34 +7,14 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from vitral.data.config import DataConfig
-from vitral.data.dataset import Dataset, fingerprint
-from vitral.data.decode import Decoding, colour
-from vitral.data.files import (
-    SPLIT_OF,
-    class_map,
-    file_channels,
-    file_split,
-    hidden,
-    indices,
-    is_image,
-    some,
-    split_folders,
-    walk,
-)
+from vitral.data.dataset import SPLITS, Dataset
+from vitral.data.files import SPLIT_OF, LabelledFile, files_dataset, hidden, is_image, some, split_folders, walk
 from vitral.errors import UserError
 
 # label_index.ext, where the label may hold underscores; cat-7.png and cat.7.png too.
 DEFAULT = r"(?:^|/)(?P<label>[^/]+?)[_.-]\d+(?:\.[A-Za-z]\w*)?$"
-
-
-class _File(NamedTuple):
-    name: str  # below the dataset's folder, with "/"
-    bytes: int
-    label: str
-    split: str
 
 
 def fits(names: Sequence[str]) -> tuple[str, ...] | None:
@@ -74,34 +54,14 @@ def open_filename(config: DataConfig) -> Dataset:
     paths = sorted(walk(root, ignored))
     if not paths:
         raise UserError("no images here", where=str(root), wanted="image files named label_index.ext")
-    files = _match([(Path(path).relative_to(root).as_posix(), size) for path, size in paths], config, root)
-    splits = {split: [file for file in files if file.split == split] for split in ("train", "val", "test")}
-    splits = {split: found for split, found in splits.items() if found}
+    splits = _match([(Path(path).relative_to(root).as_posix(), size) for path, size in paths], config, root)
     if "train" not in splits:
         raise UserError(f"images for {' and '.join(splits)} but none for train", where=str(root))
-    index_of = class_map((file.label for file in files), config.classes, str(root))
-    channels = file_channels(root, [file.name for file in splits["train"]], config)
-    rules = Decoding(colour(config.background), config.max_pixels)
-    return Dataset(
-        name=root.resolve().name,
-        classes=tuple(index_of),
-        splits={
-            split: file_split(
-                root, [file.name for file in found], indices([file.label for file in found], index_of), channels, rules
-            )
-            for split, found in splits.items()
-        },
-        channels=channels,
-        notes=(
-            f"classes from file names: {some(index_of, 20)}",
-            *(f"ignored {count} {what}" for what, count in sorted(ignored.items())),
-        ),
-        fingerprint=fingerprint(
-            os.fsencode(f"{split}\0{file.name}\0{file.label}\0{file.bytes}")
-            for split, found in splits.items()
-            for file in found
-        ),
-    )
+    said = [f"ignored {count} {what}" for what, count in sorted(ignored.items())]
+    return files_dataset(
+        root, splits, (file.label for files in splits.values() for file in files), config,
+        lambda classes: (f"classes from file names: {some(classes, 20)}", *said),
+    )  # fmt: skip
 
 
 def _pattern(config: DataConfig) -> re.Pattern[str]:
@@ -117,11 +77,11 @@ def _pattern(config: DataConfig) -> re.Pattern[str]:
     return pattern
 
 
-def _match(paths: list[tuple[str, int]], config: DataConfig, root: Path) -> list[_File]:
-    """Every file with its class and split."""
+def _match(paths: list[tuple[str, int]], config: DataConfig, root: Path) -> dict[str, list[LabelledFile]]:
+    """Every file with its class, by split: those that there are, train first."""
     pattern = _pattern(config)
     folders = {path.name: split for split, path in split_folders(root).items()}
-    files, misfits, splits = list[_File](), list[str](), dict[str, str]()
+    files, misfits, unknown = dict[str, list[LabelledFile]](), list[str](), dict[str, str]()
     for name, size in paths:
         match = pattern.search(name)
         if match is None or not match["label"]:
@@ -130,14 +90,14 @@ def _match(paths: list[tuple[str, int]], config: DataConfig, root: Path) -> list
         if "split" in pattern.groupindex:
             split = SPLIT_OF.get(match["split"] or "")
             if split is None:
-                splits[name] = repr(match["split"])
+                unknown[name] = repr(match["split"])
                 continue
         else:
             split = folders.get(name.split("/")[0], None if folders else "train")
             if split is None:
                 misfits.append(name)
                 continue
-        files.append(_File(name, size, match["label"], split))
+        files.setdefault(split, []).append(LabelledFile(name, match["label"], size))
     if misfits:
         says = "lie outside of train, val and test, or have" if folders else "have"
         raise UserError(
@@ -145,10 +105,10 @@ def _match(paths: list[tuple[str, int]], config: DataConfig, root: Path) -> list
             where=str(root), wanted=config.pattern or "label_index.ext, such as cat_00017.png",
             hint="data.pattern='(?P<label>...)...' is another regular expression; its group `label` is the class.",
         )  # fmt: skip
-    if splits:
-        name, got = next(iter(splits.items()))
+    if unknown:
+        name, got = next(iter(unknown.items()))
         raise UserError(
-            f"{len(splits)} images of unknown splits, such as {name}", where="data.pattern", got=got,
+            f"{len(unknown)} images of unknown splits, such as {name}", where="data.pattern", got=got,
             wanted=", ".join(SPLIT_OF),
         )  # fmt: skip
-    return files
+    return {split: files[split] for split in SPLITS if split in files}

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from vitral.data.config import DataConfig
-from vitral.data.dataset import Labels, Split, spaced
-from vitral.data.decode import GREY_MODES, PLUGINS, Decoding, Source, decode, header, readable_extensions
+from vitral.data.dataset import Dataset, Labels, Split, fingerprint, spaced
+from vitral.data.decode import GREY_MODES, PLUGINS, Decoding, Source, colour, decode, header, readable_extensions
 from vitral.errors import UserError
 
 SPLIT_FOLDERS = {
@@ -123,6 +124,37 @@ def file_split(root: Path, names: list[str], labels_N: Labels, channels: int, ru
     """A split of the image files `names` below `root`."""
     read, size = partial(_read, str(root), names, channels, rules), partial(_size, str(root), names)
     return Split(labels_N, names, read, size, partial(_path, str(root), names))
+
+
+class LabelledFile(NamedTuple):
+    """An image file of a class; its name is below the dataset's folder, with "/"."""
+
+    name: str
+    label: str
+    bytes: int
+
+
+def files_dataset(
+    root: Path,
+    found: Mapping[str, Sequence[LabelledFile]],
+    classes: Iterable[str],
+    config: DataConfig,
+    notes: Callable[[Sequence[str]], Iterable[str]],
+) -> Dataset:
+    """The dataset of these files, by split. Class indices follow `config.classes`, or the sorted `classes`; `notes`
+    gets them in this order. The fingerprint covers split, path, class and size in bytes of each file, not the pixels."""
+    index_of = class_map(classes, config.classes, str(root))
+    channels = file_channels(root, [file.name for file in found["train"]], config)
+    rules = Decoding(colour(config.background), config.max_pixels)
+    splits: dict[str, Split] = {}
+    for split, files in found.items():
+        labels_N = indices([file.label for file in files], index_of)
+        splits[split] = file_split(root, [file.name for file in files], labels_N, channels, rules)
+    content = (f"{split}\0{file.name}\0{file.label}\0{file.bytes}" for split in found for file in found[split])
+    return Dataset(
+        name=root.resolve().name, classes=tuple(index_of), splits=splits, channels=channels,
+        notes=tuple(notes(tuple(index_of))), fingerprint=fingerprint(map(os.fsencode, content)),
+    )  # fmt: skip
 
 
 def file_channels(root: Path, names: Sequence[str], config: DataConfig) -> int:

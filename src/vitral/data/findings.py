@@ -12,11 +12,13 @@ Severity = Literal["error", "warning"]
 
 # Code: how grave, and what it says. Codes are part of the interface (check.allow): they are never renamed.
 CODES: dict[str, tuple[Severity, str]] = {
+    "layout": ("error", "data that cannot be opened as they are laid out, or no images"),
     "one-class": ("error", "only one class has training images"),
     "empty-class": ("error", "a class without a single image"),
     "split-classes": ("error", "splits that do not hold the same classes"),
     "flat-folder": ("error", "a folder taken for a class, though its file names carry several labels"),
     "name-label": ("error", "a file or folder name that says another class than the label"),
+    "label-separator": ("warning", "class names that are several class names in one: cat;dog"),
     "damaged": ("error", "images that cannot be decoded, more than data.max_bad"),
     "duplicates-across": ("error", "the same pixels in more than one split"),
     "duplicates-labels": ("error", "the same pixels with different labels"),
@@ -125,6 +127,11 @@ class CheckReport:
             tuple(tree["mean"]), tuple(tree["std"]),
         )  # fmt: skip
 
+    @staticmethod
+    def refused(name: str, message: str) -> CheckReport:
+        """The report of data that could not even be opened."""
+        return CheckReport(name, "", {}, (Finding("layout", "error", message),), {}, (), ())
+
     def with_max_bad(self, max_bad: int) -> CheckReport:
         """Up to `max_bad` damaged images are only a warning: they are left out, not replaced."""
         if sum(map(len, self.damaged.values())) > max_bad:
@@ -140,7 +147,9 @@ def in_order(findings: Any) -> tuple[Finding, ...]:
 
 
 def known_codes(codes: tuple[str, ...]) -> tuple[str, ...]:
-    """These codes. Raises ValueError, with the nearest, for one that no check gives, and for damaged images."""
+    """These codes. Raises ValueError, with the nearest, for one that no check gives or nobody may allow."""
+    if "layout" in codes:
+        raise ValueError("data that cannot be opened cannot be trained on")
     if "damaged" in codes:
         raise ValueError("damaged images are never trained on: data.max_bad=N leaves out up to N of them")
     for code in codes:

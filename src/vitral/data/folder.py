@@ -8,23 +8,15 @@ from __future__ import annotations
 import os
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
 from vitral.data.config import DataConfig
-from vitral.data.dataset import Dataset, fingerprint
-from vitral.data.decode import Decoding, colour
+from vitral.data.dataset import Dataset
 from vitral.data.filename import fits
-from vitral.data.files import class_map, file_channels, file_split, hidden, indices, is_image, some, split_folders, walk
+from vitral.data.files import LabelledFile, files_dataset, hidden, is_image, some, split_folders, walk
 from vitral.errors import UserError
 
 LAYOUT = "DIR/<class>/*.png, or DIR/train/<class>/*.png with val and test beside train"
-_ENDINGS = "files that end in .png, .jpg, .jpeg, .webp, .tif, .bmp, .gif or another image format"
-
-
-class _File(NamedTuple):
-    name: str  # below the dataset's folder, with "/"
-    label: str
-    bytes: int
+IMAGE_FILES = "files that end in .png, .jpg, .jpeg, .webp, .tif, .bmp, .gif or another image format"
 
 
 def open_folder(config: DataConfig) -> Dataset:
@@ -33,32 +25,17 @@ def open_folder(config: DataConfig) -> Dataset:
 
     A file is an image by the ending of its name or, where that says nothing, by its first bytes. channels "auto": 1 if
     the headers of all train images (up to 2,000, evenly spaced) say grey, else 3. The fingerprint covers relative path,
-    class and size in bytes of every file, not the pixels. Raises UserError where there is no image, no class folder, an
-    empty class, or where the classes stand in the file names instead.
+    class and size in bytes of every file, not the pixels. An empty folder is a class too. Raises UserError where there
+    is no image, or no class folder.
     """
     assert config.path is not None
     root = Path(config.path).expanduser()
     ignored: Counter[str] = Counter()
-    found = {split: _scan(root, folder, ignored) for split, folder in _split_folders(root, ignored).items()}
-    index_of = class_map((file.label for files in found.values() for file in files), config.classes, str(root))
-    _not_flat(root, found)
-    channels = file_channels(root, [file.name for file in found["train"]], config)
-    rules = Decoding(colour(config.background), config.max_pixels)
-    return Dataset(
-        name=root.resolve().name,
-        classes=tuple(index_of),
-        splits={
-            split: file_split(
-                root, [file.name for file in files], indices([file.label for file in files], index_of), channels, rules
-            )
-            for split, files in found.items()
-        },
-        channels=channels,
-        notes=tuple(f"ignored {count} {what}" for what, count in sorted(ignored.items())),
-        fingerprint=fingerprint(
-            os.fsencode(f"{split}\0{file.name}\0{file.label}\0{file.bytes}") for split in found for file in found[split]
-        ),
-    )
+    folders = _split_folders(root, ignored)
+    labels = {split: _class_folders(folder) for split, folder in folders.items()}
+    found = {split: _scan(root, folder, labels[split], ignored) for split, folder in folders.items()}
+    said = [f"ignored {count} {what}" for what, count in sorted(ignored.items())]
+    return files_dataset(root, found, (label for own in labels.values() for label in own), config, lambda _: said)
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -81,14 +58,16 @@ def _split_folders(root: Path, ignored: Counter[str]) -> dict[str, Path]:
     return splits
 
 
-def _scan(root: Path, folder: Path, ignored: Counter[str]) -> list[_File]:
+def _class_folders(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not hidden(path.name))
+
+
+def _scan(root: Path, folder: Path, labels: list[str], ignored: Counter[str]) -> list[LabelledFile]:
     """Every image below the class folders of one split, sorted by class, then name."""
-    files: list[_File] = []
-    empty: list[str] = []
-    for label in sorted(path.name for path in folder.iterdir() if path.is_dir() and not hidden(path.name)):
+    files: list[LabelledFile] = []
+    for label in labels:
         paths = sorted(walk(folder / label, ignored))
-        empty.extend([] if paths else [label])
-        files += [_File(Path(path).relative_to(root).as_posix(), label, size) for path, size in paths]
+        files += [LabelledFile(Path(path).relative_to(root).as_posix(), label, size) for path, size in paths]
     loose = [
         entry.name
         for entry in os.scandir(folder)
@@ -99,16 +78,14 @@ def _scan(root: Path, folder: Path, ignored: Counter[str]) -> list[_File]:
             f"{len(loose)} images lie directly in this folder, so their classes are unknown (one is {min(loose)})",
             where=str(folder), wanted=LAYOUT, hint=_flat_hint(folder),
         )  # fmt: skip
-    if empty:
-        raise UserError(f"class folders without images: {some(empty)}", where=str(folder), wanted=_ENDINGS)
     if not files:
-        raise UserError("no images here", where=str(folder), wanted=f"{LAYOUT} ({_ENDINGS})")
+        raise UserError("no images here", where=str(folder), wanted=f"{LAYOUT} ({IMAGE_FILES})")
     ignored.update({f"image(s) outside of the class folders, in {folder.name}": len(loose)} if loose else {})
     return files
 
 
 def _has_folders(path: Path) -> bool:
-    return any(child.is_dir() and not hidden(child.name) for child in path.iterdir())
+    return bool(_class_folders(path))
 
 
 def _flat_hint(folder: Path) -> str | None:
@@ -118,17 +95,3 @@ def _flat_hint(folder: Path) -> str | None:
     if labels is None:
         return None
     return f"Their names tell {len(labels)} classes ({some(labels, 5)}): data.source=filename reads them."
-
-
-def _not_flat(root: Path, found: dict[str, list[_File]]) -> None:
-    """Raises UserError for a flat folder that was put inside one folder and so looks like one class."""
-    if len({file.label for files in found.values() for file in files}) > 1:
-        return
-    labels = fits([os.path.basename(file.name) for files in found.values() for file in files])
-    if labels is None:
-        return
-    label = found["train"][0].label
-    raise UserError(
-        f"one class folder, {label}, whose file names tell {len(labels)} classes: {some(labels)}", where=str(root),
-        wanted=LAYOUT, hint=f"data.source=filename reads the classes from the names of the files below {root}.",
-    )  # fmt: skip

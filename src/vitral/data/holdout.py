@@ -1,29 +1,95 @@
 """A validation split where the data bring none: held out of train, each class in proportion, always the same.
 
-Shape letters: N samples, K classes, 2 sides (kept, held out).
+Exact copies of an image (equal files; or equal pixels, where images are no files) stay on one side: no image that is
+trained on is also judged by. Shape letters: N samples, U distinct ones, K classes, 2 sides (kept, held out).
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
-from vitral.data.dataset import Dataset, Labels
-from vitral.data.files import some
+from vitral.data.dataset import Dataset, Labels, Split
+from vitral.data.files import size_in_bytes, some
 from vitral.errors import UserError
 
+Array = np.ndarray[Any, np.dtype[Any]]
+
+T = TypeVar("T")
+
 VAL_SEED = 0
+_PART = 256  # images a task
 
 
-def stratified(labels_N: Labels, fraction: float, seed: int) -> Labels:
+def first_copies(split: Split) -> Array:
+    """Where the first exact copy of each sample stands [N]; its own place, where there is no other.
+
+    Copies are equal files, byte by byte; of images that are no files, equal pixels as the source holds them. Only files
+    of equal size are read. One that cannot be read is no copy of another.
+    """
+    places = list(range(len(split)))
+    if split.content is None and split.file is not None:
+        sizes = _each(partial(_size, split.file), places)
+        _, inverse_N, counts_S = np.unique(np.array(sizes, np.int64), return_inverse=True, return_counts=True)
+        places = np.flatnonzero(counts_S[inverse_N] > 1).tolist()
+    first_N = np.arange(len(split))
+    seen: dict[bytes, int] = {}
+    for place, digest in zip(places, _each(partial(_digest, split), places), strict=True):
+        if digest is not None:
+            first_N[place] = seen.setdefault(digest, place)
+    return first_N
+
+
+def _each(function: Callable[[int], T], places: list[int]) -> list[T]:
+    """What the function gives for each place, in threads: files are waited for together."""
+    parts = [places[start : start + _PART] for start in range(0, len(places), _PART)]
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        return [found for part in pool.map(lambda part: [function(place) for place in part], parts) for found in part]
+
+
+def _size(file: Callable[[int], str | bytes], index: int) -> int:
+    """In bytes; -1 for what is not there."""
+    try:
+        found = file(index)
+    except UserError:
+        return -1
+    return size_in_bytes(found) if isinstance(found, str) else len(found)
+
+
+def _digest(split: Split, index: int) -> bytes | None:
+    try:
+        if split.content is not None:
+            content: Any = split.content(index)
+        elif split.file is not None:
+            content = split.file(index)
+            content = Path(content).read_bytes() if isinstance(content, str) else content
+        else:
+            content = split.read(index).numpy().tobytes()
+    except (OSError, UserError):
+        return None
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def stratified(labels_N: Labels, fraction: float, seed: int, first_N: Array | None = None) -> Labels:
     """Places, ascending, of round(fraction x n) samples: each class in proportion, to within one where it can be.
 
-    Each class keeps at least one sample on both sides, so the number is raised or lowered to what that needs. Every
-    class that occurs must occur twice or more.
+    Each class keeps at least one sample on both sides, so the number is raised or lowered to what that needs. With
+    `first_N` (see `first_copies`) copies stay together, and count for the class of the first; a group that would exceed
+    its class's share is kept, so that up to a group's size less is held out. Every class that occurs must do so twice
+    or more, copies not counted.
     """
-    occurs_K, inverse_N, counts_K = np.unique(labels_N, return_inverse=True, return_counts=True)
-    assert counts_K.min() >= 2, "a class with one sample"
+    size_N = np.bincount(np.arange(len(labels_N)) if first_N is None else first_N, minlength=len(labels_N))
+    own_N = labels_N if first_N is None else labels_N[first_N]
+    occurs_K, inverse_N, counts_K = np.unique(own_N, return_inverse=True, return_counts=True)
+    assert np.bincount(inverse_N[size_N > 0]).min() >= 2, "a class with one distinct sample"
     total = min(max(round(fraction * len(labels_N)), len(occurs_K)), len(labels_N) - len(occurs_K))
     ideal_K = total * counts_K / len(labels_N)
     take_K = np.clip(np.floor(ideal_K).astype(np.int64), 1, counts_K - 1)
@@ -32,60 +98,86 @@ def stratified(labels_N: Labels, fraction: float, seed: int) -> Labels:
     while take_K.sum() > total:
         take_K[np.argmin(np.where(take_K > 1, ideal_K - take_K, np.inf))] -= 1
     order_N = np.random.RandomState(seed).permutation(len(labels_N))  # RandomState: its numbers never change with NumPy
-    by_class_N = order_N[np.argsort(inverse_N[order_N], kind="stable")]
-    first_K = np.cumsum(counts_K) - counts_K
-    taken = [by_class_N[first : first + take] for first, take in zip(first_K, take_K, strict=True)]
-    return np.sort(np.concatenate(taken)).astype(np.int64)
+    order_U = order_N[size_N[order_N] > 0]
+    by_class_U = order_U[np.argsort(inverse_N[order_U], kind="stable")]
+    taken_N = np.zeros(len(labels_N), bool)
+    for own_U, take in zip(np.split(by_class_U, np.cumsum(np.bincount(inverse_N[order_U]))[:-1]), take_K, strict=True):
+        taken_N[_filling(own_U, size_N[own_U], int(take))] = True
+    return np.flatnonzero(taken_N if first_N is None else taken_N[first_N])
 
 
-def iteratively_stratified(labels_NK: Labels, fraction: float, seed: int) -> Labels:
+def _filling(places_U: Array, size_U: Array, room: int) -> Array:
+    """The first of these places, each with its group, as long as there is room for it; at least the smallest one."""
+    chosen: list[int] = []
+    for place, size in enumerate(size_U.tolist()):
+        if not room:
+            break
+        if size <= room:
+            chosen.append(place)
+            room -= size
+    return places_U[chosen or [int(np.argmin(size_U))]]
+
+
+def iteratively_stratified(labels_NK: Labels, fraction: float, seed: int, first_N: Array | None = None) -> Labels:
     """The same for multi-label data: places, ascending, of about round(fraction x n) samples.
 
-    Samples are dealt out class by class, the one with the fewest undealt samples first, each to the side that still
-    wants more of it. Sechidis et al. 2011 (ECML PKDD, "On the stratification of multi-label data"), for two sides.
-    Every class that occurs must occur twice or more.
+    Samples are dealt out class by class, the one with the fewest undealt samples first, each (with its copies) to the
+    side that still wants more of it. Sechidis et al. 2011 (ECML PKDD, "On the stratification of multi-label data"), for
+    two sides. Every class that occurs must occur twice or more, copies not counted.
     """
-    order_N = np.random.RandomState(seed).permutation(len(labels_NK))
-    hot_NK = labels_NK[order_N]
-    total = min(max(round(fraction * len(hot_NK)), 1), len(hot_NK) - 1)
-    wanted_2K = np.outer([1 - total / len(hot_NK), total / len(hot_NK)], hot_NK.sum(axis=0))
-    wanted_2 = np.array([len(hot_NK) - total, total], np.float64)
-    side_N = np.full(len(hot_NK), -1)
+    count = len(labels_NK)
+    size_N = np.bincount(np.arange(count) if first_N is None else first_N, minlength=count)
+    order_N = np.random.RandomState(seed).permutation(count)
+    order_U = order_N[size_N[order_N] > 0]
+    hot_UK, size_U = labels_NK[order_U], size_N[order_U]
+    total = min(max(round(fraction * count), 1), count - 1)
+    wanted_2K = np.outer([1 - total / count, total / count], size_U @ hot_UK)
+    wanted_2 = np.array([count - total, total], np.float64)
+    side_U = np.full(len(hot_UK), -1)
     while True:
-        left_K = hot_NK[side_N < 0].sum(axis=0)
+        left_K = hot_UK[side_U < 0].sum(axis=0)
         if not left_K.any():
             break
         label = int(np.argmin(np.where(left_K > 0, left_K, np.inf)))
-        for place in np.flatnonzero(hot_NK[:, label] & (side_N < 0)).tolist():
+        for place in np.flatnonzero(hot_UK[:, label] & (side_U < 0)).tolist():
             side = int((wanted_2K[1, label], wanted_2[1]) > (wanted_2K[0, label], wanted_2[0]))
-            side_N[place] = side
-            wanted_2K[side] -= hot_NK[place]
-            wanted_2[side] -= 1
-    bare = np.flatnonzero(side_N < 0)  # samples without any class fill up what is still wanted
-    side_N[bare] = np.arange(len(bare)) < round(wanted_2[1])
-    for label in np.flatnonzero(hot_NK.any(axis=0)).tolist():
-        own = np.flatnonzero(hot_NK[:, label])
+            side_U[place] = side
+            wanted_2K[side] -= size_U[place] * hot_UK[place]
+            wanted_2[side] -= size_U[place]
+    bare = np.flatnonzero(side_U < 0)  # samples without any class fill up what is still wanted
+    side_U[bare] = np.cumsum(size_U[bare]) <= round(wanted_2[1])
+    for label in np.flatnonzero(hot_UK.any(axis=0)).tolist():
+        own = np.flatnonzero(hot_UK[:, label])
         for side in (0, 1):  # a rare class that ended on one side alone
-            if (side_N[own] != side).all():
-                side_N[own[0]] = side
-    return np.sort(order_N[side_N == 1]).astype(np.int64)
+            if (side_U[own] != side).all():
+                side_U[own[0]] = side
+    taken_N = np.zeros(count, bool)
+    taken_N[order_U[side_U == 1]] = True
+    return np.flatnonzero(taken_N if first_N is None else taken_N[first_N])
 
 
 def with_validation(dataset: Dataset, fraction: float) -> Dataset:
-    """The dataset with a part of its train split held out as "val", and a note that says so."""
+    """The dataset with a part of its train split held out as "val", exact copies on one side, and a note that says so.
+
+    Raises UserError for classes with one image, copies not counted."""
     train = dataset.splits["train"]
+    first_N = first_copies(train)
+    copies = int((first_N != np.arange(len(train))).sum())
     counts_K = train.class_counts(len(dataset.classes))
-    single = [name for name, count in zip(dataset.classes, counts_K, strict=True) if count == 1]
+    labels_U = train.labels_N[first_N == np.arange(len(train))]
+    distinct_K = labels_U.sum(axis=0) if train.multi_label else np.bincount(labels_U, minlength=len(counts_K))
+    single = [name for name, n, all_n in zip(dataset.classes, distinct_K, counts_K, strict=True) if all_n and n < 2]
     if single:
         raise UserError(
             f"one image is too few to train on and to hold one out for validation: {some(single)}",
             where=dataset.name,
-            wanted="2 or more images a class, or a validation split",
+            wanted=f"2 or more {'different ' if copies else ''}images a class, or a validation split",
         )
     choose = iteratively_stratified if train.multi_label else stratified
-    held_out = choose(train.labels_N, fraction, VAL_SEED)
+    held_out = choose(train.labels_N, fraction, VAL_SEED, first_N)
     kept = np.setdiff1d(np.arange(len(train)), held_out)
     splits = {"train": train.subset(kept), "val": train.subset(held_out)}
     splits |= {name: split for name, split in dataset.splits.items() if name not in splits}
     note = f"no validation split: {len(held_out)} of {len(train)} train images held out, stratified, seed {VAL_SEED}"
+    note += f"; {copies} exact copies on the side of their originals" if copies else ""
     return replace(dataset, splits=splits, notes=(*dataset.notes, note))

@@ -22,6 +22,7 @@ from vitral.data.crop import box_matrix
 from vitral.data.dataset import Split
 from vitral.data.mixing import GROUP, Mixer
 from vitral.data.reading import ImageReader, Index, RandomCrop, Reading, Request
+from vitral.data.resize import Fit
 from vitral.data.sampling import Sampler
 from vitral.data.workers import AHEAD, Pool, make_pool
 from vitral.errors import UserError
@@ -42,7 +43,7 @@ class ImageStore:
         self,
         split: Split,
         size: tuple[int, int],
-        fit: str,
+        fit: Fit,
         *,
         exact: bool,
         workers: int,

@@ -18,7 +18,7 @@ from vitral.data.config import MAX_PIXELS
 from vitral.data.crop import draw_boxes
 from vitral.data.crop_decode import Box, random_crops
 from vitral.data.dataset import Split
-from vitral.data.resize import fit_image, fit_image_fast
+from vitral.data.resize import Fit, fit_image, fit_image_fast
 
 Index = np.ndarray[Any, np.dtype[np.int64]]
 # Images whose files are held and whose boxes are drawn together.
@@ -65,7 +65,7 @@ class ImageReader:
 
     split: Split
     size: tuple[int, int]
-    fit: str
+    fit: Fit
     exact: bool
     channels: int
     crop: RandomCrop | None = None

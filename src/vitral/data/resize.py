@@ -5,9 +5,14 @@ Shape letters: C channels, H height, W width.
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from vitral.errors import UserError
 
 Size = tuple[int, int]
 # Beyond this many times the target's own aspect the ends of a picture are cut off first: the centre crop never sees
@@ -15,18 +20,29 @@ Size = tuple[int, int]
 _LONGEST = 8
 
 
-def fit_image(image_CHW: Tensor, size: Size, fit: str) -> Tensor:
+class Fit(NamedTuple):
+    """How an image is brought to the model's size.
+
+    mode "crop": scaled until it covers size / crop_ratio, keeping its aspect, then cut at the centre; "squash": each
+    side scaled to size / crop_ratio by itself, then cut. interpolation: bicubic, bilinear or lanczos, antialiased, with
+    Pillow's filters. crop_ratio: (0,1]; torchvision's 256 then 224 is 0.875, timm calls it crop_pct.
+    """
+
+    mode: str = "crop"
+    interpolation: str = "bicubic"
+    crop_ratio: float = 1.0
+
+
+def fit_image(image_CHW: Tensor, size: Size, fit: Fit) -> Tensor:
     """A uint8 image [C, H, W] as float32 [C, height, width] in [0,1], size = (height, width) in pixels.
 
-    fit "crop": scaled until it covers the size, keeping its aspect, then cut at the centre; "squash": each side scaled
-    by itself. Antialiased bicubic (a = -0.5, as Pillow's) in float32, clamped to [0,1]; an image that already has the
-    size is exactly image / 255.
+    Resized in float32, clamped to [0,1]; an image that already has the size / crop_ratio is exactly image / 255.
     """
     assert image_CHW.dtype == torch.uint8, image_CHW.dtype
     return _fit(image_CHW.float() / 255, size, fit).clamp_(0, 1)
 
 
-def fit_image_fast(image_CHW: Tensor, size: Size, fit: str) -> Tensor:
+def fit_image_fast(image_CHW: Tensor, size: Size, fit: Fit) -> Tensor:
     """The same in uint8 arithmetic, uint8 in and out: for training only.
 
     It rounds and clamps between the two passes, and so differs from `fit_image` by up to 0.08 of the range on noise.
@@ -35,25 +51,29 @@ def fit_image_fast(image_CHW: Tensor, size: Size, fit: str) -> Tensor:
     return _fit(image_CHW, size, fit)
 
 
-def _fit(image_CHW: Tensor, size: Size, fit: str) -> Tensor:
-    assert fit in ("crop", "squash"), fit
-    if fit == "squash":
-        return _resize(image_CHW, size)
-    height, width = size
-    image_CHW = _shorten(image_CHW, size)
-    _, h, w = image_CHW.shape
-    if h * width <= w * height:  # the height decides; integers, so that no rounding falls short of the size
-        resized_CHW = _resize(image_CHW, (height, w * height // h))
+def _fit(image_CHW: Tensor, size: Size, fit: Fit) -> Tensor:
+    assert fit.mode in ("crop", "squash"), fit
+    # Rounded down as timm does; the millionth keeps 224 / (224 / 232) from becoming 231.
+    height, width = (math.floor(side / fit.crop_ratio + 1e-6) for side in size)
+    if fit.mode == "squash":
+        resized_CHW = _resize(image_CHW, (height, width), fit.interpolation)
     else:
-        resized_CHW = _resize(image_CHW, (h * width // w, width))
-    top, left = round((resized_CHW.shape[1] - height) / 2), round((resized_CHW.shape[2] - width) / 2)
-    return resized_CHW[:, top : top + height, left : left + width].contiguous()
+        image_CHW = _shorten(image_CHW, (height, width))
+        _, h, w = image_CHW.shape
+        high = h * width <= w * height  # the height decides; integers, so that no rounding falls short of the size
+        covering = (height, w * height // h) if high else (h * width // w, width)
+        resized_CHW = _resize(image_CHW, covering, fit.interpolation)
+    top, left = (round((have - want) / 2) for have, want in zip(resized_CHW.shape[1:], size, strict=True))
+    return resized_CHW[:, top : top + size[0], left : left + size[1]].contiguous()
 
 
-def _resize(image_CHW: Tensor, size: Size) -> Tensor:
+def _resize(image_CHW: Tensor, size: Size, interpolation: str) -> Tensor:
     if tuple(image_CHW.shape[1:]) == size:
         return image_CHW
-    return F.interpolate(image_CHW[None], size, mode="bicubic", antialias=True, align_corners=False)[0]
+    try:
+        return F.interpolate(image_CHW[None], size, mode=interpolation, antialias=True, align_corners=False)[0]
+    except NotImplementedError:
+        raise UserError(f"this version of torch cannot resize so: {torch.__version__}", got=interpolation) from None
 
 
 def _shorten(image_CHW: Tensor, size: Size) -> Tensor:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from vitral.data.cifar import find_cifar, open_cifar
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset
 from vitral.data.describe import open_description
 from vitral.data.digits import open_digits
-from vitral.data.filename import looks_flat, open_filename
+from vitral.data.filename import fits, looks_flat, open_filename
 from vitral.data.files import hidden, is_image, some
-from vitral.data.folder import LAYOUT, open_folder
+from vitral.data.folder import IMAGE_FILES, LAYOUT, open_folder
 from vitral.data.hf import find_shards, is_saved, open_hf
 from vitral.data.holdout import VAL_SEED, iteratively_stratified, stratified, with_validation
 from vitral.data.table import ENDINGS, open_table
@@ -58,21 +59,21 @@ _LOOKED_FOR = (
 )
 
 
-def open_dataset(config: DataConfig, *, hold_out: bool = True, equal_classes: bool = True) -> Dataset:
+def open_dataset(
+    config: DataConfig, *, hold_out: bool = True, equal_classes: bool = True, one_class: bool = False
+) -> Dataset:
     """The data that `config` points at, with a validation split (unless `hold_out` is off: then as they are).
 
     `source` auto: see `find_source`. Class indices come from one map for all splits. With `equal_classes` a split that
-    lacks classes is refused, otherwise it is opened with the right indices (`Dataset.absent` names what it lacks).
+    lacks classes is refused, otherwise it is opened with the right indices (`Dataset.absent` names what it lacks). Data
+    of one class are refused too, unless `one_class` says that they will do.
     Without a validation split, round(val_fraction x n) train samples are held out, at least one of each class:
     stratified, always the same for the same data; a note says so. Raises UserError for a path that is missing or holds
-    no data, for fewer than two classes, for classes too small to split, and all that the source raises.
+    no data, for classes too small to split, and all that the source raises.
     """
     dataset = _open(config)
-    if len(dataset.classes) < 2 and not dataset.multi_label:
-        only = ", ".join(dataset.classes)
-        raise UserError(
-            "only one class, so there is nothing to tell apart", where=config.path, got=only, wanted="2 or more"
-        )
+    if len(dataset.classes) < 2 and not dataset.multi_label and not one_class:
+        _refuse_one_class(dataset, config.path)
     if not dataset.classes:
         raise UserError("no image has any class", where=config.path)
     if equal_classes:
@@ -90,6 +91,19 @@ def held_out(dataset: Dataset, fraction: float) -> Dataset:
     return dataset
 
 
+def _refuse_one_class(dataset: Dataset, where: str | None) -> NoReturn:
+    """Raises UserError, which names the right source for a flat folder that was put inside one folder."""
+    only = ", ".join(dataset.classes)
+    names = [name.rsplit("/", 1)[-1] for split in dataset.splits.values() for name in split.names]
+    labels = fits(names)
+    if labels is None:
+        raise UserError("only one class, so there is nothing to tell apart", where=where, got=only, wanted="2 or more")
+    raise UserError(
+        f"one class, {only}, whose file names tell {len(labels)} classes: {some(labels)}", where=where,
+        hint=f"data.source=filename reads the classes from the names of the files below {where}.",
+    )  # fmt: skip
+
+
 def refuse_unequal(dataset: Dataset, where: str | None) -> None:
     """Raises UserError for a split without any image of a class that another split, or data.classes, has."""
     absent = dataset.absent()
@@ -100,7 +114,7 @@ def refuse_unequal(dataset: Dataset, where: str | None) -> None:
             name for name in dataset.splits if name != "train" and set(absent["train"]) - set(absent.get(name, ()))
         ]
         if not others:
-            raise UserError(f"classes without any image: {some(absent['train'])}", where=where)
+            raise UserError(f"classes without any image: {some(absent['train'])}", where=where, wanted=IMAGE_FILES)
     present = [name for name in dataset.classes if name not in absent.get("train", ())]
     lines = [
         f"split {split!r}: its classes differ from train's; " + "; ".join(

@@ -7,17 +7,21 @@ from typing import Any
 
 import numpy as np
 
+from vitral.data.damage import without_damage
 from vitral.data.dataset import Dataset, spaced
 from vitral.data.findings import Sample
 from vitral.data.scan import scan
 
 
-def dataset_stats(dataset: Dataset, workers: int | None = None) -> dict[str, Any]:
+def dataset_stats(dataset: Dataset, workers: int | None = None, max_bad: int = 0) -> tuple[dict[str, Any], Dataset]:
     """Each split's images, images that can't be decoded, images a class, sizes ("height x width", the most frequent
-    first), and per channel the mean and std over all its pixels at their own size, in [0,1]. Decodes every image."""
+    first), and per channel the mean and std over all its pixels at their own size, in [0,1]; and the dataset without
+    the damaged images, which are counted. Decodes each image once. Raises UserError as `without_damage` does."""
+    scans = {name: scan(split, dataset.channels, workers) for name, split in dataset.splits.items()}
+    dataset = without_damage(dataset, {name: found.damaged for name, found in scans.items()}, max_bad)
     splits: dict[str, Any] = {}
     for name, split in dataset.splits.items():
-        found = scan(split, dataset.channels, workers)
+        found = scans[name]
         sizes = Counter(f"{height} x {width}" for height, width in found.size_N2.tolist() if height)
         splits[name] = {
             "images": len(split),
@@ -27,7 +31,8 @@ def dataset_stats(dataset: Dataset, workers: int | None = None) -> dict[str, Any
             "mean": [round(value, 6) for value in found.mean],
             "std": [round(value, 6) for value in found.std],
         }
-    return {"name": dataset.name, "classes": list(dataset.classes), "channels": dataset.channels, "splits": splits}
+    stats = {"name": dataset.name, "classes": list(dataset.classes), "channels": dataset.channels, "splits": splits}
+    return stats, dataset
 
 
 def class_sheets(dataset: Dataset, most: int) -> dict[str, list[Sample]]:

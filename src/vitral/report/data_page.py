@@ -35,8 +35,9 @@ def write_check_page(path: str | Path, report: CheckReport, picture: Picture) ->
         if errors
         else "Nothing refuses to train."
     )
-    head = f'<section class="headline">\n<p><strong>{verdict}</strong> in {images} images</p>\n'
-    head += f'<p class="soft">{says} Content {escape(report.fingerprint)}.</p>\n</section>'
+    head = f'<section class="headline">\n<p><strong>{verdict}</strong> in {images or "no"} images</p>\n'
+    content = f" Content {escape(report.fingerprint)}." if report.fingerprint else ""
+    head += f'<p class="soft">{says}{content}</p>\n</section>'
     found = [_finding(finding, picture) for finding in report.findings]
     write_page(path, f"Check of {report.name}", [head, *found])
 
@@ -74,7 +75,7 @@ def write_stats_page(
 
 def _finding(finding: Finding, picture: Picture) -> str:
     kind = "Error" if finding.severity == "error" else "Warning"
-    text = f"<p>{escape(finding.message)}.</p>"
+    text = f'<p class="message">{escape(finding.message)}</p>'
     shown = finding.groups[:_GROUPS]
     if any(len(group) > 1 for group in shown):
         text += "".join(f"\n{_sheet(_group(group, picture))}" for group in shown)

@@ -19,6 +19,7 @@ body { margin: 0 auto; max-width: 72rem; padding: 1.5rem 1rem 4rem; background: 
   font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
 h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 1rem } h2 { font-size: 1.2rem; margin: 2.5rem 0 .6rem }
 h3 { font-size: 1rem; margin: 1.5rem 0 .4rem } p { margin: .4rem 0; max-width: 52rem } .soft { color: var(--soft) }
+.message { white-space: pre-line }
 .headline { border-left: .35rem solid var(--bar); padding-left: .9rem }
 .headline strong { display: block; font-size: 2.6rem; line-height: 1.1 }
 dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(max(8.5rem, 16%), 1fr)); margin: 0;

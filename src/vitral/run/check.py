@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+import warnings
 from dataclasses import replace
 
 from vitral.data.check import Normalisation, check_dataset, decoding
@@ -29,12 +30,14 @@ def open_checked(
     """
     workers = data.workers if data.workers != "auto" else None
     if config.check.skip:
-        dataset = open_dataset(data, hold_out=False, equal_classes="split-classes" not in config.check.allow)
+        allow = set(config.check.allow)
+        equal = not allow & {"split-classes", "empty-class"}
+        dataset = open_dataset(data, hold_out=False, equal_classes=equal, one_class="one-class" in allow)
         if data.max_bad:
             dataset = without_damage(dataset, find_damage(dataset, workers), data.max_bad)
         dataset = replace(dataset, notes=(*dataset.notes, "DATA NOT CHECKED (check.skip=true)"))
         return held_out(dataset, data.val_fraction), None
-    dataset = open_dataset(data, hold_out=False, equal_classes=False)
+    dataset = open_dataset(data, hold_out=False, equal_classes=False, one_class=True)
     started = time.perf_counter()
     report = check_dataset(
         dataset, workers=workers, normalisation=normalisation, max_bad=data.max_bad, variant=decoding(data),
@@ -43,6 +46,21 @@ def open_checked(
     tell(report, config, time.perf_counter() - started)
     refuse(report, config)
     return held_out(without_damage(dataset, report.damaged, data.max_bad), data.val_fraction), report
+
+
+def check_given(dataset: Dataset, config: RunConfig) -> CheckReport | None:
+    """The check of images that are there already, as arrays: told like any other, but nothing is refused, since whoever
+    calls from Python has them in hand; errors that `check.allow` doesn't name are a Python warning, in one line."""
+    if config.check.skip:
+        return None
+    started = time.perf_counter()
+    report = check_dataset(dataset)
+    tell(report, config, time.perf_counter() - started)
+    errors = report.errors(config.check.allow)
+    if errors:
+        text = "; ".join(f"{finding.message} [{finding.code}]" for finding in errors)
+        warnings.warn(f"{dataset.name}: {text}", stacklevel=2)
+    return report
 
 
 def tell(report: CheckReport, config: RunConfig, seconds: float) -> None:

@@ -97,11 +97,14 @@ def _open(folder: FolderConfig, options: EvalOptions, reader: FolderConfig) -> t
         keys = asked.model_dump()
     elif recorded is not None:
         keys = recorded.source.model_dump() | {"verify": recorded.source.verify and asked.verify}
+        keys["max_pixels"] = asked.max_pixels
     else:
         raise UserError(
             "this model doesn't say what it was trained on", where=folder.name, hint="Name the images: data=DIR."
         )
     keys |= {"channels": reader.architecture.in_channels, "background": reader.preprocessing.background}
+    if "max_pixels" not in asked.model_fields_set:
+        keys["max_pixels"] = reader.preprocessing.max_pixels
     config = build(DataConfig, keys)
     dataset = open_dataset(config, hold_out=False, equal_classes=False)
     same = recorded is not None and dataset.fingerprint == recorded.fingerprint
@@ -158,7 +161,7 @@ def _logits(predictor: Predictor, split: Split, batch_size: int) -> tuple[Any, A
     with ImageStore(
         split,
         recipe.image_size,
-        recipe.fit,
+        recipe.fitting,
         exact=True,
         workers=os.cpu_count() or 1,
         cache_mb=_CACHE_MB,

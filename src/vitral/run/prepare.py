@@ -17,6 +17,8 @@ from vitral.data.dataset import Dataset, Split, spaced
 from vitral.data.findings import CheckReport
 from vitral.data.loader import ImageStore
 from vitral.data.reading import RandomCrop
+from vitral.data.resize import Fit
+from vitral.errors import UserError
 from vitral.models.config import ResNetConfig, ViTConfig, build_config
 from vitral.models.create import build_model
 from vitral.models.model import ImageModel
@@ -76,13 +78,17 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
     base = dict(options, image_size=size, in_channels=dataset.channels, num_classes=len(dataset.classes))
     name, draft = _architecture(config, base, source[1] if source else None)
     data = config.data.model_copy(
-        update={"image_size": size, "channels": dataset.channels, "workers": _workers(config.data)}
-    )
+        update={
+            "image_size": size, "channels": dataset.channels, "workers": _workers(config.data),
+            **_resizing(config.data, source[1] if source else None),
+        }
+    )  # fmt: skip
+    uncut = data if config.augment.crop == "none" else data.model_copy(update={"crop_ratio": 1.0})
     crop = _decode_crop(config, dataset.splits["train"])
     batch = config.train.batch_size
     with ExitStack() as opened:
         train = opened.enter_context(
-            open_store(dataset.splits["train"], data, device, exact=False, crop=crop, batch=batch)
+            open_store(dataset.splits["train"], uncut, device, exact=False, crop=crop, batch=batch)
         )
         judged = {
             split: opened.enter_context(open_store(dataset.splits[split], data, device, exact=True))
@@ -116,6 +122,15 @@ def _normalisation(
     )
 
 
+def _resizing(data: DataConfig, init: FolderConfig | None) -> dict[str, Any]:
+    """Interpolation and crop ratio: as set, else of init, else the defaults."""
+    other = init.preprocessing.fitting if init is not None else Fit()
+    return {
+        "interpolation": other.interpolation if data.interpolation == "auto" else data.interpolation,
+        "crop_ratio": other.crop_ratio if data.crop_ratio == "auto" else data.crop_ratio,
+    }
+
+
 def open_store(
     split: Split,
     data: DataConfig,
@@ -127,9 +142,11 @@ def open_store(
 ) -> ImageStore:
     """A split at the settled image size. What is judged, `exact`, is read by threads, whatever reads the rest."""
     assert isinstance(data.image_size, tuple)
+    assert data.crop_ratio != "auto"
     kind = "threads" if exact else data.worker_kind
+    fit = Fit(data.fit, data.interpolation, data.crop_ratio)
     return ImageStore(
-        split, data.image_size, data.fit, exact=exact, workers=_workers(data), cache_mb=data.cache_mb, device=device,
+        split, data.image_size, fit, exact=exact, workers=_workers(data), cache_mb=data.cache_mb, device=device,
         worker_kind=kind, batch=batch, crop=crop,
     )  # fmt: skip
 

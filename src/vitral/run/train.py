@@ -308,15 +308,16 @@ def _report(
 
 def _folder_config(prepared: Prepared, summary: dict[str, Any], temperature: float) -> FolderConfig:
     config, dataset = prepared.config, prepared.dataset
-    size, channels = prepared.architecture.image_size, prepared.architecture.in_channels
+    shown = {
+        key: getattr(config.data, key) for key in ("fit", "interpolation", "crop_ratio", "background", "max_pixels")
+    }
+    shown |= {"image_size": prepared.architecture.image_size, "channels": prepared.architecture.in_channels}
     return FolderConfig(
         name=prepared.name,
         architecture=prepared.architecture,
         id2label={str(index): name for index, name in enumerate(dataset.classes)},
         problem_type=dataset.problem_type,
-        preprocessing=Preprocessing(
-            image_size=size, channels=channels, fit=config.data.fit, background=config.data.background
-        ),
+        preprocessing=Preprocessing(**shown),
         temperature=temperature,
         provenance={
             "recipe": config.recipe, "seed": config.seed, "init": config.init,

@@ -13,7 +13,9 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from torch import nn
 
-from vitral.config import Config, Pair, build
+from vitral.config import Config, Count, Pair, build
+from vitral.data.config import MAX_PIXELS, Interpolation
+from vitral.data.resize import Fit
 from vitral.errors import UserError, nearest
 from vitral.models.config import AnyModelConfig, build_config
 from vitral.models.create import build_model
@@ -29,14 +31,22 @@ CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
 class Preprocessing(Config):
     """How an image becomes the model's input. Normalisation is inside the model: architecture.mean, .std.
-    `background` is the colour behind transparency."""
+    `background` is the colour behind transparency; larger images than `max_pixels` are refused. fit, interpolation and
+    crop_ratio: see `data.resize.Fit`."""
 
     image_size: Pair
     channels: int = Field(ge=1, le=4)
     fit: Literal["crop", "squash"]
-    interpolation: Literal["bicubic"] = "bicubic"
+    interpolation: Interpolation = "bicubic"
     antialias: Literal[True] = True
+    crop_ratio: float = Field(default=1.0, gt=0, le=1)
     background: str = "#ffffff"
+    max_pixels: Count = MAX_PIXELS
+
+    @property
+    def fitting(self) -> Fit:
+        """How images are brought to `image_size`."""
+        return Fit(self.fit, self.interpolation, self.crop_ratio)
 
 
 class FolderConfig(Config):
@@ -91,7 +101,8 @@ def find_folder(model: str) -> Path:
             f"no model here: {CONFIG} is missing", where=model, hint="A run writes its model folder when it ends."
         )
     beside = path.parent.iterdir() if path.parent.is_dir() else ()
-    close = nearest(model, [*bundled(), *(str(entry) for entry in beside if entry.is_dir())])
+    options = {entry.name: str(entry) for entry in beside if entry.is_dir()} | {name: name for name in bundled()}
+    close = options.get(nearest(path.name, options) or "")
     raise UserError(
         "no such model: neither a bundled name nor a folder",
         where=model,
