@@ -35,7 +35,9 @@ def randomised(model: nn.Module) -> nn.Module:
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            noise = torch.randn_like(parameter) * (0.02 if parameter.dim() == 1 else parameter[0].numel() ** -0.5)
+            noise = torch.randn_like(parameter) * (
+                0.02 if parameter.dim() == 1 else max(parameter[0].numel(), 1) ** -0.5
+            )
             parameter.copy_(1 + noise if "norm" in name and name.endswith("weight") else noise)
     return model.eval()
 

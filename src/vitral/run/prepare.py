@@ -18,7 +18,6 @@ from vitral.data.findings import CheckReport
 from vitral.data.loader import ImageStore
 from vitral.data.reading import RandomCrop
 from vitral.data.resize import Fit
-from vitral.errors import UserError
 from vitral.models.config import ResNetConfig, ViTConfig, build_config
 from vitral.models.create import build_model
 from vitral.models.model import ImageModel
