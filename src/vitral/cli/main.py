@@ -18,6 +18,8 @@ COMMANDS = {
     "eval": "measure a model: accuracy with its interval, per class, calibration",
     "predict": "name what is on images",
     "data": "check images and labels, say what they consist of, convert them",
+    "weights": "read the weights of other libraries: convert, inspect",
+    "export": "write a model for another library",
     "models": "list the model presets with their sizes",
     "recipes": "list the training recipes, or show one",
     "doctor": "versions, device, memory, speed: what a bug report needs",

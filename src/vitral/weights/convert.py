@@ -18,13 +18,12 @@ from vitral.models.model import ImageModel
 from vitral.weights.beside import Beside, read_beside
 from vitral.weights.class_names import LISTS, imagenet_names, numbered_names
 from vitral.weights.config import ReadOptions
-from vitral.weights.folder import FolderConfig, Preprocessing
+from vitral.weights.folder import FolderConfig, Preprocessing, resized
 from vitral.weights.formats import FORMATS, Format, closest_format, find_format
 from vitral.weights.google import unstack
 from vitral.weights.infer import infer
 from vitral.weights.keymap import Map, load_map, translate
 from vitral.weights.reading import Source, read
-from vitral.weights.resize import adapt
 
 _GOOGLE = ("google", "big_vision", "bit")
 _SHOWN = 6
@@ -81,13 +80,11 @@ def read_foreign(path: Path, options: ReadOptions | None = None, name: str | Non
     tensors = {
         name: (found.tensors[name] if name not in absent else value).to(value.dtype) for name, value in initial.items()
     }
-    if options.image_size is not None:
-        new = build_config({**found.architecture.model_dump(), "image_size": options.image_size}, where=str(path))
-        tensors, changes = adapt(tensors, found.architecture, new)
-        model, notes = build_model(new), [*notes, *changes]
     model.load_state_dict(tensors)
-    config = _folder_config(found, model.config, name or _name(path))
-    return Foreign(model.eval(), config, [*notes, *_guessed(found)])
+    model, config = model.eval(), _folder_config(found, name or _name(path))
+    if options.image_size is not None:
+        model, config = resized(model, config, options.image_size, None, str(path))
+    return Foreign(model, config, [*notes, *_guessed(found)])
 
 
 def understand(source: Source, options: ReadOptions) -> Understood:
@@ -215,7 +212,8 @@ def _name(path: Path) -> str:
     return path.resolve().stem if path.is_file() else path.resolve().name
 
 
-def _folder_config(found: Understood, architecture: ViTConfig | ResNetConfig, name: str) -> FolderConfig:
+def _folder_config(found: Understood, name: str) -> FolderConfig:
+    architecture = found.architecture
     labels = _labels(found, architecture.num_classes)
     looks = {key: found.looks[key] for key in ("fit", "interpolation", "crop_ratio") if key in found.looks}
     preprocessing = Preprocessing.model_validate(
