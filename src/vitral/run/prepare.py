@@ -200,7 +200,10 @@ def _architecture(
     if config.model.name != "auto":
         return config.model.name, resolve(config.model.name, **base)
     assert init is not None
-    return init.name, build_config({**init.architecture.model_dump(), **base, "mean": (), "std": ()})
+    fields = init.architecture.model_dump()
+    if "head" in fields:
+        fields["head"] = "linear"  # the whole head of pre-training is removed (arXiv 2010.11929, section 3.2)
+    return init.name, build_config({**fields, **base, "mean": (), "std": ()})
 
 
 def _statistics(

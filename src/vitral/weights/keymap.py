@@ -163,7 +163,12 @@ class Map(Config):
 
 def load_map(path: str) -> Map:
     """The map of a YAML file. Raises UserError for anything that is not one."""
-    return build(Map, load_yaml(Path(path).expanduser()), where=path)
+    tree = load_yaml(Path(path).expanduser())
+    rules = tree.get("rules")
+    if not isinstance(rules, list) or not all(isinstance(each, dict) for each in rules):
+        raise UserError("a list of rules is wanted", where=f"{path}: rules", got=type(rules).__name__)
+    made = [build(Rule, each, where=f"{path}: rule {number}") for number, each in enumerate(rules, 1)]
+    return build(Map, {**tree, "rules": made}, where=path)
 
 
 class Translation(NamedTuple):

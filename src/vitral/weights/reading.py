@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -135,10 +136,10 @@ def _read_torch(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             tree = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")
-        what = next((line.strip() for line in reason if "GLOBAL" in line or "global" in line), reason[0])
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        got = f"it calls {wanted[1]}" if wanted else str(error).split("\n")[-1].strip()
         raise UserError(
-            "this file wants to run code, or is damaged", where=str(path), got=what[:200],
+            "this file wants to run code, or is damaged", where=str(path), got=got,
             hint="Save its state dict alone, as safetensors best, where you trust it.",
         ) from None  # fmt: skip
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
