@@ -208,7 +208,10 @@ def is_ours(path: Path) -> bool:
         return False
     except ValueError:
         return True
-    return not isinstance(tree, dict) or not ({"model_type", "architectures", "pretrained_cfg"} & tree.keys())
+    if not isinstance(tree, dict):
+        return True
+    timms = "pretrained_cfg" in tree or isinstance(tree.get("architecture"), str)
+    return not (timms or {"model_type", "architectures"} & tree.keys())
 
 
 def load_config(path: Path) -> FolderConfig:
