@@ -178,7 +178,7 @@ def test_damaged_and_foreign_model_folders(capsys: Capture) -> None:
     refused("train finetune data=digits init=model", capsys, "model.safetensors: not readable as safetensors")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     for text, part in (
-        ('{"architectures": ["ViTForImageClassification"]}', "not a Vitral model folder"),
+        ('{"format": "vitral-model-9"}', "not a Vitral model folder"),
         ("[]", "not a Vitral model folder"),
         ("{", "not readable"),
         (json.dumps({**config, "id2label": {"0": "cat", "2": "dog", "1x": "owl"}}), "id2label"),

@@ -48,7 +48,9 @@ class RunConfig(Config):
     out: str | None = Field(default=None, description="run folder; null: runs/RECIPE-TIME")
     resume: bool = Field(default=False, description="go on from the checkpoint in out; without one, start anew")
     overwrite: bool = Field(default=False, description="replace the run in out")
-    init: str | None = Field(default=None, description="model to start from: a bundled name or a model folder")
+    init: str | None = Field(
+        default=None, description="model to start from: a bundled name, a folder or file, a hub name"
+    )
     init_head: bool = Field(default=False, description="take over init's head too; needs data of the same classes")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="of matrix products; auto: bfloat16 on CUDA"

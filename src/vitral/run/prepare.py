@@ -29,7 +29,8 @@ from vitral.predictor import pick_device
 from vitral.run.check import open_checked
 from vitral.run.config import ModelOptions, RunConfig
 from vitral.training.journal import log
-from vitral.weights.folder import FolderConfig, load_folder
+from vitral.weights.find import load_model
+from vitral.weights.folder import FolderConfig
 from vitral.weights.resize import adapt, without_head
 from vitral.weights.tensors import check_match
 
@@ -75,7 +76,7 @@ class Prepared:
 def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
     """Open the data (unless given), decode what fits in memory, settle every `auto`. Writes nothing."""
     device = pick_device(config.device)
-    source = load_folder(config.init) if config.init else None
+    source = load_model(config.init) if config.init else None
     channels = config.data.channels
     if source is not None and channels == "auto":
         channels = source[1].architecture.in_channels
