@@ -246,12 +246,80 @@ def test_a_map_of_ones_own(tmp_path: Path) -> None:
     torch.save({f"net.{name}": value for name, value in model.state_dict().items()}, tmp_path / "own.pt")
     with pytest.raises(UserError, match="no known format"):
         read_foreign(tmp_path / "own.pt")
-    text = "rules: [{from: 'net.{rest}', to: '{rest}'}]\narchitecture: {heads: 3, mean: [0.4, 0.4, 0.4]}\n"
+    text = "rules: [{from: 'net.{rest}', to: '{rest}'}]\narchitecture: {heads: 3, mean: [0.4, 0.4, 0.3]}\n"
     text += "preprocessing: {fit: squash, crop_ratio: 0.5, mean: [0.4], std: [0.5]}\n"
     (tmp_path / "map.yaml").write_text(text, encoding="utf-8")
     found = read_foreign(tmp_path / "own.pt", ReadOptions(map=str(tmp_path / "map.yaml")))
     same(found.model, model)
-    assert (found.config.preprocessing.crop_ratio, found.config.architecture.mean) == (0.5, (0.4, 0.4, 0.4))
+    assert (found.config.preprocessing.crop_ratio, found.config.architecture.mean) == (0.5, (0.4, 0.4, 0.3))
+
+
+def test_a_map_says_nothing_in_vain(tmp_path: Path) -> None:
+    torch.save(small().state_dict(), tmp_path / "own.pt")
+    rename = "rules: [{from: '{rest}', to: '{rest}'}]\n"
+    for text, part in (
+        ("architecture: {hedas: 3}", "hedas"),
+        ("architecture: {width: 32}", "other shape"),
+        ("preprocessing: {interpolaton: bicubic}", "interpolaton"),
+        ("preprocessing: {crop_ratio: 2}", "crop_ratio"),
+    ):
+        (tmp_path / "map.yaml").write_text(rename + text, encoding="utf-8")
+        with pytest.raises(UserError, match=part):
+            read_foreign(tmp_path / "own.pt", ReadOptions(map=str(tmp_path / "map.yaml")))
+
+
+def test_sizes_of_images_that_are_no_square(tmp_path: Path) -> None:
+    """Said on the command line or by config.json; not to be guessed."""
+    model = small(image_size=(20, 24))
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"cannot be told.*\n.*31 positions"):
+        read_foreign(tmp_path)
+    same(read_foreign(tmp_path, ReadOptions(image_size=(20, 24))).model, model)
+    said = {"architecture": "vit_tiny_patch16_224", "model_args": {"img_size": [20, 24], "num_heads": 1}}
+    (tmp_path / "config.json").write_text(json.dumps(said), encoding="utf-8")
+    same(read_foreign(tmp_path).model, model)
+    assert read_foreign(tmp_path, ReadOptions(image_size=24)).model.config.image_size == (24, 24)
+
+
+def test_an_absurd_number_of_a_block_builds_nothing(tmp_path: Path) -> None:
+    state = small().state_dict() | {"blocks.1000000000.ls1.gamma": torch.zeros(64)}
+    torch.save(state, tmp_path / "vit.pt")
+    with pytest.raises(UserError, match=r"blocks\.1000000000"):
+        read_foreign(tmp_path / "vit.pt")
+
+
+def test_other_rotations_under_the_same_names_are_refused(tmp_path: Path) -> None:
+    tree = {
+        name.replace("ls1.gamma", "gamma_1"): value
+        for name, value in small(layer_scale=1.0, registers=2).state_dict().items()
+    }
+    torch.save(tree, tmp_path / "eva.pt")
+    with pytest.raises(UserError, match="only DINOv3's rotation"):
+        read_foreign(tmp_path / "eva.pt")
+
+
+@pytest.mark.parametrize(
+    ("tree", "wanted"),
+    [
+        ({"size": 224, "resample": 2}, ("squash", "bilinear", 1.0)),
+        ({"size": {"height": 224, "width": 224}, "resample": 3}, ("squash", "bicubic", 1.0)),
+        ({"size": 256, "crop_size": 224, "do_center_crop": True, "resample": 3}, ("squash", "bicubic", 0.875)),
+        (
+            {"size": {"shortest_edge": 256}, "crop_size": {"height": 224}, "do_center_crop": True, "resample": 1},
+            ("crop", "lanczos", 0.875),
+        ),
+        ({"size": {"shortest_edge": 224}, "resample": 0}, ("crop", "bicubic", 1.0)),
+    ],
+)  # fmt: skip
+def test_preprocessor_configs_of_transformers(tmp_path: Path, tree: dict[str, Any], wanted: tuple[Any, ...]) -> None:
+    """As Google's ViT, DeiT and DINOv2 have them on the hub, older and newer."""
+    save_file(small().state_dict(), tmp_path / "model.safetensors")
+    tree |= {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(tree), encoding="utf-8")
+    found = read_foreign(tmp_path).config
+    shown = found.preprocessing
+    assert (shown.fit, shown.interpolation, shown.crop_ratio) == wanted
+    assert (found.architecture.mean, found.architecture.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
 
 def test_image_size_resizes_positions(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from vitral.config import Config, build, load_yaml
+from vitral.config import Config, Shares, build, load_yaml
 from vitral.errors import UserError
 
 Values = dict[str, str]
@@ -153,12 +153,22 @@ def rule(source: str | Sequence[str], target: str | Sequence[str] | None, op: Op
     return Rule.model_validate({"from": source, "to": target, "op": "drop" if target is None else op})
 
 
+class Looks(Config):
+    """How images are prepared; mean and std per channel, or one for all, in units of [0,1] images."""
+
+    mean: Shares = ()
+    std: Shares = ()
+    fit: Literal["crop", "squash"] = "crop"
+    interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
+    crop_ratio: float = Field(default=1.0, gt=0, le=1)
+
+
 class Map(Config):
     """A map.yaml: rules, and what tensors do not tell of the architecture and its images."""
 
     rules: tuple[Rule, ...] = Field(strict=False)
     architecture: dict[str, Any] = Field(default_factory=dict)
-    preprocessing: dict[str, Any] = Field(default_factory=dict)
+    preprocessing: Looks = Looks()
 
 
 def load_map(path: str) -> Map:
