@@ -78,6 +78,13 @@ def test_weights_of_other_networks(tmp_path: Path, names: dict[str, tuple[int, .
     assert next(iter(names)) in str(caught.value)
 
 
+def test_two_tensors_that_would_have_one_name(tmp_path: Path) -> None:
+    state = small().state_dict()
+    torch.save(state | {"module.norm.bias": state["norm.bias"] + 1}, tmp_path / "vit.pt")
+    with pytest.raises(UserError, match=r"two tensors of one name\n.*norm\.bias and module\.norm\.bias"):
+        read_foreign(tmp_path / "vit.pt")
+
+
 def test_what_is_missing_superfluous_or_of_another_shape_is_named(tmp_path: Path) -> None:
     state = small(num_classes=3).state_dict()
     del state["blocks.1.norm2.bias"]
