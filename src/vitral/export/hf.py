@@ -78,7 +78,6 @@ def _misfits(c: ViTConfig, family: _Family) -> list[str]:
     dinov2, dinov3 = family in (_DINOV2, _REGISTERS), family is _DINOV3
     pool = "cls_avg" if dinov2 and c.num_classes else "cls"
     swiglu = c.mlp == "swiglu"
-    hidden = (int(c.mlp_dim * 3 / 2) if swiglu else c.mlp_dim) if dinov2 else 0
     found = [
         (c.num_classes > 0 and family.classifier is None, "a head: model.num_classes has to be 0"),
         (not c.class_token, "no class token"),
@@ -91,7 +90,7 @@ def _misfits(c: ViTConfig, family: _Family) -> list[str]:
         (swiglu and not (dinov2 or dinov3), "mlp=swiglu"),
         (dinov3 and c.layer_scale is None, "no layer scale"),
         (dinov2 and c.image_size[0] != c.image_size[1], "images that are not square"),
-        (dinov2 and _mlp_ratio(c) is None, f"mlp_dim {c.mlp_dim} of width {c.width}, no multiple ({hidden})"),
+        (dinov2 and _mlp_ratio(c) is None, f"mlp_dim={c.mlp_dim}, of no whole mlp_ratio"),
     ]
     return [what for wrong, what in found if wrong]
 
@@ -114,11 +113,7 @@ def _renamed(tensors: Mapping[str, Tensor], c: ViTConfig, family: _Family, key_b
     zero = ours["cls_token"].new_zeros
     if "pos_embed" in ours and not c.prefix_positions:  # there, class and distillation token always have a row
         ours["pos_embed"] = torch.cat([zero(1, 1 + c.distill_token, c.width), ours["pos_embed"]], dim=1)
-    without = (
-        *family.without,
-        *(("weights_",) if c.mlp == "gelu" else ()),
-        *(("gate_proj",) if c.mlp == "gelu" else ()),
-    )
+    without = (*family.without, *(("weights_", "gate_proj") if c.mlp == "gelu" else ()))
     rules = [each for each in family.rules({}) if not any(part in name for part in without for name in each.source)]
     foreign = invert(rules, ours, c.heads)
     if family is _DINOV3:

@@ -12,7 +12,7 @@ from torch import Tensor
 from vitral.errors import RunFailed
 from vitral.export import hf, timm
 from vitral.export.config import ExportOptions
-from vitral.export.package import Package
+from vitral.export.package import Package, resized_sides
 from vitral.models.model import ImageModel
 from vitral.weights.convert import read_foreign
 from vitral.weights.find import load_model
@@ -73,5 +73,5 @@ def _essence(config: FolderConfig) -> dict[str, Any]:
     shown, architecture = config.preprocessing, config.architecture
     return {
         "id2label": config.id2label, "mean": architecture.mean, "std": architecture.std, "fit": shown.fit,
-        "interpolation": shown.interpolation, "crop_ratio": round(shown.crop_ratio, 3), "image_size": shown.image_size,
+        "interpolation": shown.interpolation, "resized": resized_sides(config), "image_size": shown.image_size,
     }  # fmt: skip

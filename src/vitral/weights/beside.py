@@ -34,6 +34,8 @@ def read_beside(source: Source, gated: bool) -> Beside:
         facts, labels = _hf_facts(config, gated, source.where), _hf_labels(config)
     elif "architecture" in config:
         facts, labels = _timm_facts(config, source.where), _timm_labels(config)
+        if "norm_eps" not in facts:
+            notes.append(f"timm's {facts['architecture']} is not among ours: activation and epsilon are taken as usual")
         return Beside(facts, _timm_looks(config.get("pretrained_cfg", config), notes), labels, notes)
     else:
         facts, labels = {}, None
@@ -77,10 +79,11 @@ def _hf_looks(tree: Mapping[str, Any], notes: list[str]) -> Fields:
             looks[ours] = tuple(float(value) for value in tree[theirs])
     if tree.get("do_normalize") is False:
         looks |= {"mean": (0.0,), "std": (1.0,)}
-    resample = tree.get("resample", 2)
+    resample = tree.get("resample")
     if resample in _FILTERS:
         looks["interpolation"] = _FILTERS[resample]
-    else:
+    elif resample is not None:
+        looks["interpolation"] = "bicubic"
         notes.append(f"resample {resample} of preprocessor_config.json is not known here; bicubic instead")
     size, cut = tree.get("size"), tree.get("crop_size")
     edge = size.get("shortest_edge") if isinstance(size, dict) else None

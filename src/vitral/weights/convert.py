@@ -99,14 +99,13 @@ def understand(source: Source, options: ReadOptions) -> Understood:
     if not ours:
         raise UserError("no rule of the map fits any tensor", where=source.where, got=_listed(list(tensors)))
     beside = read_beside(source, gated=_gated(ours))
-    looks = {**each.looks, **beside.looks, **(own.preprocessing if own else {})}
-    facts = {**each.facts, **beside.facts, **(own.architecture if own else {})}
-    facts |= {key: value for key, value in (("heads", options.heads), ("image_size", options.image_size)) if value}
-    facts["image_size"] = _own_size(ours, facts, {**each.facts, **beside.facts})
-    _refuse_other_rotation(each, facts, source.where)
-    fields, guesses = infer(ours, facts, source.where)
-    extra = {key: value for key, value in (own.architecture if own else {}).items() if key not in fields}
-    fields |= extra | _normalisation(fields["in_channels"], looks)
+    said = {"heads": options.heads} if options.heads else {}
+    said = {**(own.architecture if own else {}), **said}
+    looks = {**each.looks, **beside.looks, **(own.preprocessing.model_dump(exclude_unset=True) if own else {})}
+    facts = {**each.facts, **beside.facts, **said}
+    _refuse_other_rotation(each, facts, ours, source.where)
+    fields, guesses = infer(ours, facts, source.where, options.image_size)
+    fields |= _normalisation(fields["in_channels"], looks) | said
     architecture = build_config(fields, where=source.where)
     notes = [*source.notes, f"format: {each.what}" if own is None else f"names mapped by {options.map}", *guesses]
     if found.dropped:
@@ -145,22 +144,12 @@ def _gated(ours: Mapping[str, Tensor]) -> bool:
     return first is not None and second is not None and first.shape[0] == 2 * second.shape[-1]
 
 
-def _own_size(ours: Mapping[str, Tensor], facts: Mapping[str, Any], said: Mapping[str, Any]) -> Any:
-    """The size that the weights are for: as asked where their positions are as many, else as config.json says."""
-    table, proj = ours.get("pos_embed"), ours.get("patch_embed.proj.weight")
-    asked = facts.get("image_size")
-    if table is None or proj is None or asked is None:
-        return said.get("image_size", asked)
-    height, width = (asked, asked) if isinstance(asked, int) else asked
-    # A hybrid's patches count cells of a map; they are not needed here, since its table then fits by its square.
-    cells = (height // proj.shape[-1]) * (width // proj.shape[-1])
-    return asked if 0 <= table.shape[1] - cells <= 2 else said.get("image_size")
-
-
-def _refuse_other_rotation(each: Format, facts: Mapping[str, Any], where: str) -> None:
-    name = facts.get("architecture")
-    if each.name == "timm_dinov3" and name is not None and "dinov3" not in name:
-        raise UserError("of timm's Eva models only DINOv3's rotation is computed here", where=where, got=name)
+def _refuse_other_rotation(each: Format, facts: Mapping[str, Any], ours: Mapping[str, Tensor], where: str) -> None:
+    """timm's other Eva models have the same names, and turn by other angles."""
+    name = facts.get("architecture", "dinov3")
+    if each.name == "timm_dinov3" and ("dinov3" not in name or "pos_embed" in ours):
+        got = name if "dinov3" not in name else "learned positions"
+        raise UserError("of timm's Eva models only DINOv3's rotation is computed here", where=where, got=got)
 
 
 def _normalisation(channels: int, looks: Mapping[str, Any]) -> dict[str, Any]:

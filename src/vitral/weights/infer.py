@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -13,27 +13,28 @@ from vitral.models.presets import SIZES
 
 Tensors = Mapping[str, Tensor]
 Fields = dict[str, Any]
+Size = int | tuple[int, int]
 
 
-def infer(tensors: Tensors, facts: Mapping[str, Any], where: str) -> tuple[Fields, list[str]]:
+def infer(
+    tensors: Tensors, facts: Mapping[str, Any], where: str, asked: Size | None = None
+) -> tuple[Fields, list[str]]:
     """Fields of a configuration, and a line on each that had to be guessed. Facts win where shapes leave a choice.
 
+    asked: height and width in pixels, where positions are for these if they are as many; another size is for later.
     Raises UserError where an essential tensor is missing or the size of the images cannot be told.
     """
-    fields: Fields = {"mean": facts.get("mean", ()), "std": facts.get("std", ())}
-    if "stem.conv.weight" in tensors:
-        return _resnet(tensors, facts, fields)
-    return _vit(tensors, facts, fields, where)
+    return _resnet(tensors, facts, asked) if "stem.conv.weight" in tensors else _vit(tensors, facts, where, asked)
 
 
-def _vit(tensors: Tensors, facts: Mapping[str, Any], fields: Fields, where: str) -> tuple[Fields, list[str]]:
+def _vit(tensors: Tensors, facts: Mapping[str, Any], where: str, asked: Size | None) -> tuple[Fields, list[str]]:
     notes: list[str] = []
     proj, fc1, fc2 = (
         _need(tensors, name, where)
         for name in ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight")
     )
     width, mlp_dim = proj.shape[0], fc2.shape[-1]
-    fields |= {
+    fields: Fields = {
         "family": "vit", "width": width, "mlp_dim": mlp_dim,
         "depth": _count(tensors, "blocks."),
         "mlp": "swiglu" if fc1.shape[0] == 2 * mlp_dim else "gelu",
@@ -47,7 +48,9 @@ def _vit(tensors: Tensors, facts: Mapping[str, Any], fields: Fields, where: str)
     fields |= _stem(tensors, facts)
     fields |= _head(tensors, facts, fields)
     fields["heads"] = _heads(tensors, facts, fields, where, notes)
-    fields |= _positions(tensors, facts, fields, where, notes)
+    fields |= _positions(
+        tensors, fields, facts.get("positions", "none"), where, (asked, facts.get("image_size")), notes
+    )
     return fields, notes
 
 
@@ -58,9 +61,8 @@ def _need(tensors: Tensors, name: str, where: str) -> Tensor:
 
 
 def _count(tensors: Tensors, prefix: str) -> int:
-    """One more than the highest number behind the prefix."""
-    numbers = [int(m[1]) for name in tensors if (m := re.match(rf"{re.escape(prefix)}(\d+)\.", name))]
-    return max(numbers, default=-1) + 1
+    """How many different numbers stand behind the prefix."""
+    return len({m[1] for name in tensors if (m := re.match(rf"{re.escape(prefix)}(\d+)\.", name))})
 
 
 def _stem(tensors: Tensors, facts: Mapping[str, Any]) -> Fields:
@@ -117,30 +119,35 @@ def _heads(tensors: Tensors, facts: Mapping[str, Any], fields: Fields, where: st
     return width // 64
 
 
-def _positions(tensors: Tensors, facts: Mapping[str, Any], fields: Fields, where: str, notes: list[str]) -> Fields:
+def _positions(
+    tensors: Tensors, fields: Fields, kind: str, where: str, sizes: Sequence[Size | None], notes: list[str]
+) -> Fields:
     patch = int(fields["patch_size"])
     prefix = int(fields["class_token"]) + int(fields["distill_token"])
     if "pos_embed" in tensors:
         table = tensors["pos_embed"]
-        size, with_prefix = _size(table.shape[1], prefix, patch, facts.get("image_size"), where)
+        size, with_prefix = _size(table.shape[1], prefix, patch, sizes, where)
+        if prefix and not with_prefix:
+            notes.append(
+                f"the class token has no position: {table.shape[1]} are a square; image_size=[H,W] says otherwise"
+            )
         everywhere = {"positions_at": "layers"} if table.shape[0] > 1 else {}
         return {"image_size": size, "prefix_positions": with_prefix, "positions": "learned", **everywhere}
     for axis in ("pos_embed_y", "offset_embed"):
         if axis in tensors:
             raise UserError("these positions are known from model folders alone", where=where, got=axis)
-    kind = facts.get("positions", "none")
-    size = facts.get("image_size")
+    size = next((size for size in reversed(sizes) if size is not None), None)
     if size is None:
         size = 256 if kind == "rope" else 16 * patch
         notes.append(f"images of {size} pixels a side; image_size=N says otherwise")
     return {"positions": kind, "image_size": size}
 
 
-def _size(rows: int, prefix: int, patch: int, known: Any, where: str) -> tuple[tuple[int, int], bool]:
+def _size(rows: int, prefix: int, patch: int, sizes: Sequence[Size | None], where: str) -> tuple[tuple[int, int], bool]:
     """Height and width in pixels, and whether class and distillation token have rows in the table."""
     counts = dict.fromkeys((rows - prefix, rows))
-    if known is not None:
-        height, width = (known, known) if isinstance(known, int) else known
+    for size in sizes:
+        height, width = (size, size) if isinstance(size, int) else size or (0, 0)
         cells = (height // patch) * (width // patch)
         if cells in counts:
             return (height, width), cells != rows or not prefix
@@ -148,16 +155,14 @@ def _size(rows: int, prefix: int, patch: int, known: Any, where: str) -> tuple[t
         side = round(max(count, 0) ** 0.5)
         if side and side * side == count:
             return (side * patch, side * patch), count != rows or not prefix
-    got = f"{rows} positions, which are no square" + (
-        f" and do not fit image_size {known}" if known is not None else ""
-    )
+    got = f"{rows} positions, which are no square"
     raise UserError("the size of the images cannot be told", where=where, got=got, hint="Say it: image_size=[H,W]")
 
 
-def _resnet(tensors: Tensors, facts: Mapping[str, Any], fields: Fields) -> tuple[Fields, list[str]]:
+def _resnet(tensors: Tensors, facts: Mapping[str, Any], asked: Size | None) -> tuple[Fields, list[str]]:
     stem, head = tensors["stem.conv.weight"], tensors.get("head.fc.weight")
-    size = facts.get("image_size")
-    fields |= {
+    size = facts.get("image_size", asked)
+    fields: Fields = {
         "family": "resnet",
         "blocks": [_count(tensors, f"stages.{i}.blocks.") for i in range(_count(tensors, "stages."))],
         "block": "bottleneck" if "stages.0.blocks.0.conv3.weight" in tensors else "basic",

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from vitral.config import Config, build, load_yaml
+from vitral.config import Config, Shares, build, load_yaml
 from vitral.errors import UserError
 
 Values = dict[str, str]
@@ -153,12 +153,22 @@ def rule(source: str | Sequence[str], target: str | Sequence[str] | None, op: Op
     return Rule.model_validate({"from": source, "to": target, "op": "drop" if target is None else op})
 
 
+class Looks(Config):
+    """How images are prepared; mean and std per channel, or one for all, in units of [0,1] images."""
+
+    mean: Shares = ()
+    std: Shares = ()
+    fit: Literal["crop", "squash"] = "crop"
+    interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
+    crop_ratio: float = Field(default=1.0, gt=0, le=1)
+
+
 class Map(Config):
     """A map.yaml: rules, and what tensors do not tell of the architecture and its images."""
 
     rules: tuple[Rule, ...] = Field(strict=False)
     architecture: dict[str, Any] = Field(default_factory=dict)
-    preprocessing: dict[str, Any] = Field(default_factory=dict)
+    preprocessing: Looks = Looks()
 
 
 def load_map(path: str) -> Map:
@@ -187,25 +197,21 @@ def translate(rules: Sequence[Rule], foreign: Mapping[str, Tensor]) -> Translati
     ours: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
     taken, sliced, dropped = set[str](), set[str](), list[str]()
-    for each in sorted(rules, key=lambda each: each.op == "zeros"):
-        for name in foreign:
+    for each in rules:
+        for name in foreign if each.op != "zeros" else ():
             values = each.sources[0].match(name)
-            given = (set[str](), set[str]()) if each.op == "zeros" else (taken, sliced)
-            parts = None if values is None else _parts(each, values, foreign, *given)
+            parts = None if values is None else _parts(each, values, foreign, taken, sliced)
             if values is None or parts is None:
-                continue
-            names = [template.fill(values) for template in each.targets]
-            if each.op == "zeros":
-                ours.setdefault(names[0], parts[0].new_zeros(sum(part.shape[0] for part in parts)))
                 continue
             for template in each.sources:
                 (taken if template.rows is None else sliced).add(template.fill(values))
-            if each.op == "drop":
-                dropped.append(name)
-            for target, tensor in zip(names, _apply(each, parts, name), strict=True):
+            dropped += [name] if each.op == "drop" else []
+            targets = [template.fill(values) for template in each.targets]
+            for target, tensor in zip(targets, _apply(each, parts, name), strict=True):
                 if target in ours:
                     raise UserError("two rules give this name", where=target, got=f"{origin[target]} and {name}")
                 ours[target], origin[target] = tensor, name
+    _fill_with_zeros(ours, [each for each in rules if each.op == "zeros"], foreign)
     return Translation(ours, [name for name in foreign if name not in taken | sliced], dropped)
 
 
@@ -223,6 +229,17 @@ def _parts(
         else:
             return None
     return found
+
+
+def _fill_with_zeros(ours: dict[str, Tensor], rules: Sequence[Rule], foreign: Mapping[str, Tensor]) -> None:
+    """What no rule gave; these rules only look at tensors, which belong to others."""
+    for each in rules:
+        for name in foreign:
+            values = each.sources[0].match(name)
+            parts = None if values is None else _parts(each, values, foreign, set(), set())
+            if values is not None and parts is not None:
+                zeros = parts[0].new_zeros(sum(part.shape[0] for part in parts))
+                ours.setdefault(each.targets[0].fill(values), zeros)
 
 
 def _apply(each: Rule, parts: list[Tensor], name: str) -> list[Tensor]:

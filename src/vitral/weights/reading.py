@@ -164,7 +164,11 @@ def _unwrap(tree: Mapping[str, Any], where: str) -> tuple[dict[str, Tensor], lis
     tensors = {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
     while prefix := next((p for p in _PREFIXES if any(name.startswith(p) for name in tensors)), None):
         # Of a Flax tree with optimizer or text tower, only what is under the prefix; heads beside a backbone stay.
-        tensors = {n.removeprefix(prefix): t for n, t in tensors.items() if "/" not in prefix or n.startswith(prefix)}
+        inside = {n: t for n, t in tensors.items() if "/" not in prefix or n.startswith(prefix)}
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in inside.items()}
+        if len(tensors) < len(inside):
+            both = next(name for name in inside if prefix + name in inside)
+            raise UserError("two tensors of one name", where=where, got=f"{both} and {prefix}{both}")
         notes.append(f"names without {prefix!r}")
     return tensors, notes
 
