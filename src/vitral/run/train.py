@@ -158,7 +158,9 @@ def _assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
             got=f"{drop_path} at {micro} images",
         )
     optimizer = make_optimizer(objective, config.optim)
-    ema = WeightEMA(objective.model, prepared.build(), config.train.ema) if config.train.ema else None
+    decay, ema = config.train.ema, None
+    if decay is not None:
+        ema = WeightEMA(objective.model, prepared.build(), decay, config.train.ema_warmup)
     return TrainState(objective, optimizer, ema, Progress(), prepared.dataset.fingerprint), objective, steps
 
 
