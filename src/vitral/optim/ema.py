@@ -27,13 +27,22 @@ class WeightEMA:
         self._pairs = [(names[name], parameter) for name, parameter in trained]
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move the average one step; to be called after each optimizer step."""
+    def update(self, found_inf: Tensor | None = None) -> None:
+        """Move the average one step; to be called after each optimizer step. Where `found_inf`, a number, is 1, nothing
+        moves; on another device than the CPU the step is counted all the same, as nobody waits for that number."""
+        if found_inf is not None and found_inf.is_cpu:
+            if found_inf:
+                return
+            found_inf = None
         decay = min(self.decay, (1 + self.updates) / (1 + self.warmup + self.updates))
         self.updates += 1
         averages: list[Tensor] = [average for average, _ in self._pairs]
-        torch._foreach_lerp_(  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-            averages, [parameter for _, parameter in self._pairs], 1 - decay
-        )
+        parameters: list[Tensor] = [parameter for _, parameter in self._pairs]
+        if found_inf is None:
+            torch._foreach_lerp_(averages, parameters, 1 - decay)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        else:
+            share = (1 - found_inf) * (1 - decay)
+            for average, parameter in zip(averages, parameters, strict=True):
+                average.lerp_(parameter, share.to(average.dtype))
         for mine, theirs in zip(self.average.buffers(), self.model.buffers(), strict=True):
             mine.copy_(theirs)

@@ -49,6 +49,10 @@ class TrainConfig(Config):
     patience: int | None = Field(
         default=None, ge=1, description="stop after so many validations without a better one; null: never"
     )
+    max_bad_steps: int = Field(
+        default=3, ge=1, description="steps in a row with a loss or gradient that is not finite, which end the run"
+    )
+    tensorboard: bool = Field(default=False, description="also write event files to out/tensorboard")
     log_every: int = Field(default=10, ge=1, description="steps between rows of metrics.jsonl")
     save_seconds: float = Field(
         default=300.0, ge=0, description="seconds between checkpoints; a stop and the end save too"
