@@ -35,8 +35,8 @@ class Muon(torch.optim.Optimizer):
     A matrix [P R, C] of `parts` P is moved as P matrices (query, key and value are maps of their own), and so is every
     matrix of a stack [P, R, C]. With Nesterov momentum m <- mu m + g, step = 0.2 sqrt(max(R, C)) orthogonalise(g + mu
     m): an orthogonal matrix has entries of root mean square 1 / sqrt(max(R, C)), AdamW's steps of about 0.2, so rate
-    and (decoupled) weight decay are AdamW's. Matrices of one shape are one batch, a tall one as its transpose;
-    bfloat16 on CUDA. `found_inf`: where this number is 1, nothing moves, as in torch's fused optimizers.
+    and (decoupled) weight decay are AdamW's. Matrices of one shape are one batch; bfloat16 on CUDA. `found_inf`:
+    where this number is 1, nothing moves, as in torch's fused optimizers.
     """
 
     found_inf: Tensor | None = None
@@ -86,15 +86,14 @@ class Muon(torch.optim.Optimizer):
 
 
 def _orthogonal(stacks: list[Tensor]) -> list[Tensor]:
-    """Each stack [P, R, C] orthogonalised, all matrices of one shape, transposed or not, in one batch."""
-    batches: dict[tuple[Any, ...], list[int]] = {}
+    """Each stack [P, R, C] orthogonalised, all matrices of one shape in one batch."""
+    batches: dict[tuple[torch.Size, torch.dtype, torch.device], list[int]] = {}
     for number, stack in enumerate(stacks):
-        batches.setdefault((min(stack.shape[-2:]), max(stack.shape[-2:]), stack.dtype, stack.device), []).append(number)
+        batches.setdefault((stack.shape[-2:], stack.dtype, stack.device), []).append(number)
     found = list(stacks)
     for numbers in batches.values():
-        wide = [stacks[n].mT if stacks[n].shape[-2] > stacks[n].shape[-1] else stacks[n] for n in numbers]
-        batch_XRC = torch.cat(wide)
+        batch_XRC = torch.cat([stacks[n] for n in numbers])
         done_XRC = orthogonalise(batch_XRC.bfloat16() if batch_XRC.is_cuda else batch_XRC)
-        for n, part in zip(numbers, done_XRC.split([len(stack) for stack in wide]), strict=True):
-            found[n] = part.mT if stacks[n].shape[-2] > stacks[n].shape[-1] else part
+        for n, part in zip(numbers, done_XRC.split([len(stacks[n]) for n in numbers]), strict=True):
+            found[n] = part
     return found
