@@ -189,6 +189,8 @@ CASES: dict[str, Case] = {
     "optim.weight_decay": Case(0.5),
     "optim.betas": Case([0.5, 0.9]),
     "optim.momentum": Case(0.1, weights, {"optim.name": "sgd"}),
+    "optim.trust": Case(0.1, weights, {"optim.name": "lars", "optim.lr": 1.0}),
+    "optim.cooldown": Case(0.9, weights, {"optim.schedule": "wsd"}),
     "optim.layer_decay": Case(0.5),
     "optim.drops": Case([0.5], weights, {"optim.schedule": "step"}),
     "optim.drop_factor": Case(0.5, weights, {"optim.schedule": "step"}),
@@ -202,6 +204,7 @@ CASES: dict[str, Case] = {
     "train.batch_size": Case(24),
     "train.micro_batch": Case(5),
     "train.ema": Case(0.5),
+    "train.ema_warmup": Case(0.0, weights, {"train.ema": 0.9}),
     "train.freeze": Case("encoder", weights, FINETUNE),
     "lora.rank": Case(2, weights, FINETUNE),
     "lora.alpha": Case(1.0, weights, {**FINETUNE, "lora.rank": 2}),
@@ -238,6 +241,8 @@ ELSEWHERE = {
     "data.cache_mb": "test_workers_and_cache_reach_the_store",
     "check.allow": "test_allowed_findings_do_not_refuse",
     "train.save_seconds": "test_save_seconds_is_the_time_between_checkpoints",
+    "train.max_bad_steps": "test_bad_steps_in_a_row_are_counted",
+    "train.tensorboard": "test_tensorboard_is_asked_for",
     "objective.kind": "test_there_is_one_kind_of_objective",
 }
 
@@ -437,6 +442,18 @@ def test_there_is_one_kind_of_objective(tmp_path: Path) -> None:
 def test_a_diverging_run_fails_with_a_message(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match=r"nan.*lower optim\.lr"):
         tiny(tmp_path / "a", optim__lr=1e30, train__steps=30)
+
+
+def test_bad_steps_in_a_row_are_counted(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match=r"5 steps in a row"):
+        tiny(tmp_path / "a", optim__lr=1e30, train__steps=30, train__max_bad_steps=5)
+
+
+def test_tensorboard_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitral.training.loggers.find_spec", lambda _: None)
+    tiny(tmp_path / "a")
+    with pytest.raises(UserError, match="TensorBoard is not installed"):
+        tiny(tmp_path / "b", train__tensorboard=True)
 
 
 def test_allowed_findings_do_not_refuse(tmp_path: Path) -> None:

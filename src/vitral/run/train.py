@@ -7,7 +7,7 @@ import shlex
 import signal
 import tempfile
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from vitral.errors import Interrupted, RunFailed, UserError
 from vitral.evaluate.classify import collect_logits
 from vitral.evaluate.problems import PROBLEMS
 from vitral.models.config import ViTConfig
+from vitral.models.flops import count_macs
 from vitral.models.lora import merge_lora
 from vitral.objectives.balance import NO_BALANCE, ClassBalance, class_balance
 from vitral.objectives.objective import Objective
@@ -36,6 +37,7 @@ from vitral.run import outputs
 from vitral.run.config import RunConfig, difference, load_config
 from vitral.run.prepare import Prepared, prepare
 from vitral.training.journal import Journal, console_logging, log, log_file
+from vitral.training.loggers import Logger, Loggers, TensorBoard
 from vitral.training.loop import Plan, fit, total_steps
 from vitral.training.state import Progress, TrainState
 from vitral.weights.folder import FolderConfig, Preprocessing, save_folder
@@ -44,31 +46,39 @@ from vitral.weights.tensors import load_tensors
 EVAL_BATCH = 256
 _OURS = (
     "config.yaml", "env.json", "train.log", "metrics.jsonl", "metrics.csv", "summary.json", "checkpoints", "model",
-    "predictions.csv", "report.html",
+    "predictions.csv", "report.html", "bad", "tensorboard",
 )  # fmt: skip
 
 
 def train(
-    recipe: str | None = None, overrides: Mapping[str, Any] | None = None, *, out: str | Path | None = None, **more: Any
+    recipe: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    out: str | Path | None = None,
+    loggers: Sequence[Logger] = (),
+    **more: Any,
 ) -> dict[str, Any]:
     """Train by a recipe (or YAML file) and dotted overrides; returns what summary.json holds.
 
-    `train("digits", {"optim.lr": 3e-4}, out="runs/a", seed=1)`: `more` takes undotted keys; `out` is the run folder.
+    `train("digits", {"optim.lr": 3e-4}, out="runs/a", seed=1)`: `more` takes undotted keys; `out` is the run folder;
+    `loggers` get every row of metrics.jsonl.
     Raises UserError for wrong configuration or data (nothing written), Interrupted after Ctrl-C with the state saved.
     """
     keys = {**(overrides or {}), **more}
     if out is not None:
         keys["out"] = str(out)
     console_logging()
-    return run(load_config(recipe, keys))
+    return run(load_config(recipe, keys), loggers=loggers)
 
 
-def run(config: RunConfig, dataset: Dataset | None = None) -> dict[str, Any]:
+def run(config: RunConfig, dataset: Dataset | None = None, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
     """The run that a configuration describes, on its data or on those given. Torch's settings are left as they were."""
     refuse_unguarded()
     folder = _choose_folder(config)
+    if config.train.tensorboard:
+        loggers = (*loggers, TensorBoard(folder / "tensorboard"))
     with torch.random.fork_rng(), _settings(config), closing(prepare(config, dataset)) as prepared:
-        state, objective, steps = _assemble(prepared)
+        state, objective, steps = assemble(prepared)
         resuming = config.resume and (folder / "checkpoints" / "last.safetensors").is_file()
         if resuming:
             _resume(folder, prepared.config, state)
@@ -80,7 +90,7 @@ def run(config: RunConfig, dataset: Dataset | None = None) -> dict[str, Any]:
                 _say_start(prepared, objective, steps, folder)
                 if resuming:
                     log.info("going on at step %d", state.progress.step)
-                _fit(prepared, state, objective, steps, folder)
+                _fit(prepared, state, objective, steps, folder, loggers)
                 return _finish(prepared, state, objective, folder)
         except OSError as error:
             raise RunFailed(f"{error}. Checkpoints are in {folder / 'checkpoints'}") from error
@@ -138,7 +148,8 @@ def _choose_folder(config: RunConfig) -> Path:
     return folder
 
 
-def _assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
+def assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
+    """What moves, what is minimised, and for how many steps."""
     config = prepared.config
     torch.manual_seed(config.seed)
     steps = total_steps(config.train, len(prepared.train.split))
@@ -158,7 +169,9 @@ def _assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
             got=f"{drop_path} at {micro} images",
         )
     optimizer = make_optimizer(objective, config.optim)
-    ema = WeightEMA(objective.model, prepared.build(), config.train.ema) if config.train.ema else None
+    decay, ema = config.train.ema, None
+    if decay is not None:
+        ema = WeightEMA(objective.model, prepared.build(), decay, config.train.ema_warmup)
     return TrainState(objective, optimizer, ema, Progress(), prepared.dataset.fingerprint), objective, steps
 
 
@@ -233,7 +246,9 @@ def _say_start(prepared: Prepared, objective: Objective, steps: int, folder: Pat
     )
 
 
-def _fit(prepared: Prepared, state: TrainState, objective: Objective, steps: int, folder: Path) -> None:
+def _fit(
+    prepared: Prepared, state: TrainState, objective: Objective, steps: int, folder: Path, loggers: Sequence[Logger]
+) -> None:
     config, problem = prepared.config, PROBLEMS[prepared.dataset.problem_type]
 
     def validate(model: torch.nn.Module) -> dict[str, float]:
@@ -249,11 +264,28 @@ def _fit(prepared: Prepared, state: TrainState, objective: Objective, steps: int
         folder=folder / "checkpoints",
         resume_command=_resume_command(folder),
         score=(problem.score, problem.says),
+        replay_command=f"vitral doctor {shlex.quote(str(folder))}",
+        image_flops=_image_flops(prepared),
     )
-    loader = TrainLoader(
+    told = Loggers(loggers, config.model_dump(mode="json"))
+    judged = validate if config.data.validation != "none" else None
+    fit(state, objective, train_loader(prepared), config.train, plan, judged, told)
+
+
+def train_loader(prepared: Prepared) -> TrainLoader:
+    """The run's stream of batches."""
+    config = prepared.config
+    return TrainLoader(
         prepared.train, config.train.batch_size, config.augment, config.seed, balance=config.data.balance
     )
-    fit(state, objective, loader, config.train, plan, validate if config.data.validation != "none" else None)
+
+
+def _image_flops(prepared: Prepared) -> float:
+    """Operations for one trained image: two a multiply-accumulate, and twice as many backward as forward. 0, unknown,
+    where only a part is trained, and less is computed backward."""
+    config = prepared.config
+    is_whole = config.train.freeze == "none" and config.lora.rank is None
+    return 6.0 * sum(count_macs(prepared.architecture).values()) if is_whole else 0.0
 
 
 def _finish(prepared: Prepared, state: TrainState, objective: Objective, folder: Path) -> dict[str, Any]:
@@ -279,6 +311,7 @@ def _finish(prepared: Prepared, state: TrainState, objective: Objective, folder:
         **({f"val_{problem.score}": progress.best_score} if validated else {}),
         "train_seconds": round(progress.seconds, 1), "steps": progress.step, "best_step": progress.best_step,
         "weights": "averaged (EMA) weights" if state.ema else "plain weights",
+        **({"skipped_steps": progress.skipped} if progress.skipped else {}),
         "seed": config.seed, "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "temperature": temperature,
     }  # fmt: skip

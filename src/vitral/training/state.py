@@ -17,7 +17,8 @@ from vitral.weights.tensors import check_match, load_tensors, save_tensors
 
 @dataclass
 class Progress:
-    """Where a run is. `step` counts finished updates; `stale` validations since the best one."""
+    """Where a run is. `step` counts finished updates, `skipped` those among
+    them that were not finite and moved nothing; `stale` validations since the best one."""
 
     step: int = 0
     seconds: float = 0.0
@@ -25,6 +26,7 @@ class Progress:
     best_score: float = -1.0
     best_loss: float = float("inf")
     stale: int = 0
+    skipped: int = 0
     done: bool = False
 
     def better(self, score: float, loss: float) -> bool:
