@@ -65,6 +65,26 @@ def test_other_size_and_patches(caplog: pytest.LogCaptureFixture) -> None:
     assert "init: patches resampled from 2 to 4 pixels a side" in caplog.text
 
 
+def test_a_new_head_learns_first_and_nothing_else_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither weights nor statistics of the encoder, and it works as in evaluation; then it trains."""
+    small = {"model.name": "resnet20_cifar", "model.blocks": [1, 1], "data.path": "pets", "report": False}
+    more = {"model.patch_size": None, "data.image_size": 8, "train.batch_size": 4, "train.ema": None}
+    vitral.train("small", {**small, **more, "train.steps": 2}, out="first")
+    vitral.train("finetune", {**STILL, "optim.lr": 0.1, "init": "first", "objective.head_first": 1.0}, out="b")
+    before, after = weights("first"), weights("b")
+    assert [name for name in before if not torch.equal(before[name], after[name])] == ["head.fc.bias", "head.fc.weight"]
+    vitral.train("finetune", {**STILL, "optim.lr": 0.1, "init": "first", "train.steps": 2}, out="c")
+    assert not torch.equal(weights("c")["stem.norm.running_mean"], before["stem.norm.running_mean"])
+
+
+def test_the_head_of_the_distillation_token_starts_as_the_other() -> None:
+    keys = {"model.distill_token": True, "model.pool": "cls", "model.head_bias": -6.9, "optim.lr": 1e-30}
+    vitral.train("digits", {**keys, "train.steps": 1, "train.ema": None, "report": False}, out="run")
+    found = weights("run")
+    for name in ("head.bias", "head_dist.bias"):
+        torch.testing.assert_close(found[name], torch.full((10,), -6.9))
+
+
 def test_eval_at_another_size(caplog: pytest.LogCaptureFixture) -> None:
     random_model(Path("model"), ("cat", "dog"), in_channels=3)
     with caplog.at_level("INFO", logger="vitral"):

@@ -163,13 +163,15 @@ class VisionTransformer(ImageModel):
         patches_BND, grid = self.embed(images_BCHW)
         return self.encode_tokens(patches_BND, grid, keep_BK, capture, attend_BN)
 
-    def pool(self, out: EncoderOutput, attend_BN: Tensor | None = None) -> Tensor:
+    def pool(self, out: EncoderOutput, attend_BN: Tensor | None = None, keep_BK: Tensor | None = None) -> Tensor:
         """One vector per image: [B, D], or [B, 2 D] of class token and average, or of class and distillation token.
 
-        Then `fc_norm`, where it is on. attend_BN: as given to `encode`, to leave the masked patches out of the mean or
-        of the pooling attention too.
+        Then `fc_norm`, where it is on. attend_BN, keep_BK: as given to `encode`, to leave the masked patches out of the
+        mean or of the pooling attention too; an image without any other patch has no mean (NaN).
         """
         kind = self.config.pool
+        if attend_BN is not None and keep_BK is not None:
+            attend_BN = attend_BN.gather(1, keep_BK)
         if self.attn_pool is not None:
             bias = None if attend_BN is None else self._attention_bias(attend_BN, None, out.patches_BND.dtype, prefix=0)
             return self.fc_norm(self.attn_pool(out.patches_BND, bias))

@@ -64,7 +64,7 @@ class Prepared:
         if self.init is not None:
             model.load_state_dict(self.init, strict=False)
         for name, parameter in model.named_parameters():
-            if name.startswith("head.") and name.endswith("bias") and not config.init_head:
+            if name.split(".")[0] in ("head", "head_dist") and name.endswith("bias") and not config.init_head:
                 torch.nn.init.constant_(parameter, config.model.head_bias)
         if config.train.freeze == "encoder":
             freeze_encoder(model)

@@ -41,9 +41,10 @@ def load_model(
     found = read_foreign(path, name=model)
     for note in found.notes:
         log.info("%s: %s", model, note)
-    if image_size is None:
+    if image_size is None and position_resize is None:
         return found.model, found.config
-    return resized(found.model, found.config, image_size, position_resize, model)
+    size = image_size or found.config.architecture.image_size
+    return resized(found.model, found.config, size, position_resize, model)
 
 
 def model_config(model: str) -> FolderConfig:

@@ -19,7 +19,7 @@ from vitral.config import Config, Count, Pair, build
 from vitral.data.config import MAX_PIXELS, Interpolation
 from vitral.data.resize import Fit
 from vitral.errors import UserError, nearest
-from vitral.models.config import AnyModelConfig, build_config
+from vitral.models.config import AnyModelConfig, ViTConfig, build_config
 from vitral.models.create import build_model
 from vitral.models.model import ImageModel
 from vitral.models.position import Resize
@@ -173,8 +173,9 @@ def load_folder(
     tensors, _ = load_tensors(path / WEIGHTS)
     check_match(network.state_dict(), tensors, str(path / WEIGHTS), hint=f"{CONFIG} says {config.name}")
     network.load_state_dict(tensors)
-    if image_size is not None:
-        return resized(network.eval(), config, image_size, position_resize, model)
+    if image_size is not None or position_resize is not None:
+        size = image_size or config.architecture.image_size
+        return resized(network.eval(), config, size, position_resize, model)
     return network.eval(), config
 
 
@@ -188,12 +189,15 @@ def resized(
     """The same model for images of another size, and its config; see `load_folder`."""
     asked: dict[str, Any] = {"image_size": image_size}
     if position_resize is not None:
+        if not isinstance(config.architecture, ViTConfig):
+            raise UserError("this model has no positions", where="position_resize", got=position_resize)
         asked["position_resize"] = position_resize
     architecture = build_config({**config.architecture.model_dump(), **asked}, where=where)
     preprocessing = config.preprocessing.model_copy(update={"image_size": architecture.image_size})
     tensors, notes = adapt(dict(network.state_dict()), network.config, architecture)
-    for note in notes:
-        log.info("%s: %s", where, note)
+    sizes = [f"{height} x {width}" for height, width in (architecture.image_size, network.config.image_size)]
+    if sizes[0] != sizes[1]:
+        log.warning("%s", "; ".join([f"{where}: used at {sizes[0]} instead of {sizes[1]} pixels", *notes]))
     other = build_model(architecture)
     other.load_state_dict(tensors)
     changed = {"architecture": architecture, "preprocessing": preprocessing}
