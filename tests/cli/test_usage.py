@@ -88,7 +88,8 @@ def refused(argv: str, capsys: Capture, *parts: str) -> str:
         ("models a b", ("one pattern at most",)),
         ("models *gigantesque*", ("no preset fits",)),
         ("recipes digitz", ("no such recipe", "did you mean 'digits'?")),
-        ("doctor digits", ("takes no words",)),
+        ("doctor digits", ("no step to be run again", "ended after bad steps")),
+        ("doctor a b", ("one run folder at most",)),
     ],
 )  # fmt: skip
 def test_wrong_words_get_one_message(argv: str, parts: tuple[str, ...], capsys: Capture) -> None:

@@ -103,7 +103,7 @@ def test_a_run_with_bad_steps_equals_one_that_never_had_them(
 
 
 def test_the_average_stays_also_where_nobody_reads_the_flag() -> None:
-    """As on CUDA, where the flag is a number on the device: meta tensors would refuse to be read."""
+    """As on CUDA, where the flag is a number that is computed with, and read by none."""
     state = start()
     assert state.ema is not None
     with torch.no_grad():
