@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vitral.models.checkpoint import recomputed
 from vitral.models.config import ViTConfig
 from vitral.models.layers import AttentionPool, Block, Linear, PatchEmbed, lecun_normal
 from vitral.models.model import ImageModel, check_capture
@@ -234,7 +235,10 @@ class VisionTransformer(ImageModel):
             name, last = f"blocks.{i}", i == len(self.blocks) - 1
             inside: dict[str, Tensor] | None = {} if any(n.startswith(f"{name}.attn") for n in capture) else None
             offsets_OD = None if offsets_LOD is None else offsets_LOD[min(i, len(offsets_LOD) - 1)]
-            tokens_BTD = block(tokens_BTD, bias, False, queries if last else None, inside, places, offsets_OD)
+            arguments = tokens_BTD, bias, False, queries if last else None, inside, places, offsets_OD
+            # What a capture leaves behind in a dictionary must be left once.
+            again = inside is None and self.recomputes(i)
+            tokens_BTD = recomputed(block, *arguments) if again else block(*arguments)
             found = {name: tokens_BTD} | {f"{name}.{part}": value for part, value in (inside or {}).items()}
             captured |= {n: found[n] for n in capture if n in found}
         return tokens_BTD
