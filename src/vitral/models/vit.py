@@ -354,10 +354,8 @@ def _mean(patches_BND: Tensor, attend_BN: Tensor | None) -> Tensor:
 
 
 def _blocks(config: ViTConfig) -> list[Block]:
-    """The blocks; the drop-path rate rises linearly from 0 at the first to its maximum at the last (or only) one."""
-    c, last = config, config.depth - 1
-    rates = [c.drop_path * i / last if last else c.drop_path for i in range(c.depth)]
+    c = config
     return [
         Block(c.width, c.heads, c.mlp_dim, c.dropout, rate, c.gelu, c.norm_eps, c.mlp, c.qk_norm, c.layer_scale)
-        for rate in rates
+        for rate in c.drop_path_rates
     ]

@@ -29,19 +29,20 @@ from vitral.objectives.balance import NO_BALANCE, ClassBalance, class_balance
 from vitral.objectives.objective import Objective
 from vitral.objectives.table import OBJECTIVES
 from vitral.optim.ema import WeightEMA
+from vitral.optim.masters import Bfloat16Copy
 from vitral.optim.optimizer import make_optimizer
 from vitral.optim.schedules import learning_rate
 from vitral.report.html import write_report
 from vitral.run import outputs
 from vitral.run.config import RunConfig, difference, load_config
-from vitral.run.prepare import Prepared, prepare
+from vitral.run.memory import say_memory, smaller_plan
+from vitral.run.prepare import EVAL_BATCH, Prepared, prepare
 from vitral.training.journal import Journal, console_logging, log, log_file
 from vitral.training.loop import Plan, fit, total_steps
 from vitral.training.state import Progress, TrainState
 from vitral.weights.folder import FolderConfig, Preprocessing, save_folder
 from vitral.weights.tensors import load_tensors
 
-EVAL_BATCH = 256
 _OURS = (
     "config.yaml", "env.json", "train.log", "metrics.jsonl", "metrics.csv", "summary.json", "checkpoints", "model",
     "predictions.csv", "report.html",
@@ -89,7 +90,7 @@ def run(config: RunConfig, dataset: Dataset | None = None) -> dict[str, Any]:
             raise Interrupted(signal.SIGINT, message) from None
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-                hint = "A smaller train.micro_batch needs less and computes the same."
+                hint = smaller_plan(prepared.config, prepared.architecture, prepared.device, EVAL_BATCH)
                 raise RunFailed(f"out of memory: {str(error).splitlines()[0]}\n  {hint}") from error
             raise
 
@@ -159,7 +160,8 @@ def _assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
         )
     optimizer = make_optimizer(objective, config.optim)
     ema = WeightEMA(objective.model, prepared.build(), config.train.ema) if config.train.ema else None
-    return TrainState(objective, optimizer, ema, Progress(), prepared.dataset.fingerprint), objective, steps
+    low = Bfloat16Copy(objective) if config.precision == "bfloat16_params" else None
+    return TrainState(objective, optimizer, ema, Progress(), prepared.dataset.fingerprint, low), objective, steps
 
 
 def _class_balance(prepared: Prepared) -> ClassBalance:
@@ -221,6 +223,9 @@ def _say_start(prepared: Prepared, objective: Objective, steps: int, folder: Pat
     trained = sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad)
     part = f", {trained:,} of them trained" if trained != count else ""
     log.info("model: %s, %s, %s parameters%s", prepared.name, cells, f"{count:,}", part)
+    if config.memory is not None:
+        said = say_memory(config, prepared.architecture, prepared.device, EVAL_BATCH)
+        log.info("memory: %s (limit: %s)", said, config.memory)
     if config.optim.name == "adam" and config.optim.weight_decay:
         log.warning("optim: adam adds the decay to the gradient and rescales both; values meant for adamw don't train")
     log.info(
