@@ -171,7 +171,14 @@ def recipe_values(recipe: str) -> Tree:
 def difference(one: RunConfig, other: RunConfig) -> list[tuple[str, Any, Any]]:
     """Keys in which two configurations differ, with both values, but for those that don't change what is computed."""
     free = {"memory", "resume", "overwrite", "out", "recipe", "report", "device", "check.allow", "check.skip"}
-    free |= {"data.workers", "data.worker_kind", "data.cache_mb", "train.log_every", "train.save_seconds"}
+    free |= {
+        "train.checkpointing",
+        "data.workers",
+        "data.worker_kind",
+        "data.cache_mb",
+        "train.log_every",
+        "train.save_seconds",
+    }
     mine, theirs = flatten(one.model_dump()), flatten(other.model_dump())
     names = [key.name for key in describe(RunConfig) if key.name not in free]
     return [(name, mine[name], theirs[name]) for name in names if mine[name] != theirs[name]]
