@@ -26,6 +26,7 @@ from vitral.data import loader
 from vitral.data.config import DataConfig
 from vitral.data.sources import open_dataset
 from vitral.errors import RunFailed, UserError
+from vitral.models import vit
 from vitral.run.config import RunConfig, load_config
 from vitral.run.train import run
 from vitral.training.journal import Journal
@@ -225,6 +226,8 @@ ELSEWHERE = {
     "out": "test_out_is_where_it_is_written",
     "resume": "test_resume_and_overwrite_are_asked_for",
     "overwrite": "test_resume_and_overwrite_are_asked_for",
+    "memory": "test_memory_cuts_the_batch",
+    "train.checkpointing": "test_checkpointing_reaches_the_model",
     "deterministic": "test_deterministic_is_switched_on_during_the_run_only",
     **dict.fromkeys(
         ("data.pattern", "data.image_column", "data.label_column", "data.split_column", "data.label_separator"),
@@ -432,6 +435,30 @@ def test_save_seconds_is_the_time_between_checkpoints(tmp_path: Path, monkeypatc
     assert saves == [1, 2, 3]
     tiny(tmp_path / "b", train__save_seconds=1e6)
     assert saves == [1, 2, 3, 3]
+
+
+def test_memory_cuts_the_batch(tmp_path: Path) -> None:
+    tiny(tmp_path / "a", memory="9MB", train__batch_size=512)
+    settled = load_config(str(tmp_path / "a/config.yaml"), {})
+    assert settled.train.micro_batch is not None
+    assert settled.train.micro_batch < settled.train.batch_size
+    assert "memory: about" in (tmp_path / "a/train.log").read_text(encoding="utf-8")
+    with pytest.raises(UserError, match=r"(?s)memory: the run does not fit.*got: *1 KB.*checkpointing=2"):
+        tiny(tmp_path / "b", memory="1KB")
+
+
+def test_checkpointing_reaches_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits come out, so what is looked at is which blocks are computed twice."""
+    calls: list[int] = []
+    make = vit.recomputed
+    monkeypatch.setattr(vit, "recomputed", lambda *arguments: (calls.append(1), make(*arguments))[1])
+    for value, count in (("none", 0), (1, 3), ("all", 6)):
+        calls.clear()
+        tiny(tmp_path / str(value), train__checkpointing=value)
+        assert len(calls) == count
+    assert weights(tmp_path / "none") == weights(tmp_path / "1") == weights(tmp_path / "all")
+    with pytest.raises(UserError, match=r"(?s)train\.checkpointing: more blocks.*wanted: up to 2"):
+        tiny(tmp_path / "b", train__checkpointing=3)
 
 
 def test_there_is_one_kind_of_objective(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ COMMANDS = {
     "sweep": "compare settings on a part of the train images, train the best on all of them",
     "eval": "measure a model: accuracy with its interval, per class, calibration",
     "probe": "judge a model's features: nearest neighbours, linear classifier, few shots",
+    "plan": "memory and work of a recipe or a model, before anything runs",
     "predict": "name what is on images",
     "embed": "features of images, as a file or as JSON lines",
     "reproduce": "a paper's comparison at your scale: position embeddings, ViT against ResNet",

@@ -30,12 +30,14 @@ from vitral.objectives.balance import NO_BALANCE, ClassBalance, class_balance
 from vitral.objectives.objective import Objective
 from vitral.objectives.table import OBJECTIVES
 from vitral.optim.ema import WeightEMA
+from vitral.optim.masters import Bfloat16Copy
 from vitral.optim.optimizer import make_optimizer
 from vitral.optim.schedules import learning_rate
 from vitral.report.html import write_report
 from vitral.run import outputs
 from vitral.run.config import RunConfig, difference, load_config
-from vitral.run.prepare import Prepared, prepare
+from vitral.run.memory import say_memory, smaller_plan
+from vitral.run.prepare import EVAL_BATCH, Prepared, prepare
 from vitral.training.journal import Journal, console_logging, log, log_file
 from vitral.training.loggers import Logger, Loggers, TensorBoard
 from vitral.training.loop import Plan, fit, total_steps
@@ -43,7 +45,6 @@ from vitral.training.state import Progress, TrainState
 from vitral.weights.folder import FolderConfig, Preprocessing, save_folder
 from vitral.weights.tensors import load_tensors
 
-EVAL_BATCH = 256
 _OURS = (
     "config.yaml", "env.json", "train.log", "metrics.jsonl", "metrics.csv", "summary.json", "checkpoints", "model",
     "predictions.csv", "report.html", "bad", "tensorboard",
@@ -99,7 +100,7 @@ def run(config: RunConfig, dataset: Dataset | None = None, loggers: Sequence[Log
             raise Interrupted(signal.SIGINT, message) from None
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-                hint = "A smaller train.micro_batch needs less and computes the same."
+                hint = smaller_plan(prepared.config, prepared.architecture, prepared.device, EVAL_BATCH)
                 raise RunFailed(f"out of memory: {str(error).splitlines()[0]}\n  {hint}") from error
             raise
 
@@ -172,7 +173,8 @@ def assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
     decay, ema = config.train.ema, None
     if decay is not None:
         ema = WeightEMA(objective.model, prepared.build(), decay, config.train.ema_warmup)
-    return TrainState(objective, optimizer, ema, Progress(), prepared.dataset.fingerprint), objective, steps
+    low = Bfloat16Copy(objective) if config.precision == "bfloat16_params" else None
+    return TrainState(objective, optimizer, ema, Progress(), prepared.dataset.fingerprint, low), objective, steps
 
 
 def _class_balance(prepared: Prepared) -> ClassBalance:
@@ -234,6 +236,9 @@ def _say_start(prepared: Prepared, objective: Objective, steps: int, folder: Pat
     trained = sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad)
     part = f", {trained:,} of them trained" if trained != count else ""
     log.info("model: %s, %s, %s parameters%s", prepared.name, cells, f"{count:,}", part)
+    if config.memory is not None:
+        said = say_memory(config, prepared.architecture, prepared.device, EVAL_BATCH)
+        log.info("memory: %s (limit: %s)", said, config.memory)
     if config.optim.name == "adam" and config.optim.weight_decay:
         log.warning("optim: adam adds the decay to the gradient and rescales both; values meant for adamw don't train")
     log.info(

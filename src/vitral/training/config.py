@@ -32,6 +32,11 @@ class TrainConfig(Config):
     micro_batch: int | None = Field(
         default=None, ge=1, description="images at once; gradients add up to batch_size; null: all"
     )
+    checkpointing: Annotated[int, Field(ge=1)] | Literal["none", "all", "auto"] = Field(
+        default="auto",
+        description="blocks, from the input on, that keep no activations and compute them again: less memory, same "
+        "result; auto: as few as memory= allows",
+    )
     freeze: Literal["none", "encoder"] = Field(
         default="none", description="encoder: only the head is trained; the encoder works as in evaluation"
     )

@@ -188,12 +188,15 @@ def update(
     device = batch.views[0].images_BCHW.device
     total, metrics = torch.zeros((), device=device), dict[str, torch.Tensor]()
     guard.begin()
+    computing = state.low.module if state.low else objective
     for start in range(0, size, micro):
         part = batch.slice(start, start + micro)
         share = len(part.keys_B) / size
         with torch.autocast(device.type, plan.autocast or torch.bfloat16, enabled=plan.autocast is not None):
-            out = objective(part, step)
+            out = computing(part, step)
         (out.loss * share).backward()
+        if state.low is not None:
+            state.low.collect()
         total += out.loss.detach() * share
         for name, value in out.metrics.items():
             metrics[name] = metrics.get(name, 0) + value.detach() * share
@@ -205,6 +208,8 @@ def update(
         group["lr"] = rate * group["lr_scale"]
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
+    if state.low is not None:
+        state.low.refresh()
     objective.after_update(step)
     if state.ema is not None:
         state.ema.update(found_inf)

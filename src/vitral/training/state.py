@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vitral.errors import UserError
 from vitral.optim.ema import WeightEMA
+from vitral.optim.masters import Bfloat16Copy
 from vitral.weights.tensors import check_match, load_tensors, save_tensors
 
 
@@ -43,6 +44,7 @@ class TrainState:
     ema: WeightEMA | None
     progress: Progress
     fingerprint: str = ""  # of the data
+    low: Bfloat16Copy | None = None  # what is computed with, where that is not the objective itself
 
     def save(self, path: Path) -> None:
         """Weights, optimizer, EMA, progress, random states and thread count. Raises OSError and keeps an older file."""
@@ -72,6 +74,8 @@ class TrainState:
         weights = _below(tensors, "objective.")
         check_match(self.objective.state_dict(), weights, str(path))
         self.objective.load_state_dict(weights)
+        if self.low is not None:
+            self.low.refresh()
         self._load_optimizer(_below(tensors, "optim."))
         torch.set_rng_state(tensors["rng.cpu"])
         if "rng.cuda" in tensors and torch.cuda.is_available():
