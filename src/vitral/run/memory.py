@@ -41,7 +41,8 @@ def make_job(config: RunConfig, architecture: Architecture, device: torch.device
         trained=sum(count for count, is_trained in values if is_trained),
         batch_size=config.train.batch_size,
         precision=config.precision,
-        state=2 if config.optim.name != "sgd" else int(config.optim.momentum > 0),
+        # Muon keeps one value of the matrices and two of the rest: at most two.
+        state=2 if config.optim.name in ("adamw", "adam", "muon") else int(config.optim.momentum != 0),
         ema=config.train.ema is not None,
         encoder_trained=config.train.freeze != "encoder",
         validation=validation,
