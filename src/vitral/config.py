@@ -28,6 +28,15 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
 
 
+def refuse_idle(config: Config, used: Mapping[str, bool]) -> None:
+    """Raise ValueError for the first field that is set although nothing reads it: `used` says which are read."""
+    for name, is_read in used.items():
+        info = type(config).model_fields[name]
+        value = getattr(config, name)
+        if not is_read and value != info.default:
+            raise ValueError(f"{name}={value} has no effect here: {info.description}")
+
+
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 Count = Annotated[int, Ge(1)]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from vitral.config import Config, Count, Pair, Shares, build
+from vitral.config import Config, Count, Pair, Shares, build, refuse_idle
 from vitral.errors import UserError
 
 Blocks = Annotated[tuple[Count, ...], Field(strict=False)]
@@ -136,6 +136,14 @@ class ViTConfig(ModelConfig):
         if self.norm_after_pool and self.pooled_width != self.width:
             raise ValueError("fc_norm=true reads one vector of model width: no distill_token, no pool=cls_avg")
         self._check_positions()
+        refuse_idle(self, {
+            "stem_epsilons": self.stem_blocks is not None,
+            "gelu": self.mlp == "gelu" or self.pool == "map",
+            "positions_at": self.positions != "none",
+            "prefix_positions": self.positions == "learned",
+            "position_resize": self.positions in ("learned", "learned_2d"),
+            "rope_theta": self.positions == "rope",
+        })  # fmt: skip
         return self
 
     def _check_positions(self) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Lt
 from pydantic import Field, Strict, model_validator
 
-from vitral.config import Config, Shares
+from vitral.config import Config, Shares, refuse_idle
 
 Beta = Annotated[float, Ge(0), Lt(1)]
 Betas = Annotated[tuple[Beta, Beta], Strict(False)]
@@ -55,6 +55,16 @@ class OptimConfig(Config):
 
     @model_validator(mode="after")
     def _fits_together(self) -> OptimConfig:
+        refuse_idle(self, {
+            "betas": self.name in ("adamw", "adam", "muon"),
+            "momentum": self.name in ("sgd", "lars", "muon"),
+            "trust": self.name == "lars",
+            "final": self.schedule in ("cosine", "linear", "wsd"),
+            "cooldown": self.schedule == "wsd",
+            "drops": self.schedule == "step",
+            "drop_factor": self.schedule == "step",
+            "timescale": self.schedule == "rsqrt",
+        })  # fmt: skip
         if self.schedule == "wsd" and self.warmup < 1 and self.warmup + self.cooldown > 1:
             raise ValueError(
                 f"optim.warmup {self.warmup} and optim.cooldown {self.cooldown} are more than the whole run"

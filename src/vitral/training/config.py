@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from vitral.config import Config
+from vitral.config import Config, refuse_idle
 
 Epochs = Annotated[float, Field(gt=0)]
 
@@ -21,6 +21,11 @@ class LoraConfig(Config):
     targets: Literal["attn", "mlp", "both"] = Field(
         default="both", description="dense layers that have adapters: of the attention, of the MLP"
     )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> LoraConfig:
+        refuse_idle(self, {"alpha": self.rank is not None, "targets": self.rank is not None})
+        return self
 
 
 class TrainConfig(Config):
