@@ -464,7 +464,8 @@ def test_checkpointing_reaches_the_model(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     "keys",
     [
-        {"model.rope_theta": 3.0}, {"model.stem_epsilons": "google"}, {"model.positions": "none", "model.positions_at": "stem"},
+        {"model.rope_theta": 3.0}, {"model.stem_epsilons": "google"},
+        {"model.positions": "none", "model.positions_at": "stem"},
         {"model.positions": "rope", "model.heads": 2, "model.position_resize": "google"},
         {"model.mlp": "swiglu", "model.gelu": "tanh"}, {"model.positions": "sincos", "model.prefix_positions": False},
         {"optim.momentum": 0.8}, {"optim.timescale": 5}, {"optim.trust": 0.1}, {"optim.drop_factor": 0.5},
