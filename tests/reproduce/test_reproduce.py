@@ -12,10 +12,12 @@ import pytest
 import torch
 
 import vitral
-from vitral.config import build
+from vitral.cli.main import main
 from vitral.data.config import DataConfig
 from vitral.data.sources import open_dataset
 from vitral.errors import UserError
+from vitral.models.config import ResNetConfig, ViTConfig
+from vitral.models.presets import resolve
 from vitral.reproduce import bias, positions
 from vitral.reproduce.config import BiasOptions, ReproduceOptions
 from vitral.run.evaluate import evaluate
@@ -98,6 +100,7 @@ def test_bias_of_both_kinds(tmp_path: Path) -> None:
     assert last["top1"] == pytest.approx(found["rows"][3]["top1"][1])
     assert b"<svg" in (tmp_path / "a/fractions.svg").read_bytes()
     assert "lead of the CNN" in bias.table(found)
+    assert "both kinds with the recipe's optimizer and rate" in bias.table(found)
     for row in found["rows"]:
         assert 0 <= min(row["consistency"]) <= max(row["consistency"]) <= 1
 
@@ -120,8 +123,41 @@ def test_consistency_counted_one_by_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "text"), [({"seed": 1}, "sets this key itself"), ({"train.epochs": 2}, "sets this key itself")]
+    ("words", "message"),
+    [
+        ("positions seed=1", "seed: the comparison sets this key itself"),
+        ("positions train.epochs=2", "train.epochs: the comparison sets this key itself"),
+        ("positions data.path=/nonexistent", "data.path: the comparison sets this key itself"),
+        ("positions data.source=folder", "data.source: the comparison sets this key itself"),
+        ("positions model.positions=rope", "model.positions: the comparison sets this key itself"),
+        ("positions model.positions_at=layers", "model.positions_at: the comparison sets this key itself"),
+        ("positions fractions=[1]", "fractions: unknown key"),
+        ("positions model.heads=7", "7 heads"),
+        ("positions model.name=resnet20_cifar", "positions: unknown key"),
+        ("positions optim.warmup=9 steps=9", "the warm-up is longer than the run"),
+        ("inductive-bias model.name=vit_nano_patch4_32", "model.name: the comparison sets this key itself"),
+        ("inductive-bias cnn=typo", "typo: unknown model"),
+        ("inductive-bias vit=typo", "typo: unknown model"),
+        ("inductive-bias cnn=vit_micro_patch2_8", "cnn: a preset of the other kind"),
+        ("inductive-bias vit=resnet20_cifar", "vit: a preset of the other kind"),
+        ("inductive-bias model.heads=7", "7 heads"),
+        ("inductive-bias optim.warmup=9 steps=9", "the warm-up is longer than the run"),
+    ],
 )
-def test_keys_that_the_comparison_sets(keys: dict[str, Any], text: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=text):
-        positions.positions(build(ReproduceOptions, {"out": str(tmp_path / "a")}), keys)
+def test_what_is_wrong_is_found_before_anything_is_made(
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["reproduce", *words.split()]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(Path().iterdir())
+
+
+def test_both_kinds_see_images_of_the_size_of_the_named_vit(tmp_path: Path) -> None:
+    options = BiasOptions(seeds=2, steps=2, fractions=(0.1,), vit="vit_nano_patch4_32", out=str(tmp_path / "a"))
+    bias.inductive_bias(options, {"train.batch_size": 8, "model.width": 16, "optim.warmup": 0})
+    made = {kind: vitral.load(tmp_path / f"a/{kind}-0.1-1").config.architecture for kind in ("vit", "cnn")}
+    assert isinstance(made["vit"], ViTConfig)
+    assert isinstance(made["cnn"], ResNetConfig)
+    assert (made["vit"].patch_size, made["vit"].width, made["vit"].depth, made["vit"].pool) == (4, 16, 6, "cls")
+    assert made["cnn"] == resolve("resnet20_cifar", in_channels=1, mean=made["cnn"].mean, std=made["cnn"].std)
+    assert made["vit"].image_size == made["cnn"].image_size == (32, 32)

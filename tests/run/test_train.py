@@ -22,7 +22,7 @@ from tests.helpers import skip_unless_built
 from vitral.config import load_yaml
 from vitral.data.loader import TrainLoader
 from vitral.errors import Interrupted, RunFailed, UserError
-from vitral.run.config import RunConfig, load_config, recipes
+from vitral.run.config import ModelOptions, RunConfig, load_config, recipes
 from vitral.run.train import run
 from vitral.structs import Batch
 from vitral.weights.tensors import load_tensors
@@ -286,6 +286,30 @@ def test_without_a_recipe_the_data_decide() -> None:
     assert load_config(None, {"data": "photos"}).recipe == "small"
     assert load_config("cifar10_tiny", {"data": "x"}).data.source == "auto"
     assert load_config("cifar10_tiny", {"data": "x", "data.source": "folder"}).data.source == "folder"
+
+
+def test_null_is_no_second_name_of_the_data() -> None:
+    for path in (None, "null"):
+        assert load_config("cifar10_tiny", {"data": "digits", "data.path": path}).data.path == "digits"
+        assert load_config("small", {"data": path, "data.path": "photos"}).data.path == "photos"
+    with pytest.raises(UserError, match="named twice"):
+        load_config("small", {"data": "digits", "data.path": "photos"})
+
+
+@pytest.mark.parametrize("recipe", ["digits", "small", "cifar10_tiny", "finetune_cifar10"])
+def test_a_model_of_another_family_is_not_that_of_the_recipe(recipe: str) -> None:
+    made = load_config(recipe, {"model.name": "resnet20_cifar", "model.head_bias": -1.0}).model
+    assert made == ModelOptions(name="resnet20_cifar", head_bias=-1.0), "what the user sets stays"
+    other = load_config(recipe, {"model.name": "vit_micro_patch2_8"}).model
+    own = load_config(recipe, {"init": "vitral-digits"}).model
+    assert other == own.model_copy(update={"name": "vit_micro_patch2_8"}), "the same family keeps what is set of it"
+
+
+def test_a_network_of_convolutions_trains_by_a_recipe_of_vision_transformers() -> None:
+    keys = {"model.name": "resnet20_cifar", "train.steps": 2, "train.batch_size": 16, "report": False}
+    assert run(load_config("digits", {**keys, "optim.warmup": 0.0, "out": "a"}))["steps"] == 2
+    again = load_config("a/config.yaml", {"model.name": "vit_micro_patch2_8"}).model
+    assert again == ModelOptions(name="vit_micro_patch2_8")
 
 
 def test_an_optimizer_without_clipping_and_with_momentum_runs() -> None:

@@ -16,13 +16,16 @@ Runs a comparison of the ViT paper at your scale, several seeds a row, and print
 positions       without positions, 1-D, 2-D, relative, at the stem or in every layer (appendix D.4, table 8); the
                 paper's numbers beside, and whether its ordering holds
 inductive-bias  ViT and a ResNet on fractions of the train images, and how both keep their answer when the image moves
-                (sections 3.1 and 4.3); with a plot
+                (sections 3.1 and 4.3); with a plot. Both kinds train with the recipe's optimizer and rate (those of a
+                ViT, unless optim.* says otherwise) and for the same number of steps, whatever the fraction
 
 key, type, default, meaning:
 
 {keys}
 
-and every key of `vitral train` but seed and length. Ctrl-C saves and prints the command that goes on.
+and every key of `vitral train` but those that the comparison sets itself: seed, overwrite, train.steps, train.epochs,
+data.path, data.source; of positions model.positions and model.positions_at; of inductive-bias model.name (vit= and cnn=
+name the presets; other model.* keys are the ViT's). Ctrl-C saves and prints the command that goes on.
 
 examples:
   vitral reproduce positions data=digits

@@ -7,6 +7,7 @@ height and width, N judged images, S shifts.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,20 @@ from torch import Tensor
 from vitral.data.dataset import Dataset
 from vitral.data.holdout import stratified
 from vitral.errors import Interrupted, UserError
+from vitral.models.presets import resolve
 from vitral.predictor import load
 from vitral.report.plots import fraction_curves
 from vitral.reproduce.config import BiasOptions
 from vitral.reproduce.runs import aligned, base_keys, finished, open_folder, spread, stopped, write_table
 from vitral.run.check import open_checked
-from vitral.run.config import load_config
+from vitral.run.config import RunConfig, load_config
 from vitral.run.images import image_batches
+from vitral.run.prepare import prepare
+from vitral.run.train import settle_steps
 from vitral.training.journal import console_logging, log
-from vitral.weights.folder import find_folder
-from vitral.weights.folder import load_config as load_folder_config
 
 PLOT = "fractions.svg"
+SETS = {"model.name": "vit= and cnn= name the presets."}
 
 
 def inductive_bias(options: BiasOptions | None = None, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -41,28 +44,26 @@ def inductive_bias(options: BiasOptions | None = None, overrides: Mapping[str, A
     """
     console_logging()
     options = options or BiasOptions()
-    recipe, keys = base_keys(options, overrides or {})
-    config = load_config(recipe, keys)
-    dataset, _ = open_checked(config, config.data, None)
+    recipe, keys = base_keys(options, overrides or {}, SETS)
+    models = _models(options, {key: value for key, value in keys.items() if key.startswith("model.")})
+    shared = {key: value for key, value in keys.items() if not key.startswith("model.")} | {"check.skip": True}
+    checked = load_config(recipe, keys)
+    dataset, _ = open_checked(checked, checked.data, None)
     if dataset.multi_label:
         raise UserError("images with one class each are wanted", where=dataset.name)
+    shared["data.image_size"] = _settled(load_config(recipe, {**shared, **models["ViT"]}), dataset)
+    _settled(load_config(recipe, {**shared, **models["CNN"]}), dataset)  # at the ViT's size
     folder = open_folder("reproduce-inductive-bias", options)
-    asked = {key: value for key, value in keys.items() if key.startswith("model.")}  # of the ViT alone
-    models = {"ViT": asked if options.vit == "auto" else {**_preset(options.vit), **asked}, "CNN": _preset(options.cnn)}
-    others = {key: value for key, value in keys.items() if key not in asked}
     rows: list[dict[str, Any]] = []
     try:
-        for name, preset in models.items():
+        for name, model in models.items():
             for fraction in options.fractions:
                 part = fraction_of(dataset, fraction)
                 top1, kept = list[float](), list[float]()
                 for seed in range(options.seeds):
                     log.info("%s, %g of the train images, seed %d", name, fraction, seed)
                     where = folder / f"{name.lower()}-{fraction:g}-{seed}"
-                    shared = {**others, **preset, "seed": seed, "check.skip": True}
-                    top1.append(finished(where, recipe, shared, part)["top1"])
-                    made = load_folder_config(find_folder(str(where))).architecture
-                    others.setdefault("data.image_size", made.image_size)  # of the ViT, which comes first
+                    top1.append(finished(where, recipe, {**shared, **model, "seed": seed}, part)["top1"])
                     kept.append(shift_consistency(where, dataset, options.shift))
                 agree = {f"consistency_{key}": value for key, value in spread(kept).items()}
                 rows.append({"model": name, "fraction": fraction, "images": len(part.splits["train"]), "top1": top1,
@@ -75,10 +76,21 @@ def inductive_bias(options: BiasOptions | None = None, overrides: Mapping[str, A
     return found
 
 
-def _preset(name: str) -> dict[str, Any]:
-    """The keys of another preset than the recipe's, whose own sizes then count for nothing."""
-    sized = ("patch_size", "width", "depth", "heads", "mlp_dim", "pool")
-    return {"model.name": name, **{f"model.{key}": None for key in sized}}
+def _models(options: BiasOptions, asked: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The keys of each kind's model. Raises UserError for an unknown preset, and for one of the other kind."""
+    for key, name, family in (("vit", options.vit, "vit"), ("cnn", options.cnn, "resnet")):
+        if (key, name) != ("vit", "auto") and resolve(name).family != family:
+            raise UserError("a preset of the other kind", where=key, got=name)
+    # Another preset than the recipe's comes with its own patches and pooling.
+    own = {} if options.vit == "auto" else {"model.name": options.vit, "model.patch_size": None, "model.pool": None}
+    return {"ViT": {**own, **asked}, "CNN": {"model.name": options.cnn}}
+
+
+def _settled(config: RunConfig, dataset: Dataset) -> tuple[int, int]:
+    """The image size that a run would have. Raises UserError for a run that could not begin."""
+    settle_steps(config, len(dataset.splits["train"]))
+    with closing(prepare(config, dataset)) as prepared:
+        return prepared.architecture.image_size
 
 
 def fraction_of(dataset: Dataset, fraction: float) -> Dataset:
@@ -121,7 +133,11 @@ def table(found: Mapping[str, Any]) -> str:
     for row in found["rows"]:
         values = [row[key] for key in ("mean", "std", "consistency_mean", "consistency_std")]
         rows.append([row["model"], f"{row['fraction']:g}", str(row["images"]), *(f"{100 * v:.2f}" for v in values)])
-    text = f"{found['seeds']} seeds a row, {found['steps']} steps; shifts by {found['shift']} pixels in 8 directions"
+    text = (
+        f"{found['seeds']} seeds a row; shifts by {found['shift']} pixels in 8 directions\n"
+        f"both kinds with the recipe's optimizer and rate, unless optim.* was given; {found['steps']} steps at any "
+        "fraction"
+    )
     means = {(row["model"], row["fraction"]): row["mean"] for row in found["rows"]}
     leads = [100 * (means["CNN", f] - means["ViT", f]) for f in found["fractions"]]
     lead = ", ".join(f"{value:+.2f} at {f:g}" for f, value in zip(found["fractions"], leads, strict=True))

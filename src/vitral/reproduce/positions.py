@@ -10,7 +10,11 @@ import numpy as np
 from vitral.errors import Interrupted
 from vitral.reproduce.config import ReproduceOptions
 from vitral.reproduce.runs import aligned, base_keys, finished, open_folder, spread, stopped, write_table
+from vitral.run.config import draft_architecture, load_config
+from vitral.run.train import settle_steps
 from vitral.training.journal import console_logging, log
+
+SETS = {f"model.{key}": "Every row has its own." for key in ("positions", "positions_at")}
 
 
 class Variant(NamedTuple):
@@ -46,18 +50,22 @@ def positions(options: ReproduceOptions | None = None, overrides: Mapping[str, A
     """
     console_logging()
     options = options or ReproduceOptions()
-    recipe, keys = base_keys(options, overrides or {})
+    recipe, keys = base_keys(options, overrides or {}, SETS)
+    places = {variant: {"model.positions": variant.positions, "model.positions_at": variant.at} for variant in VARIANTS}
+    for each in places.values():  # before the folder is made and anything is trained
+        config = load_config(recipe, {**keys, **each})
+        draft_architecture(config)
+        settle_steps(config, samples=0)  # whose number has no say where the steps are given
     folder = open_folder("reproduce-positions", options)
     rows: list[dict[str, Any]] = []
     split = count = None
     try:
         for variant in VARIANTS:
-            places = {"model.positions": variant.positions, "model.positions_at": variant.at}
             top1: list[float] = []
             for seed in range(options.seeds):
                 log.info("%s, seed %d", variant.name, seed)
                 where = folder / f"{variant.positions}-{variant.at or 'own'}-{seed}"
-                summary = finished(where, recipe, {**keys, **places, "seed": seed})
+                summary = finished(where, recipe, {**keys, **places[variant], "seed": seed})
                 top1.append(summary["top1"])
                 split, count = summary["split"], summary["count"]
             rows.append({"variant": variant.name, "top1": top1, **spread(top1), "paper": variant.paper})

@@ -22,13 +22,28 @@ from vitral.run.train import run
 from vitral.training.journal import log
 
 TABLE = "table.json"
+# Keys of a run that every comparison sets itself, and what to say instead.
+SETS = {
+    "seed": "seeds= is their number.",
+    "out": "out= names the folder of all.",
+    "resume": "resume=true goes on with all.",
+    "overwrite": "out= names another folder.",
+    **dict.fromkeys(("train.steps", "train.epochs"), "steps= is the length of each run."),
+    **dict.fromkeys(("data", "data.path", "data.source"), "data= names the images."),
+}
 
 
-def base_keys(options: ReproduceOptions, overrides: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def base_keys(
+    options: ReproduceOptions, overrides: Mapping[str, Any], sets: Mapping[str, str]
+) -> tuple[str, dict[str, Any]]:
     """The recipe (`digits` for the digits, else `small`), and the keys that all runs share: short, without an average
-    of the weights, without augmentation that isn't asked for, judged once."""
-    for key in {"seed", "out", "resume", "overwrite", "train.steps", "train.epochs"} & overrides.keys():
-        raise UserError("the comparison sets this key itself", where=key)
+    of the weights, without augmentation that isn't asked for, judged once.
+
+    Raises UserError for keys that this comparison (`sets`, each with a hint) or every one sets itself.
+    """
+    overrides, sets = flatten(overrides), {**SETS, **sets}
+    for key in overrides.keys() & sets.keys():
+        raise UserError("the comparison sets this key itself", where=key, hint=sets[key])
     still = {"rotate": 0.0, "scale": 0.0, "shear": 0.0, "translate": 0.0, "flip": 0.0, "mixup": 0.0}
     keys: dict[str, Any] = {
         "data.path": options.data, "train.steps": options.steps, "train.eval_every": "end", "train.ema": None,

@@ -14,10 +14,12 @@ from vitral.config import Config, Count, Tree, build, describe, flatten, load_ya
 from vitral.data.config import AugmentConfig, CheckConfig, DataConfig
 from vitral.errors import UserError, nearest
 from vitral.models.config import ResNetConfig, ViTConfig
+from vitral.models.presets import PRESETS, resolve
 from vitral.objectives.config import ObjectiveConfig
 from vitral.optim.config import OptimConfig
 from vitral.training.config import LoraConfig, TrainConfig
 
+_NULL = (None, "null", "")
 _FROM_DATA = ("family", "image_size", "in_channels", "num_classes", "mean", "std")
 
 
@@ -106,14 +108,16 @@ class RunConfig(Config):
                 raise ValueError(f"{key} needs init: without it the encoder would stay random")
         model = self.model.options()
         idle = {
-            "objective.head_first": self.objective.head_first, "lora.rank": self.lora.rank,
-            "optim.layer_decay": self.optim.layer_decay != 1, "model.dropout": model.get("dropout"),
-            "model.drop_path": model.get("drop_path"),
-            "train.checkpointing": self.train.checkpointing not in ("auto", "none"),
+            "objective.head_first=0": self.objective.head_first, "lora.rank=null": self.lora.rank,
+            "optim.layer_decay=1": self.optim.layer_decay != 1, "model.dropout=0": model.get("dropout"),
+            "model.drop_path=0": model.get("drop_path"),
+            "train.checkpointing=none": self.train.checkpointing not in ("auto", "none"),
         }  # fmt: skip
         if alone and any(idle.values()):
-            names = ", ".join(key for key, is_on in idle.items() if is_on)
-            raise ValueError(f"no effect with train.freeze=encoder: {names}")
+            off = [word for word, is_on in idle.items() if is_on]
+            names = ", ".join(word.partition("=")[0] for word in off)
+            # A recipe may have set it: the user then needs the words that turn it off.
+            raise ValueError(f"no effect with train.freeze=encoder: {names}. Set {' '.join(off)}")
 
 
 def recipes() -> dict[str, Path]:
@@ -126,7 +130,8 @@ def load_config(recipe: str | None, overrides: Mapping[str, Any]) -> RunConfig:
     """A recipe's name or a YAML file, with dotted keys on top. Raises UserError for anything unknown or wrong.
 
     `data=X` is short for `data.path=X`; a path given without a source makes the source `auto`; train.epochs given
-    replaces a recipe's train.steps. Without a recipe it is `small` where data is given, else `digits`.
+    replaces a recipe's train.steps; a model.name of another family than the recipe's model replaces all that the recipe
+    says of its model. Without a recipe it is `small` where data is given, else `digits`.
     """
     overrides = flatten(expand_data(overrides))
     if "train.epochs" in overrides:
@@ -138,14 +143,25 @@ def load_config(recipe: str | None, overrides: Mapping[str, Any]) -> RunConfig:
     tree = load_yaml(path)
     if path in recipes().values():
         tree.setdefault("recipe", recipe)
+    name = overrides.get("model.name")
+    if str(name) in PRESETS and _family(name) != _family(flatten(tree).get("model.name")):
+        tree.pop("model", None)
     return build(RunConfig, with_overrides(RunConfig, tree, overrides))
 
 
+def _family(name: object) -> str:
+    """Of a preset; `auto` counts as a Vision Transformer, whose keys the recipes with init set."""
+    return PRESETS.get(str(name), {}).get("family", "vit")
+
+
 def expand_data(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """`data=X` as `data.path=X`; paths as text. Raises UserError where both are given."""
+    """`data=X` as `data.path=X`; paths as text. Raises UserError where both are given (null is nothing given)."""
     keys = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in overrides.items()}
     if "data" in keys and not isinstance(keys["data"], Mapping):
-        if "data.path" in keys:
+        if keys["data"] in _NULL:
+            del keys["data"]
+            return {"data.path": None, **keys}
+        if keys.get("data.path") not in _NULL:
             raise UserError(
                 "named twice: as data and as data.path", where="data", got=f"{keys['data']} and {keys['data.path']}"
             )
@@ -168,6 +184,21 @@ def _recipe_path(recipe: str) -> Path:
 def recipe_values(recipe: str) -> Tree:
     """A recipe's own settings, dotted: what `--help` shows as its defaults."""
     return flatten(load_yaml(_recipe_path(recipe)))
+
+
+def draft_architecture(config: RunConfig) -> ViTConfig | ResNetConfig | None:
+    """What model.name and its options stand for, without the data that settle an `auto`; None for that of init.
+
+    Raises UserError for an unknown name, and for options that it does not have or that do not fit each other.
+    """
+    if config.model.name == "auto":
+        return None
+    options, size = config.model.options(), config.data.image_size
+    if options.get("patch_size") == "auto":
+        del options["patch_size"]
+    elif size != "auto":
+        options["image_size"] = size
+    return resolve(config.model.name, **options)
 
 
 def difference(one: RunConfig, other: RunConfig) -> list[tuple[str, Any, Any]]:

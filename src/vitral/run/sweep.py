@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from vitral.config import build, flatten
-from vitral.data.sources import open_dataset
+from vitral.data.dataset import Dataset
+from vitral.data.sources import held_out, open_dataset
 from vitral.errors import Interrupted, RunFailed, UserError
 from vitral.evaluate.problems import PROBLEMS
 from vitral.run import outputs
-from vitral.run.config import RunConfig, difference, expand_data, load_config
-from vitral.run.train import run
+from vitral.run.config import RunConfig, difference, draft_architecture, expand_data, load_config
+from vitral.run.train import run, settle_steps
 from vitral.training.journal import console_logging, log, write_csv
 
 SWEEP, TABLE, BEST = "sweep.json", "sweep.csv", "best"
@@ -54,7 +55,12 @@ def sweep(
     values = [dict(zip(grid, each, strict=True)) for each in itertools.product(*grid.values())]
     points = [load_config(recipe, {**keys, **each, **_POINT}) for each in values]
     final = [load_config(recipe, {**keys, **each, **_FINAL}) for each in values]
-    score = _score(points[0], retrain)
+    dataset = open_dataset(points[0].data, hold_out=False, equal_classes=False)
+    if retrain and len(dataset.splits) == 1:
+        hint = "retrain=false compares the points and ends there."
+        raise UserError("the data have no test split to judge the winner by", where=dataset.name, hint=hint)
+    _check_points(points, dataset)
+    score = PROBLEMS[dataset.problem_type].score
     rows = [_row(number, point, grid) for number, point in enumerate(points, 1)]
     found: dict[str, Any] = {
         "recipe": points[0].recipe, "dev": points[0].data.val_fraction, "score": score,
@@ -89,6 +95,9 @@ def _keys(grid: Mapping[str, Sequence[Any]], overrides: Mapping[str, Any], dev: 
         raise UserError("no grid: at least one key needs values to compare", hint="For example optim.lr=1e-3,3e-3")
     for key in {*_POINT, "out", "resume", "overwrite"} & {*keys, *grid}:
         raise UserError("a sweep sets this key itself", where=key)
+    if "data.val_fraction" in grid:
+        hint = "dev=SHARE is one for all points."
+        raise UserError("points that other images score cannot be compared", where="data.val_fraction", hint=hint)
     for key in keys.keys() & grid.keys():
         raise UserError("named twice", where=key)
     if dev is not None:
@@ -98,13 +107,15 @@ def _keys(grid: Mapping[str, Sequence[Any]], overrides: Mapping[str, Any], dev: 
     return keys
 
 
-def _score(point: RunConfig, retrain: bool) -> str:
-    """The score of the data's kind of problem. Raises UserError where nothing could judge the winner."""
-    dataset = open_dataset(point.data, hold_out=False, equal_classes=False)
-    if retrain and len(dataset.splits) == 1:
-        hint = "retrain=false compares the points and ends there."
-        raise UserError("the data have no test split to judge the winner by", where=dataset.name, hint=hint)
-    return PROBLEMS[dataset.problem_type].score
+def _check_points(points: Sequence[RunConfig], dataset: Dataset) -> None:
+    """Raises UserError for a point whose model or length cannot be, hours before it would be its turn."""
+    samples = 0
+    if any(point.train.steps is None for point in points):  # what is held out has no say in steps
+        data = points[0].data
+        samples = len(held_out(dataset, data.val_fraction, data.validation).splits["train"])
+    for point in points:
+        draft_architecture(point)
+        settle_steps(point, samples)
 
 
 def _row(number: int, point: RunConfig, grid: Mapping[str, Any]) -> dict[str, Any]:

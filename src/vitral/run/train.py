@@ -153,11 +153,7 @@ def assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
     """What moves, what is minimised, and for how many steps."""
     config = prepared.config
     torch.manual_seed(config.seed)
-    steps = total_steps(config.train, len(prepared.train.split))
-    if config.optim.warmup >= max(steps, 1):
-        raise UserError(
-            "the warm-up is longer than the run", where="optim.warmup", got=config.optim.warmup, wanted=f"below {steps}"
-        )
+    steps = settle_steps(config, len(prepared.train.split))
     make = OBJECTIVES[config.objective.kind]
     objective = make(prepared.build, config.objective, steps, _class_balance(prepared)).to(prepared.device)
     micro = min(config.train.micro_batch or config.train.batch_size, config.train.batch_size)
@@ -175,6 +171,16 @@ def assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
         ema = WeightEMA(objective.model, prepared.build(), decay, config.train.ema_warmup)
     low = Bfloat16Copy(objective) if config.precision == "bfloat16_params" else None
     return TrainState(objective, optimizer, ema, Progress(), prepared.dataset.fingerprint, low), objective, steps
+
+
+def settle_steps(config: RunConfig, samples: int) -> int:
+    """The weight updates of a run over so many train images. Raises UserError for a warm-up that is no shorter."""
+    steps = total_steps(config.train, samples)
+    if config.optim.warmup >= max(steps, 1):
+        raise UserError(
+            "the warm-up is longer than the run", where="optim.warmup", got=config.optim.warmup, wanted=f"below {steps}"
+        )
+    return steps
 
 
 def _class_balance(prepared: Prepared) -> ClassBalance:
