@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from vitral.errors import UserError
 from vitral.weights.reading import ENDINGS, is_weights
@@ -23,7 +25,7 @@ def download(model: str) -> Path:
     UserError without the extra, for unknown names, and where the hub cannot be reached.
     """
     try:
-        from huggingface_hub import snapshot_download
+        snapshot_download: Any = import_module("huggingface_hub").snapshot_download
     except ImportError:
         raise UserError(
             "no such model here, and names of the hub need an extra", where=model, hint='pip install "vitral[hub]"'
