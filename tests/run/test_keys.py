@@ -461,23 +461,6 @@ def test_checkpointing_reaches_the_model(tmp_path: Path, monkeypatch: pytest.Mon
         tiny(tmp_path / "b", train__checkpointing=3)
 
 
-@pytest.mark.parametrize(
-    "keys",
-    [
-        {"model.rope_theta": 3.0}, {"model.stem_epsilons": "google"},
-        {"model.positions": "none", "model.positions_at": "stem"},
-        {"model.positions": "rope", "model.heads": 2, "model.position_resize": "google"},
-        {"model.mlp": "swiglu", "model.gelu": "tanh"}, {"model.positions": "sincos", "model.prefix_positions": False},
-        {"optim.momentum": 0.8}, {"optim.timescale": 5}, {"optim.trust": 0.1}, {"optim.drop_factor": 0.5},
-        {"optim.cooldown": 0.5}, {"optim.drops": [0.5]}, {"optim.schedule": "constant", "optim.final": 0.5},
-        {"optim.name": "sgd", "optim.betas": [0.8, 0.9]}, {"lora.alpha": 4.0}, {"lora.targets": "attn"},
-    ],
-)  # fmt: skip
-def test_what_nothing_would_read_is_refused(keys: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has no effect here"):
-        run(load_config("digits", {**TINY, **keys, "out": str(tmp_path / "a")}))
-
-
 def test_there_is_one_kind_of_objective(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"(?s)objective\.kind.*supervised"):
         tiny(tmp_path / "a", objective__kind="dino")
