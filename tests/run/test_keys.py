@@ -30,6 +30,7 @@ from vitral.run.config import RunConfig, load_config
 from vitral.run.train import run
 from vitral.training.journal import Journal
 from vitral.training.state import TrainState
+from vitral.weights.tensors import load_tensors
 
 
 def weights(out: Path) -> object:
@@ -238,6 +239,7 @@ ELSEWHERE = {
     "data.cache_mb": "test_workers_and_cache_reach_the_store",
     "check.allow": "test_allowed_findings_do_not_refuse",
     "train.save_seconds": "test_save_seconds_is_the_time_between_checkpoints",
+    "train.parallel": "test_parallel_is_how_the_processes_share_the_work",
     "objective.kind": "test_there_is_one_kind_of_objective",
 }
 
@@ -427,6 +429,20 @@ def test_save_seconds_is_the_time_between_checkpoints(tmp_path: Path, monkeypatc
     assert saves == [1, 2, 3]
     tiny(tmp_path / "b", train__save_seconds=1e6)
     assert saves == [1, 2, 3, 3]
+
+
+def test_parallel_is_how_the_processes_share_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process is enough to see it: shards have a checkpoint of their own, and the same weights."""
+    tiny(tmp_path / "a", train__parallel="fsdp")
+    tiny(tmp_path / "b", train__parallel="ddp")
+    kept = [{path.name for path in (tmp_path / out / "checkpoints").iterdir()} for out in "ab"]
+    assert kept == [{"last.sharded", "best.safetensors"}, {"last.safetensors", "best.safetensors"}]
+    mine, theirs = (load_tensors(tmp_path / out / "model/model.safetensors")[0] for out in "ab")
+    assert all(torch.allclose(mine[name], theirs[name], atol=1e-6) for name in mine)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="2 processes would each train the same model"):
+        tiny(tmp_path / "c", train__parallel="none")
 
 
 def test_there_is_one_kind_of_objective(tmp_path: Path) -> None:

@@ -36,11 +36,12 @@ def parameter_groups(objective: nn.Module, weight_decay: float, layer_decay: flo
 
 
 def make_optimizer(objective: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW (decoupled decay), Adam or SGD with momentum (decay added to the gradient), fused: one kernel for all
-    parameters of a group."""
+    """AdamW (decoupled decay), Adam or SGD with momentum (decay added to the gradient); the first two fused: one
+    kernel for all parameters of a group."""
     groups = parameter_groups(objective, config.weight_decay, config.layer_decay)
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
     if config.name == "adam":
         return torch.optim.Adam(groups, lr=config.lr, betas=config.betas, fused=True)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    # Not fused: that kernel takes no weights that are cut into shards, nor any that join later (objective.head_first).
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, foreach=True)

@@ -163,6 +163,7 @@ def difference(one: RunConfig, other: RunConfig) -> list[tuple[str, Any, Any]]:
     """Keys in which two configurations differ, with both values, but for those that don't change what is computed."""
     free = {"resume", "overwrite", "out", "recipe", "report", "device", "check.allow", "check.skip"}
     free |= {"data.workers", "data.worker_kind", "data.cache_mb", "train.log_every", "train.save_seconds"}
+    free |= {"train.parallel"}
     mine, theirs = flatten(one.model_dump()), flatten(other.model_dump())
     names = [key.name for key in describe(RunConfig) if key.name not in free]
     return [(name, mine[name], theirs[name]) for name in names if mine[name] != theirs[name]]

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from vitral import distributed
 from vitral.data.check import Normalisation
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Split, spaced
@@ -31,7 +32,7 @@ from vitral.run.config import ModelOptions, RunConfig
 from vitral.training.journal import log
 from vitral.weights.folder import FolderConfig, load_folder
 from vitral.weights.resize import adapt, without_head
-from vitral.weights.tensors import check_match
+from vitral.weights.tensors import check_match, checksum
 
 _LARGEST_AUTO_SIDE = 64
 _STATISTICS_SAMPLES = 4096
@@ -50,6 +51,7 @@ class Prepared:
     name: str
     init: dict[str, Tensor] | None
     report: CheckReport | None
+    init_fingerprint: str
 
     def close(self) -> None:
         """End what reads images: threads and processes."""
@@ -74,7 +76,7 @@ class Prepared:
 
 def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
     """Open the data (unless given), decode what fits in memory, settle every `auto`. Writes nothing."""
-    device = pick_device(config.device)
+    device = pick_device(distributed.own_device(config.device))
     source = load_folder(config.init) if config.init else None
     channels = config.data.channels
     if source is not None and channels == "auto":
@@ -82,7 +84,10 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
     report: CheckReport | None = None
     if dataset is None:
         data = config.data.model_copy(update={"channels": channels})
-        dataset, report = open_checked(config, data, _normalisation(config, source[1] if source else None, channels))
+        with distributed.first_of_machine_first():
+            dataset, report = open_checked(
+                config, data, _normalisation(config, source[1] if source else None, channels)
+            )
     size, options = _settle_size(config, dataset, source[1] if source else None)
     # Everything about the architecture that can be wrong is found before images are read.
     base = dict(options, image_size=size, in_channels=dataset.channels, num_classes=len(dataset.classes))
@@ -95,7 +100,7 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
     )  # fmt: skip
     uncut = data if config.augment.crop == "none" else data.model_copy(update={"crop_ratio": 1.0})
     crop = _decode_crop(config, dataset.splits["train"])
-    batch = config.train.batch_size
+    batch = config.train.batch_size // distributed.world()
     with ExitStack() as opened:
         train = opened.enter_context(
             open_store(dataset.splits["train"], uncut, device, exact=False, crop=crop, batch=batch)
@@ -120,8 +125,9 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
                 got=", ".join(source[1].classes[:10]), wanted=", ".join(dataset.classes[:10]),
             )  # fmt: skip
         init = _initial_weights(architecture, source, config) if source else None
+        fingerprint = checksum(source[0].state_dict(), {}) if source else ""
         opened.pop_all()
-        return Prepared(settled, device, dataset, train, judged, architecture, name, init, report)
+        return Prepared(settled, device, dataset, train, judged, architecture, name, init, report, fingerprint)
 
 
 def _normalisation(
@@ -180,7 +186,7 @@ def _absolute(path: str | None) -> str | None:
 
 
 def _workers(data: DataConfig) -> int:
-    return data.workers if data.workers != "auto" else os.cpu_count() or 1
+    return data.workers if data.workers != "auto" else max(1, (os.cpu_count() or 1) // distributed.launch().local_world)
 
 
 def _settle_size(

@@ -32,6 +32,10 @@ class TrainConfig(Config):
     micro_batch: int | None = Field(
         default=None, ge=1, description="images at once; gradients add up to batch_size; null: all"
     )
+    parallel: Literal["auto", "none", "ddp", "fsdp"] = Field(
+        default="auto",
+        description="over the processes of torchrun or srun: ddp, a copy of the model each; fsdp, a slice; auto: ddp",
+    )
     freeze: Literal["none", "encoder"] = Field(
         default="none", description="encoder: only the head is trained; the encoder works as in evaluation"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,14 +12,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from vitral import distributed
 from vitral.data.loader import TrainLoader
 from vitral.errors import Interrupted, RunFailed
 from vitral.objectives.objective import Objective
 from vitral.structs import Batch
 from vitral.training.config import TrainConfig
-from vitral.training.journal import Journal, log
+from vitral.training.journal import Journal, NoJournal, log
+from vitral.training.parallel import Parallel
 from vitral.training.signals import StopSignal
-from vitral.training.state import TrainState
+from vitral.training.state import LAST, WHOLE, TrainState
 from vitral.weights.tensors import save_tensors
 
 VALIDATIONS = 20  # of a run, by default
@@ -57,12 +60,13 @@ def fit(
     Saves the run's state by time and at every stop, the best validated weights when there are new ones; without
     `validate` the last weights. Raises Interrupted after a signal (state saved), RunFailed where a loss is not finite.
     """
-    progress, last = state.progress, plan.folder / "last.safetensors"
+    progress, last = state.progress, plan.folder / f"{LAST}{WHOLE}"
     epochs_a_step = config.batch_size / len(loader.store.split)
     due = _validations_a_step(config, plan.steps, epochs_a_step)
     saved = started = time.monotonic()
     before = progress.seconds
-    with StopSignal() as stop, Journal(plan.folder.parent, plan.steps, progress.step) as journal:
+    make = Journal if distributed.is_main() else NoJournal
+    with StopSignal() as stop, make(plan.folder.parent, plan.steps, progress.step) as journal:
         objective.train()
         for batch in loader.stream(progress.step, plan.steps if not progress.done else progress.step):
             rate = plan.rate(progress.step)
@@ -73,9 +77,12 @@ def fit(
             progress.done = progress.step == plan.steps
             log_due = progress.step % config.log_every == 0 or progress.done
             judge_due = progress.done or math.floor(progress.step * due) > math.floor((progress.step - 1) * due)
-            save_due = progress.done or stop.signum is not None or time.monotonic() - saved >= config.save_seconds
+            is_time = time.monotonic() - saved >= config.save_seconds
+            stopping, save_due = distributed.any_of(stop.signum is not None, is_time)
+            save_due |= stopping or progress.done
 
             if log_due or judge_due or save_due:
+                loss, metrics = _over_processes(loss, metrics)
                 _check_finite(loss, norm, progress.step, last)
             if log_due:
                 found = {"loss": loss, "grad_norm": norm, **metrics}
@@ -92,10 +99,12 @@ def fit(
             if save_due:
                 is_saved = _saved(lambda: state.save(last))
                 saved = time.monotonic()
-                if stop.signum is not None and not progress.done:
+                if stopping and not progress.done:
                     where = f"stopped at step {progress.step} of {plan.steps}"
                     lost = "" if is_saved else ", and this state could not be saved"
-                    raise Interrupted(stop.signum, f"{where}{lost}. Go on with:\n  {plan.resume_command}")
+                    raise Interrupted(
+                        stop.signum or signal.SIGTERM, f"{where}{lost}. Go on with:\n  {plan.resume_command}"
+                    )
             if progress.done:
                 break
 
@@ -108,6 +117,14 @@ def _validations_a_step(config: TrainConfig, steps: int, epochs_a_step: float) -
             return 0.0
         case epochs:
             return epochs_a_step / epochs
+
+
+def _over_processes(
+    loss: torch.Tensor, metrics: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The means over the whole batch, from those over the slices."""
+    loss, *values = distributed.mean([loss, *metrics.values()])
+    return loss, dict(zip(metrics, values, strict=True))
 
 
 def _check_finite(loss: torch.Tensor, norm: torch.Tensor, step: int, last: Path) -> None:
@@ -145,9 +162,13 @@ def _judged(state: TrainState, objective: Objective) -> nn.Module:
 
 
 def _keep(state: TrainState, objective: Objective, plan: Plan) -> bool:
-    """Save the weights that the model folder will hold."""
-    weights = _judged(state, objective).state_dict()
-    return _saved(lambda: save_tensors(plan.folder / "best.safetensors", weights))
+    """Save the weights that the model folder will hold, put together by all processes and written by the main one."""
+    weights = {name: distributed.whole(tensor) for name, tensor in _judged(state, objective).state_dict().items()}
+    if distributed.is_main():
+        is_kept = _saved(lambda: save_tensors(plan.folder / "best.safetensors", weights, checked=True))
+    else:
+        is_kept = False
+    return distributed.from_main(is_kept)
 
 
 def update(
@@ -155,23 +176,28 @@ def update(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
     """One weight update from one global batch, in micro-batches weighted by their share of it (the last may be short).
 
-    Returns the mean loss, the mean metrics and the gradient's global norm before clipping.
+    Of many processes each has its slice of the batch, and micro-batches of it. Returns the mean loss and the mean
+    metrics, both of the slice, and the gradient's global norm before clipping.
     """
     step, size = state.progress.step, len(batch.keys_B)
+    parallel = state.parallel or Parallel(objective)
     micro = config.micro_batch or size
     device = batch.views[0].images_BCHW.device
     total, metrics = torch.zeros((), device=device), dict[str, torch.Tensor]()
     for start in range(0, size, micro):
         part = batch.slice(start, start + micro)
         share = len(part.keys_B) / size
-        with torch.autocast(device.type, plan.autocast or torch.bfloat16, enabled=plan.autocast is not None):
-            out = objective(part, step)
-        (out.loss * share).backward()
+        with parallel.micro_batch(last=start + micro >= size):
+            with torch.autocast(device.type, plan.autocast or torch.bfloat16, enabled=plan.autocast is not None):
+                out = parallel.call(part, step)
+            (out.loss * share).backward()
         total += out.loss.detach() * share
         for name, value in out.metrics.items():
             metrics[name] = metrics.get(name, 0) + value.detach() * share
     parameters = [parameter for parameter in objective.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, plan.clip if plan.clip is not None else math.inf)
+    norm = distributed.whole(
+        torch.nn.utils.clip_grad_norm_(parameters, plan.clip if plan.clip is not None else math.inf)
+    )
     objective.before_update(step)
     for group in state.optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
