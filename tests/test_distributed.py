@@ -16,7 +16,12 @@ from tests.helpers import TINY, VITRAL, assert_equal_tensors, weights
 from vitral.distributed import Launch, launch, slurm_address
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-WORDS = [f"{key}={json.dumps(value)}" for key, value in TINY.items()]
+
+
+def tiny(**more: object) -> list[str]:
+    """The words of a short run on the digits, with some keys changed."""
+    keys = {**TINY, **{key.replace("__", "."): value for key, value in more.items()}}
+    return ["train", "digits", *(f"{key}={json.dumps(value)}" for key, value in keys.items())]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +56,7 @@ def run(*words: str, start: list[str] = TORCHRUN) -> subprocess.CompletedProcess
 @pytest.mark.slow
 def test_torchrun_trains_as_one_process_does() -> None:
     """The same numbers, one log, one model folder, one result on stdout."""
-    words = ("train", "digits", *WORDS, "train.steps=10", "train.log_every=1", "augment.mixup=0.5", "--json")
+    words = [*tiny(train__steps=10, train__log_every=1, augment__mixup=0.5), "--json"]
     alone, both = run(*words, "out=one", start=VITRAL), run(*words, "out=two")
     assert both.returncode == 0, both.stderr
     mine, theirs = (json.loads(done.stdout) for done in (alone, both))
@@ -66,7 +71,7 @@ def test_torchrun_trains_as_one_process_does() -> None:
 
 @pytest.mark.slow
 def test_a_batch_that_does_not_divide_is_refused_in_one_message() -> None:
-    done = run("train", "digits", "out=a", *WORDS, "train.batch_size=24")
+    done = run(*tiny(train__batch_size=24), "out=a")
     assert done.stderr.count("train.batch_size: every one of 2 processes takes a multiple of 8 images") == 1
     assert not Path("a").exists()
 
