@@ -78,26 +78,15 @@ def test_a_batch_that_does_not_divide_is_refused_in_one_message() -> None:
 
 @pytest.mark.slow
 def test_a_killed_worker_ends_torchrun_and_a_restart_goes_on() -> None:
-    words = (
-        "-m",
-        "vitral",
-        "train",
-        "digits",
-        *WORDS,
-        "train.steps=300",
-        "train.log_every=1",
-        "train.save_seconds=0.1",
-    )
-    whole = run(*words[2:], "out=whole")
+    words = tiny(train__steps=300, train__log_every=1, train__save_seconds=0.1)
+    whole = run(*words, "out=whole")
     assert whole.returncode == 0, whole.stderr
     for restarts in (0, 1):
         command = [*TORCHRUN, f"--max-restarts={restarts}", "-m", "vitral", *words, "out=parts", "resume=true"]
         torchrun = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8")
         rows = Path("parts/metrics.jsonl")
-        started = rows.stat().st_mtime_ns if rows.exists() else 0
-        while (
-            not rows.exists() or rows.stat().st_mtime_ns == started or rows.read_text(encoding="utf-8").count("\n") < 20
-        ):
+        before = rows.stat().st_ino if rows.exists() else 0
+        while not rows.exists() or rows.stat().st_ino == before or rows.read_text(encoding="utf-8").count("\n") < 20:
             assert torchrun.poll() is None, torchrun.stderr.read() if torchrun.stderr else ""
             time.sleep(0.02)
         os.kill(worker_of(torchrun.pid), signal.SIGKILL)
@@ -109,6 +98,6 @@ def test_a_killed_worker_ends_torchrun_and_a_restart_goes_on() -> None:
 
 def worker_of(torchrun: int) -> int:
     """The process id of one of its workers."""
-    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(torchrun)], capture_output=True, text=True)
+    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(torchrun)], capture_output=True, encoding="utf-8")
     found = [int(line.split()[0]) for line in listed.stdout.splitlines() if "vitral" in line and " train " in line]
     return found[-1]

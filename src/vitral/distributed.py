@@ -6,6 +6,7 @@ command line can ask which process it is without waiting for it.
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from collections.abc import Generator, Iterable, Mapping
@@ -75,7 +76,9 @@ def processes(device: str, *, alone: bool = False) -> Generator[None]:
     )  # fmt: skip
     try:
         yield
+        dist.barrier()  # the main process still writes: nobody leaves before it
     finally:
+        gc.collect()  # DDP is in cycles that hold the group, whose threads must end before the interpreter does
         dist.destroy_process_group()
 
 
