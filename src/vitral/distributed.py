@@ -72,7 +72,8 @@ def processes(device: str, *, alone: bool = False) -> Generator[None]:
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = slurm_address(os.environ)
     if store is None:  # of each restart by torchrun its own names, or it would meet the addresses of the dead
         attempt = f"restart{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-        store = dist.PrefixStore(attempt, next(iter(dist.rendezvous("env://", here.rank, here.world)))[0])
+        group: Any = dist  # whose stores are public, but not marked so
+        store = group.PrefixStore(attempt, next(iter(group.rendezvous("env://", here.rank, here.world)))[0])
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
         rank=here.rank, world_size=here.world, store=store, timeout=TIMEOUT,
