@@ -14,6 +14,9 @@ import pytest
 
 from tests.helpers import TINY, VITRAL, assert_equal_tensors, weights
 from vitral.distributed import Launch, launch, slurm_address
+from vitral.errors import UserError
+from vitral.run import train
+from vitral.run.config import load_config
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
@@ -46,6 +49,26 @@ def test_what_a_launcher_says(environ: dict[str, str], expected: Launch) -> None
 )
 def test_the_first_machine_of_a_slurm_job_is_where_they_meet(nodes: str, host: str) -> None:
     assert slurm_address({"SLURM_STEP_NODELIST": nodes, "SLURM_JOB_ID": "123456"}) == (host, "23456")
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"optim.name": "muon"}, "muon needs whole matrices"),
+        ({"optim.name": "lars"}, "lars needs whole matrices"),
+        ({"precision": "bfloat16_params"}, "keeps whole copies"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused(keys: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config("digits", {**TINY, "train.parallel": "fsdp", **keys})
+
+
+def test_memory_is_planned_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="memory: plans are made for one process"):
+        train.run(load_config("digits", {**TINY, "memory": "1GB"}))
 
 
 def run(*words: str, start: list[str] = TORCHRUN) -> subprocess.CompletedProcess[str]:

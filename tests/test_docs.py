@@ -1,4 +1,4 @@
-"""Every code block of the README and of the page on judging is run, as it stands; training is only made shorter."""
+"""Every code block of the README and of two pages is run, as it stands; training is only made shorter."""
 
 from __future__ import annotations
 
@@ -80,13 +80,14 @@ def test_python_blocks(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch)
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})  # the documentation itself
 
 
-def test_the_page_on_judging(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["judging", "training"])
+def test_the_blocks_of_a_page(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    page = (ROOT / "docs/judging.md").read_text(encoding="utf-8")
+    page = (ROOT / f"docs/{name}.md").read_text(encoding="utf-8")
     for line in "".join(blocks("bash", page)).splitlines():
         run_line(line)
     for code in blocks("python", page):
-        exec(compile(code, "judging.md", "exec"), {"__name__": "judging"})
+        exec(compile(code, f"{name}.md", "exec"), {"__name__": name})
 
 
 def test_the_table_of_commands_is_complete() -> None:

@@ -138,6 +138,13 @@ def mean(values: Iterable[Tensor]) -> list[Tensor]:
     return [mean.to(value.dtype) for mean, value in zip(stacked / world(), values, strict=True)]
 
 
+def largest(value: Tensor) -> Tensor:
+    """The largest of the processes' values, on each of them; nobody waits for the device."""
+    if world() > 1:
+        _group().all_reduce(value := value.clone(), _group().ReduceOp.MAX)
+    return value
+
+
 def gather_rows(rows_NX: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The rows of all processes, in the order of the processes, on each of them. Counts may differ, even be 0."""
     if world() == 1:

@@ -17,7 +17,8 @@ from vitral.errors import UserError
 from vitral.models.features import KINDS, extract_features
 from vitral.models.model import ImageModel
 from vitral.models.position import Resize
-from vitral.weights.folder import FolderConfig, load_folder
+from vitral.weights.find import load_model
+from vitral.weights.folder import FolderConfig
 
 
 def pick_device(name: str) -> torch.device:
@@ -143,9 +144,10 @@ def load(
     image_size: int | tuple[int, int] | None = None,
     position_resize: Resize | None = None,
 ) -> Predictor:
-    """The predictor of a bundled name, a model folder or a run folder. Raises UserError if there is none.
+    """The predictor of a bundled name, a model or run folder, foreign weights, or a name on the hub. Raises UserError
+    if there is none.
 
     image_size: pixels, one number or (height, width), to use it at another size than its own. position_resize:
     "bicubic_antialias", "bicubic" or "google", how its positions are then interpolated; else as its folder says.
     """
-    return Predictor(*load_folder(str(model), image_size, position_resize), device)
+    return Predictor(*load_model(str(model), image_size, position_resize), device)

@@ -88,7 +88,8 @@ def refused(argv: str, capsys: Capture, *parts: str) -> str:
         ("models a b", ("one pattern at most",)),
         ("models *gigantesque*", ("no preset fits",)),
         ("recipes digitz", ("no such recipe", "did you mean 'digits'?")),
-        ("doctor digits", ("takes no words",)),
+        ("doctor digits", ("no step to be run again", "ended after bad steps")),
+        ("doctor a b", ("one run folder at most",)),
     ],
 )  # fmt: skip
 def test_wrong_words_get_one_message(argv: str, parts: tuple[str, ...], capsys: Capture) -> None:
@@ -178,7 +179,7 @@ def test_damaged_and_foreign_model_folders(capsys: Capture) -> None:
     refused("train finetune data=digits init=model", capsys, "model.safetensors: not readable as safetensors")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     for text, part in (
-        ('{"architectures": ["ViTForImageClassification"]}', "not a Vitral model folder"),
+        ('{"format": "vitral-model-9"}', "not a Vitral model folder"),
         ("[]", "not a Vitral model folder"),
         ("{", "not readable"),
         (json.dumps({**config, "id2label": {"0": "cat", "2": "dog", "1x": "owl"}}), "id2label"),

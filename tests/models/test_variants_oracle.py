@@ -14,6 +14,8 @@ from vitral.models.config import build_config
 from vitral.models.create import build_model, create_model
 from vitral.models.presets import PRESETS, list_models
 from vitral.models.vit import VisionTransformer
+from vitral.weights.hf import dinov3_rules
+from vitral.weights.keymap import translate
 
 pytestmark = pytest.mark.oracle
 
@@ -113,7 +115,8 @@ def test_tokens_equal_dinov3(transformers: ModuleType, gated: bool, registers: i
         num_register_tokens=registers, use_gated_mlp=gated, hidden_act="silu" if gated else "gelu",
     )  # fmt: skip
     other = randomised(transformers.DINOv3ViTModel(config))
-    model.load_state_dict(from_dinov3(other.state_dict(), gated, 3))
+    state = other.state_dict()
+    model.load_state_dict(translate(dinov3_rules(state), state).tensors)
     for size in ((20, 28), (12, 36)):
         x = torch.rand(2, 3, *size)
         with torch.no_grad():
@@ -122,32 +125,3 @@ def test_tokens_equal_dinov3(transformers: ModuleType, gated: bool, registers: i
         assert out.cls_BD is not None
         torch.testing.assert_close(out.cls_BD, wanted[:, 0], rtol=0, atol=1e-5)
         torch.testing.assert_close(out.patches_BND, wanted[:, 1 + registers :], rtol=0, atol=1e-5)
-
-
-def from_dinov3(state: dict[str, Tensor], gated: bool, depth: int) -> dict[str, Tensor]:
-    """Transformers' names to ours; its keys have no bias."""
-    new = {
-        "cls_token": state["embeddings.cls_token"],
-        "reg_token": state["embeddings.register_tokens"],
-        "patch_embed.proj.weight": state["embeddings.patch_embeddings.weight"],
-        "patch_embed.proj.bias": state["embeddings.patch_embeddings.bias"],
-        "norm.weight": state["norm.weight"],
-        "norm.bias": state["norm.bias"],
-    }
-    prefix = "model.layer." if "model.layer.0.norm1.weight" in state else "layer."
-    for i in range(depth):
-        old, block = f"{prefix}{i}.", f"blocks.{i}."
-        attention = f"{old}attention."
-        bias = state[f"{attention}q_proj.bias"]
-        new[f"{block}attn.qkv.weight"] = torch.cat([state[f"{attention}{p}_proj.weight"] for p in "qkv"])
-        new[f"{block}attn.qkv.bias"] = torch.cat([bias, torch.zeros_like(bias), state[f"{attention}v_proj.bias"]])
-        for end in ("weight", "bias"):
-            new[f"{block}attn.proj.{end}"] = state[f"{attention}o_proj.{end}"]
-            for norm in ("norm1", "norm2"):
-                new[f"{block}{norm}.{end}"] = state[f"{old}{norm}.{end}"]
-            ups = ("gate_proj", "up_proj") if gated else ("up_proj",)
-            new[f"{block}mlp.fc1.{end}"] = torch.cat([state[f"{old}mlp.{up}.{end}"] for up in ups])
-            new[f"{block}mlp.fc2.{end}"] = state[f"{old}mlp.down_proj.{end}"]
-        for n in (1, 2):
-            new[f"{block}ls{n}.gamma"] = state[f"{old}layer_scale{n}.lambda1"]
-    return new

@@ -249,6 +249,9 @@ def test_attend_mask_is_dropping_tokens(options: dict[str, Any]) -> None:
     torch.testing.assert_close(model.pool(masked, attend), model.pool(dropped))
     both = model.encode(x, keep, attend_BN=attend)
     torch.testing.assert_close(both.patches_BND, dropped.patches_BND)
+    order = torch.stack([torch.randperm(16) for _ in range(3)])
+    moved = model.encode(x, order, attend_BN=attend)
+    torch.testing.assert_close(model.pool(moved, attend, order), model.pool(masked, attend))
 
 
 def test_capture_changes_nothing_and_carries_gradients() -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.helpers import create_vit
-from vitral.models.vit import VisionTransformer
+from vitral.weights.hf import vit_rules
+from vitral.weights.keymap import translate
 
 pytestmark = pytest.mark.oracle
 
@@ -35,14 +36,16 @@ def randomised(model: nn.Module) -> nn.Module:
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            noise = torch.randn_like(parameter) * (0.02 if parameter.dim() == 1 else parameter[0].numel() ** -0.5)
+            noise = torch.randn_like(parameter) * (
+                0.02 if parameter.dim() == 1 else max(parameter[0].numel(), 1) ** -0.5
+            )
             parameter.copy_(1 + noise if "norm" in name and name.endswith("weight") else noise)
     return model.eval()
 
 
 @pytest.mark.parametrize(("name", "ours", "theirs"), CASES)
 def test_logits_equal_timm(timm: ModuleType, name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    other = randomised(timm.create_vit(name, num_classes=10, **theirs))
+    other = randomised(timm.create_model(name, num_classes=10, **theirs))
     model = create_vit(name, num_classes=10, **ours).eval()
     model.load_state_dict(other.state_dict())
     x = torch.rand(2, model.config.in_channels, *model.config.image_size)
@@ -52,38 +55,6 @@ def test_logits_equal_timm(timm: ModuleType, name: str, ours: dict[str, Any], th
         features: Tensor = other.forward_features((x - 0.5) / 0.5)  # pyright: ignore[reportCallIssue]
         out = model.encode(x)
     torch.testing.assert_close(out.patches_BND, features[:, model.prefix_tokens :], rtol=0, atol=2e-5)
-
-
-def copied_from_transformers(model: VisionTransformer, other: nn.Module) -> None:
-    """Fill our tiny model from a transformers ViTForImageClassification, by its parameter names."""
-    state = {name.removeprefix("vit."): value for name, value in other.state_dict().items()}
-    mapped = {
-        "cls_token": state["embeddings.cls_token"],
-        "pos_embed": state["embeddings.position_embeddings"],
-        "patch_embed.proj.weight": state["embeddings.patch_embeddings.projection.weight"],
-        "patch_embed.proj.bias": state["embeddings.patch_embeddings.projection.bias"],
-    }
-    for end in ("weight", "bias"):
-        mapped |= {f"norm.{end}": state[f"layernorm.{end}"], f"head.{end}": state[f"classifier.{end}"]}
-    names = {
-        "norm1": ("layernorm_before",),
-        "norm2": ("layernorm_after",),
-        "attn.proj": ("attention.o_proj", "attention.output.dense"),
-        "mlp.fc1": ("mlp.fc1", "intermediate.dense"),
-        "mlp.fc2": ("mlp.fc2", "output.dense"),
-    }
-    for i in range(model.config.depth):
-        old = next(base for base in (f"layers.{i}.", f"encoder.layer.{i}.") if f"{base}layernorm_before.bias" in state)
-        parts = ("q_proj", "k_proj", "v_proj")
-        if f"{old}attention.q_proj.bias" not in state:
-            parts = tuple(f"attention.{part}" for part in ("query", "key", "value"))
-        for end in ("weight", "bias"):
-            packed = [state[f"{old}attention.{part}.{end}"] for part in parts]
-            mapped[f"blocks.{i}.attn.qkv.{end}"] = torch.cat(packed)
-            for new, candidates in names.items():
-                found = next(f"{old}{name}.{end}" for name in candidates if f"{old}{name}.{end}" in state)
-                mapped[f"blocks.{i}.{new}.{end}"] = state[found]
-    model.load_state_dict(mapped)
 
 
 def test_logits_and_attention_equal_transformers(transformers: ModuleType) -> None:
@@ -99,7 +70,8 @@ def test_logits_and_attention_equal_transformers(transformers: ModuleType) -> No
         attn_implementation="eager",
     )
     other = randomised(transformers.ViTForImageClassification(config))
-    copied_from_transformers(model, other)
+    state = {name.removeprefix("vit."): value for name, value in other.state_dict().items()}
+    model.load_state_dict(translate(vit_rules(state), state).tensors)
     x = torch.rand(2, 3, 224, 224)
     with torch.no_grad():
         wanted = other(pixel_values=(x - 0.5) / 0.5, output_attentions=True)

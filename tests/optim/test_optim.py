@@ -38,6 +38,16 @@ def test_cosine_and_linear_follow_their_formulas() -> None:
     assert min(rates(7, warmup=20)) > 0, "a run shorter than its warm-up still moves"
 
 
+def test_wsd_is_constant_until_its_last_share() -> None:
+    found = rates(200, lr=2.0, warmup=0.05, schedule="wsd", cooldown=0.25, final=0.1)
+    assert found[:10] == pytest.approx([2 * (k + 1) / 11 for k in range(10)])
+    assert found[10:150] == [2.0] * 140
+    assert found[150:] == pytest.approx([2 * (0.1 + 0.9 * (1 - math.sqrt(k / 50))) for k in range(50)])
+    assert rates(400, lr=2.0, warmup=10, schedule="wsd")[:160] == rates(200, lr=2.0, warmup=10, schedule="wsd")[:160]
+    with pytest.raises(ValueError, match="more than the whole run"):
+        OptimConfig(schedule="wsd", warmup=0.3, cooldown=0.8)
+
+
 def test_a_step_schedule_falls_where_it_is_told_to() -> None:
     found = rates(10, lr=1.0, warmup=0, schedule="step", drops=(0.3, 0.5), drop_factor=0.5)
     assert found == pytest.approx([1.0] * 3 + [0.5] * 2 + [0.25] * 5)
@@ -182,6 +192,21 @@ def test_ema_is_the_weighted_sum_of_all_weights_so_far() -> None:
     assert not average.weight.requires_grad
     assert not average.training
     assert average.weight.data_ptr() != model.weight.data_ptr()
+
+
+def test_the_averages_memory_is_a_share_of_the_run_or_constant_without_a_warmup() -> None:
+    for warmup in (0.0, 3.0):
+        model, average = nn.Linear(2, 2).double(), nn.Linear(2, 2).double()
+        ema = WeightEMA(model, average, decay=0.9, warmup=warmup)
+        expected = model.weight.detach().clone()
+        for t in range(50):
+            with torch.no_grad():
+                model.weight.add_(torch.randn_like(model.weight))
+            ema.update()
+            decay = min(0.9, (1 + t) / (1 + warmup + t))
+            assert decay == 0.9 or 1 / (1 - decay) == pytest.approx(1 + (1 + t) / warmup)
+            expected = decay * expected + (1 - decay) * model.weight.detach()
+        torch.testing.assert_close(average.weight, expected)
 
 
 def test_a_short_run_is_not_averaged_with_its_random_start() -> None:

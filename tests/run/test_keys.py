@@ -26,6 +26,7 @@ from vitral.data import loader
 from vitral.data.config import DataConfig
 from vitral.data.sources import open_dataset
 from vitral.errors import RunFailed, UserError
+from vitral.models import vit
 from vitral.run.config import RunConfig, load_config
 from vitral.run.train import run
 from vitral.training.journal import Journal
@@ -190,6 +191,8 @@ CASES: dict[str, Case] = {
     "optim.weight_decay": Case(0.5),
     "optim.betas": Case([0.5, 0.9]),
     "optim.momentum": Case(0.1, weights, {"optim.name": "sgd"}),
+    "optim.trust": Case(0.1, weights, {"optim.name": "lars", "optim.lr": 1.0}),
+    "optim.cooldown": Case(0.9, weights, {"optim.schedule": "wsd"}),
     "optim.layer_decay": Case(0.5),
     "optim.drops": Case([0.5], weights, {"optim.schedule": "step"}),
     "optim.drop_factor": Case(0.5, weights, {"optim.schedule": "step"}),
@@ -203,6 +206,7 @@ CASES: dict[str, Case] = {
     "train.batch_size": Case(24),
     "train.micro_batch": Case(5),
     "train.ema": Case(0.5),
+    "train.ema_warmup": Case(0.0, weights, {"train.ema": 0.9}),
     "train.freeze": Case("encoder", weights, FINETUNE),
     "lora.rank": Case(2, weights, FINETUNE),
     "lora.alpha": Case(1.0, weights, {**FINETUNE, "lora.rank": 2}),
@@ -221,25 +225,24 @@ CASES: dict[str, Case] = {
 ELSEWHERE = {
     "device": "test_device_is_where_the_weights_are",
     "out": "test_out_is_where_it_is_written",
-    "resume": "test_resume_and_overwrite_are_asked_for",
-    "overwrite": "test_resume_and_overwrite_are_asked_for",
+    **dict.fromkeys(("resume", "overwrite"), "test_resume_and_overwrite_are_asked_for"),
+    "memory": "test_memory_cuts_the_batch",
+    "train.checkpointing": "test_checkpointing_reaches_the_model",
     "deterministic": "test_deterministic_is_switched_on_during_the_run_only",
     **dict.fromkeys(
         ("data.pattern", "data.image_column", "data.label_column", "data.split_column", "data.label_separator"),
         "test_keys_of_a_source_change_what_it_reads",
     ),
-    "data.subset": "test_subset_and_streaming_reach_hugging_face",
-    "data.streaming": "test_subset_and_streaming_reach_hugging_face",
-    "data.max_bad": "test_limits_of_reading_are_held",
-    "data.max_pixels": "test_limits_of_reading_are_held",
+    **dict.fromkeys(("data.subset", "data.streaming"), "test_subset_and_streaming_reach_hugging_face"),
+    **dict.fromkeys(("data.max_bad", "data.max_pixels"), "test_limits_of_reading_are_held"),
     "data.source": "test_source_is_not_guessed_where_it_is_said",
     "data.verify": "test_verify_refuses_files_that_are_not_the_published_ones",
-    "data.workers": "test_workers_and_cache_reach_the_store",
-    "data.worker_kind": "test_workers_and_cache_reach_the_store",
-    "data.cache_mb": "test_workers_and_cache_reach_the_store",
+    **dict.fromkeys(("data.workers", "data.worker_kind", "data.cache_mb"), "test_workers_and_cache_reach_the_store"),
     "check.allow": "test_allowed_findings_do_not_refuse",
     "train.save_seconds": "test_save_seconds_is_the_time_between_checkpoints",
     "train.parallel": "test_parallel_is_how_the_processes_share_the_work",
+    "train.max_bad_steps": "test_bad_steps_in_a_row_are_counted",
+    "train.tensorboard": "test_tensorboard_is_asked_for",
     "objective.kind": "test_there_is_one_kind_of_objective",
 }
 
@@ -248,9 +251,8 @@ ELSEWHERE = {
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data and models that the cases name."""
     root = tmp_path_factory.mktemp("keys")
-    write_colours(root / "pets", "cat dog", 8, (12, 9))
-    write_colours(root / "more", "cat dog", 9, (12, 9))
-    write_colours(root / "clear", "cat dog", 8, (12, 9))
+    for name, count in (("pets", 8), ("more", 9), ("clear", 8)):
+        write_colours(root / name, "cat dog", count, (12, 9))
     for number, path in enumerate(sorted((root / "clear").rglob("*.png"))):
         Image.new("RGBA", (12, 9), (10 * number, 90, 0, 128)).save(path)
     binary10(root / "cifar")
@@ -445,6 +447,28 @@ def test_parallel_is_how_the_processes_share_the_work(tmp_path: Path, monkeypatc
         tiny(tmp_path / "c", train__parallel="none")
 
 
+def test_memory_cuts_the_batch(tmp_path: Path) -> None:
+    tiny(tmp_path / "a", memory="9MB", train__batch_size=512)
+    settled = load_config(str(tmp_path / "a/config.yaml"), {})
+    assert (settled.train.micro_batch or 512) < settled.train.batch_size == 512
+    assert "memory: about" in (tmp_path / "a/train.log").read_text(encoding="utf-8")
+    with pytest.raises(UserError, match=r"(?s)memory: the run does not fit.*got: *1 KB.*checkpointing=2"):
+        tiny(tmp_path / "b", memory="1KB")
+
+
+def test_checkpointing_reaches_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits come out, so what is looked at is which blocks are computed twice."""
+    make, calls = vit.recomputed, list[int]()
+    monkeypatch.setattr(vit, "recomputed", lambda *arguments: (calls.append(1), make(*arguments))[1])
+    for value, count in (("none", 0), (1, 3), ("all", 6)):
+        calls.clear()
+        tiny(tmp_path / str(value), train__checkpointing=value)
+        assert len(calls) == count
+    assert weights(tmp_path / "none") == weights(tmp_path / "1") == weights(tmp_path / "all")
+    with pytest.raises(UserError, match=r"(?s)train\.checkpointing: more blocks.*wanted: up to 2"):
+        tiny(tmp_path / "b", train__checkpointing=3)
+
+
 def test_there_is_one_kind_of_objective(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"(?s)objective\.kind.*supervised"):
         tiny(tmp_path / "a", objective__kind="dino")
@@ -453,6 +477,18 @@ def test_there_is_one_kind_of_objective(tmp_path: Path) -> None:
 def test_a_diverging_run_fails_with_a_message(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match=r"nan.*lower optim\.lr"):
         tiny(tmp_path / "a", optim__lr=1e30, train__steps=30)
+
+
+def test_bad_steps_in_a_row_are_counted(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match=r"5 steps in a row"):
+        tiny(tmp_path / "a", optim__lr=1e30, train__steps=30, train__max_bad_steps=5)
+
+
+def test_tensorboard_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitral.training.loggers.find_spec", lambda _: None)
+    tiny(tmp_path / "a")
+    with pytest.raises(UserError, match="TensorBoard is not installed"):
+        tiny(tmp_path / "b", train__tensorboard=True)
 
 
 def test_allowed_findings_do_not_refuse(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,7 +55,7 @@ def assert_same_run(one: str, other: str) -> None:
 
 
 def strip(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key != "images_per_second"}
+    return {key: value for key, value in row.items() if key not in ("images_per_second", "step_ms", "data_wait")}
 
 
 def history(out: str) -> list[dict[str, Any]]:
@@ -266,13 +267,16 @@ def test_without_room_for_weights_the_run_fails_in_words() -> None:
     assert not Path("a/model").exists()
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="no peak of a process's own memory here")
 def test_the_digits_run_takes_less_than_a_gigabyte() -> None:
-    process = os.posix_spawn(
-        sys.executable, [sys.executable, "-m", "vitral", "train", "digits", "train.steps=30", "out=a"], dict(os.environ)
-    )  # fmt: skip
-    _, status, usage = os.wait4(process, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
-    assert usage.ru_maxrss < 1e6, "kilobytes"
+    """By the kernel's count of this program alone: what getrusage gives holds the parent's peak too."""
+    code = """
+import vitral
+vitral.train("digits", {"train.steps": 30}, out="a")
+print(next(line for line in open("/proc/self/status", encoding="utf-8") if line.startswith("VmHWM")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=True)
+    assert int(done.stdout.split()[1]) < 1e6, "kilobytes"
 
 
 def test_early_stopping_counts_validations_without_a_better_one() -> None:
@@ -281,11 +285,12 @@ def test_early_stopping_counts_validations_without_a_better_one() -> None:
     assert "stopped early" in Path("a/train.log").read_text(encoding="utf-8")
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_that_are_not_finite_are_skipped_and_then_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     make = TrainLoader.batch
     monkeypatch.setattr(TrainLoader, "batch", lambda self, at: poisoned(make(self, at), at == 3))
-    with pytest.raises(RunFailed, match=r"the loss is nan.* at step 4"):
-        quick("a")
+    assert quick("a")["skipped_steps"] == 1
+    with pytest.raises(RunFailed, match=r"at step 4 the loss is nan"):
+        quick("b", train__max_bad_steps=1)
 
 
 def poisoned(batch: Batch, now: bool) -> Batch:

@@ -16,6 +16,7 @@ from vitral.optim.ema import WeightEMA
 from vitral.optim.optimizer import make_optimizer
 from vitral.structs import Batch, View
 from vitral.training.config import TrainConfig
+from vitral.training.guard import Guard, Watch
 from vitral.training.loop import Plan, total_steps, update
 from vitral.training.state import Progress, TrainState
 
@@ -40,8 +41,9 @@ def updated(micro: int | None, clip: float | None = 1.0, steps: int = 3) -> tupl
     state = TrainState(objective, optimizer, ema, Progress())
     plan = Plan(100, lambda _: 0.1, clip, None, Path(), "")
     config, norms = TrainConfig(batch_size=SIZE, micro_batch=micro), list[float]()
+    guard = Guard(state, Watch(Path(), 3, lambda _: batch(), ""))
     for _ in range(steps):
-        norms.append(update(state, objective, batch(), config, plan, 0.1)[2].item())
+        norms.append(update(state, objective, batch(), config, plan, 0.1, guard)[2].item())
         state.progress.step += 1
     return state, norms
 

@@ -37,7 +37,7 @@ def advance(one: TrainState, steps: int) -> None:
         one.progress.step += 1
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon", "lars"])
 def test_a_restored_run_goes_on_bit_for_bit(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
     whole = state(name)

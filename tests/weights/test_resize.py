@@ -5,11 +5,14 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from tests.models.test_vit import tiny
+from vitral.data.decode import as_image
 from vitral.errors import UserError
 from vitral.models.config import build_config
 from vitral.weights.resize import adapt, channel_mix, resize_patches, without_head
@@ -45,7 +48,25 @@ def test_patches_resize_as_in_timm(timm: ModuleType, old: int, new: int) -> None
     torch.testing.assert_close(resize_patches(weight, new), wanted, rtol=0, atol=1e-4)
 
 
-CHANNELS = [(3, 1), (3, 4), (1, 3), (4, 3), (2, 1), (1, 2), (4, 2), (3, 2)]
+CHANNELS = [(3, 1), (3, 4), (1, 3), (1, 2), (4, 2), (3, 2)]
+
+
+@pytest.mark.parametrize("old", [1, 2, 3, 4])
+@pytest.mark.parametrize("new", [1, 2, 3, 4])
+def test_an_image_without_transparency_is_answered_as_before(old: int, new: int) -> None:
+    """Read in both channel counts, as images are; luma is rounded to whole levels there."""
+    before = tiny(torch.float64, in_channels=old)
+    config = build_config({**before.config.model_dump(), "in_channels": new, "mean": (), "std": ()})
+    after = tiny(torch.float64, in_channels=new)
+    after.load_state_dict(adapt(dict(before.state_dict()), before.config, config)[0])
+    rng = np.random.default_rng(0)
+    colours = 1 if new < 3 and old < 3 else 3
+    grey = rng.integers(0, 256, (8, 8, 1), dtype=np.uint8).repeat(3, 2)
+    # What one side cannot see of the colours, the other does not get: grey pictures, where either is grey.
+    pixels = grey if min(old, new) < 3 else rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels[..., 0] if colours == 1 else pixels)
+    theirs, ours = (as_image(image, channels)[None] for channels in (old, new))
+    torch.testing.assert_close(after(ours), before(theirs), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(("old", "new"), CHANNELS)
@@ -115,6 +136,8 @@ def test_convolutional_stems_keep_their_channels() -> None:
     grey = build_config({**config.model_dump(), "in_channels": 1, "mean": (), "std": ()})
     with pytest.raises(UserError, match="keeps its channels"):
         adapt({}, config, grey)
+    with pytest.raises(UserError, match="keeps its patches"):
+        adapt({}, config, build_config({**config.model_dump(), "patch_size": 8}))
 
 
 def test_heads_are_left_behind() -> None:

@@ -143,9 +143,9 @@ def _check(arguments: Arguments) -> int:
 
     normalisation = None
     if options.init is not None:
-        from vitral.weights.folder import find_folder, load_config
+        from vitral.weights.find import model_config
 
-        architecture = load_config(find_folder(options.init)).architecture
+        architecture = model_config(options.init).architecture
         normalisation = architecture.mean, architecture.std
     try:
         dataset = _said(_open(options.data, equal_classes=False, one_class=True))

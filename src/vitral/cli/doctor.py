@@ -15,13 +15,16 @@ from vitral.cli.main import Arguments
 from vitral.errors import UserError
 from vitral.version import __version__
 
-HELP = """usage: vitral doctor [--json]
+HELP = """usage: vitral doctor [RUN] [--json]
 
 Says what a bug report needs: versions, device, memory, threads, free disk, optional packages, environment variables
 that matter, and the speed of a small model's training step.
+
+With the folder of a run that ended after steps that were not finite: runs the batch of the last one again, on the
+weights that it met, and says which images it holds and in which module the first NaN or infinity appears.
 """
 
-OPTIONAL = ("timm", "transformers", "torchvision")
+OPTIONAL = ("timm", "transformers", "torchvision", "tensorboard")
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NO_COLOR")
 
 
@@ -30,16 +33,23 @@ def run(arguments: Arguments) -> int:
     if arguments.help:
         print(HELP, end="")
         return 0
-    if arguments.words or arguments.pairs:
-        raise UserError("doctor takes no words", got=" ".join([*arguments.words, *arguments.pairs]))
-    facts = examine()
+    if len(arguments.words) > 1 or arguments.pairs:
+        raise UserError("doctor takes one run folder at most", got=" ".join([*arguments.words, *arguments.pairs]))
+    facts = _replay(arguments.words[0]) if arguments.words else examine()
     if arguments.json:
         print(json.dumps(facts))
         return 0
     for name, value in facts.items():
-        shown = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else value
+        words = [f"{key} {item}" for key, item in value.items()] if isinstance(value, dict) else value
+        shown = ", ".join(words) if isinstance(words, list) else words
         print(f"{name:<22} {shown}")
     return 0
+
+
+def _replay(folder: str) -> dict[str, Any]:
+    from vitral.run.replay import replay
+
+    return replay(Path(folder))
 
 
 def examine() -> dict[str, Any]:

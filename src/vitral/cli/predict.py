@@ -14,7 +14,8 @@ from vitral.run.options import PredictOptions
 HELP = """usage: vitral predict MODEL IMAGE|FOLDER... [key=value ...]
 
 Prints one JSON line an image: {{"image", "predictions": [{{"label", "index", "score"}}]}}, the likeliest class first.
-MODEL is a bundled name (vitral-digits), a model folder or a run folder. A folder means all images in it.
+MODEL is a bundled name (vitral-digits), a model folder, a run folder, weights of another library or a name on the
+Hugging Face hub. A folder means all images in it.
 
 key, type, default, meaning:
 

@@ -164,6 +164,12 @@ class ViTConfig(ModelConfig):
         return self.pool == "avg" if self.fc_norm is None else self.fc_norm
 
     @property
+    def drop_path_rates(self) -> list[float]:
+        """The rate of each block: it rises linearly from 0 at the first to its maximum at the last (or only) one."""
+        last = self.depth - 1
+        return [self.drop_path * i / last if last else self.drop_path for i in range(self.depth)]
+
+    @property
     def prefix_tokens(self) -> int:
         """Tokens in front of the patches: class token, distillation token, registers."""
         return self.class_token + self.distill_token + self.registers

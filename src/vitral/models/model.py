@@ -21,11 +21,13 @@ class ImageModel(nn.Module, ABC):
     """An encoder and its head; images are [0,1] floats or uint8, normalisation happens inside.
 
     `model(images_BCHW)` gives logits [B, S], or pooled features [B, D] where the config has no classes; it equals
-    `classify(pool(encode(images)))`.
+    `classify(pool(encode(images)))`. checkpointed: so many blocks, from the input on, compute their activations anew in
+    the backward pass instead of keeping them.
     """
 
     config: ViTConfig | ResNetConfig
     grid: tuple[int, int]
+    checkpointed: int = 0
     mean: Tensor
     std: Tensor
 
@@ -72,6 +74,10 @@ class ImageModel(nn.Module, ABC):
         """
         self.check_size(images_BCHW)
         return self.classify(self.pool(self.encode(images_BCHW)))
+
+    def recomputes(self, block: int) -> bool:
+        """Whether this block is checkpointed, here and now: evaluation has no backward pass to save memory for."""
+        return block < self.checkpointed and self.training and torch.is_grad_enabled()
 
     @property
     def dtype(self) -> torch.dtype:

@@ -79,7 +79,7 @@ def rows_and_columns(rows_LRD: Tensor, columns_LCD: Tensor, grid: Grid, how: Res
 
 
 def sincos_table(grid: Grid, own: Grid, width: int, device: torch.device | None = None) -> Tensor:
-    """[1, N, D] float32: sine and cosine of the column, then of the row, with periods from 2 pi to 10,000 times that.
+    """[1, N, D] float32: sine and cosine of the column, then of the row, at frequencies 10,000^(-i/F), i from 0 to F-1.
 
     The table of arXiv 1706.03762, section 3.5, for each axis (MoCo v3, MAE). On another grid than the model's own the
     cells lie between those of the own one, so that the whole picture spans the same positions.
@@ -127,7 +127,10 @@ def offset_index(count: int, keep_BK: Tensor | None, device: torch.device) -> Te
 
 
 def resize_offsets(offsets_LOD: Tensor, count: int) -> Tensor:
-    """Vectors of 2 `count` - 1 offsets by linear interpolation, end on end; the same tensor if there are that many."""
+    """Vectors of 2 `count` - 1 offsets by linear interpolation, end on end; the same tensor if there are that many.
+
+    Offsets are counted in raster order, along one dimension, so a row's offset moves only nearly to where it belongs.
+    """
     if offsets_LOD.shape[1] == 2 * count - 1:
         return offsets_LOD
     wide = offsets_LOD.to(torch.promote_types(offsets_LOD.dtype, torch.float32)).transpose(1, 2)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitral.models.checkpoint import recomputed
 from vitral.models.config import ResNetConfig
 from vitral.models.convolution import (
     Block,
@@ -119,7 +120,8 @@ class ResNet(ImageModel):
         for i, stage in enumerate(self.stages):
             assert isinstance(stage, Stage)
             for j, block in enumerate(stage.blocks):
-                maps_BCHW = block(maps_BCHW)
+                again = self.recomputes(sum(self.config.blocks[:i]) + j)
+                maps_BCHW = recomputed(block, maps_BCHW) if again else block(maps_BCHW)
                 _keep(captured, capture, f"stages.{i}.blocks.{j}", maps_BCHW)
             _keep(captured, capture, f"stages.{i}", maps_BCHW)
         if self.norm is not None:

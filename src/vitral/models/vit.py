@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vitral.models.checkpoint import recomputed
 from vitral.models.config import ViTConfig
 from vitral.models.layers import AttentionPool, Block, Linear, PatchEmbed, lecun_normal
 from vitral.models.model import ImageModel, check_capture
@@ -163,13 +164,15 @@ class VisionTransformer(ImageModel):
         patches_BND, grid = self.embed(images_BCHW)
         return self.encode_tokens(patches_BND, grid, keep_BK, capture, attend_BN)
 
-    def pool(self, out: EncoderOutput, attend_BN: Tensor | None = None) -> Tensor:
+    def pool(self, out: EncoderOutput, attend_BN: Tensor | None = None, keep_BK: Tensor | None = None) -> Tensor:
         """One vector per image: [B, D], or [B, 2 D] of class token and average, or of class and distillation token.
 
-        Then `fc_norm`, where it is on. attend_BN: as given to `encode`, to leave the masked patches out of the mean or
-        of the pooling attention too.
+        Then `fc_norm`, where it is on. attend_BN, keep_BK: as given to `encode`, to leave the masked patches out of the
+        mean or of the pooling attention too; an image without any other patch has no mean (NaN).
         """
         kind = self.config.pool
+        if attend_BN is not None and keep_BK is not None:
+            attend_BN = attend_BN.gather(1, keep_BK)
         if self.attn_pool is not None:
             bias = None if attend_BN is None else self._attention_bias(attend_BN, None, out.patches_BND.dtype, prefix=0)
             return self.fc_norm(self.attn_pool(out.patches_BND, bias))
@@ -234,7 +237,10 @@ class VisionTransformer(ImageModel):
             name, last = f"blocks.{i}", i == len(self.blocks) - 1
             inside: dict[str, Tensor] | None = {} if any(n.startswith(f"{name}.attn") for n in capture) else None
             offsets_OD = None if offsets_LOD is None else offsets_LOD[min(i, len(offsets_LOD) - 1)]
-            tokens_BTD = block(tokens_BTD, bias, False, queries if last else None, inside, places, offsets_OD)
+            arguments = tokens_BTD, bias, False, queries if last else None, inside, places, offsets_OD
+            # What a capture leaves behind in a dictionary must be left once.
+            again = inside is None and self.recomputes(i)
+            tokens_BTD = recomputed(block, *arguments) if again else block(*arguments)
             found = {name: tokens_BTD} | {f"{name}.{part}": value for part, value in (inside or {}).items()}
             captured |= {n: found[n] for n in capture if n in found}
         return tokens_BTD
@@ -350,10 +356,8 @@ def _mean(patches_BND: Tensor, attend_BN: Tensor | None) -> Tensor:
 
 
 def _blocks(config: ViTConfig) -> list[Block]:
-    """The blocks; the drop-path rate rises linearly from 0 at the first to its maximum at the last (or only) one."""
-    c, last = config, config.depth - 1
-    rates = [c.drop_path * i / last if last else c.drop_path for i in range(c.depth)]
+    c = config
     return [
         Block(c.width, c.heads, c.mlp_dim, c.dropout, rate, c.gelu, c.norm_eps, c.mlp, c.qk_norm, c.layer_scale)
-        for rate in rates
+        for rate in c.drop_path_rates
     ]

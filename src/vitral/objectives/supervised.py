@@ -31,8 +31,8 @@ class Supervised(Objective):
     offset of the logits where `balance` has them (not in multi-label data); or, on request, the binary one.
 
     In the first `head_first` share of the run's `steps` the encoder is not trained: it runs without gradients, so its
-    weights and optimizer state stay untouched (a new head would otherwise spoil it). An encoder without any parameter
-    that takes gradients works as in evaluation throughout: no dropout, no drop-path.
+    weights and optimizer state stay untouched (a new head would otherwise spoil it), and as in evaluation: no dropout,
+    no drop-path, no new statistics. So does an encoder without any parameter that takes gradients, throughout.
     """
 
     weights_C: Tensor | None
@@ -64,6 +64,9 @@ class Supervised(Objective):
         """The loss in nats, and `train_top1`: the share whose own label wins (of the mixed image, where mixed); or,
         multi-label, `train_exact_match`: the share with all its own labels right at a probability of 0.5."""
         images_BCHW = batch.views[0].images_BCHW
+        rests = self.frozen or step < self.head_steps
+        if self.model.training != (self.training and not rests):
+            self.model.train(self.training and not rests)
         if step < self.head_steps:
             with torch.no_grad():
                 pooled_BD = self.model.pool(self.model.encode(images_BCHW))

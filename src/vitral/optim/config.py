@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Lt
-from pydantic import Field, Strict
+from pydantic import Field, Strict, model_validator
 
 from vitral.config import Config, Shares
 
@@ -14,30 +14,49 @@ Betas = Annotated[tuple[Beta, Beta], Strict(False)]
 
 
 class OptimConfig(Config):
-    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), Adam, or SGD with momentum; the learning rate's course."""
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), Adam, Muon, LARS, or SGD with momentum; the learning
+    rate's course."""
 
-    name: Literal["adamw", "adam", "sgd"] = Field(
-        default="adamw", description="adamw: decay apart from the gradient; adam and sgd: decay added to the gradient"
+    name: Literal["adamw", "adam", "muon", "lars", "sgd"] = Field(
+        default="adamw",
+        description="adamw: decay apart from the gradient; muon: the same, matrices of blocks by orthogonal steps; "
+        "adam, sgd, lars (rate by size of the weights): decay added to the gradient",
     )
     lr: float = Field(default=1e-3, gt=0, description="peak learning rate")
     weight_decay: float = Field(
         default=0.05, ge=0, description="decay of matrices; biases, norms, positions and tokens have none"
     )
     betas: Betas = Field(default=(0.9, 0.999), description="Adam's averaging of gradient and its square")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="SGD's momentum")
+    momentum: Beta | Literal["auto"] = Field(
+        default="auto", description="of sgd, lars and muon; auto: 0.9, for muon 0.95"
+    )
+    trust: float = Field(default=1e-3, gt=0, description="lars: step of a matrix as a share of its own norm, at lr 1")
     layer_decay: float = Field(
         default=1.0, gt=0, le=1, description="factor of the rate from each layer to the one below it; 1: one rate"
     )
-    schedule: Literal["cosine", "linear", "constant", "step", "rsqrt"] = Field(
-        default="cosine", description="course of the rate after the warm-up; rsqrt: by one over the root of the step"
+    schedule: Literal["cosine", "linear", "constant", "step", "rsqrt", "wsd"] = Field(
+        default="cosine",
+        description="course of the rate after the warm-up; rsqrt: by one over the root of the step; "
+        "wsd: constant, then a fall at the end",
     )
     warmup: int | float = Field(
         default=0.05, ge=0, description="linear warm-up: steps if 1 or more, else a share of the run"
     )
-    final: float = Field(default=0.0, ge=0, le=1, description="cosine, linear: rate at the end, as a share of the peak")
+    final: float = Field(
+        default=0.0, ge=0, le=1, description="cosine, linear, wsd: rate at the end, as a share of the peak"
+    )
+    cooldown: float = Field(default=0.2, gt=0, le=1, description="wsd: share of the run in which the rate falls")
     drops: Shares = Field(default=(0.3, 0.6, 0.9), description="step: where the rate falls, as shares of the run")
     drop_factor: float = Field(default=0.1, gt=0, lt=1, description="step: factor of the rate at each drop")
     timescale: int = Field(
         default=10_000, ge=1, description="rsqrt: steps after the warm-up by which the rate has fallen to 0.71 of it"
     )
     clip: float | None = Field(default=1.0, gt=0, description="largest global norm of the gradient; null: no clipping")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> OptimConfig:
+        if self.schedule == "wsd" and self.warmup < 1 and self.warmup + self.cooldown > 1:
+            raise ValueError(
+                f"optim.warmup {self.warmup} and optim.cooldown {self.cooldown} are more than the whole run"
+            )
+        return self

@@ -1,4 +1,4 @@
-"""The moving average of weights (Polyak and Juditsky 1992), with a warm-up sized to the run."""
+"""The moving average of weights (Polyak and Juditsky 1992), with a memory that grows with the run."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from torch import Tensor, nn
 class WeightEMA:
     """A second model whose weights follow the first one's: average += (1 - decay_t) * (weights - average).
 
-    decay_t = min(decay, (1 + t) / (10 + t)), t counted in updates: the average's memory grows with the run, and a run
-    of any length ends on an average of its own late weights. `average` must be built fresh; it starts as a copy, is
-    always in evaluation mode and takes no gradients. Buffers are copied; what is not trained stays as it is.
+    decay_t = min(decay, (1 + t) / (1 + warmup + t)), t counted in updates: the memory, 1 / (1 - decay_t) updates, is at
+    most about t / warmup, so a run of any length ends on an average of its own late weights (9: TensorFlow's rule for
+    `num_updates`; why memory should be a share of the run: Karras et al. 2023, arXiv 2312.02696, section 3.1). With
+    warmup 0 the decay is constant, and a start at random weights is remembered for 1 / (1 - decay) updates.
+
+    `average` must be built fresh; it starts as a copy, is always in evaluation mode and takes no gradients. Buffers are
+    copied; what is not trained stays as it is.
     """
 
-    def __init__(self, model: nn.Module, average: nn.Module, decay: float) -> None:
-        self.model, self.average, self.decay, self.updates = model, average, decay, 0
+    def __init__(self, model: nn.Module, average: nn.Module, decay: float, warmup: float = 9) -> None:
+        self.model, self.average, self.decay, self.warmup, self.updates = model, average, decay, warmup, 0
         average.load_state_dict(model.state_dict())
         average.requires_grad_(False).eval()
         names = dict(average.named_parameters())
@@ -23,13 +27,22 @@ class WeightEMA:
         self._pairs = [(names[name], parameter) for name, parameter in trained]
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move the average one step; to be called after each optimizer step."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+    def update(self, found_inf: Tensor | None = None) -> None:
+        """Move the average one step; to be called after each optimizer step. Where `found_inf`, a number, is 1, nothing
+        moves; on another device than the CPU the step is counted all the same, as nobody waits for that number."""
+        if found_inf is not None and found_inf.is_cpu:
+            if found_inf:
+                return
+            found_inf = None
+        decay = min(self.decay, (1 + self.updates) / (1 + self.warmup + self.updates))
         self.updates += 1
         averages: list[Tensor] = [average for average, _ in self._pairs]
-        torch._foreach_lerp_(  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-            averages, [parameter for _, parameter in self._pairs], 1 - decay
-        )
+        parameters: list[Tensor] = [parameter for _, parameter in self._pairs]
+        if found_inf is None:
+            torch._foreach_lerp_(averages, parameters, 1 - decay)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        else:
+            share = (1 - found_inf) * (1 - decay)
+            for average, parameter in zip(averages, parameters, strict=True):
+                average.lerp_(parameter, share.to(average.dtype))
         for mine, theirs in zip(self.average.buffers(), self.model.buffers(), strict=True):
             mine.copy_(theirs)

@@ -133,7 +133,7 @@ def fraction_curves(rows: Sequence[Mapping[str, Any]], shift: int) -> bytes:
             counts = sorted({row["images"] for row in rows})
             axes.set_xticks(counts, [f"{count:,}" for count in counts])
             axes.set_xticks([], minor=True)
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
             axes.legend()
         return _svg(figure)
 

@@ -48,10 +48,20 @@ class RunConfig(Config):
     out: str | None = Field(default=None, description="run folder; null: runs/RECIPE-TIME")
     resume: bool = Field(default=False, description="go on from the checkpoint in out; without one, start anew")
     overwrite: bool = Field(default=False, description="replace the run in out")
-    init: str | None = Field(default=None, description="model to start from: a bundled name or a model folder")
+    init: str | None = Field(
+        default=None, description="model to start from: a bundled name, a folder or file, a hub name"
+    )
     init_head: bool = Field(default=False, description="take over init's head too; needs data of the same classes")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="of matrix products; auto: bfloat16 on CUDA"
+    precision: Literal["auto", "float32", "bfloat16", "bfloat16_params"] = Field(
+        default="auto",
+        description="bfloat16: of matrix products; bfloat16_params: of all that a step computes, from float32 "
+        "originals; auto: bfloat16 on CUDA",
+    )
+    memory: str | None = Field(
+        default=None,
+        pattern=r"^(auto|\d+(\.\d+)?\s*[KMGT]i?B)$",
+        description="what training may take, as 8GB, or auto: what is free; sets train.micro_batch and "
+        "train.checkpointing where they are open",
     )
     deterministic: bool = Field(default=False, description="same bits every time on CUDA too, slower; on CPU always so")
     report: bool = Field(default=True, description="write report.html at the end")
@@ -86,6 +96,10 @@ class RunConfig(Config):
         if self.train.patience is not None and (self.data.validation == "none" or self.train.eval_every == "end"):
             raise ValueError("train.patience needs validations during the run")
         self._check_frozen()
+        if self.train.parallel == "fsdp" and self.optim.name in ("muon", "lars"):
+            raise ValueError(f"{self.optim.name} needs whole matrices: not with train.parallel=fsdp, but with ddp")
+        if self.train.parallel == "fsdp" and self.precision == "bfloat16_params":
+            raise ValueError("precision=bfloat16_params keeps whole copies: not with train.parallel=fsdp, but with ddp")
         return self
 
     def _check_frozen(self) -> None:
@@ -99,6 +113,7 @@ class RunConfig(Config):
             "objective.head_first": self.objective.head_first, "lora.rank": self.lora.rank,
             "optim.layer_decay": self.optim.layer_decay != 1, "model.dropout": model.get("dropout"),
             "model.drop_path": model.get("drop_path"),
+            "train.checkpointing": self.train.checkpointing not in ("auto", "none"),
         }  # fmt: skip
         if alone and any(idle.values()):
             names = ", ".join(key for key, is_on in idle.items() if is_on)
@@ -161,9 +176,9 @@ def recipe_values(recipe: str) -> Tree:
 
 def difference(one: RunConfig, other: RunConfig) -> list[tuple[str, Any, Any]]:
     """Keys in which two configurations differ, with both values, but for those that don't change what is computed."""
-    free = {"resume", "overwrite", "out", "recipe", "report", "device", "check.allow", "check.skip"}
+    free = {"memory", "resume", "overwrite", "out", "recipe", "report", "device", "check.allow", "check.skip"}
     free |= {"data.workers", "data.worker_kind", "data.cache_mb", "train.log_every", "train.save_seconds"}
-    free |= {"train.parallel"}
+    free |= {"train.parallel", "train.max_bad_steps", "train.tensorboard", "train.checkpointing"}
     mine, theirs = flatten(one.model_dump()), flatten(other.model_dump())
     names = [key.name for key in describe(RunConfig) if key.name not in free]
     return [(name, mine[name], theirs[name]) for name in names if mine[name] != theirs[name]]

@@ -93,6 +93,17 @@ class EmbedOptions(ModelUse):
         return self
 
 
+class PlanOptions(Config):
+    """Keys of `vitral plan MODEL`; `vitral plan RECIPE` takes those of `vitral train`."""
+
+    image_size: Count | Pair | None = Field(
+        default=None, description="pixels, one number or [height, width]; null: the model's own size"
+    )
+    precision: Literal["float32", "bfloat16", "bfloat16_params"] = Field(
+        default="float32", description="that training would have"
+    )
+
+
 class PredictOptions(ModelUse):
     """Keys of `vitral predict`."""
 

@@ -20,6 +20,7 @@ from vitral.data.loader import ImageStore
 from vitral.data.reading import RandomCrop
 from vitral.data.resize import Fit
 from vitral.errors import UserError
+from vitral.models.activations import Precision
 from vitral.models.config import ResNetConfig, ViTConfig, build_config
 from vitral.models.create import build_model
 from vitral.models.lora import add_lora
@@ -29,11 +30,14 @@ from vitral.models.presets import PRESETS, resolve
 from vitral.predictor import pick_device
 from vitral.run.check import open_checked
 from vitral.run.config import ModelOptions, RunConfig
+from vitral.run.memory import checkpointed_blocks, settle_memory
 from vitral.training.journal import log
-from vitral.weights.folder import FolderConfig, load_folder
+from vitral.weights.find import load_model
+from vitral.weights.folder import FolderConfig
 from vitral.weights.resize import adapt, without_head
 from vitral.weights.tensors import check_match, checksum
 
+EVAL_BATCH = 256  # images judged at once
 _LARGEST_AUTO_SIDE = 64
 _STATISTICS_SAMPLES = 4096
 
@@ -62,10 +66,11 @@ class Prepared:
         """A model with initial weights: of `init` with a fresh head, or random from the global seed. What the run does
         not train takes no gradients."""
         config, model = self.config, build_model(self.architecture)
+        model.checkpointed = checkpointed_blocks(config, self.architecture)
         if self.init is not None:
             model.load_state_dict(self.init, strict=False)
         for name, parameter in model.named_parameters():
-            if name.startswith("head.") and name.endswith("bias") and not config.init_head:
+            if name.split(".")[0] in ("head", "head_dist") and name.endswith("bias") and not config.init_head:
                 torch.nn.init.constant_(parameter, config.model.head_bias)
         if config.train.freeze == "encoder":
             freeze_encoder(model)
@@ -77,7 +82,7 @@ class Prepared:
 def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
     """Open the data (unless given), decode what fits in memory, settle every `auto`. Writes nothing."""
     device = pick_device(distributed.own_device(config.device))
-    source = load_folder(config.init) if config.init else None
+    source = load_model(config.init) if config.init else None
     channels = config.data.channels
     if source is not None and channels == "auto":
         channels = source[1].architecture.in_channels
@@ -88,10 +93,10 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
             dataset, report = open_checked(
                 config, data, _normalisation(config, source[1] if source else None, channels)
             )
-    size, options = _settle_size(config, dataset, source[1] if source else None)
     # Everything about the architecture that can be wrong is found before images are read.
-    base = dict(options, image_size=size, in_channels=dataset.channels, num_classes=len(dataset.classes))
-    name, draft = _architecture(config, base, source[1] if source else None)
+    name, draft = choose_architecture(config, dataset, source[1] if source else None)
+    size = draft.image_size
+    checkpointed_blocks(config, draft)
     data = config.data.model_copy(
         update={
             "image_size": size, "channels": dataset.channels, "workers": _workers(config.data),
@@ -113,12 +118,11 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
         mean, std = _statistics(config, train, source[1] if source else None, dataset.channels)
         architecture = build_config({**draft.model_dump(), "mean": mean, "std": std}, where="data")
         data = data.model_copy(update={"mean": mean, "std": std, "path": _absolute(config.data.path)})
-        precision = (
-            config.precision if config.precision != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
-        )
         kept = {key: value for key, value in architecture.model_dump().items() if key in ModelOptions.model_fields}
         model = config.model.model_copy(update=kept)
+        precision = settle_precision(config, device)
         settled = config.model_copy(update={"data": data, "model": model, "precision": precision})
+        settled = settle_memory(settled, architecture, device, EVAL_BATCH)
         if source and config.init_head and source[1].classes != dataset.classes:
             raise UserError(
                 "init has other classes, so its head is of no use here", where="init_head",
@@ -187,6 +191,22 @@ def _absolute(path: str | None) -> str | None:
 
 def _workers(data: DataConfig) -> int:
     return data.workers if data.workers != "auto" else max(1, (os.cpu_count() or 1) // distributed.launch().local_world)
+
+
+def settle_precision(config: RunConfig, device: torch.device) -> Precision:
+    """`auto` is bfloat16 on CUDA, float32 elsewhere."""
+    if config.precision != "auto":
+        return config.precision
+    return "bfloat16" if device.type == "cuda" else "float32"
+
+
+def choose_architecture(
+    config: RunConfig, dataset: Dataset, init: FolderConfig | None
+) -> tuple[str, ViTConfig | ResNetConfig]:
+    """The model's name and shape for these data; mean and std are not settled yet."""
+    size, options = _settle_size(config, dataset, init)
+    base = dict(options, image_size=size, in_channels=dataset.channels, num_classes=len(dataset.classes))
+    return _architecture(config, base, init)
 
 
 def _settle_size(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -23,20 +24,24 @@ from vitral.errors import Interrupted, RunFailed, UserError
 from vitral.evaluate.classify import collect_logits
 from vitral.evaluate.problems import PROBLEMS
 from vitral.models.config import ViTConfig
+from vitral.models.flops import count_macs
 from vitral.models.lora import merge_lora
 from vitral.models.model import ImageModel
 from vitral.objectives.balance import NO_BALANCE, ClassBalance, class_balance
 from vitral.objectives.objective import Objective
 from vitral.objectives.table import OBJECTIVES
 from vitral.optim.ema import WeightEMA
+from vitral.optim.masters import Bfloat16Copy
 from vitral.optim.optimizer import make_optimizer
 from vitral.optim.schedules import learning_rate
 from vitral.report.html import write_report
 from vitral.run import outputs
 from vitral.run.config import RunConfig, difference, load_config
 from vitral.run.folder import CHECKPOINTS, claimed, open_folder, resume_command, tidy
-from vitral.run.prepare import Prepared, prepare
+from vitral.run.memory import say_memory, smaller_plan
+from vitral.run.prepare import EVAL_BATCH, Prepared, prepare
 from vitral.training.journal import Journal, console_logging, console_silence, log, log_file
+from vitral.training.loggers import Logger, Loggers, TensorBoard
 from vitral.training.loop import Plan, fit, total_steps
 from vitral.training.parallel import Parallel
 from vitral.training.signals import Stopped, StopSignal
@@ -44,25 +49,29 @@ from vitral.training.state import Progress, TrainState, has_checkpoint
 from vitral.weights.folder import FolderConfig, Preprocessing, save_folder
 from vitral.weights.tensors import load_tensors
 
-EVAL_BATCH = 256
-
 
 def train(
-    recipe: str | None = None, overrides: Mapping[str, Any] | None = None, *, out: str | Path | None = None, **more: Any
+    recipe: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    out: str | Path | None = None,
+    loggers: Sequence[Logger] = (),
+    **more: Any,
 ) -> dict[str, Any]:
     """Train by a recipe (or YAML file) and dotted overrides; returns what summary.json holds.
 
-    `train("digits", {"optim.lr": 3e-4}, out="runs/a", seed=1)`: `more` takes undotted keys; `out` is the run folder.
+    `train("digits", {"optim.lr": 3e-4}, out="runs/a", seed=1)`: `more` takes undotted keys; `out` is the run folder;
+    `loggers` get every row of metrics.jsonl.
     Raises UserError for wrong configuration or data (nothing written), Interrupted after Ctrl-C with the state saved.
     """
     keys = {**(overrides or {}), **more}
     if out is not None:
         keys["out"] = str(out)
     console_logging()
-    return run(load_config(recipe, keys))
+    return run(load_config(recipe, keys), loggers=loggers)
 
 
-def run(config: RunConfig, dataset: Dataset | None = None) -> dict[str, Any]:
+def run(config: RunConfig, dataset: Dataset | None = None, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
     """The run that a configuration describes, on its data or on those given. Torch's settings are left as they were.
 
     Every process of a launcher calls this; the main one writes and speaks.
@@ -70,6 +79,8 @@ def run(config: RunConfig, dataset: Dataset | None = None) -> dict[str, Any]:
     refuse_unguarded()
     alone = _mode(config) == "fsdp"
     with distributed.processes(config.device, alone=alone), StopSignal(at_once=True), _claimed(config) as folder:
+        if config.train.tensorboard:
+            loggers = (*loggers, TensorBoard(folder / "tensorboard"))
         resuming = distributed.from_main(config.resume and has_checkpoint(folder / CHECKPOINTS))
         opened = [resuming]
         try:
@@ -78,33 +89,32 @@ def run(config: RunConfig, dataset: Dataset | None = None) -> dict[str, Any]:
                 _settings(config),
                 nullcontext() if distributed.is_main() else console_silence(),
             ):
-                return _run(config, dataset, folder, resuming, opened)
+                return _run(config, dataset, folder, resuming, opened, loggers)
         except KeyboardInterrupt as stop:
             signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
             again = f"Go on with:\n  {resume_command(folder)}" if opened[-1] else "The same command starts it again."
             raise Interrupted(signum, f"stopped outside of training. {again}") from None
-        except OSError as error:
-            raise RunFailed(f"{error}. Checkpoints are in {folder / CHECKPOINTS}") from error
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-                hint = "A smaller train.micro_batch needs less and computes the same."
-                raise RunFailed(f"out of memory: {str(error).splitlines()[0]}\n  {hint}") from error
-            raise
 
 
 def _run(
-    config: RunConfig, dataset: Dataset | None, folder: Path, resuming: bool, opened: list[bool]
+    config: RunConfig,
+    dataset: Dataset | None,
+    folder: Path,
+    resuming: bool,
+    opened: list[bool],
+    loggers: Sequence[Logger],
 ) -> dict[str, Any]:
     """`opened` gets a True when the folder holds what a resume needs."""
     with ExitStack() as closes:
         with distributed.together():
             prepared = closes.enter_context(closing(prepare(config, dataset)))
         with distributed.together():
-            state, objective, steps = _assemble(prepared)
-            loader = _loader(prepared)
+            state, objective, steps = assemble(prepared)
+            loader = train_loader(prepared)
             notes = _resume(folder, prepared.config, state) if resuming else []
         if config.resume and not resuming:
             notes = [f"nothing to resume in {folder}: the run starts anew"]
+        closes.enter_context(_explained(prepared, folder))
         if distributed.is_main():
             if not resuming:
                 open_folder(folder, prepared.config, prepared.device)
@@ -115,8 +125,24 @@ def _run(
         _say_start(prepared, objective, steps, folder)
         if resuming:
             log.info("going on at step %d", state.progress.step)
-        _fit(prepared, state, objective, loader, steps, folder)
+        _fit(prepared, state, objective, loader, steps, folder, loggers)
         return _finish(prepared, state, objective, folder)
+
+
+@contextmanager
+def _explained(prepared: Prepared, folder: Path) -> Generator[None]:
+    """What a run of right configuration still fails by, in words."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFailed(f"{error}. Checkpoints are in {folder / CHECKPOINTS}") from error
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            hint = "A smaller train.micro_batch or train.checkpointing=all takes less, with the same result."
+            if distributed.world() == 1:
+                hint = smaller_plan(prepared.config, prepared.architecture, prepared.device, EVAL_BATCH)
+            raise RunFailed(f"out of memory: {str(error).splitlines()[0]}\n  {hint}") from error
+        raise
 
 
 @contextmanager
@@ -140,6 +166,11 @@ def _mode(config: RunConfig) -> str:
             f"{world} processes would each train the same model", where="train.parallel", got="none",
             wanted="auto, ddp or fsdp",
         )  # fmt: skip
+    if config.memory is not None and world > 1:
+        raise UserError(
+            "plans are made for one process", where="memory", got=f"{config.memory} for {world} processes",
+            wanted="null", hint="Set train.micro_batch and train.checkpointing instead.",
+        )  # fmt: skip
     if mode == "auto":
         return "ddp" if world > 1 else "none"
     return mode
@@ -159,7 +190,8 @@ def _settings(config: RunConfig) -> Generator[None]:
         torch.set_num_threads(threads)
 
 
-def _assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
+def assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
+    """What moves, what is minimised, and for how many steps."""
     config = prepared.config
     torch.manual_seed(config.seed)
     steps = total_steps(config.train, len(prepared.train.split))
@@ -186,24 +218,20 @@ def _assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
         cut = partial(shard, device=prepared.device)
         cut(objective.model)
     optimizer = make_optimizer(objective, config.optim)
-    ema = WeightEMA(objective.model, cut(prepared.build()), config.train.ema) if config.train.ema else None
-    parallel = Parallel(objective, ddp=mode == "ddp", unused=config.objective.head_first > 0)
+    decay, ema = config.train.ema, None
+    if decay is not None:
+        ema = WeightEMA(objective.model, cut(prepared.build()), decay, config.train.ema_warmup)
+    low = Bfloat16Copy(objective) if config.precision == "bfloat16_params" else None
+    computing = low.module if low else objective
+    parallel = Parallel(computing, ddp=mode == "ddp", unused=config.objective.head_first > 0, each=low is not None)
     if distributed.rank():  # equal weights were drawn on all; what dropout drops differs
         torch.manual_seed(config.seed + distributed.rank() * 0x9E3779B9)
     started = prepared.dataset.fingerprint, prepared.init_fingerprint
-    return TrainState(objective, optimizer, ema, Progress(), *started, parallel), objective, steps
+    return TrainState(objective, optimizer, ema, Progress(), *started, low, parallel), objective, steps
 
 
 def _uncut(model: ImageModel) -> ImageModel:
     return model
-
-
-def _loader(prepared: Prepared) -> TrainLoader:
-    config = prepared.config
-    return TrainLoader(
-        prepared.train, config.train.batch_size, config.augment, config.seed, balance=config.data.balance,
-        rank=distributed.rank(), world=distributed.world(),
-    )  # fmt: skip
 
 
 def _class_balance(prepared: Prepared) -> ClassBalance:
@@ -253,6 +281,9 @@ def _say_start(prepared: Prepared, objective: Objective, steps: int, folder: Pat
     trained = sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad)
     part = f", {trained:,} of them trained" if trained != count else ""
     log.info("model: %s, %s, %s parameters%s", prepared.name, cells, f"{count:,}", part)
+    if config.memory is not None:
+        said = say_memory(config, prepared.architecture, prepared.device, EVAL_BATCH)
+        log.info("memory: %s (limit: %s)", said, config.memory)
     if config.optim.name == "adam" and config.optim.weight_decay:
         log.warning("optim: adam adds the decay to the gradient and rescales both; values meant for adamw don't train")
     log.info(
@@ -266,8 +297,9 @@ def _say_start(prepared: Prepared, objective: Objective, steps: int, folder: Pat
 
 
 def _fit(
-    prepared: Prepared, state: TrainState, objective: Objective, loader: TrainLoader, steps: int, folder: Path
-) -> None:
+    prepared: Prepared, state: TrainState, objective: Objective, loader: TrainLoader, steps: int, folder: Path,
+    loggers: Sequence[Logger],
+) -> None:  # fmt: skip
     config, problem = prepared.config, PROBLEMS[prepared.dataset.problem_type]
 
     def validate(model: torch.nn.Module) -> dict[str, float]:
@@ -283,8 +315,28 @@ def _fit(
         folder=folder / CHECKPOINTS,
         resume_command=resume_command(folder),
         score=(problem.score, problem.says),
+        replay_command=f"vitral doctor {shlex.quote(str(folder))}",
+        image_flops=_image_flops(prepared),
     )
-    fit(state, objective, loader, config.train, plan, validate if config.data.validation != "none" else None)
+    told = Loggers(loggers, config.model_dump(mode="json"))
+    fit(state, objective, loader, config.train, plan, validate if config.data.validation != "none" else None, told)
+
+
+def train_loader(prepared: Prepared) -> TrainLoader:
+    """The run's stream of batches; of many processes each has its share of every batch."""
+    config = prepared.config
+    return TrainLoader(
+        prepared.train, config.train.batch_size, config.augment, config.seed, balance=config.data.balance,
+        rank=distributed.rank(), world=distributed.world(),
+    )  # fmt: skip
+
+
+def _image_flops(prepared: Prepared) -> float:
+    """Operations for one trained image: two a multiply-accumulate, and twice as many backward as forward. 0, unknown,
+    where only a part is trained, and less is computed backward."""
+    config = prepared.config
+    is_whole = config.train.freeze == "none" and config.lora.rank is None
+    return 6.0 * sum(count_macs(prepared.architecture).values()) if is_whole else 0.0
 
 
 def _logits(model: torch.nn.Module, store: ImageStore) -> tuple[Any, Any]:
@@ -316,6 +368,7 @@ def _finish(prepared: Prepared, state: TrainState, objective: Objective, folder:
         **({f"val_{problem.score}": progress.best_score} if validated else {}),
         "train_seconds": round(progress.seconds, 1), "steps": progress.step, "best_step": progress.best_step,
         "weights": "averaged (EMA) weights" if state.ema else "plain weights",
+        **({"skipped_steps": progress.skipped} if progress.skipped else {}),
         "seed": config.seed, "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "temperature": temperature,
     }  # fmt: skip

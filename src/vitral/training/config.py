@@ -36,11 +36,21 @@ class TrainConfig(Config):
         default="auto",
         description="over the processes of torchrun or srun: ddp, a copy of the model each; fsdp, a slice; auto: ddp",
     )
+    checkpointing: Annotated[int, Field(ge=1)] | Literal["none", "all", "auto"] = Field(
+        default="auto",
+        description="blocks, from the input on, that keep no activations and compute them again: less memory, same "
+        "result; auto: as few as memory= allows",
+    )
     freeze: Literal["none", "encoder"] = Field(
         default="none", description="encoder: only the head is trained; the encoder works as in evaluation"
     )
     ema: float | None = Field(
         default=None, gt=0, lt=1, description="decay of the averaged weights that are judged and saved; null: off"
+    )
+    ema_warmup: float = Field(
+        default=9.0,
+        ge=0,
+        description="the average remembers 1/ema_warmup of the steps done, at most; 0: decay constant",
     )
     eval_every: Epochs | Literal["auto", "end"] = Field(
         default="auto", description="epochs between validations; auto: 20 of them, evenly; end: one, when all is done"
@@ -48,6 +58,10 @@ class TrainConfig(Config):
     patience: int | None = Field(
         default=None, ge=1, description="stop after so many validations without a better one; null: never"
     )
+    max_bad_steps: int = Field(
+        default=3, ge=1, description="steps in a row with a loss or gradient that is not finite, which end the run"
+    )
+    tensorboard: bool = Field(default=False, description="also write event files to out/tensorboard")
     log_every: int = Field(default=10, ge=1, description="steps between rows of metrics.jsonl")
     save_seconds: float = Field(
         default=300.0, ge=0, description="seconds between checkpoints; a stop and the end save too"
@@ -57,4 +71,6 @@ class TrainConfig(Config):
     def _fits_together(self) -> TrainConfig:
         if self.micro_batch is not None and self.micro_batch > self.batch_size:
             raise ValueError(f"train.micro_batch {self.micro_batch} is more than train.batch_size {self.batch_size}")
+        if self.ema is None and self.ema_warmup != 9.0:
+            raise ValueError("train.ema_warmup has no effect without train.ema")
         return self

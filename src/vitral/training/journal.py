@@ -6,7 +6,7 @@ import csv
 import json
 import logging
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -65,9 +65,13 @@ def log_file(path: Path) -> Generator[None]:
 
 
 class Journal:
-    """Rows of metrics of one run. On a resume, rows behind `step` (written, but not saved) are dropped first."""
+    """Rows of metrics of one run. On a resume, rows behind `step` (written, but not saved) are dropped first. Every row
+    goes to `also`, too."""
 
-    def __init__(self, folder: Path, steps: int, step: int) -> None:
+    def __init__(
+        self, folder: Path, steps: int, step: int, also: Callable[[dict[str, Any]], None] = lambda _: None
+    ) -> None:
+        self.also = also
         self.path, self.csv_path = folder / "metrics.jsonl", folder / "metrics.csv"
         kept = [line for line in _whole_lines(self.path) if json.loads(line)["step"] <= step]
         partial = self.path.with_name(f".{self.path.name}.partial")
@@ -105,9 +109,9 @@ class Journal:
             self.file.flush()
         except OSError as error:
             log.error("a row of %s is lost: %s", self.path, error)
-        if "loss" in row:
-            text = f"epoch {row['epoch']:.1f}  loss {row['loss']:.4f}  {row['images_per_second']:.0f} images/s"
-            self.bar.update(self.task, completed=row["step"], description=text)
+        self.also(row)
+        if "images_per_second" in row:
+            self.bar.update(self.task, completed=row["step"], description=_in_short(row))
 
     @staticmethod
     def read(folder: Path) -> list[dict[str, Any]]:
@@ -118,17 +122,20 @@ class Journal:
 class NoJournal(Journal):
     """Of the processes beside the main one: writes and shows nothing."""
 
-    def __init__(self, folder: Path, steps: int, step: int) -> None:
-        """Takes what a journal takes."""
-
-    def __enter__(self) -> NoJournal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+    def __init__(self) -> None:
+        """Opens nothing."""
 
     def row(self, row: dict[str, Any]) -> None:
         """Nothing."""
+
+
+def _in_short(row: dict[str, Any]) -> str:
+    """What stands before the bar: shares and rates that are not known are left out."""
+    parts = (
+        ("epoch", "epoch {:.1f}"), ("loss", "loss {:.4f}"), ("images_per_second", "{:.0f} images/s"),
+        ("step_ms", "{:.3g} ms"), ("data_wait", "data wait {:.0%}"), ("mfu", "MFU {:.1%}"), ("skipped", "skipped {}"),
+    )  # fmt: skip
+    return "  ".join(text.format(row[key]) for key, text in parts if key in row)
 
 
 def _whole_lines(path: Path) -> list[str]:

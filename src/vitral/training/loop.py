@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +15,16 @@ from torch import nn
 
 from vitral import distributed
 from vitral.data.loader import TrainLoader
-from vitral.errors import Interrupted, RunFailed
+from vitral.errors import Interrupted
 from vitral.objectives.objective import Objective
 from vitral.structs import Batch
 from vitral.training.config import TrainConfig
+from vitral.training.guard import Guard, Watch
 from vitral.training.journal import Journal, NoJournal, log
+from vitral.training.loggers import Loggers
 from vitral.training.parallel import Parallel
 from vitral.training.signals import StopSignal
+from vitral.training.speed import Speed, peak_flops
 from vitral.training.state import LAST, WHOLE, TrainState
 from vitral.weights.tensors import save_tensors
 
@@ -36,7 +40,8 @@ def total_steps(config: TrainConfig, samples: int) -> int:
 class Plan:
     """What the loop is told beside its parts. rate: learning rate by step. clip: largest gradient norm or None.
     autocast: the precision of matrix products, or None for that of the weights. score: the validated value, "val_" in
-    front of it, by which the best weights are chosen, and how the log calls it."""
+    front of it, by which the best weights are chosen, and how the log calls it. replay_command: looks at the batch that
+    ended the run. image_flops: operations for one trained image, 0: unknown."""
 
     steps: int
     rate: Callable[[int], float]
@@ -45,6 +50,8 @@ class Plan:
     folder: Path
     resume_command: str
     score: tuple[str, str] = ("top1", "top-1")
+    replay_command: str = ""
+    image_flops: float = 0.0
 
 
 def fit(
@@ -54,23 +61,28 @@ def fit(
     config: TrainConfig,
     plan: Plan,
     validate: Callable[[nn.Module], Mapping[str, float]] | None,
+    loggers: Loggers | None = None,
 ) -> None:
-    """Train from where `state` is to the end, or to an early stop. `validate` gives "val_loss" and the score.
+    """Train from where `state` is to the end, or to an early stop. `validate` gives "val_loss" and the score; `loggers`
+    get every row of the journal.
 
     Saves the run's state by time and at every stop, the best validated weights when there are new ones; without
-    `validate` the last weights. Raises Interrupted after a signal (state saved), RunFailed where a loss is not finite.
+    `validate` the last weights. Raises Interrupted after a signal (state saved), RunFailed after too many steps in a
+    row that were not finite.
     """
     progress, last = state.progress, plan.folder / f"{LAST}{WHOLE}"
     epochs_a_step = config.batch_size / len(loader.store.split)
     due = _validations_a_step(config, plan.steps, epochs_a_step)
     saved = started = time.monotonic()
     before = progress.seconds
-    make = Journal if distributed.is_main() else NoJournal
-    with StopSignal() as stop, make(plan.folder.parent, plan.steps, progress.step) as journal:
+    guard = Guard(state, _watch(loader, config, plan))
+    flops, peak = plan.image_flops / distributed.world(), peak_flops(loader.store.device, plan.autocast)
+    speed = Speed(config.batch_size, flops, peak)
+    with StopSignal() as stop, _journal(plan, progress.step, loggers or Loggers()) as journal:
         objective.train()
-        for batch in loader.stream(progress.step, plan.steps if not progress.done else progress.step):
+        for batch in speed.batches(loader.stream(progress.step, plan.steps if not progress.done else progress.step)):
             rate = plan.rate(progress.step)
-            loss, metrics, norm = update(state, objective, batch, config, plan, rate)
+            loss, metrics, norm = update(state, objective, batch, config, plan, rate, guard)
             progress.step += 1
             progress.seconds = before + time.monotonic() - started
             epoch = progress.step * epochs_a_step
@@ -82,15 +94,15 @@ def fit(
             save_due |= stopping or progress.done
 
             if log_due or judge_due or save_due:
-                loss, metrics = _over_processes(loss, metrics)
-                _check_finite(loss, norm, progress.step, last)
+                guard.settle()
+                speed.stop()
             if log_due:
-                found = {"loss": loss, "grad_norm": norm, **metrics}
                 row = {"step": progress.step, "epoch": round(epoch, 4), "lr": rate}
-                row |= {name: value.item() for name, value in found.items()}
-                journal.row(row | {"images_per_second": round(progress.step * config.batch_size / progress.seconds, 1)})
+                row |= _numbers({"loss": loss, **metrics}, norm)
+                row |= {"skipped": progress.skipped} if progress.skipped else {}
+                journal.row(row | speed.read().row())
             if judge_due and validate is not None:
-                judge(state, objective, validate, journal, plan, epoch)
+                judge(state, objective, validate, journal, plan, epoch, speed)
                 if config.patience is not None and progress.stale >= config.patience:
                     log.info("stopped early: no better validation in %d", progress.stale)
                     progress.done = save_due = True
@@ -100,13 +112,38 @@ def fit(
                 is_saved = _saved(lambda: state.save(last))
                 saved = time.monotonic()
                 if stopping and not progress.done:
-                    where = f"stopped at step {progress.step} of {plan.steps}"
-                    lost = "" if is_saved else ", and this state could not be saved"
-                    raise Interrupted(
-                        stop.signum or signal.SIGTERM, f"{where}{lost}. Go on with:\n  {plan.resume_command}"
-                    )
+                    raise _interrupted(progress.step, plan, stop.signum, is_saved)
             if progress.done:
                 break
+
+
+@contextmanager
+def _journal(plan: Plan, step: int, loggers: Loggers) -> Generator[Journal]:
+    """The run's journal, and the loggers that read along; both are the main process's."""
+    if not distributed.is_main():
+        yield NoJournal()
+        return
+    with closing(loggers), Journal(plan.folder.parent, plan.steps, step, loggers.row) as journal:
+        loggers.start(step)
+        yield journal
+
+
+def _watch(loader: TrainLoader, config: TrainConfig, plan: Plan) -> Watch:
+    folder = plan.folder.parent / "bad"
+    return Watch(folder, config.max_bad_steps, loader.batch, plan.replay_command, config.micro_batch, plan.autocast)
+
+
+def _numbers(means: Mapping[str, torch.Tensor], norm: torch.Tensor) -> dict[str, float]:
+    """For a row: means over the whole batch, from those over the slices. JSON knows no NaN and no infinity."""
+    found = dict(zip(means, distributed.mean(means.values()), strict=True)) | {"grad_norm": norm}
+    numbers = {name: value.item() for name, value in found.items()}
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
+def _interrupted(step: int, plan: Plan, signum: int | None, is_saved: bool) -> Interrupted:
+    lost = "" if is_saved else ", and this state could not be saved"
+    message = f"stopped at step {step} of {plan.steps}{lost}. Go on with:\n  {plan.resume_command}"
+    return Interrupted(signum or signal.SIGTERM, message)  # of another process's signal: as if it were our own
 
 
 def _validations_a_step(config: TrainConfig, steps: int, epochs_a_step: float) -> float:
@@ -119,22 +156,6 @@ def _validations_a_step(config: TrainConfig, steps: int, epochs_a_step: float) -
             return epochs_a_step / epochs
 
 
-def _over_processes(
-    loss: torch.Tensor, metrics: dict[str, torch.Tensor]
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The means over the whole batch, from those over the slices."""
-    loss, *values = distributed.mean([loss, *metrics.values()])
-    return loss, dict(zip(metrics, values, strict=True))
-
-
-def _check_finite(loss: torch.Tensor, norm: torch.Tensor, step: int, last: Path) -> None:
-    """Raise RunFailed before weights that a NaN has spoilt are judged or saved."""
-    if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
-        kept = f" Last good state: {last}" if last.exists() else ""
-        what = f"the loss is {loss.item()}, the gradient's norm {norm.item()} at step {step}"
-        raise RunFailed(f"{what}; a lower optim.lr may help.{kept}")
-
-
 def judge(
     state: TrainState,
     objective: Objective,
@@ -142,6 +163,7 @@ def judge(
     journal: Journal,
     plan: Plan,
     epoch: float,
+    speed: Speed,
 ) -> None:
     """Validate the averaged weights (the plain ones without an average) and keep them if they are the best so far."""
     progress = state.progress
@@ -153,8 +175,8 @@ def judge(
         progress.best_step, progress.best_score, progress.best_loss, progress.stale = progress.step, score, loss, 0
     else:
         progress.stale += 1
-    line = "epoch %5.1f  step %d/%d  val loss %.4f  val %s %.2f %%"
-    log.info(line, epoch, progress.step, plan.steps, loss, plan.score[1], 100 * score)
+    line = "epoch %5.1f  step %d/%d  val loss %.4f  val %s %.2f %%  %s"
+    log.info(line, epoch, progress.step, plan.steps, loss, plan.score[1], 100 * score, speed.last or speed.read())
 
 
 def _judged(state: TrainState, objective: Objective) -> nn.Module:
@@ -172,18 +194,20 @@ def _keep(state: TrainState, objective: Objective, plan: Plan) -> bool:
 
 
 def update(
-    state: TrainState, objective: Objective, batch: Batch, config: TrainConfig, plan: Plan, rate: float
+    state: TrainState, objective: Objective, batch: Batch, config: TrainConfig, plan: Plan, rate: float, guard: Guard
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
     """One weight update from one global batch, in micro-batches weighted by their share of it (the last may be short).
 
-    Of many processes each has its slice of the batch, and micro-batches of it. Returns the mean loss and the mean
-    metrics, both of the slice, and the gradient's global norm before clipping.
+    Of many processes each has its slice of the batch, and micro-batches of it. Where loss or gradient is not finite,
+    on any of them, nothing moves. Returns the mean loss and the mean metrics, both of the slice, and the gradient's
+    global norm before clipping.
     """
     step, size = state.progress.step, len(batch.keys_B)
-    parallel = state.parallel or Parallel(objective)
+    parallel = state.parallel or Parallel(state.low.module if state.low else objective)
     micro = config.micro_batch or size
     device = batch.views[0].images_BCHW.device
     total, metrics = torch.zeros((), device=device), dict[str, torch.Tensor]()
+    guard.begin()
     for start in range(0, size, micro):
         part = batch.slice(start, start + micro)
         share = len(part.keys_B) / size
@@ -191,21 +215,25 @@ def update(
             with torch.autocast(device.type, plan.autocast or torch.bfloat16, enabled=plan.autocast is not None):
                 out = parallel.call(part, step)
             (out.loss * share).backward()
+        if state.low is not None:
+            state.low.collect()
         total += out.loss.detach() * share
         for name, value in out.metrics.items():
             metrics[name] = metrics.get(name, 0) + value.detach() * share
     parameters = [parameter for parameter in objective.parameters() if parameter.grad is not None]
-    norm = distributed.whole(
-        torch.nn.utils.clip_grad_norm_(parameters, plan.clip if plan.clip is not None else math.inf)
-    )
+    norm = torch.nn.utils.clip_grad_norm_(parameters, plan.clip if plan.clip is not None else math.inf)
+    norm = distributed.whole(norm)
+    found_inf = guard.judge(total, norm)
     objective.before_update(step)
     for group in state.optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
+    if state.low is not None:
+        state.low.refresh()
     objective.after_update(step)
     if state.ema is not None:
-        state.ema.update()
+        state.ema.update(found_inf)
     return total, metrics, norm
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,16 @@ def write_shards(path: Path, tensors: Mapping[str, Tensor], facts: str, make_way
     checksums of its files and `facts` it is then renamed to `path`. Raises OSError, on all, where that fails."""
     partial, main = partial_of(path), distributed.is_main()
     trouble: str | None = None
-    try:
-        if main:
-            shutil.rmtree(partial, ignore_errors=True)
+    if main:
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
             partial.mkdir()
-        distributed.barrier()
+        except OSError as error:
+            trouble = str(error)
+    trouble = distributed.from_main(trouble)  # known to all, before they write together
+    if trouble is not None:
+        raise OSError(f"{path} could not be written: {trouble}")
+    try:
         state_dict_saver.save(dict(tensors), storage_writer=FileSystemWriter(partial))
         mine = [p for p in partial.iterdir() if _is_of(p, distributed.rank())]
         sums = {p.name: file_checksum(p) for p in mine}
@@ -105,7 +111,9 @@ def read_shards(path: Path, model_of: Callable[[str], Tensor | None]) -> tuple[d
             tensors[name] = torch.empty_like(model)
         else:
             tensors[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
-    state_dict_loader.load(tensors, storage_reader=FileSystemReader(path), no_dist=distributed.world() == 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it says that one process reads by itself; that is meant
+        state_dict_loader.load(tensors, storage_reader=FileSystemReader(path), no_dist=distributed.world() == 1)
     return tensors, {"state": state}
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vitral import distributed
 from vitral.errors import UserError
 from vitral.optim.ema import WeightEMA
+from vitral.optim.masters import Bfloat16Copy
 from vitral.training.parallel import Parallel
 from vitral.weights.tensors import DamagedFile, check_match, load_tensors, save_tensors
 
@@ -26,7 +27,8 @@ WHOLE, SHARDED = ".safetensors", ".sharded"  # a file, or a folder to which ever
 
 @dataclass
 class Progress:
-    """Where a run is. `step` counts finished updates; `stale` validations since the best one."""
+    """Where a run is. `step` counts finished updates, `skipped` those among
+    them that were not finite and moved nothing; `stale` validations since the best one."""
 
     step: int = 0
     seconds: float = 0.0
@@ -34,6 +36,7 @@ class Progress:
     best_score: float = -1.0
     best_loss: float = float("inf")
     stale: int = 0
+    skipped: int = 0
     done: bool = False
 
     def better(self, score: float, loss: float) -> bool:
@@ -51,6 +54,7 @@ class TrainState:
     progress: Progress
     fingerprint: str = ""  # of the data
     init: str = ""  # fingerprint of the weights that the run started from
+    low: Bfloat16Copy | None = None  # what is computed with, where that is not the objective itself
     parallel: Parallel | None = None
 
     def save(self, path: Path) -> None:
@@ -100,7 +104,7 @@ class TrainState:
             notes.append(troubles[0])
             if distributed.is_main():
                 aside = path.with_stem(DAMAGED)
-                _remove(aside)
+                remove(aside)
                 path.replace(aside)
         raise UserError(
             "no checkpoint can be read", where=str(folder), got="; ".join(notes), hint="overwrite=true starts anew."
@@ -132,6 +136,8 @@ class TrainState:
 
             tensors = {name: like(tensor, self._model_of(name)) for name, tensor in tensors.items()}
         self.objective.load_state_dict(_below(tensors, "objective."))
+        if self.low is not None:
+            self.low.refresh()
         self._load_optimizer(_below(tensors, "optim."))
         if self.ema is not None:
             self.ema.average.load_state_dict(_below(tensors, "ema."))
@@ -200,12 +206,13 @@ def _make_way(folder: Path) -> None:
     last = [path for path in _checkpoints(folder) if path.stem == LAST]
     if last:
         for suffix in (WHOLE, SHARDED):
-            _remove(folder / f"{PREVIOUS}{suffix}")
+            remove(folder / f"{PREVIOUS}{suffix}")
     for path in last:
         path.replace(path.with_stem(PREVIOUS))
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """A file or a whole folder, if it is there."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +19,7 @@ from vitral.config import Config, Count, Pair, build
 from vitral.data.config import MAX_PIXELS, Interpolation
 from vitral.data.resize import Fit
 from vitral.errors import UserError, nearest
-from vitral.models.config import AnyModelConfig, build_config
+from vitral.models.config import AnyModelConfig, ViTConfig, build_config
 from vitral.models.create import build_model
 from vitral.models.model import ImageModel
 from vitral.models.position import Resize
@@ -92,9 +94,9 @@ def find_folder(model: str) -> Path:
     if model in bundled():
         return Path(str(resources.files("vitral") / "bundled" / model))
     path = Path(model).expanduser()
-    if (path / CONFIG).is_file():
+    if is_ours(path):
         return path
-    if (path / "model" / CONFIG).is_file():
+    if is_ours(path / "model"):
         return path / "model"
     if path.is_dir():
         raise UserError(
@@ -111,16 +113,37 @@ def find_folder(model: str) -> Path:
     )
 
 
+def free_place(out: str, overwrite: bool) -> Path:
+    """A place to write a folder. Raises UserError for a file, and for a folder that holds something and may not go."""
+    path = Path(out).expanduser()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())) and not (overwrite and (path / CONFIG).is_file()):
+        hint = "overwrite=true replaces a model's folder."
+        raise UserError("something is there already", where="out", got=out, hint=hint)
+    return path
+
+
 def save_folder(path: Path, model: nn.Module, config: FolderConfig, card: str) -> None:
-    """Write the folder under a temporary name, then rename it into place; a folder that stood there goes last."""
+    """Write the folder, whole or not at all."""
+    with whole_folder(path) as temporary:
+        save_tensors(temporary / WEIGHTS, model.state_dict(), {"format": "pt"})
+        save_json(temporary / CONFIG, config.model_dump(mode="json"))
+        (temporary / CARD).write_text(card, encoding="utf-8")
+
+
+def save_json(path: Path, tree: Mapping[str, Any]) -> None:
+    """Indented, for people too."""
+    path.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def whole_folder(path: Path) -> Generator[Path]:
+    """A folder under a temporary name, renamed into place at the end; a folder that stood there goes last. After an
+    error nothing has changed."""
     temporary, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
     _tidy(path, temporary, old)
     try:
         temporary.mkdir(parents=True)
-        save_tensors(temporary / WEIGHTS, model.state_dict(), {"format": "pt"})
-        text = json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False)
-        (temporary / CONFIG).write_text(text + "\n", encoding="utf-8")
-        (temporary / CARD).write_text(card, encoding="utf-8")
+        yield temporary
         if path.exists():
             path.rename(old)
         os.replace(temporary, path)
@@ -149,25 +172,50 @@ def load_folder(
     network = build_model(config.architecture)
     tensors, _ = load_tensors(path / WEIGHTS)
     check_match(network.state_dict(), tensors, str(path / WEIGHTS), hint=f"{CONFIG} says {config.name}")
-    if image_size is not None:
-        config = _at_size(config, image_size, position_resize, str(path))
-        tensors, notes = adapt(tensors, network.config, config.architecture)
-        network = build_model(config.architecture)
-        for note in notes:
-            log.info("%s: %s", model, note)
     network.load_state_dict(tensors)
+    if image_size is not None or position_resize is not None:
+        size = image_size or config.architecture.image_size
+        return resized(network.eval(), config, size, position_resize, model)
     return network.eval(), config
 
 
-def _at_size(
-    config: FolderConfig, image_size: int | tuple[int, int], position_resize: Resize | None, where: str
-) -> FolderConfig:
+def resized(
+    network: ImageModel,
+    config: FolderConfig,
+    image_size: int | tuple[int, int],
+    position_resize: Resize | None,
+    where: str,
+) -> tuple[ImageModel, FolderConfig]:
+    """The same model for images of another size, and its config; see `load_folder`."""
     asked: dict[str, Any] = {"image_size": image_size}
     if position_resize is not None:
+        if not isinstance(config.architecture, ViTConfig):
+            raise UserError("this model has no positions", where="position_resize", got=position_resize)
         asked["position_resize"] = position_resize
     architecture = build_config({**config.architecture.model_dump(), **asked}, where=where)
     preprocessing = config.preprocessing.model_copy(update={"image_size": architecture.image_size})
-    return config.model_copy(update={"architecture": architecture, "preprocessing": preprocessing})
+    tensors, notes = adapt(dict(network.state_dict()), network.config, architecture)
+    sizes = [f"{height} x {width}" for height, width in (architecture.image_size, network.config.image_size)]
+    if sizes[0] != sizes[1]:
+        log.warning("%s", "; ".join([f"{where}: used at {sizes[0]} instead of {sizes[1]} pixels", *notes]))
+    other = build_model(architecture)
+    other.load_state_dict(tensors)
+    changed = {"architecture": architecture, "preprocessing": preprocessing}
+    return other.train(network.training), config.model_copy(update=changed)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether this is a model folder, damaged or not, rather than nothing or a folder of another library."""
+    try:
+        tree = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except OSError:
+        return False
+    except ValueError:
+        return True
+    if not isinstance(tree, dict):
+        return True
+    timms = "pretrained_cfg" in tree or isinstance(tree.get("architecture"), str)
+    return not (timms or {"model_type", "architectures"} & tree.keys())
 
 
 def load_config(path: Path) -> FolderConfig:

@@ -30,7 +30,7 @@ def adapt(
     Positions are interpolated to the new grid (arXiv 2010.11929, section 3.2), by what `new.position_resize` says;
     patches resampled by the pseudo-inverse (arXiv 2212.08013); channels exchanged so that the model says of an image
     what the old one said of that image in the old channels. What does not change comes back as it is. Raises UserError
-    where another number of channels meets a convolutional stem: its weights are standardised, which undoes any scale.
+    where other channels or patches meet a convolutional stem.
     """
     state, notes = dict(state), list[str]()
     if isinstance(old, ViTConfig) and isinstance(new, ViTConfig):
@@ -38,15 +38,21 @@ def adapt(
             _resize_positions(state, old, new)
             if new.positions != "none":
                 notes.append(f"positions brought from a grid of {_by(old.grid)} to {_by(new.grid)} patches")
-        if old.patch_size != new.patch_size and old.stem_blocks is None and new.stem_blocks is None:
+        if old.patch_size != new.patch_size and old.stem_blocks is not None:
+            raise UserError(
+                "a convolutional stem keeps its patches", where="model.patch_size", got=new.patch_size,
+                wanted=old.patch_size,
+            )  # fmt: skip
+        if old.patch_size != new.patch_size:
             name = "patch_embed.proj.weight"
             state[name] = resize_patches(state[name], new.patch_size)
             notes.append(f"patches resampled from {old.patch_size} to {new.patch_size} pixels a side")
     if old.in_channels != new.in_channels:
         if isinstance(old, ResNetConfig) or old.stem_blocks is not None:
             raise UserError(
-                "a convolutional stem keeps its channels", where="channels", got=new.in_channels, wanted=old.in_channels
-            )
+                "a convolutional stem keeps its channels: its weights are standardised, which undoes any scale",
+                where="data.channels", got=new.in_channels, wanted=old.in_channels,
+            )  # fmt: skip
         _exchange_channels(state, old, new)
         notes.append(f"channels exchanged from {old.in_channels} to {new.in_channels}")
     return state, notes
@@ -91,7 +97,10 @@ def _exchange_channels(state: dict[str, Tensor], old: ViTConfig, new: ViTConfig 
         for values in (old.mean, old.std, new.mean, new.std)
     )
     scaled_DCPP = weight_DCPP / std_C[:, None, None]
-    moved_C = mix_CE @ mean_E - mean_C
+    opaque_C = torch.zeros_like(mean_C)
+    if old.in_channels in (2, 4) and new.in_channels in (1, 3):
+        opaque_C[-1] = 1  # how an image without transparency is read
+    moved_C = mix_CE @ mean_E + opaque_C - mean_C
     shift_D = torch.einsum("dchw,c->d", scaled_DCPP, moved_C)
     folded = torch.einsum("dchw,ce->dehw", scaled_DCPP, mix_CE * std_E)
     state[bias] = (state[bias].to(torch.float64) + shift_D).to(state[bias].dtype)
@@ -102,7 +111,7 @@ def channel_mix(old: int, new: int) -> Tensor:
     """[old, new] float64: an image's old channels from its new ones. 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA.
 
     Grey is seen as RGB of three equal channels, RGB as grey by its luma; alpha that the old model did not know counts
-    for nothing, and alpha that the new images lack counts as zero.
+    for nothing. Alpha that the new images lack is constant, so it is not in here.
     """
     colours_old, colours_new = (1 if count < 3 else 3 for count in (old, new))
     if colours_old == colours_new:

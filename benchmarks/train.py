@@ -1,16 +1,21 @@
-"""Training step of a small ViT on a CPU: ours beside timm's and transformers', taking turns in one process.
+"""A training step: ours beside timm's and transformers', taking turns in one process, on a CPU and on CUDA.
 
-    python benchmarks/cpu_train.py                       # needs pip install -e ".[bench]" -c constraints/cpu.txt
-    python benchmarks/cpu_train.py rounds=30 threads=1 save=benchmarks/results/cpu_train.json
+    python benchmarks/train.py                           # needs pip install -e ".[bench]" -c constraints/cpu.txt
+    python benchmarks/train.py rounds=30 threads=1 save=benchmarks/results/cpu_train.json
+    python benchmarks/train.py rows=224                  # only rows whose title has 224 in it
 
-A step is forward, cross-entropy, backward, clipping to norm 1 and a fused AdamW step, the same for all. All models
-start from the same weights, and their first losses must agree to 1e-4. Each row gives the median over the rounds of
-peer time / our time, with its quartiles: above 1 we are faster. Where a row changes something for us alone (drop-path
-that skips work) it says so; the peers' own option is used where they have it.
+Rows that need CUDA are left out without it; there both sides are compiled, and the rate of a large matrix product is
+measured in the same run. "lever" rows have us twice: with one thing changed, beside ourselves. A step is
+forward, cross-entropy, backward, clipping to norm 1 and a fused AdamW step, the same for all. All models start from the
+same weights, and their first losses must agree to 1e-4 (in bfloat16 to 2e-2). Each row gives the median over the rounds
+of peer time / our time, with its quartiles: above 1 we are faster. Where a row changes something for us alone
+(drop-path that skips work) it says so; the peers' own option is used where they have it. Of a lever the ratio is
+changed / unchanged: above 1 it costs time.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import platform
 import statistics
@@ -30,6 +35,7 @@ from vitral.config import parse_yaml, split_words
 from vitral.models.create import create_model
 from vitral.models.presets import resolve
 from vitral.models.vit import VisionTransformer
+from vitral.optim.masters import Bfloat16Copy
 from vitral.version import __version__
 
 Step = Callable[[], float]
@@ -43,6 +49,24 @@ ROWS: dict[str, dict[str, Any]] = {
         "name": "vit_tiny_patch4_32", "batch": 32, "pool": "avg", "drop_path": 0.2,
     },
     "vit_nano_patch4_32, class token, compiled": {"name": "vit_nano_patch4_32", "batch": 64, "compile": True},
+    "vit_tiny_patch16_224, class token": {"name": "vit_tiny_patch16_224", "batch": 8},
+    "vit_tiny_patch4_32, class token, bfloat16": {"name": "vit_tiny_patch4_32", "batch": 32, "precision": "bfloat16"},
+    "vit_tiny_patch16_224, class token, bfloat16": {
+        "name": "vit_tiny_patch16_224", "batch": 8, "precision": "bfloat16",
+    },
+    "vit_tiny_patch4_32, lever: bfloat16 parameters": {
+        "name": "vit_tiny_patch4_32", "batch": 32, "precision": "bfloat16", "lever": {"precision": "bfloat16_params"},
+    },
+    "vit_tiny_patch4_32, lever: all blocks checkpointed": {
+        "name": "vit_tiny_patch4_32", "batch": 32, "lever": {"checkpointed": 12},
+    },
+    **{
+        f"vit_{size}_patch16_224, class token, bfloat16, compiled, cuda": {
+            "name": f"vit_{size}_patch16_224", "batch": batch, "precision": "bfloat16", "compile": True,
+            "device": "cuda",
+        }
+        for size, batch in (("small", 512), ("base", 256), ("large", 128))
+    },
 }  # fmt: skip
 
 
@@ -52,11 +76,12 @@ def main() -> None:
     torch.set_num_threads(options["threads"])
     results = []
     for title, row in ROWS.items():
-        if options["rows"] in title:
+        if str(options["rows"]) in title and (row.get("device") != "cuda" or torch.cuda.is_available()):
             results.append(measure(title, row, options["rounds"]))
             print(show(results[-1]), flush=True)
     if options["save"]:
-        text = json.dumps({"environment": environment(), "results": results}, indent=2)
+        facts = {"environment": environment(), "gemm_tflops": gemm_rate(), "results": results}
+        text = json.dumps(facts, indent=2)
         Path(options["save"]).write_text(text + "\n", encoding="utf-8")
 
 
@@ -67,17 +92,29 @@ def measure(title: str, row: dict[str, Any], rounds: int) -> dict[str, Any]:
     ours = create_model(row["name"], pool=pool, drop_path=drop_path)
     nn.init.normal_(ours.head.weight, std=0.02)
     side = ours.config.image_size[0]
+    device, precision, lever = row.get("device", "cpu"), row.get("precision", "float32"), row.get("lever")
     images_BCHW, labels_B = torch.rand(row["batch"], 3, side, side), torch.randint(0, 10, (row["batch"],))
-    models: dict[str, nn.Module] = {"vitral": ours, "timm": timm_model(ours, pool, drop_path)}
-    if pool == "cls" and not drop_path:
-        models["transformers"] = transformers_model(ours)
-    inputs = {name: images_BCHW if name == "vitral" else (images_BCHW - 0.5) / 0.5 for name in models}
+    images_BCHW, labels_B = images_BCHW.to(device), labels_B.to(device)
+    models: dict[str, nn.Module] = {"vitral": ours}
+    if lever is not None:
+        models["changed"] = copy.deepcopy(ours)
+        models["changed"].checkpointed = lever.get("checkpointed", 0)
+    else:
+        models["timm"] = timm_model(ours, pool, drop_path)
+        if pool == "cls" and not drop_path:
+            models["transformers"] = transformers_model(ours)
+    own = ("vitral", "changed")
     steps = {
-        name: make_step(model, inputs[name], labels_B, row.get("compile", False)) for name, model in models.items()
-    }
+        name: make_step(
+            model.to(device), images_BCHW if name in own else (images_BCHW - 0.5) / 0.5, labels_B,
+            row.get("compile", False),
+            lever.get("precision", precision) if lever is not None and name == "changed" else precision,
+        )
+        for name, model in models.items()
+    }  # fmt: skip
     first = {name: step() for name, step in steps.items()}
     if not drop_path:
-        assert max(first.values()) - min(first.values()) < 1e-4, first
+        assert max(first.values()) - min(first.values()) < (1e-4 if precision == "float32" else 2e-2), first
     for step in steps.values():
         step()
     names = list(steps)
@@ -106,23 +143,49 @@ def measure(title: str, row: dict[str, Any], rounds: int) -> dict[str, Any]:
     }
 
 
-def make_step(model: nn.Module, images_BCHW: Tensor, labels_B: Tensor, compiled: bool) -> Step:
-    """One training step as a function that returns the loss."""
+def make_step(model: nn.Module, images_BCHW: Tensor, labels_B: Tensor, compiled: bool, precision: str) -> Step:
+    """One training step as a function that returns the loss, which ends when the device has done it."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    forward = torch.compile(model) if compiled else model
+    low = Bfloat16Copy(model.train()) if precision == "bfloat16_params" else None
+    computing = model if low is None else low.module
+    forward = torch.compile(computing) if compiled else computing
 
     def step() -> float:
-        out = forward(images_BCHW)
+        with torch.autocast(images_BCHW.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            out = forward(images_BCHW)
         logits_BC = out if isinstance(out, Tensor) else out.logits
-        loss = nn.functional.cross_entropy(logits_BC, labels_B)
+        loss = nn.functional.cross_entropy(logits_BC.float(), labels_B)
         loss.backward()
+        if low is not None:
+            low.collect()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if low is not None:
+            low.refresh()
+        if images_BCHW.is_cuda:
+            torch.cuda.synchronize()
         return loss.item()
 
     model.train()
     return step
+
+
+def gemm_rate() -> dict[str, float]:
+    """10^12 operations a second of a square matrix product, the best of ten: what a step can be compared with."""
+    found: dict[str, float] = {}
+    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+        side = 8192 if device == "cuda" else 1024
+        for dtype in (torch.float32, torch.bfloat16):
+            a, times = torch.randn(side, side, device=device, dtype=dtype), list[float]()
+            for _ in range(10):
+                start = time.perf_counter()
+                a @ a
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                times.append(time.perf_counter() - start)
+            found[f"{device}, {str(dtype).removeprefix('torch.')}"] = round(2 * side**3 / min(times) / 1e12, 3)
+    return found
 
 
 def timm_model(ours: VisionTransformer, pool: str, drop_path: float) -> nn.Module:

@@ -1,0 +1,127 @@
+"""`vitral plan`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vitral.cli.main import Arguments
+from vitral.config import build, help_text, with_overrides
+from vitral.errors import UserError
+from vitral.models.presets import PRESETS
+from vitral.run.config import load_config, recipes
+from vitral.run.options import PlanOptions
+
+HELP = """usage: vitral plan RECIPE [memory=8GB] [key=value ...] [--json]
+       vitral plan MODEL [key=value ...] [--json]
+
+Says how much memory training by a recipe takes before anything runs, and which micro-batch and checkpointing fit into
+`memory` (without it what is free) at the recipe's batch size, as little as possible computed twice. Takes the keys of
+`vitral train`. Of a preset or a model folder: parameters, multiply-accumulates and memory of one image, and how they
+grow with its size. docs/memory.md has the formula.
+
+keys with MODEL, type, default, meaning:
+
+{keys}
+
+examples:
+  vitral plan digits
+  vitral plan deit_s16_in1k memory=8GB device=cuda
+  vitral plan pretrain_in1k_b16 memory=24GB device=cuda precision=bfloat16_params
+  vitral plan vit_base_patch16_224 image_size=384
+"""
+
+
+def run(arguments: Arguments) -> int:
+    """Plan a recipe or a model."""
+    if arguments.help:
+        print(HELP.format(keys=help_text(PlanOptions)), end="")
+        return 0
+    if len(arguments.words) != 1:
+        raise UserError(
+            "one recipe or model is wanted", got=" ".join(arguments.words) or "none", hint="vitral plan --help"
+        )
+    name = arguments.words[0]
+    if name in recipes() or Path(name).suffix in (".yaml", ".yml"):
+        config = load_config(name, arguments.pairs)
+        from vitral.run.plan import plan_recipe
+
+        found = plan_recipe(config)
+        text = _recipe_text
+    else:
+        _refuse_unknown(name)
+        options = build(PlanOptions, with_overrides(PlanOptions, {}, arguments.pairs))
+        from vitral.run.plan import plan_model
+
+        found = plan_model(name, options)
+        text = _model_text
+    print(json.dumps(found) if arguments.json else text(found))
+    return 0
+
+
+def _refuse_unknown(name: str) -> None:
+    from vitral.errors import nearest
+    from vitral.weights.folder import find_folder
+
+    try:
+        if name not in PRESETS:
+            find_folder(name)
+    except UserError as error:
+        close = nearest(name, [*recipes(), *PRESETS])
+        raise UserError("no recipe, preset or model of this name", where=name, nearest=close or error.nearest) from None
+
+
+def _recipe_text(found: dict[str, Any]) -> str:
+    from vitral.training.plan import show_bytes
+
+    size, blocks, batch = found["image_size"], found["blocks"], found["batch_size"]
+    verdict = "fits into" if found["fits"] else "DOES NOT FIT into"
+    rows = [
+        f"{row['micro_batch']:>11} {row['accumulation']:>12} {row['checkpointing']:>8} of {blocks:<4}"
+        f"{show_bytes(row['memory_bytes']):>9}  {'too much' * (row['memory_bytes'] > found['limit_bytes'])}"
+        for row in found["alternatives"]
+    ]
+    chosen = f"train.micro_batch={found['micro_batch']} train.checkpointing={found['checkpointing'] or 'none'}"
+    return "\n".join(
+        [
+            *_work(found, size), "",
+            f"a step of {batch} images on {found['device']}, {found['precision']}: about"
+            f" {show_bytes(found['memory_bytes'])}, {verdict} {show_bytes(found['limit_bytes'])} with",
+            f"  {chosen}", "",
+            *_parts(found["parts"]), "", "micro-batch accumulation  blocks twice   memory", *rows,
+        ]
+    )  # fmt: skip
+
+
+def _model_text(found: dict[str, Any]) -> str:
+    from vitral.training.plan import show_bytes
+
+    rows = [
+        f"{row['image_size'][0]:>5} x {row['image_size'][1]:<5} {row['macs']:>17,}"
+        f" {show_bytes(row['forward_bytes']):>9} {show_bytes(row['training_bytes']):>9}"
+        for row in found["sizes"]
+    ]
+    return "\n".join(
+        [
+            *_work(found, found["image_size"]), "",
+            f"training with AdamW on one image, {found['precision']}: about {show_bytes(found['memory_bytes'])}", "",
+            *_parts(found["parts"]), "",
+            "what an image adds, by its size:", "  image size        operations   forward  training", *rows,
+        ]
+    )  # fmt: skip
+
+
+def _work(found: dict[str, Any], size: list[int]) -> list[str]:
+    parts = [
+        f"  {name:<11} {count:>17,}  {100 * count / found['macs']:5.1f} %"
+        for name, count in found["macs_parts"].items()
+    ]
+    title = f"{found['macs']:,} multiply-accumulates a forward image of {size[0]} x {size[1]}"
+    return [f"{found['parameters']:,} parameters", title, *parts]
+
+
+def _parts(parts: dict[str, int]) -> list[str]:
+    from vitral.training.plan import show_bytes
+
+    return [f"  {name:<11} {show_bytes(count):>9}" for name, count in parts.items() if count]

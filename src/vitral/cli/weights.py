@@ -1,0 +1,136 @@
+"""`vitral weights`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitral.cli.main import Arguments
+from vitral.config import ConfigT, build, help_text, with_overrides
+from vitral.errors import UserError, nearest
+from vitral.weights.config import ConvertOptions, InspectOptions
+
+if TYPE_CHECKING:
+    from vitral.weights.convert import Understood
+
+HELP = """usage: vitral weights convert SOURCE out=DIR [key=value ...] [--json]
+       vitral weights inspect SOURCE [key=value ...] [--json]
+
+convert    weights of another library as a model folder
+inspect    format, tensors and architecture of a checkpoint, and what would not fit; writes nothing
+
+SOURCE is a file (.npz, .safetensors, .pth, .pt, .bin), a folder of transformers or timm, or a name on the Hugging Face
+hub. Formats are told by their names; docs/weights.md lists them.
+
+key, type, default, meaning:
+
+{keys}
+
+examples:
+  vitral weights inspect ViT-B_16.npz
+  vitral weights convert ViT-B_16.npz out=vit-b16
+  vitral weights convert checkpoint.pth out=mine map=map.yaml heads=6
+"""
+
+
+def run(arguments: Arguments) -> int:
+    """Run convert or inspect."""
+    actions: dict[str, Callable[[Arguments], int]] = {"convert": _convert, "inspect": _inspect}
+    if arguments.help or not arguments.words:
+        print(HELP.format(keys=help_text(ConvertOptions)), end="", file=sys.stdout if arguments.help else sys.stderr)
+        return 0 if arguments.help else 2
+    action, *words = arguments.words
+    if action not in actions:
+        raise UserError("no such action", where=action, wanted=", ".join(actions), nearest=nearest(action, actions))
+    if len(words) != 1:
+        got = " ".join(words) or "none"
+        raise UserError("one file, folder or name is wanted", got=got, hint=f"vitral weights {action} SOURCE")
+    return actions[action](arguments._replace(words=words))
+
+
+def _options(model: type[ConfigT], arguments: Arguments) -> ConfigT:
+    return build(model, with_overrides(model, {}, arguments.pairs))
+
+
+def _convert(arguments: Arguments) -> int:
+    options = _options(ConvertOptions, arguments)
+    from vitral.models.presets import count_parameters
+    from vitral.weights.convert import read_foreign
+    from vitral.weights.find import find_model
+    from vitral.weights.folder import free_place, is_ours, save_folder
+
+    out = free_place(options.out, options.overwrite)
+    path = find_model(arguments.words[0])
+    if is_ours(path):
+        raise UserError("this is a model folder already", where=str(path))
+    found = read_foreign(path, options)
+    for note in found.notes:
+        print(note, file=sys.stderr)
+    config = found.config
+    save_folder(out, found.model, config, _card(config.name, found.notes))
+    parameters = count_parameters(config.architecture)
+    shape = " x ".join(map(str, config.architecture.image_size))
+    if arguments.json:
+        print(
+            json.dumps(
+                {"out": str(out), "parameters": parameters, "classes": len(config.classes), "notes": found.notes}
+            )
+        )
+    else:
+        print(f"{out}: {parameters:,} parameters, {len(config.classes):,} classes, images of {shape} pixels")
+    return 0
+
+
+def _card(name: str, notes: list[str]) -> str:
+    lines = "\n".join(f"- {note}" for note in notes)
+    return (
+        f"# {name}\n\nConverted by `vitral weights convert`. Its license is that of the original weights.\n\n{lines}\n"
+    )
+
+
+def _inspect(arguments: Arguments) -> int:
+    options = _options(InspectOptions, arguments)
+    from vitral.weights.convert import understand
+    from vitral.weights.find import find_model
+    from vitral.weights.folder import is_ours
+    from vitral.weights.reading import read
+
+    path = find_model(arguments.words[0])
+    if is_ours(path):
+        raise UserError("this is a model folder of Vitral", where=str(path), hint="Its config.json says all.")
+    found = understand(read(Path(path)), options)
+    tree = _tree(found)
+    print(json.dumps(tree) if arguments.json else _text(tree))
+    return 0
+
+
+def _tree(found: Understood) -> dict[str, Any]:
+    tensors = {
+        name: {"shape": list(tensor.shape), "type": str(tensor.dtype).removeprefix("torch.")}
+        for name, tensor in found.source.tensors.items()
+    }
+    return {
+        "source": found.source.where,
+        "format": found.format.name,
+        "tensors": tensors,
+        "architecture": found.architecture.model_dump(),
+        "dropped": found.dropped,
+        "ignored": found.ignored,
+        **found.faults(),
+        "notes": found.notes,
+    }
+
+
+def _text(tree: dict[str, Any]) -> str:
+    lines = [f"{tree['source']}: format {tree['format']}, {len(tree['tensors'])} tensors", ""]
+    width = max(map(len, tree["tensors"]))
+    for name, each in tree["tensors"].items():
+        shape = " x ".join(map(str, each["shape"]))
+        lines.append(f"{name:<{width}}  {each['type']:<9} {shape}")
+    lines += ["", *(f"{key}: {value}" for key, value in tree["architecture"].items()), ""]
+    for key in ("dropped", "ignored", "missing", "unexpected", "other shape"):
+        lines.append(f"{key}: {', '.join(tree[key]) or 'none'}")
+    return "\n".join([*lines, "", *tree["notes"]])

@@ -1,0 +1,55 @@
+"""What an export consists of, and models in the form that other libraries have."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from vitral.errors import UserError
+from vitral.models.config import ViTConfig
+from vitral.models.position import rows_and_columns, sincos_table
+from vitral.weights.folder import FolderConfig
+
+
+class Package(NamedTuple):
+    """Tensors by the other library's names, its JSON files by their names, and what is worth saying."""
+
+    tensors: dict[str, Tensor]
+    files: dict[str, dict[str, Any]]
+    notes: list[str]
+
+
+def refuse(library: str, misfits: list[str]) -> None:
+    """Raises UserError that names all that the library does not have."""
+    if misfits:
+        raise UserError(f"{library} has no such model", where="format", got="; ".join(misfits))
+
+
+def with_learned_positions(tensors: dict[str, Tensor], config: ViTConfig) -> tuple[dict[str, Tensor], ViTConfig]:
+    """The same function with a learned table for every patch, where positions are of sines or of rows and columns.
+
+    Others come back as they are.
+    """
+    if config.positions not in ("sincos", "learned_2d") or config.positions_at not in (None, "stem"):
+        return tensors, config
+    tensors = dict(tensors)
+    if config.positions == "sincos":
+        table = sincos_table(config.grid, config.grid, config.width)
+    else:
+        table = rows_and_columns(tensors.pop("pos_embed_y"), tensors.pop("pos_embed_x"), config.grid)
+    return tensors | {"pos_embed": table}, config.model_copy(update={"positions": "learned", "prefix_positions": False})
+
+
+def square(config: FolderConfig) -> bool:
+    """Whether height and width are equal."""
+    return config.architecture.image_size[0] == config.architecture.image_size[1]
+
+
+def resized_sides(config: FolderConfig) -> tuple[int, int]:
+    """Height and width in pixels that images are scaled to before the middle is cut out; as `data.resize` rounds."""
+    height, width = (
+        math.floor(side / config.preprocessing.crop_ratio + 1e-6) for side in config.preprocessing.image_size
+    )
+    return height, width

@@ -1,0 +1,52 @@
+"""Training in bfloat16 with float32 originals: a copy is computed with, the original is updated, averaged and saved."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class Bfloat16Copy:
+    """A bfloat16 copy of `masters` for the forward and the backward pass (mixed precision: arXiv 1710.03740, section
+    3.1).
+
+    Gradients add up in float32, so micro-batches lose nothing to each other. Everything that lasts is the masters': the
+    optimizer's state, the average, checkpoints, evaluation.
+    """
+
+    def __init__(self, masters: nn.Module) -> None:
+        self.module = bfloat16_copy(masters).train()
+        self._pairs = list(zip(masters.parameters(), self.module.parameters(), strict=True))
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Add the copy's gradients to the masters' and empty them; to be called after each backward pass."""
+        for master, parameter in self._pairs:
+            if parameter.grad is not None:
+                if master.grad is None:
+                    master.grad = parameter.grad.to(master.dtype, copy=True)  # DDP writes into its own again
+                else:
+                    master.grad += parameter.grad
+                parameter.grad = None
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Round the masters' values into the copy; to be called when they have moved."""
+        for master, parameter in self._pairs:
+            parameter.copy_(master)
+
+
+def bfloat16_copy(module: Module) -> Module:
+    """A copy with parameters in bfloat16 and the same buffers; batch norms keep float32, as their statistics do."""
+    shared: dict[int, Tensor] = {id(buffer): buffer for buffer in module.buffers()}
+    copied = copy.deepcopy(module, shared)  # pyright: ignore[reportArgumentType] - a memo of what is not to be copied
+    for part in copied.modules():
+        if not isinstance(part, nn.BatchNorm2d):
+            for parameter in part.parameters(recurse=False):
+                parameter.data = parameter.data.to(torch.bfloat16)
+    return copied

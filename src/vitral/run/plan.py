@@ -1,0 +1,108 @@
+"""Memory and work of a recipe or a model, before anything runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vitral.data.sources import open_dataset
+from vitral.errors import UserError
+from vitral.models.activations import kept_activations
+from vitral.models.config import ViTConfig, build_config
+from vitral.models.flops import count_macs
+from vitral.models.presets import PRESETS, count_parameters, resolve
+from vitral.predictor import pick_device
+from vitral.run.config import RunConfig
+from vitral.run.memory import Architecture, checkpointed_blocks, make_job, memory_limit
+from vitral.run.options import PlanOptions
+from vitral.run.prepare import EVAL_BATCH, choose_architecture, settle_precision
+from vitral.training.plan import (
+    Job,
+    alternatives,
+    choose,
+    count_blocks,
+    forward_bytes,
+    free_bytes,
+    micro_batches,
+    predict,
+)
+from vitral.weights.folder import find_folder, load_config
+
+
+def plan_recipe(config: RunConfig) -> dict[str, Any]:
+    """Work, parts of the memory at its peak, the way through a batch that fits and the alternatives.
+
+    Data that the recipe names are opened, but no image is decoded; without them channels and classes are the preset's.
+    """
+    device = torch.device(config.device) if config.memory and config.device != "auto" else pick_device(config.device)
+    architecture = _architecture(config)
+    config = config.model_copy(update={"precision": settle_precision(config, device)})
+    job = make_job(config, architecture, device, EVAL_BATCH)
+    limit = free_bytes(device) if config.memory is None else memory_limit(config.memory, device)
+    asked = config.train.checkpointing
+    blocks = None if asked == "auto" else checkpointed_blocks(config, architecture)
+    choice = choose(job, limit, config.train.micro_batch, blocks)
+    fits = choice is not None
+    choice = choice or choose(job, float("inf"), config.train.micro_batch or micro_batches(job)[-1], blocks)
+    assert choice is not None
+    parts = predict(job, choice.micro_batch, choice.checkpointing)
+    return {
+        **_work(architecture), **choice._asdict(), "limit_bytes": limit, "fits": fits, "batch_size": job.batch_size,
+        "precision": job.precision, "device": device.type, "blocks": count_blocks(architecture),
+        "image_size": list(architecture.image_size), "parts": parts._asdict(),
+        "alternatives": [row._asdict() for row in alternatives(job, limit)],
+    }  # fmt: skip
+
+
+def _architecture(config: RunConfig) -> Architecture:
+    source = load_config(find_folder(config.init)) if config.init else None
+    if config.data.path is not None or config.data.source == "digits":
+        return choose_architecture(config, open_dataset(config.data, hold_out=False, one_class=True), source)[1]
+    name = config.model.name if source is None else source.name
+    size = {} if config.data.image_size == "auto" else {"image_size": config.data.image_size}
+    channels = {} if config.data.channels == "auto" else {"in_channels": config.data.channels}
+    if config.model.name == "auto" and source is not None:
+        return build_config({**source.architecture.model_dump(), **config.model.options(), **size})
+    if config.model.options().get("patch_size") == "auto":
+        raise UserError("auto needs the images", where="model.patch_size", hint="Name them: data=PATH.")
+    return resolve(name, **config.model.options(), **size, **channels)
+
+
+def plan_model(name: str, options: PlanOptions) -> dict[str, Any]:
+    """Work and memory of one image, of a preset or a model folder, and how they grow with its size."""
+    architecture = resolve(name) if name in PRESETS else load_config(find_folder(name)).architecture
+    if options.image_size is not None:
+        architecture = build_config({**architecture.model_dump(), "image_size": options.image_size}, where="image_size")
+    precision = options.precision
+    rows: list[dict[str, Any]] = []
+    for factor in (0.5, 1.0, 1.5, 2.0):
+        size = tuple(_multiple(side * factor, architecture) for side in architecture.image_size)
+        larger = build_config({**architecture.model_dump(), "image_size": size})
+        kept = kept_activations(larger, 1, precision)
+        rows.append(
+            {
+                "image_size": list(size),
+                "macs": sum(count_macs(larger).values()),
+                "forward_bytes": forward_bytes(larger, 1),
+                "training_bytes": kept.total() + kept.workspace,
+            }
+        )
+    count = count_parameters(architecture)
+    parts = predict(Job(architecture, count, count, 1, precision), 1)  # AdamW, no average
+    return {
+        **_work(architecture), "memory_bytes": sum(parts), "precision": precision, "parts": parts._asdict(),
+        "image_size": list(architecture.image_size), "sizes": rows,
+    }  # fmt: skip
+
+
+def _multiple(side: float, architecture: Architecture) -> int:
+    step = architecture.patch_size if isinstance(architecture, ViTConfig) else 1
+    return max(round(side / step), 1) * step
+
+
+def _work(architecture: Architecture) -> dict[str, Any]:
+    """Parameters, and multiply-accumulates of one forward image, by part too."""
+    parts = {name: count for name, count in count_macs(architecture).items() if count}
+    macs = sum(parts.values())
+    return {"parameters": count_parameters(architecture), "macs": macs, "flops": 2 * macs, "macs_parts": parts}

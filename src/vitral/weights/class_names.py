@@ -1,0 +1,32 @@
+"""Names of ImageNet's classes in the order of well-known outputs. From WordNet 3.0, see NOTICE."""
+
+from __future__ import annotations
+
+import gzip
+from collections import Counter
+from importlib import resources
+
+# Outputs of a head: the list that they are of. Google's ImageNet-21k has two synsets more than that of fall 2011.
+LISTS = {1000: ("k", "ImageNet-1k"), 21843: ("g", "ImageNet-21k"), 21841: ("w", "ImageNet-21k of fall 2011")}
+
+
+def imagenet_names(count: int) -> dict[str, str] | None:
+    """id2label of a head of 1,000, 21,841 or 21,843 outputs; None for any other number.
+
+    A name is all lemmas of the synset, "tench, Tinca tinca". Where several classes share it, the synset's number tells
+    them apart: "crane (n02012849)".
+    """
+    if count not in LISTS:
+        return None
+    text = gzip.decompress((resources.files("vitral") / "weights" / "imagenet.txt.gz").read_bytes()).decode()
+    rows = [row.split("\t") for row in text.split("\n")]
+    chosen = [(synset, name) for synset, lists, name in rows if LISTS[count][0] in lists]
+    assert len(chosen) == count
+    often = Counter(name for _, name in chosen)
+    names = (f"{name} ({synset})" if often[name] > 1 else name for synset, name in chosen)
+    return {str(index): name for index, name in enumerate(names)}
+
+
+def numbered_names(count: int) -> dict[str, str]:
+    """id2label of classes that nobody named: "class 0", "class 1" and so on."""
+    return {str(index): f"class {index}" for index in range(count)}

@@ -1,0 +1,239 @@
+"""Foreign weights to a model and the config of its folder: format, names, architecture, all found and checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vitral.errors import UserError
+from vitral.models.config import ResNetConfig, ViTConfig, build_config
+from vitral.models.create import build_model
+from vitral.models.model import ImageModel
+from vitral.weights.beside import Beside, read_beside
+from vitral.weights.class_names import LISTS, imagenet_names, numbered_names
+from vitral.weights.config import ReadOptions
+from vitral.weights.folder import FolderConfig, Preprocessing, resized
+from vitral.weights.formats import FORMATS, Format, closest_format, find_format
+from vitral.weights.google import unstack
+from vitral.weights.infer import infer
+from vitral.weights.keymap import Map, load_map, translate
+from vitral.weights.reading import Source, read
+
+_GOOGLE = ("google", "big_vision", "bit")
+_SHOWN = 6
+
+
+class Understood(NamedTuple):
+    """A checkpoint by our names, with the architecture that it seems to have; not yet checked against it."""
+
+    source: Source
+    format: Format
+    tensors: dict[str, Tensor]
+    architecture: ViTConfig | ResNetConfig
+    unexpected: list[str]
+    dropped: list[str]
+    ignored: list[str]
+    beside: Beside
+    looks: Mapping[str, Any]
+    notes: list[str]
+
+    def faults(self) -> dict[str, list[str]]:
+        """Names that are missing, unexpected, or of another shape than this architecture's."""
+        with torch.device("meta"):
+            wanted = build_model(self.architecture).state_dict()
+        shapes = [
+            f"{name} {list(tensor.shape)}, not {list(wanted[name].shape)}"
+            for name, tensor in self.tensors.items()
+            if name in wanted and tensor.shape != wanted[name].shape
+        ]
+        foreign = [name for name in self.tensors if name not in wanted]
+        missing = [name for name in wanted if name not in self.tensors]
+        return {"missing": missing, "unexpected": self.unexpected + foreign, "other shape": shapes}
+
+
+class Foreign(NamedTuple):
+    """A model with a checkpoint's weights, in evaluation mode, the config of its folder, and what is worth saying."""
+
+    model: ImageModel
+    config: FolderConfig
+    notes: list[str]
+
+
+def read_foreign(path: Path, options: ReadOptions | None = None, name: str | None = None) -> Foreign:
+    """Weights of another code base as a model. Raises UserError for files that are damaged, unknown, or do not fit.
+
+    name: what the model is called; default: the file's or folder's name.
+    """
+    options = options or ReadOptions()
+    found = understand(read(path), options)
+    _check(found, options)
+    model = build_model(found.architecture)
+    initial = model.state_dict()
+    absent = [name for name in initial if name not in found.tensors]
+    notes = [*found.notes, *([f"left at their initial values: {_listed(absent)}"] if absent else [])]
+    tensors = {
+        name: (found.tensors[name] if name not in absent else value).to(value.dtype) for name, value in initial.items()
+    }
+    model.load_state_dict(tensors)
+    model, config = model.eval(), _folder_config(found, name or _name(path))
+    if options.image_size is not None:
+        model, config = resized(model, config, options.image_size, None, str(path))
+    return Foreign(model, config, [*notes, *_guessed(found)])
+
+
+def understand(source: Source, options: ReadOptions) -> Understood:
+    """Find the format, map the names, infer the architecture. Raises UserError where one of them is not possible."""
+    own = load_map(options.map) if options.map else None
+    raw = unstack(source.tensors)
+    ignored = [name for name in raw if _matches(name, options.ignore)]
+    tensors = {name: tensor for name, tensor in raw.items() if name not in ignored}
+    each = _format(tensors, own, source.where)
+    found = translate(own.rules if own else each.rules(tensors), tensors)
+    ours = {name: tensor for name, tensor in found.tensors.items() if tensor.numel()}
+    if not ours:
+        raise UserError("no rule of the map fits any tensor", where=source.where, got=_listed(list(tensors)))
+    beside = read_beside(source, gated=_gated(ours))
+    said = {"heads": options.heads} if options.heads else {}
+    said = {**(own.architecture if own else {}), **said}
+    looks = {**each.looks, **beside.looks, **(own.preprocessing.model_dump(exclude_unset=True) if own else {})}
+    facts = {**each.facts, **beside.facts, **said}
+    _refuse_other_rotation(each, facts, ours, source.where)
+    fields, guesses = infer(ours, facts, source.where, options.image_size)
+    fields |= _normalisation(fields["in_channels"], looks) | said
+    architecture = build_config(fields, where=source.where)
+    notes = [*source.notes, f"format: {each.what}" if own is None else f"names mapped by {options.map}", *guesses]
+    if found.dropped:
+        notes.append(f"not needed: {_listed(found.dropped)}")
+    return Understood(
+        source,
+        each,
+        ours,
+        architecture,
+        found.unexpected,
+        found.dropped,
+        ignored,
+        beside,
+        looks,
+        [*notes, *beside.notes],
+    )
+
+
+def _format(tensors: Mapping[str, Tensor], own: Map | None, where: str) -> Format:
+    if own is not None:
+        return Format("map", "a map of one's own", (), lambda _: own.rules, {}, {})
+    each = find_format(tensors)
+    if each is not None:
+        return each
+    closest, known = closest_format(tensors)
+    hint = "Rules for other names: map=map.yaml, see docs/weights.md"
+    raise UserError(
+        "no known format has these names", where=where, got=_listed(list(tensors)),
+        wanted="; ".join(dict.fromkeys(each.what for each in FORMATS)),
+        hint=(f"Closest: {closest.what}, with {known} of {len(tensors)} names. " if known else "") + hint,
+    )  # fmt: skip
+
+
+def _gated(ours: Mapping[str, Tensor]) -> bool:
+    first, second = (ours.get(f"blocks.0.mlp.fc{n}.weight") for n in (1, 2))
+    return first is not None and second is not None and first.shape[0] == 2 * second.shape[-1]
+
+
+def _refuse_other_rotation(each: Format, facts: Mapping[str, Any], ours: Mapping[str, Tensor], where: str) -> None:
+    """timm's other Eva models have the same names, and turn by other angles."""
+    name = facts.get("architecture", "dinov3")
+    if each.name == "timm_dinov3" and ("dinov3" not in name or "pos_embed" in ours):
+        got = name if "dinov3" not in name else "learned positions"
+        raise UserError("of timm's Eva models only DINOv3's rotation is computed here", where=where, got=got)
+
+
+def _normalisation(channels: int, looks: Mapping[str, Any]) -> dict[str, Any]:
+    """Mean and std of so many channels; a single number counts for each, three colours are averaged for grey."""
+    found: dict[str, Any] = {}
+    for key in ("mean", "std"):
+        values = tuple(looks.get(key, (0.5,)))
+        if len(values) != channels:
+            values = (math.fsum(values) / len(values),) * channels
+        found[key] = values
+    return found
+
+
+def _check(found: Understood, options: ReadOptions) -> None:
+    """Raises UserError that names what does not fit, unless `ignore` declares it."""
+    faults = {
+        what: [n for n in names if not _matches(n.split(" ")[0], options.ignore)]
+        for what, names in found.faults().items()
+    }
+    wrong = {what: names for what, names in faults.items() if names}
+    if not wrong:
+        return
+    closest, known = closest_format(found.source.tensors)
+    better = known > sum(name not in found.unexpected for name in found.source.tensors)
+    hint = f"Closest format: {closest.what}, with {known} of {len(found.source.tensors)} names. " if better else ""
+    raise UserError(
+        "these weights do not fit the architecture that they seem to be of", where=found.source.where,
+        got="; ".join(f"{len(names)} {what} ({_listed(names)})" for what, names in wrong.items()),
+        wanted=f"{_shape(found.architecture)}, as {found.format.what}",
+        hint=f"{hint}ignore=PATTERN declares names; vitral weights inspect shows all.",
+    )  # fmt: skip
+
+
+def _shape(architecture: ViTConfig | ResNetConfig) -> str:
+    if isinstance(architecture, ResNetConfig):
+        return f"a ResNet of {architecture.blocks} blocks"
+    return f"a Vision Transformer of width {architecture.width}, depth {architecture.depth}"
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _name(path: Path) -> str:
+    return path.resolve().stem if path.is_file() else path.resolve().name
+
+
+def _folder_config(found: Understood, name: str) -> FolderConfig:
+    architecture = found.architecture
+    labels = _labels(found, architecture.num_classes)
+    looks = {key: found.looks[key] for key in ("fit", "interpolation", "crop_ratio") if key in found.looks}
+    preprocessing = Preprocessing.model_validate(
+        {"image_size": architecture.image_size, "channels": architecture.in_channels, "fit": "crop", **looks}
+    )
+    provenance = {"converted_from": {"file": Path(found.source.where).name, "format": found.format.name}}
+    return FolderConfig(
+        name=name, architecture=architecture, id2label=labels, preprocessing=preprocessing, provenance=provenance
+    )
+
+
+def _labels(found: Understood, count: int) -> dict[str, str]:
+    names = found.beside.labels
+    if names is not None and len(names) == count:
+        return {str(index): label for index, label in enumerate(names)}
+    google = imagenet_names(count) if found.format.name in _GOOGLE else None
+    return google if google is not None else numbered_names(count)
+
+
+def _guessed(found: Understood) -> list[str]:
+    """What no file says, and so is the custom of its family."""
+    notes: list[str] = []
+    if not {"fit", "interpolation"} <= found.beside.looks.keys():
+        looks = {key: found.looks.get(key) for key in ("mean", "std", "fit", "interpolation", "crop_ratio")}
+        said = ", ".join(f"{key} {value}" for key, value in looks.items() if value is not None)
+        notes.append(f"preprocessing is not in the files; that of the family is taken: {said}")
+    count = found.architecture.num_classes
+    if found.beside.labels is None and count:
+        named = LISTS[count][1] if count in LISTS and found.format.name in _GOOGLE else "numbered"
+        notes.append(f"class names are not in the files: {named}")
+    pixels = found.beside.looks.get("pixels")
+    if pixels and pixels != found.architecture.image_size[0]:
+        notes.append(f"preprocessor_config.json cuts {pixels} pixels; image_size={pixels} gives a model of that size")
+    return notes

@@ -1,0 +1,131 @@
+"""The names of transformers: those of its files, and where they differ those of its modules in memory (version 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from vitral.weights.keymap import Rule, rule
+
+Tensors = Mapping[str, Tensor]
+
+
+def _around(tokens: bool = True) -> list[Rule]:
+    patches = "embeddings.patch_embeddings"
+    positions = [rule("embeddings.position_embeddings", "pos_embed")] if tokens else []
+    return [
+        rule("embeddings.cls_token", "cls_token"),
+        *positions,
+        rule(f"{patches}.projection.{{end}}", "patch_embed.proj.{end}"),
+        rule(f"{patches}.{{end}}", "patch_embed.proj.{end}"),
+        rule("embeddings.register_tokens", "reg_token"),
+        rule("layernorm.{end}", "norm.{end}"),
+        rule("classifier.{end}", "head.{end}"),
+        rule("embeddings.mask_token", None),
+        rule("pooler.dense.{end}", None),
+        rule("decoder.{rest}", None),
+        rule("decoder_{rest}", None),
+    ]
+
+
+def _attention(layer: str) -> list[Rule]:
+    """As saved, then as in memory."""
+    qkv = "blocks.{i}.attn.qkv.{end}"
+    return [
+        rule([f"{layer}.attention.attention.{part}.{{end}}" for part in ("query", "key", "value")], qkv, "merge"),
+        rule(f"{layer}.attention.output.dense.{{end}}", "blocks.{i}.attn.proj.{end}"),
+        rule([f"{layer}.attention.{part}_proj.{{end}}" for part in "qkv"], qkv, "merge"),
+        rule(f"{layer}.attention.o_proj.{{end}}", "blocks.{i}.attn.proj.{end}"),
+        _no_bias(
+            f"{layer}.attention.attention.query",
+            f"{layer}.attention.attention.key",
+            f"{layer}.attention.attention.value",
+        ),
+        _no_bias(*(f"{layer}.attention.{part}_proj" for part in "qkv")),
+    ]
+
+
+def _no_bias(*parts: str) -> Rule:
+    return rule([f"{part}.weight" for part in parts], "blocks.{i}.attn.qkv.bias", "zeros")
+
+
+def _vit_layer(layer: str) -> list[Rule]:
+    return [
+        rule(f"{layer}.layernorm_before.{{end}}", "blocks.{i}.norm1.{end}"),
+        rule(f"{layer}.layernorm_after.{{end}}", "blocks.{i}.norm2.{end}"),
+        *_attention(layer),
+        rule(f"{layer}.intermediate.dense.{{end}}", "blocks.{i}.mlp.fc1.{end}"),
+        rule(f"{layer}.output.dense.{{end}}", "blocks.{i}.mlp.fc2.{end}"),
+        rule(f"{layer}.mlp.fc{{n}}.{{end}}", "blocks.{i}.mlp.fc{n}.{end}"),
+    ]
+
+
+def vit_rules(_: Tensors) -> list[Rule]:
+    """ViT and the encoder of ViTMAE."""
+    return [*_vit_layer("encoder.layer.{i}"), *_vit_layer("layers.{i}"), *_around()]
+
+
+def deit_rules(tensors: Tensors) -> list[Rule]:
+    """DeiT with both heads, or with one: then the distillation token is a register, and its position a part of it."""
+    if "classifier.weight" in tensors:
+        positions = "embeddings.position_embeddings"
+        tokens = [
+            rule(["embeddings.distillation_token", f"{positions}[1:2]"], "reg_token", "add"),
+            rule([f"{positions}[0:1]", f"{positions}[2:]"], "pos_embed", "rows"),
+        ]
+    else:
+        tokens = [
+            rule("embeddings.distillation_token", "dist_token"),
+            rule("embeddings.position_embeddings", "pos_embed"),
+        ]
+    return [
+        *tokens,
+        rule("cls_classifier.{end}", "head.{end}"),
+        rule("distillation_classifier.{end}", "head_dist.{end}"),
+        *_vit_layer("encoder.layer.{i}"),
+        *_vit_layer("layers.{i}"),
+        *_around(tokens=False),
+    ]
+
+
+def dinov2_rules(_: Tensors) -> list[Rule]:
+    """Dinov2 and Dinov2WithRegisters; a packed gate, or as in memory gate and value apart."""
+    layer, block = "encoder.layer.{i}", "blocks.{i}"
+    return [
+        *_attention(layer),
+        rule(f"{layer}.norm{{n}}.{{end}}", f"{block}.norm{{n}}.{{end}}"),
+        rule(f"{layer}.layer_scale{{n}}.lambda1", f"{block}.ls{{n}}.gamma"),
+        rule(f"{layer}.mlp.weights_in.{{end}}", f"{block}.mlp.fc1.{{end}}"),
+        rule(f"{layer}.mlp.weights_out.{{end}}", f"{block}.mlp.fc2.{{end}}"),
+        *_gated(layer, block),
+        rule(f"{layer}.mlp.fc{{n}}.{{end}}", f"{block}.mlp.fc{{n}}.{{end}}"),
+        *_around(),
+    ]
+
+
+def _gated(layer: str, block: str) -> list[Rule]:
+    return [
+        rule([f"{layer}.mlp.{part}_proj.{{end}}" for part in ("gate", "up")], f"{block}.mlp.fc1.{{end}}", "merge"),
+        rule(f"{layer}.mlp.up_proj.{{end}}", f"{block}.mlp.fc1.{{end}}"),
+        rule(f"{layer}.mlp.down_proj.{{end}}", f"{block}.mlp.fc2.{{end}}"),
+    ]
+
+
+def dinov3_rules(tensors: Tensors) -> list[Rule]:
+    """DINOv3ViT: keys have no bias, positions are constants."""
+    layer = "model.layer.{i}" if any(name.startswith("model.layer.") for name in tensors) else "layer.{i}"
+    block, query = "blocks.{i}", f"{layer}.attention.q_proj"
+    key, value = (f"{layer}.attention.{part}_proj" for part in "kv")
+    return [
+        rule([f"{query}.weight", f"{key}.weight", f"{value}.weight"], f"{block}.attn.qkv.weight", "merge"),
+        rule([f"{query}.bias", f"?{key}.bias", f"{value}.bias"], f"{block}.attn.qkv.bias", "merge"),
+        _no_bias(query, key, value),
+        rule(f"{layer}.attention.o_proj.{{end}}", f"{block}.attn.proj.{{end}}"),
+        rule(f"{layer}.norm{{n}}.{{end}}", f"{block}.norm{{n}}.{{end}}"),
+        rule(f"{layer}.layer_scale{{n}}.lambda1", f"{block}.ls{{n}}.gamma"),
+        *_gated(layer, block),
+        rule("norm.{end}", "norm.{end}"),
+        rule("rope_embeddings.{rest}", None),
+        *_around(tokens=False),
+    ]

@@ -1,0 +1,178 @@
+"""From tensors by our names to the architecture that holds them; what shapes do not say comes as facts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from vitral.errors import UserError
+from vitral.models.presets import SIZES
+
+Tensors = Mapping[str, Tensor]
+Fields = dict[str, Any]
+Size = int | tuple[int, int]
+
+
+def infer(
+    tensors: Tensors, facts: Mapping[str, Any], where: str, asked: Size | None = None
+) -> tuple[Fields, list[str]]:
+    """Fields of a configuration, and a line on each that had to be guessed. Facts win where shapes leave a choice.
+
+    asked: height and width in pixels, where positions are for these if they are as many; another size is for later.
+    Raises UserError where an essential tensor is missing or the size of the images cannot be told.
+    """
+    return _resnet(tensors, facts, asked) if "stem.conv.weight" in tensors else _vit(tensors, facts, where, asked)
+
+
+def _vit(tensors: Tensors, facts: Mapping[str, Any], where: str, asked: Size | None) -> tuple[Fields, list[str]]:
+    notes: list[str] = []
+    proj, fc1, fc2 = (
+        _need(tensors, name, where)
+        for name in ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight")
+    )
+    width, mlp_dim = proj.shape[0], fc2.shape[-1]
+    fields: Fields = {
+        "family": "vit", "width": width, "mlp_dim": mlp_dim,
+        "depth": _count(tensors, "blocks."),
+        "mlp": "swiglu" if fc1.shape[0] == 2 * mlp_dim else "gelu",
+        "qk_norm": "blocks.0.attn.q_norm.weight" in tensors,
+        "class_token": "cls_token" in tensors, "distill_token": "dist_token" in tensors,
+        "registers": tensors["reg_token"].shape[1] if "reg_token" in tensors else 0,
+    }  # fmt: skip
+    fields |= {key: facts[key] for key in ("gelu", "norm_eps", "position_resize", "rope_theta") if key in facts}
+    if "blocks.0.ls1.gamma" in tensors:
+        fields["layer_scale"] = facts.get("layer_scale", 1e-5)
+    fields |= _stem(tensors, facts)
+    fields |= _head(tensors, facts, fields)
+    fields["heads"] = _heads(tensors, facts, fields, where, notes)
+    fields |= _positions(
+        tensors, fields, facts.get("positions", "none"), where, (asked, facts.get("image_size")), notes
+    )
+    return fields, notes
+
+
+def _need(tensors: Tensors, name: str, where: str) -> Tensor:
+    if name not in tensors:
+        raise UserError("an essential tensor is missing", where=where, got=f"no {name}, by our names")
+    return tensors[name]
+
+
+def _count(tensors: Tensors, prefix: str) -> int:
+    """How many different numbers stand behind the prefix."""
+    return len({m[1] for name in tensors if (m := re.match(rf"{re.escape(prefix)}(\d+)\.", name))})
+
+
+def _stem(tensors: Tensors, facts: Mapping[str, Any]) -> Fields:
+    """Patches of pixels, or of a ResNet's map."""
+    proj = tensors["patch_embed.proj.weight"]
+    backbone = "patch_embed.backbone."
+    alone = f"{backbone}conv.weight" in tensors
+    if not alone and f"{backbone}stem.conv.weight" not in tensors:
+        return {"in_channels": proj.shape[1], "patch_size": proj.shape[-1]}
+    stages = 0 if alone else _count(tensors, f"{backbone}stages.")
+    root = tensors[f"{backbone}{'' if alone else 'stem.'}conv.weight"]
+    fields = {
+        "in_channels": root.shape[1],
+        "stem_blocks": [_count(tensors, f"{backbone}stages.{i}.blocks.") for i in range(stages)],
+        "patch_size": proj.shape[-1] * 4 * 2 ** max(stages - 1, 0),
+    }
+    return fields | ({"stem_epsilons": facts["stem_epsilons"]} if "stem_epsilons" in facts else {})
+
+
+def _head(tensors: Tensors, facts: Mapping[str, Any], fields: Fields) -> Fields:
+    head = tensors.get("head.weight")
+    found: Fields = {"num_classes": 0 if head is None else head.shape[0]}
+    found["head"] = "mlp" if "pre_logits.fc.weight" in tensors else "linear"
+    late = "fc_norm.weight" in tensors
+    if "attn_pool.latent" in tensors:
+        found |= {"pool": "map", "fc_norm": late}
+    elif fields["distill_token"]:
+        found |= {"pool": "cls", "fc_norm": late}
+    elif head is not None and head.shape[-1] == 2 * fields["width"]:
+        found |= {"pool": "cls_avg"}
+    else:
+        average = late or not fields["class_token"]
+        found |= {"pool": facts.get("pool", "avg" if average else "cls"), "fc_norm": late}
+    return found
+
+
+def _heads(tensors: Tensors, facts: Mapping[str, Any], fields: Fields, where: str, notes: list[str]) -> int:
+    width = int(fields["width"])
+    if "heads" in facts:
+        return int(facts["heads"])
+    if fields["qk_norm"]:
+        return width // tensors["blocks.0.attn.q_norm.weight"].shape[0]
+    known = {key: fields[key] for key in ("width", "depth", "mlp_dim")}
+    for name, size in SIZES.items():
+        if known.items() <= size.items():
+            notes.append(f"{size['heads']} attention heads, as the published size {name!r} has; heads=N says otherwise")
+            return size["heads"]
+    if width % 64:
+        raise UserError(
+            "tensors do not say how many attention heads there are", where=where, got=f"width {width}",
+            hint="Say it: heads=N",
+        )  # fmt: skip
+    notes.append(f"{width // 64} attention heads, as width / 64; heads=N says otherwise")
+    return width // 64
+
+
+def _positions(
+    tensors: Tensors, fields: Fields, kind: str, where: str, sizes: Sequence[Size | None], notes: list[str]
+) -> Fields:
+    patch = int(fields["patch_size"])
+    prefix = int(fields["class_token"]) + int(fields["distill_token"])
+    if "pos_embed" in tensors:
+        table = tensors["pos_embed"]
+        size, with_prefix = _size(table.shape[1], prefix, patch, sizes, where)
+        if prefix and not with_prefix:
+            notes.append(
+                f"the class token has no position: {table.shape[1]} are a square; image_size=[H,W] says otherwise"
+            )
+        everywhere = {"positions_at": "layers"} if table.shape[0] > 1 else {}
+        return {"image_size": size, "prefix_positions": with_prefix, "positions": "learned", **everywhere}
+    for axis in ("pos_embed_y", "offset_embed"):
+        if axis in tensors:
+            raise UserError("these positions are known from model folders alone", where=where, got=axis)
+    size = next((size for size in reversed(sizes) if size is not None), None)
+    if size is None:
+        size = 256 if kind == "rope" else 16 * patch
+        notes.append(f"images of {size} pixels a side; image_size=N says otherwise")
+    return {"positions": kind, "image_size": size}
+
+
+def _size(rows: int, prefix: int, patch: int, sizes: Sequence[Size | None], where: str) -> tuple[tuple[int, int], bool]:
+    """Height and width in pixels, and whether class and distillation token have rows in the table."""
+    counts = dict.fromkeys((rows - prefix, rows))
+    for size in sizes:
+        height, width = (size, size) if isinstance(size, int) else size or (0, 0)
+        cells = (height // patch) * (width // patch)
+        if cells in counts:
+            return (height, width), cells != rows or not prefix
+    for count in counts:
+        side = round(max(count, 0) ** 0.5)
+        if side and side * side == count:
+            return (side * patch, side * patch), count != rows or not prefix
+    got = f"{rows} positions, which are no square"
+    raise UserError("the size of the images cannot be told", where=where, got=got, hint="Say it: image_size=[H,W]")
+
+
+def _resnet(tensors: Tensors, facts: Mapping[str, Any], asked: Size | None) -> tuple[Fields, list[str]]:
+    stem, head = tensors["stem.conv.weight"], tensors.get("head.fc.weight")
+    size = facts.get("image_size", asked)
+    fields: Fields = {
+        "family": "resnet",
+        "blocks": [_count(tensors, f"stages.{i}.blocks.") for i in range(_count(tensors, "stages."))],
+        "block": "bottleneck" if "stages.0.blocks.0.conv3.weight" in tensors else "basic",
+        "stem": "imagenet" if stem.shape[-1] == 7 else "cifar",
+        "width": stem.shape[0],
+        "in_channels": stem.shape[1],
+        "norm": "batch" if any(name.endswith("running_mean") for name in tensors) else "group",
+        "preactivation": "norm.weight" in tensors,
+        "shortcut": "projection" if any("downsample" in name for name in tensors) else "zeros",
+        "num_classes": 0 if head is None else head.shape[0],
+        "image_size": 224 if size is None else size,
+    }
+    return fields, [] if size is not None else ["images of 224 pixels a side; image_size=N says otherwise"]

@@ -1,0 +1,177 @@
+"""Foreign checkpoints on disk: .npz, safetensors, torch's .pth, .pt and .bin, and folders. Never runs their code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitral.errors import UserError
+from vitral.weights.tensors import load_tensors
+
+INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+WHOLE = ("model.safetensors", "pytorch_model.bin")
+ENDINGS = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt")
+
+# What training scripts put around the weights, the better ones first; a teacher is the average of its students.
+_WRAPPERS = ("teacher", "model_ema", "state_dict_ema", "ema", "model", "state_dict", "student", "target_encoder")
+_PREFIXES = (
+    "module.", "_orig_mod.", "backbone.", "dinov2_with_registers.", "dinov2.", "dinov3_vit.", "deit.", "vit.",
+    "opt/target/", "params/img/", "params/",
+)  # fmt: skip
+
+
+class Source(NamedTuple):
+    """What a checkpoint holds: tensors by their foreign names, and the JSON files beside them ({} where none is)."""
+
+    where: str
+    tensors: dict[str, Tensor]
+    config: dict[str, Any]
+    preprocessor: dict[str, Any]
+    notes: list[str]
+
+
+def read(path: Path) -> Source:
+    """A checkpoint's file or folder. Raises UserError for what is not whole, not weights, or needs code to be run."""
+    files = _files(path)
+    tree: dict[str, Any] = {}
+    for file in files:
+        tree |= _read_file(file)
+    tensors, notes = _unwrap(tree, str(path))
+    folder = path if path.is_dir() else path.parent
+    return Source(str(path), tensors, _json(folder / "config.json"), _json(folder / "preprocessor_config.json"), notes)
+
+
+def is_weights(path: Path) -> bool:
+    """Whether this file or folder looks as if `read` could read it."""
+    if path.is_dir():
+        return any((path / name).is_file() for name in (*INDICES, *WHOLE)) or bool(_candidates(path))
+    return path.is_file() and path.suffix in ENDINGS
+
+
+def _candidates(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix in ENDINGS and file.name != "training_args.bin")
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError("no such file or folder", where=str(path))
+    for whole, index in zip(WHOLE, INDICES, strict=True):
+        if (path / whole).is_file():
+            return [path / whole]
+        if (path / index).is_file():
+            shards = _json(path / index).get("weight_map", {})
+            if not isinstance(shards, dict) or not all(Path(str(name)).name == name for name in shards.values()):
+                raise UserError("not an index of shards", where=str(path / index))
+            files = [path / name for name in sorted(set(shards.values()))]
+            if absent := [file.name for file in files if not file.is_file()]:
+                raise UserError("these shards are missing", where=str(path), got=", ".join(absent))
+            return files
+    found = _candidates(path)
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found) or "none"
+        raise UserError("one file of weights is wanted", where=str(path), got=names, hint="Name the file itself.")
+    return found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError("not readable as JSON", where=str(path), got=error) from None
+    return tree if isinstance(tree, dict) else {}
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """One file, told by its first bytes, whatever its ending says."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start[:2] == b"PK":
+        if not zipfile.is_zipfile(path):
+            raise UserError("the file is cut off: its end is missing", where=str(path), hint="Download it again.")
+        with zipfile.ZipFile(path) as archive:
+            arrays = all(name.endswith(".npy") for name in archive.namelist())
+        return dict(_read_npz(path)) if arrays else _read_torch(path)
+    if start[8:9] == b"{":
+        return dict(load_tensors(path)[0])
+    if start[:1] == b"\x80":
+        return _read_torch(path)
+    raise UserError(
+        "not a file of weights", where=str(path), got=f"it starts with {start!r}",
+        wanted=".npz, .safetensors, .pth, .pt or .bin",
+    )  # fmt: skip
+
+
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: _tensor(arrays[name]) for name in arrays.files}
+    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError("not readable as arrays of numbers", where=str(path), got=error) from None
+
+
+def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    if array.dtype == np.dtype("V2"):  # how NumPy stores bfloat16
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(array.copy() if array.dtype.isnative else array.astype(array.dtype.newbyteorder("=")))
+
+
+def _read_torch(path: Path) -> dict[str, Any]:
+    try:
+        # Namespace holds the training script's arguments, as plain values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            tree = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        got = f"it calls {wanted[1]}" if wanted else str(error).split("\n")[-1].strip()
+        raise UserError(
+            "this file wants to run code, or is damaged", where=str(path), got=got,
+            hint="Save its state dict alone, as safetensors best, where you trust it.",
+        ) from None  # fmt: skip
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        got = str(error).split("\n")[0]
+        raise UserError("not readable as a checkpoint of torch", where=str(path), got=got) from None
+    if not isinstance(tree, dict):
+        raise UserError("no state dict in this file", where=str(path), got=type(tree).__name__)
+    return {str(name): value for name, value in tree.items()}
+
+
+def _unwrap(tree: Mapping[str, Any], where: str) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors alone: out of what a training script put around them, without prefixes of wrapping modules."""
+    notes: list[str] = []
+    inner = tree
+    while not _holds_weights(inner):
+        key = next((key for key in _WRAPPERS if isinstance(inner.get(key), Mapping) and len(inner[key])), None)
+        if key is None:
+            raise UserError("no weights in this file", where=where, got=", ".join(list(inner)[:6]) or "nothing")
+        others = [name for name in _WRAPPERS if name != key and isinstance(inner.get(name), Mapping)]
+        notes.append(f"weights of {key!r}" + (f", not of {', '.join(map(repr, others))}" if others else ""))
+        inner = inner[key]
+    tensors = {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
+    while prefix := next((p for p in _PREFIXES if any(name.startswith(p) for name in tensors)), None):
+        # Of a Flax tree with optimizer or text tower, only what is under the prefix; heads beside a backbone stay.
+        inside = {n: t for n, t in tensors.items() if "/" not in prefix or n.startswith(prefix)}
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in inside.items()}
+        if len(tensors) < len(inside):
+            both = next(name for name in inside if prefix + name in inside)
+            raise UserError("two tensors of one name", where=where, got=f"{both} and {prefix}{both}")
+        notes.append(f"names without {prefix!r}")
+    return tensors, notes
+
+
+def _holds_weights(tree: Mapping[str, Any]) -> bool:
+    return any(isinstance(value, Tensor) and value.is_floating_point() and value.dim() for value in tree.values())
