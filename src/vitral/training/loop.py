@@ -76,8 +76,7 @@ def fit(
     saved = started = time.monotonic()
     before = progress.seconds
     guard = Guard(state, _watch(loader, config, plan))
-    flops, peak = plan.image_flops / distributed.world(), peak_flops(loader.store.device, plan.autocast)
-    speed = Speed(config.batch_size, flops, peak)
+    speed = _speed(loader, plan)
     with StopSignal() as stop, _journal(plan, progress.step, loggers or Loggers()) as journal:
         objective.train()
         for batch in speed.batches(loader.stream(progress.step, plan.steps if not progress.done else progress.step)):
@@ -131,6 +130,12 @@ def _journal(plan: Plan, step: int, loggers: Loggers) -> Generator[Journal]:
 def _watch(loader: TrainLoader, config: TrainConfig, plan: Plan) -> Watch:
     folder = plan.folder.parent / "bad"
     return Watch(folder, config.max_bad_steps, loader.batch, plan.replay_command, config.micro_batch, plan.autocast)
+
+
+def _speed(loader: TrainLoader, plan: Plan) -> Speed:
+    """Of all processes together; use of the device: of each, which computes its share of the images."""
+    flops, peak = plan.image_flops / distributed.world(), peak_flops(loader.store.device, plan.autocast)
+    return Speed(loader.batch_size, flops, peak)
 
 
 def _numbers(means: Mapping[str, torch.Tensor], norm: torch.Tensor) -> dict[str, float]:
