@@ -15,7 +15,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # What a shell, a launcher of distributed jobs or `make test` may leave behind and a command would react to.
-FOREIGN = ("FORCE_COLOR", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PYTHONWARNDEFAULTENCODING")
+FOREIGN = (
+    "FORCE_COLOR", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+    "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "PYTHONWARNDEFAULTENCODING",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -31,6 +31,7 @@ from vitral.run.config import RunConfig, load_config
 from vitral.run.train import run
 from vitral.training.journal import Journal
 from vitral.training.state import TrainState
+from vitral.weights.tensors import load_tensors
 
 
 def weights(out: Path) -> object:
@@ -224,8 +225,7 @@ CASES: dict[str, Case] = {
 ELSEWHERE = {
     "device": "test_device_is_where_the_weights_are",
     "out": "test_out_is_where_it_is_written",
-    "resume": "test_resume_and_overwrite_are_asked_for",
-    "overwrite": "test_resume_and_overwrite_are_asked_for",
+    **dict.fromkeys(("resume", "overwrite"), "test_resume_and_overwrite_are_asked_for"),
     "memory": "test_memory_cuts_the_batch",
     "train.checkpointing": "test_checkpointing_reaches_the_model",
     "deterministic": "test_deterministic_is_switched_on_during_the_run_only",
@@ -233,17 +233,14 @@ ELSEWHERE = {
         ("data.pattern", "data.image_column", "data.label_column", "data.split_column", "data.label_separator"),
         "test_keys_of_a_source_change_what_it_reads",
     ),
-    "data.subset": "test_subset_and_streaming_reach_hugging_face",
-    "data.streaming": "test_subset_and_streaming_reach_hugging_face",
-    "data.max_bad": "test_limits_of_reading_are_held",
-    "data.max_pixels": "test_limits_of_reading_are_held",
+    **dict.fromkeys(("data.subset", "data.streaming"), "test_subset_and_streaming_reach_hugging_face"),
+    **dict.fromkeys(("data.max_bad", "data.max_pixels"), "test_limits_of_reading_are_held"),
     "data.source": "test_source_is_not_guessed_where_it_is_said",
     "data.verify": "test_verify_refuses_files_that_are_not_the_published_ones",
-    "data.workers": "test_workers_and_cache_reach_the_store",
-    "data.worker_kind": "test_workers_and_cache_reach_the_store",
-    "data.cache_mb": "test_workers_and_cache_reach_the_store",
+    **dict.fromkeys(("data.workers", "data.worker_kind", "data.cache_mb"), "test_workers_and_cache_reach_the_store"),
     "check.allow": "test_allowed_findings_do_not_refuse",
     "train.save_seconds": "test_save_seconds_is_the_time_between_checkpoints",
+    "train.parallel": "test_parallel_is_how_the_processes_share_the_work",
     "train.max_bad_steps": "test_bad_steps_in_a_row_are_counted",
     "train.tensorboard": "test_tensorboard_is_asked_for",
     "objective.kind": "test_there_is_one_kind_of_objective",
@@ -254,9 +251,8 @@ ELSEWHERE = {
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data and models that the cases name."""
     root = tmp_path_factory.mktemp("keys")
-    write_colours(root / "pets", "cat dog", 8, (12, 9))
-    write_colours(root / "more", "cat dog", 9, (12, 9))
-    write_colours(root / "clear", "cat dog", 8, (12, 9))
+    for name, count in (("pets", 8), ("more", 9), ("clear", 8)):
+        write_colours(root / name, "cat dog", count, (12, 9))
     for number, path in enumerate(sorted((root / "clear").rglob("*.png"))):
         Image.new("RGBA", (12, 9), (10 * number, 90, 0, 128)).save(path)
     binary10(root / "cifar")
@@ -437,11 +433,24 @@ def test_save_seconds_is_the_time_between_checkpoints(tmp_path: Path, monkeypatc
     assert saves == [1, 2, 3, 3]
 
 
+def test_parallel_is_how_the_processes_share_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process is enough to see it: shards have a checkpoint of their own, and the same weights."""
+    tiny(tmp_path / "a", train__parallel="fsdp")
+    tiny(tmp_path / "b", train__parallel="ddp")
+    kept = [{path.name for path in (tmp_path / out / "checkpoints").iterdir()} for out in "ab"]
+    assert kept == [{"last.sharded", "best.safetensors"}, {"last.safetensors", "best.safetensors"}]
+    mine, theirs = (load_tensors(tmp_path / out / "model/model.safetensors")[0] for out in "ab")
+    assert all(torch.allclose(mine[name], theirs[name], atol=1e-6) for name in mine)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="2 processes would each train the same model"):
+        tiny(tmp_path / "c", train__parallel="none")
+
+
 def test_memory_cuts_the_batch(tmp_path: Path) -> None:
     tiny(tmp_path / "a", memory="9MB", train__batch_size=512)
     settled = load_config(str(tmp_path / "a/config.yaml"), {})
-    assert settled.train.micro_batch is not None
-    assert settled.train.micro_batch < settled.train.batch_size
+    assert (settled.train.micro_batch or 512) < settled.train.batch_size == 512
     assert "memory: about" in (tmp_path / "a/train.log").read_text(encoding="utf-8")
     with pytest.raises(UserError, match=r"(?s)memory: the run does not fit.*got: *1 KB.*checkpointing=2"):
         tiny(tmp_path / "b", memory="1KB")
@@ -449,8 +458,7 @@ def test_memory_cuts_the_batch(tmp_path: Path) -> None:
 
 def test_checkpointing_reaches_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same bits come out, so what is looked at is which blocks are computed twice."""
-    calls: list[int] = []
-    make = vit.recomputed
+    make, calls = vit.recomputed, list[int]()
     monkeypatch.setattr(vit, "recomputed", lambda *arguments: (calls.append(1), make(*arguments))[1])
     for value, count in (("none", 0), (1, 3), ("all", 6)):
         calls.clear()

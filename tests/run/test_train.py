@@ -18,14 +18,15 @@ import torch
 
 import vitral
 from tests.disk import disk_full_beyond
-from tests.helpers import skip_unless_built
+from tests.helpers import random_model, skip_unless_built
 from vitral.config import load_yaml
 from vitral.data.loader import TrainLoader
 from vitral.errors import Interrupted, RunFailed, UserError
 from vitral.run.config import ModelOptions, RunConfig, load_config, recipes
 from vitral.run.train import run
 from vitral.structs import Batch
-from vitral.weights.tensors import load_tensors
+from vitral.training.state import TrainState
+from vitral.weights.tensors import load_tensors, save_tensors
 
 QUICK: dict[str, Any] = {
     "train.steps": 9, "train.eval_every": 0.2, "train.log_every": 1, "train.ema": 0.9, "model.dropout": 0.1,
@@ -159,6 +160,48 @@ def test_a_finished_run_resumed_changes_nothing() -> None:
     again = run(load_config("a/config.yaml", {"out": "a", "resume": True}))
     assert Path("a/model/model.safetensors").read_bytes() == before
     assert again == first
+
+
+@pytest.mark.parametrize(
+    ("place", "says"), [("prepare", "The same command"), ("_finish", "vitral train a/config.yaml")]
+)
+def test_sigterm_before_and_after_the_loop_says_what_goes_on(
+    monkeypatch: pytest.MonkeyPatch, place: str, says: str
+) -> None:
+    monkeypatch.setattr(f"vitral.run.train.{place}", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted, match=f"(?s)outside of training.*{says}") as caught:
+        quick("a", train__steps=2)
+    assert caught.value.exit_code == 143
+    assert Path("a").exists() == (place == "_finish")
+
+
+def test_resume_with_other_weights_under_the_name_of_init_is_refused() -> None:
+    random_model(Path("start"), tuple("0123456789"))
+    keys = {"init": "start", "model__name": "auto", "model__dropout": None, "model__drop_path": None}
+    keys |= {f"model__{key}": None for key in ("width", "depth", "heads", "mlp_dim", "pool")}
+    quick("a", train__steps=2, **keys)
+    quick("a", train__steps=2, resume=True, **keys)
+    path = Path("start/model.safetensors")
+    tensors, facts = load_tensors(path)
+    save_tensors(path, {name: tensor + 1e-3 for name, tensor in tensors.items()}, facts)
+    with pytest.raises(UserError, match="weights of init have changed"):
+        quick("a", train__steps=2, resume=True, **keys)
+
+
+def test_a_full_disk_that_is_freed_gets_the_next_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    save, failed = TrainState.save, list[int]()
+
+    def full_for_a_while(self: TrainState, path: Path) -> None:
+        if 3 <= self.progress.step <= 5:
+            failed.append(self.progress.step)
+            raise OSError(f"{path} could not be written: no space")
+        save(self, path)
+
+    monkeypatch.setattr(TrainState, "save", full_for_a_while)
+    quick("a", train__save_seconds=0.0)
+    quick("b")
+    assert failed == [3, 4, 5]
+    assert_same_run("a", "b")
 
 
 def test_resume_without_a_checkpoint_starts_anew_and_says_so(caplog: pytest.LogCaptureFixture) -> None:

@@ -99,7 +99,7 @@ def test_a_run_with_bad_steps_equals_one_that_never_had_them(
         (step, "the images, samples [14]", list(range(10, 16))) for step in (0, 3, 4)
     ]
     assert not (tmp_path / "a").exists()
-    assert not (tmp_path / "b" / STATE).exists()
+    assert not (tmp_path / "b" / f"{STATE}.safetensors").exists()
 
 
 def test_the_average_stays_also_where_nobody_reads_the_flag() -> None:
@@ -177,7 +177,7 @@ def test_steps_in_a_row_end_the_run_with_the_state_that_the_last_one_met(tmp_pat
     state = start()
     with pytest.raises(RunFailed, match=r"(?s)2 steps in a row.*at step 5 the loss is nan.*samples \[14\].*replay it"):
         train(state, list(range(9)), frozenset({1, 3, 4}), tmp_path / "bad", late=late, most=2)
-    saved, metadata = load_tensors(tmp_path / "bad" / STATE)
+    saved, metadata = load_tensors(tmp_path / "bad" / f"{STATE}.safetensors")
     assert json.loads(metadata["state"])["progress"]["step"] == 4
     for name, tensor in state.objective.state_dict().items():
         assert torch.equal(saved[f"objective.{name}"], tensor), name

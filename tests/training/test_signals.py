@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from vitral.training.signals import StopSignal
+from vitral.training.signals import Stopped, StopSignal
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
 BOTH = (signal.SIGINT, signal.SIGTERM)
@@ -23,6 +23,13 @@ def test_the_first_is_noted_and_the_second_interrupts(signum: int) -> None:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
         assert stop.signum == signum
+
+
+@pytest.mark.parametrize("signum", BOTH)
+def test_at_once_the_first_interrupts_and_says_which(signum: int) -> None:
+    with pytest.raises(Stopped) as caught, StopSignal(at_once=True):
+        os.kill(os.getpid(), signum)
+    assert caught.value.signum == signum
 
 
 @pytest.mark.parametrize("before", [signal.SIG_IGN, signal.SIG_DFL, lambda *_: None])

@@ -13,8 +13,8 @@ from vitral.models.create import create_model
 from vitral.optim.config import OptimConfig
 from vitral.optim.ema import WeightEMA
 from vitral.optim.optimizer import make_optimizer
-from vitral.training.state import Progress, TrainState
-from vitral.weights.tensors import load_tensors, save_tensors
+from vitral.training.state import Progress, TrainState, has_checkpoint
+from vitral.weights.tensors import DamagedFile, load_tensors, save_tensors
 
 
 def state(name: str = "adamw", width: int = 64) -> TrainState:
@@ -99,3 +99,55 @@ def test_threads_and_random_state_come_back(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(3), expected)
     assert torch.get_num_threads() == threads
     assert "state" in load_tensors(path)[1]
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_is_found_and_the_checkpoint_before_it_taken(tmp_path: Path) -> None:
+    one, path = state(), tmp_path / "last.safetensors"
+    one.save(path)
+    advance(one, 1)
+    one.save(path)
+    flip_a_bit(path)
+    with pytest.raises(DamagedFile, match="damaged"):
+        state().load(path)
+    other = state()
+    notes = other.load_newest(tmp_path)
+    assert other.progress.step == 0
+    assert "last.safetensors: damaged" in notes[0]
+    assert "previous.safetensors" in notes[1]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["damaged.safetensors", "previous.safetensors"]
+    advance(other, 2)
+    other.save(path)
+    assert state().load_newest(tmp_path) == []
+    state().load(tmp_path / "previous.safetensors")
+
+
+def test_where_no_checkpoint_is_whole_that_is_said(tmp_path: Path) -> None:
+    one, path = state(), tmp_path / "last.safetensors"
+    one.save(path)
+    one.save(path)
+    for name in ("last", "previous"):
+        flip_a_bit(tmp_path / f"{name}.safetensors")
+    with pytest.raises(UserError, match=r"(?s)no checkpoint can be read.*overwrite=true"):
+        state().load_newest(tmp_path)
+
+
+def test_a_kill_between_the_two_renames_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    state().save(tmp_path / "last.safetensors")
+    (tmp_path / "last.safetensors").rename(tmp_path / "previous.safetensors")
+    assert has_checkpoint(tmp_path)
+    assert "before the last one" in state().load_newest(tmp_path)[0]
+
+
+def test_other_weights_behind_init_are_refused(tmp_path: Path) -> None:
+    one, other = state(), state()
+    one.init, other.init = "aaaa", "bbbb"
+    one.save(tmp_path / "last.safetensors")
+    with pytest.raises(UserError, match="weights of init have changed"):
+        other.load_newest(tmp_path)
+    assert (tmp_path / "last.safetensors").exists(), "nothing is wrong with the file"

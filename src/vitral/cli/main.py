@@ -10,6 +10,7 @@ from io import TextIOWrapper
 from typing import NamedTuple
 
 from vitral.config import split_words
+from vitral.distributed import launch
 from vitral.errors import Interrupted, RunFailed, UserError, nearest
 from vitral.version import __version__
 
@@ -72,7 +73,8 @@ def main(argv: list[str]) -> int:
     except (UserError, RunFailed, Interrupted) as error:
         if "--debug" in argv:
             raise
-        print(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}", file=sys.stderr)
+        if launch().rank == 0 or isinstance(error, RunFailed):  # what concerns all processes is said once
+            print(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -109,5 +111,7 @@ def _dispatch(argv: list[str]) -> int:
         raise UserError(
             "unknown command", where=command, wanted=", ".join(COMMANDS), nearest=nearest(command, COMMANDS)
         )
+    if launch().world > 1 and command != "train":
+        raise UserError("works in one process", where=command, got=f"{launch().world} processes", wanted="train")
     run = import_module(f"vitral.cli.{command}").run
     return int(run(Arguments(words[1:], pairs, "--json" in flags, wants_help)))

@@ -6,6 +6,7 @@ import json
 
 from vitral.cli.main import Arguments
 from vitral.config import help_text
+from vitral.distributed import launch
 from vitral.errors import UserError
 from vitral.run.config import RunConfig, load_config, recipe_values
 
@@ -25,6 +26,7 @@ examples:
   vitral train finetune data=PHOTOS init=runs/mine/model    start from a trained model
   vitral train digits optim.lr=1e-3 seed=1                  any key can be changed
   vitral train runs/mine/config.yaml                        the same run again
+  torchrun --nproc-per-node=4 -m vitral train small data=PHOTOS    on four GPUs
 """
 
 
@@ -44,6 +46,6 @@ def run(arguments: Arguments) -> int:
 
     console_logging()
     summary = train(config)
-    if arguments.json:
+    if arguments.json and launch().rank == 0:
         print(json.dumps(summary))
     return 0

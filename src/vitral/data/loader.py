@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitral import distributed
 from vitral.data.augment import augment
 from vitral.data.config import AugmentConfig
 from vitral.data.crop import box_matrix
@@ -219,7 +220,14 @@ class TrainLoader:
 
 
 def eval_batches(store: ImageStore, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every sample of the split exactly once, in order: ([0,1] images, class indices)."""
+    """Every sample of the split exactly once, in order: ([0,1] images, class indices).
+
+    Of many processes each gets its contiguous share, in equally many batches (an empty one, if need be), since the
+    model may exchange weights at each.
+    """
     labels_N = torch.from_numpy(store.split.labels_N)
-    for index_B in torch.arange(len(labels_N)).split(batch_size):
+    first, last = distributed.share(len(labels_N))
+    rounds = max(1, -(-len(labels_N) // (distributed.world() * batch_size)))
+    parts = torch.arange(first, last)
+    for index_B in parts.split(batch_size) if distributed.world() == 1 else parts.tensor_split(rounds):
         yield store.get(index_B), labels_N[index_B].to(store.device)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vitral import distributed
 from vitral.errors import UserError
 from vitral.evaluate.calibration import (
     Floats,
@@ -132,7 +133,8 @@ def collect_logits(
     labels: list[Tensor] = []
     try:
         model.eval()
-        with torch.inference_mode():
+        # Shards of weights are gathered into tensors that training uses too, so these must not be inference tensors.
+        with torch.no_grad() if any(map(distributed.is_sharded, model.parameters())) else torch.inference_mode():
             for images_BCHW, labels_B in batches:
                 logits_BC = model(images_BCHW.to(device, non_blocking=True))
                 if (

@@ -29,7 +29,7 @@ class Bfloat16Copy:
         for master, parameter in self._pairs:
             if parameter.grad is not None:
                 if master.grad is None:
-                    master.grad = parameter.grad.to(master.dtype)
+                    master.grad = parameter.grad.to(master.dtype, copy=True)  # DDP writes into its own again
                 else:
                     master.grad += parameter.grad
                 parameter.grad = None

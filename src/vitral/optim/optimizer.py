@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from vitral import distributed
 from vitral.errors import UserError
 from vitral.models.layers import Attention, SwiGLU
 from vitral.models.parameters import depth_of, layer_of
@@ -90,10 +92,26 @@ def make_optimizer(objective: nn.Module, config: OptimConfig) -> torch.optim.Opt
             return _sgd(groups, config.lr, momentum)
 
 
+class _ShardedSGD(torch.optim.SGD):
+    """SGD of weights that are cut over processes, which the fused kernel does not take. The others refuse
+    `found_inf`, so it is read here."""
+
+    found_inf: Tensor | None = None
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        assert closure is None
+        is_bad, self.found_inf = self.found_inf, None
+        if is_bad is None or not is_bad:
+            super().step()
+
+
 def _sgd(groups: list[dict[str, Any]], lr: float, momentum: float) -> torch.optim.SGD:
     """SGD whose momentum starts at zero: by itself it would take the first gradient it sees, even one to be skipped,
     and could not go on with parameters that join later."""
-    optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True)
+    if any(distributed.is_sharded(parameter) for group in groups for parameter in group["params"]):
+        optimizer = _ShardedSGD(groups, lr=lr, momentum=momentum, foreach=True)
+    else:
+        optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True)
     for group in groups if momentum else ():
         for parameter in group["params"]:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

@@ -98,6 +98,10 @@ class RunConfig(Config):
         if self.train.patience is not None and (self.data.validation == "none" or self.train.eval_every == "end"):
             raise ValueError("train.patience needs validations during the run")
         self._check_frozen()
+        if self.train.parallel == "fsdp" and self.optim.name in ("muon", "lars"):
+            raise ValueError(f"{self.optim.name} needs whole matrices: not with train.parallel=fsdp, but with ddp")
+        if self.train.parallel == "fsdp" and self.precision == "bfloat16_params":
+            raise ValueError("precision=bfloat16_params keeps whole copies: not with train.parallel=fsdp, but with ddp")
         return self
 
     def _check_frozen(self) -> None:
@@ -205,7 +209,7 @@ def difference(one: RunConfig, other: RunConfig) -> list[tuple[str, Any, Any]]:
     """Keys in which two configurations differ, with both values, but for those that don't change what is computed."""
     free = {"memory", "resume", "overwrite", "out", "recipe", "report", "device", "check.allow", "check.skip"}
     free |= {"data.workers", "data.worker_kind", "data.cache_mb", "train.log_every", "train.save_seconds"}
-    free |= {"train.max_bad_steps", "train.tensorboard", "train.checkpointing"}
+    free |= {"train.parallel", "train.max_bad_steps", "train.tensorboard", "train.checkpointing"}
     mine, theirs = flatten(one.model_dump()), flatten(other.model_dump())
     names = [key.name for key in describe(RunConfig) if key.name not in free]
     return [(name, mine[name], theirs[name]) for name in names if mine[name] != theirs[name]]

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from vitral import distributed
 from vitral.data.check import Normalisation
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Split, spaced
@@ -34,7 +35,7 @@ from vitral.training.journal import log
 from vitral.weights.find import load_model
 from vitral.weights.folder import FolderConfig
 from vitral.weights.resize import adapt, without_head
-from vitral.weights.tensors import check_match
+from vitral.weights.tensors import check_match, checksum
 
 EVAL_BATCH = 256  # images judged at once
 _LARGEST_AUTO_SIDE = 64
@@ -54,6 +55,7 @@ class Prepared:
     name: str
     init: dict[str, Tensor] | None
     report: CheckReport | None
+    init_fingerprint: str
 
     def close(self) -> None:
         """End what reads images: threads and processes."""
@@ -79,7 +81,7 @@ class Prepared:
 
 def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
     """Open the data (unless given), decode what fits in memory, settle every `auto`. Writes nothing."""
-    device = pick_device(config.device)
+    device = pick_device(distributed.own_device(config.device))
     source = load_model(config.init) if config.init else None
     channels = config.data.channels
     if source is not None and channels == "auto":
@@ -87,7 +89,10 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
     report: CheckReport | None = None
     if dataset is None:
         data = config.data.model_copy(update={"channels": channels})
-        dataset, report = open_checked(config, data, _normalisation(config, source[1] if source else None, channels))
+        with distributed.first_of_machine_first():
+            dataset, report = open_checked(
+                config, data, _normalisation(config, source[1] if source else None, channels)
+            )
     # Everything about the architecture that can be wrong is found before images are read.
     name, draft = choose_architecture(config, dataset, source[1] if source else None)
     size = draft.image_size
@@ -100,7 +105,7 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
     )  # fmt: skip
     uncut = data if config.augment.crop == "none" else data.model_copy(update={"crop_ratio": 1.0})
     crop = _decode_crop(config, dataset.splits["train"])
-    batch = config.train.batch_size
+    batch = config.train.batch_size // distributed.world()
     with ExitStack() as opened:
         train = opened.enter_context(
             open_store(dataset.splits["train"], uncut, device, exact=False, crop=crop, batch=batch)
@@ -124,8 +129,9 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
                 got=", ".join(source[1].classes[:10]), wanted=", ".join(dataset.classes[:10]),
             )  # fmt: skip
         init = _initial_weights(architecture, source, config) if source else None
+        fingerprint = checksum(source[0].state_dict(), {}) if source else ""
         opened.pop_all()
-        return Prepared(settled, device, dataset, train, judged, architecture, name, init, report)
+        return Prepared(settled, device, dataset, train, judged, architecture, name, init, report, fingerprint)
 
 
 def _normalisation(
@@ -184,7 +190,7 @@ def _absolute(path: str | None) -> str | None:
 
 
 def _workers(data: DataConfig) -> int:
-    return data.workers if data.workers != "auto" else os.cpu_count() or 1
+    return data.workers if data.workers != "auto" else max(1, (os.cpu_count() or 1) // distributed.launch().local_world)
 
 
 def settle_precision(config: RunConfig, device: torch.device) -> Precision:

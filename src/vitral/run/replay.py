@@ -14,6 +14,7 @@ from vitral.run.config import RunConfig
 from vitral.run.prepare import prepare
 from vitral.run.train import assemble, train_loader
 from vitral.training.guard import STATE, first_non_finite
+from vitral.training.state import SHARDED, WHOLE
 
 
 def replay(folder: Path) -> dict[str, Any]:
@@ -21,12 +22,15 @@ def replay(folder: Path) -> dict[str, Any]:
 
     Raises UserError where the run did not end by bad steps, or its data have changed.
     """
-    path = folder / "bad" / STATE
-    if not path.is_file():
+    found = (folder / "bad" / f"{STATE}{suffix}" for suffix in (WHOLE, SHARDED))
+    path = next((path for path in found if path.exists()), None)
+    if path is None:
         raise UserError(
             "no step to be run again", where=str(folder), wanted="the folder of a run that ended after bad steps"
         )
     config = build(RunConfig, load_yaml(folder / "config.yaml"), where=str(folder / "config.yaml"))
+    # One process does what many did: it reads their parts, and has the whole batch.
+    config = config.model_copy(update={"train": config.train.model_copy(update={"parallel": "none"})})
     threads = torch.get_num_threads()
     try:
         with torch.random.fork_rng(), closing(prepare(config)) as prepared:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import tempfile
-import time
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vitral import distributed
 from vitral.config import build, dump_yaml, load_yaml
 from vitral.data.config import SourceConfig
 from vitral.data.dataset import Dataset
@@ -26,6 +26,7 @@ from vitral.evaluate.problems import PROBLEMS
 from vitral.models.config import ViTConfig
 from vitral.models.flops import count_macs
 from vitral.models.lora import merge_lora
+from vitral.models.model import ImageModel
 from vitral.objectives.balance import NO_BALANCE, ClassBalance, class_balance
 from vitral.objectives.objective import Objective
 from vitral.objectives.table import OBJECTIVES
@@ -36,19 +37,17 @@ from vitral.optim.schedules import learning_rate
 from vitral.report.html import write_report
 from vitral.run import outputs
 from vitral.run.config import RunConfig, difference, load_config
+from vitral.run.folder import CHECKPOINTS, claimed, open_folder, resume_command, tidy
 from vitral.run.memory import say_memory, smaller_plan
 from vitral.run.prepare import EVAL_BATCH, Prepared, prepare
-from vitral.training.journal import Journal, console_logging, log, log_file
+from vitral.training.journal import Journal, console_logging, console_silence, log, log_file
 from vitral.training.loggers import Logger, Loggers, TensorBoard
 from vitral.training.loop import Plan, fit, total_steps
-from vitral.training.state import Progress, TrainState
+from vitral.training.parallel import Parallel
+from vitral.training.signals import Stopped, StopSignal
+from vitral.training.state import Progress, TrainState, has_checkpoint
 from vitral.weights.folder import FolderConfig, Preprocessing, save_folder
 from vitral.weights.tensors import load_tensors
-
-_OURS = (
-    "config.yaml", "env.json", "train.log", "metrics.jsonl", "metrics.csv", "summary.json", "checkpoints", "model",
-    "predictions.csv", "report.html", "bad", "tensorboard",
-)  # fmt: skip
 
 
 def train(
@@ -73,36 +72,108 @@ def train(
 
 
 def run(config: RunConfig, dataset: Dataset | None = None, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
-    """The run that a configuration describes, on its data or on those given. Torch's settings are left as they were."""
+    """The run that a configuration describes, on its data or on those given. Torch's settings are left as they were.
+
+    Every process of a launcher calls this; the main one writes and speaks.
+    """
     refuse_unguarded()
-    folder = _choose_folder(config)
-    if config.train.tensorboard:
-        loggers = (*loggers, TensorBoard(folder / "tensorboard"))
-    with torch.random.fork_rng(), _settings(config), closing(prepare(config, dataset)) as prepared:
-        state, objective, steps = assemble(prepared)
-        resuming = config.resume and (folder / "checkpoints" / "last.safetensors").is_file()
-        if resuming:
-            _resume(folder, prepared.config, state)
+    alone = _mode(config) == "fsdp"
+    with distributed.processes(config.device, alone=alone), StopSignal(at_once=True), _claimed(config) as folder:
+        if config.train.tensorboard:
+            loggers = (*loggers, TensorBoard(folder / "tensorboard"))
+        resuming = distributed.from_main(config.resume and has_checkpoint(folder / CHECKPOINTS))
+        opened = [resuming]
         try:
-            _open_folder(folder, prepared, fresh=not resuming)
-            with log_file(folder / "train.log"):
-                if config.resume and not resuming:
-                    log.info("nothing to resume in %s: the run starts anew", folder)
-                _say_start(prepared, objective, steps, folder)
-                if resuming:
-                    log.info("going on at step %d", state.progress.step)
-                _fit(prepared, state, objective, steps, folder, loggers)
-                return _finish(prepared, state, objective, folder)
-        except OSError as error:
-            raise RunFailed(f"{error}. Checkpoints are in {folder / 'checkpoints'}") from error
-        except KeyboardInterrupt:
-            message = f"stopped outside of training. Go on with:\n  {_resume_command(folder)}"
-            raise Interrupted(signal.SIGINT, message) from None
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            with (
+                torch.random.fork_rng(),
+                _settings(config),
+                nullcontext() if distributed.is_main() else console_silence(),
+            ):
+                return _run(config, dataset, folder, resuming, opened, loggers)
+        except KeyboardInterrupt as stop:
+            signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
+            again = f"Go on with:\n  {resume_command(folder)}" if opened[-1] else "The same command starts it again."
+            raise Interrupted(signum, f"stopped outside of training. {again}") from None
+
+
+def _run(
+    config: RunConfig,
+    dataset: Dataset | None,
+    folder: Path,
+    resuming: bool,
+    opened: list[bool],
+    loggers: Sequence[Logger],
+) -> dict[str, Any]:
+    """`opened` gets a True when the folder holds what a resume needs."""
+    with ExitStack() as closes:
+        with distributed.together():
+            prepared = closes.enter_context(closing(prepare(config, dataset)))
+        with distributed.together():
+            state, objective, steps = assemble(prepared)
+            loader = train_loader(prepared)
+            notes = _resume(folder, prepared.config, state) if resuming else []
+        if config.resume and not resuming:
+            notes = [f"nothing to resume in {folder}: the run starts anew"]
+        closes.enter_context(_explained(prepared, folder))
+        if distributed.is_main():
+            if not resuming:
+                open_folder(folder, prepared.config, prepared.device)
+            closes.enter_context(log_file(folder / "train.log"))
+        opened.append(True)
+        for note in notes:
+            log.warning("%s", note)
+        _say_start(prepared, objective, steps, folder)
+        if resuming:
+            log.info("going on at step %d", state.progress.step)
+        _fit(prepared, state, objective, loader, steps, folder, loggers)
+        return _finish(prepared, state, objective, folder)
+
+
+@contextmanager
+def _explained(prepared: Prepared, folder: Path) -> Generator[None]:
+    """What a run of right configuration still fails by, in words."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFailed(f"{error}. Checkpoints are in {folder / CHECKPOINTS}") from error
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            hint = "A smaller train.micro_batch or train.checkpointing=all takes less, with the same result."
+            if distributed.world() == 1:
                 hint = smaller_plan(prepared.config, prepared.architecture, prepared.device, EVAL_BATCH)
-                raise RunFailed(f"out of memory: {str(error).splitlines()[0]}\n  {hint}") from error
-            raise
+            raise RunFailed(f"out of memory: {str(error).splitlines()[0]}\n  {hint}") from error
+        raise
+
+
+@contextmanager
+def _claimed(config: RunConfig) -> Generator[Path]:
+    """The run folder, claimed by the main process for all."""
+    with ExitStack() as held:
+        folder: Path | None = None
+        with distributed.together():
+            if distributed.is_main():
+                folder = held.enter_context(claimed(config))
+        folder = distributed.from_main(folder)
+        assert folder is not None
+        yield folder
+
+
+def _mode(config: RunConfig) -> str:
+    """How the run is spread over the processes that the launcher started."""
+    mode, world = config.train.parallel, distributed.launch().world
+    if mode == "none" and world > 1:
+        raise UserError(
+            f"{world} processes would each train the same model", where="train.parallel", got="none",
+            wanted="auto, ddp or fsdp",
+        )  # fmt: skip
+    if config.memory is not None and world > 1:
+        raise UserError(
+            "plans are made for one process", where="memory", got=f"{config.memory} for {world} processes",
+            wanted="null", hint="Set train.micro_batch and train.checkpointing instead.",
+        )  # fmt: skip
+    if mode == "auto":
+        return "ddp" if world > 1 else "none"
+    return mode
 
 
 @contextmanager
@@ -119,36 +190,6 @@ def _settings(config: RunConfig) -> Generator[None]:
         torch.set_num_threads(threads)
 
 
-def _choose_folder(config: RunConfig) -> Path:
-    """The run folder. Refused, before anything is computed: a file, a folder that holds something (unless told), files
-    of our names that no run of ours wrote, and a place that cannot be written."""
-    start = f"runs/{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
-    names = (start, *(f"{start}-{number}" for number in range(2, 1000)))
-    folder = Path(config.out or next(name for name in names if not Path(name).exists())).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise UserError("the run folder is a file", where="out", got=folder)
-    inside = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set[str]()
-    if inside and not (config.resume or config.overwrite):
-        raise UserError(
-            "the run folder is not empty", where="out", got=folder,
-            hint="resume=true goes on with the run in it, overwrite=true replaces it.",
-        )  # fmt: skip
-    strangers = inside & set(_OURS) if "checkpoints" not in inside else set[str]()
-    if strangers:
-        raise UserError(
-            "this is no run folder, and files in it would be replaced", where="out", got=", ".join(sorted(strangers))
-        )
-    parent = folder.absolute()
-    while not parent.exists():
-        parent = parent.parent
-    try:
-        with tempfile.TemporaryFile(dir=parent):
-            pass
-    except OSError as error:
-        raise UserError("the run folder cannot be written", where="out", got=f"{parent}: {error.strerror}") from None
-    return folder
-
-
 def assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
     """What moves, what is minimised, and for how many steps."""
     config = prepared.config
@@ -156,7 +197,8 @@ def assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
     steps = settle_steps(config, len(prepared.train.split))
     make = OBJECTIVES[config.objective.kind]
     objective = make(prepared.build, config.objective, steps, _class_balance(prepared)).to(prepared.device)
-    micro = min(config.train.micro_batch or config.train.batch_size, config.train.batch_size)
+    own = config.train.batch_size // distributed.world()
+    micro = min(config.train.micro_batch or own, own)
     architecture = prepared.architecture
     drop_path = architecture.drop_path if isinstance(architecture, ViTConfig) else 0.0
     if drop_path and round(micro * (1 - drop_path)) == micro:
@@ -165,12 +207,27 @@ def assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
             where="model.drop_path",
             got=f"{drop_path} at {micro} images",
         )
+    mode, cut = _mode(config), _uncut
+    if mode == "fsdp":
+        from vitral.training.sharded import shard
+
+        cut = partial(shard, device=prepared.device)
+        cut(objective.model)
     optimizer = make_optimizer(objective, config.optim)
     decay, ema = config.train.ema, None
     if decay is not None:
-        ema = WeightEMA(objective.model, prepared.build(), decay, config.train.ema_warmup)
+        ema = WeightEMA(objective.model, cut(prepared.build()), decay, config.train.ema_warmup)
     low = Bfloat16Copy(objective) if config.precision == "bfloat16_params" else None
-    return TrainState(objective, optimizer, ema, Progress(), prepared.dataset.fingerprint, low), objective, steps
+    computing = low.module if low else objective
+    parallel = Parallel(computing, ddp=mode == "ddp", unused=config.objective.head_first > 0, each=low is not None)
+    if distributed.rank():  # equal weights were drawn on all; what dropout drops differs
+        torch.manual_seed(config.seed + distributed.rank() * 0x9E3779B9)
+    started = prepared.dataset.fingerprint, prepared.init_fingerprint
+    return TrainState(objective, optimizer, ema, Progress(), *started, low, parallel), objective, steps
+
+
+def _uncut(model: ImageModel) -> ImageModel:
+    return model
 
 
 def settle_steps(config: RunConfig, samples: int) -> int:
@@ -197,28 +254,16 @@ def _class_balance(prepared: Prepared) -> ClassBalance:
     return class_balance(config.objective, shares_K.tolist(), dataset.classes)
 
 
-def _resume(folder: Path, config: RunConfig, state: TrainState) -> None:
+def _resume(folder: Path, config: RunConfig, state: TrainState) -> list[str]:
+    """Restore the newest whole checkpoint of the same run; returns what there is to say of others."""
     before = build(RunConfig, load_yaml(folder / "config.yaml"), where=str(folder / "config.yaml"))
     changed = [f"{key}: {old}, now {new}" for key, old, new in difference(before, config)]
     if changed:
-        hint = f"Go on with: {_resume_command(folder)}"
+        hint = f"Go on with: {resume_command(folder)}"
         raise UserError("the run was configured otherwise", where=str(folder), got="; ".join(changed), hint=hint)
-    state.load(folder / "checkpoints" / "last.safetensors")
-
-
-def _resume_command(folder: Path) -> str:
-    return f"vitral train {shlex.quote(str(folder / 'config.yaml'))} out={shlex.quote(str(folder))} resume=true"
-
-
-def _open_folder(folder: Path, prepared: Prepared, *, fresh: bool) -> None:
-    """Make the folder; of an overwritten run only our own files go."""
-    if not fresh:
-        return
-    outputs.remove(folder, _OURS)
-    (folder / "checkpoints").mkdir(parents=True)
-    tree = prepared.config.model_copy(update={"resume": False, "overwrite": False, "out": None}).model_dump(mode="json")
-    (folder / "config.yaml").write_text(dump_yaml(tree), encoding="utf-8")
-    outputs.write_json(folder / "env.json", outputs.environment(prepared.device))
+    if distributed.is_main():
+        tidy(folder)
+    return state.load_newest(folder / CHECKPOINTS)
 
 
 def _say_start(prepared: Prepared, objective: Objective, steps: int, folder: Path) -> None:
@@ -258,12 +303,13 @@ def _say_start(prepared: Prepared, objective: Objective, steps: int, folder: Pat
 
 
 def _fit(
-    prepared: Prepared, state: TrainState, objective: Objective, steps: int, folder: Path, loggers: Sequence[Logger]
-) -> None:
+    prepared: Prepared, state: TrainState, objective: Objective, loader: TrainLoader, steps: int, folder: Path,
+    loggers: Sequence[Logger],
+) -> None:  # fmt: skip
     config, problem = prepared.config, PROBLEMS[prepared.dataset.problem_type]
 
     def validate(model: torch.nn.Module) -> dict[str, float]:
-        logits_NC, labels_N = collect_logits(model, eval_batches(prepared.judged["val"], EVAL_BATCH))
+        logits_NC, labels_N = _logits(model, prepared.judged["val"])
         found = problem.metrics(logits_NC, labels_N, prepared.dataset.classes, 1.0)
         return {"val_loss": found["loss"], f"val_{problem.score}": found[problem.score]}
 
@@ -272,23 +318,23 @@ def _fit(
         rate=lambda step: learning_rate(step, steps, config.optim),
         clip=config.optim.clip,
         autocast=torch.bfloat16 if config.precision == "bfloat16" else None,
-        folder=folder / "checkpoints",
-        resume_command=_resume_command(folder),
+        folder=folder / CHECKPOINTS,
+        resume_command=resume_command(folder),
         score=(problem.score, problem.says),
         replay_command=f"vitral doctor {shlex.quote(str(folder))}",
         image_flops=_image_flops(prepared),
     )
     told = Loggers(loggers, config.model_dump(mode="json"))
-    judged = validate if config.data.validation != "none" else None
-    fit(state, objective, train_loader(prepared), config.train, plan, judged, told)
+    fit(state, objective, loader, config.train, plan, validate if config.data.validation != "none" else None, told)
 
 
 def train_loader(prepared: Prepared) -> TrainLoader:
-    """The run's stream of batches."""
+    """The run's stream of batches; of many processes each has its share of every batch."""
     config = prepared.config
     return TrainLoader(
-        prepared.train, config.train.batch_size, config.augment, config.seed, balance=config.data.balance
-    )
+        prepared.train, config.train.batch_size, config.augment, config.seed, balance=config.data.balance,
+        rank=distributed.rank(), world=distributed.world(),
+    )  # fmt: skip
 
 
 def _image_flops(prepared: Prepared) -> float:
@@ -299,21 +345,27 @@ def _image_flops(prepared: Prepared) -> float:
     return 6.0 * sum(count_macs(prepared.architecture).values()) if is_whole else 0.0
 
 
+def _logits(model: torch.nn.Module, store: ImageStore) -> tuple[Any, Any]:
+    """Logits and labels of every sample of a split, once, on every process; each has computed its share."""
+    logits_NC, labels_N = collect_logits(model, eval_batches(store, EVAL_BATCH))
+    return distributed.gather_rows(logits_NC), distributed.gather_rows(labels_N)
+
+
 def _finish(prepared: Prepared, state: TrainState, objective: Objective, folder: Path) -> dict[str, Any]:
     """Judge the best weights (without validation the last), write what the run leaves, say the number."""
     config, progress, dataset = prepared.config, state.progress, prepared.dataset
     if progress.best_step < 0:
-        raise RunFailed(f"no weights could be saved in {folder / 'checkpoints'}")
-    model = objective.model
-    model.load_state_dict(load_tensors(folder / "checkpoints" / "best.safetensors")[0])
+        raise RunFailed(f"no weights could be saved in {folder / CHECKPOINTS}")
+    model = prepared.build() if _mode(config) == "fsdp" else objective.model
+    model.load_state_dict(load_tensors(folder / CHECKPOINTS / "best.safetensors")[0])
     merge_lora(model)
     problem = PROBLEMS[dataset.problem_type]
     validated, temperature = config.data.validation != "none", 1.0
     if validated:
-        temperature = problem.temperature(*collect_logits(model, eval_batches(prepared.judged["val"], EVAL_BATCH)))
+        temperature = problem.temperature(*_logits(model, prepared.judged["val"]))
     split = "test" if "test" in prepared.judged else "val"
     store: ImageStore = prepared.judged[split]
-    logits_NC, labels_N = collect_logits(model, eval_batches(store, EVAL_BATCH))
+    logits_NC, labels_N = _logits(model, store)
     found = problem.metrics(logits_NC, labels_N, dataset.classes, temperature)
     probabilities_NC = problem.probabilities(logits_NC / temperature)
     summary = {
@@ -326,6 +378,8 @@ def _finish(prepared: Prepared, state: TrainState, objective: Objective, folder:
         "seed": config.seed, "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "temperature": temperature,
     }  # fmt: skip
+    if not distributed.is_main():
+        return summary
     card = outputs.model_card(summary, dataset.classes, dataset.notes, prepared.name)
     save_folder(folder / "model", model, _folder_config(prepared, summary, temperature), card)
     outputs.write_predictions(

@@ -37,6 +37,10 @@ class TrainConfig(Config):
     micro_batch: int | None = Field(
         default=None, ge=1, description="images at once; gradients add up to batch_size; null: all"
     )
+    parallel: Literal["auto", "none", "ddp", "fsdp"] = Field(
+        default="auto",
+        description="over the processes of torchrun or srun: ddp, a copy of the model each; fsdp, a slice; auto: ddp",
+    )
     checkpointing: Annotated[int, Field(ge=1)] | Literal["none", "all", "auto"] = Field(
         default="auto",
         description="blocks, from the input on, that keep no activations and compute them again: less memory, same "

@@ -3,7 +3,7 @@
 Whether a step is bad is a number on the device, `found_inf`; optimizer and average leave everything as it is where it
 is 1, so nobody waits for it. On a CPU it is read at once. On CUDA it is copied beside the computation and read a step
 later, when the device is busy with the next gradients and before they move anything: the weights are then still those
-that the bad step met.
+that the bad step met. Of many processes all skip a step that is bad on any.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
+from vitral import distributed
 from vitral.errors import RunFailed
 from vitral.structs import Batch
 from vitral.training.journal import log
-from vitral.training.state import TrainState
+from vitral.training.state import SHARDED, WHOLE, TrainState, remove
 
-STEPS, STATE = "steps.jsonl", "state.safetensors"
+STEPS, STATE = "steps.jsonl", "state"  # the latter a file or a folder, as checkpoints are
+NOTHING = "nothing in this batch by itself; the sum or the norm of its gradients overflows"
+CUT = "not looked for, as the weights are cut over processes"
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Guard:
     def judge(self, loss: Tensor, norm: Tensor) -> Tensor:
         """`found_inf` of the step whose gradients are complete; tells the optimizer. Settles the step before, or, if
         not late, this one: raises RunFailed where there were too many."""
-        found_inf = (~(loss.isfinite() & norm.isfinite())).float()
+        found_inf = distributed.largest((~(loss.isfinite() & norm.isfinite())).float())
         random, running = self._before
         for buffer, before in zip(self._running, running, strict=True):
             buffer.copy_(torch.where(found_inf > 0, before, buffer))
@@ -97,32 +100,52 @@ class Guard:
             return
         self.streak += 1
         self.state.progress.skipped += 1
-        values = f"the loss is {step.loss.item()}, the gradient's norm {step.norm.item()}"
+        loss = distributed.mean([step.loss])[0]
+        values = f"the loss is {loss.item()}, the gradient's norm {step.norm.item()}"
         with _random_of(self.device, step.random):
-            batch = self.watch.batch(step.number)
-            found = first_non_finite(
-                self.state.objective, batch, step.number, micro=self.watch.micro, autocast=self.watch.autocast
-            )
+            found, keys = self._trace(step.number)
             log.warning("step %d is skipped: %s; first not finite: %s", step.number + 1, values, found)
-            self._write(step.number, {"step": step.number, "said": values, "found": found}, batch)
+            self._write(step.number, {"step": step.number, "said": values, "found": found, "keys": keys})
         if self.streak >= self.watch.most:
             raise RunFailed(
                 f"{self.streak} steps in a row were not finite; at step {step.number + 1} {values}; a lower optim.lr "
                 f"may help.\n  First not finite: {found}. Replay that batch with:\n  {self.watch.command}"
             )
 
-    def _write(self, number: int, row: Mapping[str, Any], batch: Batch) -> None:
-        """A line for the step; with the last one that is borne the state that it met, too."""
-        try:
-            self.watch.folder.mkdir(exist_ok=True)
-            with (self.watch.folder / STEPS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**row, "keys": batch.keys_B.tolist()}) + "\n")
-            if self.streak >= self.watch.most:
-                path = self.watch.folder / STATE
-                path.unlink(missing_ok=True)
-                replace(self.state, progress=replace(self.state.progress, step=number)).save(path)
-        except OSError as error:
-            log.error("the bad step could not be written down: %s", error)
+    def _trace(self, number: int) -> tuple[str, list[int]]:
+        """What is first not finite, on the first process that finds something, and the samples of all."""
+        batch, objective = self.watch.batch(number), self.state.objective
+        if any(map(distributed.is_sharded, objective.parameters())):  # looking would have to be in step on all
+            found = CUT
+        else:
+            found = first_non_finite(objective, batch, number, micro=self.watch.micro, autocast=self.watch.autocast)
+        told = distributed.gather((found, batch.keys_B.tolist()))
+        return next((text for text, _ in told if text != NOTHING), NOTHING), [key for _, keys in told for key in keys]
+
+    def _write(self, number: int, row: Mapping[str, Any]) -> None:
+        """A line for the step; with the last one that is borne the state that it met, too, to which all add."""
+        folder = self.watch.folder
+        with _reported():
+            if distributed.is_main():
+                folder.mkdir(exist_ok=True)
+                with (folder / STEPS).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+        if self.streak >= self.watch.most:
+            with _reported():
+                if distributed.is_main():
+                    for suffix in (WHOLE, SHARDED):
+                        remove(folder / f"{STATE}{suffix}")
+            with _reported():
+                state = replace(self.state, progress=replace(self.state.progress, step=number))
+                state.save(folder / f"{STATE}{WHOLE}")
+
+
+@contextmanager
+def _reported() -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        log.error("the bad step could not be written down: %s", error)
 
 
 def first_non_finite(
@@ -152,7 +175,7 @@ def first_non_finite(
     finally:
         for buffer, old in zip(running, before, strict=True):
             buffer.copy_(old)
-    return "nothing in this batch by itself; the sum or the norm of its gradients overflows"
+    return NOTHING
 
 
 def _trace(objective: nn.Module, part: Batch, step: int, autocast: torch.dtype | None) -> str | None:

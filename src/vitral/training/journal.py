@@ -74,7 +74,9 @@ class Journal:
         self.also = also
         self.path, self.csv_path = folder / "metrics.jsonl", folder / "metrics.csv"
         kept = [line for line in _whole_lines(self.path) if json.loads(line)["step"] <= step]
-        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        partial.replace(self.path)  # a kill in between must not cost the rows of the steps that are saved
         self.file = self.path.open("a", encoding="utf-8")
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
         self.bar = Progress(
@@ -115,6 +117,16 @@ class Journal:
     def read(folder: Path) -> list[dict[str, Any]]:
         """All rows of the run in this folder."""
         return [json.loads(line) for line in _whole_lines(folder / "metrics.jsonl")]
+
+
+class NoJournal(Journal):
+    """Of the processes beside the main one: writes and shows nothing."""
+
+    def __init__(self) -> None:
+        """Opens nothing."""
+
+    def row(self, row: dict[str, Any]) -> None:
+        """Nothing."""
 
 
 def _in_short(row: dict[str, Any]) -> str:

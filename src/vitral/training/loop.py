@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing, contextmanager
@@ -12,17 +13,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from vitral import distributed
 from vitral.data.loader import TrainLoader
 from vitral.errors import Interrupted
 from vitral.objectives.objective import Objective
 from vitral.structs import Batch
 from vitral.training.config import TrainConfig
 from vitral.training.guard import Guard, Watch
-from vitral.training.journal import Journal, log
+from vitral.training.journal import Journal, NoJournal, log
 from vitral.training.loggers import Loggers
+from vitral.training.parallel import Parallel
 from vitral.training.signals import StopSignal
 from vitral.training.speed import Speed, peak_flops
-from vitral.training.state import TrainState
+from vitral.training.state import LAST, WHOLE, TrainState
 from vitral.weights.tensors import save_tensors
 
 VALIDATIONS = 20  # of a run, by default
@@ -67,13 +70,13 @@ def fit(
     `validate` the last weights. Raises Interrupted after a signal (state saved), RunFailed after too many steps in a
     row that were not finite.
     """
-    progress, last = state.progress, plan.folder / "last.safetensors"
+    progress, last = state.progress, plan.folder / f"{LAST}{WHOLE}"
     epochs_a_step = config.batch_size / len(loader.store.split)
     due = _validations_a_step(config, plan.steps, epochs_a_step)
     saved = started = time.monotonic()
     before = progress.seconds
     guard = Guard(state, _watch(loader, config, plan))
-    speed = Speed(config.batch_size, plan.image_flops, peak_flops(loader.store.device, plan.autocast))
+    speed = _speed(loader, plan)
     with StopSignal() as stop, _journal(plan, progress.step, loggers or Loggers()) as journal:
         objective.train()
         for batch in speed.batches(loader.stream(progress.step, plan.steps if not progress.done else progress.step)):
@@ -85,14 +88,16 @@ def fit(
             progress.done = progress.step == plan.steps
             log_due = progress.step % config.log_every == 0 or progress.done
             judge_due = progress.done or math.floor(progress.step * due) > math.floor((progress.step - 1) * due)
-            save_due = progress.done or stop.signum is not None or time.monotonic() - saved >= config.save_seconds
+            is_time = time.monotonic() - saved >= config.save_seconds
+            stopping, save_due = distributed.any_of(stop.signum is not None, is_time)
+            save_due |= stopping or progress.done
 
             if log_due or judge_due or save_due:
                 guard.settle()
                 speed.stop()
             if log_due:
                 row = {"step": progress.step, "epoch": round(epoch, 4), "lr": rate}
-                row |= _finite({"loss": loss, "grad_norm": norm, **metrics})
+                row |= _numbers({"loss": loss, **metrics}, norm)
                 row |= {"skipped": progress.skipped} if progress.skipped else {}
                 journal.row(row | speed.read().row())
             if judge_due and validate is not None:
@@ -105,17 +110,18 @@ def fit(
             if save_due:
                 is_saved = _saved(lambda: state.save(last))
                 saved = time.monotonic()
-                if stop.signum is not None and not progress.done:
-                    where = f"stopped at step {progress.step} of {plan.steps}"
-                    lost = "" if is_saved else ", and this state could not be saved"
-                    raise Interrupted(stop.signum, f"{where}{lost}. Go on with:\n  {plan.resume_command}")
+                if stopping and not progress.done:
+                    raise _interrupted(progress.step, plan, stop.signum, is_saved)
             if progress.done:
                 break
 
 
 @contextmanager
 def _journal(plan: Plan, step: int, loggers: Loggers) -> Generator[Journal]:
-    """The run's journal, and the loggers that read along."""
+    """The run's journal, and the loggers that read along; both are the main process's."""
+    if not distributed.is_main():
+        yield NoJournal()
+        return
     with closing(loggers), Journal(plan.folder.parent, plan.steps, step, loggers.row) as journal:
         loggers.start(step)
         yield journal
@@ -126,10 +132,23 @@ def _watch(loader: TrainLoader, config: TrainConfig, plan: Plan) -> Watch:
     return Watch(folder, config.max_bad_steps, loader.batch, plan.replay_command, config.micro_batch, plan.autocast)
 
 
-def _finite(found: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """Numbers for a row; JSON knows no NaN and no infinity."""
+def _speed(loader: TrainLoader, plan: Plan) -> Speed:
+    """Of all processes together; use of the device: of each, which computes its share of the images."""
+    flops, peak = plan.image_flops / distributed.world(), peak_flops(loader.store.device, plan.autocast)
+    return Speed(loader.batch_size, flops, peak)
+
+
+def _numbers(means: Mapping[str, torch.Tensor], norm: torch.Tensor) -> dict[str, float]:
+    """For a row: means over the whole batch, from those over the slices. JSON knows no NaN and no infinity."""
+    found = dict(zip(means, distributed.mean(means.values()), strict=True)) | {"grad_norm": norm}
     numbers = {name: value.item() for name, value in found.items()}
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
+def _interrupted(step: int, plan: Plan, signum: int | None, is_saved: bool) -> Interrupted:
+    lost = "" if is_saved else ", and this state could not be saved"
+    message = f"stopped at step {step} of {plan.steps}{lost}. Go on with:\n  {plan.resume_command}"
+    return Interrupted(signum or signal.SIGTERM, message)  # of another process's signal: as if it were our own
 
 
 def _validations_a_step(config: TrainConfig, steps: int, epochs_a_step: float) -> float:
@@ -170,9 +189,13 @@ def _judged(state: TrainState, objective: Objective) -> nn.Module:
 
 
 def _keep(state: TrainState, objective: Objective, plan: Plan) -> bool:
-    """Save the weights that the model folder will hold."""
-    weights = _judged(state, objective).state_dict()
-    return _saved(lambda: save_tensors(plan.folder / "best.safetensors", weights))
+    """Save the weights that the model folder will hold, put together by all processes and written by the main one."""
+    weights = {name: distributed.whole(tensor) for name, tensor in _judged(state, objective).state_dict().items()}
+    if distributed.is_main():
+        is_kept = _saved(lambda: save_tensors(plan.folder / "best.safetensors", weights, checked=True))
+    else:
+        is_kept = False
+    return distributed.from_main(is_kept)
 
 
 def update(
@@ -180,21 +203,23 @@ def update(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
     """One weight update from one global batch, in micro-batches weighted by their share of it (the last may be short).
 
-    Where loss or gradient is not finite nothing moves. Returns the mean loss, the mean metrics and the gradient's
+    Of many processes each has its slice of the batch, and micro-batches of it. Where loss or gradient is not finite,
+    on any of them, nothing moves. Returns the mean loss and the mean metrics, both of the slice, and the gradient's
     global norm before clipping.
     """
     step, size = state.progress.step, len(batch.keys_B)
+    parallel = state.parallel or Parallel(state.low.module if state.low else objective)
     micro = config.micro_batch or size
     device = batch.views[0].images_BCHW.device
     total, metrics = torch.zeros((), device=device), dict[str, torch.Tensor]()
     guard.begin()
-    computing = state.low.module if state.low else objective
     for start in range(0, size, micro):
         part = batch.slice(start, start + micro)
         share = len(part.keys_B) / size
-        with torch.autocast(device.type, plan.autocast or torch.bfloat16, enabled=plan.autocast is not None):
-            out = computing(part, step)
-        (out.loss * share).backward()
+        with parallel.micro_batch(last=start + micro >= size):
+            with torch.autocast(device.type, plan.autocast or torch.bfloat16, enabled=plan.autocast is not None):
+                out = parallel.call(part, step)
+            (out.loss * share).backward()
         if state.low is not None:
             state.low.collect()
         total += out.loss.detach() * share
@@ -202,6 +227,7 @@ def update(
             metrics[name] = metrics.get(name, 0) + value.detach() * share
     parameters = [parameter for parameter in objective.parameters() if parameter.grad is not None]
     norm = torch.nn.utils.clip_grad_norm_(parameters, plan.clip if plan.clip is not None else math.inf)
+    norm = distributed.whole(norm)
     found_inf = guard.judge(total, norm)
     objective.before_update(step)
     for group in state.optimizer.param_groups:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish that the loop grants between two steps."""
+"""Ctrl-C and SIGTERM: a wish that the loop grants between two steps, an exception around it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,25 @@ from types import FrameType
 from typing import Any
 
 
+class Stopped(KeyboardInterrupt):
+    """SIGINT or SIGTERM, `signum`, where it takes effect at once."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+        super().__init__(signum)
+
+
 class StopSignal:
-    """A context in which the first SIGINT or SIGTERM is only noted in `signum`; a second one interrupts at once.
+    """A context in which the first SIGINT or SIGTERM is only noted in `signum`, and a second one raises Stopped; with
+    `at_once` the first one does.
 
     Handlers are set also where the signal was ignored at start (a background job's Ctrl-C). Outside the main thread
     nothing can be installed, and `signum` stays None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, at_once: bool = False) -> None:
         self.signum: int | None = None
+        self._at_once = at_once
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -30,6 +40,6 @@ class StopSignal:
             signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
 
     def _note(self, signum: int, _frame: FrameType | None) -> None:
-        if self.signum is not None:
-            raise KeyboardInterrupt
+        if self._at_once or self.signum is not None:
+            raise Stopped(signum)
         self.signum = signum

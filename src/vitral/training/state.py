@@ -1,8 +1,12 @@
-"""Everything a run needs to go on as if it had never stopped, in one safetensors file."""
+"""Everything a run needs to go on as if it had never stopped: written whole or not at all, verified when read.
+
+The newest checkpoint is `last`, the one before it `previous`; at every moment at least one of them is whole.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,10 +14,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vitral import distributed
 from vitral.errors import UserError
 from vitral.optim.ema import WeightEMA
 from vitral.optim.masters import Bfloat16Copy
-from vitral.weights.tensors import check_match, load_tensors, save_tensors
+from vitral.training.parallel import Parallel
+from vitral.weights.tensors import DamagedFile, check_match, load_tensors, save_tensors
+
+LAST, PREVIOUS, DAMAGED = "last", "previous", "damaged"
+WHOLE, SHARDED = ".safetensors", ".sharded"  # a file, or a folder to which every process has added its part
 
 
 @dataclass
@@ -44,47 +53,119 @@ class TrainState:
     ema: WeightEMA | None
     progress: Progress
     fingerprint: str = ""  # of the data
+    init: str = ""  # fingerprint of the weights that the run started from
     low: Bfloat16Copy | None = None  # what is computed with, where that is not the objective itself
+    parallel: Parallel | None = None
 
     def save(self, path: Path) -> None:
-        """Weights, optimizer, EMA, progress, random states and thread count. Raises OSError and keeps an older file."""
-        tensors = {f"objective.{name}": tensor for name, tensor in self.objective.state_dict().items()}
-        tensors |= {f"optim.{name}.{key}": tensor for name, key, tensor in self._optimizer_tensors()}
-        tensors["rng.cpu"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            tensors["rng.cuda"] = torch.cuda.get_rng_state()
-        if self.ema is not None:
-            tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.average.state_dict().items()}
+        """Weights, optimizer, EMA, progress, random states and thread count; an older file becomes the `previous` one.
+        Raises OSError and leaves both as they were where the new one cannot be written.
+
+        Of many processes the main one writes `path`; where weights are sharded, all write the folder `path`, but with
+        SHARDED for its suffix. To be called by all of them.
+        """
+        tensors = self._tensors()
+        for rank, states in enumerate(distributed.gather(_random_states())):
+            tensors |= {f"rng.{kind}.{rank}": state for kind, state in states.items()}
         facts = {
             "progress": asdict(self.progress),
             "ema_updates": self.ema.updates if self.ema else 0,
             "threads": torch.get_num_threads(),
+            "processes": distributed.world(),
             "fingerprint": self.fingerprint,
+            "init": self.init,
         }
-        save_tensors(path, tensors, {"state": json.dumps(facts)})
+        text = json.dumps(facts)
+        if any(map(distributed.is_sharded, tensors.values())):
+            from vitral.training.sharded import write_shards
+
+            write_shards(path.with_suffix(SHARDED), tensors, text, lambda: _make_way(path.parent))
+        elif distributed.is_main():
+            save_tensors(path, tensors, {"state": text}, checked=True, make_way=lambda: _make_way(path.parent))
+
+    def load_newest(self, folder: Path) -> list[str]:
+        """Restore the newest whole checkpoint; returns what there is to say of others. A damaged one is set aside.
+
+        Raises UserError where no checkpoint is whole, or where it belongs to another run.
+        """
+        notes: list[str] = []
+        for path in distributed.from_main(list(_checkpoints(folder))):
+            trouble: str | None = None
+            try:
+                found = self._read(path)
+            except DamagedFile as error:
+                trouble, found = str(error), None
+            troubles = [text for text in distributed.gather(trouble) if text is not None]
+            if found is not None and not troubles:
+                self._restore(path, *found)
+                if path.stem == PREVIOUS:
+                    notes.append(f"going on from the checkpoint before the last one, {path}")
+                return notes
+            notes.append(troubles[0])
+            if distributed.is_main():
+                aside = path.with_stem(DAMAGED)
+                remove(aside)
+                path.replace(aside)
+        raise UserError(
+            "no checkpoint can be read", where=str(folder), got="; ".join(notes), hint="overwrite=true starts anew."
+        )
 
     def load(self, path: Path) -> None:
-        """Restore what `save` wrote, the thread count too. Raises UserError for another architecture's file."""
-        tensors, metadata = load_tensors(path)
+        """Restore what `save` wrote, on as many processes or others. Raises UserError for another run's file, and
+        DamagedFile."""
+        self._restore(path, *self._read(path))
+
+    def _read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+        if not path.is_dir():
+            return load_tensors(path)
+        from vitral.training.sharded import read_shards
+
+        return read_shards(path, self._model_of)
+
+    def _restore(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         if "state" not in metadata:
             raise UserError("not a checkpoint of a run", where=str(path))
         facts = json.loads(metadata["state"])
         if facts["fingerprint"] != self.fingerprint:
             raise UserError("the data have changed since this checkpoint", where=str(path))
-        weights = _below(tensors, "objective.")
-        check_match(self.objective.state_dict(), weights, str(path))
-        self.objective.load_state_dict(weights)
+        if facts["init"] != self.init:
+            raise UserError("the weights of init have changed since this checkpoint", where=str(path))
+        check_match(self.objective.state_dict(), _below(tensors, "objective."), str(path))
+        if any(distributed.is_sharded(tensor) for tensor in self.objective.state_dict().values()):
+            from vitral.training.sharded import like
+
+            tensors = {name: like(tensor, self._model_of(name)) for name, tensor in tensors.items()}
+        self.objective.load_state_dict(_below(tensors, "objective."))
         if self.low is not None:
             self.low.refresh()
         self._load_optimizer(_below(tensors, "optim."))
-        torch.set_rng_state(tensors["rng.cpu"])
-        if "rng.cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["rng.cuda"])
         if self.ema is not None:
             self.ema.average.load_state_dict(_below(tensors, "ema."))
             self.ema.updates = facts["ema_updates"]
         self.progress.__dict__.update(facts["progress"])
-        torch.set_num_threads(facts["threads"])
+        rank = distributed.rank()
+        if f"rng.cpu.{rank}" in tensors:  # a process that was not there before keeps the seed of its own
+            torch.set_rng_state(tensors[f"rng.cpu.{rank}"])
+        if f"rng.cuda.{rank}" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors[f"rng.cuda.{rank}"])
+        if facts["processes"] == distributed.world():
+            torch.set_num_threads(facts["threads"])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Weights, optimizer state and average, by name."""
+        tensors = {f"objective.{name}": tensor for name, tensor in self.objective.state_dict().items()}
+        tensors |= {f"optim.{name}.{key}": tensor for name, key, tensor in self._optimizer_tensors()}
+        if self.ema is not None:
+            tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.average.state_dict().items()}
+        return tensors
+
+    def _model_of(self, name: str) -> Tensor | None:
+        """The tensor that the one of this name is cut like: an optimizer's like the weights that it moves."""
+        kind, _, name = name.partition(".")
+        if kind == "optim":
+            return dict(self.objective.named_parameters()).get(name.rpartition(".")[0])
+        module = {"objective": self.objective, "ema": self.ema.average if self.ema else None}.get(kind)
+        return module.state_dict().get(name) if module is not None else None
 
     def _names(self) -> dict[int, str]:
         """The optimizer's own numbering of parameters, by name."""
@@ -107,6 +188,40 @@ class TrainState:
             if entries:
                 state["state"][number] = entries
         self.optimizer.load_state_dict(state)
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is something to resume from."""
+    return any(_checkpoints(folder))
+
+
+def _checkpoints(folder: Path) -> Iterator[Path]:
+    """The newest first."""
+    names = (folder / f"{stem}{suffix}" for stem in (LAST, PREVIOUS) for suffix in (WHOLE, SHARDED))
+    return (path for path in names if path.exists())
+
+
+def _make_way(folder: Path) -> None:
+    """The last checkpoint becomes the one before; a kill at any moment leaves one of them whole."""
+    last = [path for path in _checkpoints(folder) if path.stem == LAST]
+    if last:
+        for suffix in (WHOLE, SHARDED):
+            remove(folder / f"{PREVIOUS}{suffix}")
+    for path in last:
+        path.replace(path.with_stem(PREVIOUS))
+
+
+def remove(path: Path) -> None:
+    """A file or a whole folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _random_states() -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

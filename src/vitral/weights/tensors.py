@@ -3,31 +3,87 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from vitral.errors import UserError
 
+CHECKSUM = "crc32"  # metadata key of a file that is verified when it is read
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+
+class DamagedFile(UserError):
+    """A file that cannot be read whole, or whose content is not what was written."""
+
+
+def save_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    checked: bool = False,
+    make_way: Callable[[], None] | None = None,
+) -> None:
     """Write to a temporary name beside `path`, flush to the disk, rename over it. Raises OSError and leaves an older
-    file as it was if that fails (a full disk, say)."""
-    temporary = path.with_name(f".{path.name}.partial")
+    file as it was if that fails (a full disk, say).
+
+    checked: with a checksum that `load_tensors` verifies. make_way: called before the renaming, when all is written.
+    """
+    partial = partial_of(path)
+    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    facts = dict(metadata or {})
+    if checked:
+        facts[CHECKSUM] = checksum(whole, facts)
     try:
-        save_file(
-            {name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata or {})
-        )
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(_mode())
-        temporary.replace(path)
+        save_file(whole, partial, facts)
+        flush(partial)
+        partial.chmod(_mode())
+        if make_way is not None:
+            make_way()
+        partial.replace(path)
+        flush(path.parent)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise OSError(f"{path} could not be written: {error}") from error
+
+
+def partial_of(path: Path) -> Path:
+    """The temporary name of a file or folder while it is written."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """CRC-32 of names, values and metadata, in order of the names, as 8 hex digits."""
+    found = zlib.crc32(repr(sorted((key, value) for key, value in metadata.items() if key != CHECKSUM)).encode())
+    for name in sorted(tensors):
+        values = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        found = zlib.crc32(values.numpy().data, zlib.crc32(name.encode(), found))
+    return f"{found:08x}"
+
+
+def file_checksum(path: Path) -> str:
+    """CRC-32 of a file's content, as 8 hex digits."""
+    found = 0
+    with path.open("rb") as file:
+        while part := file.read(2**24):
+            found = zlib.crc32(part, found)
+    return f"{found:08x}"
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows opens no folders
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _mode() -> int:
@@ -38,12 +94,17 @@ def _mode() -> int:
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a safetensors file, on the CPU, and its metadata. Raises UserError for anything else."""
+    """All tensors of a safetensors file, on the CPU, and its metadata. Raises DamagedFile for anything else, and where
+    the file carries a checksum of something else."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise UserError("not readable as safetensors", where=str(path), got=error) from None
+        raise DamagedFile("not readable as safetensors", where=str(path), got=error) from None
+    if CHECKSUM in metadata and metadata[CHECKSUM] != checksum(tensors, metadata):
+        raise DamagedFile("damaged: its checksum is of another content", where=str(path))
+    return tensors, metadata
 
 
 def check_match(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor], where: str, hint: str | None = None) -> None:

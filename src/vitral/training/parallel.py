@@ -1,0 +1,39 @@
+"""The objective over many processes: called as it is, or as one of equal copies that exchange gradients (DDP).
+
+DDP: Li et al. 2020, arXiv 2006.15704.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vitral import distributed
+from vitral.structs import Batch, StepOutput
+
+
+class Parallel:
+    """How the loop calls an objective: as it is, or wrapped by DDP, which averages gradients over the processes."""
+
+    def __init__(self, objective: nn.Module, *, ddp: bool = False, unused: bool = False, each: bool = False) -> None:
+        """unused: some parameters take part in some steps only. each: gradients are exchanged after each micro-batch,
+        for what is taken from there at once."""
+        self.call: Callable[[Batch, int], StepOutput] = objective
+        self.each = each
+        self._ddp: DistributedDataParallel | None = None
+        if ddp and distributed.world() > 1:
+            self._ddp = DistributedDataParallel(objective, find_unused_parameters=unused, gradient_as_bucket_view=True)
+            self.call = self._ddp
+
+    @contextmanager
+    def micro_batch(self, *, last: bool) -> Generator[None]:
+        """Around one micro-batch: gradients add up here and are exchanged once, with the last one, if not `each`. FSDP
+        exchanges each time, since adding up would take room for all gradients."""
+        if self._ddp is None or self.each or last:
+            yield
+        else:
+            with self._ddp.no_sync():
+                yield

@@ -1,0 +1,122 @@
+"""Weights cut over the processes: FSDP2, and its checkpoints, to which every process adds its part.
+
+FSDP (Zhao et al. 2023, arXiv 2304.11277) keeps of weights, gradients, optimizer and average a slice on each process and
+gathers one block at a time. Imported only when used: it takes a second and a half.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from vitral import distributed
+from vitral.weights.tensors import DamagedFile, file_checksum, flush, partial_of
+
+FACTS = "state.json"
+
+
+def shard(model: nn.Module, device: torch.device) -> nn.Module:
+    """Cut the model's weights over all processes, block by block, in place. To be done before an optimizer is made."""
+    mesh = init_device_mesh(device.type, (distributed.world(),))
+    for block in getattr(model, "blocks", ()):
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    for name in ("encode", "pool", "classify"):  # objectives call these by themselves
+        register_fsdp_forward_method(model, name)
+    return model
+
+
+def like(tensor: Tensor, model: Tensor | None) -> Tensor:
+    """A whole tensor, cut as `model` is."""
+    if not isinstance(model, DTensor) or isinstance(tensor, DTensor) or tensor.shape != model.shape:
+        return tensor
+    return distribute_tensor(tensor.to(model.device), model.device_mesh, model.placements)
+
+
+def write_shards(path: Path, tensors: Mapping[str, Tensor], facts: str, make_way: Callable[[], None]) -> None:
+    """All processes write their slices (torch.distributed.checkpoint) into one folder under a temporary name; with the
+    checksums of its files and `facts` it is then renamed to `path`. Raises OSError, on all, where that fails."""
+    partial, main = partial_of(path), distributed.is_main()
+    trouble: str | None = None
+    if main:
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            partial.mkdir()
+        except OSError as error:
+            trouble = str(error)
+    trouble = distributed.from_main(trouble)  # known to all, before they write together
+    if trouble is not None:
+        raise OSError(f"{path} could not be written: {trouble}")
+    try:
+        state_dict_saver.save(dict(tensors), storage_writer=FileSystemWriter(partial))
+        mine = [p for p in partial.iterdir() if _is_of(p, distributed.rank())]
+        sums = {p.name: file_checksum(p) for p in mine}
+    except (OSError, CheckpointException) as error:
+        trouble, sums = str(error), {}
+    gathered = distributed.gather((trouble, sums))
+    troubles = [text for text, _ in gathered if text is not None]
+    if main and not troubles:
+        try:
+            merged = {name: value for _, part in gathered for name, value in part.items()}
+            text = json.dumps({"state": facts, "sums": merged})
+            (partial / FACTS).write_text(text, encoding="utf-8")
+            for file in (*partial.iterdir(), partial):
+                flush(file)
+            make_way()
+            partial.replace(path)
+            flush(path.parent)
+        except OSError as error:
+            troubles = [str(error)]
+    troubles = distributed.from_main(troubles)
+    if troubles:
+        if main:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(f"{path} could not be written: {troubles[0]}")
+
+
+def read_shards(path: Path, model_of: Callable[[str], Tensor | None]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What `write_shards` wrote, on any number of processes, each tensor cut as `model_of(name)` is; and
+    {"state": facts}. Raises DamagedFile, on all, where a checksum is of another content."""
+    state, trouble = "", None
+    try:
+        tree = json.loads((path / FACTS).read_text(encoding="utf-8"))
+        state, sums = tree["state"], tree["sums"]
+        for name in sorted(sums)[distributed.rank() :: distributed.world()]:
+            if file_checksum(path / name) != sums[name]:
+                trouble = f"{name}: damaged: its checksum is of another content"
+    except (OSError, ValueError) as error:
+        trouble = f"not readable as a sharded checkpoint: {error}"
+    for found in distributed.gather(trouble):  # known to all, before they read together
+        if found is not None:
+            raise DamagedFile(found, where=str(path))
+    tensors: dict[str, Any] = {}
+    for name, entry in FileSystemReader(path).read_metadata().state_dict_metadata.items():
+        assert isinstance(entry, TensorStorageMetadata)
+        model = model_of(name)
+        if model is not None and model.shape == entry.size:
+            tensors[name] = torch.empty_like(model)
+        else:
+            tensors[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it says that one process reads by itself; that is meant
+        state_dict_loader.load(tensors, storage_reader=FileSystemReader(path), no_dist=distributed.world() == 1)
+    return tensors, {"state": state}
+
+
+def _is_of(path: Path, rank: int) -> bool:
+    """Whether this process has written the file: the list of all tensors is the main one's."""
+    return path.name.startswith(f"__{rank}_") or (rank == 0 and path.name == ".metadata")

@@ -1,0 +1,126 @@
+"""What launchers say, and torchrun as people start it: one run of two processes, killed and started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import TINY, VITRAL, assert_equal_tensors, weights
+from vitral.distributed import Launch, launch, slurm_address
+from vitral.errors import UserError
+from vitral.run import train
+from vitral.run.config import load_config
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+def tiny(**more: object) -> list[str]:
+    """The words of a short run on the digits, with some keys changed."""
+    keys = {**TINY, **{key.replace("__", "."): value for key, value in more.items()}}
+    return ["train", "digits", *(f"{key}={json.dumps(value)}" for key, value in keys.items())]
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, Launch(0, 1, 0, 1)),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}, Launch(5, 8, 1, 4)),
+        (
+            {"SLURM_PROCID": "6", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "2", "SLURM_TASKS_PER_NODE": "4(x2)"},
+            Launch(6, 8, 2, 4),
+        ),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, Launch(0, 1, 0, 1)),  # sbatch's own shell: no srun, one process
+    ],
+)
+def test_what_a_launcher_says(environ: dict[str, str], expected: Launch) -> None:
+    assert launch(environ) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"),
+    [("gpu7", "gpu7"), ("gpu[03-05,09]", "gpu03"), ("gpu[3,7]-ib,login", "gpu3-ib"), ("a1,a2", "a1")],
+)
+def test_the_first_machine_of_a_slurm_job_is_where_they_meet(nodes: str, host: str) -> None:
+    assert slurm_address({"SLURM_STEP_NODELIST": nodes, "SLURM_JOB_ID": "123456"}) == (host, "23456")
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"optim.name": "muon"}, "muon needs whole matrices"),
+        ({"optim.name": "lars"}, "lars needs whole matrices"),
+        ({"precision": "bfloat16_params"}, "keeps whole copies"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused(keys: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config("digits", {**TINY, "train.parallel": "fsdp", **keys})
+
+
+def test_memory_is_planned_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="memory: plans are made for one process"):
+        train.run(load_config("digits", {**TINY, "memory": "1GB"}))
+
+
+def run(*words: str, start: list[str] = TORCHRUN) -> subprocess.CompletedProcess[str]:
+    command = [*start, *(["-m", "vitral"] if start is not VITRAL else []), *words]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=280)
+
+
+@pytest.mark.slow
+def test_torchrun_trains_as_one_process_does() -> None:
+    """The same numbers, one log, one model folder, one result on stdout."""
+    words = [*tiny(train__steps=10, train__log_every=1, augment__mixup=0.5), "--json"]
+    alone, both = run(*words, "out=one", start=VITRAL), run(*words, "out=two")
+    assert both.returncode == 0, both.stderr
+    mine, theirs = (json.loads(done.stdout) for done in (alone, both))
+    assert mine["top1"] == theirs["top1"]
+    assert abs(mine["loss"] - theirs["loss"]) < 1e-4
+    rows = [(Path(out) / "metrics.jsonl").read_text(encoding="utf-8").splitlines() for out in ("one", "two")]
+    losses = [[json.loads(line)["loss"] for line in lines if '"loss"' in line] for lines in rows]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert both.stderr.count("run: 10 steps") == 1
+    assert {path.name for path in Path("one").iterdir()} == {path.name for path in Path("two").iterdir()}
+
+
+@pytest.mark.slow
+def test_a_batch_that_does_not_divide_is_refused_in_one_message() -> None:
+    done = run(*tiny(train__batch_size=24), "out=a")
+    assert done.stderr.count("train.batch_size: every one of 2 processes takes a multiple of 8 images") == 1
+    assert not Path("a").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_worker_ends_torchrun_and_a_restart_goes_on() -> None:
+    words = tiny(train__steps=300, train__log_every=1, train__save_seconds=0.1)
+    whole = run(*words, "out=whole")
+    assert whole.returncode == 0, whole.stderr
+    for restarts in (0, 1):
+        command = [*TORCHRUN, f"--max-restarts={restarts}", "-m", "vitral", *words, "out=parts", "resume=true"]
+        torchrun = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+        rows = Path("parts/metrics.jsonl")
+        before = rows.stat().st_ino if rows.exists() else 0
+        while not rows.exists() or rows.stat().st_ino == before or rows.read_text(encoding="utf-8").count("\n") < 20:
+            assert torchrun.poll() is None, torchrun.stderr.read() if torchrun.stderr else ""
+            time.sleep(0.02)
+        os.kill(worker_of(torchrun.pid), signal.SIGKILL)
+        _, err = torchrun.communicate(timeout=200)
+        assert (torchrun.returncode == 0) == (restarts == 1), err
+    assert "going on at step" in err
+    assert_equal_tensors(weights("whole"), weights("parts"))
+
+
+def worker_of(torchrun: int) -> int:
+    """The process id of one of its workers."""
+    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(torchrun)], capture_output=True, encoding="utf-8")
+    found = [int(line.split()[0]) for line in listed.stdout.splitlines() if "vitral" in line and " train " in line]
+    return found[-1]
