@@ -44,7 +44,7 @@ def test_a_linear_model_in_closed_form() -> None:
         found = integrated_gradients(model, x, 1, base, steps)
         wanted = weight[1].view(3, 8, 8) * (x - base)
         torch.testing.assert_close(found.attributions_BCHW, wanted.double(), rtol=1e-5, atol=1e-6)
-        assert found.gap_B.abs().max() < (1e-2 if name == "hybrid" else 1e-4)  # ReLUs have kinks
+        assert found.gap_B.abs().max() < 1e-4
 
 
 def test_convolutions_and_bytes() -> None:
