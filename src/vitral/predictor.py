@@ -72,9 +72,7 @@ class Predictor:
         """[images, classes] float32 in [0,1], of the logits over the folder's temperature: softmax, rows sum to 1; or
         sigmoid, each class by itself, where an image may have several."""
         self.require_head()
-        rows: list[Tensor] = []
-        for batch_BCHW in self._batches(images, batch_size):
-            rows.append(self.scores(self.model(batch_BCHW)).cpu())
+        rows = [self.scores(self.model(batch_BCHW)).cpu() for batch_BCHW in self._batches(images, batch_size)]
         return torch.cat(rows).numpy() if rows else np.zeros((0, len(self.classes)), np.float32)
 
     def scores(self, logits_BC: Tensor) -> Tensor:

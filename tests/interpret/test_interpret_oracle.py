@@ -65,5 +65,7 @@ def test_integrated_gradients_equal_captums(name: str, steps: int) -> None:
     for batch_size in (64, 3):
         found = integrated_gradients(model, x, target, 0.25, steps, batch_size)
         scale = theirs[0].abs().max().item()
-        torch.testing.assert_close(found.attributions_BCHW, theirs[0], rtol=0, atol=1e-6 * scale)  # captum rounds its steps to float32
+        torch.testing.assert_close(
+            found.attributions_BCHW, theirs[0], rtol=0, atol=1e-6 * scale
+        )  # captum rounds its steps to float32
         torch.testing.assert_close(found.gap_B, theirs[1], rtol=0, atol=1e-5 * scale)

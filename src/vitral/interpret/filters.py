@@ -1,4 +1,4 @@
-"""What a model has learned before any image: filters of its patches, likeness of its positions (arXiv 2010.11929, fig. 7).
+"""What a model is before any image: filters of its patches, likeness of its positions (arXiv 2010.11929, figure 7).
 
 Shape letters: C channels, P patch side, N patches, D width, K components.
 """

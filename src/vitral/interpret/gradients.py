@@ -37,11 +37,11 @@ def integrated_gradients(
 ) -> Attribution:
     """(x - x') times the mean gradient of the class's logit on the straight way from x' to x (arXiv 1703.01365, eq. 1).
 
-    images_BCHW: [0,1] or uint8, of the model's own size. target_B: class indices. baseline x': a grey level in [0,1], or
-    images. steps: points on the way, those of Gauss-Legendre quadrature (the paper takes equal steps; these need fewer
-    for the same gap). batch_size: points at once. Logits are before softmax and temperature. Values that equal the
-    baseline's get nothing, whatever they say. Sums are float64. Raises UserError for a model without a head and a class
-    that is not there.
+    images_BCHW: [0,1] or uint8, of the model's own size. target_B: class indices. baseline x': a grey level in [0,1],
+    or images. steps: points on the way, those of Gauss-Legendre quadrature (the paper takes equal steps; these need
+    fewer for the same gap). batch_size: points at once. Logits are before softmax and temperature. Values that equal
+    the baseline's get nothing, whatever they say. Sums are float64. Raises UserError for a model without a head and a
+    class that is not there.
     """
     x_BCHW = _in_range(images_BCHW)
     target_B = _targets(model, x_BCHW, target_B)

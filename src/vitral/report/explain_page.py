@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from vitral.report.page import embed_image, make_table, section, write_page
 
 CAUTION = (
-    "Attention is not an explanation. It says which tokens a layer mixes, not what the answer rests on: a patch that is "
-    "looked at may change nothing, and what is written into a token early on can come from anywhere. Rollout leaves out "
-    "the MLPs and what is mixed; gradients hold for this image and this class alone. Where the pictures disagree, cover "
-    "the patch and ask the model again."
+    "Attention is not an explanation. It says which tokens a layer mixes, not what the answer rests on: a patch that "
+    "is looked at may change nothing, and what a token holds by then can come from anywhere. Rollout leaves out the "
+    "MLPs and what is being mixed; gradients hold for this image and this class alone. Where the pictures disagree, "
+    "cover the patch and ask the model again."
 )
 
 
@@ -37,13 +37,17 @@ class Table(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A part of the page and of the answer: a title, sentences, pictures, tables, and what `--json` says of it."""
+    """A part of the page and of the answer: a title, sentences, pictures and tables in their order, and what `--json`
+    says of it."""
 
     title: str
-    text: Sequence[str]
-    pictures: Sequence[Picture]
-    tables: Sequence[Table]
+    parts: Sequence[str | Picture | Table]
     found: dict[str, Any]
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """The pictures alone."""
+        return [part for part in self.parts if isinstance(part, Picture)]
 
 
 def write_explain_page(path: str | Path, title: str, sections: Sequence[Section], notes: Sequence[str]) -> None:
@@ -57,17 +61,27 @@ def write_explain_page(path: str | Path, title: str, sections: Sequence[Section]
     write_page(path, title, parts)
 
 
-def _content(part: Section) -> str:
-    lines = [f"<p>{escape(sentence)}</p>" for sentence in part.text]
-    for picture in part.pictures:
-        # A figure that scrolls can be focused, so that it does by keyboard too.
-        kind, focus = ("wide", ' tabindex="0"') if picture.wide else ("fit", "")
-        image = embed_image("image/png", picture.png, picture.alt)
-        lines.append(f'<div class="figure {kind}"{focus}>{image}</div>\n<p class="soft">{escape(picture.caption)}</p>')
-    for table in part.tables:
-        rows = [_row(row) for row in table.rows]
-        lines.append(make_table([escape(name) for name in table.columns], 1, rows, table.caption))
-    return "\n".join(lines)
+def _content(each: Section) -> str:
+    return "\n".join(
+        f"<p>{escape(part)}</p>"
+        if isinstance(part, str)
+        else _figure(part)
+        if isinstance(part, Picture)
+        else _table(part)
+        for part in each.parts
+    )
+
+
+def _figure(picture: Picture) -> str:
+    # A figure that scrolls can be focused, so that it does by keyboard too.
+    kind, focus = ("wide", ' tabindex="0"') if picture.wide else ("fit", "")
+    image = embed_image("image/png", picture.png, picture.alt)
+    return f'<div class="figure {kind}"{focus}>{image}</div>\n<p class="soft">{escape(picture.caption)}</p>'
+
+
+def _table(table: Table) -> str:
+    rows = [_row(row) for row in table.rows]
+    return make_table([escape(name) for name in table.columns], 1, rows, table.caption)
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
@@ -28,17 +28,19 @@ SMALL = 64  # pixels; pictures up to this side are enlarged without blur
 HEAT, SIGNED = "viridis", "PuOr_r"  # both told apart by colour-blind readers
 _DPI = 100
 _GAP = 6  # pixels between panels
+_SHOWN_THROUGH = 0.38  # share of the picture under a map
 _LINES = ((BLUE, "-"), (ORANGE, "--"), ("#009E73", "-."), ("#CC79A7", ":"), (GREY, "-"))
 _MAX_TILES = 14  # positions of one axis that have a tile of their own
 
 
 class Bar(NamedTuple):
-    """A colour scale beside panels."""
+    """A colour scale beside panels; mixed: of maps that a picture shines through."""
 
     colours: str
     low: float
     high: float
     label: str
+    mixed: bool = False
 
 
 def as_picture(image_HWD: Array) -> Array:
@@ -63,14 +65,16 @@ def plain_panel(picture_HW3: Array, side: int) -> Array:
     return enlarged(picture_HW3, side)
 
 
-def heat_panel(picture_HW3: Array, heat_rc: Array, side: int, high: float, mark: tuple[int, int] | None = None) -> Array:
+def heat_panel(
+    picture_HW3: Array, heat_rc: Array, side: int, high: float, mark: tuple[int, int] | None = None
+) -> Array:
     """Values of patches from 0 to `high` in colour over the picture in grey; `mark`: a patch with a frame."""
     under_HW1 = _grey(enlarged(picture_HW3, side))
     level_rc = np.clip(heat_rc / high, 0, 1) if high > 0 else np.zeros(heat_rc.shape)
     smooth = max(picture_HW3.shape[:2]) > SMALL
     level_HW = _spread(level_rc, under_HW1.shape[:2], smooth)
     colour_HW3 = matplotlib.colormaps[HEAT](level_HW)[:, :, :3]
-    mixed_HW3 = 0.42 * under_HW1 + 0.58 * colour_HW3
+    mixed_HW3 = _SHOWN_THROUGH * (0.1 + 0.8 * under_HW1) + (1 - _SHOWN_THROUGH) * colour_HW3
     if mark is not None:
         _frame(mixed_HW3, mark, heat_rc.shape)
     return _bytes(mixed_HW3)
@@ -94,11 +98,12 @@ def sheet(panels: Sequence[Sequence[Array]], columns: Sequence[str], rows: Seque
     for i, line in enumerate(panels):
         for j, panel in enumerate(line):
             top, left = i * (height + _GAP), j * (width + _GAP)
-            mosaic[top : top + height, left : left + width] = panel
+            mosaic[top : top + height, left : left + width] = 118  # a frame of one pixel, for what is white itself
+            mosaic[top + 1 : top + height - 1, left + 1 : left + width - 1] = panel[1:-1, 1:-1]
     # Inches: names of rows at the left, of columns above, scales at the right.
-    left, above, right = 0.1 + 0.085 * max(map(len, rows), default=0), 0.3, 0.15 + 0.85 * len(bars)
+    left, above, right = 0.1 + 0.085 * max(map(len, rows), default=0), 0.3, 0.1 + 0.85 * len(bars)
     wide, high = mosaic.shape[1] / _DPI, mosaic.shape[0] / _DPI
-    tall = max(high, 1.5)  # a scale needs room for its label
+    tall = max(high, 1.75 if bars else 0)  # a scale needs room for its label
     size = left + wide + right, above + tall + 0.1
     with style():
         figure = Figure(figsize=size, dpi=_DPI)
@@ -118,7 +123,10 @@ def sheet(panels: Sequence[Sequence[Array]], columns: Sequence[str], rows: Seque
 
 
 def _draw_bar(figure: Figure, axes: Any, bar: Bar) -> None:
-    drawn = figure.colorbar(ScalarMappable(Normalize(bar.low, bar.high), bar.colours), cax=axes)
+    colours_X4 = matplotlib.colormaps[bar.colours](np.linspace(0, 1, 256))
+    if bar.mixed:  # as over a picture of middle grey
+        colours_X4[:, :3] = _SHOWN_THROUGH / 2 + (1 - _SHOWN_THROUGH) * colours_X4[:, :3]
+    drawn = figure.colorbar(ScalarMappable(Normalize(bar.low, bar.high), ListedColormap(colours_X4)), cax=axes)
     drawn.set_ticks([bar.low, (bar.low + bar.high) / 2, bar.high])
     drawn.ax.tick_params(labelsize=7.5)
     drawn.set_label(bar.label, fontsize=7.5, labelpad=2)
@@ -136,7 +144,7 @@ def lens_curves(probabilities_LS: Array, classes: Sequence[str], shown: Sequence
         axes.set(xlabel="layer", ylabel="probability (%)", ylim=(-0.02, 1.02))
         axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, title="class", title_fontsize=8)
         return png(figure)
 
 
@@ -165,8 +173,9 @@ def filter_sheet(filters_KCPP: Array) -> bytes:
     side = max(64, min(96, 6 * level_KCPP.shape[-1]))
     panels = [plain_panel(as_picture(each.transpose(1, 2, 0)), side) for each in level_KCPP]
     lines = [panels[start : start + across] for start in range(0, len(panels), across)]
-    rows = [f"from {1 + start}" for start in range(0, len(panels), across)]
-    return sheet(lines, ["" for _ in range(across)], rows, [Bar("gray", -1, 1, "share of the component's largest")])
+    rows = [f"{1 + start} to {start + len(line)}" for start, line in zip(range(0, 99, across), lines, strict=False)]
+    bars = [Bar("gray", -1, 1, "share of its largest value")] if level_KCPP.shape[1] < 3 else []
+    return sheet(lines, [], rows, bars)
 
 
 def position_sheet(similarity_NN: Array, grid: tuple[int, int]) -> bytes:
@@ -174,11 +183,10 @@ def position_sheet(similarity_NN: Array, grid: tuple[int, int]) -> bytes:
     every = max(1, math.ceil(max(grid) / _MAX_TILES))
     rows, columns = range(every // 2, grid[0], every), range(every // 2, grid[1], every)
     side = max(grid[0], min(90, 620 // len(rows)))
-    tiles = [
-        [_tile(similarity_NN[row * grid[1] + column].reshape(grid), side) for column in columns] for row in rows
-    ]
-    return sheet(tiles, [str(column) for column in columns], [f"row {row}" for row in rows],
-                 [Bar(HEAT, -1, 1, "cosine")])  # fmt: skip
+    tiles = [[_tile(similarity_NN[row * grid[1] + column].reshape(grid), side) for column in columns] for row in rows]
+    across = [f"column {column}" if column == columns[0] else str(column) for column in columns]
+    down = [f"row {row}" if row == rows[0] else str(row) for row in rows]
+    return sheet(tiles, across, down, [Bar(HEAT, -1, 1, "cosine")])
 
 
 def _tile(cosine_rc: Array, side: int) -> Array:

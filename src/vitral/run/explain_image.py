@@ -27,11 +27,13 @@ from vitral.predictor import Predictor
 from vitral.report import explain_plots as plots
 from vitral.report.explain_page import Picture, Section, Table
 from vitral.run.options import ExplainOptions
+from vitral.training.journal import log
 
 _FEW_LAYERS, _FEW_HEADS = 6, 12
 _SHOWN = 5  # classes of the lens
+_LARGE_GAP = 0.05  # of the difference that integrated gradients should sum to
 _SIDE, _SMALL_SIDE = 224, 96  # pixels of a panel: of one row, of a table of them
-_HEAT = plots.Bar(plots.HEAT, 0, 1, "share of the panel's largest value")
+_HEAT = plots.Bar(plots.HEAT, 0, 1, "share of the panel's largest value", mixed=True)
 
 
 class Look(NamedTuple):
@@ -75,13 +77,8 @@ def explain_image(
         if target != best:
             text.append(f"Explained: {predictor.classes[target]}, {100 * float(scores_S[target]):.1f} %.")
     look = Look(predictor, options, f"{number:02d}-{stem}", x_BCHW, picture, target)
-    pictures: list[Picture] = []
-    tables: list[Table] = []
-    for part in (_attributions, _attention, _layers, _lens):
-        drawn = part(look, methods, found)
-        pictures += [each for each in drawn if isinstance(each, Picture)]
-        tables += [each for each in drawn if isinstance(each, Table)]
-    return Section(f"Image {number}: {Path(path).name}", text, pictures, tables, found)
+    parts = [part for draw in _DRAWN for part in draw(look, methods, found)]
+    return Section(f"Image {number}: {Path(path).name}", [" ".join(text), *parts] if text else parts, found)
 
 
 def _class(predictor: Predictor, label: str) -> int:
@@ -105,9 +102,11 @@ def _token_text(look: Look) -> str:
     asked = token_rows(look.vit.config, token, look.vit.grid)
     if token != "mean":
         kind = {"cls": "the class token", "distill": "the distillation token"}.get(token, f"token {token}")
-        return kind if patch_of(token) is None else f"the patch in row {patch_of(token)[0]}, column {patch_of(token)[1]}"
-    reads = "which is what this model's head reads" if look.vit.config.pool == "avg" else "weighted alike"
-    return f"all {len(asked)} patches on average, {reads}"
+        return (
+            kind if patch_of(token) is None else f"the patch in row {patch_of(token)[0]}, column {patch_of(token)[1]}"
+        )
+    reads = " (the mean is what the head reads)" if look.vit.config.pool == "avg" else ""
+    return f"all {len(asked)} patches on average{reads}"
 
 
 def _mark(look: Look) -> tuple[int, int] | None:
@@ -116,7 +115,7 @@ def _mark(look: Look) -> tuple[int, int] | None:
 
 def _attributions(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Picture | Table]:
     """The image, and beside it what single maps say: rollout, gradient-weighted attention, integrated gradients."""
-    token, fuse, model = look.options.token, look.options.fuse, look.predictor.model
+    token, fuse = look.options.token, look.options.fuse
     panels, names, bars, says = [plots.plain_panel(look.picture, _SIDE)], ["image"], list[plots.Bar](), list[str]()
     heats: dict[str, Tensor] = {}
     if "rollout" in methods:
@@ -129,28 +128,39 @@ def _attributions(look: Look, methods: Collection[str], found: dict[str, Any]) -
         heat_rc = look.on_patches(values_BT[0])
         panels.append(plots.heat_panel(look.picture, heat_rc, _SIDE, float(heat_rc.max()), _mark(look)))
         names.append(name)
-        found[name.replace("-weighted ", "_")] = np.round(heat_rc.astype(float), 6).tolist()
+        found[name.replace("-weighted ", "_")] = [[float(f"{value:.6g}") for value in row] for row in heat_rc]
         bars = [_HEAT]
     if "integrated_gradients" in methods:
-        keys = look.options.gradients
-        sums = integrated_gradients(model, look.x_BCHW, _target(look), keys.baseline, keys.steps, look.options.batch_size)
-        value_HW = sums.attributions_BCHW[0].sum(0).cpu().numpy()
-        panels.append(plots.signed_panel(look.picture, value_HW, _SIDE, float(np.quantile(np.abs(value_HW), 0.99))))
+        panel, sentence = _integrated(look, found)
+        panels.append(panel)
         names.append("integrated gradients")
         bars.append(plots.Bar(plots.SIGNED, -1, 1, "against (-) and for (+) the class"))
-        above, gap = float(sums.difference_B[0]), float(sums.gap_B[0])
-        found["integrated_gradients"] = {
-            "steps": keys.steps, "baseline": keys.baseline, "logit_difference": above, "gap": gap
-        }  # fmt: skip
-        says.append(
-            f"Integrated gradients of {_label(look)}, {keys.steps} steps from grey level {keys.baseline:g}: they sum to "
-            f"{above + gap:.4f}, the logit rises by {above:.4f}, a gap of {gap:.2g}."
-        )
+        says.append(sentence)
     if len(panels) == 1:
         return []
     alt = f"{look.name}: {', '.join(names)}, side by side"
     png = plots.sheet([panels], names, [""], bars)
     return [Picture(f"{look.name}-attributions.png", png, alt, " ".join(says), wide=True)]
+
+
+def _integrated(look: Look, found: dict[str, Any]) -> tuple[plots.Array, str]:
+    """The panel of integrated gradients, and whether they are complete."""
+    keys, model, size = look.options.gradients, look.predictor.model, look.options.batch_size
+    sums = integrated_gradients(model, look.x_BCHW, _target(look), keys.baseline, keys.steps, size)
+    above, gap = float(sums.difference_B[0]), float(sums.gap_B[0])
+    found["integrated_gradients"] = {
+        "steps": keys.steps, "baseline": keys.baseline, "logit_difference": above, "gap": gap
+    }  # fmt: skip
+    says = (
+        f"Integrated gradients of {_label(look)}, {keys.steps} steps from grey level {keys.baseline:g}: they sum to "
+        f"{above + gap:.4f}, the logit rises by {above:.4f}, a gap of {gap:.2g}."
+    )
+    if abs(gap) > _LARGE_GAP * abs(above):
+        more = "The gap is large, so trust them little: more steps (gradients.steps) make it smaller."
+        log.warning("%s: %s", look.name, more)
+        says += f" {more}"
+    value_HW = sums.attributions_BCHW[0].sum(0).cpu().numpy()
+    return plots.signed_panel(look.picture, value_HW, _SIDE, float(np.quantile(np.abs(value_HW), 0.99))), says
 
 
 def _target(look: Look) -> int:
@@ -188,7 +198,7 @@ def _attention(look: Look, methods: Collection[str], found: dict[str, Any]) -> l
         "token": look.options.token or default_token(look.vit.config), "layers": layers,
         "prefix_share": [round(share, 6) for share in prefix_L],
     }  # fmt: skip
-    caption = f"Attention of {_token_text(look)}, in each layer and head; a row's panels each have their own scale."
+    caption = f"Attention of {_token_text(look)}, in each layer and head; every panel has its own scale."
     if look.vit.prefix_tokens:
         shares = ", ".join(f"{100 * share:.0f} %" for share in prefix_L)
         caption += f" On tokens that are no patches lie {shares} of it, mean of the heads, layer by layer."
@@ -209,24 +219,29 @@ def _layers(look: Look, methods: Collection[str], found: dict[str, Any]) -> list
         cosine_Lrc = patch_similarity(vit, look.x_BCHW, patch, layers)[0].unflatten(-1, vit.grid).float().cpu().numpy()
         lines.append([plots.heat_panel(look.picture, each, _SMALL_SIDE, 1.0, patch) for each in cosine_Lrc])
         rows.append("similarity")
-        columns["mean similarity of two patches"] = mean_similarity(tokens_LND).tolist()
+        columns["Mean similarity"] = mean_similarity(tokens_LND).tolist()
     if "norms" in methods:
         norms_Lrc = patch_norms(vit, look.x_BCHW, layers)[0].unflatten(-1, vit.grid).float().cpu().numpy()
         lines.append([plots.heat_panel(look.picture, each, _SMALL_SIDE, float(each.max())) for each in norms_Lrc])
         rows.append("norm")
-        columns["median norm"] = np.median(norms_Lrc, axis=(1, 2)).tolist()
-        columns["largest norm"] = norms_Lrc.max(axis=(1, 2)).tolist()
-    found["layers"] = {"layers": layers, **{key.replace(" ", "_"): value for key, value in columns.items()}}
+        columns["Median norm"] = np.median(norms_Lrc, axis=(1, 2)).tolist()
+        columns["Largest norm"] = norms_Lrc.max(axis=(1, 2)).tolist()
+    found["layers"] = {"layers": layers, **{key.lower().replace(" ", "_"): value for key, value in columns.items()}}
     says = {
         "similarity": f"Similarity: cosine of each patch with the one in row {patch[0]}, column {patch[1]}, after the "
         "layer; 0 or less is the lowest colour.",
         "norm": "Norm: length of each patch's token as a share of the layer's longest.",
     }
-    png = plots.sheet(lines, [f"layer {layer}" for layer in layers], rows, [plots.Bar(plots.HEAT, 0, 1, "cosine, or share")])
+    png = plots.sheet(
+        lines,
+        [f"layer {layer}" for layer in layers],
+        rows,
+        [plots.Bar(plots.HEAT, 0, 1, "cosine, or share", mixed=True)],
+    )
     alt = f"{look.name}: {' and '.join(rows)} of the patches in {len(layers)} layers"
     cells = [[f"{layer}", *(f"{each[i]:.3g}" for each in columns.values())] for i, layer in enumerate(layers)]
     picture = Picture(f"{look.name}-layers.png", png, alt, " ".join(says[row] for row in rows), wide=True)
-    return [picture, Table(["Layer", *columns], cells, "All patches of the image together.")]
+    return [picture, Table(["Layer", *columns], cells, "Of all pairs of two patches, and of all patches.")]
 
 
 def _lens(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Picture | Table]:
@@ -246,3 +261,7 @@ def _lens(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[P
     alt = f"{look.name}: probability of {len(shown)} classes after each of {len(best_L)} layers"
     table = Table(["Layer", "Prediction", "Probability %"], rows, "Logit lens: the likeliest class after each layer.")
     return [Picture(f"{look.name}-lens.png", png, alt, caption), table]
+
+
+# In the order of the page; each gives its pictures and tables and adds its numbers to what `--json` says.
+_DRAWN = (_attributions, _attention, _layers, _lens)

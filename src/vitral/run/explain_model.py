@@ -47,7 +47,7 @@ def _filters(predictor: Predictor, options: ExplainOptions) -> Section:
     )
     png = plots.filter_sheet(found.filters_KCPP.float().cpu().numpy())
     picture = Picture("filters.png", png, f"{len(shares)} principal components of the patch filters", caption)
-    return Section("Patch filters", (), [picture], [], {"filters": {"variance_shares": [round(s, 6) for s in shares]}})
+    return Section("Patch filters", [picture], {"filters": {"variance_shares": [round(s, 6) for s in shares]}})
 
 
 def _positions(predictor: Predictor, options: ExplainOptions) -> Section:
@@ -55,7 +55,7 @@ def _positions(predictor: Predictor, options: ExplainOptions) -> Section:
     similarity_NN = position_similarity(vit).cpu().numpy()
     rows, columns = vit.grid
     caption = (
-        f"Cosine of position embeddings: one tile for a patch, where it lies, and in it its similarity with all {rows} x "
+        f"Cosine of position embeddings: one tile for a patch, where it lies, and in it its likeness to all {rows} x "
         f"{columns} patches (figure 7, centre, of arXiv 2010.11929). A model that has learned where its patches are "
         "shows a spot that moves with the tile."
     )
@@ -63,7 +63,7 @@ def _positions(predictor: Predictor, options: ExplainOptions) -> Section:
     picture = Picture("positions.png", plots.position_sheet(similarity_NN, vit.grid), alt, caption, wide=True)
     count = rows * columns
     mean = (similarity_NN.sum() - count) / max(count * (count - 1), 1)
-    return Section("Positions", (), [picture], [], {"positions": {"grid": [rows, columns], "mean_cosine": mean}})
+    return Section("Positions", [picture], {"positions": {"grid": [rows, columns], "mean_cosine": mean}})
 
 
 def _distance(predictor: Predictor, options: ExplainOptions) -> Section:
@@ -99,4 +99,4 @@ def _distance(predictor: Predictor, options: ExplainOptions) -> Section:
         "data": dataset.name, "split": name, "count": len(split), "unit": "px", "uniform": uniform,
         "layers": distances_Lh.tolist(),
     }  # fmt: skip
-    return Section("Attention distance", (), [picture], [table], {"distance": found})
+    return Section("Attention distance", [picture, table], {"distance": found})

@@ -106,7 +106,7 @@ _READ_BY = {
     "label": {"gradient_attention", "integrated_gradients", "lens"},
     "gradients": {"integrated_gradients"},
     "batch_size": {"distance", "integrated_gradients"},
-    **dict.fromkeys(("data", "split", "images"), {"distance"}),
+    **{key: {"distance"} for key in ("data", "split", "images")},
 }
 
 
@@ -124,7 +124,7 @@ class ExplainOptions(ModelUse):
             ...,
         ],
         Strict(False),
-    ] = Field(default=(), description="what is drawn; empty: all that the model has (distance: with data=)")  # fmt: skip
+    ] = Field(default=(), description="what is drawn; empty: all that fits (distance only with data=)")  # fmt: skip
     token: str | None = Field(
         default=None,
         description="whose attention: cls, distill, register:0, a patch as row,column, or mean (of all patches); "
@@ -145,7 +145,7 @@ class ExplainOptions(ModelUse):
     split: Literal["auto", "train", "val", "test"] = Field(
         default="auto", description="of the data; auto: test if there is one, else val, else train"
     )
-    images: int = Field(default=128, ge=1, description="of the data, evenly spread, for the distance of attention")
+    images: int = Field(default=128, ge=2, description="of the data, evenly spread, for the distance of attention")
     batch_size: int = Field(default=16, ge=1, description="images, or steps of integrated gradients, at once")
 
     @model_validator(mode="after")
