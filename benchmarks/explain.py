@@ -4,10 +4,10 @@
     python benchmarks/explain.py rounds=31 threads=2 batch=8 save=benchmarks/results/explain.json
 
 ViT-S/16 with random weights, 224 pixels, float32, no gradients. Patches are encoded without capturing anything (fused
-attention in every layer), capturing the map of one layer in the middle, and of all layers; the encoded tokens must agree
-to 1e-4. They take turns, the order turns with the rounds, after a round that is not counted. Printed as JSON: seconds,
-and median and quartiles of the ratio of each round to the pass without maps (1.05 for one layer and 1.25 for all are the
-goals). Processor seconds are summed over the threads, and tell where other work disturbed a round.
+attention in every layer), capturing the map of one layer in the middle, and of all layers; the encoded tokens must
+agree to 1e-4. They take turns, the order turns with the rounds, after a round that is not counted. Printed as JSON:
+seconds, and quartiles of the ratio of each round to the pass without maps (goals: 1.05 for one layer, 1.25 for all).
+Processor seconds are summed over the threads, and tell where other work disturbed a round.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""explain: what it says is what the functions give, it draws what was asked for, and leaves nothing behind a mistake."""
+"""explain: it says what the functions give, draws what was asked for, and leaves nothing behind a mistake."""
 
 from __future__ import annotations
 

@@ -66,4 +66,5 @@ def _text(found: dict[str, Any]) -> str:
         means = ", ".join(f"{sum(heads) / len(heads):.1f}" for heads in far["layers"])
         lines.append(f"attention distance of the layers over {far['count']} images: {means} px")
     lines += [f"left out: {note}" for note in found["notes"]]
-    return "\n".join([*lines, f"{found['page']} and {len(found['files']) - 2} pictures"])
+    count = len(found["files"]) - 2
+    return "\n".join([*lines, f"{found['page']} and {count} picture{'s' * (count != 1)}"])

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.colors import ListedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 from PIL import Image
@@ -135,16 +136,20 @@ def _draw_bar(figure: Figure, axes: Any, bar: Bar) -> None:
 def lens_curves(probabilities_LS: Array, classes: Sequence[str], shown: Sequence[int]) -> bytes:
     """The probability of some classes after each layer."""
     with style():
-        figure = Figure(figsize=(5.6, 2.9), layout="constrained", dpi=150)
+        figure = Figure(figsize=(4.2, 3.4), layout="constrained", dpi=150)
         axes = figure.add_subplot()
         layers = np.arange(len(probabilities_LS))
+        names, drawn = [short(classes[number], 24) for number in shown], list[Line2D]()
         for number, (colour, dash) in zip(shown, _LINES, strict=False):
             line = probabilities_LS[:, number]
-            axes.plot(layers, line, dash, color=colour, marker="o", markersize=3, label=short(classes[number], 24))
+            drawn += axes.plot(layers, line, dash, color=colour, marker="o", markersize=3)
         axes.set(xlabel="layer", ylabel="probability (%)", ylim=(-0.02, 1.02))
         axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, title="class", title_fontsize=8)
+        below: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "fontsize": 8}
+        legend = axes.legend(drawn, names, ncols=5 if max(map(len, names)) < 7 else 1, **below)
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # a class may be called $5
         return png(figure)
 
 
@@ -152,7 +157,7 @@ def distance_plot(distances_Lh: Array, uniform: float, longest: float) -> bytes:
     """Mean attention distance of every head over its layer, in pixels, and that of attention to all patches alike."""
     layers = np.arange(len(distances_Lh))
     with style():
-        figure = Figure(figsize=(5.2, 3.4), layout="constrained", dpi=150)
+        figure = Figure(figsize=(4.2, 3.2), layout="constrained", dpi=150)
         axes = figure.add_subplot()
         axes.axhline(uniform, color=GREY, linestyle="--", linewidth=1.2, label="all patches alike")
         every = layers.repeat(distances_Lh.shape[1])
@@ -161,7 +166,7 @@ def distance_plot(distances_Lh: Array, uniform: float, longest: float) -> bytes:
         axes.set(xlabel="layer", ylabel="mean attention distance (px)", ylim=(0, None))
         axes.set_ylim(0, min(longest, 1.15 * max(uniform, float(distances_Lh.max()))))
         axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=3, fontsize=8)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, fontsize=7.5)
         return png(figure)
 
 
@@ -199,10 +204,13 @@ def _grey(picture_HW3: Array) -> Array:
     return (picture_HW3 @ np.array([0.299, 0.587, 0.114]) / 255)[:, :, None]
 
 
-def _spread(values: Array, size: tuple[int, int], smooth: bool) -> Array:
+def _spread(values: Array, size: tuple[int, ...], smooth: bool) -> Array:
     """Values of cells on as many pixels."""
     how = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
-    return np.asarray(Image.fromarray(np.ascontiguousarray(values, np.float32)).resize(size[::-1], how), np.float64)
+    height, width = size
+    return np.asarray(
+        Image.fromarray(np.ascontiguousarray(values, np.float32)).resize((width, height), how), np.float64
+    )
 
 
 def _frame(mixed_HW3: Array, mark: tuple[int, int], grid: tuple[int, ...]) -> None:
@@ -210,7 +218,7 @@ def _frame(mixed_HW3: Array, mark: tuple[int, int], grid: tuple[int, ...]) -> No
     top, bottom = round(row * height / grid[0]), round((row + 1) * height / grid[0])
     left, right = round(column * width / grid[1]), round((column + 1) * width / grid[1])
     inside = mixed_HW3[top + 2 : bottom - 2, left + 2 : right - 2].copy()
-    mixed_HW3[top:bottom, left:right] = matplotlib.colors.to_rgb(ORANGE)
+    mixed_HW3[top:bottom, left:right] = to_rgb(ORANGE)
     if inside.size:
         mixed_HW3[top + 2 : bottom - 2, left + 2 : right - 2] = inside
 

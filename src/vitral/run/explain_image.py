@@ -21,7 +21,7 @@ from vitral.interpret.gradients import gradient_attention, integrated_gradients
 from vitral.interpret.lens import logit_lens
 from vitral.interpret.patches import mean_similarity, patch_norms, patch_similarity, patch_tokens
 from vitral.interpret.rollout import rollout
-from vitral.interpret.tokens import default_token, on_grid, patch_of, pick, require_transformer, token_rows
+from vitral.interpret.tokens import default_token, on_grid, patch_of, pick, require_transformer
 from vitral.models.vit import VisionTransformer
 from vitral.predictor import Predictor
 from vitral.report import explain_plots as plots
@@ -99,14 +99,13 @@ def _answer(predictor: Predictor, scores_S: Tensor, index: int) -> dict[str, Any
 def _token_text(look: Look) -> str:
     """Whose attention it is, in words."""
     token = look.options.token or default_token(look.vit.config)
-    asked = token_rows(look.vit.config, token, look.vit.grid)
-    if token != "mean":
-        kind = {"cls": "the class token", "distill": "the distillation token"}.get(token, f"token {token}")
-        return (
-            kind if patch_of(token) is None else f"the patch in row {patch_of(token)[0]}, column {patch_of(token)[1]}"
-        )
-    reads = " (the mean is what the head reads)" if look.vit.config.pool == "avg" else ""
-    return f"all {len(asked)} patches on average{reads}"
+    if token == "mean":
+        reads = " (the mean is what the head reads)" if look.vit.config.pool == "avg" else ""
+        return f"all {look.vit.grid[0] * look.vit.grid[1]} patches on average{reads}"
+    patch = patch_of(token)
+    if patch is not None:
+        return f"the patch in row {patch[0]}, column {patch[1]}"
+    return {"cls": "the class token", "distill": "the distillation token"}.get(token, token.replace(":", " "))
 
 
 def _mark(look: Look) -> tuple[int, int] | None:

@@ -46,7 +46,9 @@ def _filters(predictor: Predictor, options: ExplainOptions) -> Section:
         f"{100 * shares[0]:.1f} %. A component's sign means nothing."
     )
     png = plots.filter_sheet(found.filters_KCPP.float().cpu().numpy())
-    picture = Picture("filters.png", png, f"{len(shares)} principal components of the patch filters", caption)
+    picture = Picture(
+        "filters.png", png, f"{len(shares)} principal components of the patch filters", caption, wide=True
+    )
     return Section("Patch filters", [picture], {"filters": {"variance_shares": [round(s, 6) for s in shares]}})
 
 
