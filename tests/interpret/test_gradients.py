@@ -65,11 +65,13 @@ def by_hand(name: str, target: list[int]) -> np.ndarray[Any, Any]:
     model.classify(model.pool(out))[[0, 1], target].sum().backward(inputs=[out.captured[n] for n in names])
     rows, relevances = token_rows(model.config, None, model.grid), []
     for b in range(2):
-        R = np.eye(out.captured[names[0]].shape[-1])
+        relevance = np.eye(out.captured[names[0]].shape[-1])
         for n in names:
-            weight, gradient = (t[b].detach().numpy() for t in (out.captured[n], out.captured[n].grad))
-            R = R + np.maximum(weight * gradient, 0).mean(0) @ R
-        relevances.append((R - np.eye(len(R)))[rows].mean(0))
+            gradient = out.captured[n].grad
+            assert gradient is not None
+            raised = np.maximum(out.captured[n][b].detach().numpy() * gradient[b].numpy(), 0)
+            relevance = relevance + raised.mean(0) @ relevance
+        relevances.append((relevance - np.eye(len(relevance)))[rows].mean(0))
     return np.array(relevances)
 
 

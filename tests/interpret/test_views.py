@@ -6,6 +6,7 @@ import itertools
 import math
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def test_components_are_scikit_learns() -> None:
     model = variant("class token", in_channels=3, patch_size=2, width=64, heads=4)
     found = filter_components(model, 5)
     weight = model.get_parameter("patch_embed.proj.weight").detach().double().flatten(1).numpy()
-    pca = PCA(5).fit(weight)
+    pca: Any = PCA(5).fit(weight)
     np.testing.assert_allclose(found.shares_K, pca.explained_variance_ratio_, atol=1e-10)
     assert found.filters_KCPP.shape == (5, 3, 2, 2)
     for mine, theirs in zip(found.filters_KCPP.flatten(1).numpy(), pca.components_, strict=True):
@@ -64,10 +65,8 @@ def test_positions_without_a_table(name: str) -> None:
 def uniform(model: VisionTransformer) -> VisionTransformer:
     """Queries and keys of zero: every token attends equally to all."""
     with torch.no_grad():
-        for block in model.blocks:
-            width = model.config.width
-            block.attn.qkv.weight[: 2 * width] = 0
-            block.attn.qkv.bias[: 2 * width] = 0
+        for layer, name in itertools.product(range(model.config.depth), ("weight", "bias")):
+            model.get_parameter(f"blocks.{layer}.attn.qkv.{name}")[: 2 * model.config.width] = 0
     return model
 
 

@@ -35,8 +35,8 @@ def variant(name: str, *, sharp: float = 3.0, **options: Any) -> VisionTransform
     model = create_vit("vit_micro_patch2_8", **{**SMALL, **VARIANTS[name], **options})
     randomised(model)
     with torch.no_grad():
-        for block in model.blocks:
-            block.attn.qkv.weight.mul_(sharp)
+        for layer in range(model.config.depth):
+            model.get_parameter(f"blocks.{layer}.attn.qkv.weight").mul_(sharp)
     return model
 
 

@@ -18,16 +18,21 @@ import vitral
 from tests.helpers import random_model, write_colours, write_digits
 from vitral.cli.main import main
 from vitral.config import build, describe, with_overrides
+from vitral.data.config import DataConfig
+from vitral.data.sources import open_dataset
 from vitral.errors import UserError
 from vitral.interpret.attention import token_attention
 from vitral.interpret.distance import attention_distance
 from vitral.interpret.gradients import gradient_attention, integrated_gradients
 from vitral.interpret.lens import logit_lens
 from vitral.interpret.rollout import rollout
+from vitral.models.create import build_model
+from vitral.models.presets import resolve
 from vitral.models.vit import VisionTransformer
 from vitral.run.config import expand_data
 from vitral.run.explain import explain
 from vitral.run.options import IMAGE_METHODS, MODEL_METHODS, ExplainOptions
+from vitral.weights.folder import FolderConfig, Preprocessing, save_folder
 
 Capture = pytest.CaptureFixture[str]
 
@@ -74,13 +79,7 @@ def test_numbers_are_those_of_the_functions(digit: str, capsys: Capture) -> None
     np.testing.assert_allclose(one["attention"]["prefix_share"], share, atol=1e-5)
     far = found["views"]["distance"]
     assert (far["data"], far["split"], far["count"]) == ("digits", "test", 40)
-    from sklearn.datasets import load_digits
-
-    from vitral.data.config import DataConfig
-    from vitral.data.sources import open_dataset
-
     split = open_dataset(DataConfig(path="digits", channels=1), hold_out=False).splits["test"]
-    assert len(load_digits().target) > len(split) > 40
     places = [place * (len(split) - 1) // 39 for place in range(40)]
     images = torch.stack([predictor.preprocess(split.read(i).permute(1, 2, 0).numpy()) for i in places])
     np.testing.assert_allclose(far["layers"], attention_distance(model, [images]), rtol=1e-5)
@@ -151,10 +150,6 @@ def test_a_model_without_a_head(capsys: Capture) -> None:
 
 
 def test_a_network_of_convolutions(capsys: Capture) -> None:
-    from vitral.models.create import build_model
-    from vitral.models.presets import resolve
-    from vitral.weights.folder import FolderConfig, Preprocessing, save_folder
-
     architecture = resolve("resnet20_cifar", num_classes=2, image_size=8)
     shown = Preprocessing(image_size=(8, 8), channels=3, fit="crop")
     config = FolderConfig(name="cnn", architecture=architecture, id2label={"0": "cat", "1": "dog"},
