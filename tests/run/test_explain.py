@@ -196,6 +196,7 @@ def test_a_record_names_no_other_files(digit: str, capsys: Capture) -> None:
     [
         ("", ("a model is wanted",)),
         ("model DIGIT", ("out: a folder for the pictures is wanted", "out=DIR")),
+        ("model DIGIT out=bad.png/seen", ("out: nothing can be written here",)),
         ("model gone.png out=seen", ("gone.png: no such image",)),
         ("model bad.png out=seen", ("bad.png",)),
         ("nowhere DIGIT out=seen", ("nowhere",)),

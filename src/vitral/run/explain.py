@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,9 @@ def _target(options: ExplainOptions) -> tuple[Path, list[str]]:
     folder = Path(options.out).expanduser()
     if folder.exists() and not folder.is_dir():
         raise UserError("this is a file", where="out", got=folder, wanted="a new or empty folder")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):  # found out before minutes are spent on the pictures
+        raise UserError("nothing can be written here", where="out", got=folder)
     inside = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set[str]()
     if not inside:
         return folder, []
