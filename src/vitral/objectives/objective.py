@@ -33,6 +33,11 @@ class Objective(nn.Module, ABC):
     def forward(self, batch: Batch, step: int) -> StepOutput:
         """The loss, a mean over the batch's samples, and scalars to log."""
 
+    def alike(self, step: int) -> int | None:
+        """A step in whose place this one may be computed, the same for as many steps as possible: a compiled run has a
+        graph for each. None, as here, for an objective that is not to be compiled."""
+        return None
+
     def before_update(self, step: int) -> None:
         """Called when the gradients of the step are complete and clipped."""
 
