@@ -330,8 +330,7 @@ def test_resume_and_overwrite_are_asked_for(tmp_path: Path) -> None:
 
 
 def test_deterministic_is_switched_on_during_the_run_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[bool] = []
-    make = loader.TrainLoader.batch
+    seen, make = list[bool](), loader.TrainLoader.batch
     monkeypatch.setattr(
         loader.TrainLoader, "batch",
         lambda self, step: (seen.append(torch.are_deterministic_algorithms_enabled()), make(self, step))[1],
@@ -410,8 +409,7 @@ def test_verify_refuses_files_that_are_not_the_published_ones(tmp_path: Path) ->
 
 def test_workers_and_cache_reach_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither may change a bit of the outcome, only how it is reached."""
-    seen: list[tuple[int, str, bool]] = []
-    make = loader.ImageStore.__init__
+    seen, make = list[tuple[int, str, bool]](), loader.ImageStore.__init__
 
     def init(self: loader.ImageStore, *args: Any, **keys: Any) -> None:
         make(self, *args, **keys)
@@ -425,8 +423,7 @@ def test_workers_and_cache_reach_the_store(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_save_seconds_is_the_time_between_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    saves: list[int] = []
-    save = TrainState.save
+    saves, save = list[int](), TrainState.save
     monkeypatch.setattr(TrainState, "save", lambda s, path, **how: (saves.append(s.progress.step), save(s, path))[1])
     tiny(tmp_path / "a", train__save_seconds=0.0)
     assert saves == [1, 2, 3]

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from tests.helpers import TINY, assert_equal_tensors, weights
+from tests.helpers import TINY, assert_equal_tensors, create_vit, weights
 from vitral.cli.main import main
 from vitral.errors import UserError
-from vitral.models.create import create_model
+from vitral.models.vit import VisionTransformer
 from vitral.objectives.config import SupervisedConfig
 from vitral.objectives.supervised import Supervised
 from vitral.optim.config import OptimConfig
@@ -30,6 +30,7 @@ from vitral.training.loop import Plan, update
 from vitral.training.parallel import Parallel
 from vitral.training.state import Progress, TrainState
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # the compiler's own use of torch.jit
 SIZE = 50
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 
@@ -42,30 +43,25 @@ def batch(step: int) -> Batch:
     return Batch((View(images_BCHW, torch.eye(3).expand(SIZE, 3, 3)),), targets, torch.arange(SIZE))
 
 
-def updated(
-    compiled: bool, *, steps: int = 5, head_first: float = 0.0, low: bool = False, **options: float
-) -> TrainState:
-    """The state after some updates of micro-batches of 16, 16, 16 and 2; its losses are in `losses`."""
+def build() -> VisionTransformer:
+    return create_vit("vit_micro_patch2_8", width=32, depth=2, heads=2, mlp_dim=64, num_classes=10)
+
+
+def updated(compiled: bool, head_first: float, low: bool) -> TrainState:
+    """The state after five updates of micro-batches of 16, 16, 16 and 2."""
     torch.manual_seed(0)
-    objective = Supervised(
-        lambda: create_model("vit_micro_patch2_8", width=32, depth=2, heads=2, mlp_dim=64, num_classes=10, **options),
-        SupervisedConfig(head_first=head_first, label_smoothing=0.1), 10,
-    )  # fmt: skip
+    objective = Supervised(build, SupervisedConfig(head_first=head_first, label_smoothing=0.1), 10)
     torch.nn.init.normal_(objective.model.get_parameter("head.weight"), std=0.1)
     copy = Bfloat16Copy(objective) if low else None
     called = copy.module if copy else objective
     assert isinstance(called, Supervised)
     parallel = Parallel(Compiled(called) if compiled else called, each=low)
-    ema = WeightEMA(
-        objective.model, create_model("vit_micro_patch2_8", width=32, depth=2, heads=2, mlp_dim=64, num_classes=10), 0.9
-    )
-    state = TrainState(
-        objective, make_optimizer(objective, OptimConfig(name="sgd")), ema, Progress(), low=copy, parallel=parallel
-    )
+    ema, optimizer = WeightEMA(objective.model, build(), 0.9), make_optimizer(objective, OptimConfig(name="sgd"))
+    state = TrainState(objective, optimizer, ema, Progress(), low=copy, parallel=parallel)
     plan, config = Plan(10, lambda _: 0.1, 1.0, None, Path(), ""), TrainConfig(batch_size=SIZE, micro_batch=16)
     guard = Guard(state, Watch(Path(), 3, batch, ""))
     objective.train()
-    for step in range(steps):
+    for step in range(5):
         update(state, objective, batch(step), config, plan, 0.1, guard)
         state.progress.step += 1
     return state
@@ -75,14 +71,13 @@ def updated(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("head_first", "low", "limit", "graphs"),
-    [(0.0, False, 1e-5, 2), (0.0, True, 5e-3, 2), (0.3, False, 1e-5, 6)],
+    [(0.0, False, 1e-5, 2), (0.0, True, 2e-2, 2), (0.3, False, 1e-5, 6)],
 )
 def test_compiled_steps_equal_eager_ones(head_first: float, low: bool, limit: float, graphs: int) -> None:
     """Weights and average after five updates of micro-batches of which the last is short. No break in a graph, and none
-    compiled again: one for each size; where the head learns first, one more as each stage begins and turns modes over."""
+    compiled again: one for each size; where the head learns first, one more as each stage begins, in the other mode."""
     counters.clear()
-    torch._dynamo.reset()
-    eager, compiled = (updated(how, head_first=head_first, low=low) for how in (False, True))
+    eager, compiled = (updated(how, head_first, low) for how in (False, True))
     assert counters["stats"]["unique_graphs"] == graphs
     assert not counters["graph_break"]
     for name, tensor in eager._tensors().items():
@@ -122,13 +117,13 @@ class StopAtThree:
         return 15 if self.asked >= 3 else None
 
 
-def test_what_cannot_be_compiled_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_compiled_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for key, value in (("parallel", "fsdp"), ("checkpointing", "all"), ("checkpointing", 1)):
         with pytest.raises(UserError, match=r"train\.compile=step goes neither with"):
             load_config("digits", {**TINY, "train.compile": "step", f"train.{key}": value})
+    monkeypatch.setattr(Supervised, "alike", lambda *_: None)
     with pytest.raises(UserError, match=r"(?s)train\.compile: this step cannot be compiled"):
-        keys = {"memory": "3MB", "train.batch_size": 512, "model.depth": 12, "train.compile": "step"}
-        run(load_config("digits", {**TINY, **keys, "out": str(tmp_path / "a")}))
+        run(load_config("digits", {**TINY, "train.compile": "step", "out": str(tmp_path / "a")}))
 
 
 def test_a_compiler_that_fails_is_said_in_one_message(

@@ -109,7 +109,7 @@ def fit(
                 progress.best_step = progress.step
             _saved(partial(state.settle, wait=save_due))
             if save_due:
-                is_saved = _saved(lambda: state.save(last, beside=not (stopping or progress.done)))
+                is_saved = _saved(partial(state.save, last, beside=not (stopping or progress.done)))
                 saved = time.monotonic()
                 if stopping and not progress.done:
                     raise _interrupted(progress.step, plan, stop.signum, is_saved)

@@ -52,10 +52,8 @@ def like(tensor: Tensor, model: Tensor | None) -> Tensor:
 def write_shards(path: Path, tensors: Mapping[str, Tensor], facts: str, make_way: Callable[[], None]) -> None:
     """All processes write their slices (torch.distributed.checkpoint) into one folder under a temporary name; with the
     checksums of its files and `facts` it is then renamed to `path`. Raises OSError, on all, where that fails."""
-    partial = _begin(path)
-    _complete(
-        path, lambda: state_dict_saver.save(dict(tensors), storage_writer=FileSystemWriter(partial)), facts, make_way
-    )
+    writer = FileSystemWriter(_begin(path))
+    _complete(path, lambda: state_dict_saver.save(dict(tensors), storage_writer=writer), facts, make_way)
 
 
 class ShardWriter:
