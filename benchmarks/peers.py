@@ -1,14 +1,15 @@
 """The same Vision Transformer in other libraries, with our weights, and their weights back under our names.
 
-Names are ours (timm's) on the left. timm takes them as they are; transformers has query, key and value apart; torchvision
-has other names. vit-pytorch is another model: no bias of query, key and value, a norm before and one after the patch
-projection, pixels of a patch in another order, norms with epsilon 1e-5. It is timed as it is; to compare its results, the
-two norms are left out of a copy, epsilon is ours and, as our biases begin at zero, all else can be mapped.
+timm takes our names as they are; transformers has query, key and value apart; torchvision has other names. vit-pytorch
+is another model: no bias of query, key and value, a norm before and one after the patch projection, pixels of a patch
+in another order, norms with epsilon 1e-5. It is timed as it is; to compare its results, the two norms are left out of a
+copy, epsilon is ours and, as our biases begin at zero, all else can be mapped.
 """
 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 
 import torch
@@ -55,7 +56,7 @@ def to_peer(name: str, ours: Weights, model: nn.Module) -> Weights:
     found = dict(model.state_dict()) if name == "vit_pytorch" else {}
     for key, value in ours.items():
         theirs = _names(name, key)
-        for one, part in zip(theirs, value.chunk(len(theirs)) if len(theirs) > 1 else (value,), strict=True):
+        for one, part in zip(theirs, value.chunk(len(theirs)) if theirs else (), strict=True):
             found[one] = _shaped(name, key, part)
     return found
 
@@ -92,28 +93,28 @@ def _patches_back(flat: Tensor, ours: Tensor) -> Tensor:
 
 
 def _replaced(key: str, pairs: tuple[tuple[str, str], ...]) -> str:
-    for ours, theirs in pairs:
-        key = theirs + key.removeprefix(ours[1:]) if ours[0] == "^" and key.startswith(ours[1:]) else (
-            key if ours[0] == "^" else key.replace(ours, theirs))  # fmt: skip
+    for pattern, theirs in pairs:
+        key = re.sub(pattern, theirs, key)
     return key
 
 
 def _transformers_names(key: str) -> list[str]:
     key = _replaced(key, (
-        ("^norm.", "vit.layernorm."), ("blocks.", "vit.layers."), ("norm1", "layernorm_before"),
-        ("norm2", "layernorm_after"), ("patch_embed.proj", "vit.embeddings.patch_embeddings.projection"),
-        ("^head.", "classifier."), ("cls_token", "vit.embeddings.cls_token"),
-        ("pos_embed", "vit.embeddings.position_embeddings"), ("attn.proj", "attention.o_proj"),
+        (r"^norm\.", "vit.layernorm."), (r"^blocks\.", "vit.layers."), ("norm1", "layernorm_before"),
+        ("norm2", "layernorm_after"), (r"^patch_embed\.proj", "vit.embeddings.patch_embeddings.projection"),
+        (r"^head\.", "classifier."), ("^cls_token", "vit.embeddings.cls_token"),
+        ("^pos_embed", "vit.embeddings.position_embeddings"), (r"attn\.proj", "attention.o_proj"),
     ))  # fmt: skip
     return [key.replace("attn.qkv", f"attention.{n}_proj") for n in "qkv"] if "attn.qkv" in key else [key]
 
 
 def _torchvision_names(key: str) -> list[str]:
     return [_replaced(key, (
-        ("^norm.", "encoder.ln."), ("^blocks.", "encoder.layers.encoder_layer_"), ("norm1", "ln_1"), ("norm2", "ln_2"),
-        ("patch_embed.proj", "conv_proj"), ("^head.", "heads.head."), ("cls_token", "class_token"),
-        ("pos_embed", "encoder.pos_embedding"), ("attn.qkv.", "self_attention.in_proj_"),
-        ("attn.proj", "self_attention.out_proj"), ("mlp.fc1", "mlp.0"), ("mlp.fc2", "mlp.3"),
+        (r"^norm\.", "encoder.ln."), (r"^blocks\.", "encoder.layers.encoder_layer_"), ("norm1", "ln_1"),
+        ("norm2", "ln_2"), (r"^patch_embed\.proj", "conv_proj"), (r"^head\.", "heads.head."),
+        ("^cls_token", "class_token"), ("^pos_embed", "encoder.pos_embedding"),
+        (r"attn\.qkv\.", "self_attention.in_proj_"), (r"attn\.proj", "self_attention.out_proj"),
+        (r"mlp\.fc1", "mlp.0"), (r"mlp\.fc2", "mlp.3"),
     ))]  # fmt: skip
 
 
@@ -121,10 +122,10 @@ def _vit_pytorch_names(key: str) -> list[str]:
     if key.endswith("attn.qkv.bias"):
         return []
     return [_replaced(key, (
-        ("^norm.", "transformer.norm."), ("^blocks.", "transformer.layers."), ("norm1", "0.norm"),
-        ("norm2", "1.net.0"), ("patch_embed.proj", "to_patch_embedding.2"), ("^head.", "mlp_head."),
-        ("pos_embed", "pos_embedding"), ("attn.qkv", "0.to_qkv"), ("attn.proj", "0.to_out.0"), ("mlp.fc1", "1.net.1"),
-        ("mlp.fc2", "1.net.4"),
+        (r"^norm\.", "transformer.norm."), (r"^blocks\.", "transformer.layers."), ("norm1", "0.norm"),
+        ("norm2", "1.net.0"), (r"^patch_embed\.proj", "to_patch_embedding.2"), (r"^head\.", "mlp_head."),
+        ("^pos_embed", "pos_embedding"), (r"attn\.qkv", "0.to_qkv"), (r"attn\.proj", "0.to_out.0"),
+        (r"mlp\.fc1", "1.net.1"), (r"mlp\.fc2", "1.net.4"),
     ))]  # fmt: skip
 
 

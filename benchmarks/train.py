@@ -6,9 +6,9 @@
 
 A step is forward, cross-entropy, backward, clipping to norm 1 and a fused AdamW step, the same for all; peers are timm,
 transformers, torchvision and vit-pytorch, those that are installed. Before anything is timed, all start from the same
-weights and do one step, after which loss, clipped gradient and weights must be ours within LIMITS; vit-pytorch is another
-model in details, and peers.py says how it is compared. Rows that need CUDA are left out without it; there all sides are
-compiled, loss included.
+weights and do one step, after which loss, clipped gradient and weights must be ours within LIMITS; vit-pytorch is
+another model in details, and peers.py says how it is compared. Rows that need CUDA are left out without it; there all
+sides are compiled, loss included.
 
 A row gives the median over the rounds of peer time / our time, with its quartiles: above 1 we are faster. Rows called
 "lever" have us twice, with one thing on and off: the ratio is time with / time without, below 1 it is a gain. Where a
@@ -36,7 +36,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from peers import PEERS, Weights, comparable, fits, from_peer, make_peer
 
@@ -53,9 +53,10 @@ from vitral.version import __version__
 
 Step = Callable[[], float]
 RATE = 1e-4  # of AdamW: what a weight moves in the first step, but for weights without a gradient to speak of
-# Loss; gradient and step of the weights, each as the norm of the difference over the norm of ours. A first step of AdamW
-# is the gradient's sign: where that is rounding (biases of keys), signs are too.
-LIMITS = {"float32": (1e-4, 1e-3, 0.1), "bfloat16": (2e-2, 0.1, 0.7)}
+# Loss; gradient and step of the weights, each as the norm of the difference over the norm of ours. A first step of
+# AdamW is the gradient's sign: where that is rounding (biases of keys), signs are too. vit-pytorch's gradient is clipped
+# a little less, as the norm of ours has the biases that it lacks; without it float32 would keep 1e-5 and 1e-2.
+LIMITS = {"float32": (1e-4, 1e-2, 3e-2), "bfloat16": (2e-2, 5e-2, 0.3)}
 
 TINY32 = {"name": "vit_tiny_patch4_32", "batch": 32}
 ROWS: dict[str, dict[str, Any]] = {
@@ -73,6 +74,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "lever: drop-path 0.2, average": {**TINY32, "pool": "avg", "with": {"drop_path": 0.2}},
     "lever: last block for the class token alone": {**TINY32, "without": {"whole": True}},
     "lever: fused attention": {**TINY32, "without": {"attention": "math"}},
+    "lever: fused attention, bfloat16": {**TINY32, "precision": "bfloat16", "without": {"attention": "math"}},
     "lever: patches by one matrix product": {**TINY32, "without": {"patches": "convolution"}},
     "lever: fused AdamW": {**TINY32, "without": {"fused": False}},
     "lever: bfloat16 products": {**TINY32, "with": {"precision": "bfloat16"}},
@@ -158,7 +160,7 @@ def quartiles(theirs: list[float], ours: list[float]) -> list[float]:
 
 
 def contestants(row: dict[str, Any], is_lever: bool) -> tuple[dict[str, Step], dict[str, list[float]]]:
-    """The steps to be timed, ours or the one without the lever first; and how far the peers' first step is from ours."""
+    """The steps to be timed, ours or the one without the lever first; how far the peers' first steps are from ours."""
     plain = {key: value for key, value in row.items() if key not in ("with", "without")}
     ours = ours_of(plain)
     side = ours.config.image_size[0]
