@@ -6,10 +6,10 @@
 
 DIR holds CIFAR-10, the python or the binary version. Each seed is a process of its own, `vitral train` with the fixed
 schedule of the recipe and nothing kept from a run before (the compiler's cache is empty). Accuracy is that of the last
-averaged weights on all 10,000 test images, looked at once. Two clocks: `seconds` hold the whole process, that is starting
-Python, reading the images, compiling, all of training, judging the test images and writing the model folder;
-`train_seconds` hold the steps with compiling, augmentation and saving. Neither holds unpacking of the data, nor the check
-for damaged and doubled images, which is left out. Words with a dot change the recipe, and the result says so.
+averaged weights on all 10,000 test images, looked at once. Two clocks: `seconds` hold the whole process, that is
+starting Python, reading the images, compiling, all of training, judging the test images and writing the model folder;
+`train_seconds` hold the steps with compiling, augmentation and saving. Neither holds unpacking of the data, nor the
+check for damaged and doubled images, which is left out. Words with a dot change the recipe, and the result says so.
 
 The model folder of seed 0 is left as OUT/vitral-cifar10, weights in bfloat16, in the form in which models come with the
 package. To bundle it: cp -r runs/speedrun/vitral-cifar10 src/vitral/bundled/

@@ -54,8 +54,8 @@ from vitral.version import __version__
 Step = Callable[[], float]
 RATE = 1e-4  # of AdamW: what a weight moves in the first step, but for weights without a gradient to speak of
 # Loss; gradient and step of the weights, each as the norm of the difference over the norm of ours. A first step of
-# AdamW is the gradient's sign: where that is rounding (biases of keys), signs are too. vit-pytorch's gradient is clipped
-# a little less, as the norm of ours has the biases that it lacks; without it float32 would keep 1e-5 and 1e-2.
+# AdamW is the gradient's sign: where that is rounding (biases of keys), signs are too. vit-pytorch's gradient is
+# clipped a little less, as the norm of ours has the biases that it lacks; without it float32 would keep 1e-5 and 1e-2.
 LIMITS = {"float32": (1e-4, 1e-2, 3e-2), "bfloat16": (2e-2, 5e-2, 0.3)}
 
 TINY32 = {"name": "vit_tiny_patch4_32", "batch": 32}
