@@ -228,8 +228,9 @@ def assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
     return TrainState(objective, optimizer, ema, Progress(), *started, low, parallel), objective, steps
 
 
-def _compiled(config: RunConfig, objective: Objective, mode: str) -> Module:
+def _compiled(config: RunConfig, objective: Module, mode: str) -> Module:
     """What is called for a step: the objective, or its compiled form where that is asked for or, by itself, on CUDA."""
+    assert isinstance(objective, Objective)
     asked, device = config.train.compile, next(objective.parameters()).device
     can = mode != "fsdp" and objective.alike(0) is not None and not objective.model.checkpointed
     if asked == "step" and not can:
