@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field, Strict, model_validator
 
@@ -212,6 +212,13 @@ class AugmentConfig(Config):
     def jitters(self) -> bool:
         """Whether colour jitter is asked for."""
         return bool(self.jitter_prob and (self.brightness or self.contrast or self.saturation or self.hue))
+
+
+class ViewConfig(NamedTuple):
+    """How a sample is shown once: varied so, at this (height, width)."""
+
+    augment: AugmentConfig
+    size: tuple[int, int]
 
 
 class CheckConfig(Config):

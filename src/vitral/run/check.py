@@ -15,10 +15,13 @@ from vitral.data.dataset import Dataset
 from vitral.data.findings import CheckReport
 from vitral.data.sources import held_out, open_dataset
 from vitral.errors import UserError
+from vitral.objectives.config import SupervisedConfig
 from vitral.run.config import RunConfig
 from vitral.training.journal import log
 
 _NAMED = 3  # images in one line of the log
+# What is wrong with classes only: of no matter to who learns without them.
+_OF_LABELS = ("one-class", "empty-class", "split-classes", "flat-folder", "name-label", "duplicates-labels")
 
 
 def open_checked(
@@ -29,6 +32,9 @@ def open_checked(
     Raises UserError that lists every error which `check.allow` doesn't name, and all that opening raises.
     """
     workers = data.workers if data.workers != "auto" else None
+    if not isinstance(config.objective, SupervisedConfig):
+        allow = tuple(dict.fromkeys((*config.check.allow, *_OF_LABELS)))
+        config = config.model_copy(update={"check": config.check.model_copy(update={"allow": allow})})
     if config.check.skip:
         allow = set(config.check.allow)
         equal = not allow & {"split-classes", "empty-class"}
