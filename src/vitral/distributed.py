@@ -127,15 +127,16 @@ def any_of(*flags: bool) -> tuple[bool, ...]:
 
 
 def mean(values: Iterable[Tensor]) -> list[Tensor]:
-    """Scalars averaged over the processes, in one exchange."""
+    """Tensors averaged over the processes, each of its own shape, in one exchange."""
     values = list(values)
     if world() == 1 or not values:
         return values
     import torch
 
-    stacked = torch.stack([value.detach().double() for value in values])
-    _group().all_reduce(stacked)
-    return [mean.to(value.dtype) for mean, value in zip(stacked / world(), values, strict=True)]
+    joined = torch.cat([value.detach().double().flatten() for value in values])
+    _group().all_reduce(joined)
+    parts = (joined / world()).split([value.numel() for value in values])
+    return [part.view(value.shape).to(value.dtype) for part, value in zip(parts, values, strict=True)]
 
 
 def largest(value: Tensor) -> Tensor:
