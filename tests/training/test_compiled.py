@@ -15,6 +15,7 @@ from vitral.cli.main import main
 from vitral.errors import UserError
 from vitral.models.vit import VisionTransformer
 from vitral.objectives.config import SupervisedConfig
+from vitral.objectives.objective import Setting
 from vitral.objectives.supervised import Supervised
 from vitral.optim.config import OptimConfig
 from vitral.optim.ema import WeightEMA
@@ -50,7 +51,7 @@ def build() -> VisionTransformer:
 def updated(compiled: bool, head_first: float, low: bool) -> TrainState:
     """The state after five updates of micro-batches of 16, 16, 16 and 2."""
     torch.manual_seed(0)
-    objective = Supervised(build, SupervisedConfig(head_first=head_first, label_smoothing=0.1), 10)
+    objective = Supervised(build, SupervisedConfig(head_first=head_first, label_smoothing=0.1), Setting(10))
     torch.nn.init.normal_(objective.model.get_parameter("head.weight"), std=0.1)
     copy = Bfloat16Copy(objective) if low else None
     called = copy.module if copy else objective
