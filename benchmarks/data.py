@@ -121,7 +121,7 @@ def contestants() -> dict[str, Contestant]:
     def ours(path: str, box: Box, flip: bool) -> Tensor:
         jpeg = open_jpeg(path)
         assert jpeg is not None
-        image_CHW = crop_jpeg(jpeg, box, (SIDE, SIDE), 3)[0]
+        image_CHW = crop_jpeg(jpeg, [box], [(SIDE, SIDE)], 3)[0][0]
         return image_CHW.flip(-1) if flip else image_CHW
 
     def pil(path: str) -> Image.Image:

@@ -221,8 +221,18 @@ def _key_of(model: type[Config], detail: ErrorDetails) -> str:
 def _problem(model: type[Config], name: str, details: list[ErrorDetails]) -> UserError:
     """One key's complaint; a union of types complains once for each of its members."""
     detail = details[0]
+    if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        context: dict[str, Any] = detail.get("ctx", {})
+        options = re.findall(r"'([^']*)'", str(context.get("expected_tags", "")))
+        got, tag = context.get("tag"), str(context.get("discriminator", "")).strip("'")
+        close = nearest(str(got), options)
+        return UserError(
+            "wrong value", where=f"{name}.{tag}", got=repr(got), wanted=" or ".join(options), nearest=close
+        )
     if detail["type"] == "extra_forbidden":
         names = [key.name for key in describe(model)]
+        if name in names:  # of another member of the union
+            return UserError("no key of this kind", where=name, got=detail["input"], hint="Other kinds have it.")
         below = next(iter(flatten(detail["input"])), "") if isinstance(detail["input"], Mapping) else ""
         full = f"{name}.{below}" if below else name  # an unknown group stands for what is set in it
         return UserError("unknown key", where=full, nearest=nearest_key(full, names))
@@ -252,11 +262,39 @@ def describe(model: type[BaseModel], prefix: str = "") -> list[Key]:
         full = prefix + (info.alias or name)  # a key may be called what Python keeps for itself: class
         nested = info.annotation
         if models := [part for part in _flat(nested) if isinstance(part, type) and issubclass(part, BaseModel)]:
-            found = {key.name: key for part in reversed(models) for key in describe(part, full + ".")}
-            keys += found.values()
+            keys += _merged([describe(part, full + ".") for part in models])
         else:
             keys.append(Key(full, nested, _type_text(nested), _default(info), info.description or ""))
     return keys
+
+
+def _merged(members: list[list[Key]]) -> list[Key]:
+    """The keys of all members of a union, each once. Where a Literal tells the members apart, what only some of them
+    have says of which it is."""
+    found: dict[str, list[Key]] = {}
+    for key in (key for member in members for key in member):
+        found.setdefault(key.name, []).append(key)
+    tags = next((name for name, same in found.items() if _tells_apart(same, len(members))), "")
+    kinds = [next((key.type_text for key in member if key.name == tags), "") for member in members]
+    merged: list[Key] = []
+    for name, (first, *others) in found.items():
+        where = [kind for kind, member in zip(kinds, members, strict=True) if name in {key.name for key in member}]
+        if name == tags:
+            texts = [f"{key.type_text}: {key.help}" for key in (first, *others)]
+            annotation = Literal[tuple(kinds)]  # pyright: ignore[reportInvalidTypeForm]
+            merged.append(Key(name, annotation, "|".join(kinds), first.default, "; ".join(texts)))
+        elif tags and len(where) < len(members):
+            merged.append(first._replace(help=f"{', '.join(where)}: {first.help}"))
+        else:
+            merged.append(first)
+    return merged
+
+
+def _tells_apart(same: list[Key], members: int) -> bool:
+    texts = {
+        key.type_text for key in same if get_origin(key.annotation) is Literal and len(get_args(key.annotation)) == 1
+    }
+    return len(texts) == len(same) == members > 1
 
 
 def _default(info: FieldInfo) -> Any:

@@ -51,7 +51,9 @@ class EncoderOutput(NamedTuple):
 
 
 class StepOutput(NamedTuple):
-    """What an objective makes of a batch: the scalar to descend (mean over the samples) and scalars to log."""
+    """What an objective makes of a batch: the scalar to descend (mean over the samples), scalars to log, and tensors
+    whose means over the whole batch `after_update` gets."""
 
     loss: Tensor
     metrics: dict[str, Tensor]
+    means: dict[str, Tensor] = {}  # noqa: RUF012 - never written to

@@ -38,7 +38,7 @@ def jpeg(image: Image.Image, turn: int = 1, **options: Any) -> bytes:
 def crop(data: bytes, box: Box, size: tuple[int, int], channels: int = 3) -> tuple[torch.Tensor, Box]:
     opened = open_jpeg(data)
     assert opened is not None
-    return crop_jpeg(opened, box, size, channels)
+    return crop_jpeg(opened, [box], [size], channels)[0]
 
 
 def whole(data: bytes, box: Box, size: tuple[int, int], channels: int = 3) -> torch.Tensor:
@@ -117,13 +117,13 @@ def run(files: Sequence[bytes | None], reads: list[Any], size: tuple[int, int], 
     placed: list[Any] = [None] * len(reads)
 
     def boxes(which: list[int], sizes_B2: torch.Tensor) -> torch.Tensor:
-        return torch.stack([torch.tensor([h // 2, w // 2, h - h // 2, w - w // 2]) for h, w in sizes_B2.tolist()])
+        return torch.stack([torch.tensor([[h // 2, w // 2, h - h // 2, w - w // 2]]) for h, w in sizes_B2.tolist()])
 
-    def place(slot: int, pixels: torch.Tensor, box: Box) -> None:
-        placed[slot] = (pixels, box)
+    def place(slot: int, pixels: Sequence[torch.Tensor], boxes: Sequence[Box]) -> None:
+        placed[slot] = (pixels[0], boxes[0])
 
     sources = [None if data is None else (lambda data=data: data) for data in files]
-    random_crops(sources, reads, boxes, size, 3, place, max_pixels=max_pixels)
+    random_crops(sources, reads, boxes, [size], 3, place, max_pixels=max_pixels)
     return placed
 
 

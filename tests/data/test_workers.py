@@ -32,7 +32,7 @@ from vitral.training.state import TrainState
 
 KINDS = ["threads", "fork", "spawn"]
 VARIED = AugmentConfig(crop="random_resized", flip=0.5, rotate=10, mixup=0.5, cutmix=0.5, repeats=2)
-CROP = RandomCrop(5, VARIED.crop_scale, VARIED.crop_ratio)
+CROPS = (RandomCrop(5, VARIED.crop_scale, VARIED.crop_ratio),)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def split(photos: Path) -> Split:
 
 
 def store(split: Split, **more: Any) -> ImageStore:
-    keys: dict[str, Any] = {"exact": False, "workers": 2, "cache_mb": 0, "device": torch.device("cpu"), "crop": CROP}
+    keys: dict[str, Any] = {"exact": False, "workers": 2, "cache_mb": 0, "device": torch.device("cpu"), "crops": CROPS}
     return ImageStore(split, (24, 20), Fit(), **{**keys, **more})
 
 
@@ -79,12 +79,14 @@ def left() -> tuple[list[Any], list[str]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("workers", [0, 2, 8])
-@pytest.mark.parametrize("crop", [CROP, None])
-def test_batches_are_bit_equal_for_any_workers(split: Split, kind: str, workers: int, crop: RandomCrop | None) -> None:
-    if kind == "spawn" and (workers == 8 or crop is None):
+@pytest.mark.parametrize("crops", [CROPS, ()])
+def test_batches_are_bit_equal_for_any_workers(
+    split: Split, kind: str, workers: int, crops: tuple[RandomCrop, ...]
+) -> None:
+    if kind == "spawn" and (workers == 8 or not crops):
         pytest.skip("slow to start, and the code is that of fork")
-    reference = batches(split, 0, 6, workers=0, crop=crop)
-    found = batches(split, 2, 6, workers=workers, worker_kind=kind, crop=crop)
+    reference = batches(split, 0, 6, workers=0, crops=crops)
+    found = batches(split, 2, 6, workers=workers, worker_kind=kind, crops=crops)
     assert len(found) == 4
     assert all(same(one, other) for one, other in zip(found, reference[2:], strict=True))
     assert left() == ([], [])
@@ -123,7 +125,7 @@ def test_the_view_matrix_says_where_the_crop_lies(split: Split) -> None:
     ramp = torch.stack([rows, columns, rows * 0]).byte()
     ramps = Split(split.labels_N, split.names, lambda index: ramp)
     config = AugmentConfig(crop="random_resized", crop_scale=(0.3, 0.9))
-    with store(ramps, crop=RandomCrop(5, config.crop_scale, config.crop_ratio)) as opened:
+    with store(ramps, crops=(RandomCrop(5, config.crop_scale, config.crop_ratio),)) as opened:
         view = TrainLoader(opened, 16, config, 5).batch(0).views[0]
     middle = torch.linalg.inv(view.matrix_B33) @ torch.tensor([9.0, 11.0, 1.0])
     found = view.images_BCHW[:, :2, 11, 9] * 255
@@ -141,7 +143,7 @@ def read_or_fail(split: Split, index: int) -> torch.Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_error_in_a_worker_reaches_the_loop_as_it_is(split: Split, kind: str) -> None:
     broken = Split(split.labels_N, split.names, partial(read_or_fail, split))
-    with store(broken, worker_kind=kind, crop=None) as opened:
+    with store(broken, worker_kind=kind, crops=()) as opened:
         with pytest.raises(UserError, match=r"^photos/007\.png: unreadable image: cut off$"):
             opened.get(torch.tensor([1, 2, 7, 3]))
         assert opened.get(torch.tensor([1, 2, 3])).shape == (3, 3, 24, 20), "the others are still read"
@@ -151,7 +153,7 @@ def test_an_error_in_a_worker_reaches_the_loop_as_it_is(split: Split, kind: str)
 @pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
 def test_a_killed_process_is_said_and_not_waited_for(split: Split) -> None:
     broken = Split(split.labels_N, split.names, partial(read_or_fail, split))
-    with store(broken, worker_kind="fork", crop=None) as opened:
+    with store(broken, worker_kind="fork", crops=()) as opened:
         with pytest.raises(RunFailed, match=r"process that reads images has died: signal 9"):
             opened.get(torch.tensor([1, 9, 2, 3]))
         child = multiprocessing.active_children()
@@ -167,7 +169,7 @@ def test_a_killed_process_is_said_and_not_waited_for(split: Split) -> None:
 def test_data_that_cannot_be_sent_are_refused_in_words(split: Split) -> None:
     local = Split(split.labels_N, split.names, lambda index: split.read(index))
     with (
-        store(local, worker_kind="spawn", crop=None) as opened,
+        store(local, worker_kind="spawn", crops=()) as opened,
         pytest.raises(UserError, match=r"(?s)data\.worker_kind.*cannot be sent.*threads"),
     ):
         opened.get(torch.tensor([1]))
@@ -177,7 +179,7 @@ def test_data_that_cannot_be_sent_are_refused_in_words(split: Split) -> None:
 def test_too_little_shared_memory_is_said_before(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     with (
-        store(split, worker_kind="fork", crop=None) as opened,
+        store(split, worker_kind="fork", crops=()) as opened,
         pytest.raises(UserError, match=r"(?s)/dev/shm.*shm-size"),
     ):
         opened.get(torch.tensor([1]))
@@ -315,7 +317,7 @@ def test_the_crop_is_cut_from_the_file_and_not_from_the_model_s_size(photos: Pat
         Image.fromarray(pattern).convert("RGB").save(Path("fine") / name)
     fine = open_dataset(DataConfig(path="fine", source="folder"), hold_out=False).splits["train"]
     config = AugmentConfig(crop="random_resized", crop_scale=(0.0078125, 0.0078125), crop_ratio=(1.0, 1.0))
-    with store(fine, crop=RandomCrop(5, config.crop_scale, config.crop_ratio)) as opened:
+    with store(fine, crops=(RandomCrop(5, config.crop_scale, config.crop_ratio),)) as opened:
         assert not opened.cached
         images = TrainLoader(opened, 8, config, 5).batch(0).views[0].images_BCHW
     assert images.std(dim=(1, 2, 3)).min() > 0.1, "0.02 and less of what was shrunk to the model's size"

@@ -10,10 +10,9 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +20,8 @@ from PIL import Image
 
 from tests.data.test_cifar import binary10
 from tests.helpers import TINY, random_model, write_colours
+from tests.run.objective_cases import OBJECTIVE_CASES
+from tests.run.outcomes import Case, card, classes, files, rows, shapes, summary, weights
 from vitral.config import describe
 from vitral.data import loader
 from vitral.data.config import DataConfig
@@ -29,54 +30,8 @@ from vitral.errors import RunFailed, UserError
 from vitral.models import vit
 from vitral.run.config import RunConfig, load_config
 from vitral.run.train import run
-from vitral.training.journal import Journal
 from vitral.training.state import TrainState
 from vitral.weights.tensors import load_tensors
-
-
-def weights(out: Path) -> object:
-    """The trained weights, bit for bit."""
-    return hashlib.sha256((out / "model/model.safetensors").read_bytes()).hexdigest()
-
-
-def rows(out: Path) -> object:
-    """The journal's rows by step and kind."""
-    return [(row["step"], "val_loss" in row) for row in Journal.read(out)]
-
-
-def summary(out: Path) -> Any:
-    """Recipe, seed and steps."""
-    tree = json.loads((out / "summary.json").read_text(encoding="utf-8"))
-    return {key: tree[key] for key in ("recipe", "seed", "steps")}
-
-
-def files(out: Path) -> object:
-    """Names of what the run left."""
-    return sorted(path.name for path in out.iterdir()) if out.is_dir() else "nothing"
-
-
-def shapes(out: Path) -> object:
-    """Names and sizes of the weights, from the architecture."""
-    return json.loads((out / "model/config.json").read_text(encoding="utf-8"))["architecture"]
-
-
-def classes(out: Path) -> object:
-    """Class names by index."""
-    return json.loads((out / "model/config.json").read_text(encoding="utf-8"))["id2label"]
-
-
-def card(out: Path) -> object:
-    """The notes on the data."""
-    return [line for line in (out / "model/README.md").read_text(encoding="utf-8").splitlines() if line[:2] == "- "]
-
-
-class Case(NamedTuple):
-    """Another value of a key; what must then be different; what else is set in both runs, to give the key a meaning."""
-
-    value: object
-    seen: Callable[[Path], object] = weights
-    given: Mapping[str, Any] = MappingProxyType({})
-
 
 FINETUNE = {
     "init": "model",
@@ -219,6 +174,10 @@ CASES: dict[str, Case] = {
     "objective.class_weights": Case("balanced"),
     "objective.logit_adjustment": Case(1.0),
     "objective.head_first": Case(0.5, weights, FINETUNE),
+    "objective.kind": Case("masked_patch", shapes),
+    "optim.weight_decay_final": Case(5.0),
+    "optim.clip_each": Case(True, weights, {"optim.clip": 0.01}),
+    **OBJECTIVE_CASES,
 }  # fmt: skip
 
 # Each has a test of its own below, or, where another test has it already, its name.
@@ -228,6 +187,7 @@ ELSEWHERE = {
     **dict.fromkeys(("resume", "overwrite"), "test_resume_and_overwrite_are_asked_for"),
     "memory": "test_memory_cuts_the_batch",
     "train.checkpointing": "test_checkpointing_reaches_the_model",
+    "train.compile": "test_compile_makes_one_graph_of_a_step",
     "deterministic": "test_deterministic_is_switched_on_during_the_run_only",
     **dict.fromkeys(
         ("data.pattern", "data.image_column", "data.label_column", "data.split_column", "data.label_separator"),
@@ -243,7 +203,6 @@ ELSEWHERE = {
     "train.parallel": "test_parallel_is_how_the_processes_share_the_work",
     "train.max_bad_steps": "test_bad_steps_in_a_row_are_counted",
     "train.tensorboard": "test_tensorboard_is_asked_for",
-    "objective.kind": "test_there_is_one_kind_of_objective",
 }
 
 
@@ -329,8 +288,7 @@ def test_resume_and_overwrite_are_asked_for(tmp_path: Path) -> None:
 
 
 def test_deterministic_is_switched_on_during_the_run_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[bool] = []
-    make = loader.TrainLoader.batch
+    seen, make = list[bool](), loader.TrainLoader.batch
     monkeypatch.setattr(
         loader.TrainLoader, "batch",
         lambda self, step: (seen.append(torch.are_deterministic_algorithms_enabled()), make(self, step))[1],
@@ -409,8 +367,7 @@ def test_verify_refuses_files_that_are_not_the_published_ones(tmp_path: Path) ->
 
 def test_workers_and_cache_reach_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither may change a bit of the outcome, only how it is reached."""
-    seen: list[tuple[int, str, bool]] = []
-    make = loader.ImageStore.__init__
+    seen, make = list[tuple[int, str, bool]](), loader.ImageStore.__init__
 
     def init(self: loader.ImageStore, *args: Any, **keys: Any) -> None:
         make(self, *args, **keys)
@@ -424,9 +381,8 @@ def test_workers_and_cache_reach_the_store(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_save_seconds_is_the_time_between_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    saves: list[int] = []
-    save = TrainState.save
-    monkeypatch.setattr(TrainState, "save", lambda self, path: (saves.append(self.progress.step), save(self, path))[1])
+    saves, save = list[int](), TrainState.save
+    monkeypatch.setattr(TrainState, "save", lambda s, path, **how: (saves.append(s.progress.step), save(s, path))[1])
     tiny(tmp_path / "a", train__save_seconds=0.0)
     assert saves == [1, 2, 3]
     tiny(tmp_path / "b", train__save_seconds=1e6)
@@ -469,9 +425,11 @@ def test_checkpointing_reaches_the_model(tmp_path: Path, monkeypatch: pytest.Mon
         tiny(tmp_path / "b", train__checkpointing=3)
 
 
-def test_there_is_one_kind_of_objective(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"(?s)objective\.kind.*supervised"):
-        tiny(tmp_path / "a", objective__kind="dino")
+def test_compile_makes_one_graph_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, bool]] = []
+    monkeypatch.setattr(torch, "compile", lambda graph, **how: (made.append(how), graph)[1])
+    assert tiny(tmp_path / "a")["top1"] == tiny(tmp_path / "b", train__compile="step")["top1"]
+    assert made == [{"fullgraph": True, "dynamic": False}]
 
 
 def test_a_diverging_run_fails_with_a_message(tmp_path: Path) -> None:
@@ -480,7 +438,7 @@ def test_a_diverging_run_fails_with_a_message(tmp_path: Path) -> None:
 
 
 def test_bad_steps_in_a_row_are_counted(tmp_path: Path) -> None:
-    with pytest.raises(RunFailed, match=r"5 steps in a row"):
+    with pytest.raises(RunFailed, match=r"5 steps in a row.*nan.*lower optim\.lr"):
         tiny(tmp_path / "a", optim__lr=1e30, train__steps=30, train__max_bad_steps=5)
 
 

@@ -10,6 +10,7 @@ import torch
 
 from vitral.models.create import create_model
 from vitral.objectives.config import SupervisedConfig
+from vitral.objectives.objective import Setting
 from vitral.objectives.supervised import Supervised
 from vitral.optim.config import OptimConfig
 from vitral.optim.ema import WeightEMA
@@ -34,7 +35,7 @@ def batch() -> Batch:
 def updated(micro: int | None, clip: float | None = 1.0, steps: int = 3) -> tuple[TrainState, list[float]]:
     """The state after some updates in float64, and the gradient norms."""
     torch.manual_seed(0)
-    objective = Supervised(lambda: create_model("vit_micro_patch2_8").double(), SupervisedConfig(), 100)
+    objective = Supervised(lambda: create_model("vit_micro_patch2_8").double(), SupervisedConfig(), Setting(100))
     torch.nn.init.normal_(objective.model.get_parameter("head.weight"))
     optimizer = make_optimizer(objective, OptimConfig(name="sgd", weight_decay=0.0))
     ema = WeightEMA(objective.model, create_model("vit_micro_patch2_8").double(), 0.9)

@@ -31,8 +31,12 @@ def compose(second_B33: Tensor, first_B33: Tensor) -> Tensor:
     return parts[0] + parts[1] + parts[2]
 
 
-def warp(images_BCHW: Tensor, matrix_B33: Tensor, fill: str, interpolation: str = "bilinear") -> Tensor:
-    """Images resampled so that source pixel p lands at matrix @ p; float32 or uint8 (rounded) in and out.
+def warp(
+    images_BCHW: Tensor, matrix_B33: Tensor, fill: str, interpolation: str = "bilinear",
+    size: tuple[int, int] | None = None,
+) -> Tensor:  # fmt: skip
+    """Images resampled so that source pixel p lands at matrix @ p; float32 or uint8 (rounded) in and out, of `size`
+    (height, width), by default their own. Nothing is smoothed: a map that shrinks much aliases.
 
     `fill` is what lies outside: "zeros", "grey" (half of white, 128 of 255), "border" or "reflection"; `interpolation`
     is "bilinear" or "nearest". As torchvision's affine with fill=None for "zeros"; its bilinear mixes any other colour
@@ -41,26 +45,31 @@ def warp(images_BCHW: Tensor, matrix_B33: Tensor, fill: str, interpolation: str 
     if images_BCHW.dtype == torch.uint8:
         middle = 128.0 if fill == "grey" else 0.0
         images_BCHW = images_BCHW.float().sub_(middle) if middle else images_BCHW.float()
-        return warp(images_BCHW, matrix_B33, "zeros" if middle else fill, interpolation).add_(middle).round_().byte()
+        return (
+            warp(images_BCHW, matrix_B33, "zeros" if middle else fill, interpolation, size).add_(middle).round_().byte()
+        )
     if fill == "grey":
-        return warp(images_BCHW - 0.5, matrix_B33, "zeros", interpolation).add_(0.5)
-    grid_BHW2 = _source_grid(matrix_B33, images_BCHW.shape[-2], images_BCHW.shape[-1])
+        return warp(images_BCHW - 0.5, matrix_B33, "zeros", interpolation, size).add_(0.5)
+    source = (images_BCHW.shape[-2], images_BCHW.shape[-1])
+    grid_BHW2 = _source_grid(matrix_B33, source, size or source)
     return F.grid_sample(images_BCHW, grid_BHW2, interpolation, fill, align_corners=False)
 
 
-def _source_grid(matrix_B33: Tensor, height: int, width: int) -> Tensor:
-    """Where each pixel of the result lies in the source, in grid_sample's coordinates: the edges are -1 and 1."""
+def _source_grid(matrix_B33: Tensor, source: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Where each pixel of the result of `size` lies in the source, in grid_sample's coordinates: the edges are -1 and
+    1."""
+    height, width = size
     a_B, b_B, x_B, c_B, d_B, y_B = matrix_B33[:, :2].flatten(1).unbind(1)
     area_B = a_B * d_B - b_B * c_B
     columns_W = torch.arange(width, device=matrix_B33.device, dtype=torch.float32)
     rows_H = torch.arange(height, device=matrix_B33.device, dtype=torch.float32)
     grid_BHW2 = torch.empty(len(matrix_B33), height, width, 2, device=matrix_B33.device)
-    for axis, size, along_x_B, along_y_B, start_B in (
-        (0, width, d_B, -b_B, b_B * y_B - d_B * x_B),
-        (1, height, -c_B, a_B, c_B * x_B - a_B * y_B),
+    for axis, side, along_x_B, along_y_B, start_B in (
+        (0, source[1], d_B, -b_B, b_B * y_B - d_B * x_B),
+        (1, source[0], -c_B, a_B, c_B * x_B - a_B * y_B),
     ):
-        scale_B = 2 / (size * area_B)
-        start_B1 = (start_B * scale_B + (1 / size - 1))[:, None]
+        scale_B = 2 / (side * area_B)
+        start_B1 = (start_B * scale_B + (1 / side - 1))[:, None]
         from_y_BH = rows_H * (along_y_B * scale_B)[:, None] + start_B1
         from_x_BW = columns_W * (along_x_B * scale_B)[:, None]
         torch.add(from_y_BH[:, :, None], from_x_BW[:, None, :], out=grid_BHW2[..., axis])

@@ -34,6 +34,7 @@ def augment(
     view: int | Tensor = 0,
     *,
     taken_B33: Tensor | None = None,
+    size: tuple[int, int] | None = None,
 ) -> View:
     """uint8 or [0,1] images to one augmented [0,1] float32 view, each sample by its own draws (seed, epoch, view, key).
 
@@ -41,22 +42,27 @@ def augment(
     the images are uint8 and colours are changed, all of it up to there is in whole levels, as torchvision's is. `view`
     may be a number for each sample, int64 [B]: repeats of a sample with different numbers are varied differently.
     `taken_B33` is the map of a random resized crop that has been made before, at decoding: then none is made here.
+    `size` is that of the view, (height, width), where it is another one than the images'.
     View.matrix_B33 takes source pixel centres to view pixel centres; outside the image lies what `config.fill` says.
     """
     draws = Draws(seed, epoch_B, view, keys_B)
-    size = (images_BCHW.shape[-2], images_BCHW.shape[-1])
+    source = (images_BCHW.shape[-2], images_BCHW.shape[-1])
+    size = size or source
     todo = plan(config, draws, size)
     if todo is None:
         images_BCHW = _unit(images_BCHW)
     crop = config.crop == "random_resized" and taken_B33 is None
     matrix_B33 = torch.eye(3, device=keys_B.device).expand(len(keys_B), 3, 3)
-    if crop or config.moves:
+    if crop or config.moves or size != source:
         if crop:
-            sizes_B2 = torch.tensor(size, device=keys_B.device).expand(len(keys_B), 2)
+            sizes_B2 = torch.tensor(source, device=keys_B.device).expand(len(keys_B), 2)
             matrix_B33 = box_matrix(draw_boxes(*draws, sizes_B2, config.crop_scale, config.crop_ratio), size)
+        elif size != source:
+            whole_B4 = torch.tensor((0, 0, *source), device=keys_B.device).expand(len(keys_B), 4)
+            matrix_B33 = box_matrix(whole_B4, size)
         if config.moves:
             matrix_B33 = compose(_draw_matrix(config, size, draws), matrix_B33)
-        images_BCHW = warp(images_BCHW, matrix_B33, config.fill)
+        images_BCHW = warp(images_BCHW, matrix_B33, config.fill, size=size)
     if todo is not None:
         radius = math.ceil(3 * config.blur_sigma[1])
         images_BCHW, moved_B33 = perform(images_BCHW, todo, config.fill, config.interpolation, radius)

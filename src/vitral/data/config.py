@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field, Strict, model_validator
 
@@ -11,7 +11,7 @@ from vitral.data.findings import known_codes
 
 Channels = Annotated[int, Field(ge=1, le=4)]
 Names = Annotated[tuple[str, ...], Strict(False)]
-SourceName = Literal["auto", "digits", "folder", "filename", "table", "cifar", "hf", "yaml"]
+SourceName = Literal["auto", "digits", "folder", "filename", "images", "table", "cifar", "hf", "yaml"]
 Validation = Literal["own", "dev", "none"]
 Interpolation = Literal["bicubic", "bilinear", "lanczos"]
 MAX_PIXELS = 150_000_000  # three bytes each: 450 MB; the largest phone cameras give 108 to 200 million
@@ -212,6 +212,13 @@ class AugmentConfig(Config):
     def jitters(self) -> bool:
         """Whether colour jitter is asked for."""
         return bool(self.jitter_prob and (self.brightness or self.contrast or self.saturation or self.hue))
+
+
+class ViewConfig(NamedTuple):
+    """How a sample is shown once: varied so, at this (height, width)."""
+
+    augment: AugmentConfig
+    size: tuple[int, int]
 
 
 class CheckConfig(Config):

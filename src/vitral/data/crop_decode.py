@@ -3,7 +3,8 @@
 A JPEG is decoded at the smallest DCT scale (1, 1/2, 1/4, 1/8) that still covers the model's size, down to the last row
 of the box and not further; the box is cut and resized in uint8 with antialiasing. Orientation, modes and channels are
 those of `decode.py`. Other formats are decoded whole. A JPEG that is cut off below the box is not noticed here: the
-check of the data reads every file whole. Shape letters: C channels, H height, W width, B images, 4 a box.
+check of the data reads every file whole. Shape letters: C channels, H height, W width, B images, V views of
+each, 4 a box.
 """
 
 from __future__ import annotations
@@ -62,31 +63,45 @@ def open_jpeg(source: str | os.PathLike[str] | bytes) -> Jpeg | None:
     return Jpeg(data, frame, turn, *((width, height) if turn >= 5 else (height, width)))
 
 
-def crop_jpeg(jpeg: Jpeg, box: Box, size: Size, channels: int, mode: str = "bilinear") -> tuple[Tensor, Box]:
-    """The box (top, left, height, width, in pixels as seen) as uint8 [C, *size], and the box that it really shows.
+def crop_jpeg(
+    jpeg: Jpeg, boxes: Sequence[Box], sizes: Sequence[Size], channels: int, mode: str = "bilinear"
+) -> list[tuple[Tensor, Box]]:
+    """Each box (top, left, height, width, in pixels as seen) as uint8 [C, *size], and the box that it really shows; the
+    file is decoded once, at the DCT scale that all of them need.
 
-    They differ by less than the DCT scale (8 pixels at most, and less than a pixel of the result).
+    They differ by less than that scale (8 pixels at most, and less than a pixel of the result).
     """
     swapped = jpeg.turn >= 5
     stored_height, stored_width = (jpeg.width, jpeg.height) if swapped else (jpeg.height, jpeg.width)
-    top, left, height, width = _turned(box, jpeg.turn, stored_height, stored_width)
-    wanted = size[::-1] if swapped else size
-    scale = next((s for s in _SCALES if height >= s * wanted[0] and width >= s * wanted[1]), 1)
-    data = _shortened(jpeg, top + height, stored_height)
+    stored = [_turned(box, jpeg.turn, stored_height, stored_width) for box in boxes]
+    wanted = [(size[1], size[0]) if swapped else size for size in sizes]
+    scale = min(_scale(box, size) for box, size in zip(stored, wanted, strict=True))
+    data = _shortened(jpeg, max(top + height for top, _, height, _ in stored), stored_height)
+    shown: list[tuple[Tensor, Box]] = []
     with _open(data) as image:
         if scale > 1:
             image.draft(image.mode, (image.width // scale, image.height // scale))
         image.decodermaxblock = len(data)  # in one piece: the decoder goes back to the row's start at every end
         image.load()
-        left, top, right, bottom = (round(edge / scale) for edge in (left, top, left + width, top + height))
-        right, bottom = min(right, image.width), min(bottom, image.height)
-        part = image.crop((left, top, right, bottom))
-    method = TRANSPOSE.get(jpeg.turn)
-    part = part if method is None else part.transpose(method)
-    # The last row and column of a scaled picture may stand for less than `scale` pixels.
-    tall, wide = min(bottom * scale, stored_height) - top * scale, min(right * scale, stored_width) - left * scale
-    seen = _turned((top * scale, left * scale, tall, wide), _BACK.get(jpeg.turn, jpeg.turn), jpeg.height, jpeg.width)
-    return resize_part(_pixels(part, channels), size, mode), seen
+        for (top, left, height, width), size in zip(stored, sizes, strict=True):
+            left, top, right, bottom = (round(edge / scale) for edge in (left, top, left + width, top + height))
+            right, bottom = min(right, image.width), min(bottom, image.height)
+            part = image.crop((left, top, right, bottom))
+            method = TRANSPOSE.get(jpeg.turn)
+            part = part if method is None else part.transpose(method)
+            # The last row and column of a scaled picture may stand for less than `scale` pixels.
+            tall, wide = (
+                min(bottom * scale, stored_height) - top * scale,
+                min(right * scale, stored_width) - left * scale,
+            )
+            box = top * scale, left * scale, tall, wide
+            seen = _turned(box, _BACK.get(jpeg.turn, jpeg.turn), jpeg.height, jpeg.width)
+            shown.append((resize_part(_pixels(part, channels), size, mode), seen))
+    return shown
+
+
+def _scale(box: Box, size: Size) -> int:
+    return next((scale for scale in _SCALES if box[2] >= scale * size[0] and box[3] >= scale * size[1]), 1)
 
 
 def crop_image(image_CHW: Tensor, box: Box, size: Size, mode: str = "bilinear") -> Tensor:
@@ -106,13 +121,14 @@ def random_crops(
     files: Sequence[Callable[[], str | bytes] | None],
     reads: Sequence[Callable[[], Tensor]],
     draw_boxes: Callable[[list[int], Tensor], Tensor],
-    size: Size,
+    sizes: Sequence[Size],
     channels: int,
-    place: Callable[[int, Tensor, Box], None],
+    place: Callable[[int, Sequence[Tensor], Sequence[Box]], None],
     *,
     max_pixels: int,
 ) -> None:
-    """Reads, crops and places images 0..B-1. `draw_boxes(which, sizes_B2)` gives boxes [B, 4] for those images.
+    """Reads images 0..B-1, cuts as many parts out of each as there are sizes, and places them. `draw_boxes(which,
+    sizes_B2)` gives the boxes [B, V, 4] of those images.
 
     The boxes of JPEG files are drawn together from their headers. What fails on the fast way is read whole by `reads`,
     which knows what to say of a damaged file.
@@ -129,15 +145,15 @@ def random_crops(
     for number, read in enumerate(reads):
         if number in jpegs:
             try:
-                pixels_CHW, box = crop_jpeg(jpegs.pop(number), boxes[number], size, channels)
+                shown = crop_jpeg(jpegs.pop(number), boxes[number], sizes, channels)
             except Exception:  # as above, of the pixels
                 pass
             else:
-                place(number, pixels_CHW, box)
+                place(number, [pixels_CHW for pixels_CHW, _ in shown], [box for _, box in shown])
                 continue
         image_CHW = read()
-        box = _drawn(draw_boxes, {number: (image_CHW.shape[1], image_CHW.shape[2])})[number]
-        place(number, crop_image(image_CHW, box, size), box)
+        cut = _drawn(draw_boxes, {number: (image_CHW.shape[1], image_CHW.shape[2])})[number]
+        place(number, [crop_image(image_CHW, box, size) for box, size in zip(cut, sizes, strict=True)], cut)
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:
@@ -145,11 +161,11 @@ def _open(data: bytes) -> ImageFile.ImageFile:
         return Image.open(io.BytesIO(data), formats=_FORMATS)
 
 
-def _drawn(draw_boxes: Callable[[list[int], Tensor], Tensor], sizes: dict[int, Size]) -> dict[int, Box]:
+def _drawn(draw_boxes: Callable[[list[int], Tensor], Tensor], sizes: dict[int, Size]) -> dict[int, list[Box]]:
     if not sizes:
         return {}
     rows = draw_boxes(list(sizes), torch.tensor(list(sizes.values()))).tolist()
-    return {number: (row[0], row[1], row[2], row[3]) for number, row in zip(sizes, rows, strict=True)}
+    return {number: [tuple(box) for box in row] for number, row in zip(sizes, rows, strict=True)}
 
 
 _BACK = {6: 8, 8: 6}  # the orientation that undoes one; the others undo themselves

@@ -68,6 +68,14 @@ class Stream(IntEnum):
     ERASE_TOP = 42
     ERASE_LEFT = 43
     ERASE_NOISE = 44
+    MASK = 48
+    MASK_AREA = 49
+    MASK_RATIO = 50
+    MASK_TOP = 51
+    MASK_LEFT = 52
+    MASK_SHARE = 53
+    CORRUPT_KIND = 54
+    CORRUPT_SOURCE = 55
     CLASS_SHUFFLE = 60
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vitral import distributed
 from vitral.data.augment import augment
-from vitral.data.config import AugmentConfig
+from vitral.data.config import AugmentConfig, ViewConfig
 from vitral.data.crop import box_matrix
 from vitral.data.dataset import Split
 from vitral.data.mixing import GROUP, Mixer
@@ -35,7 +35,7 @@ class ImageStore:
 
     exact: float32 [0,1] by the one resize that evaluation and prediction share; otherwise uint8 by the fast one, for
     training. `workers` of `worker_kind` (threads, fork, spawn) decode, for requests of up to `batch` images; 0 workers:
-    the caller does. With `crop`, boxes are cut out while decoding, from the files at their own resolution, and nothing
+    the caller does. With `crops`, boxes are cut out while decoding, from the files at their own resolution, and nothing
     is kept: the system's file cache holds the encoded files, and each epoch wants another part of them. A context, or
     to be closed: it may hold threads or processes. Raises UserError, naming the file, for an image that cannot be read.
     """
@@ -52,15 +52,15 @@ class ImageStore:
         device: torch.device,
         worker_kind: str = "threads",
         batch: int = 64,
-        crop: RandomCrop | None = None,
+        crops: tuple[RandomCrop, ...] = (),
     ) -> None:
-        self.split, self.size, self.fit, self.exact, self.device, self.crop = split, size, fit, exact, device, crop
+        self.split, self.size, self.fit, self.exact, self.device, self.crops = split, size, fit, exact, device, crops
         self.workers, self.worker_kind, self.batch = workers, worker_kind, batch
         channels = len(split.read(0))
-        self.reader = ImageReader(split, size, fit, exact, channels, crop)
+        self.reader = ImageReader(split, size, fit, exact, channels, crops)
         self._pool: Pool | None = None
         bytes_each = channels * size[0] * size[1] * (4 if exact else 1)
-        self.cached = crop is None and len(split) * bytes_each <= cache_mb * 2**20
+        self.cached = not crops and len(split) * bytes_each <= cache_mb * 2**20
         self.images_NCHW = None
         if self.cached:
             try:
@@ -102,12 +102,12 @@ class ImageStore:
     def _read(self, index_N: Index) -> Tensor:
         """Any number of whole images, in portions of `batch`, of which the next is read while one is copied."""
         with torch.inference_mode(False):
-            images_NCHW = self.reader.empty(len(index_N)).images_BCHW
+            images_NCHW = self.reader.empty(len(index_N)).views[0]
         waiting: deque[tuple[int, Callable[[], Reading]]] = deque()
 
         def take() -> None:
             place, ready = waiting.popleft()
-            images_NCHW[place : place + self.batch] = ready().images_BCHW
+            images_NCHW[place : place + self.batch] = ready().views[0]
 
         try:
             for start in range(0, len(index_N), self.batch):
@@ -147,7 +147,8 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
 class TrainLoader:
     """The training stream: `batch(step)` gives the same Batch whenever and wherever it is asked.
 
-    rank, world: this process takes its contiguous share of every global batch. balance: see `Sampler`. Raises UserError
+    rank, world: this process takes its contiguous share of every global batch. balance: see `Sampler`. views: how each
+    sample is shown, once for each; by default once, at the store's size, as `augment_config` says. Raises UserError
     where the share is no multiple of 8 images, or the sampler refuses.
     """
 
@@ -161,6 +162,7 @@ class TrainLoader:
         balance: str = "none",
         rank: int = 0,
         world: int = 1,
+        views: Sequence[ViewConfig] = (),
     ) -> None:
         assert 0 <= rank < world, (rank, world)
         if world > 1 and batch_size % (world * GROUP):
@@ -168,7 +170,9 @@ class TrainLoader:
                 f"every one of {world} processes takes a multiple of {GROUP} images", where="train.batch_size",
                 got=batch_size, wanted=f"a multiple of {world * GROUP}",
             )  # fmt: skip
-        self.store, self.batch_size, self.config, self.seed = store, batch_size, augment_config, seed
+        self.store, self.batch_size, self.seed = store, batch_size, seed
+        self.views = tuple(views) or (ViewConfig(augment_config, store.size),)
+        assert len(store.crops) in (0, len(self.views)), (store.crops, self.views)
         self.labels_N = torch.from_numpy(store.split.labels_N)
         self.mixer = Mixer(augment_config, seed)
         self.sampler = Sampler(store.split.labels_N, batch_size, seed, balance=balance, repeats=augment_config.repeats)
@@ -177,18 +181,22 @@ class TrainLoader:
         self._ahead: dict[int, Callable[[], Reading]] = {}
 
     def batch(self, step: int) -> Batch:
-        """This process's rows of the batch of this step (from 0): one augmented view, labels, sample numbers."""
+        """This process's rows of the batch of this step (from 0): augmented views, labels, sample numbers."""
         index_B, draw_B = self.sampler.rows(step, self.first, self.last)
         device, keys_B = self.store.device, torch.from_numpy(index_B)
-        images_BCHW, taken_B33 = self._images(step, keys_B)
+        sources = self._images(step, keys_B)
         draws_B = torch.from_numpy(draw_B).to(device)
-        view = augment(images_BCHW, self.config, self.seed, draws_B, keys_B.to(device), taken_B33=taken_B33)
+        views = [
+            augment(images_BCHW, view.augment, self.seed, draws_B, keys_B.to(device), number, taken_B33=taken_B33,
+                    size=view.size)
+            for number, (view, (images_BCHW, taken_B33)) in enumerate(zip(self.views, sources, strict=True))
+        ]  # fmt: skip
         targets = {"label": self.labels_N[keys_B].to(device)}
         if self.mixer.active:
             position_B = torch.arange(self.first, self.last, device=device) + step * self.batch_size
-            images_BCHW, targets = self.mixer(view.images_BCHW, targets["label"], position_B)
-            view = view._replace(images_BCHW=images_BCHW)
-        return Batch((view,), targets, keys_B)
+            images_BCHW, targets = self.mixer(views[0].images_BCHW, targets["label"], position_B)
+            views = [views[0]._replace(images_BCHW=images_BCHW)]
+        return Batch(tuple(views), targets, keys_B)
 
     def stream(self, start: int, stop: int) -> Generator[Batch]:
         """Batches of the steps start..stop; where images are read on demand, the next ones are read meanwhile."""
@@ -206,17 +214,21 @@ class TrainLoader:
 
     def _ask(self, step: int) -> Callable[[], Reading]:
         places = self.sampler.rows(step, self.first, self.last)
-        return self.store.submit(Request(places.index_B, places.draw_B if self.store.crop is not None else None))
+        return self.store.submit(Request(places.index_B, places.draw_B if self.store.crops else None))
 
-    def _images(self, step: int, keys_B: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The images of a step before augmentation, and the map of the crop if it has been made."""
+    def _images(self, step: int, keys_B: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        """For each view the images of a step before augmentation, and the map of the crop if it has been made."""
         if self.store.images_NCHW is not None:
-            return self.store.get(keys_B), None
-        images_BCHW, boxes_B4 = (self._ahead.pop(step, None) or self._ask(step))()
-        images_BCHW = to_device(images_BCHW, self.store.device)
-        if self.store.crop is None:
-            return images_BCHW, None
-        return images_BCHW, box_matrix(boxes_B4.to(self.store.device), self.store.size)
+            return [(self.store.get(keys_B), None)] * len(self.views)
+        read = (self._ahead.pop(step, None) or self._ask(step))()
+        views = [to_device(images_BCHW, self.store.device) for images_BCHW in read.views]
+        if not self.store.crops:
+            return [(views[0], None)] * len(self.views)
+        boxes_BV4 = read.boxes_BV4.to(self.store.device)
+        return [
+            (images_BCHW, box_matrix(boxes_BV4[:, number], view.size))
+            for number, (images_BCHW, view) in enumerate(zip(views, self.views, strict=True))
+        ]
 
 
 def eval_batches(store: ImageStore, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

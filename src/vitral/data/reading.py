@@ -1,11 +1,11 @@
 """From places in a split to pixels at the model's size: what every worker, thread or process, does.
 
-Shape letters: B images, C channels, H W height and width, 4 a box (top, left, height, width).
+Shape letters: B images, V views of each, C channels, H W height and width, 4 a box (top, left, height, width).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,12 +27,15 @@ CHUNK = 16
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """A random resized crop that is made while decoding; scale and ratio as in AugmentConfig."""
+    """A random resized crop that is made while decoding; scale and ratio as in AugmentConfig. `size`: of the result,
+    (height, width), or that of the reader; `view`: its number in the keyed random numbers."""
 
     seed: int
     scale: tuple[float, float]
     ratio: tuple[float, float]
     max_pixels: int = MAX_PIXELS
+    size: tuple[int, int] | None = None
+    view: int = 0
 
 
 class Request(NamedTuple):
@@ -50,15 +53,25 @@ class Request(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """Images, and the boxes int64 [B, 4] that they show (zeros where whole images are asked for)."""
+    """Images of each view, and the boxes int64 [B, V, 4] that they show (zeros where whole images are asked for)."""
 
-    images_BCHW: Tensor
-    boxes_B4: Tensor
+    views: tuple[Tensor, ...]
+    boxes_BV4: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of it."""
+        return *self.views, self.boxes_BV4
+
+    def rows(self, start: int, stop: int) -> Reading:
+        """Images start..stop: the same memory."""
+        return Reading(tuple(images_BCHW[start:stop] for images_BCHW in self.views), self.boxes_BV4[start:stop])
 
 
 @dataclass(frozen=True)
 class ImageReader:
-    """Reads images of a split at `size` (height, width): exact float32 [0,1], fast uint8, or uint8 random crops.
+    """Reads images of a split at `size` (height, width): exact float32 [0,1], fast uint8, or uint8 random crops, of
+    each image as many as there are `crops`.
 
     Can be sent to other processes where the split can.
     """
@@ -68,39 +81,43 @@ class ImageReader:
     fit: Fit
     exact: bool
     channels: int
-    crop: RandomCrop | None = None
+    crops: tuple[RandomCrop, ...] = ()
 
     def empty(self, count: int, *, pinned: bool = False) -> Reading:
         """Room for so many images, in page-locked memory if asked for."""
         dtype = torch.float32 if self.exact else torch.uint8
-        images_BCHW = torch.empty(count, self.channels, *self.size, dtype=dtype, pin_memory=pinned)
-        return Reading(images_BCHW, torch.zeros(count, 4, dtype=torch.int64))
+        sizes = [crop.size or self.size for crop in self.crops] or [self.size]
+        views = [torch.empty(count, self.channels, *size, dtype=dtype, pin_memory=pinned) for size in sizes]
+        return Reading(tuple(views), torch.zeros(count, len(sizes), 4, dtype=torch.int64))
 
     def fill(self, request: Request, room: Reading) -> None:
         """Read the images into `room`. Raises UserError, naming the file, for one that cannot be read."""
         if request.draw_B is None:
             fit = fit_image if self.exact else fit_image_fast
             for slot, index in enumerate(request.index_B.tolist()):
-                room.images_BCHW[slot] = fit(self.split.read(index), self.size, self.fit)
+                room.views[0][slot] = fit(self.split.read(index), self.size, self.fit)
             return
         for start in range(0, len(request), CHUNK):
-            part = slice(start, start + CHUNK)
-            self._crops(request.part(start, start + CHUNK), Reading(room.images_BCHW[part], room.boxes_B4[part]))
+            self._crops(request.part(start, start + CHUNK), room.rows(start, start + CHUNK))
 
     def _crops(self, request: Request, room: Reading) -> None:
-        crop, draw_B = self.crop, request.draw_B
-        assert crop is not None
+        crops, draw_B = self.crops, request.draw_B
+        assert crops
         assert draw_B is not None
 
         def boxes(which: list[int], sizes_B2: Tensor) -> Tensor:
             keys_B, draws_B = torch.from_numpy(request.index_B[which]), torch.from_numpy(draw_B[which])
-            return draw_boxes(crop.seed, draws_B, 0, keys_B, sizes_B2, crop.scale, crop.ratio)
+            each = [draw_boxes(c.seed, draws_B, c.view, keys_B, sizes_B2, c.scale, c.ratio) for c in crops]
+            return torch.stack(each, dim=1)
 
-        def place(slot: int, image_CHW: Tensor, box: Box) -> None:
-            room.images_BCHW[slot], room.boxes_B4[slot] = image_CHW, torch.tensor(box)
+        def place(slot: int, images: Sequence[Tensor], shown: Sequence[Box]) -> None:
+            for images_BCHW, image_CHW in zip(room.views, images, strict=True):
+                images_BCHW[slot] = image_CHW
+            room.boxes_BV4[slot] = torch.tensor(shown)
 
         indices = request.index_B.tolist()
         file = self.split.file
         files: list[Callable[[], str | bytes] | None] = [None if file is None else partial(file, i) for i in indices]
         reads = [partial(self.split.read, index) for index in indices]
-        random_crops(files, reads, boxes, self.size, self.channels, place, max_pixels=crop.max_pixels)
+        sizes = [crop.size or self.size for crop in crops]
+        random_crops(files, reads, boxes, sizes, self.channels, place, max_pixels=crops[0].max_pixels)

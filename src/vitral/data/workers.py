@@ -68,7 +68,7 @@ class Threads:
         jobs: list[Future[None]] = []
         if self._pool is not None:
             for start in range(0, len(request), _PARTS):
-                part = Reading(*(tensor[start : start + _PARTS] for tensor in room))
+                part = room.rows(start, start + _PARTS)
                 jobs.append(self._pool.submit(self.reader.fill, request.part(start, start + _PARTS), part))
 
         def ready() -> Reading:
@@ -153,7 +153,7 @@ class Processes:
                     raise self._errors.pop(number)
                 with torch.inference_mode(False):
                     room = self.reader.empty(len(request), pinned=self.pinned)
-                for mine, theirs in zip(room, slot.room, strict=True):
+                for mine, theirs in zip(room.tensors, slot.room.tensors, strict=True):
                     mine.copy_(theirs[: len(request)])
                 return room
             finally:
@@ -232,18 +232,20 @@ def _death(code: int | None) -> Exception:
 
 def _shared(reader: ImageReader, batch: int, workers: int, kind: str) -> _Slot:
     room = reader.empty(batch)
-    needed = (AHEAD + 2) * room.images_BCHW.nbytes
+    each = sum(images_BCHW.nbytes for images_BCHW in room.views)
+    needed = (AHEAD + 2) * each
     with contextlib.suppress(OSError):  # Linux only
         free = shutil.disk_usage("/dev/shm").free
-        if free < room.images_BCHW.nbytes:
+        if free < each:
             raise UserError(
                 "too little shared memory for the batches of other processes", where="data.worker_kind", got=kind,
                 wanted=f"{needed / 2**20:.0f} MB in /dev/shm, where {free / 2**20:.0f} MB are free",
                 hint="data.worker_kind=threads needs none; in a container, --shm-size sets it.",
             )  # fmt: skip
     numbers = [torch.zeros(batch, dtype=torch.int64).share_memory_() for _ in range(2)]
-    room.images_BCHW.zero_()  # takes the memory now, not in the middle of the run
-    return _Slot(numbers[0], numbers[1], Reading(*(tensor.share_memory_() for tensor in room)))
+    for tensor in room.tensors:
+        tensor.zero_().share_memory_()  # takes the memory now, not in the middle of the run
+    return _Slot(numbers[0], numbers[1], room)
 
 
 def _serve(reader: ImageReader, slots: list[_Slot], pipe: Connection) -> None:
@@ -264,7 +266,7 @@ def _answer(reader: ImageReader, slots: list[_Slot], task: _Task) -> Any:
     slot, part = slots[task.slot], slice(task.start, task.stop)
     request = Request(slot.index_B[part].numpy(), slot.draw_B[part].numpy() if task.crop else None)
     try:
-        reader.fill(request, Reading(*(tensor[part] for tensor in slot.room)))
+        reader.fill(request, slot.room.rows(task.start, task.stop))
         return True
     except Exception as error:  # whatever it is, it is raised in the process that asked
         try:

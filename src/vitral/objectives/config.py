@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
-from vitral.config import Config, Floats
+from vitral.config import Config, Count, Floats, Share
+from vitral.data.config import AugmentConfig, ViewConfig
+
+Size = tuple[int, int]
 
 
 class SupervisedConfig(Config):
     """Classification by labels."""
 
-    kind: Literal["supervised"] = Field(default="supervised", description="what is learned: classes from labels")
+    kind: Literal["supervised"] = Field(default="supervised", description="classes from labels")
     loss: Literal["softmax", "sigmoid"] = Field(
         default="softmax",
         description="one class an image: cross-entropy, or binary cross-entropy summed over the classes; images with "
@@ -33,6 +36,57 @@ class SupervisedConfig(Config):
         default=0.0, ge=0, le=1, description="share of the run in which only the head learns (fine-tuning)"
     )
 
+    def views(self, augment: AugmentConfig, size: Size, stride: int) -> tuple[ViewConfig, ...]:
+        """How each sample is shown: of images of `size` (height, width) and patches of `stride` pixels."""
+        return (ViewConfig(augment, size),)
 
-# A union, told apart by `kind`, as soon as there is a second objective.
-ObjectiveConfig = SupervisedConfig
+
+class SelfSupervisedConfig(Config):
+    """What learning without labels has in common: the encoder is saved without a head, its last weights are kept, and
+    where the data have classes it is judged by its nearest neighbours, at train.eval_every."""
+
+    knn_k: Count = Field(default=20, description="train images that vote for the class of an image when judging")
+    knn_samples: Count = Field(
+        default=50_000, description="most train images that vote, and most that are judged, evenly spaced"
+    )
+
+    def views(self, augment: AugmentConfig, size: Size, stride: int) -> tuple[ViewConfig, ...]:
+        """How each sample is shown: of images of `size` (height, width) and patches of `stride` pixels."""
+        return (ViewConfig(augment, size),)
+
+    has_teacher: ClassVar[bool] = False
+
+    def idle(self) -> dict[str, Any]:
+        """Keys of `augment` that this kind of objective decides by itself, with the values that they must have."""
+        return {}
+
+
+class MaskedPatchConfig(SelfSupervisedConfig):
+    """Masked patch prediction (arXiv 2010.11929, appendix B.1.2)."""
+
+    kind: Literal["masked_patch"] = Field(description="colours of corrupted patches")
+    ratio: float = Field(default=0.5, gt=0, lt=1, description="share of the patches that are corrupted and predicted")
+    masked: Share = Field(default=0.8, description="share of those that become the mask token")
+    swapped: Share = Field(default=0.1, description="share of those that become another patch; the rest stay")
+    target: Literal["mean", "4x4", "pixels"] = Field(
+        default="mean",
+        description="mean: the mean colour at 3 bits a channel; 4x4: of 16 parts; pixels: all values, squared error",
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> MaskedPatchConfig:
+        if self.masked + self.swapped > 1:
+            raise ValueError(f"objective.masked and objective.swapped are shares of one whole, got {self.masked} and "
+                             f"{self.swapped}")  # fmt: skip
+        return self
+
+
+def _supervised(tree: Any) -> Any:
+    """Without a word, classes are learned from labels."""
+    return {"kind": "supervised", **tree} if isinstance(tree, dict) else tree
+
+
+ObjectiveConfig = Annotated[
+    Annotated[SupervisedConfig | MaskedPatchConfig, Field(discriminator="kind")],
+    BeforeValidator(_supervised),
+]

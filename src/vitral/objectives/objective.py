@@ -1,40 +1,69 @@
-"""What every way of training shares with the loop: a batch in, a loss out, and two moments around the update."""
+"""What every way of training shares with the loop: a batch in, a loss out, and two moments around the update.
+
+Shape letters: B batch, C channels, H W image height and width.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from vitral.models.model import ImageModel
 from vitral.objectives.balance import NO_BALANCE, ClassBalance
-from vitral.objectives.config import ObjectiveConfig
 from vitral.structs import Batch, StepOutput
 
 
+class Setting(NamedTuple):
+    """What an objective is told of its run: its length in steps, the steps of an epoch, the seed of what it draws
+    about samples, and how large the classes are."""
+
+    steps: int
+    epoch_steps: float = 1.0
+    seed: int = 0
+    balance: ClassBalance = NO_BALANCE
+
+
 class Objective(nn.Module, ABC):
-    """A loss together with all it trains. `model` is what is evaluated and saved: the encoder, with a head if any."""
+    """A loss together with all it trains. `model` is what learns: the encoder, with a head if any; the optimizer tells
+    its layers apart by their names in it."""
 
     model: ImageModel
 
     @abstractmethod
-    def __init__(
-        self,
-        factory: Callable[[], ImageModel],
-        config: ObjectiveConfig,
-        steps: int,
-        balance: ClassBalance = NO_BALANCE,
-    ) -> None:
-        """`factory` builds the model anew at each call; `steps` is the length of the run; `balance` is of its data."""
+    def __init__(self, factory: Callable[[], ImageModel], config: Any, setting: Setting) -> None:
+        """`factory` builds the model anew at each call: a teacher is built fresh, never aliased. `config` is the one of
+        this kind of objective."""
         super().__init__()
+
+    @property
+    def judged(self) -> ImageModel:
+        """What is evaluated and saved: the model, or a better one that follows it."""
+        return self.model
 
     @abstractmethod
     def forward(self, batch: Batch, step: int) -> StepOutput:
-        """The loss, a mean over the batch's samples, and scalars to log."""
+        """The loss, a mean over the batch's samples, scalars to log, and what `after_update` wants. Nothing that is
+        kept from step to step changes here: steps are cut into micro-batches, run again, and skipped."""
+
+    def alike(self, step: int) -> int | None:
+        """A step in whose place this one may be computed, the same for as many steps as possible: a compiled run has a
+        graph for each. None, as here, for an objective that is not to be compiled."""
+        return None
 
     def before_update(self, step: int) -> None:
         """Called when the gradients of the step are complete and clipped."""
 
-    def after_update(self, step: int) -> None:
-        """Called when the weights have moved."""
+    def after_update(self, step: int, means: Mapping[str, Tensor], found_inf: Tensor) -> None:
+        """Called when the weights have moved. `means` are those of StepOutput over this process's share of the batch;
+        where `found_inf`, a number, is 1, the step was not finite: nothing has moved, and nothing may here."""
+
+    def alarm(self, metrics: Mapping[str, float]) -> str | None:
+        """What is wrong with the training, in one sentence, as far as the logged scalars of a step tell."""
+
+    def pictures(self, images_BCHW: Tensor) -> dict[str, Tensor]:
+        """Columns of pictures for the report, [B, C, H, W] in [0,1] each, by their captions: what is learned, to be
+        seen. `images_BCHW` are in [0,1], of the model's size. None by default."""
+        return {}

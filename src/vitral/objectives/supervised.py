@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitral.models.model import ImageModel
 from vitral.models.parameters import is_head
-from vitral.objectives.balance import NO_BALANCE, ClassBalance
+from vitral.objectives.balance import ClassBalance
 from vitral.objectives.config import SupervisedConfig
 from vitral.objectives.losses import (
     binary_cross_entropy,
@@ -22,7 +22,7 @@ from vitral.objectives.losses import (
     soft_multi_hot,
     soft_targets,
 )
-from vitral.objectives.objective import Objective
+from vitral.objectives.objective import Objective, Setting
 from vitral.structs import Batch, StepOutput
 
 
@@ -38,27 +38,25 @@ class Supervised(Objective):
     weights_C: Tensor | None
     offset_C: Tensor | None
 
-    def __init__(
-        self,
-        factory: Callable[[], ImageModel],
-        config: SupervisedConfig,
-        steps: int,
-        balance: ClassBalance = NO_BALANCE,
-    ) -> None:
-        super().__init__(factory, config, steps, balance)
+    def __init__(self, factory: Callable[[], ImageModel], config: SupervisedConfig, setting: Setting) -> None:
+        super().__init__(factory, config, setting)
         self.model = factory()
-        self.config, self.head_steps = config, round(config.head_first * steps)
+        self.config, self.head_steps = config, round(config.head_first * setting.steps)
         trained = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
         self.frozen = all(map(is_head, trained))
         # Buffers, so that they are where the model is; not saved, as they follow from the configuration and the data.
-        self.register_buffer("weights_C", balance.weights_C, persistent=False)
-        self.register_buffer("offset_C", balance.offset_C, persistent=False)
+        self.register_buffer("weights_C", setting.balance.weights_C, persistent=False)
+        self.register_buffer("offset_C", setting.balance.offset_C, persistent=False)
 
     def train(self, mode: bool = True) -> Supervised:
         """Training mode, but for a frozen encoder."""
         super().train(mode)
         self.model.train(mode and not self.frozen)
         return self
+
+    def alike(self, step: int) -> int:
+        """Only whether the head learns alone depends on the step."""
+        return 0 if step < self.head_steps else self.head_steps
 
     def forward(self, batch: Batch, step: int) -> StepOutput:
         """The loss in nats, and `train_top1`: the share whose own label wins (of the mixed image, where mixed); or,

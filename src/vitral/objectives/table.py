@@ -1,6 +1,7 @@
 """Which class minimises which kind of objective."""
 
+from vitral.objectives.masked_patch import MaskedPatch
 from vitral.objectives.objective import Objective
 from vitral.objectives.supervised import Supervised
 
-OBJECTIVES: dict[str, type[Objective]] = {"supervised": Supervised}
+OBJECTIVES: dict[str, type[Objective]] = {"supervised": Supervised, "masked_patch": MaskedPatch}

@@ -26,6 +26,9 @@ class OptimConfig(Config):
     weight_decay: float = Field(
         default=0.05, ge=0, description="decay of matrices; biases, norms, positions and tokens have none"
     )
+    weight_decay_final: float | None = Field(
+        default=None, ge=0, description="decay at the end of the run, reached along half a cosine; null: constant"
+    )
     betas: Betas = Field(default=(0.9, 0.999), description="Adam's averaging of gradient and its square")
     momentum: Beta | Literal["auto"] = Field(
         default="auto", description="of sgd, lars and muon; auto: 0.9, for muon 0.95"
@@ -51,7 +54,8 @@ class OptimConfig(Config):
     timescale: int = Field(
         default=10_000, ge=1, description="rsqrt: steps after the warm-up by which the rate has fallen to 0.71 of it"
     )
-    clip: float | None = Field(default=1.0, gt=0, description="largest global norm of the gradient; null: no clipping")
+    clip: float | None = Field(default=1.0, gt=0, description="largest norm of the gradient; null: no clipping")
+    clip_each: bool = Field(default=False, description="true: the norm of each parameter's own gradient, not of all")
 
     @model_validator(mode="after")
     def _fits_together(self) -> OptimConfig:
@@ -64,6 +68,7 @@ class OptimConfig(Config):
             "drops": self.schedule == "step",
             "drop_factor": self.schedule == "step",
             "timescale": self.schedule == "rsqrt",
+            "clip_each": self.clip is not None,
         })  # fmt: skip
         if self.schedule == "wsd" and self.warmup < 1 and self.warmup + self.cooldown > 1:
             raise ValueError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
+
+from vitral.models.average import Follower
 
 
 class WeightEMA:
@@ -22,27 +23,13 @@ class WeightEMA:
         self.model, self.average, self.decay, self.warmup, self.updates = model, average, decay, warmup, 0
         average.load_state_dict(model.state_dict())
         average.requires_grad_(False).eval()
-        names = dict(average.named_parameters())
-        trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-        self._pairs = [(names[name], parameter) for name, parameter in trained]
+        self._follower = Follower(average, model)
 
-    @torch.no_grad()
     def update(self, found_inf: Tensor | None = None) -> None:
         """Move the average one step; to be called after each optimizer step. Where `found_inf`, a number, is 1, nothing
         moves; on another device than the CPU the step is counted all the same, as nobody waits for that number."""
-        if found_inf is not None and found_inf.is_cpu:
-            if found_inf:
-                return
-            found_inf = None
+        if found_inf is not None and found_inf.is_cpu and found_inf:
+            return
         decay = min(self.decay, (1 + self.updates) / (1 + self.warmup + self.updates))
         self.updates += 1
-        averages: list[Tensor] = [average for average, _ in self._pairs]
-        parameters: list[Tensor] = [parameter for _, parameter in self._pairs]
-        if found_inf is None:
-            torch._foreach_lerp_(averages, parameters, 1 - decay)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-        else:
-            share = (1 - found_inf) * (1 - decay)
-            for average, parameter in zip(averages, parameters, strict=True):
-                average.lerp_(parameter, share.to(average.dtype))
-        for mine, theirs in zip(self.average.buffers(), self.model.buffers(), strict=True):
-            mine.copy_(theirs)
+        self._follower.move(1 - decay, found_inf)

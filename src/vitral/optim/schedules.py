@@ -35,3 +35,12 @@ def learning_rate(step: int, total: int, config: OptimConfig) -> float:
         case "rsqrt":
             share = (1 + (step - warmup) / config.timescale) ** -0.5
     return config.lr * share
+
+
+def weight_decay(step: int, total: int, config: OptimConfig) -> float:
+    """The decay of matrices for step 0..total-1: from `weight_decay` to `weight_decay_final`, if set, along half a
+    cosine (DINO, arXiv 2104.14294, section 3)."""
+    start, end = config.weight_decay, config.weight_decay_final
+    if end is None:
+        return start
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * step / max(total - 1, 1)))

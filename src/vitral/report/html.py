@@ -33,6 +33,7 @@ _AP_CAPTION = "AP: average precision, the area under precision over recall. The 
 # What the summary's keys are called, and their unit.
 _FACTS = {
     "recipe": ("Recipe", ""),
+    "objective": ("Objective", ""),
     "model": ("Model", ""),
     "parameters": ("Parameters", ""),
     "train_seconds": ("Training time", "s"),
@@ -46,7 +47,7 @@ _FACTS = {
 }
 _IN_THE_HEADLINE = {
     "top1", "top1_interval", "top5", "count", "split", "ece", "ece_uncalibrated", "loss", "map", "micro_f1", "macro_f1",
-    "exact_match", "exact_match_interval",
+    "exact_match", "exact_match_interval", "judged_by",
 }  # fmt: skip
 
 
@@ -74,13 +75,13 @@ def write_report(
     several = "map" in evaluation
     sections = [
         _several_headline(evaluation) if several else _headline(evaluation),
-        _facts(summary),
-        _curves(metrics_rows),
+        facts(summary),
+        curves(metrics_rows),
         *([] if several else [_confusion(evaluation)]),
         _per_class(evaluation),
         *([] if several else [_reliability(evaluation), _mistakes(mistakes, evaluation)]),
-        _notes(notes),
-        _configuration(config_yaml),
+        notes_section(notes),
+        configuration(config_yaml),
     ]
     write_page(path, title, sections)
 
@@ -114,7 +115,8 @@ def _wrong(evaluation: Mapping[str, Any]) -> int:
     return evaluation["count"] - round(evaluation["top1"] * evaluation["count"])
 
 
-def _facts(summary: Mapping[str, Any]) -> str:
+def facts(summary: Mapping[str, Any]) -> str:
+    """The key facts of a run, by summary.json."""
     order = [*(key for key in _FACTS if key in summary), *(key for key in summary if key not in _FACTS)]
     rows: list[str] = []
     for key in order:
@@ -134,7 +136,8 @@ def _figure(svg: bytes, alt: str, kind: str = "fit") -> str:
     return f'<div class="figure {kind}"{focus}>{embed_image("image/svg+xml", svg, alt)}</div>'
 
 
-def _curves(rows: Sequence[Mapping[str, Any]]) -> str:
+def curves(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Panels over the training steps, from the rows of metrics.jsonl."""
     figures = plots.training_curves(rows)
     if not figures:
         return section("Training curves", "<p>No steps recorded.</p>")
@@ -211,12 +214,14 @@ def _mistake(image: NDArray[Any], truth: str, prediction: str, probability: floa
     return f'<figure>{picture}<figcaption>{words}<span class="soft">{escape(name)}</span></figcaption></figure>'
 
 
-def _notes(notes: Sequence[str]) -> str:
+def notes_section(notes: Sequence[str]) -> str:
+    """What there is to say of the data."""
     items = "\n".join(f"<li>{escape(note)}</li>" for note in notes)
     return section("Notes from the data", f"<ul>{items}</ul>" if notes else "<p>Nothing to note.</p>")
 
 
-def _configuration(config_yaml: str) -> str:
+def configuration(config_yaml: str) -> str:
+    """All keys, folded away."""
     lines = len(config_yaml.splitlines())
     text = (
         f"<details><summary>Show all {lines} lines</summary>\n<pre><code>{escape(config_yaml)}</code></pre></details>"

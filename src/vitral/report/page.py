@@ -42,6 +42,7 @@ tbody th { font-weight: 600 } .table { overflow-x: auto }
 .groups { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); gap: 1.4rem 2rem }
 .mistakes img { display: block; width: 100%; height: auto; aspect-ratio: 1; object-fit: contain;
   background: var(--card); border: 1px solid var(--line); border-radius: .3rem }
+table.pictures td { text-align: left; border: 0 } table.pictures th { text-align: left }
 img.pixels { image-rendering: pixelated }
 figcaption { font-size: .85rem; line-height: 1.35; padding-top: .3rem }
 figcaption .soft { display: block; font-size: .75rem }

@@ -50,6 +50,11 @@ _STYLE: dict[str, Any] = {
 _MAX_POINTS = 400  # of one curve
 _MAX_NUMBERS = 20  # classes up to which the cells of a confusion matrix hold numbers
 _MAX_LABELS = 100  # classes up to which every one is named in the figure
+_PERCENT = {
+    "Validation accuracy": "top-1 accuracy (%)", "Validation mAP": "mean average precision (%)",
+    "Nearest neighbours": "top-1 of the k-NN vote (%)",
+}  # fmt: skip
+_MONITORS = {"Entropy of the teacher": "entropy (nats)", "Spread of the features": "deviation, 1 is all ways"}
 _PHOTO_SIDE = 256  # pixels; larger pictures are made smaller for the report
 
 
@@ -73,15 +78,20 @@ def _svg(figure: Figure, crop: bool = False) -> bytes:
 
 
 def training_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
-    """SVG panels "Loss" (nats), "Validation accuracy" or "Validation mAP" (%) and "Learning rate" over the steps.
+    """SVG panels over the steps: "Loss" (nats), "Validation accuracy", "Validation mAP" or "Nearest neighbours" (%),
+    "Learning rate", and what shows a collapse of learning without labels.
 
-    `rows` are those of metrics.jsonl: `step` with `loss`, `lr`, `val_loss`, `val_top1` or `val_map` (fractions). A
-    panel without a finite value is left out. Long curves are drawn as means of neighbouring rows.
+    `rows` are those of metrics.jsonl: `step` with `loss`, `lr`, `val_loss`, `val_top1`, `val_map`, `val_knn_top1`
+    (fractions), `teacher_entropy` (nats), `feature_std`. A panel without a finite value is left out. Long curves are
+    drawn as means of neighbouring rows.
     """
     panels = {
         "Loss": {"training": ("loss", BLUE, "-"), "validation": ("val_loss", ORANGE, "--")},
         "Validation accuracy": {"validation": ("val_top1", ORANGE, "--")},
         "Validation mAP": {"validation": ("val_map", ORANGE, "--")},
+        "Nearest neighbours": {"validation": ("val_knn_top1", ORANGE, "--")},
+        "Entropy of the teacher": {"teacher": ("teacher_entropy", BLUE, "-")},
+        "Spread of the features": {"deviation": ("feature_std", BLUE, "-")},
         "Learning rate": {"learning rate": ("lr", BLUE, "-")},
     }
     figures: dict[str, bytes] = {}
@@ -103,13 +113,16 @@ def _panel(title: str, curves: Mapping[str, tuple[tuple[list[float], list[float]
     axes.set(xlabel="step", title=title)
     axes.set_xlim(0, 1.02 * max(step for (steps, _), _, _ in curves.values() for step in [*steps, 1]))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    if title.startswith("Validation"):
-        axes.set_ylabel("top-1 accuracy (%)" if title == "Validation accuracy" else "mean average precision (%)")
+    if title in _PERCENT:
+        axes.set_ylabel(_PERCENT[title])
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
     elif title == "Loss":
         axes.set_ylabel("loss (nats)")
         axes.set_ylim(bottom=0 if min(axes.get_ylim()) >= 0 or _all_positive(curves) else None)
         axes.legend()
+    elif title in _MONITORS:
+        axes.set_ylabel(_MONITORS[title])
+        axes.set_ylim(bottom=0)
     else:
         axes.set_ylabel("learning rate")
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=False)

@@ -15,7 +15,7 @@ from vitral.data.config import AugmentConfig, CheckConfig, DataConfig
 from vitral.errors import UserError, nearest
 from vitral.models.config import ResNetConfig, ViTConfig
 from vitral.models.presets import PRESETS, resolve
-from vitral.objectives.config import ObjectiveConfig
+from vitral.objectives.config import ObjectiveConfig, SelfSupervisedConfig, SupervisedConfig
 from vitral.optim.config import OptimConfig
 from vitral.training.config import LoraConfig, TrainConfig
 
@@ -74,7 +74,7 @@ class RunConfig(Config):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     lora: LoraConfig = LoraConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
+    objective: ObjectiveConfig = SupervisedConfig()
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
@@ -86,15 +86,10 @@ class RunConfig(Config):
             raise ValueError("model.name or init is needed: `vitral models` lists the presets")
         if self.init_head and (self.init is None or self.model.head_bias):
             raise ValueError("init_head takes over the head of init: it needs init, and leaves model.head_bias nothing")
-        if self.data.balance == "class":
-            if self.objective.class_weights == "balanced":
-                raise ValueError("objective.class_weights=balanced has no effect with data.balance=class")
-            if self.objective.logit_adjustment:
-                raise ValueError("objective.logit_adjustment has no effect with data.balance=class")
-        if self.objective.loss == "sigmoid" and (
-            self.objective.class_weights != "none" or self.objective.logit_adjustment
-        ):
-            raise ValueError("class_weights and logit_adjustment are of objective.loss=softmax")
+        if isinstance(self.objective, SupervisedConfig):
+            self._check_supervised(self.objective)
+        else:
+            self._check_unlabelled(self.objective)
         if self.train.patience is not None and (self.data.validation == "none" or self.train.eval_every == "end"):
             raise ValueError("train.patience needs validations during the run")
         self._check_frozen()
@@ -104,15 +99,53 @@ class RunConfig(Config):
             raise ValueError("precision=bfloat16_params keeps whole copies: not with train.parallel=fsdp, but with ddp")
         return self
 
+    def _check_supervised(self, objective: SupervisedConfig) -> None:
+        if self.data.balance == "class":
+            if objective.class_weights == "balanced":
+                raise ValueError("objective.class_weights=balanced has no effect with data.balance=class")
+            if objective.logit_adjustment:
+                raise ValueError("objective.logit_adjustment has no effect with data.balance=class")
+        if objective.loss == "sigmoid" and (objective.class_weights != "none" or objective.logit_adjustment):
+            raise ValueError("class_weights and logit_adjustment are of objective.loss=softmax")
+
+    def _check_unlabelled(self, objective: SelfSupervisedConfig) -> None:
+        """What learning without labels has no use for, or what isn't built for it."""
+        model = self.model
+        wrong: dict[str, tuple[Any, Any]] = {
+            "init_head": (self.init_head, False), "model.head_bias": (model.head_bias, 0.0),
+            "model.head": (model.options().get("head", "linear"), "linear"),
+            "model.distill_token": (model.options().get("distill_token", False), False),
+            "memory": (self.memory, None), "lora.rank": (self.lora.rank, None),
+            "train.freeze": (self.train.freeze, "none"), "train.patience": (self.train.patience, None),
+            "train.ema": (self.train.ema if objective.has_teacher else None, None),
+            "augment.mixup": (self.augment.mixup, 0.0),
+            "augment.cutmix": (self.augment.cutmix, 0.0), "augment.repeats": (self.augment.repeats, 1),
+            **{f"augment.{key}": (getattr(self.augment, key), value) for key, value in objective.idle().items()},
+        }  # fmt: skip
+        useless = {key: wanted for key, (got, wanted) in wrong.items() if got != wanted}
+        if useless:
+            words = " ".join(f"{key}={_word(wanted)}" for key, wanted in useless.items())
+            raise ValueError(f"of no use with objective.kind={self._kind}: {', '.join(useless)}. Set {words}")
+        if self.train.parallel == "fsdp" or self.precision == "bfloat16_params":
+            raise ValueError(
+                f"objective.kind={self._kind} keeps whole models in float32: not with train.parallel=fsdp, nor with "
+                "precision=bfloat16_params, but with ddp and bfloat16"
+            )
+
+    @property
+    def _kind(self) -> str:
+        return self.objective.kind
+
     def _check_frozen(self) -> None:
         alone = self.train.freeze == "encoder"
-        keys = {"objective.head_first": self.objective.head_first, "lora.rank": self.lora.rank, "train.freeze": alone}
+        first = self.objective.head_first if isinstance(self.objective, SupervisedConfig) else 0.0
+        keys = {"objective.head_first": first, "lora.rank": self.lora.rank, "train.freeze": alone}
         for key, value in keys.items():
             if value and self.init is None:
                 raise ValueError(f"{key} needs init: without it the encoder would stay random")
         model = self.model.options()
         idle = {
-            "objective.head_first=0": self.objective.head_first, "lora.rank=null": self.lora.rank,
+            "objective.head_first=0": first, "lora.rank=null": self.lora.rank,
             "optim.layer_decay=1": self.optim.layer_decay != 1, "model.dropout=0": model.get("dropout"),
             "model.drop_path=0": model.get("drop_path"),
             "train.checkpointing=none": self.train.checkpointing not in ("auto", "none"),
@@ -122,6 +155,10 @@ class RunConfig(Config):
             names = ", ".join(word.partition("=")[0] for word in off)
             # A recipe may have set it: the user then needs the words that turn it off.
             raise ValueError(f"no effect with train.freeze=encoder: {names}. Set {' '.join(off)}")
+
+
+def _word(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}".removesuffix(".0")
 
 
 def recipes() -> dict[str, Path]:
@@ -135,7 +172,8 @@ def load_config(recipe: str | None, overrides: Mapping[str, Any]) -> RunConfig:
 
     `data=X` is short for `data.path=X`; a path given without a source makes the source `auto`; train.epochs given
     replaces a recipe's train.steps; a model.name of another family than the recipe's model replaces all that the recipe
-    says of its model. Without a recipe it is `small` where data is given, else `digits`.
+    says of its model, and another objective.kind all that it says of its objective. Without a recipe it is `small`
+    where data is given, else `digits`.
     """
     overrides = flatten(expand_data(overrides))
     if "train.epochs" in overrides:
@@ -150,6 +188,9 @@ def load_config(recipe: str | None, overrides: Mapping[str, Any]) -> RunConfig:
     name = overrides.get("model.name")
     if str(name) in PRESETS and _family(name) != _family(flatten(tree).get("model.name")):
         tree.pop("model", None)
+    kind = overrides.get("objective.kind")
+    if kind is not None and kind != flatten(tree).get("objective.kind", "supervised"):
+        tree.pop("objective", None)
     return build(RunConfig, with_overrides(RunConfig, tree, overrides))
 
 
@@ -211,5 +252,7 @@ def difference(one: RunConfig, other: RunConfig) -> list[tuple[str, Any, Any]]:
     free |= {"data.workers", "data.worker_kind", "data.cache_mb", "train.log_every", "train.save_seconds"}
     free |= {"train.parallel", "train.max_bad_steps", "train.tensorboard", "train.checkpointing"}
     mine, theirs = flatten(one.model_dump()), flatten(other.model_dump())
-    names = [key.name for key in describe(RunConfig) if key.name not in free]
-    return [(name, mine[name], theirs[name]) for name in names if mine[name] != theirs[name]]
+    names = [
+        key.name for key in describe(RunConfig) if key.name not in free and (key.name in mine or key.name in theirs)
+    ]
+    return [(name, mine.get(name), theirs.get(name)) for name in names if mine.get(name) != theirs.get(name)]

@@ -15,8 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from vitral.data.config import SourceConfig
 from vitral.data.loader import ImageStore
+from vitral.evaluate.problems import PROBLEMS
+from vitral.run.prepare import Prepared
 from vitral.version import __version__
+from vitral.weights.folder import FolderConfig, Preprocessing
 
 Array = np.ndarray[Any, Any]
 WORST = 24
@@ -162,3 +166,67 @@ vitral predict . photo.jpg
 
 Limits: the number holds for images like those it was measured on; other cameras, crops or classes need their own test.
 """
+
+
+def encoder_card(summary: Mapping[str, Any], notes: tuple[str, ...], name: str) -> str:
+    """README.md of a model folder without a head: what it has learned from, how good its features are, what it is
+    for."""
+    judged = "Not judged: the data have no classes to judge by."
+    if "top1" in summary:
+        low, high = summary["top1_interval"]
+        judged = f"""**{100 * summary["top1"]:.2f} %** of {summary["count"]} {summary["split"]} images are named right
+by their {summary["judged_by"]} among the train images (95 % interval {100 * low:.2f} to {100 * high:.2f} %)."""
+    facts = "\n".join(f"- {note}" for note in notes)
+    return f"""---
+library_name: vitral
+pipeline_tag: image-feature-extraction
+tags: [image-feature-extraction, vision-transformer, self-supervised]
+---
+# {name}, trained without labels ({summary["objective"]})
+
+{judged}
+
+Recipe `{summary["recipe"]}`, seed {summary["seed"]}, {summary["steps"]} steps, {summary["parameters"]:,} parameters;
+the weights are {summary["weights"]} of the last step.
+
+{facts}
+
+```
+vitral embed . photo.jpg
+vitral probe . data=FOLDER
+vitral train finetune init=. data=FOLDER
+```
+
+Limits: an encoder without a head names nothing; what its features are good for needs a test on the images at hand.
+"""
+
+
+def folder_config(prepared: Prepared, summary: Mapping[str, Any], temperature: float = 1.0) -> FolderConfig:
+    """config.json of the model folder; without classes where the model has no head."""
+    config, dataset = prepared.config, prepared.dataset
+    classes = dataset.classes if prepared.architecture.num_classes else ()
+    told = ("split", *PROBLEMS[dataset.problem_type].headline) if classes else ("split", "top1", "top1_interval")
+    shown = {
+        key: getattr(config.data, key) for key in ("fit", "interpolation", "crop_ratio", "background", "max_pixels")
+    }
+    shown |= {"image_size": prepared.architecture.image_size, "channels": prepared.architecture.in_channels}
+    return FolderConfig(
+        name=prepared.name,
+        architecture=prepared.architecture,
+        id2label={str(index): name for index, name in enumerate(classes)},
+        problem_type=dataset.problem_type if classes else "single_label_classification",
+        preprocessing=Preprocessing(**shown),
+        temperature=temperature,
+        provenance={
+            "recipe": config.recipe, "seed": config.seed, "init": config.init, "objective": config.objective.kind,
+            "data": {
+                **config.data.model_dump(mode="json", include=set(SourceConfig.model_fields)),
+                "val_fraction": config.data.val_fraction, "validation": config.data.validation,
+                "fingerprint": dataset.fingerprint,
+                "content": prepared.report.fingerprint if prepared.report else None, "notes": list(dataset.notes),
+                "counts": {name: len(split) for name, split in dataset.splits.items()},
+            },
+            "weights": summary["weights"], "step": summary["best_step"], "versions": versions(),
+            "metrics": {key: summary[key] for key in told if classes or key in summary},
+        },
+    )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from vitral import distributed
 from vitral.data.check import Normalisation
-from vitral.data.config import DataConfig
+from vitral.data.config import DataConfig, ViewConfig
 from vitral.data.dataset import Dataset, Split, spaced
 from vitral.data.findings import CheckReport
 from vitral.data.loader import ImageStore
@@ -27,6 +28,7 @@ from vitral.models.lora import add_lora
 from vitral.models.model import ImageModel
 from vitral.models.parameters import freeze_encoder
 from vitral.models.presets import PRESETS, resolve
+from vitral.objectives.config import SupervisedConfig
 from vitral.predictor import pick_device
 from vitral.run.check import open_checked
 from vitral.run.config import ModelOptions, RunConfig
@@ -103,12 +105,14 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
             **_resizing(config.data, source[1] if source else None),
         }
     )  # fmt: skip
-    uncut = data if config.augment.crop == "none" else data.model_copy(update={"crop_ratio": 1.0})
-    crop = _decode_crop(config, dataset.splits["train"])
+    views = views_of(config, draft)
+    is_cut = any(view.augment.crop != "none" for view in views)
+    uncut = data.model_copy(update={"crop_ratio": 1.0}) if is_cut else data
+    crops = _decode_crops(config, dataset.splits["train"], views)
     batch = config.train.batch_size // distributed.world()
     with ExitStack() as opened:
         train = opened.enter_context(
-            open_store(dataset.splits["train"], uncut, device, exact=False, crop=crop, batch=batch)
+            open_store(dataset.splits["train"], uncut, device, exact=False, crops=crops, batch=batch)
         )
         judged = {
             split: opened.enter_context(open_store(dataset.splits[split], data, device, exact=True))
@@ -162,7 +166,7 @@ def open_store(
     device: torch.device,
     *,
     exact: bool,
-    crop: RandomCrop | None = None,
+    crops: tuple[RandomCrop, ...] = (),
     batch: int = 64,
 ) -> ImageStore:
     """A split at the settled image size. What is judged, `exact`, is read by threads, whatever reads the rest."""
@@ -172,17 +176,26 @@ def open_store(
     fit = Fit(data.fit, data.interpolation, data.crop_ratio)
     return ImageStore(
         split, data.image_size, fit, exact=exact, workers=_workers(data), cache_mb=data.cache_mb, device=device,
-        worker_kind=kind, batch=batch, crop=crop,
+        worker_kind=kind, batch=batch, crops=crops,
     )  # fmt: skip
 
 
-def _decode_crop(config: RunConfig, train: Split) -> RandomCrop | None:
-    """The random resized crop, where the images are files: cut from them at their own resolution, not from what a
+def views_of(config: RunConfig, architecture: ViTConfig | ResNetConfig) -> tuple[ViewConfig, ...]:
+    """How the objective wants each sample to be shown."""
+    stride = architecture.patch_size if isinstance(architecture, ViTConfig) else architecture.stride
+    return config.objective.views(config.augment, architecture.image_size, stride)
+
+
+def _decode_crops(config: RunConfig, train: Split, views: Sequence[ViewConfig]) -> tuple[RandomCrop, ...]:
+    """The random resized crops, where the images are files: cut from them at their own resolution, not from what a
     cache holds at the model's size. Images in memory are cropped in batches on the device."""
-    if config.augment.crop == "none" or train.file is None:
-        return None
-    augment = config.augment
-    return RandomCrop(config.seed, augment.crop_scale, augment.crop_ratio, config.data.max_pixels)
+    if train.file is None or any(view.augment.crop == "none" for view in views):
+        return ()
+    limit = config.data.max_pixels
+    return tuple(
+        RandomCrop(config.seed, view.augment.crop_scale, view.augment.crop_ratio, limit, view.size, number)
+        for number, view in enumerate(views)
+    )
 
 
 def _absolute(path: str | None) -> str | None:
@@ -205,8 +218,17 @@ def choose_architecture(
 ) -> tuple[str, ViTConfig | ResNetConfig]:
     """The model's name and shape for these data; mean and std are not settled yet."""
     size, options = _settle_size(config, dataset, init)
-    base = dict(options, image_size=size, in_channels=dataset.channels, num_classes=len(dataset.classes))
-    return _architecture(config, base, init)
+    labelled = isinstance(config.objective, SupervisedConfig)
+    base = dict(
+        options, image_size=size, in_channels=dataset.channels, num_classes=len(dataset.classes) if labelled else 0
+    )
+    name, architecture = _architecture(config, base, init)
+    if not labelled and not isinstance(architecture, ViTConfig):
+        raise UserError(
+            f"objective.kind={config.objective.kind} learns from patches", where="model.name", got=name,
+            wanted="a Vision Transformer",
+        )  # fmt: skip
+    return name, architecture
 
 
 def _settle_size(

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import Module
 
 from vitral import distributed
 from vitral.config import build, dump_yaml, load_yaml
-from vitral.data.config import SourceConfig
 from vitral.data.dataset import Dataset
 from vitral.data.loader import ImageStore, TrainLoader, eval_batches
 from vitral.data.sampling import class_shares
@@ -28,25 +29,27 @@ from vitral.models.flops import count_macs
 from vitral.models.lora import merge_lora
 from vitral.models.model import ImageModel
 from vitral.objectives.balance import NO_BALANCE, ClassBalance, class_balance
-from vitral.objectives.objective import Objective
+from vitral.objectives.config import SupervisedConfig
+from vitral.objectives.objective import Objective, Setting
 from vitral.objectives.table import OBJECTIVES
 from vitral.optim.ema import WeightEMA
 from vitral.optim.masters import Bfloat16Copy
 from vitral.optim.optimizer import make_optimizer
-from vitral.optim.schedules import learning_rate
+from vitral.optim.schedules import learning_rate, weight_decay
 from vitral.report.html import write_report
 from vitral.run import outputs
 from vitral.run.config import RunConfig, difference, load_config
 from vitral.run.folder import CHECKPOINTS, claimed, open_folder, resume_command, tidy
 from vitral.run.memory import say_memory, smaller_plan
-from vitral.run.prepare import EVAL_BATCH, Prepared, prepare
+from vitral.run.prepare import EVAL_BATCH, Prepared, prepare, views_of
+from vitral.run.unlabelled import NEIGHBOURS, finish_unlabelled, neighbours_judge
 from vitral.training.journal import Journal, console_logging, console_silence, log, log_file
 from vitral.training.loggers import Logger, Loggers, TensorBoard
 from vitral.training.loop import Plan, fit, total_steps
 from vitral.training.parallel import Parallel
 from vitral.training.signals import Stopped, StopSignal
 from vitral.training.state import Progress, TrainState, has_checkpoint
-from vitral.weights.folder import FolderConfig, Preprocessing, save_folder
+from vitral.weights.folder import save_folder
 from vitral.weights.tensors import load_tensors
 
 
@@ -195,8 +198,9 @@ def assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
     config = prepared.config
     torch.manual_seed(config.seed)
     steps = settle_steps(config, len(prepared.train.split))
-    make = OBJECTIVES[config.objective.kind]
-    objective = make(prepared.build, config.objective, steps, _class_balance(prepared)).to(prepared.device)
+    samples = len(prepared.train.split)
+    setting = Setting(steps, samples / config.train.batch_size, config.seed, _class_balance(prepared))
+    objective = OBJECTIVES[config.objective.kind](prepared.build, config.objective, setting).to(prepared.device)
     own = config.train.batch_size // distributed.world()
     micro = min(config.train.micro_batch or own, own)
     architecture = prepared.architecture
@@ -218,12 +222,30 @@ def assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
     if decay is not None:
         ema = WeightEMA(objective.model, cut(prepared.build()), decay, config.train.ema_warmup)
     low = Bfloat16Copy(objective) if config.precision == "bfloat16_params" else None
-    computing = low.module if low else objective
-    parallel = Parallel(computing, ddp=mode == "ddp", unused=config.objective.head_first > 0, each=low is not None)
+    computing = _compiled(config, low.module if low else objective, mode)
+    unused = isinstance(config.objective, SupervisedConfig) and config.objective.head_first > 0
+    parallel = Parallel(computing, ddp=mode == "ddp", unused=unused, each=low is not None)
     if distributed.rank():  # equal weights were drawn on all; what dropout drops differs
         torch.manual_seed(config.seed + distributed.rank() * 0x9E3779B9)
     started = prepared.dataset.fingerprint, prepared.init_fingerprint
     return TrainState(objective, optimizer, ema, Progress(), *started, low, parallel), objective, steps
+
+
+def _compiled(config: RunConfig, objective: Module, mode: str) -> Module:
+    """What is called for a step: the objective, or its compiled form where that is asked for or, by itself, on CUDA."""
+    assert isinstance(objective, Objective)
+    asked, device = config.train.compile, next(objective.parameters()).device
+    can = mode != "fsdp" and objective.alike(0) is not None and not objective.model.checkpointed
+    if asked == "step" and not can:
+        raise UserError(
+            "this step cannot be compiled: its objective does not allow it, or blocks are checkpointed",
+            where="train.compile", got="step", wanted="none",
+        )  # fmt: skip
+    if asked == "step" or (asked == "auto" and can and device.type == "cuda" and find_spec("triton") is not None):
+        from vitral.training.compiled import Compiled
+
+        return Compiled(objective)
+    return objective
 
 
 def _uncut(model: ImageModel) -> ImageModel:
@@ -242,8 +264,8 @@ def settle_steps(config: RunConfig, samples: int) -> int:
 
 def _class_balance(prepared: Prepared) -> ClassBalance:
     """The loss's correction for classes of unequal size, from their shares among the images as training draws them."""
-    config, dataset = prepared.config, prepared.dataset
-    if config.objective.class_weights == "none" and not config.objective.logit_adjustment:
+    config, dataset, asked = prepared.config, prepared.dataset, prepared.config.objective
+    if not isinstance(asked, SupervisedConfig) or (asked.class_weights == "none" and not asked.logit_adjustment):
         return NO_BALANCE
     if dataset.multi_label:
         raise UserError(
@@ -251,7 +273,7 @@ def _class_balance(prepared: Prepared) -> ClassBalance:
             hint="Set objective.class_weights=none objective.logit_adjustment=0.",
         )  # fmt: skip
     shares_K = class_shares(dataset.splits["train"].labels_N, len(dataset.classes), config.data.balance)
-    return class_balance(config.objective, shares_K.tolist(), dataset.classes)
+    return class_balance(asked, shares_K.tolist(), dataset.classes)
 
 
 def _resume(folder: Path, config: RunConfig, state: TrainState) -> list[str]:
@@ -307,6 +329,7 @@ def _fit(
     loggers: Sequence[Logger],
 ) -> None:  # fmt: skip
     config, problem = prepared.config, PROBLEMS[prepared.dataset.problem_type]
+    labelled = isinstance(config.objective, SupervisedConfig)
 
     def validate(model: torch.nn.Module) -> dict[str, float]:
         logits_NC, labels_N = _logits(model, prepared.judged["val"])
@@ -320,12 +343,23 @@ def _fit(
         autocast=torch.bfloat16 if config.precision == "bfloat16" else None,
         folder=folder / CHECKPOINTS,
         resume_command=resume_command(folder),
-        score=(problem.score, problem.says),
+        score=(problem.score, problem.says) if labelled else NEIGHBOURS,
         replay_command=f"vitral doctor {shlex.quote(str(folder))}",
-        image_flops=_image_flops(prepared),
+        image_flops=_image_flops(prepared) if labelled else 0.0,
+        clip_each=config.optim.clip_each,
+        decay=None if config.optim.weight_decay_final is None else _decay(config, steps),
+        keep_last=not labelled,
     )
     told = Loggers(loggers, config.model_dump(mode="json"))
-    fit(state, objective, loader, config.train, plan, validate if config.data.validation != "none" else None, told)
+    if labelled:
+        fit(state, objective, loader, config.train, plan, validate if config.data.validation != "none" else None, told)
+        return
+    with neighbours_judge(prepared) as judge:
+        fit(state, objective, loader, config.train, plan, judge, told)
+
+
+def _decay(config: RunConfig, steps: int) -> Callable[[int], float]:
+    return lambda step: weight_decay(step, steps, config.optim)
 
 
 def train_loader(prepared: Prepared) -> TrainLoader:
@@ -333,7 +367,7 @@ def train_loader(prepared: Prepared) -> TrainLoader:
     config = prepared.config
     return TrainLoader(
         prepared.train, config.train.batch_size, config.augment, config.seed, balance=config.data.balance,
-        rank=distributed.rank(), world=distributed.world(),
+        rank=distributed.rank(), world=distributed.world(), views=views_of(config, prepared.architecture),
     )  # fmt: skip
 
 
@@ -356,8 +390,10 @@ def _finish(prepared: Prepared, state: TrainState, objective: Objective, folder:
     config, progress, dataset = prepared.config, state.progress, prepared.dataset
     if progress.best_step < 0:
         raise RunFailed(f"no weights could be saved in {folder / CHECKPOINTS}")
-    model = prepared.build() if _mode(config) == "fsdp" else objective.model
+    model = prepared.build() if _mode(config) == "fsdp" else objective.judged
     model.load_state_dict(load_tensors(folder / CHECKPOINTS / "best.safetensors")[0])
+    if not isinstance(config.objective, SupervisedConfig):
+        return finish_unlabelled(prepared, state, objective, folder)
     merge_lora(model)
     problem = PROBLEMS[dataset.problem_type]
     validated, temperature = config.data.validation != "none", 1.0
@@ -381,7 +417,7 @@ def _finish(prepared: Prepared, state: TrainState, objective: Objective, folder:
     if not distributed.is_main():
         return summary
     card = outputs.model_card(summary, dataset.classes, dataset.notes, prepared.name)
-    save_folder(folder / "model", model, _folder_config(prepared, summary, temperature), card)
+    save_folder(folder / "model", model, outputs.folder_config(prepared, summary, temperature), card)
     outputs.write_predictions(
         folder / "predictions.csv", list(store.split.names), dataset.classes, labels_N, probabilities_NC
     )
@@ -412,31 +448,3 @@ def _report(
         config_yaml=dump_yaml(config.model_dump(mode="json")),
         notes=list(dataset.notes),
     )
-
-
-def _folder_config(prepared: Prepared, summary: dict[str, Any], temperature: float) -> FolderConfig:
-    config, dataset = prepared.config, prepared.dataset
-    shown = {
-        key: getattr(config.data, key) for key in ("fit", "interpolation", "crop_ratio", "background", "max_pixels")
-    }
-    shown |= {"image_size": prepared.architecture.image_size, "channels": prepared.architecture.in_channels}
-    return FolderConfig(
-        name=prepared.name,
-        architecture=prepared.architecture,
-        id2label={str(index): name for index, name in enumerate(dataset.classes)},
-        problem_type=dataset.problem_type,
-        preprocessing=Preprocessing(**shown),
-        temperature=temperature,
-        provenance={
-            "recipe": config.recipe, "seed": config.seed, "init": config.init,
-            "data": {
-                **config.data.model_dump(mode="json", include=set(SourceConfig.model_fields)),
-                "val_fraction": config.data.val_fraction, "validation": config.data.validation,
-                "fingerprint": dataset.fingerprint,
-                "content": prepared.report.fingerprint if prepared.report else None, "notes": list(dataset.notes),
-                "counts": {name: len(split) for name, split in dataset.splits.items()},
-            },
-            "weights": summary["weights"], "step": summary["best_step"], "versions": outputs.versions(),
-            "metrics": {key: summary[key] for key in ("split", *PROBLEMS[dataset.problem_type].headline)},
-        },
-    )  # fmt: skip

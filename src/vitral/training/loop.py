@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from vitral import distributed
 from vitral.data.loader import TrainLoader
 from vitral.errors import Interrupted
 from vitral.objectives.objective import Objective
+from vitral.optim.clipping import clip_gradients
 from vitral.structs import Batch
 from vitral.training.config import TrainConfig
 from vitral.training.guard import Guard, Watch
@@ -25,7 +27,7 @@ from vitral.training.loggers import Loggers
 from vitral.training.parallel import Parallel
 from vitral.training.signals import StopSignal
 from vitral.training.speed import Speed, peak_flops
-from vitral.training.state import LAST, WHOLE, TrainState
+from vitral.training.state import LAST, WHOLE, Progress, TrainState
 from vitral.weights.tensors import save_tensors
 
 VALIDATIONS = 20  # of a run, by default
@@ -38,10 +40,11 @@ def total_steps(config: TrainConfig, samples: int) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the loop is told beside its parts. rate: learning rate by step. clip: largest gradient norm or None.
-    autocast: the precision of matrix products, or None for that of the weights. score: the validated value, "val_" in
-    front of it, by which the best weights are chosen, and how the log calls it. replay_command: looks at the batch that
-    ended the run. image_flops: operations for one trained image, 0: unknown."""
+    """What the loop is told beside its parts. rate, decay: learning rate and weight decay by step (None: as the groups
+    say). clip: largest gradient norm or None, of each parameter by itself with clip_each. autocast: the precision of
+    matrix products, or None for that of the weights. score: the validated value, "val_" in front of it, by which the
+    best weights are chosen, and how the log calls it; with keep_last the last weights are kept all the same.
+    replay_command: looks at the batch that ended the run. image_flops: operations for one trained image, 0: unknown."""
 
     steps: int
     rate: Callable[[int], float]
@@ -52,6 +55,9 @@ class Plan:
     score: tuple[str, str] = ("top1", "top-1")
     replay_command: str = ""
     image_flops: float = 0.0
+    clip_each: bool = False
+    decay: Callable[[int], float] | None = None
+    keep_last: bool = False
 
 
 def fit(
@@ -67,17 +73,16 @@ def fit(
     get every row of the journal.
 
     Saves the run's state by time and at every stop, the best validated weights when there are new ones; without
-    `validate` the last weights. Raises Interrupted after a signal (state saved), RunFailed after too many steps in a
-    row that were not finite.
+    `validate`, or with `plan.keep_last`, the last weights. Raises Interrupted after a signal (state saved), RunFailed
+    after too many steps in a row that were not finite.
     """
     progress, last = state.progress, plan.folder / f"{LAST}{WHOLE}"
     epochs_a_step = config.batch_size / len(loader.store.split)
     due = _validations_a_step(config, plan.steps, epochs_a_step)
     saved = started = time.monotonic()
     before = progress.seconds
-    guard = Guard(state, _watch(loader, config, plan))
-    speed = _speed(loader, plan)
-    with StopSignal() as stop, _journal(plan, progress.step, loggers or Loggers()) as journal:
+    guard, speed, told = Guard(state, _watch(loader, config, plan)), _speed(loader, plan), set[str]()
+    with StopSignal() as stop, _journal(plan, progress.step, loggers or Loggers()) as journal, _settled(state):
         objective.train()
         for batch in speed.batches(loader.stream(progress.step, plan.steps if not progress.done else progress.step)):
             rate = plan.rate(progress.step)
@@ -98,17 +103,18 @@ def fit(
             if log_due:
                 row = {"step": progress.step, "epoch": round(epoch, 4), "lr": rate}
                 row |= _numbers({"loss": loss, **metrics}, norm)
-                row |= {"skipped": progress.skipped} if progress.skipped else {}
-                journal.row(row | speed.read().row())
+                _alarm(objective, row, told)
+                journal.row(row | _skipped(progress) | speed.read().row())
             if judge_due and validate is not None:
                 judge(state, objective, validate, journal, plan, epoch, speed)
                 if config.patience is not None and progress.stale >= config.patience:
                     log.info("stopped early: no better validation in %d", progress.stale)
                     progress.done = save_due = True
-            if progress.done and validate is None and _keep(state, objective, plan):
+            if progress.done and (validate is None or plan.keep_last) and _keep(state, objective, plan):
                 progress.best_step = progress.step
+            _saved(partial(state.settle, wait=save_due))
             if save_due:
-                is_saved = _saved(lambda: state.save(last))
+                is_saved = _saved(partial(state.save, last, beside=not (stopping or progress.done)))
                 saved = time.monotonic()
                 if stopping and not progress.done:
                     raise _interrupted(progress.step, plan, stop.signum, is_saved)
@@ -127,6 +133,16 @@ def _journal(plan: Plan, step: int, loggers: Loggers) -> Generator[Journal]:
         yield journal
 
 
+@contextmanager
+def _settled(state: TrainState) -> Generator[None]:
+    """However the run ends, a checkpoint that is being written is whole or known to have failed."""
+    try:
+        yield
+    finally:
+        _saved(partial(state.settle, wait=True))
+        state.writer = None
+
+
 def _watch(loader: TrainLoader, config: TrainConfig, plan: Plan) -> Watch:
     folder = plan.folder.parent / "bad"
     return Watch(folder, config.max_bad_steps, loader.batch, plan.replay_command, config.micro_batch, plan.autocast)
@@ -143,6 +159,18 @@ def _numbers(means: Mapping[str, torch.Tensor], norm: torch.Tensor) -> dict[str,
     found = dict(zip(means, distributed.mean(means.values()), strict=True)) | {"grad_norm": norm}
     numbers = {name: value.item() for name, value in found.items()}
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
+def _skipped(progress: Progress) -> dict[str, int]:
+    return {"skipped": progress.skipped} if progress.skipped else {}
+
+
+def _alarm(objective: Objective, row: Mapping[str, float], told: set[str]) -> None:
+    """Say what is wrong with the training, once."""
+    found = objective.alarm(row)
+    if found is not None and found not in told:
+        told.add(found)
+        log.warning("step %d: %s", row["step"], found)
 
 
 def _interrupted(step: int, plan: Plan, signum: int | None, is_saved: bool) -> Interrupted:
@@ -175,17 +203,20 @@ def judge(
     found = validate(_judged(state, objective))
     objective.train()
     journal.row({"step": progress.step, "epoch": round(epoch, 4), **found})
-    loss, score = found["val_loss"], found[f"val_{plan.score[0]}"]
-    if progress.better(score, loss) and _keep(state, objective, plan):
+    loss, score = found.get("val_loss", math.inf), found[f"val_{plan.score[0]}"]
+    if plan.keep_last:
+        progress.best_score = score
+    elif progress.better(score, loss) and _keep(state, objective, plan):
         progress.best_step, progress.best_score, progress.best_loss, progress.stale = progress.step, score, loss, 0
     else:
         progress.stale += 1
-    line = "epoch %5.1f  step %d/%d  val loss %.4f  val %s %.2f %%  %s"
-    log.info(line, epoch, progress.step, plan.steps, loss, plan.score[1], 100 * score, speed.last or speed.read())
+    shown = f"val loss {loss:.4f}  " if "val_loss" in found else ""
+    line = "epoch %5.1f  step %d/%d  %sval %s %.2f %%  %s"
+    log.info(line, epoch, progress.step, plan.steps, shown, plan.score[1], 100 * score, speed.last or speed.read())
 
 
 def _judged(state: TrainState, objective: Objective) -> nn.Module:
-    return state.ema.average if state.ema else objective.model
+    return state.ema.average if state.ema else objective.judged
 
 
 def _keep(state: TrainState, objective: Objective, plan: Plan) -> bool:
@@ -211,7 +242,7 @@ def update(
     parallel = state.parallel or Parallel(state.low.module if state.low else objective)
     micro = config.micro_batch or size
     device = batch.views[0].images_BCHW.device
-    total, metrics = torch.zeros((), device=device), dict[str, torch.Tensor]()
+    total, metrics, means = torch.zeros((), device=device), dict[str, torch.Tensor](), dict[str, torch.Tensor]()
     guard.begin()
     for start in range(0, size, micro):
         part = batch.slice(start, start + micro)
@@ -223,20 +254,21 @@ def update(
         if state.low is not None:
             state.low.collect()
         total += out.loss.detach() * share
-        for name, value in out.metrics.items():
-            metrics[name] = metrics.get(name, 0) + value.detach() * share
-    parameters = [parameter for parameter in objective.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, plan.clip if plan.clip is not None else math.inf)
-    norm = distributed.whole(norm)
+        for sums, values in ((metrics, out.metrics), (means, out.means)):
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0) + value.detach() * share
+    norm = clip_gradients(objective.parameters(), plan.clip, each=plan.clip_each)
     found_inf = guard.judge(total, norm)
     objective.before_update(step)
     for group in state.optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
+        if plan.decay is not None and group["adapt"]:
+            group["weight_decay"] = plan.decay(step)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     if state.low is not None:
         state.low.refresh()
-    objective.after_update(step)
+    objective.after_update(step, means, found_inf)
     if state.ema is not None:
         state.ema.update(found_inf)
     return total, metrics, norm
