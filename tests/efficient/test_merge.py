@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -74,7 +75,7 @@ def test_schedules_merge_equally_many() -> None:
             counts = TokenMerging(r, "decreasing").counts(10_000, depth)
             steps = [a - b for a, b in zip([10_000, *counts[:-1]], counts, strict=True)]
             assert sum(steps) == r * depth
-            assert all(after <= before + 1 for before, after in zip(steps[:-1], steps[1:], strict=True))  # rounded
+            assert all(after <= before + 1 for before, after in itertools.pairwise(steps))  # rounded
             assert depth == 1 or (steps[0] in (2 * r, 2 * r - 1) and steps[-1] in (0, 1))
     assert TokenMerging([3, 0, 60, 1]).counts(16, 4) == [13, 13, 7, 6]
     with pytest.raises(UserError, match=r"(?s)merge\.r.*got: *2.*wanted: *4"):

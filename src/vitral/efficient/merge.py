@@ -6,6 +6,7 @@ tokens are divided into, R merged away, D width, h heads, d features of a head.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -45,7 +46,7 @@ class TokenMerging(TokenReduction):
             return [self.r] * depth
         # What is merged up to block i, rounded, so that all blocks together merge r * depth.
         total = [round(self.r * i * (2 * depth - 1 - i) / (depth - 1)) for i in range(depth + 1)]
-        return [after - before for before, after in zip(total[:-1], total[1:], strict=True)]
+        return [after - before for before, after in itertools.pairwise(total)]
 
     def reduce(self, x_BTD: Tensor, seen: Seen, sizes_BM: Tensor, count: int, prefix: int, has_class: bool) -> Fewer:
         """The tokens with the most similar ones merged, as means weighted by size; see `TokenReduction.reduce`."""

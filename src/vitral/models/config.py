@@ -65,6 +65,12 @@ class ViTConfig(ModelConfig):
     depth: int = Field(ge=1, description="number of blocks")
     heads: int = Field(ge=1, description="attention heads of a block; divides width")
     mlp_dim: int = Field(ge=1, description="hidden features of a block's MLP")
+    block_heads: Blocks | None = Field(
+        default=None, description="heads of each block, of width / heads features each; null: heads in every block"
+    )
+    block_mlp_dims: Blocks | None = Field(
+        default=None, description="hidden features of each block's MLP; null: mlp_dim in every block"
+    )
     mlp: Literal["gelu", "swiglu"] = Field(
         default="gelu", description="the MLP's form; swiglu: a gate times a value, each of mlp_dim"
     )
@@ -125,6 +131,12 @@ class ViTConfig(ModelConfig):
             raise ValueError(f"patch_size {patch} is no multiple of {self.stem_stride}, the stride of this stem")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} cannot be split evenly among {self.heads} heads")
+        for key in ("block_heads", "block_mlp_dims"):
+            values: tuple[int, ...] | None = getattr(self, key)
+            if values is not None and len(values) != self.depth:
+                raise ValueError(f"{key} has {len(values)} numbers for {self.depth} blocks")
+        if self.block_heads is not None and self.positions == "relative":
+            raise ValueError("positions=relative has vectors as wide as all heads together: block_heads=null")
         if self.pool in ("cls", "cls_avg") and not self.class_token:
             raise ValueError(f"pool={self.pool} needs class_token=true; without a class token use pool=avg")
         if self.distill_token and self.pool != "cls":
@@ -176,6 +188,22 @@ class ViTConfig(ModelConfig):
         """The rate of each block: it rises linearly from 0 at the first to its maximum at the last (or only) one."""
         last = self.depth - 1
         return [self.drop_path * i / last if last else self.drop_path for i in range(self.depth)]
+
+    @property
+    def heads_of_blocks(self) -> tuple[int, ...]:
+        """Attention heads of each block."""
+        return self.block_heads or (self.heads,) * self.depth
+
+    @property
+    def mlp_dims_of_blocks(self) -> tuple[int, ...]:
+        """Hidden features of each block's MLP."""
+        return self.block_mlp_dims or (self.mlp_dim,) * self.depth
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all blocks have the same sizes, those that heads and mlp_dim say: other libraries know no others."""
+        even = {self.heads}, {self.mlp_dim}
+        return (set(self.heads_of_blocks), set(self.mlp_dims_of_blocks)) == even
 
     @property
     def prefix_tokens(self) -> int:

@@ -411,8 +411,9 @@ def _mean(patches_BND: Tensor, attend_BN: Tensor | None) -> Tensor:
 
 
 def _blocks(config: ViTConfig) -> list[Block]:
-    c = config
+    c, d = config, config.width // config.heads
+    sizes = zip(c.heads_of_blocks, c.mlp_dims_of_blocks, c.drop_path_rates, strict=True)
     return [
-        Block(c.width, c.heads, c.mlp_dim, c.dropout, rate, c.gelu, c.norm_eps, c.mlp, c.qk_norm, c.layer_scale)
-        for rate in c.drop_path_rates
+        Block(c.width, heads, hidden, c.dropout, rate, c.gelu, c.norm_eps, c.mlp, c.qk_norm, c.layer_scale, d)
+        for heads, hidden, rate in sizes
     ]
