@@ -225,7 +225,12 @@ def _problem(model: type[Config], name: str, details: list[ErrorDetails]) -> Use
         names = [key.name for key in describe(model)]
         below = next(iter(flatten(detail["input"])), "") if isinstance(detail["input"], Mapping) else ""
         full = f"{name}.{below}" if below else name  # an unknown group stands for what is set in it
+        if full in names:
+            return UserError("a key of another kind", where=full, got=f"{full.rpartition('.')[0]}.kind of other keys")
         return UserError("unknown key", where=full, nearest=nearest_key(full, names))
+    if detail["type"] == "union_tag_invalid":
+        tags: dict[str, str] = detail.get("ctx", {})
+        return UserError("wrong value", where=f"{name}.kind", got=repr(tags["tag"]), wanted=tags["expected_tags"])
     if detail["type"] == "value_error":
         return UserError(str(detail["msg"]).removeprefix("Value error, "), where=name or None)
     wanted = " or ".join(dict.fromkeys(str(each["msg"]).removeprefix("Input should be ") for each in details))

@@ -101,7 +101,7 @@ def test_features_of_fewer_tokens(capsys: pytest.CaptureFixture[str]) -> None:
 def test_wrong_reductions_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("eval", "vitral-digits")
     assert "keep.* mean nothing to reduce=merge" in refusal(capsys, *words, "reduce=merge", "keep.share=0.5")
-    assert "merge.* mean nothing to reduce=none" in refusal(capsys, *words, "merge.r=1")
+    assert "merge.* mean nothing to reduce=auto" in refusal(capsys, *words, "merge.r=1")
     assert "one number for each block" in refusal(capsys, *words, "reduce=merge", "merge.r=[1,2]")
     assert "no such block" in refusal(capsys, *words, "reduce=keep", "keep.after=[9]")
     assert "schedule=decreasing has no effect" in refusal(

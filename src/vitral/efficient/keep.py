@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vitral.errors import UserError
-from vitral.models.reduction import Fewer, Seen, TokenReduction
+from vitral.models.reduction import Fewer, Seen, Step, TokenReduction, highest, take_rows
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,15 @@ class ClassAttention(TokenReduction):
             left.append(patches)
         return left
 
-    def reduce(self, x_BTD: Tensor, seen: Seen, sizes_BM: Tensor, count: int, prefix: int, has_class: bool) -> Fewer:
+    def reduce(self, x_BTD: Tensor, seen: Seen, sizes_BM: Tensor, step: Step) -> Fewer:
         """The kept tokens in their order and the fused one behind them; see `TokenReduction.reduce`."""
-        attention_BN = attention_to(seen, 1 if has_class else None)[:, prefix:]
-        target_BN, kept_BK = choose(attention_BN, count - 1)
-        weight_BN = attention_BN.masked_fill(target_BN < count - 1, 0.0)
+        P, K = step.prefix, step.count - 1
+        attention_BN = attention_to(seen, 1 if step.has_class else None)[:, P:]
+        kept_BK, target_BN = highest(attention_BN, K, others=K)
+        weight_BN = attention_BN.masked_fill(target_BN < K, 0.0)
         weight_BN = weight_BN / weight_BN.sum(1, keepdim=True)
-        patches_BND = x_BTD[:, prefix:]
-        fused_B1D = weight_BN.unsqueeze(1).to(x_BTD.dtype) @ patches_BND
-        kept_BKD = patches_BND.gather(1, kept_BK.unsqueeze(-1).expand(-1, -1, x_BTD.shape[-1]))
-        return Fewer(torch.cat([x_BTD[:, :prefix], kept_BKD, fused_B1D], dim=1), target_BN)
+        fused_B1D = weight_BN.unsqueeze(1).to(x_BTD.dtype) @ x_BTD[:, P:]
+        return Fewer(torch.cat([x_BTD[:, :P], take_rows(x_BTD[:, P:], kept_BK), fused_B1D], dim=1), target_BN)
 
 
 def attention_to(seen: Seen, queries: int | None) -> Tensor:
@@ -61,12 +60,3 @@ def attention_to(seen: Seen, queries: int | None) -> Tensor:
     q_BhQd = seen.q_BhTd.float() if queries is None else seen.q_BhTd[:, :, :queries].float()
     scores_BhQT = (q_BhQd * q_BhQd.shape[-1] ** -0.5) @ seen.k_BhTd.float().transpose(-2, -1)
     return scores_BhQT.softmax(-1).mean((1, 2))
-
-
-@torch.no_grad()
-def choose(score_BN: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` highest of each row: the place that each gets [B, N], `count` for all others, and which they are
-    [B, K], in their order."""
-    kept_BK = score_BN.topk(count, dim=1).indices.sort(dim=1).values
-    places_BK = torch.arange(count, device=score_BN.device).expand_as(kept_BK)
-    return torch.full_like(score_BN, count, dtype=torch.int64).scatter(1, kept_BK, places_BK), kept_BK

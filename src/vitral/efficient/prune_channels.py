@@ -40,9 +40,9 @@ def measure_importance(model: VisionTransformer, batches: Iterable[tuple[Tensor,
     """Importance of every head and hidden feature, the mean over images of (sum over tokens of a * dL/da)^2.
 
     batches: ([0,1] images, class numbers [B], or bool [B, C] where an image may have several). a is what the head or
-    the feature hands on: the change of one image's loss L, to first order, when it is set to zero (equation 4 of the
-    paper, with a gate of 1 in the place of a weight). Each image counts by itself, so the size of the batches changes
-    nothing; only sums are kept. Raises UserError where there is no image.
+    the feature hands on: the change of one image's loss L, to first order, when it is set to zero (the paper's
+    squared product, with a gate of 1 in the place of a weight). Each image counts by itself, so the size of the batches
+    changes nothing; only sums are kept. Raises UserError where there is no image.
     """
     model.eval()
     c = model.config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -121,6 +122,13 @@ class ViTConfig(ModelConfig):
         default="linear", description="mlp: a tanh layer of model width before the output"
     )
 
+    pruner_blocks: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = Field(
+        default=(), description="blocks, from 0, in which a learned pruner drops patches; []: none"
+    )
+    pruner_keep: float = Field(
+        default=0.7, gt=0, lt=1, description="share of its patch tokens that each of these blocks keeps"
+    )
+
     @model_validator(mode="after")
     def _check(self) -> ViTConfig:
         (height, width), patch = self.image_size, self.patch_size
@@ -135,6 +143,10 @@ class ViTConfig(ModelConfig):
             values: tuple[int, ...] | None = getattr(self, key)
             if values is not None and len(values) != self.depth:
                 raise ValueError(f"{key} has {len(values)} numbers for {self.depth} blocks")
+        if list(self.pruner_blocks) != sorted({block for block in self.pruner_blocks if block < self.depth}):
+            raise ValueError(f"pruner_blocks are rising numbers below depth {self.depth}")
+        if self.pruner_blocks and self.positions == "relative":
+            raise ValueError("positions=relative has no offsets for patches that were dropped: pruner_blocks=[]")
         if self.block_heads is not None and self.positions == "relative":
             raise ValueError("positions=relative has vectors as wide as all heads together: block_heads=null")
         if self.pool in ("cls", "cls_avg") and not self.class_token:
@@ -155,6 +167,7 @@ class ViTConfig(ModelConfig):
             "prefix_positions": self.positions == "learned",
             "position_resize": self.positions in ("learned", "learned_2d"),
             "rope_theta": self.positions == "rope",
+            "pruner_keep": bool(self.pruner_blocks),
         })  # fmt: skip
         return self
 
@@ -198,6 +211,11 @@ class ViTConfig(ModelConfig):
     def mlp_dims_of_blocks(self) -> tuple[int, ...]:
         """Hidden features of each block's MLP."""
         return self.block_mlp_dims or (self.mlp_dim,) * self.depth
+
+    def pruned_counts(self, patches: int) -> list[int]:
+        """Patch tokens that leave each block where `patches` enter the first one, by the model's own pruner."""
+        shares = [self.pruner_keep ** sum(at <= i for at in self.pruner_blocks) for i in range(self.depth)]
+        return [max(math.ceil(share * patches), 1) for share in shares]
 
     @property
     def is_even(self) -> bool:

@@ -21,9 +21,9 @@ def count_macs(config: ViTConfig | ResNetConfig, patches: Sequence[int] | None =
     """Multiply-accumulates of `model(images)` for one image of the model's own size, by part; their sum is the whole.
 
     Of a Vision Transformer: stem (a hybrid's ResNet), patches, qkv, scores (queries times keys), values (attention
-    times values), projection, mlp, positions (those inside the attention), pool, head. Of a ResNet: stem, stages, head.
-    patches: patch tokens that leave the attention of each block, where they become fewer; what it takes to find them is
-    not counted.
+    times values), projection, mlp, positions (those inside the attention), pruner, pool, head. Of a ResNet: stem,
+    stages, head. patches: patch tokens that leave the attention of each block, where they become fewer; what finds them
+    is not counted, but for a pruner.
     """
     return _vit(config, patches) if isinstance(config, ViTConfig) else _resnet(config)
 
@@ -61,10 +61,15 @@ def tokens_of_blocks(c: ViTConfig, patches: Sequence[int] | None = None) -> list
 
 def _vit(c: ViTConfig, patches: Sequence[int] | None) -> dict[str, int]:
     N, T, D, M = c.grid[0] * c.grid[1], total_tokens(c), c.width, c.mlp_dim
+    patches = patches or (c.pruned_counts(N) if c.pruner_blocks else None)
     asked = [T] * (c.depth - 1) + [asked_tokens(c)]
     sizes = zip(c.heads_of_blocks, c.mlp_dims_of_blocks, tokens_of_blocks(c, patches), strict=True)
     blocks = [block_macs(c, heads, hidden, *tokens) for heads, hidden, tokens in sizes]
     left = patches[-1] if patches else N
+    seen = [tokens[0] - c.prefix_tokens for tokens in tokens_of_blocks(c, patches)]
+    H = max(D // 2, 1)
+    last = c.depth - 1 if c.pool == "cls" else c.depth  # a block that is asked for prefix tokens alone drops no patch
+    pruner = sum(seen[i] * (2 * D * H + 2 * H * H + 2 * H) for i in c.pruner_blocks if i < last)
     channels = c.in_channels if c.stem_blocks is None else stem_channels(c.stem_blocks)
     stem = 0 if c.stem_blocks is None else _hybrid_stem(c, c.stem_blocks)
     # Prefix tokens have no place; a block that is asked for them alone computes no offsets.
@@ -75,6 +80,7 @@ def _vit(c: ViTConfig, patches: Sequence[int] | None) -> dict[str, int]:
         "patches": N * channels * (c.patch_size // c.stem_stride) ** 2 * D,
         **{part: sum(block[part] for block in blocks) for part in ("qkv", "scores", "values", "projection", "mlp")},
         "positions": offsets,
+        "pruner": pruner,
         "pool": pool,
         "head": c.pooled_width * c.num_classes + D * D * (c.head == "mlp"),
     }

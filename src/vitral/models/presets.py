@@ -132,7 +132,7 @@ def count_parameters(config: ViTConfig | ResNetConfig) -> int:
     norms = 4 * d + 4 * (d // c.heads) * c.qk_norm + 2 * d * (c.layer_scale is not None)
     pooling = (d + 4 * d * (d + 1) + 2 * d + mlp_parameters(d, c.mlp_dim)) * (c.pool == "map")
     heads = (c.pooled_width + 1 + c.distill_token) * c.num_classes + d * (d + 1) * (c.head == "mlp")
-    blocks = attentions + mlps + c.depth * norms
+    blocks = attentions + mlps + c.depth * norms + len(c.pruner_blocks) * _predictor_parameters(d)
     return stem + c.prefix_tokens * d + _position_parameters(c) + blocks + 2 * d + pooling + heads
 
 
@@ -144,6 +144,12 @@ def attention_parameters(width: int, inner: int) -> int:
 def mlp_parameters(width: int, hidden: int, gates: int = 1) -> int:
     """Weights and biases of an MLP whose first layer has `gates` times `hidden` outputs."""
     return gates * hidden * (width + 1) + width * (hidden + 1)
+
+
+def _predictor_parameters(width: int) -> int:
+    """Of a learned pruner in one block: a norm, two layers side by side, two after them."""
+    inner = max(width // 2, 1)
+    return 2 * width + 2 * inner * (width + 1) + inner * (2 * inner + 1) + 2 * (inner + 1)
 
 
 def _position_parameters(config: ViTConfig) -> int:

@@ -23,6 +23,16 @@ class Seen(NamedTuple):
     k_BhTd: Tensor
 
 
+class Step(NamedTuple):
+    """Where on its way a forward pass is: the block, how many patch tokens it leaves, how many prefix tokens stand in
+    front, and whether the first of these is the class token."""
+
+    block: int
+    count: int
+    prefix: int
+    has_class: bool
+
+
 class Fewer(NamedTuple):
     """What a reduction leaves: the tokens [B, P + M, D], and into which of the M patch tokens each of those before
     went, int64, -1 for one that is gone."""
@@ -54,11 +64,10 @@ class TokenReduction(ABC):
         return Course(self, patches, depth, prefix, has_class)
 
     @abstractmethod
-    def reduce(self, x_BTD: Tensor, seen: Seen, sizes_BM: Tensor, count: int, prefix: int, has_class: bool) -> Fewer:
-        """The tokens after a block's attention, so many fewer that `count` patch tokens are left.
+    def reduce(self, x_BTD: Tensor, seen: Seen, sizes_BM: Tensor, step: Step) -> Fewer:
+        """The tokens after a block's attention, so many fewer that `step.count` patch tokens are left.
 
-        sizes_BM: patches that each patch token stands for, float32. The first `prefix` tokens are no patches;
-        `has_class` says whether the first of them is the class token.
+        sizes_BM: patches that each patch token stands for, float32.
         """
 
 
@@ -85,7 +94,8 @@ class Course:
             sizes_BM = self.sizes_BM
             if sizes_BM is None:
                 sizes_BM = torch.ones(x_BTD.shape[0], before, device=x_BTD.device)
-            fewer = self.reduction.reduce(x_BTD, seen, sizes_BM, count, self.prefix, self.has_class)
+            step = Step(block, count, self.prefix, self.has_class)
+            fewer = self.reduction.reduce(x_BTD, seen, sizes_BM, step)
             assert fewer.x_BTD.shape[1] == self.prefix + count, (fewer.x_BTD.shape, count)
             groups_BN = fewer.target_BM if self.groups_BN is None else follow(self.groups_BN, fewer.target_BM)
             self.groups_BN, self.sizes_BM = groups_BN, group_sizes(groups_BN, count)
@@ -135,6 +145,20 @@ def mean_of_patches(tokens_BMD: Tensor, groups_BN: Tensor | None) -> Tensor:
         return tokens_BMD.mean(1)
     sizes_BM1 = group_sizes(groups_BN, tokens_BMD.shape[1]).to(tokens_BMD.dtype).unsqueeze(-1)
     return (tokens_BMD * sizes_BM1).sum(1) / sizes_BM1.sum(1)
+
+
+@torch.no_grad()
+def highest(score_BN: Tensor, count: int, others: int) -> tuple[Tensor, Tensor]:
+    """The `count` highest of each row: which they are [B, K], in their order, and the place that each of the N gets
+    [B, N], `others` for those that are not among them."""
+    kept_BK = score_BN.topk(count, dim=1).indices.sort(dim=1).values
+    places_BK = torch.arange(count, device=score_BN.device).expand_as(kept_BK)
+    return kept_BK, torch.full_like(score_BN, others, dtype=torch.int64).scatter(1, kept_BK, places_BK)
+
+
+def take_rows(x_BND: Tensor, kept_BK: Tensor) -> Tensor:
+    """The rows [B, K, D] that each sample keeps."""
+    return x_BND.gather(1, kept_BK.unsqueeze(-1).expand(-1, -1, x_BND.shape[-1]))
 
 
 def ungroup(tokens_BMD: Tensor, groups_BN: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ from vitral.models.position import (
     sincos_table,
     turned,
 )
-from vitral.models.reduction import Course, TokenReduction, group_sizes, mean_of_patches, refuse_reduction
+from vitral.models.pruner import LearnedPruner
+from vitral.models.reduction import Course, TokenReduction, group_sizes, mean_of_patches, refuse_reduction, take_rows
 from vitral.models.resnet import HybridEmbed
 from vitral.structs import EncoderOutput
 
@@ -67,7 +68,7 @@ class VisionTransformer(ImageModel):
         features = width if c.distill_token else c.pooled_width
         self.head = Linear(features, c.num_classes) if c.num_classes else nn.Identity()
         self.head_dist = Linear(features, c.num_classes) if c.num_classes and c.distill_token else None
-        self.reduce = None
+        self.reduce = LearnedPruner(c) if c.pruner_blocks else None
         self.init_weights()
 
     def _make_positions(self) -> None:
@@ -124,6 +125,8 @@ class VisionTransformer(ImageModel):
             if isinstance(head, Linear):
                 nn.init.zeros_(head.weight)
                 nn.init.zeros_(head.bias)
+        if isinstance(self.reduce, LearnedPruner):
+            self.reduce.init_weights()
 
     def embed(self, images_BCHW: Tensor) -> tuple[Tensor, Grid]:
         """Normalised, cut and projected images: patches [B, N, D] without positions, and the grid (rows, columns).
@@ -179,8 +182,8 @@ class VisionTransformer(ImageModel):
         """One vector per image: [B, D], or [B, 2 D] of class token and average, or of class and distillation token.
 
         Then `fc_norm`, where it is on. attend_BN, keep_BK: as given to `encode`, to leave the masked patches out of the
-        mean or of the pooling attention too; an image without any other patch has no mean (NaN). Where tokens became
-        fewer, each counts as often as it stands for a patch.
+        mean (where attend_BN may be weights in [0,1] too) or of the pooling attention; an image without any other patch
+        has no mean (NaN). Where tokens became fewer, each counts as often as it stands for a patch.
         """
         kind = self.config.pool
         if attend_BN is not None and keep_BK is not None:
@@ -255,7 +258,7 @@ class VisionTransformer(ImageModel):
         places, offsets_LOD = self._attention_places(grid, keep_BK)
         tables = self._position_tables(grid, keep_BK)
         if keep_BK is not None:
-            patches_BND = _rows(patches_BND, keep_BK)
+            patches_BND = take_rows(patches_BND, keep_BK)
         tokens_BTD = self._with_prefix(patches_BND.to(self.dtype))  # under autocast the residual stream stays wide
         everywhere = self.config.positions_at in ("layers", "layers_shared")
         for i, block in enumerate(self.blocks):
@@ -295,7 +298,7 @@ class VisionTransformer(ImageModel):
         c = self.config
         angles_BNd = rope_angles(grid, c.width // c.heads, c.rope_theta, course.groups_BN.device)
         if keep_BK is not None:
-            angles_BNd = _rows(angles_BNd.expand(len(keep_BK), -1, -1), keep_BK)
+            angles_BNd = take_rows(angles_BNd.expand(len(keep_BK), -1, -1), keep_BK)
         return places._replace(rope_2BNd=turned(course.mean(angles_BNd.float())))
 
     def _with_prefix(self, patches_BND: Tensor) -> Tensor:
@@ -321,7 +324,7 @@ class VisionTransformer(ImageModel):
         for table_1XD in table_LXD.split(1):
             placed = table_1XD
             if keep_BK is not None:
-                kept_BKD = _rows(placed[:, rows:].expand(keep_BK.shape[0], -1, -1), keep_BK)
+                kept_BKD = take_rows(placed[:, rows:].expand(keep_BK.shape[0], -1, -1), keep_BK)
                 placed = torch.cat([placed[:, :rows].expand(keep_BK.shape[0], -1, -1), kept_BKD], dim=1)
             if without:  # registers, and all prefix tokens where none has a row, stay as they are
                 nowhere = placed.new_zeros(placed.shape[0], without, placed.shape[-1])
@@ -338,7 +341,7 @@ class VisionTransformer(ImageModel):
         if self.config.positions == "rope":
             rope_2BNd = self._places_of(grid)
             if keep_BK is not None:
-                rope_2BNd = torch.stack([_rows(part.expand(len(keep_BK), -1, -1), keep_BK) for part in rope_2BNd])
+                rope_2BNd = torch.stack([take_rows(part.expand(len(keep_BK), -1, -1), keep_BK) for part in rope_2BNd])
             return AttentionPlaces(self.prefix_tokens, rope_2BNd), None
         return None, None
 
@@ -396,11 +399,6 @@ def _patch_embed(c: ViTConfig) -> PatchEmbed | HybridEmbed:
 
 def _token(count: int, width: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(1, count, width))
-
-
-def _rows(x_BND: Tensor, keep_BK: Tensor) -> Tensor:
-    """The rows [B, K, D] that each sample keeps."""
-    return x_BND.gather(1, keep_BK.unsqueeze(-1).expand(-1, -1, x_BND.shape[-1]))
 
 
 def _mean(patches_BND: Tensor, attend_BN: Tensor | None) -> Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from vitral.config import Config, Floats
 
@@ -12,7 +12,10 @@ from vitral.config import Config, Floats
 class SupervisedConfig(Config):
     """Classification by labels."""
 
-    kind: Literal["supervised"] = Field(default="supervised", description="what is learned: classes from labels")
+    kind: Literal["supervised"] = Field(
+        default="supervised",
+        description="what is learned: classes from labels; pruned: which patches can go, too (needs init, init_head)",
+    )
     loss: Literal["softmax", "sigmoid"] = Field(
         default="softmax",
         description="one class an image: cross-entropy, or binary cross-entropy summed over the classes; images with "
@@ -34,5 +37,28 @@ class SupervisedConfig(Config):
     )
 
 
-# A union, told apart by `kind`, as soon as there is a second objective.
-ObjectiveConfig = SupervisedConfig
+class PrunedConfig(Config):
+    """Classification by labels, and a pruner of patches that learns with it from the whole model."""
+
+    kind: Literal["pruned"] = Field(default="pruned", description="what is learned: which patches can go")
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="share of the target spread over all classes, in training only"
+    )
+    answer_weight: float = Field(
+        default=0.5, ge=0, description="pruned: factor of the divergence from the whole model's answers"
+    )
+    token_weight: float = Field(
+        default=0.5, ge=0, description="pruned: factor of the kept patches' squared distance from the whole model's"
+    )
+    ratio_weight: float = Field(
+        default=2.0, gt=0, description="pruned: factor of the kept shares' squared distance from model.pruner_keep"
+    )
+
+
+def _kind(value: Any) -> Any:
+    return value.get("kind", "supervised") if isinstance(value, dict) else getattr(value, "kind", None)
+
+
+ObjectiveConfig = Annotated[
+    Annotated[SupervisedConfig, Tag("supervised")] | Annotated[PrunedConfig, Tag("pruned")], Discriminator(_kind)
+]

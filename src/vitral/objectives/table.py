@@ -1,6 +1,7 @@
 """Which class minimises which kind of objective."""
 
 from vitral.objectives.objective import Objective
+from vitral.objectives.pruned import Pruned
 from vitral.objectives.supervised import Supervised
 
-OBJECTIVES: dict[str, type[Objective]] = {"supervised": Supervised}
+OBJECTIVES: dict[str, type[Objective]] = {"supervised": Supervised, "pruned": Pruned}

@@ -15,7 +15,7 @@ from vitral.data.config import AugmentConfig, CheckConfig, DataConfig
 from vitral.errors import UserError, nearest
 from vitral.models.config import ResNetConfig, ViTConfig
 from vitral.models.presets import PRESETS, resolve
-from vitral.objectives.config import ObjectiveConfig
+from vitral.objectives.config import ObjectiveConfig, SupervisedConfig
 from vitral.optim.config import OptimConfig
 from vitral.training.config import LoraConfig, TrainConfig
 
@@ -74,7 +74,7 @@ class RunConfig(Config):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     lora: LoraConfig = LoraConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
+    objective: ObjectiveConfig = SupervisedConfig()
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
@@ -86,15 +86,10 @@ class RunConfig(Config):
             raise ValueError("model.name or init is needed: `vitral models` lists the presets")
         if self.init_head and (self.init is None or self.model.head_bias):
             raise ValueError("init_head takes over the head of init: it needs init, and leaves model.head_bias nothing")
-        if self.data.balance == "class":
-            if self.objective.class_weights == "balanced":
-                raise ValueError("objective.class_weights=balanced has no effect with data.balance=class")
-            if self.objective.logit_adjustment:
-                raise ValueError("objective.logit_adjustment has no effect with data.balance=class")
-        if self.objective.loss == "sigmoid" and (
-            self.objective.class_weights != "none" or self.objective.logit_adjustment
-        ):
-            raise ValueError("class_weights and logit_adjustment are of objective.loss=softmax")
+        if isinstance(self.objective, SupervisedConfig):
+            self._check_balance(self.objective)
+        elif self.init is None or not self.init_head:
+            raise ValueError("objective.kind=pruned learns from a trained model: init=MODEL init_head=true")
         if self.train.patience is not None and (self.data.validation == "none" or self.train.eval_every == "end"):
             raise ValueError("train.patience needs validations during the run")
         self._check_frozen()
@@ -104,15 +99,25 @@ class RunConfig(Config):
             raise ValueError("precision=bfloat16_params keeps whole copies: not with train.parallel=fsdp, but with ddp")
         return self
 
+    def _check_balance(self, objective: SupervisedConfig) -> None:
+        if self.data.balance == "class":
+            if objective.class_weights == "balanced":
+                raise ValueError("objective.class_weights=balanced has no effect with data.balance=class")
+            if objective.logit_adjustment:
+                raise ValueError("objective.logit_adjustment has no effect with data.balance=class")
+        if objective.loss == "sigmoid" and (objective.class_weights != "none" or objective.logit_adjustment):
+            raise ValueError("class_weights and logit_adjustment are of objective.loss=softmax")
+
     def _check_frozen(self) -> None:
         alone = self.train.freeze == "encoder"
-        keys = {"objective.head_first": self.objective.head_first, "lora.rank": self.lora.rank, "train.freeze": alone}
+        head_first = self.objective.head_first if isinstance(self.objective, SupervisedConfig) else 0.0
+        keys = {"objective.head_first": head_first, "lora.rank": self.lora.rank, "train.freeze": alone}
         for key, value in keys.items():
             if value and self.init is None:
                 raise ValueError(f"{key} needs init: without it the encoder would stay random")
         model = self.model.options()
         idle = {
-            "objective.head_first=0": self.objective.head_first, "lora.rank=null": self.lora.rank,
+            "objective.head_first=0": head_first, "lora.rank=null": self.lora.rank,
             "optim.layer_decay=1": self.optim.layer_decay != 1, "model.dropout=0": model.get("dropout"),
             "model.drop_path=0": model.get("drop_path"),
             "train.checkpointing=none": self.train.checkpointing not in ("auto", "none"),
@@ -212,4 +217,4 @@ def difference(one: RunConfig, other: RunConfig) -> list[tuple[str, Any, Any]]:
     free |= {"train.parallel", "train.max_bad_steps", "train.tensorboard", "train.checkpointing"}
     mine, theirs = flatten(one.model_dump()), flatten(other.model_dump())
     names = [key.name for key in describe(RunConfig) if key.name not in free]
-    return [(name, mine[name], theirs[name]) for name in names if mine[name] != theirs[name]]
+    return [(name, mine.get(name), theirs.get(name)) for name in names if mine.get(name) != theirs.get(name)]

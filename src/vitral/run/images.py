@@ -30,11 +30,14 @@ _CACHE_MB = 0  # each image is read once
 def load_used(model: str, use: ModelUse) -> Predictor:
     """The predictor of a model, used as asked. Raises UserError where its tokens cannot be made fewer that way."""
     predictor = load(model, use.device, use.image_size, use.position_resize)
-    if use.reduce == "none":
-        return predictor
     network = predictor.model
+    if use.reduce == "auto":
+        return predictor
     if not isinstance(network, VisionTransformer):
-        raise UserError("a CNN has no tokens", where="reduce", got=use.reduce, wanted="none")
+        raise UserError("a CNN has no tokens", where="reduce", got=use.reduce, wanted="auto")
+    if use.reduce == "none":
+        network.reduce = None
+        return predictor
     refuse_reduction(network.config.positions, is_masked=False)
     if use.reduce == "merge":
         network.reduce = TokenMerging(use.merge.r, use.merge.schedule)

@@ -29,9 +29,10 @@ class ModelUse(Config):
     position_resize: Literal["bicubic_antialias", "bicubic", "google"] | None = Field(
         default=None, description="learned positions at another image_size; null: as the model says"
     )
-    reduce: Literal["none", "merge", "keep"] = Field(
-        default="none",
-        description="fewer tokens on the way: similar ones merged, or only those kept that the class token attends to",
+    reduce: Literal["auto", "none", "merge", "keep"] = Field(
+        default="auto",
+        description="fewer tokens on the way: similar ones merged, or only those kept that the class token attends to; "
+        "auto: by the model's own pruner, if it has one",
     )
     merge: MergeConfig = MergeConfig()
     keep: KeepConfig = KeepConfig()

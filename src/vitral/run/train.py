@@ -28,6 +28,7 @@ from vitral.models.flops import count_macs
 from vitral.models.lora import merge_lora
 from vitral.models.model import ImageModel
 from vitral.objectives.balance import NO_BALANCE, ClassBalance, class_balance
+from vitral.objectives.config import SupervisedConfig
 from vitral.objectives.objective import Objective
 from vitral.objectives.table import OBJECTIVES
 from vitral.optim.ema import WeightEMA
@@ -196,6 +197,9 @@ def assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
     torch.manual_seed(config.seed)
     steps = settle_steps(config, len(prepared.train.split))
     make = OBJECTIVES[config.objective.kind]
+    if config.objective.kind != "pruned" and getattr(prepared.architecture, "pruner_blocks", ()):
+        hint = "objective.kind=pruned init_head=true trains it; model.pruner_blocks=[] leaves it out."
+        raise UserError("the pruner would not be trained", where="model.pruner_blocks", hint=hint)
     objective = make(prepared.build, config.objective, steps, _class_balance(prepared)).to(prepared.device)
     own = config.train.batch_size // distributed.world()
     micro = min(config.train.micro_batch or own, own)
@@ -219,7 +223,7 @@ def assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
         ema = WeightEMA(objective.model, cut(prepared.build()), decay, config.train.ema_warmup)
     low = Bfloat16Copy(objective) if config.precision == "bfloat16_params" else None
     computing = low.module if low else objective
-    parallel = Parallel(computing, ddp=mode == "ddp", unused=config.objective.head_first > 0, each=low is not None)
+    parallel = Parallel(computing, ddp=mode == "ddp", unused=_head_first(config) > 0, each=low is not None)
     if distributed.rank():  # equal weights were drawn on all; what dropout drops differs
         torch.manual_seed(config.seed + distributed.rank() * 0x9E3779B9)
     started = prepared.dataset.fingerprint, prepared.init_fingerprint
@@ -240,18 +244,24 @@ def settle_steps(config: RunConfig, samples: int) -> int:
     return steps
 
 
+def _head_first(config: RunConfig) -> float:
+    return config.objective.head_first if isinstance(config.objective, SupervisedConfig) else 0.0
+
+
 def _class_balance(prepared: Prepared) -> ClassBalance:
     """The loss's correction for classes of unequal size, from their shares among the images as training draws them."""
-    config, dataset = prepared.config, prepared.dataset
-    if config.objective.class_weights == "none" and not config.objective.logit_adjustment:
+    objective, dataset = prepared.config.objective, prepared.dataset
+    if not isinstance(objective, SupervisedConfig):
+        return NO_BALANCE
+    if objective.class_weights == "none" and not objective.logit_adjustment:
         return NO_BALANCE
     if dataset.multi_label:
         raise UserError(
             "class weights and logit adjustment need one class an image", where="objective", got="multi-label data",
             hint="Set objective.class_weights=none objective.logit_adjustment=0.",
         )  # fmt: skip
-    shares_K = class_shares(dataset.splits["train"].labels_N, len(dataset.classes), config.data.balance)
-    return class_balance(config.objective, shares_K.tolist(), dataset.classes)
+    shares_K = class_shares(dataset.splits["train"].labels_N, len(dataset.classes), prepared.config.data.balance)
+    return class_balance(objective, shares_K.tolist(), dataset.classes)
 
 
 def _resume(folder: Path, config: RunConfig, state: TrainState) -> list[str]:
