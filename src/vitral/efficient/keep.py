@@ -45,7 +45,7 @@ class ClassAttention(TokenReduction):
 
     def reduce(self, x_BTD: Tensor, seen: Seen, sizes_BM: Tensor, step: Step) -> Fewer:
         """The kept tokens in their order and the fused one behind them; see `TokenReduction.reduce`."""
-        P, K = step.prefix, step.count - 1
+        P, K = step.prefix, step.left - 1
         attention_BN = attention_to(seen, 1 if step.has_class else None)[:, P:]
         kept_BK, target_BN = highest(attention_BN, K, others=K)
         weight_BN = attention_BN.masked_fill(target_BN < K, 0.0)

@@ -50,7 +50,7 @@ class TokenMerging(TokenReduction):
 
     def reduce(self, x_BTD: Tensor, seen: Seen, sizes_BM: Tensor, step: Step) -> Fewer:
         """The tokens with the most similar ones merged, as means weighted by size; see `TokenReduction.reduce`."""
-        target_BN, kept_BM, sources_BR = match(seen.k_BhTd[:, :, step.prefix :], step.count)
+        target_BN, kept_BM, sources_BR = match(seen.k_BhTd[:, :, step.prefix :], step.left)
         return Fewer(merge(x_BTD, sizes_BM, target_BN, kept_BM, sources_BR, step.prefix), target_BN)
 
 

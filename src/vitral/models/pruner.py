@@ -85,7 +85,7 @@ class LearnedPruner(nn.Module, TokenReduction):
         """The tokens with the highest scores, in their order; the others are gone. See `TokenReduction.reduce`."""
         patches_BND = x_BTD[:, step.prefix :]
         logits_BN2 = self.predictors[str(step.block)](patches_BND)
-        kept_BK, target_BN = highest(logits_BN2[..., 0] - logits_BN2[..., 1], step.count, others=-1)
+        kept_BK, target_BN = highest(logits_BN2[..., 0] - logits_BN2[..., 1], step.left, others=-1)
         return Fewer(torch.cat([x_BTD[:, : step.prefix], take_rows(patches_BND, kept_BK)], dim=1), target_BN)
 
 

@@ -28,7 +28,7 @@ class Step(NamedTuple):
     front, and whether the first of these is the class token."""
 
     block: int
-    count: int
+    left: int
     prefix: int
     has_class: bool
 
@@ -65,7 +65,7 @@ class TokenReduction(ABC):
 
     @abstractmethod
     def reduce(self, x_BTD: Tensor, seen: Seen, sizes_BM: Tensor, step: Step) -> Fewer:
-        """The tokens after a block's attention, so many fewer that `step.count` patch tokens are left.
+        """The tokens after a block's attention, so many fewer that `step.left` patch tokens are left.
 
         sizes_BM: patches that each patch token stands for, float32.
         """
@@ -132,8 +132,7 @@ def group_sizes(groups_BN: Tensor, count: int) -> Tensor:
 
 def group_means(x_BND: Tensor, groups_BN: Tensor, sizes_BM: Tensor) -> Tensor:
     """Means [B, M, D] over the patches of each group, of what each patch [1 or B, N, D] has."""
-    B, _, D = x_BND.shape
-    B, count = sizes_BM.shape
+    D, (B, count) = x_BND.shape[-1], sizes_BM.shape
     index_BND = groups_BN.remainder(count + 1).unsqueeze(-1).expand(-1, -1, D)
     sums_BXD = x_BND.new_zeros(B, count + 1, D).scatter_add(1, index_BND, x_BND.expand(B, -1, -1))
     return sums_BXD[:, :count] / sizes_BM.clamp(min=1).unsqueeze(-1).to(x_BND.dtype)

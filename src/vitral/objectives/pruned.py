@@ -81,10 +81,10 @@ class Pruned(Objective):
         target_BC = soft_targets(batch.targets, logits_BC.shape[-1], self.config.label_smoothing)
         loss = cross_entropy(logits_BC, target_BC)
         loss = loss + self.config.answer_weight * divergence(logits_BC, theirs_BC)
-        tokens = out.patches_BND, whole.patches_BND
+        mine_BND, theirs_BND = out.patches_BND, whole.patches_BND
         if self.model.config.norm_after_pool:  # there they are of any size
-            tokens = tuple(F.layer_norm(tokens_BND, tokens_BND.shape[-1:]) for tokens_BND in tokens)
-        loss = loss + self.config.token_weight * token_distance(*tokens, mask_BN)
+            mine_BND, theirs_BND = (F.layer_norm(x_BND, x_BND.shape[-1:]) for x_BND in (mine_BND, theirs_BND))
+        loss = loss + self.config.token_weight * token_distance(mine_BND, theirs_BND, mask_BN)
         loss = loss + self.config.ratio_weight * share_distance(masked.shares_B, self.shares)
         right_B = logits_BC.detach().argmax(dim=-1) == batch.targets["label"]
         return StepOutput(loss, {"train_top1": right_B.float().mean(), "train_kept": mask_BN.detach().mean()})
