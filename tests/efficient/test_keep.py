@@ -58,7 +58,7 @@ def test_the_most_attended_stay_and_the_rest_are_one(options: dict[str, Any], dt
     count = math.ceil(0.6 * N)
     map_BhTT = out.captured["blocks.1.attn.map"]
     attention = (map_BhTT[:, :, 0] if model.config.class_token else map_BhTT.mean(2)).mean(1)[:, P:]
-    block = model.blocks[1]
+    block: Any = model.blocks[1]
     x = out.captured["blocks.0"] + block.ls1(out.captured["blocks.1.attn"])
     for i in range(len(x)):
         order = attention[i].argsort(descending=True)

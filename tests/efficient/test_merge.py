@@ -154,7 +154,7 @@ def test_attention_counts_a_token_as_often_as_its_size() -> None:
     out = model.encode_tokens(patches, (4, 4), reduce=TokenMerging([5, 0]), capture=["blocks.0", "blocks.1.attn.map"])
     assert out.groups_BN is not None
     weights = torch.cat([torch.ones(2, 1), group_sizes(out.groups_BN, 11)], dim=1).double()
-    block = model.blocks[1]
+    block: Any = model.blocks[1]
     x = block.norm1(out.captured["blocks.0"])
     q, k, _ = block.attn.qkv(x).unflatten(-1, (3, 3, -1)).permute(2, 0, 3, 1, 4)
     scores = (q @ k.transpose(-2, -1) / math.sqrt(4)).exp() * weights[:, None, None]

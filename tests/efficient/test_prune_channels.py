@@ -130,11 +130,12 @@ def test_the_last_of_a_block_stays() -> None:
 
 
 def test_sizes_of_blocks_are_checked() -> None:
-    for wrong, message in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"block_heads": (2, 3, 1)}, "3 numbers for 2 blocks"),
         ({"block_mlp_dims": (4,)}, "1 numbers for 2 blocks"),
         ({"block_heads": (2, 3), "positions": "relative"}, "block_heads=null"),
         ({"block_mlp_dims": (4, 0)}, "greater than or equal to 1"),
-    ):
+    )
+    for wrong, message in cases:
         with pytest.raises(UserError, match=message):
             tiny(**wrong)

@@ -40,7 +40,8 @@ def test_it_keeps_the_highest_scores(options: dict[str, Any]) -> None:
     assert [out.captured[name].shape[1] - P for name in names] == counts
     assert out.groups_BN is not None
     assert ((out.groups_BN >= 0).sum(1) == counts[-1]).all()
-    block, pruner = model.blocks[1], model.reduce
+    block: Any = model.blocks[1]
+    pruner = model.reduce
     assert isinstance(pruner, LearnedPruner)
     x = out.captured["blocks.0"] + block.ls1(out.captured["blocks.1.attn"])
     scores = pruner.predictors["1"](x[:, P:]).log_softmax(-1)[..., 0]
@@ -106,12 +107,13 @@ def test_parameters_and_work_by_closed_form(pool: str) -> None:
 
 
 def test_pruners_that_make_no_sense_are_refused() -> None:
-    for wrong, message in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"pruner_blocks": (4,)}, "rising numbers below depth 4"),
         ({"pruner_blocks": (2, 1)}, "rising numbers"),
         ({"pruner_blocks": (), "pruner_keep": 0.5}, "no effect"),
         ({"positions": "relative"}, "no offsets for patches"),
-    ):
+    )
+    for wrong, message in cases:
         with pytest.raises(UserError, match=message):
             pruned(**wrong)
 

@@ -52,7 +52,8 @@ def test_the_model_learns_and_the_teacher_does_not(pool: str) -> None:
     for name, parameter in made.model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-    for predictor in made.model.reduce.predictors.values():
+    predictors: Any = made.model.reduce.predictors
+    for predictor in predictors.values():
         assert predictor.fc2.weight.grad.abs().sum() > 0
     assert not made.teacher.training
     assert made.model.training
@@ -74,7 +75,8 @@ def test_an_image_keeps_at_least_one_patch() -> None:
     made = objective()
     assert isinstance(made.model, VisionTransformer)
     assert isinstance(made.model.reduce, LearnedPruner)
-    for predictor in made.model.reduce.predictors.values():
+    predictors: Any = made.model.reduce.predictors
+    for predictor in predictors.values():
         torch.nn.init.constant_(predictor.fc2.bias[0], -100)
     out = made(batch(), 0)
     assert out.metrics["train_kept"] == 1 / 16
