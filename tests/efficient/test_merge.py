@@ -14,6 +14,7 @@ from torch import Tensor
 from tests.models.test_vit import images, tiny
 from vitral.efficient.merge import TokenMerging, match, merge
 from vitral.errors import UserError
+from vitral.models.position import rope_angles
 from vitral.models.reduction import group_sizes
 from vitral.models.vit import VisionTransformer
 
@@ -171,17 +172,42 @@ def test_logits_are_those_of_the_encoded_tokens(options: dict[str, Any]) -> None
     assert out.patches_BND.shape[1] == model.grid[0] * model.grid[1] - 8
 
 
-@pytest.mark.parametrize(
-    "options", [{"positions": "rope", "pool": "avg"}, {"positions": "sincos", "positions_at": "layers_shared"}]
-)
-def test_positions_are_means_over_the_patches(options: dict[str, Any]) -> None:
-    """Patches that are equal, place and all, merge without a trace in every block: places must follow the groups."""
-    model = deep(torch.float64, **options)
+@pytest.mark.parametrize("kept", [None, 11])
+def test_places_are_means_over_the_patches(kept: int | None) -> None:
+    """Queries of the next block are turned by the angles of the mean place, counted patch by patch."""
+    model = deep(torch.float64, positions="rope", pool="avg", registers=1)
     patches = torch.randn(2, 16, 12, dtype=torch.float64)
-    out = model.encode_tokens(patches, (4, 4), reduce=TokenMerging([3, 0, 0, 0]), capture=["blocks.1.attn.q"])
+    keep = None if kept is None else torch.stack([torch.randperm(16)[:kept] for _ in range(2)])
+    names = ["blocks.0", "blocks.1.attn.q"]
+    out = model.encode_tokens(patches, (4, 4), keep, names, reduce=TokenMerging([4, 0, 0, 0]))
     assert out.groups_BN is not None
-    kept = model.encode_tokens(patches, (4, 4), capture=["blocks.1.attn.q"])
-    assert out.captured["blocks.1.attn.q"].shape[2] == kept.captured["blocks.1.attn.q"].shape[2] - 3
+    attention: Any = model.blocks[1].attn
+    x = model.blocks[1].norm1(out.captured["blocks.0"])  # pyright: ignore[reportCallIssue]
+    q = attention.qkv(x).unflatten(-1, (3, 3, -1))[:, :, 0].transpose(1, 2)
+    angles = rope_angles((4, 4), 4, model.config.rope_theta)[0]
+    for i in range(2):
+        places = torch.arange(16) if keep is None else keep[i]
+        for m in range(out.patches_BND.shape[1]):
+            angle = angles[places[out.groups_BN[i] == m]].mean(0)
+            left, right = q[i, :, 2 + m].chunk(2, dim=-1)
+            turned = q[i, :, 2 + m] * angle.cos() + torch.cat([-right, left], dim=-1) * angle.sin()
+            assert torch.allclose(out.captured["blocks.1.attn.q"][i, :, 2 + m], turned, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"positions": "sincos"}, {"positions": "learned", "registers": 1}])
+def test_positions_of_every_block_are_means_over_the_patches(options: dict[str, Any]) -> None:
+    """Tokens before a block's norm are those of the block before, plus the mean of their patches' rows."""
+    model = deep(torch.float64, positions_at="layers_shared", pool="avg", **options)
+    P, seen = model.prefix_tokens, list[Tensor]()
+    model.blocks[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    patches = torch.randn(2, 16, 12, dtype=torch.float64)
+    out = model.encode_tokens(patches, (4, 4), None, ["blocks.0"], reduce=TokenMerging([4, 0, 0, 0]))
+    assert out.groups_BN is not None
+    table = (model.pos_embed if options["positions"] == "learned" else model.fixed_places).double()[0, -16:]  # type: ignore[union-attr]
+    added = seen[0] - out.captured["blocks.0"]
+    for i in range(2):
+        wanted = torch.stack([table[out.groups_BN[i] == m].mean(0) for m in range(12)])
+        assert torch.allclose(added[i, P:], wanted, atol=1e-6)
 
 
 def test_only_kept_patches_are_grouped() -> None:
