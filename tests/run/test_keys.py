@@ -469,8 +469,8 @@ def test_kinds_of_objectives(tmp_path: Path) -> None:
         tiny(tmp_path / "a", objective__kind="dino")
     with pytest.raises(UserError, match=r"init=MODEL init_head=true"):
         tiny(tmp_path / "a", objective__kind="pruned", model__pruner_blocks=[0])
-    for wrong in ({"objective.kind": "supervised"}, {"model.pruner_blocks": []}):
-        with pytest.raises(UserError, match="pruner"):
+    for wrong in ({"objective.kind": "supervised"}, {"model.pruner_blocks": []}, {"train.parallel": "fsdp"}):
+        with pytest.raises(UserError, match="prune"):
             run(load_config("digits", {**TINY, **PRUNED, **wrong, "out": str(tmp_path / "a")}))
 
 

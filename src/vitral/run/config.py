@@ -90,6 +90,10 @@ class RunConfig(Config):
             self._check_balance(self.objective)
         elif self.init is None or not self.init_head:
             raise ValueError("objective.kind=pruned learns from a trained model: init=MODEL init_head=true")
+        elif self.train.parallel == "fsdp":
+            raise ValueError(
+                "objective.kind=pruned calls parts of the model: not with train.parallel=fsdp, but with ddp"
+            )
         if self.train.patience is not None and (self.data.validation == "none" or self.train.eval_every == "end"):
             raise ValueError("train.patience needs validations during the run")
         self._check_frozen()
