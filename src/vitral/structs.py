@@ -38,7 +38,8 @@ class EncoderOutput(NamedTuple):
     """What an encoder says of its images, after the final norm (before it, where the norm follows pooling).
 
     `grid` is (rows, columns) of the patches before any were dropped; `captured` maps names such as "blocks.3.attn.map"
-    to tensors.
+    to tensors. `groups_BN`, where tokens became fewer: the row of `patches_BND` that each encoded patch went into, -1
+    for one that was dropped.
     """
 
     cls_BD: Tensor | None

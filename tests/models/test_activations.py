@@ -61,6 +61,7 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"layer_scale": 0.1, "drop_path": 0.5},
     {"mlp": "swiglu", "mlp_dim": 100},
     {"qk_norm": True},
+    {"block_heads": (1, 2, 2, 1), "block_mlp_dims": (40, 256, 99, 3), "qk_norm": True, "depth": 4},
     {"positions": "rope", "registers": 3},
     {"positions": "relative"},
     {"positions": "sincos", "positions_at": "layers_shared"},

@@ -276,6 +276,13 @@ def test_curves_have_units_and_skip_what_is_not_finite() -> None:
     assert all(len(figure) < 60_000 for figure in figures.values())
 
 
+def test_accuracy_over_work_is_in_percent() -> None:
+    curves = {"merging": [(1.0, 0.99, 0.97, 1.0), (0.5, 0.86, 0.82, 0.9)], "one": [(0.7, 0.98, 0.96, 0.99)]}
+    text = plots.accuracy_over_work(curves).decode()
+    for word in ("merging", "one", "multiply-accumulates left (%)", "top-1 accuracy (%)", ">90<", ">70<"):
+        assert word in text
+
+
 def test_reliability_diagram_writes_the_counts() -> None:
     probabilities_NC = np.repeat([[0.9, 0.1], [0.6, 0.4]], [37, 12], axis=0)
     shown = texts(plots.reliability_diagram(reliability_bins(probabilities_NC, np.zeros(49, int))))

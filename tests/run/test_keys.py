@@ -38,6 +38,7 @@ FINETUNE = {
     "model.name": "auto",
     **{f"model.{k}": None for k in ("width", "depth", "heads", "mlp_dim", "pool")},
 }
+PRUNED = {**FINETUNE, "init_head": True, "objective.kind": "pruned", "model.pruner_blocks": [0]}
 RESNET = {
     "model.name": "resnet20_cifar",
     "model.blocks": [1, 1, 1],
@@ -59,19 +60,14 @@ CASES: dict[str, Case] = {
     "data.fit": Case("squash", weights, PETS),
     "data.interpolation": Case("bilinear", weights, {**PETS, "data.image_size": (6, 6)}),
     "data.crop_ratio": Case(0.7, weights, PETS),
-    "data.mean": Case([0.3]),
-    "data.std": Case([0.3]),
-    "data.val_fraction": Case(0.2),
-    "data.validation": Case("none"),
+    "data.mean": Case([0.3]), "data.std": Case([0.3]),
+    "data.val_fraction": Case(0.2), "data.validation": Case("none"),
     "data.background": Case("#ff0000", weights, {**PETS, "data.path": "clear"}),
     "data.classes": Case(["dog", "cat"], classes, PETS),
     "check.skip": Case(True, card),
     "augment.pad_crop": Case(2),
-    "augment.flip": Case(0.5),
-    "augment.rotate": Case(30.0),
-    "augment.scale": Case(0.5),
-    "augment.shear": Case(20.0),
-    "augment.translate": Case(0.2),
+    "augment.flip": Case(0.5), "augment.rotate": Case(30.0), "augment.scale": Case(0.5),
+    "augment.shear": Case(20.0), "augment.translate": Case(0.2),
     "augment.fill": Case("border", weights, {"augment.translate": 0.5, "data.mean": [0.3]}),
     "augment.crop": Case("random_resized"),
     "augment.crop_scale": Case([0.5, 0.6], weights, {"augment.crop": "random_resized"}),
@@ -82,8 +78,7 @@ CASES: dict[str, Case] = {
     "augment.magnitude": Case(20.0, weights, {"augment.policy": "randaugment"}),
     "augment.magnitude_std": Case(3.0, weights, {"augment.policy": "randaugment"}),
     "augment.interpolation": Case("nearest", weights, {"augment.policy": "randaugment"}),
-    "augment.brightness": Case(0.4),
-    "augment.contrast": Case(0.4),
+    "augment.brightness": Case(0.4), "augment.contrast": Case(0.4),
     "augment.saturation": Case(0.4, weights, PETS),
     "augment.hue": Case(0.3, weights, PETS),
     "augment.jitter_prob": Case(0.5, weights, {"augment.brightness": 0.4}),
@@ -94,8 +89,7 @@ CASES: dict[str, Case] = {
     "augment.posterize_bits": Case(1, weights, {"augment.posterize": 1.0}),
     "augment.equalize": Case(0.5, weights, PETS),
     "augment.autocontrast": Case(0.5, weights, PETS),
-    "augment.invert": Case(0.5),
-    "augment.sharpen": Case(0.5),
+    "augment.invert": Case(0.5), "augment.sharpen": Case(0.5),
     "augment.sharpen_factor": Case(0.0, weights, {"augment.sharpen": 1.0}),
     "augment.blur": Case(0.5),
     "augment.blur_sigma": Case([0.5, 0.6], weights, {"augment.blur": 1.0}),
@@ -114,6 +108,10 @@ CASES: dict[str, Case] = {
     "model.depth": Case(1, shapes),
     "model.heads": Case(4, weights),
     "model.mlp_dim": Case(16, shapes),
+    "model.block_heads": Case([1, 2], shapes),
+    "model.block_mlp_dims": Case([16, 8], shapes),
+    "model.pruner_keep": Case(0.4, weights, PRUNED),
+    **{f"objective.{k}_weight": Case(9.0, weights, PRUNED) for k in ("answer", "token", "ratio")},
     "model.pool": Case("cls", weights),
     "model.class_token": Case(False, shapes),
     "model.fc_norm": Case(False, weights),
@@ -152,10 +150,7 @@ CASES: dict[str, Case] = {
     "optim.drops": Case([0.5], weights, {"optim.schedule": "step"}),
     "optim.drop_factor": Case(0.5, weights, {"optim.schedule": "step"}),
     "optim.timescale": Case(1, weights, {"optim.schedule": "rsqrt"}),
-    "optim.schedule": Case("linear"),
-    "optim.warmup": Case(2),
-    "optim.final": Case(0.5),
-    "optim.clip": Case(0.01),
+    "optim.schedule": Case("linear"), "optim.warmup": Case(2), "optim.final": Case(0.5), "optim.clip": Case(0.01),
     "train.epochs": Case(0.1, summary, {"train.steps": None, "train.epochs": 0.05}),
     "train.steps": Case(2, summary),
     "train.batch_size": Case(24),
@@ -203,6 +198,7 @@ ELSEWHERE = {
     "train.parallel": "test_parallel_is_how_the_processes_share_the_work",
     "train.max_bad_steps": "test_bad_steps_in_a_row_are_counted",
     "train.tensorboard": "test_tensorboard_is_asked_for",
+    "model.pruner_blocks": "test_kinds_of_objectives",
 }
 
 
@@ -430,6 +426,16 @@ def test_compile_makes_one_graph_of_a_step(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(torch, "compile", lambda graph, **how: (made.append(how), graph)[1])
     assert tiny(tmp_path / "a")["top1"] == tiny(tmp_path / "b", train__compile="step")["top1"]
     assert made == [{"fullgraph": True, "dynamic": False}]
+
+
+def test_kinds_of_objectives(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"(?s)objective\.kind.*supervised.*pruned"):
+        tiny(tmp_path / "a", objective__kind="made_up")
+    with pytest.raises(UserError, match=r"init=MODEL init_head=true"):
+        tiny(tmp_path / "a", objective__kind="pruned", model__pruner_blocks=[0])
+    for wrong in ({"objective.kind": "supervised"}, {"model.pruner_blocks": []}, {"train.parallel": "fsdp"}):
+        with pytest.raises(UserError, match="prune"):
+            run(load_config("digits", {**TINY, **PRUNED, **wrong, "out": str(tmp_path / "a")}))
 
 
 def test_a_diverging_run_fails_with_a_message(tmp_path: Path) -> None:

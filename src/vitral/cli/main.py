@@ -23,6 +23,7 @@ COMMANDS = {
     "predict": "name what is on images",
     "embed": "features of images, as a file or as JSON lines",
     "explain": "look inside: attention, rollout, gradients, layers, filters, positions",
+    "prune": "a smaller model: the heads and hidden features that matter least are taken out",
     "reproduce": "a paper's comparison at your scale: position embeddings, ViT against ResNet",
     "data": "check images and labels, say what they consist of, convert them",
     "weights": "read the weights of other libraries: convert, inspect",

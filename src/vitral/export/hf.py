@@ -84,6 +84,8 @@ def _misfits(c: ViTConfig, family: _Family) -> list[str]:
         (c.pool != pool or c.norm_after_pool, f"pool={c.pool}, it has {pool} after the norm"),
         (c.head != "linear", "head=mlp"),
         (c.qk_norm, "qk_norm"),
+        (not c.is_even, "blocks of different sizes (pruned)"),
+        (bool(c.pruner_blocks), "a pruner of patches"),
         (c.positions not in ("learned", "rope"), f"positions={c.positions}"),
         (c.positions_at not in (None, "stem", "layers_shared" if dinov3 else None), f"positions_at={c.positions_at}"),
         (c.registers > 0 and family not in (_REGISTERS, _DINOV3), "registers without layer scale or rotation"),

@@ -64,6 +64,8 @@ def _misfits(c: ViTConfig, tensors: dict[str, Tensor]) -> list[str]:
     found = [
         (c.norm_eps != eps, f"norm_eps={c.norm_eps:g}, it has {eps:g}"),
         (c.head != "linear", "head=mlp"),
+        (not c.is_even, "blocks of different sizes (pruned)"),
+        (bool(c.pruner_blocks), "a pruner of patches"),
         (c.pool not in _POOL, f"pool={c.pool}"),
         (c.pool == "map" and c.class_token, "attention pooling beside a class token"),
         (c.positions not in ("learned", "rope", "none"), f"positions={c.positions}"),

@@ -2,7 +2,7 @@
 
 What is counted are the tensors that autograd saves, each storage once, parameters left out: docs/memory.md derives the
 terms. Letters: B samples of a micro-batch, K samples that a block's branches run, T tokens, Q tokens asked for, D
-width, M hidden width of the MLP.
+width, h heads, E features of all heads together, M hidden width of the MLP.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from vitral.models.config import ResNetConfig, ViTConfig, stage_channels
 from vitral.models.flops import asked_tokens, total_tokens
 from vitral.models.layers import kept_count
-from vitral.models.presets import mlp_parameters
+from vitral.models.presets import attention_parameters, mlp_parameters
 from vitral.models.resnet_counts import HYBRID_WIDTH, stem_channels
 
 Precision = Literal["float32", "bfloat16", "bfloat16_params"]
@@ -73,26 +73,27 @@ def _vit(c: ViTConfig, B: int, w: Widths) -> Kept:
     asked = [T] * (c.depth - 1) + [Q]
     kept = [kept_count(B, rate) for rate in c.drop_path_rates]
     # Where samples are left out, the sum keeps both branches' results.
-    blocks = [_block(c, K, T, Q, w) + 2 * K * Q * D * w.stream * (K < B) for K, Q in zip(kept, asked, strict=True)]
+    sizes = zip(c.heads_of_blocks, c.mlp_dims_of_blocks, kept, asked, strict=True)
+    blocks = [_block(c, h, M, K, T, Q, w) + 2 * K * Q * D * w.stream * (K < B) for h, M, K, Q in sizes]
     return Kept(
         stem=stem,
         blocks=tuple(blocks),
         inputs=(B * T * D * w.stream,) * c.depth,
         head=_head(c, B, N, Q, w),
-        workspace=B * T * ((3 if c.mlp == "swiglu" else 2) * c.mlp_dim * w.inner + 2 * D * w.stream),
+        workspace=B * T * ((3 if c.mlp == "swiglu" else 2) * max(c.mlp_dims_of_blocks) * w.inner + 2 * D * w.stream),
     )
 
 
-def _block(c: ViTConfig, K: int, T: int, Q: int, w: Widths) -> int:
-    """One block, K samples of which run its branches; see the table in docs/memory.md."""
-    D, M, h = c.width, c.mlp_dim, c.heads
+def _block(c: ViTConfig, h: int, M: int, K: int, T: int, Q: int, w: Widths) -> int:
+    """One block of h heads, K samples of which run its branches; see the table in docs/memory.md."""
+    D, E = c.width, h * (c.width // c.heads)
     gates = 2 if c.mlp == "swiglu" else 1
     norms = (T + Q) * (D + 2) * w.stream
-    attention = (4 * T * D + Q * D) * w.inner + 4 * h * Q  # input, packed q k v, result; log-sum-exp in float32
+    attention = (T * D + 3 * T * E + Q * E) * w.inner + 4 * h * Q  # input, packed q k v, result; log-sum-exp in float32
     if c.qk_norm:
-        attention += (2 * T * D + Q * D) * w.inner + 4 * T * h * w.inner
+        attention += (2 * T * E + Q * E) * w.inner + 4 * T * h * w.inner
     if c.positions == "rope":
-        attention += (2 * T * D + Q * D) * w.inner
+        attention += (2 * T * E + Q * E) * w.inner
     if c.positions == "relative" and Q == T:
         # A bias that learns takes attention off the fused kernel, in float32: q, k, v and the map are kept.
         N = T - c.prefix_tokens
@@ -101,7 +102,7 @@ def _block(c: ViTConfig, K: int, T: int, Q: int, w: Widths) -> int:
     mlp = (Q * D + Q * M * (4 if gates == 2 else 2)) * w.inner
     scales = 2 * Q * D * w.inner * (c.layer_scale is not None)
     masks = (2 * Q * D + Q * M) * w.mask * (c.dropout > 0)
-    weights = 4 * D * D + mlp_parameters(D, M, gates) - M * gates - D
+    weights = attention_parameters(D, E) - 3 * E - D + mlp_parameters(D, M, gates) - M * gates - D
     return K * (norms + attention + mlp + scales + masks) + weights * w.cast
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -65,6 +66,12 @@ class ViTConfig(ModelConfig):
     depth: int = Field(ge=1, description="number of blocks")
     heads: int = Field(ge=1, description="attention heads of a block; divides width")
     mlp_dim: int = Field(ge=1, description="hidden features of a block's MLP")
+    block_heads: Blocks | None = Field(
+        default=None, description="heads of each block, of width / heads features each; null: heads in every block"
+    )
+    block_mlp_dims: Blocks | None = Field(
+        default=None, description="hidden features of each block's MLP; null: mlp_dim in every block"
+    )
     mlp: Literal["gelu", "swiglu"] = Field(
         default="gelu", description="the MLP's form; swiglu: a gate times a value, each of mlp_dim"
     )
@@ -115,6 +122,13 @@ class ViTConfig(ModelConfig):
         default="linear", description="mlp: a tanh layer of model width before the output"
     )
 
+    pruner_blocks: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = Field(
+        default=(), description="blocks, from 0, in which a learned pruner drops patches; []: none"
+    )
+    pruner_keep: float = Field(
+        default=0.7, gt=0, lt=1, description="share of its patch tokens that each of these blocks keeps"
+    )
+
     @model_validator(mode="after")
     def _check(self) -> ViTConfig:
         (height, width), patch = self.image_size, self.patch_size
@@ -125,6 +139,16 @@ class ViTConfig(ModelConfig):
             raise ValueError(f"patch_size {patch} is no multiple of {self.stem_stride}, the stride of this stem")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} cannot be split evenly among {self.heads} heads")
+        for key in ("block_heads", "block_mlp_dims"):
+            values: tuple[int, ...] | None = getattr(self, key)
+            if values is not None and len(values) != self.depth:
+                raise ValueError(f"{key} has {len(values)} numbers for {self.depth} blocks")
+        if list(self.pruner_blocks) != sorted({block for block in self.pruner_blocks if block < self.depth}):
+            raise ValueError(f"pruner_blocks are rising numbers below depth {self.depth}")
+        if self.pruner_blocks and self.positions == "relative":
+            raise ValueError("positions=relative has no offsets for patches that were dropped: pruner_blocks=[]")
+        if self.block_heads is not None and self.positions == "relative":
+            raise ValueError("positions=relative has vectors as wide as all heads together: block_heads=null")
         if self.pool in ("cls", "cls_avg") and not self.class_token:
             raise ValueError(f"pool={self.pool} needs class_token=true; without a class token use pool=avg")
         if self.distill_token and self.pool != "cls":
@@ -143,6 +167,7 @@ class ViTConfig(ModelConfig):
             "prefix_positions": self.positions == "learned",
             "position_resize": self.positions in ("learned", "learned_2d"),
             "rope_theta": self.positions == "rope",
+            "pruner_keep": bool(self.pruner_blocks),
         })  # fmt: skip
         return self
 
@@ -176,6 +201,27 @@ class ViTConfig(ModelConfig):
         """The rate of each block: it rises linearly from 0 at the first to its maximum at the last (or only) one."""
         last = self.depth - 1
         return [self.drop_path * i / last if last else self.drop_path for i in range(self.depth)]
+
+    @property
+    def heads_of_blocks(self) -> tuple[int, ...]:
+        """Attention heads of each block."""
+        return self.block_heads or (self.heads,) * self.depth
+
+    @property
+    def mlp_dims_of_blocks(self) -> tuple[int, ...]:
+        """Hidden features of each block's MLP."""
+        return self.block_mlp_dims or (self.mlp_dim,) * self.depth
+
+    def pruned_counts(self, patches: int) -> list[int]:
+        """Patch tokens that leave each block where `patches` enter the first one, by the model's own pruner."""
+        shares = [self.pruner_keep ** sum(at <= i for at in self.pruner_blocks) for i in range(self.depth)]
+        return [max(math.ceil(share * patches), 1) for share in shares]
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all blocks have the same sizes, those that heads and mlp_dim say: other libraries know no others."""
+        even = {self.heads}, {self.mlp_dim}
+        return (set(self.heads_of_blocks), set(self.mlp_dims_of_blocks)) == even
 
     @property
     def prefix_tokens(self) -> int:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vitral.errors import UserError
+from vitral.models.reduction import mean_of_patches, ungroup
 from vitral.structs import EncoderOutput
 
 KINDS = ("pooled", "cls", "avg", "cls_avg", "patches")
@@ -29,15 +30,16 @@ def extract_features(model: Encoder, images_BCHW: Tensor, kind: str = "pooled") 
 
     kind: "pooled", what the head would read; "cls", the class token; "avg", the mean over the patches; "cls_avg", both,
     one behind the other: [B, D], for cls_avg [B, 2 D]. "patches": every patch, row by row, [B, N, D]. All but pooled
-    are the tokens as `encode` gives them: where the final norm follows pooling, before that norm. Raises UserError for
-    a class token that the model lacks.
+    are the tokens as `encode` gives them: where the final norm follows pooling, before that norm. Where tokens became
+    fewer, each patch has those of the token it went into (zeros for one that was dropped). Raises UserError for a class
+    token that the model lacks.
     """
     out = model.encode(images_BCHW)
     if kind == "pooled":
         return model.pool(out)
     if kind == "patches":
-        return out.patches_BND
-    average_BD = out.patches_BND.mean(1)
+        return out.patches_BND if out.groups_BN is None else ungroup(out.patches_BND, out.groups_BN)
+    average_BD = mean_of_patches(out.patches_BND, out.groups_BN)
     if kind == "avg":
         return average_BD
     assert kind in KINDS, kind

@@ -2,7 +2,8 @@
 
 What is counted are matrix products and convolutions, as torch's FlopCounterMode counts them on the meta device (two
 operations a multiply-accumulate); norms, activations and additions are not. Letters: N patches, T tokens, Q tokens
-whose result is asked for, D width, M hidden width of the MLP.
+whose result is asked for, R of them that are left for the MLP, D width, E features of all heads together, M hidden
+width of the MLP.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from vitral.models.resnet_counts import HYBRID_WIDTH, stem_channels
 Size = tuple[int, int]
 
 
-def count_macs(config: ViTConfig | ResNetConfig) -> dict[str, int]:
+def count_macs(config: ViTConfig | ResNetConfig, patches: Sequence[int] | None = None) -> dict[str, int]:
     """Multiply-accumulates of `model(images)` for one image of the model's own size, by part; their sum is the whole.
 
     Of a Vision Transformer: stem (a hybrid's ResNet), patches, qkv, scores (queries times keys), values (attention
-    times values), projection, mlp, positions (those inside the attention), pool, head. Of a ResNet: stem, stages, head.
+    times values), projection, mlp, positions (those inside the attention), pruner, pool, head. Of a ResNet: stem,
+    stages, head. patches: patch tokens that leave the attention of each block, where they become fewer; what finds them
+    is not counted, but for a pruner.
     """
-    return _vit(config) if isinstance(config, ViTConfig) else _resnet(config)
+    return _vit(config, patches) if isinstance(config, ViTConfig) else _resnet(config)
 
 
 def asked_tokens(config: ViTConfig) -> int:
@@ -35,24 +38,49 @@ def total_tokens(config: ViTConfig) -> int:
     return config.grid[0] * config.grid[1] + config.prefix_tokens
 
 
-def _vit(c: ViTConfig) -> dict[str, int]:
-    N, T, D, M = c.grid[0] * c.grid[1], total_tokens(c), c.width, c.mlp_dim
-    asked = [T] * (c.depth - 1) + [asked_tokens(c)]
+def block_macs(c: ViTConfig, heads: int, hidden: int, T: int, Q: int, R: int) -> dict[str, int]:
+    """Of one block with so many heads and hidden features, on T tokens of which Q are asked for and R left."""
+    D, E = c.width, heads * (c.width // c.heads)
     gates = 2 if c.mlp == "swiglu" else 1
+    return {
+        "qkv": T * 3 * D * E, "scores": Q * T * E, "values": Q * T * E, "projection": Q * D * E,
+        "mlp": R * (gates + 1) * D * hidden,
+    }  # fmt: skip
+
+
+def tokens_of_blocks(c: ViTConfig, patches: Sequence[int] | None = None) -> list[tuple[int, int, int]]:
+    """Tokens that enter each block, those whose result is asked for, and those of them left for the MLP."""
+    P, before = c.prefix_tokens, c.grid[0] * c.grid[1]
+    found: list[tuple[int, int, int]] = []
+    for i, after in enumerate(patches or [before] * c.depth):
+        only = c.pool == "cls" and i == c.depth - 1
+        found.append((P + before, asked_tokens(c), asked_tokens(c)) if only else (P + before, P + before, P + after))
+        before = after
+    return found
+
+
+def _vit(c: ViTConfig, patches: Sequence[int] | None) -> dict[str, int]:
+    N, T, D, M = c.grid[0] * c.grid[1], total_tokens(c), c.width, c.mlp_dim
+    patches = patches or (c.pruned_counts(N) if c.pruner_blocks else None)
+    asked = [T] * (c.depth - 1) + [asked_tokens(c)]
+    sizes = zip(c.heads_of_blocks, c.mlp_dims_of_blocks, tokens_of_blocks(c, patches), strict=True)
+    blocks = [block_macs(c, heads, hidden, *tokens) for heads, hidden, tokens in sizes]
+    left = patches[-1] if patches else N
+    seen = [tokens[0] - c.prefix_tokens for tokens in tokens_of_blocks(c, patches)]
+    H = max(D // 2, 1)
+    last = c.depth - 1 if c.pool == "cls" else c.depth  # a block that is asked for prefix tokens alone drops no patch
+    pruner = sum(seen[i] * (2 * D * H + 2 * H * H + 2 * H) for i in c.pruner_blocks if i < last)
     channels = c.in_channels if c.stem_blocks is None else stem_channels(c.stem_blocks)
     stem = 0 if c.stem_blocks is None else _hybrid_stem(c, c.stem_blocks)
     # Prefix tokens have no place; a block that is asked for them alone computes no offsets.
     offsets = sum(Q == T for Q in asked) * N * D * (2 * N - 1) * (c.positions == "relative")
-    pool = (2 * D * D + 2 * N * D * D + 2 * N * D + 2 * D * M) * (c.pool == "map")
+    pool = (2 * D * D + 2 * left * D * D + 2 * left * D + 2 * D * M) * (c.pool == "map")
     return {
         "stem": stem,
         "patches": N * channels * (c.patch_size // c.stem_stride) ** 2 * D,
-        "qkv": c.depth * T * 3 * D * D,
-        "scores": sum(Q * T * D for Q in asked),
-        "values": sum(Q * T * D for Q in asked),
-        "projection": sum(Q * D * D for Q in asked),
-        "mlp": sum(Q * (gates + 1) * D * M for Q in asked),
+        **{part: sum(block[part] for block in blocks) for part in ("qkv", "scores", "values", "projection", "mlp")},
         "positions": offsets,
+        "pruner": pruner,
         "pool": pool,
         "head": c.pooled_width * c.num_classes + D * D * (c.head == "mlp"),
     }

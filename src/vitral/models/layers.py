@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitral.models.position import AttentionPlaces, relative_scores, rotate
+from vitral.models.reduction import Between, Seen
 
 # nn.init.trunc_normal_ cuts at two standard deviations, which leaves this share of the standard deviation.
 _TRUNCATED = 0.87962566103423978
@@ -82,16 +83,22 @@ class Attention(nn.Module):
     """Multi-head self-attention with packed projections (eq. 5-8, appendix A).
 
     norm_eps: None, or the epsilon of a layer norm of every head's queries and keys (arXiv 2302.05442, section 2).
+    head_width: features of a head, d; None: D / h, so that all heads together are as wide as a token.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float = 0.0, norm_eps: float | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        dropout: float = 0.0,
+        norm_eps: float | None = None,
+        head_width: int | None = None,
+    ) -> None:
         super().__init__()
-        self.heads = heads
-        self.qkv = Linear(width, 3 * width)
-        self.q_norm, self.k_norm = (
-            nn.Identity() if norm_eps is None else nn.LayerNorm(width // heads, eps=norm_eps) for _ in "qk"
-        )
-        self.proj = Linear(width, width)
+        self.heads, d = heads, head_width or width // heads
+        self.qkv = Linear(width, 3 * heads * d)
+        self.q_norm, self.k_norm = (nn.Identity() if norm_eps is None else nn.LayerNorm(d, eps=norm_eps) for _ in "qk")
+        self.proj = Linear(heads * d, width)
         self.proj_drop = nn.Dropout(dropout)
 
     def init_weights(self) -> None:
@@ -108,6 +115,7 @@ class Attention(nn.Module):
         captured: dict[str, Tensor] | None = None,
         places: AttentionPlaces | None = None,
         offsets_OD: Tensor | None = None,
+        seen: list[Seen] | None = None,
     ) -> Tensor:
         """[B, N, D] to [B, Q, D].
 
@@ -115,7 +123,8 @@ class Attention(nn.Module):
         -inf gives NaN. causal: no token sees later ones. queries: only the first that many tokens ask (default all).
         captured: where to leave "attn.q", "attn.k" [B, h, N, d] and "attn.map" [B, h, Q, N] (rows sum to 1); the result
         is then computed from that map, so gradients flow through it. places: rotation or offsets of the tokens, whose
-        vectors in this block are `offsets_OD`. There is never dropout on attention weights.
+        vectors in this block are `offsets_OD`. seen: a list to leave queries and keys in. There is never dropout on
+        attention weights.
         """
         # Split along the packed axis before moving heads: the backward pass then writes one contiguous gradient.
         qkv = self.qkv(x_BND).unflatten(-1, (3, self.heads, -1)).unbind(2)
@@ -123,6 +132,8 @@ class Attention(nn.Module):
         q_BhNd, k_BhNd = self.q_norm(q_BhNd), self.k_norm(k_BhNd)
         if places is not None and places.rope_2BNd is not None:
             q_BhNd, k_BhNd = (rotate(part, places.rope_2BNd, places.prefix) for part in (q_BhNd, k_BhNd))
+        if seen is not None:
+            seen.append(Seen(q_BhNd, k_BhNd))
         q_BhQd = q_BhNd if queries is None else q_BhNd[:, :, :queries]
         if places is not None and places.index_BNN is not None:
             assert offsets_OD is not None
@@ -284,10 +295,11 @@ class Block(nn.Module):
         mlp: Literal["gelu", "swiglu"] = "gelu",
         qk_norm: bool = False,
         layer_scale: float | None = None,
+        head_width: int | None = None,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
-        self.attn = Attention(width, heads, dropout, norm_eps if qk_norm else None)
+        self.attn = Attention(width, heads, dropout, norm_eps if qk_norm else None, head_width)
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = Mlp(width, mlp_dim, dropout, gelu) if mlp == "gelu" else SwiGLU(width, mlp_dim, dropout)
@@ -312,22 +324,27 @@ class Block(nn.Module):
         captured: dict[str, Tensor] | None = None,
         places: AttentionPlaces | None = None,
         offsets_OD: Tensor | None = None,
+        between: Between | None = None,
     ) -> Tensor:
         """[B, N, D] to [B, Q, D]; the arguments are those of `Attention.forward`, Q = N without `queries`.
 
         With `captured` it also leaves "attn", the attention module's output for every sample: drop-path then skips
-        samples only after the attention.
+        samples only after the attention. between: makes the tokens fewer before the MLP, by what the attention has seen
+        (of every sample, likewise).
         """
         rate = self.drop_path if self.training else 0.0
         kept_K = draw_kept(x_BND, rate)
-        early_K, late_K = (kept_K, None) if captured is None else (None, kept_K)
+        early_K, late_K = (kept_K, None) if captured is None and between is None else (None, kept_K)
         bias = take(bias, early_K) if bias is not None and bias.dim() == 4 and bias.shape[0] > 1 else bias
         near = places if places is None or early_K is None else places.take(early_K)
         normed = self.norm1(take(x_BND, early_K))
-        attended = self.attn(normed, bias, causal, queries, captured, near, offsets_OD)
+        seen: list[Seen] | None = None if between is None else []
+        attended = self.attn(normed, bias, causal, queries, captured, near, offsets_OD, seen)
         if captured is not None:
             captured["attn"] = attended
         x_BQD = add_branch(x_BND if queries is None else x_BND[:, :queries], self.ls1(take(attended, late_K)), kept_K)
+        if between is not None and seen is not None:
+            x_BQD = between(x_BQD, seen[0])
 
         kept_K = draw_kept(x_BQD, rate)
         return add_branch(x_BQD, self.ls2(self.mlp(self.norm2(take(x_BQD, kept_K)))), kept_K)

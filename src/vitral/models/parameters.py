@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from torch import nn
 
 _HEAD = ("head", "head_dist", "pre_logits")  # what a new task replaces
-_LAST = ("norm", "fc_norm", "attn_pool", *_HEAD)
+_LAST = ("norm", "fc_norm", "attn_pool", "reduce", *_HEAD)
 
 
 def is_head(name: str) -> bool:
@@ -16,11 +16,16 @@ def is_head(name: str) -> bool:
     return name.split(".")[0] in _HEAD
 
 
+def is_pruner(name: str) -> bool:
+    """Whether a parameter belongs to a learned pruner, which a model may have or not."""
+    return name.startswith("reduce.")
+
+
 def layer_of(name: str, depth: int) -> int:
     """The layer that a parameter is in, from 0 to depth + 1, by the rule of BEiT and MAE.
 
-    Block i of a Transformer, or stage i of a CNN, is layer i + 1; final norm, pooling and head are layer depth + 1;
-    everything before the blocks (patch embedding, positions, class token, registers) is layer 0.
+    Block i of a Transformer, or stage i of a CNN, is layer i + 1; final norm, pooling, pruner and head are layer depth
+    + 1; everything before the blocks (patch embedding, positions, class token, registers) is layer 0.
     """
     found = re.match(r"(?:blocks|stages)\.(\d+)\.", name)
     if found:

@@ -97,7 +97,17 @@ def sincos_table(grid: Grid, own: Grid, width: int, device: torch.device | None 
 
 
 def rope_table(grid: Grid, features: int, theta: float, device: torch.device | None = None) -> Tensor:
-    """[2, 1, N, d] float32, cosine and sine of the angles of `rotate`.
+    """[2, 1, N, d] float32, cosine and sine of the angles of `rotate`."""
+    return turned(rope_angles(grid, features, theta, device)).float()
+
+
+def turned(angles_BNd: Tensor) -> Tensor:
+    """Cosine and sine of angles, [2, B, N, d]."""
+    return torch.stack([angles_BNd.cos(), angles_BNd.sin()])
+
+
+def rope_angles(grid: Grid, features: int, theta: float, device: torch.device | None = None) -> Tensor:
+    """[1, N, d] float64, the angles of `rotate`: linear in the place, so that those of a mean place are their mean.
 
     Axial: a quarter of a head's features pairs turns with the row, a quarter with the column; places run from -1 to 1
     over the picture, whatever its grid, and frequencies fall from 2 pi to 2 pi / theta (DINOv3, arXiv 2508.10104).
@@ -107,8 +117,7 @@ def rope_table(grid: Grid, features: int, theta: float, device: torch.device | N
     places = [(torch.arange(cells, dtype=torch.float64, device=device) + 0.5) * 2 / cells - 1 for cells in grid]
     row_hw, column_hw = torch.meshgrid(*places, indexing="ij")
     angles_Nf = torch.cat([place_hw.reshape(-1, 1) * frequency_F for place_hw in (row_hw, column_hw)], dim=-1)
-    angles_Nd = torch.cat([angles_Nf, angles_Nf], dim=-1)
-    return torch.stack([angles_Nd.cos(), angles_Nd.sin()]).unsqueeze(1).float()
+    return torch.cat([angles_Nf, angles_Nf], dim=-1).unsqueeze(0)
 
 
 def rotate(x_BhTd: Tensor, rope_2BNd: Tensor, prefix: int) -> Tensor:

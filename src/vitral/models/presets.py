@@ -127,16 +127,29 @@ def count_parameters(config: ViTConfig | ResNetConfig) -> int:
     else:
         channels, backbone = stem_channels(c.stem_blocks), hybrid_stem_parameters(c.in_channels, c.stem_blocks)
     stem = backbone + d * channels * (c.patch_size // c.stem_stride) ** 2 + d
-    mlp = mlp_parameters(d, c.mlp_dim, gates=1 + (c.mlp == "swiglu"))
-    block = 4 * d * (d + 1) + mlp + 4 * d + 4 * (d // c.heads) * c.qk_norm + 2 * d * (c.layer_scale is not None)
+    mlps = sum(mlp_parameters(d, hidden, gates=1 + (c.mlp == "swiglu")) for hidden in c.mlp_dims_of_blocks)
+    attentions = sum(attention_parameters(d, heads * (d // c.heads)) for heads in c.heads_of_blocks)
+    norms = 4 * d + 4 * (d // c.heads) * c.qk_norm + 2 * d * (c.layer_scale is not None)
     pooling = (d + 4 * d * (d + 1) + 2 * d + mlp_parameters(d, c.mlp_dim)) * (c.pool == "map")
     heads = (c.pooled_width + 1 + c.distill_token) * c.num_classes + d * (d + 1) * (c.head == "mlp")
-    return stem + c.prefix_tokens * d + _position_parameters(c) + c.depth * block + 2 * d + pooling + heads
+    blocks = attentions + mlps + c.depth * norms + len(c.pruner_blocks) * _predictor_parameters(d)
+    return stem + c.prefix_tokens * d + _position_parameters(c) + blocks + 2 * d + pooling + heads
+
+
+def attention_parameters(width: int, inner: int) -> int:
+    """Weights and biases of query, key, value and projection, where all heads together have `inner` features."""
+    return 3 * inner * (width + 1) + width * (inner + 1)
 
 
 def mlp_parameters(width: int, hidden: int, gates: int = 1) -> int:
     """Weights and biases of an MLP whose first layer has `gates` times `hidden` outputs."""
     return gates * hidden * (width + 1) + width * (hidden + 1)
+
+
+def _predictor_parameters(width: int) -> int:
+    """Of a learned pruner in one block: a norm, two layers side by side, two after them."""
+    inner = max(width // 2, 1)
+    return 2 * width + 2 * inner * (width + 1) + inner * (2 * inner + 1) + 2 * (inner + 1)
 
 
 def _position_parameters(config: ViTConfig) -> int:

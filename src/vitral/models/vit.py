@@ -1,8 +1,8 @@
 """The Vision Transformer (arXiv 2010.11929): images in, tokens, features or logits out.
 
 Shape letters: B batch, C channels, H W image height and width, N patches, P prefix tokens, T tokens (prefix and
-patches), K kept patches, D width, S classes, L tables of positions. Parameter names are timm's, so that public
-checkpoints fit.
+patches), K kept patches, M patch tokens where they became fewer, D width, S classes, L tables of positions. Parameter
+names are timm's, so that public checkpoints fit.
 """
 
 from __future__ import annotations
@@ -22,10 +22,14 @@ from vitral.models.position import (
     interpolate_positions,
     offset_index,
     resize_offsets,
+    rope_angles,
     rope_table,
     rows_and_columns,
     sincos_table,
+    turned,
 )
+from vitral.models.pruner import LearnedPruner
+from vitral.models.reduction import Course, TokenReduction, group_sizes, mean_of_patches, refuse_reduction, take_rows
 from vitral.models.resnet import HybridEmbed
 from vitral.structs import EncoderOutput
 
@@ -33,7 +37,8 @@ from vitral.structs import EncoderOutput
 class VisionTransformer(ImageModel):
     """Encoder and head of one `ViTConfig`.
 
-    `encode` gives every token; `embed` and `encode_tokens` are its two halves.
+    `encode` gives every token; `embed` and `encode_tokens` are its two halves. reduce: what makes the patch tokens
+    fewer on their way, or None; it may be set at any time.
     """
 
     config: ViTConfig  # pyright: ignore[reportIncompatibleVariableOverride] - set once, by the constructor
@@ -42,6 +47,7 @@ class VisionTransformer(ImageModel):
     pos_embed_x: nn.Parameter | None
     offset_embed: nn.Parameter | None
     fixed_places: Tensor | None
+    reduce: TokenReduction | None
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
@@ -62,6 +68,7 @@ class VisionTransformer(ImageModel):
         features = width if c.distill_token else c.pooled_width
         self.head = Linear(features, c.num_classes) if c.num_classes else nn.Identity()
         self.head_dist = Linear(features, c.num_classes) if c.num_classes and c.distill_token else None
+        self.reduce = LearnedPruner(c) if c.pruner_blocks else None
         self.init_weights()
 
     def _make_positions(self) -> None:
@@ -118,6 +125,8 @@ class VisionTransformer(ImageModel):
             if isinstance(head, Linear):
                 nn.init.zeros_(head.weight)
                 nn.init.zeros_(head.bias)
+        if isinstance(self.reduce, LearnedPruner):
+            self.reduce.init_weights()
 
     def embed(self, images_BCHW: Tensor) -> tuple[Tensor, Grid]:
         """Normalised, cut and projected images: patches [B, N, D] without positions, and the grid (rows, columns).
@@ -136,6 +145,7 @@ class VisionTransformer(ImageModel):
         keep_BK: Tensor | None = None,
         capture: Sequence[str] = (),
         attend_BN: Tensor | None = None,
+        reduce: TokenReduction | None = None,
     ) -> EncoderOutput:
         """Patch embeddings to encoded tokens (eq. 1 from the positions on, eq. 2-4).
 
@@ -143,14 +153,18 @@ class VisionTransformer(ImageModel):
         keep_BK: indices into N of the patches that are encoded at all, in any order; `patches_BND` of the result then
         has K rows in that order. attend_BN: bool, false for patches that no token may attend to (their own rows are
         still computed); without a prefix token at least one has to be true. capture: "blocks.3", "blocks.3.attn"
-        [B, T, D], "blocks.3.attn.map" [B, heads, T, T], "blocks.3.attn.q", ".k" [B, heads, T, D / heads]. Raises
-        UserError for an unknown name to capture.
+        [B, T, D], "blocks.3.attn.map" [B, heads, T, T], "blocks.3.attn.q", ".k" [B, heads, T, D / heads]. reduce: makes
+        the patch tokens fewer, in place of the model's own `reduce`; `patches_BND` of the result then has M rows, and
+        `groups_BN` says which of them each encoded patch is in (-1: none), unless all stayed. Raises UserError for an
+        unknown name to capture, and for tokens that cannot become fewer: relative positions, masked patches.
         """
         check_capture(capture, self.capture_names())
         bias_B11T = None if attend_BN is None else self._attention_bias(attend_BN, keep_BK, patches_BND.dtype)
         captured: dict[str, Tensor] = {}
-        tokens_BTD = self.norm(self._run(patches_BND, grid, keep_BK, bias_B11T, capture, captured))
-        return self._split(tokens_BTD, grid, captured)
+        count = patches_BND.shape[1] if keep_BK is None else keep_BK.shape[1]
+        course = self._course(count, attend_BN is not None, reduce)
+        tokens_BTD = self._run(patches_BND, grid, keep_BK, bias_B11T, capture, captured, course)
+        return self._split(self.norm(tokens_BTD), grid, captured, None if course is None else course.groups_BN)
 
     def encode(
         self,
@@ -168,17 +182,22 @@ class VisionTransformer(ImageModel):
         """One vector per image: [B, D], or [B, 2 D] of class token and average, or of class and distillation token.
 
         Then `fc_norm`, where it is on. attend_BN, keep_BK: as given to `encode`, to leave the masked patches out of the
-        mean or of the pooling attention too; an image without any other patch has no mean (NaN).
+        mean (where attend_BN may be weights in [0,1] too) or of the pooling attention; an image without any other patch
+        has no mean (NaN). Where tokens became fewer, each counts as often as it stands for a patch.
         """
         kind = self.config.pool
         if attend_BN is not None and keep_BK is not None:
             attend_BN = attend_BN.gather(1, keep_BK)
         if self.attn_pool is not None:
             bias = None if attend_BN is None else self._attention_bias(attend_BN, None, out.patches_BND.dtype, prefix=0)
+            if out.groups_BN is not None:
+                sizes_BM = group_sizes(out.groups_BN, out.patches_BND.shape[1])
+                bias = sizes_BM.log()[:, None, None, :].to(out.patches_BND.dtype)
             return self.fc_norm(self.attn_pool(out.patches_BND, bias))
         parts = [out.cls_BD] if kind in ("cls", "cls_avg") else []
         if kind in ("avg", "cls_avg"):
-            parts.append(_mean(out.patches_BND, attend_BN))
+            average_BD = _mean(out.patches_BND, attend_BN)
+            parts.append(average_BD if out.groups_BN is None else mean_of_patches(out.patches_BND, out.groups_BN))
         if self.config.distill_token:
             parts.append(out.distill_BD)
         present = [part for part in parts if part is not None]
@@ -196,7 +215,8 @@ class VisionTransformer(ImageModel):
         if self.config.pool != "cls":
             return self.classify(self.pool(self.encode_tokens(patches_BND, grid)))
         asked = 1 + self.config.distill_token
-        tokens_BQD = self.norm(self._run(patches_BND, grid, None, None, (), {}, queries=asked))
+        course = self._course(patches_BND.shape[1], False, None)
+        tokens_BQD = self.norm(self._run(patches_BND, grid, None, None, (), {}, course, asked))
         return self.classify(self.fc_norm(tokens_BQD.flatten(1)))
 
     def classify(self, pooled_BD: Tensor) -> Tensor:
@@ -211,6 +231,14 @@ class VisionTransformer(ImageModel):
         ends = (".attn.map", ".attn.q", ".attn.k", ".attn", "")
         return [f"blocks.{i}{end}" for i in range(len(self.blocks)) for end in ends]
 
+    def _course(self, patches: int, is_masked: bool, reduce: TokenReduction | None) -> Course | None:
+        """What this forward pass remembers of its tokens, where they become fewer."""
+        reduce = reduce or self.reduce
+        if reduce is None:
+            return None
+        refuse_reduction(self.config.positions, is_masked)
+        return reduce.course(patches, self.config.depth, self.prefix_tokens, self.config.class_token)
+
     def _run(
         self,
         patches_BND: Tensor,
@@ -219,31 +247,59 @@ class VisionTransformer(ImageModel):
         bias: Tensor | None,
         capture: Sequence[str],
         captured: dict[str, Tensor],
+        course: Course | None = None,
         queries: int | None = None,
     ) -> Tensor:
-        """Tokens after the last block, [B, T, D], or of the first `queries` alone; leaves what `capture` names."""
+        """Tokens after the last block, [B, T, D], or of the first `queries` alone; leaves what `capture` names.
+
+        Of the tokens that are asked for alone, no other is merged or dropped in the last block: none is computed.
+        """
         assert patches_BND.shape[1] == grid[0] * grid[1], (patches_BND.shape, grid)
         places, offsets_LOD = self._attention_places(grid, keep_BK)
         tables = self._position_tables(grid, keep_BK)
         if keep_BK is not None:
-            patches_BND = _rows(patches_BND, keep_BK)
+            patches_BND = take_rows(patches_BND, keep_BK)
         tokens_BTD = self._with_prefix(patches_BND.to(self.dtype))  # under autocast the residual stream stays wide
         everywhere = self.config.positions_at in ("layers", "layers_shared")
         for i, block in enumerate(self.blocks):
             if tables and (i == 0 or everywhere):
-                tokens_BTD = tokens_BTD + tables[min(i, len(tables) - 1)]
+                tokens_BTD = tokens_BTD + self._fewer_rows(tables[min(i, len(tables) - 1)], course)
             if i == 0:
                 tokens_BTD = self.pos_drop(tokens_BTD)
             name, last = f"blocks.{i}", i == len(self.blocks) - 1
             inside: dict[str, Tensor] | None = {} if any(n.startswith(f"{name}.attn") for n in capture) else None
             offsets_OD = None if offsets_LOD is None else offsets_LOD[min(i, len(offsets_LOD) - 1)]
-            arguments = tokens_BTD, bias, False, queries if last else None, inside, places, offsets_OD
-            # What a capture leaves behind in a dictionary must be left once.
-            again = inside is None and self.recomputes(i)
+            asked, between, sizes = queries if last else None, None, bias
+            if course is not None:
+                between = course.between(i) if asked is None else None
+                sizes, places = course.bias(tokens_BTD.dtype), self._fewer_places(places, grid, keep_BK, course)
+            arguments = tokens_BTD, sizes, False, asked, inside, places, offsets_OD, between
+            # What a capture or a reduction leaves behind must be left once.
+            again = inside is None and between is None and self.recomputes(i)
             tokens_BTD = recomputed(block, *arguments) if again else block(*arguments)
             found = {name: tokens_BTD} | {f"{name}.{part}": value for part, value in (inside or {}).items()}
             captured |= {n: found[n] for n in capture if n in found}
         return tokens_BTD
+
+    def _fewer_rows(self, table_BTD: Tensor, course: Course | None) -> Tensor:
+        """A table of positions for the tokens that are left: means over the patches of each."""
+        if course is None or course.groups_BN is None:
+            return table_BTD
+        P = self.prefix_tokens
+        patches_BMD = course.mean(table_BTD[:, P:])
+        return torch.cat([table_BTD[:, :P].expand(len(patches_BMD), -1, -1), patches_BMD], dim=1)
+
+    def _fewer_places(
+        self, places: AttentionPlaces | None, grid: Grid, keep_BK: Tensor | None, course: Course
+    ) -> AttentionPlaces | None:
+        """Rotation by the mean place of each token's patches."""
+        if places is None or course.groups_BN is None:
+            return places
+        c = self.config
+        angles_BNd = rope_angles(grid, c.width // c.heads, c.rope_theta, course.groups_BN.device)
+        if keep_BK is not None:
+            angles_BNd = take_rows(angles_BNd.expand(len(keep_BK), -1, -1), keep_BK)
+        return places._replace(rope_2BNd=turned(course.mean(angles_BNd.float())))
 
     def _with_prefix(self, patches_BND: Tensor) -> Tensor:
         """Class token, distillation token and registers in front of the patches."""
@@ -268,7 +324,7 @@ class VisionTransformer(ImageModel):
         for table_1XD in table_LXD.split(1):
             placed = table_1XD
             if keep_BK is not None:
-                kept_BKD = _rows(placed[:, rows:].expand(keep_BK.shape[0], -1, -1), keep_BK)
+                kept_BKD = take_rows(placed[:, rows:].expand(keep_BK.shape[0], -1, -1), keep_BK)
                 placed = torch.cat([placed[:, :rows].expand(keep_BK.shape[0], -1, -1), kept_BKD], dim=1)
             if without:  # registers, and all prefix tokens where none has a row, stay as they are
                 nowhere = placed.new_zeros(placed.shape[0], without, placed.shape[-1])
@@ -285,7 +341,7 @@ class VisionTransformer(ImageModel):
         if self.config.positions == "rope":
             rope_2BNd = self._places_of(grid)
             if keep_BK is not None:
-                rope_2BNd = torch.stack([_rows(part.expand(len(keep_BK), -1, -1), keep_BK) for part in rope_2BNd])
+                rope_2BNd = torch.stack([take_rows(part.expand(len(keep_BK), -1, -1), keep_BK) for part in rope_2BNd])
             return AttentionPlaces(self.prefix_tokens, rope_2BNd), None
         return None, None
 
@@ -299,7 +355,9 @@ class VisionTransformer(ImageModel):
         assert other is not None
         return other
 
-    def _split(self, tokens_BTD: Tensor, grid: Grid, captured: dict[str, Tensor]) -> EncoderOutput:
+    def _split(
+        self, tokens_BTD: Tensor, grid: Grid, captured: dict[str, Tensor], groups_BN: Tensor | None
+    ) -> EncoderOutput:
         c, P = self.config, self.prefix_tokens
         ends = int(c.class_token), c.class_token + c.distill_token
         return EncoderOutput(
@@ -308,7 +366,7 @@ class VisionTransformer(ImageModel):
             patches_BND=tokens_BTD[:, P:],
             grid=grid,
             distill_BD=tokens_BTD[:, ends[0]] if c.distill_token else None,
-            groups_BN=None,
+            groups_BN=groups_BN,
             captured=captured,
         )
 
@@ -343,11 +401,6 @@ def _token(count: int, width: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(1, count, width))
 
 
-def _rows(x_BND: Tensor, keep_BK: Tensor) -> Tensor:
-    """The rows [B, K, D] that each sample keeps."""
-    return x_BND.gather(1, keep_BK.unsqueeze(-1).expand(-1, -1, x_BND.shape[-1]))
-
-
 def _mean(patches_BND: Tensor, attend_BN: Tensor | None) -> Tensor:
     if attend_BN is None:
         return patches_BND.mean(1)
@@ -356,8 +409,9 @@ def _mean(patches_BND: Tensor, attend_BN: Tensor | None) -> Tensor:
 
 
 def _blocks(config: ViTConfig) -> list[Block]:
-    c = config
+    c, d = config, config.width // config.heads
+    sizes = zip(c.heads_of_blocks, c.mlp_dims_of_blocks, c.drop_path_rates, strict=True)
     return [
-        Block(c.width, c.heads, c.mlp_dim, c.dropout, rate, c.gelu, c.norm_eps, c.mlp, c.qk_norm, c.layer_scale)
-        for rate in c.drop_path_rates
+        Block(c.width, heads, hidden, c.dropout, rate, c.gelu, c.norm_eps, c.mlp, c.qk_norm, c.layer_scale, d)
+        for heads, hidden, rate in sizes
     ]

@@ -12,7 +12,23 @@ from vitral.data.config import AugmentConfig, ViewConfig
 Size = tuple[int, int]
 
 
-class SupervisedConfig(Config):
+class ViewedConfig(Config):
+    """What every objective says: what it wants to see."""
+
+    def views(self, augment: AugmentConfig, size: Size, stride: int) -> tuple[ViewConfig, ...]:
+        """How each sample is shown: of images of `size` (height, width) and patches of `stride` pixels."""
+        return (ViewConfig(augment, size),)
+
+
+class LabelledConfig(ViewedConfig):
+    """What learning from labels has in common."""
+
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="share of the target spread over all classes, in training only"
+    )
+
+
+class SupervisedConfig(LabelledConfig):
     """Classification by labels."""
 
     kind: Literal["supervised"] = Field(default="supervised", description="classes from labels")
@@ -20,9 +36,6 @@ class SupervisedConfig(Config):
         default="softmax",
         description="one class an image: cross-entropy, or binary cross-entropy summed over the classes; images with "
         "several classes always have the binary one",
-    )
-    label_smoothing: float = Field(
-        default=0.0, ge=0, lt=1, description="share of the target spread over all classes, in training only"
     )
     class_weights: Literal["none", "balanced"] | Floats = Field(
         default="none",
@@ -36,12 +49,25 @@ class SupervisedConfig(Config):
         default=0.0, ge=0, le=1, description="share of the run in which only the head learns (fine-tuning)"
     )
 
-    def views(self, augment: AugmentConfig, size: Size, stride: int) -> tuple[ViewConfig, ...]:
-        """How each sample is shown: of images of `size` (height, width) and patches of `stride` pixels."""
-        return (ViewConfig(augment, size),)
+
+class PrunedConfig(LabelledConfig):
+    """Classification by labels, and a pruner of patches that learns with it from the whole model."""
+
+    kind: Literal["pruned"] = Field(
+        default="pruned", description="classes, and which patches can go (needs init, init_head)"
+    )
+    answer_weight: float = Field(
+        default=0.5, ge=0, description="factor of the divergence from the whole model's answers"
+    )
+    token_weight: float = Field(
+        default=0.5, ge=0, description="factor of the kept patches' squared distance from the whole model's"
+    )
+    ratio_weight: float = Field(
+        default=2.0, gt=0, description="factor of the kept shares' squared distance from model.pruner_keep"
+    )
 
 
-class SelfSupervisedConfig(Config):
+class SelfSupervisedConfig(ViewedConfig):
     """What learning without labels has in common: the encoder is saved without a head, its last weights are kept, and
     where the data have classes it is judged by its nearest neighbours, at train.eval_every."""
 
@@ -49,10 +75,6 @@ class SelfSupervisedConfig(Config):
     knn_samples: Count = Field(
         default=50_000, description="most train images that vote, and most that are judged, evenly spaced"
     )
-
-    def views(self, augment: AugmentConfig, size: Size, stride: int) -> tuple[ViewConfig, ...]:
-        """How each sample is shown: of images of `size` (height, width) and patches of `stride` pixels."""
-        return (ViewConfig(augment, size),)
 
     has_teacher: ClassVar[bool] = False
 
@@ -87,6 +109,6 @@ def _supervised(tree: Any) -> Any:
 
 
 ObjectiveConfig = Annotated[
-    Annotated[SupervisedConfig | MaskedPatchConfig, Field(discriminator="kind")],
+    Annotated[SupervisedConfig | PrunedConfig | MaskedPatchConfig, Field(discriminator="kind")],
     BeforeValidator(_supervised),
 ]

@@ -2,6 +2,11 @@
 
 from vitral.objectives.masked_patch import MaskedPatch
 from vitral.objectives.objective import Objective
+from vitral.objectives.pruned import Pruned
 from vitral.objectives.supervised import Supervised
 
-OBJECTIVES: dict[str, type[Objective]] = {"supervised": Supervised, "masked_patch": MaskedPatch}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "supervised": Supervised,
+    "pruned": Pruned,
+    "masked_patch": MaskedPatch,
+}

@@ -152,6 +152,29 @@ def fraction_curves(rows: Sequence[Mapping[str, Any]], shift: int) -> bytes:
         return _svg(figure)
 
 
+def accuracy_over_work(curves: Mapping[str, Sequence[tuple[float, float, float, float]]]) -> bytes:
+    """SVG: top-1 over the share of the work that is left, one line for each way of leaving some out.
+
+    curves: points (share of the work, top-1, lower and upper end of its 95 % interval), all in [0,1], by name; a curve
+    of one point is drawn as a point. At most four.
+    """
+    looks = ((BLUE, "o-"), (ORANGE, "s--"), (INK, "D:"), (GREY, "^-."))
+    assert len(curves) <= len(looks)
+    with style():
+        figure = Figure(figsize=(6.2, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        for (name, points), (colour, look) in zip(curves.items(), looks, strict=False):
+            x, y, low, high = (list(values) for values in zip(*sorted(points), strict=True))
+            bars = [[b - a for a, b in zip(low, y, strict=True)], [b - a for a, b in zip(y, high, strict=True)]]
+            axes.errorbar(x, y, bars, color=colour, fmt=look, markersize=4, capsize=2, elinewidth=0.8, label=name)
+        axes.set(xlabel="multiply-accumulates left (%)", ylabel="top-1 accuracy (%)")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))  # whole percents
+            axis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
+        axes.legend(loc="lower right")
+        return _svg(figure)
+
+
 def _all_positive(curves: Mapping[str, tuple[tuple[list[float], list[float]], str, str]]) -> bool:
     return all(value >= 0 for (_, values), _, _ in curves.values() for value in values)
 

@@ -15,7 +15,7 @@ from vitral.data.config import AugmentConfig, CheckConfig, DataConfig
 from vitral.errors import UserError, nearest
 from vitral.models.config import ResNetConfig, ViTConfig
 from vitral.models.presets import PRESETS, resolve
-from vitral.objectives.config import ObjectiveConfig, SelfSupervisedConfig, SupervisedConfig
+from vitral.objectives.config import ObjectiveConfig, PrunedConfig, SelfSupervisedConfig, SupervisedConfig
 from vitral.optim.config import OptimConfig
 from vitral.training.config import LoraConfig, TrainConfig
 
@@ -88,6 +88,8 @@ class RunConfig(Config):
             raise ValueError("init_head takes over the head of init: it needs init, and leaves model.head_bias nothing")
         if isinstance(self.objective, SupervisedConfig):
             self._check_supervised(self.objective)
+        elif isinstance(self.objective, PrunedConfig):
+            self._check_pruned()
         else:
             self._check_unlabelled(self.objective)
         if self.train.patience is not None and (self.data.validation == "none" or self.train.eval_every == "end"):
@@ -107,6 +109,14 @@ class RunConfig(Config):
                 raise ValueError("objective.logit_adjustment has no effect with data.balance=class")
         if objective.loss == "sigmoid" and (objective.class_weights != "none" or objective.logit_adjustment):
             raise ValueError("class_weights and logit_adjustment are of objective.loss=softmax")
+
+    def _check_pruned(self) -> None:
+        if self.init is None or not self.init_head:
+            raise ValueError("objective.kind=pruned learns from a trained model: init=MODEL init_head=true")
+        if self.train.parallel == "fsdp":
+            raise ValueError(
+                "objective.kind=pruned calls parts of the model: not with train.parallel=fsdp, but with ddp"
+            )
 
     def _check_unlabelled(self, objective: SelfSupervisedConfig) -> None:
         """What learning without labels has no use for, or what isn't built for it."""

@@ -32,7 +32,7 @@ def evaluate(model: str, options: EvalOptions | None = None) -> dict[str, Any]:
     _check_threshold(predictor, options)
     dataset, skipped = open_images(predictor.config, options.data, predictor.config)
     name = split_name(dataset, options.split)
-    split = _in_classes_of(predictor, dataset, dataset.splits[name])
+    split = in_classes_of(predictor, dataset, dataset.splits[name])
     logits_NC, labels_N = collect_logits(predictor.model, image_batches(predictor, split, options.batch_size))
     found = problem.metrics(logits_NC, labels_N, predictor.classes, predictor.config.temperature)
     result = {"model": model, "data": dataset.name, "split": name, **found, "skipped": skipped.get(name, [])}
@@ -41,7 +41,7 @@ def evaluate(model: str, options: EvalOptions | None = None) -> dict[str, Any]:
         if recorded(other.config) != recorded(predictor.config):
             log.warning("the two models were trained on different data or splits: one may know these images")
         dataset, _ = open_images(predictor.config, options.data, other.config)
-        theirs = _in_classes_of(other, dataset, dataset.splits[name])
+        theirs = in_classes_of(other, dataset, dataset.splits[name])
         other_NC, other_labels_N = collect_logits(other.model, image_batches(other, theirs, options.batch_size))
         right_N, other_right_N = problem.right(logits_NC, labels_N), problem.right(other_NC, other_labels_N)
         result["compare"] = {
@@ -63,7 +63,7 @@ def _check_threshold(predictor: Predictor, options: EvalOptions) -> None:
             )  # fmt: skip
 
 
-def _in_classes_of(predictor: Predictor, dataset: Dataset, split: Split) -> Split:
+def in_classes_of(predictor: Predictor, dataset: Dataset, split: Split) -> Split:
     """The split with labels in the model's order of classes. Class names are matched, never positions."""
     if dataset.problem_type != predictor.config.problem_type:
         raise UserError(

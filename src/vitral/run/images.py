@@ -14,7 +14,11 @@ from vitral.data.damage import find_damage, said, without_damage
 from vitral.data.dataset import Dataset, Split
 from vitral.data.loader import ImageStore, eval_batches
 from vitral.data.sources import held_out, open_dataset
+from vitral.efficient.keep import ClassAttention
+from vitral.efficient.merge import TokenMerging
 from vitral.errors import UserError
+from vitral.models.reduction import refuse_reduction
+from vitral.models.vit import VisionTransformer
 from vitral.predictor import Predictor, load
 from vitral.run.options import EvalData, ModelUse
 from vitral.training.journal import log
@@ -24,8 +28,24 @@ _CACHE_MB = 0  # each image is read once
 
 
 def load_used(model: str, use: ModelUse) -> Predictor:
-    """The predictor of a model, used as asked."""
-    return load(model, use.device, use.image_size, use.position_resize)
+    """The predictor of a model, used as asked. Raises UserError where its tokens cannot be made fewer that way."""
+    predictor = load(model, use.device, use.image_size, use.position_resize)
+    network = predictor.model
+    if use.reduce == "auto":
+        return predictor
+    if not isinstance(network, VisionTransformer):
+        raise UserError("a CNN has no tokens", where="reduce", got=use.reduce, wanted="auto")
+    if use.reduce == "none":
+        network.reduce = None
+        return predictor
+    refuse_reduction(network.config.positions, is_masked=False)
+    if use.reduce == "merge":
+        network.reduce = TokenMerging(use.merge.r, use.merge.schedule)
+    else:
+        network.reduce = ClassAttention(use.keep.share, use.keep.after)
+    counts = network.reduce.counts(network.grid[0] * network.grid[1], network.config.depth)
+    log.info("%s: patch tokens after each block: %s", model, ", ".join(map(str, counts)))
+    return predictor
 
 
 class Recorded(NamedTuple):

@@ -8,6 +8,7 @@ from pydantic import Field, Strict, model_validator
 
 from vitral.config import Config, Count, Pair
 from vitral.data.config import SourceConfig
+from vitral.efficient.config import KeepConfig, MergeConfig
 from vitral.evaluate.config import FewshotConfig, KnnConfig, LinearConfig
 from vitral.interpret.config import GradientsConfig
 
@@ -29,7 +30,21 @@ class ModelUse(Config):
     position_resize: Literal["bicubic_antialias", "bicubic", "google"] | None = Field(
         default=None, description="learned positions at another image_size; null: as the model says"
     )
+    reduce: Literal["auto", "none", "merge", "keep"] = Field(
+        default="auto",
+        description="fewer tokens on the way: similar ones merged, or only those kept that the class token attends to; "
+        "auto: by the model's own pruner, if it has one",
+    )
+    merge: MergeConfig = MergeConfig()
+    keep: KeepConfig = KeepConfig()
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+
+    @model_validator(mode="after")
+    def _nothing_reduced_in_vain(self) -> ModelUse:
+        for kind in ("merge", "keep"):
+            if kind != self.reduce and kind in self.model_fields_set:
+                raise ValueError(f"the keys {kind}.* mean nothing to reduce={self.reduce}")
+        return self
 
 
 class EvalOptions(ModelUse):
@@ -157,6 +172,21 @@ class ExplainOptions(ModelUse):
                 needs = " or ".join(sorted(readers)) if self.methods else "data= or methods=distance"
                 raise ValueError(f"{names[key] or key} has no effect without {needs}")
         return self
+
+
+class PruneOptions(Config):
+    """Keys of `vitral prune`."""
+
+    data: EvalData = EvalData()
+    split: Literal["auto", "train", "val", "test"] = Field(
+        default="train", description="images that say what matters; auto: test if there is one, else val, else all"
+    )
+    images: int | None = Field(default=4096, ge=2, description="so many of them, evenly spaced; null: all")
+    flops: float = Field(default=0.7, gt=0, lt=1, description="share of the multiply-accumulates that stays, at most")
+    out: str | None = Field(default=None, description="folder of the smaller model")
+    overwrite: bool = Field(default=False, description="replace the model in out")
+    batch_size: int = Field(default=64, ge=1, description="images at once")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
 
 
 class PlanOptions(Config):

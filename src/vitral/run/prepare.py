@@ -26,9 +26,9 @@ from vitral.models.config import ResNetConfig, ViTConfig, build_config
 from vitral.models.create import build_model
 from vitral.models.lora import add_lora
 from vitral.models.model import ImageModel
-from vitral.models.parameters import freeze_encoder
+from vitral.models.parameters import freeze_encoder, is_pruner
 from vitral.models.presets import PRESETS, resolve
-from vitral.objectives.config import SupervisedConfig
+from vitral.objectives.config import SelfSupervisedConfig
 from vitral.predictor import pick_device
 from vitral.run.check import open_checked
 from vitral.run.config import ModelOptions, RunConfig
@@ -218,7 +218,7 @@ def choose_architecture(
 ) -> tuple[str, ViTConfig | ResNetConfig]:
     """The model's name and shape for these data; mean and std are not settled yet."""
     size, options = _settle_size(config, dataset, init)
-    labelled = isinstance(config.objective, SupervisedConfig)
+    labelled = not isinstance(config.objective, SelfSupervisedConfig)
     base = dict(
         options, image_size=size, in_channels=dataset.channels, num_classes=len(dataset.classes) if labelled else 0
     )
@@ -308,6 +308,8 @@ def _initial_weights(
     mine = dict(build_model(architecture).state_dict())
     if not config.init_head:
         theirs, mine = without_head(theirs), without_head(mine)
+    if {name for name in mine if is_pruner(name)} != {name for name in theirs if is_pruner(name)}:
+        mine, theirs = ({name: t for name, t in state.items() if not is_pruner(name)} for state in (mine, theirs))
     hint = "With model.name=auto the run takes the architecture of init."
     check_match(mine, theirs, config.init or "", hint=hint)
     return theirs

@@ -29,7 +29,7 @@ from vitral.models.flops import count_macs
 from vitral.models.lora import merge_lora
 from vitral.models.model import ImageModel
 from vitral.objectives.balance import NO_BALANCE, ClassBalance, class_balance
-from vitral.objectives.config import SupervisedConfig
+from vitral.objectives.config import SelfSupervisedConfig, SupervisedConfig
 from vitral.objectives.objective import Objective, Setting
 from vitral.objectives.table import OBJECTIVES
 from vitral.optim.ema import WeightEMA
@@ -198,6 +198,9 @@ def assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
     config = prepared.config
     torch.manual_seed(config.seed)
     steps = settle_steps(config, len(prepared.train.split))
+    if config.objective.kind != "pruned" and getattr(prepared.architecture, "pruner_blocks", ()):
+        hint = "objective.kind=pruned init_head=true trains it; model.pruner_blocks=[] leaves it out."
+        raise UserError("the pruner would not be trained", where="model.pruner_blocks", hint=hint)
     samples = len(prepared.train.split)
     setting = Setting(steps, samples / config.train.batch_size, config.seed, _class_balance(prepared))
     objective = OBJECTIVES[config.objective.kind](prepared.build, config.objective, setting).to(prepared.device)
@@ -329,7 +332,7 @@ def _fit(
     loggers: Sequence[Logger],
 ) -> None:  # fmt: skip
     config, problem = prepared.config, PROBLEMS[prepared.dataset.problem_type]
-    labelled = isinstance(config.objective, SupervisedConfig)
+    labelled = not isinstance(config.objective, SelfSupervisedConfig)
 
     def validate(model: torch.nn.Module) -> dict[str, float]:
         logits_NC, labels_N = _logits(model, prepared.judged["val"])
@@ -392,7 +395,7 @@ def _finish(prepared: Prepared, state: TrainState, objective: Objective, folder:
         raise RunFailed(f"no weights could be saved in {folder / CHECKPOINTS}")
     model = prepared.build() if _mode(config) == "fsdp" else objective.judged
     model.load_state_dict(load_tensors(folder / CHECKPOINTS / "best.safetensors")[0])
-    if not isinstance(config.objective, SupervisedConfig):
+    if isinstance(config.objective, SelfSupervisedConfig):
         return finish_unlabelled(prepared, state, objective, folder)
     merge_lora(model)
     problem = PROBLEMS[dataset.problem_type]

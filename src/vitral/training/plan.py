@@ -107,7 +107,8 @@ def forward_bytes(architecture: ViTConfig | ResNetConfig, samples: int) -> int:
     a = architecture
     if isinstance(a, ViTConfig):
         gates = 2 if a.mlp == "swiglu" else 1
-        return 4 * samples * total_tokens(a) * (2 * a.width + max((gates + 1) * a.mlp_dim, 4 * a.width))
+        inner = max((gates + 1) * max(a.mlp_dims_of_blocks), 4 * max(a.heads_of_blocks) * (a.width // a.heads))
+        return 4 * samples * total_tokens(a) * (2 * a.width + inner)
     return 3 * kept_activations(a, samples, "float32").workspace // 2 if samples else 0
 
 

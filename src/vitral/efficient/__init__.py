@@ -1,0 +1,1 @@
+"""Models made lighter: fewer tokens on their way, fewer heads and hidden features."""

@@ -1,0 +1,100 @@
+"""A pruner of patches learns with its model, from labels and from the model that keeps all of them (Rao et al. 2021,
+arXiv 2106.02034).
+
+Shape letters: B batch, N patches, D width of the model, C classes, S blocks that prune.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitral.errors import UserError
+from vitral.models.model import ImageModel
+from vitral.models.pruner import LearnedPruner, MaskedPruner
+from vitral.models.vit import VisionTransformer
+from vitral.objectives.config import PrunedConfig
+from vitral.objectives.losses import cross_entropy, soft_targets
+from vitral.objectives.objective import Objective, Setting
+from vitral.structs import Batch, StepOutput
+
+
+class Pruned(Objective):
+    """Cross-entropy of the masked model's logits, plus what pulls it to the whole model's answers and tokens, plus what
+    pulls the kept shares to those that are asked for (section 3.4).
+
+    The teacher is the model as it was at the start, with all tokens; it is never trained. Raises UserError for a model
+    without a pruner.
+    """
+
+    def __init__(self, factory: Callable[[], ImageModel], config: PrunedConfig, setting: Setting) -> None:
+        super().__init__(factory, config, setting)
+        model, teacher = factory(), factory()
+        if not isinstance(model, VisionTransformer) or not isinstance(model.reduce, LearnedPruner):
+            raise UserError(
+                "there is no pruner to learn", where="objective.kind", got="pruned",
+                hint="model.pruner_blocks=[1,2] says in which blocks patches are dropped.",
+            )  # fmt: skip
+        assert isinstance(teacher, VisionTransformer)
+        teacher.reduce = None
+        self.model, self.teacher, self.config = model, teacher.requires_grad_(False).eval(), config
+        keep = model.config.pruner_keep
+        self.shares = [keep ** (stage + 1) for stage in range(len(model.config.pruner_blocks))]
+
+    def train(self, mode: bool = True) -> Pruned:
+        """Training mode, but for the teacher."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(self, batch: Batch, step: int) -> StepOutput:
+        """The loss in nats, `train_top1`, and `train_kept`: the share of the patches that reaches the end.
+
+        Raises UserError where images have several classes.
+        """
+        images_BCHW = batch.views[0].images_BCHW
+        if batch.targets["label"].ndim == 2:
+            raise UserError(
+                "pruners learn where an image has one class", where="objective.kind", got="multi-label data"
+            )
+        assert isinstance(self.model, VisionTransformer)
+        assert isinstance(self.model.reduce, LearnedPruner)
+        masked = MaskedPruner(self.model.reduce)
+        out = self.model.encode_tokens(*self.model.embed(images_BCHW), reduce=masked)
+        mask_BN = masked.mask_BN
+        assert mask_BN is not None
+        attended_BN = mask_BN > 0.5 if self.model.config.pool == "map" else mask_BN
+        logits_BC = self.model.classify(self.model.pool(out, attended_BN))
+        with torch.no_grad():
+            whole = self.teacher.encode(images_BCHW)
+            theirs_BC = self.teacher.classify(self.teacher.pool(whole))
+        target_BC = soft_targets(batch.targets, logits_BC.shape[-1], self.config.label_smoothing)
+        loss = cross_entropy(logits_BC, target_BC)
+        loss = loss + self.config.answer_weight * divergence(logits_BC, theirs_BC)
+        mine_BND, theirs_BND = out.patches_BND, whole.patches_BND
+        if self.model.config.norm_after_pool:  # there they are of any size
+            mine_BND, theirs_BND = (F.layer_norm(x_BND, x_BND.shape[-1:]) for x_BND in (mine_BND, theirs_BND))
+        loss = loss + self.config.token_weight * token_distance(mine_BND, theirs_BND, mask_BN)
+        loss = loss + self.config.ratio_weight * share_distance(masked.shares_B, self.shares)
+        right_B = logits_BC.detach().argmax(dim=-1) == batch.targets["label"]
+        return StepOutput(loss, {"train_top1": right_B.float().mean(), "train_kept": mask_BN.detach().mean()})
+
+
+def divergence(logits_BC: Tensor, theirs_BC: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of the teacher's answers from these, in nats, mean over the batch."""
+    mine_BC, theirs_BC = logits_BC.float().log_softmax(-1), theirs_BC.float().log_softmax(-1)
+    return F.kl_div(mine_BC, theirs_BC, reduction="batchmean", log_target=True)
+
+
+def token_distance(mine_BND: Tensor, theirs_BND: Tensor, mask_BN: Tensor) -> Tensor:
+    """Mean squared difference of the kept patches' features from the teacher's."""
+    square_BN = (mine_BND.float() - theirs_BND.float()).square().mean(-1)
+    return (square_BN * mask_BN).sum() / mask_BN.sum().clamp(min=1)
+
+
+def share_distance(shares_B: list[Tensor], wanted: list[float]) -> Tensor:
+    """Squared difference of each image's kept share from the one asked for, mean over stages and batch."""
+    return torch.stack([(kept - want).square().mean() for kept, want in zip(shares_B, wanted, strict=True)]).mean()

@@ -1,0 +1,74 @@
+"""A smaller model of a model folder: what matters least is found on images and taken out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitral.data.dataset import Split, spaced
+from vitral.efficient.prune_channels import choose_kept, measure_importance, prune
+from vitral.errors import UserError
+from vitral.models.flops import count_macs
+from vitral.models.presets import count_parameters
+from vitral.models.vit import VisionTransformer
+from vitral.predictor import load
+from vitral.run.evaluate import in_classes_of
+from vitral.run.images import image_batches, open_images, split_name
+from vitral.run.options import PruneOptions
+from vitral.training.journal import console_logging, log
+from vitral.weights.folder import FolderConfig, free_place, save_folder
+
+
+def prune_model(model: str, options: PruneOptions) -> dict[str, Any]:
+    """Write the smaller model folder; returns what `vitral prune --json` prints: `out`, `parameters` and `macs` of one
+    image [before, after], heads and hidden features of each block, `images`.
+
+    The new folder's temperature is 1, since the old one was fitted to other logits, and it has no metrics: nothing has
+    been measured with it. Raises UserError for a model without a head or without blocks to prune, and for data of other
+    classes.
+    """
+    console_logging()
+    if options.out is None:
+        raise UserError("a folder for the smaller model is wanted", where="out", hint="vitral prune MODEL out=DIR")
+    out = free_place(options.out, options.overwrite)
+    predictor = load(model, options.device)
+    predictor.require_head()
+    network, folder = predictor.model, predictor.config
+    if not isinstance(network, VisionTransformer):
+        raise UserError("this model has no heads and no MLPs to prune", where=model, got="a ResNet")
+    dataset, skipped = open_images(folder, options.data, folder)
+    name = split_name(dataset, options.split)
+    split = _some(in_classes_of(predictor, dataset, dataset.splits[name]), options.images)
+    log.info("measuring on %d %s images what matters", len(split), name)
+    importance = measure_importance(network, image_batches(predictor, split, options.batch_size))
+    kept = choose_kept(network.config, importance, options.flops)
+    smaller = prune(network, kept)
+    configs = network.config, smaller.config
+    found = {
+        "model": model, "out": str(out), "data": dataset.name, "split": name, "images": importance.images,
+        "parameters": [count_parameters(c) for c in configs], "macs": [sum(count_macs(c).values()) for c in configs],
+        "heads": list(smaller.config.heads_of_blocks), "mlp_dims": list(smaller.config.mlp_dims_of_blocks),
+        "skipped": skipped.get(name, []),
+    }  # fmt: skip
+    save_folder(out, smaller.cpu(), _folder(folder, smaller, found), _card(folder.name, found))
+    return found
+
+
+def _some(split: Split, most: int | None) -> Split:
+    return split if most is None else split.subset(spaced(len(split), most))
+
+
+def _folder(old: FolderConfig, smaller: VisionTransformer, found: dict[str, Any]) -> FolderConfig:
+    pruned = {key: found[key] for key in ("model", "data", "split", "images", "parameters", "macs")}
+    provenance = {**{key: value for key, value in old.provenance.items() if key != "metrics"}, "pruned": pruned}
+    update = {"architecture": smaller.config, "temperature": 1.0, "provenance": provenance}
+    return old.model_copy(update=update)
+
+
+def _card(name: str, found: dict[str, Any]) -> str:
+    (before, after), (work, left) = found["parameters"], found["macs"]
+    return f"""# {name}, pruned
+
+Made by `vitral prune` from {found["model"]}: {after:,} of {before:,} parameters, {100 * left / work:.1f} % of the
+multiply-accumulates. What matters was measured on {found["images"]} {found["split"]} images of {found["data"]}. Not
+measured since, and not fine-tuned: `vitral eval .` says how good it is, `vitral train finetune init=.` makes it better.
+"""
