@@ -20,6 +20,7 @@ from vitral.cli.main import main
 from vitral.config import build, describe, with_overrides
 from vitral.data.config import DataConfig
 from vitral.data.sources import open_dataset
+from vitral.efficient.merge import TokenMerging
 from vitral.errors import UserError
 from vitral.interpret.attention import token_attention
 from vitral.interpret.distance import attention_distance
@@ -109,6 +110,39 @@ def test_views_without_an_image(digit: str, capsys: Capture) -> None:
     assert found["images"] == []
     assert found["views"].keys() == {"filters", "positions", "distance"}
     assert looked(capsys, "model", "out=other")["views"].keys() == {"filters", "positions"}
+
+
+def test_two_models_are_compared_on_the_same_images(digit: str, capsys: Capture) -> None:
+    """A model with itself: ones on the diagonal. A residual network has nothing else to show, and is compared."""
+    found = looked(capsys, "model", "compare=model", "out=seen", "data=digits", "images=40")["views"]
+    assert found.keys() == {"cka"}
+    values = np.array(found["cka"]["values"])
+    np.testing.assert_allclose(values.diagonal(), 1, atol=1e-6)
+    np.testing.assert_allclose(values, values.T, atol=1e-6)
+    architecture = resolve("resnet20_cifar", num_classes=1, image_size=(9, 9), in_channels=3)
+    shown = Preprocessing(image_size=(9, 9), channels=3, fit="crop")
+    folder = {"name": "cnn", "architecture": architecture, "id2label": {"0": "a"}, "preprocessing": shown}
+    save_folder(Path("cnn"), build_model(architecture), build(FolderConfig, {**folder, "provenance": {}}), "a card\n")
+    both = looked(capsys, "cnn", "compare=model", "out=cnns", "data=digits", "images=20")["views"]["cka"]
+    assert np.shape(both["values"]) == (9, len(values))
+    assert both["layers"][0][-1] == "stages.2.blocks.2"
+
+
+def test_groups_are_those_of_the_encoder_and_the_other_pictures_of_the_whole_model(digit: str, capsys: Capture) -> None:
+    plain = looked(capsys, "model", digit, "out=plain")["images"][0]
+    found = looked(capsys, "model", digit, "out=seen", "reduce=merge", "merge.r=[3,2]")["images"][0]
+    groups = found.pop("groups")
+    assert groups["tokens"] == [13, 11]
+    predictor = vitral.load("model")
+    model = predictor.model
+    assert isinstance(model, VisionTransformer)
+    x = predictor.preprocess(digit)[None]
+    out = model.encode_tokens(*model.embed(x), reduce=TokenMerging([3, 2]))
+    assert out.groups_BN is not None
+    assert groups["of_patches"] == out.groups_BN[0].view(4, 4).tolist()
+    assert len(np.unique(groups["of_patches"])) == 11
+    assert groups["prediction"]["label"] == predictor.classes[int(model.classify(model.pool(out)).argmax())]
+    assert found == plain
 
 
 def test_text_for_people(digit: str, capsys: Capture) -> None:
@@ -216,6 +250,11 @@ def test_a_record_names_no_other_files(digit: str, capsys: Capture) -> None:
         ("model out=seen class=cat", ("an image is wanted", "class")),
         ("model out=seen methods=distance", ("doesn't say what it was trained on", "data=DIR")),
         ("model out=seen data=nowhere", ("nowhere",)),
+        ("model DIGIT out=seen methods=groups", ("tokens fewer", "reduce=merge")),
+        ("model DIGIT out=seen methods=rollout reduce=merge", ("reduce has no effect without groups",)),
+        ("model out=seen compare=nowhere data=digits", ("nowhere",)),
+        ("model out=seen compare=model data=digits batch_size=3", ("batch_size: too few images at once for cka",)),
+        ("model DIGIT out=seen methods=rollout compare=model", ("compare has no effect without cka",)),
         ("model DIGIT out=seen fold=1", ("fold: unknown key",)),
         ("rope out=seen methods=positions", ("positions=rope",)),
     ],
@@ -247,6 +286,12 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "data.path": ("digits", {}),
     "split": ("train", {"data.path": "digits"}),
     "images": (9, {"data.path": "digits"}),
+    "compare": ("vitral-digits", {"methods": ["cka"], "data.path": "digits", "images_of": []}),
+    "reduce": ("merge", {}),
+    "merge.r": (2, {"reduce": "merge"}),
+    "merge.schedule": ("decreasing", {"reduce": "merge", "merge.r": 3}),
+    "keep.share": (0.3, {"reduce": "keep"}),
+    "keep.after": ([0], {"reduce": "keep"}),
     "image_size": (12, {}),
     "position_resize": ("google", {"image_size": 12, "methods": ["positions"], "images_of": []}),
 }

@@ -16,8 +16,9 @@ HELP = """usage: vitral explain MODEL [IMAGE|FOLDER...] out=DIR [key=value ...] 
 
 Looks inside a model and writes PNG pictures and one HTML page. Of each image: rollout and gradient-weighted attention
 beside integrated gradients, the attention of layers and heads, likeness and length of the patches, the answer after
-each layer. Of the model, with or without images: its patch filters, its positions, and with data= how far its attention
-reaches. MODEL is what predict takes. docs/looking-inside.md says what each picture means.
+each layer, with reduce= which patches become one token. Of the model, with or without images: its patch filters, its
+positions, and with data= how far its attention reaches. With compare=OTHER which of its blocks say what OTHER's say
+(CKA), a ResNet's too. MODEL is what predict takes. docs/looking-inside.md says what each picture means.
 
 key, type, default, meaning:
 
@@ -28,6 +29,7 @@ examples:
   vitral explain runs/mine photo.jpg out=inside token=3,5 layers=[0,-1] class=dog
   vitral explain runs/mine photos/ out=inside methods=[rollout,integrated_gradients] gradients.steps=256
   vitral explain vitral-digits out=inside data=digits
+  vitral explain runs/mine compare=runs/resnet data=photos/ out=inside
 """
 
 
@@ -65,6 +67,10 @@ def _text(found: dict[str, Any]) -> str:
         far = found["views"]["distance"]
         means = ", ".join(f"{sum(heads) / len(heads):.1f}" for heads in far["layers"])
         lines.append(f"attention distance of the layers over {far['count']} images: {means} px")
+    if "cka" in found["views"]:
+        both = found["views"]["cka"]
+        means = [max(row) for row in both["values"]]
+        lines.append(f"most similar blocks of {both['compare']}: CKA {min(means):.2f} to {max(means):.2f}")
     lines += [f"left out: {note}" for note in found["notes"]]
     count = len(found["files"]) - 2
     return "\n".join([*lines, f"{found['page']} and {count} picture{'s' * (count != 1)}"])

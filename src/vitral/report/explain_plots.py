@@ -81,6 +81,27 @@ def heat_panel(
     return _bytes(mixed_HW3)
 
 
+def group_panel(picture_HW3: Array, group_rc: Array, side: int) -> Array:
+    """Each group of patches in its mean colour, with lines where groups meet; patches of no group (-1) are hatched."""
+    rows, columns = group_rc.shape
+    height, width = enlarged(picture_HW3, side).shape[:2]
+    row_H, column_W = np.arange(height) * rows // height, np.arange(width) * columns // width
+    group_HW = group_rc[row_H[:, None], column_W[None]]
+    under_HW3 = enlarged(picture_HW3, side) / 255.0
+    mixed_HW3 = under_HW3.copy()
+    for group in np.unique(group_rc):
+        mixed_HW3[group_HW == group] = under_HW3[group_HW == group].mean(0)
+    y_H1, x_1W = np.arange(height)[:, None], np.arange(width)[None]
+    dropped_HW = group_HW < 0
+    mixed_HW3[dropped_HW] = 0.25 * under_HW3[dropped_HW]
+    mixed_HW3[dropped_HW & ((x_1W + y_H1) % 8 == 0)] = 0.6
+    edge_HW = np.zeros((height, width), bool)
+    edge_HW[1:] |= group_HW[1:] != group_HW[:-1]
+    edge_HW[:, 1:] |= group_HW[:, 1:] != group_HW[:, :-1]
+    mixed_HW3[edge_HW] = to_rgb(ORANGE)
+    return _bytes(mixed_HW3)
+
+
 def signed_panel(picture_HW3: Array, value_HW: Array, side: int, high: float) -> Array:
     """Values of pixels from -`high` to `high`: the further from 0, the less of the grey picture shines through."""
     under_HW1 = 0.35 + 0.5 * _grey(enlarged(picture_HW3, side))
@@ -167,6 +188,21 @@ def distance_plot(distances_Lh: Array, uniform: float, longest: float) -> bytes:
         axes.set_ylim(0, min(longest, 1.15 * max(uniform, float(distances_Lh.max()))))
         axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, fontsize=7.5)
+        return png(figure)
+
+
+def cka_plot(similar_LM: Array, names: Sequence[str]) -> bytes:
+    """Similarity of every block of one model (upwards) with every block of another (to the right), from 0 to 1."""
+    rows, columns = similar_LM.shape
+    with style():
+        figure = Figure(figsize=(4.6, 1.1 + 3.4 * min(max(rows / columns, 0.5), 1.6)), layout="constrained", dpi=150)
+        axes = figure.add_subplot()
+        shown = axes.imshow(np.clip(similar_LM, 0, 1), HEAT, vmin=0, vmax=1, origin="lower", aspect="auto")
+        axes.set(ylabel=f"block of {short(names[0], 30)}", xlabel=f"block of {short(names[1], 30)}")
+        axes.grid(visible=False)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(12, integer=True))
+        figure.colorbar(shown, ax=axes, label="CKA")
         return png(figure)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from vitral.errors import UserError
 from vitral.interpret.tokens import require_transformer
+from vitral.models.vit import VisionTransformer
 from vitral.predictor import Predictor
 from vitral.report.explain_page import Section, write_explain_page
 from vitral.run.explain_image import explain_image
@@ -37,11 +38,16 @@ def explain(model: str, images: Sequence[str], options: ExplainOptions) -> dict[
     predictor = load_used(model, options)
     predictor.model.requires_grad_(False)  # gradients are of images and attention: so nothing is kept for the weights'
     notes: list[str] = []
+    reduction = None
+    if isinstance(predictor.model, VisionTransformer):  # only one view has fewer tokens, the others look at all
+        reduction, predictor.model.reduce = predictor.model.reduce, None
+    if "groups" in options.methods and reduction is None:
+        raise UserError("nothing makes this model's tokens fewer", where="methods", got="groups", hint="reduce=merge")
     methods = _methods(predictor, bool(images), options, notes)
     sections: list[Section] = []
     for number, path in enumerate(images, 1):
         log.info("looking at %s", path)
-        sections.append(explain_image(predictor, path, number, methods, options))
+        sections.append(explain_image(predictor, path, number, methods, options, reduction))
     views = explain_model(predictor, methods, options, notes)
     if not sections and not views:
         raise UserError("nothing to show of this model alone", where=model, hint=" ".join(notes) or None)
@@ -104,7 +110,11 @@ def _check(images: Sequence[str], options: ExplainOptions) -> None:
 def _methods(predictor: Predictor, images: bool, options: ExplainOptions, notes: list[str]) -> list[str]:
     """What is drawn: what was asked for, or all that this model has. Raises UserError for what it lacks."""
     asked = options.methods or (*(IMAGE_METHODS if images else ()), *MODEL_METHODS)
-    if set(asked) - {"integrated_gradients"}:
+    if options.compare is not None and not options.methods:  # of two models, how they compare
+        asked = ("cka", *(IMAGE_METHODS if images else ()))
+    elif not options.methods:
+        asked = tuple(name for name in asked if name != "cka")
+    if set(asked) - {"integrated_gradients", "cka"}:
         require_transformer(predictor.model, "this view" if options.methods else "vitral explain")
     of_class = {"gradient_attention", "integrated_gradients", "lens"}
     if not predictor.classes and of_class & set(asked):

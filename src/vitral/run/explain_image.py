@@ -22,6 +22,7 @@ from vitral.interpret.lens import logit_lens
 from vitral.interpret.patches import mean_similarity, patch_norms, patch_similarity, patch_tokens
 from vitral.interpret.rollout import rollout
 from vitral.interpret.tokens import default_token, on_grid, patch_of, pick, require_transformer
+from vitral.models.reduction import TokenReduction
 from vitral.models.vit import VisionTransformer
 from vitral.predictor import Predictor
 from vitral.report import explain_plots as plots
@@ -37,7 +38,8 @@ _HEAT = plots.Bar(plots.HEAT, 0, 1, "share of the panel's largest value", mixed=
 
 
 class Look(NamedTuple):
-    """One image, ready to be looked at: the model's input, what can be shown of it, and the class to explain."""
+    """One image, ready to be looked at: the model's input, what can be shown of it, the class to explain, and what
+    makes tokens fewer, if that is to be shown."""
 
     predictor: Predictor
     options: ExplainOptions
@@ -45,6 +47,7 @@ class Look(NamedTuple):
     x_BCHW: Tensor
     picture: plots.Array
     target: int | None
+    reduction: TokenReduction | None
 
     @property
     def vit(self) -> VisionTransformer:
@@ -57,7 +60,12 @@ class Look(NamedTuple):
 
 
 def explain_image(
-    predictor: Predictor, path: str, number: int, methods: Collection[str], options: ExplainOptions
+    predictor: Predictor,
+    path: str,
+    number: int,
+    methods: Collection[str],
+    options: ExplainOptions,
+    reduction: TokenReduction | None,
 ) -> Section:
     """Every asked-for picture of one image. Raises UserError for one that can't be read, and for a token, layer, head
     or class that the model lacks."""
@@ -76,7 +84,7 @@ def explain_image(
         text.append(f"Predicted: {predictor.classes[best]}, {100 * float(scores_S[best]):.1f} %.")
         if target != best:
             text.append(f"Explained: {predictor.classes[target]}, {100 * float(scores_S[target]):.1f} %.")
-    look = Look(predictor, options, f"{number:02d}-{stem}", x_BCHW, picture, target)
+    look = Look(predictor, options, f"{number:02d}-{stem}", x_BCHW, picture, target, reduction)
     parts = [part for draw in _DRAWN for part in draw(look, methods, found)]
     return Section(f"Image {number}: {Path(path).name}", [" ".join(text), *parts] if text else parts, found)
 
@@ -262,5 +270,36 @@ def _lens(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[P
     return [Picture(f"{look.name}-lens.png", png, alt, caption), table]
 
 
+def _groups(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Picture | Table]:
+    """Into which token each patch went, and what the answer is then."""
+    if "groups" not in methods or look.reduction is None:
+        return []
+    vit = look.vit
+    with torch.no_grad():
+        out = vit.encode_tokens(*vit.embed(look.x_BCHW), reduce=look.reduction)
+        pooled_BD = vit.pool(out)
+        whole_BD = vit.pool(vit.encode(look.x_BCHW))
+    assert out.groups_BN is not None
+    groups_rc = out.groups_BN[0].view(vit.grid).cpu().numpy()
+    counts = look.reduction.counts(vit.grid[0] * vit.grid[1], vit.config.depth)
+    dropped = int((groups_rc < 0).sum())
+    likeness = float(torch.nn.functional.cosine_similarity(pooled_BD, whole_BD)[0])
+    found["groups"] = {"tokens": counts, "dropped": dropped, "cosine": likeness, "of_patches": groups_rc.tolist()}
+    caption = (
+        f"Patches that end in one token have its mean colour, with lines where tokens meet: {counts[-1]} of "
+        f"{groups_rc.size} are left. The image's vector has a cosine of {likeness:.3f} with that of the whole model."
+    )
+    if dropped:
+        caption += f" {dropped} hatched patches were dropped."
+    if look.predictor.classes:
+        scores_S = look.predictor.scores(vit.classify(pooled_BD).detach())[0]
+        found["groups"]["prediction"] = said = _answer(look.predictor, scores_S, int(scores_S.argmax()))
+        caption += f" The answer is then {said['label']}, {100 * said['score']:.1f} %."
+    panels = [plots.plain_panel(look.picture, _SIDE), plots.group_panel(look.picture, groups_rc, _SIDE)]
+    png = plots.sheet([panels], ["image", f"{counts[-1]} tokens"], [""], [])
+    alt = f"{look.name}: which of the {groups_rc.size} patches went into the same token"
+    return [Picture(f"{look.name}-groups.png", png, alt, caption)]
+
+
 # In the order of the page; each gives its pictures and tables and adds its numbers to what `--json` says.
-_DRAWN = (_attributions, _attention, _layers, _lens)
+_DRAWN = (_attributions, _attention, _layers, _lens, _groups)

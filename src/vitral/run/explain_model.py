@@ -1,4 +1,5 @@
-"""What `vitral explain` shows of a model without an image: filters, positions, how far attention reaches."""
+"""What `vitral explain` shows of a model without an image: filters, positions, how far attention reaches, which layers
+of another model say the same."""
 
 from __future__ import annotations
 
@@ -6,12 +7,13 @@ from collections.abc import Callable, Collection, Iterator
 
 from torch import Tensor
 
-from vitral.data.dataset import spaced
+from vitral.data.dataset import Dataset, Split, spaced
 from vitral.errors import UserError
 from vitral.interpret.distance import attention_distance, patch_distances
 from vitral.interpret.filters import filter_components, position_similarity
+from vitral.interpret.similarity import LEAST, compare_layers, layer_names
 from vitral.interpret.tokens import require_transformer
-from vitral.predictor import Predictor
+from vitral.predictor import Predictor, load
 from vitral.report import explain_plots as plots
 from vitral.report.explain_page import Picture, Section, Table
 from vitral.run.images import image_batches, open_images, split_name
@@ -24,14 +26,14 @@ def explain_model(
 ) -> list[Section]:
     """Every asked-for view. What the model has not got is a note, or, where it was asked for by name, a UserError."""
     views: dict[str, Callable[[Predictor, ExplainOptions], Section]] = {
-        "filters": _filters, "positions": _positions, "distance": _distance
+        "filters": _filters, "positions": _positions, "distance": _distance, "cka": _cka,
     }  # fmt: skip
     sections: list[Section] = []
     for name in (name for name in views if name in methods):
         try:
             sections.append(views[name](predictor, options))
         except UserError as error:
-            if options.methods or name == "distance":
+            if options.methods or name in ("distance", "cka"):
                 raise
             notes.append(f"{name}: {error.what}.")
     return sections
@@ -70,12 +72,7 @@ def _positions(predictor: Predictor, options: ExplainOptions) -> Section:
 
 def _distance(predictor: Predictor, options: ExplainOptions) -> Section:
     vit = require_transformer(predictor.model, "attention distance")
-    dataset, skipped = open_images(predictor.config, options.data, predictor.config)
-    for name in (text for texts in skipped.values() for text in texts):
-        log.warning("damaged, left out: %s", name)
-    name = split_name(dataset, options.split)
-    whole = dataset.splits[name]
-    split = whole.subset(spaced(len(whole), options.images))
+    dataset, name, split = _some_images(predictor, predictor, options)
     log.info("attention distance over %d %s images", len(split), name)
 
     def batches() -> Iterator[Tensor]:
@@ -102,3 +99,53 @@ def _distance(predictor: Predictor, options: ExplainOptions) -> Section:
         "layers": distances_Lh.tolist(),
     }  # fmt: skip
     return Section("Attention distance", [picture, table], {"distance": found})
+
+
+def _some_images(predictor: Predictor, reader: Predictor, options: ExplainOptions) -> tuple[Dataset, str, Split]:
+    """The data, the split's name, and the images that are looked at, with the channels that `reader` takes."""
+    dataset, skipped = open_images(predictor.config, options.data, reader.config)
+    for name in (text for texts in skipped.values() for text in texts):
+        log.warning("damaged, left out: %s", name)
+    name = split_name(dataset, options.split)
+    whole = dataset.splits[name]
+    return dataset, name, whole.subset(spaced(len(whole), options.images))
+
+
+def _cka(predictor: Predictor, options: ExplainOptions) -> Section:
+    if options.batch_size < LEAST:
+        raise UserError("too few images at once for cka", where="batch_size", got=options.batch_size, wanted=LEAST)
+    other, second = predictor, predictor.config.name
+    if options.compare is not None:
+        other, second = load(options.compare, options.device), options.compare
+    dataset, name, mine = _some_images(predictor, predictor, options)
+    theirs = _some_images(predictor, other, options)[2]
+    log.info("layers compared over %d %s images", len(mine), name)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        both = zip(
+            image_batches(predictor, mine, options.batch_size), image_batches(other, theirs, options.batch_size),
+            strict=True,
+        )  # fmt: skip
+        for (mine_BCHW, _), (theirs_BCHW, _) in both:
+            yield mine_BCHW, theirs_BCHW
+
+    similar_LM = compare_layers(batches(), predictor.model, other.model).numpy()
+    names = [layer_names(each.model) for each in (predictor, other)]
+    caption = (
+        f"Linear CKA of every block with every block, unbiased, over {len(mine)} {name} images of {dataset.name} in "
+        f"batches of {options.batch_size}: 1 where two blocks tell the same images alike, about 0 where they have "
+        "nothing in common. From the input upwards, and to the right."
+    )
+    png = plots.cka_plot(similar_LM, [predictor.config.name, second])
+    alt = f"Similarity of {similar_LM.shape[0]} layers with {similar_LM.shape[1]} of {second}"
+    best = similar_LM.argmax(axis=1).tolist()
+    rows = [
+        [mine_name, names[1][column], f"{similar_LM[row, column]:.3f}"]
+        for row, (mine_name, column) in enumerate(zip(names[0], best, strict=True))
+    ]
+    table = Table(["Block", f"Most similar of {second}", "CKA"], rows, "For each block the most similar one.")
+    found = {
+        "compare": second, "data": dataset.name, "split": name, "count": len(mine), "layers": names,
+        "values": similar_LM.tolist(),
+    }  # fmt: skip
+    return Section("Blocks that say the same", [Picture("cka.png", png, alt, caption), table], {"cka": found})

@@ -110,18 +110,29 @@ class EmbedOptions(ModelUse):
 
 
 # What `vitral explain` can draw of an image, and of a model alone.
-IMAGE_METHODS = ("rollout", "gradient_attention", "integrated_gradients", "attention", "similarity", "norms", "lens")
-MODEL_METHODS = ("filters", "positions", "distance")
+IMAGE_METHODS = (
+    "rollout",
+    "gradient_attention",
+    "integrated_gradients",
+    "attention",
+    "similarity",
+    "norms",
+    "lens",
+    "groups",
+)
+MODEL_METHODS = ("filters", "positions", "distance", "cka")
 # Keys that some methods alone read.
 _READ_BY = {
     "token": {"attention", "rollout", "gradient_attention", "similarity"},
     "layers": {"attention", "similarity", "norms"},
     "heads": {"attention"},
     "fuse": {"rollout"},
+    "reduce": {"groups"},
     "label": {"gradient_attention", "integrated_gradients", "lens"},
     "gradients": {"integrated_gradients"},
-    "batch_size": {"distance", "integrated_gradients"},
-    **{key: {"distance"} for key in ("data", "split", "images")},
+    "batch_size": {"distance", "cka", "integrated_gradients"},
+    "compare": {"cka"},
+    **{key: {"distance", "cka"} for key in ("data", "split", "images")},
 }
 
 
@@ -134,12 +145,19 @@ class ExplainOptions(ModelUse):
         tuple[
             Literal[
                 "rollout", "gradient_attention", "integrated_gradients", "attention", "similarity", "norms", "lens",
-                "filters", "positions", "distance",
+                "groups", "filters", "positions", "distance", "cka",
             ],
             ...,
         ],
         Strict(False),
-    ] = Field(default=(), description="what is drawn; empty: all that fits (distance only with data=)")  # fmt: skip
+    ] = Field(
+        default=(),
+        description="what is drawn; empty: all that fits (distance only with data=, cka with compare=, groups with "
+        "reduce=)",
+    )  # fmt: skip
+    compare: str | None = Field(
+        default=None, description="cka: the model to compare layers with, as MODEL; null: the model with itself"
+    )
     token: str | None = Field(
         default=None,
         description="whose attention: cls, distill, register:0, a patch as row,column, or mean (of all patches); "
@@ -160,14 +178,19 @@ class ExplainOptions(ModelUse):
     split: Literal["auto", "train", "val", "test"] = Field(
         default="auto", description="of the data; auto: test if there is one, else val, else train"
     )
-    images: int = Field(default=128, ge=2, description="of the data, evenly spread, for the distance of attention")
-    batch_size: int = Field(default=16, ge=1, description="images, or steps of integrated gradients, at once")
+    images: int = Field(
+        default=128, ge=2, description="of the data, evenly spread, for the distance of attention and cka"
+    )
+    batch_size: int = Field(
+        default=16, ge=1, description="images, or steps of integrated gradients, at once; cka: 4 or more"
+    )
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> ExplainOptions:
         set_keys, names = self.model_fields_set, {name: info.alias for name, info in type(self).model_fields.items()}
         for key, readers in _READ_BY.items():
-            drawn = readers & set(self.methods) if self.methods else readers - {"distance"} or "data" in set_keys
+            drawn = readers & set(self.methods) if self.methods else readers - {"distance", "cka"} or "data" in set_keys
+            drawn = drawn or (not self.methods and self.compare is not None)
             if key in set_keys and not drawn:
                 needs = " or ".join(sorted(readers)) if self.methods else "data= or methods=distance"
                 raise ValueError(f"{names[key] or key} has no effect without {needs}")
