@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from vitral.cli.main import main
 from vitral.models.activations import kept_activations
+from vitral.models.create import build_model
+from vitral.models.flops import count_macs
 from vitral.models.presets import count_parameters, resolve
 from vitral.training.plan import Job, alternatives, choose, count_blocks, micro_batches, predict, read_bytes, show_bytes
 
@@ -108,3 +112,30 @@ def test_the_command_answers_programs(capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["plan", "digitz"]) == 2
     assert "digits" in capsys.readouterr().err
     assert main(["plan", "digits", "memory=much"]) == 2
+
+
+def test_growth_is_that_of_models_built_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "growth.png"
+    words = ["plan", "vit_tiny_patch16_224", f"out={out}", "--json"]
+    assert main(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    for key, values in (("patch_size", [8, 16, 32]), ("depth", [6, 12, 18, 24])):
+        assert [row[key] for row in found[key]] == values
+        for row in found[key]:
+            other = resolve("vit_tiny_patch16_224", **{key: row[key]})
+            assert row["macs"] == sum(count_macs(other).values())
+            assert row["parameters"] == sum(p.numel() for p in build_model(other).parameters())
+    assert found["walk"][-1] == {"stage": "head", "shape": [1000]}
+    assert sum(list(found["formula"].values())[:3]) == found["formula"]["a block"]
+    with Image.open(out) as picture:
+        assert picture.format == "PNG"
+    assert main(words) == 2
+    assert "overwrite=true" in capsys.readouterr().err
+    assert main([*words, "overwrite=true"]) == 0
+    assert main(["plan", "vit_tiny_patch16_224", "out=growth.svg"]) == 2
+    assert main(["plan", "vit_tiny_patch16_224", "overwrite=true"]) == 2
+    capsys.readouterr()
+    assert main(["plan", "resnet20_cifar"]) == 0
+    text = capsys.readouterr().out
+    assert "stage 2, 3 blocks" in text
+    assert "by the formula" not in text

@@ -18,8 +18,9 @@ HELP = """usage: vitral plan RECIPE [memory=8GB] [key=value ...] [--json]
 
 Says how much memory training by a recipe takes before anything runs, and which micro-batch and checkpointing fit into
 `memory` (without it what is free) at the recipe's batch size, as little as possible computed twice. Takes the keys of
-`vitral train`. Of a preset or a model folder: parameters, multiply-accumulates and memory of one image, and how they
-grow with its size. docs/memory.md has the formula.
+`vitral train`. Of a preset or a model folder: parameters, multiply-accumulates and memory of one image, how they grow
+with its size, the size of patches and the number of blocks, and the way of an image through it with every shape.
+docs/memory.md has the formula.
 
 keys with MODEL, type, default, meaning:
 
@@ -30,6 +31,7 @@ examples:
   vitral plan deit_s16_in1k memory=8GB device=cuda
   vitral plan pretrain_in1k_b16 memory=24GB device=cuda precision=bfloat16_params
   vitral plan vit_base_patch16_224 image_size=384
+  vitral plan vit_base_patch16_224 out=growth.png
 """
 
 
@@ -97,19 +99,36 @@ def _recipe_text(found: dict[str, Any]) -> str:
 def _model_text(found: dict[str, Any]) -> str:
     from vitral.training.plan import show_bytes
 
-    rows = [
-        f"{row['image_size'][0]:>5} x {row['image_size'][1]:<5} {row['macs']:>17,}"
-        f" {show_bytes(row['forward_bytes']):>9} {show_bytes(row['training_bytes']):>9}"
-        for row in found["sizes"]
-    ]
+    way = [f"  {stage['stage']:<38} {' x '.join(map(str, stage['shape']))}" for stage in found["walk"]]
+    closed = [f"  {name:<11} {count:>17,}" for name, count in found.get("formula", {}).items()]
+    if closed:
+        closed = ["", "by the formula, N tokens of D features, D_h in the MLP:", *closed]
     return "\n".join(
         [
-            *_work(found, found["image_size"]), "",
+            *_work(found, found["image_size"]), *closed, "",
             f"training with AdamW on one image, {found['precision']}: about {show_bytes(found['memory_bytes'])}", "",
             *_parts(found["parts"]), "",
-            "what an image adds, by its size:", "  image size        operations   forward  training", *rows,
+            "what an image adds, by its size:", *_growth(found["sizes"], "image_size"),
+            *(row for key, title in _SERIES.items() if key in found for row in ("", title, *_growth(found[key], key))),
+            "", "the way of an image:", *way,
         ]
     )  # fmt: skip
+
+
+_SERIES = {"patch_size": "by the size of a patch:", "depth": "by the number of blocks:"}
+
+
+def _growth(rows: list[dict[str, Any]], key: str) -> list[str]:
+    from vitral.training.plan import show_bytes
+
+    lines = [f"  {key.replace('_', ' '):<13} {'parameters':>15} {'operations':>18}   forward  training"]
+    for row in rows:
+        value = " x ".join(map(str, row[key])) if isinstance(row[key], list) else str(row[key])
+        lines.append(
+            f"  {value:<13} {row['parameters']:>15,} {row['macs']:>18,} {show_bytes(row['forward_bytes']):>9}"
+            f" {show_bytes(row['training_bytes']):>9}"
+        )
+    return lines
 
 
 def _work(found: dict[str, Any], size: list[int]) -> list[str]:

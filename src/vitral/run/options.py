@@ -221,6 +221,14 @@ class PlanOptions(Config):
     precision: Literal["float32", "bfloat16", "bfloat16_params"] = Field(
         default="float32", description="that training would have"
     )
+    out: str | None = Field(default=None, description="PNG file to write: how work and memory grow")
+    overwrite: bool = Field(default=False, description="replace the file if it is there")
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> PlanOptions:
+        if self.overwrite and self.out is None:
+            raise ValueError("overwrite=true has no effect without out=FILE.png")
+        return self
 
 
 class PredictOptions(ModelUse):

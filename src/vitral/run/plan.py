@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
 from vitral.data.sources import open_dataset
 from vitral.errors import UserError
-from vitral.models.activations import kept_activations
+from vitral.models.activations import Precision, kept_activations
 from vitral.models.config import ViTConfig, build_config
 from vitral.models.flops import count_macs
 from vitral.models.presets import PRESETS, count_parameters, resolve
+from vitral.models.walk import formula, walk
 from vitral.predictor import pick_device
 from vitral.run.config import RunConfig
 from vitral.run.memory import Architecture, checkpointed_blocks, make_job, memory_limit
@@ -70,29 +72,71 @@ def _architecture(config: RunConfig) -> Architecture:
 
 
 def plan_model(name: str, options: PlanOptions) -> dict[str, Any]:
-    """Work and memory of one image, of a preset or a model folder, and how they grow with its size."""
+    """Work and memory of one image, of a preset or a model folder, how they grow with its size, its patches and the
+    number of blocks, and its way through the model. Writes the picture of the growth to `options.out`, if asked for."""
+    target = _picture(options)
     architecture = resolve(name) if name in PRESETS else load_config(find_folder(name)).architecture
     if options.image_size is not None:
         architecture = build_config({**architecture.model_dump(), "image_size": options.image_size}, where="image_size")
     precision = options.precision
-    rows: list[dict[str, Any]] = []
-    for factor in (0.5, 1.0, 1.5, 2.0):
-        size = tuple(_multiple(side * factor, architecture) for side in architecture.image_size)
-        larger = build_config({**architecture.model_dump(), "image_size": size})
-        kept = kept_activations(larger, 1, precision)
-        rows.append(
-            {
-                "image_size": list(size),
-                "macs": sum(count_macs(larger).values()),
-                "forward_bytes": forward_bytes(larger, 1),
-                "training_bytes": kept.total() + kept.workspace,
-            }
-        )
+    grown = {
+        "sizes": [_grown(architecture, {"image_size": size}, precision) for size in _sizes(architecture)],
+        **({key: _series(architecture, key, precision) for key in ("patch_size", "depth")}
+           if isinstance(architecture, ViTConfig) else {}),
+    }  # fmt: skip
+    if target is not None:
+        from vitral.report.growth import growth_plot
+
+        target.write_bytes(growth_plot(grown))
     count = count_parameters(architecture)
     parts = predict(Job(architecture, count, count, 1, precision), 1)  # AdamW, no average
     return {
         **_work(architecture), "memory_bytes": sum(parts), "precision": precision, "parts": parts._asdict(),
-        "image_size": list(architecture.image_size), "sizes": rows,
+        "image_size": list(architecture.image_size), **grown,
+        "walk": [{"stage": stage.name, "shape": list(stage.shape)} for stage in walk(architecture)],
+        **({"formula": formula(architecture)} if isinstance(architecture, ViTConfig) else {}),
+    }  # fmt: skip
+
+
+def _picture(options: PlanOptions) -> Path | None:
+    """Where the picture goes. Raises UserError for a place that is taken or is none."""
+    if options.out is None:
+        return None
+    path = Path(options.out).expanduser()
+    if path.suffix.lower() != ".png":
+        raise UserError("the picture is a PNG", where="out", got=options.out, wanted="a name that ends in .png")
+    if path.is_dir() or (path.exists() and not options.overwrite):
+        raise UserError("something is there already", where="out", got=options.out, hint="overwrite=true replaces it.")
+    if not path.parent.is_dir():
+        raise UserError("no such folder", where="out", got=path.parent)
+    return path
+
+
+def _sizes(architecture: Architecture) -> list[tuple[int, ...]]:
+    factors = (0.5, 1.0, 1.5, 2.0)
+    return [tuple(_multiple(side * factor, architecture) for side in architecture.image_size) for factor in factors]
+
+
+def _series(architecture: ViTConfig, key: Literal["patch_size", "depth"], precision: Precision) -> list[dict[str, Any]]:
+    """Half, once, one and a half times and twice the model's own value, as far as such a model can be."""
+    own = architecture.patch_size if key == "patch_size" else architecture.depth
+    rows: list[dict[str, Any]] = []
+    for value in dict.fromkeys(max(1, round(own * factor)) for factor in (0.5, 1, 1.5, 2)):
+        try:
+            rows.append({key: value, **_grown(architecture, {key: value}, precision)})
+        except UserError:  # a patch that the image is no multiple of, lists of as many values as blocks
+            continue
+    return rows
+
+
+def _grown(architecture: Architecture, changes: dict[str, Any], precision: Precision) -> dict[str, Any]:
+    """Parameters, work and memory of one image with something changed."""
+    other = build_config({**architecture.model_dump(), **changes}, where="plan")
+    kept = kept_activations(other, 1, precision)
+    return {
+        "image_size": list(other.image_size), "parameters": count_parameters(other),
+        "macs": sum(count_macs(other).values()), "forward_bytes": forward_bytes(other, 1),
+        "training_bytes": kept.total() + kept.workspace,
     }  # fmt: skip
 
 
