@@ -9,7 +9,6 @@ from pydantic import BeforeValidator, Field, model_validator
 from vitral.config import Config, Count, Floats, Share
 from vitral.data.config import AugmentConfig, ViewConfig
 
-
 Size = tuple[int, int]
 
 
@@ -36,7 +35,6 @@ class SupervisedConfig(Config):
     head_first: float = Field(
         default=0.0, ge=0, le=1, description="share of the run in which only the head learns (fine-tuning)"
     )
-
 
     def views(self, augment: AugmentConfig, size: Size, stride: int) -> tuple[ViewConfig, ...]:
         """How each sample is shown: of images of `size` (height, width) and patches of `stride` pixels."""
