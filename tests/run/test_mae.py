@@ -104,9 +104,9 @@ def test_few_labels_of_each_class(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"data.shots": 3}, "data.shots=3 is of no use"),
-        ({"augment.mixup": 0.5}, "augment.mixup=0.5 is of no use"),
-        ({"model.distill_token": True, "model.pool": "cls"}, "model.distill_token=True is of no use"),
+        ({"data.shots": 3}, "of no use with objective.kind=mae: data.shots"),
+        ({"augment.mixup": 0.5}, "of no use with objective.kind=mae: augment.mixup"),
+        ({"model.distill_token": True, "model.pool": "cls"}, "of no use with objective.kind=mae: model.distill_token"),
         ({"model.pool": "map"}, "trains no pooling"),
         ({"model.name": "resnet20_cifar"}, "learns from patches"),
         ({"objective.decoder_heads": 3}, "has to be a multiple"),
