@@ -30,6 +30,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.train import environment
+
 from tests.oracles import load_oracle
 from vitral.config import parse_yaml, split_words
 from vitral.models.config import ViTConfig
@@ -210,7 +211,8 @@ def show(result: dict[str, Any]) -> str:
     """One row as a line."""
     low, middle, high = result["ratio_quartiles"]
     times = ", ".join(f"{name} {value:.1f} ms" for name, value in result["median_ms"].items())
-    return f"{result['row']:<48} {times}   {result['ratio']}: {middle:.3f} [{low:.3f}, {high:.3f}]   n = {result['rounds']}"
+    ratio = f"{result['ratio']}: {middle:.3f} [{low:.3f}, {high:.3f}]"
+    return f"{result['row']:<48} {times}   {ratio}   n = {result['rounds']}"
 
 
 if __name__ == "__main__":

@@ -211,9 +211,7 @@ def test_other_grids_than_the_models_own() -> None:
 
 
 @pytest.mark.parametrize("target_norm", [True, False])
-def test_reconstruction_shows_what_is_said_where_it_is_said(
-    target_norm: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reconstruction_shows_what_is_said_where_it_is_said(target_norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A decoder that says the truth gives the image back; seen pixels are always the image's."""
     made = objective(torch.float64, target_norm=target_norm).eval()
     images = batch(dtype=torch.float64).views[0].images_BCHW
@@ -317,7 +315,7 @@ def test_what_cannot_be_trained_is_refused(options: dict[str, Any], words: str) 
 
 @pytest.mark.parametrize("keys", [{"decoder_width": 10}, {"decoder_heads": 3}, {"hidden": 1.0}, {"hidden": 0.0}])
 def test_configs_that_do_not_fit(keys: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="decoder_width|hidden"):
+    with pytest.raises(ValueError, match=r"decoder_width|hidden"):
         MaeConfig(kind="mae", **{**DECODER, **keys})
 
 

@@ -81,9 +81,7 @@ def test_the_norm_may_move_behind_the_average(caplog: pytest.LogCaptureFixture) 
     assert "norm.weight" not in weights("b")
 
 
-def test_an_encoder_of_maes_repository_is_fine_tuned(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_encoder_of_maes_repository_is_fine_tuned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As published: class token, a norm, a table of positions; tuned with an average and its own norm."""
     torch.manual_seed(0)
     small: dict[str, Any] = {"width": 64, "depth": 2, "heads": 1, "mlp_dim": 32, "in_channels": 1, "num_classes": 0}

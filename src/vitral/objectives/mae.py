@@ -1,7 +1,8 @@
 """Masked autoencoders (He et al. 2021, arXiv 2111.06377): most of an image is hidden, and its pixels are predicted.
 
-Shape letters: B batch, C channels, H W image height and width, N patches, K of them seen, M hidden, P side of a patch in
-pixels, X = P P C values of a patch, D width (of the encoder, then of the decoder), T tokens.
+Shape letters: B batch, C channels, H W image height and width, N patches (h w the rows and columns of their grid), K of
+them seen, M hidden, P side of a patch in pixels, X = P P C values of a patch, D width (of the encoder, then of the
+decoder), T tokens.
 """
 
 from __future__ import annotations
@@ -40,14 +41,15 @@ class Reconstruction(NamedTuple):
 class MAE(Objective):
     """Mean squared error of the hidden patches' pixels, predicted by a small decoder.
 
-    The encoder computes the seen patches alone. What is predicted are the normalised image's pixels, by option with each
-    patch brought to mean 0 and variance 1. Parameters of the decoder are named as in the published checkpoints, and so
-    are values of a patch ordered: row, column, channel. Unlike in the paper's code hidden patches stand first among the
-    decoder's tokens, each with the position of its place, so that its last block and its output are computed for them
-    alone: the same prediction for less work. The encoder starts as it does elsewhere, with a class token of zeros.
+    The encoder computes the seen patches alone. What is predicted are the normalised image's pixels, by option with
+    each patch brought to mean 0 and variance 1. Parameters of the decoder are named as in the published checkpoints,
+    and so are values of a patch ordered: row, column, channel. Unlike in the paper's code hidden patches stand first
+    among the decoder's tokens, each with the position of its place, so that its last block and its output are computed
+    for them alone: the same prediction for less work. The encoder starts as it does elsewhere, with a class token of
+    zeros.
     """
 
-    model: VisionTransformer
+    model: VisionTransformer  # pyright: ignore[reportIncompatibleVariableOverride] - set once, by the constructor
     decoder_places: Tensor
 
     def __init__(self, factory: Callable[[], ImageModel], config: MaeConfig, setting: Setting) -> None:
@@ -60,7 +62,8 @@ class MAE(Objective):
         self.decoder_embed = Linear(encoder.width, width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
         self.decoder_blocks = nn.ModuleList(
-            Block(width, config.decoder_heads, 4 * width, norm_eps=encoder.norm_eps) for _ in range(config.decoder_depth)
+            Block(width, config.decoder_heads, 4 * width, norm_eps=encoder.norm_eps)
+            for _ in range(config.decoder_depth)
         )
         self.decoder_norm = nn.LayerNorm(width, eps=encoder.norm_eps)
         self.decoder_pred = Linear(width, encoder.patch_size**2 * encoder.in_channels)

@@ -146,8 +146,8 @@ def load_objective(folder: str | Path) -> Objective:
     if isinstance(config.objective, SupervisedConfig):
         hint = "vitral.load(folder) gives the model, which is all there is of it."
         raise UserError("a run with labels", where=str(folder), got=config.objective.kind, hint=hint)
-    data = config.data.model_dump(include={"image_size", "mean", "std"})
-    architecture = build_config({**config.model.options(), **data, "in_channels": config.data.channels, "num_classes": 0})
+    images = config.data.model_dump(include={"image_size", "mean", "std"}) | {"in_channels": config.data.channels}
+    architecture = build_config({**config.model.options(), **images, "num_classes": 0})
     kind, setting = OBJECTIVES[config.objective.kind], Setting(1, seed=config.seed)
     objective = kind(lambda: build_model(architecture), config.objective, setting)
     checkpoint, prefix = path / CHECKPOINTS / f"{LAST}{WHOLE}", "objective."
