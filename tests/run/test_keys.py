@@ -20,6 +20,7 @@ from PIL import Image
 
 from tests.data.test_cifar import binary10
 from tests.helpers import TINY, random_model, write_colours
+from tests.run.mae_cases import MAE_CASES
 from tests.run.objective_cases import OBJECTIVE_CASES
 from tests.run.outcomes import Case, card, classes, files, rows, shapes, summary, weights
 from vitral.config import describe
@@ -173,6 +174,7 @@ CASES: dict[str, Case] = {
     "optim.weight_decay_final": Case(5.0),
     "optim.clip_each": Case(True, weights, {"optim.clip": 0.01}),
     **OBJECTIVE_CASES,
+    **MAE_CASES,
 }  # fmt: skip
 
 # Each has a test of its own below, or, where another test has it already, its name.

@@ -144,3 +144,33 @@ def test_heads_are_left_behind() -> None:
     state = without_head(dict(tiny(head="mlp").state_dict()))
     assert "norm.weight" in state
     assert not [name for name in state if "head" in name or "logits" in name]
+
+
+def test_fixed_positions_become_the_same_learned_ones() -> None:
+    """On their own grid, and on another one where the fixed ones lie between."""
+    fixed = tiny(torch.float64, positions="sincos", num_classes=0)
+    for size in ((8, 8), (8, 12)):
+        wanted = {**fixed.config.model_dump(), "positions": "learned", "image_size": size}
+        config = build_config(wanted)
+        state, notes = adapt(dict(fixed.state_dict()), fixed.config, config)
+        learned = tiny(torch.float64, positions="learned", num_classes=0, image_size=size)
+        learned.load_state_dict(state)
+        images = torch.rand(2, config.in_channels, *size).double()
+        ours, theirs = learned.encode(images), fixed.encode(images)
+        torch.testing.assert_close(ours.patches_BND, theirs.patches_BND, rtol=0, atol=1e-9)
+        torch.testing.assert_close(ours.cls_BD, theirs.cls_BD, rtol=0, atol=1e-9)
+        assert notes == ["learned positions that start from the fixed sines and cosines"]
+
+
+@pytest.mark.parametrize(("old", "new"), [("cls", "avg"), ("avg", "cls")])
+def test_a_norm_that_moves_starts_anew(old: str, new: str) -> None:
+    before, after = tiny(torch.float64, pool=old), tiny(torch.float64, pool=new)
+    for parameter in before.parameters():
+        torch.nn.init.normal_(parameter)
+    state, notes = adapt(dict(before.state_dict()), before.config, after.config)
+    after.load_state_dict(state)
+    name = "fc_norm" if new == "avg" else "norm"
+    assert torch.equal(after.get_parameter(f"{name}.weight"), torch.ones(after.config.width).double())
+    assert not after.get_parameter(f"{name}.bias").any()
+    assert len(notes) == 1
+    assert notes[0].startswith(f"{name} starts anew")

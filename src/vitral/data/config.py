@@ -115,6 +115,11 @@ class DataConfig(SourceConfig):
         description="own: that of the data, else held out of train; dev: always held out of train, and the test images "
         "are left alone; none: train on all, keep the last weights",
     )
+    shots: Count | None = Field(
+        default=None,
+        description="train images of each class that are learned from, drawn by seed from what validation leaves; "
+        "null: all",
+    )
     background: str = Field(default="#ffffff", description="colour behind transparency: a name or #rrggbb")
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         default="auto", description="threads or processes that decode files, beside the caller; auto: one a core"

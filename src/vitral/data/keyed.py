@@ -77,6 +77,7 @@ class Stream(IntEnum):
     CORRUPT_KIND = 54
     CORRUPT_SOURCE = 55
     CLASS_SHUFFLE = 60
+    SHOTS = 64
 
 
 def philox(counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tuple[Any, Any, Any, Any]:

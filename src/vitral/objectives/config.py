@@ -103,12 +103,30 @@ class MaskedPatchConfig(SelfSupervisedConfig):
         return self
 
 
+class MaeConfig(SelfSupervisedConfig):
+    """Masked autoencoders (arXiv 2111.06377)."""
+
+    kind: Literal["mae"] = Field(description="pixels of hidden patches, by an encoder that sees the others alone")
+    hidden: float = Field(default=0.75, gt=0, lt=1, description="share of the patches that the encoder does not see")
+    target_norm: bool = Field(default=True, description="each patch to be predicted is brought to mean 0, variance 1")
+    decoder_width: Count = Field(default=512, description="features of a token in the decoder, a multiple of 4")
+    decoder_depth: Count = Field(default=8, description="blocks of the decoder")
+    decoder_heads: Count = Field(default=16, description="attention heads of a decoder's block; divides its width")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> MaeConfig:
+        if self.decoder_width % self.decoder_heads or self.decoder_width % 4:
+            raise ValueError(f"objective.decoder_width {self.decoder_width} has to be a multiple of 4 and of "
+                             f"objective.decoder_heads {self.decoder_heads}")  # fmt: skip
+        return self
+
+
 def _supervised(tree: Any) -> Any:
     """Without a word, classes are learned from labels."""
     return {"kind": "supervised", **tree} if isinstance(tree, dict) else tree
 
 
 ObjectiveConfig = Annotated[
-    Annotated[SupervisedConfig | PrunedConfig | MaskedPatchConfig, Field(discriminator="kind")],
+    Annotated[SupervisedConfig | PrunedConfig | MaskedPatchConfig | MaeConfig, Field(discriminator="kind")],
     BeforeValidator(_supervised),
 ]

@@ -1,5 +1,6 @@
 """Which class minimises which kind of objective."""
 
+from vitral.objectives.mae import MAE
 from vitral.objectives.masked_patch import MaskedPatch
 from vitral.objectives.objective import Objective
 from vitral.objectives.pruned import Pruned
@@ -9,4 +10,5 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "supervised": Supervised,
     "pruned": Pruned,
     "masked_patch": MaskedPatch,
+    "mae": MAE,
 }

@@ -125,7 +125,7 @@ class RunConfig(Config):
             "init_head": (self.init_head, False), "model.head_bias": (model.head_bias, 0.0),
             "model.head": (model.options().get("head", "linear"), "linear"),
             "model.distill_token": (model.options().get("distill_token", False), False),
-            "memory": (self.memory, None), "lora.rank": (self.lora.rank, None),
+            "data.shots": (self.data.shots, None), "memory": (self.memory, None), "lora.rank": (self.lora.rank, None),
             "train.freeze": (self.train.freeze, "none"), "train.patience": (self.train.patience, None),
             "train.ema": (self.train.ema if objective.has_teacher else None, None),
             "augment.mixup": (self.augment.mixup, 0.0),

@@ -20,6 +20,7 @@ from vitral.data.findings import CheckReport
 from vitral.data.loader import ImageStore
 from vitral.data.reading import RandomCrop
 from vitral.data.resize import Fit
+from vitral.data.shots import with_shots
 from vitral.errors import UserError
 from vitral.models.activations import Precision
 from vitral.models.config import ResNetConfig, ViTConfig, build_config
@@ -95,6 +96,8 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
             dataset, report = open_checked(
                 config, data, _normalisation(config, source[1] if source else None, channels)
             )
+    if config.data.shots is not None:
+        dataset = with_shots(dataset, config.data.shots, config.seed)
     # Everything about the architecture that can be wrong is found before images are read.
     name, draft = choose_architecture(config, dataset, source[1] if source else None)
     size = draft.image_size

@@ -15,21 +15,28 @@ import torch
 from torch import Tensor, nn
 
 from vitral import distributed
-from vitral.config import dump_yaml
+from vitral.config import build, dump_yaml, load_yaml
 from vitral.data.dataset import spaced
 from vitral.data.loader import ImageStore, eval_batches
+from vitral.errors import UserError
 from vitral.evaluate.config import KnnConfig
 from vitral.evaluate.embedded import Embedded
 from vitral.evaluate.knn import knn
+from vitral.models.config import build_config
+from vitral.models.create import build_model
 from vitral.models.model import ImageModel
-from vitral.objectives.config import SelfSupervisedConfig
-from vitral.objectives.objective import Objective
+from vitral.objectives.config import SelfSupervisedConfig, SupervisedConfig
+from vitral.objectives.objective import Objective, Setting
+from vitral.objectives.table import OBJECTIVES
 from vitral.report.unlabelled_page import write_unlabelled_report
 from vitral.run import outputs
+from vitral.run.config import RunConfig
+from vitral.run.folder import CHECKPOINTS
 from vitral.run.prepare import EVAL_BATCH, Prepared, open_store
 from vitral.training.journal import Journal, log
-from vitral.training.state import TrainState
+from vitral.training.state import LAST, WHOLE, TrainState
 from vitral.weights.folder import save_folder
+from vitral.weights.tensors import check_match, load_tensors
 
 NEIGHBOURS = ("knn_top1", "k-NN top-1")
 _PICTURES = 8
@@ -124,6 +131,31 @@ def finish_unlabelled(prepared: Prepared, state: TrainState, objective: Objectiv
         log.info("%s %s by %s", split, outputs.result_line(summary), summary["judged_by"])
     log.info("in %s: model, summary.json%s", folder, ", report.html" if config.report else "")
     return summary
+
+
+def load_objective(folder: str | Path) -> Objective:
+    """The whole objective of a run without labels, decoder and heads too, as its last checkpoint has it, in evaluation
+    mode on the CPU: to look at what the model folder, an encoder alone, no longer shows.
+
+    Raises UserError for a folder that is no such run, or that has no checkpoint yet.
+    """
+    path = Path(folder).expanduser()
+    if not (path / "config.yaml").is_file():
+        raise UserError("no run here: config.yaml is missing", where=str(folder))
+    config = build(RunConfig, load_yaml(path / "config.yaml"), where=str(path / "config.yaml"))
+    if isinstance(config.objective, SupervisedConfig):
+        hint = "vitral.load(folder) gives the model, which is all there is of it."
+        raise UserError("a run with labels", where=str(folder), got=config.objective.kind, hint=hint)
+    images = config.data.model_dump(include={"image_size", "mean", "std"}) | {"in_channels": config.data.channels}
+    architecture = build_config({**config.model.options(), **images, "num_classes": 0})
+    kind, setting = OBJECTIVES[config.objective.kind], Setting(1, seed=config.seed)
+    objective = kind(lambda: build_model(architecture), config.objective, setting)
+    checkpoint, prefix = path / CHECKPOINTS / f"{LAST}{WHOLE}", "objective."
+    tensors = load_tensors(checkpoint)[0]
+    mine = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    check_match(objective.state_dict(), mine, str(checkpoint))
+    objective.load_state_dict(mine)
+    return objective.eval()
 
 
 @torch.inference_mode()

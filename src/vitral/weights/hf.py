@@ -66,6 +66,18 @@ def vit_rules(_: Tensors) -> list[Rule]:
     return [*_vit_layer("encoder.layer.{i}"), *_vit_layer("layers.{i}"), *_around()]
 
 
+def mae_decoder_rules() -> list[Rule]:
+    """The decoder of ViTMAE, by the names of `objectives.mae` without "decoder_" in front. Version 5 saves its blocks
+    under another name than it keeps them, and than earlier versions saved them."""
+    return [
+        *_vit_layer("decoder.decoder_layers.{i}"),
+        *_vit_layer("decoder.decoder_encoder.layer.{i}"),
+        rule("decoder.decoder_{part:embed|norm|pred}.{end}", "{part}.{end}"),
+        rule("decoder.decoder_pos_embed", "pos_embed"),
+        rule("decoder.mask_token", "mask_token"),
+    ]
+
+
 def deit_rules(tensors: Tensors) -> list[Rule]:
     """DeiT with both heads, or with one: then the distillation token is a register, and its position a part of it."""
     if "classifier.weight" in tensors:

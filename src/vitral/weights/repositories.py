@@ -17,6 +17,16 @@ def mae_rules(tensors: Tensors) -> list[Rule]:
     return [rule("decoder_{rest}", None), rule("mask_token", None), *vit_rules(tensors)]
 
 
+def mae_decoder_rules() -> list[Rule]:
+    """What `mae_rules` leaves out, by the names of `objectives.mae` without "decoder_" in front."""
+    return [
+        rule("decoder_blocks.{i}.{rest}", "blocks.{i}.{rest}"),
+        rule("decoder_{part:embed|norm|pred}.{end}", "{part}.{end}"),
+        rule("decoder_pos_embed", "pos_embed"),
+        rule("mask_token", "mask_token"),
+    ]
+
+
 def dino_rules(tensors: Tensors) -> list[Rule]:
     """Encoder, without the projection heads of DINO and iBOT and without iBOT's mask token."""
     heads = r"{x:head2?}.{part:(?:mlp|last_layer|last_norm|prototypes).*}"

@@ -12,7 +12,7 @@ from torch import Tensor
 from vitral.errors import UserError
 from vitral.models.config import ResNetConfig, ViTConfig
 from vitral.models.parameters import is_head
-from vitral.models.position import interpolate_positions, resize_offsets, resize_table
+from vitral.models.position import interpolate_positions, resize_offsets, resize_table, sincos_table
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, how images are read as grey
 
@@ -29,11 +29,13 @@ def adapt(
 
     Positions are interpolated to the new grid (arXiv 2010.11929, section 3.2), by what `new.position_resize` says;
     patches resampled by the pseudo-inverse (arXiv 2212.08013); channels exchanged so that the model says of an image
-    what the old one said of that image in the old channels. What does not change comes back as it is. Raises UserError
-    where other channels or patches meet a convolutional stem.
+    what the old one said of that image in the old channels. Learned positions start from fixed ones, and a final norm
+    that moves behind or before the pooling starts anew, as in MAE's fine-tuning (arXiv 2111.06377, appendix A). What
+    does not change comes back as it is. Raises UserError where other channels or patches meet a convolutional stem.
     """
     state, notes = dict(state), list[str]()
     if isinstance(old, ViTConfig) and isinstance(new, ViTConfig):
+        notes += _learn_positions(state, old, new) + _move_norm(state, old, new)
         if old.grid != new.grid and new.positions == old.positions:
             _resize_positions(state, old, new)
             if new.positions != "none":
@@ -56,6 +58,27 @@ def adapt(
         _exchange_channels(state, old, new)
         notes.append(f"channels exchanged from {old.in_channels} to {new.in_channels}")
     return state, notes
+
+
+def _learn_positions(state: dict[str, Tensor], old: ViTConfig, new: ViTConfig) -> list[str]:
+    """A learned table of what the fixed positions were on this grid; class and distillation token had none, so 0."""
+    if old.positions != "sincos" or new.positions != "learned" or new.position_tables > 1:
+        return []
+    table_1ND = sincos_table(new.grid, old.grid, new.width)
+    prefix_1PD = table_1ND.new_zeros(1, new.position_rows, new.width)
+    state["pos_embed"] = torch.cat([prefix_1PD, table_1ND], dim=1).to(state["patch_embed.proj.weight"].dtype)
+    return ["learned positions that start from the fixed sines and cosines"]
+
+
+def _move_norm(state: dict[str, Tensor], old: ViTConfig, new: ViTConfig) -> list[str]:
+    """The other norm's weights, 1 and 0, in place of those of the norm that the new model does not have."""
+    if old.norm_after_pool == new.norm_after_pool:
+        return []
+    before, now = ("fc_norm", "norm") if old.norm_after_pool else ("norm", "fc_norm")
+    for end, start in (("weight", torch.ones_like), ("bias", torch.zeros_like)):
+        state[f"{now}.{end}"] = start(state.pop(f"{before}.{end}"))
+    return [f"{now} starts anew in place of {before}: the final norm {'follows' if now == 'fc_norm' else 'precedes'} "
+            "the pooling"]  # fmt: skip
 
 
 def _resize_positions(state: dict[str, Tensor], old: ViTConfig, new: ViTConfig) -> None:

@@ -1,0 +1,31 @@
+"""A few train images of each class: what is left to learn from where labels are scarce. Shape letter: N samples."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from vitral.data.dataset import Dataset
+from vitral.data.keyed import Stream, bits
+from vitral.errors import UserError
+
+
+def with_shots(dataset: Dataset, shots: int, seed: int) -> Dataset:
+    """The dataset with `shots` train images of each class, drawn by `seed`, and a note that says so; other splits stay.
+
+    A seed's smaller sets are parts of its larger ones. A class with fewer images gives all it has. Raises UserError
+    where an image may have several classes.
+    """
+    train = dataset.splits["train"]
+    if train.multi_label:
+        raise UserError("images with several classes cannot be counted so", where="data.shots", got=shots)
+    order_N = np.argsort(bits(seed, 0, 0, np.arange(len(train), dtype=np.int64), int(Stream.SHOTS)), kind="stable")
+    labels_N = train.labels_N[order_N]
+    chosen = [order_N[labels_N == label][:shots] for label in range(len(dataset.classes))]
+    kept = np.sort(np.concatenate(chosen))
+    fewer = sum(0 < len(places) < shots for places in chosen)
+    note = f"{len(kept)} of {len(train)} train images, {shots} of each class (data.shots), drawn by seed {seed}"
+    note += f"; {fewer} classes have fewer" if fewer else ""
+    splits = {**dataset.splits, "train": train.subset(kept)}
+    return replace(dataset, splits=splits, notes=(*dataset.notes, note))

@@ -1,0 +1,191 @@
+"""Masked autoencoders (He et al. 2021, arXiv 2111.06377): most of an image is hidden, and its pixels are predicted.
+
+Shape letters: B batch, C channels, H W image height and width, N patches (h w the rows and columns of their grid), K of
+them seen, M hidden, P side of a patch in pixels, X = P P C values of a patch, D width (of the encoder, then of the
+decoder), T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitral.data.masking import kept_count, noise
+from vitral.errors import UserError
+from vitral.models.config import ViTConfig
+from vitral.models.layers import Block, Linear, xavier
+from vitral.models.model import ImageModel
+from vitral.models.position import Grid, sincos_table
+from vitral.models.vit import VisionTransformer
+from vitral.objectives.config import MaeConfig
+from vitral.objectives.monitors import feature_rank, feature_std
+from vitral.objectives.objective import Objective, Setting
+from vitral.structs import Batch, EncoderOutput, StepOutput
+
+_EPS = 1e-6  # added to a patch's variance, in units of normalised pixels
+_GREY = 0.5  # what is shown where the encoder sees nothing
+
+
+class Reconstruction(NamedTuple):
+    """Images [B, C, H, W] in [0,1]: as they are; what the encoder sees, the rest grey; and the rest as predicted."""
+
+    original_BCHW: Tensor
+    masked_BCHW: Tensor
+    predicted_BCHW: Tensor
+
+
+class MAE(Objective):
+    """Mean squared error of the hidden patches' pixels, predicted by a small decoder.
+
+    The encoder computes the seen patches alone. What is predicted are the normalised image's pixels, by option with
+    each patch brought to mean 0 and variance 1. Parameters of the decoder are named as in the published checkpoints,
+    and so are values of a patch ordered: row, column, channel. Unlike in the paper's code hidden patches stand first
+    among the decoder's tokens, each with the position of its place, so that its last block and its output are computed
+    for them alone: the same prediction for less work. The encoder starts as it does elsewhere, with a class token of
+    zeros.
+    """
+
+    model: VisionTransformer  # pyright: ignore[reportIncompatibleVariableOverride] - set once, by the constructor
+    decoder_places: Tensor
+
+    def __init__(self, factory: Callable[[], ImageModel], config: MaeConfig, setting: Setting) -> None:
+        super().__init__(factory, config, setting)
+        model = factory()
+        assert isinstance(model, VisionTransformer)
+        _check(model.config, config)
+        self.model, self.config, self.seed = model, config, setting.seed
+        encoder, width = model.config, config.decoder_width
+        self.decoder_embed = Linear(encoder.width, width)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        self.decoder_blocks = nn.ModuleList(
+            Block(width, config.decoder_heads, 4 * width, norm_eps=encoder.norm_eps)
+            for _ in range(config.decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(width, eps=encoder.norm_eps)
+        self.decoder_pred = Linear(width, encoder.patch_size**2 * encoder.in_channels)
+        self.register_buffer("decoder_places", sincos_table(model.grid, model.grid, width)[0], persistent=False)
+        for block in self.decoder_blocks:
+            assert isinstance(block, Block)
+            block.init_weights()
+        xavier(self.decoder_embed, self.decoder_pred)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, batch: Batch, step: int) -> StepOutput:
+        """The loss, a mean over the values of the hidden patches, and how much the seen patches' features differ."""
+        images_BCHW = batch.views[0].images_BCHW
+        patches_BND, grid = self.model.embed(images_BCHW)
+        seen_BK, hidden_BM = self.hide(batch.keys_B.to(patches_BND.device), step, grid)
+        out = self.model.encode_tokens(patches_BND, grid, seen_BK)
+        said_BMX = self.decode(out, seen_BK, hidden_BM)
+        wanted_BMX = self.standardise(_rows(self.pixels(images_BCHW), hidden_BM))[0]
+        pooled_BD = self.model.pool(out).detach()
+        metrics = {"feature_std": feature_std(pooled_BD), "feature_rank": feature_rank(pooled_BD)}
+        return StepOutput(F.mse_loss(said_BMX.to(wanted_BMX.dtype), wanted_BMX), metrics)
+
+    def hide(self, keys_B: Tensor, step: int, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Places of the seen patches [B, K] and of the hidden ones [B, M], K = clamp(N - round(N hidden), 1, N)."""
+        count = grid[0] * grid[1]
+        order_BN = noise(self.seed, step, 0, keys_B, count).argsort(dim=1)
+        kept = kept_count(count, self.config.hidden)
+        return order_BN[:, :kept], order_BN[:, kept:]
+
+    def decode(self, out: EncoderOutput, seen_BK: Tensor, hidden_BM: Tensor) -> Tensor:
+        """What the decoder says of the hidden patches, [B, M, X], from the encoded class token and seen patches."""
+        front = [] if out.cls_BD is None else [out.cls_BD.unsqueeze(1)]
+        encoded_BTD = self.decoder_embed(self.model.fc_norm(torch.cat([*front, out.patches_BND], dim=1)))
+        places_ND = self._places(out.grid)
+        cls_BTD, seen_BKD = encoded_BTD.to(places_ND.dtype).split([len(front), seen_BK.shape[1]], dim=1)
+        x_BTD = torch.cat([self.mask_token + places_ND[hidden_BM], cls_BTD, seen_BKD + places_ND[seen_BK]], dim=1)
+        for i, block in enumerate(self.decoder_blocks, 1):
+            x_BTD = block(x_BTD, queries=hidden_BM.shape[1] if i == len(self.decoder_blocks) else None)
+        return self.decoder_pred(self.decoder_norm(x_BTD))
+
+    def pixels(self, images_BCHW: Tensor) -> Tensor:
+        """The normalised images as patches [B, N, X], in float32 or better."""
+        patches_BNX = patchify(self.model.normalise(images_BCHW), self.model.config.patch_size)
+        return patches_BNX.to(torch.promote_types(patches_BNX.dtype, torch.float32))
+
+    def standardise(self, patches_BMX: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(x - mean) / sqrt(unbiased variance + 1e-6) of each patch, its mean and this root; or 0 and 1 without
+        `target_norm`."""
+        if not self.config.target_norm:
+            return patches_BMX, patches_BMX.new_zeros(()), patches_BMX.new_ones(())
+        mean_BM1 = patches_BMX.mean(-1, keepdim=True)
+        scale_BM1 = (patches_BMX.var(-1, keepdim=True, correction=1) + _EPS).sqrt()
+        return (patches_BMX - mean_BM1) / scale_BM1, mean_BM1, scale_BM1
+
+    @torch.no_grad()
+    def reconstruct(self, images_BCHW: Tensor, keys_B: Tensor | None = None, step: int = 0) -> Reconstruction:
+        """Images in [0,1] or uint8 with their hidden patches predicted. Which ones these are depends on `keys_B` (one
+        for each image; default: their numbers), on `step` and on the run's seed.
+
+        With `target_norm` the prediction knows a patch but for its brightness and contrast: these are the true ones.
+        Put the objective in evaluation mode before. Raises UserError as `model.embed` does.
+        """
+        patches_BND, grid = self.model.embed(images_BCHW)
+        keys_B = torch.arange(len(images_BCHW)) if keys_B is None else keys_B
+        seen_BK, hidden_BM = self.hide(keys_B.to(patches_BND.device), step, grid)
+        said_BMX = self.decode(self.model.encode_tokens(patches_BND, grid, seen_BK), seen_BK, hidden_BM)
+        original_BNX = self.pixels(images_BCHW)
+        _, mean, scale = self.standardise(_rows(original_BNX, hidden_BM))
+        index_BMX = hidden_BM[..., None].expand_as(said_BMX)
+        predicted_BNX = original_BNX.scatter(1, index_BMX, said_BMX.to(original_BNX.dtype) * scale + mean)
+        original_BCHW, predicted_BCHW = (
+            (unpatchify(x_BNX, grid, self.model.config.in_channels) * self.model.std + self.model.mean).clamp(0, 1)
+            for x_BNX in (original_BNX, predicted_BNX)
+        )
+        is_hidden_BNX = torch.zeros_like(original_BNX).scatter(1, index_BMX, 1.0)
+        is_hidden_BCHW = unpatchify(is_hidden_BNX, grid, self.model.config.in_channels).bool()
+        return Reconstruction(original_BCHW, original_BCHW.masked_fill(is_hidden_BCHW, _GREY), predicted_BCHW)
+
+    def pictures(self, images_BCHW: Tensor) -> dict[str, Tensor]:
+        """Original, what is seen of it, reconstruction."""
+        return dict(zip(("original", "what is seen", "reconstruction"), self.reconstruct(images_BCHW), strict=True))
+
+    def _places(self, grid: Grid) -> Tensor:
+        """The decoder's fixed positions [N, D] on this grid."""
+        if grid == self.model.grid:
+            return self.decoder_places
+        table_1ND = sincos_table(grid, self.model.grid, self.config.decoder_width, self.decoder_places.device)
+        return table_1ND[0].to(self.decoder_places.dtype)
+
+
+def patchify(images_BCHW: Tensor, size: int) -> Tensor:
+    """Images as patches [B, N, X], row by row; within a patch by row, column, channel: not the order of a convolution's
+    weight, but that of the published decoders."""
+    rows, columns = images_BCHW.shape[2] // size, images_BCHW.shape[3] // size
+    cells_BChPwP = images_BCHW.unflatten(3, (columns, size)).unflatten(2, (rows, size))
+    return cells_BChPwP.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def unpatchify(patches_BNX: Tensor, grid: Grid, channels: int) -> Tensor:
+    """The images [B, C, H, W] of these patches."""
+    size = round((patches_BNX.shape[-1] // channels) ** 0.5)
+    cells_BhwPPC = patches_BNX.unflatten(2, (size, size, channels)).unflatten(1, grid)
+    return cells_BhwPPC.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+
+def _rows(x_BNX: Tensor, index_BM: Tensor) -> Tensor:
+    return x_BNX.gather(1, index_BM[..., None].expand(-1, -1, x_BNX.shape[-1]))
+
+
+def _check(encoder: ViTConfig, config: MaeConfig) -> None:
+    """Raises UserError for encoders that cannot be trained so."""
+    if encoder.pool == "map":
+        raise UserError("objective.kind=mae trains no pooling", where="model.pool", got="map", wanted="cls or avg")
+    if encoder.stem_blocks is not None:
+        raise UserError(
+            "a convolutional stem looks from seen patches into hidden ones", where="model.stem_blocks",
+            got=list(encoder.stem_blocks), wanted="patches of pixels, for objective.kind=mae",
+        )  # fmt: skip
+    count = encoder.grid[0] * encoder.grid[1]
+    if kept_count(count, config.hidden) == count:
+        raise UserError("hides no patch", where="objective.hidden", got=f"{config.hidden} of {count} patches")
+    if config.target_norm and encoder.patch_size**2 * encoder.in_channels == 1:
+        raise UserError(
+            "patches of one value have no variance", where="objective.target_norm", got="true", wanted="false"
+        )
