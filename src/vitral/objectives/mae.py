@@ -57,7 +57,8 @@ class MAE(Objective):
         model = factory()
         assert isinstance(model, VisionTransformer)
         _check(model.config, config)
-        self.model, self.config, self.seed = model, config, setting.seed
+        self.model = model  # pyright: ignore[reportIncompatibleVariableOverride] - a narrower one
+        self.config, self.seed = config, setting.seed
         encoder, width = model.config, config.decoder_width
         self.decoder_embed = Linear(encoder.width, width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
