@@ -194,3 +194,46 @@ def test_positions_keep_rows_and_columns_apart() -> None:
     wide = interpolate_positions(ramp, 0, (4, 8), (4, 16)).view(4, 16)
     torch.testing.assert_close(wide, wide[:1].expand(4, 16))
     torch.testing.assert_close(wide[0, 4:12], (torch.arange(4.0, 12.0) + 0.5) / 2 - 0.5)
+
+
+@pytest.mark.parametrize("queries", [None, 1])
+def test_training_in_bfloat16_on_a_cpu_is_as_near_to_float32_as_the_fused_attention(
+    queries: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Output and gradient, by two products and a softmax and by the fused kernel, beside float64."""
+    exact = filled(Attention(64, 4), torch.float64)
+    assert isinstance(exact, Attention)
+    x = torch.randn(3, 37, 64, dtype=torch.float64)
+    found: list[list[float]] = []
+    for slow in (True, False):
+        monkeypatch.setattr("vitral.models.layers._fused_is_slow", lambda q, slow=slow: slow and q.requires_grad)
+        low = Attention(64, 4).bfloat16()
+        low.load_state_dict(exact.state_dict())
+        error: list[float] = []
+        mine, theirs = (layer(x.to(p.dtype), queries=queries) for layer in (low, exact) for p in [layer.proj.weight])
+        error.append(((mine.double() - theirs).norm() / theirs.norm()).item())
+        slopes = [torch.autograd.grad(out.square().sum(), layer.qkv.weight)[0].double()
+                  for out, layer in ((mine, low), (theirs, exact))]  # fmt: skip
+        error.append(((slopes[0] - slopes[1]).norm() / slopes[1].norm()).item())
+        found.append(error)
+    for explicit, fused in zip(*found, strict=True):
+        assert explicit < 0.03
+        assert explicit < 2 * fused
+
+
+def test_only_bfloat16_on_a_cpu_where_gradients_are_due_leaves_the_fused_attention(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[torch.dtype] = []
+    fused = F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda q, *a, **k: (calls.append(q.dtype), fused(q, *a, **k))[1]
+    )
+    layer, x = Attention(16, 2), torch.randn(2, 5, 16)
+    layer(x)
+    with torch.no_grad():
+        layer.bfloat16()(x.bfloat16())
+    assert calls == [torch.float32, torch.bfloat16]
+    layer(x.bfloat16())
+    layer(x.bfloat16(), bias=torch.zeros(5, 5, dtype=torch.bfloat16))
+    assert calls == [torch.float32, torch.bfloat16, torch.bfloat16], "a bias is the fused kernel's"

@@ -21,12 +21,13 @@ Precision = Literal["float32", "bfloat16", "bfloat16_params"]
 
 class Widths(NamedTuple):
     """Bytes of a number. stream: between blocks and into norms. inner: into matrix products. cast: of the copy of a
-    parameter that autograd keeps under autocast. mask: of a dropout mask."""
+    parameter that autograd keeps under autocast. mask: of a dropout mask. maps: whether attention keeps its maps."""
 
     stream: int
     inner: int
     cast: int
     mask: int
+    maps: bool
 
 
 class Kept(NamedTuple):
@@ -47,7 +48,7 @@ class Kept(NamedTuple):
 def widths(precision: Precision, device: Literal["cpu", "cuda"] = "cpu") -> Widths:
     """Bytes of a number in each precision. A dropout mask is of the masked type on a CPU, and of bytes on CUDA."""
     stream, inner, cast = {"float32": (4, 4, 0), "bfloat16": (4, 2, 2), "bfloat16_params": (2, 2, 0)}[precision]
-    return Widths(stream, inner, cast, inner if device == "cpu" else 1)
+    return Widths(stream, inner, cast, inner if device == "cpu" else 1, device == "cpu" and inner == 2)
 
 
 def kept_activations(
@@ -89,10 +90,15 @@ def _block(c: ViTConfig, h: int, M: int, K: int, T: int, Q: int, w: Widths) -> i
     D, E = c.width, h * (c.width // c.heads)
     gates = 2 if c.mlp == "swiglu" else 1
     norms = (T + Q) * (D + 2) * w.stream
-    attention = (T * D + 3 * T * E + Q * E) * w.inner + 4 * h * Q  # input, packed q k v, result; log-sum-exp in float32
+    attention = (T * D + 3 * T * E + Q * E) * w.inner  # input, packed q k v, result
+    explicit = w.maps and not (c.positions == "relative" and Q == T)
+    if explicit:  # the map, and queries, keys, values of their own; of one sample they stay packed
+        attention += (h * Q * T + (Q * E if K == 1 else (Q - T) * E)) * w.inner
+    else:
+        attention += 4 * h * Q  # log-sum-exp in float32
     if c.qk_norm:
         attention += (2 * T * E + Q * E) * w.inner + 4 * T * h * w.inner
-    if c.positions == "rope":
+    if c.positions == "rope" and not explicit:
         attention += (2 * T * E + Q * E) * w.inner
     if c.positions == "relative" and Q == T:
         # A bias that learns takes attention off the fused kernel, in float32: q, k, v and the map are kept.
