@@ -8,6 +8,11 @@ from torch import Tensor
 from vitral.objectives.balance import NO_BALANCE, ClassBalance
 
 
+def wide(x: Tensor) -> Tensor:
+    """In at least float32: softmax, entropies and distances are never taken in less, whatever autocast says."""
+    return x if x.dtype.itemsize >= 4 else x.float()
+
+
 def soft_targets(targets: dict[str, Tensor], classes: int, smoothing: float) -> Tensor:
     """Target distributions [B, C] of `label`, of `partner` with share 1 - `weight` where mixed, with label smoothing.
 
@@ -35,7 +40,7 @@ def soft_multi_hot(targets: dict[str, Tensor], smoothing: float) -> Tensor:
 def binary_cross_entropy(logits_BC: Tensor, target_BC: Tensor) -> Tensor:
     """Mean over batch and classes of -(y log p + (1 - y) log(1 - p)), p = sigmoid(logits), in nats, in at least
     float32."""
-    logits_BC = logits_BC if logits_BC.dtype.itemsize >= 4 else logits_BC.float()
+    logits_BC = wide(logits_BC)
     return F.binary_cross_entropy_with_logits(logits_BC, target_BC.to(logits_BC.dtype))
 
 
@@ -49,7 +54,7 @@ def cross_entropy(logits_BC: Tensor, target_BC: Tensor, balance: ClassBalance = 
     """Mean over the batch of -sum(weights * target * log softmax(logits + offset)), in nats, in at least float32.
 
     The mean is over the samples, whatever their weights, so that micro-batches add up."""
-    logits_BC = logits_BC if logits_BC.dtype.itemsize >= 4 else logits_BC.float()
+    logits_BC = wide(logits_BC)
     if balance.offset_C is not None:
         logits_BC = logits_BC + balance.offset_C.to(logits_BC)
     if balance.weights_C is not None:

@@ -1,7 +1,8 @@
 """Which class minimises which kind of objective."""
 
+from vitral.objectives.dino import Dino
 from vitral.objectives.masked_patch import MaskedPatch
 from vitral.objectives.objective import Objective
 from vitral.objectives.supervised import Supervised
 
-OBJECTIVES: dict[str, type[Objective]] = {"supervised": Supervised, "masked_patch": MaskedPatch}
+OBJECTIVES: dict[str, type[Objective]] = {"supervised": Supervised, "masked_patch": MaskedPatch, "dino": Dino}
