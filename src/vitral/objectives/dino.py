@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from vitral.objectives.distillation import GLOBAL, Distillation
+from vitral.objectives.losses import wide
 from vitral.objectives.sinkhorn import cross_view_loss
 from vitral.structs import Batch, StepOutput
 
@@ -34,4 +35,4 @@ class Dino(Distillation):
         if config.koleo:
             metrics["koleo"] = (spread := self.spread(pooled[0])).detach()
             loss = loss + config.koleo * spread
-        return StepOutput(loss, metrics, {"logits": logits_RK.float().mean(0)})
+        return StepOutput(loss, metrics, {"logits": wide(logits_RK).mean(0)})

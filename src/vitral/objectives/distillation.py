@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,21 +36,24 @@ class Distillation(Objective):
     model: VisionTransformer
     centre_K: Tensor
 
-    def __init__(self, factory: Callable[[], ImageModel], config: DistillationConfig, setting: Setting) -> None:
+    def __init__(
+        self, factory: Callable[[], ImageModel], config: DistillationConfig, setting: Setting, *, second: bool = False
+    ) -> None:
+        """second: the heads have other prototypes for patches."""
         super().__init__(factory, config, setting)
         model, teacher = factory(), factory()
         assert isinstance(model, VisionTransformer)
-        self.model, self.head = model, self.make_head(config, model)
-        self.teacher, self.teacher_head = EMATeacher(model, teacher), EMATeacher(self.head, self.make_head(config, model))
+        self.distilled, self.setting, self.second, self.model = config, setting, second, model
+        self.head = self.make_head()
+        self.teacher, self.teacher_head = EMATeacher(model, teacher), EMATeacher(self.head, self.make_head())
         self.register_buffer("centre_K", torch.zeros(config.prototypes))
-        self.distilled, self.setting = config, setting
 
-    @staticmethod
-    def make_head(config: DistillationConfig, model: VisionTransformer, *, second: bool = False) -> ProjectionHead:
+    def make_head(self) -> ProjectionHead:
         """A fresh head behind the model's pooled features."""
+        config = self.distilled
         return ProjectionHead(
-            model.config.pooled_width, config.prototypes, config.head_depth, config.head_hidden, config.head_bottleneck,
-            norm=config.head_norm == "batch", fixed=config.fixed_lengths, second=second,
+            self.model.config.pooled_width, config.prototypes, config.head_depth, config.head_hidden,
+            config.head_bottleneck, norm=config.head_norm == "batch", fixed=config.fixed_lengths, second=self.second,
         )  # fmt: skip
 
     @property
@@ -169,6 +171,3 @@ class Distillation(Objective):
         seen_B1HW = (seen_BN / seen_BN.amax(1, keepdim=True)).unflatten(1, (1, *out.grid))
         shown = nn.functional.interpolate(seen_B1HW, images_BCHW.shape[-2:], mode="nearest")
         return {"image": images_BCHW, "class token's attention": shown.expand_as(images_BCHW)}
-
-    def forward(self, batch: Batch, step: int) -> Any:
-        raise NotImplementedError

@@ -83,7 +83,7 @@ class ProjectionHead(nn.Module):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, x_RD: Tensor, is_real_R: Tensor | None = None, *, patches: bool = False) -> Tensor:
+    def forward(self, x_RD: Tensor, is_real_R: Tensor | None = None, patches: bool = False) -> Tensor:
         """[R, D] to logits [R, K]; rows that are not real are padding."""
         for layer in self.mlp:
             x_RD = layer(x_RD, is_real_R) if isinstance(layer, BatchNorm) else layer(x_RD)

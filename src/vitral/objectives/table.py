@@ -1,8 +1,14 @@
 """Which class minimises which kind of objective."""
 
 from vitral.objectives.dino import Dino
+from vitral.objectives.ibot import Ibot
 from vitral.objectives.masked_patch import MaskedPatch
 from vitral.objectives.objective import Objective
 from vitral.objectives.supervised import Supervised
 
-OBJECTIVES: dict[str, type[Objective]] = {"supervised": Supervised, "masked_patch": MaskedPatch, "dino": Dino}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "supervised": Supervised,
+    "masked_patch": MaskedPatch,
+    "dino": Dino,
+    "ibot": Ibot,
+}
