@@ -128,6 +128,10 @@ class DistillationConfig(SelfSupervisedConfig):
     momentum: Share = Field(default=0.996, description="of the teacher's weights, a step, at the start")
     momentum_final: Share = Field(default=1.0, description="at the end, reached along half a cosine")
     freeze_last: float = Field(default=1.0, ge=0, description="epochs in which the prototypes stay as they are")
+    checkpoint: str | None = Field(
+        default=None,
+        description="training checkpoint of DINO's or iBOT's repository to go on from: both networks, heads, centres",
+    )
     koleo: float = Field(default=0.0, ge=0, description="weight of the KoLeo loss, which spreads features; 0: off")
 
     @model_validator(mode="after")

@@ -6,16 +6,25 @@ K prototypes, D width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
+from vitral.models.model import ImageModel
+from vitral.objectives.config import DinoConfig
 from vitral.objectives.distillation import GLOBAL, Distillation
 from vitral.objectives.losses import wide
+from vitral.objectives.objective import Setting
 from vitral.objectives.sinkhorn import cross_view_loss
 from vitral.structs import Batch, StepOutput
 
 
 class Dino(Distillation):
     """Cross-entropy between prototypes of different views: large ones from the teacher, all from the student."""
+
+    def __init__(self, factory: Callable[[], ImageModel], config: DinoConfig, setting: Setting) -> None:
+        super().__init__(factory, config, setting)
+        self.start()
 
     def forward(self, batch: Batch, step: int) -> StepOutput:
         """The loss in nats, and what a collapse shows in (see `monitors`)."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ from vitral.objectives.projection import ProjectionHead
 from vitral.objectives.sinkhorn import centred, sinkhorn
 from vitral.objectives.teacher import EMATeacher, cosine
 from vitral.structs import Batch
+from vitral.weights.distilled import read_distilled
+from vitral.weights.tensors import check_match
 
 GLOBAL = 2  # views that the teacher sees
 
@@ -47,6 +50,20 @@ class Distillation(Objective):
         self.head = self.make_head()
         self.teacher, self.teacher_head = EMATeacher(model, teacher), EMATeacher(self.head, self.make_head())
         self.register_buffer("centre_K", torch.zeros(config.prototypes))
+
+    def start(self) -> None:
+        """Takes over both networks, heads and centres of the configured training checkpoint, if any, by their names.
+        Raises UserError where anything is missing, left over or of another shape."""
+        file = self.distilled.checkpoint
+        if file is None:
+            return
+        mine, theirs = self.state_dict(), read_distilled(Path(file).expanduser())
+        for name in [name for name in theirs if "last_layer2." in name and name not in mine]:
+            if torch.equal(theirs[name], theirs[name.replace("last_layer2", "last_layer")]):
+                del theirs[name]  # a shared layer is there by both of its names
+        hint = "objective.patch_head, prototypes and head_* have to be those of the checkpoint, and model.* its encoder's."
+        check_match(mine, theirs, file, hint=hint)
+        self.load_state_dict(theirs)
 
     def make_head(self) -> ProjectionHead:
         """A fresh head behind the model's pooled features."""

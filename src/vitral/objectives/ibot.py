@@ -66,6 +66,7 @@ class Ibot(Distillation):
             self.own_head = self.make_head()
             self.teacher_own_head = EMATeacher(self.own_head, self.make_head())
         self.register_buffer("patch_centre_K", torch.zeros(config.prototypes))
+        self.start()
 
     @property
     def prototypes(self) -> list[nn.Parameter]:
