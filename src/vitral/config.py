@@ -226,7 +226,9 @@ def _problem(model: type[Config], name: str, details: list[ErrorDetails]) -> Use
         options = re.findall(r"'([^']*)'", str(context.get("expected_tags", "")))
         got, tag = context.get("tag"), str(context.get("discriminator", "")).strip("'")
         close = nearest(str(got), options)
-        return UserError("wrong value", where=f"{name}.{tag}", got=repr(got), wanted=" or ".join(options), nearest=close)
+        return UserError(
+            "wrong value", where=f"{name}.{tag}", got=repr(got), wanted=" or ".join(options), nearest=close
+        )
     if detail["type"] == "extra_forbidden":
         names = [key.name for key in describe(model)]
         if name in names:  # of another member of the union
@@ -289,7 +291,9 @@ def _merged(members: list[list[Key]]) -> list[Key]:
 
 
 def _tells_apart(same: list[Key], members: int) -> bool:
-    texts = {key.type_text for key in same if get_origin(key.annotation) is Literal and len(get_args(key.annotation)) == 1}
+    texts = {
+        key.type_text for key in same if get_origin(key.annotation) is Literal and len(get_args(key.annotation)) == 1
+    }
     return len(texts) == len(same) == members > 1
 
 

@@ -36,7 +36,7 @@ def encoder(dtype: torch.dtype = DOUBLE, **options: Any) -> VisionTransformer:
 def make(
     kind: str = "dino", *, dtype: torch.dtype = DOUBLE, setting: Setting | None = None, model: Any = (), **keys: Any
 ) -> Distillation:
-    """With random last layers and biases, so that nothing is equal by its initial value."""
+    """With a class token that is not zero, so that nothing is equal by its initial value."""
     torch.manual_seed(0)
     setting, keys = setting or Setting(steps=20, epoch_steps=0.0, seed=3), {**SMALL, "kind": kind, **keys}
 
@@ -45,8 +45,9 @@ def make(
 
     objective: Distillation
     objective = Ibot(factory, IbotConfig(**keys), setting) if kind == "ibot" else Dino(factory, DinoConfig(**keys), setting)
-    torch.nn.init.normal_(objective.model.get_parameter("cls_token"), std=0.5)
-    objective.teacher.module.load_state_dict(objective.model.state_dict())
+    if "checkpoint" not in keys:
+        torch.nn.init.normal_(objective.model.get_parameter("cls_token"), std=0.5)
+        objective.teacher.module.load_state_dict(objective.model.state_dict())
     return objective.to(dtype).train()
 
 

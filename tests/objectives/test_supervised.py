@@ -97,7 +97,9 @@ def test_a_frozen_encoder_works_as_in_evaluation_and_only_the_head_learns() -> N
 
 def test_the_sigmoid_loss_is_summed_over_classes_and_starts_where_rare_classes_leave_it() -> None:
     made = Supervised(
-        lambda: create_vit("vit_micro_patch2_8", num_classes=10).double(), SupervisedConfig(loss="sigmoid"), 1
+        lambda: create_vit("vit_micro_patch2_8", num_classes=10).double(),
+        SupervisedConfig(loss="sigmoid"),
+        Setting(1),
     )
     torch.nn.init.constant_(made.model.get_parameter("head.bias"), -6.9)
     expected = 9 * math.log1p(math.exp(-6.9)) + math.log1p(math.exp(6.9))

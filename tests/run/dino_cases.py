@@ -43,4 +43,3 @@ DINO_CASES: dict[str, Case] = {
     "objective.patch_weight": Case(0.5, weights, IBOT),
     "objective.patch_head": Case("last_layer", weights, IBOT),
 }
-ELSEWHERE: dict[str, str] = {"objective.checkpoint": "tests/weights/test_distilled.py"}

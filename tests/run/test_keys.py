@@ -10,10 +10,9 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +20,9 @@ from PIL import Image
 
 from tests.data.test_cifar import binary10
 from tests.helpers import TINY, random_model, write_colours
+from tests.run.dino_cases import DINO, DINO_CASES
+from tests.run.objective_cases import OBJECTIVE_CASES
+from tests.run.outcomes import Case, card, classes, files, rows, shapes, summary, weights
 from vitral.config import describe
 from vitral.data import loader
 from vitral.data.config import DataConfig
@@ -29,54 +31,8 @@ from vitral.errors import RunFailed, UserError
 from vitral.models import vit
 from vitral.run.config import RunConfig, load_config
 from vitral.run.train import run
-from vitral.training.journal import Journal
 from vitral.training.state import TrainState
 from vitral.weights.tensors import load_tensors
-
-
-def weights(out: Path) -> object:
-    """The trained weights, bit for bit."""
-    return hashlib.sha256((out / "model/model.safetensors").read_bytes()).hexdigest()
-
-
-def rows(out: Path) -> object:
-    """The journal's rows by step and kind."""
-    return [(row["step"], "val_loss" in row) for row in Journal.read(out)]
-
-
-def summary(out: Path) -> Any:
-    """Recipe, seed and steps."""
-    tree = json.loads((out / "summary.json").read_text(encoding="utf-8"))
-    return {key: tree[key] for key in ("recipe", "seed", "steps")}
-
-
-def files(out: Path) -> object:
-    """Names of what the run left."""
-    return sorted(path.name for path in out.iterdir()) if out.is_dir() else "nothing"
-
-
-def shapes(out: Path) -> object:
-    """Names and sizes of the weights, from the architecture."""
-    return json.loads((out / "model/config.json").read_text(encoding="utf-8"))["architecture"]
-
-
-def classes(out: Path) -> object:
-    """Class names by index."""
-    return json.loads((out / "model/config.json").read_text(encoding="utf-8"))["id2label"]
-
-
-def card(out: Path) -> object:
-    """The notes on the data."""
-    return [line for line in (out / "model/README.md").read_text(encoding="utf-8").splitlines() if line[:2] == "- "]
-
-
-class Case(NamedTuple):
-    """Another value of a key; what must then be different; what else is set in both runs, to give the key a meaning."""
-
-    value: object
-    seen: Callable[[Path], object] = weights
-    given: Mapping[str, Any] = MappingProxyType({})
-
 
 FINETUNE = {
     "init": "model",
@@ -219,6 +175,11 @@ CASES: dict[str, Case] = {
     "objective.class_weights": Case("balanced"),
     "objective.logit_adjustment": Case(1.0),
     "objective.head_first": Case(0.5, weights, FINETUNE),
+    "objective.kind": Case("masked_patch", shapes),
+    "optim.weight_decay_final": Case(5.0),
+    "optim.clip_each": Case(True, weights, {"optim.clip": 0.01}),
+    **OBJECTIVE_CASES,
+    **DINO_CASES,
 }  # fmt: skip
 
 # Each has a test of its own below, or, where another test has it already, its name.
@@ -243,7 +204,7 @@ ELSEWHERE = {
     "train.parallel": "test_parallel_is_how_the_processes_share_the_work",
     "train.max_bad_steps": "test_bad_steps_in_a_row_are_counted",
     "train.tensorboard": "test_tensorboard_is_asked_for",
-    "objective.kind": "test_there_is_one_kind_of_objective",
+    "objective.checkpoint": "test_a_training_checkpoint_is_asked_for",
 }
 
 
@@ -469,11 +430,6 @@ def test_checkpointing_reaches_the_model(tmp_path: Path, monkeypatch: pytest.Mon
         tiny(tmp_path / "b", train__checkpointing=3)
 
 
-def test_there_is_one_kind_of_objective(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"(?s)objective\.kind.*supervised"):
-        tiny(tmp_path / "a", objective__kind="dino")
-
-
 def test_a_diverging_run_fails_with_a_message(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match=r"nan.*lower optim\.lr"):
         tiny(tmp_path / "a", optim__lr=1e30, train__steps=30)
@@ -498,3 +454,8 @@ def test_allowed_findings_do_not_refuse(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"(?s)duplicates-labels.*check\.allow=\[duplicates-labels\]"):
         tiny(tmp_path / "a", **keys)
     tiny(tmp_path / "a", check__allow=("duplicates-labels",), **keys)
+
+
+def test_a_training_checkpoint_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent\.pth: no such file"):
+        tiny(tmp_path / "a", **{**DINO, "objective.checkpoint": "absent.pth"})

@@ -45,7 +45,9 @@ def warp(
     if images_BCHW.dtype == torch.uint8:
         middle = 128.0 if fill == "grey" else 0.0
         images_BCHW = images_BCHW.float().sub_(middle) if middle else images_BCHW.float()
-        return warp(images_BCHW, matrix_B33, "zeros" if middle else fill, interpolation, size).add_(middle).round_().byte()
+        return (
+            warp(images_BCHW, matrix_B33, "zeros" if middle else fill, interpolation, size).add_(middle).round_().byte()
+        )
     if fill == "grey":
         return warp(images_BCHW - 0.5, matrix_B33, "zeros", interpolation, size).add_(0.5)
     source = (images_BCHW.shape[-2], images_BCHW.shape[-1])

@@ -11,7 +11,7 @@ from vitral.data.findings import known_codes
 
 Channels = Annotated[int, Field(ge=1, le=4)]
 Names = Annotated[tuple[str, ...], Strict(False)]
-SourceName = Literal["auto", "digits", "folder", "filename", "table", "cifar", "hf", "yaml"]
+SourceName = Literal["auto", "digits", "folder", "filename", "images", "table", "cifar", "hf", "yaml"]
 Validation = Literal["own", "dev", "none"]
 Interpolation = Literal["bicubic", "bilinear", "lanczos"]
 MAX_PIXELS = 150_000_000  # three bytes each: 450 MB; the largest phone cameras give 108 to 200 million

@@ -74,7 +74,7 @@ def crop_jpeg(
     swapped = jpeg.turn >= 5
     stored_height, stored_width = (jpeg.width, jpeg.height) if swapped else (jpeg.height, jpeg.width)
     stored = [_turned(box, jpeg.turn, stored_height, stored_width) for box in boxes]
-    wanted = [size[::-1] if swapped else size for size in sizes]
+    wanted = [(size[1], size[0]) if swapped else size for size in sizes]
     scale = min(_scale(box, size) for box, size in zip(stored, wanted, strict=True))
     data = _shortened(jpeg, max(top + height for top, _, height, _ in stored), stored_height)
     shown: list[tuple[Tensor, Box]] = []
@@ -90,7 +90,10 @@ def crop_jpeg(
             method = TRANSPOSE.get(jpeg.turn)
             part = part if method is None else part.transpose(method)
             # The last row and column of a scaled picture may stand for less than `scale` pixels.
-            tall, wide = min(bottom * scale, stored_height) - top * scale, min(right * scale, stored_width) - left * scale
+            tall, wide = (
+                min(bottom * scale, stored_height) - top * scale,
+                min(right * scale, stored_width) - left * scale,
+            )
             box = top * scale, left * scale, tall, wide
             seen = _turned(box, _BACK.get(jpeg.turn, jpeg.turn), jpeg.height, jpeg.width)
             shown.append((resize_part(_pixels(part, channels), size, mode), seen))

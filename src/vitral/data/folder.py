@@ -19,6 +19,9 @@ LAYOUT = "DIR/<class>/*.png, or DIR/train/<class>/*.png with val and test beside
 IMAGE_FILES = "files that end in .png, .jpg, .jpeg, .webp, .tif, .bmp, .gif or another image format"
 
 
+NO_LABEL = "image"
+
+
 def open_folder(config: DataConfig) -> Dataset:
     """The images below `config.path`, one class a folder; class indices follow the sorted class names of all splits,
     or `config.classes`.
@@ -36,6 +39,26 @@ def open_folder(config: DataConfig) -> Dataset:
     found = {split: _scan(root, folder, labels[split], ignored) for split, folder in folders.items()}
     said = [f"ignored {count} {what}" for what, count in sorted(ignored.items())]
     return files_dataset(root, found, (label for own in labels.values() for label in own), config, lambda _: said)
+
+
+def open_images(config: DataConfig) -> Dataset:
+    """Every image below `config.path`, at any depth, all of one class called image: for learning without labels.
+    Channels, fingerprint and what counts as an image as in `open_folder`. Raises UserError where there is none."""
+    assert config.path is not None
+    root = Path(config.path).expanduser()
+    ignored: Counter[str] = Counter()
+    files = [
+        LabelledFile(Path(path).relative_to(root).as_posix(), NO_LABEL, size) for path, size in walk(root, ignored)
+    ]
+    if not files:
+        raise UserError("no images here", where=str(root), wanted=IMAGE_FILES)
+    said = [f"ignored {count} {what}" for what, count in sorted(ignored.items())]
+    return files_dataset(root, {"train": sorted(files)}, [NO_LABEL], config, lambda _: said)
+
+
+def is_unlabelled(folder: Path) -> bool:
+    """Whether images lie in this folder, and no folders that could be classes."""
+    return not _has_folders(folder) and any(path.is_file() and is_image(str(path)) for path in folder.iterdir())
 
 
 def images_below(folder: Path) -> list[Path]:

@@ -29,7 +29,13 @@ def noise(seed: int, step: int, view: int, keys_B: Tensor, patches: int, stream:
 
 
 def blocks(
-    seed: int, step: int, view: int, keys_B: Tensor, grid: Grid, count_B: Tensor, ratio: tuple[float, float] = (0.3, 3.3)
+    seed: int,
+    step: int,
+    view: int,
+    keys_B: Tensor,
+    grid: Grid,
+    count_B: Tensor,
+    ratio: tuple[float, float] = (0.3, 3.3),
 ) -> Tensor:
     """Masks bool [B, N] of exactly `count_B` patches (int64 [B], 0 to N), made of rectangles as far as they fit.
 

@@ -70,8 +70,8 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageReader:
-    """Reads images of a split at `size` (height, width): exact float32 [0,1], fast uint8, or uint8 random crops, as many
-    of each image as there are `crops`.
+    """Reads images of a split at `size` (height, width): exact float32 [0,1], fast uint8, or uint8 random crops, of
+    each image as many as there are `crops`.
 
     Can be sent to other processes where the split can.
     """

@@ -14,7 +14,7 @@ from vitral.data.describe import open_description
 from vitral.data.digits import open_digits
 from vitral.data.filename import fits, looks_flat, open_filename
 from vitral.data.files import hidden, is_image, some
-from vitral.data.folder import IMAGE_FILES, LAYOUT, open_folder
+from vitral.data.folder import IMAGE_FILES, LAYOUT, is_unlabelled, open_folder, open_images
 from vitral.data.hf import find_shards, is_saved, open_hf
 from vitral.data.holdout import VAL_SEED, iteratively_stratified, stratified, with_val_in_train, with_validation
 from vitral.data.table import ENDINGS, open_table
@@ -37,6 +37,7 @@ SOURCES: dict[str, Callable[[DataConfig], Dataset]] = {
     "digits": open_digits,
     "folder": open_folder,
     "filename": open_filename,
+    "images": open_images,
     "table": open_table,
     "cifar": open_cifar,
     "hf": open_hf,
@@ -81,7 +82,7 @@ def open_dataset(
     return held_out(dataset, config.val_fraction, config.validation) if hold_out else dataset
 
 
-def held_out(dataset: Dataset, fraction: float, validation: Validation = "own") -> Dataset:
+def held_out(dataset: Dataset, fraction: float, validation: Validation = "own", *, to_judge: bool = True) -> Dataset:
     """The dataset with a validation split, carved out of train where there is none; notes say what is amiss.
 
     validation "dev": the split is carved out of train always, and the judged split (test, or else val) is gone. "none":
@@ -91,7 +92,7 @@ def held_out(dataset: Dataset, fraction: float, validation: Validation = "own") 
     if validation != "own":
         dataset = with_val_in_train(dataset)
     if validation == "none":
-        if len(dataset.splits) == 1:
+        if len(dataset.splits) == 1 and to_judge:
             raise UserError(
                 "no images would be left to judge the result by", where="data.validation", got="none",
                 hint="Data with a test or val split have them; data.validation=own holds a part of train out.",
@@ -146,6 +147,15 @@ def refuse_unequal(dataset: Dataset, where: str | None) -> None:
         if split != "train" and set(absent.get(split, ())) != set(absent.get("train", ()))
     ]  # fmt: skip
     raise UserError("\n  ".join(lines), where=where, wanted=some(present))
+
+
+def unlabelled_source(config: DataConfig) -> DataConfig:
+    """`config`, for learning without labels: a folder of nothing but images, whose classes nobody knows, will do."""
+    if config.source != "auto" or config.path is None or not Path(config.path).expanduser().is_dir():
+        return config
+    name, found = find_source(config)
+    path = Path(config.path).expanduser()
+    return found.model_copy(update={"source": "images"}) if name == "folder" and is_unlabelled(path) else config
 
 
 def find_source(config: DataConfig) -> tuple[str, DataConfig]:

@@ -37,7 +37,6 @@ class SupervisedConfig(Config):
         default=0.0, ge=0, le=1, description="share of the run in which only the head learns (fine-tuning)"
     )
 
-
     def views(self, augment: AugmentConfig, size: Size, stride: int) -> tuple[ViewConfig, ...]:
         """How each sample is shown: of images of `size` (height, width) and patches of `stride` pixels."""
         return (ViewConfig(augment, size),)

@@ -7,7 +7,7 @@ corrupted ones, D width, T parts of a patch that are predicted, K colours, P sid
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from vitral.models.layers import Linear
 from vitral.models.model import ImageModel
 from vitral.models.vit import VisionTransformer
 from vitral.objectives.config import MaskedPatchConfig
+from vitral.objectives.losses import wide
 from vitral.objectives.monitors import feature_rank, feature_std
 from vitral.objectives.objective import Objective, Setting
 from vitral.structs import Batch, StepOutput
@@ -33,7 +34,7 @@ class MaskedPatch(Objective):
     as it was, before normalisation. Unlike in the paper's code an image of C channels has 8^C colours.
     """
 
-    model: VisionTransformer
+    model: VisionTransformer  # pyright: ignore[reportIncompatibleVariableOverride] - set once, by the constructor
 
     def __init__(self, factory: Callable[[], ImageModel], config: MaskedPatchConfig, setting: Setting) -> None:
         super().__init__(factory, config, setting)
@@ -61,15 +62,15 @@ class MaskedPatch(Objective):
         corrupted_BND = self.corrupt(patches_BND, chosen_BM, keys_B, step)
         out = self.model.encode_tokens(corrupted_BND, grid)
         tokens_BMD = self.model.fc_norm(_rows(out.patches_BND, chosen_BM))
-        said_BMTK = self.predict(tokens_BMD).unflatten(-1, (self.parts**2, -1))
+        said_BMTK = wide(self.predict(tokens_BMD)).unflatten(-1, (self.parts**2, -1))
         wanted_BNTC = part_means(images_BCHW, grid, self.parts)
         wanted_BMTC = _rows(wanted_BNTC.flatten(2), chosen_BM).view(B, chosen_BM.shape[1], self.parts**2, -1)
         pooled_BD = self.model.pool(out).detach()
         metrics = {"feature_std": feature_std(pooled_BD), "feature_rank": feature_rank(pooled_BD)}
         if self.config.target == "pixels":
-            return StepOutput(F.mse_loss(said_BMTK.float(), wanted_BMTC), metrics)
+            return StepOutput(F.mse_loss(said_BMTK, wanted_BMTC.to(said_BMTK.dtype)), metrics)
         classes_BMT = colours(wanted_BMTC)
-        loss = F.cross_entropy(said_BMTK.flatten(0, 2).float(), classes_BMT.flatten())
+        loss = F.cross_entropy(said_BMTK.flatten(0, 2), classes_BMT.flatten())
         metrics["mask_top1"] = (said_BMTK.detach().argmax(-1) == classes_BMT).float().mean()
         return StepOutput(loss, metrics)
 
@@ -86,7 +87,7 @@ class MaskedPatch(Objective):
         replaced_BMD = torch.where(kind_BM1 < masked, self.mask_token.to(patches_BND.dtype), replaced_BMD)
         return patches_BND.scatter(1, chosen_BM[..., None].expand(-1, -1, D), replaced_BMD)
 
-    def alarm(self, metrics: dict[str, float]) -> str | None:
+    def alarm(self, metrics: Mapping[str, float]) -> str | None:
         """Features that no longer differ between images."""
         if metrics.get("feature_std", 1.0) < 0.01:
             return "collapse: the features of all images are nearly equal (feature_std below 0.01)"

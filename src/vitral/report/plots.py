@@ -81,7 +81,8 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
     "Learning rate", and what shows a collapse of learning without labels.
 
     `rows` are those of metrics.jsonl: `step` with `loss`, `lr`, `val_loss`, `val_top1`, `val_map`, `val_knn_top1`
-    (fractions), `teacher_entropy` (nats), `feature_std`. A panel without a finite value is left out. Long curves are drawn as means of neighbouring rows.
+    (fractions), `teacher_entropy` (nats), `feature_std`. A panel without a finite value is left out. Long curves are
+    drawn as means of neighbouring rows.
     """
     panels = {
         "Loss": {"training": ("loss", BLUE, "-"), "validation": ("val_loss", ORANGE, "--")},

@@ -13,7 +13,7 @@ from vitral.data.config import DataConfig
 from vitral.data.damage import find_damage, without_damage
 from vitral.data.dataset import Dataset
 from vitral.data.findings import CheckReport
-from vitral.data.sources import held_out, open_dataset
+from vitral.data.sources import held_out, open_dataset, unlabelled_source
 from vitral.errors import UserError
 from vitral.objectives.config import SupervisedConfig
 from vitral.run.config import RunConfig
@@ -32,7 +32,9 @@ def open_checked(
     Raises UserError that lists every error which `check.allow` doesn't name, and all that opening raises.
     """
     workers = data.workers if data.workers != "auto" else None
-    if not isinstance(config.objective, SupervisedConfig):
+    labelled = isinstance(config.objective, SupervisedConfig)
+    if not labelled:
+        data = unlabelled_source(data)
         allow = tuple(dict.fromkeys((*config.check.allow, *_OF_LABELS)))
         config = config.model_copy(update={"check": config.check.model_copy(update={"allow": allow})})
     if config.check.skip:
@@ -42,7 +44,7 @@ def open_checked(
         if data.max_bad:
             dataset = without_damage(dataset, find_damage(dataset, workers), data.max_bad)
         dataset = replace(dataset, notes=(*dataset.notes, "DATA NOT CHECKED (check.skip=true)"))
-        return held_out(dataset, data.val_fraction, data.validation), None
+        return _held_out(dataset, data, labelled), None
     dataset = open_dataset(data, hold_out=False, equal_classes=False, one_class=True)
     started = time.perf_counter()
     report = check_dataset(
@@ -52,7 +54,16 @@ def open_checked(
     tell(report, config, time.perf_counter() - started)
     refuse(report, config)
     whole = without_damage(dataset, report.damaged, data.max_bad)
-    return held_out(whole, data.val_fraction, data.validation), report
+    return _held_out(whole, data, labelled), report
+
+
+def _held_out(dataset: Dataset, data: DataConfig, labelled: bool) -> Dataset:
+    """With a validation split as `data` says; images without classes are all for training."""
+    if not labelled and len(dataset.classes) < 2:
+        return replace(
+            dataset, notes=(*dataset.notes, "trained on all images; without classes there is nothing to judge by")
+        )
+    return held_out(dataset, data.val_fraction, data.validation, to_judge=labelled)
 
 
 def check_given(dataset: Dataset, config: RunConfig) -> CheckReport | None:

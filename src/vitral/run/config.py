@@ -117,13 +117,15 @@ class RunConfig(Config):
             "model.distill_token": (model.options().get("distill_token", False), False),
             "memory": (self.memory, None), "lora.rank": (self.lora.rank, None),
             "train.freeze": (self.train.freeze, "none"), "train.patience": (self.train.patience, None),
-            "train.ema": (self.train.ema if objective.has_teacher else None, None), "augment.mixup": (self.augment.mixup, 0.0),
+            "train.ema": (self.train.ema if objective.has_teacher else None, None),
+            "augment.mixup": (self.augment.mixup, 0.0),
             "augment.cutmix": (self.augment.cutmix, 0.0), "augment.repeats": (self.augment.repeats, 1),
             **{f"augment.{key}": (getattr(self.augment, key), value) for key, value in objective.idle().items()},
         }  # fmt: skip
-        for key, (got, wanted) in wrong.items():
-            if got != wanted:
-                raise ValueError(f"{key}={got} is of no use with objective.kind={self._kind}. Set {key}={_word(wanted)}")
+        useless = {key: wanted for key, (got, wanted) in wrong.items() if got != wanted}
+        if useless:
+            words = " ".join(f"{key}={_word(wanted)}" for key, wanted in useless.items())
+            raise ValueError(f"of no use with objective.kind={self._kind}: {', '.join(useless)}. Set {words}")
         if self.train.parallel == "fsdp" or self.precision == "bfloat16_params":
             raise ValueError(
                 f"objective.kind={self._kind} keeps whole models in float32: not with train.parallel=fsdp, nor with "
@@ -156,7 +158,7 @@ class RunConfig(Config):
 
 
 def _word(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}".removesuffix(".0")
 
 
 def recipes() -> dict[str, Path]:
@@ -170,7 +172,8 @@ def load_config(recipe: str | None, overrides: Mapping[str, Any]) -> RunConfig:
 
     `data=X` is short for `data.path=X`; a path given without a source makes the source `auto`; train.epochs given
     replaces a recipe's train.steps; a model.name of another family than the recipe's model replaces all that the recipe
-    says of its model, and another objective.kind all that it says of its objective. Without a recipe it is `small` where data is given, else `digits`.
+    says of its model, and another objective.kind all that it says of its objective. Without a recipe it is `small`
+    where data is given, else `digits`.
     """
     overrides = flatten(expand_data(overrides))
     if "train.epochs" in overrides:
@@ -249,5 +252,7 @@ def difference(one: RunConfig, other: RunConfig) -> list[tuple[str, Any, Any]]:
     free |= {"data.workers", "data.worker_kind", "data.cache_mb", "train.log_every", "train.save_seconds"}
     free |= {"train.parallel", "train.max_bad_steps", "train.tensorboard", "train.checkpointing"}
     mine, theirs = flatten(one.model_dump()), flatten(other.model_dump())
-    names = [key.name for key in describe(RunConfig) if key.name not in free]
-    return [(name, mine[name], theirs[name]) for name in names if mine[name] != theirs[name]]
+    names = [
+        key.name for key in describe(RunConfig) if key.name not in free and (key.name in mine or key.name in theirs)
+    ]
+    return [(name, mine.get(name), theirs.get(name)) for name in names if mine.get(name) != theirs.get(name)]

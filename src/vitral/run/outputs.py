@@ -174,8 +174,8 @@ def encoder_card(summary: Mapping[str, Any], notes: tuple[str, ...], name: str) 
     judged = "Not judged: the data have no classes to judge by."
     if "top1" in summary:
         low, high = summary["top1_interval"]
-        judged = f"""**{100 * summary["top1"]:.2f} %** of {summary["count"]} {summary["split"]} images are named right by
-their {summary["judged_by"]} among the train images (95 % interval {100 * low:.2f} to {100 * high:.2f} %)."""
+        judged = f"""**{100 * summary["top1"]:.2f} %** of {summary["count"]} {summary["split"]} images are named right
+by their {summary["judged_by"]} among the train images (95 % interval {100 * low:.2f} to {100 * high:.2f} %)."""
     facts = "\n".join(f"- {note}" for note in notes)
     return f"""---
 library_name: vitral

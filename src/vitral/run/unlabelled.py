@@ -72,8 +72,8 @@ def _sampled(prepared: Prepared, name: str) -> ImageStore:
 
 def _neighbours(prepared: Prepared, model: ImageModel, train: ImageStore, judged: ImageStore) -> dict[str, Any]:
     """Accuracy of the vote of the nearest train images, by the features that a head would read."""
-    features = [_features(model, store) for store in (train, judged)]
-    return dict(knn(*features, len(prepared.dataset.classes), KnnConfig(k=(_asked(prepared).knn_k,))))
+    voters, asked = _features(model, train), _features(model, judged)
+    return dict(knn(voters, asked, len(prepared.dataset.classes), KnnConfig(k=(_asked(prepared).knn_k,))))
 
 
 @torch.inference_mode()

@@ -26,7 +26,7 @@ from vitral.training.loggers import Loggers
 from vitral.training.parallel import Parallel
 from vitral.training.signals import StopSignal
 from vitral.training.speed import Speed, peak_flops
-from vitral.training.state import LAST, WHOLE, TrainState
+from vitral.training.state import LAST, WHOLE, Progress, TrainState
 from vitral.weights.tensors import save_tensors
 
 VALIDATIONS = 20  # of a run, by default
@@ -39,11 +39,11 @@ def total_steps(config: TrainConfig, samples: int) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the loop is told beside its parts. rate, decay: learning rate and weight decay by step (None: as the groups say). clip: largest gradient
-    norm or None, of each parameter by itself with clip_each. autocast: the precision of matrix products, or None for
-    that of the weights. score: the validated value, "val_" in front of it, by which the best weights are chosen, and
-    how the log calls it; with keep_last the last weights are kept all the same. replay_command: looks at the batch that
-    ended the run. image_flops: operations for one trained image, 0: unknown."""
+    """What the loop is told beside its parts. rate, decay: learning rate and weight decay by step (None: as the groups
+    say). clip: largest gradient norm or None, of each parameter by itself with clip_each. autocast: the precision of
+    matrix products, or None for that of the weights. score: the validated value, "val_" in front of it, by which the
+    best weights are chosen, and how the log calls it; with keep_last the last weights are kept all the same.
+    replay_command: looks at the batch that ended the run. image_flops: operations for one trained image, 0: unknown."""
 
     steps: int
     rate: Callable[[int], float]
@@ -72,8 +72,8 @@ def fit(
     get every row of the journal.
 
     Saves the run's state by time and at every stop, the best validated weights when there are new ones; without
-    `validate`, or with `plan.keep_last`, the last weights. Raises Interrupted after a signal (state saved), RunFailed after too many steps in a
-    row that were not finite.
+    `validate`, or with `plan.keep_last`, the last weights. Raises Interrupted after a signal (state saved), RunFailed
+    after too many steps in a row that were not finite.
     """
     progress, last = state.progress, plan.folder / f"{LAST}{WHOLE}"
     epochs_a_step = config.batch_size / len(loader.store.split)
@@ -103,9 +103,8 @@ def fit(
             if log_due:
                 row = {"step": progress.step, "epoch": round(epoch, 4), "lr": rate}
                 row |= _numbers({"loss": loss, **metrics}, norm)
-                row |= {"skipped": progress.skipped} if progress.skipped else {}
                 _alarm(objective, row, told)
-                journal.row(row | speed.read().row())
+                journal.row(row | _skipped(progress) | speed.read().row())
             if judge_due and validate is not None:
                 judge(state, objective, validate, journal, plan, epoch, speed)
                 if config.patience is not None and progress.stale >= config.patience:
@@ -149,6 +148,10 @@ def _numbers(means: Mapping[str, torch.Tensor], norm: torch.Tensor) -> dict[str,
     found = dict(zip(means, distributed.mean(means.values()), strict=True)) | {"grad_norm": norm}
     numbers = {name: value.item() for name, value in found.items()}
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
+def _skipped(progress: Progress) -> dict[str, int]:
+    return {"skipped": progress.skipped} if progress.skipped else {}
 
 
 def _alarm(objective: Objective, row: Mapping[str, float], told: set[str]) -> None:

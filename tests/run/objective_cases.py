@@ -1,0 +1,19 @@
+"""Keys of objectives without labels, each set to another value: lines of the same kind as in test_keys.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tests.run.outcomes import Case, judged, weights
+
+MASKED_PATCH: Mapping[str, Any] = {"objective.kind": "masked_patch", "train.eval_every": 0.02}
+
+OBJECTIVE_CASES: dict[str, Case] = {
+    "objective.knn_k": Case(1, judged, MASKED_PATCH),
+    "objective.knn_samples": Case(20, judged, MASKED_PATCH),
+    "objective.ratio": Case(0.2, weights, MASKED_PATCH),
+    "objective.masked": Case(0.0, weights, MASKED_PATCH),
+    "objective.swapped": Case(0.0, weights, MASKED_PATCH),
+    "objective.target": Case("pixels", weights, MASKED_PATCH),
+}
