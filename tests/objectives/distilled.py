@@ -44,7 +44,9 @@ def make(
         return encoder(dtype, **dict(model))
 
     objective: Distillation
-    objective = Ibot(factory, IbotConfig(**keys), setting) if kind == "ibot" else Dino(factory, DinoConfig(**keys), setting)
+    objective = (
+        Ibot(factory, IbotConfig(**keys), setting) if kind == "ibot" else Dino(factory, DinoConfig(**keys), setting)
+    )
     if "checkpoint" not in keys:
         torch.nn.init.normal_(objective.model.get_parameter("cls_token"), std=0.5)
         objective.teacher.module.load_state_dict(objective.model.state_dict())

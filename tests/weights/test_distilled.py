@@ -17,7 +17,7 @@ FLOAT = torch.float32
 
 
 def published(objective: Distillation, *, shared: bool = False) -> dict[str, Any]:
-    """What the repositories save of these networks: student under DDP, teacher bare, both behind a multi-crop wrapper."""
+    """What the repositories save of these networks: student under DDP, teacher bare, both with wrapped encoders."""
     state = objective.state_dict()
 
     def network(prefix: str, encoder: str, head: str) -> dict[str, torch.Tensor]:

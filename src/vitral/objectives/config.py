@@ -147,9 +147,14 @@ class DistillationConfig(SelfSupervisedConfig):
         where patches do not divide a small view."""
         small = self._small(size, stride)
         first, second, local = (
-            augment.model_copy(update={"crop": "random_resized", "crop_scale": scale, "blur": blur, "solarize": inverted})
+            augment.model_copy(
+                update={"crop": "random_resized", "crop_scale": scale, "blur": blur, "solarize": inverted}
+            )
             for scale, blur, inverted in zip(
-                (self.global_scale, self.global_scale, self.local_scale), self.blur, (0.0, self.solarize, 0.0), strict=True
+                (self.global_scale, self.global_scale, self.local_scale),
+                self.blur,
+                (0.0, self.solarize, 0.0),
+                strict=True,
             )
         )
         return ViewConfig(first, size), ViewConfig(second, size), *[ViewConfig(local, small)] * self.local_crops
@@ -181,7 +186,9 @@ class IbotConfig(DistillationConfig):
     """iBOT (arXiv 2111.07832), and by option what DINOv2 (2304.07193) changed."""
 
     kind: Literal["ibot"] = Field(description="views that agree, and masked patches as the teacher sees them")
-    mask: Literal["blocks", "random"] = Field(default="blocks", description="patches that are hidden: rectangles or any")
+    mask: Literal["blocks", "random"] = Field(
+        default="blocks", description="patches that are hidden: rectangles or any"
+    )
     mask_ratio: ShareRange = Field(default=(0.1, 0.5), description="least and largest share of patches that are hidden")
     mask_probability: Share = Field(default=0.5, description="share of the large views that are masked at all")
     mask_spread: bool = Field(

@@ -1,7 +1,7 @@
 """DINO: a student says of every view of an image what its own moving average says of two of them.
 
-Caron et al. 2021 (arXiv 2104.14294). Shape letters: G views of the teacher, V views, B images, R rows (views of images),
-K prototypes, D width.
+Caron et al. 2021 (arXiv 2104.14294). Shape letters: R rows (views of images, or images of a view), K prototypes, D
+width.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What DINO and iBOT share: a student, a teacher that follows it, heads, targets, and what moves between steps.
 
-Shape letters: G B K views of the teacher, images, prototypes; R rows; C H W of an image; h heads, T tokens, N patches, D
-width.
+Shape letters: G B K views of the teacher, images, prototypes; R rows; C H W of an image; h heads, T tokens, N patches,
+D width.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ class Distillation(Objective):
         for name in [name for name in theirs if "last_layer2." in name and name not in mine]:
             if torch.equal(theirs[name], theirs[name.replace("last_layer2", "last_layer")]):
                 del theirs[name]  # a shared layer is there by both of its names
-        hint = "objective.patch_head, prototypes and head_* have to be those of the checkpoint, and model.* its encoder's."
+        hint = (
+            "objective.patch_head, prototypes and head_* have to be those of the checkpoint, and model.* its encoder's."
+        )
         check_match(mine, theirs, file, hint=hint)
         self.load_state_dict(theirs)
 

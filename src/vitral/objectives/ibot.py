@@ -1,7 +1,7 @@
 """iBOT: DINO, and for masked patches the prototypes that the teacher sees in them, unmasked.
 
-Zhou et al. 2022 (arXiv 2111.07832); by option what DINOv2 (2304.07193) changed. Shape letters: G views of the teacher, V
-views, B images, R rows (large views: G B), N patches, M gathered patches, K prototypes, D width.
+Zhou et al. 2022 (arXiv 2111.07832); by option what DINOv2 (2304.07193) changed. Shape letters: G views of the teacher,
+V views, B images, R rows (large views: G B), N patches, M gathered patches, K prototypes, D width.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class Masked(NamedTuple):
 class Ibot(Distillation):
     """DINO's loss, with masked large views, and cross-entropy of the masked patches with the teacher's.
 
-    A view's patches weigh as one image, and views without masked patches count as zero (section 3.2 of the paper and its
-    code). The mask token takes the place of patch embeddings before positions are added; the teacher never sees it. The
-    centre of patches is the moving mean over masked patches only, each view weighing the same; the paper's code takes
-    all patches, for which the head would have to be computed on all.
+    A view's patches weigh as one image, and views without masked patches count as zero (section 3.2 of the paper and
+    its code). The mask token takes the place of patch embeddings before positions are added; the teacher never sees it.
+    The centre of patches is the moving mean over masked patches only, each view weighing the same; the paper's code
+    takes all patches, for which the head would have to be computed on all.
     """
 
     patch_centre_K: Tensor
@@ -129,8 +129,8 @@ class Ibot(Distillation):
 def draw_masks(config: IbotConfig, seed: int, step: int, keys_B: Tensor, grid: Grid) -> Masked:
     """The masks of both large views of these samples, with exact counts, all of fixed size.
 
-    A view is masked with `mask_probability`, at a ratio uniform in `mask_ratio`; or, with `mask_spread`, as many views of
-    the samples at hand as that are, at ratios in the middles of equal parts of `mask_ratio`, dealt out at random.
+    A view is masked with `mask_probability`, at a ratio uniform in `mask_ratio`; or, with `mask_spread`, as many views
+    of the samples at hand as that are, at ratios in the middles of equal parts of `mask_ratio`, dealt out at random.
     """
     N, masks, bound = grid[0] * grid[1], list[Tensor](), 0
     for view in range(GLOBAL):
@@ -162,8 +162,8 @@ def _counts(config: IbotConfig, seed: int, step: int, view: int, keys_B: Tensor,
 
 
 def patch_loss(wanted_MK: Tensor, said_MK: Tensor, masked: Masked) -> Tensor:
-    """Cross-entropy at the masked patches, mean over those of a view, then over all views, masked or not; in nats (iBOT,
-    equation 2). `said_MK` are logits over the temperature."""
+    """Cross-entropy at the masked patches, mean over those of a view, then over all views, masked or not; in nats
+    (iBOT, equation 2). `said_MK` are logits over the temperature."""
     terms_M = -(wanted_MK * wide(said_MK).log_softmax(-1)).sum(-1)
     return terms_M @ masked.share_M(terms_M.dtype)
 

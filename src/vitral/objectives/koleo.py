@@ -1,7 +1,7 @@
 """Features spread evenly over the sphere: the Kozachenko-Leonenko estimate of their entropy.
 
-Sablayrolles et al. 2019 (arXiv 1806.03198), as DINOv2 (2304.07193, section 4) uses it. Shape letters: B images, A images
-of all processes, D width.
+Sablayrolles et al. 2019 (arXiv 1806.03198), as DINOv2 (2304.07193, section 4) uses it. Shape letters: B images, A
+images of all processes, D width.
 """
 
 from __future__ import annotations

@@ -9,11 +9,6 @@ from torch import Tensor
 from vitral.objectives.balance import NO_BALANCE, ClassBalance
 
 
-def wide(x: Tensor) -> Tensor:
-    """In at least float32: softmax, entropies and distances are never taken in less, whatever autocast says."""
-    return x if x.dtype.itemsize >= 4 else x.float()
-
-
 def soft_targets(targets: dict[str, Tensor], classes: int, smoothing: float) -> Tensor:
     """Target distributions [B, C] of `label`, of `partner` with share 1 - `weight` where mixed, with label smoothing.
 

@@ -1,8 +1,8 @@
 """Targets from a teacher's logits, centred or balanced over the prototypes, and the loss between views.
 
-Caron et al. 2020 (SwAV, arXiv 2006.09882), 2021 (DINO, 2104.14294). Everything is computed in at least float32, whatever
-autocast says. Shape letters: R rows (views of images, or tokens), K prototypes, B images, G views of the teacher, V views
-of the student, of which the first G are the teacher's.
+Caron et al. 2020 (SwAV, arXiv 2006.09882), 2021 (DINO, 2104.14294). Everything is computed in at least float32,
+whatever autocast says. Shape letters: R rows (views of images, or tokens), K prototypes, B images, G views of the
+teacher, V views of the student, of which the first G are the teacher's.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ def centred(logits_RK: Tensor, centre_K: Tensor, temperature: float) -> Tensor:
 def sinkhorn(logits_RK: Tensor, temperature: float, iterations: int = 3, is_real_R: Tensor | None = None) -> Tensor:
     """Rows of probabilities by which all prototypes are used about equally (SwAV, section 3.1; DINOv2, 2304.07193).
 
-    Q = exp(logits / temperature), then so many times: every prototype's sum over the rows is made 1 / K, every row's sum
-    1 / R. The rows are those of all processes; where `is_real_R` is false a row is padding that counts for nothing.
-    Computed with the factors' logarithms, so that nothing overflows or vanishes at any size of the logits: the result is
-    softmax(logits / temperature + f_K), whose rows sum to 1 whether real or not.
+    Q = exp(logits / temperature), then so many times: every prototype's sum over the rows is made 1 / K, every row's
+    sum 1 / R. The rows are those of all processes; where `is_real_R` is false a row is padding that counts for nothing.
+    Computed with the factors' logarithms, so that nothing overflows or vanishes at any size of the logits: the result
+    is softmax(logits / temperature + f_K), whose rows sum to 1 whether real or not.
     """
     score_RK = wide(logits_RK) / temperature
     others_R1 = score_RK.new_zeros(len(score_RK), 1)

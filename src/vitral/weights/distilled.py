@@ -17,7 +17,11 @@ from vitral.weights.timm import vit_rules
 _WRAPPERS = ("module.", "_orig_mod.")
 # Ours by theirs: the networks, and the moving means in the state of the losses.
 _NETWORKS = {"student": ("model.", "head."), "teacher": ("teacher.module.", "teacher_head.module.")}
-_CENTRES = {("dino_loss", "center"): "centre_K", ("ibot_loss", "center"): "centre_K", ("ibot_loss", "center2"): "patch_centre_K"}
+_CENTRES = {
+    ("dino_loss", "center"): "centre_K",
+    ("ibot_loss", "center"): "centre_K",
+    ("ibot_loss", "center2"): "patch_centre_K",
+}
 # Of batch norms, which are of the batch at hand here.
 _UNUSED = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -25,8 +29,9 @@ _UNUSED = ("running_mean", "running_var", "num_batches_tracked")
 def read_distilled(path: Path) -> dict[str, Tensor]:
     """The tensors of a training checkpoint, by the names of our objectives; those that are not known keep their own.
 
-    Encoders through the rules of timm's names, heads as they are (`head.mlp.0`, `head.last_layer.weight_g`), iBOT's mask
-    token, and the centres as vectors. Nothing of the file is run. Raises UserError for a file without both networks.
+    Encoders through the rules of timm's names, heads as they are (`head.mlp.0`, `head.last_layer.weight_g`), iBOT's
+    mask token, and the centres as vectors. Nothing of the file is run. Raises UserError for a file without both
+    networks.
     """
     tree = read_tree(path)
     absent = [name for name in _NETWORKS if not isinstance(tree.get(name), Mapping)]
