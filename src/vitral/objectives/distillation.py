@@ -36,7 +36,7 @@ class Distillation(Objective):
     The teacher's encoder is what is judged and saved. Raises UserError for a model without patches.
     """
 
-    model: VisionTransformer
+    model: VisionTransformer  # pyright: ignore[reportIncompatibleVariableOverride] - set once, by the constructor
     centre_K: Tensor
 
     def __init__(
