@@ -74,10 +74,16 @@ def state_of(objective: Distillation, optim: OptimConfig, *, ddp: bool = False) 
 
 
 def step(
-    state: TrainState, objective: Distillation, batch: Batch, *, micro: int | None = None, rate: float = 0.01
+    state: TrainState,
+    objective: Distillation,
+    batch: Batch,
+    *,
+    micro: int | None = None,
+    rate: float = 0.01,
+    folder: Path = Path(),
 ) -> torch.Tensor:
     """One update; returns the loss."""
-    watch = Watch(Path(), 3, lambda _: batch, "", micro)
+    watch = Watch(folder, 3, lambda _: batch, "", micro)
     config = TrainConfig(batch_size=512, micro_batch=micro)
     plan = Plan(20, lambda _: rate, None, None, Path(), "")
     loss, _, _ = update(state, objective, batch, config, plan, rate, Guard(state, watch))

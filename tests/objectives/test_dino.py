@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from vitral.objectives.distillation import Distillation
 from vitral.objectives.objective import Setting
 from vitral.optim.config import OptimConfig
 from vitral.structs import Batch
+from vitral.training.guard import BOUND, STEPS
 
 SGD = OptimConfig(name="sgd", lr=0.1, weight_decay=0.1)
 KINDS: list[dict[str, Any]] = [
@@ -191,6 +193,32 @@ def test_two_processes_are_one(keys: dict[str, Any]) -> None:
         torch.testing.assert_close(found.pop("loss"), alone["loss"], rtol=1e-6, atol=0)  # the loop sums in float32
         for name, tensor in found.items():
             torch.testing.assert_close(tensor, alone[name], rtol=1e-10, atol=1e-12, msg=name)
+
+
+def skipped(keys: dict[str, Any], folder: str) -> tuple[int, bool, str]:
+    """An update of which the last process has a damaged image: steps skipped, weights as before, what is said."""
+    objective = make(**keys)
+    before = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
+    state = state_of(objective, SGD, ddp=True)
+    first, last = distributed.share(16)
+    batch = views(16).slice(first, last)
+    if distributed.rank():
+        batch.views[0].images_BCHW[2] = math.nan
+    step(state, objective, batch, folder=Path(folder) / "bad")
+    distributed.barrier()  # the main process has written
+    kept = all(torch.equal(tensor, before[name]) for name, tensor in objective.state_dict().items())
+    return state.progress.skipped, kept, (Path(folder) / "bad" / STEPS).read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keys", KINDS[:2])
+def test_processes_that_need_each_other_skip_a_step_together(keys: dict[str, Any], tmp_path: Path) -> None:
+    found = in_processes(2, "tests.objectives.test_dino:skipped", keys, str(tmp_path))
+    bound = "targets" in keys
+    for count, kept, said in found:
+        assert (count, kept) == (1, True)
+        assert (BOUND in said) == bound
+        assert ("images, samples" in said) != bound
 
 
 @pytest.mark.parametrize("keys", KINDS)
