@@ -272,3 +272,17 @@ def test_a_collapse_is_named_by_its_direction() -> None:
     assert "says the same of every prototype" in str(objective.alarm({**healthy, "teacher_entropy": most}))
     assert "to one prototype" in str(objective.alarm({**healthy, "teacher_mean_entropy": 0.01}))
     assert "nearly equal" in str(objective.alarm({**healthy, "feature_std": 0.001}))
+
+
+@pytest.mark.parametrize("pool", ["cls", "avg"])
+def test_pictures_are_of_the_patches_and_of_the_token_that_is_read(pool: str) -> None:
+    objective = make(model={"pool": pool}).eval()
+    images = torch.rand(5, 3, 8, 8, dtype=DOUBLE)
+    found = objective.pictures(images)
+    assert set(found) == {"image", "features of its patches", *(["class token's attention"] if pool == "cls" else [])}
+    for name, pictures in found.items():
+        assert (len(pictures), *pictures.shape[-2:]) == (5, 8, 8), name
+        assert 0 <= pictures.min() <= pictures.max() <= 1
+        if name != "image":
+            cells = pictures.unflatten(3, (4, 2)).unflatten(2, (4, 2))
+            assert torch.equal(cells, cells[:, :, :, :1, :, :1].expand_as(cells)), "one colour a patch"

@@ -180,13 +180,28 @@ class Distillation(Objective):
         return None
 
     def pictures(self, images_BCHW: Tensor) -> dict[str, Tensor]:
-        """What the class token attends to in the last block, mean over the heads, where there is one."""
+        """Patches coloured by the three directions in which their features differ most; and, where the class token is
+        read, what it attends to in the last block, mean over the heads."""
         model = self.taught
-        if not model.config.class_token:
-            return {}
         name = f"blocks.{len(model.blocks) - 1}.attn.map"
         out = model.encode(images_BCHW, capture=(name,))
-        seen_BN = out.captured[name].mean(1)[:, 0, model.prefix_tokens :].float()
-        seen_B1HW = (seen_BN / seen_BN.amax(1, keepdim=True)).unflatten(1, (1, *out.grid))
-        shown = nn.functional.interpolate(seen_B1HW, images_BCHW.shape[-2:], mode="nearest")
-        return {"image": images_BCHW, "class token's attention": shown.expand_as(images_BCHW)}
+        size = (images_BCHW.shape[-2], images_BCHW.shape[-1])
+        columns = {"image": images_BCHW, "features of its patches": _shown(_colours(out.patches_BND), out.grid, size)}
+        if model.config.pool in ("cls", "cls_avg"):
+            seen_BN1 = out.captured[name].mean(1)[:, 0, model.prefix_tokens :, None].float()
+            columns["class token's attention"] = _shown(seen_BN1 / seen_BN1.amax(1, keepdim=True), out.grid, size)
+        return columns
+
+
+def _colours(patches_BND: Tensor) -> Tensor:
+    """Places along the first three principal axes of all patches, [B, N, 3], from 0 to 1 within two deviations."""
+    rows_XD = patches_BND.flatten(0, 1).float()
+    _, _, axes_DD = torch.linalg.svd(rows_XD - rows_XD.mean(0), full_matrices=False)
+    places_X3 = (rows_XD - rows_XD.mean(0)) @ axes_DD[:3].T
+    unit_X3 = (places_X3 / places_X3.std(0).clamp(min=1e-6) / 4 + 0.5).clamp(0, 1)
+    return unit_X3.view(*patches_BND.shape[:2], -1)
+
+
+def _shown(values_BNC: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """A number, or a colour, a patch as images [B, C, H, W]."""
+    return nn.functional.interpolate(values_BNC.mT.unflatten(2, grid), size, mode="nearest")
