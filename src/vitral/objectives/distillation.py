@@ -33,7 +33,7 @@ GLOBAL = 2  # views that the teacher sees
 class Distillation(Objective):
     """A student's encoder (`model`) and head, the teachers of both, and the moving mean of the teacher's logits.
 
-    The teacher's encoder is what is judged and saved. Raises UserError for a model without patches.
+    The teacher's encoder is what is judged and saved.
     """
 
     model: VisionTransformer  # pyright: ignore[reportIncompatibleVariableOverride] - set once, by the constructor
@@ -46,7 +46,8 @@ class Distillation(Objective):
         super().__init__(factory, config, setting)
         model, teacher = factory(), factory()
         assert isinstance(model, VisionTransformer)
-        self.distilled, self.setting, self.second, self.model = config, setting, second, model
+        self.model = model  # pyright: ignore[reportIncompatibleVariableOverride] - a narrower one
+        self.distilled, self.setting, self.second = config, setting, second
         self.head = self.make_head()
         self.teacher, self.teacher_head = EMATeacher(model, teacher), EMATeacher(self.head, self.make_head())
         self.register_buffer("centre_K", torch.zeros(config.prototypes))
