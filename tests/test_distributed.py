@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import TINY, VITRAL, assert_equal_tensors, weights
+from vitral.data.config import DataConfig
+from vitral.data.sources import open_dataset
 from vitral.distributed import Launch, launch, slurm_address
 from vitral.errors import UserError
 from vitral.run import train
@@ -24,7 +26,8 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 def tiny(**more: object) -> list[str]:
     """The words of a short run on the digits, with some keys changed."""
     keys = {**TINY, **{key.replace("__", "."): value for key, value in more.items()}}
-    return ["train", "digits", *(f"{key}={json.dumps(value)}" for key, value in keys.items())]
+    words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in keys.items()}
+    return ["train", "digits", *(f"{key}={word}" for key, word in words.items())]
 
 
 @pytest.mark.parametrize(
@@ -100,8 +103,10 @@ def test_a_batch_that_does_not_divide_is_refused_in_one_message() -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_worker_ends_torchrun_and_a_restart_goes_on() -> None:
-    words = tiny(train__steps=300, train__log_every=1, train__save_seconds=0.1)
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_killed_worker_ends_torchrun_and_a_restart_goes_on(parallel: str) -> None:
+    """With fsdp nearly always while a checkpoint is written beside the run."""
+    words = tiny(train__steps=300, train__log_every=1, train__save_seconds=0.1, train__parallel=parallel)
     whole = run(*words, "out=whole")
     assert whole.returncode == 0, whole.stderr
     for restarts in (0, 1):
@@ -117,6 +122,23 @@ def test_a_killed_worker_ends_torchrun_and_a_restart_goes_on() -> None:
         assert (torchrun.returncode == 0) == (restarts == 1), err
     assert "going on at step" in err
     assert_equal_tensors(weights("whole"), weights("parts"))
+
+
+@pytest.mark.slow
+def test_doctor_replays_the_batch_that_ended_a_run_of_two_processes() -> None:
+    """On one process, from the shards of both: the step, the images of the whole batch, and where it begins."""
+    words = tiny(train__steps=9, train__parallel="fsdp", train__max_bad_steps=2, optim__lr=1e30)
+    done = run(*words, "out=a")
+    assert done.returncode != 0
+    assert "2 steps in a row were not finite" in done.stderr
+    assert "vitral doctor a" in done.stderr
+    found = json.loads(run("doctor", "a", "--json", start=VITRAL).stdout)
+    rows = [json.loads(line) for line in Path("a/bad/steps.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert found["step"] == rows[-1]["step"] + 1
+    assert len(found["images"]) == len(rows[-1]["keys"]) == TINY["train.batch_size"]
+    names = open_dataset(DataConfig(source="digits")).splits["train"].names
+    assert found["images"] == [str(names[key]) for key in rows[-1]["keys"]]
+    assert found["first_not_finite"].startswith("the output of model.blocks.0")
 
 
 def worker_of(torchrun: int) -> int:

@@ -259,7 +259,7 @@ def describe(model: type[BaseModel], prefix: str = "") -> list[Key]:
     """Every leaf key below a config model, in order of definition."""
     keys: list[Key] = []
     for name, info in model.model_fields.items():
-        full = prefix + name
+        full = prefix + (info.alias or name)  # a key may be called what Python keeps for itself: class
         nested = info.annotation
         if models := [part for part in _flat(nested) if isinstance(part, type) and issubclass(part, BaseModel)]:
             keys += _merged([describe(part, full + ".") for part in models])

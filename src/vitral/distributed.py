@@ -183,18 +183,23 @@ def gather_rows(rows_NX: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.concatenate([part_MX[:count].numpy() for part_MX, count in zip(all_PMX, counts, strict=True)])
 
 
-def gather(value: T) -> list[T]:
-    """The value of every process, on each of them."""
+def gather(value: T, group: Any = None) -> list[T]:
+    """The value of every process, on each of them; of a thread with the `second_group` that is its own."""
     if world() == 1:
         return [value]
     values: list[Any] = [None] * world()
-    _group().all_gather_object(values, value)
+    _group().all_gather_object(values, value, group=group)
     return values
 
 
-def from_main(value: T) -> T:
-    """The main process's value, on all."""
-    return gather(value)[0]
+def from_main(value: T, group: Any = None) -> T:
+    """The main process's value, on all; `group` as for `gather`."""
+    return gather(value, group)[0]
+
+
+def second_group() -> Any:
+    """The same processes once more, over gloo: what a thread says there does not meet what the run says meanwhile."""
+    return _group().new_group(backend="gloo")
 
 
 def barrier() -> None:

@@ -72,11 +72,12 @@ class Predictor:
         """[images, classes] float32 in [0,1], of the logits over the folder's temperature: softmax, rows sum to 1; or
         sigmoid, each class by itself, where an image may have several."""
         self.require_head()
-        rows: list[Tensor] = []
-        for batch_BCHW in self._batches(images, batch_size):
-            logits_BC = self.model(batch_BCHW).float()
-            rows.append(_SCORES[self.config.problem_type](logits_BC / self.config.temperature).cpu())
+        rows = [self.scores(self.model(batch_BCHW)).cpu() for batch_BCHW in self._batches(images, batch_size)]
         return torch.cat(rows).numpy() if rows else np.zeros((0, len(self.classes)), np.float32)
+
+    def scores(self, logits_BC: Tensor) -> Tensor:
+        """Probabilities of logits [..., classes], float32 in [0,1], as `probabilities` gives them."""
+        return _SCORES[self.config.problem_type](logits_BC.float() / self.config.temperature)
 
     def predict(self, images: Any, topk: int = 5, batch_size: int = 64) -> list[dict[str, Any]]:
         """The `topk` likeliest classes of each image, best first (all of them where there are fewer); a score is the

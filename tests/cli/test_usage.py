@@ -17,7 +17,7 @@ from tests.helpers import VITRAL, random_model, write_colours
 from vitral.cli.main import COMMANDS, main
 from vitral.config import Config, describe
 from vitral.run.config import RunConfig, recipes
-from vitral.run.options import EmbedOptions, EvalOptions, PredictOptions, ProbeOptions
+from vitral.run.options import EmbedOptions, EvalOptions, ExplainOptions, PredictOptions, ProbeOptions
 from vitral.version import __version__
 
 Capture = pytest.CaptureFixture[str]
@@ -98,7 +98,15 @@ def test_wrong_words_get_one_message(argv: str, parts: tuple[str, ...], capsys: 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
 @pytest.mark.parametrize(
-    "command", ["train digits", "eval model", "probe model", "predict model cat.png", "embed model cat.png"]
+    "command",
+    [
+        "train digits",
+        "eval model",
+        "probe model",
+        "predict model cat.png",
+        "embed model cat.png",
+        "explain model cat.png out=seen",
+    ],
 )
 def test_cuda_asked_for_and_absent(command: str, capsys: Capture) -> None:
     random_model(Path("model"))
@@ -224,7 +232,7 @@ def test_every_command_has_help_with_examples(command: str, capsys: Capture) -> 
     ("command", "model"),
     [
         ("train", RunConfig), ("eval", EvalOptions), ("probe", ProbeOptions), ("predict", PredictOptions),
-        ("embed", EmbedOptions),
+        ("embed", EmbedOptions), ("explain", ExplainOptions),
     ],
 )  # fmt: skip
 def test_help_shows_every_key_with_type_default_and_meaning(command: str, model: type[Config], capsys: Capture) -> None:

@@ -189,6 +189,7 @@ ELSEWHERE = {
     **dict.fromkeys(("resume", "overwrite"), "test_resume_and_overwrite_are_asked_for"),
     "memory": "test_memory_cuts_the_batch",
     "train.checkpointing": "test_checkpointing_reaches_the_model",
+    "train.compile": "test_compile_makes_one_graph_of_a_step",
     "deterministic": "test_deterministic_is_switched_on_during_the_run_only",
     **dict.fromkeys(
         ("data.pattern", "data.image_column", "data.label_column", "data.split_column", "data.label_separator"),
@@ -290,8 +291,7 @@ def test_resume_and_overwrite_are_asked_for(tmp_path: Path) -> None:
 
 
 def test_deterministic_is_switched_on_during_the_run_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[bool] = []
-    make = loader.TrainLoader.batch
+    seen, make = list[bool](), loader.TrainLoader.batch
     monkeypatch.setattr(
         loader.TrainLoader, "batch",
         lambda self, step: (seen.append(torch.are_deterministic_algorithms_enabled()), make(self, step))[1],
@@ -370,8 +370,7 @@ def test_verify_refuses_files_that_are_not_the_published_ones(tmp_path: Path) ->
 
 def test_workers_and_cache_reach_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither may change a bit of the outcome, only how it is reached."""
-    seen: list[tuple[int, str, bool]] = []
-    make = loader.ImageStore.__init__
+    seen, make = list[tuple[int, str, bool]](), loader.ImageStore.__init__
 
     def init(self: loader.ImageStore, *args: Any, **keys: Any) -> None:
         make(self, *args, **keys)
@@ -385,9 +384,8 @@ def test_workers_and_cache_reach_the_store(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_save_seconds_is_the_time_between_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    saves: list[int] = []
-    save = TrainState.save
-    monkeypatch.setattr(TrainState, "save", lambda self, path: (saves.append(self.progress.step), save(self, path))[1])
+    saves, save = list[int](), TrainState.save
+    monkeypatch.setattr(TrainState, "save", lambda s, path, **how: (saves.append(s.progress.step), save(s, path))[1])
     tiny(tmp_path / "a", train__save_seconds=0.0)
     assert saves == [1, 2, 3]
     tiny(tmp_path / "b", train__save_seconds=1e6)
@@ -430,13 +428,20 @@ def test_checkpointing_reaches_the_model(tmp_path: Path, monkeypatch: pytest.Mon
         tiny(tmp_path / "b", train__checkpointing=3)
 
 
+def test_compile_makes_one_graph_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, bool]] = []
+    monkeypatch.setattr(torch, "compile", lambda graph, **how: (made.append(how), graph)[1])
+    assert tiny(tmp_path / "a")["top1"] == tiny(tmp_path / "b", train__compile="step")["top1"]
+    assert made == [{"fullgraph": True, "dynamic": False}]
+
+
 def test_a_diverging_run_fails_with_a_message(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match=r"nan.*lower optim\.lr"):
         tiny(tmp_path / "a", optim__lr=1e30, train__steps=30)
 
 
 def test_bad_steps_in_a_row_are_counted(tmp_path: Path) -> None:
-    with pytest.raises(RunFailed, match=r"5 steps in a row"):
+    with pytest.raises(RunFailed, match=r"5 steps in a row.*nan.*lower optim\.lr"):
         tiny(tmp_path / "a", optim__lr=1e30, train__steps=30, train__max_bad_steps=5)
 
 

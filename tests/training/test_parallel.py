@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.disk import disk_full_beyond
 from tests.processes import in_processes
 from vitral import distributed
 from vitral.data.config import AugmentConfig, DataConfig
@@ -309,3 +311,45 @@ def test_what_processes_tell_each_other() -> None:
     assert in_processes(3, "tests.training.test_parallel:talk") == [expected] * 3
     assert talk()["rows"] == []
     assert distributed.whole(torch.ones(2)).tolist() == [1.0, 1.0]
+
+
+def beside(folder: str) -> list[Any]:
+    """A checkpoint that is written while its weights move; one that fails on a process; one after that."""
+    place, said = Path(folder), list[Any]()
+    state, _ = make("fsdp", torch.float64, name="adamw")
+    before = {name: distributed.whole(tensor).clone() for name, tensor in state._tensors().items()}
+    state.save(place / "last.safetensors", beside=True)
+    said.append([path.name for path in place.iterdir()])
+    with torch.no_grad():
+        for parameter in state.objective.parameters():
+            parameter.zero_()
+    state.settle(wait=True)
+    said.append(sorted(path.name for path in place.iterdir()))
+    assert state.load_newest(place) == []
+    after = {name: distributed.whole(tensor) for name, tensor in state._tensors().items()}
+    said.append(before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before))
+    for size in (2000, 10**9):  # bytes a file may have; too few on one process
+        state.progress.step += 1
+        with disk_full_beyond(size) if distributed.rank() == 1 else nullcontext():
+            state.save(place / "last.safetensors", beside=True)
+            try:
+                state.settle(wait=True)
+            except OSError as error:
+                said.append(str(error))
+        state.settle(wait=True)  # says it once
+        said.append(sorted(path.name for path in place.iterdir()))
+    return said
+
+
+def test_a_checkpoint_written_beside_the_run_is_of_the_moment_it_was_asked_for(tmp_path: Path) -> None:
+    """It counts when it is whole. A disk that is full for one process fails it for all, and the one before is kept."""
+    for said in in_processes(2, "tests.training.test_parallel:beside", str(tmp_path)):
+        at_once, then, equal, failed, kept, again = said
+        assert "last.sharded" in then
+        assert set(at_once) <= {".last.sharded.partial", "last.sharded"}
+        assert equal
+        assert "last.sharded could not be written" in failed
+        assert kept == ["last.sharded"]
+        assert again == ["last.sharded", "previous.sharded"]
+    facts = json.loads((tmp_path / "last.sharded/state.json").read_text(encoding="utf-8"))
+    assert json.loads(facts["state"])["progress"]["step"] == 2

@@ -22,6 +22,7 @@ COMMANDS = {
     "plan": "memory and work of a recipe or a model, before anything runs",
     "predict": "name what is on images",
     "embed": "features of images, as a file or as JSON lines",
+    "explain": "look inside: attention, rollout, gradients, layers, filters, positions",
     "reproduce": "a paper's comparison at your scale: position embeddings, ViT against ResNet",
     "data": "check images and labels, say what they consist of, convert them",
     "weights": "read the weights of other libraries: convert, inspect",

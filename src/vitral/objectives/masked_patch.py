@@ -40,7 +40,8 @@ class MaskedPatch(Objective):
         super().__init__(factory, config, setting)
         model = factory()
         assert isinstance(model, VisionTransformer)
-        self.model, self.config, self.seed = model, config, setting.seed
+        self.model = model  # pyright: ignore[reportIncompatibleVariableOverride] - a narrower one
+        self.config, self.seed = config, setting.seed
         encoder = model.config
         self.mask_token = nn.Parameter(torch.empty(encoder.width))
         nn.init.normal_(self.mask_token, std=0.02)

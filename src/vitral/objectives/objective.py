@@ -53,6 +53,11 @@ class Objective(nn.Module, ABC):
         """The loss, a mean over the batch's samples, scalars to log, and what `after_update` wants. Nothing that is
         kept from step to step changes here: steps are cut into micro-batches, run again, and skipped."""
 
+    def alike(self, step: int) -> int | None:
+        """A step in whose place this one may be computed, the same for as many steps as possible: a compiled run has a
+        graph for each. None, as here, for an objective that is not to be compiled."""
+        return None
+
     def before_update(self, step: int) -> None:
         """Called when the gradients of the step are complete and clipped."""
 

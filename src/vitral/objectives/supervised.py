@@ -54,6 +54,10 @@ class Supervised(Objective):
         self.model.train(mode and not self.frozen)
         return self
 
+    def alike(self, step: int) -> int:
+        """Only whether the head learns alone depends on the step."""
+        return 0 if step < self.head_steps else self.head_steps
+
     def forward(self, batch: Batch, step: int) -> StepOutput:
         """The loss in nats, and `train_top1`: the share whose own label wins (of the mixed image, where mixed); or,
         multi-label, `train_exact_match`: the share with all its own labels right at a probability of 0.5."""

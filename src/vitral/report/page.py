@@ -27,7 +27,7 @@ dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(max(8.5rem, 
 dt { color: var(--soft); font-size: .85rem } dd { margin: 0; font-variant-numeric: tabular-nums }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); gap: .8rem }
 .figure { background: #fff; border: 1px solid var(--line); border-radius: .4rem; padding: .5rem; overflow-x: auto }
-.fit { max-width: 31rem } .fit img { display: block; width: 100%; height: auto }
+.table + .figure { margin-top: 1.2rem } .fit { max-width: 31rem } .fit img { display: block; width: 100%; height: auto }
 .wide { width: fit-content; max-width: 100% } .wide img { display: block; max-width: none }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 caption { text-align: left; color: var(--soft); font-size: .85rem; padding-bottom: .3rem }

@@ -59,7 +59,8 @@ _PHOTO_SIDE = 256  # pixels; larger pictures are made smaller for the report
 
 
 @contextmanager
-def _style() -> Generator[None]:
+def style() -> Generator[None]:
+    """The looks of every figure, whatever a user's own settings are."""
     with matplotlib.rc_context(), warnings.catch_warnings():
         # Glyphs that the font of the layout lacks are drawn by the browser with another font.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
@@ -97,7 +98,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
     for title, lines in panels.items():
         curves = {label: (_curve(rows, key), colour, dash) for label, (key, colour, dash) in lines.items()}
         if any(len(steps) for (steps, _), _, _ in curves.values()):
-            with _style():
+            with style():
                 figures[title] = _svg(_panel(title, curves))
     return figures
 
@@ -132,7 +133,7 @@ def _panel(title: str, curves: Mapping[str, tuple[tuple[list[float], list[float]
 def fraction_curves(rows: Sequence[Mapping[str, Any]], shift: int) -> bytes:
     """SVG: top-1 of each `model` over the `images` it learned from, and beside it how far shifts by so many pixels
     leave the answer; `mean` and `consistency_mean` with their standard deviations as bars."""
-    with _style():
+    with style():
         figure = Figure(figsize=(7.8, 2.9), layout="constrained")
         panels = (("mean", "std", "top-1 accuracy (%)"),
                   ("consistency_mean", "consistency_std", f"same answer, moved by {shift} px (%)"))  # fmt: skip
@@ -178,7 +179,7 @@ def confusion_matrix(confusion_CC: ArrayLike, classes: Sequence[str]) -> bytes:
     count = len(classes)
     cell = 0.42 if count <= _MAX_NUMBERS else max(8.8 / count, 0.088)  # inches
     cell = cell if count <= _MAX_LABELS else 8.8 / count
-    with _style():
+    with style():
         figure = Figure(figsize=(count * cell + 1.0, count * cell))
         axes = figure.add_axes((0.0, 0.0, count * cell / (count * cell + 1.0), 1.0))
         image = axes.imshow(share_CC, cmap="Blues", norm=PowerNorm(0.5, 0, 1), aspect="auto", interpolation="nearest")
@@ -224,7 +225,7 @@ def reliability_diagram(bins: ReliabilityBins) -> bytes:
     x_F, accuracy_F, count_F = bins.confidence_K[filled_K], bins.accuracy_K[filled_K], bins.count_K[filled_K]
     limits = [wilson_interval(round(a * n), int(n)) for a, n in zip(accuracy_F, count_F, strict=True)]
     errors = np.abs(np.array(limits).T - accuracy_F)
-    with _style():
+    with style():
         figure = Figure(figsize=(4.6, 4.8), layout="constrained")
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.1))
         top.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2, label="calibrated")

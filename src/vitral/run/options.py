@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, Strict, model_validator
 
 from vitral.config import Config, Count, Pair
 from vitral.data.config import SourceConfig
 from vitral.evaluate.config import FewshotConfig, KnnConfig, LinearConfig
+from vitral.interpret.config import GradientsConfig
 
 
 class EvalData(SourceConfig):
@@ -90,6 +91,71 @@ class EmbedOptions(ModelUse):
     def _nothing_ignored(self) -> EmbedOptions:
         if self.overwrite and self.out is None:
             raise ValueError("overwrite=true has no effect without out=FILE.npz")
+        return self
+
+
+# What `vitral explain` can draw of an image, and of a model alone.
+IMAGE_METHODS = ("rollout", "gradient_attention", "integrated_gradients", "attention", "similarity", "norms", "lens")
+MODEL_METHODS = ("filters", "positions", "distance")
+# Keys that some methods alone read.
+_READ_BY = {
+    "token": {"attention", "rollout", "gradient_attention", "similarity"},
+    "layers": {"attention", "similarity", "norms"},
+    "heads": {"attention"},
+    "fuse": {"rollout"},
+    "label": {"gradient_attention", "integrated_gradients", "lens"},
+    "gradients": {"integrated_gradients"},
+    "batch_size": {"distance", "integrated_gradients"},
+    **{key: {"distance"} for key in ("data", "split", "images")},
+}
+
+
+class ExplainOptions(ModelUse):
+    """Keys of `vitral explain`."""
+
+    out: str | None = Field(default=None, description="folder to write; has to be new or empty")
+    overwrite: bool = Field(default=False, description="replace what vitral explain has written there before")
+    methods: Annotated[
+        tuple[
+            Literal[
+                "rollout", "gradient_attention", "integrated_gradients", "attention", "similarity", "norms", "lens",
+                "filters", "positions", "distance",
+            ],
+            ...,
+        ],
+        Strict(False),
+    ] = Field(default=(), description="what is drawn; empty: all that fits (distance only with data=)")  # fmt: skip
+    token: str | None = Field(
+        default=None,
+        description="whose attention: cls, distill, register:0, a patch as row,column, or mean (of all patches); "
+        "null: cls where the head reads it, else mean",
+    )
+    layers: Annotated[tuple[int, ...], Strict(False)] = Field(
+        default=(), description="that are shown, from 0, -1 is the last; empty: up to six, evenly spread"
+    )
+    heads: Annotated[tuple[int, ...], Strict(False)] = Field(
+        default=(), description="whose attention is shown beside their mean; empty: all, up to twelve"
+    )
+    fuse: Literal["mean", "max"] = Field(default="mean", description="rollout: what becomes of a layer's heads")
+    label: str | None = Field(
+        default=None, alias="class", description="name or number of the class to explain; null: the predicted one"
+    )
+    gradients: GradientsConfig = GradientsConfig()
+    data: EvalData = EvalData()
+    split: Literal["auto", "train", "val", "test"] = Field(
+        default="auto", description="of the data; auto: test if there is one, else val, else train"
+    )
+    images: int = Field(default=128, ge=2, description="of the data, evenly spread, for the distance of attention")
+    batch_size: int = Field(default=16, ge=1, description="images, or steps of integrated gradients, at once")
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> ExplainOptions:
+        set_keys, names = self.model_fields_set, {name: info.alias for name, info in type(self).model_fields.items()}
+        for key, readers in _READ_BY.items():
+            drawn = readers & set(self.methods) if self.methods else readers - {"distance"} or "data" in set_keys
+            if key in set_keys and not drawn:
+                needs = " or ".join(sorted(readers)) if self.methods else "data= or methods=distance"
+                raise ValueError(f"{names[key] or key} has no effect without {needs}")
         return self
 
 

@@ -8,10 +8,12 @@ import signal
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import Module
 
 from vitral import distributed
 from vitral.config import build, dump_yaml, load_yaml
@@ -220,13 +222,30 @@ def assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
     if decay is not None:
         ema = WeightEMA(objective.model, cut(prepared.build()), decay, config.train.ema_warmup)
     low = Bfloat16Copy(objective) if config.precision == "bfloat16_params" else None
-    computing = low.module if low else objective
+    computing = _compiled(config, low.module if low else objective, mode)
     unused = isinstance(config.objective, SupervisedConfig) and config.objective.head_first > 0
     parallel = Parallel(computing, ddp=mode == "ddp", unused=unused, each=low is not None)
     if distributed.rank():  # equal weights were drawn on all; what dropout drops differs
         torch.manual_seed(config.seed + distributed.rank() * 0x9E3779B9)
     started = prepared.dataset.fingerprint, prepared.init_fingerprint
     return TrainState(objective, optimizer, ema, Progress(), *started, low, parallel), objective, steps
+
+
+def _compiled(config: RunConfig, objective: Module, mode: str) -> Module:
+    """What is called for a step: the objective, or its compiled form where that is asked for or, by itself, on CUDA."""
+    assert isinstance(objective, Objective)
+    asked, device = config.train.compile, next(objective.parameters()).device
+    can = mode != "fsdp" and objective.alike(0) is not None and not objective.model.checkpointed
+    if asked == "step" and not can:
+        raise UserError(
+            "this step cannot be compiled: its objective does not allow it, or blocks are checkpointed",
+            where="train.compile", got="step", wanted="none",
+        )  # fmt: skip
+    if asked == "step" or (asked == "auto" and can and device.type == "cuda" and find_spec("triton") is not None):
+        from vitral.training.compiled import Compiled
+
+        return Compiled(objective)
+    return objective
 
 
 def _uncut(model: ImageModel) -> ImageModel:

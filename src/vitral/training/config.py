@@ -46,6 +46,11 @@ class TrainConfig(Config):
         description="blocks, from the input on, that keep no activations and compute them again: less memory, same "
         "result; auto: as few as memory= allows",
     )
+    compile: Literal["auto", "none", "step"] = Field(
+        default="auto",
+        description="step: forward pass, loss and backward pass as one compiled graph, ready after a minute or so; not "
+        "with fsdp or checkpointing; auto: on CUDA, where it can be",
+    )
     freeze: Literal["none", "encoder"] = Field(
         default="none", description="encoder: only the head is trained; the encoder works as in evaluation"
     )
@@ -76,6 +81,8 @@ class TrainConfig(Config):
     def _fits_together(self) -> TrainConfig:
         if self.micro_batch is not None and self.micro_batch > self.batch_size:
             raise ValueError(f"train.micro_batch {self.micro_batch} is more than train.batch_size {self.batch_size}")
+        if self.compile == "step" and (self.parallel == "fsdp" or self.checkpointing not in ("none", "auto")):
+            raise ValueError("train.compile=step goes neither with train.parallel=fsdp nor with train.checkpointing")
         if self.ema is None and self.ema_warmup != 9.0:
             raise ValueError("train.ema_warmup has no effect without train.ema")
         return self

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -80,9 +81,8 @@ def fit(
     due = _validations_a_step(config, plan.steps, epochs_a_step)
     saved = started = time.monotonic()
     before = progress.seconds
-    guard = Guard(state, _watch(loader, config, plan))
-    speed, told = _speed(loader, plan), set[str]()
-    with StopSignal() as stop, _journal(plan, progress.step, loggers or Loggers()) as journal:
+    guard, speed, told = Guard(state, _watch(loader, config, plan)), _speed(loader, plan), set[str]()
+    with StopSignal() as stop, _journal(plan, progress.step, loggers or Loggers()) as journal, _settled(state):
         objective.train()
         for batch in speed.batches(loader.stream(progress.step, plan.steps if not progress.done else progress.step)):
             rate = plan.rate(progress.step)
@@ -112,8 +112,9 @@ def fit(
                     progress.done = save_due = True
             if progress.done and (validate is None or plan.keep_last) and _keep(state, objective, plan):
                 progress.best_step = progress.step
+            _saved(partial(state.settle, wait=save_due))
             if save_due:
-                is_saved = _saved(lambda: state.save(last))
+                is_saved = _saved(partial(state.save, last, beside=not (stopping or progress.done)))
                 saved = time.monotonic()
                 if stopping and not progress.done:
                     raise _interrupted(progress.step, plan, stop.signum, is_saved)
@@ -130,6 +131,16 @@ def _journal(plan: Plan, step: int, loggers: Loggers) -> Generator[Journal]:
     with closing(loggers), Journal(plan.folder.parent, plan.steps, step, loggers.row) as journal:
         loggers.start(step)
         yield journal
+
+
+@contextmanager
+def _settled(state: TrainState) -> Generator[None]:
+    """However the run ends, a checkpoint that is being written is whole or known to have failed."""
+    try:
+        yield
+    finally:
+        _saved(partial(state.settle, wait=True))
+        state.writer = None
 
 
 def _watch(loader: TrainLoader, config: TrainConfig, plan: Plan) -> Watch:

@@ -10,6 +10,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -50,9 +52,42 @@ def like(tensor: Tensor, model: Tensor | None) -> Tensor:
 def write_shards(path: Path, tensors: Mapping[str, Tensor], facts: str, make_way: Callable[[], None]) -> None:
     """All processes write their slices (torch.distributed.checkpoint) into one folder under a temporary name; with the
     checksums of its files and `facts` it is then renamed to `path`. Raises OSError, on all, where that fails."""
-    partial, main = partial_of(path), distributed.is_main()
-    trouble: str | None = None
-    if main:
+    writer = FileSystemWriter(_begin(path))
+    _complete(path, lambda: state_dict_saver.save(dict(tensors), storage_writer=writer), facts, make_way)
+
+
+class ShardWriter:
+    """`write_shards` beside the run, one checkpoint at a time: the run waits while its slices are copied in memory, and
+    goes on while the copy is written. To be made by all processes, and called by all alike."""
+
+    def __init__(self) -> None:
+        self._group = distributed.second_group()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._running: Future[None] | None = None
+
+    def start(self, path: Path, tensors: Mapping[str, Tensor], facts: str, make_way: Callable[[], None]) -> None:
+        """As `write_shards`; what fails after the copy is raised by `settle`. `path` is there when all is written."""
+        assert self._running is None, "settle first"
+        partial, stager = _begin(path), DefaultStager(StagingOptions(False, False, False, False))
+        try:
+            written: Any = state_dict_saver.async_save(
+                dict(tensors), storage_writer=FileSystemWriter(partial), process_group=self._group, async_stager=stager
+            )
+        finally:
+            stager.close()  # the copy is made, and kept by what writes it
+        self._running = self._thread.submit(_complete, path, written.result, facts, make_way, self._group)
+
+    def settle(self, *, wait: bool) -> None:
+        """Raises what the last checkpoint failed by, OSError on all processes, once; `wait` for its end first."""
+        if self._running is not None and (wait or self._running.done()):
+            running, self._running = self._running, None
+            running.result()
+
+
+def _begin(path: Path) -> Path:
+    """An empty folder under a temporary name. Raises OSError, on all, where there is no place for it."""
+    partial, trouble = partial_of(path), None
+    if distributed.is_main():
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir()
@@ -61,13 +96,21 @@ def write_shards(path: Path, tensors: Mapping[str, Tensor], facts: str, make_way
     trouble = distributed.from_main(trouble)  # known to all, before they write together
     if trouble is not None:
         raise OSError(f"{path} could not be written: {trouble}")
+    return partial
+
+
+def _complete(
+    path: Path, write: Callable[[], Any], facts: str, make_way: Callable[[], None], group: Any = None
+) -> None:
+    """`write` or wait for the slices, add checksums and facts, give the folder its name. `group`: see `gather`."""
+    partial, main = partial_of(path), distributed.is_main()
+    trouble, sums = None, dict[str, str]()
     try:
-        state_dict_saver.save(dict(tensors), storage_writer=FileSystemWriter(partial))
-        mine = [p for p in partial.iterdir() if _is_of(p, distributed.rank())]
-        sums = {p.name: file_checksum(p) for p in mine}
+        write()
+        sums = {p.name: file_checksum(p) for p in partial.iterdir() if _is_of(p, distributed.rank())}
     except (OSError, CheckpointException) as error:
-        trouble, sums = str(error), {}
-    gathered = distributed.gather((trouble, sums))
+        trouble = str(error)
+    gathered = distributed.gather((trouble, sums), group)
     troubles = [text for text, _ in gathered if text is not None]
     if main and not troubles:
         try:
@@ -81,10 +124,10 @@ def write_shards(path: Path, tensors: Mapping[str, Tensor], facts: str, make_way
             flush(path.parent)
         except OSError as error:
             troubles = [str(error)]
-    troubles = distributed.from_main(troubles)
+    if main and troubles:
+        shutil.rmtree(partial, ignore_errors=True)
+    troubles = distributed.from_main(troubles, group)
     if troubles:
-        if main:
-            shutil.rmtree(partial, ignore_errors=True)
         raise OSError(f"{path} could not be written: {troubles[0]}")
 
 

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from vitral.optim.ema import WeightEMA
 from vitral.optim.masters import Bfloat16Copy
 from vitral.training.parallel import Parallel
 from vitral.weights.tensors import DamagedFile, check_match, load_tensors, save_tensors
+
+if TYPE_CHECKING:
+    from vitral.training.sharded import ShardWriter
 
 LAST, PREVIOUS, DAMAGED = "last", "previous", "damaged"
 WHOLE, SHARDED = ".safetensors", ".sharded"  # a file, or a folder to which every process has added its part
@@ -56,13 +60,15 @@ class TrainState:
     init: str = ""  # fingerprint of the weights that the run started from
     low: Bfloat16Copy | None = None  # what is computed with, where that is not the objective itself
     parallel: Parallel | None = None
+    writer: ShardWriter | None = None  # of sharded checkpoints that are written beside the run
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, *, beside: bool = False) -> None:
         """Weights, optimizer, EMA, progress, random states and thread count; an older file becomes the `previous` one.
         Raises OSError and leaves both as they were where the new one cannot be written.
 
         Of many processes the main one writes `path`; where weights are sharded, all write the folder `path`, but with
-        SHARDED for its suffix. To be called by all of them.
+        SHARDED for its suffix. To be called by all of them. beside: where weights are sharded, return when they are
+        copied; `settle` then says whether they have been written, and is to be called before the next save.
         """
         tensors = self._tensors()
         for rank, states in enumerate(distributed.gather(_random_states())):
@@ -77,11 +83,19 @@ class TrainState:
         }
         text = json.dumps(facts)
         if any(map(distributed.is_sharded, tensors.values())):
-            from vitral.training.sharded import write_shards
+            from vitral.training.sharded import ShardWriter, write_shards
 
-            write_shards(path.with_suffix(SHARDED), tensors, text, lambda: _make_way(path.parent))
+            if beside and self.writer is None:
+                self.writer = ShardWriter()
+            write = self.writer.start if beside and self.writer is not None else write_shards
+            write(path.with_suffix(SHARDED), tensors, text, lambda: _make_way(path.parent))
         elif distributed.is_main():
             save_tensors(path, tensors, {"state": text}, checked=True, make_way=lambda: _make_way(path.parent))
+
+    def settle(self, *, wait: bool) -> None:
+        """Raises OSError, once, where a checkpoint that was written beside the run has failed; `wait`: for its end."""
+        if self.writer is not None:
+            self.writer.settle(wait=wait)
 
     def load_newest(self, folder: Path) -> list[str]:
         """Restore the newest whole checkpoint; returns what there is to say of others. A damaged one is set aside.

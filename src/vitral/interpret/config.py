@@ -1,0 +1,16 @@
+"""Keys of what looks inside a model. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from vitral.config import Config
+
+
+class GradientsConfig(Config):
+    """Integrated gradients."""
+
+    steps: int = Field(default=64, ge=1, le=2000, description="equal ones, on the way from the baseline to the image")
+    baseline: float = Field(
+        default=0.0, ge=0, le=1, description="grey level of the picture where the way begins; 0: black, 1: white"
+    )

@@ -1,0 +1,99 @@
+"""Which layers, heads and tokens are meant, by the names that people type, and where tokens lie.
+
+Shape letters: B batch, N patches, P prefix tokens, T tokens (prefix and patches), D width.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from vitral.errors import UserError, nearest
+from vitral.models.config import ViTConfig
+from vitral.models.model import ImageModel
+from vitral.models.vit import VisionTransformer
+from vitral.structs import EncoderOutput
+
+Grid = tuple[int, int]
+
+
+def require_transformer(model: ImageModel, what: str) -> VisionTransformer:
+    """The model itself. Raises UserError for a convolutional network, which has neither tokens nor attention; hybrids
+    have both."""
+    if isinstance(model, VisionTransformer):
+        return model
+    raise UserError(
+        f"{what} is for Vision Transformers, and this is a convolutional network", got=model.config.family,
+        wanted="vit", hint="Integrated gradients work on any model: methods=integrated_gradients.",
+    )  # fmt: skip
+
+
+def pick(asked: Sequence[int] | None, count: int, what: str) -> list[int]:
+    """The numbers asked for, each once, or all `count`, from 0; negative ones count from the end. Raises UserError for
+    others."""
+    if asked is None:
+        return list(range(count))
+    for number in asked:
+        if not -count <= number < count:
+            raise UserError(f"no such {what[:-1]}", where=what, got=number, wanted=f"0 to {count - 1}")
+    return list(dict.fromkeys(number % count for number in asked))
+
+
+def default_token(config: ViTConfig) -> str:
+    """What the head reads: "cls", or "mean", the mean over the patches (MAP pooling too, whose weights are its own)."""
+    return "cls" if config.pool in ("cls", "cls_avg") else "mean"
+
+
+def token_names(config: ViTConfig) -> list[str]:
+    """Names of the prefix tokens, in their order."""
+    names = ["cls"] * config.class_token + ["distill"] * config.distill_token
+    return names + [f"register:{number}" for number in range(config.registers)]
+
+
+def token_rows(config: ViTConfig, token: str | None, grid: Grid) -> list[int]:
+    """Places among all tokens of what a name stands for.
+
+    token: "cls", "distill", "register:0" (the first), "3,5" (the patch in row 3 and column 5, from 0), "mean" (all
+    patches, to be averaged), or None for `default_token`. Raises UserError for a token that this model lacks.
+    """
+    token, prefix = token or default_token(config), config.prefix_tokens
+    names = token_names(config)
+    if token == "mean":
+        return list(range(prefix, prefix + grid[0] * grid[1]))
+    if token in names:
+        return [names.index(token)]
+    place = patch_of(token)
+    if place is not None and place[0] < grid[0] and place[1] < grid[1]:
+        return [prefix + place[0] * grid[1] + place[1]]
+    patches = f"a patch from 0,0 to {grid[0] - 1},{grid[1] - 1}"
+    raise UserError(
+        "this model has no such token", where="token", got=token, wanted=", ".join([*names, "mean", patches]),
+        nearest=nearest(token, [*names, "mean"]),
+    )  # fmt: skip
+
+
+def patch_of(token: str) -> Grid | None:
+    """Row and column of a token that is named as a patch."""
+    match = re.fullmatch(r"(\d+)\s*,\s*(\d+)", token)
+    return None if match is None else (int(match[1]), int(match[2]))
+
+
+def on_grid(values_T: Tensor, prefix: int, grid: Grid) -> Tensor:
+    """Values of all tokens, [..., T], as those of the patches where they lie, [..., rows, columns]."""
+    return values_T[..., prefix:].unflatten(-1, grid)
+
+
+def split_tokens(config: ViTConfig, tokens_BTD: Tensor, grid: Grid) -> EncoderOutput:
+    """Tokens of any layer as the encoder would hand out those of the last."""
+    prefix, rest = config.prefix_tokens, config.class_token + config.distill_token
+    return EncoderOutput(
+        cls_BD=tokens_BTD[:, 0] if config.class_token else None,
+        registers_BRD=tokens_BTD[:, rest:prefix] if config.registers else None,
+        patches_BND=tokens_BTD[:, prefix:],
+        grid=grid,
+        distill_BD=tokens_BTD[:, int(config.class_token)] if config.distill_token else None,
+        groups_BN=None,
+        captured={},
+    )

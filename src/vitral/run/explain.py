@@ -1,0 +1,118 @@
+"""Looking inside a model: which pictures of which images, and the folder that they are written to."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vitral.errors import UserError
+from vitral.interpret.tokens import require_transformer
+from vitral.predictor import Predictor
+from vitral.report.explain_page import Section, write_explain_page
+from vitral.run.explain_image import explain_image
+from vitral.run.explain_model import explain_model
+from vitral.run.images import load_used
+from vitral.run.options import IMAGE_METHODS, MODEL_METHODS, ExplainOptions
+from vitral.run.outputs import write_json
+from vitral.training.journal import console_logging, log
+
+PAGE, RECORD = "explain.html", "explain.json"
+_MOST = 50  # images of one page
+_OF_IMAGES = {"token", "layers", "heads", "fuse", "label", "gradients"}
+
+
+def explain(model: str, images: Sequence[str], options: ExplainOptions) -> dict[str, Any]:
+    """Writes pictures and a page into `options.out`; what `vitral explain --json` prints: `model`, `page`, `files`, for
+    every image its prediction and numbers, for every view of the model its numbers, and `notes` of what was left out.
+
+    Without images, views of the model alone. Nothing is written before everything is drawn. Raises UserError for a
+    model without what was asked for, an image that can't be read, and a folder that is not ours to replace.
+    """
+    console_logging()
+    folder, old = _target(options)
+    _check(images, options)
+    predictor = load_used(model, options)
+    predictor.model.requires_grad_(False)  # gradients are of images and attention: so nothing is kept for the weights'
+    notes: list[str] = []
+    methods = _methods(predictor, bool(images), options, notes)
+    sections: list[Section] = []
+    for number, path in enumerate(images, 1):
+        log.info("looking at %s", path)
+        sections.append(explain_image(predictor, path, number, methods, options))
+    views = explain_model(predictor, methods, options, notes)
+    if not sections and not views:
+        raise UserError("nothing to show of this model alone", where=model, hint=" ".join(notes) or None)
+    pictures = [picture for each in (*sections, *views) for picture in each.pictures]
+    found = {
+        "model": model, "page": str(folder / PAGE), "files": [PAGE, RECORD, *(each.name for each in pictures)],
+        "images": [each.found for each in sections],
+        "views": {name: value for each in views for name, value in each.found.items()}, "notes": notes,
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in set(old) - set(found["files"]):
+        (folder / name).unlink(missing_ok=True)
+    for picture in pictures:
+        (folder / picture.name).write_bytes(picture.png)
+    write_explain_page(folder / PAGE, f"Inside {model}", [*sections, *views], notes)
+    write_json(folder / RECORD, found)
+    return found
+
+
+def _target(options: ExplainOptions) -> tuple[Path, list[str]]:
+    """The folder to write, and the files of ours that are in it."""
+    if options.out is None:
+        raise UserError("a folder for the pictures is wanted", where="out", hint="out=DIR")
+    folder = Path(options.out).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise UserError("this is a file", where="out", got=folder, wanted="a new or empty folder")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):  # found out before minutes are spent on the pictures
+        raise UserError("nothing can be written here", where="out", got=folder)
+    inside = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set[str]()
+    if not inside:
+        return folder, []
+    if not options.overwrite:
+        raise UserError(
+            "this folder is not empty", where="out", got=folder, hint="overwrite=true replaces what is in it."
+        )
+    if RECORD not in inside:
+        raise UserError("vitral explain has not written this folder, and nothing in it is replaced", where="out",
+                        got=folder, wanted="a new or empty folder")  # fmt: skip
+    try:
+        named = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
+        return folder, [name for name in named if name in inside]
+    except (ValueError, KeyError, TypeError):
+        raise UserError("what this folder holds cannot be read", where=str(folder / RECORD)) from None
+
+
+def _check(images: Sequence[str], options: ExplainOptions) -> None:
+    """Refuses before a model is loaded what no model could mend."""
+    if len(images) > _MOST:
+        raise UserError("more images than a page can hold", got=len(images), wanted=f"at most {_MOST}")
+    if images:
+        return
+    ignored = sorted(options.model_fields_set & _OF_IMAGES)
+    asked = [name for name in options.methods if name in IMAGE_METHODS]
+    if asked or ignored:
+        what = ", ".join(asked) or ", ".join("class" if name == "label" else name for name in ignored)
+        raise UserError("an image is wanted to show this of", got=what, hint="vitral explain MODEL IMAGE [IMAGE ...]")
+
+
+def _methods(predictor: Predictor, images: bool, options: ExplainOptions, notes: list[str]) -> list[str]:
+    """What is drawn: what was asked for, or all that this model has. Raises UserError for what it lacks."""
+    asked = options.methods or (*(IMAGE_METHODS if images else ()), *MODEL_METHODS)
+    if set(asked) - {"integrated_gradients"}:
+        require_transformer(predictor.model, "this view" if options.methods else "vitral explain")
+    of_class = {"gradient_attention", "integrated_gradients", "lens"}
+    if not predictor.classes and of_class & set(asked):
+        if options.methods:
+            predictor.require_head()
+        notes.append("This model has no head: no class to follow gradients from, and no answers of layers.")
+        asked = tuple(name for name in asked if name not in of_class)
+    if "distance" in asked and not options.methods and "data" not in options.model_fields_set:
+        notes.append("Attention distance is a mean over many images: name them with data=.")
+        asked = tuple(name for name in asked if name != "distance")
+    return list(asked)

@@ -1,0 +1,266 @@
+"""What `vitral explain` shows of one image.
+
+Shape letters: B batch (one image), C channels, H W height and width, D image channels, T tokens, h heads, L layers, S
+classes, r c rows and columns of patches.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitral.errors import UserError, nearest
+from vitral.interpret.attention import token_attention
+from vitral.interpret.gradients import gradient_attention, integrated_gradients
+from vitral.interpret.lens import logit_lens
+from vitral.interpret.patches import mean_similarity, patch_norms, patch_similarity, patch_tokens
+from vitral.interpret.rollout import rollout
+from vitral.interpret.tokens import default_token, on_grid, patch_of, pick, require_transformer
+from vitral.models.vit import VisionTransformer
+from vitral.predictor import Predictor
+from vitral.report import explain_plots as plots
+from vitral.report.explain_page import Picture, Section, Table
+from vitral.run.options import ExplainOptions
+from vitral.training.journal import log
+
+_FEW_LAYERS, _FEW_HEADS = 6, 12
+_SHOWN = 5  # classes of the lens
+_LARGE_GAP = 0.05  # of the difference that integrated gradients should sum to
+_SIDE, _SMALL_SIDE = 224, 96  # pixels of a panel: of one row, of a table of them
+_HEAT = plots.Bar(plots.HEAT, 0, 1, "share of the panel's largest value", mixed=True)
+
+
+class Look(NamedTuple):
+    """One image, ready to be looked at: the model's input, what can be shown of it, and the class to explain."""
+
+    predictor: Predictor
+    options: ExplainOptions
+    name: str  # of its files
+    x_BCHW: Tensor
+    picture: plots.Array
+    target: int | None
+
+    @property
+    def vit(self) -> VisionTransformer:
+        """The model, where it has tokens."""
+        return require_transformer(self.predictor.model, "this view")
+
+    def on_patches(self, values_T: Tensor) -> plots.Array:
+        """Values of all tokens as those of the patches, [..., r, c]."""
+        return on_grid(values_T, self.vit.prefix_tokens, self.vit.grid).float().cpu().numpy()
+
+
+def explain_image(
+    predictor: Predictor, path: str, number: int, methods: Collection[str], options: ExplainOptions
+) -> Section:
+    """Every asked-for picture of one image. Raises UserError for one that can't be read, and for a token, layer, head
+    or class that the model lacks."""
+    x_BCHW = predictor.preprocess(path)[None].to(predictor.device)
+    picture = plots.as_picture(x_BCHW[0].permute(1, 2, 0).cpu().numpy())
+    stem = re.sub(r"[^\w.-]+", "_", Path(path).stem)[:40]
+    found: dict[str, Any] = {"image": path}
+    target, text = None, list[str]()
+    if predictor.classes:
+        with torch.no_grad():
+            scores_S = predictor.scores(predictor.model(x_BCHW))[0]
+        target = int(scores_S.argmax()) if options.label is None else _class(predictor, options.label)
+        best = int(scores_S.argmax())
+        found["prediction"] = _answer(predictor, scores_S, best)
+        found["class"] = _answer(predictor, scores_S, target)
+        text.append(f"Predicted: {predictor.classes[best]}, {100 * float(scores_S[best]):.1f} %.")
+        if target != best:
+            text.append(f"Explained: {predictor.classes[target]}, {100 * float(scores_S[target]):.1f} %.")
+    look = Look(predictor, options, f"{number:02d}-{stem}", x_BCHW, picture, target)
+    parts = [part for draw in _DRAWN for part in draw(look, methods, found)]
+    return Section(f"Image {number}: {Path(path).name}", [" ".join(text), *parts] if text else parts, found)
+
+
+def _class(predictor: Predictor, label: str) -> int:
+    """Index of a class by its name, else by its number."""
+    classes = list(predictor.classes)
+    if label in classes:
+        return classes.index(label)
+    if label.isdecimal() and int(label) < len(classes):
+        return int(label)
+    few = ", ".join(classes) if len(classes) <= 20 else f"one of {len(classes)} names, or 0 to {len(classes) - 1}"
+    raise UserError("no such class", where="class", got=label, wanted=few, nearest=nearest(label, classes))
+
+
+def _answer(predictor: Predictor, scores_S: Tensor, index: int) -> dict[str, Any]:
+    return {"label": predictor.classes[index], "index": index, "score": round(float(scores_S[index]), 6)}
+
+
+def _token_text(look: Look) -> str:
+    """Whose attention it is, in words."""
+    token = look.options.token or default_token(look.vit.config)
+    if token == "mean":
+        reads = " (the mean is what the head reads)" if look.vit.config.pool == "avg" else ""
+        return f"all {look.vit.grid[0] * look.vit.grid[1]} patches on average{reads}"
+    patch = patch_of(token)
+    if patch is not None:
+        return f"the patch in row {patch[0]}, column {patch[1]}"
+    return {"cls": "the class token", "distill": "the distillation token"}.get(token, token.replace(":", " "))
+
+
+def _mark(look: Look) -> tuple[int, int] | None:
+    return patch_of(look.options.token) if look.options.token else None
+
+
+def _attributions(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Picture | Table]:
+    """The image, and beside it what single maps say: rollout, gradient-weighted attention, integrated gradients."""
+    token, fuse = look.options.token, look.options.fuse
+    panels, names, bars, says = [plots.plain_panel(look.picture, _SIDE)], ["image"], list[plots.Bar](), list[str]()
+    heats: dict[str, Tensor] = {}
+    if "rollout" in methods:
+        heats["rollout"] = rollout(look.vit, look.x_BCHW, token, fuse)
+        says.append(f"Rollout ({fuse} over the heads): which patches reach {_token_text(look)} through all layers.")
+    if "gradient_attention" in methods:
+        heats["gradient-weighted attention"] = gradient_attention(look.vit, look.x_BCHW, _target(look), token)
+        says.append(f"Gradient-weighted attention: where attention raises the logit of {_label(look)}.")
+    for name, values_BT in heats.items():
+        heat_rc = look.on_patches(values_BT[0])
+        panels.append(plots.heat_panel(look.picture, heat_rc, _SIDE, float(heat_rc.max()), _mark(look)))
+        names.append(name)
+        found[name.replace("-weighted ", "_")] = [[float(f"{value:.6g}") for value in row] for row in heat_rc]
+        bars = [_HEAT]
+    if "integrated_gradients" in methods:
+        panel, sentence = _integrated(look, found)
+        panels.append(panel)
+        names.append("integrated gradients")
+        bars.append(plots.Bar(plots.SIGNED, -1, 1, "against (-) and for (+) the class"))
+        says.append(sentence)
+    if len(panels) == 1:
+        return []
+    alt = f"{look.name}: {', '.join(names)}, side by side"
+    png = plots.sheet([panels], names, [""], bars)
+    return [Picture(f"{look.name}-attributions.png", png, alt, " ".join(says), wide=True)]
+
+
+def _integrated(look: Look, found: dict[str, Any]) -> tuple[plots.Array, str]:
+    """The panel of integrated gradients, and whether they are complete."""
+    keys, model, size = look.options.gradients, look.predictor.model, look.options.batch_size
+    sums = integrated_gradients(model, look.x_BCHW, _target(look), keys.baseline, keys.steps, size)
+    above, gap = float(sums.difference_B[0]), float(sums.gap_B[0])
+    found["integrated_gradients"] = {
+        "steps": keys.steps, "baseline": keys.baseline, "logit_difference": above, "gap": gap
+    }  # fmt: skip
+    says = (
+        f"Integrated gradients of {_label(look)}, {keys.steps} steps from grey level {keys.baseline:g}: they sum to "
+        f"{above + gap:.4f}, the logit rises by {above:.4f}, a gap of {gap:.2g}."
+    )
+    if abs(gap) > _LARGE_GAP * abs(above):
+        more = "The gap is large, so trust them little: more steps (gradients.steps) make it smaller."
+        log.warning("%s: %s", look.name, more)
+        says += f" {more}"
+    value_HW = sums.attributions_BCHW[0].sum(0).cpu().numpy()
+    return plots.signed_panel(look.picture, value_HW, _SIDE, float(np.quantile(np.abs(value_HW), 0.99))), says
+
+
+def _target(look: Look) -> int:
+    assert look.target is not None
+    return look.target
+
+
+def _label(look: Look) -> str:
+    return f"class {look.predictor.classes[_target(look)]}"
+
+
+def _chosen_layers(look: Look) -> list[int]:
+    depth = look.vit.config.depth
+    if look.options.layers:
+        return pick(look.options.layers, depth, "layers")
+    return sorted({round(place) for place in np.linspace(0, depth - 1, min(depth, _FEW_LAYERS))})
+
+
+def _attention(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Picture | Table]:
+    """Layers downwards, heads across: what the token attends to."""
+    if "attention" not in methods:
+        return []
+    count, layers = look.vit.config.heads, _chosen_layers(look)
+    heads = pick(look.options.heads, count, "heads") if look.options.heads else list(range(min(count, _FEW_HEADS)))
+    shares_LhT = token_attention(look.vit, look.x_BCHW, look.options.token, layers)[0]
+    mean_LT = shares_LhT.mean(1, keepdim=True)
+    shown = look.on_patches(torch.cat([mean_LT, shares_LhT[:, heads]], 1))
+    names = ["mean of heads", *(f"head {head}" for head in heads)]
+    panels = [
+        [plots.heat_panel(look.picture, each, _SMALL_SIDE, float(each.max()), _mark(look)) for each in line]
+        for line in shown
+    ]
+    prefix_L = mean_LT[:, 0, : look.vit.prefix_tokens].sum(-1).tolist()
+    found["attention"] = {
+        "token": look.options.token or default_token(look.vit.config), "layers": layers,
+        "prefix_share": [round(share, 6) for share in prefix_L],
+    }  # fmt: skip
+    caption = f"Attention of {_token_text(look)}, in each layer and head; every panel has its own scale."
+    if look.vit.prefix_tokens:
+        shares = ", ".join(f"{100 * share:.0f} %" for share in prefix_L)
+        caption += f" On tokens that are no patches lie {shares} of it, mean of the heads, layer by layer."
+    alt = f"{look.name}: attention of {len(layers)} layers and {len(heads)} heads over the image"
+    png = plots.sheet(panels, names, [f"layer {layer}" for layer in layers], [_HEAT])
+    return [Picture(f"{look.name}-attention.png", png, alt, caption, wide=True)]
+
+
+def _layers(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Picture | Table]:
+    """Likeness to one patch and length of every patch, layer by layer."""
+    if not {"similarity", "norms"} & set(methods):
+        return []
+    layers, vit, lines, rows = _chosen_layers(look), look.vit, list[list[plots.Array]](), list[str]()
+    tokens_LND = patch_tokens(vit, look.x_BCHW, layers)[0]
+    columns: dict[str, list[float]] = {}
+    patch = _mark(look) or (vit.grid[0] // 2, vit.grid[1] // 2)
+    if "similarity" in methods:
+        cosine_Lrc = patch_similarity(vit, look.x_BCHW, patch, layers)[0].unflatten(-1, vit.grid).float().cpu().numpy()
+        lines.append([plots.heat_panel(look.picture, each, _SMALL_SIDE, 1.0, patch) for each in cosine_Lrc])
+        rows.append("similarity")
+        columns["Mean similarity"] = mean_similarity(tokens_LND).tolist()
+    if "norms" in methods:
+        norms_Lrc = patch_norms(vit, look.x_BCHW, layers)[0].unflatten(-1, vit.grid).float().cpu().numpy()
+        lines.append([plots.heat_panel(look.picture, each, _SMALL_SIDE, float(each.max())) for each in norms_Lrc])
+        rows.append("norm")
+        columns["Median norm"] = np.median(norms_Lrc, axis=(1, 2)).tolist()
+        columns["Largest norm"] = norms_Lrc.max(axis=(1, 2)).tolist()
+    found["layers"] = {"layers": layers, **{key.lower().replace(" ", "_"): value for key, value in columns.items()}}
+    says = {
+        "similarity": f"Similarity: cosine of each patch with the one in row {patch[0]}, column {patch[1]}, after the "
+        "layer; 0 or less is the lowest colour.",
+        "norm": "Norm: length of each patch's token as a share of the layer's longest.",
+    }
+    png = plots.sheet(
+        lines,
+        [f"layer {layer}" for layer in layers],
+        rows,
+        [plots.Bar(plots.HEAT, 0, 1, "cosine, or share", mixed=True)],
+    )
+    alt = f"{look.name}: {' and '.join(rows)} of the patches in {len(layers)} layers"
+    cells = [[f"{layer}", *(f"{each[i]:.3g}" for each in columns.values())] for i, layer in enumerate(layers)]
+    picture = Picture(f"{look.name}-layers.png", png, alt, " ".join(says[row] for row in rows), wide=True)
+    return [picture, Table(["Layer", *columns], cells, "Of all pairs of two patches, and of all patches.")]
+
+
+def _lens(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Picture | Table]:
+    """What the model would answer after each layer."""
+    if "lens" not in methods:
+        return []
+    scores_LS = look.predictor.scores(logit_lens(look.vit, look.x_BCHW)[0]).cpu()
+    shown = list(dict.fromkeys([_target(look), *scores_LS[-1].argsort(descending=True).tolist()]))[:_SHOWN]
+    best_L, classes = scores_LS.argmax(1).tolist(), look.predictor.classes
+    found["lens"] = [_answer(look.predictor, row_S, best) for row_S, best in zip(scores_LS, best_L, strict=True)]
+    png = plots.lens_curves(scores_LS.numpy(), classes, shown)
+    caption = (
+        "Logit lens: the answer if the model ended after this layer, by its own last norm, pooling and head. The head "
+        "was trained for the last layer alone, so early answers may be wrong though the tokens know better."
+    )
+    rows = [[str(i), classes[row["index"]], f"{100 * row['score']:.1f}"] for i, row in enumerate(found["lens"])]
+    alt = f"{look.name}: probability of {len(shown)} classes after each of {len(best_L)} layers"
+    table = Table(["Layer", "Prediction", "Probability %"], rows, "Logit lens: the likeliest class after each layer.")
+    return [Picture(f"{look.name}-lens.png", png, alt, caption), table]
+
+
+# In the order of the page; each gives its pictures and tables and adds its numbers to what `--json` says.
+_DRAWN = (_attributions, _attention, _layers, _lens)

@@ -1,0 +1,104 @@
+"""What `vitral explain` shows of a model without an image: filters, positions, how far attention reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+
+from torch import Tensor
+
+from vitral.data.dataset import spaced
+from vitral.errors import UserError
+from vitral.interpret.distance import attention_distance, patch_distances
+from vitral.interpret.filters import filter_components, position_similarity
+from vitral.interpret.tokens import require_transformer
+from vitral.predictor import Predictor
+from vitral.report import explain_plots as plots
+from vitral.report.explain_page import Picture, Section, Table
+from vitral.run.images import image_batches, open_images, split_name
+from vitral.run.options import ExplainOptions
+from vitral.training.journal import log
+
+
+def explain_model(
+    predictor: Predictor, methods: Collection[str], options: ExplainOptions, notes: list[str]
+) -> list[Section]:
+    """Every asked-for view. What the model has not got is a note, or, where it was asked for by name, a UserError."""
+    views: dict[str, Callable[[Predictor, ExplainOptions], Section]] = {
+        "filters": _filters, "positions": _positions, "distance": _distance
+    }  # fmt: skip
+    sections: list[Section] = []
+    for name in (name for name in views if name in methods):
+        try:
+            sections.append(views[name](predictor, options))
+        except UserError as error:
+            if options.methods or name == "distance":
+                raise
+            notes.append(f"{name}: {error.what}.")
+    return sections
+
+
+def _filters(predictor: Predictor, options: ExplainOptions) -> Section:
+    found = filter_components(require_transformer(predictor.model, "filters"))
+    shares = found.shares_K.tolist()
+    caption = (
+        f"The first {len(shares)} principal components of the patch filters, row by row (figure 7, left, of arXiv "
+        f"2010.11929). They explain {100 * sum(shares):.1f} % of the filters' variance, the first one "
+        f"{100 * shares[0]:.1f} %. A component's sign means nothing."
+    )
+    png = plots.filter_sheet(found.filters_KCPP.float().cpu().numpy())
+    picture = Picture(
+        "filters.png", png, f"{len(shares)} principal components of the patch filters", caption, wide=True
+    )
+    return Section("Patch filters", [picture], {"filters": {"variance_shares": [round(s, 6) for s in shares]}})
+
+
+def _positions(predictor: Predictor, options: ExplainOptions) -> Section:
+    vit = require_transformer(predictor.model, "positions")
+    similarity_NN = position_similarity(vit).cpu().numpy()
+    rows, columns = vit.grid
+    caption = (
+        f"Cosine of position embeddings: one tile for a patch, where it lies, and in it its likeness to all {rows} x "
+        f"{columns} patches (figure 7, centre, of arXiv 2010.11929). A model that has learned where its patches are "
+        "shows a spot that moves with the tile."
+    )
+    alt = f"Similarity of the position embeddings of {rows} x {columns} patches"
+    picture = Picture("positions.png", plots.position_sheet(similarity_NN, vit.grid), alt, caption, wide=True)
+    count = rows * columns
+    mean = (similarity_NN.sum() - count) / max(count * (count - 1), 1)
+    return Section("Positions", [picture], {"positions": {"grid": [rows, columns], "mean_cosine": mean}})
+
+
+def _distance(predictor: Predictor, options: ExplainOptions) -> Section:
+    vit = require_transformer(predictor.model, "attention distance")
+    dataset, skipped = open_images(predictor.config, options.data, predictor.config)
+    for name in (text for texts in skipped.values() for text in texts):
+        log.warning("damaged, left out: %s", name)
+    name = split_name(dataset, options.split)
+    whole = dataset.splits[name]
+    split = whole.subset(spaced(len(whole), options.images))
+    log.info("attention distance over %d %s images", len(split), name)
+
+    def batches() -> Iterator[Tensor]:
+        for images_BCHW, _ in image_batches(predictor, split, options.batch_size):
+            yield images_BCHW
+
+    distances_Lh = attention_distance(vit, batches()).numpy()
+    between_NN = patch_distances(vit.grid, vit.config.patch_size)
+    uniform = float(between_NN.mean())
+    caption = (
+        f"Mean distance in pixels between a patch and what it attends to, over {len(split)} {name} images of "
+        f"{dataset.name}: every head of every layer (figure 7, right, and figure 11 of arXiv 2010.11929). Attention to "
+        f"all patches alike would reach {uniform:.1f} px."
+    )
+    png = plots.distance_plot(distances_Lh, uniform, float(between_NN.max()))
+    picture = Picture("distance.png", png, "Mean attention distance of every head over its layer", caption)
+    rows = [
+        [str(layer), f"{each.min():.1f}", f"{each.mean():.1f}", f"{each.max():.1f}"]
+        for layer, each in enumerate(distances_Lh)
+    ]
+    table = Table(["Layer", "Least px", "Mean px", "Most px"], rows, "Mean attention distance of the heads of a layer.")
+    found = {
+        "data": dataset.name, "split": name, "count": len(split), "unit": "px", "uniform": uniform,
+        "layers": distances_Lh.tolist(),
+    }  # fmt: skip
+    return Section("Attention distance", [picture, table], {"distance": found})

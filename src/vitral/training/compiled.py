@@ -1,0 +1,48 @@
+"""An objective whose forward pass, loss and backward pass are one compiled graph (torch.compile).
+
+Shapes are static: a graph for each size of micro-batch, so two where the last one of a batch is shorter. Clipping and
+the optimizer stay outside; they are a few kernels for all parameters already. Imported only when used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch._dynamo.exc import TorchDynamoException
+
+from vitral.errors import RunFailed
+from vitral.objectives.objective import Objective
+from vitral.structs import Batch, StepOutput
+
+
+class Compiled(nn.Module):
+    """Called as the objective is, with equal results but for rounding, and other random numbers where it draws some.
+
+    A step is compiled anew where the objective says that it computes something else (`Objective.alike`), and for
+    another size; never otherwise. Raises RunFailed where compiling fails.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        torch.compiler.reset()  # the graphs of runs before this one, in this process, would count towards its limit
+        self.objective = objective
+        self._graphs: dict[int, Callable[[Batch], StepOutput]] = {}
+
+    def forward(self, batch: Batch, step: int) -> StepOutput:
+        """As of the objective."""
+        alike = self.objective.alike(step)
+        assert alike is not None
+        if alike not in self._graphs:
+            objective = self.objective
+
+            def graph(batch: Batch) -> StepOutput:
+                return objective(batch, alike)
+
+            self._graphs[alike] = torch.compile(graph, fullgraph=True, dynamic=False)
+        try:
+            return self._graphs[alike](batch)
+        except TorchDynamoException as error:
+            said = " ".join(str(error).split("\n\n")[0].split())
+            raise RunFailed(f"the step could not be compiled: {said}. train.compile=none runs without") from error
