@@ -81,6 +81,15 @@ def test_a_teacher_that_is_not_centred_collapses_and_the_log_says_so(caplog: pyt
     assert "one prototype" in caplog.text or "nearly equal" in caplog.text
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("recipe", ["digits_dino", "digits_ibot"])
+def test_features_of_the_digits_recipes_tell_digits_apart(recipe: str) -> None:
+    """A third of the recipes' length; an untrained encoder's nearest neighbours are right in less than half."""
+    keys = {"train.epochs": 25, "report": False, "train.eval_every": "end", "out": "a"}
+    assert run(load_config(recipe, keys))["top1"] > 0.85
+
+
 def test_wrong_keys_are_refused_in_one_message() -> None:
     for keys, match in (
         ({"augment__crop": "random_resized"}, r"of no use with objective\.kind=dino: augment\.crop"),
