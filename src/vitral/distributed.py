@@ -146,6 +146,28 @@ def largest(value: Tensor) -> Tensor:
     return value
 
 
+def total(value: Tensor) -> Tensor:
+    """The sum of the processes' values, on each of them; gradients flow back to all of them. All processes call this,
+    in the forward pass and, where gradients are taken, in the backward pass."""
+    if world() == 1:
+        return value
+    from torch.distributed.nn.functional import all_reduce  # pyright: ignore[reportMissingTypeStubs]
+
+    return all_reduce(value.clone())
+
+
+def all_rows(rows_BX: Tensor) -> Tensor:
+    """The rows of all processes, of which each has as many, in the order of the processes; gradients flow back."""
+    if world() == 1:
+        return rows_BX
+    import torch
+
+    own = len(rows_BX)
+    before, behind = rank() * own, (world() - 1 - rank()) * own
+    empty = [rows_BX.new_zeros(count, *rows_BX.shape[1:]) for count in (before, behind)]
+    return total(torch.cat([empty[0], rows_BX, empty[1]]))
+
+
 def gather_rows(rows_NX: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The rows of all processes, in the order of the processes, on each of them. Counts may differ, even be 0."""
     if world() == 1:

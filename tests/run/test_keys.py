@@ -20,6 +20,7 @@ from PIL import Image
 
 from tests.data.test_cifar import binary10
 from tests.helpers import TINY, random_model, write_colours
+from tests.run.dino_cases import DINO, DINO_CASES
 from tests.run.mae_cases import MAE_CASES
 from tests.run.objective_cases import OBJECTIVE_CASES
 from tests.run.outcomes import Case, card, classes, files, rows, shapes, summary, weights
@@ -175,6 +176,7 @@ CASES: dict[str, Case] = {
     "optim.clip_each": Case(True, weights, {"optim.clip": 0.01}),
     **OBJECTIVE_CASES,
     **MAE_CASES,
+    **DINO_CASES,
 }  # fmt: skip
 
 # Each has a test of its own below, or, where another test has it already, its name.
@@ -201,6 +203,7 @@ ELSEWHERE = {
     "train.max_bad_steps": "test_bad_steps_in_a_row_are_counted",
     "train.tensorboard": "test_tensorboard_is_asked_for",
     "model.pruner_blocks": "test_kinds_of_objectives",
+    "objective.checkpoint": "test_a_training_checkpoint_is_asked_for",
 }
 
 
@@ -464,3 +467,8 @@ def test_allowed_findings_do_not_refuse(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"(?s)duplicates-labels.*check\.allow=\[duplicates-labels\]"):
         tiny(tmp_path / "a", **keys)
     tiny(tmp_path / "a", check__allow=("duplicates-labels",), **keys)
+
+
+def test_a_training_checkpoint_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent\.pth: no such file"):
+        tiny(tmp_path / "a", **{**DINO, "objective.checkpoint": "absent.pth"})

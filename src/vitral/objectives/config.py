@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, Strict, model_validator
 
-from vitral.config import Config, Count, Floats, Share
-from vitral.data.config import AugmentConfig, ViewConfig
+from vitral.config import Config, Count, Floats, Share, refuse_idle
+from vitral.data.config import AugmentConfig, ShareRange, ViewConfig
+from vitral.errors import UserError
 
 Size = tuple[int, int]
 
@@ -121,12 +122,141 @@ class MaeConfig(SelfSupervisedConfig):
         return self
 
 
+Probability = Annotated[float, Field(ge=0, le=1)]
+Temperature = Annotated[float, Field(gt=0)]
+
+
+class DistillationConfig(SelfSupervisedConfig):
+    """What DINO and iBOT have in common: views of an image, heads, and a teacher whose output is the target."""
+
+    has_teacher: ClassVar[bool] = True
+
+    local_crops: int = Field(default=8, ge=0, description="small views an image, beside two large ones")
+    global_scale: ShareRange = Field(default=(0.4, 1.0), description="area of a large view, shares of the image")
+    local_scale: ShareRange = Field(default=(0.05, 0.4), description="area of a small view, shares of the image")
+    local_size: Count | Literal["auto"] = Field(
+        default="auto",
+        description="side of a small view, pixels; auto: 96/224 of the image, in whole patches, two a side or more",
+    )
+    blur: Annotated[tuple[Probability, Probability, Probability], Strict(False)] = Field(
+        default=(1.0, 0.1, 0.5), description="probability of blur in the first, the second and the small views"
+    )
+    solarize: Probability = Field(default=0.2, description="probability that the second view is solarized")
+    prototypes: Count = Field(default=4096, description="outputs of the head")
+    head_depth: Count = Field(default=3, description="dense layers of the head before the prototypes")
+    head_hidden: Count = Field(default=2048, description="hidden features of the head")
+    head_bottleneck: Count = Field(default=256, description="features that are compared with the prototypes")
+    head_norm: Literal["none", "batch"] = Field(
+        default="none", description="batch: batch norm after the head's hidden layers, over all processes"
+    )
+    fixed_lengths: bool = Field(
+        default=True, description="prototypes of length 1; false: lengths are trained (norm_last_layer)"
+    )
+    targets: Literal["centred", "sinkhorn"] = Field(
+        default="centred",
+        description="against collapse: the teacher's logits less their moving mean, or balanced over the prototypes",
+    )
+    centre_momentum: float = Field(default=0.9, ge=0, lt=1, description="of the moving mean, a step")
+    sinkhorn_rounds: Count = Field(default=3, description="rounds of balancing")
+    student_temperature: Temperature = Field(default=0.1, description="divides the student's logits")
+    teacher_temperature: Temperature = Field(default=0.07, description="divides the teacher's, after the warm-up")
+    teacher_temperature_start: Temperature = Field(default=0.04, description="at the start; lower is safer")
+    temperature_warmup: float = Field(
+        default=0.3, ge=0, description="linear way to it: epochs if 1 or more, else a share of the run"
+    )
+    momentum: Share = Field(default=0.996, description="of the teacher's weights, a step, at the start")
+    momentum_final: Share = Field(default=1.0, description="at the end, reached along half a cosine")
+    freeze_last: float = Field(default=1.0, ge=0, description="epochs in which the prototypes stay as they are")
+    checkpoint: str | None = Field(
+        default=None,
+        description="training checkpoint of DINO's or iBOT's repository to go on from: both networks, heads, centres",
+    )
+    koleo: float = Field(default=0.0, ge=0, description="weight of the KoLeo loss, which spreads features; 0: off")
+
+    @model_validator(mode="after")
+    def _targets_fit(self) -> DistillationConfig:
+        refuse_idle(self, {
+            "centre_momentum": self.targets == "centred", "sinkhorn_rounds": self.targets == "sinkhorn",
+            "head_hidden": self.head_depth > 1, "head_norm": self.head_depth > 1,
+            "local_scale": self.local_crops > 0, "local_size": self.local_crops > 0,
+        })  # fmt: skip
+        return self
+
+    def views(self, augment: AugmentConfig, size: Size, stride: int) -> tuple[ViewConfig, ...]:
+        """Two large views of the model's size, then the small ones, each a random resized crop. Raises UserError
+        where patches do not divide a small view."""
+        small = self._small(size, stride)
+        first, second, local = (
+            augment.model_copy(
+                update={"crop": "random_resized", "crop_scale": scale, "blur": blur, "solarize": inverted}
+            )
+            for scale, blur, inverted in zip(
+                (self.global_scale, self.global_scale, self.local_scale),
+                self.blur,
+                (0.0, self.solarize, 0.0),
+                strict=True,
+            )
+        )
+        return ViewConfig(first, size), ViewConfig(second, size), *[ViewConfig(local, small)] * self.local_crops
+
+    def _small(self, size: Size, stride: int) -> Size:
+        if self.local_size == "auto":
+            height, width = (max(round(side * 96 / 224 / stride), 2) * stride for side in size)
+            return height, width
+        if self.local_size % stride:
+            raise UserError(
+                "is not cut evenly into patches", where="objective.local_size", got=self.local_size,
+                wanted=f"a multiple of {stride}",
+            )  # fmt: skip
+        return self.local_size, self.local_size
+
+    def idle(self) -> dict[str, Any]:
+        """Crops, blur and solarizing are those of the views."""
+        fields = AugmentConfig.model_fields
+        return {key: fields[key].default for key in ("crop", "crop_scale", "blur", "solarize")}
+
+
+class DinoConfig(DistillationConfig):
+    """DINO (arXiv 2104.14294)."""
+
+    kind: Literal["dino"] = Field(description="views of an image that agree")
+
+
+class IbotConfig(DistillationConfig):
+    """iBOT (arXiv 2111.07832), and by option what DINOv2 (2304.07193) changed."""
+
+    kind: Literal["ibot"] = Field(description="views that agree, and masked patches as the teacher sees them")
+    mask: Literal["blocks", "random"] = Field(
+        default="blocks", description="patches that are hidden: rectangles or any"
+    )
+    mask_ratio: ShareRange = Field(default=(0.1, 0.5), description="least and largest share of patches that are hidden")
+    mask_probability: Share = Field(default=0.5, description="share of the large views that are masked at all")
+    mask_spread: bool = Field(
+        default=False,
+        description="true: exactly that share of a micro-batch, at evenly spaced ratios; false: each image is drawn",
+    )
+    patch_weight: float = Field(default=1.0, gt=0, description="weight of the patches' loss; that of the views' is 1")
+    patch_head: Literal["shared", "last_layer", "own"] = Field(
+        default="shared",
+        description="for patches: the same head, prototypes of their own, or a whole head of their own",
+    )
+
+    @model_validator(mode="after")
+    def _patches_fit(self) -> IbotConfig:
+        if not self.mask_probability:
+            raise ValueError("without masked patches this is DINO: objective.kind=dino")
+        return self
+
+
 def _supervised(tree: Any) -> Any:
     """Without a word, classes are learned from labels."""
     return {"kind": "supervised", **tree} if isinstance(tree, dict) else tree
 
 
 ObjectiveConfig = Annotated[
-    Annotated[SupervisedConfig | PrunedConfig | MaskedPatchConfig | MaeConfig, Field(discriminator="kind")],
+    Annotated[
+        SupervisedConfig | PrunedConfig | MaskedPatchConfig | MaeConfig | DinoConfig | IbotConfig,
+        Field(discriminator="kind"),
+    ],
     BeforeValidator(_supervised),
 ]

@@ -36,7 +36,7 @@ def soft_multi_hot(targets: dict[str, Tensor], smoothing: float) -> Tensor:
 def binary_cross_entropy(logits_BC: Tensor, target_BC: Tensor) -> Tensor:
     """Mean over batch and classes of -(y log p + (1 - y) log(1 - p)), p = sigmoid(logits), in nats, in at least
     float32."""
-    logits_BC = logits_BC if logits_BC.dtype.itemsize >= 4 else logits_BC.float()
+    logits_BC = wide(logits_BC)
     return F.binary_cross_entropy_with_logits(logits_BC, target_BC.to(logits_BC.dtype))
 
 
@@ -50,7 +50,7 @@ def cross_entropy(logits_BC: Tensor, target_BC: Tensor, balance: ClassBalance = 
     """Mean over the batch of -sum(weights * target * log softmax(logits + offset)), in nats, in at least float32.
 
     The mean is over the samples, whatever their weights, so that micro-batches add up."""
-    logits_BC = logits_BC if logits_BC.dtype.itemsize >= 4 else logits_BC.float()
+    logits_BC = wide(logits_BC)
     if balance.offset_C is not None:
         logits_BC = logits_BC + balance.offset_C.to(logits_BC)
     if balance.weights_C is not None:

@@ -43,6 +43,11 @@ class Objective(nn.Module, ABC):
         """What is evaluated and saved: the model, or a better one that follows it."""
         return self.model
 
+    @property
+    def exchanges(self) -> bool:
+        """Whether `forward` waits for what the other processes say, so that one alone cannot call it."""
+        return False
+
     @abstractmethod
     def forward(self, batch: Batch, step: int) -> StepOutput:
         """The loss, a mean over the batch's samples, scalars to log, and what `after_update` wants. Nothing that is

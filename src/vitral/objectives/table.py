@@ -1,5 +1,7 @@
 """Which class minimises which kind of objective."""
 
+from vitral.objectives.dino import Dino
+from vitral.objectives.ibot import Ibot
 from vitral.objectives.mae import MAE
 from vitral.objectives.masked_patch import MaskedPatch
 from vitral.objectives.objective import Objective
@@ -11,4 +13,6 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "pruned": Pruned,
     "masked_patch": MaskedPatch,
     "mae": MAE,
+    "dino": Dino,
+    "ibot": Ibot,
 }

@@ -26,9 +26,10 @@ def parameter_groups(
     """Groups of equal `weight_decay` and `lr_scale`, the factor of the rate; every parameter that takes gradients is in
     exactly one.
 
-    Matrices decay (`adapt` is true of them), that is what is called weight and has two axes or more; biases, norms,
-    tokens and positions do not, as in the paper's own code. lr_scale = layer_decay^(depth + 1 - layer), with the layers
-    of `layer_of`. With `muon` the `parts` of a group are those of `muon_parts`, without it 0.
+    Matrices decay (`adapt` is true of them), that is what is called weight (weight_v where lengths are apart) and has
+    two axes or more; biases, norms, lengths, tokens and positions do not, as in the paper's own code.
+    lr_scale = layer_decay^(depth + 1 - layer), with the layers of `layer_of`. With `muon` the `parts` of a group are
+    those of `muon_parts`, without it 0.
     """
     named = dict(objective.named_parameters())
     depth = depth_of(name.removeprefix(_MODEL) for name in named if name.startswith(_MODEL))
@@ -38,7 +39,7 @@ def parameter_groups(
         if parameter.requires_grad:
             scaled = layer_decay != 1 and name.startswith(_MODEL)
             below = depth + 1 - layer_of(name.removeprefix(_MODEL), depth) if scaled else 0
-            decays = parameter.ndim > 1 and name.rsplit(".", 1)[-1] == "weight"
+            decays = parameter.ndim > 1 and name.rsplit(".", 1)[-1] in ("weight", "weight_v")
             groups.setdefault((decays, below, parts.get(name, 0)), []).append(parameter)
     return [
         {

@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 
 from vitral import distributed
 from vitral.errors import RunFailed
+from vitral.objectives.objective import Objective
 from vitral.structs import Batch
 from vitral.training.journal import log
 from vitral.training.state import SHARDED, WHOLE, TrainState, remove
@@ -28,6 +29,7 @@ from vitral.training.state import SHARDED, WHOLE, TrainState, remove
 STEPS, STATE = "steps.jsonl", "state"  # the latter a file or a folder, as checkpoints are
 NOTHING = "nothing in this batch by itself; the sum or the norm of its gradients overflows"
 CUT = "not looked for, as the weights are cut over processes"
+BOUND = "not looked for, as no process can compute its loss without the others"
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,8 @@ class Guard:
         batch, objective = self.watch.batch(number), self.state.objective
         if any(map(distributed.is_sharded, objective.parameters())):  # looking would have to be in step on all
             found = CUT
+        elif distributed.world() > 1 and isinstance(objective, Objective) and objective.exchanges:
+            found = BOUND
         else:
             found = first_non_finite(objective, batch, number, micro=self.watch.micro, autocast=self.watch.autocast)
         told = distributed.gather((found, batch.keys_B.tolist()))

@@ -52,6 +52,13 @@ def read(path: Path) -> Source:
     return Source(str(path), tensors, _json(folder / "config.json"), _json(folder / "preprocessor_config.json"), notes)
 
 
+def read_tree(path: Path) -> dict[str, Any]:
+    """What one file holds, as it is nested there. Raises UserError as `read` does."""
+    if not path.is_file():
+        raise UserError("no such file", where=str(path))
+    return _read_file(path)
+
+
 def is_weights(path: Path) -> bool:
     """Whether this file or folder looks as if `read` could read it."""
     if path.is_dir():

@@ -1,0 +1,47 @@
+"""DINO: a student says of every view of an image what its own moving average says of two of them.
+
+Caron et al. 2021 (arXiv 2104.14294). Shape letters: R rows (views of images, or images of a view), K prototypes, D
+width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from vitral.models.model import ImageModel
+from vitral.objectives.config import DinoConfig
+from vitral.objectives.distillation import GLOBAL, Distillation
+from vitral.objectives.losses import wide
+from vitral.objectives.objective import Setting
+from vitral.objectives.sinkhorn import cross_view_loss
+from vitral.structs import Batch, StepOutput
+
+
+class Dino(Distillation):
+    """Cross-entropy between prototypes of different views: large ones from the teacher, all from the student."""
+
+    def __init__(self, factory: Callable[[], ImageModel], config: DinoConfig, setting: Setting) -> None:
+        super().__init__(factory, config, setting)
+        self.start()
+
+    def forward(self, batch: Batch, step: int) -> StepOutput:
+        """The loss in nats, and what a collapse shows in (see `monitors`)."""
+        config = self.distilled
+        large, small = self.large_and_small(batch)
+        with torch.no_grad():
+            taught_RD = self.taught.pool(self.taught.encode(large))
+            logits_RK = self.teacher_head(taught_RD)
+            target_RK = self.targets(logits_RK, self.centre_K, step)
+        pooled = [self.model.pool(self.model.encode(images)) for images in (large, small) if images is not None]
+        said_RK = self.head(torch.cat(pooled))
+        views = len(batch.views)
+        loss = cross_view_loss(
+            target_RK.unflatten(0, (GLOBAL, -1)), said_RK.unflatten(0, (views, -1)) / config.student_temperature
+        )
+        metrics = self.monitors(target_RK, taught_RD)
+        if config.koleo:
+            metrics["koleo"] = (spread := self.spread(pooled[0])).detach()
+            loss = loss + config.koleo * spread
+        return StepOutput(loss, metrics, {"logits": wide(logits_RK).mean(0)})

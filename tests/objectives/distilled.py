@@ -1,0 +1,91 @@
+"""Small objectives of DINO and iBOT, batches of several views, and one update as the loop makes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tests.helpers import create_vit
+from vitral.models.vit import VisionTransformer
+from vitral.objectives.config import DinoConfig, IbotConfig
+from vitral.objectives.dino import Dino
+from vitral.objectives.distillation import Distillation
+from vitral.objectives.ibot import Ibot
+from vitral.objectives.objective import Setting
+from vitral.optim.config import OptimConfig
+from vitral.optim.optimizer import make_optimizer
+from vitral.structs import Batch, StepOutput, View
+from vitral.training.config import TrainConfig
+from vitral.training.guard import Guard, Watch
+from vitral.training.loop import Plan, update
+from vitral.training.parallel import Parallel
+from vitral.training.state import Progress, TrainState
+
+SMALL: dict[str, Any] = {"prototypes": 12, "head_hidden": 10, "head_bottleneck": 6}
+DOUBLE = torch.float64
+
+
+def encoder(dtype: torch.dtype = DOUBLE, **options: Any) -> VisionTransformer:
+    options = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 32, "num_classes": 0, **options}
+    return create_vit("vit_micro_patch2_8", **options).to(dtype)
+
+
+def make(
+    kind: str = "dino", *, dtype: torch.dtype = DOUBLE, setting: Setting | None = None, model: Any = (), **keys: Any
+) -> Distillation:
+    """With a class token that is not zero, so that nothing is equal by its initial value."""
+    torch.manual_seed(0)
+    setting, keys = setting or Setting(steps=20, epoch_steps=0.0, seed=3), {**SMALL, "kind": kind, **keys}
+
+    def factory() -> VisionTransformer:
+        return encoder(dtype, **dict(model))
+
+    objective: Distillation
+    objective = (
+        Ibot(factory, IbotConfig(**keys), setting) if kind == "ibot" else Dino(factory, DinoConfig(**keys), setting)
+    )
+    if "checkpoint" not in keys:
+        torch.nn.init.normal_(objective.model.get_parameter("cls_token"), std=0.5)
+        objective.teacher.module.load_state_dict(objective.model.state_dict())
+    return objective.to(dtype).train()
+
+
+def views(count: int = 12, local: int = 2, dtype: torch.dtype = DOUBLE, first: int = 0) -> Batch:
+    """Two large and some small views of so many samples."""
+    generator = torch.Generator().manual_seed(5)
+    sizes = [8, 8, *[4] * local]
+    images = [torch.rand(count, 3, side, side, generator=generator, dtype=DOUBLE).to(dtype) for side in sizes]
+    matrix = torch.eye(3).expand(count, 3, 3)
+    return Batch(tuple(View(one, matrix) for one in images), {}, torch.arange(first, first + count))
+
+
+def slopes(objective: nn.Module, out: StepOutput) -> dict[str, torch.Tensor]:
+    trained = {name: p for name, p in objective.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(out.loss, list(trained.values()))
+    return dict(zip(trained, found, strict=True))
+
+
+def state_of(objective: Distillation, optim: OptimConfig, *, ddp: bool = False) -> TrainState:
+    optimizer = make_optimizer(objective, optim)
+    return TrainState(objective, optimizer, None, Progress(), parallel=Parallel(objective, ddp=ddp))
+
+
+def step(
+    state: TrainState,
+    objective: Distillation,
+    batch: Batch,
+    *,
+    micro: int | None = None,
+    rate: float = 0.01,
+    folder: Path = Path(),
+) -> torch.Tensor:
+    """One update; returns the loss."""
+    watch = Watch(folder, 3, lambda _: batch, "", micro)
+    config = TrainConfig(batch_size=512, micro_batch=micro)
+    plan = Plan(20, lambda _: rate, None, None, Path(), "")
+    loss, _, _ = update(state, objective, batch, config, plan, rate, Guard(state, watch))
+    state.progress.step += 1
+    return loss
