@@ -230,9 +230,11 @@ def _problem(model: type[Config], name: str, details: list[ErrorDetails]) -> Use
             "wrong value", where=f"{name}.{tag}", got=repr(got), wanted=" or ".join(options), nearest=close
         )
     if detail["type"] == "extra_forbidden":
-        names = [key.name for key in describe(model)]
-        if name in names:  # of another member of the union
-            return UserError("no key of this kind", where=name, got=detail["input"], hint="Other kinds have it.")
+        helps = {key.name: key.help for key in describe(model)}
+        names = list(helps)
+        if name in helps:  # of another member of the union
+            hint = f"It is one of {helps[name].partition(':')[0]}."
+            return UserError("no key of this kind", where=name, got=detail["input"], hint=hint)
         below = next(iter(flatten(detail["input"])), "") if isinstance(detail["input"], Mapping) else ""
         full = f"{name}.{below}" if below else name  # an unknown group stands for what is set in it
         return UserError("unknown key", where=full, nearest=nearest_key(full, names))

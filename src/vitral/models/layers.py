@@ -144,13 +144,14 @@ class Attention(nn.Module):
             later_QN = torch.ones(q_BhQd.shape[2], x_BND.shape[1], dtype=torch.bool, device=x_BND.device).triu(1)
             base = torch.zeros((), dtype=q_BhQd.dtype, device=x_BND.device) if bias is None else bias
             bias, causal = base.masked_fill(later_QN, float("-inf")), False
-        if captured is None and not (bias is None and not causal and _fused_is_slow(q_BhQd)):
-            out_BhQd = F.scaled_dot_product_attention(q_BhQd, k_BhNd, v_BhNd, attn_mask=bias, is_causal=causal)
-        else:
+        if captured is not None:
             map_BhQN = _attention_map(q_BhQd, k_BhNd, bias)
             out_BhQd = map_BhQN @ v_BhNd
-        if captured is not None:
             captured |= {"attn.q": q_BhNd, "attn.k": k_BhNd, "attn.map": map_BhQN}
+        elif bias is None and not causal and _fused_is_slow(q_BhQd):
+            out_BhQd = _attention_map(q_BhQd, k_BhNd, None) @ v_BhNd
+        else:
+            out_BhQd = F.scaled_dot_product_attention(q_BhQd, k_BhNd, v_BhNd, attn_mask=bias, is_causal=causal)
         return self.proj_drop(self.proj(out_BhQd.transpose(1, 2).flatten(2)))
 
 

@@ -136,13 +136,15 @@ def _figure(svg: bytes, alt: str, kind: str = "fit") -> str:
     return f'<div class="figure {kind}"{focus}>{embed_image("image/svg+xml", svg, alt)}</div>'
 
 
-def curves(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Panels over the training steps, from the rows of metrics.jsonl."""
+_SMOOTHED = "The training loss includes label smoothing and mixing, if any; the validation loss is without them."
+
+
+def curves(rows: Sequence[Mapping[str, Any]], says: str = _SMOOTHED) -> str:
+    """Panels over the training steps, from the rows of metrics.jsonl, and what there is to say of them."""
     figures = plots.training_curves(rows)
     if not figures:
         return section("Training curves", "<p>No steps recorded.</p>")
     panels = "".join(_figure(svg, f"{title} over the training steps") for title, svg in figures.items())
-    says = "The training loss includes label smoothing and mixing, if any; the validation loss is without them."
     return section("Training curves", f'<div class="panels">{panels}</div>\n<p class="soft">{says}</p>')
 
 

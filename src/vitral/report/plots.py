@@ -117,7 +117,7 @@ def _panel(title: str, curves: Mapping[str, tuple[tuple[list[float], list[float]
         axes.set_ylabel(_PERCENT[title])
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
     elif title == "Loss":
-        axes.set_ylabel("loss (nats)")
+        axes.set_ylabel("loss (nats)" if len(curves["validation"][0][0]) else "loss")
         axes.set_ylim(bottom=0 if min(axes.get_ylim()) >= 0 or _all_positive(curves) else None)
         axes.legend()
     elif title in _MONITORS:

@@ -17,6 +17,8 @@ from vitral.report import plots
 from vitral.report.html import configuration, curves, facts, notes_section
 from vitral.report.page import embed_image, percent, section, write_page
 
+_LOSS = "The loss without labels says little of the features: compare it within a run, and runs by their neighbours."
+
 
 def write_unlabelled_report(
     path: str | Path,
@@ -31,7 +33,7 @@ def write_unlabelled_report(
     """Writes the report, whole or not at all. `summary` is summary.json; `pictures` are columns of images [B, H, W, C]
     in [0,1] by their captions, of equal B. Raises OSError where the file can't be written."""
     sections = [
-        _headline(summary), facts(summary), curves(metrics_rows), _pictures(pictures), notes_section(notes),
+        _headline(summary), facts(summary), curves(metrics_rows, _LOSS), _pictures(pictures), notes_section(notes),
         configuration(config_yaml),
     ]  # fmt: skip
     write_page(path, title, sections)
