@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.interpret.variants import VARIANTS, variant
+from vitral.models.config import ViTConfig
 from vitral.models.create import create_model
 from vitral.models.flops import count_macs
 from vitral.models.presets import resolve
@@ -76,6 +77,7 @@ def test_stages_of_residual_networks(preset: str) -> None:
 @pytest.mark.parametrize("preset", ["vit_base_patch16_224", "vit_small_patch16_224", "vit_micro_patch2_8"])
 def test_the_formula_is_the_count_of_a_block_on_all_tokens(preset: str) -> None:
     config = resolve(preset, pool="avg", class_token=False)
+    assert isinstance(config, ViTConfig)
     parts = count_macs(config)
     whole = sum(parts[name] for name in ("qkv", "scores", "values", "projection", "mlp"))
     assert formula(config)[f"{config.depth} blocks"] == whole

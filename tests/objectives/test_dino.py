@@ -144,10 +144,15 @@ def test_directions_of_prototypes_decay_and_lengths_do_not() -> None:
     [(0.5, 4.0, [0.02, 0.04, 0.06, 0.06]), (2, 5.0, [0.02, 0.04, 0.06, 0.06]), (0, 4.0, [0.06] * 4)],
 )
 def test_the_temperature_rises_and_stays(warmup: float, epoch_steps: float, want: list[float]) -> None:
-    keys = {"teacher_temperature_start": 0.02, "teacher_temperature": 0.06, "temperature_warmup": warmup}
+    keys: dict[str, Any] = {
+        "teacher_temperature_start": 0.02,
+        "teacher_temperature": 0.06,
+        "temperature_warmup": warmup,
+    }
     objective = make(**keys, setting=Setting(steps=20, epoch_steps=epoch_steps))
     assert [objective.temperature(i) for i in (0, 5, 10, 19)] == pytest.approx(want)
-    short = make(**{**keys, "temperature_warmup": 300}, setting=Setting(steps=2, epoch_steps=1.0))
+    keys["temperature_warmup"] = 300
+    short = make(**keys, setting=Setting(steps=2, epoch_steps=1.0))
     assert 0.02 <= short.temperature(1) < 0.021, "a warm-up longer than the run"
 
 
@@ -237,7 +242,7 @@ def test_views_are_two_large_ones_and_small_ones_of_whole_patches() -> None:
     assert [view.size for view in found] == [(224, 224)] * 2 + [(96, 96)] * 8
     assert [view.augment.blur for view in found[:3]] == [1.0, 0.1, 0.5]
     assert [view.augment.solarize for view in found[:3]] == [0.0, 0.2, 0.0]
-    assert found[0].augment.crop_scale, found[2].augment.crop_scale == ((0.4, 1.0), (0.05, 0.4))
+    assert (found[0].augment.crop_scale, found[2].augment.crop_scale) == ((0.4, 1.0), (0.05, 0.4))
     assert all(view.augment.crop == "random_resized" and view.augment.flip == 0.5 for view in found)
     sizes = {(224, 14): 98, (32, 4): 12, (8, 2): 4, (8, 4): 8, (8, 1): 3}
     for (side, patch), small in sizes.items():
@@ -256,10 +261,11 @@ def test_a_small_view_has_its_own_tokens_and_places() -> None:
 @pytest.mark.parametrize("config", [DinoConfig, IbotConfig])
 def test_what_has_no_effect_is_refused(config: Any) -> None:
     kind = {"kind": "dino" if config is DinoConfig else "ibot"}
-    for keys in (
+    idle: list[dict[str, Any]] = [
         {"targets": "sinkhorn", "centre_momentum": 0.5}, {"sinkhorn_rounds": 5}, {"head_depth": 1, "head_hidden": 3},
         {"local_crops": 0, "local_size": 4},
-    ):  # fmt: skip
+    ]  # fmt: skip
+    for keys in idle:
         with pytest.raises(ValueError, match="has no effect here"):
             config(**kind, **keys)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -124,7 +125,7 @@ def test_koleo_of_equal_rows_is_finite_and_of_spread_ones_lower() -> None:
 def test_the_last_layer_is_weight_norm_as_torch_had_it_and_can_be_copied() -> None:
     ours = WeightNormed(6, 9, fixed=False)
     torch.nn.init.normal_(ours.weight_g)
-    theirs = nn.utils.parametrizations.weight_norm(nn.Linear(6, 9, bias=False), dim=0)
+    theirs: Any = nn.utils.parametrizations.weight_norm(nn.Linear(6, 9, bias=False), dim=0)
     theirs.parametrizations.weight.original0.data.copy_(ours.weight_g)
     theirs.parametrizations.weight.original1.data.copy_(ours.weight_v)
     x = torch.randn(5, 6)

@@ -14,9 +14,10 @@ from tests.helpers import TINY, assert_equal_tensors, create_vit, weights
 from vitral.cli.main import main
 from vitral.errors import UserError
 from vitral.models.vit import VisionTransformer
-from vitral.objectives.config import SupervisedConfig
+from vitral.objectives.config import MaeConfig, MaskedPatchConfig, SupervisedConfig
 from vitral.objectives.objective import Setting
 from vitral.objectives.supervised import Supervised
+from vitral.objectives.table import OBJECTIVES
 from vitral.optim.config import OptimConfig
 from vitral.optim.ema import WeightEMA
 from vitral.optim.masters import Bfloat16Copy
@@ -83,6 +84,31 @@ def test_compiled_steps_equal_eager_ones(head_first: float, low: bool, limit: fl
     assert not counters["graph_break"]
     for name, tensor in eager._tensors().items():
         assert (tensor - compiled._tensors()[name]).abs().max() < limit, name
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["masked_patch", "mae"])
+def test_masks_follow_the_step_inside_one_graph(kind: str) -> None:
+    """Losses and gradients of three steps, whole and short batches: as eager ones, by one graph a size."""
+    small = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2} if kind == "mae" else {}
+    config = (MaeConfig if kind == "mae" else MaskedPatchConfig)(kind=kind, **small)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    made = OBJECTIVES[kind](lambda: create_vit("vit_micro_patch2_8", depth=2, num_classes=0), config, Setting(10))
+    compiled = Compiled(made)
+    counters.clear()
+    losses: list[float] = []
+    for step in range(3):
+        for part in (batch(step).slice(0, 16), batch(step).slice(0, 5)):
+            mine, theirs = compiled(part, step).loss, made(part, step).loss
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+            slopes = [torch.autograd.grad(loss, made.model.get_parameter("blocks.0.mlp.fc1.weight"))[0]
+                      for loss in (mine, theirs)]  # fmt: skip
+            torch.testing.assert_close(*slopes, rtol=1e-3, atol=1e-6)
+            losses.append(mine.item())
+    assert len(set(losses)) == 6
+    assert counters["stats"]["unique_graphs"] == 2
+    assert not counters["graph_break"]
 
 
 @needs_compiler

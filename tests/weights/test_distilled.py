@@ -80,11 +80,12 @@ def test_heads_with_batch_norm_leave_their_running_statistics() -> None:
 
 def test_what_is_missing_or_left_over_is_refused_by_name() -> None:
     whole = published(scrambled(kind="ibot"))
+    base: dict[str, Any] = {"kind": "ibot", "dtype": FLOAT, "checkpoint": "checkpoint.pth"}
 
     def refused(change: dict[str, Any], match: str, **keys: Any) -> None:
         torch.save({**whole, **change}, "checkpoint.pth")
         with pytest.raises(UserError, match=match):
-            make(**{"kind": "ibot", "dtype": FLOAT, "checkpoint": "checkpoint.pth", **keys})
+            make(**{**base, **keys})
 
     teacher = whole["teacher"]
     without = {name: tensor for name, tensor in teacher.items() if name != "head.mlp.2.bias"}

@@ -23,7 +23,9 @@ def kept_count(patches: int, ratio: float) -> int:
     return min(max(patches - round(patches * ratio), 1), patches)
 
 
-def noise(seed: int, step: int, view: int, keys_B: Tensor, patches: int, stream: Stream = Stream.MASK) -> Tensor:
+def noise(
+    seed: int, step: int | Tensor, view: int, keys_B: Tensor, patches: int, stream: Stream = Stream.MASK
+) -> Tensor:
     """Uniform numbers [B, N] in [0, 1): those of a sample, at a step, for a view."""
     return uniform_runs(seed, step, view, keys_B, (stream,), patches)[0].T
 

@@ -50,6 +50,7 @@ class MAE(Objective):
     """
 
     model: VisionTransformer  # pyright: ignore[reportIncompatibleVariableOverride] - set once, by the constructor
+    step_in_graph = True
     decoder_places: Tensor
 
     def __init__(self, factory: Callable[[], ImageModel], config: MaeConfig, setting: Setting) -> None:
@@ -75,7 +76,11 @@ class MAE(Objective):
         xavier(self.decoder_embed, self.decoder_pred)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, batch: Batch, step: int) -> StepOutput:
+    def alike(self, step: int) -> int:
+        """All steps: what is drawn follows the step inside the graph."""
+        return 0
+
+    def forward(self, batch: Batch, step: int | Tensor) -> StepOutput:
         """The loss, a mean over the values of the hidden patches, and how much the seen patches' features differ."""
         images_BCHW = batch.views[0].images_BCHW
         patches_BND, grid = self.model.embed(images_BCHW)
@@ -87,7 +92,7 @@ class MAE(Objective):
         metrics = {"feature_std": feature_std(pooled_BD), "feature_rank": feature_rank(pooled_BD)}
         return StepOutput(F.mse_loss(said_BMX.to(wanted_BMX.dtype), wanted_BMX), metrics)
 
-    def hide(self, keys_B: Tensor, step: int, grid: Grid) -> tuple[Tensor, Tensor]:
+    def hide(self, keys_B: Tensor, step: int | Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         """Places of the seen patches [B, K] and of the hidden ones [B, M], K = clamp(N - round(N hidden), 1, N)."""
         count = grid[0] * grid[1]
         order_BN = noise(self.seed, step, 0, keys_B, count).argsort(dim=1)

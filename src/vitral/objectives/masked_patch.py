@@ -35,6 +35,7 @@ class MaskedPatch(Objective):
     """
 
     model: VisionTransformer  # pyright: ignore[reportIncompatibleVariableOverride] - set once, by the constructor
+    step_in_graph = True
 
     def __init__(self, factory: Callable[[], ImageModel], config: MaskedPatchConfig, setting: Setting) -> None:
         super().__init__(factory, config, setting)
@@ -51,7 +52,11 @@ class MaskedPatch(Objective):
         nn.init.normal_(self.predict.weight, std=0.02)
         nn.init.zeros_(self.predict.bias)
 
-    def forward(self, batch: Batch, step: int) -> StepOutput:
+    def alike(self, step: int) -> int:
+        """All steps: what is drawn follows the step inside the graph."""
+        return 0
+
+    def forward(self, batch: Batch, step: int | Tensor) -> StepOutput:
         """The loss over the corrupted patches in nats (for pixels: mean squared error in [0,1]), and `mask_top1`, the
         share of them whose colour is found."""
         images_BCHW = batch.views[0].images_BCHW
@@ -75,7 +80,7 @@ class MaskedPatch(Objective):
         metrics["mask_top1"] = (said_BMTK.detach().argmax(-1) == classes_BMT).float().mean()
         return StepOutput(loss, metrics)
 
-    def corrupt(self, patches_BND: Tensor, chosen_BM: Tensor, keys_B: Tensor, step: int) -> Tensor:
+    def corrupt(self, patches_BND: Tensor, chosen_BM: Tensor, keys_B: Tensor, step: int | Tensor) -> Tensor:
         """The embeddings with the chosen ones replaced: by the mask token, by another patch of the same image, or by
         themselves, at the config's shares."""
         B, N, D = patches_BND.shape

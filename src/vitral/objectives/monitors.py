@@ -26,7 +26,7 @@ def feature_rank(features_BD: Tensor) -> Tensor:
     scale = centred_BD.square().mean().sqrt()
     centred_BD = centred_BD / scale.clamp(min=1e-12)
     gram = centred_BD @ centred_BD.T if len(centred_BD) < centred_BD.shape[1] else centred_BD.T @ centred_BD
-    rank = gram.diagonal().sum().square() / gram.square().sum().clamp(min=1e-12)
+    rank = centred_BD.square().sum().square() / gram.square().sum().clamp(min=1e-12)
     return torch.where(scale > 1e-6 * features_BD.float().abs().mean(), rank, 0.0)
 
 

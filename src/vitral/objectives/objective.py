@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -31,6 +31,7 @@ class Objective(nn.Module, ABC):
     its layers apart by their names in it."""
 
     model: ImageModel
+    step_in_graph: ClassVar[bool] = False  # forward takes the step as a tensor too: one compiled graph is for all steps
 
     @abstractmethod
     def __init__(self, factory: Callable[[], ImageModel], config: Any, setting: Setting) -> None:

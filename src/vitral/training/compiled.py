@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
 from vitral.errors import RunFailed
@@ -28,21 +28,21 @@ class Compiled(nn.Module):
         super().__init__()
         torch.compiler.reset()  # the graphs of runs before this one, in this process, would count towards its limit
         self.objective = objective
-        self._graphs: dict[int, Callable[[Batch], StepOutput]] = {}
+        self._graphs: dict[int, Callable[[Batch, Tensor], StepOutput]] = {}
 
     def forward(self, batch: Batch, step: int) -> StepOutput:
         """As of the objective."""
         alike = self.objective.alike(step)
         assert alike is not None
         if alike not in self._graphs:
-            objective = self.objective
+            objective, number = self.objective, None if self.objective.step_in_graph else alike
 
-            def graph(batch: Batch) -> StepOutput:
-                return objective(batch, alike)
+            def graph(batch: Batch, moment: Tensor) -> StepOutput:
+                return objective(batch, moment if number is None else number)
 
             self._graphs[alike] = torch.compile(graph, fullgraph=True, dynamic=False)
         try:
-            return self._graphs[alike](batch)
+            return self._graphs[alike](batch, torch.full((), step, device=batch.views[0].images_BCHW.device))
         except TorchDynamoException as error:
             said = " ".join(str(error).split("\n\n")[0].split())
             raise RunFailed(f"the step could not be compiled: {said}. train.compile=none runs without") from error
