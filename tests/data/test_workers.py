@@ -259,7 +259,9 @@ def test_a_run_ends_without_threads_or_processes_and_resumes_to_the_same_bits(
     assert left() == ([], [])
     steps: list[int] = []
     save = TrainState.save
-    monkeypatch.setattr(TrainState, "save", lambda self, path: (steps.append(self.progress.step), save(self, path))[1])
+    monkeypatch.setattr(
+        TrainState, "save", lambda self, path, **_: (steps.append(self.progress.step), save(self, path))[1]
+    )
     run(load_config("parts/config.yaml", {"out": "parts", "resume": True, "data.worker_kind": "threads"}))
     assert steps == [4, 5, 6]
     assert_equal_tensors(weights("whole"), weights("parts"))

@@ -77,8 +77,8 @@ def _stopped(keys: dict[str, Any], step: int) -> int:
 
     save = TrainState.save
 
-    def stop(self: TrainState, path: Path) -> None:
-        save(self, path)
+    def stop(self: TrainState, path: Path, **how: bool) -> None:
+        save(self, path, **how)
         if self.progress.step == step:
             raise _Stop
 

@@ -191,11 +191,11 @@ def test_resume_with_other_weights_under_the_name_of_init_is_refused() -> None:
 def test_a_full_disk_that_is_freed_gets_the_next_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     save, failed = TrainState.save, list[int]()
 
-    def full_for_a_while(self: TrainState, path: Path) -> None:
+    def full_for_a_while(self: TrainState, path: Path, **how: bool) -> None:
         if 3 <= self.progress.step <= 5:
             failed.append(self.progress.step)
             raise OSError(f"{path} could not be written: no space")
-        save(self, path)
+        save(self, path, **how)
 
     monkeypatch.setattr(TrainState, "save", full_for_a_while)
     quick("a", train__save_seconds=0.0)

@@ -99,11 +99,13 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
         curves = {label: (_curve(rows, key), colour, dash) for label, (key, colour, dash) in lines.items()}
         if any(len(steps) for (steps, _), _, _ in curves.values()):
             with style():
-                figures[title] = _svg(_panel(title, curves))
+                figures[title] = _svg(_panel(title, curves, any("feature_std" in row for row in rows)))
     return figures
 
 
-def _panel(title: str, curves: Mapping[str, tuple[tuple[list[float], list[float]], str, str]]) -> Figure:
+def _panel(
+    title: str, curves: Mapping[str, tuple[tuple[list[float], list[float]], str, str]], unlabelled: bool
+) -> Figure:
     figure = Figure(figsize=(3.9, 2.7), layout="constrained")
     axes = figure.add_subplot()
     for label, ((steps, values), colour, dash) in curves.items():
@@ -117,7 +119,7 @@ def _panel(title: str, curves: Mapping[str, tuple[tuple[list[float], list[float]
         axes.set_ylabel(_PERCENT[title])
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
     elif title == "Loss":
-        axes.set_ylabel("loss (nats)" if len(curves["validation"][0][0]) else "loss")
+        axes.set_ylabel("loss" if unlabelled else "loss (nats)")
         axes.set_ylim(bottom=0 if min(axes.get_ylim()) >= 0 or _all_positive(curves) else None)
         axes.legend()
     elif title in _MONITORS:
