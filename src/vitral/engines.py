@@ -49,9 +49,20 @@ class Shipment(Config):
 class Engine(Protocol):
     """Something that computes logits."""
 
-    name: str
-    precision: str
-    takes: Takes
+    @property
+    def name(self) -> str:
+        """torch, onnxruntime, openvino or pt2."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """float32, bfloat16 or int8."""
+        ...
+
+    @property
+    def takes(self) -> Takes:
+        """See `Shipment`."""
+        ...
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits [B, S] float32, of the images that `takes` says."""
@@ -61,11 +72,11 @@ class Engine(Protocol):
 class TorchEngine:
     """The model itself, as `models` builds it."""
 
-    name, takes = "torch", "resized"
+    name = "torch"
+    takes: Takes = "resized"
 
     def __init__(self, model: ImageModel) -> None:
         self.model = model
-        self.takes: Takes = "resized"
 
     @property
     def precision(self) -> str:
@@ -94,7 +105,8 @@ class OnnxEngine:
         self.input, self.output = self.session.get_inputs()[0].name, self.session.get_outputs()[0].name
         found = self.session.get_modelmeta().custom_metadata_map.get(METADATA)
         self.shipment = _shipment(found, path)
-        self.takes, self.precision = self.shipment.takes, self.shipment.precision
+        self.takes: Takes = self.shipment.takes
+        self.precision = self.shipment.precision
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits of one run."""
@@ -115,7 +127,8 @@ class OpenvinoEngine:
             raise UserError("not readable by OpenVINO", where=str(path), got=str(error)[:300]) from None
         found = network.get_rt_info([METADATA]).astype(str) if network.has_rt_info([METADATA]) else None
         self.shipment = _shipment(found, path)
-        self.takes, self.precision = self.shipment.takes, self.shipment.precision
+        self.takes: Takes = self.shipment.takes
+        self.precision = self.shipment.precision
         hints = {
             # Without it a processor with bfloat16 takes that by itself: logits are then off by 0.1.
             "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bfloat16" else "f32",
@@ -141,7 +154,8 @@ class Pt2Engine:
         except Exception as error:  # a damaged archive raises nearly anything
             raise UserError("not readable by torch.export", where=str(path), got=str(error)[:300]) from None
         self.shipment = _shipment(files[f"{METADATA}.json"] or None, path)
-        self.takes, self.precision = self.shipment.takes, self.shipment.precision
+        self.takes: Takes = self.shipment.takes
+        self.precision = self.shipment.precision
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits of one run."""
@@ -220,5 +234,3 @@ def check_archive(path: Path) -> None:
         raise UserError("not a PT2 archive of tensors and one graph", where=str(path), got=str(error)[:300]) from None
     if wrong:
         raise UserError("this archive may hold code, so it is not opened", where=str(path), got=wrong[0])
-
-

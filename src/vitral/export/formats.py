@@ -18,7 +18,6 @@ from vitral.models.model import ImageModel
 OPSET = 20
 # Protocol buffers end at 2 GB: larger weights go beside the file.
 _INSIDE = 1_800_000_000
-_OPEN = ("batch", "height", "width")
 
 Calibration = Callable[[], Iterable[Tensor]]
 
@@ -72,7 +71,7 @@ def _write_proto(onnx: Any, proto: Any, path: Path) -> None:
 
 
 def _write_openvino(path: Path, network: ImageModel, shipment: Shipment, calibration: Calibration | None) -> None:
-    """By way of an ONNX file: its reader, unlike the converter from torch, reports nothing to anybody, and takes int8."""
+    """By way of an ONNX file: its reader takes int8 and, unlike the converter from torch, sends no telemetry."""
     openvino = require("openvino", "openvino")
     between = path.with_name("between.onnx")
     _write_onnx(between, network, shipment, calibration)

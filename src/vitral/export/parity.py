@@ -109,7 +109,10 @@ def builtin_images(count: int, config: FolderConfig) -> list[Tensor]:
     for number in range(count):
         photo_HWC = photos.images[number % 2]
         height, width = (min(a, b) for a, b in zip(sizes[number % len(sizes)], photo_HWC.shape[:2], strict=True))
-        top, left = (int(draw.integers(0, have - want + 1)) for have, want in zip(photo_HWC.shape, (height, width)))
+        top, left = (
+            int(draw.integers(0, have - want + 1))
+            for have, want in zip(photo_HWC.shape[:2], (height, width), strict=True)
+        )
         cut_HWC = np.ascontiguousarray(photo_HWC[top : top + height, left : left + width])
         found.append(as_image(cut_HWC, config.preprocessing.channels))
     return found
@@ -147,5 +150,6 @@ def _speed(
         function()
         return time.perf_counter() - start
 
-    eager(), theirs()  # the first run allocates
+    timed(eager)  # the first run allocates
+    timed(theirs)
     return [timed(eager) / timed(theirs) for _ in range(_ROUNDS)]

@@ -81,16 +81,17 @@ class FitAnySize(nn.Module):
         high, wide = torch.full_like(H, height), torch.full_like(W, width)
         zero = torch.zeros_like(H)
         if self.fit.mode == "squash":
-            top, left, scaled = zero, zero, (high, wide)
+            top, left, tall, broad, scaled = zero, zero, H, W, (high, wide)
         else:
             most_H = (LONGEST * W * height // width).clamp_min(1)
             most_W = (LONGEST * H * width // height).clamp_min(1)
             top, left = ((H - most_H) // 2).clamp_min(0), ((W - most_W) // 2).clamp_min(0)
-            H, W = torch.minimum(H, most_H), torch.minimum(W, most_W)
-            by_height = H * width <= W * height
-            scaled = torch.where(by_height, high, H * width // W), torch.where(by_height, W * height // H, wide)
+            tall, broad = torch.minimum(H, most_H), torch.minimum(W, most_W)
+            by_height = tall * width <= broad * height
+            covering = tall * width // broad, broad * height // tall
+            scaled = torch.where(by_height, high, covering[0]), torch.where(by_height, covering[1], wide)
         starts = [((have - want).float() / 2).round().long() for have, want in zip(scaled, self.size, strict=True)]
-        return _Side(top, H, scaled[0], starts[0]), _Side(left, W, scaled[1], starts[1])
+        return _Side(top, tall, scaled[0], starts[0]), _Side(left, broad, scaled[1], starts[1])
 
     def _weights(self, length: int, side: _Side, want: int) -> Tensor:
         """The matrix [K, N] of one side; each row sums to 1."""

@@ -20,7 +20,7 @@ from vitral.version import __version__
 from vitral.weights.folder import CARD, CONFIG, FolderConfig, free_place, save_json, whole_folder
 
 PARITY = "parity.json"
-_CALIBRATION = 64
+CALIBRATION = 64
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Shipped(NamedTuple):
 
 def builtin_samples(count: int, config: FolderConfig) -> Samples:
     """Built-in photographs: for calibration others than for the comparison."""
-    found = builtin_images(count + _CALIBRATION, config)
+    found = builtin_images(count + CALIBRATION, config)
     return Samples("built-in images", found[:count], found[count:])
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from vitral.config import build
@@ -15,17 +17,24 @@ from vitral.data.dataset import Dataset, Split
 from vitral.data.loader import ImageStore, eval_batches
 from vitral.data.sources import held_out, open_dataset
 from vitral.errors import UserError
+from vitral.evaluate.classify import collect_logits
 from vitral.predictor import Predictor, load
-from vitral.run.options import EvalData, ModelUse
+from vitral.run.options import EngineUse, EvalData, ModelUse
 from vitral.training.journal import log
 from vitral.weights.folder import FolderConfig
 
+Array = np.ndarray[Any, np.dtype[Any]]
 _CACHE_MB = 0  # each image is read once
 
 
 def load_used(model: str, use: ModelUse) -> Predictor:
     """The predictor of a model, used as asked."""
-    return load(model, use.device, use.image_size, use.position_resize)
+    predictor = load(model, use.device, use.image_size, use.position_resize)
+    if not isinstance(use, EngineUse) or not {"engine", "precision"} & use.model_fields_set:
+        return predictor
+    from vitral.export.live import with_engine
+
+    return with_engine(predictor, use.engine, use.precision)
 
 
 class Recorded(NamedTuple):
@@ -104,3 +113,20 @@ def image_batches(predictor: Predictor, split: Split, batch_size: int) -> Iterat
         device=predictor.device, batch=batch_size,
     ) as store:  # fmt: skip
         yield from eval_batches(store, batch_size)
+
+
+def split_logits(predictor: Predictor, split: Split, batch_size: int) -> tuple[Array, Array]:
+    """Logits float32 [N, classes] and labels int64 of every image of the split, in order, by the predictor's engine."""
+    if not predictor.is_export and predictor.engine.name == "torch":
+        return collect_logits(predictor.model, image_batches(predictor, split, batch_size))
+    rows: list[Tensor] = []
+    if predictor.engine.takes == "resized":
+        with torch.inference_mode():
+            rows = [predictor.engine.logits(images) for images, _ in image_batches(predictor, split, batch_size)]
+    else:
+        places = range(len(split))
+        rows = [
+            predictor.logits([split.read(place) for place in places[start : start + batch_size]])
+            for start in range(0, len(split), batch_size)
+        ]
+    return torch.cat(rows).numpy(), split.labels_N

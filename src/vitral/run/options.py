@@ -9,6 +9,7 @@ from pydantic import Field, Strict, model_validator
 from vitral.config import Config, Count, Pair
 from vitral.data.config import SourceConfig
 from vitral.evaluate.config import FewshotConfig, KnnConfig, LinearConfig
+from vitral.export.config import ExportOptions
 from vitral.interpret.config import GradientsConfig
 
 
@@ -32,7 +33,17 @@ class ModelUse(Config):
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
 
 
-class EvalOptions(ModelUse):
+class EngineUse(ModelUse):
+    """How a model that only predicts is used."""
+
+    engine: Literal["torch", "onnx", "openvino", "auto"] = Field(
+        default="torch",
+        description="what computes; others than torch take seconds to start; auto: the fastest that gives equal logits",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="of the computation")
+
+
+class EvalOptions(EngineUse):
     """Keys of `vitral eval`."""
 
     data: EvalData = EvalData()
@@ -170,7 +181,22 @@ class PlanOptions(Config):
     )
 
 
-class PredictOptions(ModelUse):
+class ShipOptions(ExportOptions):
+    """Keys of `vitral export`."""
+
+    data: EvalData = EvalData()
+    split: Literal["auto", "train", "val", "test"] = Field(
+        default="auto", description="of the data: which images are compared; auto: test if there is one, else val"
+    )
+
+    @model_validator(mode="after")
+    def _split_of_something(self) -> ShipOptions:
+        if "split" in self.model_fields_set and self.data.path is None:
+            raise ValueError("split has no effect without data=DIR")
+        return self
+
+
+class PredictOptions(EngineUse):
     """Keys of `vitral predict`."""
 
     topk: int = Field(default=5, ge=1, description="classes an image, the likeliest first")
