@@ -52,6 +52,7 @@ def _write_onnx(path: Path, network: ImageModel, shipment: Shipment, calibration
         proto = exported.model_proto
     # What the exporter notes of inner shapes keeps ONNX Runtime from quantising, and only costs space.
     del proto.graph.value_info[:]
+    _name_open_sides(proto.graph, ("batch", "height", "width") if shipment.takes == "pixels" else ("batch",))
     _write_proto(onnx, proto, path)
     if shipment.precision == "int8":
         whole = path.rename(path.with_name("whole.onnx"))
@@ -62,6 +63,16 @@ def _write_onnx(path: Path, network: ImageModel, shipment: Shipment, calibration
     onnx.helper.set_model_props(proto, {METADATA: said(shipment)})
     proto.producer_name = METADATA
     _write_proto(onnx, proto, path)
+
+
+def _name_open_sides(graph: Any, names: tuple[str, ...]) -> None:
+    """What is left open by its name instead of a symbol like s34."""
+    open_sides = [side for side in graph.input[0].type.tensor_type.shape.dim if side.dim_param]
+    name_of = {side.dim_param: name for side, name in zip(open_sides, names, strict=True)}
+    for value in (*graph.input, *graph.output):
+        for side in value.type.tensor_type.shape.dim:
+            if side.dim_param:
+                side.dim_param = name_of[side.dim_param]
 
 
 def _write_proto(onnx: Any, proto: Any, path: Path) -> None:
