@@ -54,7 +54,7 @@ BATCHES = (1, 8, 32)
 def main() -> None:
     _, pairs = split_words(sys.argv[1:])
     given = {key: parse_yaml(value) for key, value in pairs.items()}
-    options = {"rounds": 15, "threads": 2, "save": None, "rows": "", "compiled": True, **given}
+    options: dict[str, Any] = {"rounds": 15, "threads": 2, "save": None, "rows": "", "compiled": True, **given}
     torch.set_num_threads(options["threads"])
     results, loads = list[dict[str, Any]](), [os.getloadavg()]
     for name in MODELS:

@@ -14,18 +14,21 @@ import torch
 from PIL import Image
 
 import vitral
-from tests.helpers import random_model
+from tests.helpers import random_model, write_colours
 from vitral.cli.main import main
 from vitral.engines import FILES, check_archive, open_export
 from vitral.errors import UserError
-from vitral.export import formats
+from vitral.export import formats, parity
 from vitral.export.config import ExportOptions
 from vitral.export.graph import quiet
+from vitral.export.live import with_engine
 from vitral.export.parity import builtin_images
 from vitral.export.ship import Samples, builtin_samples, ship
 from vitral.models.create import build_model
 from vitral.models.presets import resolve
 from vitral.predictor import Predictor
+from vitral.run.export import _samples
+from vitral.run.options import EvalData, ShipOptions
 from vitral.weights.find import load_model
 from vitral.weights.folder import FolderConfig, Preprocessing
 
@@ -224,7 +227,7 @@ def test_several_classes_an_image_and_none_at_all() -> None:
     random_model(Path("model"))
     network, config = load_model("model")
     many = config.model_copy(update={"problem_type": "multi_label_classification", "temperature": 1.0})
-    samples = Samples("noise", builtin_images(4, config), ())
+    samples = Samples("noise", builtin_images(4, config))
     ship(network, many, "", ExportOptions(format="onnx", out="many"), samples)
     mine, theirs = Predictor(network, many, "cpu"), vitral.load("many")
     images = [np.full((9, 12), level, np.uint8) for level in (0, 90, 255)]
@@ -385,6 +388,35 @@ def pickled_archive(value: Any) -> bytes:
     stream = io.BytesIO()
     torch.save(value, stream)
     return stream.getvalue()
+
+
+def test_int8_is_judged_on_other_images_than_its_scales_are_from() -> None:
+    need("onnx")
+    random_model(Path("model"), ("cat", "dog"), in_channels=3)
+    write_colours(Path("pets"), count=20)
+    options = ShipOptions(format="onnx", precision="int8", quantise="static", out="o", data=EvalData(path="pets"))
+    config = load_model("model")[1]
+    samples = _samples(config, options)
+    assert (len(samples.compared), len(samples.calibration)) == (32, 8)
+    assert not {image.numpy().tobytes() for image in samples.compared} & {
+        image.numpy().tobytes() for image in samples.calibration
+    }
+    assert samples.source == "train images of pets"
+
+
+def test_an_engine_that_fails_the_comparison_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    need("onnx")
+    random_model(Path("model"))
+    predictor = vitral.load("model", "cpu")
+    monkeypatch.setitem(parity.MAX_DIFFERENCE, "float32", 1e-12)
+    assert with_engine(predictor, "auto").engine.name == "torch"
+    with pytest.raises(parity.BeyondLimit, match="differs from the model"):
+        with_engine(predictor, "onnx")
+    with pytest.raises(UserError, match="precision"):
+        with_engine(predictor, "onnx", "bfloat16")
+    low = with_engine(predictor, "torch", "bfloat16")
+    assert low.engine.precision == "bfloat16"
+    assert predictor.engine.precision == "float32"
 
 
 @pytest.mark.parametrize("engine", ["onnx", OPENVINO, pytest.param("auto", marks=pytest.mark.oracle)])

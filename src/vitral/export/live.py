@@ -35,6 +35,8 @@ def with_engine(predictor: Predictor, engine: str, precision: Precision = "float
     """
     if predictor.is_export:
         raise UserError("an export has an engine and a precision of its own", where="engine", got=engine)
+    if predictor.device.type != "cpu" and engine in _RUNTIMES:
+        raise UserError(f"{engine} runs on the processor", where="device", got=predictor.device, wanted="cpu")
     model = predictor.model
     if precision == "float32" and engine == "torch":
         return predictor

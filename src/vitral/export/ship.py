@@ -25,11 +25,13 @@ CALIBRATION = 64
 
 @dataclass(frozen=True)
 class Samples:
-    """Images, uint8 [C, H, W] of any sizes: those to compare on, and those that say the scales of static int8."""
+    """Images, uint8 [C, H, W] of any sizes: those to compare on, and those that say the scales of static int8; and
+    what the two are called."""
 
     source: str
     compared: Sequence[Tensor]
-    calibration: Sequence[Tensor]
+    calibration: Sequence[Tensor] = ()
+    calibration_source: str = ""
 
 
 class Shipped(NamedTuple):
@@ -44,7 +46,7 @@ class Shipped(NamedTuple):
 def builtin_samples(count: int, config: FolderConfig) -> Samples:
     """Built-in photographs: for calibration others than for the comparison."""
     found = builtin_images(count + CALIBRATION, config)
-    return Samples("built-in images", found[:count], found[count:])
+    return Samples("built-in images", found[:count], found[count:], "built-in images")
 
 
 def ship(network: ImageModel, config: FolderConfig, card: str, options: ExportOptions, samples: Samples) -> Shipped:
@@ -100,7 +102,7 @@ def _notes(shipment: Shipment, options: ExportOptions, static: bool, samples: Sa
     }[shipment.takes]
     notes = [f"input: {takes}"]
     if shipment.precision == "int8":
-        scales = f"from {len(samples.calibration)} {samples.source}" if static else "from each batch"
+        scales = f"from {len(samples.calibration)} {samples.calibration_source}" if static else "from each batch"
         notes.append(f"int8: scales of activations {scales}")
     if shipment.kind == "openvino":
         hint = "bf16" if shipment.precision == "bfloat16" else "f32"

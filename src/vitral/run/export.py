@@ -39,9 +39,11 @@ def _samples(config: FolderConfig, options: ShipOptions) -> Samples:
     name = split_name(dataset, options.split)
     split, train = dataset.splits[name], dataset.splits["train"]
     compared = spaced(len(split), options.images)
-    others = [place for place in range(len(train)) if split is not train or place not in set(compared)]
+    taken = set(compared) if split is train else set[int]()
+    others = [place for place in range(len(train)) if place not in taken]
     calibration = [others[place] for place in spaced(len(others), CALIBRATION)] or compared
     return Samples(
         f"{name} images of {dataset.name}", [split.read(place) for place in compared],
         [train.read(place) for place in calibration] if options.precision == "int8" else [],
+        f"train images of {dataset.name}",
     )  # fmt: skip

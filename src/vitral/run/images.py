@@ -29,7 +29,9 @@ _CACHE_MB = 0  # each image is read once
 
 def load_used(model: str, use: ModelUse) -> Predictor:
     """The predictor of a model, used as asked."""
-    predictor = load(model, use.device, use.image_size, use.position_resize)
+    runtime = isinstance(use, EngineUse) and use.engine in ("onnx", "openvino")
+    device = "cpu" if runtime and use.device == "auto" else use.device
+    predictor = load(model, device, use.image_size, use.position_resize)
     if not isinstance(use, EngineUse) or not {"engine", "precision"} & use.model_fields_set:
         return predictor
     from vitral.export.live import with_engine
