@@ -200,6 +200,9 @@ def test_batches_of_any_size(kind: str, takes: str) -> None:
         wanted = model(images.permute(0, 3, 1, 2) if takes == "pixels" else images)
         for count in (1, 2, 5, 7):
             torch.testing.assert_close(engine.logits(images[:count]), wanted[:count], rtol=0, atol=1e-4)
+    mine, theirs = vitral.load("model", "cpu"), vitral.load("there")
+    tiny = [torch.full((1, *size), 200, dtype=torch.uint8) for size in ((1, 1), (1, 40), (40, 1), (2, 1), (1, 1))]
+    torch.testing.assert_close(theirs.logits(tiny), mine.logits(tiny), rtol=0, atol=1e-4)
 
 
 def test_an_onnx_file_says_what_it_is_and_gives_scores() -> None:
