@@ -28,7 +28,7 @@ from vitral.models.create import build_model
 from vitral.models.presets import resolve
 from vitral.predictor import Predictor
 from vitral.run.export import _samples
-from vitral.run.options import EvalData, ShipOptions
+from vitral.run.options import ExportData, ShipOptions
 from vitral.weights.find import load_model
 from vitral.weights.folder import FolderConfig, Preprocessing
 
@@ -306,6 +306,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: Cap
         (["format=hf", "takes=resized"], "takes has no effect"),
         (["format=hf", "data=digits"], "data has no effect"),
         (["format=onnx", "split=test"], "data=DIR"),
+        (["format=onnx", "data.max_bad=3"], "data.max_bad has no effect"),
         (["format=onx"], "did you mean 'onnx'?"),
         (["format=onnx", "images=0"], "images"),
     ],
@@ -397,7 +398,7 @@ def test_int8_is_judged_on_other_images_than_its_scales_are_from() -> None:
     need("onnx")
     random_model(Path("model"), ("cat", "dog"), in_channels=3)
     write_colours(Path("pets"), count=20)
-    options = ShipOptions(format="onnx", precision="int8", quantise="static", out="o", data=EvalData(path="pets"))
+    options = ShipOptions(format="onnx", precision="int8", quantise="static", out="o", data=ExportData(path="pets"))
     config = load_model("model")[1]
     samples = _samples(config, options)
     assert (len(samples.compared), len(samples.calibration)) == (32, 8)

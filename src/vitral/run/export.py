@@ -33,7 +33,7 @@ def _card(model: str, config: FolderConfig) -> str:
 
 def _samples(config: FolderConfig, options: ShipOptions) -> Samples:
     """Of the data the split asked for, evenly spaced, is compared; calibration takes train images that are not."""
-    if options.data.path is None:
+    if not options.data.named:
         return builtin_samples(options.images, config)
     dataset, _ = open_images(config, options.data, config)
     name = split_name(dataset, options.split)

@@ -181,18 +181,32 @@ class PlanOptions(Config):
     )
 
 
+class ExportData(EvalData):
+    """Which images an export is compared on."""
+
+    path: str | None = Field(default=None, description="your images; `data=X` is short for it; null: built-in ones")
+
+    @property
+    def named(self) -> bool:
+        """Whether there are any."""
+        return self.path is not None or self.source != "auto"
+
+
 class ShipOptions(ExportOptions):
     """Keys of `vitral export`."""
 
-    data: EvalData = EvalData()
+    data: ExportData = ExportData()
     split: Literal["auto", "train", "val", "test"] = Field(
         default="auto", description="of the data: which images are compared; auto: test if there is one, else val"
     )
 
     @model_validator(mode="after")
     def _split_of_something(self) -> ShipOptions:
-        if "split" in self.model_fields_set and self.data.path is None:
-            raise ValueError("split has no effect without data=DIR")
+        if not self.data.named:
+            if "split" in self.model_fields_set:
+                raise ValueError("split has no effect without data=DIR")
+            for key in self.data.model_fields_set:
+                raise ValueError(f"data.{key} has no effect without data=DIR")
         return self
 
 
