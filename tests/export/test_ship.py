@@ -159,8 +159,8 @@ def exported(kind: str, preset: str, options: dict[str, Any], images: int = 21) 
     assert report.behind_resize <= 1e-4
 
 
-# Without BiT, which ONNX Runtime computes wrongly (docs/LOG.md), and without resnet110_cifar: its random logits are 10^8,
-# where float32 itself is 300 off float64.
+# Without BiT, which ONNX Runtime computes wrongly (docs/LOG.md), and without resnet110_cifar: its random logits are
+# 10^8, where float32 itself is 300 off float64.
 UP_TO_BASE = {
     "vit_micro_patch2_8": 8, "vit_nano_patch4_32": 32, "vit_tiny_patch16_224": 64, "vit_small_patch16_224": 64,
     "vit_small_patch32_224": 64, "vit_small_patch8_224": 48, "vit_base_patch16_224": 64, "vit_base_patch32_224": 64,
