@@ -1,4 +1,4 @@
-"""A loaded model folder that takes images of any kind and answers with class names."""
+"""A loaded model folder, or an export of one, that takes images of any kind and answers with class names."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vitral.data.decode import Decoding, as_image, colour
 from vitral.data.resize import fit_image
+from vitral.engines import Engine, TorchEngine, find_export, open_export
 from vitral.errors import UserError
 from vitral.models.features import KINDS, extract_features
 from vitral.models.model import ImageModel
@@ -51,28 +52,75 @@ _SCORES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Predictor:
-    """Predictions of one model folder. Images are preprocessed exactly as in `vitral eval`."""
+    """Predictions of one model folder. Images are preprocessed exactly as in `vitral eval`.
 
-    def __init__(self, model: ImageModel, config: FolderConfig, device: str = "auto") -> None:
-        self.device = pick_device(device)
-        self.model, self.config = model.to(self.device).eval(), config
-        self.classes = config.classes
+    engine: what computes the logits; None: the model itself. Of an export there is an engine and no model: it predicts
+    on the processor, and gives no features.
+    """
+
+    def __init__(
+        self, model: ImageModel | None, config: FolderConfig, device: str = "auto", engine: Engine | None = None
+    ) -> None:
+        self.device = pick_device("cpu" if model is None and device == "auto" else device)
+        if self.device.type != "cpu" and engine is not None:
+            raise UserError("exports run on the processor", where="device", got=device, wanted="auto or cpu")
+        self._model = None if model is None else model.to(self.device).eval()
+        self.engine, self.config, self.classes = engine or TorchEngine(self.model), config, config.classes
+
+    @property
+    def model(self) -> ImageModel:
+        """The network. Raises UserError for an export, which is one closed function."""
+        if self._model is None:
+            hint = "Take the model folder that it was made from."
+            raise UserError("an export predicts classes and gives nothing else", where=self.config.name, hint=hint)
+        return self._model
+
+    @property
+    def is_export(self) -> bool:
+        """Whether there is no model."""
+        return self._model is None
 
     def preprocess(self, image: Any) -> Tensor:
         """One image to the model's input, float32 [C,H,W] in [0,1].
 
         An image is a path, bytes, a PIL image, or an array [H,W] or [H,W,C] of uint8 or of floats in [0,1].
         """
+        return self._fitted(self._decoded(image))
+
+    def _decoded(self, image: Any) -> Tensor:
         recipe = self.config.preprocessing
-        rules = Decoding(colour(recipe.background), recipe.max_pixels)
-        return fit_image(as_image(image, recipe.channels, rules=rules), recipe.image_size, recipe.fitting)
+        return as_image(image, recipe.channels, rules=Decoding(colour(recipe.background), recipe.max_pixels))
+
+    def _fitted(self, image_CHW: Tensor) -> Tensor:
+        return fit_image(image_CHW, self.config.preprocessing.image_size, self.config.preprocessing.fitting)
+
+    @torch.inference_mode()
+    def logits(self, images: Sequence[Tensor]) -> Tensor:
+        """Logits [images, classes] float32 of decoded images, uint8 [C,H,W] of any sizes, all at once.
+
+        An engine that resizes by itself gets those of one size together.
+        """
+        if self.engine.takes == "resized":
+            return self.engine.logits(torch.stack([self._fitted(image) for image in images]).to(self.device))
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for place, image in enumerate(images):
+            alike.setdefault(tuple(image.shape), []).append(place)
+        rows: dict[int, Tensor] = {}
+        for places in alike.values():
+            batch_BHWC = torch.stack([images[place] for place in places]).permute(0, 2, 3, 1).contiguous()
+            rows |= dict(zip(places, self.engine.logits(batch_BHWC), strict=True))
+        return torch.stack([rows[place] for place in range(len(images))])
 
     @torch.inference_mode()
     def probabilities(self, images: Iterable[Any], batch_size: int = 64) -> Floats:
         """[images, classes] float32 in [0,1], of the logits over the folder's temperature: softmax, rows sum to 1; or
         sigmoid, each class by itself, where an image may have several."""
         self.require_head()
-        rows = [self.scores(self.model(batch_BCHW)).cpu() for batch_BCHW in self._batches(images, batch_size)]
+        waiting = list(images)
+        rows = [
+            self.scores(self.logits([self._decoded(image) for image in waiting[start : start + batch_size]])).cpu()
+            for start in range(0, len(waiting), batch_size)
+        ]
         return torch.cat(rows).numpy() if rows else np.zeros((0, len(self.classes)), np.float32)
 
     def scores(self, logits_BC: Tensor) -> Tensor:
@@ -145,10 +193,18 @@ def load(
     image_size: int | tuple[int, int] | None = None,
     position_resize: Resize | None = None,
 ) -> Predictor:
-    """The predictor of a bundled name, a model or run folder, foreign weights, or a name on the hub. Raises UserError
-    if there is none.
+    """The predictor of a bundled name, a model or run folder, an export, foreign weights, or a name on the hub. Raises
+    UserError if there is none.
 
     image_size: pixels, one number or (height, width), to use it at another size than its own. position_resize:
     "bicubic_antialias", "bicubic" or "google", how its positions are then interpolated; else as its folder says.
     """
+    exported = find_export(str(model))
+    if exported is not None:
+        for key, value in (("image_size", image_size), ("position_resize", position_resize)):
+            if value is not None:
+                hint = "vitral export takes image_size."
+                raise UserError("an export has the size that it was made for", where=key, got=value, hint=hint)
+        engine = open_export(exported)
+        return Predictor(None, engine.shipment.model, device, engine)
     return Predictor(*load_model(str(model), image_size, position_resize), device)

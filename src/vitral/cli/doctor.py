@@ -24,7 +24,7 @@ With the folder of a run that ended after steps that were not finite: runs the b
 weights that it met, and says which images it holds and in which module the first NaN or infinity appears.
 """
 
-OPTIONAL = ("timm", "transformers", "torchvision", "tensorboard")
+OPTIONAL = ("timm", "transformers", "torchvision", "tensorboard", "onnx", "onnxruntime", "openvino")
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NO_COLOR")
 
 

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import TYPE_CHECKING, Any
 
 from vitral.cli.main import Arguments
 from vitral.config import build, help_text, with_overrides
 from vitral.errors import UserError
-from vitral.export.config import ExportOptions
+from vitral.run.config import expand_data
+from vitral.run.options import ShipOptions
 
-HELP = """usage: vitral export MODEL format=hf|timm out=DIR [key=value ...] [--json]
+if TYPE_CHECKING:
+    from vitral.export.parity import Parity
 
-Writes a model for another library, with its class names and preprocessing, and reads it back to compare the outputs.
+HELP = """usage: vitral export MODEL format=hf|timm|onnx|pt2|openvino out=DIR [key=value ...] [--json]
+
+Writes a model for another library, with its class names and preprocessing, and compares the outputs.
+hf, timm: a folder that these libraries load. onnx, pt2, openvino: the whole function, from an image of any size to
+probabilities; `vitral predict` and `vitral eval` take the result as they take the model. Exit code 3, and nothing is
+left, where logits or classes differ by more than the limits.
 MODEL is a bundled name, a model folder, a run folder, foreign weights or a name on the Hugging Face hub.
 
 key, type, default, meaning:
@@ -20,6 +28,9 @@ key, type, default, meaning:
 {keys}
 
 examples:
+  vitral export runs/mine format=onnx out=mine-onnx data=PHOTOS      compared on your images
+  vitral predict mine-onnx/model.onnx photo.jpg
+  vitral export runs/mine format=openvino precision=int8 out=mine-int8 data=PHOTOS min_agreement=0.98
   vitral export runs/mine format=hf out=mine-hf         AutoModelForImageClassification.from_pretrained("mine-hf")
   vitral export runs/mine format=timm out=mine-timm     timm.create_model("local-dir:mine-timm", pretrained=True)
 """
@@ -28,20 +39,40 @@ examples:
 def run(arguments: Arguments) -> int:
     """Export and compare."""
     if arguments.help:
-        print(HELP.format(keys=help_text(ExportOptions)), end="")
+        print(HELP.format(keys=help_text(ShipOptions)), end="")
         return 0
     if len(arguments.words) != 1:
         got = " ".join(arguments.words) or "none"
-        raise UserError("one model is wanted", got=got, hint="vitral export MODEL format=hf|timm out=DIR")
-    options = build(ExportOptions, with_overrides(ExportOptions, {}, arguments.pairs))
-    from vitral.export.write import export
+        raise UserError("one model is wanted", got=got, hint="vitral export MODEL format=onnx out=DIR")
+    options = build(ShipOptions, with_overrides(ShipOptions, {}, expand_data(arguments.pairs)))
+    from vitral.export.write import Written
+    from vitral.run.export import export_model
 
-    written = export(arguments.words[0], options)
-    for note in written.notes:
+    done = export_model(arguments.words[0], options)
+    for note in done.notes:
         print(note, file=sys.stderr)
-    if arguments.json:
-        tree = {"out": str(written.out), "max_difference": written.difference, "images": written.images}
-        print(json.dumps({**tree, "notes": written.notes}))
+    tree: dict[str, Any] = {"out": str(done.out)}
+    if isinstance(done, Written):
+        tree |= {"max_difference": done.difference, "images": done.images}
+        text = f"{done.out}: read back, outputs differ by at most {done.difference:.1e} ({done.images} images)"
     else:
-        print(f"{written.out}: read back, outputs differ by at most {written.difference:.1e} ({written.images} images)")
+        tree |= {"file": done.file, "precision": options.precision, "takes": options.takes}
+        tree |= done.parity.model_dump(mode="json")
+        text = _report(f"{done.out}/{done.file}", done.parity)
+    print(json.dumps({**tree, "notes": done.notes}) if arguments.json else text)
     return 0
+
+
+def _report(file: str, parity: Parity) -> str:
+    low, high = parity.speedup_range
+    lines = [
+        f"{file}: compared with the model on {parity.images} {parity.source}",
+        f"  logits differ by at most {parity.max_difference:.1e}, behind the resize {parity.behind_resize:.1e}",
+    ]
+    if parity.agreement is not None:
+        lines.append(f"  top-1 agrees on {100 * parity.agreement:.1f} %")
+    lines.append(
+        f"  {parity.speedup:.2f} times as fast as torch, here and now "
+        f"(batches of {parity.batch}, {parity.rounds} rounds, quartiles {low:.2f} to {high:.2f})"
+    )
+    return "\n".join(lines)

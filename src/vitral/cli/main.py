@@ -27,7 +27,7 @@ COMMANDS = {
     "reproduce": "a paper's comparison at your scale: position embeddings, ViT against ResNet",
     "data": "check images and labels, say what they consist of, convert them",
     "weights": "read the weights of other libraries: convert, inspect",
-    "export": "write a model for another library",
+    "export": "write a model for another library or runtime, and prove it",
     "models": "list the model presets with their sizes",
     "recipes": "list the training recipes, or show one",
     "doctor": "versions, device, memory, speed: what a bug report needs",

@@ -17,7 +17,7 @@ from vitral.errors import UserError
 Size = tuple[int, int]
 # Beyond this many times the target's own aspect the ends of a picture are cut off first: the centre crop never sees
 # them, and a 1 x 10000 strip would otherwise become gigabytes.
-_LONGEST = 8
+LONGEST = 8
 
 
 class Fit(NamedTuple):
@@ -79,7 +79,7 @@ def _resize(image_CHW: Tensor, size: Size, interpolation: str) -> Tensor:
 def _shorten(image_CHW: Tensor, size: Size) -> Tensor:
     """The middle of a picture far longer than the target's aspect."""
     _, h, w = image_CHW.shape
-    longest_h = max(1, _LONGEST * w * size[0] // size[1])
-    longest_w = max(1, _LONGEST * h * size[1] // size[0])
+    longest_h = max(1, LONGEST * w * size[0] // size[1])
+    longest_w = max(1, LONGEST * h * size[1] // size[0])
     top, left = max(0, (h - longest_h) // 2), max(0, (w - longest_w) // 2)
     return image_CHW[:, top : top + longest_h, left : left + longest_w]

@@ -4,17 +4,62 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vitral.config import Config, Count, Pair
+
+FOLDERS = ("hf", "timm")
+# Keys that folders of other libraries, which hold float32 weights and no graph, do not read.
+_OF_GRAPHS = ("takes", "precision", "quantise", "images", "max_difference", "min_agreement", "data", "split")
 
 
 class ExportOptions(Config):
     """What is written, and where."""
 
-    format: Literal["hf", "timm"] = Field(description="hf: a folder of transformers; timm: one of timm")
+    format: Literal["hf", "timm", "onnx", "pt2", "openvino"] = Field(
+        description="hf, timm: a folder of transformers or timm; onnx, pt2, openvino: the whole function as a graph"
+    )
     out: str = Field(description="the folder to write")
     overwrite: bool = Field(default=False, description="whether a folder that is there may be replaced")
     image_size: Count | Pair | None = Field(
         default=None, description="pixels, one number or [height, width]; null: the model's own size"
     )
+    takes: Literal["pixels", "resized"] = Field(
+        default="pixels",
+        description="input of the graph; pixels: uint8 [batch, height, width, channels] of any size; "
+        "resized: float32 [batch, channels, height, width] in [0,1], of the model's size",
+    )
+    precision: Literal["float32", "bfloat16", "int8"] = Field(default="float32", description="of the computation")
+    quantise: Literal["dynamic", "static"] | None = Field(
+        default=None,
+        description="int8: scales of activations from each batch, or once from 64 images; "
+        "null: dynamic for onnx, static for openvino",
+    )
+    images: int = Field(default=32, ge=1, description="how many are compared: of data, or else built-in ones")
+    max_difference: float | None = Field(
+        default=None, gt=0, description="exit code 3 if a logit differs by more; null: 0.001 in float32, else no limit"
+    )
+    min_agreement: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="exit code 3 if top-1 agrees on a smaller share; null: float32 1, bfloat16 0.95, int8 0.9",
+    )
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> ExportOptions:
+        if self.format in FOLDERS:
+            for key in _OF_GRAPHS:
+                if key in self.model_fields_set:
+                    raise ValueError(f"{key} has no effect with format={self.format}")
+        if self.quantise and self.precision != "int8":
+            raise ValueError("quantise has no effect without precision=int8")
+        refused = {
+            ("onnx", "bfloat16"): "ONNX Runtime multiplies no bfloat16 matrices on processors: take openvino or pt2",
+            ("pt2", "int8"): "int8 is for format=onnx and format=openvino",
+        }
+        if (self.format, self.precision) in refused:
+            raise ValueError(refused[self.format, self.precision])
+        if self.format == "openvino" and self.quantise == "dynamic":
+            raise ValueError("OpenVINO would compute dynamic int8 in float32: take quantise=static")
+        return self

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vitral.errors import RunFailed
 from vitral.export import hf, timm
 from vitral.export.config import ExportOptions
 from vitral.export.package import Package, resized_sides
+from vitral.export.parity import BeyondLimit
 from vitral.models.model import ImageModel
 from vitral.weights.convert import read_foreign
 from vitral.weights.find import load_model
@@ -35,8 +35,8 @@ class Written(NamedTuple):
 
 
 def export(model: str, options: ExportOptions) -> Written:
-    """Write MODEL for another library. Raises UserError for models that it does not have, RunFailed where what is read
-    back differs: nothing is written then."""
+    """Write MODEL for another library. Raises UserError for models that it does not have, BeyondLimit where what is
+    read back differs: nothing is written then."""
     out = free_place(options.out, options.overwrite)
     network, config = load_model(model, options.image_size)
     packed = FORMATS[options.format](network, config)
@@ -58,13 +58,13 @@ def _difference(network: ImageModel, config: FolderConfig, folder: Path) -> floa
     mine, theirs = (_essence(each) for each in (config, again.config))
     if mine != theirs:
         wrong = ", ".join(f"{key} {theirs[key]}, not {mine[key]}" for key in mine if mine[key] != theirs[key])
-        raise RunFailed(f"the export says something else than the model: {wrong[:500]}")
+        raise BeyondLimit(f"the export says something else than the model: {wrong[:500]}")
     shape = (_IMAGES, config.architecture.in_channels, *config.architecture.image_size)
     images_BCHW = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     outputs: list[Tensor] = [each(images_BCHW) for each in (network, again.model)]
     difference = float((outputs[0] - outputs[1]).abs().max())
     if not difference <= _LIMIT:
-        raise RunFailed(f"the export differs from the model by {difference:.1e}, more than {_LIMIT:g}")
+        raise BeyondLimit(f"the export differs from the model by {difference:.1e}, more than {_LIMIT:g}")
     return difference
 
 

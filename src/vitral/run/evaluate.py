@@ -9,11 +9,10 @@ import numpy as np
 
 from vitral.data.dataset import Dataset, Split
 from vitral.errors import UserError
-from vitral.evaluate.classify import collect_logits
 from vitral.evaluate.compare import mcnemar
 from vitral.evaluate.problems import PROBLEMS
 from vitral.predictor import Predictor
-from vitral.run.images import image_batches, load_used, open_images, recorded, split_name
+from vitral.run.images import load_used, open_images, recorded, split_logits, split_name
 from vitral.run.options import EvalOptions
 from vitral.training.journal import console_logging, log
 
@@ -33,7 +32,7 @@ def evaluate(model: str, options: EvalOptions | None = None) -> dict[str, Any]:
     dataset, skipped = open_images(predictor.config, options.data, predictor.config)
     name = split_name(dataset, options.split)
     split = in_classes_of(predictor, dataset, dataset.splits[name])
-    logits_NC, labels_N = collect_logits(predictor.model, image_batches(predictor, split, options.batch_size))
+    logits_NC, labels_N = split_logits(predictor, split, options.batch_size)
     found = problem.metrics(logits_NC, labels_N, predictor.classes, predictor.config.temperature)
     result = {"model": model, "data": dataset.name, "split": name, **found, "skipped": skipped.get(name, [])}
     if options.compare is not None:
@@ -42,7 +41,7 @@ def evaluate(model: str, options: EvalOptions | None = None) -> dict[str, Any]:
             log.warning("the two models were trained on different data or splits: one may know these images")
         dataset, _ = open_images(predictor.config, options.data, other.config)
         theirs = in_classes_of(other, dataset, dataset.splits[name])
-        other_NC, other_labels_N = collect_logits(other.model, image_batches(other, theirs, options.batch_size))
+        other_NC, other_labels_N = split_logits(other, theirs, options.batch_size)
         right_N, other_right_N = problem.right(logits_NC, labels_N), problem.right(other_NC, other_labels_N)
         result["compare"] = {
             "model": options.compare,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from vitral.config import build
@@ -17,27 +19,40 @@ from vitral.data.sources import held_out, open_dataset
 from vitral.efficient.keep import ClassAttention
 from vitral.efficient.merge import TokenMerging
 from vitral.errors import UserError
+from vitral.evaluate.classify import collect_logits
 from vitral.models.reduction import refuse_reduction
 from vitral.models.vit import VisionTransformer
 from vitral.predictor import Predictor, load
-from vitral.run.options import EvalData, ModelUse
+from vitral.run.options import EngineUse, EvalData, ModelUse
 from vitral.training.journal import log
 from vitral.weights.folder import FolderConfig
 
+Array = np.ndarray[Any, np.dtype[Any]]
 _CACHE_MB = 0  # each image is read once
 
 
 def load_used(model: str, use: ModelUse) -> Predictor:
     """The predictor of a model, used as asked. Raises UserError where its tokens cannot be made fewer that way."""
-    predictor = load(model, use.device, use.image_size, use.position_resize)
-    network = predictor.model
-    if use.reduce == "auto":
+    runtime = isinstance(use, EngineUse) and use.engine in ("onnx", "openvino")
+    device = "cpu" if runtime and use.device == "auto" else use.device
+    predictor = load(model, device, use.image_size, use.position_resize)
+    if use.reduce != "auto":
+        _reduce(predictor, model, use)
+    if not isinstance(use, EngineUse) or not {"engine", "precision"} & use.model_fields_set:
         return predictor
+    from vitral.export.live import with_engine
+
+    return with_engine(predictor, use.engine, use.precision)
+
+
+def _reduce(predictor: Predictor, model: str, use: ModelUse) -> None:
+    """Make its tokens fewer as asked, or leave its own pruner out."""
+    network = predictor.model
     if not isinstance(network, VisionTransformer):
         raise UserError("a CNN has no tokens", where="reduce", got=use.reduce, wanted="auto")
     if use.reduce == "none":
         network.reduce = None
-        return predictor
+        return
     refuse_reduction(network.config.positions, is_masked=False)
     if use.reduce == "merge":
         network.reduce = TokenMerging(use.merge.r, use.merge.schedule)
@@ -45,7 +60,6 @@ def load_used(model: str, use: ModelUse) -> Predictor:
         network.reduce = ClassAttention(use.keep.share, use.keep.after)
     counts = network.reduce.counts(network.grid[0] * network.grid[1], network.config.depth)
     log.info("%s: patch tokens after each block: %s", model, ", ".join(map(str, counts)))
-    return predictor
 
 
 class Recorded(NamedTuple):
@@ -124,3 +138,20 @@ def image_batches(predictor: Predictor, split: Split, batch_size: int) -> Iterat
         device=predictor.device, batch=batch_size,
     ) as store:  # fmt: skip
         yield from eval_batches(store, batch_size)
+
+
+def split_logits(predictor: Predictor, split: Split, batch_size: int) -> tuple[Array, Array]:
+    """Logits float32 [N, classes] and labels int64 of every image of the split, in order, by the predictor's engine."""
+    if not predictor.is_export and predictor.engine.name == "torch":
+        return collect_logits(predictor.model, image_batches(predictor, split, batch_size))
+    rows: list[Tensor] = []
+    if predictor.engine.takes == "resized":
+        with torch.inference_mode():
+            rows = [predictor.engine.logits(images) for images, _ in image_batches(predictor, split, batch_size)]
+    else:
+        places = range(len(split))
+        rows = [
+            predictor.logits([split.read(place) for place in places[start : start + batch_size]])
+            for start in range(0, len(split), batch_size)
+        ]
+    return torch.cat(rows).numpy(), split.labels_N

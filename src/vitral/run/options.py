@@ -10,6 +10,7 @@ from vitral.config import Config, Count, Pair
 from vitral.data.config import SourceConfig
 from vitral.efficient.config import KeepConfig, MergeConfig
 from vitral.evaluate.config import FewshotConfig, KnnConfig, LinearConfig
+from vitral.export.config import ExportOptions
 from vitral.interpret.config import GradientsConfig
 
 
@@ -47,7 +48,17 @@ class ModelUse(Config):
         return self
 
 
-class EvalOptions(ModelUse):
+class EngineUse(ModelUse):
+    """How a model that only predicts is used."""
+
+    engine: Literal["torch", "onnx", "openvino", "auto"] = Field(
+        default="torch",
+        description="what computes; others than torch take seconds to start; auto: the fastest that gives equal logits",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="of the computation")
+
+
+class EvalOptions(EngineUse):
     """Keys of `vitral eval`."""
 
     data: EvalData = EvalData()
@@ -231,7 +242,36 @@ class PlanOptions(Config):
         return self
 
 
-class PredictOptions(ModelUse):
+class ExportData(EvalData):
+    """Which images an export is compared on."""
+
+    path: str | None = Field(default=None, description="your images; `data=X` is short for it; null: built-in ones")
+
+    @property
+    def named(self) -> bool:
+        """Whether there are any."""
+        return self.path is not None or self.source != "auto"
+
+
+class ShipOptions(ExportOptions):
+    """Keys of `vitral export`."""
+
+    data: ExportData = ExportData()
+    split: Literal["auto", "train", "val", "test"] = Field(
+        default="auto", description="of the data: which images are compared; auto: test if there is one, else val"
+    )
+
+    @model_validator(mode="after")
+    def _split_of_something(self) -> ShipOptions:
+        if not self.data.named:
+            if "split" in self.model_fields_set:
+                raise ValueError("split has no effect without data=DIR")
+            for key in self.data.model_fields_set:
+                raise ValueError(f"data.{key} has no effect without data=DIR")
+        return self
+
+
+class PredictOptions(EngineUse):
     """Keys of `vitral predict`."""
 
     topk: int = Field(default=5, ge=1, description="classes an image, the likeliest first")

@@ -1,0 +1,179 @@
+"""Logits of ready-made batches on a CPU: ours beside other libraries', taking turns in one process.
+
+    python benchmarks/infer.py                              # needs pip install -e ".[bench]" -c constraints/cpu.txt
+    python benchmarks/infer.py rows=small rounds=15 threads=2 save=benchmarks/results/infer_small.json
+    python benchmarks/infer.py rows="base_patch16_224, float32, batch 32" compiled=false
+
+Ours is the engine that `vitral predict engine=auto` takes, whose export is not timed; beside it our torch model. Peers
+are timm, eager and compiled, transformers, and ONNX Runtime and OpenVINO "used plainly": timm's model through
+torch.onnx.export with an open batch, and the runtime's defaults but for OpenVINO's precision hint, which is that of the
+row. All have the same weights. ONNX Runtime has no bfloat16 on processors.
+
+A row gives the median over the rounds of peer time / our time, with its quartiles: above 1 we are faster. "agreement"
+is the share of images whose likeliest class is that of timm eager in float32, "differs" the largest difference of a
+logit.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from peers import make_peer
+from train import environment, quartiles
+
+from vitral.config import parse_yaml, split_words
+from vitral.engines import Precision
+from vitral.export.graph import quiet
+from vitral.export.live import with_engine
+from vitral.models.create import create_model
+from vitral.models.vit import VisionTransformer
+from vitral.predictor import Predictor
+from vitral.weights.folder import FolderConfig, Preprocessing
+
+Run = Callable[[Tensor], Tensor]
+MODELS = ("vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224")
+PRECISIONS: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+BATCHES = (1, 8, 32)
+
+
+def main() -> None:
+    _, pairs = split_words(sys.argv[1:])
+    given = {key: parse_yaml(value) for key, value in pairs.items()}
+    options: dict[str, Any] = {"rounds": 15, "threads": 2, "save": None, "rows": "", "compiled": True, **given}
+    torch.set_num_threads(options["threads"])
+    results, loads = list[dict[str, Any]](), [os.getloadavg()]
+    for name in MODELS:
+        for precision in PRECISIONS:
+            titles = {f"{name}, {precision}, batch {batch}": batch for batch in BATCHES}
+            wanted = {title: batch for title, batch in titles.items() if str(options["rows"]) in title}
+            if not wanted:
+                continue
+            runs, reference, chosen = contestants(name, precision, options["compiled"])
+            for title, batch in wanted.items():
+                results.append(measure(title, batch, runs, reference, options["rounds"]) | {"auto": chosen})
+                loads.append(os.getloadavg())
+                print(show(results[-1]), flush=True)
+    if options["save"]:
+        facts = {"environment": environment() | _runtimes(), "load_averages": loads, "results": results}
+        Path(options["save"]).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def contestants(name: str, precision: Precision, compiled: bool) -> tuple[dict[str, Run], Run, str]:
+    """Functions from images in [0,1] to logits, ours first; timm eager in float32; the engine that auto took."""
+    torch.manual_seed(0)
+    ours = create_model(name, num_classes=1000).eval()
+    assert isinstance(ours, VisionTransformer)
+    nn.init.normal_(ours.get_parameter("head.weight"), std=0.3)
+    dtype = PRECISIONS[precision]
+    predictor = with_engine(Predictor(ours, _config(name, ours), "cpu"), "auto", precision)
+    runs: dict[str, Run] = {"vitral auto": predictor.engine.logits, "vitral torch": copy.deepcopy(ours).to(dtype)}
+    peers = {peer: make_peer(peer, ours).eval() for peer in ("timm", "transformers") if importlib.util.find_spec(peer)}
+    reference = _normalised(peers["timm"], torch.float32)
+    with quiet():
+        runs |= _plain_runtimes(peers["timm"], precision)
+    for peer, model in peers.items():
+        runs[f"{peer} eager"] = _normalised(copy.deepcopy(model).to(dtype), dtype)
+    if compiled:
+        runs["timm compiled"] = _normalised(torch.compile(copy.deepcopy(peers["timm"]).to(dtype), dynamic=True), dtype)
+    return runs, reference, predictor.engine.name
+
+
+def _config(name: str, ours: VisionTransformer) -> FolderConfig:
+    c = ours.config
+    return FolderConfig(
+        name=name, architecture=c, id2label={str(i): str(i) for i in range(c.num_classes)}, provenance={},
+        preprocessing=Preprocessing(image_size=c.image_size, channels=c.in_channels, fit="crop"),
+    )  # fmt: skip
+
+
+def _normalised(model: Any, dtype: torch.dtype) -> Run:
+    def run(images_BCHW: Tensor) -> Tensor:
+        out = model(((images_BCHW - 0.5) / 0.5).to(dtype))
+        return (out if isinstance(out, Tensor) else out.logits).float()
+
+    return run
+
+
+def _plain_runtimes(model: nn.Module, precision: str) -> dict[str, Run]:
+    """ONNX Runtime and OpenVINO as their first page of documentation has it."""
+    import onnxruntime
+    import openvino
+
+    found: dict[str, Run] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        file, example = f"{folder}/peer.onnx", torch.rand(2, 3, 224, 224)
+        shapes = ({0: torch.export.Dim("batch")},)
+        torch.onnx.export(model, (example,), file, dynamo=True, dynamic_shapes=shapes, verbose=False)
+        if precision == "float32":
+            session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+            name = session.get_inputs()[0].name
+            found["onnxruntime"] = lambda x: torch.from_numpy(session.run(None, {name: ((x - 0.5) / 0.5).numpy()})[0])
+        core = openvino.Core()
+        hint = {"INFERENCE_PRECISION_HINT": "f32" if precision == "float32" else "bf16"}
+        network = core.compile_model(core.read_model(file), "CPU", hint)
+        found["openvino"] = lambda x: torch.from_numpy(network([((x - 0.5) / 0.5).numpy()])[0].copy())
+    return found
+
+
+@torch.inference_mode()
+def measure(title: str, batch: int, runs: dict[str, Run], reference: Run, rounds: int) -> dict[str, Any]:
+    """Times in milliseconds of every contestant, a batch each in turn; the order turns with the rounds."""
+    images_BCHW = torch.rand(batch, 3, 224, 224)
+    wanted_BS = reference(images_BCHW)
+    said: dict[str, dict[str, float]] = {}
+    for name, run in runs.items():
+        found_BS = run(images_BCHW)
+        same = float((found_BS.argmax(1) == wanted_BS.argmax(1)).float().mean())
+        said[name] = {"agreement": same, "differs": float((found_BS - wanted_BS).abs().max())}
+        run(images_BCHW)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    names = list(runs)
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            start = time.perf_counter()
+            runs[name](images_BCHW)
+            times[name].append(1000 * (time.perf_counter() - start))
+    medians = {name: round(statistics.median(values), 2) for name, values in times.items()}
+    return {
+        "row": title, "ratio": "time of the peer / our time", "batch": batch, "rounds": rounds, "median_ms": medians,
+        "images_per_second": {name: round(1000 * batch / value, 1) for name, value in medians.items()},
+        "ratio_quartiles": {name: quartiles(times[name], times[names[0]]) for name in names[1:]},
+        "best_peer": min(names[2:], key=lambda name: medians[name]), "outputs": said,
+    }  # fmt: skip
+
+
+def show(result: dict[str, Any]) -> str:
+    """One row as a few lines."""
+    lines = [f"{result['row']}: engine=auto took {result['auto']}, n = {result['rounds']}"]
+    for name, rate in result["images_per_second"].items():
+        q = result["ratio_quartiles"].get(name)
+        ratio = f"peer / ours {q[1]:.2f} [{q[0]:.2f}, {q[2]:.2f}]" if q else ""
+        said = result["outputs"][name]
+        same = f"agreement {said['agreement']:.2f}, differs {said['differs']:.1e}"
+        lines.append(f"  {name:<18} {rate:8.1f} images/s  {ratio:<32} {same}")
+    return "\n".join(lines)
+
+
+def _runtimes() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("onnxruntime", "openvino")}
+
+
+if __name__ == "__main__":
+    main()

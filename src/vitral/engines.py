@@ -1,0 +1,236 @@
+"""What computes logits: torch, ONNX Runtime or OpenVINO; and the exports that the last two and PT2 run.
+
+An export is one file (OpenVINO's has a .bin beside it) that says itself what it is: class names, preprocessing and
+provenance of the model folder travel inside.
+
+Shape letters: B batch, C channels, H W height and width of an image, h w those of the model, S classes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from vitral.config import Config, build
+from vitral.errors import UserError
+from vitral.models.model import ImageModel
+from vitral.weights.folder import CONFIG, FolderConfig
+
+Kind = Literal["onnx", "pt2", "openvino"]
+Takes = Literal["pixels", "resized"]
+Precision = Literal["float32", "bfloat16", "int8"]
+FILES: dict[str, str] = {"onnx": "model.onnx", "pt2": "model.pt2", "openvino": "model.xml"}
+_KINDS = {".onnx": "onnx", ".pt2": "pt2", ".xml": "openvino"}
+METADATA = "vitral"
+
+
+class Shipment(Config):
+    """What an export says of itself, as JSON inside its file and as config.json beside it.
+
+    takes "pixels": uint8 [B, H, W, C] of any size, resized inside; "resized": float32 [B, C, h, w] in [0,1].
+    """
+
+    format: Literal["vitral-export-1"] = "vitral-export-1"
+    kind: Kind
+    takes: Takes
+    precision: Precision
+    model: FolderConfig
+    card: str
+    versions: dict[str, str]
+
+
+class Engine(Protocol):
+    """Something that computes logits."""
+
+    @property
+    def name(self) -> str:
+        """torch, onnxruntime, openvino or pt2."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """float32, bfloat16 or int8."""
+        ...
+
+    @property
+    def takes(self) -> Takes:
+        """See `Shipment`."""
+        ...
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits [B, S] float32, of the images that `takes` says."""
+        ...
+
+
+class TorchEngine:
+    """The model itself, as `models` builds it."""
+
+    name = "torch"
+    takes: Takes = "resized"
+
+    def __init__(self, model: ImageModel) -> None:
+        self.model = model
+
+    @property
+    def precision(self) -> str:
+        """float32 or bfloat16."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits on the model's device."""
+        return self.model(images.to(next(self.model.parameters()).device)).float()
+
+
+class OnnxEngine:
+    """An ONNX file in ONNX Runtime, on the processor."""
+
+    name = "onnxruntime"
+
+    def __init__(self, path: Path) -> None:
+        runtime = require("onnxruntime", "export")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        try:
+            self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's own classes, all below Exception
+            raise UserError("not readable by ONNX Runtime", where=str(path), got=str(error)[:300]) from None
+        self.input, self.output = self.session.get_inputs()[0].name, self.session.get_outputs()[0].name
+        found = self.session.get_modelmeta().custom_metadata_map.get(METADATA)
+        self.shipment = _shipment(found, path)
+        self.takes: Takes = self.shipment.takes
+        self.precision = self.shipment.precision
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits of one run."""
+        return torch.from_numpy(self.session.run([self.output], {self.input: images.numpy()})[0])
+
+
+class OpenvinoEngine:
+    """An OpenVINO model on the processor, in the precision that it was exported for and no other."""
+
+    name = "openvino"
+
+    def __init__(self, path: Path) -> None:
+        openvino = require("openvino", "openvino")
+        core = openvino.Core()
+        try:
+            network = core.read_model(str(path))
+        except RuntimeError as error:
+            raise UserError("not readable by OpenVINO", where=str(path), got=str(error)[:300]) from None
+        found = network.get_rt_info([METADATA]).astype(str) if network.has_rt_info([METADATA]) else None
+        self.shipment = _shipment(found, path)
+        self.takes: Takes = self.shipment.takes
+        self.precision = self.shipment.precision
+        hints = {
+            # Without it a processor with bfloat16 takes that by itself: logits are then off by 0.1.
+            "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bfloat16" else "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
+        self.compiled = core.compile_model(network, "CPU", hints)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits of one run."""
+        return torch.from_numpy(self.compiled([images.numpy()])[self.compiled.output(0)].copy())
+
+
+class Pt2Engine:
+    """A program of `torch.export`, run by torch on the processor."""
+
+    name = "pt2"
+
+    def __init__(self, path: Path) -> None:
+        check_archive(path)
+        files = {f"{METADATA}.json": ""}
+        try:
+            self.run: Callable[[Tensor], tuple[Tensor, ...]] = torch.export.load(path, extra_files=files).module()
+        except Exception as error:  # a damaged archive raises nearly anything
+            raise UserError("not readable by torch.export", where=str(path), got=str(error)[:300]) from None
+        self.shipment = _shipment(files[f"{METADATA}.json"] or None, path)
+        self.takes: Takes = self.shipment.takes
+        self.precision = self.shipment.precision
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits of one run."""
+        return self.run(images)[0]
+
+
+Exported = OnnxEngine | OpenvinoEngine | Pt2Engine
+_ENGINES: dict[str, Callable[[Path], Exported]] = {"onnx": OnnxEngine, "openvino": OpenvinoEngine, "pt2": Pt2Engine}
+
+
+def find_export(model: str) -> Path | None:
+    """The file of an export, where MODEL is one or a folder that `vitral export` has written; else None."""
+    path = Path(model).expanduser()
+    if path.is_file():
+        return path if path.suffix in _KINDS else None
+    try:
+        tree = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(tree, dict) or tree.get("format") != "vitral-export-1":
+        return None
+    file = path / FILES.get(str(tree.get("kind")), "?")
+    if not file.is_file():
+        raise UserError("the export is not complete", where=model, wanted=file.name)
+    return file
+
+
+def open_export(path: Path) -> Exported:
+    """The engine of an exported file. Raises UserError for one that is damaged, not ours, or needs an extra."""
+    return _ENGINES[_KINDS[path.suffix]](path)
+
+
+def require(module: str, extra: str) -> Any:
+    """An optional package. Raises UserError that says how to install it."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        hint = f'pip install "vitral[{extra}]"'
+        raise UserError(f"{module} is not installed", where="format", got=error, hint=hint) from None
+
+
+def _shipment(text: str | None, path: Path) -> Shipment:
+    where = str(path)
+    if text is None:
+        hint = "`vitral export MODEL format=... out=DIR` writes files that say it."
+        raise UserError("this file doesn't say its classes and preprocessing", where=where, hint=hint)
+    try:
+        tree = json.loads(text)
+    except ValueError as error:
+        raise UserError("not readable", where=where, got=error) from None
+    return build(Shipment, tree, where=where)
+
+
+# All that an archive of one program consists of, below its first folder: tensors as plain bytes.
+_PLAIN = re.compile(
+    r"[^/]+/(data/weights/(weight_\d+|\w+_weights_config\.json)|data/constants/(tensor_\d+|\w+_constants_config\.json)"
+    r"|data/sample_inputs/\w+\.pt|models/\w+\.json|archive_(format|version)|byteorder|\.data/\w+|extra/vitral\.json)"
+)
+
+
+def check_archive(path: Path) -> None:
+    """Raises UserError for an archive with anything that torch would unpickle or run as machine code."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            wrong = [name for name in archive.namelist() if not _PLAIN.fullmatch(name)]
+            for name in archive.namelist() if not wrong else ():
+                if name.endswith("_config.json"):
+                    entries = json.loads(archive.read(name))["config"].values()
+                    wrong += [name for entry in entries if entry["use_pickle"]]
+                elif "/sample_inputs/" in name:
+                    with archive.open(name) as file:
+                        torch.load(file, weights_only=True)
+    except Exception as error:  # no archive, damaged, or a pickle that is refused
+        raise UserError("not a PT2 archive of tensors and one graph", where=str(path), got=str(error)[:300]) from None
+    if wrong:
+        raise UserError("this archive may hold code, so it is not opened", where=str(path), got=wrong[0])

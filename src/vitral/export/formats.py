@@ -1,0 +1,99 @@
+"""One captured graph to a file of each format, with what it says of itself inside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitral.engines import FILES, METADATA, Shipment, require
+from vitral.export.graph import capture, quiet
+from vitral.export.quantise import quantise
+from vitral.models.model import ImageModel
+
+OPSET = 20
+# Protocol buffers end at 2 GB: larger weights go beside the file.
+_INSIDE = 1_800_000_000
+
+Calibration = Callable[[], Iterable[Tensor]]
+
+
+def write_file(folder: Path, network: ImageModel, shipment: Shipment, calibration: Calibration | None) -> Path:
+    """The file of this shipment in the folder. calibration: batches of the graph's input, where int8 is static."""
+    path = folder / FILES[shipment.kind]
+    _WRITERS[shipment.kind](path, network, shipment, calibration)
+    return path
+
+
+def said(shipment: Shipment) -> str:
+    """What goes into the file."""
+    return json.dumps(shipment.model_dump(mode="json"), ensure_ascii=False)
+
+
+def _write_pt2(path: Path, network: ImageModel, shipment: Shipment, calibration: Calibration | None) -> None:
+    assert calibration is None
+    program, _ = capture(network, shipment.model, shipment.takes, shipment.precision)
+    with quiet():
+        torch.export.save(program, path, extra_files={f"{METADATA}.json": said(shipment)})
+
+
+def _write_onnx(path: Path, network: ImageModel, shipment: Shipment, calibration: Calibration | None) -> None:
+    onnx = require("onnx", "export")
+    require("onnxscript", "export")
+    program, outputs = capture(network, shipment.model, shipment.takes, shipment.precision)
+    with quiet():
+        exported: Any = torch.onnx.export(
+            program, (), dynamo=True, input_names=["images"], output_names=outputs, opset_version=OPSET, verbose=False
+        )
+        proto = exported.model_proto
+    # What the exporter notes of inner shapes keeps ONNX Runtime from quantising, and only costs space.
+    del proto.graph.value_info[:]
+    _name_open_sides(proto.graph, ("batch", "height", "width") if shipment.takes == "pixels" else ("batch",))
+    _write_proto(onnx, proto, path)
+    if shipment.precision == "int8":
+        whole = path.rename(path.with_name("whole.onnx"))
+        quantise(whole, path, calibration() if calibration else None)
+        for left in path.parent.glob("whole.onnx*"):
+            left.unlink()
+        proto = onnx.load(str(path))
+    onnx.helper.set_model_props(proto, {METADATA: said(shipment)})
+    proto.producer_name = METADATA
+    _write_proto(onnx, proto, path)
+
+
+def _name_open_sides(graph: Any, names: tuple[str, ...]) -> None:
+    """What is left open by its name instead of a symbol like s34."""
+    open_sides = [side for side in graph.input[0].type.tensor_type.shape.dim if side.dim_param]
+    name_of = {side.dim_param: name for side, name in zip(open_sides, names, strict=True)}
+    for value in (*graph.input, *graph.output):
+        for side in value.type.tensor_type.shape.dim:
+            if side.dim_param:
+                side.dim_param = name_of[side.dim_param]
+
+
+def _write_proto(onnx: Any, proto: Any, path: Path) -> None:
+    beside = proto.ByteSize() > _INSIDE
+    where: dict[str, Any] = {"location": f"{path.name}.data"} if beside else {}
+    onnx.save(proto, str(path), save_as_external_data=beside, **where)
+
+
+def _write_openvino(path: Path, network: ImageModel, shipment: Shipment, calibration: Calibration | None) -> None:
+    """By way of an ONNX file: its reader takes int8 and, unlike the converter from torch, sends no telemetry."""
+    openvino = require("openvino", "openvino")
+    between = path.with_name("between.onnx")
+    _write_onnx(between, network, shipment, calibration)
+    graph = openvino.Core().read_model(str(between))
+    graph.set_rt_info(said(shipment), [METADATA])
+    openvino.save_model(graph, str(path), compress_to_fp16=False)
+    del graph  # it may still hold the weights of the file between
+    for left in path.parent.glob("between.onnx*"):
+        left.unlink()
+
+
+_WRITERS: dict[str, Callable[[Path, ImageModel, Shipment, Calibration | None], None]] = {
+    "onnx": _write_onnx, "pt2": _write_pt2, "openvino": _write_openvino,
+}  # fmt: skip

@@ -1,0 +1,85 @@
+"""The whole function as one graph: images in, logits and probabilities out, whatever the format.
+
+Shape letters: B batch, C channels, H W height and width of the image, h w those of the model, S classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from vitral.export.resize import FitAnySize
+from vitral.models.model import ImageModel
+from vitral.weights.folder import FolderConfig
+
+PIXELS, RESIZED = "pixels", "resized"
+
+
+class Whole(nn.Module):
+    """From images to (logits [B, S], probabilities [B, S]), both float32; to (features,) without a head.
+
+    takes "pixels": uint8 [B, H, W, C] of any height and width; "resized": float32 [B, C, h, w] in [0,1] as
+    `Predictor.preprocess` gives them. Probabilities are of the logits over the folder's temperature.
+    """
+
+    def __init__(self, network: ImageModel, config: FolderConfig, takes: str) -> None:
+        super().__init__()
+        shown = config.preprocessing
+        self.fit = FitAnySize(shown.image_size, shown.fitting) if takes == PIXELS else nn.Identity()
+        self.network, self.temperature = network, config.temperature
+        self.many = config.problem_type == "multi_label_classification"
+        self.has_head = config.architecture.num_classes > 0
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """See the class."""
+        logits_BS = self.network(self.fit(images)).float()
+        if not self.has_head:
+            return (logits_BS,)
+        scaled_BS = logits_BS / self.temperature
+        return logits_BS, scaled_BS.sigmoid() if self.many else scaled_BS.softmax(-1)
+
+    @property
+    def outputs(self) -> list[str]:
+        """Their names, in order."""
+        return ["logits", "scores"] if self.has_head else ["features"]
+
+
+def capture(
+    network: ImageModel, config: FolderConfig, takes: str, precision: str
+) -> tuple[torch.export.ExportedProgram, list[str]]:
+    """The graph, with batch (and height and width of pixels) left open, and the names of its outputs."""
+    weights = copy.deepcopy(network).cpu().eval().requires_grad_(False)
+    whole = Whole(weights.bfloat16() if precision == "bfloat16" else weights, config, takes).eval()
+    channels, (h, w) = config.architecture.in_channels, config.preprocessing.image_size
+    batch = torch.export.Dim("batch")
+    if takes == PIXELS:
+        # Sides that are neither equal nor the model's: nothing may be taken for a constant.
+        example = torch.zeros(2, h + 5, w + 9, channels, dtype=torch.uint8)
+        shapes = {0: batch, 1: torch.export.Dim("height"), 2: torch.export.Dim("width")}
+    else:
+        example, shapes = torch.zeros(2, channels, h, w), {0: batch}
+    with torch.no_grad(), quiet():
+        program = torch.export.export(whole, (example,), dynamic_shapes={"images": shapes})
+    return program, whole.outputs
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """Without the warnings of exporters about themselves."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "root")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,155 @@
+"""Whether an export is the model: the same images through both, and how fast each is.
+
+Shape letters: B batch, C channels, H W height and width, h w those of the model, S classes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitral.config import Config
+from vitral.data.decode import as_image
+from vitral.data.resize import fit_image
+from vitral.engines import Engine
+from vitral.errors import RunFailed
+from vitral.export.package import resized_sides
+from vitral.weights.folder import FolderConfig
+
+MAX_DIFFERENCE = {"float32": 1e-3, "bfloat16": None, "int8": None}
+MIN_AGREEMENT = {"float32": 1.0, "bfloat16": 0.95, "int8": 0.9}
+_ROUNDS = 7
+
+
+class BeyondLimit(RunFailed):
+    """An export that is not the model: exit code 3, and nothing is left of it."""
+
+    exit_code = 3
+
+
+class Parity(Config):
+    """The report of a comparison with the eager float32 model; differences are absolute, of logits.
+
+    max_difference: end to end, from the image as it is read; behind_resize: of images that need none, or the same where
+    the graph has no resize. agreement: share of the images with the same likeliest class, None without classes.
+    speedup: time of the eager model (with its resize, where the graph has one) over that of the export, for batches of
+    `batch` images of the model's size: median of `rounds` that take turns; speedup_range: their quartiles.
+    """
+
+    images: int
+    source: str
+    max_difference: float
+    behind_resize: float
+    agreement: float | None
+    batch: int
+    rounds: int
+    speedup: float
+    speedup_range: tuple[float, float]
+
+
+def compare(
+    reference: Callable[[Tensor], Tensor], engine: Engine, config: FolderConfig, images: Sequence[Tensor], source: str
+) -> Parity:
+    """Both on uint8 images [C, H, W] of any sizes. reference: logits of [B, C, h, w] in [0,1]."""
+    fitted = [_fit(image, config) for image in images]
+    mine_NS = torch.cat([_of(reference, [each]) for each in fitted])
+    theirs_NS = torch.cat([engine_logits(engine, config, [image]) for image in images])
+    even = [_own_size(image, config) for image in images] if engine.takes == "pixels" else []
+    behind = max(
+        (_apart(_of(reference, [_fit(each, config)]), engine_logits(engine, config, [each])) for each in even[:8]),
+        default=None,
+    )
+    difference = _apart(mine_NS, theirs_NS)
+    batch = [_own_size(image, config) for image in (list(images) * 8)[:8]]
+    ratios = _speed(reference, engine, config, batch)
+    low, middle, high = (float(value) for value in np.quantile(ratios, [0.25, 0.5, 0.75]))
+    has_head = config.architecture.num_classes > 0
+    return Parity(
+        images=len(images), source=source, max_difference=difference,
+        behind_resize=difference if behind is None else behind,
+        agreement=float((mine_NS.argmax(1) == theirs_NS.argmax(1)).double().mean()) if has_head else None,
+        batch=len(batch), rounds=_ROUNDS, speedup=round(middle, 3), speedup_range=(round(low, 3), round(high, 3)),
+    )  # fmt: skip
+
+
+def check(parity: Parity, precision: str, max_difference: float | None, min_agreement: float | None) -> None:
+    """Raises BeyondLimit where the report is beyond the limits; None means those of the precision."""
+    most = max_difference or MAX_DIFFERENCE[precision]
+    least = MIN_AGREEMENT[precision] if min_agreement is None else min_agreement
+    if not np.isfinite(parity.max_difference) or (most is not None and not parity.max_difference <= most):
+        limit = f", more than {most:g}" if most is not None else ""
+        raise BeyondLimit(f"the export differs from the model by {parity.max_difference:.1e}{limit}")
+    if parity.agreement is not None and parity.agreement < least:
+        raise BeyondLimit(
+            f"the export's top-1 is the model's on {100 * parity.agreement:.1f} % of {parity.images} images, "
+            f"less than {100 * least:g} %"
+        )
+
+
+def engine_logits(engine: Engine, config: FolderConfig, images: Sequence[Tensor]) -> Tensor:
+    """Logits [B, S] of uint8 images [C, H, W]: of one size, where the engine takes pixels."""
+    if engine.takes == "resized":
+        return _of(engine.logits, [_fit(image, config) for image in images])
+    return engine.logits(torch.stack(list(images)).permute(0, 2, 3, 1).contiguous())
+
+
+def builtin_images(count: int, config: FolderConfig) -> list[Tensor]:
+    """Cut-outs of scikit-learn's two photographs, uint8 [C, H, W], of the model's own and of six other sizes."""
+    from sklearn.datasets import load_sample_images
+
+    photos: Any = load_sample_images()
+    draw = np.random.default_rng(0)
+    sizes = [resized_sides(config), (31, 17), (200, 150), (64, 64), (150, 200), (375, 500), (9, 120)]
+    found: list[Tensor] = []
+    for number in range(count):
+        photo_HWC = photos.images[number % 2]
+        height, width = (min(a, b) for a, b in zip(sizes[number % len(sizes)], photo_HWC.shape[:2], strict=True))
+        top, left = (
+            int(draw.integers(0, have - want + 1))
+            for have, want in zip(photo_HWC.shape[:2], (height, width), strict=True)
+        )
+        cut_HWC = np.ascontiguousarray(photo_HWC[top : top + height, left : left + width])
+        found.append(as_image(cut_HWC, config.preprocessing.channels))
+    return found
+
+
+def _fit(image_CHW: Tensor, config: FolderConfig) -> Tensor:
+    return fit_image(image_CHW, config.preprocessing.image_size, config.preprocessing.fitting)
+
+
+def _own_size(image_CHW: Tensor, config: FolderConfig) -> Tensor:
+    """The image at the size that needs no scaling."""
+    size = resized_sides(config)
+    return (fit_image(image_CHW, size, config.preprocessing.fitting._replace(crop_ratio=1.0)) * 255).round().byte()
+
+
+def _of(function: Callable[[Tensor], Tensor], images: Sequence[Tensor]) -> Tensor:
+    return function(torch.stack(list(images))).float().cpu()
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max())
+
+
+def _speed(
+    reference: Callable[[Tensor], Tensor], engine: Engine, config: FolderConfig, images: Sequence[Tensor]
+) -> list[float]:
+    def eager() -> object:
+        return _of(reference, [_fit(image, config) for image in images])
+
+    def theirs() -> object:
+        return engine_logits(engine, config, images)
+
+    def timed(function: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        function()
+        return time.perf_counter() - start
+
+    timed(eager)  # the first run allocates
+    timed(theirs)
+    return [timed(eager) / timed(theirs) for _ in range(_ROUNDS)]

@@ -1,0 +1,47 @@
+"""ONNX models whose dense layers multiply 8-bit integers; the scales of activations are found in one of two ways.
+
+dynamic: each batch's own least and greatest value; static: those of calibration images, once. Products of two
+activations, as in attention and in the resize, stay in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vitral.engines import require
+from vitral.export.graph import quiet
+
+_LAYERS = ["MatMul", "Gemm"]
+
+
+def quantise(source: Path, target: Path, batches: Iterable[Tensor] | None) -> None:
+    """Write `target`, `source` in int8: static with the batches of its input, dynamic without."""
+    require("onnxruntime", "export")
+    from onnxruntime import quantization  # pyright: ignore[reportMissingImports]
+
+    settings: dict[str, Any] = {
+        "op_types_to_quantize": _LAYERS, "weight_type": quantization.QuantType.QInt8, "per_channel": True,
+        "extra_options": {"MatMulConstBOnly": True},
+    }  # fmt: skip
+    with quiet():
+        if batches is None:
+            quantization.quantize_dynamic(str(source), str(target), **settings)
+            return
+
+        class Reader(quantization.CalibrationDataReader):
+            """One batch after the other."""
+
+            def __init__(self) -> None:
+                self.rest = iter(batches)
+
+            def get_next(self) -> Any:
+                """The next input, or None."""
+                batch = next(self.rest, None)
+                return None if batch is None else {"images": batch.numpy()}
+
+        settings["activation_type"] = quantization.QuantType.QUInt8
+        quantization.quantize_static(str(source), str(target), Reader(), **settings)

@@ -1,0 +1,110 @@
+"""Writing a graph for a runtime, whole or not at all, and the proof that it is the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vitral.data.resize import fit_image
+from vitral.engines import Shipment, open_export
+from vitral.export.config import ExportOptions
+from vitral.export.formats import Calibration, write_file
+from vitral.export.parity import Parity, builtin_images, check, compare
+from vitral.models.model import ImageModel
+from vitral.version import __version__
+from vitral.weights.folder import CARD, CONFIG, FolderConfig, free_place, save_json, whole_folder
+
+PARITY = "parity.json"
+CALIBRATION = 64
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images, uint8 [C, H, W] of any sizes: those to compare on, and those that say the scales of static int8; and
+    what the two are called."""
+
+    source: str
+    compared: Sequence[Tensor]
+    calibration: Sequence[Tensor] = ()
+    calibration_source: str = ""
+
+
+class Shipped(NamedTuple):
+    """Where the export is, its file in there, what was compared, and what is worth saying."""
+
+    out: Path
+    file: str
+    parity: Parity
+    notes: list[str]
+
+
+def builtin_samples(count: int, config: FolderConfig) -> Samples:
+    """Built-in photographs: for calibration others than for the comparison."""
+    found = builtin_images(count + CALIBRATION, config)
+    return Samples("built-in images", found[:count], found[count:], "built-in images")
+
+
+def ship(network: ImageModel, config: FolderConfig, card: str, options: ExportOptions, samples: Samples) -> Shipped:
+    """Write the graph of a model and compare. Raises UserError where a package is missing, BeyondLimit where what comes
+    out differs: nothing is written then."""
+    out = free_place(options.out, options.overwrite)
+    with whole_folder(out) as folder:
+        shipment = shipment_of(config, card, options)
+        calibration = _calibration(shipment, options, samples)
+        file = write_file(folder, network, shipment, calibration)
+        save_json(folder / CONFIG, shipment.model_dump(mode="json"))
+        (folder / CARD).write_text(card, encoding="utf-8")
+        with torch.inference_mode():
+            parity = compare(network, open_export(file), config, samples.compared, samples.source)
+        check(parity, options.precision, options.max_difference, options.min_agreement)
+        save_json(folder / PARITY, parity.model_dump(mode="json"))
+    return Shipped(out, file.name, parity, _notes(shipment, options, calibration is not None, samples))
+
+
+def shipment_of(config: FolderConfig, card: str, options: ExportOptions) -> Shipment:
+    """What the export says of itself."""
+    assert options.format in ("onnx", "pt2", "openvino"), options.format
+    versions = {"vitral": __version__, "torch": str(torch.__version__)}
+    return Shipment(
+        kind=options.format, takes=options.takes, precision=options.precision, model=config, card=card,
+        versions=versions,
+    )  # fmt: skip
+
+
+def _calibration(shipment: Shipment, options: ExportOptions, samples: Samples) -> Calibration | None:
+    """Batches of the graph's input for static int8."""
+    static = options.quantise == "static" or (options.quantise is None and shipment.kind == "openvino")
+    if shipment.precision != "int8" or not static:
+        return None
+    shown = shipment.model.preprocessing
+
+    def batches() -> Iterable[Tensor]:
+        for image_CHW in samples.calibration:
+            if shipment.takes == "pixels":
+                yield image_CHW.permute(1, 2, 0)[None].contiguous()
+            else:
+                yield fit_image(image_CHW, shown.image_size, shown.fitting)[None]
+
+    return batches
+
+
+def _notes(shipment: Shipment, options: ExportOptions, static: bool, samples: Samples) -> list[str]:
+    height, width = shipment.model.preprocessing.image_size
+    channels = shipment.model.architecture.in_channels
+    takes = {
+        "pixels": f"uint8 [batch, height, width, {channels}], any size; the graph resizes",
+        "resized": f"float32 [batch, {channels}, {height}, {width}] in [0,1]",
+    }[shipment.takes]
+    notes = [f"input: {takes}"]
+    if shipment.precision == "int8":
+        scales = f"from {len(samples.calibration)} {samples.calibration_source}" if static else "from each batch"
+        notes.append(f"int8: scales of activations {scales}")
+    if shipment.kind == "openvino":
+        hint = "bf16" if shipment.precision == "bfloat16" else "f32"
+        notes.append(f'compile it with INFERENCE_PRECISION_HINT="{hint}", as `vitral predict` does')
+    return notes

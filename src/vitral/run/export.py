@@ -1,0 +1,49 @@
+"""`vitral export`: a model for another library, or its whole function as a graph, compared on the user's images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vitral.data.dataset import spaced
+from vitral.export.config import FOLDERS
+from vitral.export.ship import CALIBRATION, Samples, Shipped, builtin_samples, ship
+from vitral.export.write import Written, export
+from vitral.run.images import open_images, split_name
+from vitral.run.options import ShipOptions
+from vitral.weights.find import find_model, load_model
+from vitral.weights.folder import CARD, FolderConfig, free_place
+
+
+def export_model(model: str, options: ShipOptions) -> Written | Shipped:
+    """What `vitral export` does. Raises UserError for what cannot be exported so, BeyondLimit where the export is not
+    the model; nothing is written then."""
+    if options.format in FOLDERS:
+        return export(model, options)
+    free_place(options.out, options.overwrite)
+    network, config = load_model(model, options.image_size)
+    return ship(network, config, _card(model, config), options, _samples(config, options))
+
+
+def _card(model: str, config: FolderConfig) -> str:
+    """The model's own card, where it has one."""
+    path = find_model(model)
+    card = path / CARD
+    return card.read_text(encoding="utf-8") if Path(card).is_file() else f"# {config.name}\n"
+
+
+def _samples(config: FolderConfig, options: ShipOptions) -> Samples:
+    """Of the data the split asked for, evenly spaced, is compared; calibration takes train images that are not."""
+    if not options.data.named:
+        return builtin_samples(options.images, config)
+    dataset, _ = open_images(config, options.data, config)
+    name = split_name(dataset, options.split)
+    split, train = dataset.splits[name], dataset.splits["train"]
+    compared = spaced(len(split), options.images)
+    taken = set(compared) if split is train else set[int]()
+    others = [place for place in range(len(train)) if place not in taken]
+    calibration = [others[place] for place in spaced(len(others), CALIBRATION)] or compared
+    return Samples(
+        f"{name} images of {dataset.name}", [split.read(place) for place in compared],
+        [train.read(place) for place in calibration] if options.precision == "int8" else [],
+        f"train images of {dataset.name}",
+    )  # fmt: skip

@@ -1,0 +1,60 @@
+"""The resize of exported graphs is that of evaluation, for every fit, filter and size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vitral.data.resize import Fit, fit_image
+from vitral.export.resize import FitAnySize
+
+SIZES = [
+    (31, 17),
+    (150, 200),
+    (32, 48),
+    (48, 32),
+    (375, 500),
+    (1, 1),
+    (1, 300),
+    (9, 1200),
+    (2000, 7),
+    (33, 49),
+    (40, 60),
+]
+FITS = [
+    Fit("crop"),
+    Fit("crop", "bilinear", 0.875),
+    Fit("crop", "bicubic", 0.8),
+    Fit("squash"),
+    Fit("squash", "bilinear", 0.9),
+    Fit("crop", "lanczos", 0.9),
+]
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_it_is_the_resize_that_evaluation_has(fit: Fit, channels: int) -> None:
+    graph = FitAnySize((32, 48), fit)
+    for number, (height, width) in enumerate(SIZES):
+        draw = torch.Generator().manual_seed(number)
+        images = torch.randint(0, 256, (2, channels, height, width), dtype=torch.uint8, generator=draw)
+        found = graph(images.permute(0, 2, 3, 1))
+        wanted = torch.stack([fit_image(image, (32, 48), fit) for image in images])
+        assert found.shape == wanted.shape
+        torch.testing.assert_close(
+            found, wanted, rtol=0, atol=3e-6, msg=lambda text, at=(height, width): f"{at}: {text}"
+        )
+
+
+def test_an_image_of_the_right_size_is_only_divided() -> None:
+    images = torch.randint(0, 256, (3, 32, 48, 3), dtype=torch.uint8)
+    for fit in (Fit("crop"), Fit("squash"), Fit("crop", "bilinear")):
+        assert torch.equal(FitAnySize((32, 48), fit)(images), images.permute(0, 3, 1, 2) / 255)
+
+
+def test_one_colour_stays_that_colour() -> None:
+    for interpolation in ("bilinear", "bicubic", "lanczos"):
+        grey = FitAnySize((32, 48), Fit("crop", interpolation, 0.9))(
+            torch.full((1, 77, 130, 3), 153, dtype=torch.uint8)
+        )
+        torch.testing.assert_close(grey, torch.full_like(grey, 0.6), rtol=0, atol=1e-6)
