@@ -107,7 +107,13 @@ ROWS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     _, pairs = split_words(sys.argv[1:])
-    options = {"rounds": 15, "threads": 2, "save": None, "rows": "", **{k: parse_yaml(v) for k, v in pairs.items()}}
+    options = {
+        "rounds": 15,
+        "threads": 2,
+        "save": None,
+        "rows": "",
+        **{k: v if k == "rows" else parse_yaml(v) for k, v in pairs.items()},
+    }
     torch.set_num_threads(options["threads"])
     rates, results, loads = gemm_rate(), list[dict[str, Any]](), [os.getloadavg()]
     print("matrix products, 10^12 operations a second:", rates, flush=True)

@@ -35,7 +35,7 @@ def test_first_steps_on_a_cpu(tmp_path: Path) -> None:
         (0, 2, "test", 40), (1, 2, "test", 40)
     ]  # fmt: skip
     assert found["top1_mean"] == sum(run["top1"] for run in found["runs"]) / 2
-    assert all(run["seconds"] > run["train_seconds"] > 0 for run in found["runs"])
+    assert all(run["seconds"] > run["train_seconds"] >= 0 for run in found["runs"]), "two steps may round to 0.0 s"
     assert "md5" in found["train_images"]
     assert found["changed"]["train.steps"] == "2"
     if not torch.cuda.is_available():

@@ -51,8 +51,7 @@ def with_engine(predictor: Predictor, engine: str, precision: Precision = "float
         return _replaced(predictor, made)
     best: tuple[float, Engine] = (1.0, plain)
     if precision != "float32":
-        report = _judged(model, plain, predictor.config, precision)
-        best = (report.speedup, plain)
+        best = (_compared(model, plain, predictor.config).speedup, plain)  # it is what was asked for: never left out
     for name, (_, known) in _RUNTIMES.items():
         if precision not in known:
             continue
@@ -81,10 +80,14 @@ def make_engine(
 
 
 def _judged(model: ImageModel, engine: Engine, config: FolderConfig, precision: str) -> Parity:
-    with torch.inference_mode():
-        report = compare(model, engine, config, builtin_images(_IMAGES, config), "built-in images")
+    report = _compared(model, engine, config)
     check(report, precision, None, None)
     return report
+
+
+def _compared(model: ImageModel, engine: Engine, config: FolderConfig) -> Parity:
+    with torch.inference_mode():
+        return compare(model, engine, config, builtin_images(_IMAGES, config), "built-in images")
 
 
 def _bfloat16(model: ImageModel) -> ImageModel:
