@@ -50,7 +50,9 @@ def _host(name: str, model: str, options: ServeOptions) -> Host:
 def names_of(models: Sequence[str], names: Sequence[str]) -> list[str]:
     """What requests call the models. Raises UserError for names that are equal, unfit or not one a model."""
     if names and len(names) != len(models):
-        raise UserError("one name a model is wanted", where="names", got=", ".join(names), wanted=f"{len(models)} names")
+        raise UserError(
+            "one name a model is wanted", where="names", got=", ".join(names), wanted=f"{len(models)} names"
+        )
     found = list(names) or [_name_of(model) for model in models]
     for name in found:
         if not re.fullmatch(r"[\w.-]+", name, re.ASCII):

@@ -6,13 +6,14 @@ Shape letters: C classes.
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from vitral.predictor import Floats, Predictor
@@ -110,9 +111,12 @@ def _scores(predictor: Predictor, images: Sequence[Tensor]) -> Floats:
 
 
 def warm_up(predictor: Predictor, max_batch: int) -> None:
-    """Computes an empty image, alone and as often as fits into a batch: what is set up by that is set up before the
-    first request."""
-    blank = np.zeros((*predictor.config.preprocessing.image_size, 1), np.uint8)
+    """Computes an empty image, alone and as often as fits into a batch: what is set up by that (Pillow's formats, memory
+    of the runtime) is set up before the first request."""
+    height, width = predictor.config.preprocessing.image_size
+    file = io.BytesIO()
+    Image.new("L", (width, height)).save(file, "PNG")
+    blank = file.getvalue()
     if predictor.classes:
         for count in (1, max_batch):
             _scores(predictor, [predictor.ready(blank)] * count)

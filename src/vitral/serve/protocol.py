@@ -21,7 +21,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._due: asyncio.TimerHandle | None = None
-        self._head, self._in_head, self._unread = 0, True, 0
+        self._head, self._unread = 0, 0
+        self._in_head = self._is_head_only = True  # of the connection; of the bytes that came last
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -36,8 +37,9 @@ class GuardedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._in_head and self._due is None:  # a further request begins
             self._arm(HEAD_SECONDS)
+        self._is_head_only = self._in_head
         super().data_received(data)
-        if self._in_head and not self.transport.is_closing():
+        if self._is_head_only and not self.transport.is_closing():
             self._head += len(data)
             if self._head > HEAD_BYTES:
                 self.send_400_response("The head of the request is too large.")
@@ -50,7 +52,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._disarm()
-        self._head, self._in_head = 0, False
+        self._head, self._in_head, self._is_head_only = 0, False, False
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:

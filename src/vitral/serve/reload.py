@@ -35,7 +35,12 @@ async def watch(host: Host, origin: Origin, seconds: float, max_batch: int, metr
     while True:
         await asyncio.sleep(seconds)
         now = await asyncio.to_thread(signature, origin.path)
-        if now is not None and now != known and now == before and await _replaced(host, origin, now, max_batch, metrics):
+        if (
+            now is not None
+            and now != known
+            and now == before
+            and await _replaced(host, origin, now, max_batch, metrics)
+        ):
             known = now
         before = now
 

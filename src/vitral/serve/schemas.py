@@ -83,7 +83,11 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _BASE64 = {"type": "string", "contentEncoding": "base64"}
-_FORM = {"type": "object", "required": ["image"], "properties": {"image": {"type": "array", "items": _BINARY["schema"]}}}
+_FORM = {
+    "type": "object",
+    "required": ["image"],
+    "properties": {"image": {"type": "array", "items": _BINARY["schema"]}},
+}
 _OBJECT = {"type": "object", "properties": {"image": _BASE64, "images": {"type": "array", "items": _BASE64}}}
 IMAGES: dict[str, Any] = {
     "requestBody": {

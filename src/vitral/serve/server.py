@@ -44,7 +44,9 @@ def listen_at(host: str, port: int) -> socket.socket:
     except OSError as error:
         bound.close()
         hint = "port=0 takes a free one."
-        raise UserError(f"cannot listen here: {error.strerror}", where="port", got=f"{host}:{port}", hint=hint) from None
+        raise UserError(
+            f"cannot listen here: {error.strerror}", where="port", got=f"{host}:{port}", hint=hint
+        ) from None
     return bound
 
 
