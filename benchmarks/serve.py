@@ -4,14 +4,14 @@
     python benchmarks/serve.py rounds=5 seconds=10 save=benchmarks/results/serve.json
     python benchmarks/serve.py rows=digits clients=[32] engine=auto peer=false
 
-Three processes: this one, which is all clients (plain sockets, requests made beforehand, each client sends as soon as it
-has its answer), ours and LitServe's server (which has workers of its own). They share the cores, and the clients' work is
-counted against the servers. Offline is `Predictor.predict` on the same bytes in batches of `batch`, in a process with
-nobody else at work. In each round everybody has `seconds`, in an order that turns with the rounds.
+Three processes: this one, which is all clients (plain sockets, requests made beforehand, each client sends as soon as
+it has its answer), our server and LitServe's (which has workers of its own). They share the cores, and the clients'
+work is counted against the servers. Offline is `Predictor.predict` on the same bytes in batches of `batch`, in this
+process, while the servers are idle. In each round everybody has `seconds`, in an order that turns with the rounds.
 
 LitServe has the same model through `vitral.load`, the same batch limit, no wait for a batch to fill, and the same JPEG
-files as forms. A row gives medians over the rounds: images a second, latency at the 50th and 99th percentile, and serving
-efficiency: served rate over the offline rate of the same round.
+files as forms. A row gives medians over the rounds: images a second, latency at the 50th and 99th percentile, and
+serving efficiency: served rate over the offline rate of the same round.
 """
 
 from __future__ import annotations
