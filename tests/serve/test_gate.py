@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
+from PIL import Image, ImageFile
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.helpers import random_model
@@ -58,8 +60,15 @@ def test_wrong_requests_are_refused(model: Predictor, content: bytes, kind: str 
     with_application(model, use, max_bytes=10**6 if kind == "application/json" else 60000, max_pixels=8000)
 
 
-def test_pixels_are_counted_by_the_header(model: Predictor) -> None:
+def test_pixels_are_counted_by_the_header(model: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture of 100 million pixels in a few kilobytes is refused before memory is taken."""
+    load_pixels = ImageFile.ImageFile.load
+
+    def watched(image: Any) -> Any:
+        assert image.size != (10000, 10000)
+        return load_pixels(image)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", watched)
 
     async def use(client: Any) -> None:
         answer = await client.post("/v1/predict", files=files(picture(0), _large(), names=("a.png", "b.png")))
@@ -70,10 +79,6 @@ def test_pixels_are_counted_by_the_header(model: Predictor) -> None:
 
 
 def _large() -> bytes:
-    import io
-
-    from PIL import Image
-
     out = io.BytesIO()
     Image.new("1", (10000, 10000)).save(out, "PNG")
     return out.getvalue()

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from vitral.data.decode import header
+from vitral.data.decode import pixels
 from vitral.errors import UserError
 from vitral.interpret.attention import grid_of, token_attention
 from vitral.interpret.tokens import default_token, pick, require_transformer, token_names
@@ -134,7 +134,7 @@ def _called(upload: Upload, number: int) -> str | int:
 def _decode(prepare: Callable[[bytes], Tensor], upload: Upload, number: int, max_pixels: int) -> Tensor:
     name = f"image {number}" if upload.name is None else upload.name
     try:
-        _, height, width = header(upload.data)
+        width, height = pixels(upload.data)  # `header` would read a PNG to its end, for its EXIF
         if height * width > max_pixels:
             size = f"{width} x {height} = {height * width:,} pixels"
             raise Refused(413, "too_many_pixels", f"{name}: {size}, and the limit is {max_pixels:,} (max_pixels)")
