@@ -94,14 +94,22 @@ class Predictor:
     def _fitted(self, image_CHW: Tensor) -> Tensor:
         return fit_image(image_CHW, self.config.preprocessing.image_size, self.config.preprocessing.fitting)
 
-    @torch.inference_mode()
+    def ready(self, image: Any) -> Tensor:
+        """One image as the engine takes it: resized like `preprocess` does, or only decoded, uint8 [C,H,W]."""
+        return self.preprocess(image) if self.engine.takes == "resized" else self._decoded(image)
+
     def logits(self, images: Sequence[Tensor]) -> Tensor:
         """Logits [images, classes] float32 of decoded images, uint8 [C,H,W] of any sizes, all at once.
 
         An engine that resizes by itself gets those of one size together.
         """
+        return self.logits_of([self._fitted(image) for image in images] if self.engine.takes == "resized" else images)
+
+    @torch.inference_mode()
+    def logits_of(self, images: Sequence[Tensor]) -> Tensor:
+        """The same of images that are `ready`."""
         if self.engine.takes == "resized":
-            return self.engine.logits(torch.stack([self._fitted(image) for image in images]).to(self.device))
+            return self.engine.logits(torch.stack(list(images)).to(self.device))
         alike: dict[tuple[int, ...], list[int]] = {}
         for place, image in enumerate(images):
             alike.setdefault(tuple(image.shape), []).append(place)
@@ -139,10 +147,14 @@ class Predictor:
         many = _as_sequence(images)
         answers: list[dict[str, Any]] = []
         for number, (image, row_C) in enumerate(zip(many, self.probabilities(many, batch_size), strict=True)):
-            order = np.argsort(-row_C, kind="stable")[:topk]
-            found = [{"label": self.classes[i], "index": int(i), "score": round(float(row_C[i]), 6)} for i in order]
-            answers.append({"image": str(image) if isinstance(image, str | Path) else number, "predictions": found})
+            name = str(image) if isinstance(image, str | Path) else number
+            answers.append({"image": name, "predictions": self.likeliest(row_C, topk)})
         return answers
+
+    def likeliest(self, scores_C: Floats, topk: int) -> list[dict[str, Any]]:
+        """The `topk` likeliest classes by an image's probabilities, best first: {"label", "index", "score"} each."""
+        order = np.argsort(-scores_C, kind="stable")[:topk]
+        return [{"label": self.classes[i], "index": int(i), "score": round(float(scores_C[i]), 6)} for i in order]
 
     @torch.inference_mode()
     def features(self, images_BCHW: Tensor, kind: str = "pooled") -> Floats:

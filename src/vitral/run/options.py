@@ -12,6 +12,7 @@ from vitral.efficient.config import KeepConfig, MergeConfig
 from vitral.evaluate.config import FewshotConfig, KnnConfig, LinearConfig
 from vitral.export.config import ExportOptions
 from vitral.interpret.config import GradientsConfig
+from vitral.serve.config import ServeConfig
 
 
 class EvalData(SourceConfig):
@@ -276,3 +277,7 @@ class PredictOptions(EngineUse):
 
     topk: int = Field(default=5, ge=1, description="classes an image, the likeliest first")
     batch_size: int = Field(default=64, ge=1, description="images at once")
+
+
+class ServeOptions(EngineUse, ServeConfig):
+    """Keys of `vitral serve`."""

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple, TypeVar
+
+import torch
 
 from vitral.predictor import Predictor
 
 T = TypeVar("T")
+_LONGEST_WAIT = 60  # seconds that Retry-After asks for at most
 
 
 class Upload(NamedTuple):
@@ -27,16 +34,70 @@ class Refused(Exception):
         self.status, self.code, self.message, self.headers = status, code, message, headers or {}
 
 
-class Host:
-    """A model under its name. All that computes with it passes through `compute`, one call at a time."""
+class Origin(NamedTuple):
+    """Where a model came from: its folder or file, what `reload.signature` said of it before it was loaded, and how it is
+    loaded again."""
 
-    def __init__(self, name: str, predictor: Predictor) -> None:
-        self.name, self.predictor = name, predictor
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"model-{name}")
+    path: Path
+    seen: object
+    load: Callable[[], Predictor]
+
+
+class Host:
+    """A model under its name. All that computes with it passes through `compute`, one call at a time.
+
+    limit: so many images and calls may wait; None: any number. `threads`: torch's, of a computation. `loaded`: seconds since 1970. `failure`: why the folder
+    that is there now could not be loaded, if it could not.
+    """
+
+    def __init__(
+        self, name: str, predictor: Predictor, origin: Origin | None = None, *, limit: int | None = None
+    ) -> None:
+        self.name, self.predictor, self.origin, self.limit = name, predictor, origin, limit
+        self.loaded = time.time()
+        self.failure: str | None = None
+        self.waiting = 0
+        self._seconds_each = 0.0  # of one image or call, lately
+        # torch counts its threads by the thread that asks: those that decode have one each, this one has them all.
+        self.threads = torch.get_num_threads()
+        self._thread = ThreadPoolExecutor(1, f"model-{name}", torch.set_num_threads, (self.threads,))
+
+    def replace(self, predictor: Predictor) -> None:
+        """What is computed from now on is computed with this one."""
+        self.predictor, self.loaded, self.failure = predictor, time.time(), None
 
     async def compute(self, function: Callable[[Predictor], T]) -> T:
-        """What `function` makes of the predictor that is in place when its turn comes."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: function(self.predictor))
+        """What `function` makes of the predictor that is in place when its turn comes. Raises Refused, 429, where too
+        many wait already."""
+        with self.places(1):
+            return await self.run(function)
+
+    async def run(self, function: Callable[[Predictor], T], count: int = 1) -> T:
+        """The same for `count` images that have their places already."""
+
+        def timed() -> T:
+            start = time.perf_counter()
+            try:
+                return function(self.predictor)
+            finally:
+                each = (time.perf_counter() - start) / count
+                self._seconds_each = 0.8 * self._seconds_each + 0.2 * each if self._seconds_each else each
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, timed)
+
+    @contextmanager
+    def places(self, count: int) -> Generator[None]:
+        """So many places in the queue for as long as the context lasts. Raises Refused, 429, where there are not so
+        many."""
+        if self.limit is not None and self.waiting + count > self.limit:
+            seconds = min(_LONGEST_WAIT, max(1, math.ceil(self.waiting * self._seconds_each)))
+            message = f"{self.waiting} images wait for {self.name} already, and it takes {self.limit}"
+            raise Refused(429, "busy", message, {"Retry-After": str(seconds)})
+        self.waiting += count
+        try:
+            yield
+        finally:
+            self.waiting -= count
 
     def close(self) -> None:
         """Ends the thread, after what it does now."""

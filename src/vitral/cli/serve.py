@@ -1,0 +1,45 @@
+"""`vitral serve`."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from vitral.cli.main import Arguments
+from vitral.config import build, help_text, with_overrides
+from vitral.errors import UserError
+from vitral.run.options import ServeOptions
+
+HELP = """usage: vitral serve MODEL [MODEL ...] [key=value ...]
+
+Predictions, features and attention over HTTP: POST /v1/predict, /v1/embed and /v1/attention with images; GET /v1/models,
+/healthz, /readyz, /metrics and /openapi.json. MODEL is as in `vitral predict`; a model folder that is replaced is loaded
+again. Once it listens, one JSON line on stdout says where: {{"url", "models"}}. Ctrl-C or SIGTERM end it after the
+requests that are there have their answers. docs/serving.md says more.
+
+key, type, default, meaning:
+
+{keys}
+
+examples:
+  vitral serve vitral-digits
+  curl -F image=@digit.png http://127.0.0.1:8000/v1/predict
+  vitral serve runs/mine runs/other names=[new,old] engine=auto port=9000
+  VITRAL_API_KEY=... vitral serve runs/mine host=0.0.0.0
+"""
+_NEEDED = ("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_client")
+
+
+def run(arguments: Arguments) -> int:
+    """Serve until a signal comes."""
+    if arguments.help:
+        print(HELP.format(keys=help_text(ServeOptions)), end="")
+        return 0
+    if not arguments.words:
+        raise UserError("a model is wanted", hint="vitral serve MODEL [MODEL ...]")
+    options = build(ServeOptions, with_overrides(ServeOptions, {}, arguments.pairs))
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        raise UserError(f"not installed: {', '.join(missing)}", where="serve", hint='pip install "vitral[serve]"')
+    from vitral.run.serve import serve
+
+    return serve(arguments.words, options)

@@ -1,0 +1,89 @@
+"""`vitral serve`: models are loaded as they will be loaded again, get their names, and are served."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from vitral.engines import find_export
+from vitral.errors import UserError
+from vitral.predictor import Predictor
+from vitral.run.images import load_used
+from vitral.run.options import ServeOptions
+from vitral.serve.config import KEY_VARIABLE
+from vitral.serve.gate import LOOPBACK
+from vitral.serve.host import Host, Origin
+from vitral.serve.journal import log_lines
+from vitral.serve.reload import signature
+from vitral.serve.server import listen_at, serve_hosts
+from vitral.weights.find import find_model
+
+log = logging.getLogger("vitral")
+
+
+def serve(models: Sequence[str], options: ServeOptions) -> int:
+    """Serves models until a signal comes; returns the exit code. Raises UserError before anything listens."""
+    key = read_key(options.api_key_file)
+    names = names_of(models, options.names)
+    bound = listen_at(options.host, options.port)  # before seconds are spent on models
+    log_lines(options.log)
+    hosts = {name: _host(name, model, options) for name, model in zip(names, models, strict=True)}
+    if options.host not in LOOPBACK and key is None:
+        log.warning("anyone who reaches %s may use this server: there is no API key", options.host)
+    return serve_hosts(hosts, options, key, bound)
+
+
+def _host(name: str, model: str, options: ServeOptions) -> Host:
+    path = find_export(model) or find_model(model)
+    folder = path if path.is_dir() and not (path / "model").is_dir() else path / "model" if path.is_dir() else path
+    seen = signature(folder)
+
+    def load() -> Predictor:
+        return load_used(model, options)
+
+    return Host(name, load(), Origin(folder, seen, load))
+
+
+def names_of(models: Sequence[str], names: Sequence[str]) -> list[str]:
+    """What requests call the models. Raises UserError for names that are equal, unfit or not one a model."""
+    if names and len(names) != len(models):
+        raise UserError(
+            "one name a model is wanted", where="names", got=", ".join(names), wanted=f"{len(models)} names"
+        )
+    found = list(names) or [_name_of(model) for model in models]
+    for name in found:
+        if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+            raise UserError("not a name", where="names", got=repr(name), wanted="letters, digits, dots, - and _")
+    if len(set(found)) < len(found):
+        hint = "Name them: names=" + "[" + ",".join(f"{name}-{number}" for number, name in enumerate(found, 1)) + "]"
+        raise UserError("two models would have one name", where="names", got=", ".join(found), hint=hint)
+    return found
+
+
+def _name_of(model: str) -> str:
+    """The folder's name; of runs/mine/model, runs/mine and mine.onnx alike `mine`."""
+    path = Path(model).expanduser()
+    if path.exists():
+        path = path.resolve()
+    if path.name == "model" or path.stem == "model":
+        path = path.parent
+    return re.sub(r"[^\w.-]+", "-", path.stem if path.is_file() else path.name, flags=re.ASCII)
+
+
+def read_key(file: str | None) -> str | None:
+    """The API key of the file or of the environment. Raises UserError for both, and for one that is no key."""
+    given = os.environ.get(KEY_VARIABLE)
+    if file is not None:
+        if given is not None:
+            raise UserError(f"the key is in {KEY_VARIABLE} too", where="api_key_file", got=file)
+        try:
+            given = Path(file).expanduser().read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            raise UserError("not readable", where="api_key_file", got=error) from None
+    if given is not None and not re.fullmatch(r"[!-~]+", given):  # the file's content is said to nobody
+        where = KEY_VARIABLE if file is None else file
+        raise UserError("not a key", where=where, wanted="one word of ASCII letters, digits and signs")
+    return given

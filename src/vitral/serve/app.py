@@ -1,0 +1,167 @@
+"""The server's routes: create_app makes them of models and limits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from vitral.serve.config import ServeConfig
+from vitral.serve.gate import Exchange, Gate, answer_json, refusal
+from vitral.serve.host import Host, Refused
+from vitral.serve.intake import Images, read_images
+from vitral.serve.metrics import Metrics
+from vitral.serve.reload import watch
+from vitral.serve.schemas import IMAGES, PROBLEMS, Attended, Embedded, Model, Predicted
+from vitral.serve.service import Service
+from vitral.version import __version__
+
+
+class _Asked(BaseModel):
+    """Parameters of a request; others are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: str | None = Field(default=None, description="which model; without it the first one")
+
+
+class _Predict(_Asked):
+    topk: int = Field(default=5, ge=1, description="classes an image, the likeliest first")
+
+
+class _Embed(_Asked):
+    features: Literal["pooled", "cls", "avg", "cls_avg", "patches"] = Field(
+        default="pooled", description="what the head would read, class token, mean over the patches, these two, or all"
+    )
+
+
+class _Attention(_Asked):
+    token: str | None = Field(
+        default=None, description="cls, distill, register:0, a patch as row,column, or mean; else what the head reads"
+    )
+    layers: str | None = Field(
+        default=None, pattern=r"^-?\d{1,6}(,-?\d{1,6})*$", description="as in 0,-1; -1 is the last; without it all"
+    )
+
+
+def create_app(hosts: Mapping[str, Host], options: ServeConfig, key: str | None = None) -> FastAPI:
+    """The application. hosts: the models by name, the first is the default one. key: what /v1 wants of its clients.
+
+    `app.state.service` is what works behind it; its `not_ready` says why /readyz answers 503.
+    """
+    metrics = Metrics(hosts)
+    service = Service(hosts, options, metrics)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        service.start()
+        tasks = [asyncio.create_task(service.warm_up())]
+        for host in hosts.values():
+            if host.origin is not None and options.reload:
+                looks = watch(host, host.origin, options.reload, options.max_batch, metrics)
+                tasks.append(asyncio.create_task(looks))
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await service.close()
+
+    # FastAPI's own pages of documentation load scripts from elsewhere, and this server's pages load nothing from there.
+    app = FastAPI(title="Vitral", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.service = service
+    app.add_middleware(Gate, options=options, metrics=metrics, key=key)
+    app.add_exception_handler(RequestValidationError, _wrong_parameter)
+    app.add_exception_handler(HTTPException, _no_route)
+    _add_images(app, service)
+    _add_operations(app, service, metrics)
+    # The explorer's page is mounted here: app.include_router(explorer_router(hosts, read_uploads)), where read_uploads
+    # gives `(await read_images(request, options.max_images)).uploads`.
+    return app
+
+
+def _add_images(app: FastAPI, service: Service) -> None:
+    """What works on images."""
+    post = partial(app.post, openapi_extra=IMAGES, responses=PROBLEMS, tags=["images"])
+
+    async def images(request: Request, model: str | None) -> tuple[Host, Images, dict[str, Any]]:
+        exchange: Exchange = request.scope["exchange"]
+        host = service.pick(model)
+        exchange.facts["model"] = host.name
+        read = await read_images(request, min(service.options.max_images, service.options.max_queue))
+        exchange.facts["images"] = len(read.uploads)
+        return host, read, exchange.facts
+
+    @post("/v1/predict", response_model=Predicted | list[Predicted])
+    async def predict(request: Request, asked: Annotated[_Predict, Query()]) -> Response:
+        """The likeliest classes of an image, or of each of several as a list."""
+        host, read, facts = await images(request, asked.model)
+        answers, facts["batch"] = await service.predict(host, read.uploads, asked.topk)
+        return answer_json(answers if read.many else answers[0])
+
+    @post("/v1/embed", response_model=Embedded | list[Embedded])
+    async def embed(request: Request, asked: Annotated[_Embed, Query()]) -> Response:
+        """What the encoder makes of an image, or of each of several as a list."""
+        host, read, _ = await images(request, asked.model)
+        answers = await service.embed(host, read.uploads, asked.features)
+        return answer_json(answers if read.many else answers[0])
+
+    @post("/v1/attention", response_model=Attended)
+    async def attention(request: Request, asked: Annotated[_Attention, Query()]) -> Response:
+        """How a token of an image shares its attention out among all, in every layer and head."""
+        host, read, _ = await images(request, asked.model)
+        if len(read.uploads) > 1:
+            raise Refused(400, "one_image", "attention is of one image at a time")
+        layers = None if asked.layers is None else [int(number) for number in asked.layers.split(",")]
+        return answer_json(await service.attention(host, read.uploads[0], asked.token, layers))
+
+    _ = predict, embed, attention
+
+
+def _add_operations(app: FastAPI, service: Service, metrics: Metrics) -> None:
+    """What says how the server is."""
+    get = partial(app.get, tags=["operations"])
+
+    @get("/v1/models", response_model=list[Model])
+    async def models() -> Response:
+        """The models that are served; the first one is the default."""
+        return answer_json([service.describe(host) for host in service.hosts.values()])
+
+    @get("/healthz")
+    async def health() -> Response:
+        """200 as long as the process lives."""
+        return answer_json({"status": "ok"})
+
+    @get("/readyz")
+    async def ready() -> Response:
+        """200 once all models have computed, 503 before and while the server ends."""
+        if service.not_ready is not None:
+            return refusal(Refused(503, "not_ready", service.not_ready, {"Retry-After": "1"}))
+        return answer_json({"status": "ready"})
+
+    @get("/metrics")
+    async def counted() -> Response:
+        """What Prometheus reads."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    _ = models, health, ready, counted
+
+
+async def _wrong_parameter(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    texts = [f"{each['loc'][-1]}: {each['msg']}, got {each['input']!r}" for each in error.errors()]
+    return refusal(Refused(422, "bad_parameter", "; ".join(texts)))
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = {404: "no_route", 405: "wrong_method"}.get(error.status_code, "http")
+    message = f"{request.method} {request.url.path}: {error.detail}; /openapi.json lists what there is"
+    return refusal(Refused(error.status_code, code, message, dict(error.headers or {})))

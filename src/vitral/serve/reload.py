@@ -1,0 +1,73 @@
+"""A model folder that is replaced while it is served: found, loaded beside the old one, and put in its place."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import torch
+
+from vitral.serve.batcher import warm_up
+from vitral.serve.host import Host, Origin
+from vitral.serve.metrics import Metrics
+
+log = logging.getLogger("vitral")
+
+_SUFFIXES = {".json", ".safetensors", ".onnx", ".data", ".pt2", ".xml", ".bin"}
+Signature = tuple[tuple[str, int, int, int], ...]
+
+
+def signature(path: Path) -> Signature | None:
+    """Names, sizes, times of change and inodes of the files that a model is; None while there are none."""
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        stats = [(file.name, file.stat()) for file in files if file.suffix in _SUFFIXES]
+    except OSError:  # between a removal and a renaming
+        return None
+    return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats) or None
+
+
+async def watch(host: Host, origin: Origin, seconds: float, max_batch: int, metrics: Metrics) -> None:
+    """Looks every so many seconds, for ever. What changed and stands still is loaded in another thread; a folder that
+    cannot be loaded leaves the old model in service, and is tried again when it changes."""
+    known = before = origin.seen
+    while True:
+        await asyncio.sleep(seconds)
+        now = await asyncio.to_thread(signature, origin.path)
+        if (
+            now is not None
+            and now != known
+            and now == before
+            and await _replaced(host, origin, now, max_batch, metrics)
+        ):
+            known = now
+        before = now
+
+
+async def _replaced(host: Host, origin: Origin, found: Signature, max_batch: int, metrics: Metrics) -> bool:
+    """Whether the files that were found have been dealt with."""
+
+    def load() -> None:
+        nonlocal predictor
+        torch.set_num_threads(host.threads)
+        predictor = origin.load()
+        warm_up(predictor, max_batch)
+
+    predictor = host.predictor
+    try:
+        await asyncio.to_thread(load)
+        if await asyncio.to_thread(signature, origin.path) != found:
+            return False  # changed in the meantime, so it may be a mixture
+    except Exception as error:
+        if await asyncio.to_thread(signature, origin.path) != found:
+            return False
+        host.failure = str(error).splitlines()[0] if str(error) else type(error).__name__
+        metrics.reloads.labels(host.name, "failed").inc()
+        fields = {"model": host.name, "reason": host.failure}
+        log.error("the replaced model cannot be loaded, the old one stays", extra={"fields": fields})
+    else:
+        host.replace(predictor)
+        metrics.reloads.labels(host.name, "ok").inc()
+        log.info("reloaded", extra={"fields": {"model": host.name, "engine": predictor.engine.name}})
+    return True

@@ -1,0 +1,100 @@
+"""Shapes of the answers, for the OpenAPI description and its readers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+
+class Prediction(BaseModel):
+    """One class of an image."""
+
+    label: str
+    index: int
+    score: float
+
+
+class Predicted(BaseModel):
+    """What `vitral predict` prints of an image."""
+
+    image: str | int
+    predictions: list[Prediction]
+
+
+class Embedded(BaseModel):
+    """What `vitral embed` prints of an image: features; of every patch with features=patches."""
+
+    image: str | int
+    embedding: list[float] | list[list[float]]
+
+
+class Attended(BaseModel):
+    """How a token shares its attention out: attention[layer][head][token], rows of one head sum to 1; the first tokens
+    are those that `prefix` names, the others patches, row by row of the grid."""
+
+    image: str | int
+    grid: tuple[int, int]
+    prefix: list[str]
+    token: str
+    layers: list[int]
+    heads: list[int]
+    attention: list[list[list[float]]]
+
+
+class Model(BaseModel):
+    """A model that is served. failure: why a replaced folder could not be loaded; null: there is none such."""
+
+    name: str
+    architecture: str
+    classes: int
+    image_size: tuple[int, int]
+    channels: int
+    engine: str
+    precision: str
+    loaded: str
+    provenance: dict[str, Any]
+    failure: str | None
+
+
+class Problem(BaseModel):
+    """A short code for programs, a sentence for people."""
+
+    code: str
+    message: str
+
+
+class Failed(BaseModel):
+    """Any answer but 200."""
+
+    error: Problem
+
+
+_CODES = {
+    400: "no image, or a form or JSON that cannot be read", 401: "no key, or a wrong one",
+    403: "a page of another origin", 404: "no such model", 408: "the body came too slowly",
+    413: "too many bytes, pixels or images", 415: "another content type", 421: "a host name that is not this server's",
+    422: "an image that cannot be read, a wrong parameter, or something this model cannot do",
+    429: "the queue is full: Retry-After says when to come back", 500: "the model failed",
+    504: "no answer within the deadline",
+}  # fmt: skip
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    code: {"model": Failed, "description": text} for code, text in _CODES.items()
+}
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_BASE64 = {"type": "string", "contentEncoding": "base64"}
+_FORM = {
+    "type": "object",
+    "required": ["image"],
+    "properties": {"image": {"type": "array", "items": _BINARY["schema"]}},
+}
+_OBJECT = {"type": "object", "properties": {"image": _BASE64, "images": {"type": "array", "items": _BASE64}}}
+IMAGES: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {"schema": _FORM}, "image/*": _BINARY, "application/octet-stream": _BINARY,
+            "application/json": {"schema": {**_OBJECT, "minProperties": 1, "maxProperties": 1}},
+        },
+    }
+}  # fmt: skip

@@ -1,0 +1,102 @@
+"""The process around the application: its socket, its signals, its end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+import socket
+import sys
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from vitral.errors import UserError
+from vitral.serve.app import create_app
+from vitral.serve.config import ServeConfig
+from vitral.serve.host import Host
+from vitral.serve.protocol import GuardedProtocol
+from vitral.serve.service import Service
+
+log = logging.getLogger("vitral")
+
+CONNECTIONS = 512  # served at once; beyond it the answer is 503
+KEEP_ALIVE_SECONDS = 15
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def listen_at(host: str, port: int) -> socket.socket:
+    """A bound socket, which listens later. Raises UserError for an address that is taken, forbidden or not here."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise UserError("not an address of this machine", where="host", got=host, wanted=error.strerror) from None
+    try:
+        if os.name != "nt":  # there it would let two servers have one port
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        hint = "port=0 takes a free one."
+        raise UserError(
+            f"cannot listen here: {error.strerror}", where="port", got=f"{host}:{port}", hint=hint
+        ) from None
+    return bound
+
+
+def serve_hosts(hosts: Mapping[str, Host], options: ServeConfig, key: str | None, bound: socket.socket) -> int:
+    """Serves until a signal comes, and returns 128 and its number. Prints one JSON line, url and models, on stdout as
+    soon as there are answers."""
+    app = create_app(hosts, options, key)
+    config = uvicorn.Config(
+        app, http=GuardedProtocol, ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
+        proxy_headers=False, limit_concurrency=CONNECTIONS, timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=math.ceil(options.drain),
+    )  # fmt: skip
+    server = _Server(config, app.state.service, _url(bound, options.host))
+    server.run(sockets=[bound])
+    log.info("ended", extra={"fields": {"signal": server.signum}})
+    return 128 + server.signum if server.signum else 1
+
+
+def _url(bound: socket.socket, host: str) -> str:
+    port = bound.getsockname()[1]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, which says where it listens and ends with the signal's number."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, url: str) -> None:
+        super().__init__(config)
+        self._service, self._url = service, url
+        self.signum: int | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """The first moment in which there are answers."""
+        await super().startup(sockets)
+        facts: dict[str, Any] = {"url": self._url, "models": list(self._service.hosts)}
+        print(json.dumps(facts, ensure_ascii=False), flush=True)
+        log.info("listening", extra={"fields": facts})
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Ours, also where a signal was ignored at start (a background job's Ctrl-C)."""
+        before = {signum: signal.signal(signum, self._stop) for signum in _SIGNALS}
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+
+    def _stop(self, signum: int, _: FrameType | None) -> None:
+        if self.signum is not None:  # twice: at once
+            sys.stderr.flush()
+            os._exit(128 + signum)
+        self.signum, self._service.not_ready, self.should_exit = signum, "the server is ending", True

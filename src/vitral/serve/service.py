@@ -1,0 +1,161 @@
+"""The models of a server and what is asked of them: from undecoded images to answers as the commands print them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from vitral.data.decode import header
+from vitral.errors import UserError
+from vitral.interpret.attention import grid_of, token_attention
+from vitral.interpret.tokens import default_token, pick, require_transformer, token_names
+from vitral.predictor import Predictor
+from vitral.serve.batcher import Batcher, Scored, warm_up
+from vitral.serve.config import ServeConfig
+from vitral.serve.host import Host, Refused, Upload
+from vitral.serve.metrics import Metrics
+
+T = TypeVar("T")
+
+
+class Service:
+    """Everything behind the routes. `start` and `close` belong to the event loop that serves."""
+
+    def __init__(self, hosts: Mapping[str, Host], options: ServeConfig, metrics: Metrics) -> None:
+        self.hosts, self.options = hosts, options
+        self.not_ready: str | None = "the models are warming up"
+        for host in hosts.values():
+            host.limit = options.max_queue
+        self._batchers = {name: Batcher(host, options.max_batch, metrics) for name, host in hosts.items()}
+        # Beside the model's thread; Pillow and torch let go of the interpreter while they work.
+        threads = os.cpu_count() or 1
+        self._decoders = ThreadPoolExecutor(threads, "decode", torch.set_num_threads, (1,))
+
+    def start(self) -> None:
+        """Begin to compute what comes."""
+        for batcher in self._batchers.values():
+            batcher.start()
+
+    async def warm_up(self) -> None:
+        """Ready is who has computed once."""
+        for host in self.hosts.values():
+            await host.run(lambda predictor: warm_up(predictor, self.options.max_batch))
+        if self.not_ready == "the models are warming up":  # and not on its way out by now
+            self.not_ready = None
+
+    async def close(self) -> None:
+        """End what still works."""
+        for batcher in self._batchers.values():
+            await batcher.close()
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+        for host in self.hosts.values():
+            host.close()
+
+    def pick(self, model: str | None) -> Host:
+        """The model of that name, or the first one. Raises Refused, 404, for another name."""
+        host = next(iter(self.hosts.values())) if model is None else self.hosts.get(model)
+        if host is None:
+            raise Refused(404, "no_model", f"no model {model!r}; there are: {', '.join(self.hosts)}")
+        return host
+
+    async def predict(self, host: Host, uploads: Sequence[Upload], topk: int) -> tuple[list[dict[str, Any]], int]:
+        """What `vitral predict` prints of each image, and how many images the last one was computed with."""
+        predictor = host.predictor
+        predictor.require_head()
+        with host.places(len(uploads)):
+            ready = await self._decoded(predictor, predictor.ready, uploads)
+            scored: list[Scored] = await self._batchers[host.name].score(predictor, ready)
+        answers = [
+            {"image": _called(upload, number), "predictions": predictor.likeliest(row.scores_C, topk)}
+            for number, (upload, row) in enumerate(zip(uploads, scored, strict=True))
+        ]
+        return answers, scored[-1].batch
+
+    async def embed(self, host: Host, uploads: Sequence[Upload], features: str) -> list[dict[str, Any]]:
+        """What `vitral embed` prints of each image."""
+        predictor = host.predictor
+        _ = predictor.model  # an export has none
+        with host.places(len(uploads)):
+            images = torch.stack(await self._decoded(predictor, predictor.preprocess, uploads))
+            rows = await host.run(lambda _: predictor.features(images, features), len(uploads))
+        return [{"image": _called(upload, i), "embedding": rows[i].tolist()} for i, upload in enumerate(uploads)]
+
+    async def attention(
+        self, host: Host, upload: Upload, token: str | None, layers: Sequence[int] | None
+    ) -> dict[str, Any]:
+        """`interpret.attention.token_attention` of the torch model, whatever engine predicts."""
+        predictor = host.predictor
+        require_transformer(predictor.model, "attention")
+        with host.places(1):
+            (image,) = await self._decoded(predictor, predictor.preprocess, [upload])
+            found = await host.run(lambda _: _attention(predictor, image, token, layers))
+        return {"image": _called(upload, 0), **found}
+
+    async def _decoded(
+        self, predictor: Predictor, prepare: Callable[[bytes], Tensor], uploads: Sequence[Upload]
+    ) -> list[Tensor]:
+        """Images ready for the model, made in other threads. Raises Refused that names the first one that is none."""
+        limit, loop = self.options.max_pixels, asyncio.get_running_loop()
+        works = [
+            loop.run_in_executor(self._decoders, _decode, prepare, upload, number, limit)
+            for number, upload in enumerate(uploads)
+        ]
+        found = await asyncio.gather(*works, return_exceptions=True)
+        for each in found:
+            if isinstance(each, BaseException):
+                raise each
+        return [each for each in found if isinstance(each, Tensor)]
+
+    def describe(self, host: Host) -> dict[str, Any]:
+        """What /v1/models says of a model."""
+        config, engine = host.predictor.config, host.predictor.engine
+        kept = ("recipe", "seed", "metrics", "source", "weights")
+        return {
+            "name": host.name, "architecture": config.name, "classes": len(config.classes),
+            "image_size": config.preprocessing.image_size, "channels": config.preprocessing.channels,
+            "engine": engine.name, "precision": engine.precision,
+            "loaded": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(host.loaded)),
+            "provenance": {key: config.provenance[key] for key in kept if key in config.provenance},
+            "failure": host.failure,
+        }  # fmt: skip
+
+
+def _called(upload: Upload, number: int) -> str | int:
+    return number if upload.name is None else upload.name
+
+
+def _decode(prepare: Callable[[bytes], Tensor], upload: Upload, number: int, max_pixels: int) -> Tensor:
+    name = f"image {number}" if upload.name is None else upload.name
+    try:
+        _, height, width = header(upload.data)
+        if height * width > max_pixels:
+            size = f"{width} x {height} = {height * width:,} pixels"
+            raise Refused(413, "too_many_pixels", f"{name}: {size}, and the limit is {max_pixels:,} (max_pixels)")
+        return prepare(upload.data)
+    except UserError as error:
+        raise Refused(422, "bad_image", f"{name}: {error.what}") from None
+
+
+def _attention(
+    predictor: Predictor, image_CHW: Tensor, token: str | None, layers: Sequence[int] | None
+) -> dict[str, Any]:
+    model = require_transformer(predictor.model, "attention")
+    images_BCHW = image_CHW[None].to(predictor.device)
+    reduction, model.reduce = model.reduce, None  # a map of all tokens is asked for
+    try:
+        with torch.inference_mode():
+            attention_LhT = token_attention(model, images_BCHW, token, layers)[0]
+    finally:
+        model.reduce = reduction
+    return {
+        "grid": grid_of(model, images_BCHW), "prefix": token_names(model.config),
+        "token": token or default_token(model.config), "layers": pick(layers, model.config.depth, "layers"),
+        "heads": list(range(attention_LhT.shape[1])), "attention": attention_LhT.float().cpu().tolist(),
+    }  # fmt: skip

@@ -1,0 +1,159 @@
+"""What tests of the server share: an application in this process, and a whole server in another."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import os
+import subprocess
+import tempfile
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import numpy as np
+from PIL import Image
+
+from tests.helpers import VITRAL
+from vitral.predictor import Predictor, load
+from vitral.serve.app import create_app
+from vitral.serve.config import ServeConfig
+from vitral.serve.host import Host, Origin
+
+T = TypeVar("T")
+URL = "http://127.0.0.1"
+
+
+def picture(number: int, mode: str = "RGB", size: tuple[int, int] = (23, 17), kind: str = "PNG") -> bytes:
+    """Noise, another one for each number, in one of Pillow's modes."""
+    random = np.random.default_rng(number)
+    bands = len(Image.new(mode if mode not in ("P", "I;16") else "L", (1, 1)).getbands())
+    if mode == "I;16":
+        image = Image.fromarray(random.integers(0, 65535, size[::-1], np.uint16))
+    else:
+        pixels = random.integers(0, 255, (*size[::-1], bands), np.uint8)
+        image = Image.fromarray(pixels[..., 0] if bands == 1 else pixels, mode="L" if mode == "P" else None)
+        image = image.convert("P") if mode == "P" else image
+    out = io.BytesIO()
+    image.save(out, kind)
+    return out.getvalue()
+
+
+def files(*images: bytes, names: tuple[str, ...] | None = None) -> list[tuple[str, tuple[str, bytes, str]]]:
+    """A form's parts, for httpx."""
+    names = names or tuple(f"{number}.png" for number in range(len(images)))
+    return [("image", (name, image, "image/png")) for name, image in zip(names, images, strict=True)]
+
+
+def base64_of(image: bytes) -> str:
+    return base64.b64encode(image).decode()
+
+
+@asynccontextmanager
+async def application(
+    models: Mapping[str, Predictor | Path] | Predictor | Path,
+    key: str | None = None,
+    *,
+    origin: Origin | None = None,
+    **options: Any,
+) -> AsyncGenerator[httpx.AsyncClient]:
+    """A client of an application that is warm; `client.hosts` are its models, `client.service` what works behind it."""
+    named = models if isinstance(models, Mapping) else {"one": models}
+    hosts = {
+        name: Host(name, model if isinstance(model, Predictor) else load(model, "cpu"), origin)
+        for name, model in named.items()
+    }
+    app = create_app(hosts, ServeConfig(**options), key)
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url=URL, timeout=30) as client:
+            client.hosts, client.service = hosts, app.state.service  # type: ignore[attr-defined]
+            while (await client.get("/readyz")).status_code != 200:
+                await asyncio.sleep(0.01)
+            yield client
+
+
+def with_application(models: Any, use: Callable[[Any], Awaitable[T]], key: str | None = None, **options: Any) -> T:
+    """What `use` returns of such a client."""
+
+    async def run() -> T:
+        async with application(models, key, **options) as client:
+            return await use(client)
+
+    return asyncio.run(run())
+
+
+class Slow(Predictor):
+    """A predictor whose every batch waits for `gate`, and that keeps the sizes of its batches."""
+
+    def __init__(self, plain: Predictor) -> None:
+        super().__init__(plain.model, plain.config, "cpu")
+        self.gate, self.sizes, self.begun = threading.Event(), list[int](), 0
+        self.gate.set()
+
+    def logits_of(self, images: Any) -> Any:
+        self.begun += 1
+        assert self.gate.wait(30)
+        self.sizes.append(len(images))
+        return super().logits_of(images)
+
+
+class Process:
+    """`vitral serve` in a process of its own."""
+
+    def __init__(self, *words: str, **environ: str) -> None:
+        self._log = tempfile.TemporaryFile("w+", encoding="utf-8")
+        self.client = httpx.Client(timeout=30, trust_env=False)
+        self.process = subprocess.Popen(
+            [*VITRAL, "serve", *words], stdout=subprocess.PIPE, stderr=self._log, text=True, encoding="utf-8",
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environ},
+        )  # fmt: skip
+        try:
+            self._connect()
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self) -> None:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, self.log()
+        self.facts = json.loads(line)
+        self.url: str = self.facts["url"]
+        self.port = int(self.url.rsplit(":", 1)[1])
+        self.client.base_url = self.url
+        while self.client.get("/readyz").status_code != 200:
+            pass
+
+    def log(self) -> str:
+        """Its stderr so far."""
+        self._log.seek(0)
+        return self._log.read()
+
+    def end(self, timeout: float = 30) -> int:
+        """The exit code, once it has ended."""
+        return self.process.wait(timeout)
+
+    def close(self) -> None:
+        self.client.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self._log.close()
+
+
+@contextmanager
+def serving(*words: str, **environ: str) -> Generator[Process]:
+    """A server at a free port, ready for requests."""
+    server = Process(*words, "port=0", **environ)
+    try:
+        yield server
+    finally:
+        server.close()

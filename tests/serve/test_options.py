@@ -1,0 +1,109 @@
+"""What `vitral serve` answers before it serves: wrong words, names, keys and addresses."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import random_model
+from vitral.cli import serve as command
+from vitral.cli.main import main
+from vitral.config import describe
+from vitral.errors import UserError
+from vitral.run import serve
+from vitral.run.options import ServeOptions
+
+Capture = pytest.CaptureFixture[str]
+
+
+def refused(capsys: Capture, *argv: str) -> str:
+    assert main(["serve", *argv]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("error: ") == 1
+    assert "Traceback" not in err
+    return err
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ((), ("a model is wanted",)),
+        (("vitral-digits", "prot=1"), ("prot: unknown key", "did you mean 'port'?")),
+        (("vitral-digits", "port=70000"), ("port: wrong value", "65535")),
+        (("vitral-digits", "max_batch=0"), ("max_batch",)),
+        (("vitral-digits", "deadline=0"), ("deadline",)),
+        (("vitral-digits", "engine=tensorrt"), ("engine", "auto")),
+        (
+            ("vitral-digits", "vitral-digits"),
+            ("two models would have one name", "names=[vitral-digits-1,vitral-digits-2]"),
+        ),
+        (("vitral-digits", "names=[a,b]"), ("one name a model",)),
+        (("vitral-digits", "names=[a/b]"), ("not a name",)),
+        (("vitral-digits", "api_key_file=nowhere"), ("api_key_file: not readable",)),
+        (("vitral-digits", "host=203.0.113.7", "port=0"), ("203.0.113.7",)),
+        (("nowhere", "port=0"), ("nowhere",)),
+    ],
+)
+def test_wrong_words_are_refused(
+    words: tuple[str, ...], parts: tuple[str, ...], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "log_lines", lambda _: None)
+    said = refused(capsys, *words)
+    for part in parts:
+        assert part in said
+
+
+def test_a_port_that_is_taken_is_said(capsys: Capture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        said = refused(capsys, "vitral-digits", f"port={taken.getsockname()[1]}")
+    assert "cannot listen here" in said
+    assert "port=0" in said
+
+
+def test_a_missing_extra_says_what_to_install(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "find_spec", lambda name: None if name == "uvicorn" else name)
+    said = refused(capsys, "vitral-digits")
+    assert "uvicorn" in said
+    assert 'pip install "vitral[serve]"' in said
+
+
+def test_help_names_every_key(capsys: Capture) -> None:
+    assert main(["serve", "--help"]) == 0
+    text = capsys.readouterr().out
+    for key in describe(ServeOptions):
+        assert key.name in text
+        assert key.help, key.name
+
+
+def test_models_are_called_by_their_folders(tmp_path: Path) -> None:
+    run = tmp_path / "my run"
+    random_model(run.parent / "plain")
+    random_model_in_run = random_model(tmp_path / "model")
+    run.mkdir()
+    random_model_in_run.rename(run / "model")
+    names = serve.names_of([str(run), str(tmp_path / "plain"), "vitral-digits"], ())
+    assert names == ["my-run", "plain", "vitral-digits"]
+    assert serve.names_of([str(run / "model")], ()) == ["my-run"]
+    assert serve.names_of(["a", "b"], ("x", "y.2")) == ["x", "y.2"]
+
+
+def test_a_key_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "key"
+    file.write_text(" s3cret\n", encoding="utf-8")
+    assert serve.read_key(None) is None
+    assert serve.read_key(str(file)) == "s3cret"
+    monkeypatch.setenv("VITRAL_API_KEY", "other")
+    assert serve.read_key(None) == "other"
+    with pytest.raises(UserError, match="too"):
+        serve.read_key(str(file))
+    monkeypatch.setenv("VITRAL_API_KEY", "")
+    with pytest.raises(UserError, match="not a key"):
+        serve.read_key(None)
+    monkeypatch.delenv("VITRAL_API_KEY")
+    file.write_text("two words", encoding="utf-8")
+    with pytest.raises(UserError, match="not a key") as caught:
+        serve.read_key(str(file))
+    assert "two" not in str(caught.value)

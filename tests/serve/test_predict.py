@@ -1,0 +1,292 @@
+"""What the server answers is what the commands print."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+from tests.helpers import random_model
+from tests.serve.serving import base64_of, files, picture, with_application
+from vitral.cli.main import main
+from vitral.engines import TorchEngine
+from vitral.export.live import with_engine
+from vitral.interpret.attention import token_attention
+from vitral.models.vit import VisionTransformer
+from vitral.predictor import Predictor, load
+
+MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "I;16", "CMYK")
+Client = httpx.AsyncClient
+
+
+@pytest.fixture(scope="module")
+def grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_model(tmp_path_factory.mktemp("m") / "grey")
+
+
+@pytest.fixture(scope="module")
+def colour(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_model(
+        tmp_path_factory.mktemp("m") / "colour", in_channels=3, registers=2, class_token=True, pool="cls"
+    )
+
+
+def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> list[Any]:
+    assert main(list(argv)) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def encoded(index: int) -> tuple[str, bytes]:
+    """A picture of each mode in turn, of a size of its own, in a format that holds the mode."""
+    mode = MODES[index % len(MODES)]
+    kind = "TIFF" if mode == "CMYK" else "PNG"
+    return f"{index}.{kind.lower()}", picture(index, mode if mode != "1" else "L", (5 + 3 * index, 31 - index), kind)
+
+
+@pytest.mark.parametrize("kind", ["grey", "colour"])
+def test_predict_answers_what_the_command_prints(
+    kind: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One request of all kinds of images, one of each alone: as forms, as raw bytes, as base64."""
+    model: Path = request.getfixturevalue(kind)
+    images = dict(encoded(index) for index in range(len(MODES)))
+    for name, data in images.items():
+        Path(name).write_bytes(data)
+    lines = printed(capsys, "predict", str(model), *images, "topk=2")
+    alone = {name: printed(capsys, "predict", str(model), name, "topk=2")[0] for name in images}
+
+    async def use(client: Client) -> None:
+        together = await client.post("/v1/predict?topk=2", files=files(*images.values(), names=tuple(images)))
+        assert together.json() == lines
+        for name, data in images.items():
+            one = await client.post("/v1/predict?topk=2", files=files(data, names=(name,)))
+            assert one.content.decode() == json.dumps(alone[name], ensure_ascii=False)
+            raw = await client.post("/v1/predict?topk=2", content=data, headers={"Content-Type": "image/x-any; a=b"})
+            text = await client.post("/v1/predict?topk=2", json={"image": base64_of(data)})
+            assert raw.json() == text.json() == {**alone[name], "image": 0}
+        many = await client.post("/v1/predict?topk=2", json={"images": [base64_of(data) for data in images.values()]})
+        assert many.json() == [{**line, "image": number} for number, line in enumerate(lines)]
+        url = "data:image/png;base64," + base64.b64encode(data).decode()
+        assert (await client.post("/v1/predict?topk=2", json={"images": [url]})).json() == [{**alone[name], "image": 0}]
+
+    with_application(model, use)
+
+
+def test_scores_are_those_of_python_bit_for_bit(grey: Path) -> None:
+    """Of the same batch; and to 1e-6 of another one."""
+    predictor, images = load(grey, "cpu"), [picture(number, size=(9, 30 - number)) for number in range(7)]
+    wanted_BC = torch.from_numpy(predictor.probabilities(images))
+
+    async def use(client: Any) -> None:
+        ready = [predictor.ready(image) for image in images]
+        found = await client.service._batchers["one"].score(predictor, ready)
+        assert [row.batch for row in found] == [7] * 7
+        for row_C, row in zip(wanted_BC, found, strict=True):
+            assert torch.equal(row_C, torch.from_numpy(row.scores_C))
+        for row_C, image in zip(wanted_BC, ready, strict=True):
+            (row,) = await client.service._batchers["one"].score(predictor, [image])
+            assert torch.allclose(row_C, torch.from_numpy(row.scores_C), atol=1e-6, rtol=0)
+
+    with_application(predictor, use)
+
+
+def test_embed_answers_what_the_command_prints(colour: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = {f"{number}.png": picture(number) for number in range(3)}
+    for name, data in images.items():
+        Path(name).write_bytes(data)
+
+    async def use(client: Client, features: str, lines: list[Any]) -> None:
+        answer = await client.post(f"/v1/embed?features={features}", files=files(*images.values(), names=tuple(images)))
+        assert answer.json() == lines
+        one = await client.post(
+            f"/v1/embed?features={features}", content=images["1.png"], headers={"Content-Type": "image/png"}
+        )
+        assert one.json()["image"] == 0
+        assert torch.allclose(torch.tensor(one.json()["embedding"]), torch.tensor(lines[1]["embedding"]), atol=1e-6)
+
+    for features in ("pooled", "cls_avg", "patches"):
+        lines = printed(capsys, "embed", str(colour), *images, f"features={features}")
+        with_application(colour, lambda client, f=features, x=lines: use(client, f, x))
+
+
+def test_attention_is_that_of_python(colour: Path, grey: Path) -> None:
+    image = picture(5, size=(40, 21))
+
+    async def use(client: Client) -> None:
+        for model, name in ((colour, "colour"), (grey, "grey")):
+            predictor = load(model, "cpu")
+            network = predictor.model
+            assert isinstance(network, VisionTransformer)
+            input_BCHW = predictor.preprocess(image)[None]
+            for query, token, layers in (
+                ("", None, None), ("&token=mean&layers=0,-1", "mean", [0, 1]), ("&token=2,1&layers=-1", "2,1", [1]),
+            ):  # fmt: skip
+                answer = await client.post(f"/v1/attention?model={name}{query}", files=files(image))
+                found = answer.json()
+                wanted = token_attention(network, input_BCHW, token, layers)[0]
+                assert torch.equal(torch.tensor(found["attention"]), wanted)
+                assert found["layers"] == (layers or [0, 1])
+                assert found["image"] == "0.png"
+                assert (found["grid"], found["heads"]) == ([4, 4], [0, 1])
+                assert len(found["attention"][0][0]) == len(found["prefix"]) + 16
+        assert (await client.post("/v1/attention?model=colour", files=files(image))).json()["prefix"] == [
+            "cls", "register:0", "register:1",
+        ]  # fmt: skip
+        for query, part in (("token=nose", "no such token"), ("layers=7", "no such layer"), ("layers=a", "layers")):
+            answer = await client.post(f"/v1/attention?{query}", files=files(image))
+            assert answer.status_code == 422
+            assert part in answer.json()["error"]["message"]
+        assert (await client.post("/v1/attention", files=files(image, image))).status_code == 400
+
+    with_application({"colour": colour, "grey": grey}, use)
+
+
+def test_attention_of_a_model_with_fewer_tokens_is_of_all_of_them(colour: Path) -> None:
+    from vitral.efficient.merge import TokenMerging
+
+    predictor, image = load(colour, "cpu"), picture(1)
+    network = predictor.model
+    assert isinstance(network, VisionTransformer)
+    wanted = token_attention(network, predictor.preprocess(image)[None])[0]
+    network.reduce = TokenMerging(4, "constant")
+
+    async def use(client: Client) -> None:
+        for _ in range(2):
+            found = await client.post("/v1/attention", files=files(image))
+            assert torch.equal(torch.tensor(found.json()["attention"]), wanted)
+            assert isinstance(network.reduce, TokenMerging)
+            scores = (await client.post("/v1/predict", files=files(image))).json()["predictions"]
+            assert scores == predictor.predict(image)[0]["predictions"]
+
+    with_application(predictor, use)
+
+
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+def test_other_engines_predict_the_same_and_attention_is_still_torchs(colour: Path, engine: str) -> None:
+    pytest.importorskip({"onnx": "onnxruntime"}.get(engine, engine), reason=f"the extra for {engine} is not installed")
+    plain, images = load(colour, "cpu"), [picture(number, size=(40, 9 + number)) for number in range(5)]
+    wanted, network = plain.predict(images), plain.model
+    assert isinstance(network, VisionTransformer)
+
+    async def use(client: Client) -> None:
+        for line, image in zip(wanted, images, strict=True):
+            found = (await client.post("/v1/predict", files=files(image))).json()["predictions"]
+            for one, other in zip(found, line["predictions"], strict=True):
+                assert one["label"] == other["label"]
+                assert one["score"] == pytest.approx(other["score"], abs=1e-4)
+        attention = (await client.post("/v1/attention", files=files(images[0]))).json()["attention"]
+        wanted_LhT = token_attention(network, plain.preprocess(images[0])[None])[0]
+        assert torch.equal(torch.tensor(attention), wanted_LhT)
+        assert (await client.get("/v1/models")).json()[0]["engine"] == {"onnx": "onnxruntime"}.get(engine, engine)
+
+    with_application(with_engine(plain, engine), use)
+
+
+class Closed(TorchEngine):
+    """An engine that resizes by itself, as an export does."""
+
+    takes = "pixels"
+
+    def __init__(self, predictor: Predictor) -> None:
+        super().__init__(predictor.model)
+        self._fitted = predictor._fitted
+
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        return super().logits(torch.stack([self._fitted(image) for image in images.permute(0, 3, 1, 2)]))
+
+
+def test_what_a_model_cannot_do_is_said(tmp_path: Path, grey: Path) -> None:
+    """Of one without a head, and of an export, which takes images of all sizes as they are."""
+    headless, plain = load(random_model(tmp_path / "headless", ()), "cpu"), load(grey, "cpu")
+    exported = Predictor(None, plain.config, "cpu", Closed(plain))
+    images = [picture(number, size=(9 + number // 2, 20)) for number in range(4)]
+
+    async def use(client: Client) -> None:
+        answer = await client.post("/v1/predict?model=headless", files=files(*images))
+        assert answer.status_code == 422
+        assert "has no head" in answer.json()["error"]["message"]
+        assert (await client.post("/v1/embed?model=headless", files=files(*images))).status_code == 200
+        found = (await client.post("/v1/predict?model=exported", files=files(*images))).json()
+        assert [each["predictions"] for each in found] == [each["predictions"] for each in plain.predict(images)]
+        for route in ("embed", "attention"):
+            answer = await client.post(f"/v1/{route}?model=exported", files=files(images[0]))
+            assert answer.status_code == 422
+            assert "an export predicts classes" in answer.json()["error"]["message"]
+
+    with_application({"headless": headless, "exported": exported}, use)
+
+
+def test_two_models_answer_by_name(grey: Path, colour: Path, tmp_path: Path) -> None:
+    other = random_model(tmp_path / "other", ("x", "y"))
+
+    async def use(client: Client) -> None:
+        for query, name, count in (("", "first", 3), ("?model=first", "first", 3), ("?model=second", "second", 2)):
+            answer = await client.post(f"/v1/predict{query}", files=files(picture(0)))
+            assert len(answer.json()["predictions"]) == count
+            assert answer.headers["X-Model"] == name
+        answer = await client.post("/v1/predict?model=third", files=files(picture(0)))
+        assert answer.status_code == 404
+        assert "first, second" in answer.json()["error"]["message"]
+        listed = (await client.get("/v1/models")).json()
+        assert [(each["name"], each["classes"], each["image_size"]) for each in listed] == [
+            ("first", 3, [8, 8]), ("second", 2, [8, 8])
+        ]  # fmt: skip
+
+    with_application({"first": grey, "second": other}, use)
+
+
+def test_each_of_many_clients_gets_its_own_answer(grey: Path) -> None:
+    """Requests of one to three images, all at once."""
+    predictor = load(grey, "cpu")
+    requests = [[picture(10 * n + k, size=(8 + n, 8 + k)) for k in range(1 + n % 3)] for n in range(32)]
+    wanted = [predictor.predict(images) for images in requests]
+
+    async def use(client: Any) -> None:
+        answers = await asyncio.gather(*(client.post("/v1/predict", files=files(*images)) for images in requests))
+        for answer, lines in zip(answers, wanted, strict=True):
+            found = answer.json() if len(lines) > 1 else [answer.json()]
+            for one, line in zip(found, lines, strict=True):
+                for a, b in zip(one["predictions"], line["predictions"], strict=True):
+                    assert a["label"] == b["label"]
+                    assert a["score"] == pytest.approx(b["score"], abs=2e-6)
+
+    with_application(grey, use)
+
+
+def test_the_description_lists_the_routes(grey: Path) -> None:
+    async def use(client: Client) -> None:
+        tree = (await client.get("/openapi.json")).json()
+        assert tree["openapi"].startswith("3.")
+        assert {"/v1/predict", "/v1/embed", "/v1/attention", "/v1/models", "/healthz", "/readyz", "/metrics"} <= set(
+            tree["paths"]
+        )
+        predict = tree["paths"]["/v1/predict"]["post"]
+        assert set(predict["requestBody"]["content"]) == {
+            "multipart/form-data", "image/*", "application/octet-stream", "application/json",
+        }  # fmt: skip
+        assert {"200", "400", "413", "415", "422", "429", "504"} <= set(predict["responses"])
+        assert {each["name"] for each in predict["parameters"]} == {"topk", "model"}
+        names = {each["$ref"] for each in _references(tree)}
+        assert all(_resolves(tree, name) for name in names)
+        assert (await client.get("/docs")).status_code == 404
+
+    with_application(grey, use)
+
+
+def _references(tree: Any) -> list[dict[str, str]]:
+    if isinstance(tree, dict):
+        own = [tree] if "$ref" in tree else []
+        return own + [each for value in tree.values() for each in _references(value)]
+    return [each for value in tree for each in _references(value)] if isinstance(tree, list) else []
+
+
+def _resolves(tree: Any, name: str) -> bool:
+    for part in name.removeprefix("#/").split("/"):
+        tree = tree.get(part)
+    return tree is not None

@@ -1,0 +1,183 @@
+"""A whole server, as people and machines use and mistreat it: curl, signals, slow and cut connections, its log."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers import random_model
+from tests.serve.serving import Process, files, picture, serving
+from vitral.predictor import load
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
+IMAGE = picture(0)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_model(tmp_path_factory.mktemp("m") / "m")
+
+
+@pytest.fixture(scope="module")
+def server(model: Path) -> Generator[Process]:
+    with serving(str(model), "body_seconds=1", "max_bytes=100000") as process:
+        yield process
+
+
+def request_of(image: bytes, *, length: int | None = None) -> bytes:
+    head = "POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\n"
+    return f"{head}Content-Length: {len(image) if length is None else length}\r\n\r\n".encode() + image
+
+
+def connected(server: Process) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.port), timeout=30)
+
+
+def read_all(connection: socket.socket) -> bytes:
+    found = b""
+    while piece := connection.recv(65536):
+        found += piece
+    return found
+
+
+def test_curl_is_answered(server: Process, model: Path) -> None:
+    """Forms with one and several files, raw bytes, base64, and a large upload that is refused."""
+    curl = shutil.which("curl")
+    if curl is None:
+        pytest.skip("curl is not installed")
+    Path("a b.png").write_bytes(IMAGE)
+    Path("b.png").write_bytes(picture(1))
+    Path("large.png").write_bytes(b"x" * 3_000_000)
+
+    def asked(*words: str) -> tuple[int, Any]:
+        command = [curl, "-q", "-sS", "--noproxy", "*", "-w", "\n%{http_code}", *words, f"{server.url}/v1/predict"]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True, timeout=60)
+        text, _, code = done.stdout.rpartition("\n")
+        return int(code), json.loads(text)
+
+    wanted = load(model).predict(["a b.png", "b.png"])
+    assert asked("-F", "image=@a b.png") == (200, wanted[0])
+    assert asked("-F", "image=@a b.png", "-F", "image=@b.png") == (200, wanted)
+    assert asked("--data-binary", "@b.png", "-H", "Content-Type: image/png") == (200, {**wanted[1], "image": 0})
+    assert asked("-T", "b.png", "-X", "POST", "-H", "Content-Type: application/octet-stream")[0] == 200
+    code, answer = asked("--data-binary", "@b.png")
+    assert code == 415
+    assert "-F image=@FILE" in answer["error"]["message"]
+    assert asked("-F", "image=@large.png")[0] == 413
+
+
+def test_slow_cut_and_senseless_connections_harm_nobody(server: Process) -> None:
+    """While others are served: a body that stops, one that never ends, connections cut in all places, no HTTP at all."""
+    stopped = connected(server)
+    stopped.sendall(request_of(IMAGE[:50], length=len(IMAGE)))
+    silent = connected(server)
+    for end in (10, 60, 120, 300):
+        cut = connected(server)
+        cut.sendall(request_of(IMAGE)[:end])
+        cut.close()
+    rude = connected(server)
+    rude.sendall(request_of(IMAGE))
+    rude.close()
+    senseless = connected(server)
+    senseless.sendall(b"\x16\x03\x01 hello\r\n\r\n")
+    assert b" 400 " in read_all(senseless)
+    headless = connected(server)
+    headless.sendall(b"GET / HTTP/1.1\r\nX: " + b"y" * 100_000)
+    assert b" 400 " in read_all(headless)
+    lengthy = connected(server)
+    lengthy.sendall(request_of(b"x" * 1000, length=10**9))
+    assert b" 413 " in lengthy.recv(1000)
+    start = time.monotonic()
+    for number in range(20):
+        answer = server.client.post("/v1/predict", files=files(picture(number)))
+        assert answer.status_code == 200
+    assert time.monotonic() - start < 20
+    assert b" 408 " in read_all(stopped)
+    for connection in (stopped, silent, senseless, headless, lengthy):
+        connection.close()
+    text = server.client.get("/metrics").text
+    assert 'vitral_queue_images{model="m"} 0.0' in text
+
+
+def test_requests_in_one_connection_and_in_pieces_are_answered(server: Process) -> None:
+    """Two sent at once, and one byte by byte."""
+    connection = connected(server)
+    connection.sendall(request_of(IMAGE) * 2)
+    connection.settimeout(20)
+    found = b""
+    while found.count(b'"predictions"') < 2:
+        found += connection.recv(65536)
+    assert found.count(b"HTTP/1.1 200 OK") == 2
+    for byte in request_of(IMAGE)[:-1]:
+        connection.send(bytes([byte]))
+    connection.sendall(IMAGE[-1:])
+    assert b"HTTP/1.1 200 OK" in connection.recv(65536)
+    connection.close()
+
+
+def test_log_lines_are_json_with_what_one_looks_for(server: Process) -> None:
+    server.client.post("/v1/predict", files=files(IMAGE), headers={"X-Request-ID": "look-for-me"})
+    lines = [json.loads(line) for line in server.log().splitlines()]
+    (line,) = [line for line in lines if line.get("id") == "look-for-me"]
+    assert {"time", "level", "event", "id", "method", "path", "status", "ms", "model", "images", "batch"} == line.keys()
+    assert (line["level"], line["event"], line["status"], line["model"]) == ("info", "request", 200, "m")
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_what_is_in_flight_at_a_signal_is_answered(model: Path, signum: int, code: int) -> None:
+    """A request whose body is half sent, and some that are computed; afterwards nobody is let in."""
+    with serving(str(model)) as server, ThreadPoolExecutor(4) as pool:
+        half = connected(server)
+        half.sendall(request_of(IMAGE)[:-20])
+        asked = [pool.submit(server.client.post, "/v1/predict", files=files(*[IMAGE] * 64)) for _ in range(4)]
+        while not all(future.running() or future.done() for future in asked):
+            time.sleep(0.001)
+        for future in asked[:1]:
+            future.result()
+        server.process.send_signal(signum)
+        time.sleep(0.5)
+        with pytest.raises(OSError, match=r"refused|reset"):
+            connected(server)
+        half.sendall(IMAGE[-20:])
+        answer = read_all(half)
+        assert b" 200 OK" in answer
+        assert b"predictions" in answer
+        half.close()
+        for future in asked:
+            assert future.result().status_code == 200
+        assert server.end() == code
+        assert "Traceback" not in server.log()
+        assert json.loads(server.log().splitlines()[-1])["event"] == "ended"
+
+
+def test_nobody_waits_longer_than_drain_and_two_signals_end_at_once(model: Path) -> None:
+    """Of a server for all: without a key it warns, with one it asks for it."""
+    for words, key, signals in (("drain=0.5", None, 1), ("drain=60", "secret", 2)):
+        environ = {} if key is None else {"VITRAL_API_KEY": key}
+        with serving(str(model), words, "host=0.0.0.0", "log=text", **environ) as server:
+            assert ("there is no API key" in server.log()) == (key is None)
+            assert server.client.get("/v1/models").status_code == (200 if key is None else 401)
+            headers = {"Authorization": f"Bearer {key}"}
+            assert server.client.get("/v1/models", headers=headers).status_code == 200
+            assert "secret" not in server.log()
+            half = connected(server)
+            half.sendall(request_of(IMAGE)[:-20])
+            time.sleep(0.2)
+            start = time.monotonic()
+            for _ in range(signals):
+                server.process.send_signal(signal.SIGTERM)
+                time.sleep(0.3)
+            assert server.end() == 143
+            assert time.monotonic() - start < 20
+            half.close()

@@ -1,0 +1,159 @@
+"""A model folder that is replaced is served from then on, and no request sees anything in between."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.helpers import random_model
+from tests.serve.serving import application, files, picture, serving
+from vitral.predictor import load
+from vitral.serve.host import Origin
+from vitral.serve.reload import signature
+
+OLD, NEW = ("cat", "dog", "owl"), ("ape", "bee", "cow", "doe")
+
+
+def place(source: Path, target: Path) -> None:
+    """The model in another folder's stead, as a training run leaves it there."""
+    beside = target.with_name("beside")
+    shutil.copytree(source, beside)
+    if target.exists():
+        shutil.rmtree(target)
+    beside.rename(target)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two models of different sizes and classes."""
+    root = tmp_path_factory.mktemp("models")
+    return random_model(root / "old", OLD), random_model(root / "new", NEW, in_channels=3, image_size=16)
+
+
+def origin_of(path: Path) -> Origin:
+    return Origin(path, signature(path), lambda: load(path, "cpu"))
+
+
+async def until_served(client: httpx.AsyncClient, classes: tuple[str, ...]) -> None:
+    end = time.monotonic() + 60
+    while set(classes) != await answered(client):
+        assert time.monotonic() < end
+        await asyncio.sleep(0.02)
+
+
+async def answered(client: httpx.AsyncClient) -> set[str]:
+    answer = await client.post("/v1/predict", files=files(picture(0)))
+    return {each["label"] for each in answer.json()["predictions"]}
+
+
+def test_under_load_each_answer_is_one_models_and_none_fails(models: tuple[Path, Path], tmp_path: Path) -> None:
+    """Old and new one after the other four times, while eight clients send one or two images: each answer is the old
+    model's or the new one's in labels and scores."""
+    served = tmp_path / "served"
+    place(models[0], served)
+    image = picture(3)
+    wanted = [
+        {each["label"]: each["score"] for each in load(model, "cpu").predict(image)[0]["predictions"]}
+        for model in models
+    ]
+
+    async def run() -> None:
+        async with application(served, origin=origin_of(served), reload=0.05, max_batch=4) as client:
+            seen, going = [0, 0], [True]
+
+            async def ask(number: int) -> None:
+                while going[0]:
+                    answer = await client.post("/v1/predict", files=files(*[image] * (1 + number % 2)))
+                    assert answer.status_code == 200
+                    lines = answer.json() if isinstance(answer.json(), list) else [answer.json()]
+                    found = [{each["label"]: each["score"] for each in line["predictions"]} for line in lines]
+                    which = int(found[0].keys() == wanted[1].keys())
+                    for scores in found:
+                        assert scores == pytest.approx(wanted[which], abs=2e-6)
+                    seen[which] += 1
+
+            clients = [asyncio.create_task(ask(number)) for number in range(8)]
+            for turn in range(4):
+                place(models[(turn + 1) % 2], served)
+                await until_served(client, (NEW, OLD)[turn % 2])
+            going[0] = False
+            await asyncio.gather(*clients)
+            assert min(seen) > 0
+            text = (await client.get("/metrics")).text
+            assert 'vitral_reloads_total{model="one",result="ok"} 4.0' in text
+            assert 'vitral_reloads_total{model="one",result="failed"} 0.0' in text
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("damage", ["cut weights", "no weights", "another config"])
+def test_a_folder_that_cannot_be_loaded_leaves_the_old_model(
+    models: tuple[Path, Path], tmp_path: Path, damage: str
+) -> None:
+    served = tmp_path / "served"
+    place(models[0], served)
+
+    async def run() -> None:
+        async with application(served, origin=origin_of(served), reload=0.05) as client:
+            if damage == "cut weights":
+                weights = served / "model.safetensors"
+                weights.write_bytes(weights.read_bytes()[:-9])
+            elif damage == "no weights":
+                (served / "model.safetensors").unlink()
+            else:
+                shutil.copy(models[1] / "config.json", served)
+            end = time.monotonic() + 30
+            while (failure := (await client.get("/v1/models")).json()[0]["failure"]) is None:
+                assert time.monotonic() < end
+                await asyncio.sleep(0.02)
+            assert failure
+            assert await answered(client) == set(OLD)
+            assert (await client.get("/readyz")).status_code == 200
+            assert 'result="failed"} 1.0' in (await client.get("/metrics")).text
+            place(models[1], served)
+            await until_served(client, NEW)
+            assert (await client.get("/v1/models")).json()[0]["failure"] is None
+
+    asyncio.run(run())
+
+
+def test_nothing_is_looked_at_that_did_not_change(models: tuple[Path, Path], tmp_path: Path) -> None:
+    served, loads = tmp_path / "served", list[int]()
+    place(models[0], served)
+    found = signature(served)
+
+    def again() -> Any:
+        loads.append(1)
+        return load(served, "cpu")
+
+    async def run() -> None:
+        async with application(served, origin=Origin(served, found, again), reload=0.02) as client:
+            (served / "notes.txt").write_text("not part of the model", encoding="utf-8")
+            await asyncio.sleep(0.3)
+            assert not loads
+            assert await answered(client) == set(OLD)
+
+    asyncio.run(run())
+
+
+def test_the_command_reloads_the_model_of_a_run_folder(models: tuple[Path, Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    place(models[0], run / "model")
+    with serving(str(run), "reload=0.1") as server:
+        assert server.facts["models"] == ["run"]
+        place(models[1], run / "model")
+        end, labels = time.monotonic() + 60, set[str]()
+        while labels != set(NEW) and time.monotonic() < end:
+            answer = server.client.post("/v1/predict", files=files(picture(0)))
+            labels = {each["label"] for each in answer.json()["predictions"]}
+            time.sleep(0.05)
+        assert labels == set(NEW)
+        assert [line for line in server.log().splitlines() if json.loads(line)["event"] == "reloaded"]
