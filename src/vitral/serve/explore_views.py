@@ -108,11 +108,14 @@ def as_png_url(x_CHW: Tensor) -> str:
 @contextmanager
 def reduced_by(vit: VisionTransformer, reduction: TokenReduction | None) -> Generator[VisionTransformer]:
     """The model with another way of making tokens fewer, or none; what it had is put back, after an error too."""
-    before, vit.reduce = vit.reduce, reduction
+    own = vars(vit)  # where a value stands in front of a learned pruner, which is a child module and stays as it is
+    before = {name: value for name, value in own.items() if name == "reduce"}
+    own["reduce"] = reduction
     try:
         yield vit
     finally:
-        vit.reduce = before
+        del own["reduce"]
+        own |= before
 
 
 @contextmanager
