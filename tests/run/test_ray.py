@@ -14,6 +14,7 @@ import pytest
 
 from tests.helpers import VITRAL, random_model, write_colours, write_digits
 from vitral.cli.main import main
+from vitral.serve.cluster import cluster
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore:::ray")]
 SOURCES = str(Path(__file__).parents[2] / "src")
@@ -27,22 +28,22 @@ sys.stdin.read()
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[dict[str, str]]:
-    """A cluster of two processors on this machine: the environment that says its address."""
+def _connected() -> Iterator[None]:
+    """To a cluster of two processors on this machine, as RAY_ADDRESS says; the commands use the connection."""
     pytest.importorskip("ray")
-    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": SOURCES}  # its processes import what is tested
-    with subprocess.Popen(
-        [sys.executable, "-c", START], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        encoding="utf-8", env={**os.environ, **quiet},
-    ) as process:  # fmt: skip
-        assert process.stdout is not None
-        yield {"RAY_ADDRESS": process.stdout.readline().strip()}
-        process.communicate()
-
-
-@pytest.fixture
-def _connected(cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", cluster["RAY_ADDRESS"])
+    names = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": SOURCES}  # its processes import what is tested
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in names.items():
+            patch.setenv(name, value)
+        with subprocess.Popen(
+            [sys.executable, "-c", START], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            encoding="utf-8",
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            patch.setenv("RAY_ADDRESS", process.stdout.readline().strip())
+            with cluster():
+                yield
+            process.communicate()
 
 
 def both(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[list[str], list[str]]:

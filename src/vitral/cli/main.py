@@ -28,6 +28,7 @@ COMMANDS = {
     "data": "check images and labels, say what they consist of, convert them",
     "weights": "read the weights of other libraries: convert, inspect",
     "export": "write a model for another library or runtime, and prove it",
+    "push": "bring a model folder to the Hugging Face hub",
     "models": "list the model presets with their sizes",
     "recipes": "list the training recipes, or show one",
     "doctor": "versions, device, memory, speed: what a bug report needs",

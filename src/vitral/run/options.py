@@ -309,3 +309,14 @@ class PredictOptions(EngineUse):
     def _nothing_ignored(self) -> PredictOptions:
         check_ray(self.engine, self.model_fields_set)
         return self
+
+
+class PushOptions(Config):
+    """Keys of `vitral push`."""
+
+    private: bool = Field(default=False, description="whether a new repository is seen by its owner alone")
+    license: str | None = Field(
+        default=None,
+        description="by the hub's names: apache-2.0, cc-by-4.0, other, ...; null: as the card says, if it does",
+    )
+    overwrite: bool = Field(default=False, description="replace the model in a repository that holds files")
