@@ -18,6 +18,7 @@ import torch
 
 from vitral.data.config import SourceConfig
 from vitral.data.loader import ImageStore
+from vitral.errors import UserError
 from vitral.evaluate.classify import wilson_interval
 from vitral.evaluate.problems import PROBLEMS
 from vitral.run.config import RunConfig, difference, load_config, recipes
@@ -141,13 +142,19 @@ def again_command(asked: RunConfig) -> str | None:
     their last part: where they are is another matter elsewhere."""
     if asked.recipe not in recipes():
         return None
+    given = {"init": asked.init} if asked.init else {}  # some recipes cannot do without
+    try:
+        changed = difference(load_config(asked.recipe, given), asked)
+    except UserError:  # nor without other keys
+        return None
+    keys = [
+        (key, value) for key, _, value in changed if (key, value) != ("data.source", "auto")
+    ]  # a path's own default
     words = ["vitral", "train", asked.recipe]
-    for key, _, value in difference(load_config(asked.recipe, {}), asked):
-        if key in ("data.path", "init") and isinstance(value, str) and Path(value).exists():
+    for key, value in [*given.items(), *keys]:
+        if key in ("data.path", "init") and Path(value or "").exists():
             value = Path(value).name
-        if (key, value) != ("data.source", "auto"):  # which a path alone means
-            text = value if isinstance(value, str) else json.dumps(value)
-            words.append(shlex.quote(f"{key}={text}"))
+        words.append(shlex.quote(f"{key}={value if isinstance(value, str) else json.dumps(value)}"))
     return " ".join(words)
 
 

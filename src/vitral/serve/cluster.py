@@ -32,9 +32,11 @@ def cluster() -> Generator[Any]:
     Nothing is reported to anybody, no dashboard is started, and stdout stays clean. Raises UserError without the extra
     and where no cluster answers.
     """
-    # Both are read when ray is imported, and passed on to what it starts.
+    # Read when ray is imported, and passed on to what it starts.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Ray Serve ends the process that listens, and begins anew, after 5 s: a busy machine may need them for its imports.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     try:
         ray: Any = import_module("ray")
         import_module("ray.data")
