@@ -202,39 +202,29 @@ def _pruned(pruned: dict[str, Any]) -> str:
 
 
 def _use(config: FolderConfig) -> str:
+    verb = "predict" if config.classes else "embed"
+    lines = [
+        f"vitral {verb} . photo.jpg",
+        "vitral eval . data=FOLDER",
+        "vitral export . format=onnx out=for-onnxruntime",
+    ]
+    more = "\n\n`format=hf` and `format=timm` write it for transformers and timm, where these have such a model."
     if not config.classes:
-        return """## Use
+        lines[1:] = ["vitral probe . data=FOLDER", "vitral train finetune init=. data=FOLDER"]
+        more = ""
+    return f"""## Use
 
 `pip install "vitral[hub]"`; in this folder, or with the name of its repository on the hub instead of `.`:
 
 ```
-vitral embed . photo.jpg
-vitral probe . data=FOLDER
-vitral train finetune init=. data=FOLDER
+{chr(10).join(lines)}
 ```
 
 ```python
 import vitral
 
-vitral.load(".").embed(["photo.jpg"])
-```"""
-    return """## Use
-
-`pip install "vitral[hub]"`; in this folder, or with the name of its repository on the hub instead of `.`:
-
-```
-vitral predict . photo.jpg
-vitral eval . data=FOLDER
-vitral export . format=hf out=for-transformers
-vitral export . format=timm out=for-timm
-vitral export . format=onnx out=for-onnxruntime
-```
-
-```python
-import vitral
-
-vitral.load(".").predict(["photo.jpg"])
-```"""
+vitral.load(".").{verb}(["photo.jpg"])
+```{more}"""
 
 
 def _limits(config: FolderConfig) -> str:
