@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,10 @@ from vitral.errors import UserError
 from vitral.models.features import KINDS, extract_features
 from vitral.models.model import ImageModel
 from vitral.models.position import Resize
+from vitral.weights.card import model_card
 from vitral.weights.find import load_model
-from vitral.weights.folder import FolderConfig
+from vitral.weights.folder import FolderConfig, save_folder
+from vitral.weights.hub import push
 
 
 def pick_device(name: str) -> torch.device:
@@ -175,6 +178,17 @@ class Predictor:
         if not rows:
             raise UserError("at least one image is wanted", where="images")
         return np.concatenate(rows)
+
+    def push_to_hub(
+        self, repository: str, *, private: bool = False, license: str | None = None, overwrite: bool = False
+    ) -> str:
+        """Bring this model to the Hugging Face hub as it is in memory, "owner/name", with a card made anew from its
+        configuration (`vitral push` takes a folder's own); returns the web address. See `weights.hub.push` for keys
+        and errors; an export is refused."""
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place) / "model"
+            save_folder(folder, self.model, self.config, model_card(self.config))
+            return push(folder, repository, private=private, license=license, overwrite=overwrite)
 
     def require_head(self) -> None:
         """Raises UserError for a model that predicts no classes."""
