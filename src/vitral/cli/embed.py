@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitral.cli.images import answers, check_exist, image_paths
+from vitral.cli.images import check_exist, image_paths
 from vitral.cli.main import Arguments
 from vitral.config import build, help_text, with_overrides
 from vitral.errors import UserError
@@ -89,11 +89,8 @@ def _rows(model: str, names: Sequence[str], options: EmbedOptions) -> tuple[Sequ
         return dataset.classes, embed_data(predictor, dataset, options)
     paths = image_paths(names)
 
-    def embed(batch: list[str]) -> Iterator[Row]:
-        embedded = predictor.embed(batch, options.features, options.batch_size)
-        return (Row(path, row) for path, row in zip(batch, embedded, strict=True))
-
-    return (), answers(paths, options.batch_size, embed)
+    embedded = predictor.embeddings(paths, options.features, options.batch_size)
+    return (), (Row(path, row) for path, row in zip(paths, embedded, strict=True))
 
 
 def _line(row: Row, classes: Sequence[str]) -> dict[str, Any]:

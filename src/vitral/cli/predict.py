@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
-from vitral.cli.images import answers, check_exist, image_paths
+from vitral.cli.images import check_exist, image_paths
 from vitral.cli.main import Arguments
 from vitral.config import build, help_text, with_overrides
 from vitral.errors import UserError
@@ -40,11 +39,6 @@ def run(arguments: Arguments) -> int:
     from vitral.run.images import load_used
 
     predictor = load_used(model, options)
-    paths = image_paths(names)
-
-    def predict(batch: list[str]) -> list[dict[str, Any]]:
-        return predictor.predict(batch, options.topk, options.batch_size)
-
-    for answer in answers(paths, options.batch_size, predict):
+    for answer in predictor.predictions(image_paths(names), options.topk, options.batch_size):
         print(json.dumps(answer, ensure_ascii=False), flush=True)
     return 0
