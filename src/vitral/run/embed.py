@@ -14,7 +14,6 @@ import numpy as np
 from vitral.data.dataset import Dataset, Split
 from vitral.errors import UserError
 from vitral.predictor import Floats, Predictor
-from vitral.run.answers import answers, in_batches
 from vitral.run.images import image_batches, load_used, open_images
 from vitral.run.options import EmbedOptions
 from vitral.training.journal import log
@@ -50,15 +49,15 @@ def embeddings(model: str, paths: Sequence[str] | None, options: EmbedOptions) -
         return _spread(model, paths, options)
     predictor = load_used(model, options)
     if paths is not None:
-        return (), answers(paths, options.batch_size, partial(_embedded, predictor, options))
+        return (), _embedded(predictor, options, paths)
     dataset = open_embedded(predictor, options)
     parts = ((name, split) for name, split in dataset.splits.items() if options.split in ("all", name))
     return dataset.classes, (row for name, split in parts for row in _of_split(predictor, name, split, options))
 
 
-def _embedded(predictor: Predictor, options: EmbedOptions, batch: list[str]) -> Iterator[Row]:
-    embedded = predictor.embed(batch, options.features, options.batch_size)
-    return (Row(path, row) for path, row in zip(batch, embedded, strict=True))
+def _embedded(predictor: Predictor, options: EmbedOptions, paths: Sequence[str]) -> Iterator[Row]:
+    embedded = predictor.embeddings(paths, options.features, options.batch_size)
+    return (Row(path, row) for path, row in zip(paths, embedded, strict=True))
 
 
 def _of_split(predictor: Predictor, name: str, split: Split, options: EmbedOptions) -> Iterator[Row]:
@@ -81,12 +80,12 @@ class _Part(NamedTuple):
 
 def _spread(model: str, paths: Sequence[str] | None, options: EmbedOptions) -> tuple[Sequence[str], Iterator[Row]]:
     """By the processes of a Ray cluster. Model and data are opened here first, for what is wrong with them."""
-    from vitral.run.spread import alone, spread
+    from vitral.run.spread import alone, cut, spread
 
     predictor = load_used(model, alone(options, "cpu"))
     size, items, classes = options.batch_size, list[Any](), tuple[str, ...]()
     if paths is not None:
-        items += in_batches(paths, size)
+        items += cut(paths, size)
     else:
         dataset = open_embedded(predictor, options)
         classes = dataset.classes
@@ -105,7 +104,7 @@ def _work(model: str, is_data: bool, options: EmbedOptions, device: str) -> Call
     options = alone(options, device)
     predictor = load_used(model, options)
     if not is_data:
-        return lambda batch: answers(batch, len(batch), partial(_embedded, predictor, options))
+        return partial(_embedded, predictor, options)
     dataset = open_embedded(predictor, options)
 
     def embed_part(part: _Part) -> Iterator[Row]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from vitral.run.answers import answers, in_batches
 from vitral.run.images import load_used
 from vitral.run.options import PredictOptions
 
@@ -17,23 +16,22 @@ def predictions(model: str, paths: Sequence[str], options: PredictOptions) -> It
     """What `vitral predict` prints, image by image. Whatever is wrong with the model is raised at once, what is wrong
     with an image after the answers before it."""
     if options.engine != "ray":
-        return answers(paths, options.batch_size, _opened(model, options))
-    from vitral.run.spread import alone, spread
+        return _opened(model, options)(paths)
+    from vitral.run.spread import alone, cut, spread
 
     _opened(model, alone(options, "cpu"))
-    batches = in_batches(paths, options.batch_size)
+    batches = cut(paths, options.batch_size)
     return spread(partial(_work, model, options), batches, options.device, options.ray.workers)
 
 
-def _opened(model: str, options: PredictOptions) -> Callable[[list[str]], list[Answer]]:
+def _opened(model: str, options: PredictOptions) -> Callable[[Sequence[str]], Iterator[Answer]]:
     predictor = load_used(model, options)
     predictor.require_head()
-    return lambda batch: predictor.predict(batch, options.topk, options.batch_size)
+    return lambda paths: predictor.predictions(paths, options.topk, options.batch_size)
 
 
-def _work(model: str, options: PredictOptions, device: str) -> Callable[[list[str]], Iterator[Answer]]:
+def _work(model: str, options: PredictOptions, device: str) -> Callable[[Sequence[str]], Iterator[Answer]]:
     """In a process of the cluster."""
     from vitral.run.spread import alone
 
-    answer = _opened(model, alone(options, device))
-    return lambda batch: answers(batch, len(batch), answer)
+    return _opened(model, alone(options, device))

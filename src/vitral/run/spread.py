@@ -23,6 +23,11 @@ def alone(options: OptionsT, device: str) -> OptionsT:
     return type(options).model_validate({**keys, "device": device})
 
 
+def cut(paths: Sequence[str], size: int) -> list[Sequence[str]]:
+    """The same paths in items of `size`."""
+    return [paths[start : start + size] for start in range(0, len(paths), size)]
+
+
 class _Done(NamedTuple):
     """What came of one item: answers, and the mistake that ended them, if one did."""
 
