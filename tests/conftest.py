@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
-# Read when torch, matplotlib and the hub clients are imported, so set before any test module is.
+# Read when torch, matplotlib, Ray and the hub clients are imported, so set before any test module is.
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", NO_COLOR="1", MPLBACKEND="Agg")
+os.environ["RAY_AUTH_MODE"] = "disabled"  # a test's cluster hands no token to the test
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # What a shell, a launcher of distributed jobs or `make test` may leave behind and a command would react to.
 FOREIGN = (
     "FORCE_COLOR", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
-    "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "PYTHONWARNDEFAULTENCODING",
+    "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "PYTHONWARNDEFAULTENCODING", "RAY_ADDRESS",
 )  # fmt: skip
 
 

@@ -82,6 +82,38 @@ def test_arrays_of_four_axes_and_lists_are_many_images(predictor: Predictor, pix
     assert predictor.predict([]) == []
 
 
+def test_reading_ahead_changes_no_bit(predictor: Predictor, tmp_path: Path) -> None:
+    draw = np.random.default_rng(1)
+    files = [tmp_path / f"{number}.png" for number in range(11)]
+    for number, file in enumerate(files):
+        Image.fromarray(draw.integers(0, 256, (9 + number, 14, 3), dtype=np.uint8)).save(file)
+    with torch.inference_mode():
+        wanted = [
+            predictor.scores(
+                predictor.model(torch.stack([predictor.preprocess(file) for file in files[start : start + 4]]))
+            )
+            for start in range(0, len(files), 4)
+        ]
+    assert np.array_equal(predictor.probabilities(files, batch_size=4), torch.cat(wanted).numpy())
+    lazy = Image.open(files[3])
+    same = predictor.probabilities([lazy] * 16, batch_size=8)
+    assert np.array_equal(same, same[:1].repeat(16, axis=0)), "one picture, opened once, in many threads"
+
+
+def test_answers_before_an_image_that_cannot_be_read_are_not_lost(predictor: Predictor, tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.png" for number in range(7)]
+    for number, file in enumerate(files):
+        Image.new("L", (8, 8), 30 * number).save(file)
+    files[5].write_bytes(files[5].read_bytes()[:40])
+    answers = predictor.predictions(files, batch_size=3)
+    assert [next(answers)["image"] for _ in range(5)] == [str(file) for file in files[:5]]
+    with pytest.raises(UserError, match=r"5\.png"):
+        next(answers)
+    with pytest.raises(UserError, match=r"5\.png"):
+        predictor.embed(files)
+    assert len(predictor.embed(files[:5], batch_size=2)) == 5
+
+
 def test_topk_is_at_least_one_and_at_most_all(predictor: Predictor, pixels_NHW: np.ndarray[Any, Any]) -> None:
     assert len(predictor.predict(pixels_NHW[0], topk=50)[0]["predictions"]) == 3
     assert len(predictor.predict(pixels_NHW[0], topk=1)[0]["predictions"]) == 1

@@ -34,13 +34,15 @@ METADATA = "vitral"
 class Shipment(Config):
     """What an export says of itself, as JSON inside its file and as config.json beside it.
 
-    takes "pixels": uint8 [B, H, W, C] of any size, resized inside; "resized": float32 [B, C, h, w] in [0,1].
+    takes "pixels": uint8 [B, H, W, C] of any size, resized inside; "resized": float32 [B, C, h, w] in [0,1]. batch: the
+    one B that the graph takes; None: any.
     """
 
     format: Literal["vitral-export-1"] = "vitral-export-1"
     kind: Kind
     takes: Takes
     precision: Precision
+    batch: int | None = None
     model: FolderConfig
     card: str
     versions: dict[str, str]
@@ -109,7 +111,10 @@ class OnnxEngine:
         self.precision = self.shipment.precision
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits of one run."""
+        """Logits, of as many runs as a fixed batch needs."""
+        return _portions(self._run, images, self.shipment.batch)
+
+    def _run(self, images: Tensor) -> Tensor:
         return torch.from_numpy(self.session.run([self.output], {self.input: images.numpy()})[0])
 
 
@@ -137,8 +142,20 @@ class OpenvinoEngine:
         self.compiled = core.compile_model(network, "CPU", hints)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits of one run."""
+        """Logits, of as many runs as a fixed batch needs."""
+        return _portions(self._run, images, self.shipment.batch)
+
+    def _run(self, images: Tensor) -> Tensor:
         return torch.from_numpy(self.compiled([images.numpy()])[self.compiled.output(0)].copy())
+
+
+def _portions(run: Callable[[Tensor], Tensor], images: Tensor, size: int | None) -> Tensor:
+    """Of a graph that takes `size` images and no other number: the last portion is filled up with zeros."""
+    if size is None:
+        return run(images)
+    count = len(images)
+    missing = images.new_zeros(-count % size, *images.shape[1:])
+    return torch.cat([run(portion) for portion in torch.cat([images, missing]).split(size)])[:count]
 
 
 class Pt2Engine:
@@ -158,8 +175,8 @@ class Pt2Engine:
         self.precision = self.shipment.precision
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits of one run."""
-        return self.run(images)[0]
+        """Logits, of as many runs as a fixed batch needs."""
+        return _portions(lambda portion: self.run(portion)[0], images, self.shipment.batch)
 
 
 Exported = OnnxEngine | OpenvinoEngine | Pt2Engine

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from vitral.data.ahead import in_batches
 from vitral.data.decode import Decoding, as_image, colour
 from vitral.data.resize import fit_image
 from vitral.engines import Engine, TorchEngine, find_export, open_export
@@ -18,8 +22,10 @@ from vitral.errors import UserError
 from vitral.models.features import KINDS, extract_features
 from vitral.models.model import ImageModel
 from vitral.models.position import Resize
+from vitral.weights.card import model_card
 from vitral.weights.find import load_model
-from vitral.weights.folder import FolderConfig
+from vitral.weights.folder import FolderConfig, save_folder
+from vitral.weights.hub import push
 
 
 def pick_device(name: str) -> torch.device:
@@ -66,6 +72,7 @@ class Predictor:
             raise UserError("exports run on the processor", where="device", got=device, wanted="auto or cpu")
         self._model = None if model is None else model.to(self.device).eval()
         self.engine, self.config, self.classes = engine or TorchEngine(self.model), config, config.classes
+        self._reading = Lock()
 
     @property
     def model(self) -> ImageModel:
@@ -89,7 +96,11 @@ class Predictor:
 
     def _decoded(self, image: Any) -> Tensor:
         recipe = self.config.preprocessing
-        return as_image(image, recipe.channels, rules=Decoding(colour(recipe.background), recipe.max_pixels))
+        rules = Decoding(colour(recipe.background), recipe.max_pixels)
+        if isinstance(image, Image.Image) or hasattr(image, "read"):
+            with self._reading:  # one thread at a time: the same one may be in a list twice
+                return as_image(image, recipe.channels, rules=rules)
+        return as_image(image, recipe.channels, rules=rules)
 
     def _fitted(self, image_CHW: Tensor) -> Tensor:
         return fit_image(image_CHW, self.config.preprocessing.image_size, self.config.preprocessing.fitting)
@@ -119,17 +130,18 @@ class Predictor:
             rows |= dict(zip(places, self.engine.logits(batch_BHWC), strict=True))
         return torch.stack([rows[place] for place in range(len(images))])
 
-    @torch.inference_mode()
+    def _probabilities(self, images: Iterable[Any], batch_size: int) -> Iterator[Floats]:
+        """One row after the other."""
+        self.require_head()
+        for ready in in_batches(self.ready, images, batch_size):
+            yield from self.scores(self.logits_of(ready)).cpu().numpy()
+
     def probabilities(self, images: Iterable[Any], batch_size: int = 64) -> Floats:
         """[images, classes] float32 in [0,1], of the logits over the folder's temperature: softmax, rows sum to 1; or
-        sigmoid, each class by itself, where an image may have several."""
-        self.require_head()
-        waiting = list(images)
-        rows = [
-            self.scores(self.logits([self._decoded(image) for image in waiting[start : start + batch_size]])).cpu()
-            for start in range(0, len(waiting), batch_size)
-        ]
-        return torch.cat(rows).numpy() if rows else np.zeros((0, len(self.classes)), np.float32)
+        sigmoid, each class by itself, where an image may have several. The next `batch_size` images are decoded
+        meanwhile."""
+        rows = list(self._probabilities(images, batch_size))
+        return np.stack(rows) if rows else np.zeros((0, len(self.classes)), np.float32)
 
     def scores(self, logits_BC: Tensor) -> Tensor:
         """Probabilities of logits [..., classes], float32 in [0,1], as `probabilities` gives them."""
@@ -142,14 +154,17 @@ class Predictor:
         images: one image or a sequence of them, each as for `preprocess`; an array of four axes, [N,H,W,C], or a list
         counts as many. Returns {"image": path or number, "predictions": [{"label", "index", "score"}]} for each.
         """
+        return list(self.predictions(images, topk, batch_size))
+
+    def predictions(self, images: Any, topk: int = 5, batch_size: int = 64) -> Generator[dict[str, Any]]:
+        """As `predict`, one after the other: UserError for an image that cannot be read comes after those before it."""
         if topk < 1:
             raise UserError("at least one class is wanted", where="topk", got=topk)
         many = _as_sequence(images)
-        answers: list[dict[str, Any]] = []
-        for number, (image, row_C) in enumerate(zip(many, self.probabilities(many, batch_size), strict=True)):
+        for number, row_C in enumerate(self._probabilities(many, batch_size)):
+            image = many[number]
             name = str(image) if isinstance(image, str | Path) else number
-            answers.append({"image": name, "predictions": self.likeliest(row_C, topk)})
-        return answers
+            yield {"image": name, "predictions": self.likeliest(row_C, topk)}
 
     def likeliest(self, scores_C: Floats, topk: int) -> list[dict[str, Any]]:
         """The `topk` likeliest classes by an image's probabilities, best first: {"label", "index", "score"} each."""
@@ -169,24 +184,34 @@ class Predictor:
         Raises UserError for an image that cannot be read, for no image at all and for a class token that the model
         lacks.
         """
-        if features not in KINDS:
-            raise UserError("no such features", where="features", got=features, wanted=", ".join(KINDS))
-        rows = [self.features(batch_BCHW, features) for batch_BCHW in self._batches(_as_sequence(images), batch_size)]
+        rows = list(self.embeddings(images, features, batch_size))
         if not rows:
             raise UserError("at least one image is wanted", where="images")
-        return np.concatenate(rows)
+        return np.stack(rows)
+
+    def embeddings(self, images: Any, features: str = "pooled", batch_size: int = 64) -> Generator[Floats]:
+        """As `embed`, one after the other: UserError for an image that cannot be read comes after those before it."""
+        if features not in KINDS:
+            raise UserError("no such features", where="features", got=features, wanted=", ".join(KINDS))
+        for ready in in_batches(self.preprocess, _as_sequence(images), batch_size):
+            yield from self.features(torch.stack(ready), features)
+
+    def push_to_hub(
+        self, repository: str, *, private: bool = False, license: str | None = None, overwrite: bool = False
+    ) -> str:
+        """Bring this model to the Hugging Face hub as it is in memory, "owner/name", with a card made anew from its
+        configuration (`vitral push` takes a folder's own); returns the web address. See `weights.hub.push` for keys
+        and errors; an export is refused."""
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place) / "model"
+            save_folder(folder, self.model, self.config, model_card(self.config))
+            return push(folder, repository, private=private, license=license, overwrite=overwrite)
 
     def require_head(self) -> None:
         """Raises UserError for a model that predicts no classes."""
         if not self.config.architecture.num_classes:
             hint = "`vitral probe` says how good its features are, `vitral embed` gives them."
             raise UserError("this model has no head, so it predicts no classes", where=self.config.name, hint=hint)
-
-    def _batches(self, images: Iterable[Any], batch_size: int) -> Iterator[Tensor]:
-        waiting = list(images)
-        for start in range(0, len(waiting), batch_size):
-            batch_BCHW = torch.stack([self.preprocess(image) for image in waiting[start : start + batch_size]])
-            yield batch_BCHW.to(self.device)
 
 
 def _as_sequence(images: Any) -> Sequence[Any]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitral.cli.images import answers, check_exist, image_paths
+from vitral.cli.images import check_exist, image_paths
 from vitral.cli.main import Arguments
 from vitral.config import build, help_text, with_overrides
 from vitral.errors import UserError
@@ -32,6 +32,7 @@ examples:
   vitral embed vitral-digits digit.png
   vitral embed runs/mine photos/ more.jpg out=photos.npz
   vitral embed runs/mine data=PHOTOS split=test features=cls out=test.npz
+  vitral embed runs/mine data=PHOTOS out=all.npz engine=ray       on all machines of a Ray cluster
 """
 
 
@@ -50,7 +51,11 @@ def run(arguments: Arguments) -> int:
         )  # fmt: skip
     check_exist(names)
     out = None if options.out is None else _writable(Path(options.out), options.overwrite)
-    classes, rows = _rows(model, names, options)
+    from vitral.run.embed import embeddings, write_npz
+    from vitral.training.journal import console_logging
+
+    console_logging()
+    classes, rows = embeddings(model, image_paths(names) if names else None, options)
     kept: list[Row] = []
     for row in rows:
         if out is None or arguments.json:
@@ -58,8 +63,6 @@ def run(arguments: Arguments) -> int:
         if out is not None:
             kept.append(row)
     if out is not None:
-        from vitral.run.embed import write_npz
-
         shape = " x ".join(map(str, write_npz(out, kept, classes)))
         print(f"{out}: embeddings {shape}", file=sys.stderr)
     return 0
@@ -74,26 +77,6 @@ def _writable(out: Path, overwrite: bool) -> Path:
     if out.exists() and not overwrite:
         raise UserError("this file is there already", where="out", got=out, hint="overwrite=true replaces it.")
     return out
-
-
-def _rows(model: str, names: Sequence[str], options: EmbedOptions) -> tuple[Sequence[str], Iterator[Row]]:
-    """The classes of the data, if it is data, and the images one by one."""
-    from vitral.run.embed import Row, embed_data, open_embedded
-    from vitral.run.images import load_used
-    from vitral.training.journal import console_logging
-
-    console_logging()
-    predictor = load_used(model, options)
-    if not names:
-        dataset = open_embedded(predictor, options)
-        return dataset.classes, embed_data(predictor, dataset, options)
-    paths = image_paths(names)
-
-    def embed(batch: list[str]) -> Iterator[Row]:
-        embedded = predictor.embed(batch, options.features, options.batch_size)
-        return (Row(path, row) for path, row in zip(batch, embedded, strict=True))
-
-    return (), answers(paths, options.batch_size, embed)
 
 
 def _line(row: Row, classes: Sequence[str]) -> dict[str, Any]:

@@ -1,14 +1,11 @@
-"""Image files that a command is given: their paths, and answers in batches."""
+"""Image files that a command is given."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from vitral.errors import UserError
-
-T = TypeVar("T")
 
 
 def check_exist(names: Sequence[str]) -> None:
@@ -28,14 +25,3 @@ def image_paths(names: Sequence[str]) -> list[str]:
     if not paths:
         raise UserError("no images in here", where=", ".join(names))
     return paths
-
-
-def answers(paths: Sequence[str], size: int, answer: Callable[[list[str]], Iterable[T]]) -> Iterator[T]:
-    """One answer a path, `size` paths at once; the answers before an image that cannot be read are not lost."""
-    for start in range(0, len(paths), size):
-        batch = list(paths[start : start + size])
-        try:
-            found = answer(batch)
-        except UserError:
-            found = (one for path in batch for one in answer([path]))
-        yield from found

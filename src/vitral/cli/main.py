@@ -29,6 +29,7 @@ COMMANDS = {
     "weights": "read the weights of other libraries: convert, inspect",
     "export": "write a model for another library or runtime, and prove it",
     "serve": "answer over HTTP: predictions, features, attention, with dynamic batching",
+    "push": "bring a model folder to the Hugging Face hub",
     "models": "list the model presets with their sizes",
     "recipes": "list the training recipes, or show one",
     "doctor": "versions, device, memory, speed: what a bug report needs",

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
-from vitral.cli.images import answers, check_exist, image_paths
+from vitral.cli.images import check_exist, image_paths
 from vitral.cli.main import Arguments
 from vitral.config import build, help_text, with_overrides
 from vitral.errors import UserError
@@ -24,6 +23,7 @@ key, type, default, meaning:
 examples:
   vitral predict vitral-digits digit.png
   vitral predict runs/mine photo.jpg holiday/ topk=1
+  vitral predict runs/mine /data/photos engine=ray        on all machines of a Ray cluster (docs/many-machines.md)
 """
 
 
@@ -37,14 +37,8 @@ def run(arguments: Arguments) -> int:
     options = build(PredictOptions, with_overrides(PredictOptions, {}, arguments.pairs))
     model, *names = arguments.words
     check_exist(names)
-    from vitral.run.images import load_used
+    from vitral.run.predict import predictions
 
-    predictor = load_used(model, options)
-    paths = image_paths(names)
-
-    def predict(batch: list[str]) -> list[dict[str, Any]]:
-        return predictor.predict(batch, options.topk, options.batch_size)
-
-    for answer in answers(paths, options.batch_size, predict):
+    for answer in predictions(model, image_paths(names), options):
         print(json.dumps(answer, ensure_ascii=False), flush=True)
     return 0

@@ -58,6 +58,7 @@ def _options(model: type[ConfigT], arguments: Arguments) -> ConfigT:
 def _convert(arguments: Arguments) -> int:
     options = _options(ConvertOptions, arguments)
     from vitral.models.presets import count_parameters
+    from vitral.weights.card import model_card
     from vitral.weights.convert import read_foreign
     from vitral.weights.find import find_model
     from vitral.weights.folder import free_place, is_ours, save_folder
@@ -70,7 +71,7 @@ def _convert(arguments: Arguments) -> int:
     for note in found.notes:
         print(note, file=sys.stderr)
     config = found.config
-    save_folder(out, found.model, config, _card(config.name, found.notes))
+    save_folder(out, found.model, config, model_card(config, found.notes))
     parameters = count_parameters(config.architecture)
     shape = " x ".join(map(str, config.architecture.image_size))
     if arguments.json:
@@ -82,13 +83,6 @@ def _convert(arguments: Arguments) -> int:
     else:
         print(f"{out}: {parameters:,} parameters, {len(config.classes):,} classes, images of {shape} pixels")
     return 0
-
-
-def _card(name: str, notes: list[str]) -> str:
-    lines = "\n".join(f"- {note}" for note in notes)
-    return (
-        f"# {name}\n\nConverted by `vitral weights convert`. Its license is that of the original weights.\n\n{lines}\n"
-    )
 
 
 def _inspect(arguments: Arguments) -> int:

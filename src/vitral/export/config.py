@@ -10,7 +10,7 @@ from vitral.config import Config, Count, Pair
 
 FOLDERS = ("hf", "timm")
 # Keys that folders of other libraries, which hold float32 weights and no graph, do not read.
-_OF_GRAPHS = ("takes", "precision", "quantise", "images", "max_difference", "min_agreement", "data", "split")
+_OF_GRAPHS = ("takes", "batch", "precision", "quantise", "images", "max_difference", "min_agreement", "data", "split")
 
 
 class ExportOptions(Config):
@@ -29,6 +29,11 @@ class ExportOptions(Config):
         description="input of the graph; pixels: uint8 [batch, height, width, channels] of any size; "
         "resized: float32 [batch, channels, height, width] in [0,1], of the model's size",
     )
+    batch: Count | None = Field(
+        default=None,
+        description="images at once, as a number that is fixed in the graph; null: any. With takes=resized no size is "
+        "left open, as some accelerators want it",
+    )
     precision: Literal["float32", "bfloat16", "int8"] = Field(default="float32", description="of the computation")
     quantise: Literal["dynamic", "static"] | None = Field(
         default=None,
@@ -37,7 +42,10 @@ class ExportOptions(Config):
     )
     images: int = Field(default=32, ge=1, description="how many are compared: of data, or else built-in ones")
     max_difference: float | None = Field(
-        default=None, gt=0, description="exit code 3 if a logit differs by more; null: 0.001 in float32, else no limit"
+        default=None,
+        gt=0,
+        description="exit code 3 if a logit differs by more; null: in float32 0.001, or 0.0001 of the largest logit "
+        "where that is more, else no limit",
     )
     min_agreement: float | None = Field(
         default=None,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,7 +37,7 @@ def said(shipment: Shipment) -> str:
 
 def _write_pt2(path: Path, network: ImageModel, shipment: Shipment, calibration: Calibration | None) -> None:
     assert calibration is None
-    program, _ = capture(network, shipment.model, shipment.takes, shipment.precision)
+    program, _ = capture(network, shipment)
     with quiet():
         torch.export.save(program, path, extra_files={f"{METADATA}.json": said(shipment)})
 
@@ -44,7 +45,7 @@ def _write_pt2(path: Path, network: ImageModel, shipment: Shipment, calibration:
 def _write_onnx(path: Path, network: ImageModel, shipment: Shipment, calibration: Calibration | None) -> None:
     onnx = require("onnx", "export")
     require("onnxscript", "export")
-    program, outputs = capture(network, shipment.model, shipment.takes, shipment.precision)
+    program, outputs = capture(network, shipment)
     with quiet():
         exported: Any = torch.onnx.export(
             program, (), dynamo=True, input_names=["images"], output_names=outputs, opset_version=OPSET, verbose=False
@@ -52,7 +53,9 @@ def _write_onnx(path: Path, network: ImageModel, shipment: Shipment, calibration
         proto = exported.model_proto
     # What the exporter notes of inner shapes keeps ONNX Runtime from quantising, and only costs space.
     del proto.graph.value_info[:]
-    _name_open_sides(proto.graph, ("batch", "height", "width") if shipment.takes == "pixels" else ("batch",))
+    names = (() if shipment.batch else ("batch",)) + (("height", "width") if shipment.takes == "pixels" else ())
+    _name_open_sides(proto.graph, names)
+    _keep_zeros(onnx, proto.graph)
     _write_proto(onnx, proto, path)
     if shipment.precision == "int8":
         whole = path.rename(path.with_name("whole.onnx"))
@@ -63,6 +66,18 @@ def _write_onnx(path: Path, network: ImageModel, shipment: Shipment, calibration
     onnx.helper.set_model_props(proto, {METADATA: said(shipment)})
     proto.producer_name = METADATA
     _write_proto(onnx, proto, path)
+
+
+def _keep_zeros(onnx: Any, graph: Any) -> None:
+    """A Max between zeros that are padded and the MaxPool behind them. ONNX Runtime would make them the pool's own
+    padding, which never wins; but zeros do, where all else is negative (BiT)."""
+    pads = {node.output[0]: place for place, node in enumerate(graph.node) if node.op_type == "Pad"}
+    pools = [node for node in graph.node if node.op_type == "MaxPool" and node.input[0] in pads]
+    for pool in reversed(pools):
+        padded, least, kept = pool.input[0], f"{pool.name}_least", f"{pool.name}_kept"
+        graph.initializer.append(onnx.numpy_helper.from_array(np.float32(np.finfo(np.float32).min), least))
+        graph.node.insert(pads[padded] + 1, onnx.helper.make_node("Max", [padded, least], [kept]))
+        pool.input[0] = kept
 
 
 def _name_open_sides(graph: Any, names: tuple[str, ...]) -> None:
@@ -83,15 +98,20 @@ def _write_proto(onnx: Any, proto: Any, path: Path) -> None:
 
 def _write_openvino(path: Path, network: ImageModel, shipment: Shipment, calibration: Calibration | None) -> None:
     """By way of an ONNX file: its reader takes int8 and, unlike the converter from torch, sends no telemetry."""
-    openvino = require("openvino", "openvino")
+    require("openvino", "openvino")
     between = path.with_name("between.onnx")
     _write_onnx(between, network, shipment, calibration)
+    openvino_of(between, path, shipment)
+    for left in path.parent.glob("between.onnx*"):
+        left.unlink()
+
+
+def openvino_of(between: Path, path: Path, shipment: Shipment) -> None:
+    """The OpenVINO file of an ONNX file."""
+    openvino = require("openvino", "openvino")
     graph = openvino.Core().read_model(str(between))
     graph.set_rt_info(said(shipment), [METADATA])
     openvino.save_model(graph, str(path), compress_to_fp16=False)
-    del graph  # it may still hold the weights of the file between
-    for left in path.parent.glob("between.onnx*"):
-        left.unlink()
 
 
 _WRITERS: dict[str, Callable[[Path, ImageModel, Shipment, Calibration | None], None]] = {

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from vitral.engines import Shipment
 from vitral.export.resize import FitAnySize
 from vitral.models.model import ImageModel
 from vitral.weights.folder import FolderConfig
@@ -50,20 +51,20 @@ class Whole(nn.Module):
         return ["logits", "scores"] if self.has_head else ["features"]
 
 
-def capture(
-    network: ImageModel, config: FolderConfig, takes: str, precision: str
-) -> tuple[torch.export.ExportedProgram, list[str]]:
-    """The graph, with batch (and height and width of pixels) left open, and the names of its outputs."""
+def capture(network: ImageModel, shipment: Shipment) -> tuple[torch.export.ExportedProgram, list[str]]:
+    """The graph, with the batch, unless its size is given, and height and width of pixels left open, and the names of
+    its outputs."""
+    config = shipment.model
     weights = copy.deepcopy(network).cpu().eval().requires_grad_(False)
-    whole = Whole(weights.bfloat16() if precision == "bfloat16" else weights, config, takes).eval()
+    whole = Whole(weights.bfloat16() if shipment.precision == "bfloat16" else weights, config, shipment.takes).eval()
     channels, (h, w) = config.architecture.in_channels, config.preprocessing.image_size
-    batch = torch.export.Dim("batch")
-    if takes == PIXELS:
+    count, shapes = shipment.batch or 2, {} if shipment.batch else {0: torch.export.Dim("batch")}
+    if shipment.takes == PIXELS:
         # Sides that are neither equal nor the model's: nothing may be taken for a constant.
-        example = torch.zeros(2, h + 5, w + 9, channels, dtype=torch.uint8)
-        shapes = {0: batch, 1: torch.export.Dim("height"), 2: torch.export.Dim("width")}
+        example = torch.zeros(count, h + 5, w + 9, channels, dtype=torch.uint8)
+        shapes |= {1: torch.export.Dim("height"), 2: torch.export.Dim("width")}
     else:
-        example, shapes = torch.zeros(2, channels, h, w), {0: batch}
+        example = torch.zeros(count, channels, h, w)
     with torch.no_grad(), quiet():
         program = torch.export.export(whole, (example,), dynamic_shapes={"images": shapes})
     return program, whole.outputs

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import logging
+import statistics
 import tempfile
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from vitral.engines import Engine, Exported, Kind, Precision, Shipment, TorchEngine, open_export
+from vitral.engines import FILES, Engine, Exported, Kind, Precision, Shipment, TorchEngine, open_export, require
 from vitral.errors import UserError
-from vitral.export.formats import write_file
-from vitral.export.parity import BeyondLimit, Parity, builtin_images, check, compare
+from vitral.export.formats import openvino_of, write_file
+from vitral.export.parity import BeyondLimit, builtin_images, check, liken, take_turns
 from vitral.models.model import ImageModel
 from vitral.predictor import Predictor
 from vitral.version import __version__
@@ -23,12 +26,14 @@ log = logging.getLogger("vitral")
 _RUNTIMES: dict[str, tuple[Kind, tuple[Precision, ...]]] = {
     "onnx": ("onnx", ("float32",)), "openvino": ("openvino", ("float32", "bfloat16")),
 }  # fmt: skip
-_IMAGES = 16
+_IMAGES = 32
+_ROUNDS, _SECONDS = 9, 4.0
 
 
-def with_engine(predictor: Predictor, engine: str, precision: Precision = "float32") -> Predictor:
+def with_engine(predictor: Predictor, engine: str, precision: Precision = "float32", batch: int = 8) -> Predictor:
     """The same predictor with its logits computed by torch, onnx or openvino; auto: the fastest of those installed
-    whose logits pass the comparison on built-in images (`parity.check`). Seconds of work, of which nothing is kept.
+    whose logits pass the comparison on built-in images (`parity.check`), for batches of `batch` images. Seconds of
+    work, of which nothing is kept.
 
     Raises UserError for an export, for CUDA with another engine than torch, for a precision that the engine lacks and
     where a package is missing; BeyondLimit where the engine that was asked for computes something else.
@@ -37,61 +42,74 @@ def with_engine(predictor: Predictor, engine: str, precision: Precision = "float
         raise UserError("an export has an engine and a precision of its own", where="engine", got=engine)
     if predictor.device.type != "cpu" and engine in _RUNTIMES:
         raise UserError(f"{engine} runs on the processor", where="device", got=predictor.device, wanted="cpu")
-    model = predictor.model
+    model, config = predictor.model, predictor.config
     if precision == "float32" and engine == "torch":
         return predictor
     if engine not in ("torch", "auto") and precision not in _RUNTIMES[engine][1]:
         wanted = ", ".join(_RUNTIMES[engine][1])
         raise UserError(f"this precision is not one of {engine}", where="precision", got=precision, wanted=wanted)
-    plain = TorchEngine(model if precision == "float32" else _bfloat16(model))
+    plain = TorchEngine(model if precision == "float32" else copy.deepcopy(model).bfloat16())
     if engine == "torch" or (engine == "auto" and predictor.device.type != "cpu"):
         return _replaced(predictor, plain)
-    if engine != "auto":
-        made, _ = make_engine(model, predictor.config, engine, precision)
-        return _replaced(predictor, made)
-    best: tuple[float, Engine] = (1.0, plain)
-    if precision != "float32":
-        best = (_compared(model, plain, predictor.config).speedup, plain)  # it is what was asked for: never left out
-    for name, (_, known) in _RUNTIMES.items():
-        if precision not in known:
-            continue
-        try:
-            made, report = make_engine(model, predictor.config, name, precision)
-        except (UserError, BeyondLimit) as error:
-            log.info("engine=auto leaves %s out: %s", name, str(error).splitlines()[0])
-            continue
-        log.info("engine=auto: %s is %.2f times as fast as torch in float32", name, report.speedup)
-        best = max(best, (report.speedup, made), key=lambda pair: pair[0])
-    log.info("engine=auto takes %s", best[1].name)
-    return _replaced(predictor, best[1])
-
-
-def make_engine(
-    model: ImageModel, config: FolderConfig, name: str, precision: Precision = "float32"
-) -> tuple[Exported, Parity]:
-    """An engine for images that are resized already, and its comparison. Raises as `with_engine` does."""
-    kind = _RUNTIMES[name][0]
-    shipment = Shipment(
-        kind=kind, takes="resized", precision=precision, model=config, card="", versions={"vitral": __version__}
-    )
+    if engine == "auto":  # torch is what was asked for: never left out
+        return _replaced(predictor, fastest([plain, *runtimes(model, config, precision)], config, batch))
     with tempfile.TemporaryDirectory() as folder:
-        engine = open_export(write_file(Path(folder), model, shipment, None))
-        return engine, _judged(model, engine, config, precision)
+        return _replaced(predictor, _Maker(Path(folder), model, config, precision)(engine))
 
 
-def _judged(model: ImageModel, engine: Engine, config: FolderConfig, precision: str) -> Parity:
-    report = _compared(model, engine, config)
-    check(report, precision, None, None)
-    return report
+def runtimes(model: ImageModel, config: FolderConfig, precision: Precision) -> list[Engine]:
+    """The engines beside torch that are installed, know the precision and pass the comparison."""
+    found: list[Engine] = []
+    with tempfile.TemporaryDirectory() as folder:
+        make = _Maker(Path(folder), model, config, precision)
+        for name in (name for name, (_, known) in _RUNTIMES.items() if precision in known):
+            try:
+                found.append(make(name))
+            except (UserError, BeyondLimit) as error:
+                log.info("engine=auto leaves %s out: %s", name, str(error).splitlines()[0])
+    return found
 
 
-def _compared(model: ImageModel, engine: Engine, config: FolderConfig) -> Parity:
-    with torch.inference_mode():
-        return compare(model, engine, config, builtin_images(_IMAGES, config), "built-in images")
+@torch.inference_mode()
+def fastest(engines: Sequence[Engine], config: FolderConfig, batch: int) -> Engine:
+    """Of engines that take resized images: the least median time of a batch, of rounds in which all take turns."""
+    images = torch.rand(batch, config.architecture.in_channels, *config.preprocessing.image_size)
+    runs = [partial(engine.logits, images) for engine in engines]
+    medians = [statistics.median(times) for times in take_turns(runs, _ROUNDS, _SECONDS)]
+    for engine, seconds in zip(engines, medians, strict=True):
+        log.info("%s, %s: %.1f images per second", engine.name, engine.precision, batch / seconds)
+    best = engines[medians.index(min(medians))]
+    log.info("engine=auto takes %s", best.name)
+    return best
 
 
-def _bfloat16(model: ImageModel) -> ImageModel:
-    return copy.deepcopy(model).bfloat16()
+class _Maker:
+    """Makes engines of one model, for images that are resized already; all from one ONNX file."""
+
+    def __init__(self, folder: Path, model: ImageModel, config: FolderConfig, precision: Precision) -> None:
+        self.folder, self.model, self.config = folder, model, config
+        self.precision: Precision = precision
+        self.images = builtin_images(_IMAGES, config)
+
+    def __call__(self, name: str) -> Exported:
+        """Raises as `with_engine` does."""
+        kind = _RUNTIMES[name][0]
+        require(*{"onnx": ("onnxruntime", "export"), "openvino": ("openvino", "openvino")}[kind])
+        shipment = Shipment(
+            kind=kind, takes="resized", precision=self.precision, model=self.config, card="",
+            versions={"vitral": __version__},
+        )  # fmt: skip
+        file = self.folder / FILES["onnx"]
+        if not file.exists():
+            write_file(self.folder, self.model, shipment.model_copy(update={"kind": "onnx"}), None)
+        if kind == "openvino":
+            file = self.folder / FILES[kind]
+            openvino_of(self.folder / FILES["onnx"], file, shipment)
+        engine = open_export(file)
+        with torch.inference_mode():
+            likeness = liken(self.model, engine, self.config, self.images, "built-in images")
+        check(likeness, self.precision, None, None)
+        return engine
 
 
 def _replaced(predictor: Predictor, engine: Engine) -> Predictor:

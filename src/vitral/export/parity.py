@@ -23,7 +23,9 @@ from vitral.weights.folder import FolderConfig
 
 MAX_DIFFERENCE = {"float32": 1e-3, "bfloat16": None, "int8": None}
 MIN_AGREEMENT = {"float32": 1.0, "bfloat16": 0.95, "int8": 0.9}
-_ROUNDS = 7
+# float32 itself is as far as that from float64, so of large logits no more can be asked.
+OF_LARGEST = 1e-4
+_ROUNDS, _BATCH = 7, 8
 
 
 class BeyondLimit(RunFailed):
@@ -32,20 +34,29 @@ class BeyondLimit(RunFailed):
     exit_code = 3
 
 
-class Parity(Config):
-    """The report of a comparison with the eager float32 model; differences are absolute, of logits.
+class Likeness(Config):
+    """How far an engine is from the eager float32 model; differences are absolute, of logits.
 
     max_difference: end to end, from the image as it is read; behind_resize: of images that need none, or the same where
-    the graph has no resize. agreement: share of the images with the same likeliest class, None without classes.
-    speedup: time of the eager model (with its resize, where the graph has one) over that of the export, for batches of
-    `batch` images of the model's size: median of `rounds` that take turns; speedup_range: their quartiles.
+    the graph has no resize. largest_logit: of the model's, by its absolute value. agreement: share of the images with
+    the same likeliest class, None without classes.
     """
 
     images: int
     source: str
     max_difference: float
     behind_resize: float
+    largest_logit: float
     agreement: float | None
+
+
+class Parity(Likeness):
+    """The report of a comparison: also of speed.
+
+    speedup: time of the eager model (with its resize, where the graph has one) over that of the export, for batches of
+    `batch` images of the model's size: median of `rounds` that take turns; speedup_range: their quartiles.
+    """
+
     batch: int
     rounds: int
     speedup: float
@@ -56,39 +67,81 @@ def compare(
     reference: Callable[[Tensor], Tensor], engine: Engine, config: FolderConfig, images: Sequence[Tensor], source: str
 ) -> Parity:
     """Both on uint8 images [C, H, W] of any sizes. reference: logits of [B, C, h, w] in [0,1]."""
+    likeness = liken(reference, engine, config, images, source)
+    batch = [_own_size(image, config) for image in (list(images) * _BATCH)[:_BATCH]]
+    eager_s, theirs_s = take_turns(
+        [
+            lambda: _of(reference, [_fit(image, config) for image in batch]),
+            lambda: engine_logits(engine, config, batch),
+        ],
+        rounds=_ROUNDS,
+    )
+    ratios = [mine / theirs for mine, theirs in zip(eager_s, theirs_s, strict=True)]
+    low, middle, high = (float(value) for value in np.quantile(ratios, [0.25, 0.5, 0.75]))
+    return Parity(
+        **likeness.model_dump(), batch=len(batch), rounds=_ROUNDS, speedup=round(middle, 3),
+        speedup_range=(round(low, 3), round(high, 3)),
+    )  # fmt: skip
+
+
+def liken(
+    reference: Callable[[Tensor], Tensor], engine: Engine, config: FolderConfig, images: Sequence[Tensor], source: str
+) -> Likeness:
+    """As `compare`, without the speed."""
     fitted = [_fit(image, config) for image in images]
-    mine_NS = torch.cat([_of(reference, [each]) for each in fitted])
-    theirs_NS = torch.cat([engine_logits(engine, config, [image]) for image in images])
+    batches = [fitted[start : start + _BATCH] for start in range(0, len(fitted), _BATCH)]
+    mine_NS = torch.cat([_of(reference, batch) for batch in batches])
+    if engine.takes == "resized":
+        theirs_NS = torch.cat([_of(engine.logits, batch) for batch in batches])
+    else:
+        theirs_NS = torch.cat([engine_logits(engine, config, [image]) for image in images])
     even = [_own_size(image, config) for image in images] if engine.takes == "pixels" else []
     behind = max(
         (_apart(_of(reference, [_fit(each, config)]), engine_logits(engine, config, [each])) for each in even[:8]),
         default=None,
     )
     difference = _apart(mine_NS, theirs_NS)
-    batch = [_own_size(image, config) for image in (list(images) * 8)[:8]]
-    ratios = _speed(reference, engine, config, batch)
-    low, middle, high = (float(value) for value in np.quantile(ratios, [0.25, 0.5, 0.75]))
     has_head = config.architecture.num_classes > 0
-    return Parity(
+    return Likeness(
         images=len(images), source=source, max_difference=difference,
-        behind_resize=difference if behind is None else behind,
+        behind_resize=difference if behind is None else behind, largest_logit=float(mine_NS.abs().max()),
         agreement=float((mine_NS.argmax(1) == theirs_NS.argmax(1)).double().mean()) if has_head else None,
-        batch=len(batch), rounds=_ROUNDS, speedup=round(middle, 3), speedup_range=(round(low, 3), round(high, 3)),
     )  # fmt: skip
 
 
-def check(parity: Parity, precision: str, max_difference: float | None, min_agreement: float | None) -> None:
+def check(likeness: Likeness, precision: str, max_difference: float | None, min_agreement: float | None) -> None:
     """Raises BeyondLimit where the report is beyond the limits; None means those of the precision."""
-    most = max_difference or MAX_DIFFERENCE[precision]
+    most, found = max_difference or MAX_DIFFERENCE[precision], likeness.max_difference
+    if most is not None and max_difference is None:
+        most = max(most, OF_LARGEST * likeness.largest_logit)
     least = MIN_AGREEMENT[precision] if min_agreement is None else min_agreement
-    if not np.isfinite(parity.max_difference) or (most is not None and not parity.max_difference <= most):
-        limit = f", more than {most:g}" if most is not None else ""
-        raise BeyondLimit(f"the export differs from the model by {parity.max_difference:.1e}{limit}")
-    if parity.agreement is not None and parity.agreement < least:
+    if not np.isfinite(found) or (most is not None and not found <= most):
+        limit = f", more than {most:.2g}" if most is not None else ""
+        raise BeyondLimit(f"the export differs from the model by {found:.1e}{limit}")
+    if likeness.agreement is not None and likeness.agreement < least:
         raise BeyondLimit(
-            f"the export's top-1 is the model's on {100 * parity.agreement:.1f} % of {parity.images} images, "
+            f"the export's top-1 is the model's on {100 * likeness.agreement:.1f} % of {likeness.images} images, "
             f"less than {100 * least:g} %"
         )
+
+
+def take_turns(
+    functions: Sequence[Callable[[], object]], rounds: int, most_seconds: float = float("inf")
+) -> list[list[float]]:
+    """Seconds of each function in each round, in which each runs once; a first round only warms up. After
+    `most_seconds` no round but the third begins."""
+    times: list[list[float]] = [[] for _ in functions]
+    for function in functions:
+        function()
+    start = time.perf_counter()
+    for turn in range(rounds):
+        if turn >= 3 and time.perf_counter() - start > most_seconds:
+            break
+        for function, found in zip(functions, times, strict=True):
+            before = time.perf_counter()
+            function()
+            found.append(time.perf_counter() - before)
+    return times
 
 
 def engine_logits(engine: Engine, config: FolderConfig, images: Sequence[Tensor]) -> Tensor:
@@ -134,22 +187,3 @@ def _of(function: Callable[[Tensor], Tensor], images: Sequence[Tensor]) -> Tenso
 
 def _apart(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max())
-
-
-def _speed(
-    reference: Callable[[Tensor], Tensor], engine: Engine, config: FolderConfig, images: Sequence[Tensor]
-) -> list[float]:
-    def eager() -> object:
-        return _of(reference, [_fit(image, config) for image in images])
-
-    def theirs() -> object:
-        return engine_logits(engine, config, images)
-
-    def timed(function: Callable[[], object]) -> float:
-        start = time.perf_counter()
-        function()
-        return time.perf_counter() - start
-
-    timed(eager)  # the first run allocates
-    timed(theirs)
-    return [timed(eager) / timed(theirs) for _ in range(_ROUNDS)]

@@ -71,8 +71,8 @@ def shipment_of(config: FolderConfig, card: str, options: ExportOptions) -> Ship
     assert options.format in ("onnx", "pt2", "openvino"), options.format
     versions = {"vitral": __version__, "torch": str(torch.__version__)}
     return Shipment(
-        kind=options.format, takes=options.takes, precision=options.precision, model=config, card=card,
-        versions=versions,
+        kind=options.format, takes=options.takes, precision=options.precision, batch=options.batch, model=config,
+        card=card, versions=versions,
     )  # fmt: skip
 
 
@@ -81,14 +81,15 @@ def _calibration(shipment: Shipment, options: ExportOptions, samples: Samples) -
     static = options.quantise == "static" or (options.quantise is None and shipment.kind == "openvino")
     if shipment.precision != "int8" or not static:
         return None
-    shown = shipment.model.preprocessing
+    shown, count = shipment.model.preprocessing, shipment.batch or 1
 
     def batches() -> Iterable[Tensor]:
         for image_CHW in samples.calibration:
             if shipment.takes == "pixels":
-                yield image_CHW.permute(1, 2, 0)[None].contiguous()
+                one = image_CHW.permute(1, 2, 0)
             else:
-                yield fit_image(image_CHW, shown.image_size, shown.fitting)[None]
+                one = fit_image(image_CHW, shown.image_size, shown.fitting)
+            yield one.expand(count, *one.shape).contiguous()
 
     return batches
 
@@ -96,9 +97,10 @@ def _calibration(shipment: Shipment, options: ExportOptions, samples: Samples) -
 def _notes(shipment: Shipment, options: ExportOptions, static: bool, samples: Samples) -> list[str]:
     height, width = shipment.model.preprocessing.image_size
     channels = shipment.model.architecture.in_channels
+    batch = shipment.batch or "batch"
     takes = {
-        "pixels": f"uint8 [batch, height, width, {channels}], any size; the graph resizes",
-        "resized": f"float32 [batch, {channels}, {height}, {width}] in [0,1]",
+        "pixels": f"uint8 [{batch}, height, width, {channels}], any size; the graph resizes",
+        "resized": f"float32 [{batch}, {channels}, {height}, {width}] in [0,1]",
     }[shipment.takes]
     notes = [f"input: {takes}"]
     if shipment.precision == "int8":

@@ -120,16 +120,22 @@ def _panel(
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
     elif title == "Loss":
         axes.set_ylabel("loss" if unlabelled else "loss (nats)")
-        axes.set_ylim(bottom=0 if min(axes.get_ylim()) >= 0 or _all_positive(curves) else None)
+        if _all_positive(curves):
+            _from_zero(axes)
         axes.legend()
     elif title in _MONITORS:
         axes.set_ylabel(_MONITORS[title])
-        axes.set_ylim(bottom=0)
+        _from_zero(axes)
     else:
         axes.set_ylabel("learning rate")
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=False)
-        axes.set_ylim(bottom=0)
+        _from_zero(axes)
     return figure
+
+
+def _from_zero(axes: Axes) -> None:
+    """From 0 to a little above the highest value: autoscaling's margin is a share of the values' range, not of this."""
+    axes.set_ylim(0, 1.06 * axes.dataLim.y1 or None)
 
 
 def fraction_curves(rows: Sequence[Mapping[str, Any]], shift: int) -> bytes:

@@ -1,18 +1,20 @@
-"""Features of many images, one after the other, and the file that holds them."""
+"""Features of many images, by one process or by those of a Ray cluster, and the file that holds them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitral.data.dataset import Dataset
+from vitral.data.dataset import Dataset, Split
 from vitral.errors import UserError
 from vitral.predictor import Floats, Predictor
-from vitral.run.images import image_batches, open_images
+from vitral.run.images import image_batches, load_used, open_images
 from vitral.run.options import EmbedOptions
 from vitral.training.journal import log
 
@@ -39,15 +41,80 @@ def open_embedded(predictor: Predictor, options: EmbedOptions) -> Dataset:
     return dataset
 
 
-def embed_data(predictor: Predictor, dataset: Dataset, options: EmbedOptions) -> Iterator[Row]:
-    """Every image of the wanted splits, in order."""
-    for name, split in dataset.splits.items():
-        if options.split in ("all", name):
-            place = 0
-            for images_BCHW, _ in image_batches(predictor, split, options.batch_size):
-                for embedding in predictor.features(images_BCHW, options.features):
-                    yield Row(split.names[place], embedding, name, split.labels_N[place])
-                    place += 1
+def embeddings(model: str, paths: Sequence[str] | None, options: EmbedOptions) -> tuple[Sequence[str], Iterator[Row]]:
+    """What `vitral embed` writes: the classes of the data, if it is data, and the images one by one: files, or with
+    `paths` None the wanted splits of the data. Whatever is wrong with model or data is raised at once, what is wrong
+    with an image after those before it."""
+    if options.engine == "ray":
+        return _spread(model, paths, options)
+    predictor = load_used(model, options)
+    if paths is not None:
+        return (), _embedded(predictor, options, paths)
+    dataset = open_embedded(predictor, options)
+    parts = ((name, split) for name, split in dataset.splits.items() if options.split in ("all", name))
+    return dataset.classes, (row for name, split in parts for row in _of_split(predictor, name, split, options))
+
+
+def _embedded(predictor: Predictor, options: EmbedOptions, paths: Sequence[str]) -> Iterator[Row]:
+    embedded = predictor.embeddings(paths, options.features, options.batch_size)
+    return (Row(path, row) for path, row in zip(paths, embedded, strict=True))
+
+
+def _of_split(predictor: Predictor, name: str, split: Split, options: EmbedOptions) -> Iterator[Row]:
+    """Every image of a split, in order."""
+    place = 0
+    for images_BCHW, _ in image_batches(predictor, split, options.batch_size):
+        for embedding in predictor.features(images_BCHW, options.features):
+            yield Row(split.names[place], embedding, name, split.labels_N[place])
+            place += 1
+
+
+class _Part(NamedTuple):
+    """Images of a split, from one place to before another, of the data with this fingerprint."""
+
+    split: str
+    start: int
+    stop: int
+    fingerprint: str
+
+
+def _spread(model: str, paths: Sequence[str] | None, options: EmbedOptions) -> tuple[Sequence[str], Iterator[Row]]:
+    """By the processes of a Ray cluster. Model and data are opened here first, for what is wrong with them."""
+    from vitral.run.spread import alone, cut, spread
+
+    predictor = load_used(model, alone(options, "cpu"))
+    size, items, classes = options.batch_size, list[Any](), tuple[str, ...]()
+    if paths is not None:
+        items += cut(paths, size)
+    else:
+        dataset = open_embedded(predictor, options)
+        classes = dataset.classes
+        for name, split in dataset.splits.items():
+            if options.split in ("all", name):
+                ends = range(0, len(split), size)
+                items += [_Part(name, at, min(at + size, len(split)), dataset.fingerprint) for at in ends]
+    work = partial(_work, model, paths is None, options)
+    return classes, spread(work, items, options.device, options.ray.workers)
+
+
+def _work(model: str, is_data: bool, options: EmbedOptions, device: str) -> Callable[[Any], Iterator[Row]]:
+    """In a process of the cluster."""
+    from vitral.run.spread import alone
+
+    options = alone(options, device)
+    predictor = load_used(model, options)
+    if not is_data:
+        return partial(_embedded, predictor, options)
+    dataset = open_embedded(predictor, options)
+
+    def embed_part(part: _Part) -> Iterator[Row]:
+        if dataset.fingerprint != part.fingerprint:
+            where = f"{dataset.name} on {platform.node()}"
+            raise UserError("the data are not those of the machine that asked", where=where)
+        split = dataset.splits[part.split].subset(range(part.start, part.stop))
+        return _of_split(predictor, part.split, split, options)
+
+    return embed_part
 
 
 def write_npz(path: Path, rows: Sequence[Row], classes: Sequence[str]) -> tuple[int, ...]:

@@ -48,7 +48,7 @@ def explain(model: str, images: Sequence[str], options: ExplainOptions) -> dict[
     for number, path in enumerate(images, 1):
         log.info("looking at %s", path)
         sections.append(explain_image(predictor, path, number, methods, options, reduction))
-    views = explain_model(predictor, methods, options, notes)
+    views = explain_model(model, predictor, methods, options, notes)
     if not sections and not views:
         raise UserError("nothing to show of this model alone", where=model, hint=" ".join(notes) or None)
     pictures = [picture for each in (*sections, *views) for picture in each.pictures]

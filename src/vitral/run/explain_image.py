@@ -296,7 +296,7 @@ def _groups(look: Look, methods: Collection[str], found: dict[str, Any]) -> list
         found["groups"]["prediction"] = said = _answer(look.predictor, scores_S, int(scores_S.argmax()))
         caption += f" The answer is then {said['label']}, {100 * said['score']:.1f} %."
     panels = [plots.plain_panel(look.picture, _SIDE), plots.group_panel(look.picture, groups_rc, _SIDE)]
-    png = plots.sheet([panels], ["image", f"{counts[-1]} tokens"], [""], [])
+    png = plots.sheet([panels], ["image", f"{counts[-1]} token{'s' * (counts[-1] != 1)}"], [""], [])
     alt = f"{look.name}: which of the {groups_rc.size} patches went into the same token"
     return [Picture(f"{look.name}-groups.png", png, alt, caption)]
 

@@ -4,6 +4,7 @@ of another model say the same."""
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 
 from torch import Tensor
 
@@ -22,11 +23,14 @@ from vitral.training.journal import log
 
 
 def explain_model(
-    predictor: Predictor, methods: Collection[str], options: ExplainOptions, notes: list[str]
+    model: str, predictor: Predictor, methods: Collection[str], options: ExplainOptions, notes: list[str]
 ) -> list[Section]:
-    """Every asked-for view. What the model has not got is a note, or, where it was asked for by name, a UserError."""
+    """Every asked-for view. What the model has not got is a note, or, where it was asked for by name, a UserError.
+
+    model: its name, as the user said it.
+    """
     views: dict[str, Callable[[Predictor, ExplainOptions], Section]] = {
-        "filters": _filters, "positions": _positions, "distance": _distance, "cka": _cka,
+        "filters": _filters, "positions": _positions, "distance": _distance, "cka": partial(_cka, model),
     }  # fmt: skip
     sections: list[Section] = []
     for name in (name for name in views if name in methods):
@@ -111,10 +115,10 @@ def _some_images(predictor: Predictor, reader: Predictor, options: ExplainOption
     return dataset, name, whole.subset(spaced(len(whole), options.images))
 
 
-def _cka(predictor: Predictor, options: ExplainOptions) -> Section:
+def _cka(model: str, predictor: Predictor, options: ExplainOptions) -> Section:
     if options.batch_size < LEAST:
         raise UserError("too few images at once for cka", where="batch_size", got=options.batch_size, wanted=LEAST)
-    other, second = predictor, predictor.config.name
+    other, second = predictor, model
     if options.compare is not None:
         other, second = load(options.compare, options.device), options.compare
     dataset, name, mine = _some_images(predictor, predictor, options)
@@ -136,7 +140,7 @@ def _cka(predictor: Predictor, options: ExplainOptions) -> Section:
         f"batches of {options.batch_size}: 1 where two blocks tell the same images alike, about 0 where they have "
         "nothing in common. From the input upwards, and to the right."
     )
-    png = plots.cka_plot(similar_LM, [predictor.config.name, second])
+    png = plots.cka_plot(similar_LM, [model, second])
     alt = f"Similarity of {similar_LM.shape[0]} layers with {similar_LM.shape[1]} of {second}"
     best = similar_LM.argmax(axis=1).tolist()
     rows = [

@@ -59,6 +59,22 @@ class EngineUse(ModelUse):
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="of the computation")
 
 
+class RayConfig(Config):
+    """How work is spread over a Ray cluster: the one that the environment variable RAY_ADDRESS names, else a new one on
+    this machine."""
+
+    workers: Count | None = Field(
+        default=None,
+        description="processes, each with the model; null: one a GPU, else one for every four processors",
+    )
+
+
+def check_ray(engine: str, keys: set[str]) -> None:
+    """Raises ValueError for keys of Ray without it."""
+    if engine != "ray" and "ray" in keys:
+        raise ValueError("the keys ray.* have no effect without engine=ray")
+
+
 class EvalOptions(EngineUse):
     """Keys of `vitral eval`."""
 
@@ -113,9 +129,14 @@ class EmbedOptions(ModelUse):
     out: str | None = Field(default=None, description=".npz file to write; null: one JSON line an image on stdout")
     overwrite: bool = Field(default=False, description="replace the file if it is there")
     batch_size: int = Field(default=256, ge=1, description="images at once")
+    engine: Literal["torch", "ray"] = Field(
+        default="torch", description="what computes: torch here, or in the processes of a Ray cluster"
+    )
+    ray: RayConfig = RayConfig()
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> EmbedOptions:
+        check_ray(self.engine, self.model_fields_set)
         if self.overwrite and self.out is None:
             raise ValueError("overwrite=true has no effect without out=FILE.npz")
         return self
@@ -275,8 +296,31 @@ class ShipOptions(ExportOptions):
 class PredictOptions(EngineUse):
     """Keys of `vitral predict`."""
 
+    # Wider than what it overrides, which is safe for what nobody can assign to.
+    engine: Literal["torch", "onnx", "openvino", "auto", "ray"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default="torch",
+        description="what computes; others than torch take seconds to start; auto: the fastest that gives equal "
+        "logits; ray: torch, in the processes of a Ray cluster",
+    )
     topk: int = Field(default=5, ge=1, description="classes an image, the likeliest first")
     batch_size: int = Field(default=64, ge=1, description="images at once")
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> PredictOptions:
+        check_ray(self.engine, self.model_fields_set)
+        return self
+
+
+class PushOptions(Config):
+    """Keys of `vitral push`."""
+
+    private: bool = Field(default=False, description="whether a new repository is seen by its owner alone")
+    license: str | None = Field(
+        default=None,
+        description="by the hub's names: apache-2.0, cc-by-4.0, other, ...; null: as the card says, if it does",
+    )
+    overwrite: bool = Field(default=False, description="replace the model in a repository that holds files")
 
 
 class ServeOptions(EngineUse, ServeConfig):

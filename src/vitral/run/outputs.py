@@ -1,4 +1,4 @@
-"""What a finished run leaves: predictions.csv, summary.json, report.html, the model folder and its card."""
+"""What a finished run leaves: predictions.csv, summary.json, report.html, the config of the model folder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import platform
+import shlex
 import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -17,13 +18,17 @@ import torch
 
 from vitral.data.config import SourceConfig
 from vitral.data.loader import ImageStore
+from vitral.errors import UserError
+from vitral.evaluate.classify import wilson_interval
 from vitral.evaluate.problems import PROBLEMS
+from vitral.run.config import RunConfig, difference, load_config, recipes
 from vitral.run.prepare import Prepared
 from vitral.version import __version__
 from vitral.weights.folder import FolderConfig, Preprocessing
 
 Array = np.ndarray[Any, Any]
-WORST = 24
+WORST, WORST_CLASSES = 24, 5
+_JUDGED = ("split", "top1", "top1_interval", "count", "judged_by")  # of an encoder
 
 
 def write_json(path: Path, tree: Mapping[str, Any]) -> None:
@@ -121,91 +126,49 @@ def result_line(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _card_result(summary: Mapping[str, Any]) -> str:
-    if "map" in summary:
-        return (
-            f"On {summary['split']} images: {result_line(summary)}.\n"
-            f"F1 at a probability of 0.5: {100 * summary['micro_f1']:.2f} % micro, "
-            f"{100 * summary['macro_f1']:.2f} % macro. An image may have several classes."
-        )
-    low, high = summary["top1_interval"]
-    calibrated = " after temperature scaling on validation images" if _validated(summary) else ""
-    return f"""**{100 * summary["top1"]:.2f} %** of {summary["count"]} {summary["split"]} images right
-(95 % interval {100 * low:.2f} to {100 * high:.2f} %). Expected calibration error
-{summary["ece"]:.4f}{calibrated}."""
+def worst_classes(per_class: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The classes that are found least often: class, images found, count, and the 95 % interval of the share."""
+    rows: list[dict[str, Any]] = []
+    for name, row in per_class.items():
+        if row["count"]:
+            found = round(row["recall"] * row["count"])
+            interval = list(wilson_interval(found, row["count"]))
+            rows.append({"class": name, "found": found, "count": row["count"], "interval": interval})
+    return sorted(rows, key=lambda row: row["found"] / row["count"])[:WORST_CLASSES]
 
 
-def _validated(summary: Mapping[str, Any]) -> bool:
-    return "val_top1" in summary or "val_map" in summary
+def again_command(asked: RunConfig) -> str | None:
+    """The command line that trains so again, of a recipe that comes with the package; else None. Folders are named by
+    their last part: where they are is another matter elsewhere."""
+    if asked.recipe not in recipes():
+        return None
+    given = {"init": asked.init} if asked.init else {}  # some recipes cannot do without
+    try:
+        changed = difference(load_config(asked.recipe, given), asked)
+    except UserError:  # nor without other keys
+        return None
+    keys = [
+        (key, value) for key, _, value in changed if (key, value) != ("data.source", "auto")
+    ]  # a path's own default
+    words = ["vitral", "train", asked.recipe]
+    for key, value in [*given.items(), *keys]:
+        if key in ("data.path", "init") and Path(value or "").exists():
+            value = Path(value).name
+        words.append(shlex.quote(f"{key}={value if isinstance(value, str) else json.dumps(value)}"))
+    return " ".join(words)
 
 
-def model_card(summary: Mapping[str, Any], classes: tuple[str, ...], notes: tuple[str, ...], name: str) -> str:
-    """README.md of a model folder: what it is, its number with its interval, its limits, how to use it."""
-    shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
-    chosen = "the best on validation data" if _validated(summary) else "the last"
-    facts = "\n".join(f"- {note}" for note in notes)
-    return f"""---
-library_name: vitral
-pipeline_tag: image-classification
-tags: [image-classification, vision-transformer]
----
-# {name}, {len(classes)} classes
-
-Classes: {shown}.
-
-{_card_result(summary)}
-
-Recipe `{summary["recipe"]}`, seed {summary["seed"]}, {summary["steps"]} steps, {summary["parameters"]:,} parameters;
-the weights are {summary["weights"]} of step {summary["best_step"]}, {chosen}.
-
-{facts}
-
-```
-vitral predict . photo.jpg
-```
-
-Limits: the number holds for images like those it was measured on; other cameras, crops or classes need their own test.
-"""
-
-
-def encoder_card(summary: Mapping[str, Any], notes: tuple[str, ...], name: str) -> str:
-    """README.md of a model folder without a head: what it has learned from, how good its features are, what it is
-    for."""
-    judged = "Not judged: the data have no classes to judge by."
-    if "top1" in summary:
-        low, high = summary["top1_interval"]
-        judged = f"""**{100 * summary["top1"]:.2f} %** of {summary["count"]} {summary["split"]} images are named right
-by their {summary["judged_by"]} among the train images (95 % interval {100 * low:.2f} to {100 * high:.2f} %)."""
-    facts = "\n".join(f"- {note}" for note in notes)
-    return f"""---
-library_name: vitral
-pipeline_tag: image-feature-extraction
-tags: [image-feature-extraction, vision-transformer, self-supervised]
----
-# {name}, trained without labels ({summary["objective"]})
-
-{judged}
-
-Recipe `{summary["recipe"]}`, seed {summary["seed"]}, {summary["steps"]} steps, {summary["parameters"]:,} parameters;
-the weights are {summary["weights"]} of the last step.
-
-{facts}
-
-```
-vitral embed . photo.jpg
-vitral probe . data=FOLDER
-vitral train finetune init=. data=FOLDER
-```
-
-Limits: an encoder without a head names nothing; what its features are good for needs a test on the images at hand.
-"""
-
-
-def folder_config(prepared: Prepared, summary: Mapping[str, Any], temperature: float = 1.0) -> FolderConfig:
-    """config.json of the model folder; without classes where the model has no head."""
+def folder_config(
+    prepared: Prepared,
+    summary: Mapping[str, Any],
+    temperature: float = 1.0,
+    per_class: Mapping[str, Mapping[str, Any]] | None = None,
+) -> FolderConfig:
+    """config.json of the model folder; without classes where the model has no head. per_class: as evaluation gives it,
+    for the card."""
     config, dataset = prepared.config, prepared.dataset
     classes = dataset.classes if prepared.architecture.num_classes else ()
-    told = ("split", *PROBLEMS[dataset.problem_type].headline) if classes else ("split", "top1", "top1_interval")
+    told = ("split", *PROBLEMS[dataset.problem_type].headline) if classes else _JUDGED
     shown = {
         key: getattr(config.data, key) for key in ("fit", "interpolation", "crop_ratio", "background", "max_pixels")
     }
@@ -219,14 +182,18 @@ def folder_config(prepared: Prepared, summary: Mapping[str, Any], temperature: f
         temperature=temperature,
         provenance={
             "recipe": config.recipe, "seed": config.seed, "init": config.init, "objective": config.objective.kind,
+            "command": again_command(prepared.asked),
             "data": {
+                "name": dataset.name,
                 **config.data.model_dump(mode="json", include=set(SourceConfig.model_fields)),
                 "val_fraction": config.data.val_fraction, "validation": config.data.validation,
                 "fingerprint": dataset.fingerprint,
                 "content": prepared.report.fingerprint if prepared.report else None, "notes": list(dataset.notes),
                 "counts": {name: len(split) for name, split in dataset.splits.items()},
             },
-            "weights": summary["weights"], "step": summary["best_step"], "versions": versions(),
+            "weights": summary["weights"], "step": summary["best_step"], "steps": summary["steps"],
+            "validated": "val_top1" in summary or "val_map" in summary, "versions": versions(),
+            "worst_classes": worst_classes(per_class or {}),
             "metrics": {key: summary[key] for key in told if classes or key in summary},
         },
     )  # fmt: skip

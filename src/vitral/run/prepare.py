@@ -47,9 +47,10 @@ _STATISTICS_SAMPLES = 4096
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that a run computes with. `config` has every `auto` replaced by what it became."""
+    """All that a run computes with. `config` has every `auto` of `asked` replaced by what it became."""
 
     config: RunConfig
+    asked: RunConfig
     device: torch.device
     dataset: Dataset
     train: ImageStore
@@ -138,7 +139,7 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
         init = _initial_weights(architecture, source, config) if source else None
         fingerprint = checksum(source[0].state_dict(), {}) if source else ""
         opened.pop_all()
-        return Prepared(settled, device, dataset, train, judged, architecture, name, init, report, fingerprint)
+        return Prepared(settled, config, device, dataset, train, judged, architecture, name, init, report, fingerprint)
 
 
 def _normalisation(

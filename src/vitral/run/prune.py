@@ -15,7 +15,10 @@ from vitral.run.evaluate import in_classes_of
 from vitral.run.images import image_batches, open_images, split_name
 from vitral.run.options import PruneOptions
 from vitral.training.journal import console_logging, log
+from vitral.weights.card import model_card
 from vitral.weights.folder import FolderConfig, free_place, save_folder
+
+_MEASURED = ("metrics", "worst_classes")  # of the old weights
 
 
 def prune_model(model: str, options: PruneOptions) -> dict[str, Any]:
@@ -49,7 +52,8 @@ def prune_model(model: str, options: PruneOptions) -> dict[str, Any]:
         "heads": list(smaller.config.heads_of_blocks), "mlp_dims": list(smaller.config.mlp_dims_of_blocks),
         "skipped": skipped.get(name, []),
     }  # fmt: skip
-    save_folder(out, smaller.cpu(), _folder(folder, smaller, found), _card(folder.name, found))
+    pruned = _folder(folder, smaller, found)
+    save_folder(out, smaller.cpu(), pruned, model_card(pruned))
     return found
 
 
@@ -59,16 +63,6 @@ def _some(split: Split, most: int | None) -> Split:
 
 def _folder(old: FolderConfig, smaller: VisionTransformer, found: dict[str, Any]) -> FolderConfig:
     pruned = {key: found[key] for key in ("model", "data", "split", "images", "parameters", "macs")}
-    provenance = {**{key: value for key, value in old.provenance.items() if key != "metrics"}, "pruned": pruned}
+    provenance = {**{key: value for key, value in old.provenance.items() if key not in _MEASURED}, "pruned": pruned}
     update = {"architecture": smaller.config, "temperature": 1.0, "provenance": provenance}
     return old.model_copy(update=update)
-
-
-def _card(name: str, found: dict[str, Any]) -> str:
-    (before, after), (work, left) = found["parameters"], found["macs"]
-    return f"""# {name}, pruned
-
-Made by `vitral prune` from {found["model"]}: {after:,} of {before:,} parameters, {100 * left / work:.1f} % of the
-multiply-accumulates. What matters was measured on {found["images"]} {found["split"]} images of {found["data"]}. Not
-measured since, and not fine-tuned: `vitral eval .` says how good it is, `vitral train finetune init=.` makes it better.
-"""

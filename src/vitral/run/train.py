@@ -49,6 +49,7 @@ from vitral.training.loop import Plan, fit, total_steps
 from vitral.training.parallel import Parallel
 from vitral.training.signals import Stopped, StopSignal
 from vitral.training.state import Progress, TrainState, has_checkpoint
+from vitral.weights.card import model_card
 from vitral.weights.folder import save_folder
 from vitral.weights.tensors import load_tensors
 
@@ -419,8 +420,8 @@ def _finish(prepared: Prepared, state: TrainState, objective: Objective, folder:
     }  # fmt: skip
     if not distributed.is_main():
         return summary
-    card = outputs.model_card(summary, dataset.classes, dataset.notes, prepared.name)
-    save_folder(folder / "model", model, outputs.folder_config(prepared, summary, temperature), card)
+    kept = outputs.folder_config(prepared, summary, temperature, found["per_class"])
+    save_folder(folder / "model", model, kept, model_card(kept))
     outputs.write_predictions(
         folder / "predictions.csv", list(store.split.names), dataset.classes, labels_N, probabilities_NC
     )

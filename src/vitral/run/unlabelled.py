@@ -35,6 +35,7 @@ from vitral.run.folder import CHECKPOINTS
 from vitral.run.prepare import EVAL_BATCH, Prepared, open_store
 from vitral.training.journal import Journal, log
 from vitral.training.state import LAST, WHOLE, TrainState
+from vitral.weights.card import model_card
 from vitral.weights.folder import save_folder
 from vitral.weights.tensors import check_match, load_tensors
 
@@ -114,8 +115,8 @@ def finish_unlabelled(prepared: Prepared, state: TrainState, objective: Objectiv
     }  # fmt: skip
     if not distributed.is_main():
         return summary
-    card = outputs.encoder_card(summary, prepared.dataset.notes, prepared.name)
-    save_folder(folder / "model", model, outputs.folder_config(prepared, summary), card)
+    kept = outputs.folder_config(prepared, summary)
+    save_folder(folder / "model", model, kept, model_card(kept))
     outputs.write_json(folder / "summary.json", summary)
     if config.report:
         write_unlabelled_report(

@@ -14,9 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from vitral.serve.config import ServeConfig
+from vitral.serve.explore import explorer_router
 from vitral.serve.gate import Exchange, Gate, answer_json, refusal
-from vitral.serve.host import Host, Refused
-from vitral.serve.intake import Images, read_images
+from vitral.serve.host import Host, Refused, Upload
+from vitral.serve.intake import Images, check_pixels, read_images
 from vitral.serve.metrics import Metrics
 from vitral.serve.reload import watch
 from vitral.serve.schemas import IMAGES, PROBLEMS, Attended, Embedded, Model, Predicted
@@ -82,8 +83,14 @@ def create_app(hosts: Mapping[str, Host], options: ServeConfig, key: str | None 
     app.add_exception_handler(HTTPException, _no_route)
     _add_images(app, service)
     _add_operations(app, service, metrics)
-    # The explorer's page is mounted here: app.include_router(explorer_router(hosts, read_uploads)), where read_uploads
-    # gives `(await read_images(request, options.max_images)).uploads`.
+
+    async def read(request: Request) -> list[Upload]:
+        uploads = (await read_images(request, options.max_images)).uploads
+        for number, upload in enumerate(uploads):
+            check_pixels(upload, number, options.max_pixels)
+        return uploads
+
+    app.include_router(explorer_router(hosts, read))
     return app
 
 

@@ -12,6 +12,8 @@ from fastapi import Request
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from vitral.data.decode import pixels
+from vitral.errors import UserError
 from vitral.serve.host import Refused, Upload
 
 FIELD = "image"
@@ -46,6 +48,27 @@ async def read_images(request: Request, max_images: int) -> Images:
     if len(images.uploads) > max_images:
         raise _too_many(max_images)
     return images
+
+
+def check_pixels(upload: Upload, number: int, max_pixels: int) -> None:
+    """Raises Refused, 413, for an image whose header says more pixels; 422 for what is no image."""
+    try:
+        width, height = pixels(upload.data)  # `header` would read a PNG to its end, for its EXIF
+    except UserError as error:
+        raise bad_image(upload, number, error) from None
+    if height * width > max_pixels:
+        size = f"{width} x {height} = {height * width:,} pixels"
+        message = f"{_called(upload, number)}: {size}, and the limit is {max_pixels:,} (max_pixels)"
+        raise Refused(413, "too_many_pixels", message)
+
+
+def bad_image(upload: Upload, number: int, error: UserError) -> Refused:
+    """The answer to an image that cannot be read."""
+    return Refused(422, "bad_image", f"{_called(upload, number)}: {error.what}")
+
+
+def _called(upload: Upload, number: int) -> str:
+    return f"image {number}" if upload.name is None else upload.name
 
 
 def _too_many(max_images: int) -> Refused:

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from vitral.data.decode import pixels
 from vitral.errors import UserError
 from vitral.interpret.attention import grid_of, token_attention
 from vitral.interpret.tokens import default_token, pick, require_transformer, token_names
@@ -20,6 +19,7 @@ from vitral.predictor import Predictor
 from vitral.serve.batcher import Batcher, Scored, warm_up
 from vitral.serve.config import ServeConfig
 from vitral.serve.host import Host, Refused, Upload
+from vitral.serve.intake import bad_image, check_pixels
 from vitral.serve.metrics import Metrics
 
 T = TypeVar("T")
@@ -132,15 +132,11 @@ def _called(upload: Upload, number: int) -> str | int:
 
 
 def _decode(prepare: Callable[[bytes], Tensor], upload: Upload, number: int, max_pixels: int) -> Tensor:
-    name = f"image {number}" if upload.name is None else upload.name
+    check_pixels(upload, number, max_pixels)
     try:
-        width, height = pixels(upload.data)  # `header` would read a PNG to its end, for its EXIF
-        if height * width > max_pixels:
-            size = f"{width} x {height} = {height * width:,} pixels"
-            raise Refused(413, "too_many_pixels", f"{name}: {size}, and the limit is {max_pixels:,} (max_pixels)")
         return prepare(upload.data)
     except UserError as error:
-        raise Refused(422, "bad_image", f"{name}: {error.what}") from None
+        raise bad_image(upload, number, error) from None
 
 
 def _attention(

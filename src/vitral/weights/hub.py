@@ -1,13 +1,17 @@
-"""Models by their names on the Hugging Face hub, "owner/name" or "owner/name@revision"; needs the extra [hub]."""
+"""Models on the Hugging Face hub, by their names "owner/name" or "owner/name@revision": taken from there, and brought
+there. Needs the extra [hub]."""
 
 from __future__ import annotations
 
+import json
 import re
 from importlib import import_module
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from vitral.errors import UserError
+from vitral.weights.card import with_header
+from vitral.weights.folder import CARD, CONFIG, WEIGHTS, load_folder
 from vitral.weights.reading import ENDINGS, is_weights
 
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
@@ -42,3 +46,80 @@ def download(model: str) -> Path:
         hint = "A path of one's own has to be there; is the network?"
         raise UserError("neither here nor to be had from the hub", where=model, got=got, hint=hint) from None
     raise UserError("this model of the hub has no weights", where=model)
+
+
+def push(folder: Path, name: str, *, private: bool = False, license: str | None = None, overwrite: bool = False) -> str:
+    """Bring a model folder to the repository "owner/name" of the hub, in one commit; returns the web address.
+
+    The repository is made where there is none. The card gets a YAML header if it has none, with `license` if that is
+    given; of paths in its provenance the last part stays. Raises UserError, with nothing changed there, for a damaged
+    folder, another kind of name, without the extra, a token or the network, and for a repository that holds files
+    already, unless `overwrite`: then the three files of the folder replace theirs, and other files stay.
+    """
+    if not _NAME.fullmatch(name) or "@" in name:
+        raise UserError("not a name on the hub", got=name, wanted="OWNER/NAME")
+    _, config = load_folder(str(folder))
+    card = folder / CARD
+    text = with_header(card.read_text(encoding="utf-8") if card.is_file() else "", config, license)
+    tree = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    tree["provenance"] = _without_places(tree["provenance"])
+    try:
+        hub: Any = import_module("huggingface_hub")
+    except ImportError:
+        raise UserError("pushing needs an extra", where=name, hint='pip install "vitral[hub]"') from None
+    if hub.get_token() is None:
+        raise UserError("the hub wants to know who you are", where=name, hint="`hf auth login`, or HF_TOKEN=hf_...")
+    add = hub.CommitOperationAdd
+    files = [
+        add(CONFIG, (json.dumps(tree, indent=2, ensure_ascii=False) + "\n").encode()),
+        add(WEIGHTS, str(folder / WEIGHTS)), add(CARD, text.encode()),
+    ]  # fmt: skip
+    try:
+        api = hub.HfApi()
+        _check_place(api, hub.errors.RepositoryNotFoundError, name, private, overwrite)
+        api.create_repo(name, private=private, exist_ok=True)
+        api.create_commit(name, files, commit_message=f"Add {config.name}")
+        return f"{api.endpoint}/{name}"
+    except UserError:
+        raise
+    except (OSError, ValueError, _network_error()) as error:
+        got = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        hint = "May the token write there; is the network?"
+        raise UserError("could not be brought to the hub", where=name, got=got, hint=hint) from None
+
+
+def _check_place(api: Any, not_found: type[Exception], name: str, private: bool, overwrite: bool) -> None:
+    """Raises UserError for a repository that holds files, or that everybody sees where `private` is asked for."""
+    try:
+        info = api.model_info(name)
+    except not_found:
+        return
+    theirs = sorted({file.rfilename for file in info.siblings or ()} - {".gitattributes"})
+    if theirs and not overwrite:
+        hint = "overwrite=true replaces the model's files; the old ones stay in the history."
+        raise UserError("this repository holds files already", where=name, got=", ".join(theirs[:5]), hint=hint)
+    if private and not info.private:
+        raise UserError("this repository is public", where="private", got="true", hint="Its settings are on the hub.")
+
+
+def _without_places(value: Any) -> Any:
+    """The same JSON with the last part of each absolute path: where files lie is nobody else's business."""
+    if isinstance(value, dict):
+        return {key: _without_places(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_places(each) for each in value]
+    if isinstance(value, str):
+        for kind in (PurePosixPath, PureWindowsPath):
+            if kind(value).is_absolute():
+                return kind(value).name
+    return value
+
+
+def _network_error() -> type[Exception]:
+    """What the hub's client raises where nothing answers; older clients raise OSErrors alone."""
+    for name in ("httpx2", "httpx"):
+        try:
+            return import_module(name).TransportError
+        except ImportError:
+            continue
+    return OSError

@@ -1,0 +1,49 @@
+"""Images are decoded by threads while the caller computes with the ones before them."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+from vitral.errors import UserError
+
+T = TypeVar("T")
+S = TypeVar("S")
+
+
+def in_batches(function: Callable[[T], S], items: Iterable[T], size: int) -> Generator[list[S]]:
+    """What `function` makes of each item, in order, `size` at once; the next `size` are made by threads meanwhile.
+
+    No more than two batches exist at a time, and no more of the items are asked for. Where one item raises UserError,
+    those before it come as a shorter batch, and then the error.
+    """
+    waiting: deque[list[Future[S]]] = deque()
+    rest = iter(items)
+    pool = ThreadPoolExecutor(min(size, os.cpu_count() or 1), "vitral-decode")
+    try:
+        while True:
+            batch = [pool.submit(function, item) for item in islice(rest, size)]
+            if batch:
+                waiting.append(batch)
+            if not waiting:
+                return
+            if len(waiting) > 1 or not batch:
+                yield from _finished(waiting.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _finished(batch: list[Future[S]]) -> Iterator[list[S]]:
+    done: list[S] = []
+    for future in batch:
+        try:
+            done.append(future.result())
+        except UserError:
+            if done:
+                yield done
+            raise
+    yield done

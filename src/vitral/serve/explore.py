@@ -1,0 +1,197 @@
+"""The explorer: a page that shows how a model sees an image, and the numbers that it draws.
+
+The numbers are those of `vitral.interpret`, float32, little-endian, with their shape in the header `X-Shape`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import weakref
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+from fastapi import APIRouter, Query, Request
+from fastapi import Path as InPath
+from fastapi.responses import JSONResponse, Response
+from torch import Tensor
+
+from vitral.interpret.rollout import Fuse
+from vitral.predictor import Predictor
+from vitral.serve import explore_views as views
+from vitral.serve.explore_kept import Given, Kept
+from vitral.serve.explore_samples import sample, sample_names
+from vitral.serve.host import Host, Refused, Upload
+
+T = TypeVar("T")
+ReadImages = Callable[[Request], Awaitable[list[Upload]]]
+Key = Annotated[str, InPath(pattern="^[0-9a-f]{64}$", description="SHA-256 of the image's bytes")]
+Model = Annotated[str | None, Query(description="a served model's name; without it the first one")]
+Token = Annotated[str | None, Query(description="cls, distill, register:0, mean, or a patch as row,column")]
+TopK = Annotated[int, Query(ge=1, le=100, description="so many of the likeliest classes")]
+
+_FOLDER = Path(__file__).with_name("explorer")
+_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_GONE = "The server no longer keeps this image: give it again."
+
+
+def explorer_router(hosts: Mapping[str, Host], read_images: ReadImages) -> APIRouter:
+    """The page at `/`, its files, and what it asks for under /v1/explore.
+
+    hosts: the served models by name, at least one; they may be replaced while the server runs. read_images: what takes
+    images out of a request and refuses too large ones. What is wrong is raised as `Refused` or `UserError`.
+    """
+    router = APIRouter(tags=["explorer"])
+    router.add_api_route("/", _file_of("index.html"), include_in_schema=False)
+    for path in sorted(_FOLDER.iterdir()):
+        if path.suffix in _TYPES:
+            router.add_api_route(f"/explorer/{path.name}", _file_of(path.name), include_in_schema=False)
+    explorer = _Explorer(hosts, read_images)
+    get = {
+        "models": explorer.models, "samples/{name}": explorer.sample, "{key}": explorer.again,
+        "{key}/attention": explorer.attention, "{key}/rollout": explorer.rollout,
+        "{key}/similarity": explorer.similarity, "{key}/norms": explorer.norms, "{key}/lens": explorer.lens,
+        "{key}/merge": explorer.merge,
+    }  # fmt: skip
+    for path, endpoint in get.items():
+        router.add_api_route(f"/v1/explore/{path}", endpoint, response_class=Response)
+    router.add_api_route("/v1/explore", explorer.look, methods=["POST"], response_class=Response)
+    return router
+
+
+class _Explorer:
+    """What the page asks for. Images are kept for all visitors alike: an id is the SHA-256 of an image's bytes, which
+    nobody guesses."""
+
+    def __init__(self, hosts: Mapping[str, Host], read_images: ReadImages) -> None:
+        self.hosts, self.read_images, self.kept = hosts, read_images, Kept()
+
+    async def models(self) -> Response:
+        """The served models, and what can be seen of each."""
+        found: list[dict[str, Any]] = []
+        for name, host in self.hosts.items():
+            each = await host.compute(views.describe)
+            samples = [{"id": key, "title": title} for key, title in sample_names(each["channels"]).items()]
+            found.append(each | {"name": name, "samples": samples})
+        return JSONResponse({"models": found})
+
+    async def sample(self, name: str) -> Response:
+        """A picture to try, as a file."""
+        found = await asyncio.to_thread(sample, name)
+        if found is None:
+            raise Refused(404, "no_sample", f"There is no sample {name!r}.")
+        return Response(found[0], media_type=found[1], headers={"Cache-Control": "no-cache"})
+
+    async def look(self, request: Request, model: Model = None, topk: TopK = 5) -> Response:
+        """The answer to one image, the model's input as a PNG, and the id under which its views are asked for."""
+        host = self._host(model)
+        uploads = await self.read_images(request)
+        if len(uploads) != 1:
+            raise Refused(422, "one_image", f"One image is wanted at a time, not {len(uploads)}.")
+        data = uploads[0].data
+        key = hashlib.sha256(data).hexdigest()
+
+        def compute(predictor: Predictor) -> Given:
+            found, x_CHW = views.answer(predictor, data, topk)
+            return Given(weakref.ref(predictor), x_CHW, {"id": key, "model": host.name, **found})
+
+        given = await host.compute(compute)
+        self.kept.put(host.name, key, given)
+        return JSONResponse(given.answer)
+
+    async def again(self, key: Key, model: Model = None) -> Response:
+        """The same of an image that was given before, and is still kept."""
+        host = self._host(model)
+        return JSONResponse(self._given(host, key).answer)
+
+    async def attention(self, key: Key, model: Model = None, token: Token = None) -> Response:
+        """Attention from a token, and to it: [2, layers, heads, tokens]; NaN for heads that a layer lacks."""
+        return _floats(await self._of_maps(key, model, lambda predictor, maps: views.attention(predictor, maps, token)))
+
+    async def rollout(self, key: Key, model: Model = None, token: Token = None, fuse: Fuse = "mean") -> Response:
+        """How much of each token reaches this one through all layers: [tokens]."""
+        return _floats(
+            await self._of_maps(key, model, lambda predictor, maps: views.rolled(predictor, maps, token, fuse))
+        )
+
+    async def similarity(self, key: Key, patch: str, model: Model = None) -> Response:
+        """Cosine of a patch with all patches after each layer: [layers, patches]."""
+        return _floats(await self._of(key, model, lambda predictor, x_CHW: views.similarity(predictor, x_CHW, patch)))
+
+    async def norms(self, key: Key, model: Model = None) -> Response:
+        """Length of each patch's token after each layer: [layers, patches]."""
+        return _floats(await self._of(key, model, views.norms))
+
+    async def lens(self, key: Key, model: Model = None, topk: TopK = 3) -> Response:
+        """The answer after each layer."""
+        return JSONResponse(await self._of(key, model, lambda predictor, x_CHW: views.lens(predictor, x_CHW, topk)))
+
+    async def merge(
+        self, key: Key, r: Annotated[int, Query(ge=0, le=100_000)], model: Model = None, topk: TopK = 3
+    ) -> Response:
+        """Token merging: which patches end in one token, the answer then, and the time of a pass with and without."""
+        return JSONResponse(
+            await self._of(key, model, lambda predictor, x_CHW: views.merged(predictor, x_CHW, r, topk))
+        )
+
+    def _host(self, model: str | None) -> Host:
+        """The model of this name, or the first one."""
+        if model is None:
+            return next(iter(self.hosts.values()))
+        if model not in self.hosts:
+            raise Refused(404, "no_model", f"No model {model!r} is served here, but {', '.join(self.hosts)}.")
+        return self.hosts[model]
+
+    def _given(self, host: Host, key: str) -> Given:
+        """The kept image."""
+        given = self.kept.get(host.name, key, host.predictor)
+        if given is None:
+            raise Refused(404, "gone", _GONE)
+        return given
+
+    async def _of(self, key: str, model: str | None, function: Callable[[Predictor, Tensor], T]) -> T:
+        """What `function` makes of the kept image, on the model's thread."""
+        host = self._host(model)
+        given = self._given(host, key)
+
+        def compute(predictor: Predictor) -> T:
+            if given.model() is not predictor:  # replaced while this waited for its turn
+                raise Refused(404, "gone", _GONE)
+            return function(predictor, given.x_CHW)
+
+        return await host.compute(compute)
+
+    async def _of_maps(self, key: str, model: str | None, function: Callable[[Predictor, list[Tensor]], T]) -> T:
+        """The same of the image's attention maps, which stay for the next question."""
+        given = self._given(self._host(model), key)
+
+        def compute(predictor: Predictor, x_CHW: Tensor) -> tuple[list[Tensor], T]:
+            maps = given.maps or views.attention_maps(predictor, x_CHW)
+            return maps, function(predictor, maps)
+
+        maps, found = await self._of(key, model, compute)
+        self.kept.keep_maps(given, maps)
+        return found
+
+
+def _floats(values: np.ndarray[Any, Any]) -> Response:
+    """Numbers as they are in memory."""
+    shape = ",".join(map(str, values.shape))
+    data = np.ascontiguousarray(values, "<f4").tobytes()
+    return Response(data, media_type="application/octet-stream", headers={"X-Shape": shape})
+
+
+def _file_of(name: str) -> Callable[[Request], Awaitable[Response]]:
+    """Gives out one file of the page, which a browser keeps as long as it is the same."""
+    path = _FOLDER / name
+    data = path.read_bytes()
+    headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()[:32]}"', "Cache-Control": "no-cache"}
+
+    async def give(request: Request) -> Response:
+        if request.headers.get("if-none-match") == headers["ETag"]:
+            return Response(status_code=304, headers=headers)
+        return Response(data, media_type=_TYPES[path.suffix], headers=headers)
+
+    return give

@@ -1,0 +1,238 @@
+"""What the explorer shows of one image: the answer, and what is inside the model, as arrays and plain dictionaries.
+
+All of it is for the one thread that computes with a model: some views leave its tokens whole for a moment. Shape
+letters: C channels, H W image height and width, N patches, T tokens (prefix and patches), h heads, L layers, S classes.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import statistics
+import time
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vitral.data.decode import MODES, header
+from vitral.efficient.merge import TokenMerging
+from vitral.errors import UserError
+from vitral.interpret.attention import stream_maps
+from vitral.interpret.lens import logit_lens
+from vitral.interpret.patches import patch_norms, patch_similarity
+from vitral.interpret.rollout import Fuse, roll
+from vitral.interpret.tokens import default_token, patch_of, require_transformer, token_names, token_rows
+from vitral.models.reduction import TokenReduction
+from vitral.models.vit import VisionTransformer
+from vitral.predictor import Predictor
+
+Floats = NDArray[np.float32]
+
+_RACES, _FEWEST_RACES, _RACE_SECONDS = 9, 3, 0.6  # timed pairs of a whole and a merged pass: most, fewest, until when
+
+
+def describe(predictor: Predictor) -> dict[str, Any]:
+    """What a page has to know of a model: its sizes, the names of its tokens, which views it has and why not others."""
+    shown = predictor.config.preprocessing
+    can, why = _views(predictor)
+    found: dict[str, Any] = {
+        "name": predictor.config.name, "classes": len(predictor.classes), "image_size": shown.image_size,
+        "channels": shown.channels, "can": can, "why": why,
+        "multi_label": predictor.config.problem_type == "multi_label_classification",
+    }  # fmt: skip
+    if "attention" in can:
+        vit = require_transformer(predictor.model, "this view")
+        c = vit.config
+        found |= {
+            "grid": vit.grid, "patch_size": c.patch_size, "heads": c.heads_of_blocks, "layers": c.depth,
+            "tokens": token_names(c), "default_token": default_token(c), "reduced": vit.reduce is not None,
+            "most_merged": max(1, vit.grid[0] * vit.grid[1] // c.depth),
+        }  # fmt: skip
+    return found
+
+
+def _views(predictor: Predictor) -> tuple[list[str], dict[str, str]]:
+    """Which groups of views a model has; for each other one, a sentence that says why not."""
+    can, why = list[str](), dict[str, str]()
+    if predictor.classes:
+        can.append("predict")
+    else:
+        why["predict"] = why["lens"] = "This model has no head, so it has features but no answers."
+    if predictor.is_export:
+        why["attention"] = (
+            "This is an export, one closed function from image to classes. The model folder that it was made from "
+            "shows what is inside."
+        )
+    elif not isinstance(predictor.model, VisionTransformer):
+        why["attention"] = "This is a convolutional network: it has neither patches nor attention."
+    else:
+        can += ["attention", *(["lens"] if predictor.classes else [])]
+        if predictor.model.config.positions == "relative":
+            why["merge"] = "Positions are relative: their table has no offset for a merged place."
+        else:
+            can.append("merge")
+    return can, why
+
+
+def answer(predictor: Predictor, data: bytes, topk: int) -> tuple[dict[str, Any], Tensor]:
+    """The answer to an image, with the model's input as a PNG; and that input itself, [C, H, W] in [0,1].
+
+    Raises UserError for what is no image.
+    """
+    seen = header(data)
+    x_CHW = predictor.preprocess(data)
+    start = time.perf_counter()
+    predictions = predictor.predict([data], topk)[0]["predictions"] if predictor.classes else []
+    milliseconds = 1000 * (time.perf_counter() - start)
+    found = {
+        "size": (seen.height, seen.width), "input": as_png_url(x_CHW), "predictions": predictions,
+        "latency_ms": round(milliseconds, 3) if predictions else None, "device": str(predictor.device),
+    }  # fmt: skip
+    return found, x_CHW
+
+
+def as_png_url(x_CHW: Tensor) -> str:
+    """The model's input as a data URL of a PNG, rounded to 8 bits."""
+    pixels_HWC = (x_CHW * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    mode, file = MODES[pixels_HWC.shape[2]], io.BytesIO()
+    Image.frombytes(mode, (pixels_HWC.shape[1], pixels_HWC.shape[0]), pixels_HWC.tobytes()).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+@contextmanager
+def reduced_by(vit: VisionTransformer, reduction: TokenReduction | None) -> Generator[VisionTransformer]:
+    """The model with another way of making tokens fewer, or none; what it had is put back, after an error too."""
+    own = vars(vit)  # where a value stands in front of a learned pruner, which is a child module and stays as it is
+    before = {name: value for name, value in own.items() if name == "reduce"}
+    own["reduce"] = reduction
+    try:
+        yield vit
+    finally:
+        del own["reduce"]
+        own |= before
+
+
+@contextmanager
+def _whole(predictor: Predictor, x_CHW: Tensor) -> Generator[tuple[VisionTransformer, Tensor]]:
+    """The model with all of its tokens, and the image as a batch of one."""
+    with reduced_by(require_transformer(predictor.model, "this view"), None) as vit:
+        yield vit, x_CHW[None].to(predictor.device)
+
+
+def attention_maps(predictor: Predictor, x_CHW: Tensor) -> list[Tensor]:
+    """The map of every layer, [h, T, T] each, rows sum to 1; h may differ between the layers of a pruned model."""
+    with _whole(predictor, x_CHW) as (vit, x_BCHW):
+        return [map_BhTT[0] for _, map_BhTT in stream_maps(vit, x_BCHW)]
+
+
+def attention(predictor: Predictor, maps: Iterable[Tensor], token: str | None) -> Floats:
+    """Attention from a token and to it in every layer and head, [2, L, h, T]; "from" sums to 1 over T.
+
+    Of "mean": the mean of all patches' rows, and of their columns. NaN for heads that a layer does not have.
+    """
+    vit = require_transformer(predictor.model, "attention")
+    rows = token_rows(vit.config, token, vit.grid)
+    most = max(vit.config.heads_of_blocks)
+    layers: list[Tensor] = []
+    for map_hTT in maps:
+        both_2hT = torch.stack([map_hTT[:, rows].mean(1), map_hTT[:, :, rows].mean(2)]).float().cpu()
+        absent = most - both_2hT.shape[1]
+        layers.append(torch.nn.functional.pad(both_2hT, (0, 0, 0, absent), value=torch.nan))
+    return torch.stack(layers, dim=1).numpy()
+
+
+def rolled(predictor: Predictor, maps: Iterable[Tensor], token: str | None, fuse: Fuse) -> Floats:
+    """Rollout of a token, [T]: how much of each token of the first layer reaches it."""
+    vit = require_transformer(predictor.model, "rollout")
+    rows = token_rows(vit.config, token, vit.grid)
+    return roll((map_hTT[None] for map_hTT in maps), fuse)[0, rows].mean(0).float().cpu().numpy()
+
+
+def similarity(predictor: Predictor, x_CHW: Tensor, patch: str) -> Floats:
+    """Cosine of a patch ("row,column") with every patch after each layer, [L, N]."""
+    place = patch_of(patch)
+    if place is None:
+        raise UserError("not a patch", where="patch", got=patch, wanted="row,column, both from 0")
+    with _whole(predictor, x_CHW) as (vit, x_BCHW):
+        return patch_similarity(vit, x_BCHW, place)[0].float().cpu().numpy()
+
+
+def norms(predictor: Predictor, x_CHW: Tensor) -> Floats:
+    """Length of every patch's token after each layer, [L, N]."""
+    with _whole(predictor, x_CHW) as (vit, x_BCHW):
+        return patch_norms(vit, x_BCHW)[0].float().cpu().numpy()
+
+
+def lens(predictor: Predictor, x_CHW: Tensor, topk: int) -> dict[str, Any]:
+    """The answer after each layer, and after each the probability of what the last one says."""
+    predictor.require_head()
+    with _whole(predictor, x_CHW) as (vit, x_BCHW):
+        scores_LS = predictor.scores(logit_lens(vit, x_BCHW)[0]).cpu()
+    final = int(scores_LS[-1].argmax())
+    layers = [
+        {"predictions": _best(predictor, row_S, topk), "final_score": round(float(row_S[final]), 6)}
+        for row_S in scores_LS
+    ]
+    return {"final": {"label": predictor.classes[final], "index": final}, "layers": layers}
+
+
+def merged(predictor: Predictor, x_CHW: Tensor, r: int, topk: int) -> dict[str, Any]:
+    """What merging `r` tokens in every block makes of the image: which patches end in one token, the answer then, and
+    how long one pass takes with all tokens and with the merged ones."""
+    merging = TokenMerging(r=r)
+    with _whole(predictor, x_CHW) as (vit, x_BCHW), torch.inference_mode():
+        patches_BND, grid = vit.embed(x_BCHW)
+        whole, fewer = vit.encode_tokens(patches_BND, grid), vit.encode_tokens(patches_BND, grid, reduce=merging)
+        pooled_BD = vit.pool(fewer)
+        groups_N = torch.arange(patches_BND.shape[1]) if fewer.groups_BN is None else fewer.groups_BN[0].cpu()
+        likeness = torch.nn.functional.cosine_similarity(vit.pool(whole).float(), pooled_BD.float())[0]
+        found: dict[str, Any] = {
+            "r": r, "groups": groups_N.tolist(), "cosine": round(float(likeness), 6),
+            "counts": merging.counts(patches_BND.shape[1], vit.config.depth), "whole": [], "merged": [],
+            "ms": _race(vit, x_BCHW, merging),
+        }  # fmt: skip
+        for name, vector_BD in (("whole", vit.pool(whole)), ("merged", pooled_BD)):
+            if predictor.classes:
+                scores_S = predictor.scores(vit.classify(vector_BD))[0].cpu()
+                found[name] = _best(predictor, scores_S, topk)
+    return found
+
+
+def _race(vit: VisionTransformer, x_BCHW: Tensor, merging: TokenReduction) -> dict[str, Any]:
+    """Median milliseconds of a pass over one image with all tokens and with merged ones, in turn, and how many of each;
+    both run once before."""
+
+    def timed(reduction: TokenReduction | None) -> float:
+        with reduced_by(vit, reduction):
+            start = _now(x_BCHW)
+            vit(x_BCHW)
+            return 1000 * (_now(x_BCHW) - start)
+
+    ways: dict[str, TokenReduction | None] = {"whole": None, "merged": merging}
+    for reduction in ways.values():
+        timed(reduction)
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    end = time.perf_counter() + _RACE_SECONDS
+    while (count := len(times["merged"])) < _FEWEST_RACES or (count < _RACES and time.perf_counter() < end):
+        for name, reduction in ways.items():
+            times[name].append(timed(reduction))
+    return {name: round(statistics.median(values), 3) for name, values in times.items()} | {"n": count}
+
+
+def _now(x_BCHW: Tensor) -> float:
+    """The time at which the device has done what it was given."""
+    if x_BCHW.is_cuda:
+        torch.cuda.synchronize(x_BCHW.device)
+    return time.perf_counter()
+
+
+def _best(predictor: Predictor, scores_S: Tensor, topk: int) -> list[dict[str, Any]]:
+    """The likeliest classes, best first."""
+    order = scores_S.argsort(descending=True, stable=True)[:topk].tolist()
+    return [{"label": predictor.classes[i], "index": i, "score": round(float(scores_S[i]), 6)} for i in order]

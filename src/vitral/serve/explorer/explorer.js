@@ -1,0 +1,201 @@
+// The page as a whole: its controls, and how images come in.
+
+import { blob as fileOf, json, onKeyWanted } from "./api.js";
+import { showAnswer, Lens } from "./answers.js";
+import { Attention, tokenName } from "./attention.js";
+import { $, el, placeName, tell } from "./dom.js";
+import { Layers } from "./layers.js";
+import { Merge } from "./merge.js";
+import { Page } from "./page.js";
+import { savePage } from "./save.js";
+import { Stack } from "./stack.js";
+import { toHash } from "./state.js";
+
+onKeyWanted((refused) => new Promise((resolve) => {
+  const dialog = $("key-dialog");
+  $("key-refused").hidden = !refused;
+  $("key").value = "";
+  dialog.returnValue = "";
+  dialog.addEventListener("close", () => resolve(dialog.returnValue === "give" ? $("key").value : null), { once: true });
+  dialog.showModal();
+}));
+
+let page;
+let picture;
+
+async function start() {
+  let models;
+  try {
+    ({ models } = await json("/models"));
+  } catch (error) {
+    tell("image-error", error.message);
+    return;
+  }
+  page = new Page(models);
+  page.busy = (busy, message = null) => {
+    $("image-section").toggleAttribute("aria-busy", false);
+    if (busy) $("image-section").setAttribute("aria-busy", "true");
+    if (message !== null) tell("image-error", message);
+    if (message && page.model) $("model").value = page.model.name;
+  };
+  page.noImage = (model) => {
+    $("model").value = model.name;
+    showSamples(model);
+    page.waitingModel = model;
+  };
+  $("model").replaceChildren(...models.map(({ name }) => el("option", { value: name }, name)));
+  picture = new Stack($("picture"), { pick: (patch) => page.set({ token: "patch", patch }), key: pressed });
+  picture.box.id = "patches";
+  page.on(show);
+  for (const Part of [Attention, Layers, Lens, Merge]) new Part(page);
+  listen();
+  await page.open(location.hash);
+}
+
+/** Keys beside the arrows, while the picture has the focus. */
+function pressed(key) {
+  const step = { ",": [-1, 0], ".": [1, 0], "[": [0, -1], "]": [0, 1] }[key];
+  if (step) page.step(...step);
+  return Boolean(step);
+}
+
+/** Brings the controls and the picture to the state. */
+function show(changed) {
+  const { model, state, answer } = page;
+  if (changed.has("model")) showModel(model);
+  if (changed.has("image") || changed.has("model")) {
+    showAnswer(model, answer);
+    const grid = model.grid ?? [1, 1];
+    for (const stack of pictures()) stack.picture(answer.input, model.image_size, grid);
+    $("main").hidden = false;
+    for (const button of $("samples").querySelectorAll("button"))
+      button.setAttribute("aria-pressed", String(state.image === `sample:${button.value}`));
+  }
+  if (!model.can.includes("attention")) {
+    picture.mark(null);
+    picture.box.setAttribute("aria-label", "The picture as the model sees it");
+    return;
+  }
+  picture.mark(state.patch, state.token !== "patch");
+  picture.box.setAttribute("aria-label", `Patches of the picture; chosen: ${placeName(state.patch)}`);
+  for (const name of ["token", "head", "view", "fuse", "layer", "r"]) $(name).value = state[name];
+  [$("row").value, $("column").value] = state.patch;
+  $("layer-said").textContent = `${state.layer} of 0 to ${model.layers - 1}`;
+  $("r-said").textContent = `${state.r} of 0 to ${model.most_merged}`;
+  $("under").checked = state.under === 1;
+  $("main").classList.toggle("under", state.under === 1);
+}
+
+function* pictures() {
+  yield picture;
+  for (const id of ["from", "to", "rollout", "similarity", "norms", "groups"]) yield Stack.of($(id));
+}
+
+function showModel(model) {
+  document.title = `${model.name} – Vitral explorer`;
+  $("model").value = model.name;
+  showSamples(model);
+  const why = { attention: model.why.attention, lens: model.why.lens ?? model.why.attention,
+    merge: model.why.merge ?? model.why.attention };
+  for (const [name, section] of [["attention", "attention"], ["attention", "layers"], ["lens", "lens"], ["merge", "merge"]]) {
+    const has = model.can.includes(name);
+    $(section).querySelector(".body").hidden = !has;
+    tell(`${section}-why`, has ? "" : why[name]);
+  }
+  const sees = model.can.includes("attention");
+  for (const id of ["controls", "patch-inputs", "keys"]) $(id).hidden = !sees;
+  $("reduced").hidden = !model.reduced;
+  if (!sees) return;
+  const option = (value, text) => el("option", { value }, text);
+  const capital = (text) => text[0].toUpperCase() + text.slice(1);
+  $("token").replaceChildren(...["patch", ...model.tokens, "mean"].map((name) => option(name, capital(tokenName(name)))));
+  const heads = Math.max(...model.heads);
+  $("head").replaceChildren(option("mean", "Mean of the heads"), option("max", "Greatest of the heads"),
+    ...Array.from({ length: heads }, (_, head) => option(String(head), `Head ${head}`)));
+  $("layer").max = model.layers - 1;
+  $("r").max = model.most_merged;
+  [$("row").max, $("column").max] = model.grid.map((count) => count - 1);
+}
+
+function showSamples(model) {
+  if ($("samples").dataset.of === model.name) return;
+  $("samples").dataset.of = model.name;
+  $("samples").replaceChildren(...model.samples.map(({ id, title }) => {
+    const image = el("img", { alt: title, width: 48, height: 48 });
+    const button = el("button", { type: "button", value: id, title, "aria-pressed": "false" }, image);
+    button.addEventListener("click", () => give({ image: `sample:${id}` }));
+    fileOf(`/samples/${encodeURIComponent(id)}`).then((file) => {
+      image.src = URL.createObjectURL(file);
+      image.addEventListener("load", () => URL.revokeObjectURL(image.src), { once: true });
+    }, () => {});
+    return button;
+  }));
+}
+
+/** Shows an image with the model that is chosen, also where none could be shown yet. */
+function give(what) {
+  return page.show({ model: page.model ?? page.waitingModel, ...what });
+}
+
+function giveFile(files, mistake) {
+  const [file] = files;
+  if (file) give({ given: file });
+  else tell("image-error", mistake);
+}
+
+function listen() {
+  $("file").addEventListener("change", () => {
+    if ($("file").files.length) giveFile($("file").files);
+    $("file").value = "";
+  });
+  document.addEventListener("dragover", (event) => event.preventDefault());
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    giveFile(event.dataTransfer.files, "What was dropped is no file. Save the picture first, then drop the file.");
+  });
+  document.addEventListener("paste", (event) => {
+    if (event.clipboardData.files.length) giveFile(event.clipboardData.files);
+  });
+  $("model").addEventListener("change", () => {
+    if (page.model) page.change($("model").value);
+    else page.open(`#model=${encodeURIComponent($("model").value)}`);
+  });
+  for (const name of ["token", "head", "view", "fuse"])
+    $(name).addEventListener("change", () => page.set({ [name]: $(name).value }));
+  for (const name of ["layer", "r"]) $(name).addEventListener("input", () => page.set({ [name]: Number($(name).value) }));
+  $("under").addEventListener("change", () => page.set({ under: Number($("under").checked) }));
+  for (const id of ["row", "column"])
+    $(id).addEventListener("change", () => {
+      const patch = [$("row"), $("column")].map((input) =>
+        Math.min(Number(input.max), Math.max(0, Math.round(Number(input.value)) || 0)));
+      [$("row").value, $("column").value] = patch;
+      page.set({ token: "patch", patch });
+    });
+  $("skip").addEventListener("click", (event) => {
+    event.preventDefault();
+    (page.model?.can.includes("attention") ? picture.box : $("file")).focus();
+  });
+  $("copy").addEventListener("click", copyLink);
+  $("save").addEventListener("click", () => page.answer && savePage(page));
+  $("key-form").addEventListener("submit", () => $("key-dialog").close("give"));
+  $("key-cancel").addEventListener("click", () => $("key-dialog").close(""));
+  window.addEventListener("hashchange", () => {
+    if (!page.model || location.hash !== toHash(page.state)) page.open(location.hash);
+  });
+}
+
+async function copyLink() {
+  const link = location.href;
+  try {
+    await navigator.clipboard.writeText(link);
+    $("said").textContent = page.state.image?.startsWith("sample:") ? "Link copied."
+      : "Link copied. It works as long as this server keeps the image.";
+  } catch {
+    $("link").hidden = false;
+    $("link-text").value = link;
+    $("link-text").select();
+    $("said").textContent = "Copy this link.";
+  }
+}
+
+start();

@@ -1,0 +1,90 @@
+// Token merging: which patches end in one token, what the model says then, and what it saves.
+
+import { Latest, json } from "./api.js";
+import { paint } from "./colours.js";
+import { $, fillTable, percent, tell } from "./dom.js";
+import { Stack } from "./stack.js";
+
+const CELL = 24; // pixels of a patch in the drawing
+const WAIT = 200; // ms that the slider has to rest
+
+export class Merge {
+  constructor(page) {
+    this.page = page;
+    this.latest = new Latest();
+    const pick = (patch) => page.set({ token: "patch", patch });
+    const format = (group) => this.#companions(group);
+    this.stack = new Stack($("groups"), { pick, format, idle: "Point at a patch, or choose one." });
+    page.on((changed) => this.update(changed));
+  }
+
+  update(changed) {
+    const { model, state, id } = this.page;
+    if (!model.can.includes("merge") || !id) return;
+    if (changed.has("patch") || changed.has("token")) this.stack.mark(state.token === "patch" ? state.patch : null);
+    if (!["image", "model", "r"].some((name) => changed.has(name))) return;
+    clearTimeout(this.waiting);
+    this.waiting = setTimeout(() => this.#load(), changed.has("r") && !changed.has("image") ? WAIT : 0);
+  }
+
+  #load() {
+    $("merge").setAttribute("aria-busy", "true");
+    const done = (message) => {
+      tell("merge-error", message);
+      $("merge").removeAttribute("aria-busy");
+    };
+    this.latest.run(
+      () => this.page.view("merge", json, { r: this.page.state.r }),
+      (found) => {
+        done("");
+        this.#show(found);
+      },
+      (error) => done(error.message),
+    );
+  }
+
+  #show(found) {
+    const { grid } = this.page.model;
+    const patches = found.groups.length;
+    const left = found.counts.at(-1);
+    this.sizes = new Map();
+    for (const group of found.groups) this.sizes.set(group, (this.sizes.get(group) ?? 0) + 1);
+    Object.assign(this.stack, { values: found.groups });
+    this.#draw(found.groups, grid);
+    this.stack.mark(this.page.state.token === "patch" ? this.page.state.patch : null);
+    $("merge-counts").textContent = `Patch tokens after each block: ${found.counts.join(", ")}.`;
+    const times = found.ms.whole / found.ms.merged;
+    $("merge-speed").textContent = found.r === 0 ? "Nothing is merged." :
+      `${left} of ${patches} patch tokens are left. One pass takes ${found.ms.merged} ms instead of ${found.ms.whole} ms: `
+      + `${times.toFixed(2)} times as fast${times < 1 ? ", that is slower: so few tokens save less than the merging costs" : ""} `
+      + `(one image on ${this.page.answer.device}, median of ${found.ms.n} pairs in turn). `
+      + `The image's vector has a cosine of ${found.cosine.toFixed(4)} with that of all tokens.`;
+    $("merge-table").hidden = !found.whole.length;
+    fillTable($("merge-table"), found.whole.map((best, i) =>
+      [String(i + 1), best.label, percent(best.score), found.merged[i].label, percent(found.merged[i].score)]));
+    $("merge-status").textContent = `${found.r} merged in each block: ${left} of ${patches} patch tokens left.`;
+  }
+
+  /** Groups of several patches get a colour, and lines stand where groups meet. */
+  #draw(groups, [rows, columns]) {
+    const { canvas } = this.stack;
+    Object.assign(canvas, { width: columns * CELL, height: rows * CELL });
+    const context = canvas.getContext("2d");
+    groups.forEach((group, place) => {
+      const [row, column] = [Math.floor(place / columns), place % columns];
+      const [x, y] = [column * CELL, row * CELL];
+      if (this.sizes.get(group) > 1) {
+        context.fillStyle = paint(group);
+        context.fillRect(x, y, CELL, CELL);
+      }
+      context.fillStyle = "#fff";
+      if (column && groups[place - 1] !== group) context.fillRect(x - 1, y, 2, CELL);
+      if (row && groups[place - columns] !== group) context.fillRect(x, y - 1, CELL, 2);
+    });
+  }
+
+  #companions(group) {
+    const others = this.sizes.get(group) - 1;
+    return others ? `one token with ${others} other${others > 1 ? "s" : ""}` : "a token of its own";
+  }
+}

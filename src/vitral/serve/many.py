@@ -1,0 +1,76 @@
+"""The server on the machines of a Ray cluster: the same application in several processes behind one address."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from vitral.errors import RunFailed, UserError
+from vitral.serve.cluster import cluster, resources, share_out
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+NAME = "vitral"
+# Requests that Ray hands to a process before it holds others back: the application has its own queue, which refuses.
+_AT_ONCE = 1000
+
+
+@contextmanager
+def deployed(
+    make_app: Callable[[str], FastAPI], *, replicas: int | None, device: str, host: str, port: int
+) -> Generator[str]:
+    """The application of so many processes, up while the block runs; gives its address, http://HOST:PORT.
+
+    make_app: called once in each process, with the device to compute on (cpu or cuda); loads the models there. It can
+    be pickled: a function of a module, or a `partial` of one. Relative paths mean there what they mean here, where the
+    machine has this folder. replicas, device: see `share_out`. Raises UserError for what does not fit and for a port
+    that is taken, RunFailed where the application does not start.
+    """
+    _check_free(host, port)
+    with cluster() as ray:
+        serve: Any = import_module("ray.serve")
+        share = share_out(resources(ray), device, replicas)
+        on, folder = "cuda" if share.gpus else "cpu", os.getcwd()
+
+        def build() -> FastAPI:
+            if os.path.isdir(folder):
+                os.chdir(folder)
+            return make_app(on)
+
+        logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
+        application: Any = serve.deployment(
+            serve.ingress(build)(), name=NAME, num_replicas=share.workers, max_ongoing_requests=_AT_ONCE,
+            ray_actor_options={"num_cpus": share.cpus, "num_gpus": share.gpus},
+        ).bind()  # fmt: skip
+        try:
+            try:
+                serve.start(http_options={"host": host, "port": port})
+                serve.run(application, name=NAME, route_prefix="/")
+            except (RuntimeError, ray.exceptions.RayError) as error:
+                why = serve.status().applications[NAME].message if NAME in serve.status().applications else ""
+                raise RunFailed(f"Ray Serve: {_told(why or str(error))}") from error
+            yield f"http://{host}:{port}"
+        finally:
+            serve.shutdown()
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raises UserError for an address of this machine that is taken: Ray Serve would try for minutes."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError("cannot listen there", where="port", got=f"{host}:{port}: {error}") from None
+
+
+def _told(text: str) -> str:
+    """The last line of an error with its traceback: what was raised."""
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "it did not start")

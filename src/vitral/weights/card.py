@@ -1,0 +1,277 @@
+"""The model card, README.md of a model folder: all that it says comes from the folder's config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from vitral.errors import UserError
+from vitral.models.config import ViTConfig
+from vitral.models.presets import count_parameters
+from vitral.weights.folder import FolderConfig
+
+_SHOWN = 20  # classes by name
+_CHANNELS = {1: "grey", 2: "two channels", 3: "colour (RGB)", 4: "four channels"}
+
+
+def model_card(config: FolderConfig, notes: Sequence[str] = ()) -> str:
+    """Markdown behind a YAML header that the Hugging Face hub reads: what the model is, its numbers with their 95 %
+    intervals, what it was trained on and how to do that again, how to use it, and what nobody has tested.
+
+    notes: what else there is to say of its making, one line each. A number that config.json does not have is not there.
+    """
+    parts = [_title(config), _numbers(config), _making(config, notes), _use(config), _limits(config)]
+    return f"---\n{_yaml(header_of(config))}---\n" + "\n\n".join(part for part in parts if part) + "\n"
+
+
+def header_of(config: FolderConfig) -> dict[str, Any]:
+    """The YAML header. It names no license: that is for the owners of the weights and of the images to say."""
+    tags = ["vision-transformer" if isinstance(config.architecture, ViTConfig) else "resnet"]
+    task = "image-classification" if config.classes else "image-feature-extraction"
+    if config.problem_type == "multi_label_classification":
+        tags.append("multi-label")
+    if _objective(config) != "supervised":
+        tags.append(_objective(config))
+    header: dict[str, Any] = {"library_name": "vitral", "pipeline_tag": task, "tags": [task, *tags]}
+    scores = _scores(config)
+    if scores:
+        data, split = _data(config), config.provenance["metrics"]["split"]
+        dataset = {"name": _data_name(config), "type": str(data.get("source", "unknown")), "split": split}
+        result = {"task": {"type": task}, "dataset": dataset, "metrics": scores}
+        header |= {"metrics": [score["type"] for score in scores]}
+        header |= {"model-index": [{"name": config.name, "results": [result]}]}
+    return header
+
+
+def with_header(card: str, config: FolderConfig, license: str | None) -> str:
+    """The card with the header that it has, or else with the one for this config; and with the license, if given.
+    Raises UserError for a header that is no YAML."""
+    opened, _, rest = card.partition("---\n")
+    head, closed, body = rest.partition("\n---\n")
+    header, text = header_of(config), card
+    if not opened and closed:
+        try:
+            found = yaml.safe_load(head)
+        except yaml.YAMLError as error:
+            raise UserError("the header is no YAML", where="README.md", got=str(error).splitlines()[0]) from None
+        if not isinstance(found, dict):
+            raise UserError("the header is no mapping", where="README.md", got=head[:80])
+        header, text = found, body
+    if license is not None:
+        header = {"license": license, **{key: value for key, value in header.items() if key != "license"}}
+    return f"---\n{_yaml(header)}---\n{text}"
+
+
+def _yaml(tree: dict[str, Any]) -> str:
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _scores(config: FolderConfig) -> list[dict[str, Any]]:
+    """As a model-index has them. The hub knows no intervals: they are part of the name."""
+    metrics = config.provenance.get("metrics") or {}
+    if "map" in metrics:
+        low, high = metrics["exact_match_interval"]
+        return [
+            {"type": "mean_average_precision", "value": metrics["map"], "name": "mAP"},
+            {"type": "f1", "value": metrics["micro_f1"], "name": "F1, micro, at a probability of 0.5"},
+            {
+                "type": "exact_match", "value": metrics["exact_match"],
+                "name": f"every class right (95 % interval {low:.4f} to {high:.4f})",
+            },
+        ]  # fmt: skip
+    if "top1" not in metrics:
+        return []
+    low, high = metrics["top1_interval"]
+    by = f" by {metrics['judged_by']}" if "judged_by" in metrics else ""
+    top1 = {"type": "accuracy", "value": metrics["top1"]}
+    return [{**top1, "name": f"top-1{by} (95 % interval {low:.4f} to {high:.4f})"}]
+
+
+def _title(config: FolderConfig) -> str:
+    a, classes = config.architecture, config.classes
+    kind = "Vision Transformer" if isinstance(a, ViTConfig) else "residual network"
+    height, width = config.preprocessing.image_size
+    images = f"{height} x {width} pixels, {_CHANNELS[config.preprocessing.channels]}"
+    body = f"A {kind} (`{config.name}`, {count_parameters(a):,} parameters) for images of {images}"
+    if not classes:
+        how = "" if _objective(config) == "supervised" else f", trained without labels ({_objective(config)})"
+        return f"# {config.name}{how}\n\n{body}. An encoder: it gives features and names nothing."
+    several = config.problem_type == "multi_label_classification"
+    shown = ", ".join(classes[:_SHOWN]) + (f", ... ({len(classes):,} in all)" if len(classes) > _SHOWN else "")
+    gives = "a probability for each class by itself" if several else "probabilities of these classes"
+    return f"# {config.name}, {len(classes):,} classes\n\n{body}. It gives {gives}: {shown}."
+
+
+def _numbers(config: FolderConfig) -> str:
+    metrics = config.provenance.get("metrics") or {}
+    if "pruned" in config.provenance or not (metrics.keys() & {"top1", "map"}):
+        return "## Numbers\n\nNone: nothing has been measured with these weights. `vitral eval . data=FOLDER` does it."
+    split, count = metrics["split"], metrics.get("count")
+    if "map" in metrics:
+        said = (
+            f"mAP **{100 * metrics['map']:.2f} %** on {count} {split} images; every class right in "
+            f"{_share(metrics, 'exact_match')}.\nF1 at a probability of 0.5: {100 * metrics['micro_f1']:.2f} % micro, "
+            f"{100 * metrics['macro_f1']:.2f} % macro."
+        )
+    elif not config.classes:
+        by = metrics.get("judged_by", "nearest neighbours")
+        said = (
+            f"**{100 * metrics['top1']:.2f} %** of {'the' if count is None else count} {split} images are named right "
+            f"by their {by} among the train images\n({_interval(metrics['top1_interval'])})."
+        )
+    else:
+        calibrated = " after temperature scaling on validation images" if config.temperature != 1 else ""
+        said = (
+            f"**{100 * metrics['top1']:.2f} %** of {count} {split} images right\n"
+            f"({_interval(metrics['top1_interval'])}). "
+            f"Expected calibration error {metrics['ece']:.4f}{calibrated}."
+        )
+    return f"## Numbers\n\n{said}{_worst(config)}"
+
+
+def _interval(pair: Sequence[float]) -> str:
+    return f"95 % interval {100 * pair[0]:.2f} to {100 * pair[1]:.2f} %"
+
+
+def _share(metrics: dict[str, Any], key: str) -> str:
+    return f"{100 * metrics[key]:.2f} % ({_interval(metrics[f'{key}_interval'])})"
+
+
+def _worst(config: FolderConfig) -> str:
+    rows = config.provenance.get("worst_classes") or []
+    if not rows:
+        return ""
+    lines = "\n".join(
+        f"| {_cell(row['class'])} | {row['found']} of {row['count']} | {_interval(row['interval'])[14:]} |"
+        for row in rows
+    )
+    return f"\n\nThe classes that are found least often:\n\n| class | found | 95 % interval |\n|---|---|---|\n{lines}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|")
+
+
+def _making(config: FolderConfig, notes: Sequence[str]) -> str:
+    """Where weights and data come from."""
+    told, data = config.provenance, _data(config)
+    lines: list[str] = []
+    if "counts" in data:
+        counts = ", ".join(f"{count:,} {split}" for split, count in data["counts"].items())
+        lines.append(
+            f"Data: {_data_name(config)} (source `{data['source']}`, fingerprint `{data['fingerprint']}`), "
+            f"{counts} images."
+        )
+    if "recipe" in told:
+        start = f", from the weights of {_last(told['init'])}" if told.get("init") else ""
+        steps = f", {told['steps']:,} steps" if "steps" in told else ""
+        lines.append(f"Recipe `{told['recipe']}`, seed {told['seed']}{steps}{start}; the weights are {_which(config)}.")
+    text = "\n".join(lines)
+    if told.get("command"):
+        text += f"\n\nTo train it again, with the images in place:\n\n```\n{told['command']}\n```"
+    if "pruned" in told:
+        text += f"\n\n{_pruned(told['pruned'])}"
+    if "converted_from" in told:
+        source = told["converted_from"]
+        text += f"Converted by `vitral weights convert` from {source['file']} (format `{source['format']}`)."
+    facts = "\n".join(f"- {note}" for note in (*data.get("notes", ()), *notes))
+    made = told.get("versions") or {}
+    by = f"Made with Vitral {made['vitral']} and torch {made['torch']}." if {"vitral", "torch"} <= made.keys() else ""
+    body = "\n\n".join(part for part in (text, facts, by) if part)
+    return f"## Making\n\n{body}" if body else ""
+
+
+def _which(config: FolderConfig) -> str:
+    told = config.provenance
+    if not config.classes:
+        return f"{told['weights']} of the last step"
+    chosen = "the best on validation data" if told.get("validated", True) else "the last"
+    return f"{told['weights']} of step {told['step']}, {chosen}"
+
+
+def _pruned(pruned: dict[str, Any]) -> str:
+    (before, after), (work, left) = pruned["parameters"], pruned["macs"]
+    return (
+        f"Then made smaller by `vitral prune` from {_last(pruned['model'])}: {after:,} of {before:,} parameters,\n"
+        f"{100 * left / work:.1f} % of the multiply-accumulates. What matters was measured on {pruned['images']} "
+        f"{pruned['split']} images of\n{pruned['data']}. Not fine-tuned since: `vitral train finetune init=.` makes it "
+        "better."
+    )
+
+
+def _use(config: FolderConfig) -> str:
+    verb = "predict" if config.classes else "embed"
+    lines = [
+        f"vitral {verb} . photo.jpg",
+        "vitral eval . data=FOLDER",
+        "vitral export . format=onnx out=for-onnxruntime",
+    ]
+    more = "\n\n`format=hf` and `format=timm` write it for transformers and timm, where these have such a model."
+    if not config.classes:
+        lines[1:] = ["vitral probe . data=FOLDER", "vitral train finetune init=. data=FOLDER"]
+        more = ""
+    return f"""## Use
+
+`pip install "vitral[hub]"`; in this folder, or with the name of its repository on the hub instead of `.`:
+
+```
+{chr(10).join(lines)}
+```
+
+```python
+import vitral
+
+vitral.load(".").{verb}(["photo.jpg"])
+```{more}"""
+
+
+def _limits(config: FolderConfig) -> str:
+    shown = config.preprocessing
+    height, width = shown.image_size
+    fitted = "scaled and cut at the centre" if shown.fit == "crop" else "squashed"
+    lines = [f"An image is {fitted} to {height} x {width} pixels: what is smaller or outside of that is not seen."]
+    if shown.channels == 1:
+        lines.append("Colour is turned into grey before the model sees it.")
+    lines.append(
+        "The numbers hold for images like those that they were measured on; other cameras, crops, places or people "
+        "need a test of their own."
+    )
+    if config.classes and config.problem_type == "single_label_classification":
+        lines.append(
+            "It knows these classes and no other: whatever an image shows, one of them is the likeliest. A low "
+            "probability hints at a foreign image, a high one does not rule it out."
+        )
+    elif config.classes:
+        lines.append("It knows these classes and no other; a foreign image may get any of them, or none.")
+    else:
+        lines.append("What its features are good for needs a test on the images at hand.")
+    lines.append(
+        "Not tested: foreign images, damaged or altered ones, images made to deceive, and whether groups of people or "
+        "things are treated alike."
+    )
+    if "converted_from" in config.provenance:
+        lines.append("License: that of the original weights, which is not stated here.")
+    else:
+        lines.append("License: not stated. It depends on the images and on the weights that the training started from.")
+    return "## Limits\n\n" + "\n".join(f"* {line}" for line in lines)
+
+
+def _data(config: FolderConfig) -> dict[str, Any]:
+    data = config.provenance.get("data")
+    return data if isinstance(data, dict) else {}
+
+
+def _data_name(config: FolderConfig) -> str:
+    data = _data(config)
+    return str(data.get("name") or _last(data.get("path") or data.get("source") or "unknown"))
+
+
+def _last(path: str) -> str:
+    """The last part of a path: the rest is nobody else's business."""
+    return str(path).replace("\\", "/").rstrip("/").rpartition("/")[2] or str(path)
+
+
+def _objective(config: FolderConfig) -> str:
+    return str(config.provenance.get("objective") or "supervised")

@@ -1,0 +1,80 @@
+"""Other engines for a model that is loaded: compared first, and the fastest taken."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import vitral
+from tests.export.test_ship import OPENVINO, Capture, need
+from tests.helpers import random_model
+from vitral.cli.main import main
+from vitral.errors import UserError
+from vitral.export import parity
+from vitral.export.live import fastest, with_engine
+from vitral.weights.find import load_model
+
+
+@pytest.mark.parametrize(("largest", "passes"), [(1.0, False), (9.0, False), (13.0, True)])
+def test_of_large_logits_a_ten_thousandth_is_the_limit(largest: float, passes: bool) -> None:
+    found = parity.Likeness(
+        images=1, source="", max_difference=1.2e-3, behind_resize=0, largest_logit=largest, agreement=1
+    )
+    with contextlib.nullcontext() if passes else pytest.raises(parity.BeyondLimit):
+        parity.check(found, "float32", None, None)
+    with pytest.raises(parity.BeyondLimit, match=r"more than 0\.001"):
+        parity.check(found, "float32", 0.001, None)  # a limit that was asked for is kept
+
+
+class Timed:
+    """An engine that takes so many milliseconds."""
+
+    precision, takes = "float32", "resized"
+
+    def __init__(self, name: str, fixed: float, each: float) -> None:
+        self.name, self.fixed, self.each = name, fixed, each
+
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Nothing, late."""
+        time.sleep((self.fixed + self.each * len(images)) / 1000)
+        return torch.zeros(len(images), 3)
+
+
+def test_the_fastest_engine_is_that_of_the_batch() -> None:
+    random_model(Path("model"))
+    config = load_model("model")[1]
+    small, large = Timed("small", 2, 8), Timed("large", 30, 1)
+    assert fastest([large, small], config, 1).name == "small"  # pyright: ignore[reportArgumentType]
+    assert fastest([small, large], config, 16).name == "large"  # pyright: ignore[reportArgumentType]
+
+
+def test_an_engine_that_fails_the_comparison_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    need("onnx")
+    random_model(Path("model"))
+    predictor = vitral.load("model", "cpu")
+    monkeypatch.setitem(parity.MAX_DIFFERENCE, "float32", 1e-12)
+    assert with_engine(predictor, "auto").engine.name == "torch"
+    with pytest.raises(parity.BeyondLimit, match="differs from the model"):
+        with_engine(predictor, "onnx")
+    with pytest.raises(UserError, match="precision"):
+        with_engine(predictor, "onnx", "bfloat16")
+    low = with_engine(predictor, "torch", "bfloat16")
+    assert low.engine.precision == "bfloat16"
+    assert predictor.engine.precision == "float32"
+
+
+@pytest.mark.parametrize("engine", ["onnx", OPENVINO, pytest.param("auto", marks=pytest.mark.oracle)])
+def test_another_engine_gives_the_models_answers(engine: str, capsys: Capture) -> None:
+    need("onnx")
+    need("openvino" if engine != "onnx" else "onnx")
+    answers = []
+    for words in ([], [f"engine={engine}"]):
+        assert main(["eval", "vitral-digits", "--json", *words]) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    assert answers[0]["confusion"] == answers[1]["confusion"]
+    assert answers[1]["loss"] == pytest.approx(answers[0]["loss"], abs=1e-5)

@@ -1,0 +1,136 @@
+"""The card says what summary.json says, and its header is one that the hub reads."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.helpers import TINY, random_model, write_colours
+from vitral.cli.main import main
+from vitral.config import split_words
+from vitral.evaluate.classify import wilson_interval
+from vitral.run.config import RunConfig, difference, load_config
+from vitral.run.evaluate import evaluate
+from vitral.run.outputs import again_command, worst_classes
+from vitral.run.train import run
+from vitral.weights.card import model_card
+from vitral.weights.folder import find_folder
+from vitral.weights.folder import load_config as load_folder_config
+
+
+def header(card: str) -> dict[str, Any]:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_numbers_are_those_of_the_summary(trained: Path) -> None:
+    summary = json.loads((trained / "summary.json").read_text(encoding="utf-8"))
+    card = (trained / "model/README.md").read_text(encoding="utf-8")
+    low, high = summary["top1_interval"]
+    assert f"**{100 * summary['top1']:.2f} %** of {summary['count']} test images right" in card
+    assert f"(95 % interval {100 * low:.2f} to {100 * high:.2f} %)" in card
+    assert f"Expected calibration error {summary['ece']:.4f} after temperature scaling" in card
+    assert f"{summary['parameters']:,} parameters" in card
+    assert f"of step {summary['best_step']}, the best on validation data" in card
+    assert "1,293 train, 144 val, 360 test images" in card
+    result = header(card)["model-index"][0]["results"][0]
+    assert result["dataset"] == {"name": "digits", "type": "digits", "split": "test"}
+    assert result["metrics"][0]["value"] == summary["top1"]
+    assert f"95 % interval {low:.4f} to {high:.4f}" in result["metrics"][0]["name"]
+
+
+def test_the_worst_classes_are_those_of_an_evaluation(trained: Path) -> None:
+    per_class = evaluate(str(trained))["per_class"]
+    card = (trained / "model/README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d) \| (\d+) of (\d+) \| ([\d.]+) to ([\d.]+) % \|$", card, re.MULTILINE)
+    assert len(rows) == 5
+    for name, found, count, low, high in rows:
+        assert int(found) / int(count) == pytest.approx(per_class[name]["recall"])
+        assert int(count) == per_class[name]["count"]
+        assert [low, high] == [f"{100 * end:.2f}" for end in wilson_interval(int(found), int(count))]
+    others = {name: row["recall"] for name, row in per_class.items()}
+    worst = {row[0]: others.pop(row[0]) for row in rows}
+    assert max(worst.values()) <= min(others.values())
+    assert worst_classes({"a": {"recall": None, "count": 0}}) == []
+
+
+def test_the_command_trains_so_again(tmp_path: Path) -> None:
+    write_colours(Path("pets and more"))
+    random_model(Path("model"))
+    cases: list[tuple[str, dict[str, Any]]] = [
+        ("digits", {"optim.lr": 3e-4, "train.epochs": 2, "model.depth": 2, "seed": 5}),
+        ("small", {"data": "pets and more", "data.mean": [0.5], "data.image_size": [8, 12]}),
+        ("finetune", {"data": "pets and more", "init": "model", "objective.label_smoothing": 0.2}),
+    ]
+    for recipe, keys in cases:
+        asked = load_config(recipe, keys)
+        command = again_command(asked)
+        assert command is not None
+        words, pairs = split_words(shlex.split(command))
+        assert words == ["vitral", "train", recipe]
+        assert difference(load_config(recipe, pairs), asked) == []
+        assert len(pairs) <= len(keys) + 1, "nothing that the recipe says by itself"
+    away = str(again_command(load_config("small", {"data": str(tmp_path / "pets and more")})))
+    assert away.endswith("'data.path=pets and more'"), "where it is is nobody else's business"
+    own = RunConfig.model_validate({**load_config("digits", {}).model_dump(), "recipe": "mine"})
+    assert again_command(own) is None
+
+
+def test_names_of_any_kind_stay_valid(tmp_path: Path) -> None:
+    """YAML words, Markdown's own signs and colons in names of classes and data."""
+    for number, name in enumerate(("no", "a: b", "x|y")):
+        write_colours(Path("on: # 1"), name, count=6, first=6 * number)
+    keys = {**TINY, "data": "on: # 1", "data.image_size": 8, "model.name": "vit_micro_patch2_8", "check.skip": True}
+    run(load_config("small", {**keys, "out": "run"}))
+    card = Path("run/model/README.md").read_text(encoding="utf-8")
+    assert header(card)["model-index"][0]["results"][0]["dataset"]["name"] == "on: # 1"
+    assert "| x\\|y |" in card
+    assert "no, x|y" in card
+    assert str(tmp_path) not in card
+
+
+def test_what_has_not_been_measured_has_no_number(tmp_path: Path, trained: Path) -> None:
+    assert main(["prune", str(trained), "out=smaller", "flops=0.8", "images=64"]) == 0
+    card = Path("smaller/README.md").read_text(encoding="utf-8")
+    found = load_folder_config(Path("smaller"))
+    assert f"{found.provenance['pruned']['parameters'][1]:,} parameters" in card
+    assert "nothing has been measured with these weights" in card
+    assert "model-index" not in header(card)
+    assert "of them found" not in card
+    assert str(trained.parent) not in card
+    assert card == model_card(found), "all that it says is in config.json"
+
+
+def test_nothing_known_is_a_card_too() -> None:
+    random_model(Path("model"), ())
+    card = model_card(load_folder_config(Path("model")), ["a note"])
+    assert header(card)["pipeline_tag"] == "image-feature-extraction"
+    assert "gives features and names nothing" in card
+    assert "- a note\n" in card
+    assert "vitral predict" not in card
+
+
+@pytest.mark.oracle
+def test_the_hubs_own_reader_finds_the_same(trained: Path) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    card = hub.ModelCard.load(trained / "model/README.md")
+    summary = json.loads((trained / "summary.json").read_text(encoding="utf-8"))
+    assert card.data.library_name == "vitral"
+    assert card.data.pipeline_tag == "image-classification"
+    result = card.data.eval_results[0]
+    assert (result.metric_type, result.metric_value) == ("accuracy", summary["top1"])
+    assert (result.dataset_name, result.dataset_split, result.task_type) == ("digits", "test", "image-classification")
+    encoder = hub.ModelCard(model_card(load_folder_config(random_model(Path("model"), ()))))
+    assert encoder.data.pipeline_tag == "image-feature-extraction"
+
+
+def test_the_bundled_card_is_one_of_these() -> None:
+    folder = find_folder("vitral-digits")
+    text, config = (folder / "README.md").read_text(encoding="utf-8"), load_folder_config(folder)
+    assert header(text) == header(model_card(config))
+    assert text.partition("## Use")[2] == model_card(config).partition("## Use")[2]

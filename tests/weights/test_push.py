@@ -1,0 +1,194 @@
+"""A model on the hub: what is brought there is what is taken from there, and nothing is overwritten by accident."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import vitral
+from tests.helpers import VITRAL, random_model, write_digits
+from tests.weights.hub_server import TOKEN, hub_server
+from vitral.cli.main import main
+from vitral.errors import UserError
+from vitral.weights.folder import CONFIG, load_config
+
+Capture = pytest.CaptureFixture[str]
+
+
+class NotFound(OSError):
+    """As the client raises it."""
+
+
+class FakeHub(types.ModuleType):
+    """The client's part that a push uses, with repositories in memory."""
+
+    def __init__(self) -> None:
+        super().__init__("huggingface_hub")
+        self.repositories: dict[str, dict[str, Any]] = {}
+        self.private: dict[str, bool] = {}
+        self.errors = types.SimpleNamespace(RepositoryNotFoundError=NotFound)
+        self.endpoint, self.token = "https://hub", "hf_x"
+
+    def HfApi(self) -> FakeHub:
+        return self
+
+    def get_token(self) -> str | None:
+        return self.token
+
+    def CommitOperationAdd(self, path: str, content: bytes | str) -> tuple[str, bytes]:
+        return path, content if isinstance(content, bytes) else Path(content).read_bytes()
+
+    def model_info(self, name: str) -> Any:
+        if name not in self.repositories:
+            raise NotFound("404")
+        files = [types.SimpleNamespace(rfilename=path) for path in self.repositories[name]]
+        return types.SimpleNamespace(siblings=files, private=self.private[name])
+
+    def create_repo(self, name: str, private: bool, exist_ok: bool) -> None:
+        assert exist_ok
+        if name.startswith("else/"):
+            raise OSError("403 Forbidden: not yours\nand more")
+        self.private.setdefault(name, private)
+        self.repositories.setdefault(name, {".gitattributes": b""})
+
+    def create_commit(self, name: str, operations: list[tuple[str, bytes]], commit_message: str) -> None:
+        self.repositories[name] |= dict(operations)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    found = FakeHub()
+    monkeypatch.setitem(sys.modules, "huggingface_hub", found)
+    return found
+
+
+def header(card: bytes) -> dict[str, Any]:
+    return yaml.safe_load(card.decode().split("---\n")[1])
+
+
+def test_the_folder_arrives_with_a_header_and_without_places(hub: FakeHub, capsys: Capture) -> None:
+    folder = random_model(Path("model"))
+    tree = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    tree["provenance"] = {"data": {"path": "/home/anna/photos", "notes": ["a note"]}, "init": "C:\\models\\mine"}
+    (folder / CONFIG).write_text(json.dumps(tree), encoding="utf-8")
+    assert main(["push", "model", "anna/pets", "license=cc-by-4.0", "private=true", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"repository": "anna/pets", "url": "https://hub/anna/pets"}
+    assert hub.private["anna/pets"]
+    files = hub.repositories["anna/pets"]
+    assert files.keys() == {".gitattributes", "config.json", "model.safetensors", "README.md"}
+    assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+    there = json.loads(files["config.json"])
+    assert there["provenance"] == {"data": {"path": "photos", "notes": ["a note"]}, "init": "mine"}
+    assert {**there, "provenance": None} == {**tree, "provenance": None}
+    assert files["README.md"].endswith(b"---\na card\n")
+    said = header(files["README.md"])
+    assert (said["license"], said["library_name"]) == ("cc-by-4.0", "vitral")
+    assert said["pipeline_tag"] == "image-classification"
+    assert "model-index" not in said, "nothing has been measured"
+
+
+def test_a_card_of_ones_own_stays(hub: FakeHub) -> None:
+    folder = random_model(Path("model"))
+    (folder / "README.md").write_text("---\nlicense: mit\nmine: [1, 2]\n---\n# Mine\n\n---\nend\n", encoding="utf-8")
+    assert main(["push", "model", "anna/pets"]) == 0
+    card = hub.repositories["anna/pets"]["README.md"]
+    assert header(card) == {"license": "mit", "mine": [1, 2]}
+    assert card.endswith(b"---\n# Mine\n\n---\nend\n")
+    (folder / "README.md").write_text("---\na: [\n---\n", encoding="utf-8")
+    assert main(["push", "model", "anna/more"]) == 2
+    assert "anna/more" not in hub.repositories
+
+
+def test_a_repository_with_files_is_kept_unless_asked(hub: FakeHub, capsys: Capture) -> None:
+    random_model(Path("model"))
+    hub.repositories["anna/pets"], hub.private["anna/pets"] = {".gitattributes": b"", "data.csv": b"1"}, False
+    assert main(["push", "model", "anna/pets"]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert "data.csv" in err
+    assert "overwrite=true" in err
+    assert main(["push", "model", "anna/pets", "overwrite=true", "private=true"]) == 2
+    assert "is public" in capsys.readouterr().err
+    assert set(hub.repositories["anna/pets"]) == {".gitattributes", "data.csv"}
+    assert main(["push", "model", "anna/pets", "overwrite=true"]) == 0
+    assert hub.repositories["anna/pets"]["data.csv"] == b"1"
+
+
+def test_from_python_the_model_goes_as_it_is(hub: FakeHub) -> None:
+    random_model(Path("model"))
+    assert vitral.load("model", image_size=12).push_to_hub("anna/larger") == "https://hub/anna/larger"
+    files = hub.repositories["anna/larger"]
+    assert json.loads(files["config.json"])["architecture"]["image_size"] == [12, 12]
+    assert b"12 x 12 pixels" in files["README.md"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("model pets", "OWNER/NAME"), ("model a/b@v1", "OWNER/NAME"), ("model", "a model and a name"),
+        ("nothing a/b", "no such model"), ("model else/b", "403 Forbidden"), ("foreign.pt a/b", "weights convert"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_pushed_is_one_message(words: str, message: str, hub: FakeHub, capsys: Capture) -> None:
+    import torch
+
+    random_model(Path("model"))
+    torch.save(vitral.create_model("vit_micro_patch2_8", num_classes=2).state_dict(), "foreign.pt")
+    assert main(["push", *words.split()]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert message in err
+    assert "Traceback" not in err
+    assert not [files for files in hub.repositories.values() if len(files) > 1]
+
+
+def test_token_extra_and_damage_are_found_before_anything_is_sent(hub: FakeHub, monkeypatch: Any) -> None:
+    folder = random_model(Path("model"))
+    hub.token = ""
+    monkeypatch.setattr(hub, "token", None)
+    with pytest.raises(UserError, match="HF_TOKEN"):
+        vitral.load("model").push_to_hub("anna/pets")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match=r'pip install "vitral\[hub\]"'):
+        vitral.load("model").push_to_hub("anna/pets")
+    (folder / "model.safetensors").write_bytes(b"no")
+    assert main(["push", "model", "anna/pets"]) == 2
+    assert not hub.repositories
+
+
+@pytest.mark.oracle
+def test_there_and_back_with_the_hubs_own_client(tmp_path: Path) -> None:
+    """Over HTTP, by huggingface_hub itself: predictions of what comes back are those of what went."""
+    pytest.importorskip("huggingface_hub")
+    folder = random_model(Path("model"))
+    images = [str(path) for path, _, _ in write_digits(Path("digits"), range(4))]
+    with hub_server() as (address, repositories):
+        known = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}
+        environment = {**os.environ, **known, "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+        def call(*words: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run([*VITRAL, *words], capture_output=True, encoding="utf-8", env=environment)
+
+        pushed = call("push", "model", "anna/pets", "private=true")
+        assert (pushed.returncode, pushed.stdout) == (0, f"{address}/anna/pets\n"), pushed.stderr
+        assert repositories["anna/pets"].private
+        here, there = call("predict", "model", *images), call("predict", "anna/pets", *images)
+        assert there.returncode == 0, there.stderr
+        assert (there.stdout, len(there.stdout.splitlines())) == (here.stdout, 4)
+        environment["HF_TOKEN"] = "hf_wrong"
+        wrong = call("push", "model", "anna/more")
+        assert (wrong.returncode, wrong.stdout) == (2, "")
+        assert "could not be brought to the hub" in wrong.stderr
+        assert "Traceback" not in wrong.stderr
+    away = call("push", "model", "anna/pets")
+    assert (away.returncode, away.stdout) == (2, ""), "nothing listens there any more"
+    assert "could not be brought to the hub" in away.stderr
+    assert load_config(folder).classes == ("cat", "dog", "owl")
