@@ -4,14 +4,15 @@
     python benchmarks/serve.py rounds=5 seconds=10 save=benchmarks/results/serve.json
     python benchmarks/serve.py rows=digits clients=[32] engine=auto peer=false
 
-Three processes: this one, which is all clients (plain sockets, requests made beforehand, each client sends as soon as it
-has its answer), ours and LitServe's server (which has workers of its own). They share the cores, and the clients' work is
-counted against the servers. Offline is `Predictor.predict` on the same bytes in batches of `batch`, in a process with
-nobody else at work. In each round everybody has `seconds`, in an order that turns with the rounds.
+Three processes: this one, which is all clients (plain sockets, requests made beforehand, each client sends as soon as
+it has its answer), our server and LitServe's (which has workers of its own). They share the cores, and the clients'
+work is counted against the servers. Offline is `Predictor.predict` on the same bytes in batches of `batch`, in this
+process, while the servers are idle. In each round everybody has `seconds`, in an order that turns with the rounds.
 
 LitServe has the same model through `vitral.load`, the same batch limit, no wait for a batch to fill, and the same JPEG
-files as forms. A row gives medians over the rounds: images a second, latency at the 50th and 99th percentile, and serving
-efficiency: served rate over the offline rate of the same round.
+files as forms. A row gives medians over the rounds: images a second, latency at the 50th and 99th percentile, and
+serving efficiency: served rate over the offline rate of the same round. Processor milliseconds an image are those of
+the server's processes alone, and no other work on the machine counts.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ class Server(NamedTuple):
     port: int
     path: str
     field: str
+    group: int  # of its processes
 
 
 def main() -> None:
@@ -152,21 +154,23 @@ def servers(model: str, folder: str, options: dict[str, Any]) -> Generator[dict[
     ours, theirs = free_port(), free_port()
     words = [model, f"port={ours}", f"max_batch={options['batch']}", f"engine={options['engine']}", "device=cpu"]
     commands = {"vitral": [sys.executable, "-m", "vitral", "serve", *words, "reload=0"]}
-    running = {"vitral": Server(int(ours), "/v1/predict", "image")}
+    places = {"vitral": (int(ours), "/v1/predict", "image")}
     if options["peer"]:
         script = Path(folder) / "litserve_app.py"
         script.write_text(_LITSERVE, encoding="utf-8")
         commands["litserve"] = [sys.executable, str(script), model, theirs, str(options["batch"]), threads]
-        running["litserve"] = Server(int(theirs), "/predict", "request")
+        places["litserve"] = (int(theirs), "/predict", "request")
     started: list[subprocess.Popen[bytes]] = []
     try:
         for command in commands.values():
             with open(Path(folder) / f"{len(started)}.log", "wb") as log:
                 environ = {**os.environ, "OMP_NUM_THREADS": threads}
                 started.append(subprocess.Popen(command, stdout=log, stderr=log, env=environ, start_new_session=True))
-        for process, server, path in zip(started, running.values(), ("/readyz", "/health"), strict=False):
-            wait_for(process, server.port, path, folder)
-        yield running
+        for process, (port, _, _), path in zip(started, places.values(), ("/readyz", "/health"), strict=False):
+            wait_for(process, port, path, folder)
+        yield {
+            name: Server(*place, process.pid) for (name, place), process in zip(places.items(), started, strict=True)
+        }
     finally:
         for process in started:  # LitServe's workers outlive a signal to their parent
             os.killpg(process.pid, signal.SIGKILL)
@@ -211,13 +215,24 @@ def check_equal(offline: Predictor, running: dict[str, Server], images: Sequence
             assert differs < 1e-4, (name, number, wanted, got)
 
 
-def offline_rate(predictor: Predictor, images: Sequence[bytes], batch: int, seconds: float) -> float:
-    """Images a second without a server."""
-    start, count = time.perf_counter(), 0
+def processor_seconds(group: int) -> float:
+    """Of all processes of a group that live."""
+    ticks = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            words = path.read_text(encoding="utf-8").rpartition(")")[2].split()
+            ticks += (int(words[11]) + int(words[12])) * (int(words[2]) == group)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def offline_rate(predictor: Predictor, images: Sequence[bytes], batch: int, seconds: float) -> dict[str, float]:
+    """Images a second without a server, and processor milliseconds an image."""
+    start, count, busy = time.perf_counter(), 0, time.process_time()
     while time.perf_counter() - start < seconds:
         chosen = [images[(count + place) % len(images)] for place in range(batch)]
         count += len(predictor.predict(chosen, batch_size=batch))
-    return count / (time.perf_counter() - start)
+    rate = count / (time.perf_counter() - start)
+    return {"rate": rate, "processor_ms": 1000 * (time.process_time() - busy) / count}
 
 
 async def clients(server: Server, images: Sequence[bytes], count: int, seconds: float) -> dict[str, Any]:
@@ -225,38 +240,40 @@ async def clients(server: Server, images: Sequence[bytes], count: int, seconds: 
     requests = [request_of(server, image) for image in images]
     begin = time.perf_counter() + seconds / 10
     latencies: list[float] = []
+    answers, busy = [0], processor_seconds(server.group)
 
     async def one(number: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        while (start := time.perf_counter()) < begin + seconds:
+        while (start := time.perf_counter()) < begin + seconds or not latencies:
             writer.write(requests[number % len(requests)])
             number += count
             head = await reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 200"), head
             length = int(head.lower().split(b"content-length:")[1].split(b"\r\n", 1)[0])
             await reader.readexactly(length)
+            answers[0] += 1
             if start >= begin:
                 latencies.append(1000 * (time.perf_counter() - start))
         writer.close()
 
     await asyncio.gather(*(one(number) for number in range(count)))
     p50, p99 = (float(np.percentile(latencies, share)) for share in (50, 99))
-    return {"rate": len(latencies) / (time.perf_counter() - begin), "p50": p50, "p99": p99}
+    rate, busy = len(latencies) / (time.perf_counter() - begin), processor_seconds(server.group) - busy
+    return {"rate": rate, "p50": p50, "p99": p99, "processor_ms": 1000 * busy / answers[0]}
 
 
 def summary(title: str, count: int, parts: dict[str, list[Any]], options: dict[str, Any]) -> dict[str, Any]:
     """Medians over the rounds, with quartiles of what is a ratio."""
-    offline: list[float] = parts["offline"]
+    offline: list[float] = [part["rate"] for part in parts["offline"]]
     found: dict[str, Any] = {}
     for name in parts.keys() - {"offline"}:
-        medians = {
-            key: round(statistics.median(part[key] for part in parts[name]), 2) for key in ("rate", "p50", "p99")
-        }
+        medians = {key: round(statistics.median(part[key] for part in parts[name]), 2) for key in parts[name][0]}
         efficiency = [part["rate"] / rate for part, rate in zip(parts[name], offline, strict=True)]
         found[name] = {**medians, "efficiency": statistics.median(efficiency), "efficiencies": efficiency}
     result = {
         "row": title, "clients": count, "rounds": options["rounds"], "engine": options["engine"],
         "offline_rate": statistics.median(offline), "servers": found,
+        "offline_processor_ms": round(statistics.median(part["processor_ms"] for part in parts["offline"]), 2),
     }  # fmt: skip
     if "litserve" in parts:
         rates = [[part["rate"] for part in parts[name]] for name in ("vitral", "litserve")]
@@ -266,10 +283,10 @@ def summary(title: str, count: int, parts: dict[str, list[Any]], options: dict[s
 
 def show(result: dict[str, Any]) -> str:
     """One row as a few lines."""
-    rate = f"offline {result['offline_rate']:.1f} images/s, n = {result['rounds']}"
-    lines = [f"{result['row']}: {result['clients']} clients, engine {result['engine']}, {rate}"]
+    rate = f"offline {result['offline_rate']:.1f} images/s, {result['offline_processor_ms']} processor ms an image"
+    lines = [f"{result['row']}: {result['clients']} clients, engine {result['engine']}, {rate}, n = {result['rounds']}"]
     for name, said in sorted(result["servers"].items(), reverse=True):
-        times = f"p50 {said['p50']:8.2f} ms  p99 {said['p99']:8.2f} ms"
+        times = f"p50 {said['p50']:8.2f} ms  p99 {said['p99']:8.2f} ms  {said['processor_ms']:.2f} processor ms"
         lines.append(f"  {name:<9} {said['rate']:8.1f} images/s  {times}  efficiency {said['efficiency']:.2f}")
     if result.get("rate_over_litserve_quartiles"):
         q = result["rate_over_litserve_quartiles"]

@@ -107,7 +107,7 @@ class Process:
     """`vitral serve` in a process of its own."""
 
     def __init__(self, *words: str, **environ: str) -> None:
-        self._log = tempfile.TemporaryFile("w+", encoding="utf-8")
+        self._log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (closed by close)
         self.client = httpx.Client(timeout=30, trust_env=False)
         self.process = subprocess.Popen(
             [*VITRAL, "serve", *words], stdout=subprocess.PIPE, stderr=self._log, text=True, encoding="utf-8",

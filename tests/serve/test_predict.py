@@ -15,7 +15,7 @@ import torch
 from tests.helpers import random_model
 from tests.serve.serving import base64_of, files, picture, with_application
 from vitral.cli.main import main
-from vitral.engines import TorchEngine
+from vitral.engines import Takes, TorchEngine
 from vitral.export.live import with_engine
 from vitral.interpret.attention import token_attention
 from vitral.models.vit import VisionTransformer
@@ -72,6 +72,7 @@ def test_predict_answers_what_the_command_prints(
             assert raw.json() == text.json() == {**alone[name], "image": 0}
         many = await client.post("/v1/predict?topk=2", json={"images": [base64_of(data) for data in images.values()]})
         assert many.json() == [{**line, "image": number} for number, line in enumerate(lines)]
+        name, data = next(iter(images.items()))
         url = "data:image/png;base64," + base64.b64encode(data).decode()
         assert (await client.post("/v1/predict?topk=2", json={"images": [url]})).json() == [{**alone[name], "image": 0}]
 
@@ -191,7 +192,7 @@ def test_other_engines_predict_the_same_and_attention_is_still_torchs(colour: Pa
 class Closed(TorchEngine):
     """An engine that resizes by itself, as an export does."""
 
-    takes = "pixels"
+    takes: Takes = "pixels"
 
     def __init__(self, predictor: Predictor) -> None:
         super().__init__(predictor.model)

@@ -78,7 +78,7 @@ def test_curl_is_answered(server: Process, model: Path) -> None:
 
 
 def test_slow_cut_and_senseless_connections_harm_nobody(server: Process) -> None:
-    """While others are served: a body that stops, one that never ends, connections cut in all places, no HTTP at all."""
+    """While others are served: a body that stops, one that is too long, connections cut in all places, no HTTP."""
     stopped = connected(server)
     stopped.sendall(request_of(IMAGE[:50], length=len(IMAGE)))
     silent = connected(server)

@@ -11,10 +11,10 @@ from vitral.run.options import ServeOptions
 
 HELP = """usage: vitral serve MODEL [MODEL ...] [key=value ...]
 
-Predictions, features and attention over HTTP: POST /v1/predict, /v1/embed and /v1/attention with images; GET /v1/models,
-/healthz, /readyz, /metrics and /openapi.json. MODEL is as in `vitral predict`; a model folder that is replaced is loaded
-again. Once it listens, one JSON line on stdout says where: {{"url", "models"}}. Ctrl-C or SIGTERM end it after the
-requests that are there have their answers. docs/serving.md says more.
+Predictions, features and attention over HTTP: POST /v1/predict, /v1/embed and /v1/attention with images; GET
+/v1/models, /healthz, /readyz, /metrics and /openapi.json. MODEL is as in `vitral predict`; a model folder that is
+replaced is loaded again. Once it listens, one JSON line on stdout says where: {{"url", "models"}}. Ctrl-C or SIGTERM
+end it after the requests that are there have their answers. docs/serving.md says more.
 
 key, type, default, meaning:
 

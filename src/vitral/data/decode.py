@@ -124,6 +124,15 @@ def decode(source: Source, channels: int, *, name: str | None = None, rules: Dec
         raise _unreadable(label, error, source) from error
 
 
+def pixels(source: Source, *, name: str | None = None) -> tuple[int, int]:
+    """Width and height as they are stored, by the first bytes alone. Raises UserError like `decode`."""
+    try:
+        with _open(source) as image:
+            return image.size
+    except Exception as error:  # as in decode
+        raise _unreadable(name or _label(source), error, source) from error
+
+
 def header(source: Source, *, name: str | None = None) -> Header:
     """Mode and size (after EXIF orientation) without reading the pixels. Raises UserError like `decode`."""
     try:

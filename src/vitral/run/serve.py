@@ -29,11 +29,12 @@ def serve(models: Sequence[str], options: ServeOptions) -> int:
     key = read_key(options.api_key_file)
     names = names_of(models, options.names)
     bound = listen_at(options.host, options.port)  # before seconds are spent on models
-    log_lines(options.log)
-    hosts = {name: _host(name, model, options) for name, model in zip(names, models, strict=True)}
-    if options.host not in LOOPBACK and key is None:
-        log.warning("anyone who reaches %s may use this server: there is no API key", options.host)
-    return serve_hosts(hosts, options, key, bound)
+    with bound:
+        log_lines(options.log)
+        hosts = {name: _host(name, model, options) for name, model in zip(names, models, strict=True)}
+        if options.host not in LOOPBACK and key is None:
+            log.warning("anyone who reaches %s may use this server: there is no API key", options.host)
+        return serve_hosts(hosts, options, key, bound)
 
 
 def _host(name: str, model: str, options: ServeOptions) -> Host:

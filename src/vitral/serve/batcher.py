@@ -111,8 +111,8 @@ def _scores(predictor: Predictor, images: Sequence[Tensor]) -> Floats:
 
 
 def warm_up(predictor: Predictor, max_batch: int) -> None:
-    """Computes an empty image, alone and as often as fits into a batch: what is set up by that (Pillow's formats, memory
-    of the runtime) is set up before the first request."""
+    """Computes an empty image, alone and as often as fits into a batch: what is set up by that (Pillow's formats, the
+    runtime's memory) is set up before the first request."""
     height, width = predictor.config.preprocessing.image_size
     file = io.BytesIO()
     Image.new("L", (width, height)).save(file, "PNG")

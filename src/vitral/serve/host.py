@@ -35,8 +35,8 @@ class Refused(Exception):
 
 
 class Origin(NamedTuple):
-    """Where a model came from: its folder or file, what `reload.signature` said of it before it was loaded, and how it is
-    loaded again."""
+    """Where a model came from: its folder or file, what `reload.signature` said of it before it was loaded, and how it
+    is loaded again."""
 
     path: Path
     seen: object
@@ -46,8 +46,8 @@ class Origin(NamedTuple):
 class Host:
     """A model under its name. All that computes with it passes through `compute`, one call at a time.
 
-    limit: so many images and calls may wait; None: any number. `threads`: torch's, of a computation. `loaded`: seconds since 1970. `failure`: why the folder
-    that is there now could not be loaded, if it could not.
+    limit: so many images and calls may wait; None: any number. `threads`: torch's, of a computation. `loaded`: seconds
+    since 1970. `failure`: why the folder that is there now could not be loaded, if it could not.
     """
 
     def __init__(
