@@ -95,7 +95,10 @@ class Visit:
         return self.page.evaluate(
             """(selector) => {
               const canvas = document.querySelector(selector);
-              return Array.from(canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data);
+              const copy = new OffscreenCanvas(canvas.width, canvas.height)
+                .getContext("2d", { willReadFrequently: true });
+              copy.drawImage(canvas, 0, 0);
+              return Array.from(copy.getImageData(0, 0, canvas.width, canvas.height).data);
             }""",
             selector,
         )

@@ -220,9 +220,7 @@ def test_colours_and_numbers_of_the_maps(visit: Visit, hosts: dict[str, Host], n
     for name_T, value in zip(token_names(truth.vit.config), attention[0], strict=False):
         words = {"cls": "class token"}.get(name_T, name_T.replace(":", " "))
         expect(page.locator("#from-rest")).to_contain_text(f"{words} {percent(value)}")
-    place = page.locator("#to .stack").bounding_box()
-    assert place is not None
-    page.mouse.move(place["x"] + 2, place["y"] + 2)
+    page.locator("#to .stack").hover(position={"x": 2, "y": 2})
     expect(page.locator("#from .value")).to_have_text(f"row 0, column 0: {percent(maps['from'][0][0])}")
     page.locator("#fuse").select_option("max")
     most = rollout(truth.vit, truth.x_BCHW, "1,3", "max")[0, truth.prefix :].numpy()
@@ -295,7 +293,9 @@ def test_the_lens_and_merging(visit: Visit, hosts: dict[str, Host], name: str) -
     assert out.groups_BN is not None
     groups = out.groups_BN[0].tolist()
     rows, columns = truth.grid
-    pixels = np.array(visit.pixels("#groups canvas")).reshape(rows * 24, columns * 24, 4)[12::24, 12::24].reshape(-1, 4)
+    cell = round(336 / columns)
+    pixels = np.array(visit.pixels("#groups canvas")).reshape(rows * cell, columns * cell, 4)
+    pixels = pixels[cell // 2 :: cell, cell // 2 :: cell].reshape(-1, 4)
     for group in set(groups):
         members = [tuple(pixel) for pixel, of in zip(pixels.tolist(), groups, strict=True) if of == group]
         assert len(set(members)) == 1
@@ -518,10 +518,10 @@ def test_the_key_is_asked_for_once(browser: Browser, base: str, rules: Rules) ->
         visit.refused = True
         page = visit.open(wait=False)
         dialog = page.get_by_role("dialog")
-        page.get_by_label("API key").fill("wrong")
+        page.get_by_role("textbox", name="API key").fill("wrong")
         page.keyboard.press("Enter")
         expect(page.get_by_text("That key was refused.")).to_be_visible()
-        page.get_by_label("API key").fill("open sesame")
+        page.get_by_role("textbox", name="API key").fill("open sesame")
         page.get_by_role("button", name="Go on").click()
         visit.settle()
         expect(dialog).to_be_hidden()
@@ -551,8 +551,8 @@ def test_what_a_model_lacks_is_said(visit: Visit) -> None:
     expect(page.locator("#merge .body")).to_be_hidden()
     page.locator("#model").select_option("uneven")
     page.locator("#head").select_option("1")
-    expect(page.locator("#status")).to_have_text("Layer 1 has 1 heads, so no head 1.")
+    expect(page.locator("#status")).to_have_text("Layer 1 has no head 1, but 1 head.")
     page.locator("#head").select_option("mean")
-    expect(page.locator("#status")).to_contain_text("mean of 1 heads")
+    expect(page.locator("#status")).to_contain_text("mean of 1 head.")
     visit.quiet()
     assert re.search("model=uneven", page.url)
