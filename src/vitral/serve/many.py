@@ -23,14 +23,14 @@ _AT_ONCE = 1000
 
 @contextmanager
 def deployed(
-    make_app: Callable[[str], FastAPI], *, replicas: int | None, device: str, host: str, port: int
+    make_app: Callable[[str], FastAPI], *, replicas: int | None, device: str, host: str, port: int, drain: float
 ) -> Generator[str]:
     """The application of so many processes, up while the block runs; gives its address, http://HOST:PORT.
 
     make_app: called once in each process, with the device to compute on (cpu or cuda); loads the models there. It can
     be pickled: a function of a module, or a `partial` of one. Relative paths mean there what they mean here, where the
-    machine has this folder. replicas, device: see `share_out`. Raises UserError for what does not fit and for a port
-    that is taken, RunFailed where the application does not start.
+    machine has this folder. drain: seconds that requests have to end. replicas, device: see `share_out`. Raises
+    UserError for what does not fit and for a port that is taken, RunFailed where the application does not start.
     """
     _check_free(host, port)
     with cluster() as ray:
@@ -46,6 +46,7 @@ def deployed(
         logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
         application: Any = serve.deployment(
             serve.ingress(build)(), name=NAME, num_replicas=share.workers, max_ongoing_requests=_AT_ONCE,
+            graceful_shutdown_timeout_s=drain,
             ray_actor_options={"num_cpus": share.cpus, "num_gpus": share.gpus},
         ).bind()  # fmt: skip
         try:
