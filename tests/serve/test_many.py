@@ -47,13 +47,14 @@ print(json.dumps({**said, "process": os.getpid(), "port": port}))
 
 
 @pytest.mark.oracle
+@pytest.mark.timeout(600)  # minutes on a busy machine: Ray tries three times what does not start
 def test_the_application_answers_from_another_process() -> None:
     pytest.importorskip("ray")
     random_model(Path("model"))
     write_digits(Path("d"), range(1))[0][0].rename("digit.png")
     paths = os.pathsep.join([str(ROOT), str(ROOT / "src")])
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], capture_output=True, encoding="utf-8", timeout=280,
+        [sys.executable, "-c", SCRIPT], capture_output=True, encoding="utf-8", timeout=500,
         env={**os.environ, "PYTHONPATH": paths},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -62,4 +63,5 @@ def test_the_application_answers_from_another_process() -> None:
     assert said["answer"]["device"] == "cpu"
     assert said["answer"]["predictions"] == vitral.load("model").predict("digit.png")[0]["predictions"]
     assert f"127.0.0.1:{said['port']}" in said["taken"]
-    assert "nothing" in said["failed"]
+    assert said["failed"].startswith("Ray Serve: nothing: no such model")
+    assert "Traceback" not in said["failed"]
