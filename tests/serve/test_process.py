@@ -35,8 +35,9 @@ def server(model: Path) -> Generator[Process]:
         yield process
 
 
-def request_of(image: bytes, *, length: int | None = None) -> bytes:
+def request_of(image: bytes, *, length: int | None = None, key: str | None = None) -> bytes:
     head = "POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\n"
+    head += "" if key is None else f"Authorization: Bearer {key}\r\n"
     return f"{head}Content-Length: {len(image) if length is None else length}\r\n\r\n".encode() + image
 
 
@@ -172,7 +173,7 @@ def test_nobody_waits_longer_than_drain_and_two_signals_end_at_once(model: Path)
             assert server.client.get("/v1/models", headers=headers).status_code == 200
             assert "secret" not in server.log()
             half = connected(server)
-            half.sendall(request_of(IMAGE)[:-20])
+            half.sendall(request_of(IMAGE, key=key)[:-20])
             time.sleep(0.2)
             start = time.monotonic()
             for _ in range(signals):

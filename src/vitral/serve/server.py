@@ -106,13 +106,11 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
-        """Ours, also where a signal was ignored at start (a background job's Ctrl-C)."""
-        before = {signum: signal.signal(signum, self._stop) for signum in _SIGNALS}
-        try:
-            yield
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+        """Ours, also where a signal was ignored at start (a background job's Ctrl-C). They stay: a second signal that
+        comes while the process ends must not change its exit code."""
+        for signum in _SIGNALS:
+            signal.signal(signum, self._stop)
+        yield
 
     def _stop(self, signum: int, _: FrameType | None) -> None:
         if self.signum is not None:  # twice: at once
