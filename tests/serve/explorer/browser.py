@@ -76,8 +76,8 @@ class Visit:
 
     def quiet(self) -> None:
         """Waits until nothing is under way for a while: the merge slider waits before it asks."""
-        for _ in range(3):
-            self.page.wait_for_timeout(110)
+        for _ in range(2):
+            self.page.wait_for_timeout(130)
             self.page.wait_for_selector("html:not([data-busy])")
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 import vitral
-from tests.serve.explorer_app import make_app, random_host, sharpened
+from tests.serve.explorer.app import make_app, random_host, sharpened
 from vitral.efficient.merge import TokenMerging
 from vitral.errors import UserError
 from vitral.interpret.attention import stream_maps, token_attention
