@@ -37,7 +37,7 @@ export class Lens {
 
   #show({ final, layers }) {
     tell("lens-error");
-    $("lens-final").textContent = `Probability of “${final.label}”`;
+    $("lens-final").textContent = `Proba\u00adbility of “${final.label}”`;
     fillTable($("lens-table"), layers.map(({ predictions: [best, ...others], final_score: share }, layer) => {
       const cell = document.createElement("td");
       cell.append(best.label);

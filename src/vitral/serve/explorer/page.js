@@ -83,7 +83,7 @@ export class Page {
         this.#publish(Object.keys(EMPTY));
       },
       (error) => {
-        if (!this.model) this.noImage(model, { ...this.state, image });
+        if (!this.model) this.noImage(model);
         this.busy(false, error.message);
       },
     );
