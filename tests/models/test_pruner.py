@@ -10,11 +10,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.models.test_vit import images, tiny
+from vitral.efficient.merge import TokenMerging
 from vitral.errors import UserError
 from vitral.models.create import build_model
 from vitral.models.flops import count_macs
 from vitral.models.presets import count_parameters, resolve
 from vitral.models.pruner import LearnedPruner, MaskedPruner
+from vitral.models.reduction import reduced_by
 from vitral.models.vit import VisionTransformer
 
 VARIANTS: tuple[dict[str, Any], ...] = (
@@ -121,3 +123,17 @@ def test_pruners_that_make_no_sense_are_refused() -> None:
 def test_half_precision() -> None:
     model = pruned(pool="avg")
     assert model.to(torch.bfloat16)(images(model)).dtype == torch.bfloat16
+
+
+def test_another_way_takes_its_place_and_gives_it_back() -> None:
+    model = pruned()
+    own, weights, x = model.reduce, list(model.state_dict()), images(model)
+    wanted = model(x)
+    for other in (TokenMerging(1), None):
+        with reduced_by(model, other):
+            assert model.reduce is other
+            assert not any(name.startswith("reduce.") for name in model.state_dict())
+            assert not torch.equal(model(x), wanted)
+        assert model.reduce is own
+        assert list(model.state_dict()) == weights
+        assert torch.equal(model(x), wanted)

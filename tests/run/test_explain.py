@@ -161,6 +161,8 @@ def test_text_for_people(digit: str, capsys: Capture) -> None:
         {"stem_blocks": [], "patch_size": 4},
         {"in_channels": 3, "pool": "cls_avg", "image_size": (10, 6)},
         {"in_channels": 4, "positions": "none"},
+        {"block_heads": (2, 1)},
+        {"pruner_blocks": (1,)},
     ],
 )
 def test_every_kind_of_transformer(options: dict[str, Any], capsys: Capture) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from vitral.interpret.tokens import Grid, pick, token_rows
 from vitral.models.vit import VisionTransformer
@@ -68,9 +69,14 @@ def token_attention(
     """How a token shares its attention out among all tokens: [B, L, h, T], rows sum to 1 (eq. 6 of arXiv 2010.11929).
 
     token: see `token_rows`; of "mean" the mean of all patches' attention. The first `model.prefix_tokens` of the T are
-    no patches; `on_grid` leaves them out. Raises UserError for a token, layer or head that is not there.
+    no patches; `on_grid` leaves them out. NaN for heads that a layer of a pruned model lacks. Raises UserError for a
+    token, layer or head that is not there.
     """
     rows = token_rows(model.config, token, grid_of(model, images_BCHW))
-    chosen = pick(heads, model.config.heads, "heads")
-    maps = stream_maps(model, images_BCHW, layers)
-    return torch.stack([map_BhTT[:, chosen][:, :, rows].mean(2) for _, map_BhTT in maps], dim=1)
+    most = max(model.config.heads_of_blocks)
+    chosen = pick(heads, most, "heads")
+    shares: list[Tensor] = []
+    for _, map_BhTT in stream_maps(model, images_BCHW, layers):
+        share_BhT = map_BhTT[:, :, rows].mean(2)
+        shares.append(pad(share_BhT, (0, 0, 0, most - share_BhT.shape[1]), value=torch.nan)[:, chosen])
+    return torch.stack(shares, dim=1)

@@ -7,13 +7,30 @@ M tokens, D width, h heads, d features of a head.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from vitral.errors import UserError
+
+
+class Reduced(Protocol):
+    """A model whose tokens may be made fewer."""
+
+    reduce: TokenReduction | None
+
+
+@contextmanager
+def reduced_by(model: Reduced, reduction: TokenReduction | None) -> Generator[None]:
+    """Within the block the model makes its tokens fewer in this way, or not at all; then as before."""
+    before, model.reduce = model.reduce, reduction
+    try:
+        yield
+    finally:
+        model.reduce = before
 
 
 class Seen(NamedTuple):

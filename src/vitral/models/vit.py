@@ -8,6 +8,7 @@ names are timm's, so that public checkpoints fit.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,12 @@ class VisionTransformer(ImageModel):
         self.head_dist = Linear(features, c.num_classes) if c.num_classes and c.distill_token else None
         self.reduce = LearnedPruner(c) if c.pruner_blocks else None
         self.init_weights()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """torch would refuse another `reduce` in place of a learned pruner, which is a child module."""
+        if name == "reduce":
+            self._modules.pop(name, None)
+        super().__setattr__(name, value)
 
     def _make_positions(self) -> None:
         """The tables of this model's kind of positions: learned ones are parameters, fixed ones constants."""

@@ -190,14 +190,20 @@ def _attention(look: Look, methods: Collection[str], found: dict[str, Any]) -> l
     """Layers downwards, heads across: what the token attends to."""
     if "attention" not in methods:
         return []
-    count, layers = look.vit.config.heads, _chosen_layers(look)
+    count, layers = max(look.vit.config.heads_of_blocks), _chosen_layers(look)
     heads = pick(look.options.heads, count, "heads") if look.options.heads else list(range(min(count, _FEW_HEADS)))
     shares_LhT = token_attention(look.vit, look.x_BCHW, look.options.token, layers)[0]
-    mean_LT = shares_LhT.mean(1, keepdim=True)
+    mean_LT = shares_LhT.nanmean(1, keepdim=True)
     shown = look.on_patches(torch.cat([mean_LT, shares_LhT[:, heads]], 1))
     names = ["mean of heads", *(f"head {head}" for head in heads)]
+    blank = plots.plain_panel(np.ones_like(look.picture), _SMALL_SIDE)
     panels = [
-        [plots.heat_panel(look.picture, each, _SMALL_SIDE, float(each.max()), _mark(look)) for each in line]
+        [
+            blank
+            if np.isnan(each).any()
+            else plots.heat_panel(look.picture, each, _SMALL_SIDE, float(each.max()), _mark(look))
+            for each in line
+        ]
         for line in shown
     ]
     prefix_L = mean_LT[:, 0, : look.vit.prefix_tokens].sum(-1).tolist()
@@ -206,6 +212,8 @@ def _attention(look: Look, methods: Collection[str], found: dict[str, Any]) -> l
         "prefix_share": [round(share, 6) for share in prefix_L],
     }  # fmt: skip
     caption = f"Attention of {_token_text(look)}, in each layer and head; every panel has its own scale."
+    if np.isnan(shown).any():
+        caption += " Empty: a head that this layer does not have."
     if look.vit.prefix_tokens:
         shares = ", ".join(f"{100 * share:.0f} %" for share in prefix_L)
         caption += f" On tokens that are no patches lie {shares} of it, mean of the heads, layer by layer."

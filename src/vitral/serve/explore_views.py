@@ -28,7 +28,7 @@ from vitral.interpret.lens import logit_lens
 from vitral.interpret.patches import patch_norms, patch_similarity
 from vitral.interpret.rollout import Fuse, roll
 from vitral.interpret.tokens import default_token, patch_of, require_transformer, token_names, token_rows
-from vitral.models.reduction import TokenReduction
+from vitral.models.reduction import TokenReduction, reduced_by
 from vitral.models.vit import VisionTransformer
 from vitral.predictor import Predictor
 
@@ -106,22 +106,10 @@ def as_png_url(x_CHW: Tensor) -> str:
 
 
 @contextmanager
-def reduced_by(vit: VisionTransformer, reduction: TokenReduction | None) -> Generator[VisionTransformer]:
-    """The model with another way of making tokens fewer, or none; what it had is put back, after an error too."""
-    own = vars(vit)  # where a value stands in front of a learned pruner, which is a child module and stays as it is
-    before = {name: value for name, value in own.items() if name == "reduce"}
-    own["reduce"] = reduction
-    try:
-        yield vit
-    finally:
-        del own["reduce"]
-        own |= before
-
-
-@contextmanager
 def _whole(predictor: Predictor, x_CHW: Tensor) -> Generator[tuple[VisionTransformer, Tensor]]:
     """The model with all of its tokens, and the image as a batch of one."""
-    with reduced_by(require_transformer(predictor.model, "this view"), None) as vit:
+    vit = require_transformer(predictor.model, "this view")
+    with reduced_by(vit, None):
         yield vit, x_CHW[None].to(predictor.device)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from vitral.errors import UserError
 from vitral.interpret.attention import grid_of, token_attention
 from vitral.interpret.tokens import default_token, pick, require_transformer, token_names
+from vitral.models.reduction import reduced_by
 from vitral.predictor import Predictor
 from vitral.serve.batcher import Batcher, Scored, warm_up
 from vitral.serve.config import ServeConfig
@@ -144,14 +145,13 @@ def _attention(
 ) -> dict[str, Any]:
     model = require_transformer(predictor.model, "attention")
     images_BCHW = image_CHW[None].to(predictor.device)
-    reduction, model.reduce = model.reduce, None  # a map of all tokens is asked for
-    try:
-        with torch.inference_mode():
-            attention_LhT = token_attention(model, images_BCHW, token, layers)[0]
-    finally:
-        model.reduce = reduction
+    with reduced_by(model, None), torch.inference_mode():  # a map of all tokens is asked for
+        attention_LhT = token_attention(model, images_BCHW, token, layers)[0].float().cpu()
+    chosen = pick(layers, model.config.depth, "layers")
+    counts = [model.config.heads_of_blocks[layer] for layer in chosen]
     return {
         "grid": grid_of(model, images_BCHW), "prefix": token_names(model.config),
-        "token": token or default_token(model.config), "layers": pick(layers, model.config.depth, "layers"),
-        "heads": list(range(attention_LhT.shape[1])), "attention": attention_LhT.float().cpu().tolist(),
+        "token": token or default_token(model.config), "layers": chosen, "heads": list(range(attention_LhT.shape[1])),
+        # Of a pruned model layers may have fewer heads than others.
+        "attention": [each_hT[:count].tolist() for each_hT, count in zip(attention_LhT, counts, strict=True)],
     }  # fmt: skip
