@@ -24,7 +24,8 @@ PYTEST = OMP_NUM_THREADS=1 PYTHONWARNDEFAULTENCODING=1 $(PY) -m pytest -n $(WORK
 
 help:
 	@echo "make demo      make $(VENV), install, train on the digits, say what to type next"
-	@echo "make test      make $(VENV), install, check style, types and imports, run the tests"
+	@echo "make test      make $(VENV), install, check style, types and imports, run the tests (as root on Debian it"
+	@echo "               gets chromium for those of the page; elsewhere they need one on PATH, or skip)"
 	@echo "make test-all  the tests again with the slow ones and those against timm and transformers;"
 	@echo "               MARK='slow or oracle' runs only the ones that make test leaves out"
 	@echo "make lint      style, import contract and types only"
@@ -40,7 +41,7 @@ demo: $(STAMPS)/core
 	@echo "  $(VENV)/bin/vitral train --help                         every key that can be changed"
 	@echo "and open runs/demo/report.html in a browser."
 
-test: lint
+test: lint $(STAMPS)/browser
 	@$(PYTEST) -m "not slow and not oracle"
 
 test-all: $(STAMPS)/oracle
@@ -92,6 +93,11 @@ $(STAMPS)/dev: $(STAMPS)/venv $(INPUTS)
 	@echo "installing into $(VENV), test tools too (PyTorch: about 200 MB for CPUs, several GB with CUDA) ..."
 	@$(PIP) -c constraints/dev.txt -e '.[dev]'
 	@touch $(STAMPS)/core $@
+
+# Tried once; where it does not work, the tests that need it skip and say why.
+$(STAMPS)/browser: $(STAMPS)/venv tools/browser.sh
+	@sh tools/browser.sh
+	@touch $@
 
 $(STAMPS)/oracle: $(STAMPS)/venv $(INPUTS)
 	@echo "installing into $(VENV), test tools and reference implementations too ..."

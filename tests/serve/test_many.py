@@ -1,65 +1,72 @@
-"""The server's application on a Ray cluster: in other processes, with the same answers; what does not start is said."""
+"""The server on a Ray cluster: in other processes, with the same answers; what does not start is said."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 import vitral
-from tests.helpers import random_model, write_digits
+from tests.helpers import VITRAL, random_model, write_digits
+from tests.processes import free_port
 
 ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
 # In a process of its own: a cluster starts and ends with it.
-SCRIPT = """
-import json, os, sys, urllib.request
+FAILS = """
+import sys
 from functools import partial
-from tests.processes import free_port
-from tests.serve.stand_in import make_app
-from vitral.errors import RunFailed, UserError
-from vitral.serve.cluster import cluster
+from vitral.errors import RunFailed
+from vitral.run.options import ServeOptions
+from vitral.run.serve import _application
 from vitral.serve.many import deployed
 
-port, said = int(free_port()), {}
-place = {"replicas": 1, "device": "auto", "host": "127.0.0.1", "port": port}
-with cluster():
-    with deployed(partial(make_app, "model"), **place) as address:
-        for number in range(3):
-            data = open("digit.png", "rb").read()
-            request = urllib.request.Request(f"{address}/predict", data=data, method="POST")
-            said["answer"] = json.load(urllib.request.urlopen(request, timeout=60))
-        try:
-            with deployed(partial(make_app, "model"), **place):
-                pass
-        except UserError as error:
-            said["taken"] = str(error)
-    try:
-        with deployed(partial(make_app, "nothing"), **place):
-            pass
-    except RunFailed as error:
-        said["failed"] = str(error)
-print(json.dumps({**said, "process": os.getpid(), "port": port}))
+make_app = partial(_application, ("nothing",), ("nothing",), ServeOptions(engine="ray"), None)
+try:
+    with deployed(make_app, replicas=1, device="cpu", host="127.0.0.1", port=int(sys.argv[1]), drain=1.0):
+        pass
+except RunFailed as error:
+    print(error)
 """
 
 
 @pytest.mark.oracle
-def test_the_application_answers_from_another_process() -> None:
+@pytest.mark.timeout(600)
+def test_the_server_answers_from_a_cluster_and_ends_with_its_signal() -> None:
     pytest.importorskip("ray")
-    random_model(Path("model"))
+    folder, port = random_model(Path("model")), free_port()
     write_digits(Path("d"), range(1))[0][0].rename("digit.png")
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "src")])
+    command = [*VITRAL, "serve", str(folder), "engine=ray", f"port={port}", "ray.workers=1", "drain=5", "names=[model]"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8", env=ENVIRONMENT) as server:
+        try:
+            assert server.stdout is not None
+            said = json.loads(server.stdout.readline())
+            assert said == {"url": f"http://127.0.0.1:{port}", "models": ["model"]}
+            kind = {"Content-Type": "image/png"}
+            request = urllib.request.Request(f"{said['url']}/v1/predict", Path("digit.png").read_bytes(), kind)
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                assert json.load(answer)["predictions"] == vitral.load("model").predict("digit.png")[0]["predictions"]
+            again = subprocess.run(command, capture_output=True, encoding="utf-8", env=ENVIRONMENT, timeout=120)
+            assert again.returncode == 2
+            assert f"127.0.0.1:{port}" in again.stderr
+        finally:
+            server.send_signal(signal.SIGTERM)
+        assert server.wait(120) == 143
+
+
+@pytest.mark.oracle
+@pytest.mark.timeout(600)
+def test_an_application_that_does_not_start_is_said() -> None:
+    pytest.importorskip("ray")
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], capture_output=True, encoding="utf-8", timeout=280,
-        env={**os.environ, "PYTHONPATH": paths},
+        [sys.executable, "-c", FAILS, str(free_port())], capture_output=True, encoding="utf-8", timeout=500,
+        env=ENVIRONMENT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert said["answer"]["process"] != said["process"]
-    assert said["answer"]["device"] == "cpu"
-    assert said["answer"]["predictions"] == vitral.load("model").predict("digit.png")[0]["predictions"]
-    assert f"127.0.0.1:{said['port']}" in said["taken"]
-    assert "nothing" in said["failed"]
+    assert "nothing" in done.stdout

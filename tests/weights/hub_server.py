@@ -60,7 +60,14 @@ def hub_server() -> Generator[tuple[str, dict[str, Repository]]]:
             parts = self.path.split("?")[0].strip("/").split("/")
             if parts[:2] == ["api", "models"]:
                 name = "/".join(parts[2:4])
-                return self.answer(repositories[name].info(name)) if name in repositories else self.refuse()
+                if name not in repositories:
+                    return self.refuse()
+                if parts[4:5] == ["tree"]:
+                    files = repositories[name].files.items()
+                    return self.answer(
+                        [{"type": "file", "path": path, "size": len(data), "oid": ""} for path, data in files]
+                    )
+                return self.answer(repositories[name].info(name))
             name, path = "/".join(parts[:2]), "/".join(parts[4:])
             if name not in repositories or path not in repositories[name].files:
                 return self.refuse()

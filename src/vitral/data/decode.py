@@ -189,7 +189,7 @@ def to_channels(image: Image.Image, channels: int, background: tuple[int, int, i
         except ValueError:
             raise UserError("this kind of colour is not read", got=f"Pillow's mode {image.mode}") from None
     pixels_HWC = np.array(image).reshape(image.height, image.width, channels)
-    return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.ascontiguousarray(pixels_HWC.transpose(2, 0, 1)))  # NumPy's copy is the faster one
 
 
 def _open(source: Source) -> Image.Image:

@@ -39,7 +39,7 @@ def fit_image(image_CHW: Tensor, size: Size, fit: Fit) -> Tensor:
     Resized in float32, clamped to [0,1]; an image that already has the size / crop_ratio is exactly image / 255.
     """
     assert image_CHW.dtype == torch.uint8, image_CHW.dtype
-    return _fit(image_CHW.float() / 255, size, fit).clamp_(0, 1)
+    return _fit(image_CHW.float().div_(255), size, fit).clamp_(0, 1)
 
 
 def fit_image_fast(image_CHW: Tensor, size: Size, fit: Fit) -> Tensor:

@@ -325,3 +325,19 @@ class PushOptions(Config):
 
 class ServeOptions(EngineUse, ServeConfig):
     """Keys of `vitral serve`."""
+
+    engine: Literal["torch", "onnx", "openvino", "auto", "ray"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default="torch",
+        description="what computes; others than torch take seconds to start; auto: the fastest that gives equal "
+        "logits; ray: torch, in the processes of a Ray cluster",
+    )
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> ServeOptions:
+        check_ray(self.engine, self.model_fields_set)
+        if self.engine == "ray" and self.port == 0:
+            raise ValueError("port=0 is not for engine=ray: name a free port")
+        if self.engine == "ray" and "body_seconds" in self.model_fields_set:
+            raise ValueError("body_seconds has no effect with engine=ray, which hands over whole requests")
+        return self

@@ -6,20 +6,26 @@ import logging
 import os
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vitral.engines import find_export
 from vitral.errors import UserError
 from vitral.predictor import Predictor
 from vitral.run.images import load_used
 from vitral.run.options import ServeOptions
+from vitral.serve.app import create_app
 from vitral.serve.config import KEY_VARIABLE
 from vitral.serve.gate import LOOPBACK
 from vitral.serve.host import Host, Origin
 from vitral.serve.journal import log_lines
 from vitral.serve.reload import signature
-from vitral.serve.server import listen_at, serve_hosts
+from vitral.serve.server import announce, listen_at, serve_hosts, wait_for_signal
 from vitral.weights.find import find_model
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 log = logging.getLogger("vitral")
 
@@ -28,6 +34,10 @@ def serve(models: Sequence[str], options: ServeOptions) -> int:
     """Serves models until a signal comes; returns the exit code. Raises UserError before anything listens."""
     key = read_key(options.api_key_file)
     names = names_of(models, options.names)
+    if options.host not in LOOPBACK and key is None:
+        log.warning("anyone who reaches %s may use this server: there is no API key", options.host)
+    if options.engine == "ray":
+        return _on_cluster(models, names, options, key)
     bound = listen_at(options.host, options.port)  # before seconds are spent on models
     with bound:
         log_lines(options.log)
@@ -46,6 +56,39 @@ def _host(name: str, model: str, options: ServeOptions) -> Host:
         return load_used(model, options)
 
     return Host(name, load(), Origin(folder, seen, load))
+
+
+def _on_cluster(models: Sequence[str], names: Sequence[str], options: ServeOptions, key: str | None) -> int:
+    """The same application in the processes of a Ray cluster. The models are opened here first, for what is wrong with
+    them."""
+    from vitral.run.spread import alone
+    from vitral.serve.many import deployed
+
+    for name, model in zip(names, models, strict=True):
+        _host(name, model, alone(options, "cpu")).close()
+    make_app = partial(_application, tuple(models), tuple(names), options, key)
+    place: dict[str, Any] = {
+        "device": options.device,
+        "host": options.host,
+        "port": options.port,
+        "drain": options.drain,
+    }
+    with deployed(make_app, replicas=options.ray.workers, **place) as url:
+        announce(url, names)
+        signum = wait_for_signal()
+    return 128 + signum
+
+
+def _application(
+    models: Sequence[str], names: Sequence[str], options: ServeOptions, key: str | None, device: str
+) -> FastAPI:
+    """In a process of the cluster."""
+    from vitral.run.spread import alone
+
+    log_lines(options.log)
+    options = alone(options, device)
+    hosts = {name: _host(name, model, options) for name, model in zip(names, models, strict=True)}
+    return create_app(hosts, options, key)
 
 
 def names_of(models: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -9,11 +9,11 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from vitral.errors import RunFailed, UserError
-from vitral.run.options import EmbedOptions, PredictOptions
+from vitral.run.options import EmbedOptions, PredictOptions, ServeOptions
 from vitral.serve.cluster import cluster, resources, share_out
 
 T = TypeVar("T")
-OptionsT = TypeVar("OptionsT", PredictOptions, EmbedOptions)
+OptionsT = TypeVar("OptionsT", PredictOptions, EmbedOptions, ServeOptions)
 Work = Callable[[Any], Iterable[T]]
 
 

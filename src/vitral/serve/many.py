@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -23,14 +24,14 @@ _AT_ONCE = 1000
 
 @contextmanager
 def deployed(
-    make_app: Callable[[str], FastAPI], *, replicas: int | None, device: str, host: str, port: int
+    make_app: Callable[[str], FastAPI], *, replicas: int | None, device: str, host: str, port: int, drain: float
 ) -> Generator[str]:
     """The application of so many processes, up while the block runs; gives its address, http://HOST:PORT.
 
     make_app: called once in each process, with the device to compute on (cpu or cuda); loads the models there. It can
     be pickled: a function of a module, or a `partial` of one. Relative paths mean there what they mean here, where the
-    machine has this folder. replicas, device: see `share_out`. Raises UserError for what does not fit and for a port
-    that is taken, RunFailed where the application does not start.
+    machine has this folder. drain: seconds that requests have to end. replicas, device: see `share_out`. Raises
+    UserError for what does not fit and for a port that is taken, RunFailed where the application does not start.
     """
     _check_free(host, port)
     with cluster() as ray:
@@ -46,6 +47,7 @@ def deployed(
         logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
         application: Any = serve.deployment(
             serve.ingress(build)(), name=NAME, num_replicas=share.workers, max_ongoing_requests=_AT_ONCE,
+            graceful_shutdown_timeout_s=drain,
             ray_actor_options={"num_cpus": share.cpus, "num_gpus": share.gpus},
         ).bind()  # fmt: skip
         try:
@@ -53,8 +55,7 @@ def deployed(
                 serve.start(http_options={"host": host, "port": port})
                 serve.run(application, name=NAME, route_prefix="/")
             except (RuntimeError, ray.exceptions.RayError) as error:
-                why = serve.status().applications[NAME].message if NAME in serve.status().applications else ""
-                raise RunFailed(f"Ray Serve: {_told(why or str(error))}") from error
+                raise RunFailed(f"Ray Serve: {_why(serve.status().applications) or error}") from error
             yield f"http://{host}:{port}"
         finally:
             serve.shutdown()
@@ -70,7 +71,9 @@ def _check_free(host: str, port: int) -> None:
             raise UserError("cannot listen there", where="port", got=f"{host}:{port}: {error}") from None
 
 
-def _told(text: str) -> str:
-    """The last line of an error with its traceback: what was raised."""
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "it did not start")
+def _why(applications: Mapping[str, Any]) -> str:
+    """What the application raised in its processes, without the traceback; "" where Ray Serve does not know."""
+    deployments = applications[NAME].deployments.values() if NAME in applications else ()
+    text = "\n".join(deployment.message for deployment in deployments)
+    raised = list(re.finditer(r"^[\w.]+(?:Error|Exception): ", text, re.MULTILINE))
+    return text[raised[-1].end() :].strip() if raised else text.strip()

@@ -9,7 +9,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Generator, Mapping
+import time
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -65,6 +66,26 @@ def serve_hosts(hosts: Mapping[str, Host], options: ServeConfig, key: str | None
     return 128 + server.signum if server.signum else 1
 
 
+def announce(url: str, models: Sequence[str]) -> None:
+    """Says where the models are: one JSON line on stdout, and the log."""
+    facts: dict[str, Any] = {"url": url, "models": list(models)}
+    print(json.dumps(facts, ensure_ascii=False), flush=True)
+    log.info("listening", extra={"fields": facts})
+
+
+def wait_for_signal() -> int:
+    """The number of the signal that came."""
+    came: list[int] = []
+    before = {signum: signal.signal(signum, lambda number, _: came.append(number)) for signum in _SIGNALS}
+    try:
+        while not came:
+            time.sleep(0.2)
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+    return came[0]
+
+
 def _url(bound: socket.socket, host: str) -> str:
     port = bound.getsockname()[1]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -81,9 +102,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """The first moment in which there are answers."""
         await super().startup(sockets)
-        facts: dict[str, Any] = {"url": self._url, "models": list(self._service.hosts)}
-        print(json.dumps(facts, ensure_ascii=False), flush=True)
-        log.info("listening", extra={"fields": facts})
+        announce(self._url, list(self._service.hosts))
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:

@@ -13,6 +13,8 @@ export const tokenName = (token) =>
   token === "patch" ? "one patch" : token === "cls" ? "class token" : token === "distill" ? "distillation token"
   : token === "mean" ? "all patches on average" : token.replace(":", " ");
 
+const headCount = ({ heads }, { layer }) => `${heads[layer]} head${heads[layer] === 1 ? "" : "s"}`;
+
 /** The chosen head of one layer, or the mean or the greatest of its heads: one number a token. */
 export function fused({ data, shape }, direction, layer, head) {
   const [, layers, heads, tokens] = shape;
@@ -94,11 +96,11 @@ export class Attention {
   #say() {
     const { model, state } = this.page;
     if (Number.isNaN(this.maps[0].values[0])) {
-      $("status").textContent = `Layer ${state.layer} has ${model.heads[state.layer]} heads, so no head ${state.head}.`;
+      $("status").textContent = `Layer ${state.layer} has no head ${state.head}, but ${headCount(model, state)}.`;
       return;
     }
     const who = state.token === "patch" ? `Patch ${placeName(state.patch)}` : tokenName(state.token);
-    const heads = { mean: `mean of ${model.heads[state.layer]} heads`, max: "greatest of the heads" };
+    const heads = { mean: `mean of ${headCount(model, state)}`, max: "greatest of the heads" };
     const [from, to] = this.maps;
     const parts = [
       `${who[0].toUpperCase()}${who.slice(1)}. Layer ${state.layer}, ${heads[state.head] ?? `head ${state.head}`}.`,

@@ -11,6 +11,8 @@ import { savePage } from "./save.js";
 import { Stack } from "./stack.js";
 import { toHash } from "./state.js";
 
+$("key-cancel").addEventListener("click", () => $("key-dialog").close(""));
+
 onKeyWanted((refused) => new Promise((resolve) => {
   const dialog = $("key-dialog");
   $("key-refused").hidden = !refused;
@@ -33,8 +35,7 @@ async function start() {
   }
   page = new Page(models);
   page.busy = (busy, message = null) => {
-    $("image-section").toggleAttribute("aria-busy", false);
-    if (busy) $("image-section").setAttribute("aria-busy", "true");
+    $("image-section").setAttribute("aria-busy", String(busy));
     if (message !== null) tell("image-error", message);
     if (message && page.model) $("model").value = page.model.name;
   };
@@ -177,8 +178,6 @@ function listen() {
   });
   $("copy").addEventListener("click", copyLink);
   $("save").addEventListener("click", () => page.answer && savePage(page));
-  $("key-form").addEventListener("submit", () => $("key-dialog").close("give"));
-  $("key-cancel").addEventListener("click", () => $("key-dialog").close(""));
   window.addEventListener("hashchange", () => {
     if (!page.model || location.hash !== toHash(page.state)) page.open(location.hash);
   });

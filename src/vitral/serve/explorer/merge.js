@@ -5,7 +5,7 @@ import { paint } from "./colours.js";
 import { $, fillTable, percent, tell } from "./dom.js";
 import { Stack } from "./stack.js";
 
-const CELL = 24; // pixels of a patch in the drawing
+const SIDE = 336; // pixels of the drawing's width, about
 const WAIT = 200; // ms that the slider has to rest
 
 export class Merge {
@@ -56,7 +56,7 @@ export class Merge {
     const times = found.ms.whole / found.ms.merged;
     $("merge-speed").textContent = found.r === 0 ? "Nothing is merged." :
       `${left} of ${patches} patch tokens are left. One pass takes ${found.ms.merged} ms instead of ${found.ms.whole} ms: `
-      + `${times.toFixed(2)} times as fast${times < 1 ? ", that is slower: so few tokens save less than the merging costs" : ""} `
+      + `${times.toFixed(2)} times as fast${times < 1 ? ", as merging costs more here than it saves" : ""} `
       + `(one image on ${this.page.answer.device}, median of ${found.ms.n} pairs in turn). `
       + `The image's vector has a cosine of ${found.cosine.toFixed(4)} with that of all tokens.`;
     $("merge-table").hidden = !found.whole.length;
@@ -68,18 +68,19 @@ export class Merge {
   /** Groups of several patches get a colour, and lines stand where groups meet. */
   #draw(groups, [rows, columns]) {
     const { canvas } = this.stack;
-    Object.assign(canvas, { width: columns * CELL, height: rows * CELL });
+    const cell = Math.max(4, Math.round(SIDE / columns));
+    Object.assign(canvas, { width: columns * cell, height: rows * cell });
     const context = canvas.getContext("2d");
     groups.forEach((group, place) => {
       const [row, column] = [Math.floor(place / columns), place % columns];
-      const [x, y] = [column * CELL, row * CELL];
+      const [x, y] = [column * cell, row * cell];
       if (this.sizes.get(group) > 1) {
         context.fillStyle = paint(group);
-        context.fillRect(x, y, CELL, CELL);
+        context.fillRect(x, y, cell, cell);
       }
       context.fillStyle = "#fff";
-      if (column && groups[place - 1] !== group) context.fillRect(x - 1, y, 2, CELL);
-      if (row && groups[place - columns] !== group) context.fillRect(x, y - 1, CELL, 2);
+      if (column && groups[place - 1] !== group) context.fillRect(x - 1, y, 2, cell);
+      if (row && groups[place - columns] !== group) context.fillRect(x, y - 1, cell, 2);
     });
   }
 

@@ -108,7 +108,8 @@ def sharpened(model: ImageModel) -> None:
 
 def random_host(folder: Path, name: str, preset: str = "vit_micro_patch2_8", **options: Any) -> Host:
     """A served model of random weights; see `random_model`."""
-    predictor = vitral.load(random_model(folder / name, preset=preset, **options), "cpu")
+    classes = options.pop("classes", ("cat", "dog", "owl", "eel"))
+    predictor = vitral.load(random_model(folder / name, classes, preset, **options), "cpu")
     sharpened(predictor.model)
     return Host(name, predictor)
 

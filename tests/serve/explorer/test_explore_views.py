@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 import vitral
-from tests.serve.explorer_app import make_app, random_host, sharpened
+from tests.serve.explorer.app import make_app, random_host, sharpened
 from vitral.efficient.merge import TokenMerging
 from vitral.errors import UserError
 from vitral.interpret.attention import stream_maps, token_attention
@@ -55,7 +55,7 @@ def picture(height: int = 23, width: int = 37, seed: int = 0) -> bytes:
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Host]:
     root = tmp_path_factory.mktemp("models")
-    return {name: random_host(root, name, **{"classes": CLASSES, **options}) for name, options in KINDS.items()}
+    return {name: random_host(root, name, **options) for name, options in KINDS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +215,7 @@ def test_heads_that_a_layer_lacks_are_no_numbers(client: TestClient, hosts: dict
 
 
 def test_half_precision_models_answer_in_float32(tmp_path: Path) -> None:
-    host = random_host(tmp_path, "half", classes=CLASSES)
+    host = random_host(tmp_path, "half")
     host.predictor.model.bfloat16()
     client, data = TestClient(make_app({"half": host})), picture()
     key, (vit, x_BCHW) = give(client, "half", data)["id"], seen(host, data)
@@ -243,7 +243,7 @@ def test_models_say_what_they_have(client: TestClient, hosts: dict[str, Host]) -
 
 
 def test_relative_positions_refuse_merging_alone(tmp_path: Path) -> None:
-    host = random_host(tmp_path, "relative", classes=CLASSES, positions="relative")
+    host = random_host(tmp_path, "relative", positions="relative")
     client = TestClient(make_app({"relative": host}))
     assert client.get("/v1/explore/models").json()["models"][0]["can"] == ["predict", "attention", "lens"]
     key = give(client, "relative")["id"]
@@ -311,7 +311,7 @@ def test_an_image_is_kept_and_found_again(client: TestClient) -> None:
 
 
 def test_a_replaced_model_has_not_seen_the_images(tmp_path: Path) -> None:
-    host = random_host(tmp_path, "one", classes=CLASSES)
+    host = random_host(tmp_path, "one")
     client = TestClient(make_app({"one": host}))
     key = give(client, "one")["id"]
     assert client.get(f"/v1/explore/{key}/norms").status_code == 200
