@@ -34,17 +34,20 @@ def serve(models: Sequence[str], options: ServeOptions) -> int:
     """Serves models until a signal comes; returns the exit code. Raises UserError before anything listens."""
     key = read_key(options.api_key_file)
     names = names_of(models, options.names)
-    if options.host not in LOOPBACK and key is None:
-        log.warning("anyone who reaches %s may use this server: there is no API key", options.host)
     if options.engine == "ray":
+        _warn_if_open(options, key)
         return _on_cluster(models, names, options, key)
     bound = listen_at(options.host, options.port)  # before seconds are spent on models
     with bound:
         log_lines(options.log)
         hosts = {name: _host(name, model, options) for name, model in zip(names, models, strict=True)}
-        if options.host not in LOOPBACK and key is None:
-            log.warning("anyone who reaches %s may use this server: there is no API key", options.host)
+        _warn_if_open(options, key)
         return serve_hosts(hosts, options, key, bound)
+
+
+def _warn_if_open(options: ServeOptions, key: str | None) -> None:
+    if options.host not in LOOPBACK and key is None:
+        log.warning("anyone who reaches %s may use this server: there is no API key", options.host)
 
 
 def _host(name: str, model: str, options: ServeOptions) -> Host:

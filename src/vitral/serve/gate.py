@@ -34,13 +34,14 @@ SECURITY = {
 }
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ENCODER = json.JSONEncoder(ensure_ascii=False)  # json.dumps would make one for each answer
 _BODIES = 16  # of the largest size may be in memory at once, all requests together
 _CLIENT_GONE = 499  # nobody gets this answer; logs and metrics have it
 
 
 def answer_json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """JSON as the commands print it."""
-    return Response(json.dumps(content, ensure_ascii=False), status, headers, "application/json")
+    return Response(_ENCODER.encode(content), status, headers, "application/json")
 
 
 def refusal(error: Refused | UserError) -> Response:
@@ -168,8 +169,7 @@ class Gate:
     def _record(self, exchange: Exchange) -> None:
         seconds, status = time.perf_counter() - exchange.start, exchange.status or 500
         route = getattr(exchange.scope.get("route"), "path", "other")
-        self._metrics.requests.labels(route, str(status)).inc()
-        self._metrics.seconds.labels(route).observe(seconds)
+        self._metrics.answered(route, status, seconds)
         fields = {
             "id": exchange.id, "method": exchange.scope["method"], "path": exchange.scope["path"], "status": status,
             "ms": round(1000 * seconds, 2), **exchange.facts,

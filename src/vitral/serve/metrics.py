@@ -30,6 +30,7 @@ class Metrics:
         )
         self.reloads = Counter("vitral_reloads", "Replaced model folders", ["model", "result"], registry=registry)
         self.loaded = Gauge("vitral_model_loaded_time_seconds", "When loaded, since 1970", ["model"], registry=registry)
+        self._known: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         queue = Gauge("vitral_queue_images", "Images and calls that wait or are computed", ["model"], registry=registry)
         for name, host in hosts.items():
             queue.labels(name).set_function(lambda host=host: host.waiting)
@@ -37,6 +38,15 @@ class Metrics:
             self.images.labels(name)
             for result in ("ok", "failed"):
                 self.reloads.labels(name, result)
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Count a request."""
+        known = self._known.get((route, status))
+        if known is None:  # prometheus_client looks a label up in microseconds, and that for every request
+            known = self.requests.labels(route, str(status)), self.seconds.labels(route)
+            self._known[route, status] = known
+        known[0].inc()
+        known[1].observe(seconds)
 
     def text(self) -> bytes:
         """The text that Prometheus reads."""
