@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers import VITRAL
 from vitral.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +60,12 @@ def test_shell_blocks(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
 def run_line(line: str) -> None:
     """`vitral` lines are run; of the installation's lines it is checked that what they name is there."""
     program, *words = shlex.split(line)
-    if program == "vitral":
+    if [program, *words[:1]] == ["vitral", "serve"]:
+        with subprocess.Popen([*VITRAL, *words, "port=0"], stdout=subprocess.PIPE, encoding="utf-8") as server:
+            assert server.stdout is not None
+            assert json.loads(server.stdout.readline())["models"], line
+            server.terminate()
+    elif program == "vitral":
         recipe = words[1] if words[0] == "train" else ""
         code = main([*words, *SHORT.get(recipe, [])])
         # A model of ten steps or two photos is no judge of thresholds; the bundled one is.

@@ -12,9 +12,10 @@ from vitral.run.options import ServeOptions
 HELP = """usage: vitral serve MODEL [MODEL ...] [key=value ...]
 
 Predictions, features and attention over HTTP: POST /v1/predict, /v1/embed and /v1/attention with images; GET
-/v1/models, /healthz, /readyz, /metrics and /openapi.json. MODEL is as in `vitral predict`; a model folder that is
-replaced is loaded again. Once it listens, one JSON line on stdout says where: {{"url", "models"}}. Ctrl-C or SIGTERM
-end it after the requests that are there have their answers. docs/serving.md says more.
+/v1/models, /healthz, /readyz, /metrics and /openapi.json; in a browser, at /, a page that shows how a model sees. MODEL
+is as in `vitral predict`; a model folder that is replaced is loaded again. Once it listens, one JSON line on stdout
+says where: {{"url", "models"}}. Ctrl-C or SIGTERM end it after the requests that are there have their answers.
+docs/serving.md says more.
 
 key, type, default, meaning:
 
@@ -25,6 +26,7 @@ examples:
   curl -F image=@digit.png http://127.0.0.1:8000/v1/predict
   vitral serve runs/mine runs/other names=[new,old] engine=auto port=9000
   VITRAL_API_KEY=... vitral serve runs/mine host=0.0.0.0
+  vitral serve runs/mine engine=ray ray.workers=4       in processes of a Ray cluster
 """
 _NEEDED = ("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_client")
 

@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeVar
 
 from vitral.errors import UserError
@@ -23,6 +23,12 @@ def in_batches(function: Callable[[T], S], items: Iterable[T], size: int) -> Gen
     """
     waiting: deque[list[Future[S]]] = deque()
     rest = iter(items)
+    first = list(islice(rest, 2))
+    if len(first) < 2:  # starting threads would take longer
+        if first:
+            yield [function(first[0])]
+        return
+    rest = chain(first, rest)
     pool = ThreadPoolExecutor(min(size, os.cpu_count() or 1), "vitral-decode")
     try:
         while True:

@@ -1,4 +1,4 @@
-"""An application with the explorer alone, and a server for it in a thread."""
+"""The server's application with several models, in a thread."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 import uvicorn
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import vitral
 from tests.helpers import random_model
-from vitral.errors import UserError
 from vitral.models.model import ImageModel
-from vitral.serve.explore import explorer_router
-from vitral.serve.host import Host, Refused, Upload
+from vitral.serve.app import create_app
+from vitral.serve.config import ServeConfig
+from vitral.serve.gate import refusal
+from vitral.serve.host import Host, Refused
 
-POLICY = "default-src 'self'; img-src 'self' data: blob:"
 LARGEST = 2_000_000  # bytes of an upload
 
 
@@ -37,51 +37,28 @@ class Rules:
     asked: list[str] = field(default_factory=list[str])
 
 
-async def read_body(request: Request) -> list[Upload]:
-    """The body as one image."""
-    data = await request.body()
-    if len(data) > LARGEST:
-        raise Refused(413, "too_large", f"the request is larger than {LARGEST} bytes")
-    return [Upload(None, data)]
+def make_app(hosts: Mapping[str, Host], rules: Rules | None = None) -> ASGIApp:
+    """The server's application; which one of two, without a key and with one, is up to the rules."""
+    options, rules = ServeConfig(max_bytes=LARGEST, allow_hosts=("testserver",), reload=0), rules or Rules()
+    apps: dict[str | None, FastAPI] = {}
 
-
-def _problem(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"error": {"code": code, "message": message}}, status, headers)
-
-
-def make_app(hosts: Mapping[str, Host], rules: Rules | None = None) -> FastAPI:
-    """The explorer behind the same answers to mistakes as in the server."""
-    app, rules = FastAPI(), rules or Rules()
-    app.include_router(explorer_router(hosts, read_body))
-
-    async def refused(_: Request, error: Any) -> JSONResponse:
-        return _problem(error.status, error.code, error.message, error.headers)
-
-    async def wrong(_: Request, error: Any) -> JSONResponse:
-        return _problem(422, "bad_request", str(error))
-
-    app.add_exception_handler(Refused, refused)
-    app.add_exception_handler(UserError, wrong)
-
-    @app.middleware("http")
-    async def guard(request: Request, call_next: Any) -> Any:
-        path = request.url.path
-        rules.asked.append(f"{request.method} {path}?{request.url.query}")
-        if path.startswith("/v1/"):
-            if rules.key is not None and request.headers.get("authorization") != f"Bearer {rules.key}":
-                return _problem(401, "unauthorized", "an API key is wanted")
-            if rules.too_many:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            rules.asked.append(f"{scope['method']} {scope['path']}?{scope['query_string'].decode()}")
+            if scope["path"].startswith("/v1/") and rules.too_many:
                 rules.too_many -= 1
-                return _problem(429, "busy", "too many requests", {"Retry-After": "2"})
-        response = await call_next(request)
-        response.headers["Content-Security-Policy"] = POLICY
-        return response
+                answer = refusal(Refused(429, "busy", "too many requests", {"Retry-After": "2"}))
+                await answer(scope, receive, send)
+                return
+        if rules.key not in apps:
+            apps[rules.key] = create_app(hosts, options, rules.key)
+        await apps[rules.key](scope, receive, send)
 
     return app
 
 
 @contextmanager
-def serving(app: FastAPI) -> Generator[str]:
+def serving(app: ASGIApp) -> Generator[str]:
     """The address of a server that runs in a thread of its own until the end of the block."""
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off", ws="none"))
     thread = threading.Thread(target=server.run, daemon=True)
