@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from vitral.engines import find_export
 from vitral.errors import UserError
 from vitral.predictor import Predictor
@@ -18,7 +20,7 @@ from vitral.run.options import ServeOptions
 from vitral.serve.app import create_app
 from vitral.serve.config import KEY_VARIABLE
 from vitral.serve.gate import LOOPBACK
-from vitral.serve.host import Host, Origin
+from vitral.serve.host import Host, Origin, apart
 from vitral.serve.journal import log_lines
 from vitral.serve.reload import signature
 from vitral.serve.server import announce, listen_at, serve_hosts, wait_for_signal
@@ -58,7 +60,8 @@ def _host(name: str, model: str, options: ServeOptions) -> Host:
     def load() -> Predictor:
         return load_used(model, options)
 
-    return Host(name, load(), Origin(folder, seen, load))
+    threads = torch.get_num_threads()
+    return Host(name, apart(load, threads), Origin(folder, seen, load), threads=threads)
 
 
 def _on_cluster(models: Sequence[str], names: Sequence[str], options: ServeOptions, key: str | None) -> int:
@@ -70,12 +73,7 @@ def _on_cluster(models: Sequence[str], names: Sequence[str], options: ServeOptio
     for name, model in zip(names, models, strict=True):
         _host(name, model, alone(options, "cpu")).close()
     make_app = partial(_application, tuple(models), tuple(names), options, key)
-    place: dict[str, Any] = {
-        "device": options.device,
-        "host": options.host,
-        "port": options.port,
-        "drain": options.drain,
-    }
+    place: dict[str, Any] = options.model_dump(include={"device", "host", "port", "drain"})
     with deployed(make_app, replicas=options.ray.workers, **place) as url:
         announce(url, names)
         signum = wait_for_signal()

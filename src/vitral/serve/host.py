@@ -43,15 +43,33 @@ class Origin(NamedTuple):
     load: Callable[[], Predictor]
 
 
+def apart(function: Callable[[], T], threads: int) -> T:
+    """What the function returns, from a thread that ends with it and has so many of torch's threads.
+
+    A thread that has computed in parallel once keeps its helpers. More of them than processors, and OpenMP lets all
+    sleep between two operations: a small model then takes 1.7 times as long. So the thread that computes with a model
+    is the only one that keeps any.
+    """
+    with ThreadPoolExecutor(1, "apart", torch.set_num_threads, (threads,)) as pool:
+        return pool.submit(function).result()
+
+
 class Host:
     """A model under its name. All that computes with it passes through `compute`, one call at a time.
 
-    limit: so many images and calls may wait; None: any number. `threads`: torch's, of a computation. `loaded`: seconds
-    since 1970. `failure`: why the folder that is there now could not be loaded, if it could not.
+    limit: so many images and calls may wait; None: any number. threads: torch's, of a computation; None: as many as
+    the caller has, who should have computed nothing (see `apart`). `loaded`: seconds since 1970. `failure`: why the
+    folder that is there now could not be loaded, if it could not.
     """
 
     def __init__(
-        self, name: str, predictor: Predictor, origin: Origin | None = None, *, limit: int | None = None
+        self,
+        name: str,
+        predictor: Predictor,
+        origin: Origin | None = None,
+        *,
+        limit: int | None = None,
+        threads: int | None = None,
     ) -> None:
         self.name, self.predictor, self.origin, self.limit = name, predictor, origin, limit
         self.loaded = time.time()
@@ -59,7 +77,7 @@ class Host:
         self.waiting = 0
         self._seconds_each = 0.0  # of one image or call, lately
         # torch counts its threads by the thread that asks: those that decode have one each, this one has them all.
-        self.threads = torch.get_num_threads()
+        self.threads = threads or torch.get_num_threads()
         self._thread = ThreadPoolExecutor(1, f"model-{name}", torch.set_num_threads, (self.threads,))
 
     def replace(self, predictor: Predictor) -> None:

@@ -6,10 +6,9 @@ import asyncio
 import logging
 from pathlib import Path
 
-import torch
-
+from vitral.predictor import Predictor
 from vitral.serve.batcher import warm_up
-from vitral.serve.host import Host, Origin
+from vitral.serve.host import Host, Origin, apart
 from vitral.serve.metrics import Metrics
 
 log = logging.getLogger("vitral")
@@ -48,15 +47,13 @@ async def watch(host: Host, origin: Origin, seconds: float, max_batch: int, metr
 async def _replaced(host: Host, origin: Origin, found: Signature, max_batch: int, metrics: Metrics) -> bool:
     """Whether the files that were found have been dealt with."""
 
-    def load() -> None:
-        nonlocal predictor
-        torch.set_num_threads(host.threads)
+    def load() -> Predictor:
         predictor = origin.load()
         warm_up(predictor, max_batch)
+        return predictor
 
-    predictor = host.predictor
     try:
-        await asyncio.to_thread(load)
+        predictor = await asyncio.to_thread(apart, load, host.threads)
         if await asyncio.to_thread(signature, origin.path) != found:
             return False  # changed in the meantime, so it may be a mixture
     except Exception as error:
