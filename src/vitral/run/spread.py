@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 from collections.abc import Callable, Generator, Iterable, Sequence
+from importlib import import_module
 from typing import Any, NamedTuple, TypeVar
 
 from vitral.errors import RunFailed, UserError
@@ -75,16 +76,15 @@ def spread(open_work: Callable[[str], Work[T]], items: Sequence[Any], device: st
     before it, and RunFailed where Ray itself fails.
     """
     with cluster() as ray:
-        from ray.data import ActorPoolStrategy, DataContext
-
+        data: Any = import_module("ray.data")
         share = share_out(resources(ray), device, workers)
-        context: Any = DataContext.get_current()
+        context = data.DataContext.get_current()
         context.enable_progress_bars, context.execution_options.preserve_order = False, True
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         arguments = open_work, "cuda" if share.gpus else "cpu", os.getcwd()
-        rows: Any = ray.data.from_items([{"item": pickle.dumps(item)} for item in items]).map_batches(
+        rows = data.from_items([{"item": pickle.dumps(item)} for item in items]).map_batches(
             Worker, fn_constructor_args=arguments, batch_size=1, num_cpus=share.cpus, num_gpus=share.gpus,
-            compute=ActorPoolStrategy(size=min(share.workers, len(items))),
+            compute=data.ActorPoolStrategy(size=min(share.workers, len(items))),
         )  # fmt: skip
         try:
             for row in rows.iter_rows():
