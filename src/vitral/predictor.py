@@ -49,6 +49,7 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+_READING = Lock()  # of a file or picture that is open already
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 _SCORES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -72,7 +73,6 @@ class Predictor:
             raise UserError("exports run on the processor", where="device", got=device, wanted="auto or cpu")
         self._model = None if model is None else model.to(self.device).eval()
         self.engine, self.config, self.classes = engine or TorchEngine(self.model), config, config.classes
-        self._reading = Lock()
 
     @property
     def model(self) -> ImageModel:
@@ -98,7 +98,7 @@ class Predictor:
         recipe = self.config.preprocessing
         rules = Decoding(colour(recipe.background), recipe.max_pixels)
         if isinstance(image, Image.Image) or hasattr(image, "read"):
-            with self._reading:  # one thread at a time: the same one may be in a list twice
+            with _READING:  # one thread at a time: the same one may be in a list twice
                 return as_image(image, recipe.channels, rules=rules)
         return as_image(image, recipe.channels, rules=rules)
 

@@ -111,7 +111,8 @@ class Process:
         self.client = httpx.Client(timeout=30, trust_env=False)
         self.process = subprocess.Popen(
             [*VITRAL, "serve", *words], stdout=subprocess.PIPE, stderr=self._log, text=True, encoding="utf-8",
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environ},
+            # Without warnings of torch about itself: the log is JSON.
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNDEFAULTENCODING": "", **environ},
         )  # fmt: skip
         try:
             self._connect()
