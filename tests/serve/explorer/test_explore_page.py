@@ -176,7 +176,7 @@ def test_what_goes_wrong_is_said(visit: Visit, rules: Rules, tmp_path: Path) -> 
         (b"\x89PNG\r\n\x1a\nbroken", "image/png", "image"),
         (b"text", "text/plain", "image"),
         (b"", "image/png", "This file is empty."),
-        (b"x" * 2_000_001, "image/png", "the request is larger than 2000000 bytes"),
+        (b"x" * 2_000_001, "image/png", "a request may hold 2,000,000 bytes"),
     ):
         visit.hand_over("drop", data, "file", kind)
         expect(alert).to_be_visible()

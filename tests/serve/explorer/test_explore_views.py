@@ -33,6 +33,7 @@ from vitral.serve.host import Host
 
 FOLDER = Path(views.__file__).with_name("explorer")
 CLASSES = ("cat", "dog", "owl", "eel")
+PNG = {"Content-Type": "image/png"}
 KINDS: dict[str, dict[str, Any]] = {
     "registers": {"registers": 3, "image_size": (12, 8), "depth": 3},
     "average": {"class_token": False, "pool": "avg", "in_channels": 3},
@@ -60,7 +61,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Host]:
 
 @pytest.fixture(scope="module")
 def client(hosts: dict[str, Host]) -> TestClient:
-    return TestClient(make_app(hosts))
+    return TestClient(make_app(hosts), headers=PNG)
 
 
 def give(client: TestClient, model: str, data: bytes | None = None, **params: Any) -> dict[str, Any]:
@@ -217,7 +218,7 @@ def test_heads_that_a_layer_lacks_are_no_numbers(client: TestClient, hosts: dict
 def test_half_precision_models_answer_in_float32(tmp_path: Path) -> None:
     host = random_host(tmp_path, "half")
     host.predictor.model.bfloat16()
-    client, data = TestClient(make_app({"half": host})), picture()
+    client, data = TestClient(make_app({"half": host}), headers=PNG), picture()
     key, (vit, x_BCHW) = give(client, "half", data)["id"], seen(host, data)
     both = floats(client, key, "attention", token="cls")
     np.testing.assert_array_equal(both[0], token_attention(vit, x_BCHW, "cls")[0].float().numpy())
@@ -244,12 +245,12 @@ def test_models_say_what_they_have(client: TestClient, hosts: dict[str, Host]) -
 
 def test_relative_positions_refuse_merging_alone(tmp_path: Path) -> None:
     host = random_host(tmp_path, "relative", positions="relative")
-    client = TestClient(make_app({"relative": host}))
+    client = TestClient(make_app({"relative": host}), headers=PNG)
     assert client.get("/v1/explore/models").json()["models"][0]["can"] == ["predict", "attention", "lens"]
     key = give(client, "relative")["id"]
     assert floats(client, key, "norms").shape == (2, 16)
     refused = client.get(f"/v1/explore/{key}/merge?r=1")
-    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "bad_request")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "unprocessable")
 
 
 def test_convolutional_networks_and_exports_answer_alone(tmp_path: Path) -> None:
@@ -273,7 +274,7 @@ def test_convolutional_networks_and_exports_answer_alone(tmp_path: Path) -> None
 
     network.eval()
     cnn, export = Predictor(network, config, "cpu"), Predictor(None, config, "cpu", Closed())  # type: ignore[arg-type]
-    client = TestClient(make_app({"cnn": Host("cnn", cnn), "export": Host("export", export)}))
+    client = TestClient(make_app({"cnn": Host("cnn", cnn), "export": Host("export", export)}), headers=PNG)
     first, second = client.get("/v1/explore/models").json()["models"]
     assert first["can"] == second["can"] == ["predict"]
     assert "convolutional" in first["why"]["attention"]
@@ -312,7 +313,7 @@ def test_an_image_is_kept_and_found_again(client: TestClient) -> None:
 
 def test_a_replaced_model_has_not_seen_the_images(tmp_path: Path) -> None:
     host = random_host(tmp_path, "one")
-    client = TestClient(make_app({"one": host}))
+    client = TestClient(make_app({"one": host}), headers=PNG)
     key = give(client, "one")["id"]
     assert client.get(f"/v1/explore/{key}/norms").status_code == 200
     host.predictor = vitral.load(tmp_path / "one", "cpu")
@@ -341,7 +342,7 @@ def test_kept_images_are_bounded(hosts: dict[str, Host]) -> None:
 
 
 def test_maps_of_one_image_are_kept(hosts: dict[str, Host], monkeypatch: pytest.MonkeyPatch) -> None:
-    client = TestClient(make_app(hosts))
+    client = TestClient(make_app(hosts), headers=PNG)
     calls: list[int] = []
     original = views.attention_maps
     monkeypatch.setattr(views, "attention_maps", lambda *given: calls.append(1) or original(*given))
