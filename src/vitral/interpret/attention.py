@@ -77,6 +77,10 @@ def token_attention(
     chosen = pick(heads, most, "heads")
     shares: list[Tensor] = []
     for _, map_BhTT in stream_maps(model, images_BCHW, layers):
-        share_BhT = map_BhTT[:, :, rows].mean(2)
-        shares.append(pad(share_BhT, (0, 0, 0, most - share_BhT.shape[1]), value=torch.nan)[:, chosen])
+        shares.append(fill_heads(map_BhTT[:, :, rows].mean(2), most)[:, chosen])
     return torch.stack(shares, dim=1)
+
+
+def fill_heads(values_hT: Tensor, count: int) -> Tensor:
+    """The same [..., h, T] with NaN for the heads up to `count` that this layer of a pruned model lacks."""
+    return pad(values_hT, (0, 0, 0, count - values_hT.shape[-2]), value=torch.nan)

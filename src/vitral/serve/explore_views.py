@@ -23,7 +23,7 @@ from torch import Tensor
 from vitral.data.decode import MODES, header
 from vitral.efficient.merge import TokenMerging
 from vitral.errors import UserError
-from vitral.interpret.attention import stream_maps
+from vitral.interpret.attention import fill_heads, stream_maps
 from vitral.interpret.lens import logit_lens
 from vitral.interpret.patches import patch_norms, patch_similarity
 from vitral.interpret.rollout import Fuse, roll
@@ -130,8 +130,7 @@ def attention(predictor: Predictor, maps: Iterable[Tensor], token: str | None) -
     layers: list[Tensor] = []
     for map_hTT in maps:
         both_2hT = torch.stack([map_hTT[:, rows].mean(1), map_hTT[:, :, rows].mean(2)]).float().cpu()
-        absent = most - both_2hT.shape[1]
-        layers.append(torch.nn.functional.pad(both_2hT, (0, 0, 0, absent), value=torch.nan))
+        layers.append(fill_heads(both_2hT, most))
     return torch.stack(layers, dim=1).numpy()
 
 
