@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, expect
+else:
+    try:
+        from playwright.sync_api import expect
+    except ImportError:  # then every test with a browser skips
+        expect = None
+
+__all__ = ["Visit", "browsing", "expect"]
 
 ARGUMENTS = [
     "--no-sandbox", "--headless", "--disable-gpu", "--disable-quic", "--no-first-run",

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 
-from tests.serve.explorer.browser import Visit
+from tests.serve.explorer.browser import Visit, expect
 from tests.serve.explorer.test_explore_views import picture
 from tests.serve.explorer.truth import (
     MODELS,
@@ -27,14 +26,6 @@ from vitral.interpret.patches import patch_norms, patch_similarity
 from vitral.interpret.rollout import rollout
 from vitral.interpret.tokens import token_names
 from vitral.serve.host import Host
-
-if TYPE_CHECKING:
-    from playwright.sync_api import expect
-else:
-    try:
-        from playwright.sync_api import expect
-    except ImportError:  # then every test of this file skips
-        expect = None
 
 
 @pytest.mark.parametrize("name", MODELS)

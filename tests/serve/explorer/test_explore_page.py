@@ -10,7 +10,7 @@ import pytest
 
 import vitral
 from tests.serve.explorer.app import Rules
-from tests.serve.explorer.browser import Visit
+from tests.serve.explorer.browser import Visit, expect
 from tests.serve.explorer.test_explore_views import picture
 from tests.serve.explorer.truth import (
     MODELS,
@@ -24,12 +24,7 @@ from tests.serve.explorer.truth import (
 from vitral.serve.host import Host
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, expect
-else:
-    try:
-        from playwright.sync_api import expect
-    except ImportError:  # then every test of this file skips
-        expect = None
+    from playwright.sync_api import Browser
 
 
 def test_a_link_restores_the_page(visit: Visit, browser: Browser, base: str, hosts: dict[str, Host]) -> None:
