@@ -40,10 +40,10 @@ from peers import make_peer
 from train import environment, quartiles
 
 from vitral.config import parse_yaml, split_words
-from vitral.engines import Engine, Precision, TorchEngine, open_export
+from vitral.engines import Engine, Precision, open_export
 from vitral.export.config import ExportOptions
 from vitral.export.graph import quiet
-from vitral.export.live import fastest, runtimes
+from vitral.export.live import engines, fastest
 from vitral.export.ship import builtin_samples, ship
 from vitral.models.create import create_model
 from vitral.models.vit import VisionTransformer
@@ -108,7 +108,6 @@ def contestants(name: str, precision: str, *, compiled: bool, brief: bool) -> Co
         return Contestants(_of_all_precisions(ours, config), others, reference, config)
     assert precision in PRECISIONS
     dtype, plain = PRECISIONS[precision], copy.deepcopy(ours).to(PRECISIONS[precision])
-    engines = [TorchEngine(plain), *runtimes(ours, config, precision)]
     runs: dict[str, Run] = {} if brief else {"vitral torch": plain}
     with quiet():
         runs |= _plain_runtimes(timm, precision)
@@ -117,21 +116,19 @@ def contestants(name: str, precision: str, *, compiled: bool, brief: bool) -> Co
         runs["transformers eager"] = _normalised(make_peer("transformers", ours).eval().to(dtype), dtype)
     if compiled:
         runs["timm compiled"] = _normalised(torch.compile(copy.deepcopy(timm).to(dtype), dynamic=True), dtype)
-    return Contestants(engines, runs, reference, config)
+    return Contestants(engines(ours, config, precision), runs, reference, config)
 
 
 def _of_all_precisions(ours: VisionTransformer, config: FolderConfig) -> list[Engine]:
-    engines: list[Engine] = []
-    for precision in PRECISIONS:
-        engines += runtimes(ours, config, precision)
+    found = [engine for precision in PRECISIONS for engine in engines(ours, config, precision)]
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("onnx", "openvino"):
             options = ExportOptions(
                 format=kind, out=f"{folder}/{kind}", takes="resized", precision="int8", min_agreement=0
             )
             shipped = ship(ours, config, "", options, builtin_samples(8, config))
-            engines.append(open_export(shipped.out / shipped.file))
-    return engines
+            found.append(open_export(shipped.out / shipped.file))
+    return found
 
 
 def _config(name: str, ours: VisionTransformer) -> FolderConfig:

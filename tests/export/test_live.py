@@ -15,7 +15,7 @@ from tests.export.test_ship import OPENVINO, Capture, need
 from tests.helpers import random_model
 from vitral.cli.main import main
 from vitral.errors import UserError
-from vitral.export import parity
+from vitral.export import live, parity
 from vitral.export.live import fastest, with_engine
 from vitral.weights.find import load_model
 
@@ -67,6 +67,21 @@ def test_an_engine_that_fails_the_comparison_is_not_taken(monkeypatch: pytest.Mo
     low = with_engine(predictor, "torch", "bfloat16")
     assert low.engine.precision == "bfloat16"
     assert predictor.engine.precision == "float32"
+
+
+@pytest.mark.oracle
+def test_bfloat16_may_be_as_far_from_float32_as_torchs_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    need("openvino")
+    random_model(Path("model"))
+    predictor = vitral.load("model", "cpu")
+    monkeypatch.setitem(parity.MIN_AGREEMENT, "bfloat16", 1.1)  # as if near ties had fallen the other way
+    monkeypatch.setattr(live, "_AS_FAR", 8)  # of so small a model the largest difference is a matter of luck
+    assert with_engine(predictor, "openvino", "bfloat16").engine.name == "openvino"
+    monkeypatch.setattr(live, "_AS_FAR", 1e-6)
+    with pytest.raises(parity.BeyondLimit, match="less than 110 %"):
+        with_engine(predictor, "openvino", "bfloat16")
+    names = [engine.name for engine in live.engines(predictor.model, predictor.config, "bfloat16")]
+    assert names == ["torch"]
 
 
 @pytest.mark.parametrize("engine", ["onnx", OPENVINO, pytest.param("auto", marks=pytest.mark.oracle)])

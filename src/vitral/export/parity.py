@@ -71,7 +71,7 @@ def compare(
     batch = [_own_size(image, config) for image in (list(images) * _BATCH)[:_BATCH]]
     eager_s, theirs_s = take_turns(
         [
-            lambda: _of(reference, [_fit(image, config) for image in batch]),
+            lambda: _of(reference, [fit(image, config) for image in batch]),
             lambda: engine_logits(engine, config, batch),
         ],
         rounds=_ROUNDS,
@@ -88,25 +88,33 @@ def liken(
     reference: Callable[[Tensor], Tensor], engine: Engine, config: FolderConfig, images: Sequence[Tensor], source: str
 ) -> Likeness:
     """As `compare`, without the speed."""
-    fitted = [_fit(image, config) for image in images]
-    batches = [fitted[start : start + _BATCH] for start in range(0, len(fitted), _BATCH)]
-    mine_NS = torch.cat([_of(reference, batch) for batch in batches])
+    fitted = [fit(image, config) for image in images]
+    mine_NS = in_batches(reference, fitted)
     if engine.takes == "resized":
-        theirs_NS = torch.cat([_of(engine.logits, batch) for batch in batches])
-    else:
-        theirs_NS = torch.cat([engine_logits(engine, config, [image]) for image in images])
-    even = [_own_size(image, config) for image in images] if engine.takes == "pixels" else []
+        return likeness_of(mine_NS, in_batches(engine.logits, fitted), config, source)
+    theirs_NS = torch.cat([engine_logits(engine, config, [image]) for image in images])
     behind = max(
-        (_apart(_of(reference, [_fit(each, config)]), engine_logits(engine, config, [each])) for each in even[:8]),
-        default=None,
+        _apart(_of(reference, [fit(each, config)]), engine_logits(engine, config, [each]))
+        for each in (_own_size(image, config) for image in images[:8])
     )
-    difference = _apart(mine_NS, theirs_NS)
-    has_head = config.architecture.num_classes > 0
+    return likeness_of(mine_NS, theirs_NS, config, source, behind)
+
+
+def likeness_of(
+    mine_NS: Tensor, theirs_NS: Tensor, config: FolderConfig, source: str, behind_resize: float | None = None
+) -> Likeness:
+    """Of the logits of N images by the model and by an engine."""
+    difference, has_head = _apart(mine_NS, theirs_NS), config.architecture.num_classes > 0
     return Likeness(
-        images=len(images), source=source, max_difference=difference,
-        behind_resize=difference if behind is None else behind, largest_logit=float(mine_NS.abs().max()),
+        images=len(mine_NS), source=source, max_difference=difference,
+        behind_resize=difference if behind_resize is None else behind_resize, largest_logit=float(mine_NS.abs().max()),
         agreement=float((mine_NS.argmax(1) == theirs_NS.argmax(1)).double().mean()) if has_head else None,
     )  # fmt: skip
+
+
+def in_batches(function: Callable[[Tensor], Tensor], images: Sequence[Tensor]) -> Tensor:
+    """What a function of [B, C, h, w] makes of N images [C, h, w], some at a time."""
+    return torch.cat([_of(function, images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)])
 
 
 def check(likeness: Likeness, precision: str, max_difference: float | None, min_agreement: float | None) -> None:
@@ -147,7 +155,7 @@ def take_turns(
 def engine_logits(engine: Engine, config: FolderConfig, images: Sequence[Tensor]) -> Tensor:
     """Logits [B, S] of uint8 images [C, H, W]: of one size, where the engine takes pixels."""
     if engine.takes == "resized":
-        return _of(engine.logits, [_fit(image, config) for image in images])
+        return _of(engine.logits, [fit(image, config) for image in images])
     return engine.logits(torch.stack(list(images)).permute(0, 2, 3, 1).contiguous())
 
 
@@ -171,7 +179,8 @@ def builtin_images(count: int, config: FolderConfig) -> list[Tensor]:
     return found
 
 
-def _fit(image_CHW: Tensor, config: FolderConfig) -> Tensor:
+def fit(image_CHW: Tensor, config: FolderConfig) -> Tensor:
+    """An image as the model takes it, float32 in [0,1]."""
     return fit_image(image_CHW, config.preprocessing.image_size, config.preprocessing.fitting)
 
 
