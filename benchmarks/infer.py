@@ -11,7 +11,9 @@ row. All have the same weights. ONNX Runtime has no bfloat16 on processors. In t
 fastest of all that `vitral export` and `engine=auto` have, int8 too (its scales from built-in photographs), beside timm
 eager in float32 and in bfloat16. Of ViT-B only timm eager and the runtimes are asked, unless all=true.
 
-Short calls are repeated until they take 50 ms. All rows take about half an hour on two cores. A row gives the median
+Short calls are repeated until they take 50 ms, and a tenth of a second passes between two contestants: ONNX Runtime's
+threads, used plainly, go on looking for work, and would slow down whoever comes next (ViT-Ti in torch, batch 1, to 0.4
+of its rate). All rows take about half an hour on two cores. A row gives the median
 over the rounds of peer time / our time, with its quartiles: above 1 we are faster. "agreement" is the share of images
 whose likeliest class is that of timm eager in float32, "differs" the largest difference of a logit.
 """
@@ -51,6 +53,7 @@ from vitral.weights.folder import FolderConfig, Preprocessing
 
 Run = Callable[[Tensor], Tensor]
 LONG = 0.05  # seconds: of shorter calls several are timed at once
+PAUSE = 0.1
 MODELS = ("vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224")
 PRECISIONS: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BATCHES = (1, 8, 32)
@@ -184,6 +187,7 @@ def measure(title: str, batch: int, runs: dict[str, Run], reference: Run, rounds
     names = list(runs)
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            time.sleep(PAUSE)
             times[name].append(1000 * _timed(runs[name], images_BCHW, repeats[name]))
     peers = [name for name in names if not name.startswith("vitral")]
     medians = {name: round(statistics.median(values), 2) for name, values in times.items()}

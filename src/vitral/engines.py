@@ -100,6 +100,9 @@ class OnnxEngine:
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
+        # Else its threads look for work without a pause for a while after each run, and take the processor from those
+        # that decode the next images.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own classes, all below Exception

@@ -7,8 +7,8 @@ import asyncio
 import hmac
 import json
 import logging
+import random
 import re
-import secrets
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -80,7 +80,7 @@ class Gate:
             return
         headers = Headers(scope=scope)
         asked = headers.get("x-request-id", "")
-        exchange = Exchange(scope, asked if _SANE_ID.fullmatch(asked) else secrets.token_hex(8))
+        exchange = Exchange(scope, asked if _SANE_ID.fullmatch(asked) else f"{random.getrandbits(64):016x}")
         scope["exchange"] = exchange
         with self._metrics.in_flight.track_inprogress():
             try:
