@@ -76,7 +76,7 @@ def token_rows(config: ViTConfig, token: str | None, grid: Grid) -> list[int]:
 
 def patch_of(token: str) -> Grid | None:
     """Row and column of a token that is named as a patch."""
-    match = re.fullmatch(r"(\d+)\s*,\s*(\d+)", token)
+    match = re.fullmatch(r"(\d{1,9})\s*,\s*(\d{1,9})", token)
     return None if match is None else (int(match[1]), int(match[2]))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import weakref
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from vitral.interpret.rollout import Fuse
 from vitral.predictor import Predictor
 from vitral.serve import explore_views as views
-from vitral.serve.explore_kept import Given, Kept
+from vitral.serve.explore_kept import MOST_MAP_BYTES, Given, Kept
 from vitral.serve.explore_samples import sample, sample_names
 from vitral.serve.host import Host, Refused, Upload
 
@@ -90,21 +90,26 @@ class _Explorer:
         uploads = await self.read_images(request)
         if len(uploads) != 1:
             raise Refused(422, "one_image", f"One image is wanted at a time, not {len(uploads)}.")
-        data = uploads[0].data
+        return await self._answer(host, uploads[0].data, topk)
+
+    async def again(self, key: Key, model: Model = None, topk: TopK = 5) -> Response:
+        """The same of an image that was given before, to this model or another, and is still kept."""
+        host = self._host(model)
+        data = self.kept.data(key)
+        if data is None:
+            raise Refused(404, "gone", _GONE)
+        return await self._answer(host, data, topk)
+
+    async def _answer(self, host: Host, data: bytes, topk: int) -> Response:
         key = hashlib.sha256(data).hexdigest()
 
-        def compute(predictor: Predictor) -> Given:
+        def compute(predictor: Predictor) -> tuple[Given, dict[str, Any]]:
             found, x_CHW = views.answer(predictor, data, topk)
-            return Given(weakref.ref(predictor), x_CHW, {"id": key, "model": host.name, **found})
+            return Given(weakref.ref(predictor), x_CHW, data), found
 
-        given = await host.compute(compute)
+        given, found = await host.compute(compute)
         self.kept.put(host.name, key, given)
-        return JSONResponse(given.answer)
-
-    async def again(self, key: Key, model: Model = None) -> Response:
-        """The same of an image that was given before, and is still kept."""
-        host = self._host(model)
-        return JSONResponse(self._given(host, key).answer)
+        return JSONResponse({"id": key, "model": host.name, **found})
 
     async def attention(self, key: Key, model: Model = None, token: Token = None) -> Response:
         """Attention from a token, and to it: [2, layers, heads, tokens]; NaN for heads that a layer lacks."""
@@ -163,16 +168,19 @@ class _Explorer:
 
         return await host.compute(compute)
 
-    async def _of_maps(self, key: str, model: str | None, function: Callable[[Predictor, list[Tensor]], T]) -> T:
-        """The same of the image's attention maps, which stay for the next question."""
+    async def _of_maps(self, key: str, model: str | None, function: Callable[[Predictor, Iterable[Tensor]], T]) -> T:
+        """The same of the image's attention maps, which stay for the next question unless they are too large; then no
+        more than one is there at a time."""
         given = self._given(self._host(model), key)
 
-        def compute(predictor: Predictor, x_CHW: Tensor) -> tuple[list[Tensor], T]:
-            maps = given.maps or views.attention_maps(predictor, x_CHW)
-            return maps, function(predictor, maps)
+        def compute(predictor: Predictor, x_CHW: Tensor) -> tuple[list[Tensor] | None, T]:
+            maps = views.attention_maps(predictor, x_CHW) if given.maps is None else given.maps
+            kept = list(maps) if views.maps_bytes(predictor) <= MOST_MAP_BYTES else None
+            return kept, function(predictor, maps if kept is None else kept)
 
         maps, found = await self._of(key, model, compute)
-        self.kept.keep_maps(given, maps)
+        if maps is not None:
+            self.kept.keep_maps(given, maps)
         return found
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -20,17 +19,17 @@ MOST_MAP_BYTES = 256 * 2**20  # of the one image whose attention maps are kept, 
 
 @dataclass
 class Given:
-    """One image: what `model` gets of it, what it said, and, of the last one looked at, the map of every layer."""
+    """One image: its bytes, what `model` gets of it, and, of the last one looked at, the map of every layer."""
 
     model: weakref.ref[Predictor]
     x_CHW: Tensor
-    answer: dict[str, Any]
+    data: bytes
     maps: list[Tensor] | None = None
 
     @property
     def nbytes(self) -> int:
         """Memory of all but the maps, about."""
-        return self.x_CHW.nbytes + len(self.answer["input"])
+        return self.x_CHW.nbytes + len(self.data)
 
 
 class Kept:
@@ -64,9 +63,13 @@ class Kept:
         self._given.move_to_end((model, key))
         return given
 
+    def data(self, key: str) -> bytes | None:
+        """The bytes of an image that was given to any model."""
+        return next((given.data for (_, each), given in self._given.items() if each == key), None)
+
     def keep_maps(self, given: Given, maps: list[Tensor]) -> None:
-        """Keep the maps of this image, and of no other; not where they are too large."""
+        """Keep the maps of this image, and of no other."""
         if self._with_maps is not None and (last := self._with_maps()) is not None and last is not given:
             last.maps = None
-        given.maps = maps if sum(each.nbytes for each in maps) <= MOST_MAP_BYTES else None
+        given.maps = maps
         self._with_maps = weakref.ref(given)

@@ -24,11 +24,13 @@ def sample_names(channels: int) -> dict[str, str]:
     return there | {"shapes": "Drawn shapes", "rings": "Drawn rings"}
 
 
-@functools.cache
 def sample(name: str) -> tuple[bytes, str] | None:
     """The file of a sample and its media type; None where there is no such sample. The first digit takes a second."""
-    if name not in sample_names(1) | sample_names(3):
-        return None
+    return _sample(name) if name in sample_names(1) | sample_names(3) else None
+
+
+@functools.cache
+def _sample(name: str) -> tuple[bytes, str]:
     photograph = _photograph(name)
     if photograph is not None:
         return photograph.read_bytes(), "image/jpeg"

@@ -34,7 +34,7 @@ from vitral.predictor import Predictor
 
 Floats = NDArray[np.float32]
 
-_RACES, _FEWEST_RACES, _RACE_SECONDS = 9, 3, 0.6  # timed pairs of a whole and a merged pass: most, fewest, until when
+_RACES, _RACE_SECONDS = 9, 0.6  # timed pairs of a whole and a merged pass: most, and until when
 
 
 def describe(predictor: Predictor) -> dict[str, Any]:
@@ -113,10 +113,19 @@ def _whole(predictor: Predictor, x_CHW: Tensor) -> Generator[tuple[VisionTransfo
         yield vit, x_CHW[None].to(predictor.device)
 
 
-def attention_maps(predictor: Predictor, x_CHW: Tensor) -> list[Tensor]:
-    """The map of every layer, [h, T, T] each, rows sum to 1; h may differ between the layers of a pruned model."""
+def attention_maps(predictor: Predictor, x_CHW: Tensor) -> Generator[Tensor]:
+    """The map of every layer, [h, T, T] each, rows sum to 1, one after the other; h may differ between the layers of a
+    pruned model."""
     with _whole(predictor, x_CHW) as (vit, x_BCHW):
-        return [map_BhTT[0] for _, map_BhTT in stream_maps(vit, x_BCHW)]
+        for _, map_BhTT in stream_maps(vit, x_BCHW):
+            yield map_BhTT[0]
+
+
+def maps_bytes(predictor: Predictor) -> int:
+    """Memory of the maps of all layers together."""
+    vit = require_transformer(predictor.model, "attention")
+    tokens = vit.prefix_tokens + vit.grid[0] * vit.grid[1]
+    return 4 * sum(vit.config.heads_of_blocks) * tokens**2
 
 
 def attention(predictor: Predictor, maps: Iterable[Tensor], token: str | None) -> Floats:
@@ -192,8 +201,8 @@ def merged(predictor: Predictor, x_CHW: Tensor, r: int, topk: int) -> dict[str, 
 
 
 def _race(vit: VisionTransformer, x_BCHW: Tensor, merging: TokenReduction) -> dict[str, Any]:
-    """Median milliseconds of a pass over one image with all tokens and with merged ones, in turn, and how many of each;
-    both run once before."""
+    """Median milliseconds of a pass over one image with all tokens and with merged ones, in turn, and how many of each:
+    one pair at least. Both ran once before."""
 
     def timed(reduction: TokenReduction | None) -> float:
         with reduced_by(vit, reduction):
@@ -202,11 +211,9 @@ def _race(vit: VisionTransformer, x_BCHW: Tensor, merging: TokenReduction) -> di
             return 1000 * (_now(x_BCHW) - start)
 
     ways: dict[str, TokenReduction | None] = {"whole": None, "merged": merging}
-    for reduction in ways.values():
-        timed(reduction)
     times: dict[str, list[float]] = {name: [] for name in ways}
     end = time.perf_counter() + _RACE_SECONDS
-    while (count := len(times["merged"])) < _FEWEST_RACES or (count < _RACES and time.perf_counter() < end):
+    while not (count := len(times["merged"])) or (count < _RACES and time.perf_counter() < end):
         for name, reduction in ways.items():
             times[name].append(timed(reduction))
     return {name: round(statistics.median(values), 3) for name, values in times.items()} | {"n": count}

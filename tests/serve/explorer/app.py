@@ -18,11 +18,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import vitral
 from tests.helpers import random_model
+from vitral.models.create import create_model
 from vitral.models.model import ImageModel
+from vitral.predictor import Predictor
 from vitral.serve.app import create_app
 from vitral.serve.config import ServeConfig
 from vitral.serve.gate import refusal
 from vitral.serve.host import Host, Refused
+from vitral.weights.folder import FolderConfig, Preprocessing
 
 LARGEST = 2_000_000  # bytes of an upload
 
@@ -89,6 +92,18 @@ def random_host(folder: Path, name: str, preset: str = "vit_micro_patch2_8", **o
     predictor = vitral.load(random_model(folder / name, classes, preset, **options), "cpu")
     sharpened(predictor.model)
     return Host(name, predictor)
+
+
+def conv_host() -> Host:
+    """A convolutional network of random weights, four classes."""
+    network = create_model("resnet20_cifar", num_classes=4).eval()
+    sharpened(network)
+    names = {str(place): name for place, name in enumerate(("cat", "dog", "owl", "eel"))}
+    shown = Preprocessing(image_size=network.config.image_size, channels=3, fit="crop")
+    config = FolderConfig(
+        name="resnet20_cifar", architecture=network.config, id2label=names, preprocessing=shown, provenance={}
+    )
+    return Host("conv", Predictor(network, config, "cpu"))
 
 
 def large_host(folder: Path) -> Host:

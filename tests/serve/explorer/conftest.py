@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import vitral
-from tests.serve.explorer.app import Rules, large_host, make_app, random_host, serving
+from tests.serve.explorer.app import Rules, conv_host, large_host, make_app, random_host, serving
 from tests.serve.explorer.browser import Visit, browsing
 from vitral.serve import explore_views
 from vitral.serve.host import Host
@@ -30,7 +30,7 @@ def hosts(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     headless = random_host(root, "headless", classes=())
     relative = random_host(root, "relative", positions="relative")
     uneven = random_host(root, "uneven", block_heads=[2, 1])
-    return {each.name: each for each in (digits, large_host(root), headless, relative, uneven)}
+    return {each.name: each for each in (digits, large_host(root), headless, relative, uneven, conv_host())}
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import vitral
-from tests.serve.explorer.app import Rules
+from tests.serve.explorer.app import Rules, make_app, random_host, serving
 from tests.serve.explorer.browser import Visit, expect
 from tests.serve.explorer.test_explore_views import picture
 from tests.serve.explorer.truth import (
@@ -224,6 +224,162 @@ def test_older_answers_never_replace_newer_ones(visit: Visit, hosts: dict[str, H
     assert len(asked) == 2, asked
 
 
+def test_there_and_back_before_the_answer(visit: Visit, hosts: dict[str, Host]) -> None:
+    truth, page = truth_of_sample(hosts, "vitral-digits"), visit.open("#token=patch&patch=0,0")
+    asked: list[str] = []
+
+    def late(route: Any) -> None:
+        asked.append(route.request.url)
+        if len(asked) == 1:
+            click_patch_now(page, (0, 0))
+        route.continue_()
+
+    page.route("**/attention?**", late)
+    click_patch(page, "#patches", (2, 2), (4, 4))
+    visit.quiet()
+    assert len(asked) == 2, asked
+    expect(page.locator("#status")).to_have_text(truth.status((0, 0), 3, "mean"))
+    assert page.locator("#from .value").inner_text().lower().startswith("row 0, column 0")
+
+
+def test_the_same_image_again_can_be_looked_at(visit: Visit, hosts: dict[str, Host]) -> None:
+    truth, page = truth_of_sample(hosts, "vitral-digits"), visit.open("#token=patch&patch=0,0")
+    page.locator("#samples button[value=digit-0]").click()
+    visit.quiet()
+    slide(page, "#layer", 1)
+    expect(page.locator("#status")).to_have_text(truth.status((0, 0), 1, "mean"))
+    page.locator("#overview").click(position={"x": 3, "y": 3})
+    expect(page.locator("#status")).to_have_text(truth.status((0, 0), 0, "0"))
+
+
+def test_from_a_small_grid_to_a_large_one(visit: Visit) -> None:
+    page = visit.open("#token=patch&patch=3,3")
+    page.locator("#model").select_option("large")
+    for view in ("from", "to", "rollout", "similarity", "norms"):
+        expect(page.locator(f"#{view} .value")).to_contain_text(re.compile("row 3, column 3: .*[0-9]", re.IGNORECASE))
+        expect(page.locator(f"#{view} canvas")).to_have_js_property("width", 14)
+    visit.quiet()
+    assert page.locator(".error:visible").count() == 0
+
+
+def test_without_an_answer_no_old_numbers_stand(visit: Visit) -> None:
+    visit.refused = True
+    page = visit.open("#token=patch&patch=0,0")
+    for view in ("attention", "rollout"):
+        page.route(f"**/{view}**", lambda route: route.abort())
+    click_patch_now(page, (2, 2))
+    visit.quiet()
+    slide(page, "#layer", 1)
+    visit.quiet()
+    for part in ("attention-error", "layers-error"):
+        expect(page.locator(f"#{part}")).to_have_text("The server does not answer. Is it still running?")
+    expect(page.locator("#status")).to_be_empty()
+    for view in ("from", "to", "rollout"):
+        assert page.locator(f"#{view} .value").text_content() == ""
+        assert set(visit.pixels(f"#{view} canvas")) == {0}
+    expect(page.locator("#norms .value")).to_contain_text(re.compile("row 2, column 2: .*[0-9]", re.IGNORECASE))
+    for view in ("attention", "rollout"):
+        page.unroute(f"**/{view}**")
+    click_patch_now(page, (2, 1))
+    expect(page.locator("#status")).to_contain_text("Patch row 2, column 1. Layer 1")
+    expect(page.locator("#layers-error")).to_be_hidden()
+
+
+def test_a_model_without_views_while_one_is_loading(visit: Visit) -> None:
+    page = visit.open("#token=patch&patch=0,3")
+    held: list[Any] = []
+    for view in ("attention", "norms", "lens", "merge"):
+        page.route(f"**/{view}?**", lambda route: held.append(route))
+    page.locator("#samples button[value=digit-1]").click()
+    expect(page.locator("#samples button[value=digit-1]")).to_have_attribute("aria-pressed", "true")
+    page.wait_for_timeout(300)
+    assert len(held) == 4
+    page.locator("#model").select_option("conv")
+    expect(page.locator("#attention-why")).to_contain_text("convolutional")
+    for route in held:
+        route.continue_()
+    visit.quiet()
+    assert page.locator(".error:visible").count() == 0
+    assert page.locator("[aria-busy=true]").count() == 0
+    picture = page.locator("#patches")
+    picture.click(position={"x": 5, "y": 5})
+    picture.press("ArrowLeft")
+    picture.press(",")
+    picture.press("[")
+    assert picture.get_attribute("tabindex") == "-1"
+    for view in ("attention", "norms", "lens", "merge"):
+        page.unroute(f"**/{view}?**")
+    page.locator("#model").select_option("vitral-digits")
+    expect(page.locator("#status")).to_contain_text("Patch row 0, column 3.")
+    visit.quiet()
+
+
+def test_a_link_to_what_is_gone_changes_nothing(visit: Visit, base: str) -> None:
+    visit.refused = True
+    page = visit.open("#token=patch&patch=1,1&layer=2")
+    before = page.url
+    page.goto(f"{base}/#image={'0' * 64}&layer=0")
+    expect(page.locator("#image-error")).to_contain_text("give it again")
+    assert page.url == before
+    click_patch_now(page, (0, 1))
+    expect(page.locator("#status")).to_contain_text("Patch row 0, column 1. Layer 2")
+    assert "image=sample%3Adigit-0" in page.url
+    page.goto(f"{base}/#image=models")  # no image's id: the first sample
+    expect(page.locator("#image-error")).to_be_hidden()
+    visit.quiet()
+
+
+def test_an_image_goes_to_the_model_chosen_last(visit: Visit, browser: Browser, base: str) -> None:
+    page, asked = visit.open(), list[str]()
+
+    def late(route: Any) -> None:
+        if not asked:
+            visit.hand_over("drop", picture(9, 13, seed=41))
+        asked.append(route.request.url)
+        route.continue_()
+
+    page.route("**/v1/explore?**", late)
+    page.locator("#model").select_option("large")
+    expect(page.locator("#seen")).to_contain_text("Given: 13 × 9 pixels. The model sees 224 × 224")
+    expect(page.locator("#model")).to_have_value("large")
+    visit.quiet()
+    # Nobody here has the file of an image that comes by its link, and yet another model can have it.
+    other = Visit(browser, base)
+    again = other.open(page.url.removeprefix(f"{base}/"))
+    again.locator("#model").select_option("vitral-digits")
+    expect(again.locator("#seen")).to_contain_text("Given: 13 × 9 pixels. The model sees 8 × 8")
+    other.quiet()
+    other.close()
+
+
+def test_a_model_that_is_replaced_by_one_of_another_shape(browser: Browser, tmp_path: Path) -> None:
+    host = random_host(tmp_path, "changing", image_size=(8, 8))
+    with serving(make_app({"changing": host})) as base:
+        visit = Visit(browser, base)
+        visit.refused = True
+        page = visit.open("#token=patch&patch=3,3")
+        host.predictor = random_host(tmp_path, "other", image_size=(12, 12), registers=2).predictor
+        click_patch_now(page, (1, 1))
+        expect(page.locator("#token")).to_contain_text("Register 1")
+        expect(page.locator("#row")).to_have_attribute("max", "5")
+        visit.quiet()
+        assert page.locator(".error:visible").count() == 0
+        for view in ("from", "norms", "groups"):
+            assert page.locator(f"#{view} canvas").evaluate("(canvas) => canvas.width") % 6 == 0
+        visit.close()
+
+
+def test_a_server_that_is_busy_at_first_is_asked_again(browser: Browser, base: str, rules: Rules) -> None:
+    rules.too_many = 1
+    visit = Visit(browser, base)
+    visit.refused = True
+    page = visit.open(wait=False)
+    expect(page.locator("#image-error")).to_contain_text("Trying again.")
+    visit.settle()
+    expect(page.locator("#image-error")).to_be_hidden()
+    visit.close()
+
+
 def test_the_key_is_asked_for_once(browser: Browser, base: str, rules: Rules) -> None:
     rules.key = "open sesame"
     try:
@@ -247,7 +403,7 @@ def test_the_key_is_asked_for_once(browser: Browser, base: str, rules: Rules) ->
         page = other.open(wait=False)
         page.get_by_role("button", name="Cancel").click()
         expect(page.get_by_text("This server wants an API key.").first).to_be_attached()
-        expect(page.locator("#image-error")).to_have_text("This server wants an API key.")
+        expect(page.locator("#image-error")).to_contain_text("Load the page again to give it.")
         other.close()
     finally:
         rules.key = None
@@ -265,6 +421,8 @@ def test_what_a_model_lacks_is_said(visit: Visit) -> None:
     page.locator("#model").select_option("uneven")
     page.locator("#head").select_option("1")
     expect(page.locator("#status")).to_have_text("Layer 1 has no head 1, but 1 head.")
+    assert "NaN" not in (page.locator("main").text_content() or "")
+    assert rows_of(page, "attention-table") == []
     page.locator("#head").select_option("mean")
     expect(page.locator("#status")).to_contain_text("mean of 1 head.")
     visit.quiet()

@@ -8,6 +8,8 @@ export function showAnswer(model, answer) {
   tell("answer-why", model.why.predict);
   $("answer-table").hidden = !answer.predictions.length;
   fillTable($("answer-table"), answer.predictions.map(({ label, score }) => [label, barCell(score)]));
+  const [best] = answer.predictions;
+  $("answer-status").textContent = best ? `${best.label}, ${percent(best.score)}.` : "";
   const [height, width] = answer.size;
   const [inside, across] = model.image_size;
   const cut = model.grid ? `, cut into ${model.grid[0]} × ${model.grid[1]} patches of ${model.patch_size} pixels` : "";
@@ -25,12 +27,17 @@ export class Lens {
   }
 
   update(changed) {
-    const { model, id } = this.page;
-    if (model.can.includes("lens") && id && (changed.has("image") || changed.has("model")))
+    if (!this.page.model.can.includes("lens")) {
+      this.latest.drop();
+      tell("lens-error");
+    } else if (changed.has("image"))
       this.latest.run(
         () => this.page.view("lens", json, {}),
         (found) => this.#show(found),
-        (error) => tell("lens-error", error.message),
+        (error) => {
+          tell("lens-error", error.message);
+          fillTable($("lens-table"), []);
+        },
       );
     else if (changed.has("layer")) this.#choose();
   }
@@ -49,7 +56,9 @@ export class Lens {
 
   #choose() {
     [...$("lens-table").tBodies[0].rows].forEach((row, layer) => {
-      row.classList.toggle("chosen", layer === this.page.state.layer);
+      const is = layer === this.page.state.layer;
+      row.classList.toggle("chosen", is);
+      row.setAttribute("aria-current", String(is));
     });
   }
 }

@@ -77,6 +77,7 @@ export async function floats(path, params = {}) {
 export class Latest {
   #busy = false;
   #next = null;
+  #now = null;
 
   /** load: what to wait for; show: what to do with it, unless something newer has come; fail: with its error. */
   async run(load, show, fail) {
@@ -84,16 +85,22 @@ export class Latest {
     if (this.#busy) return;
     this.#busy = true;
     while (this.#next) {
-      const job = this.#next;
+      const job = (this.#now = this.#next);
+      const isWanted = () => this.#now === job && !this.#next;
       this.#next = null;
       try {
         const found = await job.load();
-        if (!this.#next) job.show(found);
+        if (isWanted()) job.show(found);
       } catch (error) {
         if (!(error instanceof Problem)) console.error(error);
-        if (!this.#next) job.fail(error);
+        if (isWanted()) job.fail(error);
       }
     }
     this.#busy = false;
+  }
+
+  /** What is under way or waits is not wanted any more. */
+  drop() {
+    this.#next = this.#now = null;
   }
 }

@@ -33,7 +33,7 @@ export class Attention {
   constructor(page) {
     this.page = page;
     this.latest = new Latest();
-    const pick = (patch) => page.set({ token: "patch", patch });
+    const pick = (patch) => page.choose(patch);
     this.maps = ["from", "to"].map((id) => new Stack($(id), { pick, format: percent }));
     this.overview = $("overview");
     this.overview.addEventListener("click", (event) => this.#choose(event));
@@ -42,37 +42,49 @@ export class Attention {
   }
 
   update(changed) {
-    const { model, id } = this.page;
-    if (!model.can.includes("attention") || !id) return;
-    if (["image", "model"].some((name) => changed.has(name))) this.found = null;
-    if (["image", "model", "token", "patch"].some((name) => changed.has(name)) && this.#asked() !== this.shown)
-      return this.#load();
-    if (this.found && ["layer", "head", "view"].some((name) => changed.has(name))) this.draw();
-  }
-
-  #asked() {
-    return `${this.page.model.name} ${this.page.id} ${this.page.token()}`;
-  }
-
-  #load() {
-    const asked = this.#asked();
+    if (!this.page.sees()) {
+      this.found = this.asked = null;
+      this.latest.drop();
+      this.#done();
+      return;
+    }
     const token = this.page.token();
+    const asked = `${this.page.turn} ${token}`;
+    if (asked !== this.asked) this.#load(token, asked);
+    else if (["layer", "head", "view"].some((name) => changed.has(name))) this.draw();
+  }
+
+  #load(token, asked) {
+    Object.assign(this, { asked, found: null });
     $("attention").setAttribute("aria-busy", "true");
-    return this.latest.run(
+    this.latest.run(
       () => this.page.view("attention", floats, { token }),
       (found) => {
         this.found = found;
-        this.shown = asked;
-        tell("attention-error");
+        this.#done();
         this.draw();
-        $("attention").removeAttribute("aria-busy");
       },
       (error) => {
-        this.shown = null;
-        tell("attention-error", error.message);
-        $("attention").removeAttribute("aria-busy");
+        this.asked = null;
+        this.#done(error.message);
+        this.#clear();
       },
     );
+  }
+
+  #done(message) {
+    tell("attention-error", message);
+    $("attention").removeAttribute("aria-busy");
+  }
+
+  /** Without numbers there are no pictures of them. */
+  #clear() {
+    for (const map of this.maps) map.clear();
+    for (const id of ["from-rest", "to-rest", "status"]) $(id).textContent = "";
+    fillTable($("attention-table"), []);
+    const { canvas, mark } = this.#parts();
+    canvas.width = canvas.width + 0; // empties it
+    mark.hidden = true;
   }
 
   draw() {
@@ -84,7 +96,7 @@ export class Attention {
       const patches = all.slice(prefix);
       map.mark(state.token === "patch" ? state.patch : null);
       map.show(patches, 0, Math.max(...patches));
-      const rest = model.tokens.map((name, i) => `${tokenName(name)} ${percent(all[i])}`);
+      const rest = Number.isNaN(all[0]) ? [] : model.tokens.map((name, i) => `${tokenName(name)} ${percent(all[i])}`);
       $(direction ? "to-rest" : "from-rest").textContent = rest.length ? `Not patches: ${rest.join(", ")}.` : "";
     });
     this.#table();
@@ -113,8 +125,8 @@ export class Attention {
 
   /** The five patches that get and give the most, as text. */
   #table() {
-    const most = this.maps.map((map) =>
-      Array.from(map.values, (value, place) => [value, place]).sort((a, b) => b[0] - a[0]).slice(0, 5));
+    const most = this.maps.map((map) => Array.from(map.values, (value, place) => [value, place])
+      .filter(([value]) => !Number.isNaN(value)).sort((a, b) => b[0] - a[0]).slice(0, 5));
     const name = (place) => placeName([Math.floor(place / this.maps[0].grid[1]), place % this.maps[0].grid[1]]);
     fillTable($("attention-table"), most[0].map(([value, place], i) =>
       [String(i + 1), name(place), percent(value), name(most[1][i][1]), percent(most[1][i][0])]));
@@ -167,6 +179,7 @@ export class Attention {
   }
 
   #choose(event) {
+    if (!this.found) return;
     const { canvas } = this.#parts();
     const box = canvas.getBoundingClientRect();
     const share = (place, start, size, count) => Math.min(count - 1, Math.floor((count * (place - start)) / size));

@@ -34,7 +34,7 @@ export function heat(values, rows, columns, low, high) {
   return pixels;
 }
 
-/** A colour of its own for each number, far from that of the next one; light enough for dark lines. */
+/** A colour for each number, far from that of the next one; light enough for dark lines. */
 export function paint(number) {
-  return `hsl(${(number * 137.508) % 360} 70% 62% / 0.72)`;
+  return `hsl(${(number * 137.508) % 360} 70% ${62 - 12 * (number % 3)}% / 0.72)`;
 }

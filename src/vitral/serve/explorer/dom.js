@@ -10,7 +10,7 @@ export function el(tag, attributes = {}, ...children) {
   return made;
 }
 
-export const percent = (share) => `${(100 * share).toFixed(3)} %`;
+export const percent = (share) => (Number.isNaN(share) ? "–" : `${(100 * share).toFixed(3)} %`);
 export const short = (number) => number.toFixed(3);
 export const placeName = ([row, column]) => `row ${row}, column ${column}`;
 

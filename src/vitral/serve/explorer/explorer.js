@@ -11,6 +11,11 @@ import { savePage } from "./save.js";
 import { Stack } from "./stack.js";
 import { toHash } from "./state.js";
 
+const RETRY = 2000; // ms
+
+// From the first moment: else a browser leaves the page for a file that is dropped on it.
+for (const name of ["dragover", "drop"]) document.addEventListener(name, (event) => event.preventDefault());
+
 $("key-cancel").addEventListener("click", () => $("key-dialog").close(""));
 
 onKeyWanted((refused) => new Promise((resolve) => {
@@ -27,11 +32,14 @@ let picture;
 
 async function start() {
   let models;
-  try {
-    ({ models } = await json("/models"));
-  } catch (error) {
-    tell("image-error", error.message);
-    return;
+  while (!models) {
+    try {
+      ({ models } = await json("/models"));
+    } catch (error) {
+      tell("image-error", `${error.message} ${error.code === "unauthorized" ? "Load the page again to give it." : "Trying again."}`);
+      if (error.code === "unauthorized") return;
+      await new Promise((resolve) => setTimeout(resolve, RETRY));
+    }
   }
   page = new Page(models);
   page.busy = (busy, message = null) => {
@@ -42,10 +50,9 @@ async function start() {
   page.noImage = (model) => {
     $("model").value = model.name;
     showSamples(model);
-    page.waitingModel = model;
   };
   $("model").replaceChildren(...models.map(({ name }) => el("option", { value: name }, name)));
-  picture = new Stack($("picture"), { pick: (patch) => page.set({ token: "patch", patch }), key: pressed });
+  picture = new Stack($("picture"), { pick: (patch) => page.choose(patch), key: pressed });
   picture.box.id = "patches";
   page.on(show);
   for (const Part of [Attention, Layers, Lens, Merge]) new Part(page);
@@ -63,6 +70,7 @@ function pressed(key) {
 /** Brings the controls and the picture to the state. */
 function show(changed) {
   const { model, state, answer } = page;
+  $("link").hidden = true;
   if (changed.has("model")) showModel(model);
   if (changed.has("image") || changed.has("model")) {
     showAnswer(model, answer);
@@ -72,7 +80,8 @@ function show(changed) {
     for (const button of $("samples").querySelectorAll("button"))
       button.setAttribute("aria-pressed", String(state.image === `sample:${button.value}`));
   }
-  if (!model.can.includes("attention")) {
+  picture.listens(page.sees());
+  if (!page.sees()) {
     picture.mark(null);
     picture.box.setAttribute("aria-label", "The picture as the model sees it");
     return;
@@ -124,7 +133,7 @@ function showSamples(model) {
   $("samples").replaceChildren(...model.samples.map(({ id, title }) => {
     const image = el("img", { alt: title, width: 48, height: 48 });
     const button = el("button", { type: "button", value: id, title, "aria-pressed": "false" }, image);
-    button.addEventListener("click", () => give({ image: `sample:${id}` }));
+    button.addEventListener("click", () => page.show({ image: `sample:${id}` }));
     fileOf(`/samples/${encodeURIComponent(id)}`).then((file) => {
       image.src = URL.createObjectURL(file);
       image.addEventListener("load", () => URL.revokeObjectURL(image.src), { once: true });
@@ -133,14 +142,9 @@ function showSamples(model) {
   }));
 }
 
-/** Shows an image with the model that is chosen, also where none could be shown yet. */
-function give(what) {
-  return page.show({ model: page.model ?? page.waitingModel, ...what });
-}
-
 function giveFile(files, mistake) {
   const [file] = files;
-  if (file) give({ given: file });
+  if (file) page.show({ given: file });
   else tell("image-error", mistake);
 }
 
@@ -149,9 +153,7 @@ function listen() {
     if ($("file").files.length) giveFile($("file").files);
     $("file").value = "";
   });
-  document.addEventListener("dragover", (event) => event.preventDefault());
   document.addEventListener("drop", (event) => {
-    event.preventDefault();
     giveFile(event.dataTransfer.files, "What was dropped is no file. Save the picture first, then drop the file.");
   });
   document.addEventListener("paste", (event) => {
@@ -174,7 +176,7 @@ function listen() {
     });
   $("skip").addEventListener("click", (event) => {
     event.preventDefault();
-    (page.model?.can.includes("attention") ? picture.box : $("file")).focus();
+    (page.sees() ? picture.box : $("file")).focus();
   });
   $("copy").addEventListener("click", copyLink);
   $("save").addEventListener("click", () => page.answer && savePage(page));

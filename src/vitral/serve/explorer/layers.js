@@ -8,7 +8,7 @@ import { Stack } from "./stack.js";
 export class Layers {
   constructor(page) {
     this.page = page;
-    const pick = (patch) => page.set({ token: "patch", patch });
+    const pick = (patch) => page.choose(patch);
     this.views = {
       rollout: { format: percent, needs: ["token", "fuse"], params: () => ({ token: page.token(), fuse: page.state.fuse }) },
       similarity: { format: short, needs: ["patch"], params: () => ({ patch: page.state.patch.join(",") }) },
@@ -20,31 +20,41 @@ export class Layers {
   }
 
   update(changed) {
-    const { model, id } = this.page;
-    if (!model.can.includes("attention") || !id) return;
     for (const [name, view] of Object.entries(this.views)) {
+      if (!this.page.sees()) {
+        Object.assign(view, { found: null, asked: null });
+        view.latest.drop();
+        this.#done(view);
+        continue;
+      }
       const params = view.params();
-      const asked = JSON.stringify([model.name, id, params]);
-      if (changed.has("image") || changed.has("model")) view.found = null;
-      if (asked !== view.asked || changed.has("image")) this.#load(name, view, params, asked);
+      const asked = JSON.stringify([this.page.turn, params]);
+      if (asked !== view.asked) this.#load(name, view, params, asked);
       else if (changed.has("layer") || changed.has("patch")) this.#draw(name, view);
     }
   }
 
   #load(name, view, params, asked) {
-    view.asked = asked;
+    Object.assign(view, { asked, found: null });
     view.latest.run(
       () => this.page.view(name, floats, params),
       (found) => {
         view.found = found;
-        tell("layers-error");
+        this.#done(view);
         this.#draw(name, view);
       },
       (error) => {
         view.asked = null;
-        tell("layers-error", error.message);
+        this.#done(view, error.message);
+        view.stack.clear();
       },
     );
+  }
+
+  #done(view, message = "") {
+    view.error = message;
+    const errors = Object.values(this.views).map(({ error }) => error).filter(Boolean);
+    tell("layers-error", [...new Set(errors)].join("\n"));
   }
 
   #draw(name, view) {
@@ -54,7 +64,8 @@ export class Layers {
     const { data } = view.found;
     const start = name === "rollout" ? model.tokens.length : state.layer * count;
     const values = data.subarray(start, start + count);
-    view.stack.mark(name === "rollout" && state.token !== "patch" ? null : state.patch, name === "norms");
+    const place = name === "rollout" && state.token !== "patch" ? null : state.patch;
+    view.stack.mark(place, name === "norms");
     view.stack.show(values, name === "similarity" ? Math.min(0, ...values) : 0, name === "similarity" ? 1 : Math.max(...values));
     $(`${name}-title`).textContent = {
       rollout: `Rollout of ${state.token === "patch" ? placeName(state.patch) : tokenName(state.token)}`,

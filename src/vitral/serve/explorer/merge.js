@@ -12,45 +12,59 @@ export class Merge {
   constructor(page) {
     this.page = page;
     this.latest = new Latest();
-    const pick = (patch) => page.set({ token: "patch", patch });
+    const pick = (patch) => page.choose(patch);
     const format = (group) => this.#companions(group);
-    this.stack = new Stack($("groups"), { pick, format, idle: "Point at a patch, or choose one." });
+    const said = (group) => this.#draw(group);
+    this.stack = new Stack($("groups"), { pick, format, said, idle: "Point at a patch, or choose one." });
     page.on((changed) => this.update(changed));
   }
 
   update(changed) {
-    const { model, state, id } = this.page;
-    if (!model.can.includes("merge") || !id) return;
+    const { model, state, turn } = this.page;
+    if (!model.can.includes("merge")) {
+      clearTimeout(this.waiting);
+      this.asked = null;
+      this.latest.drop();
+      this.#done();
+      return;
+    }
     if (changed.has("patch") || changed.has("token")) this.stack.mark(state.token === "patch" ? state.patch : null);
-    if (!["image", "model", "r"].some((name) => changed.has(name))) return;
+    const asked = `${turn} ${state.r}`;
+    if (asked === this.asked) return;
+    this.asked = asked;
     clearTimeout(this.waiting);
-    this.waiting = setTimeout(() => this.#load(), changed.has("r") && !changed.has("image") ? WAIT : 0);
+    this.waiting = setTimeout(() => this.#load(), changed.has("image") ? 0 : WAIT);
+  }
+
+  #done(message) {
+    tell("merge-error", message);
+    $("merge").removeAttribute("aria-busy");
   }
 
   #load() {
     $("merge").setAttribute("aria-busy", "true");
-    const done = (message) => {
-      tell("merge-error", message);
-      $("merge").removeAttribute("aria-busy");
-    };
     this.latest.run(
       () => this.page.view("merge", json, { r: this.page.state.r }),
       (found) => {
-        done("");
+        this.#done();
         this.#show(found);
       },
-      (error) => done(error.message),
+      (error) => {
+        this.asked = null;
+        this.#done(error.message);
+        this.stack.clear();
+      },
     );
   }
 
   #show(found) {
-    const { grid } = this.page.model;
     const patches = found.groups.length;
     const left = found.counts.at(-1);
     this.sizes = new Map();
     for (const group of found.groups) this.sizes.set(group, (this.sizes.get(group) ?? 0) + 1);
-    Object.assign(this.stack, { values: found.groups });
-    this.#draw(found.groups, grid);
+    const several = [...this.sizes.keys()].filter((group) => this.sizes.get(group) > 1);
+    this.colours = new Map(several.map((group, number) => [group, paint(number)]));
+    this.stack.values = found.groups;
     this.stack.mark(this.page.state.token === "patch" ? this.page.state.patch : null);
     $("merge-counts").textContent = `Patch tokens after each block: ${found.counts.join(", ")}.`;
     const times = found.ms.whole / found.ms.merged;
@@ -65,22 +79,28 @@ export class Merge {
     $("merge-status").textContent = `${found.r} merged in each block: ${left} of ${patches} patch tokens left.`;
   }
 
-  /** Groups of several patches get a colour, and lines stand where groups meet. */
-  #draw(groups, [rows, columns]) {
-    const { canvas } = this.stack;
+  /** Groups of several patches get a colour, lines stand where groups meet, and the patches of the one that is pointed
+   * at are ringed. */
+  #draw(shown) {
+    const { canvas, values: groups, grid: [rows, columns] } = this.stack;
     const cell = Math.max(4, Math.round(SIDE / columns));
     Object.assign(canvas, { width: columns * cell, height: rows * cell });
     const context = canvas.getContext("2d");
     groups.forEach((group, place) => {
       const [row, column] = [Math.floor(place / columns), place % columns];
       const [x, y] = [column * cell, row * cell];
-      if (this.sizes.get(group) > 1) {
-        context.fillStyle = paint(group);
+      if (this.colours.has(group)) {
+        context.fillStyle = this.colours.get(group);
         context.fillRect(x, y, cell, cell);
       }
       context.fillStyle = "#fff";
       if (column && groups[place - 1] !== group) context.fillRect(x - 1, y, 2, cell);
       if (row && groups[place - columns] !== group) context.fillRect(x, y - 1, cell, 2);
+      if (group !== shown || !this.colours.has(group)) return;
+      for (const [line, ink] of [[6, "#000"], [2, "#fff"]]) {
+        Object.assign(context, { lineWidth: line, strokeStyle: ink });
+        context.strokeRect(x + 4, y + 4, cell - 8, cell - 8);
+      }
     });
   }
 

@@ -1,18 +1,20 @@
 // What all parts of the page share: the model, the image, the state, and who wants to know when one changes.
 
 import { Latest, blob as fileOf, json, post } from "./api.js";
-import { EMPTY, fitted, fromHash, toHash } from "./state.js";
+import { EMPTY, SAMPLE, fitted, fromHash, toHash } from "./state.js";
 
 const FEW = 10; // classes that are all shown
-const SAMPLE = "sample:";
 
 export class Page {
   #listeners = [];
   #latest = new Latest();
-  #again = null;
+  #renewal = null;
+  #renewed = false;
 
+  /** turn: counts the answers, so that whoever asked something of one can tell it from the next. */
   constructor(models) {
-    Object.assign(this, { models, model: null, answer: null, id: null, blob: null, state: { ...EMPTY } });
+    Object.assign(this, { models, model: null, answer: null, id: null, blob: null, turn: 0, state: { ...EMPTY } });
+    this.wanted = { model: models[0], image: null, given: null };
   }
 
   on(listener) {
@@ -25,6 +27,16 @@ export class Page {
     const before = this.state;
     this.state = fitted({ ...before, ...changes }, this.model);
     this.#publish(Object.keys(this.state).filter((name) => String(this.state[name]) !== String(before[name])));
+  }
+
+  /** A patch that maps are about from now on, where the model has any. */
+  choose(patch) {
+    if (this.sees()) this.set({ token: "patch", patch });
+  }
+
+  /** Whether the model's attention can be seen. */
+  sees() {
+    return Boolean(this.model?.can.includes("attention"));
   }
 
   #publish(names) {
@@ -41,6 +53,7 @@ export class Page {
 
   /** One layer or head further, up to the last one. */
   step(layers, heads) {
+    if (!this.sees()) return;
     const { head, layer } = this.state;
     const order = ["mean", "max", ...Array(Math.max(...this.model.heads)).keys()].map(String);
     const next = order[Math.min(order.length - 1, Math.max(0, order.indexOf(head) + heads))];
@@ -49,56 +62,77 @@ export class Page {
 
   /** What a link says, or where it says nothing the first model and its first sample. */
   open(hash) {
-    const state = fromHash(hash);
-    const model = this.models.find(({ name }) => name === state.model) ?? this.models[0];
-    this.state = fitted(state, model);
-    return this.show({ model, image: state.image ?? SAMPLE + model.samples[0].id });
+    const said = fromHash(hash);
+    const model = this.models.find(({ name }) => name === said.model) ?? this.models[0];
+    const state = fitted(said, model);
+    if (!this.model) this.state = state; // where its image is gone, the next one is seen so
+    return this.show({ model, image: state.image ?? SAMPLE + model.samples[0].id, state });
   }
 
   /** The same image with another model; a sample that this one has not, by its own first one. */
   change(name) {
     const model = this.models.find((each) => each.name === name);
-    const { image } = this.state;
+    const { image, given } = this.wanted;
     const lost = image?.startsWith(SAMPLE) && !model.samples.some(({ id }) => SAMPLE + id === image);
-    const mine = !lost && image && !image.startsWith(SAMPLE) ? this.blob : null;
-    return this.show({ model, image: lost || !image ? SAMPLE + model.samples[0].id : image, given: mine });
+    return this.show({ model, image: lost || !(image || given) ? SAMPLE + model.samples[0].id : image, given });
   }
 
-  /** Asks for the answer to an image: a sample, one that the server knows by its id, or one that was given. */
-  show({ model = this.model, image = null, given = null }) {
+  /** Asks for the answer to an image: a sample, one that the server knows by its id, or one that was given. state:
+   * what is seen of it then; without it, what is seen now. */
+  show({ model = this.wanted.model, image = null, given = null, state = null }) {
     const topk = model.classes && model.classes <= FEW ? FEW : 5;
+    this.wanted = { model, image, given };
     this.busy(true);
     return this.#latest.run(
       async () => {
-        const sample = image?.startsWith(SAMPLE) && !given;
+        const sample = image?.startsWith(SAMPLE);
         const file = sample ? await fileOf(`/samples/${encodeURIComponent(image.slice(SAMPLE.length))}`) : given;
         const params = { model: model.name, topk };
         return { file, answer: file ? await post(params, file) : await json(`/${image}`, params) };
       },
       ({ file, answer }) => {
-        Object.assign(this, { model, answer, id: answer.id, blob: file });
         const name = image?.startsWith(SAMPLE) ? image : answer.id;
-        this.state = fitted({ ...this.state, image: name }, model);
+        Object.assign(this, { model, answer, id: answer.id, blob: file, turn: this.turn + 1 });
+        this.wanted = { model, image: name, given: name === answer.id ? file : null };
+        this.state = fitted({ ...(state ?? this.state), image: name }, model);
         this.busy(false, "");
         this.#publish(Object.keys(EMPTY));
       },
       (error) => {
-        if (!this.model) this.noImage(model);
+        if (this.model) {
+          const { image: shown } = this.state;
+          this.wanted = { model: this.model, image: shown, given: shown.startsWith(SAMPLE) ? null : this.blob };
+          history.replaceState(null, "", toHash(this.state));
+        } else {
+          this.wanted = { model, image: null, given: null };
+          this.noImage(model);
+        }
         this.busy(false, error.message);
       },
     );
   }
 
-  /** The numbers of a view. An image that the server has let go of is given again, if it is still here. */
+  /** The numbers of a view. Where the server has let go of the image, or has another model by now, all is shown anew. */
   async view(kind, read, params) {
-    const ask = () => read(`/${this.id}/${kind}`, { model: this.model.name, ...params });
     try {
-      return await ask();
+      const found = await read(`/${this.id}/${kind}`, { model: this.model.name, ...params });
+      this.#renewed = false;
+      return found;
     } catch (error) {
-      if (error.code !== "gone" || !this.blob) throw error;
-      this.#again ??= post({ model: this.model.name }, this.blob).finally(() => (this.#again = null));
-      await this.#again;
-      return ask();
+      if (error.code !== "gone") throw error;
+      if (!this.#renewed) {
+        this.#renewed = true; // once, until a view is there again
+        this.#renewal = this.#renew();
+      }
+      await this.#renewal; // every view has been asked for again then, this one too
+      throw error;
     }
+  }
+
+  async #renew() {
+    ({ models: this.models } = await json("/models"));
+    const model = this.models.find(({ name }) => name === this.model.name) ?? this.models[0];
+    const { image } = this.state;
+    await this.show({ model, image, given: image.startsWith(SAMPLE) ? null : this.blob });
   }
 }

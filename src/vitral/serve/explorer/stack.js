@@ -16,10 +16,11 @@ export class Stack {
   /**
    * figure: where it goes, with the title in its heading. options.pick: what to do with a chosen patch; options.key:
    * with a key that moves no patch, true if it was used; options.format: a value as text; options.idle: what stands
-   * below where no patch is meant, else the greatest value.
+   * below where no patch is meant, else the greatest value; options.said: what to do with a value that is said there,
+   * or with null.
    */
-  constructor(figure, { pick, key = null, format = String, idle = null }) {
-    Object.assign(this, { figure, pick, format, idle, values: null, place: null, grid: [1, 1] });
+  constructor(figure, { pick, key = null, format = String, idle = null, said = null }) {
+    Object.assign(this, { figure, pick, format, idle, onSaid: said, values: null, place: null, grid: [1, 1] });
     this.image = el("img", { alt: "" });
     this.canvas = el("canvas", { "aria-hidden": "true" });
     this.lines = el("span", { class: "lines", "aria-hidden": "true" });
@@ -33,6 +34,7 @@ export class Stack {
     this.box.addEventListener("pointerleave", () => pointAt(null));
     this.box.addEventListener("click", (event) => this.pick(this.#under(event)));
     if (key) this.#listen(key);
+    else this.#describe();
     stacks.push(this);
   }
 
@@ -41,9 +43,23 @@ export class Stack {
     return stacks.find((stack) => stack.figure === figure);
   }
 
+  /** A picture for those who do not see it: called as its heading, described by the value below it. */
+  #describe() {
+    const heading = this.figure.querySelector("h3");
+    heading.id ||= `${this.figure.id}-title`;
+    this.said.id ||= `${this.figure.id}-value`;
+    for (const [name, value] of [["role", "img"], ["aria-labelledby", heading.id], ["aria-describedby", this.said.id]])
+      this.box.setAttribute(name, value);
+  }
+
+  /** Whether the keyboard comes here and moves a patch. */
+  listens(does) {
+    this.box.tabIndex = does ? 0 : -1;
+    this.box.setAttribute("role", does ? "application" : "img");
+  }
+
   #listen(key) {
-    this.box.tabIndex = 0;
-    this.box.setAttribute("role", "application");
+    this.listens(true);
     this.box.addEventListener("keydown", (event) => {
       if (event.ctrlKey || event.metaKey || event.altKey) return;
       const [rows, columns] = this.grid;
@@ -74,6 +90,7 @@ export class Stack {
   /** The picture below, [height, width] pixels, in so many rows and columns of patches. */
   picture(url, size, grid) {
     this.grid = grid;
+    this.clear();
     this.image.src = url;
     this.box.classList.toggle("sharp", Math.max(...size) <= SHARP);
     this.box.style.aspectRatio = `${size[1]} / ${size[0]}`;
@@ -90,6 +107,13 @@ export class Stack {
       this.scale.querySelector(".high").textContent = this.format(high);
     }
     this.#say(this.place);
+  }
+
+  /** Takes the colours and the value away, as they are not of what is shown. */
+  clear() {
+    this.values = null;
+    this.canvas.width = this.canvas.height = 1; // which also empties it
+    for (const line of this.figure.querySelectorAll(".low, .high, .value")) line.textContent = "";
   }
 
   /** Outlines the chosen patch; soft: it is not the one that the maps are about. */
@@ -129,6 +153,7 @@ export class Stack {
 
   #say(place) {
     if (!this.said || !this.values) return;
+    this.onSaid?.(place ? this.at(place) : null);
     if (place) this.said.textContent = `${placeName(place)}: ${this.format(this.at(place))}`;
     else this.said.textContent = this.idle ?? `greatest, ${placeName(this.top())}: ${this.format(this.at(this.top()))}`;
   }

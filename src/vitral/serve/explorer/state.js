@@ -5,6 +5,8 @@ export const EMPTY = {
   model: null, image: null, token: null, patch: null, layer: null, head: "mean", view: "from", fuse: "mean", r: null,
   under: 0,
 };
+export const SAMPLE = "sample:";
+const IMAGE = /^(sample:.+|[0-9a-f]{64})$/;
 const NUMBERS = ["layer", "r", "under"];
 
 /** What a link says; what it does not say is as in EMPTY. */
@@ -16,7 +18,7 @@ export function fromHash(hash) {
     if (value === null) continue;
     if (NUMBERS.includes(name)) state[name] = /^\d+$/.test(value) ? Number(value) : EMPTY[name];
     else if (name === "patch") state.patch = /^\d+,\d+$/.test(value) ? value.split(",").map(Number) : null;
-    else state[name] = value;
+    else if (name !== "image" || IMAGE.test(value)) state[name] = value;
   }
   return state;
 }
