@@ -155,6 +155,7 @@ export class Stack {
     if (!this.said || !this.values) return;
     this.onSaid?.(place ? this.at(place) : null);
     if (place) this.said.textContent = `${placeName(place)}: ${this.format(this.at(place))}`;
+    else if (Number.isNaN(this.values[0])) this.said.textContent = "";
     else this.said.textContent = this.idle ?? `greatest, ${placeName(this.top())}: ${this.format(this.at(this.top()))}`;
   }
 
