@@ -61,15 +61,15 @@ _SCORES: dict[str, Callable[[Tensor], Tensor]] = {
 class Predictor:
     """Predictions of one model folder. Images are preprocessed exactly as in `vitral eval`.
 
-    engine: what computes the logits; None: the model itself. Of an export there is an engine and no model: it predicts
-    on the processor, and gives no features.
+    engine: what computes the logits; None: the model itself, which gives the features whatever engine there is. Of an
+    export there is an engine and no model: it predicts on the processor, and gives no features.
     """
 
     def __init__(
         self, model: ImageModel | None, config: FolderConfig, device: str = "auto", engine: Engine | None = None
     ) -> None:
         self.device = pick_device("cpu" if model is None and device == "auto" else device)
-        if self.device.type != "cpu" and engine is not None:
+        if self.device.type != "cpu" and not isinstance(engine, TorchEngine | None):
             raise UserError("exports run on the processor", where="device", got=device, wanted="auto or cpu")
         self._model = None if model is None else model.to(self.device).eval()
         self.engine, self.config, self.classes = engine or TorchEngine(self.model), config, config.classes
