@@ -61,8 +61,8 @@ _SCORES: dict[str, Callable[[Tensor], Tensor]] = {
 class Predictor:
     """Predictions of one model folder. Images are preprocessed exactly as in `vitral eval`.
 
-    engine: what computes the logits; None: the model itself, which gives the features whatever engine there is. Of an
-    export there is an engine and no model: it predicts on the processor, and gives no features.
+    engine: what computes the logits; None: the model itself. Of an export there is an engine and no model: it predicts
+    on the processor, and gives no features.
     """
 
     def __init__(
@@ -76,7 +76,8 @@ class Predictor:
 
     @property
     def model(self) -> ImageModel:
-        """The network. Raises UserError for an export, which is one closed function."""
+        """The network: what is inside and features are its own, whatever engine computes the logits. Raises UserError
+        for an export, which is one closed function."""
         if self._model is None:
             hint = "Take the model folder that it was made from."
             raise UserError("an export predicts classes and gives nothing else", where=self.config.name, hint=hint)
