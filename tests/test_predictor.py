@@ -74,6 +74,14 @@ def test_every_kind_of_image_gives_the_same_answer(
         assert one[0]["image"] == (str(path) if isinstance(kind, str | Path) else 0)
 
 
+def test_a_bundled_name_is_the_bundled_model_whatever_is_called_so_here() -> None:
+    Path("vitral-digits").mkdir()
+    Path("vitral-digits/config.json").write_text('{"format": "vitral-export-1", "kind": "pt2"}', encoding="utf-8")
+    assert len(load("vitral-digits").classes) == 10
+    with pytest.raises(UserError, match="the export is not complete"):
+        load("./vitral-digits")
+
+
 def test_arrays_of_four_axes_and_lists_are_many_images(predictor: Predictor, pixels_NHW: np.ndarray[Any, Any]) -> None:
     many = predictor.predict(pixels_NHW[..., None])
     assert [answer["image"] for answer in many] == [0, 1, 2, 3, 4]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -21,7 +22,7 @@ from torch import Tensor
 from vitral.config import Config, build
 from vitral.errors import UserError
 from vitral.models.model import ImageModel
-from vitral.weights.folder import CONFIG, FolderConfig
+from vitral.weights.folder import CONFIG, FolderConfig, bundled
 
 Kind = Literal["onnx", "pt2", "openvino"]
 Takes = Literal["pixels", "resized"]
@@ -188,6 +189,8 @@ _ENGINES: dict[str, Callable[[Path], Exported]] = {"onnx": OnnxEngine, "openvino
 
 def find_export(model: str) -> Path | None:
     """The file of an export, where MODEL is one or a folder that `vitral export` has written; else None."""
+    if model in bundled():
+        return None  # whatever else is called so here
     path = Path(model).expanduser()
     if path.is_file():
         return path if path.suffix in _KINDS else None
@@ -239,9 +242,12 @@ _PLAIN = re.compile(
 
 
 def check_archive(path: Path) -> None:
-    """Raises UserError for an archive with anything that torch would unpickle or run as machine code."""
+    """Raises UserError for an archive with anything that torch would unpickle or run as machine code, and for one that
+    may be read in two ways."""
     try:
         with zipfile.ZipFile(path) as archive:
+            names = Counter(name.lower() for name in archive.namelist())
+            twice = [name for name, count in names.items() if count > 1]
             wrong = [name for name in archive.namelist() if not _PLAIN.fullmatch(name)]
             for name in archive.namelist() if not wrong else ():
                 if name.endswith("_config.json"):
@@ -252,5 +258,7 @@ def check_archive(path: Path) -> None:
                         torch.load(file, weights_only=True)
     except Exception as error:  # no archive, damaged, or a pickle that is refused
         raise UserError("not a PT2 archive of tensors and one graph", where=str(path), got=str(error)[:300]) from None
+    if twice:  # torch's reader, which ignores case, might take another one than was looked at
+        raise UserError("two entries of this archive have one name", where=str(path), got=twice[0])
     if wrong:
         raise UserError("this archive may hold code, so it is not opened", where=str(path), got=wrong[0])

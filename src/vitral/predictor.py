@@ -69,14 +69,15 @@ class Predictor:
         self, model: ImageModel | None, config: FolderConfig, device: str = "auto", engine: Engine | None = None
     ) -> None:
         self.device = pick_device("cpu" if model is None and device == "auto" else device)
-        if self.device.type != "cpu" and engine is not None:
+        if self.device.type != "cpu" and not isinstance(engine, TorchEngine | None):
             raise UserError("exports run on the processor", where="device", got=device, wanted="auto or cpu")
         self._model = None if model is None else model.to(self.device).eval()
         self.engine, self.config, self.classes = engine or TorchEngine(self.model), config, config.classes
 
     @property
     def model(self) -> ImageModel:
-        """The network. Raises UserError for an export, which is one closed function."""
+        """The network: what is inside and features are its own, whatever engine computes the logits. Raises UserError
+        for an export, which is one closed function."""
         if self._model is None:
             hint = "Take the model folder that it was made from."
             raise UserError("an export predicts classes and gives nothing else", where=self.config.name, hint=hint)

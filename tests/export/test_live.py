@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch.onnx.errors import OnnxExporterError
 
 import vitral
 from tests.export.test_ship import OPENVINO, Capture, need
 from tests.helpers import random_model
 from vitral.cli.main import main
+from vitral.efficient.config import MergeConfig
 from vitral.errors import UserError
 from vitral.export import live, parity
 from vitral.export.live import fastest, with_engine
+from vitral.predictor import Predictor
+from vitral.run.evaluate import evaluate
+from vitral.run.images import load_used
+from vitral.run.options import EvalOptions, PredictOptions
 from vitral.weights.find import load_model
 
 
 @pytest.mark.parametrize(("largest", "passes"), [(1.0, False), (9.0, False), (13.0, True)])
 def test_of_large_logits_a_ten_thousandth_is_the_limit(largest: float, passes: bool) -> None:
     found = parity.Likeness(
-        images=1, source="", max_difference=1.2e-3, behind_resize=0, largest_logit=largest, agreement=1
+        images=1, source="", max_difference=1.2e-3, behind_resize=0, largest_logit=largest, agreement=1, cosine=None
     )
     with contextlib.nullcontext() if passes else pytest.raises(parity.BeyondLimit):
         parity.check(found, "float32", None, None)
@@ -64,9 +73,79 @@ def test_an_engine_that_fails_the_comparison_is_not_taken(monkeypatch: pytest.Mo
         with_engine(predictor, "onnx")
     with pytest.raises(UserError, match="precision"):
         with_engine(predictor, "onnx", "bfloat16")
-    low = with_engine(predictor, "torch", "bfloat16")
+
+
+@pytest.mark.parametrize("engine", ["torch", "auto"])
+def test_low_precision_is_for_the_classes_alone(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "_RUNTIMES", {})
+    random_model(Path("model"))
+    plain, images = vitral.load("model", "cpu"), [np.full((9, 12), level, np.uint8) for level in (0, 90, 255)]
+    low = with_engine(plain, engine, "bfloat16")
+    assert (low.engine.precision, plain.engine.precision) == ("bfloat16", "float32")
+    assert low.model is plain.model
+    np.testing.assert_array_equal(low.embed(images), plain.embed(images))
+    of_copy = Predictor(copy.deepcopy(plain.model).bfloat16(), plain.config, "cpu")
+    np.testing.assert_array_equal(low.probabilities(images), of_copy.probabilities(images))
+    assert (low.probabilities(images) != plain.probabilities(images)).any()
+
+
+def test_low_precision_is_computed_where_the_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    random_model(Path("model"))
+    with monkeypatch.context() as patch:
+        patch.setattr("vitral.predictor.pick_device", lambda _: torch.device("meta"))  # stands for a GPU
+        low = with_engine(vitral.load("model"), "auto", "bfloat16")
     assert low.engine.precision == "bfloat16"
-    assert predictor.engine.precision == "float32"
+    assert low.model.dtype == torch.float32
+    assert low.logits_of([torch.zeros(1, 8, 8)]).device.type == low.device.type == "meta"
+
+
+def test_what_is_measured_in_low_precision_is_the_engine() -> None:
+    plain, low = (evaluate("vitral-digits", EvalOptions(precision=precision)) for precision in ("float32", "bfloat16"))
+    assert low["loss"] != plain["loss"]
+    assert low["top1"] == pytest.approx(plain["top1"], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "error", [OnnxExporterError(), OSError(28, "No space left on device"), AssertionError("1 + 1")]
+)
+def test_auto_does_without_what_cannot_be_made(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    need("onnx")
+    random_model(Path("model"))
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(live, "write_file", fail)
+    with caplog.at_level("INFO", "vitral"):
+        assert with_engine(vitral.load("model", "cpu"), "auto").engine.name == "torch"
+    assert f"leaves onnx out: {error or 'OnnxExporterError'}" in caplog.text
+    with pytest.raises(type(error)):
+        with_engine(vitral.load("model", "cpu"), "onnx")
+
+
+@pytest.mark.oracle
+def test_auto_does_without_an_openvino_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    need("openvino")
+    random_model(Path("model"))
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("not supported\nand more")
+
+    monkeypatch.setattr(live, "openvino_of", fail)
+    predictor = vitral.load("model", "cpu")
+    assert [engine.name for engine in live.engines(predictor.model, predictor.config, "bfloat16")] == ["torch"]
+
+
+def test_auto_with_fewer_tokens_gives_their_answers() -> None:
+    need("onnx")
+    random_model(Path("model"))
+    images = [np.full((9, 12), level, np.uint8) for level in (0, 90, 255)]
+    merge: dict[str, Any] = {"reduce": "merge", "merge": MergeConfig(r=2)}
+    wanted = load_used("model", PredictOptions(**merge)).probabilities(images)
+    found = load_used("model", PredictOptions(engine="auto", **merge))
+    np.testing.assert_allclose(found.probabilities(images), wanted, atol=1e-4)
 
 
 @pytest.mark.oracle

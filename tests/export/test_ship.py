@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from pathlib import Path
@@ -17,19 +16,20 @@ import vitral
 from tests.helpers import random_model, write_colours
 from vitral.cli.main import main
 from vitral.data.decode import as_image
-from vitral.engines import FILES, check_archive, open_export
-from vitral.errors import UserError
+from vitral.engines import FILES, open_export
 from vitral.export import formats
 from vitral.export.config import ExportOptions
 from vitral.export.graph import quiet
-from vitral.export.parity import builtin_images
+from vitral.export.parity import MIN_COSINE, builtin_images
 from vitral.export.ship import Samples, builtin_samples, ship
 from vitral.models.convolution import Block
 from vitral.models.create import build_model
 from vitral.models.presets import resolve
 from vitral.predictor import Predictor
+from vitral.run import spread
 from vitral.run.export import _samples
-from vitral.run.options import ExportData, ShipOptions
+from vitral.run.options import ExportData, PredictOptions, ShipOptions
+from vitral.run.predict import predictions
 from vitral.weights.find import load_model
 from vitral.weights.folder import FolderConfig, Preprocessing
 
@@ -324,6 +324,37 @@ def test_beyond_the_limit_nothing_is_left(monkeypatch: pytest.MonkeyPatch, capsy
     assert [path.name for path in Path.cwd().iterdir()] == ["model"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [
+        ("onnx", "int8"), ("pt2", "bfloat16"),
+        *(pytest.param("openvino", precision, marks=pytest.mark.oracle) for precision in ("int8", "bfloat16")),
+    ],
+)  # fmt: skip
+def test_features_in_few_bits_point_where_the_models_do(
+    kind: str, precision: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    need("onnx" if kind == "onnx" else kind)
+    random_model(Path("bare"), (), width=64, mlp_dim=128)
+    words = ["export", "bare", f"format={kind}", f"precision={precision}"]
+    assert main([*words, "out=there"]) == 0
+    assert "features have a cosine of 0.9" in capsys.readouterr().out
+    report = json.loads(Path("there/parity.json").read_text(encoding="utf-8"))
+    assert report["agreement"] is None
+    assert MIN_COSINE[precision] <= report["cosine"] < 1
+    assert main([*words, "out=more", "min_agreement=1"]) == 3
+    real = formats.capture
+
+    def wrong(network: Any, shipment: Any) -> Any:
+        return real(build_model(network.config), shipment)  # another model's weights
+
+    monkeypatch.setattr(formats, "capture", wrong)
+    capsys.readouterr()
+    assert main([*words, "out=broken"]) == 3
+    assert "the cosine of the export's features" in capsys.readouterr().err
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["bare", "there"]
+
+
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     random_model(Path("model"))
     for module, kind, extra in (("onnx", "onnx", "export"), ("openvino", "openvino", "openvino")):
@@ -392,44 +423,16 @@ def test_an_export_is_for_predicting(capsys: Capture) -> None:
     assert "not complete" in capsys.readouterr().err
 
 
-def test_an_archive_that_may_hold_code_is_not_opened() -> None:
-    """Of what torch would unpickle or load as machine code there is nothing in our own archives."""
-    import pickle
-    import zipfile
-
+def test_on_a_cluster_an_export_is_for_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     random_model(Path("model"))
-    assert main(["export", "model", "format=pt2", "out=there"]) == 0
-    check_archive(Path("there/model.pt2"))
-    with zipfile.ZipFile("there/model.pt2") as archive:
-        inside = {name: archive.read(name) for name in archive.namelist()}
-    root = next(iter(inside)).split("/")[0]
+    assert main(["export", "model", "format=pt2", "out=there", "images=2"]) == 0
 
-    class Evil:
-        def __reduce__(self) -> Any:
-            return Path("was-here").touch, ()
+    def asked(work: object, items: object, device: str, workers: object) -> Any:
+        return iter([{"device": device}])
 
-    as_pickle = {name: data.replace(b'"use_pickle": false', b'"use_pickle": true') for name, data in inside.items()}
-    sample = next(name for name in inside if "sample_inputs" in name)
-    for change in (
-        {f"{root}/data/constants/opaque_obj_0": pickle.dumps(Evil())},
-        {f"{root}/data/aotinductor/model/model.so": b"machine code"},
-        {"serialized_exported_program.json": b"{}"},
-        as_pickle,
-        {sample: pickled_archive(Evil())},
-    ):
-        with zipfile.ZipFile("evil.pt2", "w") as archive:
-            for name, data in {**inside, **change}.items():
-                archive.writestr(name, data)
-        with pytest.raises(UserError, match=r"may hold code|not a PT2 archive"):
-            vitral.load("evil.pt2")
-    assert not Path("was-here").exists()
-
-
-def pickled_archive(value: Any) -> bytes:
-    """As torch.save writes it."""
-    stream = io.BytesIO()
-    torch.save(value, stream)
-    return stream.getvalue()
+    monkeypatch.setattr(spread, "spread", asked)
+    for model, device, wanted in (("there", "auto", "cpu"), ("model", "auto", "auto"), ("there", "cuda", "cuda")):
+        assert list(predictions(model, ["a.png"], PredictOptions(engine="ray", device=device))) == [{"device": wanted}]
 
 
 def test_int8_is_judged_on_other_images_than_its_scales_are_from() -> None:
@@ -443,4 +446,7 @@ def test_int8_is_judged_on_other_images_than_its_scales_are_from() -> None:
     assert not {image.numpy().tobytes() for image in samples.compared} & {
         image.numpy().tobytes() for image in samples.calibration
     }
-    assert samples.source == "train images of pets"
+    assert samples.source == samples.calibration_source == "train images of pets"
+    samples = _samples(config, options.model_copy(update={"images": 40}))
+    assert (len(samples.compared), len(samples.calibration)) == (40, 40)
+    assert "the same that were compared" in samples.calibration_source

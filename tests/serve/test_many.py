@@ -9,12 +9,16 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import vitral
 from tests.helpers import VITRAL, random_model, write_digits
 from tests.processes import free_port
+from vitral.errors import UserError
+from vitral.serve import many
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
@@ -33,6 +37,34 @@ try:
         pass
 except RunFailed as error:
     print(error)
+"""
+BESIDE = """
+import sys, urllib.request
+import ray
+from fastapi import FastAPI
+from ray import serve
+from vitral.errors import UserError
+from vitral.serve.many import deployed
+
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+def theirs(request):
+    return "still here"
+
+def make_app(device):
+    return FastAPI()
+
+ports = [int(port) for port in sys.argv[1:]]
+where = {"replicas": 1, "device": "cpu", "host": "127.0.0.1", "drain": 1.0}
+ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+with deployed(make_app, port=ports[0], **where) as url:
+    serve.run(theirs.bind(), name="theirs", route_prefix="/theirs")
+    try:
+        with deployed(make_app, port=ports[1], **where):
+            pass
+    except UserError as error:
+        print(error)
+print(urllib.request.urlopen(f"{url}/theirs").read().decode(), list(serve.status().applications))
+serve.shutdown()
 """
 
 
@@ -58,6 +90,47 @@ def test_the_server_answers_from_a_cluster_and_ends_with_its_signal() -> None:
         finally:
             server.send_signal(signal.SIGTERM)
         assert server.wait(120) == 143
+
+
+class FakeServe:
+    """Ray Serve, as far as ours asks it, with these applications."""
+
+    def __init__(self, *applications: str, listens: bool = True) -> None:
+        self.applications, self.proxies = list(applications), ["node"] * listens
+
+    def status(self) -> Any:
+        return SimpleNamespace(applications=dict.fromkeys(self.applications), proxies=dict.fromkeys(self.proxies))
+
+    def delete(self, name: str) -> None:
+        self.applications.remove(name)
+
+    def shutdown(self) -> None:
+        self.applications, self.proxies = [], []
+
+
+def test_what_others_run_on_the_cluster_stays() -> None:
+    for others in (["theirs"], []):
+        ours = FakeServe(many.NAME, *others)
+        many._end(ours)
+        assert ours.applications == others
+        assert bool(ours.proxies) == bool(others)
+    many._check_none_runs(FakeServe(listens=False))
+    for theirs in (FakeServe("a", "b"), FakeServe()):
+        with pytest.raises(UserError, match=r"already\n  got:    applications: (a, b|none)"):
+            many._check_none_runs(theirs)
+
+
+@pytest.mark.oracle
+@pytest.mark.timeout(600)
+def test_another_application_outlives_ours() -> None:
+    pytest.importorskip("ray")
+    done = subprocess.run(
+        [sys.executable, "-c", BESIDE, *(str(free_port()) for _ in range(2))], capture_output=True, encoding="utf-8",
+        timeout=500, env={**ENVIRONMENT, "RAY_USAGE_STATS_ENABLED": "0"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "RAY_ADDRESS: Ray Serve runs on this cluster already"
+    assert "still here ['theirs']" in done.stdout.splitlines()
 
 
 @pytest.mark.oracle

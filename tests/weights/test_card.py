@@ -19,7 +19,7 @@ from vitral.run.config import RunConfig, difference, load_config
 from vitral.run.evaluate import evaluate
 from vitral.run.outputs import again_command, worst_classes
 from vitral.run.train import run
-from vitral.weights.card import model_card
+from vitral.weights.card import model_card, with_header
 from vitral.weights.folder import find_folder
 from vitral.weights.folder import load_config as load_folder_config
 
@@ -113,6 +113,32 @@ def test_nothing_known_is_a_card_too() -> None:
     assert "gives features and names nothing" in card
     assert "- a note\n" in card
     assert "vitral predict" not in card
+
+
+def test_of_converted_and_then_pruned_weights_the_story_is_in_order() -> None:
+    pruned = {"model": "a/b", "data": "pets", "split": "val", "images": 8, "parameters": [9, 6], "macs": [4, 2]}
+    told = {"converted_from": {"file": "b.npz", "format": "google"}, "pruned": pruned}
+    told["versions"] = {"vitral": "1", "torch": "2"}
+    card = model_card(load_folder_config(random_model(Path("model"))).model_copy(update={"provenance": told}))
+    making = card.partition("## Making\n\n")[2].partition("\n\n## Use")[0].split("\n\n")
+    assert [part.split()[0] for part in making] == ["Converted", "Then", "Made"]
+    assert making[0] == "Converted by `vitral weights convert` from b.npz (format `google`)."
+
+
+@pytest.mark.parametrize("told", [{}, {"converted_from": {"file": "b.npz", "format": "google"}}])
+def test_a_license_is_in_the_header_and_in_words(told: dict[str, Any]) -> None:
+    config = load_folder_config(random_model(Path("model"))).model_copy(update={"provenance": told})
+    plain = model_card(config)
+    assert "not stated" in plain
+    assert with_header(plain, config, None) == plain
+    for card in (plain, with_header(plain, config, "mit")):
+        found = with_header(card, config, "apache-2.0")
+        assert header(found)["license"] == "apache-2.0"
+        assert re.findall("^.*[Ll]icense: .*$", found, re.MULTILINE) == [
+            "license: apache-2.0", "* License: apache-2.0."
+        ]  # fmt: skip
+    own = "* License: for research, see the site.\n"
+    assert with_header(own, config, "other").endswith(own)
 
 
 @pytest.mark.oracle

@@ -130,6 +130,22 @@ def test_from_python_the_model_goes_as_it_is(hub: FakeHub) -> None:
     assert b"12 x 12 pixels" in files["README.md"]
 
 
+def test_a_repository_that_was_made_in_vain_is_said(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    random_model(Path("model"))
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("too slow")
+
+    monkeypatch.setattr(hub, "create_commit", fail)
+    for said in (True, False):  # the second time it is there already
+        assert main(["push", "model", "anna/pets"]) == 2
+        err = capsys.readouterr().err
+        assert "too slow" in err
+        assert ("The repository is there now, and empty" in err) is said
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -71,6 +71,8 @@ def _report(file: str, parity: Parity) -> str:
     ]
     if parity.agreement is not None:
         lines.append(f"  top-1 agrees on {100 * parity.agreement:.1f} %")
+    if parity.cosine is not None:
+        lines.append(f"  features have a cosine of {parity.cosine:.5f} with the model's, on average")
     lines.append(
         f"  {parity.speedup:.2f} times as fast as torch, here and now "
         f"(batches of {parity.batch}, {parity.rounds} rounds, quartiles {low:.2f} to {high:.2f})"

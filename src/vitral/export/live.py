@@ -15,7 +15,7 @@ import torch
 from vitral.engines import FILES, Engine, Exported, Kind, Precision, Shipment, TorchEngine, open_export, require
 from vitral.errors import UserError
 from vitral.export.formats import openvino_of, write_file
-from vitral.export.parity import BeyondLimit, Likeness, builtin_images, check, fit, in_batches, likeness_of, take_turns
+from vitral.export.parity import Likeness, builtin_images, check, fit, in_batches, likeness_of, take_turns
 from vitral.models.model import ImageModel
 from vitral.predictor import Predictor
 from vitral.version import __version__
@@ -35,7 +35,7 @@ def with_engine(predictor: Predictor, engine: str, precision: Precision = "float
     """The same predictor with its logits computed by torch, onnx or openvino; auto: the fastest of those installed
     whose logits pass the comparison on built-in images (`parity.check`; in bfloat16 also those that are about as near
     to the float32 model as torch's bfloat16 is), for batches of `batch` images. Seconds of
-    work, of which nothing is kept.
+    work, of which nothing is kept. Features are those of the float32 model whatever computes the logits.
 
     Raises UserError for an export, for CUDA with another engine than torch, for a precision that the engine lacks and
     where a package is missing; BeyondLimit where the engine that was asked for computes something else.
@@ -66,8 +66,9 @@ def engines(model: ImageModel, config: FolderConfig, precision: Precision) -> li
         for name in (name for name, (_, known) in _RUNTIMES.items() if precision in known):
             try:
                 found.append(make(name))
-            except (UserError, BeyondLimit) as error:
-                log.info("engine=auto leaves %s out: %s", name, str(error).splitlines()[0])
+            except Exception as error:  # of exporters, runtimes and full disks: torch does without them
+                said = str(error).splitlines()[0] if str(error) else type(error).__name__
+                log.info("engine=auto leaves %s out: %s", name, said)
     return found
 
 
@@ -127,6 +128,4 @@ def _in_torch(model: ImageModel, precision: Precision) -> TorchEngine:
 
 
 def _replaced(predictor: Predictor, engine: Engine) -> Predictor:
-    if isinstance(engine, TorchEngine):
-        return Predictor(engine.model, predictor.config, str(predictor.device))
-    return Predictor(predictor.model, predictor.config, "cpu", engine)
+    return Predictor(predictor.model, predictor.config, str(predictor.device), engine)

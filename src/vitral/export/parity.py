@@ -23,6 +23,7 @@ from vitral.weights.folder import FolderConfig
 
 MAX_DIFFERENCE = {"float32": 1e-3, "bfloat16": None, "int8": None}
 MIN_AGREEMENT = {"float32": 1.0, "bfloat16": 0.95, "int8": 0.9}
+MIN_COSINE = {"float32": 0.9999, "bfloat16": 0.99, "int8": 0.95}
 # float32 itself is as far as that from float64, so of large logits no more can be asked.
 OF_LARGEST = 1e-4
 _ROUNDS, _BATCH = 7, 8
@@ -39,7 +40,8 @@ class Likeness(Config):
 
     max_difference: end to end, from the image as it is read; behind_resize: of images that need none, or the same where
     the graph has no resize. largest_logit: of the model's, by its absolute value. agreement: share of the images with
-    the same likeliest class, None without classes.
+    the same likeliest class, None without classes; then features stand for logits, and cosine is that of an image's
+    features with the model's, on average.
     """
 
     images: int
@@ -48,6 +50,7 @@ class Likeness(Config):
     behind_resize: float
     largest_logit: float
     agreement: float | None
+    cosine: float | None
 
 
 class Parity(Likeness):
@@ -109,6 +112,7 @@ def likeness_of(
         images=len(mine_NS), source=source, max_difference=difference,
         behind_resize=difference if behind_resize is None else behind_resize, largest_logit=float(mine_NS.abs().max()),
         agreement=float((mine_NS.argmax(1) == theirs_NS.argmax(1)).double().mean()) if has_head else None,
+        cosine=None if has_head else float(torch.cosine_similarity(mine_NS.double(), theirs_NS.double()).mean()),
     )  # fmt: skip
 
 
@@ -122,7 +126,8 @@ def check(likeness: Likeness, precision: str, max_difference: float | None, min_
     most, found = max_difference or MAX_DIFFERENCE[precision], likeness.max_difference
     if most is not None and max_difference is None:
         most = max(most, OF_LARGEST * likeness.largest_logit)
-    least = MIN_AGREEMENT[precision] if min_agreement is None else min_agreement
+    shares = MIN_COSINE if likeness.agreement is None else MIN_AGREEMENT
+    least = shares[precision] if min_agreement is None else min_agreement
     if not np.isfinite(found) or (most is not None and not found <= most):
         limit = f", more than {most:.2g}" if most is not None else ""
         raise BeyondLimit(f"the export differs from the model by {found:.1e}{limit}")
@@ -130,6 +135,11 @@ def check(likeness: Likeness, precision: str, max_difference: float | None, min_
         raise BeyondLimit(
             f"the export's top-1 is the model's on {100 * likeness.agreement:.1f} % of {likeness.images} images, "
             f"less than {100 * least:g} %"
+        )
+    if likeness.cosine is not None and not likeness.cosine >= least:
+        raise BeyondLimit(
+            f"the cosine of the export's features with the model's is {likeness.cosine:.4f} on average of "
+            f"{likeness.images} images, less than {least:g}"
         )
 
 

@@ -32,7 +32,8 @@ def _card(model: str, config: FolderConfig) -> str:
 
 
 def _samples(config: FolderConfig, options: ShipOptions) -> Samples:
-    """Of the data the split asked for, evenly spaced, is compared; calibration takes train images that are not."""
+    """Of the data the split asked for, evenly spaced, is compared; calibration takes train images that are not, where
+    there are any."""
     if not options.data.named:
         return builtin_samples(options.images, config)
     dataset, _ = open_images(config, options.data, config)
@@ -41,9 +42,11 @@ def _samples(config: FolderConfig, options: ShipOptions) -> Samples:
     compared = spaced(len(split), options.images)
     taken = set(compared) if split is train else set[int]()
     others = [place for place in range(len(train)) if place not in taken]
-    calibration = [others[place] for place in spaced(len(others), CALIBRATION)] or compared
+    left = others or compared
+    calibration = [left[place] for place in spaced(len(left), CALIBRATION)]
+    same = "" if others else ", the same that were compared: there are no others"
     return Samples(
         f"{name} images of {dataset.name}", [split.read(place) for place in compared],
         [train.read(place) for place in calibration] if options.precision == "int8" else [],
-        f"train images of {dataset.name}",
+        f"train images of {dataset.name}{same}",
     )  # fmt: skip

@@ -18,6 +18,7 @@ from vitral.data.loader import ImageStore, eval_batches
 from vitral.data.sources import held_out, open_dataset
 from vitral.efficient.keep import ClassAttention
 from vitral.efficient.merge import TokenMerging
+from vitral.engines import TorchEngine
 from vitral.errors import UserError
 from vitral.evaluate.classify import collect_logits
 from vitral.models.reduction import refuse_reduction
@@ -142,8 +143,8 @@ def image_batches(predictor: Predictor, split: Split, batch_size: int) -> Iterat
 
 def split_logits(predictor: Predictor, split: Split, batch_size: int) -> tuple[Array, Array]:
     """Logits float32 [N, classes] and labels int64 of every image of the split, in order, by the predictor's engine."""
-    if not predictor.is_export and predictor.engine.name == "torch":
-        return collect_logits(predictor.model, image_batches(predictor, split, batch_size))
+    if isinstance(predictor.engine, TorchEngine):
+        return collect_logits(predictor.engine.model, image_batches(predictor, split, batch_size))
     rows: list[Tensor] = []
     if predictor.engine.takes == "resized":
         with torch.inference_mode():

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from vitral.predictor import Predictor
 from vitral.run.images import load_used
 from vitral.run.options import PredictOptions
 
@@ -16,17 +17,20 @@ def predictions(model: str, paths: Sequence[str], options: PredictOptions) -> It
     """What `vitral predict` prints, image by image. Whatever is wrong with the model is raised at once, what is wrong
     with an image after the answers before it."""
     if options.engine != "ray":
-        return _opened(model, options)(paths)
-    from vitral.run.spread import alone, cut, spread
+        return _answers(_opened(model, options), options)(paths)
+    from vitral.run.spread import alone, auto_device, cut, spread
 
-    _opened(model, alone(options, "cpu"))
-    batches = cut(paths, options.batch_size)
-    return spread(partial(_work, model, options), batches, options.device, options.ray.workers)
+    device = auto_device(_opened(model, alone(options, "cpu")), options.device)
+    return spread(partial(_work, model, options), cut(paths, options.batch_size), device, options.ray.workers)
 
 
-def _opened(model: str, options: PredictOptions) -> Callable[[Sequence[str]], Iterator[Answer]]:
+def _opened(model: str, options: PredictOptions) -> Predictor:
     predictor = load_used(model, options)
     predictor.require_head()
+    return predictor
+
+
+def _answers(predictor: Predictor, options: PredictOptions) -> Callable[[Sequence[str]], Iterator[Answer]]:
     return lambda paths: predictor.predictions(paths, options.topk, options.batch_size)
 
 
@@ -34,4 +38,4 @@ def _work(model: str, options: PredictOptions, device: str) -> Callable[[Sequenc
     """In a process of the cluster."""
     from vitral.run.spread import alone
 
-    return _opened(model, alone(options, device))
+    return _answers(_opened(model, alone(options, device)), options)

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any, NamedTuple, TypeVar
 
 from vitral.errors import RunFailed, UserError
+from vitral.predictor import Predictor
 from vitral.run.options import EmbedOptions, PredictOptions, ServeOptions
 from vitral.serve.cluster import cluster, resources, share_out
 
@@ -22,6 +23,11 @@ def alone(options: OptionsT, device: str) -> OptionsT:
     """The same options for one process on this device, without Ray."""
     keys = options.model_dump(exclude_unset=True, exclude={"engine", "ray"})
     return type(options).model_validate({**keys, "device": device})
+
+
+def auto_device(predictor: Predictor, device: str) -> str:
+    """What `device` means in a cluster: by itself an export is for processors, GPUs or not."""
+    return "cpu" if predictor.is_export and device == "auto" else device
 
 
 def cut(paths: Sequence[str], size: int) -> list[Sequence[str]]:

@@ -7,7 +7,7 @@ import os
 import re
 import socket
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +30,14 @@ def deployed(
 
     make_app: called once in each process, with the device to compute on (cpu or cuda); loads the models there. It can
     be pickled: a function of a module, or a `partial` of one. Relative paths mean there what they mean here, where the
-    machine has this folder. drain: seconds that requests have to end. replicas, device: see `share_out`. Raises
-    UserError for what does not fit and for a port that is taken, RunFailed where the application does not start.
+    machine has this folder. drain: seconds that requests have to end. replicas, device: see `share_out`. Applications
+    that others put beside it stay. Raises UserError for what does not fit, for a port that is taken and for a cluster
+    that has a Ray Serve already, RunFailed where the application does not start.
     """
     _check_free(host, port)
     with cluster() as ray:
         serve: Any = import_module("ray.serve")
+        _check_none_runs(serve)
         share = share_out(resources(ray), device, replicas)
         on, folder = "cuda" if share.gpus else "cpu", os.getcwd()
 
@@ -58,7 +60,7 @@ def deployed(
                 raise RunFailed(f"Ray Serve: {_why(serve.status().applications) or error}") from error
             yield f"http://{host}:{port}"
         finally:
-            serve.shutdown()
+            _end(serve)
 
 
 def _check_free(host: str, port: int) -> None:
@@ -69,6 +71,25 @@ def _check_free(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise UserError("cannot listen there", where="port", got=f"{host}:{port}: {error}") from None
+
+
+def _check_none_runs(serve: Any) -> None:
+    """Raises UserError for a cluster whose Ray Serve listens already: at an address of its own, which no later start
+    changes."""
+    status = serve.status()
+    if status.proxies or status.applications:
+        hint = "Take another cluster, or end that one's Ray Serve with all its applications: `serve shutdown`."
+        got = "applications: " + (", ".join(status.applications) or "none")
+        raise UserError("Ray Serve runs on this cluster already", where="RAY_ADDRESS", got=got, hint=hint)
+
+
+def _end(serve: Any) -> None:
+    """Our application, and the Ray Serve that was started for it, unless others use that by now."""
+    if serve.status().applications.keys() <= {NAME}:
+        serve.shutdown()
+        return
+    with suppress(TimeoutError):  # after a minute; the cluster goes on with it
+        serve.delete(NAME)
 
 
 def _why(applications: Mapping[str, Any]) -> str:

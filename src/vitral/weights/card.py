@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from vitral.models.presets import count_parameters
 from vitral.weights.folder import FolderConfig
 
 _SHOWN = 20  # classes by name
+_LICENSE = re.compile(r"^\* License: (not stated\..*|that of the original weights, .*|[\w.-]+\.)$", re.MULTILINE)
 _CHANNELS = {1: "grey", 2: "two channels", 3: "colour (RGB)", 4: "four channels"}
 
 
@@ -46,8 +48,8 @@ def header_of(config: FolderConfig) -> dict[str, Any]:
 
 
 def with_header(card: str, config: FolderConfig, license: str | None) -> str:
-    """The card with the header that it has, or else with the one for this config; and with the license, if given.
-    Raises UserError for a header that is no YAML."""
+    """The card with the header that it has, or else with the one for this config; and with the license, if given, also
+    where `model_card` says in words that there is none. Raises UserError for a header that is no YAML."""
     opened, _, rest = card.partition("---\n")
     head, closed, body = rest.partition("\n---\n")
     header, text = header_of(config), card
@@ -61,6 +63,7 @@ def with_header(card: str, config: FolderConfig, license: str | None) -> str:
         header, text = found, body
     if license is not None:
         header = {"license": license, **{key: value for key, value in header.items() if key != "license"}}
+        text = _LICENSE.sub(lambda _: f"* License: {license}.", text)
     return f"---\n{_yaml(header)}---\n{text}"
 
 
@@ -106,7 +109,7 @@ def _title(config: FolderConfig) -> str:
 
 def _numbers(config: FolderConfig) -> str:
     metrics = config.provenance.get("metrics") or {}
-    if "pruned" in config.provenance or not (metrics.keys() & {"top1", "map"}):
+    if not metrics.keys() & {"top1", "map"}:
         return "## Numbers\n\nNone: nothing has been measured with these weights. `vitral eval . data=FOLDER` does it."
     split, count = metrics["split"], metrics.get("count")
     if "map" in metrics:
@@ -168,18 +171,18 @@ def _making(config: FolderConfig, notes: Sequence[str]) -> str:
         start = f", from the weights of {_last(told['init'])}" if told.get("init") else ""
         steps = f", {told['steps']:,} steps" if "steps" in told else ""
         lines.append(f"Recipe `{told['recipe']}`, seed {told['seed']}{steps}{start}; the weights are {_which(config)}.")
-    text = "\n".join(lines)
+    parts = ["\n".join(lines)]
     if told.get("command"):
-        text += f"\n\nTo train it again, with the images in place:\n\n```\n{told['command']}\n```"
-    if "pruned" in told:
-        text += f"\n\n{_pruned(told['pruned'])}"
+        parts.append(f"To train it again, with the images in place:\n\n```\n{told['command']}\n```")
     if "converted_from" in told:
         source = told["converted_from"]
-        text += f"Converted by `vitral weights convert` from {source['file']} (format `{source['format']}`)."
+        parts.append(f"Converted by `vitral weights convert` from {source['file']} (format `{source['format']}`).")
+    if "pruned" in told:
+        parts.append(_pruned(told["pruned"]))
     facts = "\n".join(f"- {note}" for note in (*data.get("notes", ()), *notes))
     made = told.get("versions") or {}
     by = f"Made with Vitral {made['vitral']} and torch {made['torch']}." if {"vitral", "torch"} <= made.keys() else ""
-    body = "\n\n".join(part for part in (text, facts, by) if part)
+    body = "\n\n".join(part for part in (*parts, facts, by) if part)
     return f"## Making\n\n{body}" if body else ""
 
 

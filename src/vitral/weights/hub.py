@@ -52,9 +52,10 @@ def push(folder: Path, name: str, *, private: bool = False, license: str | None 
     """Bring a model folder to the repository "owner/name" of the hub, in one commit; returns the web address.
 
     The repository is made where there is none. The card gets a YAML header if it has none, with `license` if that is
-    given; of paths in its provenance the last part stays. Raises UserError, with nothing changed there, for a damaged
-    folder, another kind of name, without the extra, a token or the network, and for a repository that holds files
-    already, unless `overwrite`: then the three files of the folder replace theirs, and other files stay.
+    given; of paths in its provenance the last part stays. Raises UserError for a damaged folder, another kind of name,
+    without the extra, a token or the network, and for a repository that holds files already, unless `overwrite`: then
+    the three files of the folder replace theirs, and other files stay. No file is changed there after an error; a new
+    repository may have been made, and the error says so.
     """
     if not _NAME.fullmatch(name) or "@" in name:
         raise UserError("not a name on the hub", got=name, wanted="OWNER/NAME")
@@ -74,32 +75,36 @@ def push(folder: Path, name: str, *, private: bool = False, license: str | None 
         add(CONFIG, (json.dumps(tree, indent=2, ensure_ascii=False) + "\n").encode()),
         add(WEIGHTS, str(folder / WEIGHTS)), add(CARD, text.encode()),
     ]  # fmt: skip
+    hint = "May the token write there; is the network?"
     try:
         api = hub.HfApi()
-        _check_place(api, hub.errors.RepositoryNotFoundError, name, private, overwrite)
+        is_new = _check_place(api, hub.errors.RepositoryNotFoundError, name, private, overwrite)
         api.create_repo(name, private=private, exist_ok=True)
+        if is_new:
+            hint = f"The repository is there now, and empty. {hint}"
         api.create_commit(name, files, commit_message=f"Add {config.name}")
         return f"{api.endpoint}/{name}"
     except UserError:
         raise
     except (OSError, ValueError, _network_error()) as error:
         got = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-        hint = "May the token write there; is the network?"
         raise UserError("could not be brought to the hub", where=name, got=got, hint=hint) from None
 
 
-def _check_place(api: Any, not_found: type[Exception], name: str, private: bool, overwrite: bool) -> None:
-    """Raises UserError for a repository that holds files, or that everybody sees where `private` is asked for."""
+def _check_place(api: Any, not_found: type[Exception], name: str, private: bool, overwrite: bool) -> bool:
+    """Whether there is no such repository yet. Raises UserError for one that holds files, or that everybody sees where
+    `private` is asked for."""
     try:
         info = api.model_info(name)
     except not_found:
-        return
+        return True
     theirs = sorted({file.rfilename for file in info.siblings or ()} - {".gitattributes"})
     if theirs and not overwrite:
         hint = "overwrite=true replaces the model's files; the old ones stay in the history."
         raise UserError("this repository holds files already", where=name, got=", ".join(theirs[:5]), hint=hint)
     if private and not info.private:
         raise UserError("this repository is public", where="private", got="true", hint="Its settings are on the hub.")
+    return False
 
 
 def _without_places(value: Any) -> Any:
