@@ -365,7 +365,7 @@ def test_a_plain_icon_and_a_broken_one() -> None:
     assert pixels(file.getvalue()) == (7, 5)
     assert decode(file.getvalue(), 3).shape == (3, 5, 7)
     for data in (b"\0\0\1\0\0\0", b"icns", windows_icon(b"no picture")):
-        with pytest.raises(UserError, match="not an image|unreadable"):
+        with pytest.raises(UserError, match=r"not an image|unreadable"):
             pixels(data)
 
 
