@@ -17,7 +17,7 @@ from torch import Tensor
 from vitral.data.ahead import in_batches
 from vitral.data.decode import Decoding, as_image, colour
 from vitral.data.resize import fit_image
-from vitral.engines import Engine, TorchEngine, find_export, open_export
+from vitral.engines import Engine, Exported, TorchEngine, find_export, open_export
 from vitral.errors import UserError
 from vitral.models.features import KINDS, extract_features
 from vitral.models.model import ImageModel
@@ -50,6 +50,7 @@ def pick_device(name: str) -> torch.device:
 
 
 _READING = Lock()  # of a file or picture that is open already
+_PIXELS_AT_ONCE = 2**24  # of full-size images that an export resizes: each float copy of them takes 12 bytes a pixel
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 _SCORES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -62,7 +63,7 @@ class Predictor:
     """Predictions of one model folder. Images are preprocessed exactly as in `vitral eval`.
 
     engine: what computes the logits; None: the model itself. Of an export there is an engine and no model: it predicts
-    on the processor, and gives no features.
+    on the processor, and gives no features. `max_pixels`: larger images are refused; at first what the folder says.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Predictor:
             raise UserError("exports run on the processor", where="device", got=device, wanted="auto or cpu")
         self._model = None if model is None else model.to(self.device).eval()
         self.engine, self.config, self.classes = engine or TorchEngine(self.model), config, config.classes
+        self.max_pixels = config.preprocessing.max_pixels
 
     @property
     def model(self) -> ImageModel:
@@ -97,7 +99,7 @@ class Predictor:
 
     def _decoded(self, image: Any) -> Tensor:
         recipe = self.config.preprocessing
-        rules = Decoding(colour(recipe.background), recipe.max_pixels)
+        rules = Decoding(colour(recipe.background), self.max_pixels)
         if isinstance(image, Image.Image) or hasattr(image, "read"):
             with _READING:  # one thread at a time: the same one may be in a list twice
                 return as_image(image, recipe.channels, rules=rules)
@@ -113,7 +115,7 @@ class Predictor:
     def logits(self, images: Sequence[Tensor]) -> Tensor:
         """Logits [images, classes] float32 of decoded images, uint8 [C,H,W] of any sizes, all at once.
 
-        An engine that resizes by itself gets those of one size together.
+        An engine that resizes by itself gets those of one size together, of large ones a few at a time.
         """
         return self.logits_of([self._fitted(image) for image in images] if self.engine.takes == "resized" else images)
 
@@ -125,10 +127,14 @@ class Predictor:
         alike: dict[tuple[int, ...], list[int]] = {}
         for place, image in enumerate(images):
             alike.setdefault(tuple(image.shape), []).append(place)
+        fixed = (self.engine.shipment.batch if isinstance(self.engine, Exported) else None) or 1
         rows: dict[int, Tensor] = {}
-        for places in alike.values():
-            batch_BHWC = torch.stack([images[place] for place in places]).permute(0, 2, 3, 1).contiguous()
-            rows |= dict(zip(places, self.engine.logits(batch_BHWC), strict=True))
+        for (_, height, width), places in alike.items():
+            step = max(_PIXELS_AT_ONCE // (height * width) // fixed, 1) * fixed
+            for start in range(0, len(places), step):
+                portion = places[start : start + step]
+                batch_BHWC = torch.stack([images[place] for place in portion]).permute(0, 2, 3, 1).contiguous()
+                rows |= dict(zip(portion, self.engine.logits(batch_BHWC), strict=True))
         return torch.stack([rows[place] for place in range(len(images))])
 
     def _probabilities(self, images: Iterable[Any], batch_size: int) -> Iterator[Floats]:

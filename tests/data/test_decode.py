@@ -3,14 +3,16 @@
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
-from vitral.data.decode import Decoding, as_image, colour, decode, header, readable_extensions
+from vitral.data.decode import Decoding, as_image, colour, decode, header, pixels, readable_extensions
 from vitral.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -323,6 +325,48 @@ def test_the_pixel_limit_is_held_before_memory_is_taken(tmp_path: Path) -> None:
     for picture in (small, Image.fromarray(RGB)):
         with pytest.raises(UserError, match="limit of 34 pixels, 7 x 5 = 35 pixels"):
             as_image(picture, 3, rules=Decoding(max_pixels=34))
+
+
+def windows_icon(picture: bytes) -> bytes:
+    """Of 16 x 16 pixels, as it says."""
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(picture), 22) + picture
+
+
+def mac_icon(picture: bytes) -> bytes:
+    """Of 16 x 16 pixels by its kind."""
+    return struct.pack(">4sI4sI", b"icns", len(picture) + 16, b"icp4", len(picture) + 8) + picture
+
+
+@pytest.mark.filterwarnings("ignore:Image was not the expected size")
+@pytest.mark.parametrize("icon", [windows_icon, mac_icon])
+def test_an_icon_is_as_large_as_the_picture_inside(
+    icon: Callable[[bytes], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pixels are counted before they are read where bytes are asked, and before they are used everywhere."""
+    file = io.BytesIO()
+    Image.new("RGBA", (90, 70)).save(file, "PNG")
+    data, path, rules = icon(file.getvalue()), tmp_path / "icon", Decoding(max_pixels=90 * 70 - 1)
+    path.write_bytes(data)
+    for source in (data, path):  # Pillow itself refuses a Mac icon that says another size than it has
+        with pytest.raises(UserError, match=r"limit of 6,299 pixels, 90 x 70|not one of the allowed sizes"):
+            decode(source, 3, rules=rules)
+
+    def never(_: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", never)
+    assert pixels(data) == (90, 70)
+    assert pixels(icon(bomb(60_000, 60_000))) == (60_000, 60_000)
+
+
+def test_a_plain_icon_and_a_broken_one() -> None:
+    file = io.BytesIO()
+    Image.fromarray(RGB).save(file, "ICO", sizes=[(7, 5)], bitmap_format="bmp")
+    assert pixels(file.getvalue()) == (7, 5)
+    assert decode(file.getvalue(), 3).shape == (3, 5, 7)
+    for data in (b"\0\0\1\0\0\0", b"icns", windows_icon(b"no picture")):
+        with pytest.raises(UserError, match=r"not an image|unreadable"):
+            pixels(data)
 
 
 def test_between_pillows_limits_nothing_is_warned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,16 +5,27 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import threading
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from PIL import Image, ImageFile
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.types import ASGIApp, Message, Receive, Send
 
 from tests.helpers import random_model
-from tests.serve.serving import base64_of, files, picture, with_application
+from tests.serve.serving import URL, Slow, base64_of, files, picture, with_application
 from vitral.predictor import Predictor, load
+from vitral.serve import intake, service
+from vitral.serve.app import create_app
+from vitral.serve.config import ServeConfig
+from vitral.serve.gate import Gate
+from vitral.serve.host import Host
+from vitral.serve.journal import _Text
+from vitral.serve.metrics import Metrics
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
 
 
 IMAGE = picture(0)
+ICON = b"\0\0\1\0\1\0\x10\x10\0\0\1\0\x20\0\xff\xff\0\0\x16\0\0\0"  # of 16 x 16 pixels, it says; a PNG may follow
 CUT_FORM = b"--b\r\nContent-Disposition: form-data; name=image\r\n\r\nabc"
 
 
@@ -47,7 +59,9 @@ CUT_FORM = b"--b\r\nContent-Disposition: form-data; name=image\r\n\r\nabc"
         (CUT_FORM, "multipart/form-data; boundary=b", 400, "bad_form"),
         (b"--b--\r\n", "multipart/form-data; boundary=b", 400, "no_image"),
         (b"x" * 70000, "image/png", 413, "too_large"),
+        (b"--b" + b"\r\n--bx" * 9000, "multipart/form-data; boundary=b", 413, "too_many_images"),
         (picture(0, size=(90, 90)), "image/png", 413, "too_many_pixels"),
+        (ICON + picture(0, size=(90, 90)), "image/x-icon", 413, "too_many_pixels"),
     ],
 )  # fmt: skip
 def test_wrong_requests_are_refused(model: Predictor, content: bytes, kind: str | None, status: int, code: str) -> None:
@@ -139,6 +153,32 @@ def test_a_slow_body_is_408_while_others_are_served(model: Predictor) -> None:
     with_application(model, use, body_seconds=0.5)
 
 
+def test_slow_senders_of_large_bodies_keep_no_small_ones_out(model: Predictor) -> None:
+    """Sixteen bodies of the largest size are held; of small ones there is room for more."""
+
+    async def use(client: Any) -> None:
+        end = asyncio.Event()
+
+        async def body() -> AsyncGenerator[bytes]:
+            yield b"x" * 32000
+            await end.wait()
+
+        def send(content: Any) -> Any:
+            return client.post("/v1/predict", content=content, headers={"Content-Type": "image/png"})
+
+        slow = [asyncio.create_task(send(body())) for _ in range(16)]
+        while "vitral_requests_in_flight 17.0" not in (await client.get("/metrics")).text:
+            await asyncio.sleep(0.01)
+        assert (await send(IMAGE)).status_code == 200
+        large = await send(b"x" * 3000)
+        assert (large.status_code, large.json()["error"]["code"]) == (429, "busy")
+        end.set()
+        assert {(await task).status_code for task in slow} == {422}
+        assert (await send(b"x" * 3000)).status_code == 422
+
+    with_application(model, use, max_bytes=32000)
+
+
 def test_a_key_is_wanted_where_there_is_one(model: Predictor) -> None:
     async def use(client: Any) -> None:
         for given in (None, "Bearer wrong", "Bearer", "Basic secret", "secret", "Bearer sécret"):
@@ -181,7 +221,7 @@ def test_a_server_for_others_takes_the_names_that_it_is_given(model: Predictor) 
 
     with_application(model, lambda client: ask(client, 200, 200), host="0.0.0.0")
     with_application(model, lambda client: ask(client, 200, 421), host="0.0.0.0", allow_hosts=("vision.example",))
-    with_application(model, lambda client: ask(client, 200, 421), allow_hosts=("vision.example",))
+    with_application(model, lambda client: ask(client, 200, 421), allow_hosts=("Vision.example",))
 
 
 def test_every_answer_carries_its_number_and_security_headers(
@@ -244,3 +284,110 @@ def test_not_ready_is_503_and_alive_all_the_same(model: Predictor) -> None:
         assert (await client.get("/healthz")).status_code == 200
 
     with_application(model, use)
+
+
+def exchanged(app: ASGIApp, *come: Message) -> tuple[str, list[Any]]:
+    """What is counted and logged of one GET of / through the gate, whose client sends this and then nothing."""
+    metrics, waiting, lines = Metrics({}), list(come), list[Any]()
+
+    async def receive() -> Message:
+        return waiting.pop(0) if waiting else await asyncio.Future()
+
+    async def send(_: Message) -> None:
+        pass
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"127.0.0.1")]}
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(getattr(record, "fields", record.getMessage()))  # type: ignore[method-assign]
+    log = logging.getLogger("vitral")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        asyncio.run(Gate(app, ServeConfig(), metrics, None)(scope, receive, send))  # type: ignore[arg-type]
+    except ConnectionAbortedError:
+        lines.append("cut")
+    finally:
+        log.removeHandler(handler)
+    return metrics.text().decode(), lines
+
+
+def test_a_request_that_ends_in_the_middle_of_its_answer_is_logged_and_counted() -> None:
+    async def app(_: Any, __: Any, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise ZeroDivisionError
+
+    text, lines = exchanged(app)
+    assert 'vitral_requests_total{route="other",status="200"} 1.0' in text
+    assert lines[-2]["status"] == 200
+    assert lines[-1] == "cut"
+
+
+def test_who_asks_without_a_body_and_goes_away_is_no_longer_served() -> None:
+    ended: list[str] = []
+
+    async def app(_: Any, receive: Receive, __: Any) -> None:
+        assert await receive() == {"type": "http.request", "body": b"", "more_body": False}
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append("in time")
+
+    text, lines = exchanged(app, {"type": "http.request"}, {"type": "http.disconnect"})
+    assert ended == ["in time"]
+    assert 'vitral_requests_total{route="other",status="499"} 1.0' in text
+    assert lines[-1]["status"] == 499
+
+
+def test_a_path_adds_no_line_and_no_field_to_the_log() -> None:
+    record = logging.LogRecord("vitral", logging.INFO, "", 0, "request", None, None)
+    record.fields = {"path": "/a b\n12:00:00 info\x1b[31m", "status": 404, "model": "m"}
+    line = _Text().format(record).split(" ", 2)[2]
+    assert line == "request path='/a b\\n12:00:00 info\\x1b[31m' status=404 model=m"
+
+
+def test_large_forms_and_answers_are_made_beside_the_event_loop(
+    model: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+
+    def beside(module: Any, name: str) -> None:
+        function = getattr(module, name)
+
+        def watched(*arguments: Any) -> Any:
+            threads.append(threading.get_ident())
+            return function(*arguments)
+
+        monkeypatch.setattr(module, name, watched)
+
+    async def use(client: Any) -> None:
+        beside(intake, "_form")
+        beside(service, "_numbers")
+        answer = await client.post("/v1/embed", files=files(picture(0, size=(200, 200))))
+        assert answer.status_code == 200
+        assert len(threads) == 2
+        assert threading.get_ident() not in threads
+
+    with_application(model, use)
+
+
+def test_a_model_that_cannot_compute_is_said(model: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the other one is warmed up all the same."""
+    other = Slow(load(random_model(tmp_path / "m"), "cpu"))
+
+    def broken(_: Any) -> Any:
+        raise MemoryError("no memory for this")
+
+    async def use() -> None:
+        hosts = {"broken": Host("broken", model), "other": Host("other", other)}
+        app = create_app(hosts, ServeConfig())
+        client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=URL)
+        async with app.router.lifespan_context(app), client:
+            while not app.state.service.has_failed:
+                await asyncio.sleep(0.01)
+            answer = await client.get("/readyz")
+            assert answer.status_code == 503
+            assert answer.json()["error"]["message"] == "cannot compute: broken; the log says why"
+            assert other.sizes == [1, 32]
+
+    monkeypatch.setattr(model, "logits_of", broken)
+    asyncio.run(use())

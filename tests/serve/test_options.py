@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.helpers import random_model
 from vitral.cli import serve as command
 from vitral.cli.main import main
 from vitral.config import describe
 from vitral.errors import UserError
+from vitral.predictor import load
 from vitral.run import serve
 from vitral.run.options import ServeOptions
 
@@ -44,6 +47,8 @@ def refused(capsys: Capture, *argv: str) -> str:
         (("vitral-digits", "names=[a/b]"), ("not a name",)),
         (("vitral-digits", "api_key_file=nowhere"), ("api_key_file: not readable",)),
         (("vitral-digits", "host=203.0.113.7", "port=0"), ("203.0.113.7",)),
+        (("vitral-digits", "allow_hosts=[https://vision.example]"), ("allow_hosts", "without scheme")),
+        (("vitral-digits", "allow_hosts=[vision.example:8443]"), ("allow_hosts", "port")),
         (("nowhere", "port=0"), ("nowhere",)),
     ],
 )
@@ -88,6 +93,25 @@ def test_models_are_called_by_their_folders(tmp_path: Path) -> None:
     assert names == ["my-run", "plain", "vitral-digits"]
     assert serve.names_of([str(run / "model")], ()) == ["my-run"]
     assert serve.names_of(["a", "b"], ("x", "y.2")) == ["x", "y.2"]
+
+
+def test_a_served_model_has_the_servers_limit_and_is_watched_where_it_is(tmp_path: Path) -> None:
+    """Whatever its folder says of pixels, and whatever else lies in it."""
+    folder = random_model(tmp_path / "plain")
+    (folder / "model").mkdir()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["preprocessing"]["max_pixels"] = 99
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    large = Image.new("L", (10, 10))
+    with pytest.raises(UserError, match="limit of 99 pixels"):
+        load(folder).ready(large)
+    host = serve._host("m", str(folder), ServeOptions(max_pixels=100))
+    assert host.origin is not None
+    assert host.origin.path == folder
+    for predictor in (host.predictor, host.origin.load()):
+        assert predictor.ready(large).shape == (1, 8, 8)
+        with pytest.raises(UserError, match="limit of 100 pixels"):
+            predictor.ready(Image.new("L", (101, 1)))
 
 
 def test_a_key_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

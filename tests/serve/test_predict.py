@@ -12,14 +12,16 @@ import httpx
 import pytest
 import torch
 
+import vitral.predictor
 from tests.helpers import random_model
-from tests.serve.serving import base64_of, files, picture, with_application
+from tests.serve.serving import Slow, base64_of, files, picture, with_application
 from vitral.cli.main import main
 from vitral.engines import Takes, TorchEngine
 from vitral.export.live import with_engine
 from vitral.interpret.attention import token_attention
 from vitral.models.vit import VisionTransformer
 from vitral.predictor import Predictor, load
+from vitral.serve import service
 
 MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "I;16", "CMYK")
 Client = httpx.AsyncClient
@@ -196,9 +198,10 @@ class Closed(TorchEngine):
 
     def __init__(self, predictor: Predictor) -> None:
         super().__init__(predictor.model)
-        self._fitted = predictor._fitted
+        self._fitted, self.sizes = predictor._fitted, list[int]()
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(len(images))
         return super().logits(torch.stack([self._fitted(image) for image in images.permute(0, 3, 1, 2)]))
 
 
@@ -221,6 +224,67 @@ def test_what_a_model_cannot_do_is_said(tmp_path: Path, grey: Path) -> None:
             assert "an export predicts classes" in answer.json()["error"]["message"]
 
     with_application({"headless": headless, "exported": exported}, use)
+
+
+def test_an_export_gets_a_few_large_images_at_a_time(grey: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = load(grey, "cpu")
+    engine = Closed(plain)
+    exported = Predictor(None, plain.config, "cpu", engine)
+    images = [picture(number, size=(20, 10) if number != 3 else (50, 30)) for number in range(7)]
+    monkeypatch.setattr(vitral.predictor, "_PIXELS_AT_ONCE", 900)
+    torch.testing.assert_close(
+        torch.from_numpy(exported.probabilities(images)),
+        torch.from_numpy(plain.probabilities(images)),
+        rtol=0,
+        atol=1e-6,
+    )
+    assert engine.sizes == [4, 2, 1]
+
+
+def test_large_images_wait_for_an_export_only_where_there_is_room(grey: Path) -> None:
+    """Four of the largest size at once, all requests together."""
+    slow = Slow(load(grey, "cpu"))
+    slow.engine = Closed(slow)
+    largest = picture(0, size=(20, 20))
+
+    async def use(client: Any) -> None:
+        def post(count: int) -> Any:
+            return client.post("/v1/predict", files=files(*[largest] * count))
+
+        refused = (await post(5)).json()["error"]
+        assert refused["code"] == "too_many_pixels"
+        assert "2,000 pixels together; at most 1,600" in refused["message"]
+        slow.gate.clear()
+        before = slow.begun
+        first = asyncio.create_task(post(3))
+        while slow.begun == before:
+            await asyncio.sleep(0.01)
+        busy = await post(2)
+        assert (busy.status_code, busy.json()["error"]["code"]) == (429, "busy")
+        second = asyncio.create_task(post(1))
+        await asyncio.sleep(0.05)
+        slow.gate.set()
+        assert [(await task).status_code for task in (first, second)] == [200, 200]
+        assert (await post(4)).status_code == 200
+
+    with_application(slow, use, max_pixels=400)
+
+
+def test_embed_computes_max_batch_at_once_and_limits_its_answer(grey: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [picture(number) for number in range(5)]
+
+    async def use(client: Any) -> None:
+        assert (await client.post("/v1/embed", files=files(*images))).status_code == 200
+        text = (await client.get("/metrics")).text
+        assert 'vitral_images_total{model="one"} 5.0' in text
+        assert 'vitral_batch_images_count{model="one"} 3.0' in text
+        monkeypatch.setattr(service, "_NUMBERS", 5 * 16)
+        assert (await client.post("/v1/embed", files=files(*images))).status_code == 200
+        answer = await client.post("/v1/embed?features=patches", files=files(*images))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large_answer")
+        assert "5 images are 1,280 numbers" in answer.json()["error"]["message"]
+
+    with_application(grey, use, max_batch=2)
 
 
 def test_two_models_answer_by_name(grey: Path, colour: Path, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.helpers import random_model
 from tests.serve.serving import Process, files, picture, serving
@@ -111,6 +114,21 @@ def test_slow_cut_and_senseless_connections_harm_nobody(server: Process) -> None
     assert 'vitral_queue_images{model="m"} 0.0' in text
 
 
+def test_who_hangs_up_in_the_middle_of_a_body_is_logged_and_counted_as_gone(server: Process) -> None:
+    cut = connected(server)
+    cut.sendall(request_of(IMAGE)[:-20])
+    while "vitral_requests_in_flight 2.0" not in server.client.get("/metrics").text:
+        time.sleep(0.01)
+    before = server.log()
+    cut.close()
+    gone = '{route="/v1/predict",status="499"}'
+    while gone not in (text := server.client.get("/metrics").text):
+        time.sleep(0.01)
+    assert 'status="500"' not in text
+    lines = [json.loads(line) for line in server.log().removeprefix(before).splitlines()]
+    assert [(line["status"], line["level"]) for line in lines if line["path"] == "/v1/predict"] == [(499, "info")]
+
+
 def test_requests_in_one_connection_and_in_pieces_are_answered(server: Process) -> None:
     """Two sent at once, and one byte by byte."""
     connection = connected(server)
@@ -137,16 +155,18 @@ def test_log_lines_are_json_with_what_one_looks_for(server: Process) -> None:
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_what_is_in_flight_at_a_signal_is_answered(model: Path, signum: int, code: int) -> None:
-    """A request whose body is half sent, and some that are computed; afterwards nobody is let in."""
-    with serving(str(model)) as server, ThreadPoolExecutor(4) as pool:
+    """A request whose body is half sent, and one whose images are being decoded; afterwards nobody is let in."""
+    large = io.BytesIO()
+    Image.new("L", (2000, 2000)).save(large, "PNG")
+    images = [large.getvalue()] * 64
+    with serving(str(model)) as server, ThreadPoolExecutor(1) as pool:
         half = connected(server)
         half.sendall(request_of(IMAGE)[:-20])
-        asked = [pool.submit(server.client.post, "/v1/predict", files=files(*[IMAGE] * 64)) for _ in range(4)]
-        while not all(future.running() or future.done() for future in asked):
-            time.sleep(0.001)
-        for future in asked[:1]:
-            future.result()
+        asked = pool.submit(server.client.post, "/v1/predict", files=files(*images))
+        while 'vitral_queue_images{model="m"} 64.0' not in server.client.get("/metrics").text:
+            assert not asked.done()
         server.process.send_signal(signum)
+        assert not asked.done()
         time.sleep(0.5)
         with pytest.raises(OSError, match=r"refused|reset"):
             connected(server)
@@ -155,8 +175,7 @@ def test_what_is_in_flight_at_a_signal_is_answered(model: Path, signum: int, cod
         assert b" 200 OK" in answer
         assert b"predictions" in answer
         half.close()
-        for future in asked:
-            assert future.result().status_code == 200
+        assert asked.result().status_code == 200
         assert server.end() == code
         assert "Traceback" not in server.log()
         assert json.loads(server.log().splitlines()[-1])["event"] == "ended"
@@ -182,3 +201,49 @@ def test_nobody_waits_longer_than_drain_and_two_signals_end_at_once(model: Path)
             assert server.end() == 143
             assert time.monotonic() - start < 20
             half.close()
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from vitral.predictor import load
+from vitral.serve.config import ServeConfig
+from vitral.serve.host import Host, Origin
+from vitral.serve.server import listen_at, serve_hosts
+
+predictor = load(sys.argv[1], "cpu")
+
+def broken(images):
+    raise MemoryError("no memory for this")
+
+def endless():
+    print("loading", flush=True)
+    time.sleep(600)
+
+if sys.argv[2] == "broken":
+    predictor.logits_of = broken
+origin = Origin(Path(sys.argv[1]), "another", endless) if sys.argv[2] == "reloads" else None
+options = ServeConfig(reload=0.05, drain=0.0)
+sys.exit(serve_hosts({"m": Host("m", predictor, origin)}, options, None, listen_at("127.0.0.1", 0)))
+"""
+
+
+def test_a_server_whose_model_cannot_compute_ends(model: Path) -> None:
+    command = [sys.executable, "-c", SCRIPT, str(model), "broken"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60)
+    assert done.returncode == 1
+    assert "m cannot compute 32 images at once (max_batch)" in done.stderr
+    assert "MemoryError: no memory for this" in done.stderr
+
+
+def test_a_reload_holds_up_no_end(model: Path) -> None:
+    command = [sys.executable, "-c", SCRIPT, str(model), "reloads"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as process:
+        assert process.stdout is not None
+        while process.stdout.readline() != "loading\n":
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.wait(20) == 143
+        finally:
+            process.kill()

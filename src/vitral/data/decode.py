@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+import struct
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image, ImageColor, UnidentifiedImageError
+from PIL.IcnsImagePlugin import IcnsFile
+from PIL.IcoImagePlugin import IcoFile
 from torch import Tensor
 
 from vitral.data.config import MAX_PIXELS
@@ -32,8 +35,9 @@ MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
-# EPS starts Ghostscript; the others are vector, video or containers that Pillow only recognises.
-_REFUSED_FORMATS = frozenset({"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5", "FPX", "MIC"})
+# EPS starts Ghostscript, IPTC opens whatever it holds; the others are vector, video or containers that Pillow only
+# recognises.
+_REFUSED_FORMATS = frozenset({"EPS", "IPTC", "WMF", "MPEG", "BUFR", "GRIB", "HDF5", "FPX", "MIC"})
 _ORIENTATION_TAG = 0x0112
 # Formats that need a plugin of Pillow's: by the file's ending, and by the brand in its first bytes.
 PLUGINS = {
@@ -115,9 +119,7 @@ def decode(source: Source, channels: int, *, name: str | None = None, rules: Dec
     label = name or _label(source)
     try:
         with _open(source) as image:
-            _check_pixels(image, rules)
-            image.load()
-            return to_channels(_upright(image), channels, rules.background)
+            return _loaded(image, channels, rules)
     except UserError as error:
         raise UserError(error.what, where=label) from None
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
@@ -125,8 +127,11 @@ def decode(source: Source, channels: int, *, name: str | None = None, rules: Dec
 
 
 def pixels(source: Source, *, name: str | None = None) -> tuple[int, int]:
-    """Width and height as they are stored, by the first bytes alone. Raises UserError like `decode`."""
+    """Width and height as they are stored, without reading the pixels; of an icon in bytes those of the picture inside,
+    whatever its directory says. Raises UserError like `decode`."""
     try:
+        if isinstance(source, bytes) and (inside := _size_inside(source)) is not None:
+            return inside
         with _open(source) as image:
             return image.size
     except Exception as error:  # as in decode
@@ -155,9 +160,7 @@ def as_image(picture: Any, channels: int, *, name: str | None = None, rules: Dec
         return decode(picture, channels, name=name, rules=rules)
     if isinstance(picture, Image.Image):
         try:
-            _check_pixels(picture, rules, name or _label(picture))
-            picture.load()
-            return to_channels(_upright(picture), channels, rules.background)
+            return _loaded(picture, channels, rules, name or _label(picture))
         except OSError as error:
             raise _unreadable(name or _label(picture), error, picture) from error
     if isinstance(picture, Tensor):
@@ -221,12 +224,42 @@ class _LimitOff:
 PILLOWS_LIMIT_OFF = _LimitOff()
 
 
-def _check_pixels(image: Image.Image, rules: Decoding, name: str | None = None) -> None:
-    pixels = image.width * image.height
+def _size_inside(data: bytes) -> tuple[int, int] | None:
+    """Width and height of the picture that Pillow would take of a Windows or Mac icon, and of the former decode as soon
+    as it is opened; None for anything else, and for icons of raw pixels, which are as large as their kind."""
+    starts: list[int] = []
+    with suppress(SyntaxError, IndexError, struct.error):  # opening it will say what is wrong
+        if data.startswith(b"\0\0\1\0"):
+            starts = [IcoFile(io.BytesIO(data)).entry[0].offset]
+        elif data.startswith(b"icns"):
+            icon = IcnsFile(io.BytesIO(data))
+            starts = [icon.dct[code][0] for code, _ in icon.SIZES[icon.bestsize()] if code in icon.dct]
+    for start in starts:
+        stream = io.BytesIO(data[start:])
+        with (
+            suppress(UnidentifiedImageError),
+            PILLOWS_LIMIT_OFF,
+            Image.open(stream, formats=("PNG", "DIB", "JPEG2000")) as image,
+        ):
+            # Below a bitmap's pixels is its mask, of the same size.
+            return image.width, image.height // 2 if image.format == "DIB" else image.height
+    return None
+
+
+def _loaded(image: Image.Image, channels: int, rules: Decoding, name: str | None = None) -> Tensor:
+    _check_pixels(image.size, rules, name)
+    image.load()
+    _check_pixels(image.im.size, rules, name)  # an icon's picture may be larger than the icon says
+    return to_channels(_upright(image), channels, rules.background)
+
+
+def _check_pixels(size: tuple[int, int], rules: Decoding, name: str | None) -> None:
+    width, height = size
+    pixels = width * height
     if pixels > rules.max_pixels:
-        size = f"{image.width} x {image.height} = {pixels:,} pixels"
+        found = f"{width} x {height} = {pixels:,} pixels"
         raise UserError(
-            f"larger than the limit of {rules.max_pixels:,} pixels, {size}; data.max_pixels sets the limit", where=name
+            f"larger than the limit of {rules.max_pixels:,} pixels, {found}; data.max_pixels sets the limit", where=name
         )
 
 

@@ -54,14 +54,15 @@ def _warn_if_open(options: ServeOptions, key: str | None) -> None:
 
 def _host(name: str, model: str, options: ServeOptions) -> Host:
     path = find_export(model) or find_model(model)
-    folder = path if path.is_dir() and not (path / "model").is_dir() else path / "model" if path.is_dir() else path
-    seen = signature(folder)
+    seen = signature(path)
 
     def load() -> Predictor:
-        return load_used(model, options)
+        predictor = load_used(model, options)
+        predictor.max_pixels = options.max_pixels
+        return predictor
 
     threads = torch.get_num_threads()
-    return Host(name, apart(load, threads), Origin(folder, seen, load), threads=threads)
+    return Host(name, apart(load, threads), Origin(path, seen, load), threads=threads)
 
 
 def _on_cluster(models: Sequence[str], names: Sequence[str], options: ServeOptions, key: str | None) -> int:

@@ -118,7 +118,7 @@ def _add_images(app: FastAPI, service: Service) -> None:
         """What the encoder makes of an image, or of each of several as a list."""
         host, read, _ = await images(request, asked.model)
         answers = await service.embed(host, read.uploads, asked.features)
-        return answer_json(answers if read.many else answers[0])
+        return Response(f"[{', '.join(answers)}]" if read.many else answers[0], media_type="application/json")
 
     @post("/v1/attention", response_model=Attended)
     async def attention(request: Request, asked: Annotated[_Attention, Query()]) -> Response:

@@ -10,7 +10,7 @@ import io
 import logging
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -34,14 +34,14 @@ class _Entry(NamedTuple):
     predictor: Predictor
     image: Tensor
     answer: asyncio.Future[Scored]
+    request: Sequence[asyncio.Future[Scored]]  # the answers of all its images
 
 
 class Batcher:
     """The queue of one model's images. `start` and `close` belong to the event loop that it works in."""
 
     def __init__(self, host: Host, max_batch: int, metrics: Metrics) -> None:
-        self._host, self._max_batch = host, max_batch
-        self._images, self._sizes = metrics.images.labels(host.name), metrics.batch.labels(host.name)
+        self._host, self._max_batch, self._metrics = host, max_batch, metrics
         self._entries: deque[_Entry] = deque()
         self._filled = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -58,12 +58,12 @@ class Batcher:
 
     async def score(self, predictor: Predictor, images: Sequence[Tensor]) -> list[Scored]:
         """Scores of images that `predictor.ready` has made, computed by that predictor. Whoever stops waiting takes
-        them out of the queue. Raises Refused, 500, where the computation fails."""
+        them out of the queue. Raises Refused, 500, where the computation of one of them fails."""
         loop = asyncio.get_running_loop()
-        entries = [_Entry(predictor, image, loop.create_future()) for image in images]
-        self._entries.extend(entries)
+        answers: list[asyncio.Future[Scored]] = [loop.create_future() for _ in images]
+        self._entries.extend(_Entry(predictor, image, answers[k], answers) for k, image in enumerate(images))
         self._filled.set()
-        return await asyncio.gather(*(entry.answer for entry in entries))
+        return await asyncio.gather(*answers)
 
     async def _work(self) -> None:
         while True:
@@ -75,19 +75,18 @@ class Batcher:
             images = [entry.image for entry in batch]
             try:
                 rows = await self._host.run(lambda _, by=batch[0].predictor, x=images: _scores(by, x), len(batch))
-            except Exception as error:  # memory that is not there, say: its own requests fail, the next may not
+            except Exception:  # memory that is not there, say: its own requests fail, the next may not
                 log.exception("%s: a batch of %d images failed", self._host.name, len(batch))
-                self._answer(batch, error)
+                self._fail(batch)
             else:
-                self._images.inc(len(batch))
-                self._sizes.observe(len(batch))
+                self._metrics.computed(self._host.name, len(batch))
                 self._answer(batch, rows)
 
     def _take(self) -> list[_Entry]:
         """The first in the queue that belong to one predictor, without those nobody waits for."""
         batch: list[_Entry] = []
         while self._entries and len(batch) < self._max_batch:
-            if self._entries[0].answer.done():  # cancelled: its deadline is over or its client gone
+            if self._entries[0].answer.done():  # nobody waits for it any more
                 self._entries.popleft()
             elif batch and self._entries[0].predictor is not batch[0].predictor:
                 break
@@ -95,14 +94,16 @@ class Batcher:
                 batch.append(self._entries.popleft())
         return batch
 
-    def _answer(self, batch: Sequence[_Entry], rows: Any) -> None:
-        for number, entry in enumerate(batch):
-            if entry.answer.done():
-                continue
-            if isinstance(rows, Exception):
-                entry.answer.set_exception(Refused(500, "model_failed", "the model failed on these images"))
-            else:
-                entry.answer.set_result(Scored(rows[number], len(batch)))
+    def _answer(self, batch: Sequence[_Entry], rows: Floats) -> None:
+        for entry, row_C in zip(batch, rows, strict=True):
+            if not entry.answer.done():
+                entry.answer.set_result(Scored(row_C, len(batch)))
+
+    def _fail(self, batch: Sequence[_Entry]) -> None:
+        """All images of the requests that have one in this batch: those still in the queue need not be computed."""
+        for answer in (answer for entry in batch for answer in entry.request):
+            if not answer.done():
+                answer.set_exception(Refused(500, "model_failed", "the model failed on these images"))
 
 
 @torch.inference_mode()

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, Strict
+from pydantic import AfterValidator, Field, Strict
 
 from vitral.config import Config, Count
 
 KEY_VARIABLE = "VITRAL_API_KEY"
 Words = Annotated[tuple[str, ...], Strict(False)]
+
+
+def _host_name(name: str) -> str:
+    """In lower case, as requests are compared. Raises ValueError for what no request would be found to say."""
+    if not name or re.search(r"[\s/@\[\]*]", name) or name.count(":") == 1:  # an IPv6 address has several
+        raise ValueError(f"{name!r} is no host name: without scheme, port and brackets")
+    return name.lower()
+
+
+HostNames = Annotated[tuple[Annotated[str, AfterValidator(_host_name)], ...], Strict(False)]
 
 
 class ServeConfig(Config):
@@ -18,10 +29,10 @@ class ServeConfig(Config):
     host: str = Field(default="127.0.0.1", description="address to listen at; 0.0.0.0: all that this machine has")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen at; 0: a free one")
     names: Words = Field(default=(), description="what requests call the models; empty: the names of their folders")
-    allow_hosts: Words = Field(
+    allow_hosts: HostNames = Field(
         default=(),
-        description="names that requests may call this server by, for one behind a proxy; empty: any, but on a "
-        "loopback address only localhost",
+        description="names that requests may call this server by, without port, for one behind a proxy; empty: any, "
+        "but on a loopback address only localhost",
     )
     api_key_file: str | None = Field(
         default=None, description=f"file with the key that /v1 then wants; null: the variable {KEY_VARIABLE}, or no key"
@@ -30,7 +41,11 @@ class ServeConfig(Config):
     max_queue: Count = Field(default=256, description="images of a model that may wait; beyond it the answer is 429")
     max_images: Count = Field(default=64, description="images of one request")
     max_bytes: Count = Field(default=32 * 2**20, description="bytes of one request's body")
-    max_pixels: Count = Field(default=50_000_000, description="pixels of one image, by its header")
+    max_pixels: Count = Field(
+        default=50_000_000,
+        description="pixels of one image, by its header, whatever the model's own limit; for exports that take images "
+        "as large as they are 4 times as many are held at once",
+    )
     deadline: float = Field(default=30.0, gt=0, description="seconds from the whole request to its answer")
     body_seconds: float = Field(default=30.0, gt=0, description="seconds within which a request's body has to arrive")
     drain: float = Field(default=30.0, ge=0, description="seconds that requests have to end after SIGTERM")

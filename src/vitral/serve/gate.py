@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -35,13 +36,20 @@ SECURITY = {
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ENCODER = json.JSONEncoder(ensure_ascii=False)  # json.dumps would make one for each answer
-_BODIES = 16  # of the largest size may be in memory at once, all requests together
+# Of the largest size may be in memory at once, all requests together; beyond that only bodies of a 16th of that size
+# are taken, so that a few slow senders of large ones are in nobody else's way.
+_BODIES = 16
 _CLIENT_GONE = 499  # nobody gets this answer; logs and metrics have it
 
 
+def as_json(content: Any) -> str:
+    """As the commands print it."""
+    return _ENCODER.encode(content)
+
+
 def answer_json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """JSON as the commands print it."""
-    return Response(_ENCODER.encode(content), status, headers, "application/json")
+    """The content as JSON."""
+    return Response(as_json(content), status, headers, "application/json")
 
 
 def refusal(error: Refused | UserError) -> Response:
@@ -70,7 +78,7 @@ class Gate:
         self._key = None if key is None else key.encode()
         self._hosts = set(options.allow_hosts)
         if options.host in LOOPBACK or options.allow_hosts:
-            self._hosts |= {*LOOPBACK, options.host}
+            self._hosts |= {*LOOPBACK, options.host.lower()}
         self._held = 0  # bytes of all bodies in memory
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,7 +95,7 @@ class Gate:
                 await self._pass(exchange, headers, receive, send)
             finally:
                 self._held -= exchange.held
-        self._record(exchange)
+                self._record(exchange)
 
     async def _pass(self, exchange: Exchange, headers: Headers, receive: Receive, send: Send) -> None:
         async def sending(message: Message) -> None:
@@ -109,7 +117,7 @@ class Gate:
             answer = refusal(self._too_slow(exchange))
         except (Refused, UserError) as error:
             answer = refusal(error)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, ClientDisconnect):
             if not exchange.is_gone:
                 raise
             exchange.status = exchange.status or _CLIENT_GONE
@@ -145,7 +153,8 @@ class Gate:
         self._held += count
         if exchange.held > self._options.max_bytes:
             raise too_large(self._options)
-        if self._held > _BODIES * self._options.max_bytes:
+        is_large = exchange.held > self._options.max_bytes // _BODIES
+        if is_large and self._held > _BODIES * self._options.max_bytes:
             raise Refused(429, "busy", "too many large requests at once", {"Retry-After": "1"})
 
     @property
@@ -184,7 +193,9 @@ class _Body:
         self, gate: Gate, exchange: Exchange, headers: Headers, receive: Receive, timer: asyncio.Timeout
     ) -> None:
         self._gate, self._exchange, self._receive, self._timer = gate, exchange, receive, timer
-        self._task, self._watch = asyncio.current_task(), None
+        self._task = asyncio.current_task()
+        self._watch: asyncio.Task[None] | None = None
+        self._is_read = False
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > gate.options.max_bytes:
             raise too_large(gate.options)
@@ -194,17 +205,27 @@ class _Body:
             timer.reschedule(asyncio.get_running_loop().time() + gate.options.body_seconds)
 
     def _whole(self) -> None:
+        """From now on the client can do nothing but go away."""
         self._exchange.is_whole = True
         self._timer.reschedule(asyncio.get_running_loop().time() + self._gate.options.deadline)
+        self._watch = asyncio.create_task(self._watch_client())
 
     async def receive(self) -> Message:
         """ASGI's receive."""
+        if self._watch is not None and self._is_read:
+            await asyncio.wait([self._watch])
+            return {"type": "http.disconnect"}
+        if self._watch is not None:  # there is no body
+            self._is_read = True
+            return {"type": "http.request", "body": b"", "more_body": False}
         message = await self._receive()
-        if message["type"] == "http.request" and self._watch is None:
+        if message["type"] == "http.disconnect":
+            self._exchange.is_gone = True
+        else:
             self._gate.hold(self._exchange, len(message.get("body", b"")))
             if not message.get("more_body", False):
+                self._is_read = True
                 self._whole()
-                self._watch = asyncio.create_task(self._watch_client())
         return message
 
     async def _watch_client(self) -> None:

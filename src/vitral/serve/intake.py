@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import json
 import re
+from functools import partial
 from typing import Any, NamedTuple
 
 from fastapi import Request
@@ -18,6 +20,7 @@ from vitral.serve.host import Refused, Upload
 
 FIELD = "image"
 _KINDS = "multipart/form-data with fields called image, image/* or application/octet-stream, or application/json"
+_SMALL = 2**16  # bytes that are taken apart at once; more of them by a thread, for a hostile form takes it seconds
 _CURL = 'with curl: -F image=@FILE, or --data-binary @FILE -H "Content-Type: image/jpeg"'
 
 
@@ -38,7 +41,9 @@ async def read_images(request: Request, max_images: int) -> Images:
         raise Refused(415, "content_type", f"{got} is not taken; wanted: {_KINDS} ({_CURL})")
     body = await request.body()
     if name == "multipart/form-data":
-        images = Images(uploads := _form(body, parameters.get(b"boundary"), max_images), len(uploads) > 1)
+        form = partial(_form, body, parameters.get(b"boundary"), max_images)
+        uploads = form() if len(body) < _SMALL else await asyncio.to_thread(form)
+        images = Images(uploads, len(uploads) > 1)
     elif name == "application/json":
         images = _json(body)
     else:
@@ -50,8 +55,9 @@ async def read_images(request: Request, max_images: int) -> Images:
     return images
 
 
-def check_pixels(upload: Upload, number: int, max_pixels: int) -> None:
-    """Raises Refused, 413, for an image whose header says more pixels; 422 for what is no image."""
+def check_pixels(upload: Upload, number: int, max_pixels: int) -> int:
+    """Height x width by the image's header. Raises Refused, 413, if they are more than `max_pixels`; 422 for what is no
+    image."""
     try:
         width, height = pixels(upload.data)  # `header` would read a PNG to its end, for its EXIF
     except UserError as error:
@@ -60,6 +66,7 @@ def check_pixels(upload: Upload, number: int, max_pixels: int) -> None:
         size = f"{width} x {height} = {height * width:,} pixels"
         message = f"{_called(upload, number)}: {size}, and the limit is {max_pixels:,} (max_pixels)"
         raise Refused(413, "too_many_pixels", message)
+    return height * width
 
 
 def bad_image(upload: Upload, number: int, error: UserError) -> Refused:
@@ -120,6 +127,8 @@ class _Parts:
 def _form(body: bytes, boundary: bytes | None, max_images: int) -> list[Upload]:
     if not boundary:
         raise Refused(400, "bad_form", "the content type of a form has to say its boundary")
+    if body.count(b"\r\n--" + boundary) > max_images + 1:  # one before each but the first, and one behind the last
+        raise _too_many(max_images)
     parts = _Parts(max_images)
     try:
         parser = MultipartParser(boundary, parts.callbacks())

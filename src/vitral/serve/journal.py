@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import time
 from typing import Any
@@ -24,9 +25,15 @@ class _Json(logging.Formatter):
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        fields = [f"{name}={value}" for name, value in getattr(record, "fields", {}).items()]
+        fields = [f"{name}={_plain(value)}" for name, value in getattr(record, "fields", {}).items()]
         line = " ".join([self.formatTime(record, "%H:%M:%S"), record.levelname.lower(), record.getMessage(), *fields])
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _plain(value: object) -> str:
+    """As it is printed; a text quoted and escaped where it would make another field, line or colour, as a path may."""
+    is_word = not isinstance(value, str) or (value.isprintable() and not re.search(r"[ ='\"]", value))
+    return str(value) if is_word else repr(value)
 
 
 def log_lines(kind: str) -> None:

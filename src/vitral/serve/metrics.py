@@ -31,11 +31,11 @@ class Metrics:
         self.reloads = Counter("vitral_reloads", "Replaced model folders", ["model", "result"], registry=registry)
         self.loaded = Gauge("vitral_model_loaded_time_seconds", "When loaded, since 1970", ["model"], registry=registry)
         self._known: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._of_model = {name: (self.images.labels(name), self.batch.labels(name)) for name in hosts}
         queue = Gauge("vitral_queue_images", "Images and calls that wait or are computed", ["model"], registry=registry)
         for name, host in hosts.items():
             queue.labels(name).set_function(lambda host=host: host.waiting)
             self.loaded.labels(name).set_function(lambda host=host: host.loaded)
-            self.images.labels(name)
             for result in ("ok", "failed"):
                 self.reloads.labels(name, result)
 
@@ -47,6 +47,12 @@ class Metrics:
             self._known[route, status] = known
         known[0].inc()
         known[1].observe(seconds)
+
+    def computed(self, model: str, count: int) -> None:
+        """Count so many images, computed at once."""
+        images, batch = self._of_model[model]
+        images.inc(count)
+        batch.observe(count)
 
     def text(self) -> bytes:
         """The text that Prometheus reads."""

@@ -73,7 +73,8 @@ class Failed(BaseModel):
 _CODES = {
     400: "no image, or a form or JSON that cannot be read", 401: "no key, or a wrong one",
     403: "a page of another origin", 404: "no such model", 408: "the body came too slowly",
-    413: "too many bytes, pixels or images", 415: "another content type", 421: "a host name that is not this server's",
+    413: "too many bytes, pixels or images, or too large an answer", 415: "another content type",
+    421: "a host name that is not this server's",
     422: "an image that cannot be read, a wrong parameter, or something this model cannot do",
     429: "the queue is full: Retry-After says when to come back", 500: "the model failed",
     504: "no answer within the deadline",

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ log = logging.getLogger("vitral")
 
 CONNECTIONS = 512  # served at once; beyond it the answer is 503
 KEEP_ALIVE_SECONDS = 15
+LAST_SECONDS = 2.0  # after `drain` for what nobody can stop: a computation, a replaced model that is being loaded
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -52,8 +54,8 @@ def listen_at(host: str, port: int) -> socket.socket:
 
 
 def serve_hosts(hosts: Mapping[str, Host], options: ServeConfig, key: str | None, bound: socket.socket) -> int:
-    """Serves until a signal comes, and returns 128 and its number. Prints one JSON line, url and models, on stdout as
-    soon as there are answers."""
+    """Serves until a signal comes, and returns 128 and its number; or 1, at once, where a model cannot compute. Prints
+    one JSON line, url and models, on stdout as soon as there are answers."""
     app = create_app(hosts, options, key)
     config = uvicorn.Config(
         app, http=GuardedProtocol, ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
@@ -104,6 +106,10 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         announce(self._url, list(self._service.hosts))
 
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to end: also where a model could not compute in the beginning, for it will not later."""
+        return await super().on_tick(counter) or self._service.has_failed
+
     @contextmanager
     def capture_signals(self) -> Generator[None]:
         """Ours, also where a signal was ignored at start (a background job's Ctrl-C). They stay: a second signal that
@@ -114,6 +120,15 @@ class _Server(uvicorn.Server):
 
     def _stop(self, signum: int, _: FrameType | None) -> None:
         if self.signum is not None:  # twice: at once
-            sys.stderr.flush()
-            os._exit(128 + signum)
+            _exit(signum)
         self.signum, self._service.not_ready, self.should_exit = signum, "the server is ending", True
+        assert self.config.timeout_graceful_shutdown is not None
+        last = threading.Timer(self.config.timeout_graceful_shutdown + LAST_SECONDS, _exit, (signum,))
+        last.daemon = True
+        last.start()
+
+
+def _exit(signum: int) -> None:
+    """Without waiting for any thread."""
+    sys.stderr.flush()
+    os._exit(128 + signum)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -16,22 +18,31 @@ from vitral.errors import UserError
 from vitral.interpret.attention import grid_of, token_attention
 from vitral.interpret.tokens import default_token, pick, require_transformer, token_names
 from vitral.models.reduction import reduced_by
-from vitral.predictor import Predictor
+from vitral.predictor import Floats, Predictor
 from vitral.serve.batcher import Batcher, Scored, warm_up
 from vitral.serve.config import ServeConfig
+from vitral.serve.gate import as_json
 from vitral.serve.host import Host, Refused, Upload
 from vitral.serve.intake import bad_image, check_pixels
 from vitral.serve.metrics import Metrics
 
 T = TypeVar("T")
+log = logging.getLogger("vitral")
+
+_WARMING = "the models are warming up"
+_PICTURES = 4  # of the largest size may be in memory at once, where models take images as large as they are
+_NUMBERS = 2**22  # of features in one answer: some 90 MB of JSON
 
 
 class Service:
-    """Everything behind the routes. `start` and `close` belong to the event loop that serves."""
+    """Everything behind the routes. `start` and `close` belong to the event loop that serves. `not_ready`: why /readyz
+    answers 503; `has_failed`: it is, because a model could not compute."""
 
     def __init__(self, hosts: Mapping[str, Host], options: ServeConfig, metrics: Metrics) -> None:
-        self.hosts, self.options = hosts, options
-        self.not_ready: str | None = "the models are warming up"
+        self.hosts, self.options, self._metrics = hosts, options, metrics
+        self.not_ready: str | None = _WARMING
+        self.has_failed = False
+        self._full_size = 0  # pixels of all images that are in memory as large as they are
         for host in hosts.values():
             host.limit = options.max_queue
         self._batchers = {name: Batcher(host, options.max_batch, metrics) for name, host in hosts.items()}
@@ -45,11 +56,17 @@ class Service:
             batcher.start()
 
     async def warm_up(self) -> None:
-        """Ready is who has computed once."""
+        """Ready is who has computed once, with all models."""
+        failed: list[str] = []
         for host in self.hosts.values():
-            await host.run(lambda predictor: warm_up(predictor, self.options.max_batch))
-        if self.not_ready == "the models are warming up":  # and not on its way out by now
-            self.not_ready = None
+            try:
+                await host.run(lambda predictor: warm_up(predictor, self.options.max_batch))
+            except Exception:  # memory that is not there, say
+                log.exception("%s cannot compute %d images at once (max_batch)", host.name, self.options.max_batch)
+                failed.append(host.name)
+        self.has_failed = bool(failed)
+        if self.not_ready == _WARMING:  # and not on its way out by now
+            self.not_ready = f"cannot compute: {', '.join(failed)}; the log says why" if failed else None
 
     async def close(self) -> None:
         """End what still works."""
@@ -71,22 +88,32 @@ class Service:
         predictor = host.predictor
         predictor.require_head()
         with host.places(len(uploads)):
-            ready = await self._decoded(predictor, predictor.ready, uploads)
-            scored: list[Scored] = await self._batchers[host.name].score(predictor, ready)
+            async with self._room(predictor, uploads):
+                ready = await self._decoded(predictor, predictor.ready, uploads)
+                scored: list[Scored] = await self._batchers[host.name].score(predictor, ready)
         answers = [
             {"image": _called(upload, number), "predictions": predictor.likeliest(row.scores_C, topk)}
             for number, (upload, row) in enumerate(zip(uploads, scored, strict=True))
         ]
         return answers, scored[-1].batch
 
-    async def embed(self, host: Host, uploads: Sequence[Upload], features: str) -> list[dict[str, Any]]:
-        """What `vitral embed` prints of each image."""
+    async def embed(self, host: Host, uploads: Sequence[Upload], features: str) -> list[str]:
+        """What `vitral embed` prints of each image, as JSON. Raises Refused, 413, where that would be too much."""
         predictor = host.predictor
         _ = predictor.model  # an export has none
+        rows: list[Floats] = []
         with host.places(len(uploads)):
-            images = torch.stack(await self._decoded(predictor, predictor.preprocess, uploads))
-            rows = await host.run(lambda _: predictor.features(images, features), len(uploads))
-        return [{"image": _called(upload, i), "embedding": rows[i].tolist()} for i, upload in enumerate(uploads)]
+            images = await self._decoded(predictor, predictor.preprocess, uploads)
+            for start in range(0, len(images), self.options.max_batch):
+                batch = images[start : start + self.options.max_batch]
+                found = await host.run(lambda _, x=batch: predictor.features(torch.stack(x), features), len(batch))
+                self._metrics.computed(host.name, len(batch))
+                rows += list(found)
+                count = found[0].size * len(uploads)
+                if count > _NUMBERS:
+                    message = f"features={features} of {len(uploads)} images are {count:,} numbers"
+                    raise Refused(413, "too_large_answer", f"{message}, and an answer may hold {_NUMBERS:,}")
+        return await asyncio.to_thread(_embedded, uploads, rows)
 
     async def attention(
         self, host: Host, upload: Upload, token: str | None, layers: Sequence[int] | None
@@ -98,6 +125,30 @@ class Service:
             (image,) = await self._decoded(predictor, predictor.preprocess, [upload])
             found = await host.run(lambda _: _attention(predictor, image, token, layers))
         return {"image": _called(upload, 0), **found}
+
+    @asynccontextmanager
+    async def _room(self, predictor: Predictor, uploads: Sequence[Upload]) -> AsyncGenerator[None]:
+        """Room in memory for images that wait for an export as large as they are; others wait as the small ones that
+        models take. Raises Refused: 413 for images that will never have it, 429 for such that have it later."""
+        if predictor.engine.takes == "resized":
+            yield
+            return
+        limit, loop = self.options.max_pixels, asyncio.get_running_loop()
+        counts = [
+            loop.run_in_executor(self._decoders, check_pixels, upload, number, limit)
+            for number, upload in enumerate(uploads)
+        ]
+        count, room = sum(await asyncio.gather(*counts)), _PICTURES * limit
+        if count > room:
+            message = f"this model takes images as they are, and these have {count:,} pixels together; at most {room:,}"
+            raise Refused(413, "too_many_pixels", f"{message} are held at once ({_PICTURES} times max_pixels)")
+        if self._full_size + count > room:
+            raise Refused(429, "busy", "too many large images at once", {"Retry-After": "1"})
+        self._full_size += count
+        try:
+            yield
+        finally:
+            self._full_size -= count
 
     async def _decoded(
         self, predictor: Predictor, prepare: Callable[[bytes], Tensor], uploads: Sequence[Upload]
@@ -130,6 +181,20 @@ class Service:
 
 def _called(upload: Upload, number: int) -> str | int:
     return number if upload.name is None else upload.name
+
+
+def _embedded(uploads: Sequence[Upload], rows: Sequence[Floats]) -> list[str]:
+    return [
+        f'{{"image": {as_json(_called(upload, number))}, "embedding": {_numbers(rows[number])}}}'
+        for number, upload in enumerate(uploads)
+    ]
+
+
+def _numbers(values: Floats) -> str:
+    """JSON made row by row: while one list or text is made, Python lets no other thread work."""
+    if values.ndim > 1:
+        return f"[{', '.join(map(_numbers, values))}]"
+    return as_json(values.tolist())
 
 
 def _decode(prepare: Callable[[bytes], Tensor], upload: Upload, number: int, max_pixels: int) -> Tensor:
