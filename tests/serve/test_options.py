@@ -17,6 +17,7 @@ from vitral.errors import UserError
 from vitral.predictor import load
 from vitral.run import serve
 from vitral.run.options import ServeOptions
+from vitral.serve.host import Host
 
 Capture = pytest.CaptureFixture[str]
 
@@ -131,3 +132,21 @@ def test_a_key_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch:
     with pytest.raises(UserError, match="not a key") as caught:
         serve.read_key(str(file))
     assert "two" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("asked", "wanted"), [("auto", ["cpu", "cuda"]), ("cuda", ["cuda", "cuda"])])
+def test_exports_leave_a_clusters_gpus_to_models(
+    monkeypatch: pytest.MonkeyPatch, asked: str, wanted: list[str]
+) -> None:
+    opened: list[str] = []
+
+    def open_host(name: str, _: str, options: ServeOptions) -> Host:
+        opened.append(options.device)
+        return Host(name, load("vitral-digits", "cpu"))
+
+    monkeypatch.setattr(serve, "_host", open_host)
+    monkeypatch.setattr(serve, "find_export", lambda model: Path(model) if model.endswith("onnx") else None)
+    monkeypatch.setattr(serve, "log_lines", lambda _: None)
+    options = ServeOptions(engine="ray", device=asked)
+    serve._application(["model.onnx", "model"], ["one", "two"], options, None, "cuda")
+    assert opened == wanted

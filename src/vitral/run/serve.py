@@ -88,9 +88,12 @@ def _application(
     from vitral.run.spread import alone
 
     log_lines(options.log)
-    options = alone(options, device)
-    hosts = {name: _host(name, model, options) for name, model in zip(names, models, strict=True)}
-    return create_app(hosts, options, key)
+    hosts: dict[str, Host] = {}
+    for name, model in zip(names, models, strict=True):
+        # Where a device was asked for, an export says that it has no choice.
+        on = "cpu" if options.device == "auto" and find_export(model) else device
+        hosts[name] = _host(name, model, alone(options, on))
+    return create_app(hosts, alone(options, device), key)
 
 
 def names_of(models: Sequence[str], names: Sequence[str]) -> list[str]:
