@@ -15,7 +15,7 @@ import torch
 from vitral.engines import FILES, Engine, Exported, Kind, Precision, Shipment, TorchEngine, open_export, require
 from vitral.errors import UserError
 from vitral.export.formats import openvino_of, write_file
-from vitral.export.parity import Likeness, builtin_images, check, fit, in_batches, likeness_of, take_turns
+from vitral.export.parity import Likeness, builtin_images, check, fit, likeness_of, outputs_of, take_turns
 from vitral.models.model import ImageModel
 from vitral.predictor import Predictor
 from vitral.version import __version__
@@ -34,8 +34,8 @@ _ROUNDS, _SECONDS = 9, 4.0
 def with_engine(predictor: Predictor, engine: str, precision: Precision = "float32", batch: int = 8) -> Predictor:
     """The same predictor with its logits computed by torch, onnx or openvino; auto: the fastest of those installed
     whose logits pass the comparison on built-in images (`parity.check`; in bfloat16 also those that are about as near
-    to the float32 model as torch's bfloat16 is), for batches of `batch` images. Seconds of
-    work, of which nothing is kept. Features are those of the float32 model whatever computes the logits.
+    to the float32 model as torch's bfloat16 is), for batches of `batch` images. Seconds of work, of which nothing is
+    kept. Features are those of the float32 model whatever computes the logits.
 
     Raises UserError for an export, for CUDA with another engine than torch, for a precision that the engine lacks and
     where a package is missing; BeyondLimit where the engine that was asked for computes something else.
@@ -94,7 +94,7 @@ class _Maker:
         self.precision: Precision = precision
         self.plain = _in_torch(model, precision)
         self.images = [fit(image, config) for image in builtin_images(_IMAGES, config)]
-        self.logits_NS = in_batches(model, self.images)
+        self.logits_NS = outputs_of(model, self.images)
         self.of_plain = self._likeness(self.plain) if precision != "float32" else None
 
     def __call__(self, name: str) -> Exported:
@@ -120,7 +120,7 @@ class _Maker:
 
     @torch.inference_mode()
     def _likeness(self, engine: Engine) -> Likeness:
-        return likeness_of(self.logits_NS, in_batches(engine.logits, self.images), self.config, "built-in images")
+        return likeness_of(self.logits_NS, outputs_of(engine.logits, self.images), self.config, "built-in images")
 
 
 def _in_torch(model: ImageModel, precision: Precision) -> TorchEngine:

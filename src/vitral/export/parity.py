@@ -92,9 +92,9 @@ def liken(
 ) -> Likeness:
     """As `compare`, without the speed."""
     fitted = [fit(image, config) for image in images]
-    mine_NS = in_batches(reference, fitted)
+    mine_NS = outputs_of(reference, fitted)
     if engine.takes == "resized":
-        return likeness_of(mine_NS, in_batches(engine.logits, fitted), config, source)
+        return likeness_of(mine_NS, outputs_of(engine.logits, fitted), config, source)
     theirs_NS = torch.cat([engine_logits(engine, config, [image]) for image in images])
     behind = max(
         _apart(_of(reference, [fit(each, config)]), engine_logits(engine, config, [each]))
@@ -116,7 +116,7 @@ def likeness_of(
     )  # fmt: skip
 
 
-def in_batches(function: Callable[[Tensor], Tensor], images: Sequence[Tensor]) -> Tensor:
+def outputs_of(function: Callable[[Tensor], Tensor], images: Sequence[Tensor]) -> Tensor:
     """What a function of [B, C, h, w] makes of N images [C, h, w], some at a time."""
     return torch.cat([_of(function, images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)])
 

@@ -276,8 +276,10 @@ def test_without_an_answer_no_old_numbers_stand(visit: Visit) -> None:
     expect(page.locator("#status")).to_be_empty()
     for view in ("from", "to", "rollout"):
         assert page.locator(f"#{view} .value").text_content() == ""
+        assert page.locator(f"#{view} .chosen").is_hidden()
         assert set(visit.pixels(f"#{view} canvas")) == {0}
     expect(page.locator("#norms .value")).to_contain_text(re.compile("row 2, column 2: .*[0-9]", re.IGNORECASE))
+    expect(page.locator("#rollout-title")).to_have_text("Rollout of row 2, column 2")
     for view in ("attention", "rollout"):
         page.unroute(f"**/{view}**")
     click_patch_now(page, (2, 1))

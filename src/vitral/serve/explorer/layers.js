@@ -47,6 +47,7 @@ export class Layers {
         view.asked = null;
         this.#done(view, error.message);
         view.stack.clear();
+        this.#title(name);
       },
     );
   }
@@ -67,6 +68,11 @@ export class Layers {
     const place = name === "rollout" && state.token !== "patch" ? null : state.patch;
     view.stack.mark(place, name === "norms");
     view.stack.show(values, name === "similarity" ? Math.min(0, ...values) : 0, name === "similarity" ? 1 : Math.max(...values));
+    this.#title(name);
+  }
+
+  #title(name) {
+    const { state } = this.page;
     $(`${name}-title`).textContent = {
       rollout: `Rollout of ${state.token === "patch" ? placeName(state.patch) : tokenName(state.token)}`,
       similarity: `Like ${placeName(state.patch)}, after layer ${state.layer}`,

@@ -6,6 +6,7 @@ import { $, fillTable, percent, tell } from "./dom.js";
 import { Stack } from "./stack.js";
 
 const SIDE = 336; // pixels of the drawing's width, about
+const EDGE = 4; // pixels
 const WAIT = 200; // ms that the slider has to rest
 
 export class Merge {
@@ -79,8 +80,8 @@ export class Merge {
     $("merge-status").textContent = `${found.r} merged in each block: ${left} of ${patches} patch tokens left.`;
   }
 
-  /** Groups of several patches get a colour, lines stand where groups meet, and the patches of the one that is pointed
-   * at are ringed. */
+  /** Groups of several patches get a colour, lines stand where groups meet, and the one that is pointed at has a dark
+   * edge. */
   #draw(shown) {
     const { canvas, values: groups, grid: [rows, columns] } = this.stack;
     const cell = Math.max(4, Math.round(SIDE / columns));
@@ -97,10 +98,11 @@ export class Merge {
       if (column && groups[place - 1] !== group) context.fillRect(x - 1, y, 2, cell);
       if (row && groups[place - columns] !== group) context.fillRect(x, y - 1, cell, 2);
       if (group !== shown || !this.colours.has(group)) return;
-      for (const [line, ink] of [[6, "#000"], [2, "#fff"]]) {
-        Object.assign(context, { lineWidth: line, strokeStyle: ink });
-        context.strokeRect(x + 4, y + 4, cell - 8, cell - 8);
-      }
+      context.fillStyle = "#000";
+      if (!column || groups[place - 1] !== group) context.fillRect(x, y, EDGE, cell);
+      if (column === columns - 1 || groups[place + 1] !== group) context.fillRect(x + cell - EDGE, y, EDGE, cell);
+      if (groups[place - columns] !== group) context.fillRect(x, y, cell, EDGE);
+      if (groups[place + columns] !== group) context.fillRect(x, y + cell - EDGE, cell, EDGE);
     });
   }
 

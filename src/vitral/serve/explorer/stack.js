@@ -109,9 +109,10 @@ export class Stack {
     this.#say(this.place);
   }
 
-  /** Takes the colours and the value away, as they are not of what is shown. */
+  /** Takes the colours, the value and the chosen patch away, as they are not of what is shown. */
   clear() {
     this.values = null;
+    this.mark(null);
     this.canvas.width = this.canvas.height = 1; // which also empties it
     for (const line of this.figure.querySelectorAll(".low, .high, .value")) line.textContent = "";
   }
