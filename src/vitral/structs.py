@@ -52,9 +52,27 @@ class EncoderOutput(NamedTuple):
 
 
 class StepOutput(NamedTuple):
-    """What an objective makes of a batch: the scalar to descend (mean over the samples), scalars to log, and tensors
-    whose means over the whole batch `after_update` gets."""
+    """Result of an objective for a batch, or for the part of one that is a micro-batch or belongs to one process.
 
-    loss: Tensor
+    The loop minimizes the sum of all parts' `loss_sum` over the sum of all parts' `weight`, so losses that are
+    normalized by tokens, boxes or masked patches add up to the same gradient however the batch is cut. `weight` is an
+    int where it is the number of samples, else a scalar tensor without gradient. `metrics` are scalars to log; `means`
+    are tensors whose means over the samples of the whole batch `after_update` gets.
+    """
+
+    loss_sum: Tensor
+    weight: Tensor | int
     metrics: dict[str, Tensor]
     means: dict[str, Tensor] = {}  # noqa: RUF012 - never written to
+
+    @classmethod
+    def mean(
+        cls, loss: Tensor, samples: int, metrics: dict[str, Tensor], means: dict[str, Tensor] | None = None
+    ) -> StepOutput:
+        """From a loss that is a mean over the part's samples."""
+        return cls(loss * samples, samples, metrics, means or {})
+
+    @property
+    def loss(self) -> Tensor:
+        """The loss of this part alone."""
+        return self.loss_sum / self.weight

@@ -98,3 +98,24 @@ def test_one_decoding_gives_what_decoding_for_each_box_gives(photos: Split) -> N
     for (mine, my_box), (theirs, their_box) in zip(together, alone, strict=True):
         assert my_box == their_box
         assert torch.equal(mine, theirs)
+
+
+def test_mixing_reaches_every_view(photos: Split) -> None:
+    """All views of a sample have the partner and the weight that the targets name."""
+    plain = (ViewConfig(AugmentConfig(), (24, 20)), ViewConfig(AugmentConfig(flip=1.0), (24, 20)))
+    with store(photos, cut=False) as opened:
+        batch = TrainLoader(opened, 16, AugmentConfig(mixup=1.0), 5, views=plain).batch(0)
+        sources = TrainLoader(opened, 16, AugmentConfig(), 5, views=plain).batch(0)
+        with pytest.raises(AssertionError):
+            TrainLoader(opened, 16, AugmentConfig(mixup=1.0), 5, views=VIEWS)
+    assert len(batch.views) == 2
+    label, partner, weight = (batch.targets[name] for name in ("label", "partner", "weight"))
+    for view, source in zip(batch.views, sources.views, strict=True):
+        rows = [(sources.targets["label"] == name).nonzero().flatten() for name in partner]
+        weight_111 = weight[:, None, None, None]
+        others = (view.images_BCHW - source.images_BCHW * weight_111) / (1 - weight_111).clamp(min=1e-6)
+        for place, of_partner in enumerate(rows):
+            if weight[place] < 0.9:
+                distances = (source.images_BCHW[of_partner] - others[place]).abs().flatten(1).amax(1)
+                assert distances.min() < 1e-4, "the other image of the mixture is one of the partner's class"
+    assert (partner != label).any()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.models.test_vit import images, tiny
@@ -15,7 +16,7 @@ from vitral.errors import UserError
 from vitral.models.create import build_model
 from vitral.models.flops import count_macs
 from vitral.models.presets import count_parameters, resolve
-from vitral.models.pruner import LearnedPruner, MaskedPruner
+from vitral.models.pruner import LearnedPruner, MaskedPruner, _draw
 from vitral.models.reduction import reduced_by
 from vitral.models.vit import VisionTransformer
 
@@ -53,13 +54,36 @@ def test_it_keeps_the_highest_scores(options: dict[str, Any]) -> None:
         assert torch.allclose(y + block.mlp(block.norm2(y)), out.captured["blocks.1"][i], atol=1e-6)
 
 
+def drawn(block: int, patches: int) -> torch.Tensor:
+    return torch.rand(3, patches, generator=torch.Generator().manual_seed(block))
+
+
+def test_patches_stay_with_the_probability_of_the_softmax() -> None:
+    """Two logits with Gumbel noise (Rao et al. 2021, equation 6): frequencies over 20,000 draws, and the gradient of
+    the soft choice, against torch's own Gumbel softmax in distribution."""
+    logits = torch.tensor([[0.0, 0.0], [1.5, 0.0], [-1.0, 1.0]], dtype=torch.float64)
+    many = logits[:, None].expand(3, 20_000, 2).clone().requires_grad_()
+    kept = _draw(many, torch.rand(3, 20_000, generator=torch.Generator().manual_seed(0)), None)
+    wanted = logits.softmax(-1)[:, 0]
+    assert (kept.mean(1) - wanted).abs().max() < 4 * 0.5 / 20_000**0.5
+    kept.sum().backward()
+    assert many.grad is not None
+    torch.manual_seed(0)
+    theirs = many.detach().clone().requires_grad_()
+    F.gumbel_softmax(theirs, hard=True)[..., 0].sum().backward()
+    assert theirs.grad is not None
+    assert (many.grad.mean(1) - theirs.grad.mean(1)).abs().max() < 0.01
+    ends = torch.tensor([[0.0, 0.0, 1 - 2.0**-24]])  # the smallest and the largest number that is drawn
+    assert _draw(torch.zeros(1, 3, 2), ends, None).tolist() == [[1.0, 0.0, 1.0]], "one stays in any case"
+
+
 @pytest.mark.parametrize("options", VARIANTS)
 def test_a_mask_is_as_good_as_dropping(options: dict[str, Any]) -> None:
     """With the predictor's choice fixed, masked tokens leave the others as if they were not there."""
     model = pruned(torch.float64, **{**options, "pruner_blocks": (1,)})
     pruner = model.reduce
     assert isinstance(pruner, LearnedPruner)
-    masked = MaskedPruner(pruner)
+    masked = MaskedPruner(pruner, drawn)
     torch.manual_seed(1)
     patches, grid = model.embed(images(model))
     out = model.encode_tokens(patches, grid, reduce=masked)
@@ -85,7 +109,7 @@ def test_a_mask_is_as_good_as_dropping(options: dict[str, Any]) -> None:
 def test_gradients_reach_the_predictors_through_masks() -> None:
     model = pruned(torch.float64, pool="avg").train()
     assert isinstance(model.reduce, LearnedPruner)
-    masked = MaskedPruner(model.reduce)
+    masked = MaskedPruner(model.reduce, drawn)
     out = model.encode_tokens(*model.embed(images(model)), reduce=masked)
     model.classify(model.pool(out, masked.mask_BN)).square().sum().backward()
     assert len(masked.shares_B) == 2

@@ -6,21 +6,30 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from tests.helpers import TINY, create_vit, random_model, weights
-from vitral import load
+from tests.processes import in_processes
+from vitral import distributed, load
 from vitral.errors import UserError
 from vitral.models.pruner import LearnedPruner
 from vitral.models.vit import VisionTransformer
 from vitral.objectives.config import PrunedConfig
 from vitral.objectives.objective import Setting
 from vitral.objectives.pruned import Pruned, divergence, share_distance, token_distance
+from vitral.optim.config import OptimConfig
+from vitral.optim.optimizer import make_optimizer
 from vitral.run.config import load_config
 from vitral.run.train import run
 from vitral.structs import Batch, View
+from vitral.training.config import TrainConfig
+from vitral.training.guard import Guard, Watch
+from vitral.training.loop import Plan, update
+from vitral.training.parallel import Parallel
+from vitral.training.state import Progress, TrainState
 
 SMALL: dict[str, Any] = {"in_channels": 1, "width": 16, "depth": 3, "heads": 2, "mlp_dim": 24}
 
@@ -66,10 +75,42 @@ def test_parts_of_the_loss_by_closed_form() -> None:
     p, q = theirs.softmax(-1), mine.softmax(-1)
     assert torch.allclose(divergence(mine, theirs), (p * (p / q).log()).sum(-1).mean())
     a, b, mask = torch.randn(2, 5, 3), torch.randn(2, 5, 3), torch.tensor([[1.0, 0, 1, 0, 0], [0, 0, 0, 0, 1]])
-    kept = mask.bool()
-    assert torch.allclose(token_distance(a, b, mask), F.mse_loss(a[kept], b[kept]))
+    one, other = F.mse_loss(a[0, [0, 2]], b[0, [0, 2]]), F.mse_loss(a[1, 4], b[1, 4])
+    assert torch.allclose(token_distance(a, b, mask), (one + other) / 2)
     shares = [torch.tensor([0.5, 0.7]), torch.tensor([0.2, 0.4])]
     assert torch.allclose(share_distance(shares, [0.5, 0.25]), torch.tensor((0.04 + 0.0025 + 0.0225) / 4))
+
+
+def trained(micro: int | None = None, ddp: bool = False) -> tuple[dict[str, Any], list[float]]:
+    """Weights and losses of five steps of 8 samples, in float64; of two processes each has 4."""
+    made = objective()
+    optimizer = make_optimizer(made, OptimConfig(name="sgd", weight_decay=0.0))
+    state = TrainState(made, optimizer, None, Progress(), parallel=Parallel(made, ddp=ddp))
+    plan, losses, whole = Plan(5, lambda _: 0.05, None, None, Path(), ""), list[float](), batch(8)
+    own = 8 // distributed.world()
+    mine = whole.slice(distributed.rank() * own, (distributed.rank() + 1) * own)
+    guard = Guard(state, Watch(Path(), 1, lambda _: mine, ""))
+    for _ in range(5):
+        loss, *_ = update(state, made, mine, TrainConfig(batch_size=8, micro_batch=micro), plan, 0.05, guard)
+        losses += [value.item() for value in distributed.mean([loss])]
+        state.progress.step += 1
+    return {name: tensor.numpy() for name, tensor in made.state_dict().items()}, losses
+
+
+@pytest.mark.parametrize("micro", [1, 3, 4])
+def test_micro_batches_are_one_batch(micro: int) -> None:
+    """Which patches stay is drawn by sample and step, and every image weighs the same."""
+    whole, parts = trained(), trained(micro)
+    assert max(np.abs(whole[0][name] - parts[0][name]).max() for name in whole[0]) < 1e-12
+    assert np.abs(np.array(whole[1]) - np.array(parts[1])).max() < 1e-6  # losses are summed in float32
+
+
+@pytest.mark.slow
+def test_two_processes_are_one() -> None:
+    whole = trained()
+    for found in in_processes(2, "tests.objectives.test_pruned:trained", 2, True):
+        assert max(np.abs(whole[0][name] - found[0][name]).max() for name in whole[0]) < 1e-12
+        assert np.abs(np.array(whole[1]) - np.array(found[1])).max() < 1e-6
 
 
 def test_an_image_keeps_at_least_one_patch() -> None:

@@ -76,6 +76,7 @@ class Stream(IntEnum):
     MASK_SHARE = 53
     CORRUPT_KIND = 54
     CORRUPT_SOURCE = 55
+    PRUNE = 56
     CLASS_SHUFFLE = 60
     SHOTS = 64
 

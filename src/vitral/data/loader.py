@@ -175,6 +175,8 @@ class TrainLoader:
         assert len(store.crops) in (0, len(self.views)), (store.crops, self.views)
         self.labels_N = torch.from_numpy(store.split.labels_N)
         self.mixer = Mixer(augment_config, seed)
+        # One weight of the own label serves all views: a box cut into whole pixels has one area only at one size.
+        assert not self.mixer.active or len({view.size for view in self.views}) == 1, self.views
         self.sampler = Sampler(store.split.labels_N, batch_size, seed, balance=balance, repeats=augment_config.repeats)
         self.first, self.last = rank * batch_size // world, (rank + 1) * batch_size // world
         store.reserve(self.last - self.first)
@@ -194,8 +196,9 @@ class TrainLoader:
         targets = {"label": self.labels_N[keys_B].to(device)}
         if self.mixer.active:
             position_B = torch.arange(self.first, self.last, device=device) + step * self.batch_size
-            images_BCHW, targets = self.mixer(views[0].images_BCHW, targets["label"], position_B)
-            views = [views[0]._replace(images_BCHW=images_BCHW)]
+            mixed = [self.mixer(view.images_BCHW, targets["label"], position_B) for view in views]
+            views = [view._replace(images_BCHW=images) for view, (images, _) in zip(views, mixed, strict=True)]
+            targets = mixed[0][1]
         return Batch(tuple(views), targets, keys_B)
 
     def stream(self, start: int, stop: int) -> Generator[Batch]:

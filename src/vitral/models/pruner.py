@@ -7,6 +7,7 @@ Shape letters: B batch, N patch tokens, M after, P prefix tokens, T = P + N, D w
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,7 @@ class Predictor(nn.Module):
         nn.init.constant_(self.fc2.bias[0], math.log(keep / (1 - keep)))
 
     def forward(self, patches_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
-        """Logits of keeping and of dropping, [B, N, 2] float32; mask_BN: 1 for those still there, None for all."""
+        """Logits of keeping and dropping, [B, N, 2], at least float32. mask_BN: 1 for those still there, None: all."""
         normed_BND = self.norm(patches_BND)
         local_BNH, whole_BNH = F.gelu(self.local(normed_BND)), F.gelu(self.whole(normed_BND))
         if mask_BN is None:
@@ -48,7 +49,8 @@ class Predictor(nn.Module):
             weight_BN1 = mask_BN.to(whole_BNH.dtype).unsqueeze(-1)
             mean_B1H = (whole_BNH * weight_BN1).sum(1, keepdim=True) / weight_BN1.sum(1, keepdim=True).clamp(min=1)
         both_BNX = torch.cat([local_BNH, mean_B1H.expand_as(local_BNH)], dim=-1)
-        return self.fc2(F.gelu(self.fc1(both_BNX))).float()
+        logits_BN2 = self.fc2(F.gelu(self.fc1(both_BNX)))
+        return logits_BN2 if logits_BN2.dtype == torch.float64 else logits_BN2.float()
 
 
 def hidden(width: int) -> int:
@@ -96,8 +98,9 @@ class MaskedPruner(TokenReduction):
     kept at each stage.
     """
 
-    def __init__(self, pruner: LearnedPruner) -> None:
-        self.pruner = pruner
+    def __init__(self, pruner: LearnedPruner, uniform: Callable[[int, int], Tensor]) -> None:
+        """uniform(block, patches) draws the numbers [B, N] in [0, 1) that decide in a block."""
+        self.pruner, self.uniform = pruner, uniform
         self.mask_BN: Tensor | None = None
         self.shares_B: list[Tensor] = []
 
@@ -128,7 +131,8 @@ class _MaskedCourse(Course):
 
         def draw(x_BTD: Tensor, seen: Seen) -> Tensor:
             logits_BN2 = predictor(x_BTD[:, self.prefix :], self.masked.mask_BN)
-            kept_BN = _draw(logits_BN2, self.masked.mask_BN)
+            uniform_BN = self.masked.uniform(block, logits_BN2.shape[1])
+            kept_BN = _draw(logits_BN2, uniform_BN, self.masked.mask_BN)
             self.masked.mask_BN = kept_BN if self.masked.mask_BN is None else kept_BN * self.masked.mask_BN
             self.masked.shares_B.append(self.masked.mask_BN.mean(1))
             return x_BTD
@@ -144,11 +148,17 @@ class _MaskedCourse(Course):
         return bias_BT[:, None, None, :].to(dtype)
 
 
-def _draw(logits_BN2: Tensor, mask_BN: Tensor | None) -> Tensor:
+def _draw(logits_BN2: Tensor, uniform_BN: Tensor, mask_BN: Tensor | None) -> Tensor:
     """1 for those that stay, 0 for those that go, with the gradient of the soft choice. The one of the highest score
-    among those still there stays in any case: an image without patches could not be pooled."""
-    drawn_BN = F.gumbel_softmax(logits_BN2, hard=True)[..., 0]
-    score_BN = (logits_BN2[..., 0] - logits_BN2[..., 1]).detach()
+    among those still there stays in any case: an image without patches could not be pooled.
+
+    The difference of two Gumbel variables is logistic, so a Gumbel softmax of two choices is a sigmoid.
+    """
+    score_BN = logits_BN2[..., 0] - logits_BN2[..., 1]
+    open_BN = uniform_BN.double() + 2.0**-25  # strictly between 0 and 1: the numbers are multiples of 2^-24
+    soft_BN = (score_BN + open_BN.logit().to(score_BN.dtype)).sigmoid()
+    drawn_BN = (soft_BN > 0.5).to(soft_BN.dtype) - soft_BN.detach() + soft_BN
+    score_BN = score_BN.detach()
     if mask_BN is not None:
         score_BN = score_BN.masked_fill(mask_BN < 0.5, -math.inf)
     best_BN = F.one_hot(score_BN.argmax(1), score_BN.shape[1]).to(drawn_BN.dtype)

@@ -44,4 +44,4 @@ class Dino(Distillation):
         if config.koleo:
             metrics["koleo"] = (spread := self.spread(pooled[0])).detach()
             loss = loss + config.koleo * spread
-        return StepOutput(loss, metrics, {"logits": wide(logits_RK).mean(0)})
+        return StepOutput.mean(loss, len(batch.keys_B), metrics, {"logits": wide(logits_RK).mean(0)})

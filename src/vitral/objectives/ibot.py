@@ -106,7 +106,7 @@ class Ibot(Distillation):
             metrics["koleo"] = (spread := self.spread(pooled[0])).detach()
             loss = loss + config.koleo * spread
         means = {"logits": wide(logits_RK).mean(0)} | masked_mean(wide(patch_logits_MK), masked)
-        return StepOutput(loss, metrics, means)
+        return StepOutput.mean(loss, len(batch.keys_B), metrics, means)
 
     def _patches_of_student(self, x_MD: Tensor, masked: Masked) -> Tensor:
         if self.own_head is not None:

@@ -90,7 +90,8 @@ class MAE(Objective):
         wanted_BMX = self.standardise(_rows(self.pixels(images_BCHW), hidden_BM))[0]
         pooled_BD = self.model.pool(out).detach()
         metrics = {"feature_std": feature_std(pooled_BD), "feature_rank": feature_rank(pooled_BD)}
-        return StepOutput(F.mse_loss(said_BMX.to(wanted_BMX.dtype), wanted_BMX), metrics)
+        loss = F.mse_loss(said_BMX.to(wanted_BMX.dtype), wanted_BMX)
+        return StepOutput.mean(loss, len(batch.keys_B), metrics)
 
     def hide(self, keys_B: Tensor, step: int | Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         """Places of the seen patches [B, K] and of the hidden ones [B, M], K = clamp(N - round(N hidden), 1, N)."""

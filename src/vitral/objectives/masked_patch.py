@@ -74,11 +74,11 @@ class MaskedPatch(Objective):
         pooled_BD = self.model.pool(out).detach()
         metrics = {"feature_std": feature_std(pooled_BD), "feature_rank": feature_rank(pooled_BD)}
         if self.config.target == "pixels":
-            return StepOutput(F.mse_loss(said_BMTK, wanted_BMTC.to(said_BMTK.dtype)), metrics)
+            return StepOutput.mean(F.mse_loss(said_BMTK, wanted_BMTC.to(said_BMTK.dtype)), B, metrics)
         classes_BMT = colours(wanted_BMTC)
         loss = F.cross_entropy(said_BMTK.flatten(0, 2), classes_BMT.flatten())
         metrics["mask_top1"] = (said_BMTK.detach().argmax(-1) == classes_BMT).float().mean()
-        return StepOutput(loss, metrics)
+        return StepOutput.mean(loss, B, metrics)
 
     def corrupt(self, patches_BND: Tensor, chosen_BM: Tensor, keys_B: Tensor, step: int | Tensor) -> Tensor:
         """The embeddings with the chosen ones replaced: by the mask token, by another patch of the same image, or by

@@ -12,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitral.data.keyed import Stream
+from vitral.data.masking import noise
 from vitral.errors import UserError
 from vitral.models.model import ImageModel
 from vitral.models.pruner import LearnedPruner, MaskedPruner
 from vitral.models.vit import VisionTransformer
 from vitral.objectives.config import PrunedConfig
-from vitral.objectives.losses import cross_entropy, soft_targets
+from vitral.objectives.losses import cross_entropy, soft_targets, wide
 from vitral.objectives.objective import Objective, Setting
 from vitral.structs import Batch, StepOutput
 
@@ -42,6 +44,7 @@ class Pruned(Objective):
         teacher.reduce = None
         self.model, self.teacher, self.config = model, teacher.requires_grad_(False).eval(), config
         keep = model.config.pruner_keep
+        self.seed = setting.seed
         self.shares = [keep ** (stage + 1) for stage in range(len(model.config.pruner_blocks))]
 
     def train(self, mode: bool = True) -> Pruned:
@@ -62,7 +65,11 @@ class Pruned(Objective):
             )
         assert isinstance(self.model, VisionTransformer)
         assert isinstance(self.model.reduce, LearnedPruner)
-        masked = MaskedPruner(self.model.reduce)
+
+        def uniform(block: int, patches: int) -> Tensor:
+            return noise(self.seed, step, block, batch.keys_B.to(images_BCHW.device), patches, Stream.PRUNE)
+
+        masked = MaskedPruner(self.model.reduce, uniform)
         out = self.model.encode_tokens(*self.model.embed(images_BCHW), reduce=masked)
         mask_BN = masked.mask_BN
         assert mask_BN is not None
@@ -80,19 +87,25 @@ class Pruned(Objective):
         loss = loss + self.config.token_weight * token_distance(mine_BND, theirs_BND, mask_BN)
         loss = loss + self.config.ratio_weight * share_distance(masked.shares_B, self.shares)
         right_B = logits_BC.detach().argmax(dim=-1) == batch.targets["label"]
-        return StepOutput(loss, {"train_top1": right_B.float().mean(), "train_kept": mask_BN.detach().mean()})
+        metrics = {"train_top1": right_B.float().mean(), "train_kept": mask_BN.detach().mean()}
+        return StepOutput.mean(loss, len(right_B), metrics)
 
 
 def divergence(logits_BC: Tensor, theirs_BC: Tensor) -> Tensor:
     """Kullback-Leibler divergence of the teacher's answers from these, in nats, mean over the batch."""
-    mine_BC, theirs_BC = logits_BC.float().log_softmax(-1), theirs_BC.float().log_softmax(-1)
+    mine_BC, theirs_BC = wide(logits_BC).log_softmax(-1), wide(theirs_BC).log_softmax(-1)
     return F.kl_div(mine_BC, theirs_BC, reduction="batchmean", log_target=True)
 
 
 def token_distance(mine_BND: Tensor, theirs_BND: Tensor, mask_BN: Tensor) -> Tensor:
-    """Mean squared difference of the kept patches' features from the teacher's."""
-    square_BN = (mine_BND.float() - theirs_BND.float()).square().mean(-1)
-    return (square_BN * mask_BN).sum() / mask_BN.sum().clamp(min=1)
+    """Mean squared difference of the kept patches' features from the teacher's, mean over an image's kept patches, then
+    over images.
+
+    The paper (equation 14) takes one mean over the kept patches of all images; so an image counts by how many of its
+    patches are kept, and the loss of one image depends on the others in the batch.
+    """
+    square_BN = (wide(mine_BND) - wide(theirs_BND)).square().mean(-1)
+    return ((square_BN * mask_BN).sum(1) / mask_BN.sum(1).clamp(min=1)).mean()
 
 
 def share_distance(shares_B: list[Tensor], wanted: list[float]) -> Tensor:

@@ -79,9 +79,10 @@ class Supervised(Objective):
             loss = sigmoid_cross_entropy(logits_BC, target_BC)
         else:
             loss = cross_entropy(logits_BC, target_BC, ClassBalance(self.weights_C, self.offset_C))
-        return StepOutput(loss, {"train_top1": right_B.float().mean()})
+        return StepOutput.mean(loss, len(right_B), {"train_top1": right_B.float().mean()})
 
     def _multi_label(self, logits_BC: Tensor, batch: Batch) -> StepOutput:
         target_BC = soft_multi_hot(batch.targets, self.config.label_smoothing)
         right_B = ((logits_BC.detach() >= 0) == batch.targets["label"].bool()).all(dim=-1)
-        return StepOutput(binary_cross_entropy(logits_BC, target_BC), {"train_exact_match": right_B.float().mean()})
+        loss = binary_cross_entropy(logits_BC, target_BC)
+        return StepOutput.mean(loss, len(right_B), {"train_exact_match": right_B.float().mean()})

@@ -9,6 +9,7 @@ from vitral.models.config import ResNetConfig, ViTConfig
 from vitral.models.create import build_model
 from vitral.models.lora import add_lora
 from vitral.models.parameters import freeze_encoder
+from vitral.objectives.config import SupervisedConfig
 from vitral.run.config import RunConfig
 from vitral.training.plan import (
     Choice,
@@ -26,8 +27,16 @@ Architecture = ViTConfig | ResNetConfig
 
 
 def make_job(config: RunConfig, architecture: Architecture, device: torch.device, validation: int) -> Job:
-    """What the memory of this run depends on; `config.precision` is settled."""
+    """What the memory of this run depends on; `config.precision` is settled.
+
+    Raises UserError for objectives that hold more than one model (a teacher, a decoder, several views).
+    """
     assert config.precision != "auto"
+    if not isinstance(config.objective, SupervisedConfig):
+        raise UserError(
+            "memory is estimated for supervised training only", where="objective.kind", got=config.objective.kind,
+            wanted="supervised", hint="If a run is out of memory, lower train.micro_batch or train.batch_size.",
+        )  # fmt: skip
     with torch.device("meta"):
         model = build_model(architecture)
         if config.train.freeze == "encoder":
@@ -97,7 +106,12 @@ def say_memory(config: RunConfig, architecture: Architecture, device: torch.devi
 
 
 def smaller_plan(config: RunConfig, architecture: Architecture, device: torch.device, validation: int) -> str:
-    """What to set after a run was out of memory: a way that takes three quarters of what this one was to take."""
+    """What to set after a run was out of memory: a way that takes three quarters of what this one was to take.
+
+    Without a number where memory is not estimated.
+    """
+    if not isinstance(config.objective, SupervisedConfig):
+        return "A smaller train.micro_batch or train.checkpointing=all takes less memory."
     job = make_job(config, architecture, device, validation)
     micro, blocks = config.train.micro_batch or config.train.batch_size, checkpointed_blocks(config, architecture)
     limit = 0.75 * sum(predict(job, micro, blocks))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -239,7 +240,7 @@ def _settle_size(
     config: RunConfig, dataset: Dataset, init: FolderConfig | None
 ) -> tuple[tuple[int, int], dict[str, Any]]:
     """Image size and model options. image_size auto: of init; with patch_size auto of the data, at most 64 pixels a
-    side and cut to whole patches; else the preset's. patch_size auto: about 8 patches a side, 2 pixels or more."""
+    side and cut to whole patches; else the preset's. patch_size auto: see `_auto_patch`."""
     options, asked = config.model.options(), config.data.image_size
     if init is not None and config.model.name == "auto":
         size = init.architecture.image_size if asked == "auto" else asked
@@ -247,18 +248,26 @@ def _settle_size(
         size = asked
     elif options.get("patch_size") == "auto":
         side = min(*dataset.typical_size(), _LARGEST_AUTO_SIDE)
-        size = max(side - side % _auto_patch(side), _auto_patch(side))
+        patch = _auto_patch(side)
+        size = max(side - side % patch, patch)
     else:
         preset = PRESETS.get(config.model.name, {}).get("image_size", _LARGEST_AUTO_SIDE)
         size = preset
     size = (size, size) if isinstance(size, int) else size
     if options.get("patch_size") == "auto":
-        options["patch_size"] = _auto_patch(min(size))
+        options["patch_size"] = _auto_patch(*size)
     return size, options
 
 
-def _auto_patch(side: int) -> int:
-    return max(side // 8, 2)
+def _auto_patch(*sides: int) -> int:
+    """The patch size that divides all sides and cuts the shortest into 6 to 12 patches, as near to 8 as possible.
+
+    Where none does, an eighth of the shortest side, rounded down; 2 pixels or more.
+    """
+    shortest = min(sides)
+    whole = [patch for patch in range(2, shortest + 1) if not any(side % patch for side in sides)]
+    fitting = [patch for patch in whole if 6 <= shortest // patch <= 12]
+    return min(fitting, key=lambda patch: abs(math.log(shortest / patch / 8)), default=max(shortest // 8, 2))
 
 
 def _architecture(

@@ -353,6 +353,7 @@ def _fit(
         clip_each=config.optim.clip_each,
         decay=None if config.optim.weight_decay_final is None else _decay(config, steps),
         keep_last=not labelled,
+        validation_images=_validation_images(prepared),
     )
     told = Loggers(loggers, config.model_dump(mode="json"))
     if labelled:
@@ -360,6 +361,14 @@ def _fit(
         return
     with neighbours_judge(prepared) as judge:
         fit(state, objective, loader, config.train, plan, judge, told)
+
+
+def _validation_images(prepared: Prepared) -> int:
+    """Images that one validation computes: the validation split, or the samples of both splits that k-NN compares."""
+    objective, splits = prepared.config.objective, prepared.dataset.splits
+    if isinstance(objective, SelfSupervisedConfig):
+        return sum(min(len(splits[name]), objective.knn_samples) for name in ("train", "val") if name in splits)
+    return len(splits.get("val", ()))
 
 
 def _decay(config: RunConfig, steps: int) -> Callable[[int], float]:

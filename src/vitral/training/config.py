@@ -63,7 +63,9 @@ class TrainConfig(Config):
         description="the average remembers 1/ema_warmup of the steps done, at most; 0: decay constant",
     )
     eval_every: Epochs | Literal["auto", "end"] = Field(
-        default="auto", description="epochs between validations; auto: 20 of them, evenly; end: one, when all is done"
+        default="auto",
+        description="epochs between validations; auto: 20, evenly, fewer if these take more than half as many images "
+        "as training; end: one, when all is done",
     )
     patience: int | None = Field(
         default=None, ge=1, description="stop after so many validations without a better one; null: never"

@@ -31,6 +31,7 @@ from vitral.training.state import LAST, WHOLE, Progress, TrainState
 from vitral.weights.tensors import save_tensors
 
 VALIDATIONS = 20  # of a run, by default
+VALIDATED = 0.5  # images validated, by default, for each that is trained: about a sixth of the run's time
 
 
 def total_steps(config: TrainConfig, samples: int) -> int:
@@ -44,6 +45,7 @@ class Plan:
     say). clip: largest gradient norm or None, of each parameter by itself with clip_each. autocast: the precision of
     matrix products, or None for that of the weights. score: the validated value, "val_" in front of it, by which the
     best weights are chosen, and how the log calls it; with keep_last the last weights are kept all the same.
+    validation_images: those of one validation.
     replay_command: looks at the batch that ended the run. image_flops: operations for one trained image, 0: unknown."""
 
     steps: int
@@ -58,6 +60,7 @@ class Plan:
     clip_each: bool = False
     decay: Callable[[int], float] | None = None
     keep_last: bool = False
+    validation_images: int = 0
 
 
 def fit(
@@ -78,7 +81,7 @@ def fit(
     """
     progress, last = state.progress, plan.folder / f"{LAST}{WHOLE}"
     epochs_a_step = config.batch_size / len(loader.store.split)
-    due = _validations_a_step(config, plan.steps, epochs_a_step)
+    due = _validations_a_step(config, plan, epochs_a_step)
     saved = started = time.monotonic()
     before = progress.seconds
     guard, speed, told = Guard(state, _watch(loader, config, plan)), _speed(loader, plan), set[str]()
@@ -179,10 +182,11 @@ def _interrupted(step: int, plan: Plan, signum: int | None, is_saved: bool) -> I
     return Interrupted(signum or signal.SIGTERM, message)  # of another process's signal: as if it were our own
 
 
-def _validations_a_step(config: TrainConfig, steps: int, epochs_a_step: float) -> float:
+def _validations_a_step(config: TrainConfig, plan: Plan, epochs_a_step: float) -> float:
     match config.eval_every:
         case "auto":
-            return VALIDATIONS / steps
+            affordable = VALIDATED * config.batch_size / max(plan.validation_images, 1)
+            return min(VALIDATIONS / plan.steps, affordable)
         case "end":
             return 0.0
         case epochs:
@@ -232,17 +236,19 @@ def _keep(state: TrainState, objective: Objective, plan: Plan) -> bool:
 def update(
     state: TrainState, objective: Objective, batch: Batch, config: TrainConfig, plan: Plan, rate: float, guard: Guard
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
-    """One weight update from one global batch, in micro-batches weighted by their share of it (the last may be short).
+    """One weight update from one global batch, cut into micro-batches (the last may be short).
 
-    Of many processes each has its slice of the batch, and micro-batches of it. Where loss or gradient is not finite,
-    on any of them, nothing moves. Returns the mean loss and the mean metrics, both of the slice, and the gradient's
-    global norm before clipping.
+    With several processes, each computes the micro-batches of its slice of the batch. The gradient is that of the sum
+    of all losses over the sum of all weights, whatever the cut. Where the loss or the gradient is not finite on any
+    process, nothing moves. Returns this process's part of the loss (its mean over the processes is the loss), the mean
+    metrics of the slice, and the gradient's global norm before clipping.
     """
     step, size = state.progress.step, len(batch.keys_B)
     parallel = state.parallel or Parallel(state.low.module if state.low else objective)
     micro = config.micro_batch or size
     device = batch.views[0].images_BCHW.device
-    total, metrics, means = torch.zeros((), device=device), dict[str, torch.Tensor](), dict[str, torch.Tensor]()
+    total, weight = torch.zeros((), device=device), 0
+    metrics, means = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
     guard.begin()
     for start in range(0, size, micro):
         part = batch.slice(start, start + micro)
@@ -250,13 +256,16 @@ def update(
         with parallel.micro_batch(last=start + micro >= size):
             with torch.autocast(device.type, plan.autocast or torch.bfloat16, enabled=plan.autocast is not None):
                 out = parallel.call(part, step)
-            (out.loss * share).backward()
+            (out.loss_sum / size).backward()
         if state.low is not None:
             state.low.collect()
-        total += out.loss.detach() * share
+        total += out.loss_sum.detach() / size
+        weight = weight + out.weight
         for sums, values in ((metrics, out.metrics), (means, out.means)):
             for name, value in values.items():
                 sums[name] = sums.get(name, 0) + value.detach() * share
+    if isinstance(weight, torch.Tensor):
+        total = total * _rescale(objective, weight / size)
     norm = clip_gradients(objective.parameters(), plan.clip, each=plan.clip_each)
     found_inf = guard.judge(total, norm)
     objective.before_update(step)
@@ -272,6 +281,16 @@ def update(
     if state.ema is not None:
         state.ema.update(found_inf)
     return total, metrics, norm
+
+
+@torch.no_grad()
+def _rescale(objective: nn.Module, mean_weight: torch.Tensor) -> torch.Tensor:
+    """Divides gradients of losses per sample by the weight per sample of the whole batch; returns the factor."""
+    whole = distributed.mean([mean_weight])[0]
+    factor = 1 / torch.where(whole == 0, 1, whole)  # a batch without anything to learn from has zero gradients
+    slopes = [parameter.grad for parameter in objective.parameters() if parameter.grad is not None]
+    torch._foreach_mul_(slopes, factor)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+    return factor
 
 
 def _saved(write: Callable[[], None]) -> bool:
