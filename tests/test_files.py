@@ -30,9 +30,8 @@ def test_only_regular_files_are_opened(tmp_path: Path, monkeypatch: pytest.Monke
         (tmp_path, "a folder"), (tmp_path / "pipe", "a named pipe"), (tmp_path / "link", "a named pipe"),
         (tmp_path / "socket", "a socket"), (Path("/dev/zero"), "a device"), (Path("/dev/null"), "a device"),
     ):  # fmt: skip
-        with pytest.raises(CannotOpen, match="not a regular file") as caught:
+        with pytest.raises(CannotOpen, match=f"not a regular file but {kind}") as caught:
             open_regular(path)
-        assert kind in str(caught.value)
         assert str(path) in str(caught.value)
         assert not caught.value.absent
     (tmp_path / "file").write_bytes(b"content")
@@ -146,17 +145,16 @@ def test_a_message_stays_short():
     assert "1,000,000 characters" in str(error)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_of_a_hostile_text_is_bounded():
     """31 MB of empty lists would be 1.9 GB of them."""
     code = (
-        "import resource, sys; from vitral.files import parse_json\n"
+        "from pathlib import Path; from vitral.files import parse_json\n"
         "try: parse_json(b'[' + b'[],' * 10_000_000 + b'1]', where='x')\n"
         "except ValueError as error: print(error)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1 if sys.platform == 'darwin' else 1024))"
+        "print(Path('/proc/self/status').read_text(encoding='utf-8').split('VmHWM:')[1].split()[0])"
     )
-    if sys.platform == "win32":
-        pytest.skip("no resource module")
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     said, peak = found.stdout.splitlines()
     assert "more than 1,000,000 items" in said
-    assert int(peak) < (500 * 2**20 if sys.platform == "darwin" else 500)
+    assert int(peak) < 300_000  # kB

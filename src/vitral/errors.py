@@ -33,12 +33,12 @@ class UserError(ValueError):
         hint: str | None = None,
     ) -> None:
         self.what, self.where, self.nearest = what, where, nearest
-        lines = [what if where is None else f"{_bounded(where)}: {what}"]
+        lines = [what if where is None else f"{shown(_bounded(where))}: {what}"]
         lines += [f"  got:    {_bounded(got)}"] if got is not None else []
         lines += [f"  wanted: {_bounded(wanted)}"] if wanted is not None else []
         lines += [f"  did you mean {nearest!r}?"] if nearest is not None else []
         lines += [f"  {hint}"] if hint is not None else []
-        super().__init__("\n".join(lines))
+        super().__init__(shown_lines("\n".join(lines)))
 
 
 class RunFailed(Exception):
@@ -58,8 +58,15 @@ class Interrupted(Exception):
 def shown(name: str) -> str:
     r"""A file's or class's name as it is written anywhere: UTF-8, in one line. Bytes that are not UTF-8 and control
     characters become escapes (`caf\xe9`, `\n`); every other name stays what it is."""
+    if name.isprintable():
+        return name
     plain = _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), name)
     return plain.encode("utf-8", NAMES).decode("utf-8")
+
+
+def shown_lines(text: str) -> str:
+    """A text of several lines as `shown` shows each: nothing in it moves the cursor of a terminal."""
+    return text if text.isprintable() else "\n".join(map(shown, text.split("\n")))
 
 
 def _escaped(error: UnicodeError) -> tuple[str, int]:

@@ -15,7 +15,7 @@ from typing import Any
 from vitral.errors import NAMES, UserError, shown
 
 MIB = 2**20
-JSON_BYTES, TEXT_BYTES = 64 * MIB, 256 * MIB
+JSON_BYTES, TEXT_BYTES, IMAGE_BYTES = 64 * MIB, 256 * MIB, 4096 * MIB
 MAX_DEPTH, MAX_ITEMS = 64, 1_000_000
 _PART = 2**20  # bytes of JSON that are looked at together
 _OPEN, _CLOSE, _STRINGS = b"[{", b"]}", (b"\\\\", b'\\"')
@@ -62,10 +62,15 @@ def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     return os.fdopen(handle, "rb")
 
 
+def require_regular(path: str | os.PathLike[str]) -> None:
+    """Raise CannotOpen for what `open_regular` refuses: before a library opens the path by itself."""
+    open_regular(path).close()
+
+
 def _require_regular(mode: int, where: str) -> None:
     if not stat.S_ISREG(mode):
         kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "something else")
-        raise CannotOpen("not a regular file", where=where, got=kind)
+        raise CannotOpen(f"not a regular file but {kind}", where=where)
 
 
 def read_bounded(path: str | os.PathLike[str], limit: int) -> bytes:
@@ -96,6 +101,11 @@ def decode_text(content: bytes, where: str) -> str:
         raise UserError(
             f"not UTF-8 but {kind} (byte {error.start})", where=f"{where}:{line}", hint="Save the file as UTF-8."
         ) from None
+
+
+def json_text(tree: Any, indent: int | None = None) -> str:
+    r"""JSON as readable UTF-8. What UTF-8 cannot hold becomes JSON's own escape, which reads back as it was."""
+    return json.dumps(tree, indent=indent, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def write_text(path: Path, text: str) -> None:
