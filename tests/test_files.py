@@ -65,8 +65,11 @@ def test_what_is_absent_or_too_large_is_said(tmp_path: Path):
     assert caught.value.absent
     with pytest.raises(CannotOpen, match="not a file name"):
         open_regular("a\0b")
-    with pytest.raises(CannotOpen, match="cannot be read"):
+    with pytest.raises(CannotOpen, match="no such file"):
         open_regular("x" * 5000)
+    with pytest.raises(CannotOpen, match="no such file") as caught:
+        open_regular(Path(__file__) / "config.json")
+    assert caught.value.absent
     (tmp_path / "ten").write_bytes(b"0123456789")
     assert read_bounded(tmp_path / "ten", 10) == b"0123456789"
     with pytest.raises(UserError, match="file too large"):
@@ -74,6 +77,9 @@ def test_what_is_absent_or_too_large_is_said(tmp_path: Path):
     (tmp_path / "latin").write_bytes(b"one\ntwo \xe9")
     with pytest.raises(UserError, match=r"latin:2: not UTF-8 but another encoding"):
         read_text(tmp_path / "latin")
+    (tmp_path / "zero").write_bytes(b"one\ntwo \0")
+    with pytest.raises(UserError, match=r"zero:2: not a text file: it holds a NUL byte"):
+        read_text(tmp_path / "zero")
     (tmp_path / "mark").write_bytes("\ufeffé".encode())
     assert read_text(tmp_path / "mark") == "é"
 

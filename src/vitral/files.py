@@ -5,6 +5,7 @@ Every reader of the package goes through here, and every failure is a UserError 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -19,6 +20,7 @@ JSON_BYTES, TEXT_BYTES, IMAGE_BYTES = 64 * MIB, 256 * MIB, 4096 * MIB
 MAX_DEPTH, MAX_ITEMS = 64, 1_000_000
 _PART = 2**20  # bytes of JSON that are looked at together
 _OPEN, _CLOSE, _STRINGS = b"[{", b"]}", (b"\\\\", b'\\"')
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a named pipe"),
@@ -31,7 +33,9 @@ _KINDS = (
 class CannotOpen(UserError):
     """A file that is absent, forbidden, or not a regular file. `absent` says that nothing has that name."""
 
-    absent = False
+    def __init__(self, what: str, *, where: str, absent: bool = False) -> None:
+        super().__init__(what, where=where)
+        self.absent = absent
 
 
 def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
@@ -44,16 +48,14 @@ def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     try:
         _require_regular(os.stat(path).st_mode, where)  # opening a device can already change it
         handle = os.open(path, flags)
-    except FileNotFoundError:
-        error = CannotOpen("no such file", where=where)
-        error.absent = True
-        raise error from None
     except OSError as error:
-        raise CannotOpen(f"cannot be read: {error.strerror or error}", where=where) from None
+        absent = error.errno in _ABSENT
+        what = "no such file" if absent else f"cannot be read: {error.strerror or error}"
+        raise CannotOpen(what, where=where, absent=absent) from None
     except CannotOpen:
         raise
     except ValueError:  # a NUL in the name, or a name that the file system's encoding lacks
-        raise CannotOpen("not a file name", where=where) from None
+        raise CannotOpen("not a file name", where=where, absent=True) from None
     try:
         _require_regular(os.fstat(handle).st_mode, where)  # the name may mean something else by now
     except UserError:
@@ -87,8 +89,13 @@ def read_bounded(path: str | os.PathLike[str], limit: int) -> bytes:
 
 def read_text(path: str | os.PathLike[str], limit: int = TEXT_BYTES) -> str:
     """A UTF-8 text file of at most `limit` bytes, without a byte-order mark. Raises UserError, with the line of the
-    first byte that is not UTF-8."""
-    return decode_text(read_bounded(path, limit), shown(os.fspath(path)))
+    first byte that is not UTF-8, or NUL."""
+    content, where = read_bounded(path, limit), shown(os.fspath(path))
+    text = decode_text(content, where)
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UserError("not a text file: it holds a NUL byte", where=f"{where}:{line}")
+    return text
 
 
 def decode_text(content: bytes, where: str) -> str:

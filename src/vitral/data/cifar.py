@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vitral.bounds import check_pickle
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Labels, Pixels, fingerprint, memory_split
 from vitral.errors import UserError
@@ -290,6 +291,7 @@ class _Unpickler(pickle.Unpickler):
 
 def _unpickle(raw: bytes, path: Path) -> dict[str, Any]:
     """The dict in a pickle, with text keys. Runs nothing of what the pickle names."""
+    check_pickle(io.BytesIO(raw), str(path))
     try:
         content: Any = _Unpickler(io.BytesIO(raw), encoding="bytes").load()
     except UserError as error:
