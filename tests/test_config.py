@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -202,3 +203,100 @@ def test_suggestions_are_close_or_none(model: type[Config], key: str, near: str 
         build(model, with_overrides(model, {}, {key: 1}))
     text = str(caught.value)
     assert (f"did you mean {near!r}?" in text) if near else ("did you mean" not in text)
+
+
+def _chain(levels: int) -> str:
+    """A text of few signs whose aliases nest deeply."""
+    return "\n".join(["a0: &a0 [x]", *(f"a{i}: &a{i} [*a{i - 1}]" for i in range(1, levels))])
+
+
+def _bomb(levels: int, form: str) -> str:
+    rows = [f"a0: &a0 {form.format(*['x'] * 9)}"]
+    rows += [f"a{i}: &a{i} {form.format(*[f'*a{i - 1}'] * 9)}" for i in range(1, levels)]
+    return "\n".join(rows)
+
+
+LIST = "[{}, {}, {}, {}, {}, {}, {}, {}, {}]"
+MAP = "{{a: {}, b: {}, c: {}, d: {}, e: {}, f: {}, g: {}, h: {}, i: {}}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (_bomb(12, LIST), ":6: not readable as YAML: more than 100,000 values"),
+        (_bomb(12, MAP), ":5: not readable as YAML: more than 100,000 values"),
+        (_bomb(9, LIST) + "\n? *a8\n: 1", "more than 100,000 values"),
+        ("a: &a [1, 2]\n? *a\n: 1", ":1: not readable as YAML: a key must be plain text"),
+        ("path: x\nclasses: [*a]", ":2: not readable as YAML: found undefined alias"),
+        ("a: &a [1, *a]", "*a contains itself"),
+        ("a: &a {b: {c: *a}}", "*a contains itself"),
+        (_chain(500), ":63: not readable as YAML: nested deeper than 64 levels"),
+        ("seed: " + "[" * 10_000, "nested deeper than 64 levels"),
+        ("seed: " + "{a: " * 10_000, "nested deeper than 64 levels"),
+        ("\n".join(" " * i + "a:" for i in range(900)), ":64: not readable as YAML: nested deeper than 64 levels"),
+        ("a: 1\nb: \a", ":2: not readable as YAML: the character"),
+        ("a: 1\nseed: !!int abc", ":2: not readable as YAML: expected a value of type int, got 'abc'"),
+        ("seed: !!int 1:1:1", "expected a value of type int"),
+        ("seed: !!float [1]", "expected a value of type float, got a list"),
+        ("seed: !!bool maybe", "expected a value of type bool"),
+        ("seed: !!null x", "expected a value of type null"),
+        ("seed: !!seq x", "expected a list"),
+        ("seed: !!map [x]", "expected a mapping"),
+        ("seed: !!str [x]", "expected text"),
+        ("seed: !!timestamp 2020-99-99", "unsupported tag tag:yaml.org,2002:timestamp"),
+        ("seed: !!binary x", "unsupported tag"),
+        ("seed: !!set {a}", "unsupported tag"),
+        ("seed: !!python/object/apply:os.system [ls]", "unsupported tag"),
+        ("seed: " + "9" * 6000, "6,000 digits does not fit into 64 bits"),
+        ('seed: "\\Uffffffff"', "not readable as YAML"),
+        ("%YAML " + "9" * 6000 + ".1\n---\na: 1", "not readable as YAML"),
+        ("a: " + "x" * (2 << 20), "file too large"),
+        ("[" + "x, " * 110_000 + "]", "more than 100,000 values"),
+    ],
+)  # fmt: skip
+def test_yaml_is_bounded_before_it_is_built(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text, encoding="utf-8")
+    start = time.process_time()
+    with pytest.raises(UserError) as caught:
+        load_yaml(path)
+    assert time.process_time() - start < 5
+    assert said in str(caught.value)
+    assert str(caught.value).startswith(str(path))
+    assert len(str(caught.value)) < 500
+
+
+def test_aliases_and_tags_within_the_limits_are_read() -> None:
+    text = "base: &b {x: 1, y: [1, 2]}\nc: {<<: *b, y: *b}\nd: !!str 3\ne: !!float 3\nf: !!int 1_000\ng: &g x\nh: *g"
+    base = {"x": 1, "y": [1, 2]}
+    assert parse_yaml(text) == {
+        "base": base,
+        "c": {"x": 1, "y": base},
+        "d": "3",
+        "e": 3.0,
+        "f": 1000,
+        "g": "x",
+        "h": "x",
+    }
+    names = [f"class number {index}" for index in range(22_000)]  # as many as ImageNet-21k has
+    assert parse_yaml(dump_yaml({"classes": names})) == {"classes": names}
+
+
+@pytest.mark.parametrize(
+    "value", [_bomb(9, LIST), "[" * 10_000, "!!int abc", "!!timestamp 2020-99-99", "9" * 6000, "\a", "&a [*a]"]
+)
+@pytest.mark.parametrize("key", ["rate", "pair", "count"])
+def test_values_on_the_command_line_are_bounded_alike(key: str, value: str) -> None:
+    class Small(Config):
+        rate: float = 1.0
+        pair: Pair = (1, 2)
+        count: int | None = None
+
+    with pytest.raises(UserError, match=key) as caught:
+        build(Small, with_overrides(Small, {}, {key: value}))
+    assert len(str(caught.value)) < 3000
+
+
+def test_a_key_of_many_parts_is_unknown() -> None:
+    with pytest.raises(UserError, match="unknown key"):
+        with_overrides(Config, {}, {".".join("a" * 100_000): "1"})

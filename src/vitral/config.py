@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, crea
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from vitral.errors import UserError, nearest, nearest_key
+from vitral.errors import UserError, nearest, nearest_key, shown
+from vitral.files import MAX_DEPTH, MIB, read_text, whole_number
 
 Tree = dict[str, Any]
 
@@ -58,38 +59,123 @@ def nullable(*models: type[BaseModel], exclude: Container[str] = ()) -> type[Con
     return create_model("Nullable", __base__=Config, **fields)
 
 
+YAML_BYTES, YAML_NODES = 2 * MIB, 100_000
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars (1e-3 is a number; no, yes, on, off are words) and no duplicate keys."""
+    """YAML 1.2's scalars (1e-3 is a number; no, yes, on, off are words) and no duplicate keys.
+
+    Nesting and number of nodes, with every alias as large as what it stands for, are counted before values are built.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.depth = self.nodes = 0
+        self.deepest = 0  # level of the deepest node so far of the subtree that is read
+        self.sizes: dict[str, tuple[int, int]] = {}  # nodes and levels below each anchor
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """One node and all below it. Raises MarkedYAMLError beyond the limits."""
+        event = self.peek_event()
+        anchor = str(getattr(event, "anchor", None) or "")
+        is_alias = isinstance(event, yaml.AliasEvent)
+        if is_alias and anchor in self.anchors and anchor not in self.sizes:
+            raise yaml.MarkedYAMLError(problem=f"*{anchor} contains itself", problem_mark=event.start_mark)
+        before, outer = self.nodes, self.deepest
+        nodes, levels = self.sizes.get(anchor, (1, 1)) if is_alias else (1, 1)
+        self.nodes, self.deepest = self.nodes + nodes, self.depth + levels
+        if self.deepest > MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem=f"nested deeper than {MAX_DEPTH} levels", problem_mark=event.start_mark)
+        if self.nodes > YAML_NODES:
+            raise yaml.MarkedYAMLError(problem=f"more than {YAML_NODES:,} values", problem_mark=event.start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)  # pyright: ignore[reportUnknownMemberType]
+        self.depth -= 1
+        if anchor and not is_alias:
+            self.sizes[anchor] = self.nodes - before, self.deepest - self.depth
+        self.deepest = max(outer, self.deepest)
+        return node
 
 
 _Loader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?(0|[1-9][0-9_]*)", "-+0123456789"),
-    (
-        "float",
+_Loader.yaml_constructors = {}
+_SCALARS = {
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?(0|[1-9][0-9_]*)", "-+0123456789"),
+    "float": (
         r"[-+]?((0|[1-9][0-9]*)\.[0-9]*|\.[0-9]+|(0|[1-9][0-9]*)(?=[eE]))([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan",
         "-+.0123456789",
     ),
-    ("null", r"~|null|Null|NULL|", "~nN\0"),
-    ("merge", r"<<", "<"),
-):
+    "null": (r"~|null|Null|NULL|", "~nN\0"),
+    "merge": (r"<<", "<"),
+}
+for _tag, (_pattern, _first) in _SCALARS.items():
     _Loader.add_implicit_resolver(
         f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first) + [""] * (_tag == "null")
     )
+_SCALARS["float"] = (f"{_SCALARS['float'][0]}|{_SCALARS['int'][0]}", "")  # as a tag: `!!float 1`
 
 
-def _unique_mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+def _scalar(loader: _Loader, node: yaml.Node) -> Any:
+    """A plain value, or one with a tag of its own, which must be what the tag says."""
+    kind = node.tag.rpartition(":")[2]
+    if not isinstance(node, yaml.ScalarNode) or not re.fullmatch(_SCALARS[kind][0], node.value):
+        raise yaml.MarkedYAMLError(
+            problem=f"expected a value of type {kind}, got {_brief(node)}", problem_mark=node.start_mark
+        )
+    if kind == "int":
+        try:
+            return whole_number(node.value)
+        except ValueError as error:
+            raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from None
+    if kind == "float":
+        return float(node.value.replace(".inf", "inf").replace(".nan", "nan").replace("_", ""))
+    return node.value.lower() == "true" if kind == "bool" else None
+
+
+def _unique_mapping(loader: _Loader, node: yaml.Node) -> dict[Hashable, Any]:
+    if not isinstance(node, yaml.MappingNode):
+        raise yaml.MarkedYAMLError(problem=f"expected a mapping, got {_brief(node)}", problem_mark=node.start_mark)
     seen: set[Hashable] = set()
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)  # pyright: ignore[reportUnknownMemberType]
-        if not isinstance(key, Hashable) or key in seen:
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise yaml.MarkedYAMLError(problem="a key must be plain text", problem_mark=key_node.start_mark)
+        key = key_node.value if key_node.tag.endswith(":merge") else loader.construct_object(key_node, deep=True)  # pyright: ignore[reportUnknownMemberType]
+        if key in seen:
             raise yaml.MarkedYAMLError(problem=f"the key {key!r} stands here twice", problem_mark=key_node.start_mark)
         seen.add(key)
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
 
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+def _sequence(loader: _Loader, node: yaml.Node) -> list[Any]:
+    if not isinstance(node, yaml.SequenceNode):
+        raise yaml.MarkedYAMLError(problem=f"expected a list, got {_brief(node)}", problem_mark=node.start_mark)
+    return loader.construct_sequence(node, deep=True)  # pyright: ignore[reportUnknownMemberType]
+
+
+def _text(loader: _Loader, node: yaml.Node) -> str:
+    if not isinstance(node, yaml.ScalarNode):
+        raise yaml.MarkedYAMLError(problem=f"expected text, got {_brief(node)}", problem_mark=node.start_mark)
+    return node.value
+
+
+def _unknown_tag(loader: _Loader, node: yaml.Node) -> Any:
+    raise yaml.MarkedYAMLError(problem=f"unsupported tag {shown(node.tag)[:80]}", problem_mark=node.start_mark)
+
+
+def _brief(node: yaml.Node) -> str:
+    if not isinstance(node, yaml.ScalarNode):
+        return "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
+    return repr(node.value if len(node.value) <= 40 else f"{node.value[:40]}...")
+
+
+for _tag, _constructor in (
+    *((kind, _scalar) for kind in ("bool", "int", "float", "null")),
+    ("str", _text), ("seq", _sequence), ("map", _unique_mapping),
+):  # fmt: skip
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _constructor)
+_Loader.add_constructor("tag:yaml.org,2002:merge", _text)
+_Loader.add_constructor(None, _unknown_tag)  # pyright: ignore[reportArgumentType]
 
 
 class _Dumper(yaml.SafeDumper):
@@ -103,16 +189,9 @@ _Dumper.yaml_implicit_resolvers = {
 
 
 def load_yaml(path: Path) -> Tree:
-    """The mapping in a YAML file. Raises UserError, with file and line, for bad syntax or duplicate keys."""
-    try:
-        tree = parse_yaml(path.read_text(encoding="utf-8-sig"))
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"not readable as YAML: {error.problem}", where=f"{path}{line}") from None
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"not UTF-8 (byte {error.start})", where=str(path), hint="Save the file as UTF-8.") from None
+    """The mapping in a YAML file. Raises UserError, with file and line, for bad syntax, for duplicate keys, and beyond
+    the limits on size, nesting and number of values."""
+    tree = parse_yaml(read_text(path, YAML_BYTES), shown(str(path)))
     if tree is None:
         return {}
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
@@ -120,9 +199,22 @@ def load_yaml(path: Path) -> Tree:
     return tree
 
 
-def parse_yaml(text: str) -> Any:
-    """The value that a YAML text stands for, by the rules of `load_yaml`."""
-    return yaml.load(text, Loader=_Loader)
+def parse_yaml(text: str, where: str | None = None) -> Any:
+    """The value that a YAML text stands for, by the rules of `load_yaml`. where: the file, for the message."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line, problem = mark.line + 1 if mark else None, error.problem or error.context
+    except yaml.reader.ReaderError as error:
+        line, problem = (
+            text.count("\n", 0, error.position) + 1,
+            f"the character {chr(error.character)!r} is not allowed",
+        )
+    except (ValueError, OverflowError) as error:  # the scanner's own numbers: escapes, the version
+        line, problem = None, str(error).partition(";")[0]
+    at = where if where is None or line is None else f"{where}:{line}"
+    raise UserError(f"not readable as YAML: {problem}", where=at)
 
 
 def dump_yaml(tree: Mapping[str, Any]) -> str:
@@ -151,6 +243,8 @@ def with_overrides(model: type[Config], tree: Mapping[str, Any], overrides: Mapp
     fields = {key.name: key.annotation for key in describe(model)}
     for name, value in overrides.items():
         node, *rest = name.split(".")
+        if len(rest) > MAX_DEPTH:
+            raise UserError("unknown key", where=name[:80])
         target = result
         for step in rest:
             child = target.setdefault(node, {})
@@ -171,7 +265,7 @@ def _from_text(text: str, annotation: Any) -> Any:
         return None if NoneType in kinds and text in ("null", "") else text
     try:
         value = parse_yaml(text)
-    except yaml.YAMLError:
+    except UserError:
         return text
     # A list of one may stand bare.
     return [value] if kinds == {tuple} and isinstance(value, str | int | float) else value

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vitral.data.dataset import Dataset
 from vitral.data.findings import CheckReport
+from vitral.files import parse_json, read_text
 
 VERSION = 2  # of the rules: raised with every change of what a check finds
 
@@ -52,7 +53,7 @@ def _state(path: str | bytes) -> bytes:
 def load(folder: Path, name: str) -> CheckReport | None:
     """The result kept under this key, if there is one that can be read."""
     try:
-        tree = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        tree = parse_json(read_text(folder / f"{name}.json"), where=name, max_items=10_000_000)
         return replace(CheckReport.from_json(tree), cached=True)
     except (OSError, ValueError, KeyError, TypeError, AssertionError):
         return None

@@ -15,13 +15,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vitral.bounds import check_pickle
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Labels, Pixels, fingerprint, memory_split
 from vitral.errors import UserError
+from vitral.files import MIB, read_bounded
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SHAPE = (3, 32, 32)
 _BYTES = 3 * 32 * 32
+_LARGEST = 512 * MIB  # of a file; CIFAR-100's has 155 MB
 
 
 class Layout(NamedTuple):
@@ -174,7 +177,7 @@ def _read(layout: Layout, folder: Path, files: list[str], verify: bool) -> tuple
 
 def _bytes(path: Path, layout: Layout, verify: bool) -> bytes:
     """The file's content, checked against its md5 sum or, where none is known, its size."""
-    raw = path.read_bytes()
+    raw = read_bounded(path, _LARGEST)
     if not verify or (path.name == layout.meta and path.name not in layout.md5):
         return raw
     hint = "data.verify=false switches this check off, if the files are meant to differ."
@@ -288,6 +291,7 @@ class _Unpickler(pickle.Unpickler):
 
 def _unpickle(raw: bytes, path: Path) -> dict[str, Any]:
     """The dict in a pickle, with text keys. Runs nothing of what the pickle names."""
+    check_pickle(io.BytesIO(raw), str(path))
     try:
         content: Any = _Unpickler(io.BytesIO(raw), encoding="bytes").load()
     except UserError as error:

@@ -21,6 +21,7 @@ from PIL import Image, ImageFile
 from torch import Tensor
 
 from vitral.data.decode import PILLOWS_LIMIT_OFF, TRANSPOSE, orientation, to_channels
+from vitral.files import open_regular
 
 Box = tuple[int, int, int, int]
 Size = tuple[int, int]
@@ -48,7 +49,7 @@ def open_jpeg(source: str | os.PathLike[str] | bytes) -> Jpeg | None:
     if isinstance(source, bytes):
         data = source
     else:
-        with open(source, "rb") as file:
+        with open_regular(source) as file:
             data = file.read(len(_START))
             if data == _START:
                 data += file.read()

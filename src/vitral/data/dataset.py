@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vitral.data.decode import as_image
-from vitral.errors import UserError
+from vitral.errors import UserError, shown
 
 Labels = np.ndarray[Any, np.dtype[Any]]  # int64 [N], or bool [N, K] where an image may have several classes
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -98,6 +98,10 @@ class Dataset:
     def __post_init__(self) -> None:
         assert {"train"} <= set(self.splits) <= set(SPLITS), self.splits.keys()
         assert len({split.multi_label for split in self.splits.values()}) == 1, "single-label and multi-label splits"
+        # Folders, tables and shards may hold any bytes; reports, cards and model folders get names that can be written.
+        for field in ("classes", "notes"):
+            object.__setattr__(self, field, tuple(map(shown, getattr(self, field))))
+        object.__setattr__(self, "name", shown(self.name))
 
     @property
     def multi_label(self) -> bool:

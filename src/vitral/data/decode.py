@@ -14,7 +14,8 @@ import io
 import os
 import struct
 import threading
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from vitral.data.config import MAX_PIXELS
 from vitral.errors import UserError
+from vitral.files import CannotOpen, open_regular
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Source = str | os.PathLike[str] | bytes | IO[bytes]
@@ -195,10 +197,20 @@ def to_channels(image: Image.Image, channels: int, background: tuple[int, int, i
     return torch.from_numpy(np.ascontiguousarray(pixels_HWC.transpose(2, 0, 1)))  # NumPy's copy is the faster one
 
 
-def _open(source: Source) -> Image.Image:
-    stream = io.BytesIO(source) if isinstance(source, bytes) else source
-    with PILLOWS_LIMIT_OFF:
-        return Image.open(stream, formats=readable_formats())
+@contextmanager
+def _open(source: Source) -> Generator[Image.Image]:
+    with _stream(source) as stream:
+        with PILLOWS_LIMIT_OFF:
+            image = Image.open(stream, formats=readable_formats())
+        with image:
+            yield image
+
+
+def _stream(source: Source) -> AbstractContextManager[IO[bytes]]:
+    """Bytes to read. A file that was given open is left open."""
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    return open_regular(source) if isinstance(source, (str, os.PathLike)) else nullcontext(source)
 
 
 class _LimitOff:
@@ -277,8 +289,8 @@ def _missing_plugin(source: object) -> str | None:
         if isinstance(source, bytes):
             start = source[:16]
         else:
-            with open(source, "rb") as file:  # pyright: ignore[reportArgumentType, reportCallIssue]
-                start: bytes = file.read(16)
+            with open_regular(source) as file:  # pyright: ignore[reportArgumentType]
+                start = file.read(16)
     except (OSError, TypeError, ValueError):
         return None
     if start.startswith(_JPEG_XL):
@@ -287,8 +299,8 @@ def _missing_plugin(source: object) -> str | None:
 
 
 def _unreadable(label: str, error: Exception, source: object) -> UserError:
-    if isinstance(error, FileNotFoundError):
-        return UserError("no such file", where=label)
+    if isinstance(error, CannotOpen):
+        return UserError(error.what, where=label)
     if isinstance(error, UnidentifiedImageError):
         plugin = _missing_plugin(source)
         if plugin is not None:

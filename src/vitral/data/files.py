@@ -18,7 +18,7 @@ from torch import Tensor
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Labels, Split, fingerprint, spaced
 from vitral.data.decode import GREY_MODES, PLUGINS, Decoding, Source, colour, decode, header, readable_extensions
-from vitral.errors import UserError
+from vitral.errors import UserError, shown
 
 SPLIT_FOLDERS = {
     "train": ("train", "training"),
@@ -63,10 +63,10 @@ def walk(folder: Path, ignored: Counter[str], above: frozenset[str] = frozenset(
 
 
 def size_in_bytes(path: str) -> int:
-    """-1 for a link to nowhere: such a file is unreadable when read, and named then."""
+    """-1 for a link to nowhere, and for what can be no file's name: it is unreadable when read, and named then."""
     try:
         return os.stat(path).st_size
-    except OSError:
+    except (OSError, ValueError):
         return -1
 
 
@@ -123,7 +123,7 @@ def multi_hot(labels: Sequence[Sequence[str]], index_of: dict[str, int]) -> Labe
 def file_split(root: Path, names: list[str], labels_N: Labels, channels: int, rules: Decoding) -> Split:
     """A split of the image files `names` below `root`."""
     read, size = partial(_read, str(root), names, channels, rules), partial(_size, str(root), names)
-    return Split(labels_N, names, read, size, partial(_path, str(root), names))
+    return Split(labels_N, [shown(name) for name in names], read, size, partial(_path, str(root), names))
 
 
 class LabelledFile(NamedTuple):

@@ -85,7 +85,7 @@ def open_hf(config: DataConfig) -> Dataset:
         notes=(f"columns: {columns.image}, {columns.label}",),
         fingerprint=fingerprint(
             [
-                *(part.encode() for part in content),
+                *(part.encode("utf-8", "surrogatepass") for part in content),
                 *(name.encode() for name in index_of),
                 *(part for split, found in splits.items() for part in (split.encode(), found.labels_N.tobytes())),
             ]

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,6 +19,7 @@ import numpy as np
 from vitral.data.dataset import Dataset, Labels, Split, joined
 from vitral.data.files import size_in_bytes, some
 from vitral.errors import UserError
+from vitral.files import IMAGE_BYTES, read_bounded
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -70,7 +70,7 @@ def _digest(split: Split, index: int) -> bytes | None:
             content: Any = split.content(index)
         elif split.file is not None:
             content = split.file(index)
-            content = Path(content).read_bytes() if isinstance(content, str) else content
+            content = read_bounded(content, IMAGE_BYTES) if isinstance(content, str) else content
         else:
             content = split.read(index).numpy().tobytes()
     except (OSError, UserError):

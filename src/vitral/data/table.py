@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from vitral.data.dataset import Dataset, fingerprint
 from vitral.data.decode import Decoding, colour
 from vitral.data.files import SPLIT_OF, class_map, file_channels, file_split, indices, multi_hot, size_in_bytes, some
 from vitral.errors import UserError, nearest
+from vitral.files import parse_json, read_text
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
 _NAMES = {
@@ -26,6 +26,8 @@ _NAMES = {
     "split": ("split",),
 }
 _SHOWN = 5
+_BYTES = 2**30  # of a manifest: ten million rows
+csv.field_size_limit(2**20)
 
 
 class _Row(NamedTuple):
@@ -94,7 +96,7 @@ def _dataset(
         channels=channels,
         notes=(f"columns of {path.name}: {', '.join(column for column in columns if column)}",),
         fingerprint=fingerprint(
-            "\0".join((row.split, row.path, *row.labels, str(size))).encode("utf-8", "surrogateescape")
+            "\0".join((row.split, row.path, *row.labels, str(size))).encode("utf-8", "surrogatepass")
             for row, size in zip(rows, sizes, strict=True)
         ),
     )
@@ -102,33 +104,18 @@ def _dataset(
 
 def _records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """(line, fields) of every row."""
-    text = _text(path)
+    text = read_text(path, _BYTES)
     if path.suffix.lower() in (".jsonl", ".ndjson"):
         yield from _json_rows(text, path)
     else:
         yield from _csv_rows(text, path)
 
 
-def _text(path: Path) -> str:
-    raw = path.read_bytes()
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        kind = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "another encoding"
-        raise UserError(
-            f"not UTF-8 but {kind} (byte {error.start})", where=f"{path}:{line}", hint="Save the file as UTF-8."
-        ) from None
-
-
 def _json_rows(text: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     for line, words in enumerate(text.split("\n"), 1):
         if not words.strip():
             continue
-        try:
-            record = json.loads(words)
-        except ValueError as error:
-            raise UserError(f"not readable as JSON: {error}", where=f"{path}:{line}") from None
+        record = parse_json(words, where=f"{path}:{line}")
         if not isinstance(record, dict):
             raise UserError("an object of names and values is wanted", where=f"{path}:{line}", got=words[:60])
         yield line, record

@@ -15,6 +15,7 @@ from vitral.engines import Shipment, open_export
 from vitral.export.config import ExportOptions
 from vitral.export.formats import Calibration, write_file
 from vitral.export.parity import Parity, builtin_images, check, compare
+from vitral.files import write_text
 from vitral.models.model import ImageModel
 from vitral.version import __version__
 from vitral.weights.folder import CARD, CONFIG, FolderConfig, free_place, save_json, whole_folder
@@ -58,7 +59,7 @@ def ship(network: ImageModel, config: FolderConfig, card: str, options: ExportOp
         calibration = _calibration(shipment, options, samples)
         file = write_file(folder, network, shipment, calibration)
         save_json(folder / CONFIG, shipment.model_dump(mode="json"))
-        (folder / CARD).write_text(card, encoding="utf-8")
+        write_text(folder / CARD, card)
         with torch.inference_mode():
             parity = compare(network, open_export(file), config, samples.compared, samples.source)
         check(parity, options.precision, options.max_difference, options.min_agreement)

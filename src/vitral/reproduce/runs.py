@@ -15,6 +15,7 @@ import numpy as np
 from vitral.config import flatten
 from vitral.data.dataset import Dataset
 from vitral.errors import Interrupted, UserError
+from vitral.files import read_json
 from vitral.reproduce.config import ReproduceOptions
 from vitral.run import outputs
 from vitral.run.config import RunConfig, difference, load_config
@@ -73,7 +74,7 @@ def finished(folder: Path, recipe: str, keys: Mapping[str, Any], dataset: Datase
     config = load_config(recipe, {**keys, "out": str(folder), "resume": (folder / "checkpoints").is_dir()})
     if (folder / "summary.json").is_file():
         _check_same(folder, config)
-        return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        return read_json(folder / "summary.json", constants=True)
     return run(config, dataset)
 
 

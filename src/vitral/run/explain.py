@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vitral.errors import UserError
+from vitral.files import read_json
 from vitral.interpret.tokens import require_transformer
 from vitral.models.vit import VisionTransformer
 from vitral.predictor import Predictor
@@ -88,7 +88,7 @@ def _target(options: ExplainOptions) -> tuple[Path, list[str]]:
         raise UserError("vitral explain has not written this folder, and nothing in it is replaced", where="out",
                         got=folder, wanted="a new or empty folder")  # fmt: skip
     try:
-        named = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
+        named = read_json(folder / RECORD)["files"]
         return folder, [name for name in named if name in inside]
     except (ValueError, KeyError, TypeError):
         raise UserError("what this folder holds cannot be read", where=str(folder / RECORD)) from None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from vitral.data.dataset import spaced
 from vitral.export.config import FOLDERS
 from vitral.export.ship import CALIBRATION, Samples, Shipped, builtin_samples, ship
 from vitral.export.write import Written, export
+from vitral.files import read_text
 from vitral.run.images import open_images, split_name
 from vitral.run.options import ShipOptions
 from vitral.weights.find import find_model, load_model
@@ -28,7 +27,7 @@ def _card(model: str, config: FolderConfig) -> str:
     """The model's own card, where it has one."""
     path = find_model(model)
     card = path / CARD
-    return card.read_text(encoding="utf-8") if Path(card).is_file() else f"# {config.name}\n"
+    return read_text(card) if card.is_file() else f"# {config.name}\n"
 
 
 def _samples(config: FolderConfig, options: ShipOptions) -> Samples:

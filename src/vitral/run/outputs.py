@@ -18,9 +18,10 @@ import torch
 
 from vitral.data.config import SourceConfig
 from vitral.data.loader import ImageStore
-from vitral.errors import UserError
+from vitral.errors import NAMES, UserError
 from vitral.evaluate.classify import wilson_interval
 from vitral.evaluate.problems import PROBLEMS
+from vitral.files import json_text
 from vitral.run.config import RunConfig, difference, load_config, recipes
 from vitral.run.prepare import Prepared
 from vitral.version import __version__
@@ -34,7 +35,7 @@ _JUDGED = ("split", "top1", "top1_interval", "count", "judged_by")  # of an enco
 def write_json(path: Path, tree: Mapping[str, Any]) -> None:
     """Pretty JSON under a temporary name, then renamed."""
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.write_text(json_text(tree, 2) + "\n", encoding="utf-8")
     temporary.replace(path)
 
 
@@ -78,7 +79,7 @@ def write_predictions(
     Multi-label: the classes that are there, those with a probability of 0.5 or more and their probabilities, each
     joined by ";", and whether they are the same.
     """
-    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+    with path.open("w", encoding="utf-8", errors=NAMES, newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "label", "prediction", "score", "correct"])
         if labels_N.ndim == 2:

@@ -14,6 +14,7 @@ import torch
 
 from vitral.engines import find_export
 from vitral.errors import UserError
+from vitral.files import read_text
 from vitral.predictor import Predictor
 from vitral.run.images import load_used
 from vitral.run.options import ServeOptions
@@ -129,8 +130,8 @@ def read_key(file: str | None) -> str | None:
         if given is not None:
             raise UserError(f"the key is in {KEY_VARIABLE} too", where="api_key_file", got=file)
         try:
-            given = Path(file).expanduser().read_text(encoding="utf-8").strip()
-        except (OSError, ValueError) as error:
+            given = read_text(Path(file).expanduser(), 2**16).strip()
+        except UserError as error:
             raise UserError("not readable", where="api_key_file", got=error) from None
     if given is not None and not re.fullmatch(r"[!-~]+", given):  # the file's content is said to nobody
         where = KEY_VARIABLE if file is None else file

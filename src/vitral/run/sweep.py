@@ -19,6 +19,7 @@ from vitral.data.dataset import Dataset
 from vitral.data.sources import held_out, open_dataset
 from vitral.errors import Interrupted, RunFailed, UserError
 from vitral.evaluate.problems import PROBLEMS
+from vitral.files import read_json
 from vitral.run import outputs
 from vitral.run.config import RunConfig, difference, draft_architecture, expand_data, load_config
 from vitral.run.train import run, settle_steps
@@ -141,7 +142,7 @@ def _measure(folder: Path, point: RunConfig, score: str) -> dict[str, Any]:
 def _run(folder: Path, config: RunConfig) -> dict[str, Any]:
     """The summary of a run: of the finished one in this folder, or of one that starts, or goes on, there."""
     if (folder / "summary.json").is_file():
-        return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        return read_json(folder / "summary.json", constants=True)
     return run(config.model_copy(update={"out": str(folder), "resume": (folder / "checkpoints").is_dir()}))
 
 
@@ -162,7 +163,7 @@ def _open(folder: Path, found: Mapping[str, Any], resume: bool, overwrite: bool)
             raise UserError("the folder of the sweep is not empty", where="out", got=folder, hint=hint)
         if not (folder / SWEEP).is_file():
             raise UserError("there is no sweep in this folder", where="out", got=folder)
-        before = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
+        before = read_json(folder / SWEEP, constants=True)
         if overwrite:
             outputs.remove(folder, (SWEEP, TABLE, BEST, *(row["run"] for row in before["points"])))
         else:

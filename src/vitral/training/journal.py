@@ -15,6 +15,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from vitral.errors import shown_lines
+
 log = logging.getLogger("vitral")
 log.setLevel(logging.INFO)
 console = Console(stderr=True)
@@ -24,7 +26,7 @@ class _ConsoleHandler(logging.Handler):
     """Log lines above the progress bar, as they are."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+        console.print(shown_lines(self.format(record)), markup=False, highlight=False, soft_wrap=True)
 
 
 def console_logging() -> None:
@@ -51,11 +53,17 @@ def _console_handlers() -> list[logging.Handler]:
     return [handler for handler in log.handlers if isinstance(handler, _ConsoleHandler)]
 
 
+class _Lines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        """One line or several, of text that can be written."""
+        return shown_lines(super().format(record))
+
+
 @contextmanager
 def log_file(path: Path) -> Generator[None]:
     """Also write the log to a file, with times."""
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    handler.setFormatter(_Lines("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.addHandler(handler)
     try:
         yield

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from vitral.config import parse_yaml
 from vitral.errors import UserError
 from vitral.models.config import ViTConfig
 from vitral.models.presets import count_parameters
@@ -55,8 +56,8 @@ def with_header(card: str, config: FolderConfig, license: str | None) -> str:
     header, text = header_of(config), card
     if not opened and closed:
         try:
-            found = yaml.safe_load(head)
-        except yaml.YAMLError as error:
+            found = parse_yaml(head)
+        except UserError as error:
             raise UserError("the header is no YAML", where="README.md", got=str(error).splitlines()[0]) from None
         if not isinstance(found, dict):
             raise UserError("the header is no mapping", where="README.md", got=head[:80])

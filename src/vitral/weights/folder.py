@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -19,6 +18,7 @@ from vitral.config import Config, Count, Pair, build
 from vitral.data.config import MAX_PIXELS, Interpolation
 from vitral.data.resize import Fit
 from vitral.errors import UserError, nearest
+from vitral.files import CannotOpen, json_text, read_json, write_text
 from vitral.models.config import AnyModelConfig, ViTConfig, build_config
 from vitral.models.create import build_model
 from vitral.models.model import ImageModel
@@ -127,12 +127,12 @@ def save_folder(path: Path, model: nn.Module, config: FolderConfig, card: str) -
     with whole_folder(path) as temporary:
         save_tensors(temporary / WEIGHTS, model.state_dict(), {"format": "pt"})
         save_json(temporary / CONFIG, config.model_dump(mode="json"))
-        (temporary / CARD).write_text(card, encoding="utf-8")
+        write_text(temporary / CARD, card)
 
 
 def save_json(path: Path, tree: Mapping[str, Any]) -> None:
     """Indented, for people too."""
-    path.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json_text(tree, 2) + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -207,11 +207,9 @@ def resized(
 def is_ours(path: Path) -> bool:
     """Whether this is a model folder, damaged or not, rather than nothing or a folder of another library."""
     try:
-        tree = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except OSError:
-        return False
-    except ValueError:
-        return True
+        tree = read_json(path / CONFIG)
+    except UserError as error:
+        return not (isinstance(error, CannotOpen) and error.absent)
     if not isinstance(tree, dict):
         return True
     timms = "pretrained_cfg" in tree or isinstance(tree.get("architecture"), str)
@@ -222,8 +220,8 @@ def load_config(path: Path) -> FolderConfig:
     """A folder's config.json alone. Raises UserError if it is missing, damaged or not one of ours."""
     where = str(path / CONFIG)
     try:
-        tree = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        tree = read_json(path / CONFIG)
+    except UserError as error:
         raise UserError("not readable", where=where, got=error) from None
     if not isinstance(tree, dict) or tree.get("format") != "vitral-model-1":
         got = tree.get("format") if isinstance(tree, dict) else type(tree).__name__

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from vitral.errors import UserError
+from vitral.files import read_json, read_text
 from vitral.weights.card import with_header
 from vitral.weights.folder import CARD, CONFIG, WEIGHTS, load_folder
 from vitral.weights.reading import ENDINGS, is_weights
@@ -61,8 +62,8 @@ def push(folder: Path, name: str, *, private: bool = False, license: str | None 
         raise UserError("not a name on the hub", got=name, wanted="OWNER/NAME")
     _, config = load_folder(str(folder))
     card = folder / CARD
-    text = with_header(card.read_text(encoding="utf-8") if card.is_file() else "", config, license)
-    tree = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    text = with_header(read_text(card) if card.is_file() else "", config, license)
+    tree = read_json(folder / CONFIG)
     tree["provenance"] = _without_places(tree["provenance"])
     try:
         hub: Any = import_module("huggingface_hub")

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
+import io
+import math
 import pickle
 import re
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vitral.errors import UserError
+from vitral.bounds import PICKLE_BYTES, check_pickle, open_zip, read_entry
+from vitral.errors import UserError, shown
+from vitral.files import MIB, open_regular, read_json
 from vitral.weights.tensors import load_tensors
 
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -29,6 +31,12 @@ _PREFIXES = (
     "module.", "_orig_mod.", "backbone.", "dinov2_with_registers.", "dinov2.", "dinov3_vit.", "deit.", "vit.",
     "opt/target/", "params/img/", "params/",
 )  # fmt: skip
+
+
+# torch's older format: five pickles, the first of a number that tells it, then the values.
+_LEGACY = 5
+_LEGACY_START = tuple(pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol)[:9] for protocol in (2, 3))
+_NESTED = 16
 
 
 class Source(NamedTuple):
@@ -54,8 +62,6 @@ def read(path: Path) -> Source:
 
 def read_tree(path: Path) -> dict[str, Any]:
     """What one file holds, as it is nested there. Raises UserError as `read` does."""
-    if not path.is_file():
-        raise UserError("no such file", where=str(path))
     return _read_file(path)
 
 
@@ -71,10 +77,10 @@ def _candidates(folder: Path) -> list[Path]:
 
 
 def _files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
+    if not path.exists():
         raise UserError("no such file or folder", where=str(path))
+    if not path.is_dir():
+        return [path]
     for whole, index in zip(WHOLE, INDICES, strict=True):
         if (path / whole).is_file():
             return [path / whole]
@@ -94,41 +100,66 @@ def _files(path: Path) -> list[Path]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not path.exists():
         return {}
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError("not readable as JSON", where=str(path), got=error) from None
+    tree = read_json(path)
     return tree if isinstance(tree, dict) else {}
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    """One file, told by its first bytes, whatever its ending says."""
-    with path.open("rb") as file:
+    """One file, told by its first bytes, whatever its ending says. What it asks for is added up first."""
+    where = str(path)
+    with open_regular(path) as file:
         start = file.read(9)
-    if start[:2] == b"PK":
-        if not zipfile.is_zipfile(path):
-            raise UserError("the file is cut off: its end is missing", where=str(path), hint="Download it again.")
-        with zipfile.ZipFile(path) as archive:
-            arrays = all(name.endswith(".npy") for name in archive.namelist())
-        return dict(_read_npz(path)) if arrays else _read_torch(path)
+        if start[:2] == b"PK":
+            with open_zip(file, where) as archive:
+                names = archive.namelist()
+                if all(name.endswith(".npy") for name in names):
+                    return dict(_read_npz(archive, where))
+                size = sum(entry.file_size for entry in archive.infolist())
+                for name in names:
+                    if name.endswith((".pkl", ".pickle")):
+                        check_pickle(io.BytesIO(read_entry(archive, name, where, PICKLE_BYTES)), where)
+            return _read_torch(path, size)
+        if start[:1] == b"\x80":
+            size = file.seek(0, 2)
+            file.seek(0)
+            for _ in range(_LEGACY if start in _LEGACY_START else 1):
+                check_pickle(file, where)
+            return _read_torch(path, size)
     if start[8:9] == b"{":
         return dict(load_tensors(path)[0])
-    if start[:1] == b"\x80":
-        return _read_torch(path)
     raise UserError(
-        "not a file of weights", where=str(path), got=f"it starts with {start!r}",
+        "not a file of weights", where=where, got=f"it starts with {start!r}",
         wanted=".npz, .safetensors, .pth, .pt or .bin",
     )  # fmt: skip
 
 
-def _read_npz(path: Path) -> dict[str, Tensor]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: _tensor(arrays[name]) for name in arrays.files}
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError("not readable as arrays of numbers", where=str(path), got=error) from None
+def _read_npz(archive: zipfile.ZipFile, where: str) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for entry in archive.infolist():
+        try:
+            with archive.open(entry) as file:
+                shape, dtype = _npy_header(file)
+                if dtype.hasobject or math.prod(shape) * dtype.itemsize > entry.file_size:
+                    raise ValueError(f"{dtype} {list(shape)} of {entry.file_size:,} bytes")
+            with archive.open(entry) as file:
+                found[entry.filename.removesuffix(".npy")] = _tensor(np.lib.format.read_array(file, allow_pickle=False))
+        except Exception as error:  # damaged files make zipfile and NumPy raise nearly anything
+            got = f"{shown(entry.filename[:80])}: {error or type(error).__name__}"
+            raise UserError("not readable as arrays of numbers", where=where, got=got) from None
+    return found
+
+
+def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    elif version == (2, 0):
+        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+    else:
+        raise ValueError(f"version {version} of the format")
+    return shape, dtype
 
 
 def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
@@ -137,7 +168,8 @@ def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
     return torch.from_numpy(array.copy() if array.dtype.isnative else array.astype(array.dtype.newbyteorder("=")))
 
 
-def _read_torch(path: Path) -> dict[str, Any]:
+def _read_torch(path: Path, size: int) -> dict[str, Any]:
+    """size: bytes of the file, unpacked."""
     try:
         # Namespace holds the training script's arguments, as plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -149,12 +181,36 @@ def _read_torch(path: Path) -> dict[str, Any]:
             "this file wants to run code, or is damaged", where=str(path), got=got,
             hint="Save its state dict alone, as safetensors best, where you trust it.",
         ) from None  # fmt: skip
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        got = str(error).split("\n")[0]
+    except Exception as error:  # damaged files make it raise nearly anything
+        got = str(error).split("\n")[0] or type(error).__name__
         raise UserError("not readable as a checkpoint of torch", where=str(path), got=got) from None
     if not isinstance(tree, dict):
         raise UserError("no state dict in this file", where=str(path), got=type(tree).__name__)
+    _check_sizes(tree, size, str(path))
     return {str(name): value for name, value in tree.items()}
+
+
+def _check_sizes(tree: Any, size: int, where: str) -> None:
+    """Raise UserError for tensors that show more values than the file can hold, alone or together: where a stride is 0,
+    one value is repeated."""
+    limit, total = 4 * size + 64 * MIB, 0
+    waiting, seen = [tree], set[int]()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            total += value.numel() * value.element_size()
+            if total > limit:
+                got = f"{list(value.shape)} in a file of {size:,} bytes"
+                raise UserError("tensors larger than the file", where=where, got=got)
+        elif isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, list | tuple | set):
+            waiting += value
+        elif isinstance(value, argparse.Namespace):
+            waiting += vars(value).values()
 
 
 def _unwrap(tree: Mapping[str, Any], where: str) -> tuple[dict[str, Tensor], list[str]]:
@@ -162,6 +218,8 @@ def _unwrap(tree: Mapping[str, Any], where: str) -> tuple[dict[str, Tensor], lis
     notes: list[str] = []
     inner = tree
     while not _holds_weights(inner):
+        if len(notes) == _NESTED:  # a pickle may hold itself
+            raise UserError("no weights in this file", where=where, got=f"wrappers nested deeper than {_NESTED} levels")
         key = next((key for key in _WRAPPERS if isinstance(inner.get(key), Mapping) and len(inner[key])), None)
         if key is None:
             raise UserError("no weights in this file", where=where, got=", ".join(list(inner)[:6]) or "nothing")

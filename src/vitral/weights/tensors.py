@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vitral.errors import UserError
+from vitral.files import require_regular
 
 CHECKSUM = "crc32"  # metadata key of a file that is verified when it is read
 
@@ -97,10 +98,11 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors of a safetensors file, on the CPU, and its metadata. Raises DamagedFile for anything else, and where
     the file carries a checksum of something else."""
     try:
+        require_regular(path)
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # beside its own, the library raises what torch and Python say to shapes and types
         raise DamagedFile("not readable as safetensors", where=str(path), got=error) from None
     if CHECKSUM in metadata and metadata[CHECKSUM] != checksum(tensors, metadata):
         raise DamagedFile("damaged: its checksum is of another content", where=str(path))
