@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import shlex
 from collections.abc import Iterable
 
 
@@ -46,6 +48,15 @@ class Interrupted(Exception):
     def __init__(self, signum: int, message: str) -> None:
         self.signum, self.exit_code = signum, 128 + signum
         super().__init__(message)
+
+
+def command(*words: str) -> str:
+    """A command line to print, quoted for the shell of this system."""
+    if os.name == "nt":  # cmd.exe knows no single quotes
+        from subprocess import list2cmdline
+
+        return list2cmdline(words)
+    return shlex.join(words)
 
 
 def nearest(name: str, options: Iterable[str]) -> str | None:

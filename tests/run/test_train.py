@@ -212,9 +212,9 @@ def test_resume_without_a_checkpoint_starts_anew_and_says_so(caplog: pytest.LogC
 def test_resume_of_another_configuration_is_refused_by_key() -> None:
     quick("a", train__steps=2)
     with pytest.raises(
-        UserError, match=r"(?s)configured otherwise.*optim\.lr: 0\.003, now 0\.1; train\.steps: 2, now 3"
+        UserError, match=r"(?s)configured otherwise.*got: +seed: 0, now 1; optim\.lr: 0\.003, now 0\.1\n"
     ):
-        quick("a", resume=True, optim__lr=0.1, train__steps=3)
+        quick("a", resume=True, optim__lr=0.1, seed=1, train__steps=3)
 
 
 def test_config_yaml_replays_the_run() -> None:
