@@ -50,14 +50,16 @@ def flush(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a whole folder, if there is one. A folder loses its name first: it is never half there."""
-    if path.is_symlink() or not path.is_dir():
-        path.unlink(missing_ok=True)
-        return
+    """Delete a file or a whole folder, if there is one, and what a kill has left of an earlier try. A folder loses its
+    name first: it is never half there."""
     doomed = path
     if not path.name.endswith((".partial", ".old")):
         doomed = partial_of(path)
         remove(doomed)
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    if doomed != path:
         path.rename(doomed)
     shutil.rmtree(doomed)
 

@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vitral import distributed
 from vitral.config import build, dump_yaml, flatten, load_yaml
-from vitral.errors import UserError, command
+from vitral.errors import UserError
 from vitral.run.config import FREE, RunConfig
+from vitral.weights.stopped import resume_command
 from vitral.whole import LOCK, locked, remove, tidy, write_json, write_text
 
 CONFIG, SUMMARY, CHECKPOINTS = "config.yaml", "summary.json", "checkpoints"
@@ -137,18 +137,13 @@ def read_config(folder: Path) -> RunConfig:
     return build(RunConfig, load_yaml(folder / CONFIG), where=str(folder / CONFIG))
 
 
-def resume_command(folder: Path, config: RunConfig | None = None) -> str:
-    """The command that goes on with the run in this folder, on as many processes. config: with the keys of this command
-    that may be others than at the run's start, and are."""
-    here = distributed.launch()
-    start = [f"--nproc-per-node={here.local_world}", "-m", "vitral"] if here.world > 1 else []
-    words = ["torchrun" if start else "vitral", *start, "train", str(folder / CONFIG)]
-    return command(*words, *_changed(folder, config), f"out={folder}", "resume=true")
+def resume_with(folder: Path, config: RunConfig) -> str:
+    """The command that goes on with the run in this folder, with the keys of this command that may be others than at
+    the run's start, and are."""
+    return resume_command(folder, *_changed(folder, config))
 
 
-def _changed(folder: Path, config: RunConfig | None) -> list[str]:
-    if config is None:
-        return []
+def _changed(folder: Path, config: RunConfig) -> list[str]:
     try:
         before, now = (flatten(each.model_dump(mode="json")) for each in (read_config(folder), config))
     except (UserError, OSError):  # said when the run is resumed

@@ -37,7 +37,7 @@ from vitral.optim.schedules import learning_rate, weight_decay
 from vitral.report.html import write_report
 from vitral.run import outputs
 from vitral.run.config import RunConfig, load_config
-from vitral.run.folder import CHECKPOINTS, SUMMARY, claimed, open_folder, resume_command, write_length
+from vitral.run.folder import CHECKPOINTS, SUMMARY, claimed, open_folder, resume_with, write_length
 from vitral.run.memory import say_memory, smaller_plan
 from vitral.run.prepare import EVAL_BATCH, Prepared, prepare, views_of
 from vitral.run.resume import resume, take_best
@@ -105,9 +105,7 @@ def run(
                 return _run(config, dataset, folder, resuming, opened, loggers)
         except KeyboardInterrupt as stop:
             again = (
-                f"Go on with:\n  {resume_command(folder, config)}"
-                if opened[-1]
-                else "The same command starts it again."
+                f"Go on with:\n  {resume_with(folder, config)}" if opened[-1] else "The same command starts it again."
             )
             raise Interrupted(signum_of(stop), f"stopped outside of training. {again}") from None
 
@@ -248,7 +246,7 @@ def assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
     if distributed.rank():  # equal weights were drawn on all; what dropout drops differs
         torch.manual_seed(config.seed + distributed.rank() * 0x9E3779B9)
     started = prepared.dataset.fingerprint, prepared.init_fingerprint
-    return TrainState(objective, optimizer, ema, Progress(), *started, low, parallel), objective, steps
+    return TrainState(objective, optimizer, ema, Progress(), *started, low, parallel, steps), objective, steps
 
 
 def _compiled(config: RunConfig, objective: Module, mode: str) -> Module:
@@ -350,7 +348,7 @@ def _fit(
         clip=config.optim.clip,
         autocast=torch.bfloat16 if config.precision == "bfloat16" else None,
         folder=folder / CHECKPOINTS,
-        resume_command=resume_command(folder, config),
+        resume_command=resume_with(folder, config),
         score=(problem.score, problem.says) if labelled else NEIGHBOURS,
         replay_command=command("vitral", "doctor", str(folder)),
         image_flops=_image_flops(prepared) if labelled else 0.0,

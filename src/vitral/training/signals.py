@@ -127,8 +127,8 @@ class CommandSignals(StopSignal):
         """Python drops exceptions of destructors and callbacks: a signal that is lost there is raised again."""
         global _interrupted_at
         if isinstance(error.exc_value, Stopped):
-            _interrupted_at = None
-            signal.raise_signal(error.exc_value.signum)
+            _interrupted_at = None  # not from in here, where the exception would be dropped again
+            threading.Timer(0.01, signal.raise_signal, (error.exc_value.signum,)).start()
         else:
             self._unraisable(error)
 

@@ -65,6 +65,7 @@ class TrainState:
     init: str = ""  # fingerprint of the weights that the run started from
     low: Bfloat16Copy | None = None  # what is computed with, where that is not the objective itself
     parallel: Parallel | None = None
+    steps: int = 0  # of the whole run
     writer: ShardWriter | None = None  # of sharded checkpoints that are written beside the run
 
     def save(self, path: Path, *, beside: bool = False) -> None:
@@ -80,6 +81,7 @@ class TrainState:
             tensors |= {f"rng.{kind}.{rank}": state for kind, state in states.items()}
         facts = {
             "progress": asdict(self.progress),
+            "steps": self.steps,
             "ema_updates": self.ema.updates if self.ema else 0,
             "threads": torch.get_num_threads(),
             "processes": distributed.world(),

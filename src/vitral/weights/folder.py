@@ -21,6 +21,7 @@ from vitral.models.create import build_model
 from vitral.models.model import ImageModel
 from vitral.models.position import Resize
 from vitral.weights.resize import adapt
+from vitral.weights.stopped import refuse_stopped
 from vitral.weights.tensors import check_match, load_tensors, save_tensors
 from vitral.whole import interrupted, old_of, recover, whole_folder
 
@@ -97,6 +98,7 @@ def find_folder(model: str) -> Path:
     if is_ours(path / "model"):
         return path / "model"
     if path.is_dir():
+        refuse_stopped(path)
         raise UserError(
             f"no model here: {CONFIG} is missing", where=model, hint="A run writes its model folder when it ends."
         )

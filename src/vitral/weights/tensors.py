@@ -92,7 +92,9 @@ def load_tensors(path: Path, *, checked: bool = False) -> tuple[dict[str, Tensor
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise DamagedFile("not readable as safetensors", where=str(path), got=error) from None
-    if (checked or CHECKSUM in metadata) and metadata.get(CHECKSUM) != checksum(tensors, metadata):
+    if checked and CHECKSUM not in metadata:
+        raise DamagedFile("damaged: its checksum is missing", where=str(path))
+    if CHECKSUM in metadata and metadata[CHECKSUM] != checksum(tensors, metadata):
         raise DamagedFile("damaged: its checksum is of another content", where=str(path))
     return tensors, metadata
 
