@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 import difflib
 import re
+import os
+import shlex
 from collections.abc import Iterable
 
 NAMES = "vitral.names"  # error handler of text that is written: see `shown`
@@ -82,6 +84,15 @@ codecs.register_error(NAMES, _escaped)
 def _bounded(value: object) -> str:
     text = str(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ... ({len(text):,} characters)"
+
+
+def command(*words: str) -> str:
+    """A command line to print, quoted for the shell of this system."""
+    if os.name == "nt":  # cmd.exe knows no single quotes
+        from subprocess import list2cmdline
+
+        return list2cmdline(words)
+    return shlex.join(words)
 
 
 def nearest(name: str, options: Iterable[str]) -> str | None:

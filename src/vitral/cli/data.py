@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vitral.cli.main import Arguments
 from vitral.config import ConfigT, build, help_text, with_overrides
 from vitral.data.options import CheckOptions, ConvertOptions, ReadConfig, StatsOptions
-from vitral.errors import UserError, nearest
+from vitral.errors import UserError, command, nearest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -244,7 +243,7 @@ def _convert(arguments: Arguments) -> int:
         words = ", ".join(f"{count:,} {name}" for name, count in counts.items())
         print(f"{found.path}: {words} images, {found.copied:,} of them copied as they were")
         order = "; the file keeps the order of the classes" if found.path.suffix == ".yaml" else ""
-        print(f"to read them: data={shlex.quote(str(found.path))}{order}")
+        print(f"to read them: data={command(str(found.path))}{order}")
     return 0
 
 

@@ -9,9 +9,9 @@ from importlib import import_module
 from io import TextIOWrapper
 from typing import NamedTuple
 
-from vitral.config import split_words
 from vitral.distributed import launch
 from vitral.errors import Interrupted, RunFailed, UserError, nearest
+from vitral.training.signals import CommandSignals, signum_of
 from vitral.version import __version__
 
 COMMANDS = {
@@ -62,8 +62,9 @@ class Arguments(NamedTuple):
 
 
 def entry() -> None:
-    """The console script: exits with `main`'s code."""
-    sys.exit(main(sys.argv[1:]))
+    """The console script: exits with `main`'s code. What takes long to import is imported behind this line."""
+    with CommandSignals() as signals:
+        sys.exit(signals.run(lambda: main(sys.argv[1:])))
 
 
 def main(argv: list[str]) -> int:
@@ -80,9 +81,9 @@ def main(argv: list[str]) -> int:
         if launch().rank == 0 or isinstance(error, RunFailed):  # what concerns all processes is said once
             print(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("stopped", file=sys.stderr)
-        return 130
+        return 128 + signum_of(stop)
     except BrokenPipeError:
         # Whoever read our output has seen enough; nothing may be flushed into the closed pipe at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -95,6 +96,8 @@ def main(argv: list[str]) -> int:
 
 
 def _dispatch(argv: list[str]) -> int:
+    from vitral.config import split_words
+
     flags = [word for word in argv if word.startswith("-")]
     words, pairs = split_words(word for word in argv if not word.startswith("-"))
     for flag in flags:

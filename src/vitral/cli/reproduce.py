@@ -23,9 +23,10 @@ key, type, default, meaning:
 
 {keys}
 
-and every key of `vitral train` but those that the comparison sets itself: seed, overwrite, train.steps, train.epochs,
-data.path, data.source; of positions model.positions and model.positions_at; of inductive-bias model.name (vit= and cnn=
-name the presets; other model.* keys are the ViT's). Ctrl-C saves and prints the command that goes on.
+and every key of `vitral train` but those that the comparison sets itself: seed, overwrite, finish, train.steps,
+train.epochs, data.path, data.source; of positions model.positions and model.positions_at; of inductive-bias
+model.name (vit= and cnn= name the presets; other model.* keys are the ViT's). Ctrl-C saves and prints the command that
+goes on.
 
 examples:
   vitral reproduce positions data=digits

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 from vitral.cli.main import Arguments
 from vitral.config import help_text
 from vitral.distributed import launch
 from vitral.errors import UserError
 from vitral.run.config import RunConfig, load_config, recipe_values
+from vitral.run.folder import claimed
 
 HELP = """usage: vitral train [RECIPE | FILE.yaml] [key=value ...] [--json]
 
@@ -41,11 +43,12 @@ def run(arguments: Arguments) -> int:
         print(HELP.format(keys=help_text(RunConfig, values), defaults=defaults), end="")
         return 0
     config = load_config(recipe, arguments.pairs)
-    from vitral.run.train import run as train
-    from vitral.training.journal import console_logging
+    with claimed(config) if launch().world == 1 else nullcontext() as folder:  # before the wait for torch
+        from vitral.run.train import run as train
+        from vitral.training.journal import console_logging
 
-    console_logging()
-    summary = train(config)
+        console_logging()
+        summary = train(config, folder=folder)
     if arguments.json and launch().rank == 0:
         print(json.dumps(summary))
     return 0

@@ -22,6 +22,7 @@ from vitral.data.damage import without_damage
 from vitral.data.dataset import Dataset, Split
 from vitral.data.filename import DEFAULT
 from vitral.errors import UserError
+from vitral.whole import interrupted, recover, whole_folder
 
 Layout = Literal["folder", "flat", "csv"]
 
@@ -49,16 +50,13 @@ def convert(dataset: Dataset, out: Path, layout: Layout, workers: int | None = N
     have room for one.
     """
     _refuse(dataset, out, layout)
-    there = out.exists()
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        return _converted(dataset, out, layout, workers, max_bad)
-    except BaseException:  # the folder was empty, so all in it is ours
-        for entry in out.iterdir():
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        if not there:
-            out.rmdir()
-        raise
+    with whole_folder(out) as folder:
+        found = _converted(dataset, folder, layout, workers, max_bad)
+        path, kept = found.path, found.dataset
+        if (described := _description(kept, path, layout)) is not None:
+            path = folder / f"{out.resolve().name}.yaml"
+            path.write_text(described, encoding="utf-8")
+    return found._replace(path=out / path.relative_to(folder))
 
 
 def _converted(dataset: Dataset, out: Path, layout: Layout, workers: int | None, max_bad: int) -> Converted:
@@ -77,23 +75,22 @@ def _converted(dataset: Dataset, out: Path, layout: Layout, workers: int | None,
             copied += sum(one.copy for one in done)
     dataset = without_damage(dataset, damage, max_bad)
     path = _manifest(dataset, out, written) if layout == "csv" else out
-    return Converted(_described(dataset, out, path, layout), dataset, copied)
+    return Converted(path, dataset, copied)
 
 
-def _described(dataset: Dataset, out: Path, path: Path, layout: Layout) -> Path:
-    """The path to read, or a description of it that keeps the classes, where reading alone would not."""
+def _description(dataset: Dataset, path: Path, layout: Layout) -> str | None:
+    """A description that keeps the classes, where reading the path alone would not."""
     counts_K = sum(split.class_counts(len(dataset.classes)) for split in dataset.splits.values())
     if list(dataset.classes) == sorted(dataset.classes) and np.all(counts_K):
-        return path
+        return None
     source = {"folder": "folder", "flat": "filename", "csv": "table"}[layout]
     tree = {"source": source, "path": path.name if layout == "csv" else ".", "classes": list(dataset.classes)}
-    described = out / f"{out.resolve().name}.yaml"
-    described.write_text(dump_yaml(tree), encoding="utf-8")
-    return described
+    return dump_yaml(tree)
 
 
 def _refuse(dataset: Dataset, out: Path, layout: Layout) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    recover(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not interrupted(out):
         raise UserError("the folder to write is not empty", where="out", got=out)
     if layout == "csv":
         return

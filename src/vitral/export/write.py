@@ -16,8 +16,9 @@ from vitral.export.parity import BeyondLimit
 from vitral.models.model import ImageModel
 from vitral.weights.convert import read_foreign
 from vitral.weights.find import load_model
-from vitral.weights.folder import WEIGHTS, FolderConfig, free_place, save_json, whole_folder
+from vitral.weights.folder import WEIGHTS, FolderConfig, free_place, save_json
 from vitral.weights.tensors import save_tensors
+from vitral.whole import whole_folder
 
 FORMATS: dict[str, Callable[[ImageModel, FolderConfig], Package]] = {"hf": hf.package, "timm": timm.package}
 

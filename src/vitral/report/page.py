@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from vitral.whole import whole_file
 
 CSS = """
 :root { --ink: #1b1f24; --soft: #57606a; --ground: #ffffff; --card: #f6f7f9; --line: #d5d9de; --bar: #0072b2 }
@@ -66,16 +67,8 @@ def write_page(path: str | Path, title: str, sections: Sequence[str]) -> None:
     page = (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body><main>\n{body}\n</main></body>\n</html>\n'
     )
-    _replace(Path(path), page.encode("utf-8", "xmlcharrefreplace"))  # a name may hold half a surrogate pair
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(Path(path)) as partial:
+        partial.write_bytes(page.encode("utf-8", "xmlcharrefreplace"))  # a name may hold half a surrogate pair
 
 
 def percent(share: float) -> str:

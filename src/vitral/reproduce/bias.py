@@ -18,18 +18,19 @@ from torch import Tensor
 
 from vitral.data.dataset import Dataset
 from vitral.data.holdout import stratified
-from vitral.errors import Interrupted, UserError
+from vitral.errors import UserError
 from vitral.models.presets import resolve
 from vitral.predictor import load
 from vitral.report.plots import fraction_curves
 from vitral.reproduce.config import BiasOptions
-from vitral.reproduce.runs import aligned, base_keys, finished, open_folder, spread, stopped, write_table
+from vitral.reproduce.runs import aligned, base_keys, comparison, finished, spread, write_table
 from vitral.run.check import open_checked
 from vitral.run.config import RunConfig, load_config
 from vitral.run.images import image_batches
 from vitral.run.prepare import prepare
 from vitral.run.train import settle_steps
 from vitral.training.journal import console_logging, log
+from vitral.whole import whole_file
 
 PLOT = "fractions.svg"
 SETS = {"model.name": "vit= and cnn= name the presets."}
@@ -53,9 +54,8 @@ def inductive_bias(options: BiasOptions | None = None, overrides: Mapping[str, A
         raise UserError("images with one class each are wanted", where=dataset.name)
     shared["data.image_size"] = _settled(load_config(recipe, {**shared, **models["ViT"]}), dataset)
     _settled(load_config(recipe, {**shared, **models["CNN"]}), dataset)  # at the ViT's size
-    folder = open_folder("reproduce-inductive-bias", options)
     rows: list[dict[str, Any]] = []
-    try:
+    with comparison("inductive-bias", options, overrides or {}) as folder:
         for name, model in models.items():
             for fraction in options.fractions:
                 part = fraction_of(dataset, fraction)
@@ -68,11 +68,10 @@ def inductive_bias(options: BiasOptions | None = None, overrides: Mapping[str, A
                 agree = {f"consistency_{key}": value for key, value in spread(kept).items()}
                 rows.append({"model": name, "fraction": fraction, "images": len(part.splits["train"]), "top1": top1,
                              **spread(top1), "consistency": kept, **agree})  # fmt: skip
-    except (Interrupted, KeyboardInterrupt) as error:
-        raise stopped("inductive-bias", options, overrides or {}, folder, error) from None
     found = {**options.model_dump(exclude={"out", "resume"}), "rows": rows}
     write_table(folder, found)
-    (folder / PLOT).write_bytes(fraction_curves(rows, options.shift))
+    with whole_file(folder / PLOT) as partial:
+        partial.write_bytes(fraction_curves(rows, options.shift))
     return found
 
 

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitral.errors import Interrupted
 from vitral.reproduce.config import ReproduceOptions
-from vitral.reproduce.runs import aligned, base_keys, finished, open_folder, spread, stopped, write_table
+from vitral.reproduce.runs import aligned, base_keys, comparison, finished, spread, write_table
 from vitral.run.config import draft_architecture, load_config
 from vitral.run.train import settle_steps
 from vitral.training.journal import console_logging, log
@@ -56,10 +55,9 @@ def positions(options: ReproduceOptions | None = None, overrides: Mapping[str, A
         config = load_config(recipe, {**keys, **each})
         draft_architecture(config)
         settle_steps(config, samples=0)  # whose number has no say where the steps are given
-    folder = open_folder("reproduce-positions", options)
     rows: list[dict[str, Any]] = []
     split = count = None
-    try:
+    with comparison("positions", options, overrides or {}) as folder:
         for variant in VARIANTS:
             top1: list[float] = []
             for seed in range(options.seeds):
@@ -69,8 +67,6 @@ def positions(options: ReproduceOptions | None = None, overrides: Mapping[str, A
                 top1.append(summary["top1"])
                 split, count = summary["split"], summary["count"]
             rows.append({"variant": variant.name, "top1": top1, **spread(top1), "paper": variant.paper})
-    except (Interrupted, KeyboardInterrupt) as error:
-        raise stopped("positions", options, overrides or {}, folder, error) from None
     found = {"data": options.data, "steps": options.steps, "seeds": options.seeds, "split": split, "count": count,
              "rows": rows, "claims": claims(rows)}  # fmt: skip
     write_table(folder, found)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import shlex
-import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ import numpy as np
 
 from vitral.config import flatten
 from vitral.data.dataset import Dataset
-from vitral.errors import Interrupted, UserError
+from vitral.errors import Interrupted, UserError, command
 from vitral.files import read_json
 from vitral.reproduce.config import ReproduceOptions
-from vitral.run import outputs
 from vitral.run.config import RunConfig, difference, load_config
+from vitral.run.folder import occupied
 from vitral.run.train import run
 from vitral.training.journal import log
+from vitral.training.signals import signum_of
+from vitral.whole import LOCK, tidy, write_json
 
 TABLE = "table.json"
 # Keys of a run that every comparison sets itself, and what to say instead.
@@ -29,6 +31,7 @@ SETS = {
     "out": "out= names the folder of all.",
     "resume": "resume=true goes on with all.",
     "overwrite": "out= names another folder.",
+    "finish": "each run trains to its end.",
     **dict.fromkeys(("train.steps", "train.epochs"), "steps= is the length of each run."),
     **dict.fromkeys(("data", "data.path", "data.source"), "data= names the images."),
 }
@@ -55,15 +58,28 @@ def base_keys(
     return "digits" if options.data == "digits" else "small", keys
 
 
-def open_folder(name: str, options: ReproduceOptions) -> Path:
-    """The folder of a comparison. Raises UserError for one that holds something, unless `resume` goes on in it."""
-    folder = Path(options.out or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}").expanduser()
-    if folder.is_dir() and any(folder.iterdir()) and not options.resume:
+@contextmanager
+def comparison(name: str, options: ReproduceOptions, words: Mapping[str, Any]) -> Generator[Path]:
+    """The folder of a comparison, for this process alone. `words`: further keys of the command.
+
+    Raises UserError for a folder that holds something, unless `resume` goes on in it, and Interrupted after Ctrl-C,
+    with the command that goes on.
+    """
+    folder = Path(options.out or f"runs/reproduce-{name}-{time.strftime('%Y%m%d-%H%M%S')}").expanduser()
+    try:
+        with occupied(folder, partial(_check_empty, resume=options.resume), what="folder"):
+            yield folder
+    except (Interrupted, KeyboardInterrupt) as error:
+        given = {key: value for key, value in options.model_dump().items() if key not in ("out", "resume")}
+        pairs = [f"{key}={_text(value)}" for key, value in {**given, **words}.items()]
+        again = command("vitral", "reproduce", name, *pairs, f"out={folder}", "resume=true")
+        raise Interrupted(signum_of(error), f"the comparison is stopped. Go on with:\n  {again}") from None
+
+
+def _check_empty(folder: Path, resume: bool) -> None:
+    tidy(folder, (TABLE,))
+    if {entry.name for entry in folder.iterdir()} - {LOCK} and not resume:
         raise UserError("the folder is not empty", where="out", got=folder, hint="resume=true goes on in it.")
-    if folder.exists() and not folder.is_dir():
-        raise UserError("the folder is a file", where="out", got=folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def finished(folder: Path, recipe: str, keys: Mapping[str, Any], dataset: Dataset | None = None) -> dict[str, Any]:
@@ -87,22 +103,13 @@ def _check_same(folder: Path, config: RunConfig) -> None:
         raise UserError("a run in here was configured otherwise", where=str(folder), got="; ".join(changed))
 
 
-def stopped(name: str, options: ReproduceOptions, words: Mapping[str, Any], folder: Path, error: object) -> Interrupted:
-    """What Ctrl-C in a comparison ends with: the command that goes on."""
-    signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
-    given = {key: value for key, value in options.model_dump().items() if key not in ("out", "resume")}
-    pairs = [f"{key}={_text(value)}" for key, value in {**given, **words}.items()]
-    command = shlex.join(["vitral", "reproduce", name, *pairs, f"out={folder}", "resume=true"])
-    return Interrupted(signum, f"the comparison is stopped. Go on with:\n  {command}")
-
-
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def write_table(folder: Path, found: Mapping[str, Any]) -> None:
     """table.json."""
-    outputs.write_json(folder / TABLE, found)
+    write_json(folder / TABLE, found)
     log.info("written to %s", folder / TABLE)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 import warnings
 from dataclasses import replace
@@ -14,7 +13,7 @@ from vitral.data.damage import find_damage, without_damage
 from vitral.data.dataset import Dataset
 from vitral.data.findings import CheckReport
 from vitral.data.sources import held_out, open_dataset, unlabelled_source
-from vitral.errors import UserError
+from vitral.errors import UserError, command
 from vitral.objectives.config import SelfSupervisedConfig
 from vitral.run.config import RunConfig
 from vitral.training.journal import log
@@ -103,7 +102,7 @@ def refuse(report: CheckReport, config: RunConfig) -> None:
         lines.append(f"{finding.code}: {finding.message}" + "".join(f"\n      {each}" for each in few))
     allowable = [finding.code for finding in errors if finding.code != "damaged"]
     allowed = ",".join([*config.check.allow, *allowable])
-    source = shlex.quote(str(config.data.path or config.data.source))
+    source = command(str(config.data.path or config.data.source))
     hint = f"See all: vitral data check {source} out=check.html"
     if allowable:
         hint += f"\n  To train all the same: check.allow=[{allowed}]"

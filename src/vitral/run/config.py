@@ -50,6 +50,9 @@ class RunConfig(Config):
     out: str | None = Field(default=None, description="run folder; null: runs/RECIPE-TIME")
     resume: bool = Field(default=False, description="go on from the checkpoint in out; without one, start anew")
     overwrite: bool = Field(default=False, description="replace the run in out")
+    finish: bool = Field(
+        default=False, description="end the stopped run in out: write its model folder from the best weights so far"
+    )
     init: str | None = Field(
         default=None, description="model to start from: a bundled name, a folder or file, a hub name"
     )
@@ -80,6 +83,8 @@ class RunConfig(Config):
     def _fits_together(self) -> RunConfig:
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite contradict each other")
+        if self.finish and (self.overwrite or self.out is None):
+            raise ValueError("finish=true ends the stopped run in a folder: it needs out=DIR, and no overwrite")
         if self.resume and self.out is None:
             raise ValueError("resume=true needs out=DIR, the folder of the run to go on with")
         if self.init is None and self.model.name == "auto":
@@ -256,13 +261,18 @@ def draft_architecture(config: RunConfig) -> ViTConfig | ResNetConfig | None:
     return resolve(config.model.name, **options)
 
 
+# Keys that do not change what is computed: a run may go on with others.
+FREE = {
+    "memory", "resume", "overwrite", "finish", "out", "recipe", "report", "device", "check.allow", "check.skip",
+    "data.workers", "data.worker_kind", "data.cache_mb", "train.log_every", "train.save_seconds", "train.parallel",
+    "train.max_bad_steps", "train.tensorboard", "train.checkpointing",
+}  # fmt: skip
+
+
 def difference(one: RunConfig, other: RunConfig) -> list[tuple[str, Any, Any]]:
     """Keys in which two configurations differ, with both values, but for those that don't change what is computed."""
-    free = {"memory", "resume", "overwrite", "out", "recipe", "report", "device", "check.allow", "check.skip"}
-    free |= {"data.workers", "data.worker_kind", "data.cache_mb", "train.log_every", "train.save_seconds"}
-    free |= {"train.parallel", "train.max_bad_steps", "train.tensorboard", "train.checkpointing"}
     mine, theirs = flatten(one.model_dump()), flatten(other.model_dump())
     names = [
-        key.name for key in describe(RunConfig) if key.name not in free and (key.name in mine or key.name in theirs)
+        key.name for key in describe(RunConfig) if key.name not in FREE and (key.name in mine or key.name in theirs)
     ]
     return [(name, mine.get(name), theirs.get(name)) for name in names if mine.get(name) != theirs.get(name)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -17,6 +16,7 @@ from vitral.predictor import Floats, Predictor
 from vitral.run.images import image_batches, load_used, open_images
 from vitral.run.options import EmbedOptions
 from vitral.training.journal import log
+from vitral.whole import whole_file
 
 
 class Row(NamedTuple):
@@ -127,11 +127,6 @@ def write_npz(path: Path, rows: Sequence[Row], classes: Sequence[str]) -> tuple[
     if rows[0].label is not None:
         arrays |= {"splits": np.array([row.split for row in rows]), "labels": np.array([row.label for row in rows])}
         arrays["classes"] = np.array(classes)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as partial, partial.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
     return arrays["embeddings"].shape

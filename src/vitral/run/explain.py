@@ -17,8 +17,8 @@ from vitral.run.explain_image import explain_image
 from vitral.run.explain_model import explain_model
 from vitral.run.images import load_used
 from vitral.run.options import IMAGE_METHODS, MODEL_METHODS, ExplainOptions
-from vitral.run.outputs import write_json
 from vitral.training.journal import console_logging, log
+from vitral.whole import tidy, write_json
 
 PAGE, RECORD = "explain.html", "explain.json"
 _MOST = 50  # images of one page
@@ -58,6 +58,7 @@ def explain(model: str, images: Sequence[str], options: ExplainOptions) -> dict[
         "views": {name: value for each in views for name, value in each.found.items()}, "notes": notes,
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / RECORD, {**found, "files": sorted({*old, *found["files"]})})  # of ours, even after a kill
     for name in set(old) - set(found["files"]):
         (folder / name).unlink(missing_ok=True)
     for picture in pictures:
@@ -77,6 +78,8 @@ def _target(options: ExplainOptions) -> tuple[Path, list[str]]:
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):  # found out before minutes are spent on the pictures
         raise UserError("nothing can be written here", where="out", got=folder)
+    if folder.is_dir():
+        tidy(folder, (RECORD,))
     inside = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set[str]()
     if not inside:
         return folder, []

@@ -1,29 +1,30 @@
-"""The run folder: which one it is, that one run at a time works in it, and what of it is ours to replace."""
+"""The run folder: which one it is, that one run at a time works in it, and what of it is ours to replace.
+
+Imports no torch: a folder is claimed, or refused, before that is waited for.
+"""
 
 from __future__ import annotations
 
-import os
-import shlex
+import json
 import time
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from vitral import distributed
-from vitral.config import dump_yaml
+from vitral.config import build, dump_yaml, flatten, load_yaml
 from vitral.errors import UserError
-from vitral.run import outputs
-from vitral.run.config import RunConfig
+from vitral.run.config import FREE, RunConfig
+from vitral.weights.stopped import resume_command
+from vitral.whole import LOCK, locked, remove, tidy, write_json, write_text
 
-CHECKPOINTS = "checkpoints"
-LOCK = ".lock"
-PATIENCE = 2.0  # seconds for a run that was killed to let go of its folder
+CONFIG, SUMMARY, CHECKPOINTS = "config.yaml", "summary.json", "checkpoints"
 _OURS = (
-    "config.yaml", "env.json", "train.log", "metrics.jsonl", "metrics.csv", "summary.json", CHECKPOINTS, "model",
-    "predictions.csv", "report.html", "bad", "tensorboard",
+    CONFIG, "env.json", "train.log", "metrics.jsonl", "metrics.csv", SUMMARY, "model", "predictions.csv",
+    "report.html", "bad", "tensorboard",
 )  # fmt: skip
+_OF_ONE_COMMAND = {"resume", "overwrite", "finish", "out", "recipe"}
 
 
 @contextmanager
@@ -34,29 +35,44 @@ def claimed(config: RunConfig) -> Generator[Path]:
     no run of ours wrote, a place that cannot be written, and a folder that another run works in.
     """
     for folder in _candidates(config):
-        if folder.exists() and not folder.is_dir():
-            raise UserError("the run folder is a file", where="out", got=folder)
-        made = [path for path in (folder, *folder.parents) if not path.exists()]
-        try:
-            folder.mkdir(parents=True, exist_ok=config.out is not None)
-            lock = _lock(folder)
-        except FileExistsError:  # a name of our own choice that another run has just taken
-            continue
-        except OSError as error:
-            raise UserError(
-                "the run folder cannot be written", where="out", got=f"{folder}: {error.strerror}"
-            ) from None
-        try:
-            _check_content(folder, config)
+        with ExitStack() as held:
+            try:
+                check = partial(_check_content, config=config)
+                held.enter_context(occupied(folder, check, fresh=config.out is None))
+            except FileExistsError:  # a name of our own choice that another run has just taken
+                continue
             yield folder
-        finally:
-            (folder / LOCK).unlink(missing_ok=True)
-            os.close(lock)
-            with suppress(OSError):
-                for path in made:
-                    path.rmdir()
-        return
+            return
     raise UserError("no free name for the run folder", where="out", hint="Name one: out=DIR")
+
+
+@contextmanager
+def occupied(
+    folder: Path, check: Callable[[Path], None], *, what: str = "run folder", fresh: bool = False
+) -> Generator[None]:
+    """A folder, made if need be, with its lock; `check` then looks at what it holds, before anything changes. fresh:
+    raises FileExistsError for a folder that is there."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"the {what} is a file", where="out", got=folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    with ExitStack() as held:
+        held.callback(_remove_empty, made)
+        try:
+            folder.mkdir(parents=True, exist_ok=not fresh)
+            held.enter_context(locked(folder))
+        except FileExistsError:
+            made.clear()
+            raise
+        except OSError as error:
+            raise UserError(f"the {what} cannot be written", where="out", got=f"{folder}: {error.strerror}") from None
+        check(folder)
+        yield
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with suppress(OSError):
+        for path in folders:
+            path.rmdir()
 
 
 def _candidates(config: RunConfig) -> Iterator[Path]:
@@ -67,65 +83,70 @@ def _candidates(config: RunConfig) -> Iterator[Path]:
     yield from (Path(f"{start}-{number}" if number > 1 else start) for number in range(1, 1000))
 
 
-def _lock(folder: Path) -> int:
-    """A lock on the folder that the system takes back when the process ends, however it ends. Raises UserError where
-    another run has it. Without flock (Windows) there is none."""
-    path, end = folder / LOCK, time.monotonic() + PATIENCE
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        if _is_locked(handle):
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(handle), path.stat()):
-                    return handle
-        os.close(handle)  # the run that had the lock is ending and has removed the file; or it still works
-        if time.monotonic() > end:
-            raise UserError("another run works in this folder", where="out", got=folder)
-        time.sleep(0.05)
-
-
-def _is_locked(handle: int) -> bool:
-    if os.name == "nt":
-        return True
-    import fcntl
-
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _check_content(folder: Path, config: RunConfig) -> None:
+    tidy(folder, (*_OURS, CHECKPOINTS))
     inside = {entry.name for entry in folder.iterdir()} - {LOCK}
-    if inside and not (config.resume or config.overwrite):
+    if inside and not (config.resume or config.overwrite or config.finish):
         raise UserError(
             "the run folder is not empty", where="out", got=folder,
             hint="resume=true goes on with the run in it, overwrite=true replaces it.",
         )  # fmt: skip
-    strangers = inside & set(_OURS) if CHECKPOINTS not in inside else set[str]()
+    strangers = set[str]() if CHECKPOINTS in inside or {CONFIG, "env.json"} <= inside else inside & set(_OURS)
     if strangers:
         raise UserError(
-            "this is no run folder, and files in it would be replaced", where="out", got=", ".join(sorted(strangers))
-        )
+            "this is no run folder, and files in it would be replaced", where="out", got=", ".join(sorted(strangers)),
+            hint="Name another folder, out=DIR, or move these files.",
+        )  # fmt: skip
+    if (folder / CHECKPOINTS).is_dir():
+        tidy(folder / CHECKPOINTS)
+        for path in (folder / CHECKPOINTS).glob(".tmp*"):  # safetensors' own names, of saves by older versions
+            remove(path)
 
 
-def open_folder(folder: Path, config: RunConfig, device: torch.device) -> None:
-    """Start the run's files; of an overwritten run only our own go. `config` has no `auto` left."""
-    outputs.remove(folder, _OURS)
-    (folder / CHECKPOINTS).mkdir(parents=True)
-    tree = config.model_copy(update={"resume": False, "overwrite": False, "out": None}).model_dump(mode="json")
-    (folder / "config.yaml").write_text(dump_yaml(tree), encoding="utf-8")
-    outputs.write_json(folder / "env.json", outputs.environment(device))
+def open_folder(folder: Path, config: RunConfig, environment: Mapping[str, Any]) -> None:
+    """Start the run's files; of an overwritten run only our own go. `config` has no `auto` left.
+
+    A kill at any moment leaves a folder that is resumed (from an old checkpoint or from the start) or overwritten: the
+    checkpoints go first, and their folder, by which a run's folder is known, stays.
+    """
+    (folder / CHECKPOINTS).mkdir(exist_ok=True)
+    for path in (folder / CHECKPOINTS).iterdir():
+        remove(path)
+    for name in _OURS:
+        remove(folder / name)
+    write_config(folder, config)
+    write_json(folder / "env.json", environment)
 
 
-def tidy(folder: Path) -> None:
-    """Remove what a killed run has left half written."""
-    for place in (folder, folder / CHECKPOINTS):
-        outputs.remove(place, tuple(path.name for path in place.glob(".*.partial")))
+def write_config(folder: Path, config: RunConfig) -> None:
+    """config.yaml, which replays the run elsewhere."""
+    own = {"resume": False, "overwrite": False, "finish": False, "out": None}
+    write_text(folder / CONFIG, dump_yaml(config.model_copy(update=own).model_dump(mode="json")))
 
 
-def resume_command(folder: Path) -> str:
-    """What goes on with the run in this folder, on as many processes."""
-    here = distributed.launch()
-    vitral = f"torchrun --nproc-per-node={here.local_world} -m vitral" if here.world > 1 else "vitral"
-    return f"{vitral} train {shlex.quote(str(folder / 'config.yaml'))} out={shlex.quote(str(folder))} resume=true"
+def write_length(folder: Path, config: RunConfig) -> None:
+    """Let config.yaml end the run where `config` does."""
+    before = read_config(folder)
+    length = {"steps": config.train.steps, "epochs": config.train.epochs}
+    if before.train.model_copy(update=length) != before.train:
+        write_config(folder, before.model_copy(update={"train": before.train.model_copy(update=length)}))
+
+
+def read_config(folder: Path) -> RunConfig:
+    """What config.yaml says."""
+    return build(RunConfig, load_yaml(folder / CONFIG), where=str(folder / CONFIG))
+
+
+def resume_with(folder: Path, config: RunConfig) -> str:
+    """The command that goes on with the run in this folder, with the keys of this command that may be others than at
+    the run's start, and are."""
+    return resume_command(folder, *_changed(folder, config))
+
+
+def _changed(folder: Path, config: RunConfig) -> list[str]:
+    try:
+        before, now = (flatten(each.model_dump(mode="json")) for each in (read_config(folder), config))
+    except (UserError, OSError):  # said when the run is resumed
+        return []
+    keys = [key for key in now if key in FREE - _OF_ONE_COMMAND and now[key] not in (None, "auto", before.get(key))]
+    return [f"{key}={now[key] if isinstance(now[key], str) else json.dumps(now[key])}" for key in keys]

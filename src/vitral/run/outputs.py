@@ -6,8 +6,6 @@ import csv
 import json
 import os
 import platform
-import shlex
-import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +16,7 @@ import torch
 
 from vitral.data.config import SourceConfig
 from vitral.data.loader import ImageStore
-from vitral.errors import NAMES, UserError
+from vitral.errors import NAMES, UserError, command
 from vitral.evaluate.classify import wilson_interval
 from vitral.evaluate.problems import PROBLEMS
 from vitral.files import json_text
@@ -26,27 +24,11 @@ from vitral.run.config import RunConfig, difference, load_config, recipes
 from vitral.run.prepare import Prepared
 from vitral.version import __version__
 from vitral.weights.folder import FolderConfig, Preprocessing
+from vitral.whole import whole_file
 
 Array = np.ndarray[Any, Any]
 WORST, WORST_CLASSES = 24, 5
 _JUDGED = ("split", "top1", "top1_interval", "count", "judged_by")  # of an encoder
-
-
-def write_json(path: Path, tree: Mapping[str, Any]) -> None:
-    """Pretty JSON under a temporary name, then renamed."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json_text(tree, 2) + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
-def remove(folder: Path, names: tuple[str, ...]) -> None:
-    """Delete these files and folders of a run folder, and nothing else in it."""
-    for name in names:
-        path = folder / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def versions() -> dict[str, str]:
@@ -79,7 +61,10 @@ def write_predictions(
     Multi-label: the classes that are there, those with a probability of 0.5 or more and their probabilities, each
     joined by ";", and whether they are the same.
     """
-    with path.open("w", encoding="utf-8", errors=NAMES, newline="") as file:
+    with (
+        whole_file(path) as partial,
+        partial.open("w", encoding="utf-8", errors=NAMES, newline="") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["image", "label", "prediction", "score", "correct"])
         if labels_N.ndim == 2:
@@ -155,8 +140,8 @@ def again_command(asked: RunConfig) -> str | None:
     for key, value in [*given.items(), *keys]:
         if key in ("data.path", "init") and Path(value or "").exists():
             value = Path(value).name
-        words.append(shlex.quote(f"{key}={value if isinstance(value, str) else json.dumps(value)}"))
-    return " ".join(words)
+        words.append(f"{key}={value if isinstance(value, str) else json.dumps(value)}")
+    return command(*words)
 
 
 def folder_config(

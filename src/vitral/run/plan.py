@@ -30,6 +30,7 @@ from vitral.training.plan import (
     predict,
 )
 from vitral.weights.folder import find_folder, load_config
+from vitral.whole import whole_file
 
 
 def plan_recipe(config: RunConfig) -> dict[str, Any]:
@@ -87,7 +88,8 @@ def plan_model(name: str, options: PlanOptions) -> dict[str, Any]:
     if target is not None:
         from vitral.report.growth import growth_plot
 
-        target.write_bytes(growth_plot(grown))
+        with whole_file(target) as partial:
+            partial.write_bytes(growth_plot(grown))
     count = count_parameters(architecture)
     parts = predict(Job(architecture, count, count, 1, precision), 1)  # AdamW, no average
     return {

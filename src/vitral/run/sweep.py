@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import itertools
 import json
-import shlex
-import signal
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vitral.config import build, flatten
 from vitral.data.dataset import Dataset
 from vitral.data.sources import held_out, open_dataset
-from vitral.errors import Interrupted, RunFailed, UserError
+from vitral.errors import Interrupted, RunFailed, UserError, command
 from vitral.evaluate.problems import PROBLEMS
 from vitral.files import read_json
 from vitral.run import outputs
 from vitral.run.config import RunConfig, difference, draft_architecture, expand_data, load_config
+from vitral.run.folder import occupied
 from vitral.run.train import run, settle_steps
 from vitral.training.journal import console_logging, log, write_csv
+from vitral.training.signals import signum_of
+from vitral.whole import LOCK, remove, tidy, write_json
 
 SWEEP, TABLE, BEST = "sweep.json", "sweep.csv", "best"
 _POINT = {"data.validation": "dev", "train.eval_every": "end"}
@@ -69,23 +71,24 @@ def sweep(
         "points": rows, "best": None, "result": None, "config": points[0].model_dump(mode="json"),
     }  # fmt: skip
     folder = Path(out or f"runs/sweep-{points[0].recipe}-{time.strftime('%Y%m%d-%H%M%S')}").expanduser()
-    _open(folder, found, resume, overwrite)
+    check = partial(_check, found=found, resume=resume, overwrite=overwrite)
     try:
-        for row, point in zip(rows, points, strict=True):
-            log.info("point %s of %d: %s", row["run"], len(rows), _said(row, grid))
-            row |= _measure(folder / row["run"], point, score)
+        with occupied(folder, check, what="folder of the sweep"):
+            _open(folder, found, overwrite)
+            for row, point in zip(rows, points, strict=True):
+                log.info("point %s of %d: %s", row["run"], len(rows), _said(row, grid))
+                row |= _measure(folder / row["run"], point, score)
+                _write(folder, found)
+            best = _best(rows, score)
+            found["best"] = {key: rows[best][key] for key in grid}
+            log.info("best on the development images: %s", _said(rows[best], grid))
+            if retrain:
+                found["result"] = _run(folder / BEST, final[best])
             _write(folder, found)
-        best = _best(rows, score)
-        found["best"] = {key: rows[best][key] for key in grid}
-        log.info("best on the development images: %s", _said(rows[best], grid))
-        if retrain:
-            found["result"] = _run(folder / BEST, final[best])
-        _write(folder, found)
     except (Interrupted, KeyboardInterrupt) as stopped:
-        signum = stopped.signum if isinstance(stopped, Interrupted) else signal.SIGINT
         lines = {key: ",".join(map(_text, line)) for key, line in grid.items()}
-        command = _command(recipe, {**lines, **keys}, retrain, folder)
-        raise Interrupted(signum, f"the sweep is stopped. Go on with:\n  {command}") from None
+        again = _command(recipe, {**lines, **keys}, retrain, folder)
+        raise Interrupted(signum_of(stopped), f"the sweep is stopped. Go on with:\n  {again}") from None
     return found
 
 
@@ -94,7 +97,7 @@ def _keys(grid: Mapping[str, Sequence[Any]], overrides: Mapping[str, Any], dev: 
     keys = flatten(expand_data(overrides))
     if not grid or not all(grid.values()):
         raise UserError("no grid: at least one key needs values to compare", hint="For example optim.lr=1e-3,3e-3")
-    for key in {*_POINT, "out", "resume", "overwrite"} & {*keys, *grid}:
+    for key in {*_POINT, "out", "resume", "overwrite", "finish"} & {*keys, *grid}:
         raise UserError("a sweep sets this key itself", where=key)
     if "data.val_fraction" in grid:
         hint = "dev=SHARE is one for all points."
@@ -153,22 +156,36 @@ def _best(rows: Sequence[Mapping[str, Any]], score: str) -> int:
     return max(done, key=lambda place: (rows[place][f"val_{score}"], -rows[place]["val_loss"]))
 
 
-def _open(folder: Path, found: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
-    """Make the folder, or take it over from the same sweep. Raises UserError for any other that holds something."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError("the folder of the sweep is a file", where="out", got=folder)
-    if folder.is_dir() and any(folder.iterdir()):
-        if not (resume or overwrite):
-            hint = "resume=true goes on with the sweep in it, overwrite=true replaces it."
-            raise UserError("the folder of the sweep is not empty", where="out", got=folder, hint=hint)
-        if not (folder / SWEEP).is_file():
-            raise UserError("there is no sweep in this folder", where="out", got=folder)
-        before = read_json(folder / SWEEP, constants=True)
-        if overwrite:
-            outputs.remove(folder, (SWEEP, TABLE, BEST, *(row["run"] for row in before["points"])))
-        else:
-            _check_same(before, found, folder)
-    folder.mkdir(parents=True, exist_ok=True)
+def _check(folder: Path, found: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
+    """Raises UserError for a folder that holds something, unless it is the same sweep's and is to go on, or any sweep's
+    and is to be replaced."""
+    tidy(folder, (SWEEP, TABLE))
+    if not {entry.name for entry in folder.iterdir()} - {LOCK}:
+        return
+    if not (resume or overwrite):
+        hint = "resume=true goes on with the sweep in it, overwrite=true replaces it."
+        raise UserError("the folder of the sweep is not empty", where="out", got=folder, hint=hint)
+    if not (folder / SWEEP).is_file():
+        raise UserError("there is no sweep in this folder", where="out", got=folder)
+    if not overwrite:
+        _check_same(_before(folder), found, folder)
+
+
+def _before(folder: Path) -> dict[str, Any]:
+    try:
+        tree = read_json(folder / SWEEP, constants=True)
+        return {"points": [{"run": str(row["run"])} for row in tree["points"]], **tree}
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        hint = "Remove the folder, or name another one: out=DIR"
+        raise UserError("this file is damaged", where=str(folder / SWEEP), got=error, hint=hint) from None
+
+
+def _open(folder: Path, found: Mapping[str, Any], overwrite: bool) -> None:
+    """Start the sweep's files; of a replaced sweep its own go. sweep.json, by which a sweep's folder is known, is
+    replaced last: a kill before leaves the older sweep, some of whose points have to be trained again."""
+    if overwrite and (folder / SWEEP).is_file():
+        for name in (BEST, *(row["run"] for row in _before(folder)["points"]), TABLE):
+            remove(folder / name)
     _write(folder, found)
 
 
@@ -181,7 +198,7 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path)
 
 
 def _write(folder: Path, found: Mapping[str, Any]) -> None:
-    outputs.write_json(folder / SWEEP, found)
+    write_json(folder / SWEEP, found)
     write_csv(folder / TABLE, found["points"])
 
 
@@ -189,7 +206,7 @@ def _command(recipe: str | None, keys: Mapping[str, Any], retrain: bool, folder:
     """The words that go on with a sweep."""
     words = [f"{key}={_text(value)}" for key, value in keys.items()]
     words += [] if retrain else ["retrain=false"]
-    return shlex.join(["vitral", "sweep", *([recipe] if recipe else []), *words, f"out={folder}", "resume=true"])
+    return command("vitral", "sweep", *([recipe] if recipe else []), *words, f"out={folder}", "resume=true")
 
 
 def _text(value: Any) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
-import signal
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from functools import partial
@@ -16,12 +14,12 @@ import torch
 from torch.nn import Module
 
 from vitral import distributed
-from vitral.config import build, dump_yaml, load_yaml
+from vitral.config import dump_yaml
 from vitral.data.dataset import Dataset
 from vitral.data.loader import ImageStore, TrainLoader, eval_batches
 from vitral.data.sampling import class_shares
 from vitral.data.workers import refuse_unguarded
-from vitral.errors import Interrupted, RunFailed, UserError
+from vitral.errors import Interrupted, RunFailed, UserError, command
 from vitral.evaluate.classify import collect_logits
 from vitral.evaluate.problems import PROBLEMS
 from vitral.models.config import ViTConfig
@@ -38,20 +36,21 @@ from vitral.optim.optimizer import make_optimizer
 from vitral.optim.schedules import learning_rate, weight_decay
 from vitral.report.html import write_report
 from vitral.run import outputs
-from vitral.run.config import RunConfig, difference, load_config
-from vitral.run.folder import CHECKPOINTS, claimed, open_folder, resume_command, tidy
+from vitral.run.config import RunConfig, load_config
+from vitral.run.folder import CHECKPOINTS, SUMMARY, claimed, open_folder, resume_with, write_length
 from vitral.run.memory import say_memory, smaller_plan
 from vitral.run.prepare import EVAL_BATCH, Prepared, prepare, views_of
+from vitral.run.resume import resume, take_best
 from vitral.run.unlabelled import NEIGHBOURS, finish_unlabelled, neighbours_judge
 from vitral.training.journal import Journal, console_logging, console_silence, log, log_file
 from vitral.training.loggers import Logger, Loggers, TensorBoard
 from vitral.training.loop import Plan, fit, total_steps
 from vitral.training.parallel import Parallel
-from vitral.training.signals import Stopped, StopSignal
+from vitral.training.signals import StopSignal, signum_of
 from vitral.training.state import Progress, TrainState, has_checkpoint
 from vitral.weights.card import model_card
 from vitral.weights.folder import save_folder
-from vitral.weights.tensors import load_tensors
+from vitral.whole import write_json
 
 
 def train(
@@ -75,17 +74,27 @@ def train(
     return run(load_config(recipe, keys), loggers=loggers)
 
 
-def run(config: RunConfig, dataset: Dataset | None = None, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
+def run(
+    config: RunConfig, dataset: Dataset | None = None, loggers: Sequence[Logger] = (), folder: Path | None = None
+) -> dict[str, Any]:
     """The run that a configuration describes, on its data or on those given. Torch's settings are left as they were.
 
-    Every process of a launcher calls this; the main one writes and speaks.
+    Every process of a launcher calls this; the main one writes and speaks. folder: the run folder, where the caller has
+    claimed it already.
     """
     refuse_unguarded()
     alone = _mode(config) == "fsdp"
-    with distributed.processes(config.device, alone=alone), StopSignal(at_once=True), _claimed(config) as folder:
+    with (
+        distributed.processes(config.device, alone=alone),
+        StopSignal(at_once=True),
+        _claimed(config, folder) as folder,
+    ):
         if config.train.tensorboard:
             loggers = (*loggers, TensorBoard(folder / "tensorboard"))
-        resuming = distributed.from_main(config.resume and has_checkpoint(folder / CHECKPOINTS))
+        resuming = distributed.from_main((config.resume or config.finish) and has_checkpoint(folder / CHECKPOINTS))
+        if config.finish and not resuming:
+            hint = "finish=true ends a run that was stopped; this one has saved no checkpoint yet."
+            raise UserError("there is no run to finish", where="out", got=folder, hint=hint)
         opened = [resuming]
         try:
             with (
@@ -95,9 +104,10 @@ def run(config: RunConfig, dataset: Dataset | None = None, loggers: Sequence[Log
             ):
                 return _run(config, dataset, folder, resuming, opened, loggers)
         except KeyboardInterrupt as stop:
-            signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
-            again = f"Go on with:\n  {resume_command(folder)}" if opened[-1] else "The same command starts it again."
-            raise Interrupted(signum, f"stopped outside of training. {again}") from None
+            again = (
+                f"Go on with:\n  {resume_with(folder, config)}" if opened[-1] else "The same command starts it again."
+            )
+            raise Interrupted(signum_of(stop), f"stopped outside of training. {again}") from None
 
 
 def _run(
@@ -115,21 +125,26 @@ def _run(
         with distributed.together():
             state, objective, steps = assemble(prepared)
             loader = train_loader(prepared)
-            notes = _resume(folder, prepared.config, state) if resuming else []
+            notes = resume(folder, prepared.config, state, (steps, len(prepared.train.split))) if resuming else []
         if config.resume and not resuming:
             notes = [f"nothing to resume in {folder}: the run starts anew"]
         closes.enter_context(_explained(prepared, folder))
         if distributed.is_main():
             if not resuming:
-                open_folder(folder, prepared.config, prepared.device)
+                open_folder(folder, prepared.config, outputs.environment(prepared.device))
+            elif notes:
+                write_length(folder, prepared.config)
             closes.enter_context(log_file(folder / "train.log"))
         opened.append(True)
         for note in notes:
             log.warning("%s", note)
         _say_start(prepared, objective, steps, folder)
-        if resuming:
-            log.info("going on at step %d", state.progress.step)
-        _fit(prepared, state, objective, loader, steps, folder, loggers)
+        if config.finish:
+            log.info("the run is ended at step %d of %d", state.progress.step, steps)
+        else:
+            if resuming:
+                log.info("going on at step %d", state.progress.step)
+            _fit(prepared, state, objective, loader, steps, folder, loggers)
         return _finish(prepared, state, objective, folder)
 
 
@@ -150,12 +165,11 @@ def _explained(prepared: Prepared, folder: Path) -> Generator[None]:
 
 
 @contextmanager
-def _claimed(config: RunConfig) -> Generator[Path]:
+def _claimed(config: RunConfig, folder: Path | None) -> Generator[Path]:
     """The run folder, claimed by the main process for all."""
     with ExitStack() as held:
-        folder: Path | None = None
         with distributed.together():
-            if distributed.is_main():
+            if distributed.is_main() and folder is None:
                 folder = held.enter_context(claimed(config))
         folder = distributed.from_main(folder)
         assert folder is not None
@@ -232,7 +246,7 @@ def assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
     if distributed.rank():  # equal weights were drawn on all; what dropout drops differs
         torch.manual_seed(config.seed + distributed.rank() * 0x9E3779B9)
     started = prepared.dataset.fingerprint, prepared.init_fingerprint
-    return TrainState(objective, optimizer, ema, Progress(), *started, low, parallel), objective, steps
+    return TrainState(objective, optimizer, ema, Progress(), *started, low, parallel, steps), objective, steps
 
 
 def _compiled(config: RunConfig, objective: Module, mode: str) -> Module:
@@ -278,18 +292,6 @@ def _class_balance(prepared: Prepared) -> ClassBalance:
         )  # fmt: skip
     shares_K = class_shares(dataset.splits["train"].labels_N, len(dataset.classes), config.data.balance)
     return class_balance(asked, shares_K.tolist(), dataset.classes)
-
-
-def _resume(folder: Path, config: RunConfig, state: TrainState) -> list[str]:
-    """Restore the newest whole checkpoint of the same run; returns what there is to say of others."""
-    before = build(RunConfig, load_yaml(folder / "config.yaml"), where=str(folder / "config.yaml"))
-    changed = [f"{key}: {old}, now {new}" for key, old, new in difference(before, config)]
-    if changed:
-        hint = f"Go on with: {resume_command(folder)}"
-        raise UserError("the run was configured otherwise", where=str(folder), got="; ".join(changed), hint=hint)
-    if distributed.is_main():
-        tidy(folder)
-    return state.load_newest(folder / CHECKPOINTS)
 
 
 def _say_start(prepared: Prepared, objective: Objective, steps: int, folder: Path) -> None:
@@ -346,9 +348,9 @@ def _fit(
         clip=config.optim.clip,
         autocast=torch.bfloat16 if config.precision == "bfloat16" else None,
         folder=folder / CHECKPOINTS,
-        resume_command=resume_command(folder),
+        resume_command=resume_with(folder, config),
         score=(problem.score, problem.says) if labelled else NEIGHBOURS,
-        replay_command=f"vitral doctor {shlex.quote(str(folder))}",
+        replay_command=command("vitral", "doctor", str(folder)),
         image_flops=_image_flops(prepared) if labelled else 0.0,
         clip_each=config.optim.clip_each,
         decay=None if config.optim.weight_decay_final is None else _decay(config, steps),
@@ -401,17 +403,18 @@ def _logits(model: torch.nn.Module, store: ImageStore) -> tuple[Any, Any]:
 def _finish(prepared: Prepared, state: TrainState, objective: Objective, folder: Path) -> dict[str, Any]:
     """Judge the best weights (without validation the last), write what the run leaves, say the number."""
     config, progress, dataset = prepared.config, state.progress, prepared.dataset
-    if progress.best_step < 0:
-        raise RunFailed(f"no weights could be saved in {folder / CHECKPOINTS}")
     model = prepared.build() if _mode(config) == "fsdp" else objective.judged
-    model.load_state_dict(load_tensors(folder / CHECKPOINTS / "best.safetensors")[0])
+    is_best = take_best(model, state, objective, folder)
     if isinstance(config.objective, SelfSupervisedConfig):
         return finish_unlabelled(prepared, state, objective, folder)
     merge_lora(model)
     problem = PROBLEMS[dataset.problem_type]
     validated, temperature = config.data.validation != "none", 1.0
     if validated:
-        temperature = problem.temperature(*_logits(model, prepared.judged["val"]))
+        val_NC, val_labels_N = _logits(model, prepared.judged["val"])
+        temperature = problem.temperature(val_NC, val_labels_N)
+        if not is_best:
+            progress.best_score = problem.metrics(val_NC, val_labels_N, dataset.classes, 1.0)[problem.score]
     split = "test" if "test" in prepared.judged else "val"
     store: ImageStore = prepared.judged[split]
     logits_NC, labels_N = _logits(model, store)
@@ -434,9 +437,9 @@ def _finish(prepared: Prepared, state: TrainState, objective: Objective, folder:
     outputs.write_predictions(
         folder / "predictions.csv", list(store.split.names), dataset.classes, labels_N, probabilities_NC
     )
-    outputs.write_json(folder / "summary.json", summary)
     if config.report:
         _report(prepared, folder, summary, found, probabilities_NC)
+    write_json(folder / SUMMARY, summary)  # last: a folder that has it is complete
     log.info("%s %s, %.0f s", split, outputs.result_line(summary), progress.seconds)
     log.info("in %s: model, summary.json%s", folder, ", report.html" if config.report else "")
     return summary

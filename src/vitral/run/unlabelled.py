@@ -38,6 +38,7 @@ from vitral.training.state import LAST, WHOLE, TrainState
 from vitral.weights.card import model_card
 from vitral.weights.folder import save_folder
 from vitral.weights.tensors import check_match, load_tensors
+from vitral.whole import write_json
 
 NEIGHBOURS = ("knn_top1", "k-NN top-1")
 _PICTURES = 8
@@ -117,7 +118,6 @@ def finish_unlabelled(prepared: Prepared, state: TrainState, objective: Objectiv
         return summary
     kept = outputs.folder_config(prepared, summary)
     save_folder(folder / "model", model, kept, model_card(kept))
-    outputs.write_json(folder / "summary.json", summary)
     if config.report:
         write_unlabelled_report(
             folder / "report.html",
@@ -128,6 +128,7 @@ def finish_unlabelled(prepared: Prepared, state: TrainState, objective: Objectiv
             config_yaml=dump_yaml(config.model_dump(mode="json")),
             notes=list(prepared.dataset.notes),
         )
+    write_json(folder / "summary.json", summary)  # last: a folder that has it is complete
     if found:
         log.info("%s %s by %s", split, outputs.result_line(summary), summary["judged_by"])
     log.info("in %s: model, summary.json%s", folder, ", report.html" if config.report else "")

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vitral.errors import shown_lines
+from vitral.whole import whole_file, write_text
 
 log = logging.getLogger("vitral")
 log.setLevel(logging.INFO)
@@ -81,10 +82,11 @@ class Journal:
     ) -> None:
         self.also = also
         self.path, self.csv_path = folder / "metrics.jsonl", folder / "metrics.csv"
-        kept = [line for line in _whole_lines(self.path) if json.loads(line)["step"] <= step]
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        partial.replace(self.path)  # a kill in between must not cost the rows of the steps that are saved
+        rows, damaged = read_rows(self.path)
+        if damaged:
+            log.warning("%s: damaged, left out: line %s", self.path, ", ".join(map(str, damaged)))
+        kept = [json.dumps(row) for row in rows if row["step"] <= step]
+        write_text(self.path, "".join(line + "\n" for line in kept))
         self.file = self.path.open("a", encoding="utf-8")
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
         self.bar = Progress(
@@ -124,7 +126,7 @@ class Journal:
     @staticmethod
     def read(folder: Path) -> list[dict[str, Any]]:
         """All rows of the run in this folder."""
-        return [json.loads(line) for line in _whole_lines(folder / "metrics.jsonl")]
+        return read_rows(folder / "metrics.jsonl")[0]
 
 
 class NoJournal(Journal):
@@ -146,16 +148,29 @@ def _in_short(row: dict[str, Any]) -> str:
     return "  ".join(text.format(row[key]) for key, text in parts if key in row)
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """The lines of a file; a last one that a crash cut off is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return lines[:-1] if lines and not lines[-1].endswith("}") else lines
+def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """The rows of a metrics file, and the numbers of the lines, from 1, that are none: damaged, or with a step before
+    that of the row above. A last line that a kill cut off is left out and not counted."""
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    cut_off = bool(lines and lines[-1])
+    rows, damaged = list[dict[str, Any]](), list[int]()
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            is_row = isinstance(row, dict) and type(row.get("step")) is int
+        except (ValueError, RecursionError):
+            is_row = False
+        if is_row and (not rows or row["step"] >= rows[-1]["step"]):
+            rows.append(row)
+        elif line and not (cut_off and number == len(lines)):
+            damaged.append(number)
+    return rows, damaged
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """Rows as a table; the columns are all keys, in order of first appearance."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)

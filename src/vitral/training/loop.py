@@ -27,7 +27,7 @@ from vitral.training.loggers import Loggers
 from vitral.training.parallel import Parallel
 from vitral.training.signals import StopSignal
 from vitral.training.speed import Speed, peak_flops
-from vitral.training.state import LAST, WHOLE, Progress, TrainState
+from vitral.training.state import BEST, LAST, WHOLE, Progress, TrainState
 from vitral.weights.tensors import save_tensors
 
 VALIDATIONS = 20  # of a run, by default
@@ -227,7 +227,7 @@ def _keep(state: TrainState, objective: Objective, plan: Plan) -> bool:
     """Save the weights that the model folder will hold, put together by all processes and written by the main one."""
     weights = {name: distributed.whole(tensor) for name, tensor in _judged(state, objective).state_dict().items()}
     if distributed.is_main():
-        is_kept = _saved(lambda: save_tensors(plan.folder / "best.safetensors", weights, checked=True))
+        is_kept = _saved(lambda: save_tensors(plan.folder / BEST, weights, checked=True))
     else:
         is_kept = False
     return distributed.from_main(is_kept)

@@ -26,9 +26,11 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vitral import distributed
-from vitral.weights.tensors import DamagedFile, file_checksum, flush, partial_of
+from vitral.weights.tensors import DamagedFile, file_checksum
+from vitral.whole import flush, partial_of
 
 FACTS = "state.json"
+FACTS_SUM = "state.json.crc32"  # the checksum of FACTS, which holds those of all other files
 
 
 def shard(model: nn.Module, device: torch.device) -> nn.Module:
@@ -117,6 +119,7 @@ def _complete(
             merged = {name: value for _, part in gathered for name, value in part.items()}
             text = json.dumps({"state": facts, "sums": merged})
             (partial / FACTS).write_text(text, encoding="utf-8")
+            (partial / FACTS_SUM).write_text(file_checksum(partial / FACTS), encoding="utf-8")
             for file in (*partial.iterdir(), partial):
                 flush(file)
             make_way()
@@ -136,6 +139,8 @@ def read_shards(path: Path, model_of: Callable[[str], Tensor | None]) -> tuple[d
     {"state": facts}. Raises DamagedFile, on all, where a checksum is of another content."""
     state, trouble = "", None
     try:
+        if (path / FACTS_SUM).read_bytes() != file_checksum(path / FACTS).encode():
+            raise ValueError(f"{FACTS} is damaged: its checksum is of another content")
         tree = json.loads((path / FACTS).read_text(encoding="utf-8"))
         state, sums = tree["state"], tree["sums"]
         for name in sorted(sums)[distributed.rank() :: distributed.world()]:

@@ -6,7 +6,6 @@ The newest checkpoint is `last`, the one before it `previous`; at every moment a
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,11 +20,13 @@ from vitral.optim.ema import WeightEMA
 from vitral.optim.masters import Bfloat16Copy
 from vitral.training.parallel import Parallel
 from vitral.weights.tensors import DamagedFile, check_match, load_tensors, save_tensors
+from vitral.whole import remove
 
 if TYPE_CHECKING:
     from vitral.training.sharded import ShardWriter
 
 LAST, PREVIOUS, DAMAGED = "last", "previous", "damaged"
+BEST = "best.safetensors"  # the weights of the best validation so far
 WHOLE, SHARDED = ".safetensors", ".sharded"  # a file, or a folder to which every process has added its part
 
 
@@ -47,6 +48,10 @@ class Progress:
         """Whether a validation beats the best one: by top-1 or mAP, and by loss where that is equal."""
         return (score, -loss) > (self.best_score, -self.best_loss)
 
+    def forget_best(self) -> None:
+        """The next validation is the best one."""
+        self.best_step, self.best_score, self.best_loss, self.stale = -1, -1.0, float("inf"), 0
+
 
 @dataclass
 class TrainState:
@@ -60,6 +65,7 @@ class TrainState:
     init: str = ""  # fingerprint of the weights that the run started from
     low: Bfloat16Copy | None = None  # what is computed with, where that is not the objective itself
     parallel: Parallel | None = None
+    steps: int = 0  # of the whole run
     writer: ShardWriter | None = None  # of sharded checkpoints that are written beside the run
 
     def save(self, path: Path, *, beside: bool = False) -> None:
@@ -75,6 +81,7 @@ class TrainState:
             tensors |= {f"rng.{kind}.{rank}": state for kind, state in states.items()}
         facts = {
             "progress": asdict(self.progress),
+            "steps": self.steps,
             "ema_updates": self.ema.updates if self.ema else 0,
             "threads": torch.get_num_threads(),
             "processes": distributed.world(),
@@ -131,7 +138,7 @@ class TrainState:
 
     def _read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if not path.is_dir():
-            return load_tensors(path)
+            return load_tensors(path, checked=True)
         from vitral.training.sharded import read_shards
 
         return read_shards(path, self._model_of)
@@ -199,8 +206,8 @@ class TrainState:
         state["state"] = {}
         for number, name in self._names().items():
             entries = {key: tensor for key, tensor in _below(tensors, f"{name}.").items() if "." not in key}
-            if entries:
-                state["state"][number] = entries
+            if entries:  # copied: the file is mapped, and a mapped file cannot be renamed on Windows
+                state["state"][number] = {key: tensor.clone() for key, tensor in entries.items()}
         self.optimizer.load_state_dict(state)
 
 
@@ -223,14 +230,6 @@ def _make_way(folder: Path) -> None:
             remove(folder / f"{PREVIOUS}{suffix}")
     for path in last:
         path.replace(path.with_stem(PREVIOUS))
-
-
-def remove(path: Path) -> None:
-    """A file or a whole folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _random_states() -> dict[str, Tensor]:

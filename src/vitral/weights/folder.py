@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -17,14 +14,16 @@ from torch import nn
 from vitral.config import Config, Count, Pair, build
 from vitral.data.config import MAX_PIXELS, Interpolation
 from vitral.data.resize import Fit
-from vitral.errors import UserError, nearest
+from vitral.errors import UserError, command, nearest
 from vitral.files import CannotOpen, json_text, read_json, write_text
 from vitral.models.config import AnyModelConfig, ViTConfig, build_config
 from vitral.models.create import build_model
 from vitral.models.model import ImageModel
 from vitral.models.position import Resize
 from vitral.weights.resize import adapt
+from vitral.weights.stopped import refuse_stopped
 from vitral.weights.tensors import check_match, load_tensors, save_tensors
+from vitral.whole import interrupted, old_of, recover, whole_folder
 
 log = logging.getLogger("vitral")
 
@@ -99,9 +98,13 @@ def find_folder(model: str) -> Path:
     if is_ours(path / "model"):
         return path / "model"
     if path.is_dir():
+        refuse_stopped(path)
         raise UserError(
             f"no model here: {CONFIG} is missing", where=model, hint="A run writes its model folder when it ends."
         )
+    if not path.exists() and is_ours(old_of(path)):
+        hint = f"The older model is whole. Give it its name back: {command('mv', str(old_of(path)), str(path))}"
+        raise UserError("replacing this model was interrupted", where=model, hint=hint)
     beside = path.parent.iterdir() if path.parent.is_dir() else ()
     options = {entry.name: str(entry) for entry in beside if entry.is_dir()} | {name: name for name in bundled()}
     close = options.get(nearest(path.name, options) or "")
@@ -116,7 +119,9 @@ def find_folder(model: str) -> Path:
 def free_place(out: str, overwrite: bool) -> Path:
     """A place to write a folder. Raises UserError for a file, and for a folder that holds something and may not go."""
     path = Path(out).expanduser()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())) and not (overwrite and (path / CONFIG).is_file()):
+    recover(path)
+    ours = (path / CONFIG).is_file() or interrupted(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())) and not (overwrite and ours):
         hint = "overwrite=true replaces a model's folder."
         raise UserError("something is there already", where="out", got=out, hint=hint)
     return path
@@ -133,30 +138,6 @@ def save_folder(path: Path, model: nn.Module, config: FolderConfig, card: str) -
 def save_json(path: Path, tree: Mapping[str, Any]) -> None:
     """Indented, for people too."""
     path.write_text(json_text(tree, 2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def whole_folder(path: Path) -> Generator[Path]:
-    """A folder under a temporary name, renamed into place at the end; a folder that stood there goes last. After an
-    error nothing has changed."""
-    temporary, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
-    _tidy(path, temporary, old)
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if path.exists():
-            path.rename(old)
-        os.replace(temporary, path)
-    finally:
-        _tidy(path, temporary, old)
-
-
-def _tidy(path: Path, temporary: Path, old: Path) -> None:
-    """After a save that ended between its two renames, the older folder gets its name back."""
-    if old.exists() and not path.exists():
-        old.rename(path)
-    for leftover in (temporary, old):
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def load_folder(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from vitral.errors import UserError
 from vitral.files import require_regular
+from vitral.whole import flush, partial_of, remove
 
 CHECKSUM = "crc32"  # metadata key of a file that is verified when it is read
 
@@ -35,27 +37,26 @@ def save_tensors(
 
     checked: with a checksum that `load_tensors` verifies. make_way: called before the renaming, when all is written.
     """
-    partial = partial_of(path)
+    partial = partial_of(path)  # a folder: safetensors writes under random names, which a kill would leave for ever
+    written = partial / path.name
     whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     facts = dict(metadata or {})
     if checked:
         facts[CHECKSUM] = checksum(whole, facts)
     try:
-        save_file(whole, partial, facts)
-        flush(partial)
-        partial.chmod(_mode())
+        remove(partial)
+        partial.mkdir()
+        save_file(whole, written, facts)
+        flush(written)
+        written.chmod(_mode())
         if make_way is not None:
             make_way()
-        partial.replace(path)
+        written.replace(path)
         flush(path.parent)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise OSError(f"{path} could not be written: {error}") from error
-
-
-def partial_of(path: Path) -> Path:
-    """The temporary name of a file or folder while it is written."""
-    return path.with_name(f".{path.name}.partial")
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -76,17 +77,6 @@ def file_checksum(path: Path) -> str:
     return f"{found:08x}"
 
 
-def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    if path.is_dir() and os.name == "nt":  # Windows opens no folders
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _mode() -> int:
     """Permissions of a new file as everywhere else; safetensors lets only the owner read."""
     mask = os.umask(0)
@@ -94,9 +84,9 @@ def _mode() -> int:
     return 0o666 & ~mask
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a safetensors file, on the CPU, and its metadata. Raises DamagedFile for anything else, and where
-    the file carries a checksum of something else."""
+def load_tensors(path: Path, *, checked: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a safetensors file, on the CPU, and its metadata. Raises DamagedFile for anything else, where the
+    file carries a checksum of something else and, with `checked`, where it carries none."""
     try:
         require_regular(path)
         with safe_open(path, framework="pt") as file:
@@ -104,6 +94,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             metadata = file.metadata() or {}
     except Exception as error:  # beside its own, the library raises what torch and Python say to shapes and types
         raise DamagedFile("not readable as safetensors", where=str(path), got=error) from None
+    if checked and CHECKSUM not in metadata:
+        raise DamagedFile("damaged: its checksum is missing", where=str(path))
     if CHECKSUM in metadata and metadata[CHECKSUM] != checksum(tensors, metadata):
         raise DamagedFile("damaged: its checksum is of another content", where=str(path))
     return tensors, metadata

@@ -1,0 +1,86 @@
+"""What a stopped run goes on from, and the weights that it ends with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+from torch.nn import Module
+
+from vitral import distributed
+from vitral.errors import UserError
+from vitral.objectives.objective import Objective
+from vitral.optim.schedules import learning_rate
+from vitral.run.config import RunConfig, difference
+from vitral.run.folder import CHECKPOINTS, read_config
+from vitral.training.journal import log
+from vitral.training.loop import total_steps
+from vitral.training.state import BEST, Progress, TrainState
+from vitral.weights.stopped import resume_command
+from vitral.weights.tensors import DamagedFile, load_tensors
+
+_LENGTH = {"train.steps", "train.epochs"}  # a run may go on to another end
+
+
+def resume(folder: Path, config: RunConfig, state: TrainState, length: tuple[int, int]) -> list[str]:
+    """Restore the newest whole checkpoint of the same run; returns what there is to say of others, and of a run that is
+    to be longer or shorter now. length: the run's steps, and its train images."""
+    before = read_config(folder)
+    changed = [(key, old, new) for key, old, new in difference(before, config) if key not in _LENGTH]
+    if changed:
+        got = "; ".join(f"{key}: {old}, now {new}" for key, old, new in changed)
+        hint = f"Go on with: {resume_command(folder)}"
+        raise UserError("the run was configured otherwise", where=str(folder), got=got, hint=hint)
+    notes = state.load_newest(folder / CHECKPOINTS)
+    progress, (steps, samples) = state.progress, length
+    planned = total_steps(before.train, samples)
+    trouble = None
+    if progress.best_step >= 0:
+        try:
+            load_tensors(folder / CHECKPOINTS / BEST, checked=True)
+        except DamagedFile as error:
+            trouble = str(error)
+    for text in [text for text in distributed.gather(trouble) if text is not None][:1]:
+        notes.append(f"{text}\nThe best weights so far, of step {progress.best_step}, are lost: the next validation "
+                     "counts as the best")  # fmt: skip
+        progress.forget_best()
+    if steps != planned:
+        notes.append(_relength(folder, config, progress, planned, steps))
+    return notes
+
+
+def _relength(folder: Path, config: RunConfig, progress: Progress, planned: int, steps: int) -> str:
+    """Make a resumed run end at another step; returns what that means for its schedules."""
+    at = progress.step
+    if steps < at:
+        raise UserError(
+            "the run is beyond this step", where="train.steps", got=steps, wanted=f"{at} or more",
+            hint=f"End the run where it is: {resume_command(folder, 'finish=true')}",
+        )  # fmt: skip
+    progress.done = steps == at
+    rates = [f"{learning_rate(at, total, config.optim):.3g}" for total in (planned, steps) if at < total]
+    rate = f" (learning rate {rates[1]}, was {rates[0]})" if len(rates) > 1 else ""
+    return (
+        f"the run ends at step {steps} now, not at step {planned}: from step {at} on, all schedules are those of "
+        f"{steps} steps{rate}"
+    )
+
+
+def take_best(model: Module, state: TrainState, objective: Objective, folder: Path) -> bool:
+    """Give the model the best validated weights (without validation the last); where there are none or they cannot be
+    read, those of the state, and return False."""
+    progress, path = state.progress, folder / CHECKPOINTS / BEST
+    trouble, found = "no weights have been validated yet", dict[str, Tensor]()
+    if progress.best_step >= 0:
+        try:
+            trouble, found = "", load_tensors(path, checked=True)[0]
+        except DamagedFile as error:
+            trouble = str(error)
+    troubles = [text for text in distributed.gather(trouble) if text]
+    if troubles:
+        log.warning("%s\nThe model folder gets the last weights instead, of step %d", troubles[0], progress.step)
+        last = state.ema.average if state.ema else objective.judged
+        found = {name: distributed.whole(tensor) for name, tensor in last.state_dict().items()}
+        progress.best_step = progress.step
+    model.load_state_dict(found)
+    return not troubles
