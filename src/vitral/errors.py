@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import codecs
 import difflib
-import re
 import os
+import re
 import shlex
 from collections.abc import Iterable
 

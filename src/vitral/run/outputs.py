@@ -19,7 +19,6 @@ from vitral.data.loader import ImageStore
 from vitral.errors import NAMES, UserError, command
 from vitral.evaluate.classify import wilson_interval
 from vitral.evaluate.problems import PROBLEMS
-from vitral.files import json_text
 from vitral.run.config import RunConfig, difference, load_config, recipes
 from vitral.run.prepare import Prepared
 from vitral.version import __version__

@@ -19,7 +19,6 @@ from vitral.data.sources import held_out, open_dataset
 from vitral.errors import Interrupted, RunFailed, UserError, command
 from vitral.evaluate.problems import PROBLEMS
 from vitral.files import read_json
-from vitral.run import outputs
 from vitral.run.config import RunConfig, difference, draft_architecture, expand_data, load_config
 from vitral.run.folder import occupied
 from vitral.run.train import run, settle_steps
