@@ -62,7 +62,7 @@ def test_another_architectures_checkpoint_is_refused_by_name(tmp_path: Path) -> 
     state().save(tmp_path / "last.safetensors")
     with pytest.raises(UserError, match=r"(?s)another architecture.*cls_token"):
         state(width=32).load(tmp_path / "last.safetensors")
-    save_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(1)})
+    save_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(1)}, checked=True)
     with pytest.raises(UserError, match="not a checkpoint"):
         state().load(tmp_path / "other.safetensors")
 

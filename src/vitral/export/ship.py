@@ -17,7 +17,8 @@ from vitral.export.formats import Calibration, write_file
 from vitral.export.parity import Parity, builtin_images, check, compare
 from vitral.models.model import ImageModel
 from vitral.version import __version__
-from vitral.weights.folder import CARD, CONFIG, FolderConfig, free_place, save_json, whole_folder
+from vitral.weights.digests import CONFIG
+from vitral.weights.folder import CARD, FolderConfig, free_place, save_json, whole_folder
 
 PARITY = "parity.json"
 CALIBRATION = 64

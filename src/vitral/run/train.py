@@ -395,7 +395,7 @@ def _finish(prepared: Prepared, state: TrainState, objective: Objective, folder:
     if progress.best_step < 0:
         raise RunFailed(f"no weights could be saved in {folder / CHECKPOINTS}")
     model = prepared.build() if _mode(config) == "fsdp" else objective.judged
-    model.load_state_dict(load_tensors(folder / CHECKPOINTS / "best.safetensors")[0])
+    model.load_state_dict(load_tensors(folder / CHECKPOINTS / "best.safetensors", checked=True)[0])
     if isinstance(config.objective, SelfSupervisedConfig):
         return finish_unlabelled(prepared, state, objective, folder)
     merge_lora(model)

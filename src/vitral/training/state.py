@@ -131,7 +131,7 @@ class TrainState:
 
     def _read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if not path.is_dir():
-            return load_tensors(path)
+            return load_tensors(path, checked=True)
         from vitral.training.sharded import read_shards
 
         return read_shards(path, self._model_of)
