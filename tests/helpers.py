@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from vitral.models.create import build_model, create_model
 from vitral.models.presets import resolve
 from vitral.models.vit import VisionTransformer
 from vitral.run.config import RunConfig, recipe_values
+from vitral.weights.digests import signed
 from vitral.weights.folder import FolderConfig, Preprocessing, save_folder
 from vitral.weights.tensors import load_tensors
 
@@ -120,6 +122,13 @@ def random_model(
         torch.nn.init.normal_(model.get_parameter("head.weight"), std=2.0)
     save_folder(path, model, config, "a card\n")
     return path
+
+
+def edit_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change config.json of a model folder, or other things in the folder, and sign it anew."""
+    tree = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    change(tree)
+    (folder / "config.json").write_text(signed(tree, folder / "model.safetensors"), encoding="utf-8")
 
 
 def skip_unless_built(recipe: str) -> None:

@@ -22,7 +22,8 @@ from torch import Tensor
 from vitral.config import Config, build
 from vitral.errors import UserError
 from vitral.models.model import ImageModel
-from vitral.weights.folder import CONFIG, FolderConfig, bundled
+from vitral.weights.digests import CONFIG
+from vitral.weights.folder import FolderConfig, bundled
 
 Kind = Literal["onnx", "pt2", "openvino"]
 Takes = Literal["pixels", "resized"]

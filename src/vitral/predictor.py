@@ -121,7 +121,10 @@ class Predictor:
 
     @torch.inference_mode()
     def logits_of(self, images: Sequence[Tensor]) -> Tensor:
-        """The same of images that are `ready`."""
+        """The same of images that are `ready`. Raises UserError where a logit is NaN or infinite."""
+        return require_finite(self._logits_of(images), self.config.name)
+
+    def _logits_of(self, images: Sequence[Tensor]) -> Tensor:
         if self.engine.takes == "resized":
             return self.engine.logits(torch.stack(list(images)).to(self.device))
         alike: dict[tuple[int, ...], list[int]] = {}
@@ -181,7 +184,8 @@ class Predictor:
     @torch.inference_mode()
     def features(self, images_BCHW: Tensor, kind: str = "pooled") -> Floats:
         """What `embed` gives, of images that are the model's input already: [B,C,H,W] in [0,1]."""
-        return extract_features(self.model, images_BCHW.to(self.device), kind).float().cpu().numpy()
+        features = extract_features(self.model, images_BCHW.to(self.device), kind).float().cpu()
+        return require_finite(features, self.config.name).numpy()
 
     def embed(self, images: Any, features: str = "pooled", batch_size: int = 64) -> Floats:
         """What the encoder makes of each image, before any head: float32 [images, D], not normalised.
@@ -221,6 +225,14 @@ class Predictor:
             raise UserError("this model has no head, so it predicts no classes", where=self.config.name, hint=hint)
 
 
+def require_finite(answers: Tensor, name: str) -> Tensor:
+    """Return the outputs of a model of this name. Raises UserError where one is NaN or infinite."""
+    if not bool(torch.isfinite(answers).all()):
+        hint = "Its weights are damaged, or too large for this precision; `vitral doctor MODEL` checks the files."
+        raise UserError("the outputs of this model are not finite", where=name, got="NaN or infinity", hint=hint)
+    return answers
+
+
 def _as_sequence(images: Any) -> Sequence[Any]:
     if isinstance(images, list | tuple):
         return images
@@ -236,12 +248,16 @@ def load(
     device: str = "auto",
     image_size: int | tuple[int, int] | None = None,
     position_resize: Resize | None = None,
+    *,
+    verify: bool = True,
 ) -> Predictor:
     """The predictor of a bundled name, a model or run folder, an export, foreign weights, or a name on the hub. Raises
     UserError if there is none.
 
     image_size: pixels, one number or (height, width), to use it at another size than its own. position_resize:
     "bicubic_antialias", "bicubic" or "google", how its positions are then interpolated; else as its folder says.
+    verify: compare the files of a model folder with the digests in config.json; `weights.digests` says when weights
+    are hashed. Pass False for a folder that was edited, or use `vitral doctor FOLDER accept=true` once.
     """
     exported = find_export(str(model))
     if exported is not None:
@@ -251,4 +267,4 @@ def load(
                 raise UserError("an export has the size that it was made for", where=key, got=value, hint=hint)
         engine = open_export(exported)
         return Predictor(None, engine.shipment.model, device, engine)
-    return Predictor(*load_model(str(model), image_size, position_resize), device)
+    return Predictor(*load_model(str(model), image_size, position_resize, verify=verify), device)

@@ -88,8 +88,9 @@ def refused(argv: str, capsys: Capture, *parts: str) -> str:
         ("models a b", ("one pattern at most",)),
         ("models *gigantesque*", ("no preset fits",)),
         ("recipes digitz", ("no such recipe", "did you mean 'digits'?")),
-        ("doctor digits", ("no step to be run again", "ended after bad steps")),
-        ("doctor a b", ("one run folder at most",)),
+        ("doctor digits", ("no such model", "vitral-digits")),
+        ("doctor accept=true", ("one model or run folder",)),
+        ("doctor a b", ("one model or run folder at most",)),
     ],
 )  # fmt: skip
 def test_wrong_words_get_one_message(argv: str, parts: tuple[str, ...], capsys: Capture) -> None:
@@ -185,13 +186,16 @@ def test_damaged_and_foreign_model_folders(capsys: Capture) -> None:
     refused(f"predict model {image}", capsys, "model.safetensors: not readable as safetensors")
     refused("eval model", capsys, "model.safetensors: not readable as safetensors")
     refused("train finetune data=digits init=model", capsys, "model.safetensors: not readable as safetensors")
+    file.write_bytes(whole)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    del config["digests"]
     for text, part in (
         ('{"format": "vitral-model-9"}', "not a Vitral model folder"),
         ("[]", "not a Vitral model folder"),
         ("{", "not readable"),
         (json.dumps({**config, "id2label": {"0": "cat", "2": "dog", "1x": "owl"}}), "id2label"),
         (json.dumps({**config, "surprise": 1}), "unknown key"),
+        (json.dumps({**config, "id2label": {"0": "cat", "1": "cat", "2": "owl"}}), "two classes have one name"),
     ):
         (folder / "config.json").write_text(text, encoding="utf-8")
         refused(f"predict model {image}", capsys, "config.json", part)

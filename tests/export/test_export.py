@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.export.test_export_oracle import DINOV2, DINOV3, saved
+from tests.helpers import edit_config
 from vitral.cli.main import main
 from vitral.errors import RunFailed, UserError
 from vitral.export import write
@@ -78,9 +79,7 @@ def test_an_export_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.
 
 def test_another_size_and_the_temperature(tmp_path: Path) -> None:
     saved(tmp_path / "mine")
-    path = tmp_path / "mine" / "config.json"
-    tree = {**json.loads(path.read_text(encoding="utf-8")), "temperature": 2.0}
-    path.write_text(json.dumps(tree), encoding="utf-8")
+    edit_config(tmp_path / "mine", lambda tree: tree.update(temperature=2.0))
     found = export(str(tmp_path / "mine"), ExportOptions(format="hf", out=str(tmp_path / "out"), image_size=32))
     assert any("temperature 2 stays behind" in note for note in found.notes)
     assert read_foreign(found.out).model.config.image_size == (32, 32)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import vitral
-from tests.helpers import random_model, write_colours
+from tests.helpers import edit_config, random_model, write_colours
 from vitral.cli.main import main
 from vitral.data.decode import as_image
 from vitral.engines import FILES, open_export
@@ -61,10 +61,7 @@ def need(kind: str) -> None:
 
 def preprocessing(**changes: Any) -> None:
     """Change the folder `model`."""
-    path = Path("model/config.json")
-    tree = json.loads(path.read_text(encoding="utf-8"))
-    tree["preprocessing"] |= changes
-    path.write_text(json.dumps(tree), encoding="utf-8")
+    edit_config(Path("model"), lambda tree: tree["preprocessing"].update(changes))
 
 
 def pictures() -> list[Any]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import vitral
-from tests.helpers import TINY, random_model, write_colours
+from tests.helpers import TINY, edit_config, random_model, write_colours
 from vitral.data.decode import decode
 from vitral.data.resize import Fit, fit_image
 from vitral.errors import UserError
@@ -169,9 +169,6 @@ def test_the_model_folder_says_all_of_preprocessing_and_everything_follows_it() 
 
 def test_a_folder_that_says_nothing_of_interpolation_is_read_as_before() -> None:
     random_model(Path("model"), ("cat", "dog"))
-    path = Path("model/config.json")
-    tree = json.loads(path.read_text(encoding="utf-8"))
-    for key in ("interpolation", "crop_ratio", "max_pixels"):
-        del tree["preprocessing"][key]
-    path.write_text(json.dumps(tree), encoding="utf-8")
+    keys = ("interpolation", "crop_ratio", "max_pixels")
+    edit_config(Path("model"), lambda tree: [tree["preprocessing"].pop(key) for key in keys])
     assert load_config_of(Path("model")).preprocessing.fitting == Fit("crop", "bicubic", 1.0)

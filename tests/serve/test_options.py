@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from tests.helpers import random_model
+from tests.helpers import edit_config, random_model
 from vitral.cli import serve as command
 from vitral.cli.main import main
 from vitral.config import describe
@@ -100,9 +99,7 @@ def test_a_served_model_has_the_servers_limit_and_is_watched_where_it_is(tmp_pat
     """Whatever its folder says of pixels, and whatever else lies in it."""
     folder = random_model(tmp_path / "plain")
     (folder / "model").mkdir()
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config["preprocessing"]["max_pixels"] = 99
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    edit_config(folder, lambda tree: tree["preprocessing"].update(max_pixels=99))
     large = Image.new("L", (10, 10))
     with pytest.raises(UserError, match="limit of 99 pixels"):
         load(folder).ready(large)

@@ -14,11 +14,12 @@ import pytest
 import yaml
 
 import vitral
-from tests.helpers import VITRAL, random_model, write_digits
+from tests.helpers import VITRAL, edit_config, random_model, write_digits
 from tests.weights.hub_server import TOKEN, hub_server
 from vitral.cli.main import main
 from vitral.errors import UserError
-from vitral.weights.folder import CONFIG
+from vitral.weights.digests import CONFIG, WEIGHTS, file_digest
+from vitral.weights.folder import load_folder
 
 Capture = pytest.CaptureFixture[str]
 
@@ -76,9 +77,9 @@ def header(card: bytes) -> dict[str, Any]:
 
 def test_the_folder_arrives_with_a_header_and_without_places(hub: FakeHub, capsys: Capture) -> None:
     folder = random_model(Path("model"))
+    places = {"data": {"path": "/home/anna/photos", "notes": ["a note"]}, "init": "C:\\models\\mine"}
+    edit_config(folder, lambda tree: tree.update(provenance=places))
     tree = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    tree["provenance"] = {"data": {"path": "/home/anna/photos", "notes": ["a note"]}, "init": "C:\\models\\mine"}
-    (folder / CONFIG).write_text(json.dumps(tree), encoding="utf-8")
     assert main(["push", "model", "anna/pets", "license=cc-by-4.0", "private=true", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"repository": "anna/pets", "url": "https://hub/anna/pets"}
     assert hub.private["anna/pets"]
@@ -87,7 +88,13 @@ def test_the_folder_arrives_with_a_header_and_without_places(hub: FakeHub, capsy
     assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
     there = json.loads(files["config.json"])
     assert there["provenance"] == {"data": {"path": "photos", "notes": ["a note"]}, "init": "mine"}
-    assert {**there, "provenance": None} == {**tree, "provenance": None}
+    changed = {"provenance": None, "digests": None}
+    assert there | changed == tree | changed
+    assert there["digests"][WEIGHTS] == tree["digests"][WEIGHTS] == file_digest(folder / WEIGHTS)
+    Path("there").mkdir()
+    for name in (CONFIG, WEIGHTS):
+        (Path("there") / name).write_bytes(files[name])
+    assert load_folder("there")[1].provenance == there["provenance"], "the digests are of what arrived"
     assert files["README.md"].endswith(b"---\na card\n")
     said = header(files["README.md"])
     assert (said["license"], said["library_name"]) == ("cc-by-4.0", "vitral")

@@ -12,16 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from vitral.cli.main import Arguments
+from vitral.config import build, help_text, with_overrides
 from vitral.errors import UserError
+from vitral.run.options import DoctorOptions
 from vitral.version import __version__
 
-HELP = """usage: vitral doctor [RUN] [--json]
+HELP = """usage: vitral doctor [MODEL | RUN] [key=value] [--json]
 
 Says what a bug report needs: versions, device, memory, threads, free disk, optional packages, environment variables
 that matter, and the speed of a small model's training step.
 
+With a model: verifies every byte of its folder against the digests in config.json, loads it and computes one image.
+
 With the folder of a run that ended after steps that were not finite: runs the batch of the last one again, on the
 weights that it met, and says which images it holds and in which module the first NaN or infinity appears.
+
+key, type, default, meaning:
+
+{keys}
 """
 
 OPTIONAL = ("timm", "transformers", "torchvision", "tensorboard", "onnx", "onnxruntime", "openvino")
@@ -31,11 +39,13 @@ VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NO_C
 def run(arguments: Arguments) -> int:
     """Examine and print."""
     if arguments.help:
-        print(HELP, end="")
+        print(HELP.format(keys=help_text(DoctorOptions)), end="")
         return 0
-    if len(arguments.words) > 1 or arguments.pairs:
-        raise UserError("doctor takes one run folder at most", got=" ".join([*arguments.words, *arguments.pairs]))
-    facts = _replay(arguments.words[0]) if arguments.words else examine()
+    if len(arguments.words) > 1 or (arguments.pairs and not arguments.words):
+        got = " ".join([*arguments.words, *arguments.pairs])
+        raise UserError("doctor takes one model or run folder at most", got=got)
+    options = build(DoctorOptions, with_overrides(DoctorOptions, {}, arguments.pairs))
+    facts = _look_at(arguments.words[0], options) if arguments.words else examine()
     if arguments.json:
         print(json.dumps(facts))
         return 0
@@ -46,10 +56,17 @@ def run(arguments: Arguments) -> int:
     return 0
 
 
-def _replay(folder: str) -> dict[str, Any]:
-    from vitral.run.replay import replay
+def _look_at(name: str, options: DoctorOptions) -> dict[str, Any]:
+    """A run that ended after bad steps, or else a model."""
+    from vitral.run.replay import bad_state, replay
 
-    return replay(Path(folder))
+    if bad_state(Path(name)) is not None and not options.accept:
+        return replay(Path(name))
+    from vitral.run.check_model import check_model
+    from vitral.training.journal import console_logging
+
+    console_logging()
+    return check_model(name, accept=options.accept)
 
 
 def examine() -> dict[str, Any]:

@@ -15,10 +15,10 @@ from vitral.files import parse_json, read_text
 VERSION = 2  # of the rules: raised with every change of what a check finds
 
 
-def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/vitral/checks, or ~/.cache/vitral/checks. Need not exist."""
+def cache_folder(kind: str = "checks") -> Path:
+    """$XDG_CACHE_HOME/vitral/checks, or ~/.cache/vitral/checks; likewise for another kind. Need not exist."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "vitral" / "checks"
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "vitral" / kind
 
 
 def key(dataset: Dataset, variant: str) -> str:

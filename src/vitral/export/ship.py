@@ -18,7 +18,8 @@ from vitral.export.parity import Parity, builtin_images, check, compare
 from vitral.files import write_text
 from vitral.models.model import ImageModel
 from vitral.version import __version__
-from vitral.weights.folder import CARD, CONFIG, FolderConfig, free_place, save_json
+from vitral.weights.digests import CONFIG
+from vitral.weights.folder import CARD, FolderConfig, free_place, save_json
 from vitral.whole import whole_folder
 
 PARITY = "parity.json"

@@ -15,8 +15,9 @@ from vitral.export.package import Package, resized_sides
 from vitral.export.parity import BeyondLimit
 from vitral.models.model import ImageModel
 from vitral.weights.convert import read_foreign
+from vitral.weights.digests import WEIGHTS
 from vitral.weights.find import load_model
-from vitral.weights.folder import WEIGHTS, FolderConfig, free_place, save_json
+from vitral.weights.folder import FolderConfig, free_place, save_json
 from vitral.weights.tensors import save_tensors
 from vitral.whole import whole_folder
 

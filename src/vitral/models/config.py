@@ -14,6 +14,8 @@ from vitral.errors import UserError
 Blocks = Annotated[tuple[Count, ...], Field(strict=False)]
 
 _RELATIVE = ("relative", "rope")
+MAX_INPUT_PIXELS = 4096**2  # of a model's input, which takes 12 bytes per pixel of color
+MAX_PATCHES = 2**18
 
 
 class ModelConfig(Config):
@@ -44,6 +46,8 @@ class ModelConfig(Config):
         for key, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.in_channels:
                 raise ValueError(f"{key} has {len(values)} values for {self.in_channels} channels")
+        if math.prod(self.image_size) > MAX_INPUT_PIXELS:
+            raise ValueError(f"image_size {list(self.image_size)} is more than {MAX_INPUT_PIXELS:,} pixels")
         if min(self.std) <= 0:
             raise ValueError(f"std has to be positive in every channel, but is {list(self.std)}")
         return self
@@ -135,6 +139,8 @@ class ViTConfig(ModelConfig):
         if min(height, width) < 1 or height % patch or width % patch:
             near = " x ".join(str(max(round(side / patch), 1) * patch) for side in (height, width))
             raise ValueError(f"image_size {height} x {width} is no multiple of patch_size {patch}; nearest: {near}")
+        if (height // patch) * (width // patch) > MAX_PATCHES:
+            raise ValueError(f"image_size {height} x {width} has more than {MAX_PATCHES:,} patches of side {patch}")
         if patch % self.stem_stride:
             raise ValueError(f"patch_size {patch} is no multiple of {self.stem_stride}, the stride of this stem")
         if self.width % self.heads:

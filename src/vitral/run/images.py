@@ -23,7 +23,7 @@ from vitral.errors import UserError
 from vitral.evaluate.classify import collect_logits
 from vitral.models.reduction import refuse_reduction
 from vitral.models.vit import VisionTransformer
-from vitral.predictor import Predictor, load
+from vitral.predictor import Predictor, load, require_finite
 from vitral.run.options import EngineUse, EvalData, ModelUse
 from vitral.training.journal import log
 from vitral.weights.folder import FolderConfig
@@ -144,7 +144,8 @@ def image_batches(predictor: Predictor, split: Split, batch_size: int) -> Iterat
 def split_logits(predictor: Predictor, split: Split, batch_size: int) -> tuple[Array, Array]:
     """Logits float32 [N, classes] and labels int64 of every image of the split, in order, by the predictor's engine."""
     if isinstance(predictor.engine, TorchEngine):
-        return collect_logits(predictor.engine.model, image_batches(predictor, split, batch_size))
+        logits_NC, labels_N = collect_logits(predictor.engine.model, image_batches(predictor, split, batch_size))
+        return require_finite(torch.from_numpy(logits_NC), predictor.config.name).numpy(), labels_N
     rows: list[Tensor] = []
     if predictor.engine.takes == "resized":
         with torch.inference_mode():
@@ -155,4 +156,4 @@ def split_logits(predictor: Predictor, split: Split, batch_size: int) -> tuple[A
             predictor.logits([split.read(place) for place in places[start : start + batch_size]])
             for start in range(0, len(split), batch_size)
         ]
-    return torch.cat(rows).numpy(), split.labels_N
+    return require_finite(torch.cat(rows), predictor.config.name).numpy(), split.labels_N

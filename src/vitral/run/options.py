@@ -312,6 +312,15 @@ class PredictOptions(EngineUse):
         return self
 
 
+class DoctorOptions(Config):
+    """Keys of `vitral doctor MODEL`."""
+
+    accept: bool = Field(
+        default=False,
+        description="write digests of the model folder as it is now, after an edit of your own, if all else is right",
+    )
+
+
 class PushOptions(Config):
     """Keys of `vitral push`."""
 

@@ -17,13 +17,18 @@ from vitral.training.guard import STATE, first_non_finite
 from vitral.training.state import SHARDED, WHOLE
 
 
+def bad_state(folder: Path) -> Path | None:
+    """Return the state before the last bad step of the run in this folder; None where there is none."""
+    found = (folder / "bad" / f"{STATE}{suffix}" for suffix in (WHOLE, SHARDED))
+    return next((path for path in found if path.exists()), None)
+
+
 def replay(folder: Path) -> dict[str, Any]:
     """Step, images, and what is first not finite of the last bad step of the run in this folder.
 
     Raises UserError where the run did not end by bad steps, or its data have changed.
     """
-    found = (folder / "bad" / f"{STATE}{suffix}" for suffix in (WHOLE, SHARDED))
-    path = next((path for path in found if path.exists()), None)
+    path = bad_state(folder)
     if path is None:
         raise UserError(
             "no step to be run again", where=str(folder), wanted="the folder of a run that ended after bad steps"

@@ -153,7 +153,7 @@ def load_objective(folder: str | Path) -> Objective:
     kind, setting = OBJECTIVES[config.objective.kind], Setting(1, seed=config.seed)
     objective = kind(lambda: build_model(architecture), config.objective, setting)
     checkpoint, prefix = path / CHECKPOINTS / f"{LAST}{WHOLE}", "objective."
-    tensors = load_tensors(checkpoint)[0]
+    tensors = load_tensors(checkpoint, checked=True)[0]
     mine = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     check_match(objective.state_dict(), mine, str(checkpoint))
     objective.load_state_dict(mine)

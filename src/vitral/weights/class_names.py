@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections import Counter
+from collections.abc import Mapping
 from importlib import resources
 
 # Outputs of a head: the list that they are of. Google's ImageNet-21k has two synsets more than that of fall 2011.
@@ -25,6 +26,21 @@ def imagenet_names(count: int) -> dict[str, str] | None:
     often = Counter(name for _, name in chosen)
     names = (f"{name} ({synset})" if often[name] > 1 else name for synset, name in chosen)
     return {str(index): name for index, name in enumerate(names)}
+
+
+def distinct_names(names: Mapping[str, str]) -> dict[str, str]:
+    """Return id2label with a number behind each name that an earlier class has already: "crane", "crane (2)"."""
+    taken, found, often = set(names.values()), dict[str, str](), Counter[str]()
+    for index, name in names.items():
+        often[name] += 1
+        if often[name] == 1:
+            found[index] = name
+            continue
+        while (new := f"{name} ({often[name]})") in taken:
+            often[name] += 1
+        taken.add(new)
+        found[index] = new
+    return found
 
 
 def numbered_names(count: int) -> dict[str, str]:

@@ -28,16 +28,20 @@ def find_model(model: str) -> Path:
 
 
 def load_model(
-    model: str, image_size: int | tuple[int, int] | None = None, position_resize: Resize | None = None
+    model: str,
+    image_size: int | tuple[int, int] | None = None,
+    position_resize: Resize | None = None,
+    *,
+    verify: bool = True,
 ) -> tuple[ImageModel, FolderConfig]:
     """The model, in evaluation mode on the CPU, and its config; foreign weights are converted in memory, and the log
     says how. Raises UserError for weights that are damaged, unknown, or do not fit.
 
-    image_size, position_resize: see `load_folder`.
+    image_size, position_resize, verify: see `load_folder`.
     """
     path = find_model(model)
     if is_ours(path):
-        return load_folder(str(path), image_size, position_resize)
+        return load_folder(str(path), image_size, position_resize, verify=verify)
     found = read_foreign(path, name=model)
     for note in found.notes:
         log.info("%s: %s", model, note)

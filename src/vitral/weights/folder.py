@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -15,19 +17,40 @@ from vitral.config import Config, Count, Pair, build
 from vitral.data.config import MAX_PIXELS, Interpolation
 from vitral.data.resize import Fit
 from vitral.errors import UserError, command, nearest
-from vitral.files import CannotOpen, json_text, read_json, write_text
-from vitral.models.config import AnyModelConfig, ViTConfig, build_config
+from vitral.files import JSON_BYTES, CannotOpen, json_text, parse_json, read_json, read_text, write_text
+from vitral.models.config import MAX_INPUT_PIXELS, AnyModelConfig, ViTConfig, build_config
 from vitral.models.create import build_model
 from vitral.models.model import ImageModel
 from vitral.models.position import Resize
+from vitral.models.presets import count_parameters
+from vitral.weights.class_names import distinct_names
+from vitral.weights.digests import (
+    CONFIG,
+    KEY,
+    WEIGHTS,
+    accept_command,
+    signed,
+    take_digests,
+    verify_text,
+    verify_weights,
+)
 from vitral.weights.resize import adapt
 from vitral.weights.stopped import refuse_stopped
-from vitral.weights.tensors import check_match, load_tensors, save_tensors
+from vitral.weights.tensors import (
+    DamagedFile,
+    check_finite,
+    check_match,
+    load_tensors,
+    save_tensors,
+    tensor_shapes,
+)
 from vitral.whole import interrupted, old_of, recover, whole_folder
 
 log = logging.getLogger("vitral")
 
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+_SPARE = 2**20  # parameters that cost nothing to build, whatever the file holds
+
+CARD = "README.md"
 
 
 class Preprocessing(Config):
@@ -43,6 +66,15 @@ class Preprocessing(Config):
     crop_ratio: float = Field(default=1.0, gt=0, le=1)
     background: str = "#ffffff"
     max_pixels: Count = MAX_PIXELS
+
+    @model_validator(mode="after")
+    def _check_size(self) -> Preprocessing:
+        if math.prod(self.image_size) > MAX_INPUT_PIXELS * self.crop_ratio**2:
+            raise ValueError(
+                f"images would be resized to {self.image_size} / {self.crop_ratio} pixels before they are cut, "
+                f"more than {MAX_INPUT_PIXELS:,}"
+            )
+        return self
 
     @property
     def fitting(self) -> Fit:
@@ -128,10 +160,12 @@ def free_place(out: str, overwrite: bool) -> Path:
 
 
 def save_folder(path: Path, model: nn.Module, config: FolderConfig, card: str) -> None:
-    """Write the folder, whole or not at all."""
+    """Write the folder, whole or not at all, with digests that `load_folder` verifies. A class name that is there twice
+    gets a number."""
+    tree = {**config.model_dump(mode="json"), "id2label": distinct_names(config.id2label)}
     with whole_folder(path) as temporary:
         save_tensors(temporary / WEIGHTS, model.state_dict(), {"format": "pt"})
-        save_json(temporary / CONFIG, config.model_dump(mode="json"))
+        (temporary / CONFIG).write_text(signed(tree, temporary / WEIGHTS), encoding="utf-8")
         write_text(temporary / CARD, card)
 
 
@@ -141,18 +175,30 @@ def save_json(path: Path, tree: Mapping[str, Any]) -> None:
 
 
 def load_folder(
-    model: str, image_size: int | tuple[int, int] | None = None, position_resize: Resize | None = None
+    model: str,
+    image_size: int | tuple[int, int] | None = None,
+    position_resize: Resize | None = None,
+    *,
+    verify: bool = True,
 ) -> tuple[ImageModel, FolderConfig]:
     """The model, in evaluation mode on the CPU, and its config. Raises UserError for damaged or foreign folders.
 
-    image_size: pixels, one number or (height, width), where another size than the folder's is wanted: positions are
-    then interpolated, as `position_resize` or else the folder says, and the log tells the old and the new grid.
+    verify: whether both files must be as they were saved, by their digests; see `weights.digests`. A folder without
+    digests is loaded, and the log says so. image_size: pixels, one number or (height, width), where another size than
+    the folder's is wanted: positions are then interpolated, as `position_resize` or else the folder says, and the log
+    tells the old and the new grid.
     """
     path = find_folder(model)
-    config = load_config(path)
+    config, digests = _read_config(path, verify=verify)
+    if verify and digests is None:
+        hint = f"{accept_command(path)} adds them."
+        log.info("%s", f"{model}: {CONFIG} has no digests, so damage to the files cannot be detected. {hint}")
+    elif verify and digests is not None:
+        verify_weights(path / WEIGHTS, digests[WEIGHTS])
     network = build_model(config.architecture)
     tensors, _ = load_tensors(path / WEIGHTS)
     check_match(network.state_dict(), tensors, str(path / WEIGHTS), hint=f"{CONFIG} says {config.name}")
+    check_finite(tensors, str(path / WEIGHTS))
     network.load_state_dict(tensors)
     if image_size is not None or position_resize is not None:
         size = image_size or config.architecture.image_size
@@ -197,14 +243,55 @@ def is_ours(path: Path) -> bool:
     return not (timms or {"model_type", "architectures"} & tree.keys())
 
 
-def load_config(path: Path) -> FolderConfig:
-    """A folder's config.json alone. Raises UserError if it is missing, damaged or not one of ours."""
+def load_config(path: Path, *, verify: bool = True) -> FolderConfig:
+    """A folder's config.json alone. Raises UserError if it is missing, damaged, not one of ours, or describes another
+    model than the weights beside it can be of."""
+    return _read_config(path, verify=verify)[0]
+
+
+def folder_digests(path: Path) -> dict[str, str] | None:
+    """Return the digests that a folder's config.json holds, after its own is verified; None where it holds none."""
+    return _read_config(path, verify=True)[1]
+
+
+def _read_config(path: Path, *, verify: bool) -> tuple[FolderConfig, dict[str, str] | None]:
     where = str(path / CONFIG)
     try:
-        tree = read_json(path / CONFIG)
+        text = read_text(path / CONFIG, JSON_BYTES)
+        tree = parse_json(text, where=where)
     except UserError as error:
-        raise UserError("not readable", where=where, got=error) from None
+        raise DamagedFile("not readable", where=where, got=error) from None
     if not isinstance(tree, dict) or tree.get("format") != "vitral-model-1":
         got = tree.get("format") if isinstance(tree, dict) else type(tree).__name__
         raise UserError("not a Vitral model folder", where=where, got=got, wanted="format: vitral-model-1")
-    return build(FolderConfig, tree, where=where)
+    digests = take_digests(tree, where) if verify else tree.pop(KEY, None)
+    if verify and digests is not None:
+        verify_text(text, digests[CONFIG], path / CONFIG)
+    config = build(FolderConfig, tree, where=where)
+    twice = [name for name, count in Counter(config.classes).items() if count > 1]
+    if twice:
+        hint = f"Rename one of them. Then run: {accept_command(path)}"
+        raise UserError("two classes have one name", where=f"{where}: id2label", got=twice[0], hint=hint)
+    refuse_larger(config.architecture, tensor_shapes(path / WEIGHTS), where)
+    return config, digests
+
+
+def refuse_larger(architecture: AnyModelConfig, shapes: Mapping[str, Sequence[int]], where: str) -> None:
+    """Raise UserError for an architecture far larger than these tensors, before it is built.
+
+    Every block has tensors of its own, and every parameter is in the file. What is at most twice as large is cheap to
+    build, and `check_match` then names what is missing.
+    """
+    is_vit = isinstance(architecture, ViTConfig)
+    blocks = architecture.depth + sum(architecture.stem_blocks or ()) if is_vit else sum(architecture.blocks)
+    there = sum(math.prod(shape) for shape in shapes.values())
+    if blocks > len(shapes):
+        raise UserError(
+            "this architecture does not fit the weights", where=where, got=f"{blocks:,} blocks",
+            wanted=f"at most {len(shapes):,}, as many as the file has tensors",
+        )  # fmt: skip
+    if (needed := count_parameters(architecture)) > 2 * there + _SPARE:
+        raise UserError(
+            "this architecture does not fit the weights", where=where, got=f"{needed:,} parameters",
+            wanted=f"about {there:,}, as many as the file has values",
+        )  # fmt: skip

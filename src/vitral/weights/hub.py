@@ -3,7 +3,6 @@ there. Needs the extra [hub]."""
 
 from __future__ import annotations
 
-import json
 import re
 from importlib import import_module
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -12,7 +11,8 @@ from typing import Any
 from vitral.errors import UserError
 from vitral.files import read_json, read_text
 from vitral.weights.card import with_header
-from vitral.weights.folder import CARD, CONFIG, WEIGHTS, load_folder
+from vitral.weights.digests import CONFIG, WEIGHTS, signed
+from vitral.weights.folder import CARD, load_folder
 from vitral.weights.reading import ENDINGS, is_weights
 
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
@@ -73,7 +73,7 @@ def push(folder: Path, name: str, *, private: bool = False, license: str | None 
         raise UserError("the hub wants to know who you are", where=name, hint="`hf auth login`, or HF_TOKEN=hf_...")
     add = hub.CommitOperationAdd
     files = [
-        add(CONFIG, (json.dumps(tree, indent=2, ensure_ascii=False) + "\n").encode()),
+        add(CONFIG, signed(tree, folder / WEIGHTS).encode()),
         add(WEIGHTS, str(folder / WEIGHTS)), add(CARD, text.encode()),
     ]  # fmt: skip
     hint = "May the token write there; is the network?"

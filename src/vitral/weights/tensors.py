@@ -60,11 +60,12 @@ def save_tensors(
 
 
 def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """CRC-32 of names, values and metadata, in order of the names, as 8 hex digits."""
+    """CRC-32 of names, types, shapes, values and metadata, in order of the names, as 8 hex digits."""
     found = zlib.crc32(repr(sorted((key, value) for key, value in metadata.items() if key != CHECKSUM)).encode())
     for name in sorted(tensors):
-        values = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        found = zlib.crc32(values.numpy().data, zlib.crc32(name.encode(), found))
+        tensor = tensors[name].detach().cpu().contiguous()
+        found = zlib.crc32(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode(), found)
+        found = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, found)
     return f"{found:08x}"
 
 
@@ -99,6 +100,31 @@ def load_tensors(path: Path, *, checked: bool = False) -> tuple[dict[str, Tensor
     if CHECKSUM in metadata and metadata[CHECKSUM] != checksum(tensors, metadata):
         raise DamagedFile("damaged: its checksum is of another content", where=str(path))
     return tensors, metadata
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all tensors of a safetensors file, from its header alone. Raises DamagedFile."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise DamagedFile("not readable as safetensors", where=str(path), got=error) from None
+
+
+def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raise UserError where weights hold NaN or infinity: every answer computed with them would be meaningless."""
+    wrong = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
+    if wrong:
+        raise UserError(
+            "the weights are not finite", where=where, got=f"NaN or infinity in {', '.join(wrong[:4])}",
+            hint="Use another checkpoint of that training, or restore the file.",
+        )  # fmt: skip
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    return bool(torch.isfinite(torch.stack(tensor.detach().aminmax())).all())  # reads once, and allocates nothing
 
 
 def check_match(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor], where: str, hint: str | None = None) -> None:
