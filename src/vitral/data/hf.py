@@ -23,6 +23,7 @@ from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Labels, Split, fingerprint
 from vitral.data.decode import Decoding, colour, decode, header
 from vitral.data.files import SPLIT_OF, asked_channels, class_map, indices, multi_hot, some
+from vitral.data.label_vectors import named, vector_width
 from vitral.errors import UserError, nearest
 
 _BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
@@ -68,7 +69,11 @@ def open_hf(config: DataConfig) -> Dataset:
         )  # fmt: skip
     parts, content = _load(config)
     columns = _columns(next(iter(parts.values())), config)
-    labels = {split: _values(part, columns, split) for split, part in parts.items()}
+    labels, columns = _without_vectors(
+        {split: _values(part, columns) for split, part in parts.items()}, columns, config
+    )
+    for split, values in labels.items():
+        _refuse_unlabelled(values, columns, split)
     index_of = _class_map(labels, columns, config)
     images = {split: _images(part, columns.image) for split, part in parts.items()}
     channels = asked_channels(len(images["train"]), partial(_encoded, images["train"]), config)
@@ -261,12 +266,17 @@ class _Records:
         return value
 
 
-def _values(part: Any, columns: _Columns, split: str) -> list[Any]:
+def _values(part: Any, columns: _Columns) -> list[Any]:
     """The raw labels of a split, in order: numbers or text, or lists of them."""
     top, *inner = columns.label.split(".")
     values: list[Any] = part.select_columns([top]).with_format(None)[:][top]
     for name in inner:
         values = [None if value is None else value.get(name) for value in values]
+    return values
+
+
+def _refuse_unlabelled(values: Sequence[Any], columns: _Columns, split: str) -> None:
+    """Raises UserError for a value that is no label."""
     for place, value in enumerate(values):
         listed = value if columns.several else [value]
         for each in listed if isinstance(listed, list) else [None]:
@@ -277,7 +287,23 @@ def _values(part: Any, columns: _Columns, split: str) -> list[Any]:
                     "a sample without a label", where=f"{split}, row {place}", got=f"{columns.label} = {each}",
                     wanted=f"0 to {len(columns.names) - 1}",
                 )  # fmt: skip
-    return values
+
+
+def _without_vectors(
+    labels: dict[str, list[Any]], columns: _Columns, config: DataConfig
+) -> tuple[dict[str, list[Any]], _Columns]:
+    """Class names in place of multi-hot vectors, if the labels are such; lists of a ClassLabel only where they are as
+    long as it has names."""
+    rows = [value for values in labels.values() for value in values] if columns.several else []
+    if not all(isinstance(row, list) for row in rows):
+        return labels, columns
+    if columns.names is not None and vector_width(rows) != len(columns.names):
+        return labels, columns
+    names = named(rows, config.classes, f"{config.path}: {columns.label}")
+    if names is None:
+        return labels, columns
+    each = iter(names)
+    return {split: [next(each) for _ in values] for split, values in labels.items()}, columns._replace(names=None)
 
 
 def _class_map(labels: Mapping[str, list[Any]], columns: _Columns, config: DataConfig) -> dict[str, int]:

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, fingerprint
 from vitral.data.decode import Decoding, colour
 from vitral.data.files import SPLIT_OF, class_map, file_channels, file_split, indices, multi_hot, size_in_bytes, some
+from vitral.data.label_vectors import named
 from vitral.errors import UserError, nearest
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -25,6 +27,7 @@ _NAMES = {
     "label": ("label", "labels", "class"),
     "split": ("split",),
 }
+_LIST = re.compile(r"\[.*\]|\{.*\}", re.DOTALL)
 _SHOWN = 5
 
 
@@ -56,6 +59,8 @@ def open_table(config: DataConfig) -> Dataset:
         raise UserError("no rows", where=str(path))
     columns = _columns([key for _, record in records[:100] for key in record], config, path)
     several = config.label_separator is not None or any(isinstance(r.get(columns.label), list) for _, r in records)
+    if several:
+        records = _without_vectors(records, columns.label, config, path)
     rows = [_row(line, record, columns, config, several, path) for line, record in records]
     _refuse_twice(rows, path)
     sizes = [size_in_bytes(os.path.join(path.parent, row.path)) for row in rows]
@@ -183,6 +188,19 @@ def _columns(present: Iterable[str], config: DataConfig, path: Path) -> _Columns
     return _Columns(image or "", label or "", one("split", config.split_column))
 
 
+def _without_vectors(
+    records: Sequence[tuple[int, Mapping[str, Any]]], label: str, config: DataConfig, path: Path
+) -> list[tuple[int, Mapping[str, Any]]]:
+    """The rows with class names in place of multi-hot vectors, if their labels are such."""
+    separator = config.label_separator
+    values: list[Any] = [record.get(label) for _, record in records]
+    lists = [value.split(separator) if isinstance(value, str) and separator else value for value in values]
+    names = named(lists, config.classes, f"{path}: {label}") if all(isinstance(each, list) for each in lists) else None
+    if names is None:
+        return list(records)
+    return [(line, {**record, label: own}) for (line, record), own in zip(records, names, strict=True)]
+
+
 def _row(
     line: int, record: Mapping[str, Any], columns: _Columns, config: DataConfig, several: bool, path: Path
 ) -> _Row:
@@ -211,6 +229,12 @@ def _labels(value: Any, column: str, separator: str | None, several: bool, where
         )
     else:
         parts = [value]
+    if isinstance(value, str) and separator is None and _LIST.fullmatch(value.strip()):
+        raise UserError(
+            "a list written as text, which would be taken for the name of one class", where=where,
+            got=f"{column} = {value[:60]}", wanted="one class name, or several with a separator (cat;dog)",
+            hint="data.label_separator=';' splits such text; lists belong into a JSONL file.",
+        )  # fmt: skip
     words = [str(part).strip() if isinstance(part, str | int) and not isinstance(part, bool) else "" for part in parts]
     if not all(words):
         raise UserError("an empty label" if value in ("", None, []) or "" in parts else "not a label", where=where,
