@@ -20,6 +20,7 @@ from vitral.data.duplicates import Array, duplicate_findings, finding
 from vitral.data.findings import CheckReport, Finding, Sample, in_order
 from vitral.data.label_names import disagreements, flat_folders, joined_labels, shared_labels
 from vitral.data.scan import Scan, scan
+from vitral.data.split_names import split_findings
 
 Normalisation = tuple[Sequence[float], Sequence[float]]
 
@@ -174,6 +175,8 @@ def _names(dataset: Dataset, samples: list[Sample], labels: list[tuple[str, ...]
             "the classes, data.source=filename reads them"
         )
         found.append(Finding("flat-folder", "warning", text, (), {"labels": len(shared)}))
+    if not found:
+        found += split_findings(dataset.classes, by_class)
     for separator, joined in joined_labels(dataset.classes).items():
         text = (
             f"{len(joined):,} class {'name is' if len(joined) == 1 else 'names are'} several in one ({_some(joined)}): "

@@ -17,6 +17,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "empty-class": ("error", "a class without a single image"),
     "split-classes": ("error", "splits that do not hold the same classes"),
     "flat-folder": ("error", "a folder taken for a class, though its file names carry several labels"),
+    "split-names": ("error", "class folders that are splits (train_images, fold0), or that all hold the same folders"),
     "name-label": ("error", "a file or folder name that says another class than the label"),
     "label-separator": ("warning", "class names that are several class names in one: cat;dog"),
     "damaged": ("error", "images that cannot be decoded, more than data.max_bad"),
