@@ -21,7 +21,17 @@ NEVER_IMPORTED = {"torchvision", "timm", "transformers"}
 
 # Help, recipes and config errors must answer at once; importing torch takes 1.5 s on two cores. All commands and config
 # modules are held to it, and these:
-LIGHT = ("errors", "version", "structs", "config", "models.presets", "models.resnet_counts", "run", "run.options")
+LIGHT = (
+    "errors",
+    "version",
+    "structs",
+    "files",
+    "config",
+    "models.presets",
+    "models.resnet_counts",
+    "run",
+    "run.options",
+)
 HEAVY = ("torch", "sklearn", "scipy", "matplotlib")
 
 

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
+import re
 from collections.abc import Iterable
+
+NAMES = "vitral.names"  # error handler of text that is written: see `shown`
+# What moves the cursor, starts a line or turns the direction of writing: control characters and their Unicode kin.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_LONGEST = 2000  # characters of a value in a message
 
 
 class UserError(ValueError):
@@ -26,9 +33,9 @@ class UserError(ValueError):
         hint: str | None = None,
     ) -> None:
         self.what, self.where, self.nearest = what, where, nearest
-        lines = [what if where is None else f"{where}: {what}"]
-        lines += [f"  got:    {got}"] if got is not None else []
-        lines += [f"  wanted: {wanted}"] if wanted is not None else []
+        lines = [what if where is None else f"{_bounded(where)}: {what}"]
+        lines += [f"  got:    {_bounded(got)}"] if got is not None else []
+        lines += [f"  wanted: {_bounded(wanted)}"] if wanted is not None else []
         lines += [f"  did you mean {nearest!r}?"] if nearest is not None else []
         lines += [f"  {hint}"] if hint is not None else []
         super().__init__("\n".join(lines))
@@ -46,6 +53,28 @@ class Interrupted(Exception):
     def __init__(self, signum: int, message: str) -> None:
         self.signum, self.exit_code = signum, 128 + signum
         super().__init__(message)
+
+
+def shown(name: str) -> str:
+    r"""A file's or class's name as it is written anywhere: UTF-8, in one line. Bytes that are not UTF-8 and control
+    characters become escapes (`caf\xe9`, `\n`); every other name stays what it is."""
+    plain = _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), name)
+    return plain.encode("utf-8", NAMES).decode("utf-8")
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """The bytes that Python holds as lone surrogates, as `\\x` and two digits; other surrogates by their number."""
+    assert isinstance(error, UnicodeEncodeError)
+    signs = map(ord, error.object[error.start : error.end])
+    return "".join(f"\\x{c - 0xDC00:02x}" if 0xDC80 <= c <= 0xDCFF else f"\\u{c:04x}" for c in signs), error.end
+
+
+codecs.register_error(NAMES, _escaped)
+
+
+def _bounded(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ... ({len(text):,} characters)"
 
 
 def nearest(name: str, options: Iterable[str]) -> str | None:

@@ -1,0 +1,191 @@
+"""Opens and parses files from strangers: regular files only, size and structure bounded before anything is built.
+
+Every reader of the package goes through here, and every failure is a UserError that names the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+from vitral.errors import NAMES, UserError, shown
+
+MIB = 2**20
+JSON_BYTES, TEXT_BYTES = 64 * MIB, 256 * MIB
+MAX_DEPTH, MAX_ITEMS = 64, 1_000_000
+_PART = 2**20  # bytes of JSON that are looked at together
+_OPEN, _CLOSE, _STRINGS = b"[{", b"]}", (b"\\\\", b'\\"')
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+class CannotOpen(UserError):
+    """A file that is absent, forbidden, or not a regular file. `absent` says that nothing has that name."""
+
+    absent = False
+
+
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
+    """Open a regular file for reading bytes, without ever waiting for a writer.
+
+    Raises CannotOpen for folders, named pipes, sockets and devices, and for what the system does not open.
+    """
+    where = shown(os.fspath(path))
+    flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
+    try:
+        _require_regular(os.stat(path).st_mode, where)  # opening a device can already change it
+        handle = os.open(path, flags)
+    except FileNotFoundError:
+        error = CannotOpen("no such file", where=where)
+        error.absent = True
+        raise error from None
+    except OSError as error:
+        raise CannotOpen(f"cannot be read: {error.strerror or error}", where=where) from None
+    except CannotOpen:
+        raise
+    except ValueError:  # a NUL in the name, or a name that the file system's encoding lacks
+        raise CannotOpen("not a file name", where=where) from None
+    try:
+        _require_regular(os.fstat(handle).st_mode, where)  # the name may mean something else by now
+    except UserError:
+        os.close(handle)
+        raise
+    return os.fdopen(handle, "rb")
+
+
+def _require_regular(mode: int, where: str) -> None:
+    if not stat.S_ISREG(mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "something else")
+        raise CannotOpen("not a regular file", where=where, got=kind)
+
+
+def read_bounded(path: str | os.PathLike[str], limit: int) -> bytes:
+    """The content of a regular file of at most `limit` bytes. Raises UserError for anything else."""
+    with open_regular(path) as file:
+        try:
+            content = file.read(limit + 1) if os.fstat(file.fileno()).st_size <= limit else None
+        except OSError as error:
+            raise CannotOpen(f"cannot be read: {error.strerror or error}", where=shown(os.fspath(path))) from None
+    if content is None or len(content) > limit:
+        raise UserError("file too large", where=shown(os.fspath(path)), wanted=f"at most {limit:,} bytes")
+    return content
+
+
+def read_text(path: str | os.PathLike[str], limit: int = TEXT_BYTES) -> str:
+    """A UTF-8 text file of at most `limit` bytes, without a byte-order mark. Raises UserError, with the line of the
+    first byte that is not UTF-8."""
+    return decode_text(read_bounded(path, limit), shown(os.fspath(path)))
+
+
+def decode_text(content: bytes, where: str) -> str:
+    """UTF-8 bytes as text, without a byte-order mark. Raises UserError, with the line of the first other byte."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        kind = "UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "another encoding"
+        raise UserError(
+            f"not UTF-8 but {kind} (byte {error.start})", where=f"{where}:{line}", hint="Save the file as UTF-8."
+        ) from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text; what UTF-8 cannot hold (file names of another encoding) is written as `shown` shows it."""
+    path.write_text(text, encoding="utf-8", errors=NAMES)
+
+
+def read_json(path: str | os.PathLike[str], limit: int = JSON_BYTES, *, constants: bool = False) -> Any:
+    """The value in a JSON file of at most `limit` bytes; see `parse_json`."""
+    return parse_json(read_bounded(path, limit), where=shown(os.fspath(path)), constants=constants)
+
+
+def parse_json(
+    content: bytes | str,
+    *,
+    where: str,
+    max_depth: int = MAX_DEPTH,
+    max_items: int = MAX_ITEMS,
+    constants: bool = False,
+) -> Any:
+    """The value of a JSON text. Depth and number of items are counted before anything is built.
+
+    where: the file, or what else the text is, for messages. max_items: members of objects and lists, altogether.
+    constants: accept NaN and Infinity, as Python writes them. Raises UserError for what is not UTF-8 or not JSON, for
+    keys that an object has twice, for numbers that do not fit into 64 bits, and beyond the limits.
+    """
+    text = decode_text(content, where) if isinstance(content, bytes) else content
+    try:
+        _check_structure(text.encode("utf-8", "surrogatepass"), max_depth, max_items)
+        return json.loads(
+            text, object_pairs_hook=_unique, parse_constant=None if constants else _refuse,
+            parse_int=whole_number, parse_float=_finite,
+        )  # fmt: skip
+    except json.JSONDecodeError as error:
+        where = f"{where}:{error.lineno}" if error.lineno > 1 else where
+        raise UserError(f"not readable as JSON: {error.msg} (character {error.colno})", where=where) from None
+    except ValueError as error:
+        raise UserError(f"not readable as JSON: {error}", where=where) from None
+
+
+def whole_number(text: str) -> int:
+    """An integer of 64 bits. Raises ValueError for others."""
+    digits = text.lstrip("+-0").replace("_", "")
+    value = int(text) if len(digits) < 20 else 2**64
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"a whole number of {len(digits):,} digits does not fit into 64 bits")
+    return value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"the number {text[:40]} is too large")
+    return value
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is not a number")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    tree = dict(pairs)
+    if len(tree) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"the key {twice[:80]!r} occurs twice in one object")
+    return tree
+
+
+def _check_structure(text: bytes, max_depth: int, max_items: int) -> None:
+    """Raise ValueError if the JSON text is nested too deep or holds too many items. Counts signs, builds nothing."""
+    opened = sum(text.count(sign) for sign in (b"[", b"{"))
+    if opened <= max_depth and opened + text.count(b",") <= max_items:  # an upper bound: strings are counted too
+        return
+    import numpy as np
+
+    for escape in _STRINGS:  # of a run of backslashes, pairs first: then a quote that is left ends a string
+        text = text.replace(escape, b"")
+    depth, items, inside = 0, 0, False
+    for start in range(0, len(text), _PART):
+        part = np.frombuffer(text, np.uint8, min(_PART, len(text) - start), start)
+        in_string = np.logical_xor.accumulate(part == ord('"')) ^ inside
+        inside = bool(in_string[-1])
+        signs = part[~in_string]
+        steps = np.isin(signs, list(_OPEN)).astype(np.int8) - np.isin(signs, list(_CLOSE)).astype(np.int8)
+        levels = depth + np.cumsum(steps, dtype=np.int64)
+        items += int((steps > 0).sum()) + int((signs == ord(",")).sum())
+        if levels.size:
+            depth = int(levels[-1])
+            if int(levels.max()) > max_depth:
+                raise ValueError(f"nested deeper than {max_depth} levels")
+        if items > max_items:
+            raise ValueError(f"more than {max_items:,} items")
