@@ -62,6 +62,11 @@ def shown(name: str) -> str:
     return plain.encode("utf-8", NAMES).decode("utf-8")
 
 
+def plural(count: int, word: str, words: str | None = None) -> str:
+    """The number with the noun in its form: 1 image, 2 images, 1,000 classes (`words` where an s is not enough)."""
+    return f"{count:,} {word if count == 1 else words or word + 's'}"
+
+
 def _escaped(error: UnicodeError) -> tuple[str, int]:
     """The bytes that Python holds as lone surrogates, as `\\x` and two digits; other surrogates by their number."""
     assert isinstance(error, UnicodeEncodeError)

@@ -22,7 +22,7 @@ from torch import Tensor
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Labels, Split, fingerprint
 from vitral.data.decode import Decoding, colour, decode, header
-from vitral.data.files import SPLIT_OF, asked_channels, class_map, indices, multi_hot, some
+from vitral.data.files import SPLIT_OF, asked_channels, class_map, hidden, indices, multi_hot, some
 from vitral.data.label_vectors import named, vector_width
 from vitral.errors import UserError, nearest
 
@@ -43,7 +43,11 @@ def find_shards(path: str) -> list[Path]:
     """The shards that a path means: a file, a pattern such as x-{000..009}.tar or x-*.parquet, or a folder of them."""
     expanded = [found for pattern in _expand(os.path.expanduser(path)) for found in _glob(pattern)]
     if len(expanded) == 1 and expanded[0].is_dir():
-        expanded = sorted(entry for entry in expanded[0].rglob("*") if entry.is_file() and entry.name[0] != ".")
+        expanded = sorted(
+            entry
+            for entry in expanded[0].rglob("*")
+            if entry.is_file() and not any(map(hidden, entry.relative_to(expanded[0]).parts))
+        )
     return [shard for shard in expanded if shard.suffix.lower() in _BUILDERS]
 
 
@@ -333,6 +337,7 @@ def _split(split: str, records: Any, labels_N: Labels, channels: int, rules: Dec
         partial(_read, records, names, channels, rules),
         partial(_size, records, names),
         partial(_encoded, records),
+        made_up=True,
     )
 
 
