@@ -100,7 +100,7 @@ def test_colour_images_names_and_shapes() -> None:
     assert wide.predictor_.config.architecture.image_size == (4, 16)
 
 
-@pytest.mark.parametrize("names", [[3, 9], ["owl", "cat"], [-1, 1], [0.5, 2.0]])
+@pytest.mark.parametrize("names", [[3, 9], ["owl", "cat"], [-1, 1], [2.0, 5.0]])
 def test_the_run_folder_names_classes_as_fit_did(names: list[Any], tmp_path: Path) -> None:
     images_NHWC, y_N = stripes()
     labels = np.array(names)[y_N]
@@ -110,7 +110,9 @@ def test_the_run_folder_names_classes_as_fit_did(names: list[Any], tmp_path: Pat
         model = quick(overrides=overrides).fit(images_NHWC, labels)
     assert model.predictor_.classes == tuple(map(str, sorted(names)))
     answers = model.predictor_.predict(list(images_NHWC), topk=1)
-    assert [answer[0]["label"] for answer in answers] == [str(label) for label in model.predict(images_NHWC)]
+    assert [answer["predictions"][0]["label"] for answer in answers] == [
+        str(label) for label in model.predict(images_NHWC)
+    ]
     rows = (tmp_path / "kept" / "predictions.csv").read_text(encoding="utf-8").splitlines()[1:]
     assert {row.split(",")[1] for row in rows} == set(map(str, names))
     for row in rows:

@@ -258,7 +258,8 @@ def test_the_hint_at_flat_files_survives_a_stray_text_file(tmp_path: Path) -> No
     [
         "cat/@eaDir/0.png/SYNOPHOTO_THUMB_M.jpg", "cat/.AppleDouble/0.png", "cat/Thumbs.db", "__MACOSX/cat/._0.png",
         "cat/._0.png", "$RECYCLE.BIN/S-1/0.png", "lost+found/0.png", ".thumbnails/0.png", "#recycle/cat/0.png",
-        "cat/@Recycle/0.png", "System Volume Information/0.png", "cat/.ipynb_checkpoints/0-checkpoint.png", "cat/desktop.ini",
+        "cat/@Recycle/0.png", "System Volume Information/0.png", "cat/.ipynb_checkpoints/0.png",
+        "cat/desktop.ini",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("flat", [False, True])
