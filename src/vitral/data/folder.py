@@ -15,6 +15,7 @@ from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset
 from vitral.data.filename import fits
 from vitral.data.files import LabelledFile, files_dataset, hidden, is_image, some, split_folders, walk
+from vitral.data.split_names import split_classes
 from vitral.errors import UserError, shown
 
 LAYOUT = "DIR/<class>/*.png, or DIR/train/<class>/*.png with val and test beside train"
@@ -67,6 +68,13 @@ def is_unlabelled(folder: Path) -> bool:
     return not _has_folders(folder) and any(
         path.is_file() and not hidden(path.name) and is_image(str(path)) for path in folder.iterdir()
     )
+
+
+def has_classes(root: Path) -> bool:
+    """Whether two or more folders in `root`, or in its folder train, hold images and are not named like splits."""
+    folder = split_folders(root).get("train", root)
+    labels = [label for label in _class_folders(folder) if next(walk(folder / label, Counter()), None) is not None]
+    return len(labels) > 1 and not split_classes(labels)
 
 
 def images_below(folder: Path) -> list[Path]:

@@ -29,6 +29,7 @@ from vitral.errors import UserError, nearest
 _BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 _LABEL_NAMES = ("label", "labels", "class", "cls", "target", "fine_label")
 _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
+_PATH_NAMES = ("path", "file", "filename", "file_name", "image_path")  # the names that a manifest's column may have
 _SPLIT = re.compile(r"(?:^|[/\\_.-])(train|validation|valid|val|test)(?=[/\\_.\-\d]|$)")
 
 
@@ -79,7 +80,8 @@ def open_hf(config: DataConfig) -> Dataset:
     for split, values in labels.items():
         _refuse_unlabelled(values, columns, split)
     index_of = _class_map(labels, columns, config)
-    images = {split: _images(part, columns.image) for split, part in parts.items()}
+    root = _root(str(config.path))
+    images = {split: _images(part, columns.image, root) for split, part in parts.items()}
     channels = asked_channels(len(images["train"]), partial(_encoded, images["train"]), config)
     rules = Decoding(colour(config.background), config.max_pixels)
     splits = {
@@ -209,7 +211,8 @@ def _named(found: Any, where: str) -> dict[str, Any]:
 def _columns(part: Any, config: DataConfig) -> _Columns:
     types: dict[str, Any] = _flat(part.features)
     kinds = {name: type(feature).__name__ for name, feature in types.items()}
-    image = _one("image", config.image_column, types, [n for n, kind in kinds.items() if kind == "Image"], _IMAGE_NAMES)
+    typed = [name for name, kind in kinds.items() if kind == "Image"] or [n for n in _IMAGE_NAMES if n in types]
+    image = _one("image", config.image_column, types, typed, _PATH_NAMES)
     inner = {name: getattr(feature, "feature", feature) for name, feature in types.items()}
     typed = [name for name, feature in inner.items() if type(feature).__name__ == "ClassLabel"]
     label = _one("label", config.label_column, types, typed, _LABEL_NAMES)
@@ -244,21 +247,27 @@ def _one(kind: str, asked: str | None, types: Mapping[str, Any], typed: list[str
     )
 
 
-def _images(part: Any, column: str) -> Any:
-    """The column's records {"bytes", "path"}, undecoded."""
+def _root(path: str) -> str | None:
+    """The folder that paths in local data are relative to, as in a manifest; None for a name on the hub."""
+    shards = find_shards(path)
+    return str(shards[0].parent) if shards else path if os.path.isdir(os.path.expanduser(path)) else None
+
+
+def _images(part: Any, column: str, root: str | None) -> Any:
+    """The column's records {"bytes", "path"}, undecoded; or paths."""
     datasets = _library()
     top = column.split(".")[0]
     part = part.select_columns([top])
     if type(part.features[top]).__name__ == "Image":
         part = part.cast_column(top, datasets.Image(decode=False))
-    return _Records(part, column)
+    return _Records(part, column, root)
 
 
 class _Records:
     """One column of a dataset by place; what it gives can be sent to other processes."""
 
-    def __init__(self, part: Any, column: str) -> None:
-        self.part, self.column = part, column
+    def __init__(self, part: Any, column: str, root: str | None) -> None:
+        self.part, self.column, self.root = part, column, root
 
     def __len__(self) -> int:
         return len(self.part)
@@ -345,6 +354,8 @@ def _encoded(records: Any, index: int) -> str | bytes:
     record: Any = records[index]
     if isinstance(record, Mapping):
         record = record.get("bytes") or record.get("path")
+    if isinstance(record, str) and records.root is not None:
+        record = os.path.join(records.root, record)
     if not isinstance(record, str | bytes):
         raise UserError("no image in this row", got=type(record).__name__, wanted="encoded bytes, or a path")
     return record
