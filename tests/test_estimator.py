@@ -100,6 +100,26 @@ def test_colour_images_names_and_shapes() -> None:
     assert wide.predictor_.config.architecture.image_size == (4, 16)
 
 
+@pytest.mark.parametrize("names", [[3, 9], ["owl", "cat"], [-1, 1], [2.0, 5.0]])
+def test_the_run_folder_names_classes_as_fit_did(names: list[Any], tmp_path: Path) -> None:
+    images_NHWC, y_N = stripes()
+    labels = np.array(names)[y_N]
+    overrides = {**LEARNS, "out": str(tmp_path / "kept")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = quick(overrides=overrides).fit(images_NHWC, labels)
+    assert model.predictor_.classes == tuple(map(str, sorted(names)))
+    answers = model.predictor_.predict(list(images_NHWC), topk=1)
+    assert [answer["predictions"][0]["label"] for answer in answers] == [
+        str(label) for label in model.predict(images_NHWC)
+    ]
+    rows = (tmp_path / "kept" / "predictions.csv").read_text(encoding="utf-8").splitlines()[1:]
+    assert {row.split(",")[1] for row in rows} == set(map(str, names))
+    for row in rows:
+        place = int(row.split("[")[1].split("]")[0])
+        assert row.split(",")[1] == str(labels[place])
+
+
 def test_equal_seeds_give_equal_models_and_others_do_not() -> None:
     X, y = stripes()
     one, same, other = (quick(random_state=seed).fit(X, y).predict_proba(X) for seed in (0, 0, 1))

@@ -71,6 +71,11 @@ def shown_lines(text: str) -> str:
     return text if text.isprintable() else "\n".join(map(shown, text.split("\n")))
 
 
+def plural(count: int, word: str, words: str | None = None) -> str:
+    """The number with the noun in its form: 1 image, 2 images, 1,000 classes (`words` where an s is not enough)."""
+    return f"{count:,} {word if count == 1 else words or word + 's'}"
+
+
 def _escaped(error: UnicodeError) -> tuple[str, int]:
     """The bytes that Python holds as lone surrogates, as `\\x` and two digits; other surrogates by their number."""
     assert isinstance(error, UnicodeEncodeError)

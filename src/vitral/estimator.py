@@ -77,7 +77,7 @@ class VitralClassifier(ClassifierMixin, BaseEstimator):
         names = [f"X[{index}]" for index in range(len(labels_N))]
         split = memory_split(images_NCHW, labels_N.astype(np.int64), names, images_NCHW.shape[1])
         whole = Dataset(
-            name="X", classes=tuple(map(str, range(len(self.classes_)))), splits={"train": split},
+            name="X", classes=tuple(map(str, self.classes_)), splits={"train": split},
             channels=images_NCHW.shape[1], notes=(), fingerprint=fingerprint([images_NCHW.data, split.labels_N.data]),
         )  # fmt: skip
         if self.verbose:

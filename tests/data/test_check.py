@@ -160,10 +160,13 @@ def checked_memory(labels_N: Any, names: list[str] | None = None, **keys: Any) -
     return check_dataset(in_memory(labels_N, names), **keys)
 
 
-def in_memory(labels_N: Any, names: list[str] | None = None, classes: tuple[str, ...] = ("cat", "dog")) -> Dataset:
+def in_memory(
+    labels_N: Any, names: list[str] | None = None, classes: tuple[str, ...] = ("cat", "dog"), made_up: bool = False
+) -> Dataset:
     images_NCHW = np.random.default_rng(0).integers(0, 256, (len(labels_N), 3, 9, 8), dtype=np.uint8)
     names = names or [f"{index}" for index in range(len(labels_N))]
-    return Dataset("mem", classes, {"train": memory_split(images_NCHW, labels_N, names, 3)}, 3, (), "00")
+    split = memory_split(images_NCHW, labels_N, names, 3, made_up=made_up)
+    return Dataset("mem", classes, {"train": split}, 3, (), "00")
 
 
 @pytest.mark.parametrize(
@@ -198,6 +201,44 @@ def test_numbers_as_classes_count_where_files_are_named_after_them() -> None:
     assert found(check_dataset(in_memory(labels_N, names, ("0", "1")))) == {"name-label": [{"1/0_7.png"}]}
 
 
+def files(labels_N: Any, classes: tuple[str, ...], form: str) -> list[str]:
+    return [form.format(label=classes[label], i=i) for i, label in enumerate(labels_N.tolist())]
+
+
+@pytest.mark.parametrize(
+    ("classes", "form"),
+    [
+        (("0", "1"), "{label}/{i:05d}.png"),  # running numbers
+        (("0", "1"), "{label}/{i}.png"),
+        (("0", "1", "2", "3", "4"), "img/{i:04d}_left.png"),  # grades in a table
+        (("0", "1", "2", "3", "4"), "img/{i}/left.png"),
+        (("A", "B"), "{label}/a{i:04d}.png"),
+        (("cat", "dog"), "{label}/cat_{i:04d}.png"),  # named alike in both classes
+        (("train", "bus"), "{label}/train_{i:06d}.png"),
+    ],
+)
+def test_numbers_and_shared_names_say_nothing(classes: tuple[str, ...], form: str) -> None:
+    labels_N = np.arange(60) % len(classes)
+    labels_N[::3] = 0
+    assert found(check_dataset(in_memory(labels_N, files(labels_N, classes, form), classes))) == {}
+
+
+def test_names_that_the_source_makes_up_are_not_looked_at() -> None:
+    labels_N = np.arange(40) % 2
+    names = [f"{'cat' if i < 30 else 'dog'}/{i}" for i in range(40)]
+    assert found(check_dataset(in_memory(labels_N, names, made_up=True))) == {}
+    assert "name-label" in found(check_dataset(in_memory(labels_N, names)))
+
+
+def test_a_few_wrong_names_are_a_warning() -> None:
+    labels_N = np.arange(400) % 2
+    names = files(labels_N, ("cat", "dog"), "{label}/{label}_{i:03d}.png")
+    for wrong, severity in ((4, "warning"), (5, "error")):
+        changed = [f"dog/cat_{i:03d}.png" if i in range(1, 2 * wrong, 2) else name for i, name in enumerate(names)]
+        [finding] = check_dataset(in_memory(labels_N, changed)).findings
+        assert (finding.code, finding.severity, finding.numbers) == ("name-label", severity, {"images": wrong})
+
+
 def test_a_flat_folder_is_no_class() -> None:
     labels_N = np.array([0] * 10 + [1] * 10)
     names = [f"train/{'cat' if i % 2 else 'dog'}_{i:04d}.png" for i in range(10)] + [f"b/{i}.png" for i in range(10)]
@@ -225,6 +266,10 @@ FLAT = "flat-folder"
         ({"cat": "cat", "dog": "dog", "both": "both"}, {}),
         ({"cat": "cat wild-cat", "dog": "dog", "owl": "owl"}, {}),
         ({"cat": "img", "dog": "dsc"}, {}),
+        ({"raw": "steak chicken", "cooked": "steak chicken"}, {FLAT: "warning"}),
+        ({"photo": "steak chicken", "sketch": "tea chicken"}, {}),
+        ({"train": "steam_train train_s", "bus": "coach minibus"}, {}),
+        ({"train": "steam_train train_s", "bus": "dsc"}, {}),
     ],
 )
 def test_flat_folders_are_found_and_subjects_are_not(files: dict[str, str], wanted: dict[str, str]) -> None:

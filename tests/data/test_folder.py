@@ -10,6 +10,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from vitral.config import build
+from vitral.data.check import check_dataset
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset
 from vitral.data.sources import open_dataset
@@ -208,7 +209,7 @@ def test_images_without_or_with_a_foreign_ending_are_found_by_content(tmp_path: 
     fill(tmp_path)
     for name in ("bare", "photo.jpg_large", "3.dat"):
         (tmp_path / "cat" / name).write_bytes((tmp_path / "cat" / "0.png").read_bytes())
-    (tmp_path / "cat" / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0 no image")
+    (tmp_path / "cat" / "album.db").write_bytes(b"\xd0\xcf\x11\xe0 no image")
     data = opened(tmp_path)
     assert sum(len(split) for split in data.splits.values()) == 9
     assert "ignored 1 file(s) that end in .db, no image format" in data.notes
@@ -250,3 +251,82 @@ def test_the_hint_at_flat_files_survives_a_stray_text_file(tmp_path: Path) -> No
     (tmp_path / "README.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(UserError, match=r"data\.source=filename"):
         opened(tmp_path, source="folder")
+
+
+@pytest.mark.parametrize(
+    "stray",
+    [
+        "cat/@eaDir/0.png/SYNOPHOTO_THUMB_M.jpg", "cat/.AppleDouble/0.png", "cat/Thumbs.db", "__MACOSX/cat/._0.png",
+        "cat/._0.png", "$RECYCLE.BIN/S-1/0.png", "lost+found/0.png", ".thumbnails/0.png", "#recycle/cat/0.png",
+        "cat/@Recycle/0.png", "System Volume Information/0.png", "cat/.ipynb_checkpoints/0.png",
+        "cat/desktop.ini",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("flat", [False, True])
+def test_what_systems_put_beside_images_is_no_data(stray: str, flat: bool, tmp_path: Path) -> None:
+    root = fill(tmp_path / "d")
+    write(tmp_path / "stray.png").rename(root / "stray")
+    (root / stray).parent.mkdir(parents=True, exist_ok=True)
+    (root / "stray").rename(root / stray)
+    source = "images" if flat else "auto"
+    config = build(DataConfig, {"path": str(root), "source": source})
+    data = open_dataset(config, hold_out=False, one_class=True)
+    assert sum(len(split) for split in data.splits.values()) == 6
+    assert data.classes == (("image",) if flat else ("cat", "dog"))
+    assert data.notes == ()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_pipes_are_never_opened(tmp_path: Path) -> None:
+    fill(tmp_path)
+    for name in ("pipe", "pipe.png"):
+        os.mkfifo(tmp_path / "cat" / name)
+    data = open_dataset(build(DataConfig, {"path": str(tmp_path)}), hold_out=False)
+    assert len(data.splits["train"]) == 6
+    assert data.notes == ("ignored 2 pipe(s), socket(s) or device(s)",)
+
+
+def test_a_class_called_train_among_other_classes(tmp_path: Path) -> None:
+    for label, stems in (("train", "train_s steam_train"), ("bus", "coach_s minibus"), ("tram", "tram")):
+        for stem in stems.split():
+            for index in range(4):
+                write(tmp_path / label / f"{stem}_{index:06d}.png")
+    data = open_dataset(build(DataConfig, {"path": str(tmp_path)}), hold_out=False)
+    assert data.classes == ("bus", "train", "tram")
+    assert len(data.splits["train"]) == 20
+    assert not {"flat-folder", "name-label", "split-names"} & {each.code for each in check_dataset(data).findings}
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names there are always Unicode")
+def test_names_of_other_encodings(tmp_path: Path) -> None:
+    root = os.fsencode(tmp_path) + b"/d\xe9p\xf4t"
+    for label in (b"caf\xe9", b"the"):
+        os.makedirs(root + b"/" + label)
+        for index in range(3):
+            Image.new("RGB", (6, 4), (index, len(label), 0)).save(tmp_path / "one.png")
+            (tmp_path / "one.png").rename(Path(os.fsdecode(root + b"/" + label + b"/\xe9t\xe9%d.png" % index)))
+    data = open_dataset(build(DataConfig, {"path": os.fsdecode(root)}), hold_out=False)
+    assert data.classes == ("caf\\xe9", "the")
+    assert len(data.splits["train"]) == 6
+    assert data.name == "d\\xe9p\\xf4t"
+    assert data.splits["train"].read(0).shape == (3, 4, 6)
+    report = check_dataset(data)
+    assert report.damaged == {}
+    assert all(sample.name.isascii() for finding in report.findings for group in finding.groups for sample in group)
+
+
+def test_folders_beside_the_splits_are_a_finding(tmp_path: Path) -> None:
+    fill(tmp_path / "train")
+    fill(tmp_path / "eval", count=2)
+    (tmp_path / "docs").mkdir()
+    data = open_dataset(build(DataConfig, {"path": str(tmp_path)}), hold_out=False)
+    assert data.left_out == {"eval": 4}
+    [finding] = [each for each in check_dataset(data).findings if each.code == "left-out"]
+    assert finding.message == "folders beside train are not read: eval (4 images)"
+    assert finding.numbers == {"folders": 1, "images": 4}
+
+
+def test_a_test_folder_without_classes_names_the_way_around(tmp_path: Path) -> None:
+    fill(tmp_path / "train")
+    write(tmp_path / "test" / "a.png")
+    refused(tmp_path, rf"(?s)1 images lie directly.*data={tmp_path}/train")

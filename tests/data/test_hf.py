@@ -146,3 +146,18 @@ def test_a_name_on_the_hub_that_cannot_be_reached(datasets: Any, tmp_path: Path)
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     refused("nobody/nothing", r'pip install "vitral\[datasets\]"', source="hf")
+
+
+@pytest.mark.parametrize("column", ["image_path", "path", "file_name"])
+def test_paths_in_parquet_are_relative_to_the_file(
+    datasets: Any, column: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(4):
+        (tmp_path / "images" / f"{number}.png").write_bytes(png(number))
+    rows = {column: [f"images/{number}.png" for number in range(4)], "label": ["cat", "dog"] * 2}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "list.parquet")
+    monkeypatch.chdir("/")
+    data = opened(tmp_path / "list.parquet")
+    assert data.classes == ("cat", "dog")
+    assert [int(data.splits["train"].read(index)[0, 0, 0]) for index in range(4)] == list(range(4))

@@ -42,7 +42,7 @@ def refused(path: str, message: str, **keys: object) -> None:
         opened(path, **keys)
 
 
-@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("start", ["", "\ufeff"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_delimiters_byte_order_marks_and_line_ends(delimiter: str, start: str, end: str) -> None:
@@ -100,7 +100,10 @@ def test_multi_label_csv_and_jsonl_agree() -> None:
     ("text", "message"),
     [
         ("path,label\nimages/0.png,cat\nimages/1.png,\n", r"list\.csv:3: an empty label"),
-        ("path,label\nimages/0.png,cat\nimages/9.png,dog\n", r"1 files are missing: images/9\.png \(line 3\)"),
+        (
+            "path,label\nimages/0.png,cat\nimages/9.png,dog\n",
+            r"1 file is missing, or no regular files: images/9\.png \(line 3\)",
+        ),
         ("path,label\nimages/0.png,cat\n./images/0.png,dog\n", r"images/0\.png \(lines 2 and 3\)"),
         ("path,label,split\nimages/0.png,cat,train\nimages/1.png,dog,dev\n", r"(?s)list\.csv:3: unknown split.*'dev'"),
         ("path,label,split\nimages/0.png,cat,val\nimages/1.png,dog,val\n", r"rows for val but none for train"),
@@ -111,6 +114,10 @@ def test_multi_label_csv_and_jsonl_agree() -> None:
         ('path,label\nimages/0.png,"cat\n', r"list\.csv:\d: not readable as CSV"),
         ("", "no rows"),
         ("path,label\n", "no rows"),
+        ("path,label\nimages\\0.png,cat\n", r"(?s)not with a backslash: images/0\.png is there"),
+        ("path,label\nimages/0,cat\n", r"(?s)with the ending of the file: images/0\.png"),
+        ("path,label\nimages,cat\n", r"1 file is missing, or no regular files: images"),
+        ("path,cat,dog\nimages/0.png,1,0\nimages/1.png,0,1\n", r"(?s)columns cat, dog hold zeros and ones.*`label`"),
         (b"path,label\nimages/0.png,cat\nimages/1.png,h\xe9\n", r"list\.csv:3: not UTF-8 but another encoding"),
         ("path,label\n".encode("utf-16"), r"list\.csv:1: not UTF-8 but UTF-16"),
     ],
@@ -162,3 +169,42 @@ def test_indices_come_from_one_map_where_splits_lack_classes() -> None:
 def test_only_line_ends_end_lines() -> None:
     data = opened(manifest("\n".join(["path,label", *(line.replace("cat", "c\x0ba\u2028t") for line in rows())])))
     assert data.classes == (r"c\x0ba\u2028t", "dog")  # as it is written in reports and model folders
+
+
+def classes_beside(root: Path, table: str, name: str = "labels.csv") -> Path:
+    for label in "01":
+        (root / "signs" / label).mkdir(parents=True)
+        for number in range(3):
+            (root / "images" / f"{number}.png").rename(root / "signs" / label / f"{number}.png")
+            Image.new("RGB", (5, 4), (number, 9, 9)).save(root / "images" / f"{number}.png")
+    (root / "signs" / name).write_text(table, encoding="utf-8")
+    return root / "signs"
+
+
+@pytest.mark.parametrize(
+    ("table", "name"),
+    [
+        ("ClassId,Name\n0,stop\n1,go\n", "labels.csv"),
+        ("image,photographer\n0/0.png,Ann\n", "metadata.csv"),
+        ('{"0": "stop", "1": "go"}\n', "labels.jsonl"),
+    ],
+)
+def test_a_table_of_something_else_beside_class_folders(table: str, name: str, tmp_path: Path) -> None:
+    root = classes_beside(tmp_path, table, name)
+    data = opened(str(root))
+    assert data.classes == ("0", "1")
+    assert len(data.splits["train"]) == 6
+    assert f"{name} has no columns for image and label: the folders are the classes" in data.notes
+    assert f"{name} has no columns" not in str(opened(str(root), source="folder").notes)
+
+
+def test_a_manifest_beside_class_folders_is_the_manifest(tmp_path: Path) -> None:
+    root = classes_beside(tmp_path, "image,label\n0/0.png,stop\n1/0.png,go\n")
+    assert opened(str(root)).classes == ("go", "stop")
+    root.joinpath("labels.csv").write_text("picture,sign\n0/0.png,stop\n1/0.png,go\n", encoding="utf-8")
+    assert opened(str(root), image_column="picture", label_column="sign").classes == ("go", "stop")
+
+
+def test_a_table_of_something_else_without_class_folders_is_refused(tmp_path: Path) -> None:
+    manifest("id,diagnosis\n0,ill\n", "labels.csv")
+    refused(str(tmp_path), "(?s)no column for the image.*data.source=folder")

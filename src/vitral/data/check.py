@@ -14,12 +14,15 @@ from typing import Any
 import numpy as np
 
 from vitral.data import check_cache
+from vitral.data.class_names import class_name_findings
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, fingerprint
-from vitral.data.duplicates import Array, duplicate_findings, finding
+from vitral.data.duplicates import MOST, Array, duplicate_findings, finding
 from vitral.data.findings import CheckReport, Finding, Sample, in_order
 from vitral.data.label_names import disagreements, flat_folders, joined_labels, shared_labels
 from vitral.data.scan import Scan, scan
+from vitral.data.split_names import split_findings
+from vitral.errors import plural, shown
 
 Normalisation = tuple[Sequence[float], Sequence[float]]
 
@@ -28,6 +31,7 @@ IMBALANCE = 10  # times the smallest class
 OUTLIER = 4  # times, or a fraction of, the median size
 LONG = 3  # times the median aspect
 MIXED = 0.25  # share of the rarer of grey and coloured images up to which they are odd ones
+FEW_NAMES = 0.01  # share of the images up to which names against labels are a warning: as many are wrong in public sets
 SHIFT = 1.0  # of the data's mean after the checkpoint's normalisation
 SPREAD = (0.4, 2.5)  # of the data's standard deviation after it
 _SHOWN = 10
@@ -72,6 +76,8 @@ def _examine(dataset: Dataset, scans: dict[str, Scan]) -> CheckReport:
     whole = [place for place, size in enumerate(np.concatenate([s.size_N2 for s in scans.values()])) if size[0] > 0]
     findings = [
         *_classes(dataset),
+        *class_name_findings(dataset.classes),
+        *_left_out(dataset),
         *_names(dataset, samples, labels),
         *_damaged(scans, samples),
         *duplicate_findings(scans, labels_N, samples.__getitem__),
@@ -102,7 +108,7 @@ def _samples(dataset: Dataset) -> tuple[list[Sample], list[tuple[str, ...]]]:
             own = [(dataset.classes[label],) for label in split.labels_N.tolist()]
         labels += own
         samples += [
-            Sample(name, index, str(each), " + ".join(mine))
+            Sample(name, index, shown(str(each)), " + ".join(mine))
             for index, (each, mine) in enumerate(zip(split.names, own, strict=True))
         ]
     return samples, labels
@@ -156,8 +162,20 @@ def _classes(dataset: Dataset) -> list[Finding]:
     return found
 
 
+def _left_out(dataset: Dataset) -> list[Finding]:
+    """Folders with images that no split is made of."""
+    if not dataset.left_out:
+        return []
+    listed = _some([f"{name} ({plural(count, 'image')})" for name, count in dataset.left_out.items()])
+    text = f"folders beside {', '.join(dataset.splits)} are not read: {listed}"
+    return [finding("left-out", text, [], folders=len(dataset.left_out), images=sum(dataset.left_out.values()))]
+
+
 def _names(dataset: Dataset, samples: list[Sample], labels: list[tuple[str, ...]]) -> list[Finding]:
+    """What names say: of classes and, but for names that the source makes up, of files and folders."""
     found: list[Finding] = []
+    if any(split.made_up for split in dataset.splits.values()):
+        samples, labels = [], []
     by_class: dict[str, list[Sample]] = {}
     for sample in samples:
         by_class.setdefault(sample.label, []).append(sample)
@@ -174,6 +192,8 @@ def _names(dataset: Dataset, samples: list[Sample], labels: list[tuple[str, ...]
             "the classes, data.source=filename reads them"
         )
         found.append(Finding("flat-folder", "warning", text, (), {"labels": len(shared)}))
+    if not found:
+        found += split_findings(dataset.classes, by_class)
     for separator, joined in joined_labels(dataset.classes).items():
         text = (
             f"{len(joined):,} class {'name is' if len(joined) == 1 else 'names are'} several in one ({_some(joined)}): "
@@ -185,9 +205,12 @@ def _names(dataset: Dataset, samples: list[Sample], labels: list[tuple[str, ...]
         first = samples[wrong[0]]
         own = "its" if len(wrong) == 1 else "their"
         text = (
-            f"{_count(len(wrong))} named after another class than {own} label ({first.name} is labelled {first.label})"
+            f"{plural(len(wrong), 'image')} named after another class than {own} label "
+            f"({first.name} is labelled {first.label})"
         )
-        found.append(finding("name-label", text, [[samples[place]] for place in wrong], images=len(wrong)))
+        groups = tuple((samples[place],) for place in wrong[:MOST])
+        severity = "warning" if len(wrong) <= FEW_NAMES * len(samples) else "error"
+        found.append(Finding("name-label", severity, text, groups, {"images": len(wrong)}))
     return found
 
 
@@ -196,7 +219,7 @@ def _damaged(scans: dict[str, Scan], samples: list[Sample]) -> list[Finding]:
     if not places:
         return []
     cause = next(iter(next(found.damaged for found in scans.values() if found.damaged).values()))
-    text = f"{_count(len(places))} that cannot be decoded ({samples[places[0]].name}: {cause.splitlines()[0]})"
+    text = f"{plural(len(places), 'image')} that cannot be decoded ({samples[places[0]].name}: {cause.splitlines()[0]})"
     return [finding("damaged", text, [[samples[place]] for place in places], images=len(places))]
 
 
@@ -204,7 +227,7 @@ def _constant(scans: dict[str, Scan], samples: list[Sample]) -> list[Finding]:
     places = _flags(scans, lambda found: found.constant_N)
     if not places:
         return []
-    text = f"{_count(len(places))} of one colour all over"
+    text = f"{plural(len(places), 'image')} of one colour all over"
     return [finding("constant", text, [[samples[place]] for place in places], images=len(places))]
 
 
@@ -218,8 +241,8 @@ def _shapes(scans: dict[str, Scan], samples: list[Sample], whole: list[int]) -> 
     odd = np.flatnonzero((side_M * OUTLIER < typical) | (side_M > typical * OUTLIER))
     if len(odd):
         text = (
-            f"{_count(len(odd))} more than {OUTLIER} times smaller or larger than usual (sides of about {typical:.0f} "
-            f"pixels; from {side_M.min():.0f} to {side_M.max():.0f})"
+            f"{plural(len(odd), 'image')} more than {OUTLIER} times smaller or larger than usual (sides of about "
+            f"{typical:.0f} pixels; from {side_M.min():.0f} to {side_M.max():.0f})"
         )
         found.append(
             finding("sizes", text, [[samples[whole[place]]] for place in odd], images=len(odd), typical=typical)
@@ -229,7 +252,7 @@ def _shapes(scans: dict[str, Scan], samples: list[Sample], whole: list[int]) -> 
     odd = np.flatnonzero(np.abs(aspect_M - middle) > np.log(LONG))
     if len(odd):
         text = (
-            f"{_count(len(odd))} more than {LONG} times longer or taller than usual "
+            f"{plural(len(odd), 'image')} more than {LONG} times longer or taller than usual "
             f"(width / height about {np.exp(middle):.2f}): much of them is cut off or squashed"
         )
         found.append(
@@ -253,7 +276,7 @@ def _grey(dataset: Dataset, scans: dict[str, Scan], samples: list[Sample], whole
     rare = bool(grey_M.mean() <= 0.5)
     odd = np.flatnonzero(grey_M == rare)
     kinds = ("grey", "coloured") if rare else ("coloured", "grey")
-    text = f"{_count(len(odd))} {kinds[0]} among {len(grey_M) - len(odd):,} {kinds[1]} ones"
+    text = f"{plural(len(odd), 'image')} {kinds[0]} among {len(grey_M) - len(odd):,} {kinds[1]} ones"
     return [finding("grey-mix", text, [[samples[whole[place]]] for place in odd], images=len(odd))]
 
 
@@ -294,10 +317,6 @@ def _named(dataset: Dataset, mask_K: Array) -> list[str]:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")
-
-
-def _count(images: int) -> str:
-    return f"{images:,} {'image' if images == 1 else 'images'}"
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -6,8 +6,8 @@ Shape letters: N samples of a split, K classes, C channels, H height, W width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
 from typing import Any, Literal, TypeVar
@@ -36,7 +36,8 @@ class Split:
     count; raises UserError, naming it, for an unreadable one; safe to call from many threads, and to send to other
     processes. size(i): its (height, width) without decoding, if cheap. file(i): where it is a file, its path or bytes;
     a part of it can then be read alone. content(i): where it is none, what tells it from others whatever the number of
-    channels that it is read with, as bytes.
+    channels that it is read with, as bytes. made_up: the names are running numbers that the source gives, and say
+    nothing about the images.
     """
 
     labels_N: Labels
@@ -45,6 +46,7 @@ class Split:
     size: Callable[[int], tuple[int, int]] | None = None
     file: Callable[[int], str | bytes] | None = None
     content: Callable[[int], bytes] | None = None
+    made_up: bool = False
 
     def __post_init__(self) -> None:
         assert self.labels_N.dtype == (np.bool_ if self.multi_label else np.int64), self.labels_N.dtype
@@ -75,6 +77,7 @@ class Split:
             None if self.size is None else partial(_at, self.size, places),
             None if self.file is None else partial(_at, self.file, places),
             None if self.content is None else partial(_at, self.content, places),
+            self.made_up,
         )
 
 
@@ -85,7 +88,8 @@ class Dataset:
     classes: names, by class index, the same for every split. splits: train always, val and test where there are any.
     channels: of every image read. notes: sentences for the log. fingerprint: 16 hex digits over the samples of all
     splits as the source holds them (names, classes, and content: see the source); the same before and after a
-    validation split is carved.
+    validation split is carved. left_out: folders beside those of the splits that hold images and are not read, with how
+    many. Name and notes are printable (`shown`).
     """
 
     name: str
@@ -94,8 +98,11 @@ class Dataset:
     channels: int
     notes: tuple[str, ...]
     fingerprint: str
+    left_out: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "name", shown(self.name))
+        object.__setattr__(self, "notes", tuple(map(shown, self.notes)))
         assert {"train"} <= set(self.splits) <= set(SPLITS), self.splits.keys()
         assert len({split.multi_label for split in self.splits.values()}) == 1, "single-label and multi-label splits"
         # Folders, tables and shards may hold any bytes; reports, cards and model folders get names that can be written.
@@ -151,16 +158,19 @@ def joined(one: Split, other: Split) -> Split:
     read = partial(_of_two, one.read, other.read, count)
     labels_N = np.concatenate([one.labels_N, other.labels_N])
     sizes, files = both(one.size, other.size), both(one.file, other.file)
-    return Split(labels_N, [*one.names, *other.names], read, sizes, files, both(one.content, other.content))
+    content, made_up = both(one.content, other.content), one.made_up and other.made_up
+    return Split(labels_N, [*one.names, *other.names], read, sizes, files, content, made_up)
 
 
-def memory_split(images_NCHW: Pixels, labels_N: Labels, names: Sequence[str], channels: int) -> Split:
+def memory_split(
+    images_NCHW: Pixels, labels_N: Labels, names: Sequence[str], channels: int, *, made_up: bool = True
+) -> Split:
     """A split of uint8 images [N, C, H, W] held in memory, given out with `channels` channels."""
     assert len(images_NCHW) == len(labels_N)
     height, width = images_NCHW.shape[2:]
     return Split(
         labels_N, names, partial(_from_memory, images_NCHW, channels), partial(_constant_size, (height, width)),
-        content=partial(_bytes, images_NCHW),
+        content=partial(_bytes, images_NCHW), made_up=made_up,
     )  # fmt: skip
 
 

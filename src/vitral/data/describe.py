@@ -81,6 +81,7 @@ def _joined(config: DataConfig, paths: Mapping[str, str], file: Path, opener: Op
         channels=channels,
         notes=tuple(f"{split}: {note}" for split, part in parts.items() for note in part.notes),
         fingerprint=fingerprint(f"{split}\0{part.fingerprint}".encode() for split, part in parts.items()),
+        left_out={name: count for part in parts.values() for name, count in part.left_out.items()},
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from vitral.data.config import DataConfig
 from vitral.data.dataset import SPLITS, Dataset
 from vitral.data.files import SPLIT_OF, LabelledFile, files_dataset, hidden, is_image, some, split_folders, walk
-from vitral.errors import UserError
+from vitral.errors import UserError, shown
 
 # label_index.ext, where the label may hold underscores; cat-7.png and cat.7.png too.
 DEFAULT = r"(?:^|/)(?P<label>[^/]+?)[_.-]\d+(?:\.[A-Za-z]\w*)?$"
@@ -97,7 +97,7 @@ def _match(paths: list[tuple[str, int]], config: DataConfig, root: Path) -> dict
             if split is None:
                 misfits.append(name)
                 continue
-        files.setdefault(split, []).append(LabelledFile(name, match["label"], size))
+        files.setdefault(split, []).append(LabelledFile(name, shown(match["label"]), size))
     if misfits:
         says = "lie outside of train, val and test, or have" if folders else "have"
         raise UserError(

@@ -6,6 +6,7 @@ Shape letters: N samples, K classes, C channels, H height, W width.
 from __future__ import annotations
 
 import os
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -29,13 +30,28 @@ SPLIT_OF = {name: split for split, names in SPLIT_FOLDERS.items() for name in na
 _HEADERS = 2000
 
 
+# Folders and files that systems put beside a user's: thumbnails and metadata of storage servers (Synology, QNAP,
+# NetApp), waste baskets, and what archives made on a Mac or on Windows bring along.
+_SYSTEM = frozenset({
+    "__macosx", "@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "~snapshot",
+    "$recycle.bin", "recycler", "system volume information", "lost+found", "network trash folder", "temporary items",
+    "thumbs.db", "thumbs.db:encryptable", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "__pycache__",
+})  # fmt: skip
+_SYSTEM_START = (".", "~$", "synofile_thumb", "synophoto_thumb")
+
+
 def hidden(name: str) -> bool:
-    """Whether a file or folder is none of the data's: a hidden one, or the resource forks of a Mac's archive."""
-    return name.startswith(".") or name == "__MACOSX"
+    """Whether a file or folder is none of the data's: a hidden one, or thumbnails, metadata and waste that a system
+    keeps beside them."""
+    lower = name.lower()
+    return lower.startswith(_SYSTEM_START) or lower in _SYSTEM
 
 
 def is_image(path: str) -> bool:
-    """Whether a file counts as an image: by the ending of its name, else by what its first bytes say."""
+    """Whether a file counts as an image: by the ending of its name, else by what its first bytes say. Pipes and devices
+    are never opened; a link to nowhere counts by its name."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        return False
     if os.path.splitext(path)[1].lower() in readable_extensions() | PLUGINS.keys():
         return True
     try:
@@ -55,6 +71,8 @@ def walk(folder: Path, ignored: Counter[str], above: frozenset[str] = frozenset(
             if entry.is_dir():
                 if not entry.is_symlink() or os.path.realpath(entry.path) not in above:
                     yield from walk(Path(entry.path), ignored, above)
+            elif not entry.is_file() and os.path.exists(entry.path):
+                ignored["pipe(s), socket(s) or device(s)"] += 1
             elif is_image(entry.path):
                 yield entry.path, size_in_bytes(entry.path)
             else:
@@ -63,17 +81,19 @@ def walk(folder: Path, ignored: Counter[str], above: frozenset[str] = frozenset(
 
 
 def size_in_bytes(path: str) -> int:
-    """-1 for a link to nowhere, and for what can be no file's name: it is unreadable when read, and named then."""
+    """-1 for a link to nowhere, a folder or a pipe: such a file is unreadable when read, and named then."""
     try:
-        return os.stat(path).st_size
-    except (OSError, ValueError):
+        found = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a NUL in the name
         return -1
+    return found.st_size if stat.S_ISREG(found.st_mode) else -1
 
 
 def split_folders(root: Path) -> dict[str, Path]:
     """The folders train (or training), val (or valid, validation) and test (or testing) in `root`, in small letters or
-    capital ones. Raises UserError for two of one split."""
-    here = [path.name for path in sorted(root.iterdir()) if path.is_dir()]
+    capital ones. A single one of them that holds no folder, beside others with images, is a class of this name: then
+    there are none. Raises UserError for two of one split."""
+    here = [path.name for path in sorted(root.iterdir()) if path.is_dir() and not hidden(path.name)]
     found: dict[str, Path] = {}
     for split, names in SPLIT_FOLDERS.items():
         present = [name for name in here if name.lower() in names]
@@ -81,7 +101,14 @@ def split_folders(root: Path) -> dict[str, Path]:
             raise UserError(f"two folders for one split: {' and '.join(present)}", where=str(root))
         if present:
             found[split] = root / present[0]
-    return found
+    return {} if len(found) == 1 and _is_class(*found.values(), [root / name for name in here]) else found
+
+
+def _is_class(folder: Path, here: Sequence[Path]) -> bool:
+    """Whether a folder called train holds images of a class, as others beside it do."""
+    if any(path.is_dir() and not hidden(path.name) for path in folder.iterdir()):
+        return False
+    return any(next(walk(other, Counter()), None) is not None for other in here if other != folder)
 
 
 def some(names: Iterable[str], most: int = 10) -> str:

@@ -6,14 +6,17 @@ A class's files are found at any depth below it. Hidden files, and `__MACOSX`, a
 from __future__ import annotations
 
 import os
+import shlex
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset
 from vitral.data.filename import fits
 from vitral.data.files import LabelledFile, files_dataset, hidden, is_image, some, split_folders, walk
-from vitral.errors import UserError
+from vitral.data.split_names import split_classes
+from vitral.errors import UserError, shown
 
 LAYOUT = "DIR/<class>/*.png, or DIR/train/<class>/*.png with val and test beside train"
 IMAGE_FILES = "files that end in .png, .jpg, .jpeg, .webp, .tif, .bmp, .gif or another image format"
@@ -34,11 +37,15 @@ def open_folder(config: DataConfig) -> Dataset:
     assert config.path is not None
     root = Path(config.path).expanduser()
     ignored: Counter[str] = Counter()
-    folders = _split_folders(root, ignored)
+    folders, beside = _split_folders(root)
     labels = {split: _class_folders(folder) for split, folder in folders.items()}
     found = {split: _scan(root, folder, labels[split], ignored) for split, folder in folders.items()}
     said = [f"ignored {count} {what}" for what, count in sorted(ignored.items())]
-    return files_dataset(root, found, (label for own in labels.values() for label in own), config, lambda _: said)
+    said += [f"ignored 1 folder beside train: {name}" for name in beside]
+    classes = (shown(label) for own in labels.values() for label in own)
+    dataset = files_dataset(root, found, classes, config, lambda _: said)
+    held = {shown(name): sum(1 for _ in walk(root / name, Counter())) for name in beside}
+    return replace(dataset, left_out={name: count for name, count in held.items() if count})
 
 
 def open_images(config: DataConfig) -> Dataset:
@@ -58,7 +65,16 @@ def open_images(config: DataConfig) -> Dataset:
 
 def is_unlabelled(folder: Path) -> bool:
     """Whether images lie in this folder, and no folders that could be classes."""
-    return not _has_folders(folder) and any(path.is_file() and is_image(str(path)) for path in folder.iterdir())
+    return not _has_folders(folder) and any(
+        path.is_file() and not hidden(path.name) and is_image(str(path)) for path in folder.iterdir()
+    )
+
+
+def has_classes(root: Path) -> bool:
+    """Whether two or more folders in `root`, or in its folder train, hold images and are not named like splits."""
+    folder = split_folders(root).get("train", root)
+    labels = [label for label in _class_folders(folder) if next(walk(folder / label, Counter()), None) is not None]
+    return len(labels) > 1 and not split_classes(labels)
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -66,19 +82,20 @@ def images_below(folder: Path) -> list[Path]:
     return sorted(Path(path) for path, _ in walk(folder, Counter()))
 
 
-def _split_folders(root: Path, ignored: Counter[str]) -> dict[str, Path]:
-    """Which folder holds which split; the root itself is the train split where there are no split folders."""
+def _split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
+    """Which folder holds which split, and the folders beside; the root itself is the train split where there are no
+    split folders."""
     folders = {path.name: path for path in sorted(root.iterdir()) if path.is_dir() and not hidden(path.name)}
     splits = split_folders(root)
     others = sorted(set(folders) - {path.name for path in splits.values()})
+    nested = any(_has_folders(path) for path in splits.values())
     flat = any(_flat_hint(path) for path in splits.values())
-    if not splits or (others and not flat and not any(_has_folders(path) for path in splits.values())):
-        return {"train": root}  # no split folders, or classes that happen to be called train or test
+    if not splits or (others and not flat and not nested):
+        return {"train": root}, []  # no split folders, or classes that happen to be called train or test
     if "train" not in splits:
         names = ", ".join(path.name for path in splits.values())
         raise UserError(f"a folder for {names} but none named train", where=str(root), wanted=LAYOUT)
-    ignored.update({f"folder beside train: {name}": 1 for name in others})
-    return splits
+    return splits, others
 
 
 def _class_folders(folder: Path) -> list[str]:
@@ -90,7 +107,7 @@ def _scan(root: Path, folder: Path, labels: list[str], ignored: Counter[str]) ->
     files: list[LabelledFile] = []
     for label in labels:
         paths = sorted(walk(folder / label, ignored))
-        files += [LabelledFile(Path(path).relative_to(root).as_posix(), label, size) for path, size in paths]
+        files += [LabelledFile(Path(path).relative_to(root).as_posix(), shown(label), size) for path, size in paths]
     loose = [
         entry.name
         for entry in os.scandir(folder)
@@ -99,12 +116,20 @@ def _scan(root: Path, folder: Path, labels: list[str], ignored: Counter[str]) ->
     if not files and loose:
         raise UserError(
             f"{len(loose)} images lie directly in this folder, so their classes are unknown (one is {min(loose)})",
-            where=str(folder), wanted=LAYOUT, hint=_flat_hint(folder),
+            where=str(folder), wanted=LAYOUT, hint=_flat_hint(folder) or _alone_hint(root, folder),
         )  # fmt: skip
     if not files:
         raise UserError("no images here", where=str(folder), wanted=f"{LAYOUT} ({IMAGE_FILES})")
     ignored.update({f"image(s) outside of the class folders, in {folder.name}": len(loose)} if loose else {})
     return files
+
+
+def _alone_hint(root: Path, folder: Path) -> str | None:
+    """What to do where a split beside train has no classes, and train has."""
+    train = split_folders(root).get("train")
+    if train is None or folder in (root, train) or not _has_folders(train):
+        return None
+    return f"To leave the images without classes out: data={shlex.quote(shown(str(train)))}"
 
 
 def _has_folders(path: Path) -> bool:
@@ -113,7 +138,8 @@ def _has_folders(path: Path) -> bool:
 
 def _flat_hint(folder: Path) -> str | None:
     """What to do instead, if the files in this folder carry their classes in their names."""
-    names = [entry.name for entry in os.scandir(folder) if entry.is_file() and is_image(entry.path)]
+    entries = [entry for entry in os.scandir(folder) if not hidden(entry.name)]
+    names = [entry.name for entry in entries if entry.is_file() and is_image(entry.path)]
     labels = fits(names)
     if labels is None:
         return None

@@ -22,12 +22,14 @@ from torch import Tensor
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Labels, Split, fingerprint
 from vitral.data.decode import Decoding, colour, decode, header
-from vitral.data.files import SPLIT_OF, asked_channels, class_map, indices, multi_hot, some
+from vitral.data.files import SPLIT_OF, asked_channels, class_map, hidden, indices, multi_hot, some
+from vitral.data.label_vectors import named, vector_width
 from vitral.errors import UserError, nearest
 
 _BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 _LABEL_NAMES = ("label", "labels", "class", "cls", "target", "fine_label")
 _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
+_PATH_NAMES = ("path", "file", "filename", "file_name", "image_path")  # the names that a manifest's column may have
 _SPLIT = re.compile(r"(?:^|[/\\_.-])(train|validation|valid|val|test)(?=[/\\_.\-\d]|$)")
 
 
@@ -42,7 +44,11 @@ def find_shards(path: str) -> list[Path]:
     """The shards that a path means: a file, a pattern such as x-{000..009}.tar or x-*.parquet, or a folder of them."""
     expanded = [found for pattern in _expand(os.path.expanduser(path)) for found in _glob(pattern)]
     if len(expanded) == 1 and expanded[0].is_dir():
-        expanded = sorted(entry for entry in expanded[0].rglob("*") if entry.is_file() and entry.name[0] != ".")
+        expanded = sorted(
+            entry
+            for entry in expanded[0].rglob("*")
+            if entry.is_file() and not any(map(hidden, entry.relative_to(expanded[0]).parts))
+        )
     return [shard for shard in expanded if shard.suffix.lower() in _BUILDERS]
 
 
@@ -68,9 +74,14 @@ def open_hf(config: DataConfig) -> Dataset:
         )  # fmt: skip
     parts, content = _load(config)
     columns = _columns(next(iter(parts.values())), config)
-    labels = {split: _values(part, columns, split) for split, part in parts.items()}
+    labels, columns = _without_vectors(
+        {split: _values(part, columns) for split, part in parts.items()}, columns, config
+    )
+    for split, values in labels.items():
+        _refuse_unlabelled(values, columns, split)
     index_of = _class_map(labels, columns, config)
-    images = {split: _images(part, columns.image) for split, part in parts.items()}
+    root = _root(str(config.path))
+    images = {split: _images(part, columns.image, root) for split, part in parts.items()}
     channels = asked_channels(len(images["train"]), partial(_encoded, images["train"]), config)
     rules = Decoding(colour(config.background), config.max_pixels)
     splits = {
@@ -200,7 +211,8 @@ def _named(found: Any, where: str) -> dict[str, Any]:
 def _columns(part: Any, config: DataConfig) -> _Columns:
     types: dict[str, Any] = _flat(part.features)
     kinds = {name: type(feature).__name__ for name, feature in types.items()}
-    image = _one("image", config.image_column, types, [n for n, kind in kinds.items() if kind == "Image"], _IMAGE_NAMES)
+    typed = [name for name, kind in kinds.items() if kind == "Image"] or [n for n in _IMAGE_NAMES if n in types]
+    image = _one("image", config.image_column, types, typed, _PATH_NAMES)
     inner = {name: getattr(feature, "feature", feature) for name, feature in types.items()}
     typed = [name for name, feature in inner.items() if type(feature).__name__ == "ClassLabel"]
     label = _one("label", config.label_column, types, typed, _LABEL_NAMES)
@@ -235,21 +247,27 @@ def _one(kind: str, asked: str | None, types: Mapping[str, Any], typed: list[str
     )
 
 
-def _images(part: Any, column: str) -> Any:
-    """The column's records {"bytes", "path"}, undecoded."""
+def _root(path: str) -> str | None:
+    """The folder that paths in local data are relative to, as in a manifest; None for a name on the hub."""
+    shards = find_shards(path)
+    return str(shards[0].parent) if shards else path if os.path.isdir(os.path.expanduser(path)) else None
+
+
+def _images(part: Any, column: str, root: str | None) -> Any:
+    """The column's records {"bytes", "path"}, undecoded; or paths."""
     datasets = _library()
     top = column.split(".")[0]
     part = part.select_columns([top])
     if type(part.features[top]).__name__ == "Image":
         part = part.cast_column(top, datasets.Image(decode=False))
-    return _Records(part, column)
+    return _Records(part, column, root)
 
 
 class _Records:
     """One column of a dataset by place; what it gives can be sent to other processes."""
 
-    def __init__(self, part: Any, column: str) -> None:
-        self.part, self.column = part, column
+    def __init__(self, part: Any, column: str, root: str | None) -> None:
+        self.part, self.column, self.root = part, column, root
 
     def __len__(self) -> int:
         return len(self.part)
@@ -261,12 +279,17 @@ class _Records:
         return value
 
 
-def _values(part: Any, columns: _Columns, split: str) -> list[Any]:
+def _values(part: Any, columns: _Columns) -> list[Any]:
     """The raw labels of a split, in order: numbers or text, or lists of them."""
     top, *inner = columns.label.split(".")
     values: list[Any] = part.select_columns([top]).with_format(None)[:][top]
     for name in inner:
         values = [None if value is None else value.get(name) for value in values]
+    return values
+
+
+def _refuse_unlabelled(values: Sequence[Any], columns: _Columns, split: str) -> None:
+    """Raises UserError for a value that is no label."""
     for place, value in enumerate(values):
         listed = value if columns.several else [value]
         for each in listed if isinstance(listed, list) else [None]:
@@ -277,7 +300,23 @@ def _values(part: Any, columns: _Columns, split: str) -> list[Any]:
                     "a sample without a label", where=f"{split}, row {place}", got=f"{columns.label} = {each}",
                     wanted=f"0 to {len(columns.names) - 1}",
                 )  # fmt: skip
-    return values
+
+
+def _without_vectors(
+    labels: dict[str, list[Any]], columns: _Columns, config: DataConfig
+) -> tuple[dict[str, list[Any]], _Columns]:
+    """Class names in place of multi-hot vectors, if the labels are such; lists of a ClassLabel only where they are as
+    long as it has names."""
+    rows = [value for values in labels.values() for value in values] if columns.several else []
+    if not all(isinstance(row, list) for row in rows):
+        return labels, columns
+    if columns.names is not None and vector_width(rows) != len(columns.names):
+        return labels, columns
+    names = named(rows, config.classes, f"{config.path}: {columns.label}")
+    if names is None:
+        return labels, columns
+    each = iter(names)
+    return {split: [next(each) for _ in values] for split, values in labels.items()}, columns._replace(names=None)
 
 
 def _class_map(labels: Mapping[str, list[Any]], columns: _Columns, config: DataConfig) -> dict[str, int]:
@@ -307,6 +346,7 @@ def _split(split: str, records: Any, labels_N: Labels, channels: int, rules: Dec
         partial(_read, records, names, channels, rules),
         partial(_size, records, names),
         partial(_encoded, records),
+        made_up=True,
     )
 
 
@@ -314,6 +354,8 @@ def _encoded(records: Any, index: int) -> str | bytes:
     record: Any = records[index]
     if isinstance(record, Mapping):
         record = record.get("bytes") or record.get("path")
+    if isinstance(record, str) and records.root is not None:
+        record = os.path.join(records.root, record)
     if not isinstance(record, str | bytes):
         raise UserError("no image in this row", got=type(record).__name__, wanted="encoded bytes, or a path")
     return record

@@ -29,21 +29,25 @@ _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", 
 def flat_folders(samples_by_class: Mapping[str, Sequence[Sample]]) -> dict[str, dict[str, int]]:
     """Classes whose files are named label_index with two or more labels: {class: {label in the names: files}}.
 
-    Nine tenths of its files are named so, and each label occurs twice or more. Breeds in the names of cats say nothing;
-    so it is also wanted that the class is the only one, or called like a container (train, batch_2), or that these
-    labels are names of other classes, or that the files of all others, two or more, are named after their own class.
+    Nine tenths of its files are named so, and each label occurs twice or more. Breeds in the names of cats say nothing,
+    nor do labels that hold the class's own name (steam_train); so it is also wanted that the class is the only one, or
+    called like a container (train, batch_2) while no class of another kind has files named by several labels, or that
+    these labels are names of other classes, or that the files of all others, two or more, are named after their own
+    class.
     """
     told = {name: _labels(samples) for name, samples in samples_by_class.items()}
     names = {_plain(name) for name in told}
     by_themselves = sum(set(labels) == {_plain(name)} for name, labels in told.items())
+    kinds = any(len(labels) > 1 and not _CONTAINER.fullmatch(name.lower()) for name, labels in told.items())
     found: dict[str, dict[str, int]] = {}
     for name, labels in told.items():
-        if len(labels) < 2 or _plain(name) in labels:
+        own = sum(count for label, count in labels.items() if _plain(name) in label.split("_"))
+        if len(labels) < 2 or _plain(name) in labels or 2 * own >= sum(labels.values()):
             continue
         theirs = sum(count for label, count in labels.items() if label in names)
         if (
             len(told) == 1
-            or _CONTAINER.fullmatch(name.lower())
+            or (_CONTAINER.fullmatch(name.lower()) and not kinds)
             or theirs >= 0.9 * sum(labels.values())
             or (len(told) > 2 and by_themselves == len(told) - 1)
         ):
@@ -83,35 +87,63 @@ def joined_labels(classes: Sequence[str]) -> dict[str, list[str]]:
 def disagreements(samples: Sequence[Sample], classes: Sequence[str], labels: Sequence[Sequence[str]]) -> list[int]:
     """Places of the samples whose file name begins with another class's name, or that lie in another class's folder.
 
-    A name that also holds one of the image's own classes says nothing. Class names that are numbers, or shorter than
-    three letters, only count where half of all files are named after their own class: 3/0012.png is no zero.
+    A name that also holds one of the image's own classes says nothing. Nor does one that nine tenths of the files of
+    both classes bear (a0001 in A and in B), and a number before further digits is part of a running number (0 of
+    00003). Class names that are numbers, or shorter than three letters, only count where half of the class's files are
+    named after it, or lie in a folder of its name: 3/0012.png is no zero.
     """
     names = {_plain(name): name for name in sorted(classes) if _plain(name)}
     if not names:
         return []
-    alternatives = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+    alternatives = "|".join(
+        re.escape(name) + (r"(?!\d)" if name[-1].isdigit() else "") for name in sorted(names, key=len, reverse=True)
+    )
     start = re.compile(f"({alternatives})(?![^\\W\\d_])")
-    said = [_said(sample.name, start, names) for sample in samples]
-    agree = sum(label in own for label, own in zip(said, labels, strict=True) if label)
-    systematic = bool(samples) and agree >= 0.5 * len(samples)
+    by_file = [_said(sample.name, start, names) for sample in samples]
+    by_folder = [_folders(sample.name, names) for sample in samples]
+    file, folder = _Evidence(by_file, labels), _Evidence(by_folder, labels)
     found: list[int] = []
     for place, (sample, own) in enumerate(zip(samples, labels, strict=True)):
-        folders = [_plain(part) for part in sample.name.split("/")[:-1] if part.lower() not in _SPLITS]
         mine = {_plain(label) for label in own}
-        label = said[place]
-        weak = label is not None and (label.isdigit() or len(label) < 3)
-        by_file = label is not None and label not in own and (systematic or not weak)
-        by_file = by_file and not any(name and name in _plain(_stem(sample.name)) for name in mine)
-        other = [part for part in folders if part in names]
-        by_folder = bool(other) and not mine & set(folders)
-        if by_file or by_folder:
+        stem = _plain(_stem(sample.name))
+        in_name = file.against(by_file[place], own) and not any(name and name in stem for name in mine)
+        if in_name or folder.against(by_folder[place], own):
             found.append(place)
     return found
 
 
-def _said(name: str, start: re.Pattern[str], names: Mapping[str, str]) -> str | None:
+class _Evidence:
+    """What names say about labels: how many samples of each class have a name that says which class."""
+
+    def __init__(self, said: Sequence[frozenset[str]], labels: Sequence[Sequence[str]]) -> None:
+        self.size: Counter[str] = Counter(label for own in labels for label in own)
+        self.pairs: Counter[tuple[str, str]] = Counter(
+            (label, each) for own, names in zip(labels, said, strict=True) for label in own for each in names
+        )
+
+    def against(self, said: frozenset[str], own: Sequence[str]) -> bool:
+        """Whether this name says another class than its sample's own, and is to be believed."""
+        return bool(said) and not said & set(own) and any(self._believed(each, own) for each in said)
+
+    def _believed(self, said: str, own: Sequence[str]) -> bool:
+        if own and all(self._share(label, said) >= 0.9 for label in (*own, said)):
+            return False
+        weak = said.isdigit() or len(said) < 3
+        return not weak or (bool(own) and all(self._share(label, label) >= 0.5 for label in own))
+
+    def _share(self, label: str, said: str) -> float:
+        return self.pairs[label, said] / self.size[label] if self.size[label] else 0.0
+
+
+def _folders(name: str, names: Mapping[str, str]) -> frozenset[str]:
+    """Classes that the folders above a file are named after."""
+    parts = (_plain(part) for part in name.split("/")[:-1] if part.lower() not in _SPLITS)
+    return frozenset(names[part] for part in parts if part in names)
+
+
+def _said(name: str, start: re.Pattern[str], names: Mapping[str, str]) -> frozenset[str]:
     match = start.match(_plain(_stem(name)))
-    return None if match is None else names[match[1]]
+    return frozenset() if match is None else frozenset({names[match[1]]})
 
 
 def _stem(name: str) -> str:

@@ -14,10 +14,10 @@ from vitral.data.describe import open_description
 from vitral.data.digits import open_digits
 from vitral.data.filename import fits, looks_flat, open_filename
 from vitral.data.files import hidden, is_image, some
-from vitral.data.folder import IMAGE_FILES, LAYOUT, is_unlabelled, open_folder, open_images
+from vitral.data.folder import IMAGE_FILES, LAYOUT, has_classes, is_unlabelled, open_folder, open_images
 from vitral.data.hf import find_shards, is_saved, open_hf
 from vitral.data.holdout import VAL_SEED, iteratively_stratified, stratified, with_val_in_train, with_validation
-from vitral.data.table import ENDINGS, open_table
+from vitral.data.table import ENDINGS, describes_images, open_table
 from vitral.errors import UserError, nearest
 
 __all__ = [
@@ -199,7 +199,7 @@ def _look_into(path: Path, config: DataConfig) -> tuple[str, DataConfig]:
         return "hf", config
     entries = [entry for entry in path.iterdir() if not hidden(entry.name)]
     files = [entry for entry in entries if entry.is_file()]
-    manifests = [file for file in files if file.stem in MANIFESTS and file.suffix.lower() in ENDINGS]
+    manifests = _manifests(path, config)
     if len(manifests) > 1:
         names = some(file.name for file in manifests)
         raise UserError(f"several manifests: {names}", where=str(path), hint="Name one of them: data=FILE.")
@@ -215,12 +215,31 @@ def _look_into(path: Path, config: DataConfig) -> tuple[str, DataConfig]:
     return "folder", config
 
 
+def _manifests(path: Path, config: DataConfig, *, others: bool = False) -> list[Path]:
+    """The tables in a folder that name its images, or the `others`: beside class folders a table without columns for
+    image and label is about something else (what the classes are called, say)."""
+    tables = [
+        file for file in sorted(path.iterdir())
+        if file.stem in MANIFESTS and file.suffix.lower() in ENDINGS and file.is_file()
+    ]  # fmt: skip
+    named = config.image_column is not None or config.label_column is not None
+    foreign = [] if named else [file for file in tables if not describes_images(file)]
+    foreign = foreign if foreign and has_classes(path) else []
+    return foreign if others else [file for file in tables if file not in foreign]
+
+
 def _open(config: DataConfig) -> Dataset:
     try:
+        guessed = config.source == "auto"
         name, config = find_source(config)
         if name != "yaml":
             _refuse_ignored(name, config)
-        return SOURCES[name](config)
+        dataset = SOURCES[name](config)
+        if not guessed or name != "folder":
+            return dataset
+        tables = _manifests(Path(str(config.path)).expanduser(), config, others=True)
+        notes = [f"{file.name} has no columns for image and label: the folders are the classes" for file in tables]
+        return replace(dataset, notes=(*dataset.notes, *notes))
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", where=str(error.filename or config.path)) from None
 

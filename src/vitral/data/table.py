@@ -1,4 +1,4 @@
-"""A manifest of image files: CSV (comma, semicolon or tab) or JSONL with a path, a label and perhaps a split a row.
+"""A manifest of image files: CSV (comma, semicolon, tab or |) or JSONL with a path, a label and perhaps a split a row.
 
 Several labels a row, as a JSON list or as text with `label_separator` between them, make the data multi-label.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +18,8 @@ from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, fingerprint
 from vitral.data.decode import Decoding, colour
 from vitral.data.files import SPLIT_OF, class_map, file_channels, file_split, indices, multi_hot, size_in_bytes, some
-from vitral.errors import UserError, nearest
+from vitral.data.label_vectors import named
+from vitral.errors import UserError, nearest, plural
 from vitral.files import parse_json, read_text
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -25,6 +28,8 @@ _NAMES = {
     "label": ("label", "labels", "class"),
     "split": ("split",),
 }
+_LIST = re.compile(r"\[.*\]|\{.*\}", re.DOTALL)
+_FLAGS = frozenset({"0", "1", "0.0", "1.0", "False", "True"})
 _SHOWN = 5
 _BYTES = 2**30  # of a manifest: ten million rows
 csv.field_size_limit(2**20)
@@ -56,18 +61,49 @@ def open_table(config: DataConfig) -> Dataset:
     records = list(_records(path))
     if not records:
         raise UserError("no rows", where=str(path))
-    columns = _columns([key for _, record in records[:100] for key in record], config, path)
+    columns = _columns([record for _, record in records[:100]], config, path)
     several = config.label_separator is not None or any(isinstance(r.get(columns.label), list) for _, r in records)
+    if several:
+        records = _without_vectors(records, columns.label, config, path)
     rows = [_row(line, record, columns, config, several, path) for line, record in records]
     _refuse_twice(rows, path)
     sizes = [size_in_bytes(os.path.join(path.parent, row.path)) for row in rows]
-    lost = [f"{row.path} (line {row.line})" for row, size in zip(rows, sizes, strict=True) if size < 0]
+    lost = [row for row, size in zip(rows, sizes, strict=True) if size < 0]
     if lost:
         raise UserError(
-            f"{len(lost)} files are missing: {some(lost, _SHOWN)}", where=str(path),
-            hint=f"Paths are relative to {path.parent}.",
+            f"{plural(len(lost), 'file is', 'files are')} missing, or no regular files: "
+            + some((f"{row.path} (line {row.line})" for row in lost), _SHOWN),
+            where=str(path), hint=_lost_hint(lost[0].path, path),
         )  # fmt: skip
     return _dataset(rows, sizes, several, columns, config, path)
+
+
+def describes_images(path: Path) -> bool:
+    """Whether a table has the columns of a manifest, by their usual names; so may one that cannot be read."""
+    try:
+        records = [record for _, record in islice(_records(path), 100)]
+    except (UserError, OSError):
+        return True
+    names = {key.lower() for record in records for key in record}
+    return all(names & set(_NAMES[kind]) for kind in ("image", "label"))
+
+
+def _lost_hint(name: str, path: Path) -> str:
+    """What the path of a missing file could have meant."""
+    hint = f"Paths are relative to {path.parent}."
+    slashes = name.replace("\\", "/")
+    if slashes != name:
+        there = " is there" if os.path.exists(os.path.join(path.parent, slashes)) else ""
+        return f"Paths are written with /, not with a backslash: {slashes}{there}. {hint}"
+    folder, stem = os.path.split(os.path.join(path.parent, name))
+    if not os.path.splitext(stem)[1] and os.path.isdir(folder):
+        with os.scandir(folder) as entries:
+            found = next((entry.name for entry in entries if os.path.splitext(entry.name)[0] == stem), None)
+        if found is not None:
+            return (
+                f"Paths are written with the ending of the file: {os.path.join(os.path.dirname(name), found)}. {hint}"
+            )
+    return hint
 
 
 def _dataset(
@@ -123,7 +159,7 @@ def _json_rows(text: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]
 
 def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     head = next((line for line in text.splitlines() if line.strip()), "")
-    delimiter = max(",;\t", key=head.count)
+    delimiter = max(",;\t|", key=head.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     try:
@@ -146,8 +182,8 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         raise UserError(f"not readable as CSV: {error}", where=f"{path}:{reader.line_num}") from None
 
 
-def _columns(present: Iterable[str], config: DataConfig, path: Path) -> _Columns:
-    names = list(dict.fromkeys(present))
+def _columns(records: Sequence[Mapping[str, Any]], config: DataConfig, path: Path) -> _Columns:
+    names = list(dict.fromkeys(key for record in records for key in record))
 
     def one(kind: str, asked: str | None) -> str | None:
         if asked is None:
@@ -165,9 +201,32 @@ def _columns(present: Iterable[str], config: DataConfig, path: Path) -> _Columns
         if found is None:
             raise UserError(
                 f"no column for the {kind}", where=f"{path}:1", got=f"columns {some(names, 20)}",
-                wanted=", ".join(_NAMES[kind]), hint=f"Name it: data.{kind}_column=...",
+                wanted=", ".join(_NAMES[kind]), hint=_column_hint(kind, names, records, path),
             )  # fmt: skip
     return _Columns(image or "", label or "", one("split", config.split_column))
+
+
+def _column_hint(kind: str, names: Sequence[str], records: Sequence[Mapping[str, Any]], path: Path) -> str:
+    flags = [name for name in names if all(str(record.get(name)).strip() in _FLAGS for record in records)]
+    if kind == "label" and len(flags) > 1:
+        return (
+            f"The columns {some(flags, _SHOWN)} hold zeros and ones. Write one column `label` with the name of the "
+            "column that is 1 (several names with data.label_separator=';')."
+        )
+    return f"Name it: data.{kind}_column=... If folders are the classes: data={path.parent} data.source=folder"
+
+
+def _without_vectors(
+    records: Sequence[tuple[int, Mapping[str, Any]]], label: str, config: DataConfig, path: Path
+) -> list[tuple[int, Mapping[str, Any]]]:
+    """The rows with class names in place of multi-hot vectors, if their labels are such."""
+    separator = config.label_separator
+    values: list[Any] = [record.get(label) for _, record in records]
+    lists = [value.split(separator) if isinstance(value, str) and separator else value for value in values]
+    names = named(lists, config.classes, f"{path}: {label}") if all(isinstance(each, list) for each in lists) else None
+    if names is None:
+        return list(records)
+    return [(line, {**record, label: own}) for (line, record), own in zip(records, names, strict=True)]
 
 
 def _row(
@@ -198,6 +257,12 @@ def _labels(value: Any, column: str, separator: str | None, several: bool, where
         )
     else:
         parts = [value]
+    if isinstance(value, str) and separator is None and _LIST.fullmatch(value.strip()):
+        raise UserError(
+            "a list written as text, which would be taken for the name of one class", where=where,
+            got=f"{column} = {value[:60]}", wanted="one class name, or several with a separator (cat;dog)",
+            hint="data.label_separator=';' splits such text; lists belong into a JSONL file.",
+        )  # fmt: skip
     words = [str(part).strip() if isinstance(part, str | int) and not isinstance(part, bool) else "" for part in parts]
     if not all(words):
         raise UserError("an empty label" if value in ("", None, []) or "" in parts else "not a label", where=where,

@@ -20,7 +20,15 @@ from vitral.training.journal import log
 
 _NAMED = 3  # images in one line of the log
 # What is wrong with classes only: of no matter to who learns without them.
-_OF_LABELS = ("one-class", "empty-class", "split-classes", "flat-folder", "name-label", "duplicates-labels")
+_OF_LABELS = (
+    "one-class",
+    "empty-class",
+    "split-classes",
+    "flat-folder",
+    "split-names",
+    "name-label",
+    "duplicates-labels",
+)
 
 
 def open_checked(

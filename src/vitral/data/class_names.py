@@ -1,0 +1,72 @@
+"""Class names that are hardly meant: two that look alike, and words for a label that is missing."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+
+from vitral.data.findings import Finding, Severity
+
+_BETWEEN = re.compile(r"(?<=[^\W\d])[\s_\-.]+(?=\w)")  # words, but not digits: 1.5 and 1-5 are two
+# What programs write for a value that is not there; the first kind is never a name, the second may be one (no defect).
+_MISSING = frozenset({"nan", "<na>", "nat", "#n/a", "n/a", "#null!", "#value!", "#ref!", "\\n"})
+_PERHAPS = frozenset({"na", "none", "null", "nil", "undefined", "?", "-"})
+_SHOWN = 5
+
+
+def class_name_findings(classes: Sequence[str]) -> list[Finding]:
+    """`alike-classes`: names that look the same in print (accents in one sign or two, letters of another width, signs
+    without width, other spaces); a warning where they differ by case or by spaces, `_`, `-` and `.` alone. And
+    `missing-label`: nan, N/A and -1 beside numbers; a warning for words that may be names (none, NA)."""
+    found: list[Finding] = []
+    same = _groups(classes, _looks)
+    if same:
+        found.append(_alike("error", same, "look the same and are different text"))
+    near = [group for group in _groups(classes, _folded) if len({_looks(name) for name in group}) > 1]
+    if near:
+        found.append(_alike("warning", near, "differ only by case, spaces or punctuation"))
+    return [*found, *_missing(classes)]
+
+
+def _groups(classes: Sequence[str], key: Callable[[str], str]) -> list[list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name in classes:
+        groups.setdefault(key(name), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _looks(name: str) -> str:
+    """What is seen of a name: signs without width removed, one form of each accent, one kind of space."""
+    seen = (sign for sign in unicodedata.normalize("NFKC", name) if unicodedata.category(sign) not in ("Cf", "Cc"))
+    return " ".join("".join(seen).split())
+
+
+def _folded(name: str) -> str:
+    return _BETWEEN.sub(" ", _looks(name).casefold())
+
+
+def _alike(severity: Severity, groups: Sequence[Sequence[str]], what: str) -> Finding:
+    shown = ", ".join(" and ".join(map(ascii, group)) for group in groups[:_SHOWN])
+    more = f" and {len(groups) - _SHOWN:,} more" if len(groups) > _SHOWN else ""
+    text = f"class names {what}: {shown}{more}"
+    return Finding("alike-classes", severity, text, (), {"classes": sum(map(len, groups))})
+
+
+def _missing(classes: Sequence[str]) -> list[Finding]:
+    never = [name for name in classes if name.strip().casefold() in _MISSING or not _looks(name)]
+    perhaps = [name for name in classes if name.strip().casefold() in _PERHAPS]
+    others = [name for name in classes if name not in ("-1", "-1.0")]
+    numbers = others and all(re.fullmatch(r"[0-9]+(\.0)?", name) for name in others)
+    if len(others) < len(classes) and numbers and len(others) > 1:
+        few = perhaps if len(others) == 2 else never  # -1, 0, 1 may be grades
+        few += [name for name in classes if name not in others]
+    kinds: tuple[tuple[Severity, list[str]], ...] = (("error", never), ("warning", perhaps))
+    return [
+        Finding(
+            "missing-label", severity, f"classes named like a missing label: {', '.join(map(ascii, names))}", (),
+            {"classes": len(names)},
+        )
+        for severity, names in kinds
+        if names
+    ]  # fmt: skip

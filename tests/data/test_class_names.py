@@ -1,0 +1,45 @@
+"""Class names that look alike, and words for a missing label."""
+
+from __future__ import annotations
+
+import pytest
+
+from vitral.data.class_names import class_name_findings
+
+
+@pytest.mark.parametrize(
+    ("classes", "wanted"),
+    [
+        (("cat", "dog"), {}),
+        (("caf\u00e9", "cafe\u0301"), {"alike-classes": "error"}),  # composed, decomposed
+        (("cat", "cat\u200b"), {"alike-classes": "error"}),  # a space without width
+        (("cat", "cat\u00a0"), {"alike-classes": "error"}),
+        (("cat", "\ufeffcat"), {"alike-classes": "error"}),
+        (("polar bear", "polar\u00a0bear", "owl"), {"alike-classes": "error"}),
+        (("cat", "\uff43at"), {"alike-classes": "error"}),  # a full-width letter
+        (("Cat", "cat"), {"alike-classes": "warning"}),
+        (("polar bear", "polar_bear"), {"alike-classes": "warning"}),
+        (("A", "a", "B", "b"), {"alike-classes": "warning"}),
+        (("caf\u00e9", "cafe"), {}),
+        (("cat", "dog", "nan"), {"missing-label": "error"}),
+        (("cat", "dog", "NaN"), {"missing-label": "error"}),
+        (("cat", "dog", "N/A"), {"missing-label": "error"}),
+        (("cat", "dog", "<NA>"), {"missing-label": "error"}),
+        (("cat", "None"), {"missing-label": "warning"}),
+        (("DE", "FR", "NA"), {"missing-label": "warning"}),
+        (("null", "ring"), {"missing-label": "warning"}),
+        (("-1", "0", "1", "2"), {"missing-label": "error"}),
+        (("-1", "0", "1"), {"missing-label": "warning"}),
+        (("-1", "1"), {}),
+        (("-1", "cold"), {}),
+        (("nanny", "naan"), {}),
+    ],
+)
+def test_class_names(classes: tuple[str, ...], wanted: dict[str, str]) -> None:
+    assert {each.code: each.severity for each in class_name_findings(classes)} == wanted
+
+
+def test_names_are_written_so_that_the_difference_is_seen() -> None:
+    [finding] = class_name_findings(("cat", "cat\u200b", "dog"))
+    assert "'cat' and 'cat\\u200b'" in finding.message
+    assert finding.numbers == {"classes": 2}

@@ -1,0 +1,93 @@
+"""Splits, folds and years that were taken for classes are an error of the check; real classes are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitral.config import build
+from vitral.data.check import check_dataset
+from vitral.data.config import DataConfig
+from vitral.data.dataset import Dataset
+from vitral.data.findings import CheckReport
+from vitral.data.sources import open_dataset
+from vitral.data.split_names import split_classes
+
+SCENES = "seg_train/seg_train/sea seg_train/seg_train/hill seg_test/seg_test/sea seg_test/seg_test/hill"
+
+
+def plant(root: Path, folders: str, count: int = 6) -> Path:
+    for folder in folders.split():
+        (root / folder).mkdir(parents=True)
+        for number in range(count):
+            seed = [number, *folder.encode()]
+            pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / folder / f"{number}.png")
+    return root
+
+
+def opened(path: Path) -> Dataset:
+    return open_dataset(build(DataConfig, {"path": str(path)}), hold_out=False, equal_classes=False, one_class=True)
+
+
+def found(report: CheckReport) -> dict[str, str]:
+    return {each.code: each.severity for each in report.findings}
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        f"{SCENES} seg_pred/seg_pred",
+        "training_set/cat training_set/dog test_set/cat test_set/dog",
+        "trainset/cat trainset/dog valset/cat valset/dog",
+        "imagesTr/cat imagesTr/dog imagesTs/cat imagesTs/dog",
+        "X_train/a/cat X_train/a/dog X_test/a/cat X_test/a/dog",
+        "train_images val_images",
+        "fold0 fold1 fold2",
+        "2023/cat 2023/dog 2024/cat 2024/dog",
+        "2023/0 2023/1 2024/0 2024/1",
+        "north/cat north/dog south/cat south/dog",
+        "cat/train cat/test dog/train dog/test",
+    ],
+)
+def test_splits_are_no_classes(folders: str, tmp_path: Path) -> None:
+    assert found(check_dataset(opened(plant(tmp_path / "d", folders)))) == {"split-names": "error"}
+
+
+@pytest.mark.parametrize(
+    ("folders", "wanted"),
+    [
+        ("cat dog", {}),
+        ("cat/images dog/images", {}),
+        ("cat/siamese cat/persian dog/poodle dog/beagle", {}),
+        ("cat/001 cat/002 dog/001 dog/002", {"split-names": "warning"}),  # sessions, or whatever else has numbers
+        ("train bus", {}),
+        ("steam_train tram", {}),
+        ("2023 2024", {}),  # pictures by their year
+        ("0 1 2", {}),
+        ("restaurant contest", {}),
+    ],
+)
+def test_classes_are_no_splits(folders: str, wanted: dict[str, str], tmp_path: Path) -> None:
+    assert found(check_dataset(opened(plant(tmp_path / "d", folders)))) == wanted
+
+
+def test_the_way_out_that_is_named_works(tmp_path: Path) -> None:
+    root = plant(tmp_path / "d", SCENES)
+    message = check_dataset(opened(root)).findings[0].message
+    file = root / "scenes.yaml"
+    file.write_text(message[message.index("splits:") :], encoding="utf-8")
+    dataset = opened(file)
+    assert dataset.classes == ("hill", "sea")
+    assert {name: len(split) for name, split in dataset.splits.items()} == {"train": 12, "test": 12}
+    assert check_dataset(dataset).findings == ()
+
+
+def test_names_of_splits() -> None:
+    scenes = {"seg_train": "train", "seg_test": "test", "seg_pred": ""}
+    assert split_classes(list(scenes)) == scenes
+    assert split_classes(("fold_1", "fold_2")) == {"fold_1": "", "fold_2": ""}
+    assert split_classes(("train", "trainer", "test tube")) == {}
