@@ -83,7 +83,8 @@ class Dataset:
     """Images with one class each or, multi-label, with any number of them.
 
     classes: names, by class index, the same for every split. splits: train always, val and test where there are any.
-    channels: of every image read. notes: sentences for the log. fingerprint: 16 hex digits over the samples of all
+    channels: of every image read. value_range: black and white of samples of more than 8 bits, if there is such a
+    rule. notes: sentences for the log. fingerprint: 16 hex digits over the samples of all
     splits as the source holds them (names, classes, and content: see the source); the same before and after a
     validation split is carved.
     """
@@ -94,6 +95,7 @@ class Dataset:
     channels: int
     notes: tuple[str, ...]
     fingerprint: str
+    value_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         assert {"train"} <= set(self.splits) <= set(SPLITS), self.splits.keys()

@@ -18,6 +18,7 @@ from vitral.data.folder import IMAGE_FILES, LAYOUT, is_unlabelled, open_folder, 
 from vitral.data.hf import find_shards, is_saved, open_hf
 from vitral.data.holdout import VAL_SEED, iteratively_stratified, stratified, with_val_in_train, with_validation
 from vitral.data.table import ENDINGS, open_table
+from vitral.data.value_range import find_value_range
 from vitral.errors import UserError, nearest
 
 __all__ = [
@@ -72,7 +73,7 @@ def open_dataset(
     stratified, always the same for the same data; a note says so. Raises UserError for a path that is missing or holds
     no data, for classes too small to split, and all that the source raises.
     """
-    dataset = _open(config)
+    dataset = _open_ranged(config)
     if len(dataset.classes) < 2 and not dataset.multi_label and not one_class:
         _refuse_one_class(dataset, config.path)
     if not dataset.classes:
@@ -213,6 +214,20 @@ def _look_into(path: Path, config: DataConfig) -> tuple[str, DataConfig]:
     if not images and not any(entry.is_dir() for entry in entries):
         raise UserError("no images here that are laid out in a known way", where=str(path), wanted=_LOOKED_FOR)
     return "folder", config
+
+
+def _open_ranged(config: DataConfig) -> Dataset:
+    """With `value_range` auto replaced by the range of all images."""
+    dataset = _open(config)
+    if config.value_range != "auto":
+        return replace(dataset, value_range=config.value_range)
+    found = find_value_range(dataset, config)
+    if found is None:
+        return dataset
+    low, high = found
+    note = f"images of more than 8 bits: {low:g} is black, {high:g} is white (data.value_range={low:g},{high:g})"
+    ranged = _open(config.model_copy(update={"value_range": found}))
+    return replace(ranged, value_range=found, notes=(*ranged.notes, note))
 
 
 def _open(config: DataConfig) -> Dataset:

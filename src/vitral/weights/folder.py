@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from vitral.config import Config, Count, Pair, build
-from vitral.data.config import MAX_PIXELS, Interpolation
+from vitral.data.config import MAX_PIXELS, Interpolation, ValueRange
 from vitral.data.resize import Fit
 from vitral.errors import UserError, nearest
 from vitral.models.config import AnyModelConfig, ViTConfig, build_config
@@ -33,8 +33,9 @@ CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
 class Preprocessing(Config):
     """How an image becomes the model's input. Normalisation is inside the model: architecture.mean, .std.
-    `background` is the colour behind transparency; larger images than `max_pixels` are refused. fit, interpolation and
-    crop_ratio: see `data.resize.Fit`."""
+    `background` is the colour behind transparency; `value_range` black and white of samples of more than 8 bits (null:
+    as each file's format says); larger images than `max_pixels` are refused. fit, interpolation and crop_ratio: see
+    `data.resize.Fit`."""
 
     image_size: Pair
     channels: int = Field(ge=1, le=4)
@@ -43,6 +44,7 @@ class Preprocessing(Config):
     antialias: Literal[True] = True
     crop_ratio: float = Field(default=1.0, gt=0, le=1)
     background: str = "#ffffff"
+    value_range: ValueRange | None = None
     max_pixels: Count = MAX_PIXELS
 
     @property
