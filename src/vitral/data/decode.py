@@ -70,8 +70,9 @@ _PLUGIN_OF_BRAND = {
     **dict.fromkeys((b"avif", b"avis"), "pillow-avif-plugin"),
 }
 _START = 256  # bytes that tell what a file is
-# Bytes per pixel that decoders hold whatever the image is: WebP's canvas, the one before it, and Pillow's two copies.
-_DECODERS_NEED = {"WEBP": 16}
+# Bytes per pixel that some decoders hold whatever the image is, measured: WebP's canvas, the one before it and Pillow's
+# two copies; the integers of OpenJPEG; the planes of AVIF and HEIC.
+_DECODERS_NEED = {"WEBP": 16, "JPEG2000": 20, "AVIF": 12, "HEIF": 12}
 _JPEG_XL = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL \r\n\x87\n")
 
 
