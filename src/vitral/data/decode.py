@@ -421,7 +421,7 @@ def _unreadable(label: str, error: Exception, source: object) -> UserError:
         return UserError("no such file", where=label)
     if isinstance(error, UnidentifiedImageError):
         return UserError(_not_an_image(source), where=label)
-    if isinstance(error, ValueError) and "closed" in str(error):
+    if isinstance(source, Image.Image) and isinstance(error, ValueError | AssertionError | AttributeError):
         return UserError("image is closed; pass it open, or its path", where=label)
     return UserError(f"unreadable image: {error or type(error).__name__}", where=label)
 
