@@ -99,7 +99,7 @@ class Predictor:
 
     def _decoded(self, image: Any) -> Tensor:
         recipe = self.config.preprocessing
-        rules = Decoding(colour(recipe.background), self.max_pixels)
+        rules = Decoding(colour(recipe.background), self.max_pixels, recipe.value_range, "max_pixels", "value_range")
         if isinstance(image, Image.Image) or hasattr(image, "read"):
             with _READING:  # one thread at a time: the same one may be in a list twice
                 return as_image(image, recipe.channels, rules=rules)

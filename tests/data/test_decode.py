@@ -109,27 +109,36 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path, ending: str) -> Non
     assert header(path).mode in ("I;16", "I;16B", "I")
     assert np.array_equal(hwc(decode(path, 1))[..., 0], values // 257)
     dark = saved(tmp_path / f"dark.{ending}", Image.fromarray(values // 257))
-    assert int(decode(dark, 3).max()) == 1  # a dark image stays dark: no stretching of each image by itself
+    full = Decoding(value_range=(0, 65535))
+    assert int(decode(dark, 3, rules=full).max()) == 1  # a dark image stays dark: no stretching of each image alone
+    if ending == "pgm":  # states the largest value
+        assert int(decode(dark, 3).max()) == 1
+    else:
+        with pytest.raises(UserError, match=r"uses 8 bits.*Set data\.value_range=0,255, or data\.value_range=0,65535"):
+            decode(dark, 3)
 
 
 @pytest.mark.parametrize(("factor", "offset"), [(1 / 255, 0), (1, 0), (257, 0), (1000, -5)])
-def test_floats_are_scaled_not_clipped(tmp_path: Path, factor: float, offset: float) -> None:
+def test_floats_are_scaled_by_the_rule(tmp_path: Path, factor: float, offset: float) -> None:
     grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
     path = saved(tmp_path / "a.tif", Image.fromarray((grey.astype(np.float32) * factor + offset).astype(np.float32)))
     assert header(path).mode == "F"
-    assert np.array_equal(hwc(decode(path, 1))[..., 0], grey)
+    rules = Decoding(value_range=(offset, 255 * factor + offset))
+    assert np.array_equal(hwc(decode(path, 1, rules=rules))[..., 0], grey)
+    if (factor, offset) == (1 / 255, 0):
+        assert np.array_equal(hwc(decode(path, 1))[..., 0], grey)
+    else:
+        with pytest.raises(UserError, match=r"a\.tif: floats outside of \[0,1\].*Set data\.value_range=LOW,HIGH"):
+            decode(path, 1)
 
 
-def test_integers_of_32_bits_are_stretched(tmp_path: Path) -> None:
+def test_integers_of_32_bits_need_a_rule(tmp_path: Path) -> None:
     grey = np.arange(256, dtype=np.int32).reshape(16, 16)
     path = saved(tmp_path / "a.tif", Image.fromarray(grey * 100_000 - 7))
-    assert np.array_equal(hwc(decode(path, 1))[..., 0], grey)
-
-
-def test_integers_of_32_bits_within_a_byte_are_bytes(tmp_path: Path) -> None:
-    values = np.arange(256, dtype=np.int32).reshape(16, 16)
-    path = saved(tmp_path / "x.tif", Image.fromarray(values))
-    assert np.array_equal(decode(path, 1)[0].numpy(), values)
+    rules = Decoding(value_range=(-7, 25_500_000 - 7))
+    assert np.array_equal(hwc(decode(path, 1, rules=rules))[..., 0], grey)
+    with pytest.raises(UserError, match=r"integers without a known range \(values from -7 to 2.55e\+07\)"):
+        decode(path, 1)
 
 
 def test_not_a_number_is_refused(tmp_path: Path) -> None:
@@ -204,7 +213,7 @@ def test_no_image_and_no_file(tmp_path: Path) -> None:
             call()
     with pytest.raises(UserError, match=r"gone\.png: no such file"):
         decode(tmp_path / "gone.png", 3)
-    with pytest.raises(UserError, match=r"upload 3: not an image"):
+    with pytest.raises(UserError, match=r"upload 3: empty file \(0 bytes\), not an image"):
         decode(b"", 3, name="upload 3")
     with pytest.raises(UserError, match="not a regular file but a folder"):
         decode(tmp_path, 3)
@@ -247,7 +256,7 @@ def test_arrays_and_tensors() -> None:
     ("picture", "message"),
     [
         (RGB.astype(np.float32), r"floats outside of \[0,1\]"),
-        (np.full((2, 2), np.nan), "floats outside"),
+        (np.full((2, 2), np.nan), "not finite"),
         (np.full((2, 2), -0.1), "floats outside"),
         (RGB.astype(np.int64), "int64"),
         (RGB.transpose(2, 0, 1), "come last"),

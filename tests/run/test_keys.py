@@ -65,6 +65,7 @@ CASES: dict[str, Case] = {
     "data.mean": Case([0.3]), "data.std": Case([0.3]),
     "data.val_fraction": Case(0.2), "data.validation": Case("none"),
     "data.background": Case("#ff0000", weights, {**PETS, "data.path": "clear"}),
+    "data.value_range": Case([0.0, 2.0], weights, {**PETS, "data.path": "floats"}),
     "data.classes": Case(["dog", "cat"], classes, PETS),
     "check.skip": Case(True, card),
     "augment.pad_crop": Case(2),
@@ -215,6 +216,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_colours(root / name, "cat dog", count, (12, 9))
     for number, path in enumerate(sorted((root / "clear").rglob("*.png"))):
         Image.new("RGBA", (12, 9), (10 * number, 90, 0, 128)).save(path)
+    for number, path in enumerate(sorted((root / "clear").rglob("*.png"))):
+        target = root / "floats" / path.relative_to(root / "clear").with_suffix(".tif")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("F", (12, 9), 0.06 * number).save(target)
     binary10(root / "cifar")
     random_model(root / "model", tuple("0123456789"))
     random_model(root / "other", tuple("0123456789"), mean=(0.2,))

@@ -86,7 +86,7 @@ CASES: dict[str, tuple[str, Any]] = {
     "fewshot.seeds": ("fewshot", 2),
 }
 # batch_size changes memory and no result; min_top1 has a test below, device one in test_predictor.py.
-ELSEWHERE = {"min_top1", "batch_size", "device", "image_size", "position_resize"}
+ELSEWHERE = {"min_top1", "batch_size", "device", "image_size", "position_resize", "value_range"}
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,7 @@ def check_dataset(
 
 def decoding(data: DataConfig) -> str:
     """In words, the keys that change what pixels a file gives: the `variant` of a check."""
-    return f"background {data.background}, max_pixels {data.max_pixels}"
+    return f"background {data.background}, max_pixels {data.max_pixels}, value_range {data.value_range}"
 
 
 def _examine(dataset: Dataset, scans: dict[str, Scan]) -> CheckReport:

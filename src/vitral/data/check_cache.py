@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vitral.data.dataset import Dataset
 from vitral.data.findings import CheckReport
@@ -65,13 +67,18 @@ def forget(folder: Path, dataset: Dataset, variant: str) -> None:
 
 
 def store(folder: Path, name: str, report: CheckReport) -> None:
-    """Keep a result: written under a name of this process alone, then renamed. A folder that can't be written is no
-    error: the next check then takes its time again."""
-    temporary = folder / f".{name}.{os.getpid()}.{id(report)}.partial"
+    """Keep a result."""
+    store_tree(folder, name, report.to_json())
+
+
+def store_tree(folder: Path, name: str, tree: Mapping[str, Any]) -> None:
+    """Keep what JSON can hold: written under a name of this process alone, then renamed. A folder that can't be written
+    is no error: the next check then takes its time again."""
+    temporary = folder / f".{name}.{os.getpid()}.{id(tree)}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            temporary.write_text(json.dumps(report.to_json()), encoding="utf-8")
+            temporary.write_text(json.dumps(tree), encoding="utf-8")
             temporary.replace(folder / f"{name}.json")
         finally:
             temporary.unlink(missing_ok=True)

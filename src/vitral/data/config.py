@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field, Strict, model_validator
 
@@ -29,7 +29,14 @@ def _shares(pair: tuple[float, float]) -> tuple[float, float]:
     return _rising(pair)
 
 
+def _apart(pair: tuple[float, float]) -> tuple[float, float]:
+    if not pair[0] < pair[1]:
+        raise ValueError(f"black comes first and is below white, got {list(pair)}")
+    return pair
+
+
 Rising = Annotated[tuple[float, float], Strict(False), AfterValidator(_rising)]
+ValueRange = Annotated[tuple[float, float], Strict(False), AfterValidator(_apart)]
 ShareRange = Annotated[tuple[float, float], Strict(False), AfterValidator(_shares)]
 
 
@@ -53,7 +60,10 @@ class SourceConfig(Config):
     subset: str | None = Field(default=None, description="configuration of a Hugging Face dataset")
     streaming: bool = Field(default=False, description="always false: a stream has no places to resume at")
     max_bad: int = Field(default=0, ge=0, description="damaged images, over all splits, left out before it is an error")
-    max_pixels: Count = Field(default=MAX_PIXELS, description="largest image that is read, in pixels, by its header")
+    max_pixels: Count = Field(
+        default=MAX_PIXELS,
+        description="largest image that is read, in pixels of up to 4 bytes (deeper ones count more), by its header",
+    )
     verify: bool = Field(default=True, description="compare CIFAR files with the published md5 sums")
 
 
@@ -82,6 +92,8 @@ class Description(Config):
 
 class DataConfig(SourceConfig):
     """Where the images come from and what the model sees of them."""
+
+    range_key: ClassVar[str] = "data.value_range"  # what messages call it
 
     image_size: Count | Pair | Literal["auto"] = Field(
         default="auto",
@@ -121,6 +133,11 @@ class DataConfig(SourceConfig):
         "null: all",
     )
     background: str = Field(default="#ffffff", description="colour behind transparency: a name or #rrggbb")
+    value_range: ValueRange | Literal["auto"] | None = Field(
+        default="auto",
+        description="[black, white] of samples of more than 8 bits (float, 16 and 32 bits); auto: from all images of "
+        "the data, null: what each file's format says (16 bits: 0 to 65535, floats: 0 to 1)",
+    )
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         default="auto", description="threads or processes that decode files, beside the caller; auto: one a core"
     )

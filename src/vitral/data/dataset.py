@@ -86,7 +86,8 @@ class Dataset:
     """Images with one class each or, multi-label, with any number of them.
 
     classes: names, by class index, the same for every split. splits: train always, val and test where there are any.
-    channels: of every image read. notes: sentences for the log. fingerprint: 16 hex digits over the samples of all
+    channels: of every image read. value_range: black and white of samples of more than 8 bits, if there is such a
+    rule. notes: sentences for the log. fingerprint: 16 hex digits over the samples of all
     splits as the source holds them (names, classes, and content: see the source); the same before and after a
     validation split is carved. left_out: folders beside those of the splits that hold images and are not read, with how
     many. Name and notes are printable (`shown`).
@@ -99,15 +100,14 @@ class Dataset:
     notes: tuple[str, ...]
     fingerprint: str
     left_out: Mapping[str, int] = field(default_factory=dict[str, int])
+    value_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", shown(self.name))
-        object.__setattr__(self, "notes", tuple(map(shown, self.notes)))
         assert {"train"} <= set(self.splits) <= set(SPLITS), self.splits.keys()
         assert len({split.multi_label for split in self.splits.values()}) == 1, "single-label and multi-label splits"
         # Folders, tables and shards may hold any bytes; reports, cards and model folders get names that can be written.
-        for field in ("classes", "notes"):
-            object.__setattr__(self, field, tuple(map(shown, getattr(self, field))))
+        for name in ("classes", "notes"):
+            object.__setattr__(self, name, tuple(map(shown, getattr(self, name))))
         object.__setattr__(self, "name", shown(self.name))
 
     @property

@@ -1,18 +1,21 @@
 """Any picture becomes a uint8 tensor: every mode that Pillow reads, arrays and tensors, by one set of rules.
 
-Order: load, first frame, EXIF orientation, 16-bit and float values scaled (never clipped), palettes and CMYK to colour,
-transparency over a background colour where the result has no alpha channel. The format is read from the content, never
-from the name. A limit on pixels is held to the header, before memory is taken. Channels: 1 grey, 2 grey + alpha, 3 RGB,
-4 RGB + alpha.
+Order: load, first frame, EXIF orientation, samples of more than 8 bits scaled by one rule (see `channels`), palettes
+and CMYK to colour, transparency over a background colour where the result has no alpha channel. The format is read from
+the content, never from the name. A limit on pixels and bytes is held to the header, before memory is taken. Channels: 1
+grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha.
 Shape letters: C channels, H height, W width.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import glob
 import io
 import os
 import struct
+import sys
 import threading
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -20,23 +23,41 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
+import PIL
 import torch
-from PIL import Image, ImageColor, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.IcnsImagePlugin import IcnsFile
 from PIL.IcoImagePlugin import IcoFile
 from torch import Tensor
 
-from vitral.data.config import MAX_PIXELS
+from vitral.data.channels import (
+    DEEP_MODES,
+    DEFAULT,
+    MODES,
+    TRANSPOSE,
+    Array,
+    Decoding,
+    Extent,
+    colour,
+    deep_array,
+    extent,
+    extent_of_high_bytes,
+    own_range,
+    to_uint8,
+)
 from vitral.errors import UserError
 from vitral.files import CannotOpen, open_regular
 
-Array = np.ndarray[Any, np.dtype[Any]]
+__all__ = [
+    "GREY_MODES", "MODES", "PILLOWS_LIMIT_OFF", "PLUGINS", "TRANSPOSE", "Decoding", "Header", "Source", "as_image",
+    "colour", "decode", "decoded_bytes", "header", "is_deep", "orientation", "pixels", "readable_extensions",
+    "readable_formats", "sample_extent", "to_channels",
+]  # fmt: skip
+
 Source = str | os.PathLike[str] | bytes | IO[bytes]
 
-MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
-_DEEP_MODES = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
-_PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+GREY_MODES = frozenset({"1", "L", "LA", "La"}) | DEEP_MODES
+BYTES_OF_A_PIXEL = 4  # that `max_pixels` counts on: RGB and alpha, 8 bits each
 # EPS starts Ghostscript, IPTC opens whatever it holds; the others are vector, video or containers that Pillow only
 # recognises.
 _REFUSED_FORMATS = frozenset({"EPS", "IPTC", "WMF", "MPEG", "BUFR", "GRIB", "HDF5", "FPX", "MIC"})
@@ -50,16 +71,11 @@ _PLUGIN_OF_BRAND = {
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "pillow-heif"),
     **dict.fromkeys((b"avif", b"avis"), "pillow-avif-plugin"),
 }
+_START = 256  # bytes that tell what a file is
+# Bytes per pixel that some decoders hold whatever the image is, measured: WebP's canvas, the one before it and Pillow's
+# two copies; the integers of OpenJPEG; the planes of AVIF and HEIC.
+_DECODERS_NEED = {"WEBP": 16, "JPEG2000": 20, "AVIF": 12, "HEIF": 12}
 _JPEG_XL = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL \r\n\x87\n")
-TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 class Header(NamedTuple):
@@ -68,27 +84,6 @@ class Header(NamedTuple):
     mode: str
     height: int
     width: int
-
-
-class Decoding(NamedTuple):
-    """Rules that a user sets: the colour (red, green, blue, 0 to 255) behind transparency, and the largest image."""
-
-    background: tuple[int, int, int] = (255, 255, 255)
-    max_pixels: int = MAX_PIXELS
-
-
-_DEFAULT = Decoding()
-
-
-def colour(text: str) -> tuple[int, int, int]:
-    """Red, green and blue, 0 to 255, of a colour's name or #rrggbb. Raises UserError for anything else."""
-    try:
-        values = ImageColor.getrgb(text)
-    except ValueError:
-        values = ()
-    if len(values) != 3:
-        raise UserError("not a colour", where="data.background", got=repr(text), wanted="a name (white) or #rrggbb")
-    return values[0], values[1], values[2]
 
 
 @functools.cache
@@ -109,23 +104,64 @@ def readable_extensions() -> frozenset[str]:
     return frozenset(ending for ending, name in Image.registered_extensions().items() if name in formats)
 
 
-def decode(source: Source, channels: int, *, name: str | None = None, rules: Decoding = _DEFAULT) -> Tensor:
+def decode(source: Source, channels: int, *, name: str | None = None, rules: Decoding = DEFAULT) -> Tensor:
     """The picture in a file, its bytes or an open binary file, as uint8 [C, H, W] with `channels` (1 to 4) channels.
 
-    `name` is what errors call it; a path names itself. 16-bit grey and 32-bit integers up to 65535 are divided by 257;
-    floats are taken as [0,1], [0,255] or [0,65535], the smallest that holds them all; values beyond are stretched from
-    the image's least to its greatest. 16-bit colour keeps its high bytes (Pillow reads no more of it), within one level
-    of the same. Raises UserError, naming the file and the cause, for what is missing, truncated, no image, or larger
-    than `rules.max_pixels`.
+    `name` is what errors call it; a path names itself. Samples of more than 8 bits are mapped by `rules.value_range`,
+    or by what their format says (see `channels`). 16-bit color without such a range keeps its high bytes, within one
+    level of the same. At its peak it takes `decoded_bytes`, 8 bytes per pixel and a constant.
+    Raises UserError, naming the file and the cause, for what is missing, truncated, no image, larger than
+    `rules.max_pixels`, or of an unknown range.
     """
     label = name or _label(source)
     try:
         with _open(source) as image:
-            return _loaded(image, channels, rules)
+            return _loaded(image, channels, rules, label, source)
     except UserError as error:
         raise UserError(error.what, where=label) from None
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
         raise _unreadable(label, error, source) from error
+
+
+def decoded_bytes(source: Source, *, name: str | None = None) -> int:
+    """Bytes that decoding takes for the pixels, by the header alone: width x height x channels x bytes per sample, or
+    what the format's decoder holds where that is more. Raises UserError like `decode`."""
+    try:
+        if isinstance(source, bytes) and (inside := _size_inside(source)) is not None:
+            return inside[0] * inside[1] * BYTES_OF_A_PIXEL
+        with _open(source) as image:
+            return _bytes_of(image)
+    except Exception as error:  # as in decode
+        raise _unreadable(name or _label(source), error, source) from error
+
+
+def is_deep(source: Source, *, name: str | None = None) -> bool:
+    """Whether samples have more than 8 bits, without reading the pixels. Raises UserError like `decode`."""
+    try:
+        with _open(source) as image:
+            return _is_deep(image)
+    except Exception as error:  # as in decode
+        raise _unreadable(name or _label(source), error, source) from error
+
+
+def sample_extent(source: Source, *, name: str | None = None, rules: Decoding = DEFAULT) -> Extent | None:
+    """Least and largest sample of a picture of more than 8 bits, whose pixels are read; None for any other, without
+    reading them. Raises UserError like `decode`."""
+    try:
+        with _open(source) as image:
+            if not _is_deep(image):
+                return None
+            _check_size(image, rules, name)
+            is_color, rawmode = image.mode not in DEEP_MODES, _rawmode(image)
+            image.load()
+            if not is_color:
+                return None if image.mode == "I" and image.format == "PPM" else extent(image)
+            found = extent_of_high_bytes(image)
+            return found if found.high > 255 else extent(image, _low_bytes(source, rawmode))
+    except UserError as error:
+        raise UserError(error.what, where=name or _label(source)) from None
+    except Exception as error:  # as in decode
+        raise _unreadable(name or _label(source), error, source) from error
 
 
 def pixels(source: Source, *, name: str | None = None) -> tuple[int, int]:
@@ -151,20 +187,24 @@ def header(source: Source, *, name: str | None = None) -> Header:
         raise _unreadable(name or _label(source), error, source) from error
 
 
-def as_image(picture: Any, channels: int, *, name: str | None = None, rules: Decoding = _DEFAULT) -> Tensor:
+def as_image(picture: Any, channels: int, *, name: str | None = None, rules: Decoding = DEFAULT) -> Tensor:
     """Whatever holds one picture, as uint8 [C, H, W] with `channels` (1 to 4) channels.
 
     Takes a path, bytes, an open binary file or a PIL image; a NumPy array [H,W] or [H,W,C]; a torch tensor [H,W],
-    [C,H,W] or [H,W,C] where only one of these is possible. Arrays are uint8, uint16, bool, or floats in [0,1].
+    [C,H,W] or [H,W,C] where only one of these is possible. Arrays are uint8, uint16, bool, or floats in [0,1]; with
+    `rules.value_range` any integers and floats.
     Raises UserError for other types, shapes and ranges.
     """
     if isinstance(picture, (str, bytes, os.PathLike)) or hasattr(picture, "read"):
         return decode(picture, channels, name=name, rules=rules)
     if isinstance(picture, Image.Image):
+        label = name or _label(picture)
         try:
-            return _loaded(picture, channels, rules, name or _label(picture))
-        except OSError as error:
-            raise _unreadable(name or _label(picture), error, picture) from error
+            return _loaded(picture, channels, rules, label, None)
+        except UserError as error:
+            raise UserError(error.what, where=error.where or label) from None
+        except Exception as error:  # as in decode; and ValueError for one that is closed
+            raise _unreadable(label, error, picture) from error
     if isinstance(picture, Tensor):
         picture_HWC = _channels_last(picture.detach().cpu(), name)
     elif isinstance(picture, np.ndarray):
@@ -173,32 +213,18 @@ def as_image(picture: Any, channels: int, *, name: str | None = None, rules: Dec
         raise UserError(
             "no image", where=name, got=type(picture).__name__, wanted="path, bytes, array, tensor or PIL image"
         )
-    return to_channels(_from_array(picture_HWC, name), channels, rules.background)
+    return to_channels(_from_array(picture_HWC, name, rules), channels, rules)
 
 
-def to_channels(image: Image.Image, channels: int, background: tuple[int, int, int] = _DEFAULT.background) -> Tensor:
+def to_channels(image: Image.Image, channels: int, rules: Decoding = DEFAULT) -> Tensor:
     """A loaded PIL image of any mode as uint8 [C, H, W]; what is transparent goes over the background where `channels`
     is 1 or 3."""
-    assert channels in MODES, channels
-    if image.mode in _DEEP_MODES:
-        image = _scaled(image)
-    if image.mode in _PREMULTIPLIED:
-        image = image.convert(_PREMULTIPLIED[image.mode])
-    if image.mode == "PA" or "transparency" in image.info:
-        image = image.convert("LA" if image.mode in ("1", "L") else "RGBA")
-    if channels in (1, 3) and image.mode in ("LA", "RGBA"):
-        image = _over(image, background)
-    if image.mode != MODES[channels]:
-        try:
-            image = image.convert(MODES[channels])
-        except ValueError:
-            raise UserError("this kind of colour is not read", got=f"Pillow's mode {image.mode}") from None
-    pixels_HWC = np.array(image).reshape(image.height, image.width, channels)
-    return torch.from_numpy(np.ascontiguousarray(pixels_HWC.transpose(2, 0, 1)))  # NumPy's copy is the faster one
+    return torch.from_numpy(to_uint8(image, channels, rules))
 
 
 @contextmanager
 def _open(source: Source) -> Generator[Image.Image]:
+    _quiet_libtiff()
     with _stream(source) as stream:
         with PILLOWS_LIMIT_OFF:
             image = Image.open(stream, formats=readable_formats())
@@ -258,21 +284,97 @@ def _size_inside(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _loaded(image: Image.Image, channels: int, rules: Decoding, name: str | None = None) -> Tensor:
-    _check_pixels(image.size, rules, name)
+def _loaded(image: Image.Image, channels: int, rules: Decoding, name: str, source: Source | None) -> Tensor:
+    """source: where to read the image again; None: from the file that it holds open."""
+    _check_size(image, rules, name)
+    rawmode = _rawmode(image)
+    low_bytes = None
+    if _is_deep(image) and image.mode not in DEEP_MODES:
+        if source is None and (stream := getattr(image, "fp", None)) is not None:
+            place = stream.tell()
+            stream.seek(0)
+            source = stream.read()
+            stream.seek(place)
+        image.load()
+        found, has_key = extent_of_high_bytes(image), isinstance(image.info.get("transparency"), tuple)
+        if source is not None and (has_key or found.high == 255 or rules.value_range not in (None, (0, 65535))):
+            low_bytes = _low_bytes(source, rawmode)
+        elif rules.value_range is None:
+            own_range(found, True, rules)
     image.load()
-    _check_pixels(image.im.size, rules, name)  # an icon's picture may be larger than the icon says
-    return to_channels(_upright(image), channels, rules.background)
+    _check_size(image, rules, name)  # an icon's picture may be larger than the icon says
+    # After load(): PNG keeps its EXIF behind the pixels.
+    return torch.from_numpy(to_uint8(image, channels, rules, low_bytes=low_bytes, turn=orientation(image), name=name))
 
 
-def _check_pixels(size: tuple[int, int], rules: Decoding, name: str | None) -> None:
-    width, height = size
-    pixels = width * height
-    if pixels > rules.max_pixels:
-        found = f"{width} x {height} = {pixels:,} pixels"
+def _rawmode(image: Image.Image) -> str:
+    """How Pillow's decoder takes the samples of an image that is not loaded: "RGB;16B"; "" where that is not known."""
+    tiles: Any = getattr(image, "tile", ())
+    arguments = tiles[0].args if tiles else ""
+    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return first if isinstance(first, str) else ""
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether the samples of an image that is not loaded have more than 8 bits and Pillow can give them all."""
+    return image.mode in DEEP_MODES or _rawmode(image).endswith((";16B", ";16L", ";16N"))
+
+
+def _low_bytes(source: Source, rawmode: str) -> Image.Image:
+    """The low bytes of 16-bit color, of which Pillow itself keeps the high ones: read in the other order of bytes."""
+    order = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}[rawmode[-1]]
+    grey = rawmode == "LA;16B"  # two samples are four bytes
+    other = "RGBA" if grey else rawmode[:-1] + order
+    with _open(source) as image:
+        assert isinstance(image, ImageFile.ImageFile)
+        image.tile = [
+            tile._replace(args=(other, *tile.args[1:]) if isinstance(tile.args, tuple) else other)
+            for tile in image.tile
+        ]
+        image.load()
+        if grey:
+            _, low, _, alpha = image.split()
+            return Image.merge("RGBA", (low, low, low, alpha))
+        return image.copy()
+
+
+def _bytes_of(image: Image.Image) -> int:
+    """Bytes of the decoded pixels by the header, or what the format's decoder needs where that is more."""
+    width, height = image.size
+    rawmode = _rawmode(image)
+    if image.mode in ("I", "F"):
+        each = 4
+    elif rawmode == "LA;16B" or image.mode.startswith("I;16"):
+        each = 4 if rawmode == "LA;16B" else 2
+    else:
+        each = len(image.getbands()) * (2 if _is_deep(image) else 1)
+    return width * height * max(each, _DECODERS_NEED.get(image.format or "", 0))
+
+
+def _check_size(image: Image.Image, rules: Decoding, name: str | None) -> None:
+    width, height = image.size
+    size, limit = _bytes_of(image), BYTES_OF_A_PIXEL * rules.max_pixels
+    key = rules.limit_key
+    found = f"{width} x {height} = {width * height:,} pixels"
+    if width * height > rules.max_pixels:
         raise UserError(
-            f"larger than the limit of {rules.max_pixels:,} pixels, {found}; data.max_pixels sets the limit", where=name
+            f"larger than the limit of {rules.max_pixels:,} pixels, {found}; {key} sets the limit", where=name
         )
+    if size > limit:
+        raise UserError(
+            f"larger than the limit of {limit:,} bytes ({BYTES_OF_A_PIXEL} per pixel of {key}), {found} of "
+            f"{size // (width * height)} bytes; {key} sets the limit", where=name,
+        )  # fmt: skip
+
+
+@functools.cache
+def _quiet_libtiff() -> None:
+    """What libtiff says of a damaged file goes to stderr, past Python; the error that Pillow raises is enough."""
+    beside = Path(PIL.__file__).parent.parent
+    for library in glob.glob(str(beside / "pillow.libs" / "libtiff*")):
+        with suppress(OSError, AttributeError):
+            for kind in ("Error", "Warning"):
+                getattr(ctypes.CDLL(library), f"TIFFSet{kind}Handler")(None)
 
 
 def _label(source: object) -> str:
@@ -283,38 +385,57 @@ def _label(source: object) -> str:
     return str(getattr(source, "name", "") or getattr(source, "filename", "") or "image")
 
 
-def _missing_plugin(source: object) -> str | None:
-    """The plugin of Pillow's that would read a file which Pillow alone doesn't know."""
+def _start(source: object) -> bytes | None:
+    """The first bytes of a file; None where they can't be had."""
     try:
         if isinstance(source, bytes):
-            start = source[:16]
-        else:
-            with open_regular(source) as file:  # pyright: ignore[reportArgumentType]
-                start = file.read(16)
-    except (OSError, TypeError, ValueError):
+            return source[:_START]
+        if isinstance(source, str | os.PathLike):
+            with open_regular(source) as file:
+                return file.read(_START)
+        stream: Any = source
+        stream.seek(0)
+        return stream.read(_START)
+    except (OSError, AttributeError, TypeError, ValueError):
         return None
-    if start.startswith(_JPEG_XL):
-        return "pillow-jxl-plugin"
-    return _PLUGIN_OF_BRAND.get(start[8:12]) if start[4:8] == b"ftyp" else None
+
+
+def _not_an_image(source: object) -> str:
+    """What a file is that no format fits, by its first bytes."""
+    start = _start(source)
+    if start is None:
+        return "not an image in a format that is read here"
+    if not start:
+        return "empty file (0 bytes), not an image"
+    plugin = _PLUGIN_OF_BRAND.get(start[8:12]) if start[4:8] == b"ftyp" else None
+    plugin = "pillow-jxl-plugin" if start.startswith(_JPEG_XL) else plugin
+    if plugin is not None:
+        kind, name = {"pillow-heif": ("HEIC", "HEIF"), "pillow-avif-plugin": ("AVIF", "AVIF")}.get(
+            plugin, ("JPEG XL", "JXL")
+        )
+        readable_formats()
+        if name in Image.OPEN:
+            return f"damaged {kind} image"
+        how = f"pip install {plugin}" + ("" if plugin == "pillow-heif" else ", or convert it to PNG or JPEG")
+        return f"a {kind} image, which Pillow reads only with a plugin: {how}"
+    if start.startswith(b"version https://git-lfs"):
+        return "Git LFS pointer instead of the image. Get the images with: git lfs pull"
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
+        return "HTML page instead of an image (a failed download). Download the image again"
+    if not any(start):
+        return f"not an image: its first {len(start)} bytes are zero"
+    return "not an image in a format that is read here"
 
 
 def _unreadable(label: str, error: Exception, source: object) -> UserError:
     if isinstance(error, CannotOpen):
         return UserError(error.what, where=label)
     if isinstance(error, UnidentifiedImageError):
-        plugin = _missing_plugin(source)
-        if plugin is not None:
-            kind = {"pillow-heif": "HEIC", "pillow-avif-plugin": "AVIF"}.get(plugin, "JPEG XL")
-            how = f"pip install {plugin}" + ("" if plugin == "pillow-heif" else ", or convert it to PNG or JPEG")
-            return UserError(f"a {kind} image, which Pillow reads only with a plugin: {how}", where=label)
-        return UserError("not an image in a format that is read here", where=label)
+        return UserError(_not_an_image(source), where=label)
+    if isinstance(source, Image.Image) and isinstance(error, ValueError | AssertionError | AttributeError):
+        return UserError("image is closed; pass it open, or its path", where=label)
     return UserError(f"unreadable image: {error or type(error).__name__}", where=label)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF orientation says. To be called after load(): PNG keeps its EXIF behind the pixels."""
-    method = TRANSPOSE.get(orientation(image))
-    return image if method is None else image.transpose(method)
 
 
 def orientation(image: Image.Image) -> int:
@@ -326,38 +447,8 @@ def orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _scaled(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit and float grey as 8-bit grey."""
-    values_HW: Array = np.asarray(image).astype(np.float64)
-    if not np.isfinite(values_HW).all():
-        raise UserError("holds values that are not finite (NaN or infinity)")
-    low, high = float(values_HW.min()), float(values_HW.max())
-    if image.mode.startswith("I;16"):
-        scaled_HW = values_HW / 257
-    elif image.mode == "F" and low >= 0 and high <= 1:
-        scaled_HW = values_HW * 255
-    elif low >= 0 and high <= 255 and (image.mode == "F" or image.format not in ("PNG", "PPM")):  # those hold 16 bits
-        scaled_HW = values_HW
-    elif low >= 0 and high <= 65535:
-        scaled_HW = values_HW / 257
-    else:
-        scaled_HW = (values_HW - low) / (high - low or 1.0) * 255
-    grey_HW = np.rint(scaled_HW).clip(0, 255).astype(np.uint8)
-    key = image.info.get("transparency")
-    if isinstance(key, int):  # the one value that stands for transparent
-        return Image.fromarray(np.dstack([grey_HW, np.where(values_HW == key, 0, 255).astype(np.uint8)]))
-    return Image.fromarray(grey_HW)
-
-
-def _over(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """Opaque; grey stays grey where the background is a grey."""
-    if image.mode == "LA" and len(set(background)) > 1:
-        image = image.convert("RGBA")
-    pixels_HWC: Array = np.asarray(image).astype(np.float32)
-    colour_HWC, alpha_HW1 = pixels_HWC[..., :-1], pixels_HWC[..., -1:] / 255
-    behind_C = np.array(background[: colour_HWC.shape[2]], np.float32)
-    over_HWC = np.rint(colour_HWC * alpha_HW1 + behind_C * (1 - alpha_HW1)).astype(np.uint8)
-    return Image.fromarray(over_HWC[..., 0] if image.mode == "LA" else over_HWC)
+def _has_rule(image: Array, rules: Decoding) -> bool:
+    return rules.value_range is not None or image.dtype == np.uint16
 
 
 def _channels_last(image: Tensor, name: str | None) -> Array:
@@ -374,7 +465,7 @@ def _channels_last(image: Tensor, name: str | None) -> Array:
     return (image.permute(1, 2, 0) if first else image).numpy()
 
 
-def _from_array(image: Array, name: str | None) -> Image.Image:
+def _from_array(image: Array, name: str | None, rules: Decoding) -> Image.Image:
     """[H,W] or [H,W,C] as a PIL image of mode L, LA, RGB or RGBA."""
     image_HWC = image[..., None] if image.ndim == 2 else image
     if image_HWC.ndim != 3 or image_HWC.shape[2] not in MODES or 0 in image_HWC.shape:
@@ -385,16 +476,15 @@ def _from_array(image: Array, name: str | None) -> Image.Image:
         )
     if image_HWC.dtype == np.bool_:
         image_HWC = image_HWC * np.uint8(255)
-    elif image_HWC.dtype == np.uint16:
-        image_HWC = np.rint(image_HWC / 257).astype(np.uint8)
-    elif image_HWC.dtype.kind == "f":
-        low, high = float(image_HWC.min()), float(image_HWC.max())
-        if not (low >= 0 and high <= 1):  # NaN ends here too
-            raise UserError("floats outside of [0,1]", where=name, got=f"{low:g} to {high:g}", wanted="[0,1], or uint8")
-        image_HWC = np.rint(image_HWC.astype(np.float64) * 255).astype(np.uint8)
     elif image_HWC.dtype != np.uint8:
-        raise UserError(
-            "not the type of an image", where=name, got=str(image_HWC.dtype), wanted="uint8, or floats in [0,1]"
-        )
+        if image_HWC.dtype.kind not in "uif" or (image_HWC.dtype.kind != "f" and not _has_rule(image_HWC, rules)):
+            wanted = f"uint8, floats in [0,1], or {rules.range_key}=LOW,HIGH"
+            raise UserError("not the type of an image", where=name, got=str(image_HWC.dtype), wanted=wanted)
+        color = image_HWC.shape[2] - (1 if image_HWC.shape[2] in (2, 4) else 0)
+        parts = [deep_array(image_HWC[..., :color], rules, name)]
+        if color < image_HWC.shape[2]:
+            whole = rules._replace(value_range=(0, 1 if image_HWC.dtype.kind == "f" else np.iinfo(image_HWC.dtype).max))
+            parts.append(deep_array(image_HWC[..., color:], whole, name))
+        image_HWC = np.dstack(parts)
     pixels_HWC = np.ascontiguousarray(image_HWC)
     return Image.fromarray(pixels_HWC[..., 0] if pixels_HWC.shape[2] == 1 else pixels_HWC)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Labels, Split, fingerprint, spaced
-from vitral.data.decode import GREY_MODES, PLUGINS, Decoding, Source, colour, decode, header, readable_extensions
+from vitral.data.decode import GREY_MODES, PLUGINS, Decoding, Source, decode, header, readable_extensions
 from vitral.errors import UserError, shown
 
 SPLIT_FOLDERS = {
@@ -172,7 +172,7 @@ def files_dataset(
     gets them in this order. The fingerprint covers split, path, class and size in bytes of each file, no pixels."""
     index_of = class_map(classes, config.classes, str(root))
     channels = file_channels(root, [file.name for file in found["train"]], config)
-    rules = Decoding(colour(config.background), config.max_pixels)
+    rules = Decoding.of(config)
     splits: dict[str, Split] = {}
     for split, files in found.items():
         labels_N = indices([file.label for file in files], index_of)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Labels, Split, fingerprint
-from vitral.data.decode import Decoding, colour, decode, header
+from vitral.data.decode import Decoding, decode, header
 from vitral.data.files import SPLIT_OF, asked_channels, class_map, hidden, indices, multi_hot, some
 from vitral.data.label_vectors import named, vector_width
 from vitral.errors import UserError, nearest
@@ -83,7 +83,7 @@ def open_hf(config: DataConfig) -> Dataset:
     root = _root(str(config.path))
     images = {split: _images(part, columns.image, root) for split, part in parts.items()}
     channels = asked_channels(len(images["train"]), partial(_encoded, images["train"]), config)
-    rules = Decoding(colour(config.background), config.max_pixels)
+    rules = Decoding.of(config)
     splits = {
         split: _split(split, images[split], _indices(labels[split], columns, index_of), channels, rules)
         for split in parts

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from vitral.config import Config, Count
-from vitral.data.config import Channels, DataConfig, Names, SourceConfig
+from vitral.data.config import Channels, DataConfig, Names, SourceConfig, ValueRange
 from vitral.data.findings import known_codes
 
 
@@ -18,6 +18,7 @@ class ReadConfig(SourceConfig):
         default="auto", description="1 grey, 3 RGB, 4 RGBA; auto: from the data"
     )
     background: str = Field(default="#ffffff", description="colour behind transparency: a name or #rrggbb")
+    value_range: ValueRange | Literal["auto"] | None = DataConfig.model_fields["value_range"]
     workers: Count | Literal["auto"] = Field(default="auto", description="threads that decode files; auto: one a core")
 
     def as_data(self) -> DataConfig:

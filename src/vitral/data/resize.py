@@ -6,6 +6,7 @@ Shape letters: C channels, H height, W width.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ Size = tuple[int, int]
 # Beyond this many times the target's own aspect the ends of a picture are cut off first: the centre crop never sees
 # them, and a 1 x 10000 strip would otherwise become gigabytes.
 LONGEST = 8
+_STRIPE = 1 << 22  # pixels that become floats together: 12 bytes each
 
 
 class Fit(NamedTuple):
@@ -39,7 +41,7 @@ def fit_image(image_CHW: Tensor, size: Size, fit: Fit) -> Tensor:
     Resized in float32, clamped to [0,1]; an image that already has the size / crop_ratio is exactly image / 255.
     """
     assert image_CHW.dtype == torch.uint8, image_CHW.dtype
-    return _fit(image_CHW.float().div_(255), size, fit).clamp_(0, 1)
+    return _fit(image_CHW, size, fit, _resize_exactly).clamp_(0, 1)
 
 
 def fit_image_fast(image_CHW: Tensor, size: Size, fit: Fit) -> Tensor:
@@ -48,23 +50,37 @@ def fit_image_fast(image_CHW: Tensor, size: Size, fit: Fit) -> Tensor:
     It rounds and clamps between the two passes, and so differs from `fit_image` by up to 0.08 of the range on noise.
     """
     assert image_CHW.dtype == torch.uint8, image_CHW.dtype
-    return _fit(image_CHW, size, fit)
+    return _fit(image_CHW, size, fit, _resize)
 
 
-def _fit(image_CHW: Tensor, size: Size, fit: Fit) -> Tensor:
+def _fit(image_CHW: Tensor, size: Size, fit: Fit, resize: Callable[[Tensor, Size, str], Tensor]) -> Tensor:
     assert fit.mode in ("crop", "squash"), fit
     # Rounded down as timm does; the millionth keeps 224 / (224 / 232) from becoming 231.
     height, width = (math.floor(side / fit.crop_ratio + 1e-6) for side in size)
     if fit.mode == "squash":
-        resized_CHW = _resize(image_CHW, (height, width), fit.interpolation)
+        resized_CHW = resize(image_CHW, (height, width), fit.interpolation)
     else:
         image_CHW = _shorten(image_CHW, (height, width))
         _, h, w = image_CHW.shape
         high = h * width <= w * height  # the height decides; integers, so that no rounding falls short of the size
         covering = (height, w * height // h) if high else (h * width // w, width)
-        resized_CHW = _resize(image_CHW, covering, fit.interpolation)
+        resized_CHW = resize(image_CHW, covering, fit.interpolation)
     top, left = (round((have - want) / 2) for have, want in zip(resized_CHW.shape[1:], size, strict=True))
     return resized_CHW[:, top : top + size[0], left : left + size[1]].contiguous()
+
+
+def _resize_exactly(image_CHW: Tensor, size: Size, interpolation: str) -> Tensor:
+    """uint8 to float32 in [0,1], before clamping. Of a large image some rows at a time become floats and are made as
+    wide as wanted, then all of them as high: the same two passes, in 12 bytes per pixel less memory."""
+    channels, height, width = image_CHW.shape
+    rows = max(_STRIPE // width, 1)
+    if rows >= height:
+        return _resize(image_CHW.float().div_(255), size, interpolation)
+    wide_CHW = torch.empty(channels, height, size[1])
+    for top in range(0, height, rows):
+        part_CHW = image_CHW[:, top : top + rows].float().div_(255)
+        wide_CHW[:, top : top + rows] = _resize(part_CHW, (part_CHW.shape[1], size[1]), interpolation)
+    return _resize(wide_CHW, size, interpolation)
 
 
 def _resize(image_CHW: Tensor, size: Size, interpolation: str) -> Tensor:

@@ -18,6 +18,7 @@ from vitral.data.folder import IMAGE_FILES, LAYOUT, has_classes, is_unlabelled, 
 from vitral.data.hf import find_shards, is_saved, open_hf
 from vitral.data.holdout import VAL_SEED, iteratively_stratified, stratified, with_val_in_train, with_validation
 from vitral.data.table import ENDINGS, describes_images, open_table
+from vitral.data.value_range import find_value_range
 from vitral.errors import UserError, nearest
 
 __all__ = [
@@ -72,7 +73,7 @@ def open_dataset(
     stratified, always the same for the same data; a note says so. Raises UserError for a path that is missing or holds
     no data, for classes too small to split, and all that the source raises.
     """
-    dataset = _open(config)
+    dataset = _open_ranged(config)
     if len(dataset.classes) < 2 and not dataset.multi_label and not one_class:
         _refuse_one_class(dataset, config.path)
     if not dataset.classes:
@@ -226,6 +227,20 @@ def _manifests(path: Path, config: DataConfig, *, others: bool = False) -> list[
     foreign = [] if named else [file for file in tables if not describes_images(file)]
     foreign = foreign if foreign and has_classes(path) else []
     return foreign if others else [file for file in tables if file not in foreign]
+
+
+def _open_ranged(config: DataConfig) -> Dataset:
+    """With `value_range` auto replaced by the range of all images."""
+    dataset = _open(config)
+    if config.value_range != "auto":
+        return replace(dataset, value_range=config.value_range)
+    found = find_value_range(dataset, config)
+    if found is None:
+        return dataset
+    low, high = found
+    note = f"images of more than 8 bits: {low:g} is black, {high:g} is white (data.value_range={low:g},{high:g})"
+    ranged = _open(config.model_copy(update={"value_range": found}))
+    return replace(ranged, value_range=found, notes=(*ranged.notes, note))
 
 
 def _open(config: DataConfig) -> Dataset:

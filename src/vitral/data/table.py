@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, fingerprint
-from vitral.data.decode import Decoding, colour
+from vitral.data.decode import Decoding
 from vitral.data.files import SPLIT_OF, class_map, file_channels, file_split, indices, multi_hot, size_in_bytes, some
 from vitral.data.label_vectors import named
 from vitral.errors import UserError, nearest, plural
@@ -115,7 +115,7 @@ def _dataset(
     if "train" not in splits:
         raise UserError(f"rows for {' and '.join(splits)} but none for train", where=str(path))
     channels = file_channels(path.parent, [row.path for row in splits["train"]], config)
-    rules = Decoding(colour(config.background), config.max_pixels)
+    rules = Decoding.of(config)
 
     def labels(found: Sequence[_Row]) -> Any:
         if several:

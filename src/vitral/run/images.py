@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +37,12 @@ def load_used(model: str, use: ModelUse) -> Predictor:
     runtime = isinstance(use, EngineUse) and use.engine in ("onnx", "openvino")
     device = "cpu" if runtime and use.device == "auto" else use.device
     predictor = load(model, device, use.image_size, use.position_resize)
+    given = {key: getattr(use, key, None) for key in ("value_range", "max_pixels")}
+    given = {key: value for key, value in given.items() if value is not None}
+    if given:
+        recipe = predictor.config.preprocessing.model_copy(update=given)
+        predictor.config = predictor.config.model_copy(update={"preprocessing": recipe})
+        predictor.max_pixels = recipe.max_pixels
     if use.reduce != "auto":
         _reduce(predictor, model, use)
     if not isinstance(use, EngineUse) or not {"engine", "precision"} & use.model_fields_set:
@@ -61,6 +67,12 @@ def _reduce(predictor: Predictor, model: str, use: ModelUse) -> None:
         network.reduce = ClassAttention(use.keep.share, use.keep.after)
     counts = network.reduce.counts(network.grid[0] * network.grid[1], network.config.depth)
     log.info("%s: patch tokens after each block: %s", model, ", ".join(map(str, counts)))
+
+
+class UsedData(DataConfig):
+    """Data as a model sees them: how samples are scaled is a matter of the model."""
+
+    range_key: ClassVar[str] = "value_range"
 
 
 class Recorded(NamedTuple):
@@ -97,10 +109,13 @@ def open_images(folder: FolderConfig, asked: EvalData, reader: FolderConfig) -> 
         raise UserError(
             "this model doesn't say what it was trained on", where=folder.name, hint="Name the images: data=DIR."
         )
-    keys |= {"channels": reader.architecture.in_channels, "background": reader.preprocessing.background}
+    recipe = reader.preprocessing
+    keys |= {
+        "channels": reader.architecture.in_channels, "background": recipe.background, "value_range": recipe.value_range,
+    }  # fmt: skip
     if "max_pixels" not in asked.model_fields_set:
         keys["max_pixels"] = reader.preprocessing.max_pixels
-    config = build(DataConfig, keys)
+    config = build(UsedData, keys)
     dataset = open_dataset(config, hold_out=False, equal_classes=False, one_class=True)
     same = known is not None and dataset.fingerprint == known.fingerprint
     if not named and not same:

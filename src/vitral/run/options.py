@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, Strict, model_validator
 
 from vitral.config import Config, Count, Pair
-from vitral.data.config import SourceConfig
+from vitral.data.config import SourceConfig, ValueRange
 from vitral.efficient.config import KeepConfig, MergeConfig
 from vitral.evaluate.config import FewshotConfig, KnnConfig, LinearConfig
 from vitral.export.config import ExportOptions
@@ -23,6 +23,12 @@ class EvalData(SourceConfig):
     )
 
 
+_MAX_PIXELS = Field(
+    default=None,
+    description="largest image that is read, in pixels of up to 4 bytes; null: as the model says",
+)
+
+
 class ModelUse(Config):
     """How a model is used, whatever for."""
 
@@ -31,6 +37,10 @@ class ModelUse(Config):
     )
     position_resize: Literal["bicubic_antialias", "bicubic", "google"] | None = Field(
         default=None, description="learned positions at another image_size; null: as the model says"
+    )
+    value_range: ValueRange | None = Field(
+        default=None,
+        description="[black, white] of samples of more than 8 bits (float, 16 and 32 bits); null: as the model says",
     )
     reduce: Literal["auto", "none", "merge", "keep"] = Field(
         default="auto",
@@ -126,6 +136,7 @@ class EmbedOptions(ModelUse):
         default="pooled",
         description="what the head would read, class token, mean over the patches, these two, or every patch",
     )
+    max_pixels: Count | None = _MAX_PIXELS
     out: str | None = Field(default=None, description=".npz file to write; null: one JSON line an image on stdout")
     overwrite: bool = Field(default=False, description="replace the file if it is there")
     batch_size: int = Field(default=256, ge=1, description="images at once")
@@ -172,6 +183,7 @@ _READ_BY = {
 class ExplainOptions(ModelUse):
     """Keys of `vitral explain`."""
 
+    max_pixels: Count | None = _MAX_PIXELS
     out: str | None = Field(default=None, description="folder to write; has to be new or empty")
     overwrite: bool = Field(default=False, description="replace what vitral explain has written there before")
     methods: Annotated[
@@ -303,6 +315,7 @@ class PredictOptions(EngineUse):
         "logits; ray: torch, in the processes of a Ray cluster",
     )
     topk: int = Field(default=5, ge=1, description="classes an image, the likeliest first")
+    max_pixels: Count | None = _MAX_PIXELS
     batch_size: int = Field(default=64, ge=1, description="images at once")
     ray: RayConfig = RayConfig()
 

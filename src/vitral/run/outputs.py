@@ -157,6 +157,7 @@ def folder_config(
     shown = {
         key: getattr(config.data, key) for key in ("fit", "interpolation", "crop_ratio", "background", "max_pixels")
     }
+    shown["value_range"] = dataset.value_range
     shown |= {"image_size": prepared.architecture.image_size, "channels": prepared.architecture.in_channels}
     return FolderConfig(
         name=prepared.name,

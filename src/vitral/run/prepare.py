@@ -106,8 +106,8 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
     checkpointed_blocks(config, draft)
     data = config.data.model_copy(
         update={
-            "image_size": size, "channels": dataset.channels, "workers": _workers(config.data),
-            **_resizing(config.data, source[1] if source else None),
+            "image_size": size, "channels": dataset.channels, "value_range": dataset.value_range,
+            "workers": _workers(config.data), **_resizing(config.data, source[1] if source else None),
         }
     )  # fmt: skip
     views = views_of(config, draft)

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from vitral.config import Config, Count, Pair, build
-from vitral.data.config import MAX_PIXELS, Interpolation
+from vitral.data.config import MAX_PIXELS, Interpolation, ValueRange
 from vitral.data.resize import Fit
 from vitral.errors import UserError, command, nearest
 from vitral.files import JSON_BYTES, CannotOpen, json_text, parse_json, read_json, read_text, write_text
@@ -55,8 +55,9 @@ CARD = "README.md"
 
 class Preprocessing(Config):
     """How an image becomes the model's input. Normalisation is inside the model: architecture.mean, .std.
-    `background` is the colour behind transparency; larger images than `max_pixels` are refused. fit, interpolation and
-    crop_ratio: see `data.resize.Fit`."""
+    `background` is the colour behind transparency; `value_range` black and white of samples of more than 8 bits (null:
+    as each file's format says); larger images than `max_pixels` are refused. fit, interpolation and crop_ratio: see
+    `data.resize.Fit`."""
 
     image_size: Pair
     channels: int = Field(ge=1, le=4)
@@ -65,6 +66,7 @@ class Preprocessing(Config):
     antialias: Literal[True] = True
     crop_ratio: float = Field(default=1.0, gt=0, le=1)
     background: str = "#ffffff"
+    value_range: ValueRange | None = None
     max_pixels: Count = MAX_PIXELS
 
     @model_validator(mode="after")

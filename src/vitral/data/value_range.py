@@ -1,0 +1,108 @@
+"""What is black and what is white in images of more than 8 bits: one rule per data set, from all of its images.
+
+A camera's 10 or 12 bits in files of 16, reflectances, depths and heights in floats: a file does not state its range,
+and the least and largest sample of one image are not those of the next.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from vitral.data import check_cache
+from vitral.data.channels import Decoding, Extent, Range
+from vitral.data.config import DataConfig
+from vitral.data.dataset import Dataset, Split, spaced
+from vitral.data.decode import is_deep, sample_extent
+from vitral.errors import UserError
+
+_HEADERS = 2000
+_CONVENTIONS = (1, 255, 65535)  # where floats usually end
+_USED = 4  # a convention counts if the largest sample is above this part of it
+_LEVELS = 255
+
+
+def find_value_range(dataset: Dataset, config: DataConfig) -> Range | None:
+    """Black and white of this data set's images of more than 8 bits; None where there is none among the headers of up
+    to 2,000 files of each split, evenly spaced.
+
+    Integers from 0 on: to 2^bits - 1, with the bits that the largest sample needs, at least 8. Floats from 0 on: to 1,
+    255 or 65535 if the largest sample is in its upper three quarters, else to the largest. With negative samples: from
+    the least to the largest. Images that can't be read don't count. Raises UserError where integers and floats are
+    mixed, and where the range of all leaves less than one gray level to a float image.
+    """
+    if not any(_has_deep(split) for split in dataset.splits.values()):
+        return None
+    workers = config.workers if config.workers != "auto" else None
+    extents = _extents(dataset, Decoding.of(config), workers or os.cpu_count() or 1)
+    return range_of(extents, config.path) if extents else None
+
+
+def range_of(extents: dict[str, Extent], where: str | None) -> Range:
+    """The same of images whose extents are known, by name."""
+    floats = [name for name, found in extents.items() if found.is_float]
+    if 0 < len(floats) < len(extents):
+        other = next(name for name in extents if name not in set(floats))
+        raise UserError(
+            f"images of different ranges: {floats[0]} holds floats, {other} integers", where=where,
+            hint="Convert them to one type, or set data.value_range=LOW,HIGH to the values of black and white.",
+        )  # fmt: skip
+    low = min(found.low for found in extents.values())
+    high = max(found.high for found in extents.values())
+    if low < 0:
+        return low, high if high > low else low + 1
+    if not floats:
+        return 0, (1 << max(int(high).bit_length(), 8)) - 1
+    top = next((float(top) for top in _CONVENTIONS if top / _USED < high <= top), high) or 1.0
+    lost = [name for name, found in extents.items() if found.high - found.low > 0 and found.high < top / _LEVELS]
+    if lost:
+        found = extents[lost[0]]
+        raise UserError(
+            f"{len(lost)} float images of another range than the others: {lost[0]} ends at {found.high:g}, the largest "
+            f"value of all is {high:g}", where=where,
+            hint="Scale them alike, or set data.value_range=LOW,HIGH to the values of black and white.",
+        )  # fmt: skip
+    return 0, top
+
+
+def _has_deep(split: Split) -> bool:
+    if split.file is None:
+        return False
+    for index in spaced(len(split), _HEADERS):
+        try:
+            if is_deep(split.file(index)):
+                return True
+        except UserError:  # reading it will name it
+            continue
+    return False
+
+
+def _extents(dataset: Dataset, rules: Decoding, workers: int) -> dict[str, Extent]:
+    """Of every image of more than 8 bits, by split and name; from the cache while the files stay the same."""
+    folder, key = check_cache.cache_folder(), check_cache.key(dataset, f"value_range, max_pixels {rules.max_pixels}")
+    try:
+        kept = json.loads((folder / f"{key}.json").read_text(encoding="utf-8"))
+        return {name: Extent(float(low), float(high), bool(is_float)) for name, (low, high, is_float) in kept.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        pass
+    with ThreadPoolExecutor(workers) as pool:
+        found = {name: extent for name, extent in _read(pool, dataset, rules) if extent is not None}
+    check_cache.store_tree(folder, key, found)
+    return found
+
+
+def _read(pool: ThreadPoolExecutor, dataset: Dataset, rules: Decoding) -> Iterator[tuple[str, Extent | None]]:
+    for split_name, split in dataset.splits.items():
+        names = (f"{split_name}: {name}" for name in split.names)
+        yield from zip(names, pool.map(partial(_extent, split, rules), range(len(split))), strict=True)
+
+
+def _extent(split: Split, rules: Decoding, index: int) -> Extent | None:
+    assert split.file is not None
+    try:
+        return sample_extent(split.file(index), rules=rules)
+    except UserError:  # the check, or reading it, names it
+        return None
