@@ -221,9 +221,10 @@ def test_arithmetic_of_symbols_is_an_expression(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        CODE, "s0.__class__", "lambda: 1", "[s0]", "(s0, 1)", "s0 if s1 else 2", "S('x')", "N(1)", "'a'", "s0 # a", "s0\n",
-        "s0[0]",
-        "Symbol('a')", "Symbol('s0', cls=s1)", "Pow(Integer(9), Integer(99))", "9**9**9", "x", "Max(*s0)", "", "\uff530",
+        CODE, "s0.__class__", "lambda: 1", "[s0]", "(s0, 1)", "s0 if s1 else 2", "S('x')", "N(1)", "'a'", "s0 # a",
+        "s0\n", "s0[0]",
+        "Symbol('a')", "Symbol('s0', cls=s1)", "Pow(Integer(9), Integer(99))", "9**9**9", "x", "Max(*s0)", "",
+        "\uff530",
         "(" * 300 + "s0" + ")" * 300, "9" * 500, "exec('')", "Mul(Integer(2), print(1))", "s0 and s1",
         "((((2**4)**4)**4)**4)**4",
     ],
