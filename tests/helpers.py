@@ -156,3 +156,12 @@ def assert_equal_tensors(one: Mapping[str, torch.Tensor], other: Mapping[str, to
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         assert torch.equal(tensor, other[name]), name
+
+
+def assert_same_answers(one: list[dict[str, Any]], other: list[dict[str, Any]], atol: float = 1e-5) -> None:
+    """Equal images and classes, and scores that differ by rounding: kernels round by the batch and the place in it."""
+    assert [answer["image"] for answer in one] == [answer["image"] for answer in other]
+    for mine, theirs in zip(one, other, strict=True):
+        assert [each["label"] for each in mine["predictions"]] == [each["label"] for each in theirs["predictions"]]
+        scores = [each["score"] for each in theirs["predictions"]]
+        np.testing.assert_allclose([each["score"] for each in mine["predictions"]], scores, rtol=0, atol=atol)

@@ -9,9 +9,6 @@ Shape letters: B batch, C channels, H W height and width of an image, h w those 
 from __future__ import annotations
 
 import json
-import re
-import zipfile
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,6 +16,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from vitral.archive import check_archive
 from vitral.config import Config, build
 from vitral.errors import UserError
 from vitral.models.model import ImageModel
@@ -233,33 +231,3 @@ def _shipment(text: str | None, path: Path) -> Shipment:
     except ValueError as error:
         raise UserError("not readable", where=where, got=error) from None
     return build(Shipment, tree, where=where)
-
-
-# All that an archive of one program consists of, below its first folder: tensors as plain bytes.
-_PLAIN = re.compile(
-    r"[^/]+/(data/weights/(weight_\d+|\w+_weights_config\.json)|data/constants/(tensor_\d+|\w+_constants_config\.json)"
-    r"|data/sample_inputs/\w+\.pt|models/\w+\.json|archive_(format|version)|byteorder|\.data/\w+|extra/vitral\.json)"
-)
-
-
-def check_archive(path: Path) -> None:
-    """Raises UserError for an archive with anything that torch would unpickle or run as machine code, and for one that
-    may be read in two ways."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = Counter(name.lower() for name in archive.namelist())
-            twice = [name for name, count in names.items() if count > 1]
-            wrong = [name for name in archive.namelist() if not _PLAIN.fullmatch(name)]
-            for name in archive.namelist() if not wrong else ():
-                if name.endswith("_config.json"):
-                    entries = json.loads(archive.read(name))["config"].values()
-                    wrong += [name for entry in entries if entry["use_pickle"]]
-                elif "/sample_inputs/" in name:
-                    with archive.open(name) as file:
-                        torch.load(file, weights_only=True)
-    except Exception as error:  # no archive, damaged, or a pickle that is refused
-        raise UserError("not a PT2 archive of tensors and one graph", where=str(path), got=str(error)[:300]) from None
-    if twice:  # torch's reader, which ignores case, might take another one than was looked at
-        raise UserError("two entries of this archive have one name", where=str(path), got=twice[0])
-    if wrong:
-        raise UserError("this archive may hold code, so it is not opened", where=str(path), got=wrong[0])

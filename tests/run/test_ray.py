@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.helpers import VITRAL, random_model, write_colours, write_digits
+from tests.helpers import VITRAL, assert_same_answers, random_model, write_colours, write_digits
 from vitral.cli.main import main
 from vitral.serve.cluster import cluster
 
@@ -56,12 +56,18 @@ def both(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[list[str], li
     return said[0], said[1]
 
 
+def assert_same_lines(one: list[str], many: list[str]) -> None:
+    """Equal code, messages and answers, and scores but for rounding: processes have other threads."""
+    assert (one[0], one[-1]) == (many[0], many[-1])
+    assert_same_answers([json.loads(line) for line in one[1:-1]], [json.loads(line) for line in many[1:-1]])
+
+
 @pytest.mark.usefixtures("_connected")
 def test_predictions_are_those_of_one_process(capsys: pytest.CaptureFixture[str]) -> None:
     random_model(Path("model"))
     write_digits(Path("digits"), range(41))
     one, many = both(capsys, "predict", "model", "digits", "batch_size=4", "topk=2", "reduce=none")
-    assert many == one
+    assert_same_lines(one, many)
     assert len(one) == 43
 
 
@@ -71,7 +77,7 @@ def test_an_image_that_cannot_be_read_ends_both_at_the_same_place(capsys: pytest
     paths = [str(path) for path, _, _ in write_digits(Path("digits"), range(30))]
     Path(paths[17]).write_bytes(b"not an image")
     one, many = both(capsys, "predict", "model", *paths, "batch_size=5")
-    assert many == one
+    assert_same_lines(one, many)
     assert (one[0], len(one)) == ("2", 1 + 17 + 1)
     assert json.loads(one[17])["image"] == paths[16]
     assert paths[17] in one[-1]
@@ -88,7 +94,10 @@ def test_features_of_files_and_of_data(capsys: pytest.CaptureFixture[str]) -> No
         with np.load("one.npz") as one, np.load("many.npz") as many:
             assert set(one.files) == set(many.files)
             for key in one.files:
-                np.testing.assert_array_equal(one[key], many[key])
+                if one[key].dtype.kind == "f":
+                    np.testing.assert_allclose(one[key], many[key], rtol=0, atol=1e-5)
+                else:
+                    np.testing.assert_array_equal(one[key], many[key])
             assert len(one["images"]) == 28
     capsys.readouterr()
 

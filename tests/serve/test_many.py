@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import vitral
-from tests.helpers import VITRAL, random_model, write_digits
+from tests.helpers import VITRAL, assert_same_answers, random_model, write_digits
 from tests.processes import free_port
 from vitral.errors import UserError
 from vitral.serve import many
@@ -83,7 +83,8 @@ def test_the_server_answers_from_a_cluster_and_ends_with_its_signal() -> None:
             kind = {"Content-Type": "image/png"}
             request = urllib.request.Request(f"{said['url']}/v1/predict", Path("digit.png").read_bytes(), kind)
             with urllib.request.urlopen(request, timeout=60) as answer:
-                assert json.load(answer)["predictions"] == vitral.load("model").predict("digit.png")[0]["predictions"]
+                found = [{**json.load(answer), "image": "digit.png"}]
+                assert_same_answers(found, vitral.load("model").predict("digit.png"))
             again = subprocess.run(command, capture_output=True, encoding="utf-8", env=ENVIRONMENT, timeout=120)
             assert again.returncode == 2
             assert f"127.0.0.1:{port}" in again.stderr

@@ -52,7 +52,7 @@ class ExportOptions(Config):
         ge=0,
         le=1,
         description="exit code 3 if top-1 agrees on a smaller share or, without a head, the mean cosine of features is "
-        "smaller; null: float32 1, bfloat16 0.95, int8 0.9; of features 0.9999, 0.99, 0.95",
+        "smaller; null: float32 1, bfloat16 and int8 0.95; of features 0.9999, 0.99, 0.95",
     )
 
     @model_validator(mode="after")

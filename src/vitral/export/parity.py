@@ -22,7 +22,7 @@ from vitral.export.package import resized_sides
 from vitral.weights.folder import FolderConfig
 
 MAX_DIFFERENCE = {"float32": 1e-3, "bfloat16": None, "int8": None}
-MIN_AGREEMENT = {"float32": 1.0, "bfloat16": 0.95, "int8": 0.9}
+MIN_AGREEMENT = {"float32": 1.0, "bfloat16": 0.95, "int8": 0.95}
 MIN_COSINE = {"float32": 0.9999, "bfloat16": 0.99, "int8": 0.95}
 # float32 itself is as far as that from float64, so of large logits no more can be asked.
 OF_LARGEST = 1e-4

@@ -2,6 +2,10 @@
 
 dynamic: each batch's own least and greatest value; static: those of calibration images, once. Products of two
 activations, as in attention and in the resize, stay in float32.
+
+Weights have 7 bits, -64 to 64. Processors without VNNI add pairs of unsigned times signed 8-bit products in saturating
+16-bit registers (vpmaddubsw), where 255 * 127 * 2 does not fit; 255 * 64 * 2 = 32640 does. So every processor computes
+the same integers.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ def quantise(source: Path, target: Path, batches: Iterable[Tensor] | None) -> No
 
     settings: dict[str, Any] = {
         "op_types_to_quantize": _LAYERS, "weight_type": quantization.QuantType.QInt8, "per_channel": True,
-        "extra_options": {"MatMulConstBOnly": True},
+        "reduce_range": True, "extra_options": {"MatMulConstBOnly": True},
     }  # fmt: skip
     with quiet():
         if batches is None:
