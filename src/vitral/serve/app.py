@@ -17,7 +17,7 @@ from vitral.serve.config import ServeConfig
 from vitral.serve.explore import explorer_router
 from vitral.serve.gate import Exchange, Gate, answer_json, refusal
 from vitral.serve.host import Host, Refused, Upload
-from vitral.serve.intake import Images, check_pixels, read_images
+from vitral.serve.intake import Images, read_images
 from vitral.serve.metrics import Metrics
 from vitral.serve.reload import watch
 from vitral.serve.schemas import IMAGES, PROBLEMS, Attended, Embedded, Model, Predicted
@@ -85,12 +85,9 @@ def create_app(hosts: Mapping[str, Host], options: ServeConfig, key: str | None 
     _add_operations(app, service, metrics)
 
     async def read(request: Request) -> list[Upload]:
-        uploads = (await read_images(request, options.max_images)).uploads
-        for number, upload in enumerate(uploads):
-            check_pixels(upload, number, options.max_pixels)
-        return uploads
+        return (await read_images(request, options.max_images)).uploads
 
-    app.include_router(explorer_router(hosts, read))
+    app.include_router(explorer_router(hosts, read, service.decoded))
     return app
 
 
