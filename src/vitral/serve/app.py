@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from vitral.serve.config import ServeConfig
 from vitral.serve.explore import explorer_router
-from vitral.serve.gate import Exchange, Gate, answer_json, refusal
+from vitral.serve.gate import Exchange, Gate, answer_json, refusal, shortened
 from vitral.serve.host import Host, Refused, Upload
 from vitral.serve.intake import Images, read_images
 from vitral.serve.metrics import Metrics
@@ -78,7 +78,7 @@ def create_app(hosts: Mapping[str, Host], options: ServeConfig, key: str | None 
     # FastAPI's own pages of documentation load scripts from elsewhere, and this server's pages load nothing from there.
     app = FastAPI(title="Vitral", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
-    app.add_middleware(Gate, options=options, metrics=metrics, key=key)
+    app.add_middleware(Gate, options=options, metrics=metrics, key=key, is_ending=lambda: service.is_ending)
     app.add_exception_handler(RequestValidationError, _wrong_parameter)
     app.add_exception_handler(HTTPException, _no_route)
     _add_images(app, service)
@@ -167,5 +167,6 @@ async def _wrong_parameter(_: Request, error: Exception) -> Response:
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "no_route", 405: "wrong_method"}.get(error.status_code, "http")
-    message = f"{request.method} {request.url.path}: {error.detail}; /openapi.json lists what there is"
+    path = shortened(request.url.path)
+    message = f"{request.method} {path}: {error.detail}; /openapi.json lists what there is"
     return refusal(Refused(error.status_code, code, message, dict(error.headers or {})))

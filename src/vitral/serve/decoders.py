@@ -48,6 +48,15 @@ class Decoders:
         self._running, self._pixels = 0, 0
         self._is_closed = False
 
+    def warm_up(self) -> None:
+        """Start one process in the background, so that the first image that needs it need not wait for its imports."""
+
+        def start() -> None:
+            with suppress(OSError):  # said where it is needed
+                self.give_back(self.take())
+
+        self._waiters.submit(start)
+
     async def prepare(self, preparation: Preparation, uploads: Sequence[Upload], step: Step) -> list[Prepared]:
         """What becomes of all images of a request. Raises Refused that names the first one that is none, is too large
         or takes too long."""

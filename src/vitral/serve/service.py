@@ -26,6 +26,7 @@ from vitral.serve.metrics import Metrics
 
 log = logging.getLogger("vitral")
 
+ENDING = "the server is ending"
 _WARMING = "the models are warming up"
 _NUMBERS = 2**22  # of features in one answer: some 90 MB of JSON
 
@@ -61,6 +62,15 @@ class Service:
         self.has_failed = bool(failed)
         if self.not_ready == _WARMING:  # and not on its way out by now
             self.not_ready = f"cannot compute: {', '.join(failed)}; the log says why" if failed else None
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether a signal has come."""
+        return self.not_ready == ENDING
+
+    def warm_up_decoders(self) -> None:
+        """Beside the first requests."""
+        self._decoders.warm_up()
 
     async def close(self) -> None:
         """End what still works."""
