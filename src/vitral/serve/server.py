@@ -126,7 +126,8 @@ class _Server(uvicorn.Server):
             with suppress(OSError):  # none any more, most likely
                 while True:
                     connections.append(listener.accept()[0])
-            listener.close()
+        for server in self.servers:
+            server.close()
         for connection in connections:
             connection.setblocking(False)
             with suppress(OSError):
