@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from vitral.models.model import ImageModel
 from vitral.models.position import Resize
 from vitral.weights.card import model_card
 from vitral.weights.find import load_model
-from vitral.weights.folder import FolderConfig, save_folder
+from vitral.weights.folder import FolderConfig, Preprocessing, save_folder
 from vitral.weights.hub import push
 
 
@@ -57,6 +57,30 @@ _SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "single_label_classification": partial(torch.softmax, dim=-1),
     "multi_label_classification": torch.sigmoid,
 }
+
+
+class Preparation(NamedTuple):
+    """How images become a model's input: what its folder says, and the largest image. It can be pickled."""
+
+    recipe: Preprocessing
+    max_pixels: int
+
+    def prepared(self, image: Any) -> Tensor:
+        """As `Predictor.preprocess`."""
+        return self.fitted(self.decoded(image))
+
+    def decoded(self, image: Any) -> Tensor:
+        """The image as large as it is, uint8 [C,H,W] with the model's channels."""
+        recipe = self.recipe
+        rules = Decoding(colour(recipe.background), self.max_pixels, recipe.value_range, "max_pixels", "value_range")
+        if isinstance(image, Image.Image) or hasattr(image, "read"):
+            with _READING:  # one thread at a time: the same one may be in a list twice
+                return as_image(image, self.recipe.channels, rules=rules)
+        return as_image(image, self.recipe.channels, rules=rules)
+
+    def fitted(self, image_CHW: Tensor) -> Tensor:
+        """A decoded image at the model's size, float32 [C,H,W] in [0,1]."""
+        return fit_image(image_CHW, self.recipe.image_size, self.recipe.fitting)
 
 
 class Predictor:
@@ -95,29 +119,24 @@ class Predictor:
 
         An image is a path, bytes, a PIL image, or an array [H,W] or [H,W,C] of uint8 or of floats in [0,1].
         """
-        return self._fitted(self._decoded(image))
+        return self.preparation.prepared(image)
 
-    def _decoded(self, image: Any) -> Tensor:
-        recipe = self.config.preprocessing
-        rules = Decoding(colour(recipe.background), self.max_pixels, recipe.value_range, "max_pixels", "value_range")
-        if isinstance(image, Image.Image) or hasattr(image, "read"):
-            with _READING:  # one thread at a time: the same one may be in a list twice
-                return as_image(image, recipe.channels, rules=rules)
-        return as_image(image, recipe.channels, rules=rules)
-
-    def _fitted(self, image_CHW: Tensor) -> Tensor:
-        return fit_image(image_CHW, self.config.preprocessing.image_size, self.config.preprocessing.fitting)
+    @property
+    def preparation(self) -> Preparation:
+        """How images become the model's input, without the model."""
+        return Preparation(self.config.preprocessing, self.max_pixels)
 
     def ready(self, image: Any) -> Tensor:
         """One image as the engine takes it: resized like `preprocess` does, or only decoded, uint8 [C,H,W]."""
-        return self.preprocess(image) if self.engine.takes == "resized" else self._decoded(image)
+        return self.preprocess(image) if self.engine.takes == "resized" else self.preparation.decoded(image)
 
     def logits(self, images: Sequence[Tensor]) -> Tensor:
         """Logits [images, classes] float32 of decoded images, uint8 [C,H,W] of any sizes, all at once.
 
         An engine that resizes by itself gets those of one size together, of large ones a few at a time.
         """
-        return self.logits_of([self._fitted(image) for image in images] if self.engine.takes == "resized" else images)
+        is_fitted = self.engine.takes == "resized"
+        return self.logits_of([self.preparation.fitted(image) for image in images] if is_fitted else images)
 
     @torch.inference_mode()
     def logits_of(self, images: Sequence[Tensor]) -> Tensor:

@@ -82,7 +82,7 @@ def pictures() -> list[Any]:
 
 def logits(predictor: Predictor, images: list[Any]) -> torch.Tensor:
     """Of pictures of any kind."""
-    return predictor.logits([predictor._decoded(image) for image in images])
+    return predictor.logits([predictor.preparation.decoded(image) for image in images])
 
 
 @pytest.mark.parametrize("kind", KINDS)

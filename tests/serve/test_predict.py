@@ -198,7 +198,7 @@ class Closed(TorchEngine):
 
     def __init__(self, predictor: Predictor) -> None:
         super().__init__(predictor.model)
-        self._fitted, self.sizes = predictor._fitted, list[int]()
+        self._fitted, self.sizes = predictor.preparation.fitted, list[int]()
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         self.sizes.append(len(images))

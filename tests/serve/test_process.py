@@ -11,11 +11,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from PIL import Image
 
@@ -247,3 +249,120 @@ def test_a_reload_holds_up_no_end(model: Path) -> None:
             assert process.wait(20) == 143
         finally:
             process.kill()
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def loop(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
+    """An environment in which the server has the event loop of that name; uvicorn takes uvloop where it is."""
+    if request.param == "uvloop":
+        pytest.importorskip("uvloop")
+        return {}
+    (tmp_path / "uvloop.py").write_text("raise ImportError", encoding="utf-8")
+    return {"PYTHONPATH": str(tmp_path)}
+
+
+def test_connections_at_a_signal_are_answered_or_refused_and_never_reset(model: Path, loop: dict[str, str]) -> None:
+    """32 clients, half of them with a new connection per request: SIGTERM in the middle of it."""
+    request, outcomes = request_of(IMAGE), Counter[str]()
+    with serving(str(model), "drain=20", **loop) as server:
+        started = time.monotonic()
+
+        def client(number: int) -> None:
+            keep = number % 2 == 0
+            while time.monotonic() < started + 20:
+                try:
+                    connection = connected(server)
+                except ConnectionRefusedError:
+                    outcomes["refused"] += 1
+                    return
+                with connection:
+                    while True:
+                        try:
+                            connection.sendall(request)
+                            answer = connection.recv(65536)
+                            while answer and not answer.endswith(b"]}"):
+                                answer += connection.recv(65536)
+                            head = answer.partition(b"\r\n")[0]
+                        except (ConnectionResetError, BrokenPipeError) as error:
+                            outcomes[type(error).__name__] += 1
+                            return
+                        outcomes[head.decode().strip() or "closed without an answer"] += 1
+                        if not keep or b"connection: close" in answer.lower() or not answer:
+                            break
+
+        with ThreadPoolExecutor(32) as pool:
+            clients = [pool.submit(client, number) for number in range(32)]
+            time.sleep(1)
+            server.process.send_signal(signal.SIGTERM)
+            for each in clients:
+                each.result()
+        assert server.end() == 143
+    assert outcomes.pop("HTTP/1.1 200 OK") > 32
+    assert outcomes.pop("refused") == 32
+    assert not outcomes, outcomes
+
+
+def test_who_waits_beyond_drain_is_told(model: Path) -> None:
+    with serving(str(model), "drain=0.5") as server:
+        out = io.BytesIO()
+        Image.new("1", (7000, 7000)).save(out, "PNG")
+        waiting = connected(server)
+        waiting.sendall(request_of(out.getvalue()))
+        time.sleep(0.3)
+        server.process.send_signal(signal.SIGTERM)
+        assert b" 503 " in read_all(waiting)
+        waiting.close()
+        assert server.end() == 143
+
+
+def test_a_head_is_bounded_however_it_comes(server: Process) -> None:
+    """A URL of 40 KB in one write, and headers; one of 20 KB in two writes is served, and what is repeated is short."""
+    for head in (b"GET /%b HTTP/1.1\r\n" % (b"y" * 40_000), b"GET / HTTP/1.1\r\nX: %b\r\n" % (b"y" * 40_000)):
+        connection = connected(server)
+        connection.sendall(head + b"Host: 127.0.0.1\r\n\r\n")
+        assert b" 400 " in read_all(connection)
+        connection.close()
+    connection = connected(server)
+    head = b"GET /%b HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n" % (b"y" * 20_000)
+    connection.sendall(head[:15_000])
+    time.sleep(0.1)
+    connection.sendall(head[15_000:])
+    answer = read_all(connection)
+    connection.close()
+    assert b" 404 " in answer
+    assert len(answer) < 2000
+    assert len(server.log().splitlines()[-1]) < 1000
+
+
+def test_head_is_get_without_a_body(server: Process) -> None:
+    for path in ("/", "/healthz", "/v1/models", "/metrics"):
+        head, get = server.client.head(path), server.client.get(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["Content-Type"] == get.headers["Content-Type"]
+        assert int(head.headers["Content-Length"]) > 0
+    assert server.client.head("/v1/predict").status_code == 405
+    assert server.client.head("/nothing").status_code == 404
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prlimit is Linux's")
+def test_without_file_handles_the_log_stays_short(model: Path, loop: dict[str, str]) -> None:
+    """asyncio reports each connection that waits, thousands per second; uvloop reports none."""
+    import resource  # Unix only
+
+    with serving(str(model), "reload=0", **loop) as server:
+        handles = len(os.listdir(f"/proc/{server.process.pid}/fd"))
+        before = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (handles + 3, before[1]))
+        connections = [connected(server) for _ in range(60)]
+        time.sleep(2.5)
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, before)
+        for connection in connections:
+            connection.close()
+        end = time.monotonic() + 20
+        while httpx.get(f"{server.url}/healthz", trust_env=False, timeout=20).status_code != 200:
+            assert time.monotonic() < end
+        lines = [json.loads(line) for line in server.log().splitlines()]
+        about = [line for line in lines if "accepted" in line["event"]]
+        assert (1 if loop else 0) <= len(about) <= 2
+        assert all("ulimit -n" in line["event"] for line in about)
+        assert not [line for line in lines if "traceback" in line]

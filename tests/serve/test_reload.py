@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+import torch
 
-from tests.helpers import random_model
+from tests.helpers import VITRAL, random_model
 from tests.serve.serving import application, files, picture, serving
 from vitral.predictor import load
 from vitral.serve.host import Origin
@@ -157,3 +161,96 @@ def test_the_command_reloads_the_model_of_a_run_folder(models: tuple[Path, Path]
             time.sleep(0.05)
         assert labels == set(NEW)
         assert [line for line in server.log().splitlines() if json.loads(line)["event"] == "reloaded"]
+
+
+def rewritten(folder: Path, factor: float) -> None:
+    """Other weights of the same size in the same files, whose times are set back."""
+    weights = folder / "model.safetensors"
+    before = weights.stat()
+    data = bytearray(weights.read_bytes())
+    start = 8 + int.from_bytes(data[:8], "little")
+    values = np.frombuffer(data, np.float32, offset=start)
+    data[start:] = (values * np.float32(factor)).tobytes()
+    with weights.open("r+b") as file:
+        file.write(data)
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_of_many_replacements_in_a_moment_the_last_one_is_served(models: tuple[Path, Path], tmp_path: Path) -> None:
+    """Thirty in 1.5 seconds, of one size, with times of change that a copy kept, and in the same inodes."""
+    served, image = tmp_path / "served", picture(3)
+    place(models[0], served)
+
+    async def run() -> None:
+        async with application(served, origin=origin_of(served), reload=0.05) as client:
+            for number in range(30):
+                rewritten(served, 1.5 if number % 2 == 0 else 0.9)
+                await asyncio.sleep(0.05)
+            wanted = {each["label"]: each["score"] for each in load(served, "cpu").predict(image)[0]["predictions"]}
+            end = time.monotonic() + 30
+            while True:
+                answer = await client.post("/v1/predict", files=files(image))
+                found = {each["label"]: each["score"] for each in answer.json()["predictions"]}
+                if found == pytest.approx(wanted, abs=2e-6):
+                    break
+                assert time.monotonic() < end, (found, wanted)
+                await asyncio.sleep(0.05)
+
+    asyncio.run(run())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="named pipes of Unix")
+def test_a_pipe_in_the_place_of_a_file_ends_no_watch(models: tuple[Path, Path], tmp_path: Path) -> None:
+    served = tmp_path / "served"
+    place(models[0], served)
+
+    async def run() -> None:
+        async with application(served, origin=origin_of(served), reload=0.05) as client:
+            (served / "config.json").unlink()
+            os.mkfifo(served / "config.json")
+            end = time.monotonic() + 30
+            while (failure := (await client.get("/v1/models")).json()[0]["failure"]) is None:
+                assert time.monotonic() < end
+                await asyncio.sleep(0.02)
+            assert "not a regular file" in failure
+            place(models[1], served)
+            await until_served(client, NEW)
+
+    asyncio.run(run())
+
+
+def test_a_model_whose_answers_are_not_finite_is_not_put_in_place(models: tuple[Path, Path], tmp_path: Path) -> None:
+    """Nor started: exit code 2 and one message. And no answer has a number that JSON has not."""
+    served = tmp_path / "served"
+    place(models[0], served)
+
+    async def run() -> None:
+        async with application(served, origin=origin_of(served), reload=0.05) as client:
+            rewritten(served, float("nan"))
+            end = time.monotonic() + 30
+            while (failure := (await client.get("/v1/models")).json()[0]["failure"]) is None:
+                assert time.monotonic() < end
+                await asyncio.sleep(0.02)
+            assert "finite" in failure
+            assert await answered(client) == set(OLD)
+
+    asyncio.run(run())
+    done = subprocess.run([*VITRAL, "serve", str(served), "port=0"], capture_output=True, encoding="utf-8", timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.count("finite") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_an_answer_that_is_not_finite_is_500(models: tuple[Path, Path]) -> None:
+    predictor = load(models[0], "cpu")
+
+    async def run() -> None:
+        async with application(predictor) as client:
+            with torch.no_grad():
+                next(predictor.model.parameters()).fill_(float("nan"))
+            for path in ("/v1/predict", "/v1/embed", "/v1/attention", "/v1/explore"):
+                answer = await client.post(path, files=files(picture(0)))
+                assert answer.status_code == 500, (path, answer.text)
+                assert "finite" in answer.json()["error"]["message"]
+
+    asyncio.run(run())

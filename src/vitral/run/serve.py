@@ -19,6 +19,7 @@ from vitral.predictor import Predictor
 from vitral.run.images import load_used
 from vitral.run.options import ServeOptions
 from vitral.serve.app import create_app
+from vitral.serve.batcher import warm_up
 from vitral.serve.config import KEY_VARIABLE
 from vitral.serve.gate import LOOPBACK
 from vitral.serve.host import Host, Origin, apart
@@ -34,7 +35,8 @@ log = logging.getLogger("vitral")
 
 
 def serve(models: Sequence[str], options: ServeOptions) -> int:
-    """Serves models until a signal comes; returns the exit code. Raises UserError before anything listens."""
+    """Serves models until a signal comes; returns the exit code. Raises UserError before anything listens, also for a
+    model whose answers are not finite."""
     key = read_key(options.api_key_file)
     names = names_of(models, options.names)
     if options.engine == "ray":
@@ -60,6 +62,7 @@ def _host(name: str, model: str, options: ServeOptions) -> Host:
     def load() -> Predictor:
         predictor = load_used(model, options)
         predictor.max_pixels = options.max_pixels
+        warm_up(predictor, 1)
         return predictor
 
     threads = torch.get_num_threads()

@@ -15,9 +15,9 @@ from starlette.exceptions import HTTPException
 
 from vitral.serve.config import ServeConfig
 from vitral.serve.explore import explorer_router
-from vitral.serve.gate import Exchange, Gate, answer_json, refusal
+from vitral.serve.gate import Exchange, Gate, answer_json, refusal, shortened
 from vitral.serve.host import Host, Refused, Upload
-from vitral.serve.intake import Images, check_pixels, read_images
+from vitral.serve.intake import Images, read_images
 from vitral.serve.metrics import Metrics
 from vitral.serve.reload import watch
 from vitral.serve.schemas import IMAGES, PROBLEMS, Attended, Embedded, Model, Predicted
@@ -78,19 +78,16 @@ def create_app(hosts: Mapping[str, Host], options: ServeConfig, key: str | None 
     # FastAPI's own pages of documentation load scripts from elsewhere, and this server's pages load nothing from there.
     app = FastAPI(title="Vitral", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
-    app.add_middleware(Gate, options=options, metrics=metrics, key=key)
+    app.add_middleware(Gate, options=options, metrics=metrics, key=key, is_ending=lambda: service.is_ending)
     app.add_exception_handler(RequestValidationError, _wrong_parameter)
     app.add_exception_handler(HTTPException, _no_route)
     _add_images(app, service)
     _add_operations(app, service, metrics)
 
     async def read(request: Request) -> list[Upload]:
-        uploads = (await read_images(request, options.max_images)).uploads
-        for number, upload in enumerate(uploads):
-            check_pixels(upload, number, options.max_pixels)
-        return uploads
+        return (await read_images(request, options.max_images)).uploads
 
-    app.include_router(explorer_router(hosts, read))
+    app.include_router(explorer_router(hosts, read, service.decoded))
     return app
 
 
@@ -170,5 +167,6 @@ async def _wrong_parameter(_: Request, error: Exception) -> Response:
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "no_route", 405: "wrong_method"}.get(error.status_code, "http")
-    message = f"{request.method} {request.url.path}: {error.detail}; /openapi.json lists what there is"
+    path = shortened(request.url.path)
+    message = f"{request.method} {path}: {error.detail}; /openapi.json lists what there is"
     return refusal(Refused(error.status_code, code, message, dict(error.headers or {})))

@@ -12,10 +12,12 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from vitral.errors import UserError
 from vitral.predictor import Floats, Predictor
 from vitral.serve.host import Host, Refused
 from vitral.serve.metrics import Metrics
@@ -96,8 +98,12 @@ class Batcher:
 
     def _answer(self, batch: Sequence[_Entry], rows: Floats) -> None:
         for entry, row_C in zip(batch, rows, strict=True):
-            if not entry.answer.done():
+            if entry.answer.done():
+                continue
+            if np.isfinite(row_C).all():
                 entry.answer.set_result(Scored(row_C, len(batch)))
+            else:
+                entry.answer.set_exception(Refused(500, "not_finite", "the model's answer is not finite"))
 
     def _fail(self, batch: Sequence[_Entry]) -> None:
         """All images of the requests that have one in this batch: those still in the queue need not be computed."""
@@ -112,14 +118,17 @@ def _scores(predictor: Predictor, images: Sequence[Tensor]) -> Floats:
 
 
 def warm_up(predictor: Predictor, max_batch: int) -> None:
-    """Computes an empty image, alone and as often as fits into a batch: what is set up by that (Pillow's formats, the
-    runtime's memory) is set up before the first request."""
+    """Computes a gray image, alone and as often as fits into a batch: what is set up by that (Pillow's formats, the
+    runtime's memory) is set up before the first request. Raises UserError where the answers are not finite."""
     height, width = predictor.config.preprocessing.image_size
     file = io.BytesIO()
-    Image.new("L", (width, height)).save(file, "PNG")
-    blank = file.getvalue()
+    Image.new("L", (width, height), 128).save(file, "PNG")
+    gray = file.getvalue()
+    found: list[Floats] = []
     if predictor.classes:
-        for count in (1, max_batch):
-            _scores(predictor, [predictor.ready(blank)] * count)
+        found = [_scores(predictor, [predictor.ready(gray)] * count) for count in (1, max_batch)]
     elif not predictor.is_export:
-        predictor.features(predictor.preprocess(blank)[None])
+        found = [predictor.features(predictor.preprocess(gray)[None])]
+    if not all(np.isfinite(each).all() for each in found):
+        hint = "Its weights are damaged, or they do not fit the precision."
+        raise UserError("the model's answers are not finite", where=predictor.config.name, hint=hint)

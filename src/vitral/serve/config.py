@@ -43,8 +43,11 @@ class ServeConfig(Config):
     max_bytes: Count = Field(default=32 * 2**20, description="bytes of one request's body")
     max_pixels: Count = Field(
         default=50_000_000,
-        description="pixels of one image, by its header, whatever the model's own limit; for exports that take images "
-        "as large as they are 4 times as many are held at once",
+        description="pixels of one image, by its header, whatever the model's own limit; pixels of more than 4 bytes "
+        "(16 bits per channel) count in proportion; 4 times as many are decoded at once, all requests together",
+    )
+    decode_seconds: float = Field(
+        default=10.0, gt=0, description="seconds that decoding one image may take, then its process is ended"
     )
     deadline: float = Field(default=30.0, gt=0, description="seconds from the whole request to its answer")
     body_seconds: float = Field(default=30.0, gt=0, description="seconds within which a request's body has to arrive")

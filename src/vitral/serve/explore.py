@@ -8,25 +8,28 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import weakref
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from fastapi import APIRouter, Query, Request
 from fastapi import Path as InPath
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from torch import Tensor
 
 from vitral.interpret.rollout import Fuse
 from vitral.predictor import Predictor
 from vitral.serve import explore_views as views
+from vitral.serve.decoding import Prepared
 from vitral.serve.explore_kept import MOST_MAP_BYTES, Given, Kept
 from vitral.serve.explore_samples import sample, sample_names
+from vitral.serve.gate import answer_json
 from vitral.serve.host import Host, Refused, Upload
 
 T = TypeVar("T")
 ReadImages = Callable[[Request], Awaitable[list[Upload]]]
+Decode = Callable[[Predictor, Sequence[Upload]], Awaitable[list[Prepared]]]
 Key = Annotated[str, InPath(pattern="^[0-9a-f]{64}$", description="SHA-256 of the image's bytes")]
 Model = Annotated[str | None, Query(description="a served model's name; without it the first one")]
 Token = Annotated[str | None, Query(description="cls, distill, register:0, mean, or a patch as row,column")]
@@ -37,18 +40,19 @@ _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".
 _GONE = "The server no longer keeps this image: give it again."
 
 
-def explorer_router(hosts: Mapping[str, Host], read_images: ReadImages) -> APIRouter:
+def explorer_router(hosts: Mapping[str, Host], read_images: ReadImages, decode: Decode) -> APIRouter:
     """The page at `/`, its files, and what it asks for under /v1/explore.
 
     hosts: the served models by name, at least one; they may be replaced while the server runs. read_images: what takes
-    images out of a request and refuses too large ones. What is wrong is raised as `Refused` or `UserError`.
+    images out of a request. decode: what makes them ready for a model, beside the event loop and beside the model, and
+    refuses too large ones. What is wrong is raised as `Refused` or `UserError`.
     """
     router = APIRouter(tags=["explorer"])
     router.add_api_route("/", _file_of("index.html"), include_in_schema=False)
     for path in sorted(_FOLDER.iterdir()):
         if path.suffix in _TYPES:
             router.add_api_route(f"/explorer/{path.name}", _file_of(path.name), include_in_schema=False)
-    explorer = _Explorer(hosts, read_images)
+    explorer = _Explorer(hosts, read_images, decode)
     get = {
         "models": explorer.models, "samples/{name}": explorer.sample, "{key}": explorer.again,
         "{key}/attention": explorer.attention, "{key}/rollout": explorer.rollout,
@@ -65,8 +69,8 @@ class _Explorer:
     """What the page asks for. Images are kept for all visitors alike: an id is the SHA-256 of an image's bytes, which
     nobody guesses."""
 
-    def __init__(self, hosts: Mapping[str, Host], read_images: ReadImages) -> None:
-        self.hosts, self.read_images, self.kept = hosts, read_images, Kept()
+    def __init__(self, hosts: Mapping[str, Host], read_images: ReadImages, decode: Decode) -> None:
+        self.hosts, self.read_images, self.decode, self.kept = hosts, read_images, decode, Kept()
 
     async def models(self) -> Response:
         """The served models, and what can be seen of each."""
@@ -75,7 +79,7 @@ class _Explorer:
             each = await host.compute(views.describe)
             samples = [{"id": key, "title": title} for key, title in sample_names(each["channels"]).items()]
             found.append(each | {"name": name, "samples": samples})
-        return JSONResponse({"models": found})
+        return answer_json({"models": found})
 
     async def sample(self, name: str) -> Response:
         """A picture to try, as a file."""
@@ -90,7 +94,7 @@ class _Explorer:
         uploads = await self.read_images(request)
         if len(uploads) != 1:
             raise Refused(422, "one_image", f"One image is wanted at a time, not {len(uploads)}.")
-        return await self._answer(host, uploads[0].data, topk)
+        return await self._answer(host, uploads[0], topk)
 
     async def again(self, key: Key, model: Model = None, topk: TopK = 5) -> Response:
         """The same of an image that was given before, to this model or another, and is still kept."""
@@ -98,18 +102,16 @@ class _Explorer:
         data = self.kept.data(key)
         if data is None:
             raise Refused(404, "gone", _GONE)
-        return await self._answer(host, data, topk)
+        return await self._answer(host, Upload(None, data), topk)
 
-    async def _answer(self, host: Host, data: bytes, topk: int) -> Response:
-        key = hashlib.sha256(data).hexdigest()
-
-        def compute(predictor: Predictor) -> tuple[Given, dict[str, Any]]:
-            found, x_CHW = views.answer(predictor, data, topk)
-            return Given(weakref.ref(predictor), x_CHW, data), found
-
-        given, found = await host.compute(compute)
-        self.kept.put(host.name, key, given)
-        return JSONResponse({"id": key, "model": host.name, **found})
+    async def _answer(self, host: Host, upload: Upload, topk: int) -> Response:
+        predictor = host.predictor
+        with host.places(1):
+            key = await asyncio.to_thread(lambda: hashlib.sha256(upload.data).hexdigest())
+            (image,) = await self.decode(predictor, [upload])
+            found, x_CHW = await host.run(lambda _: views.answer(predictor, image, topk))
+        self.kept.put(host.name, key, Given(weakref.ref(predictor), x_CHW, upload.data))
+        return answer_json({"id": key, "model": host.name, **found})
 
     async def attention(self, key: Key, model: Model = None, token: Token = None) -> Response:
         """Attention from a token, and to it: [2, layers, heads, tokens]; NaN for heads that a layer lacks."""
@@ -131,15 +133,13 @@ class _Explorer:
 
     async def lens(self, key: Key, model: Model = None, topk: TopK = 3) -> Response:
         """The answer after each layer."""
-        return JSONResponse(await self._of(key, model, lambda predictor, x_CHW: views.lens(predictor, x_CHW, topk)))
+        return answer_json(await self._of(key, model, lambda predictor, x_CHW: views.lens(predictor, x_CHW, topk)))
 
     async def merge(
         self, key: Key, r: Annotated[int, Query(ge=0, le=100_000)], model: Model = None, topk: TopK = 3
     ) -> Response:
         """Token merging: which patches end in one token, the answer then, and the time of a pass with and without."""
-        return JSONResponse(
-            await self._of(key, model, lambda predictor, x_CHW: views.merged(predictor, x_CHW, r, topk))
-        )
+        return answer_json(await self._of(key, model, lambda predictor, x_CHW: views.merged(predictor, x_CHW, r, topk)))
 
     def _host(self, model: str | None) -> Host:
         """The model of this name, or the first one."""

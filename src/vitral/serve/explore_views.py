@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vitral.data.decode import MODES, header
+from vitral.data.decode import MODES
 from vitral.efficient.merge import TokenMerging
 from vitral.errors import UserError
 from vitral.interpret.attention import fill_heads, stream_maps
@@ -31,6 +31,7 @@ from vitral.interpret.tokens import default_token, patch_of, require_transformer
 from vitral.models.reduction import TokenReduction, reduced_by
 from vitral.models.vit import VisionTransformer
 from vitral.predictor import Predictor
+from vitral.serve.decoding import Prepared
 
 Floats = NDArray[np.float32]
 
@@ -80,18 +81,20 @@ def _views(predictor: Predictor) -> tuple[list[str], dict[str, str]]:
     return can, why
 
 
-def answer(predictor: Predictor, data: bytes, topk: int) -> tuple[dict[str, Any], Tensor]:
-    """The answer to an image, with the model's input as a PNG; and that input itself, [C, H, W] in [0,1].
-
-    Raises UserError for what is no image.
-    """
-    seen = header(data)
-    x_CHW = predictor.preprocess(data)
+def answer(predictor: Predictor, image: Prepared, topk: int) -> tuple[dict[str, Any], Tensor]:
+    """The answer to an image that is ready for the model's engine, with the model's input as a PNG; and that input
+    itself, [C, H, W] in [0,1]."""
+    assert image.array_CHW is not None
+    ready_CHW = torch.from_numpy(image.array_CHW)
+    x_CHW = ready_CHW if ready_CHW.is_floating_point() else predictor.preparation.fitted(ready_CHW)
     start = time.perf_counter()
-    predictions = predictor.predict([data], topk)[0]["predictions"] if predictor.classes else []
+    predictions: list[dict[str, Any]] = []
+    if predictor.classes:
+        scores_C = predictor.scores(predictor.logits_of([ready_CHW])).cpu().numpy()[0]
+        predictions = predictor.likeliest(scores_C, topk)
     milliseconds = 1000 * (time.perf_counter() - start)
     found = {
-        "size": (seen.height, seen.width), "input": as_png_url(x_CHW), "predictions": predictions,
+        "size": image.size, "input": as_png_url(x_CHW), "predictions": predictions,
         "latency_ms": round(milliseconds, 3) if predictions else None, "device": str(predictor.device),
     }  # fmt: skip
     return found, x_CHW

@@ -10,7 +10,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -35,16 +35,20 @@ SECURITY = {
 }
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_ENCODER = json.JSONEncoder(ensure_ascii=False)  # json.dumps would make one for each answer
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)  # json.dumps would make one for each answer
 # Of the largest size may be in memory at once, all requests together; beyond that only bodies of a 16th of that size
 # are taken, so that a few slow senders of large ones are in nobody else's way.
 _BODIES = 16
+_LONGEST, _LONGEST_PATH = 1000, 200  # characters of a message, and of a path in log and messages
 _CLIENT_GONE = 499  # nobody gets this answer; logs and metrics have it
 
 
 def as_json(content: Any) -> str:
-    """As the commands print it."""
-    return _ENCODER.encode(content)
+    """As the commands print it. Raises Refused, 500, for numbers that JSON does not have."""
+    try:
+        return _ENCODER.encode(content)
+    except ValueError:
+        raise Refused(500, "not_finite", "the model's answer has numbers that are not finite") from None
 
 
 def answer_json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -56,14 +60,20 @@ def refusal(error: Refused | UserError) -> Response:
     """The answer that an error becomes: {"error": {"code", "message"}}."""
     if isinstance(error, UserError):
         error = Refused(422, "unprocessable", str(error))
-    return answer_json({"error": {"code": error.code, "message": error.message}}, error.status, error.headers)
+    content = {"code": error.code, "message": shortened(error.message, _LONGEST)}
+    return answer_json({"error": content}, error.status, error.headers)
+
+
+def shortened(text: str, most: int = _LONGEST_PATH) -> str:
+    """A text that a client gave, as it is repeated: no longer than that."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
 
 
 class Exchange:
     """One request and its answer: what the log says of it. Handlers fill in model, images and batch."""
 
-    def __init__(self, scope: Scope, request_id: str) -> None:
-        self.scope, self.id, self.start = scope, request_id, time.perf_counter()
+    def __init__(self, scope: Scope, method: str, request_id: str) -> None:
+        self.scope, self.method, self.id, self.start = scope, method, request_id, time.perf_counter()
         self.status: int | None = None
         self.held = 0  # bytes of the body so far
         self.is_whole, self.is_gone = False, False
@@ -71,10 +81,18 @@ class Exchange:
 
 
 class Gate:
-    """The outermost middleware. key: what /v1 wants as `Authorization: Bearer KEY`; None: nothing."""
+    """The outermost middleware. key: what /v1 wants as `Authorization: Bearer KEY`; None: nothing. is_ending: whether
+    a request that is cancelled is so because the server ends."""
 
-    def __init__(self, app: ASGIApp, options: ServeConfig, metrics: Metrics, key: str | None) -> None:
-        self._app, self._options, self._metrics = app, options, metrics
+    def __init__(
+        self,
+        app: ASGIApp,
+        options: ServeConfig,
+        metrics: Metrics,
+        key: str | None,
+        is_ending: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._app, self._options, self._metrics, self._is_ending = app, options, metrics, is_ending
         self._key = None if key is None else key.encode()
         self._hosts = set(options.allow_hosts)
         if options.host in LOOPBACK or options.allow_hosts:
@@ -88,7 +106,10 @@ class Gate:
             return
         headers = Headers(scope=scope)
         asked = headers.get("x-request-id", "")
-        exchange = Exchange(scope, asked if _SANE_ID.fullmatch(asked) else f"{random.getrandbits(64):016x}")
+        method = scope["method"]
+        if method == "HEAD":  # as GET, without the body
+            scope = {**scope, "method": "GET"}
+        exchange = Exchange(scope, method, asked if _SANE_ID.fullmatch(asked) else f"{random.getrandbits(64):016x}")
         scope["exchange"] = exchange
         with self._metrics.in_flight.track_inprogress():
             try:
@@ -102,6 +123,8 @@ class Gate:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
                 self._complete(exchange, MutableHeaders(scope=message))
+            elif exchange.method == "HEAD":
+                message = {**message, "body": b""}
             await send(message)
 
         try:
@@ -118,10 +141,12 @@ class Gate:
         except (Refused, UserError) as error:
             answer = refusal(error)
         except (asyncio.CancelledError, ClientDisconnect):
-            if not exchange.is_gone:
+            if exchange.is_gone:
+                exchange.status = exchange.status or _CLIENT_GONE
+                return
+            if not self._is_ending():
                 raise
-            exchange.status = exchange.status or _CLIENT_GONE
-            return
+            answer = refusal(Refused(503, "ending", "the server ended before there was an answer"))
         except Exception:
             log.exception("request %s failed", exchange.id)
             answer = refusal(Refused(500, "failed", "the server failed on this request; its log says how"))
@@ -180,7 +205,7 @@ class Gate:
         route = getattr(exchange.scope.get("route"), "path", "other")
         self._metrics.answered(route, status, seconds)
         fields = {
-            "id": exchange.id, "method": exchange.scope["method"], "path": exchange.scope["path"], "status": status,
+            "id": exchange.id, "method": exchange.method, "path": shortened(exchange.scope["path"]), "status": status,
             "ms": round(1000 * seconds, 2), **exchange.facts,
         }  # fmt: skip
         log.log(logging.ERROR if status >= 500 else logging.INFO, "request", extra={"fields": fields})

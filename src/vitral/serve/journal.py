@@ -11,6 +11,10 @@ from typing import Any
 
 log = logging.getLogger("vitral")
 
+_PERIOD, _TRACEBACKS = 10.0, 5  # seconds, and errors of one kind with a traceback in them; without one: one
+# What would move a terminal's cursor, color it, turn its direction or begin a line; also half characters.
+_CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
 
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
@@ -20,14 +24,15 @@ class _Json(logging.Formatter):
         }  # fmt: skip
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(line, ensure_ascii=False))
 
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = [f"{name}={_plain(value)}" for name, value in getattr(record, "fields", {}).items()]
         line = " ".join([self.formatTime(record, "%H:%M:%S"), record.levelname.lower(), record.getMessage(), *fields])
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        line = f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), line)
 
 
 def _plain(value: object) -> str:
@@ -36,9 +41,54 @@ def _plain(value: object) -> str:
     return str(value) if is_word else repr(value)
 
 
+class _Sparing(logging.Filter):
+    """Of errors of one kind, some per period, and then how many were left out: a flood of them fills a disk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: dict[tuple[object, ...], list[float]] = {}  # when this period began, how many it has
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.ERROR or (hasattr(record, "fields") and not record.exc_info):
+            return True
+        kind = (record.name, record.msg, record.exc_info[0] if record.exc_info else None)
+        if len(self._seen) > 1000:
+            self._seen.clear()
+        period = self._seen.setdefault(kind, [record.created, 0])
+        most = _TRACEBACKS if record.exc_info else 1
+        if record.created - period[0] > _PERIOD:
+            left_out = int(period[1]) - most
+            period[:] = [record.created, 0]
+            if left_out > 0:
+                record.fields = {**getattr(record, "fields", {}), "left_out": left_out}
+        period[1] += 1
+        return period[1] <= most
+
+
+class _Lines(logging.StreamHandler[Any]):
+    """Lines that cannot be written, to a full disk say, are counted, and the next one that can be says how many."""
+
+    _lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._lost:
+            record.fields = {**getattr(record, "fields", {}), "lost_lines": self._lost}
+        before = self._lost
+        super().emit(record)
+        if self._lost == before:
+            self._lost = 0
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if isinstance(sys.exc_info()[1], OSError) or self.stream.closed:
+            self._lost += 1
+        else:
+            super().handleError(record)
+
+
 def log_lines(kind: str) -> None:
     """From now on everything that is logged goes to stderr as "json" or "text", that of the HTTP server too."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Lines(sys.stderr)
+    handler.addFilter(_Sparing())
     handler.setFormatter(_Json() if kind == "json" else _Text())
     for name, level in (("vitral", logging.INFO), ("uvicorn.error", logging.ERROR), ("asyncio", logging.ERROR)):
         logger = logging.getLogger(name)

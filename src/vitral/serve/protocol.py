@@ -8,11 +8,19 @@ from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
 HEAD_SECONDS = 10.0
 HEAD_BYTES = 32 * 1024
 LINGER_SECONDS = 5.0  # what a refused client may still send, so that it comes to read the answer
+ENDING_SECONDS = 0.5  # that an idle connection may still send a request in while the server ends
 SPARE = 64  # connections beyond limit_concurrency that are told 503; further ones are cut
+
+
+class GuardedState(ServerState):
+    """uvicorn's, and whether the server ends."""
+
+    is_ending = False
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -21,14 +29,19 @@ class GuardedProtocol(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._due: asyncio.TimerHandle | None = None
-        self._head, self._unread = 0, 0
+        # Bytes of the head: as they came, and as they were parsed; of a write that holds a whole head the first is 0.
+        self._head, self._parsed, self._unread = 0, 0, 0
         self._in_head = self._is_head_only = True  # of the connection; of the bytes that came last
+
+    @property
+    def _is_ending(self) -> bool:
+        return isinstance(self.server_state, GuardedState) and self.server_state.is_ending
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if self.limit_concurrency is not None and len(self.connections) > self.limit_concurrency + SPARE:
             transport.abort()
-        self._arm(HEAD_SECONDS)
+        self._arm(ENDING_SECONDS if self._is_ending else HEAD_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
@@ -44,16 +57,25 @@ class GuardedProtocol(HttpToolsProtocol):
             if self._head > HEAD_BYTES:
                 self.send_400_response("The head of the request is too large.")
 
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._head += len(name) + len(value)
-        if self._head > HEAD_BYTES:
-            raise httptools.HttpParserError("too large a head")
+        self._count(len(name) + len(value))
         super().on_header(name, value)
+
+    def _count(self, count: int) -> None:
+        self._parsed += count
+        if self._parsed > HEAD_BYTES:
+            raise httptools.HttpParserError("too large a head")
 
     def on_headers_complete(self) -> None:
         self._disarm()
-        self._head, self._in_head, self._is_head_only = 0, False, False
+        self._head, self._parsed, self._in_head, self._is_head_only = 0, 0, False, False
         super().on_headers_complete()
+        if self._is_ending:
+            self.cycle.keep_alive = False  # the answer says so
 
     def on_message_complete(self) -> None:
         self._disarm()
@@ -76,6 +98,15 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.abort()
         else:
             super().timeout_keep_alive_handler()
+
+    def shutdown(self) -> None:
+        """The server ends: what is asked is answered, also what an idle client asks at this very moment."""
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if not is_idle:
+            self.cycle.keep_alive = False
+        elif self._in_head and not self._head and not self._parsed:
+            self._unset_keepalive_if_required()
+            self._arm(ENDING_SECONDS)
 
     def _arm(self, seconds: float) -> None:
         self._disarm()

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from pathlib import Path
 
+from vitral.errors import UserError
 from vitral.predictor import Predictor
 from vitral.serve.batcher import warm_up
 from vitral.serve.host import Host, Origin, apart
@@ -14,17 +15,31 @@ from vitral.serve.metrics import Metrics
 log = logging.getLogger("vitral")
 
 _SUFFIXES = {".json", ".safetensors", ".onnx", ".data", ".pt2", ".xml", ".bin"}
-Signature = tuple[tuple[str, int, int, int], ...]
+Signature = tuple[tuple[str, int, int, int, int], ...]
 
 
 def signature(path: Path) -> Signature | None:
-    """Names, sizes, times of change and inodes of the files that a model is; None while there are none."""
+    """Names, sizes, inodes, and times of change of the files that a model is; None while there are none.
+
+    Of the two times of change a copy may keep the first and nothing can set the second; inodes are used again at once.
+    """
     try:
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        stats = [(file.name, file.stat()) for file in files if file.suffix in _SUFFIXES]
+        stats = [(file.name, file.stat()) for file in _files(path)]
     except OSError:  # between a removal and a renaming
         return None
-    return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats) or None
+    return tuple((name, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats) or None
+
+
+def _files(path: Path) -> list[Path]:
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [file for file in files if file.suffix in _SUFFIXES]
+
+
+def _check_regular(path: Path) -> None:
+    """Raises UserError for a pipe or a device in a file's place: opening it would wait for ever."""
+    for file in _files(path):
+        if not file.is_file():
+            raise UserError("not a regular file", where=str(file))
 
 
 async def watch(host: Host, origin: Origin, seconds: float, max_batch: int, metrics: Metrics) -> None:
@@ -48,6 +63,7 @@ async def _replaced(host: Host, origin: Origin, found: Signature, max_batch: int
     """Whether the files that were found have been dealt with."""
 
     def load() -> Predictor:
+        _check_regular(origin.path)
         predictor = origin.load()
         warm_up(predictor, max_batch)
         return predictor

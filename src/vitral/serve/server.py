@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import json
 import logging
 import math
@@ -12,18 +14,19 @@ import sys
 import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 import uvicorn
+from uvicorn.server import ServerState
 
 from vitral.errors import UserError
 from vitral.serve.app import create_app
 from vitral.serve.config import ServeConfig
 from vitral.serve.host import Host
-from vitral.serve.protocol import GuardedProtocol
-from vitral.serve.service import Service
+from vitral.serve.protocol import GuardedProtocol, GuardedState
+from vitral.serve.service import ENDING, Service
 
 log = logging.getLogger("vitral")
 
@@ -98,17 +101,42 @@ class _Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, service: Service, url: str) -> None:
         super().__init__(config)
+        self.server_state: ServerState = GuardedState()
         self._service, self._url = service, url
         self.signum: int | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """The first moment in which there are answers."""
+        asyncio.get_running_loop().set_exception_handler(_loop_error)
         await super().startup(sockets)
+        self._service.warm_up_decoders()
         announce(self._url, list(self._service.hosts))
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to end: also where a model could not compute in the beginning, for it will not later."""
         return await super().on_tick(counter) or self._service.has_failed
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, but who is connected by now is answered too: closing the socket would reset the connections
+        that the system holds for it."""
+        assert isinstance(self.server_state, GuardedState)
+        self.server_state.is_ending = True
+        loop, connections = asyncio.get_running_loop(), list[socket.socket]()
+        for listener in sockets or ():
+            with suppress(OSError):  # none any more, most likely
+                while True:
+                    connections.append(listener.accept()[0])
+        for server in self.servers:
+            server.close()
+        for connection in connections:
+            connection.setblocking(False)
+            with suppress(OSError):
+                await loop.connect_accepted_socket(self._protocol, connection)
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> asyncio.Protocol:
+        assert issubclass(self.config.http_protocol_class, GuardedProtocol)
+        return self.config.http_protocol_class(self.config, self.server_state, self.lifespan.state)
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -121,11 +149,21 @@ class _Server(uvicorn.Server):
     def _stop(self, signum: int, _: FrameType | None) -> None:
         if self.signum is not None:  # twice: at once
             _exit(signum)
-        self.signum, self._service.not_ready, self.should_exit = signum, "the server is ending", True
+        self.signum, self._service.not_ready, self.should_exit = signum, ENDING, True
         assert self.config.timeout_graceful_shutdown is not None
         last = threading.Timer(self.config.timeout_graceful_shutdown + LAST_SECONDS, _exit, (signum,))
         last.daemon = True
         last.start()
+
+
+def _loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What goes wrong outside of requests. Without file handles each connection that waits is an error, so this is one
+    line without a traceback, and the journal counts how often."""
+    error = context.get("exception")
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+        log.error("no new connection can be accepted: %s; `ulimit -n` sets how many files are open", error.strerror)
+    else:
+        loop.default_exception_handler(context)
 
 
 def _exit(signum: int) -> None:

@@ -4,33 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vitral.errors import UserError
 from vitral.interpret.attention import grid_of, token_attention
 from vitral.interpret.tokens import default_token, pick, require_transformer, token_names
 from vitral.models.reduction import reduced_by
-from vitral.predictor import Floats, Predictor
+from vitral.predictor import Floats, Predictor, Preparation
 from vitral.serve.batcher import Batcher, Scored, warm_up
 from vitral.serve.config import ServeConfig
+from vitral.serve.decoders import PICTURES, Decoders
+from vitral.serve.decoding import Prepared
 from vitral.serve.gate import as_json
 from vitral.serve.host import Host, Refused, Upload
-from vitral.serve.intake import bad_image, check_pixels
 from vitral.serve.metrics import Metrics
 
-T = TypeVar("T")
 log = logging.getLogger("vitral")
 
+ENDING = "the server is ending"
 _WARMING = "the models are warming up"
-_PICTURES = 4  # of the largest size may be in memory at once, where models take images as large as they are
 _NUMBERS = 2**22  # of features in one answer: some 90 MB of JSON
 
 
@@ -46,9 +43,7 @@ class Service:
         for host in hosts.values():
             host.limit = options.max_queue
         self._batchers = {name: Batcher(host, options.max_batch, metrics) for name, host in hosts.items()}
-        # Beside the model's thread; Pillow and torch let go of the interpreter while they work.
-        threads = os.cpu_count() or 1
-        self._decoders = ThreadPoolExecutor(threads, "decode", torch.set_num_threads, (1,))
+        self._decoders = Decoders(options)
 
     def start(self) -> None:
         """Begin to compute what comes."""
@@ -68,11 +63,20 @@ class Service:
         if self.not_ready == _WARMING:  # and not on its way out by now
             self.not_ready = f"cannot compute: {', '.join(failed)}; the log says why" if failed else None
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether a signal has come."""
+        return self.not_ready == ENDING
+
+    def warm_up_decoders(self) -> None:
+        """Beside the first requests."""
+        self._decoders.warm_up()
+
     async def close(self) -> None:
         """End what still works."""
         for batcher in self._batchers.values():
             await batcher.close()
-        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._decoders.close()
         for host in self.hosts.values():
             host.close()
 
@@ -89,7 +93,7 @@ class Service:
         predictor.require_head()
         with host.places(len(uploads)):
             async with self._room(predictor, uploads):
-                ready = await self._decoded(predictor, predictor.ready, uploads)
+                ready = tensors(await self.decoded(predictor, uploads))
                 scored: list[Scored] = await self._batchers[host.name].score(predictor, ready)
         answers = [
             {"image": _called(upload, number), "predictions": predictor.likeliest(row.scores_C, topk)}
@@ -103,7 +107,7 @@ class Service:
         _ = predictor.model  # an export has none
         rows: list[Floats] = []
         with host.places(len(uploads)):
-            images = await self._decoded(predictor, predictor.preprocess, uploads)
+            images = await self._inputs(predictor, uploads)
             for start in range(0, len(images), self.options.max_batch):
                 batch = images[start : start + self.options.max_batch]
                 found = await host.run(lambda _, x=batch: predictor.features(torch.stack(x), features), len(batch))
@@ -122,7 +126,7 @@ class Service:
         predictor = host.predictor
         require_transformer(predictor.model, "attention")
         with host.places(1):
-            (image,) = await self._decoded(predictor, predictor.preprocess, [upload])
+            (image,) = await self._inputs(predictor, [upload])
             found = await host.run(lambda _: _attention(predictor, image, token, layers))
         return {"image": _called(upload, 0), **found}
 
@@ -133,15 +137,11 @@ class Service:
         if predictor.engine.takes == "resized":
             yield
             return
-        limit, loop = self.options.max_pixels, asyncio.get_running_loop()
-        counts = [
-            loop.run_in_executor(self._decoders, check_pixels, upload, number, limit)
-            for number, upload in enumerate(uploads)
-        ]
-        count, room = sum(await asyncio.gather(*counts)), _PICTURES * limit
+        found = await self._decoders.prepare(self._preparation(predictor), uploads, "count")
+        count, room = sum(each.count for each in found), PICTURES * self.options.max_pixels
         if count > room:
             message = f"this model takes images as they are, and these have {count:,} pixels together; at most {room:,}"
-            raise Refused(413, "too_many_pixels", f"{message} are held at once ({_PICTURES} times max_pixels)")
+            raise Refused(413, "too_many_pixels", f"{message} are held at once ({PICTURES} times max_pixels)")
         if self._full_size + count > room:
             raise Refused(429, "busy", "too many large images at once", {"Retry-After": "1"})
         self._full_size += count
@@ -150,20 +150,17 @@ class Service:
         finally:
             self._full_size -= count
 
-    async def _decoded(
-        self, predictor: Predictor, prepare: Callable[[bytes], Tensor], uploads: Sequence[Upload]
-    ) -> list[Tensor]:
-        """Images ready for the model, made in other threads. Raises Refused that names the first one that is none."""
-        limit, loop = self.options.max_pixels, asyncio.get_running_loop()
-        works = [
-            loop.run_in_executor(self._decoders, _decode, prepare, upload, number, limit)
-            for number, upload in enumerate(uploads)
-        ]
-        found = await asyncio.gather(*works, return_exceptions=True)
-        for each in found:
-            if isinstance(each, BaseException):
-                raise each
-        return [each for each in found if isinstance(each, Tensor)]
+    async def decoded(self, predictor: Predictor, uploads: Sequence[Upload]) -> list[Prepared]:
+        """Images as the model's engine takes them. Raises Refused that names the first one that is none."""
+        step = "fit" if predictor.engine.takes == "resized" else "decode"
+        return await self._decoders.prepare(self._preparation(predictor), uploads, step)
+
+    async def _inputs(self, predictor: Predictor, uploads: Sequence[Upload]) -> list[Tensor]:
+        """Images as the model itself takes them."""
+        return tensors(await self._decoders.prepare(self._preparation(predictor), uploads, "fit"))
+
+    def _preparation(self, predictor: Predictor) -> Preparation:
+        return predictor.preparation._replace(max_pixels=self.options.max_pixels)
 
     def describe(self, host: Host) -> dict[str, Any]:
         """What /v1/models says of a model."""
@@ -197,12 +194,9 @@ def _numbers(values: Floats) -> str:
     return as_json(values.tolist())
 
 
-def _decode(prepare: Callable[[bytes], Tensor], upload: Upload, number: int, max_pixels: int) -> Tensor:
-    check_pixels(upload, number, max_pixels)
-    try:
-        return prepare(upload.data)
-    except UserError as error:
-        raise bad_image(upload, number, error) from None
+def tensors(found: Sequence[Prepared]) -> list[Tensor]:
+    """The arrays of decoded images."""
+    return [torch.from_numpy(each.array_CHW) for each in found if each.array_CHW is not None]
 
 
 def _attention(

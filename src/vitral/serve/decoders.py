@@ -1,0 +1,249 @@
+"""Who decodes the images of requests: threads for what is cheap for certain, processes that can be ended for the rest.
+
+A thread cannot be stopped, and holds Python's lock while it reads a header; so it gets only small JPEG and PNG files of
+few segments. Everything else goes to a process, which is ended when the request is, or after `decode_seconds`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import heapq
+import itertools
+import logging
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import torch
+
+from vitral.predictor import Preparation
+from vitral.serve.config import ServeConfig
+from vitral.serve.decoding import Heavy, Job, Prepared, Problem, Step, try_light, work
+from vitral.serve.host import Refused, Upload
+
+log = logging.getLogger("vitral")
+
+PICTURES = 4  # of the largest size may be decoded at once, all requests together
+_START_SECONDS = 60.0  # a process imports torch
+
+
+class Decoders:
+    """Threads and processes of one server. Processes start when they are needed, as many as there are processors."""
+
+    def __init__(self, options: ServeConfig) -> None:
+        self._options, self._most = options, os.cpu_count() or 1
+        # Beside the model's thread; Pillow and torch let go of the interpreter while they work.
+        self._light = ThreadPoolExecutor(self._most, "decode", torch.set_num_threads, (1,))
+        self._waiters = ThreadPoolExecutor(self._most, "decoder")  # each waits for a process
+        self._idle: list[_Decoder] = []
+        self._alive: set[_Decoder] = set()
+        self._queue: list[tuple[int, int, int, asyncio.Future[None]]] = []
+        self._numbers = itertools.count()
+        self._running, self._pixels = 0, 0
+        self._is_closed = False
+
+    def warm_up(self) -> None:
+        """Start one process in the background, so that the first image that needs it need not wait for its imports."""
+
+        def start() -> None:
+            with suppress(OSError):  # said where it is needed
+                self.give_back(self.take())
+
+        self._waiters.submit(start)
+
+    async def prepare(self, preparation: Preparation, uploads: Sequence[Upload], step: Step) -> list[Prepared]:
+        """What becomes of all images of a request. Raises Refused that names the first one that is none, is too large
+        or takes too long."""
+        turns = asyncio.Semaphore(self._most)  # so that the next request waits for a few images, not for 64
+
+        async def one(number: int) -> Prepared | Problem:
+            async with turns:
+                job = Job(uploads[number].data, preparation, step)
+                found = await asyncio.get_running_loop().run_in_executor(self._light, try_light, job)
+            return await self._process(job, found.count, number) if isinstance(found, Heavy) else found
+
+        if len(uploads) == 1:
+            results: list[Prepared | Problem] = [await one(0)]
+        else:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(number)) for number in range(len(uploads))]
+            results = [task.result() for task in tasks]
+        for number, found in enumerate(results):
+            if isinstance(found, Problem):
+                raise Refused(found.status, found.code, f"{called(uploads[number], number)}: {found.text}")
+        return [found for found in results if isinstance(found, Prepared)]
+
+    async def _process(self, job: Job, count: int, number: int) -> Prepared | Problem:
+        """The job in a process. The first images of all requests come before the second ones of any, and all that are
+        decoded at once are no more than PICTURES of the largest size."""
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
+        heapq.heappush(self._queue, (number, next(self._numbers), count, turn))
+        self._admit()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # admitted at the same moment
+                self._leave(count)
+            raise
+        call = _Call(self, job)
+        working = loop.run_in_executor(self._waiters, call.run)
+        working.add_done_callback(lambda _: self._leave(count))
+        try:
+            return await asyncio.shield(working)
+        except asyncio.CancelledError:
+            call.end()
+            raise
+
+    def _admit(self) -> None:
+        limit = PICTURES * self._options.max_pixels
+        while self._queue:
+            _, _, count, turn = self._queue[0]
+            if not turn.done():
+                if self._running >= self._most or self._pixels + count > limit:
+                    return
+                self._running, self._pixels = self._running + 1, self._pixels + count
+                turn.set_result(None)
+            heapq.heappop(self._queue)
+
+    def _leave(self, count: int) -> None:
+        self._running, self._pixels = self._running - 1, self._pixels - count
+        self._admit()
+
+    def take(self) -> _Decoder:
+        """An idle process, or a new one. Raises OSError where none can be started."""
+        with suppress(IndexError):
+            return self._idle.pop()
+        decoder = _Decoder(self._options.max_pixels)
+        self._alive.add(decoder)
+        if self._is_closed:
+            decoder.kill()
+        return decoder
+
+    def give_back(self, decoder: _Decoder) -> None:
+        """It did its job, and can do another."""
+        self._idle.append(decoder)
+
+    def discard(self, decoder: _Decoder) -> None:
+        """It has ended or has to."""
+        decoder.kill()
+        decoder.close()
+        self._alive.discard(decoder)
+
+    @property
+    def seconds(self) -> float:
+        """Of decoding one image, at most."""
+        return self._options.decode_seconds
+
+    def close(self) -> None:
+        """End all of them at once: they only read."""
+        self._is_closed = True
+        for decoder in list(self._alive):
+            decoder.kill()
+        self._light.shutdown(wait=False, cancel_futures=True)
+        self._waiters.shutdown(wait=False, cancel_futures=True)
+
+
+class _Call:
+    """One job in a process, and the end of that process where nobody waits any more."""
+
+    def __init__(self, decoders: Decoders, job: Job) -> None:
+        self._decoders, self._job = decoders, job
+        self._lock, self._decoder, self._is_ended = threading.Lock(), None, False
+
+    def run(self) -> Prepared | Problem:
+        """In a thread of its own, which waits."""
+        try:
+            decoder = self._decoders.take()
+        except OSError as error:
+            log.error("no process for decoding could be started: %s", error)
+            return Problem(503, "no_decoder", "the server has no memory or file handles to decode this; try again")
+        with self._lock:
+            self._decoder = decoder
+            if self._is_ended:
+                decoder.kill()
+        seconds = self._decoders.seconds
+        try:
+            answer = decoder.ask(self._job, seconds)
+        except TimeoutError:
+            answer = Problem(422, "slow_image", f"not decoded within {seconds:g} seconds (decode_seconds)")
+        except (EOFError, OSError):
+            answer = Problem(422, "bad_image", "its decoder crashed")
+        else:
+            with self._lock:
+                self._decoder = None
+            if not self._is_ended:
+                self._decoders.give_back(decoder)
+                return answer
+        with self._lock:
+            self._decoder = None
+        self._decoders.discard(decoder)
+        return answer
+
+    def end(self) -> None:
+        """Nobody waits any more."""
+        with self._lock:
+            self._is_ended = True
+            if self._decoder is not None:
+                self._decoder.kill()
+
+
+class _Decoder:
+    """A process, started and ready; its pipe belongs to one thread at a time."""
+
+    _starting = threading.Lock()
+
+    def __init__(self, max_pixels: int) -> None:
+        method = "forkserver" if sys.platform != "win32" else "spawn"
+        context: Any = multiprocessing.get_context(method)
+        with self._starting:
+            if method == "forkserver":  # torch is imported once, and a process starts in milliseconds
+                context.set_forkserver_preload([work.__module__])
+            self._pipe, theirs = context.Pipe()
+            try:
+                self._process = context.Process(target=work, args=(theirs, max_pixels), name="decoder", daemon=True)
+                self._process.start()
+            except BaseException:
+                self._pipe.close()
+                raise
+            finally:
+                theirs.close()
+        atexit.register(self.kill)  # before multiprocessing's own, which would wait for it
+        if not self._pipe.poll(_START_SECONDS):
+            self.kill()
+            raise OSError("it did not start in time")
+        try:
+            self._pipe.recv()
+        except EOFError:
+            raise OSError("it ended at once") from None
+
+    def ask(self, job: Job, seconds: float) -> Prepared | Problem:
+        """Raises TimeoutError after so many seconds, EOFError or OSError where the process ends meanwhile."""
+        self._pipe.send((job, seconds))
+        if not self._pipe.poll(seconds):
+            raise TimeoutError
+        return self._pipe.recv()
+
+    def kill(self) -> None:
+        """From any thread, any number of times."""
+        with suppress(ValueError, OSError):  # closed already
+            self._process.kill()
+
+    def close(self) -> None:
+        """Leaves nothing behind. By the thread whose pipe it is."""
+        atexit.unregister(self.kill)
+        self._pipe.close()
+        self._process.join(5)
+        with suppress(ValueError):  # not gone yet
+            self._process.close()
+
+
+def called(upload: Upload, number: int) -> str:
+    """The image in a message."""
+    return f"image {number}" if upload.name is None else upload.name
