@@ -1,4 +1,4 @@
-"""tools/install.py against stand-ins of the package index and of PyTorch's CPU index: which build is taken, and said."""
+"""tools/install.py against stand-ins of both package indexes: which build of PyTorch is taken, and what is said."""
 
 from __future__ import annotations
 

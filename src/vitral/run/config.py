@@ -181,9 +181,9 @@ def load_config(recipe: str | None, overrides: Mapping[str, Any]) -> RunConfig:
     """A recipe's name or a YAML file, with dotted keys on top. Raises UserError for anything unknown or wrong.
 
     `data=X` is short for `data.path=X`; a path given without a source makes the source `auto`; train.epochs given
-    replaces a recipe's train.steps; a model.name of another family than the recipe's model replaces all that the recipe
-    says of its model, and another objective.kind all that it says of its objective. Without a recipe it is `small`
-    where data is given, else `digits`.
+    replaces a recipe's train.steps; a model.name replaces the parts of the model that its preset says, and of another
+    family than the recipe's model all that the recipe says of it; another objective.kind replaces all that the recipe
+    says of its objective. Without a recipe it is `small` where data is given, else `digits`.
     """
     overrides = flatten(expand_data(overrides))
     if "train.epochs" in overrides:
@@ -195,13 +195,24 @@ def load_config(recipe: str | None, overrides: Mapping[str, Any]) -> RunConfig:
     tree = load_yaml(path)
     if path in recipes().values():
         tree.setdefault("recipe", recipe)
-    name = overrides.get("model.name")
-    if str(name) in PRESETS and _family(name) != _family(flatten(tree).get("model.name")):
-        tree.pop("model", None)
+    _settle_name(tree, overrides.get("model.name"))
     kind = overrides.get("objective.kind")
     if kind is not None and kind != flatten(tree).get("objective.kind", "supervised"):
         tree.pop("objective", None)
     return build(RunConfig, with_overrides(RunConfig, tree, overrides))
+
+
+def _settle_name(tree: Tree, name: object) -> None:
+    """Take out of a recipe's model what contradicts the preset that the user names."""
+    before = flatten(tree).get("model.name")
+    if str(name) not in PRESETS:
+        return
+    if _family(name) != _family(before):
+        tree.pop("model", None)
+        return
+    parts = {*PRESETS[str(name)], *PRESETS.get(str(before), {})}
+    model = tree.get("model", {})
+    tree["model"] = {k: v for k, v in model.items() if k not in parts or (v != "auto" and name == before)}
 
 
 def _family(name: object) -> str:
