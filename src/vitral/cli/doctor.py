@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vitral.cli.main import Arguments
+from vitral.cli.usage import fitted
 from vitral.errors import UserError
 from vitral.version import __version__
 
@@ -31,7 +32,7 @@ VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NO_C
 def run(arguments: Arguments) -> int:
     """Examine and print."""
     if arguments.help:
-        print(HELP, end="")
+        print(fitted(HELP), end="")
         return 0
     if len(arguments.words) > 1 or arguments.pairs:
         raise UserError("doctor takes one run folder at most", got=" ".join([*arguments.words, *arguments.pairs]))
