@@ -1,6 +1,6 @@
 # From a bare Python >= 3.11 to a trained model (make demo) or to all tests passed (make test).
 # Variables: PYTHON=/path/to/python3.12  VENV=.venv  WORKERS=2 (test processes, one thread each)
-#            CONSTRAINTS=file (default: constraints/cpu.txt where no NVIDIA GPU answers; CONSTRAINTS= for none)
+# tools/install.py takes PyTorch's CPU build where no NVIDIA GPU answers; TORCH_CPU_INDEX=URL names a mirror of its index.
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -10,13 +10,12 @@ SHELL := /bin/sh
 
 VENV ?= .venv
 WORKERS ?= 2
-CONSTRAINTS ?= $(shell nvidia-smi -L >/dev/null 2>&1 || echo constraints/cpu.txt)
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.14 python)
 
 PY := $(VENV)/bin/python
 STAMPS := $(VENV)/stamps
-INPUTS := pyproject.toml src/vitral/version.py $(wildcard constraints/*.txt)
-PIP = $(PY) -m pip install -qq --disable-pip-version-check $(addprefix -c ,$(CONSTRAINTS))
+INPUTS := pyproject.toml src/vitral/version.py tools/install.py $(wildcard constraints/*.txt)
+INSTALL = $(PY) tools/install.py
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
 # One thread a process: WORKERS processes use WORKERS cores. A text file opened without an encoding is an error.
@@ -85,13 +84,13 @@ $(STAMPS)/venv:
 	@mkdir -p $(STAMPS) && touch $@
 
 $(STAMPS)/core: $(STAMPS)/venv $(INPUTS)
-	@echo "installing into $(VENV) (PyTorch: about 200 MB for CPUs, several GB with CUDA) ..."
-	@$(PIP) -e .
+	@echo "installing into $(VENV) ..."
+	@$(INSTALL) -e .
 	@touch $@
 
 $(STAMPS)/dev: $(STAMPS)/venv $(INPUTS)
-	@echo "installing into $(VENV), test tools too (PyTorch: about 200 MB for CPUs, several GB with CUDA) ..."
-	@$(PIP) -c constraints/dev.txt -e '.[dev]'
+	@echo "installing into $(VENV), test tools too ..."
+	@$(INSTALL) -c constraints/dev.txt -e '.[dev]'
 	@touch $(STAMPS)/core $@
 
 # Tried once; where it does not work, the tests that need it skip and say why.
@@ -101,5 +100,5 @@ $(STAMPS)/browser: $(STAMPS)/venv tools/browser.sh
 
 $(STAMPS)/oracle: $(STAMPS)/venv $(INPUTS)
 	@echo "installing into $(VENV), test tools and reference implementations too ..."
-	@$(PIP) -c constraints/dev.txt -e '.[dev,oracle]'
+	@$(INSTALL) -c constraints/dev.txt -e '.[dev,oracle]'
 	@touch $(STAMPS)/core $(STAMPS)/dev $@

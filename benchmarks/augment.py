@@ -1,6 +1,6 @@
 """RandAugment(2, 9) of 512 RGB images of 32 x 32 on a CPU: ours and kornia's as a batch, torchvision v2's one by one.
 
-    python benchmarks/augment.py                        # needs pip install -e ".[bench]" -c constraints/cpu.txt
+    python benchmarks/augment.py                        # needs python tools/install.py -e ".[bench]"
     python benchmarks/augment.py rounds=60 threads=1 save=benchmarks/results/augment.json
 
 All take turns in one process; the order turns with the rounds, and every round has new draws. Ours and torchvision's

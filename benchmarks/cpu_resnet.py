@@ -1,6 +1,6 @@
 """A BiT ResNet-50x1 on a CPU: ours beside timm's, taking turns in one process.
 
-    python benchmarks/cpu_resnet.py                      # needs pip install -e ".[bench]" -c constraints/cpu.txt
+    python benchmarks/cpu_resnet.py                      # needs python tools/install.py -e ".[bench]"
     python benchmarks/cpu_resnet.py rounds=30 threads=1
 
 Both have the same weights, and their first outputs must agree to 1e-4. Each line gives the medians in milliseconds and

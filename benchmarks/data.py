@@ -1,6 +1,6 @@
 """JPEG file to a 224 x 224 random resized crop in one thread: ours beside torchvision v2 on PIL images and on tensors.
 
-    python benchmarks/data.py                            # needs pip install -e ".[bench]" -c constraints/cpu.txt
+    python benchmarks/data.py                            # needs python tools/install.py -e ".[bench]"
     python benchmarks/data.py rounds=30 save=benchmarks/results/data.json
 
 Files are of two sizes and two kinds: `photo` is band-limited noise with a natural image's 1/f spectrum at JPEG

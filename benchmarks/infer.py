@@ -1,6 +1,6 @@
 """Logits of ready-made batches on a CPU: ours beside other libraries', taking turns in one process.
 
-    python benchmarks/infer.py                              # needs pip install -e ".[bench]" -c constraints/cpu.txt
+    python benchmarks/infer.py                              # needs python tools/install.py -e ".[bench]"
     python benchmarks/infer.py rows=small rounds=15 threads=2 save=benchmarks/results/infer_small.json
     python benchmarks/infer.py rows="base_patch16_224, float32, batch 32" compiled=false
 

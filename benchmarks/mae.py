@@ -1,6 +1,6 @@
 """MAE's training step: the encoder of visible patches beside the whole one, and the step beside transformers' ViTMAE.
 
-    python benchmarks/mae.py                             # needs pip install -e ".[bench]" -c constraints/cpu.txt
+    python benchmarks/mae.py                             # needs python tools/install.py -e ".[bench]"
     python benchmarks/mae.py rounds=30 threads=2 save=benchmarks/results/cpu_mae.json
     python benchmarks/mae.py rows=encoder                # only rows whose title has "encoder" in it
     python benchmarks/mae.py threads=1 clock=processor   # for a machine that is busy with something else

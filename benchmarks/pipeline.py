@@ -1,6 +1,6 @@
 """From JPEG files to classes on a CPU: ours beside transformers' image-classification pipeline, taking turns.
 
-    python benchmarks/pipeline.py                           # needs pip install -e ".[bench]" -c constraints/cpu.txt
+    python benchmarks/pipeline.py                           # needs python tools/install.py -e ".[bench]"
     python benchmarks/pipeline.py rows=small rounds=15 files=64 threads=2 save=benchmarks/results/pipeline.json
 
 The files are 500 x 375 pixels, noise with a photograph's spectrum at JPEG quality 90, as in data.py. All have the same

@@ -1,6 +1,6 @@
 """`vitral serve` under closed-loop clients that send JPEG files, beside LitServe and beside the same work offline.
 
-    python benchmarks/serve.py                                # needs pip install -e ".[bench]" -c constraints/cpu.txt
+    python benchmarks/serve.py                                # needs python tools/install.py -e ".[bench]"
     python benchmarks/serve.py rounds=5 seconds=10 save=benchmarks/results/serve.json
     python benchmarks/serve.py rows=digits clients=[32] engine=auto peer=false
 

@@ -1,6 +1,6 @@
 """A training step: ours beside other libraries', taking turns in one process, on a CPU and on CUDA.
 
-    python benchmarks/train.py                           # needs pip install -e ".[bench]" -c constraints/cpu.txt
+    python benchmarks/train.py                           # needs python tools/install.py -e ".[bench]"
     python benchmarks/train.py rounds=30 threads=1 save=benchmarks/results/cpu_train.json
     python benchmarks/train.py rows=224                  # only rows whose title has 224 in it
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+import re
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import Field, Strict
 
+import vitral
+from vitral import complaints
 from vitral.config import (
     Config,
     Pair,
@@ -24,6 +29,7 @@ from vitral.config import (
     with_overrides,
 )  # fmt: skip
 from vitral.errors import UserError
+from vitral.keys import as_word
 from vitral.run.config import RunConfig
 from vitral.run.options import EvalOptions
 
@@ -138,6 +144,82 @@ def test_a_list_of_one_may_stand_without_brackets() -> None:
     assert build(Listed, with_overrides(Listed, {}, {"allow": "[a, b]"})).allow == ("a", "b")
 
 
+class Lists(Config):
+    words: Annotated[tuple[str, ...], Strict(False)] = ()
+    layers: Annotated[tuple[int, ...], Strict(False)] | None = None
+    size: Annotated[int, Field(ge=1)] | Pair | Literal["auto"] = "auto"
+    mean: Shares | Literal["auto", "none"] = "auto"
+    pick: Annotated[tuple[Literal["rollout", "lens"], ...], Strict(False)] = ()
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("words=a,b", ("a", "b")), ("words=010,1e3", ("010", "1e3")), ("words=[010, no]", ("010", "no")),
+        ("words=null,~", ("null", "~")), ("words=none", ()), ("words=[]", ()), ("words=a,", ("a",)),
+        ('words=["a, b", c]', ("a, b", "c")), ("words=*.example.org,b", ("*.example.org", "b")),
+        ("words=a, b", ("a", "b")), ("words=7", ("7",)),
+        ("layers=0,-1", (0, -1)), ("layers=3", (3,)), ("layers=-1,", (-1,)), ("layers=null", None), ("layers=none", ()),
+        ("layers=[0,-1]", (0, -1)),
+        ("size=8,16", (8, 16)), ("size=8", 8), ("size=auto", "auto"),
+        ("mean=0.5,.25", (0.5, 0.25)), ("mean=0.5", (0.5,)), ("mean=none", "none"),
+        ("pick=rollout,lens", ("rollout", "lens")), ("pick=lens", ("lens",)),
+    ],
+)  # fmt: skip
+def test_lists_need_no_brackets(word: str, value: object) -> None:
+    key, _, text = word.partition("=")
+    made = getattr(build(Lists, with_overrides(Lists, {}, {key: text})), key)
+    assert made == value
+    if made is not None:
+        again = with_overrides(Lists, {}, {key: as_word(made)})
+        assert getattr(build(Lists, again), key) == value, "it is written as it is read"
+
+
+def configs() -> list[type[Config]]:
+    """Every configuration class of the package."""
+    for module in pkgutil.walk_packages(vitral.__path__, "vitral."):
+        if module.name.rpartition(".")[2] in ("config", "options"):
+            importlib.import_module(module.name)
+    found: list[type[Config]] = []
+    todo: list[type[Config]] = [Config]
+    while todo:
+        for each in todo.pop().__subclasses__():
+            todo.append(each)
+            found += [each] if each.__module__.startswith("vitral.") else []
+    return found
+
+
+# Words of the validator and of Python: no user has to know them.
+FOREIGN = re.compile(
+    r"[Ff]ield required|[Ii]nput should|valid (dictionary|string|integer|number|boolean|tuple|list)|instance of|"
+    r"dictionary|Options\b|Config\b|\btuple\b|\bint\b|\bstr\b|\bfloat\b|\bbool\b|NoneType|pydantic|at least \d+ item"
+)
+
+
+@pytest.mark.parametrize("model", configs(), ids=lambda model: f"{model.__module__}.{model.__qualname__}")
+def test_no_word_of_the_validator_reaches_the_user(model: type[Config]) -> None:
+    """Every key of every class, with values of every wrong kind."""
+    wrong: list[Any] = ["@", 1.5, -7, 10**400, True, None, [], ["@"], [1.5] * 9, {}, {"a": 1}]
+    groups = {key.name.rpartition(".")[0] for key in describe(model)} - {""}
+    for name in [*(key.name for key in describe(model)), *groups]:
+        for value in [*wrong, float("inf"), float("nan")]:
+            assert not FOREIGN.search(refusal(model, name, value)), f"{name}={value!r}"
+
+
+def refusal(model: type[Config], name: str, value: Any) -> str:
+    """What is said of this value, without the value itself; nothing where it is right."""
+    try:
+        build(model, with_overrides(model, {}, {name: value}))
+    except UserError as error:
+        return "\n".join(line for line in str(error).splitlines() if not line.startswith("  got: "))
+    return ""
+
+
+def test_suggested_keys_of_other_tools_exist() -> None:
+    known = {key.name for model in configs() for key in describe(model)}
+    assert {ours for names in complaints._ALIASES.values() for ours in names} <= known
+
+
 def test_a_group_of_keys_is_no_value_and_a_value_no_group() -> None:
     with pytest.raises(UserError, match="holds a value"):
         with_overrides(Outer, {"inner": 3}, {"inner.rate": "1"})
@@ -170,7 +252,7 @@ def test_help_names_every_key_with_default_and_meaning() -> None:
     assert "inner.rate" in text
     assert "0.5" in text
     assert "a rate" in text
-    assert "adamw|sgd" in text
+    assert "adamw | sgd" in text
 
 
 def test_flatten() -> None:
@@ -189,7 +271,7 @@ def test_flatten() -> None:
         (EvalOptions, "epochs", None),
         (RunConfig, "lr", "optim.lr"),
         (RunConfig, "train.lr", "optim.lr"),
-        (RunConfig, "learning_rate", None),
+        (RunConfig, "learning_rate", "optim.lr"),
         (RunConfig, "epoch", "train.epochs"),
         (RunConfig, "trian.steps", "train.steps"),
         (RunConfig, "optim.wheight_decay", "optim.weight_decay"),

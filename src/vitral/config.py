@@ -6,19 +6,23 @@ Nothing here imports torch: help and config errors answer at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Container, Hashable, Iterable, Mapping
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from annotated_types import Ge, Le
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, create_model
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from vitral.errors import UserError, nearest, nearest_key, shown
+from vitral.complaints import complaint
+from vitral.errors import UserError, shown
 from vitral.files import MAX_DEPTH, MIB, read_text, whole_number
+from vitral.keys import Key as Key
+from vitral.keys import describe, item_type, plain_types
+from vitral.keys import flatten as flatten
+from vitral.keys import help_text as help_text
 
 Tree = dict[str, Any]
 
@@ -238,7 +242,8 @@ def split_words(words: Iterable[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def with_overrides(model: type[Config], tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Tree:
-    """A copy of `tree` with dotted keys replaced. Text is read as the key's type wants it (`out=010` stays text)."""
+    """A copy of `tree` with dotted keys replaced. Text is read as the key's type wants it: `out=010` stays
+    text, a list needs no brackets (`layers=0,-1`), and `none` is an empty one."""
     result = _copy(tree)
     fields = {key.name: key.annotation for key in describe(model)}
     for name, value in overrides.items():
@@ -260,31 +265,29 @@ def _copy(tree: Mapping[str, Any]) -> Tree:
 
 
 def _from_text(text: str, annotation: Any) -> Any:
-    kinds = set(_flat(annotation))
+    kinds, item = set(plain_types(annotation)), item_type(annotation)
     if str in kinds and not kinds & {int, float, bool, tuple}:
         return None if NoneType in kinds and text in ("null", "") else text
+    bare = text.strip()
+    if (
+        item is not None
+        and set(plain_types(item)) == {str}
+        and bare[:1] + bare[-1:] == "[]"
+        and not set(bare) & set("\"'")
+    ):
+        bare = bare[1:-1] or "none"
+    is_list = item is not None and not bare.startswith("[")
+    if is_list and bare == "none" and str not in kinds:
+        return []
+    if is_list and ("," in bare or (kinds <= {tuple, NoneType} and bare not in ("", "null", "~"))):
+        return [_from_text(part.strip(), item) for part in bare.removesuffix(",").split(",")]
     try:
         value = parse_yaml(text)
     except UserError:
         return text
     # A list of one may stand bare.
-    return [value] if kinds == {tuple} and isinstance(value, str | int | float) else value
-
-
-def _flat(annotation: Any) -> Iterator[Any]:
-    """The plain types that an annotation admits; a Literal counts as the types of its values."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        yield from _flat(get_args(annotation)[0])
-    elif origin is Literal:
-        yield from (type(value) for value in get_args(annotation))
-    elif origin is tuple:
-        yield tuple
-    elif origin is not None or get_args(annotation):
-        for part in get_args(annotation):
-            yield from _flat(part)
-    else:
-        yield annotation
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return [value] if is_list and is_number and not kinds & {int, float} else value
 
 
 def build(model: type[ConfigT], tree: Mapping[str, Any], *, where: str | None = None) -> ConfigT:
@@ -295,7 +298,7 @@ def build(model: type[ConfigT], tree: Mapping[str, Any], *, where: str | None = 
         by_key: dict[str, list[ErrorDetails]] = {}
         for detail in error.errors(include_url=False):
             by_key.setdefault(_key_of(model, detail), []).append(detail)
-        text = "\n".join(str(_problem(model, name, details)) for name, details in by_key.items())
+        text = "\n".join(str(complaint(model, name, details)) for name, details in by_key.items())
         raise UserError(text if where is None else f"{where}:{' ' if len(by_key) == 1 else chr(10)}{text}") from None
 
 
@@ -310,128 +313,3 @@ def _key_of(model: type[Config], detail: ErrorDetails) -> str:
     if path in names or path == ".".join(location):
         return path
     return f"{path}.{location[-1]}" if path else ".".join(location)
-
-
-def _problem(model: type[Config], name: str, details: list[ErrorDetails]) -> UserError:
-    """One key's complaint; a union of types complains once for each of its members."""
-    detail = details[0]
-    if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        context: dict[str, Any] = detail.get("ctx", {})
-        options = re.findall(r"'([^']*)'", str(context.get("expected_tags", "")))
-        got, tag = context.get("tag"), str(context.get("discriminator", "")).strip("'")
-        close = nearest(str(got), options)
-        return UserError(
-            "wrong value", where=f"{name}.{tag}", got=repr(got), wanted=" or ".join(options), nearest=close
-        )
-    if detail["type"] == "extra_forbidden":
-        helps = {key.name: key.help for key in describe(model)}
-        names = list(helps)
-        if name in helps:  # of another member of the union
-            hint = f"It is one of {helps[name].partition(':')[0]}."
-            return UserError("no key of this kind", where=name, got=detail["input"], hint=hint)
-        below = next(iter(flatten(detail["input"])), "") if isinstance(detail["input"], Mapping) else ""
-        full = f"{name}.{below}" if below else name  # an unknown group stands for what is set in it
-        return UserError("unknown key", where=full, nearest=nearest_key(full, names))
-    if detail["type"] == "value_error":
-        return UserError(str(detail["msg"]).removeprefix("Value error, "), where=name or None)
-    wanted = " or ".join(dict.fromkeys(str(each["msg"]).removeprefix("Input should be ") for each in details))
-    match = re.match(r"'.*'", wanted)
-    options = re.findall(r"'([^']*)'", wanted) if match else []
-    close = nearest(detail["input"], options) if isinstance(detail["input"], str) else None
-    return UserError("wrong value", where=name or None, got=repr(detail["input"]), wanted=wanted, nearest=close)
-
-
-class Key(NamedTuple):
-    """One settable key: its dotted name, type, default and what it means (with its unit)."""
-
-    name: str
-    annotation: Any
-    type_text: str
-    default: Any
-    help: str
-
-
-def describe(model: type[BaseModel], prefix: str = "") -> list[Key]:
-    """Every leaf key below a config model, in order of definition."""
-    keys: list[Key] = []
-    for name, info in model.model_fields.items():
-        full = prefix + (info.alias or name)  # a key may be called what Python keeps for itself: class
-        nested = info.annotation
-        if models := [part for part in _flat(nested) if isinstance(part, type) and issubclass(part, BaseModel)]:
-            keys += _merged([describe(part, full + ".") for part in models])
-        else:
-            keys.append(Key(full, nested, _type_text(nested), _default(info), info.description or ""))
-    return keys
-
-
-def _merged(members: list[list[Key]]) -> list[Key]:
-    """The keys of all members of a union, each once. Where a Literal tells the members apart, what only some of them
-    have says of which it is."""
-    found: dict[str, list[Key]] = {}
-    for key in (key for member in members for key in member):
-        found.setdefault(key.name, []).append(key)
-    tags = next((name for name, same in found.items() if _tells_apart(same, len(members))), "")
-    kinds = [next((key.type_text for key in member if key.name == tags), "") for member in members]
-    merged: list[Key] = []
-    for name, (first, *others) in found.items():
-        where = [kind for kind, member in zip(kinds, members, strict=True) if name in {key.name for key in member}]
-        if name == tags:
-            texts = [f"{key.type_text}: {key.help}" for key in (first, *others)]
-            annotation = Literal[tuple(kinds)]  # pyright: ignore[reportInvalidTypeForm]
-            merged.append(Key(name, annotation, "|".join(kinds), first.default, "; ".join(texts)))
-        elif tags and len(where) < len(members):
-            merged.append(first._replace(help=f"{', '.join(where)}: {first.help}"))
-        else:
-            merged.append(first)
-    return merged
-
-
-def _tells_apart(same: list[Key], members: int) -> bool:
-    texts = {
-        key.type_text for key in same if get_origin(key.annotation) is Literal and len(get_args(key.annotation)) == 1
-    }
-    return len(texts) == len(same) == members > 1
-
-
-def _default(info: FieldInfo) -> Any:
-    return "required" if info.is_required() else info.get_default(call_default_factory=True)  # pyright: ignore[reportCallIssue]
-
-
-def _type_text(annotation: Any) -> str:
-    if get_origin(annotation) is Annotated:
-        return _type_text(get_args(annotation)[0])
-    if get_origin(annotation) is Literal:
-        return "|".join(str(value) for value in get_args(annotation))
-    if get_origin(annotation) is tuple:
-        return "[" + ", ".join("..." if part is ... else _type_text(part) for part in get_args(annotation)) + "]"
-    if get_origin(annotation) is not None or get_args(annotation):
-        parts = [_type_text(part) for part in get_args(annotation) if part is not NoneType]
-        text = "|".join(dict.fromkeys(parts)).removesuffix("|null")
-        return text + "|null" * (NoneType in get_args(annotation))
-    return getattr(annotation, "__name__", str(annotation))
-
-
-def help_text(model: type[BaseModel], values: Mapping[str, Any] | None = None) -> str:
-    """One line a key: name, type, default (or the recipe's value) and meaning."""
-    keys = describe(model)
-    rows = [(key.name, key.type_text, _shown((values or {}).get(key.name, key.default)), key.help) for key in keys]
-    widths = [min(max(len(row[column]) for row in rows), 34) for column in range(3)]
-    return "\n".join(
-        "  " + "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in rows
-    )
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "[" + ", ".join(map(_shown, value)) + "]" if isinstance(value, list | tuple) else str(value)
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested tree as dotted keys."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.helpers import VITRAL, random_model, write_colours
 from vitral.cli.main import COMMANDS, main
 from vitral.config import Config, describe
+from vitral.keys import as_word
 from vitral.run.config import RunConfig, recipes
 from vitral.run.options import EmbedOptions, EvalOptions, ExplainOptions, PredictOptions, ProbeOptions
 from vitral.version import __version__
@@ -47,9 +49,9 @@ def refused(argv: str, capsys: Capture, *parts: str) -> str:
         ("train digits optim.lrr=1", ("optim.lrr: unknown key", "did you mean 'optim.lr'?")),
         ("train digits lr=1", ("lr: unknown key", "did you mean 'optim.lr'?")),
         ("train digits batchsize=1", ("did you mean 'train.batch_size'?",)),
-        ("train digits seed=one", ("seed: wrong value", "'one'", "integer")),
-        ("train digits train.batch_size=2.5", ("train.batch_size", "2.5", "integer")),
-        ("train digits report=yes", ("report", "'yes'", "boolean")),
+        ("train digits seed=one", ("seed: wrong value", "'one'", "whole number")),
+        ("train digits train.batch_size=2.5", ("train.batch_size", "2.5", "whole number")),
+        ("train digits report=yes", ("report", "'yes'", "true | false")),
         ("train digits optim.name=adamm", ("optim.name", "did you mean 'adam'?")),
         ("train digits optim.lr=-0.1", ("optim.lr: wrong value", "-0.1", "greater than 0")),
         ("train digits optim.lr=0", ("optim.lr", "greater than 0")),
@@ -58,7 +60,26 @@ def refused(argv: str, capsys: Capture, *parts: str) -> str:
         ("train digits optim.lr=.inf", ("optim.lr", "finite")),
         ("train digits optim.lr=1 optim.lr=2", ("optim.lr: named twice on the command line", "1 and 2")),
         ("train digits --optim.lr 3e-4", ("--optim.lr: unknown option", "key=value", "optim.lr=3e-4")),
-        ("train digits --optim.lr=3e-4", ("unknown option", "key=value")),
+        ("train digits --optim.lr=3e-4", ("unknown option", "key=value", "optim.lr=3e-4")),
+        ("train --data PHOTOS", ("--data: unknown option", "key=value: data=PHOTOS")),
+        ("train --epochs", ("key=value: epochs=VALUE",)),
+        ("train", ("a recipe or images are needed", "vitral train digits", "vitral train PHOTOS")),
+        ("train digits batch=8", ("batch: unknown key", "did you mean 'train.batch_size'?")),
+        ("train digits imgsz=32", ("did you mean 'data.image_size'?",)),
+        ("train digits pretrained=true", ("did you mean 'init'?", "model to start from")),
+        ("train digits epochs=3", ("did you mean 'train.epochs'?",)),
+        ("train digits lr0=1", ("did you mean 'optim.lr'?",)),
+        ("train digits model=vit_small_patch16_224", ("model: a group of keys", "'model.name=vit_small_patch16_224'")),
+        ("train digits optim=adamw", ("optim: a group of keys", "did you mean 'optim.name=adamw'?")),
+        ("train digits augment=randaugment", ("did you mean 'augment.policy=randaugment'?",)),
+        ("train digits augment=strong", ("Its keys: augment.crop, ",)),
+        ("eval nowhere imgsz=8", ("did you mean 'image_size'?",)),
+        ("eval nowhere batch=8", ("did you mean 'batch_size'?",)),
+        ("export nowhere", ("format: required, but not given", "hf | timm | onnx | pt2 | openvino")),
+        ("check photos", ("check: unknown command", "Use: vitral data check")),
+        ("val nowhere", ("Use: vitral eval",)),
+        ("train digits --help nonsense", ("nonsense: no key has this",)),
+        ("docs servin", ("servin: no such page", "did you mean 'serving'?")),
         ("train digits --jsn", ("--jsn", "did you mean '--json'?")),
         ("train digits data.image_size=9", ("9 x 9", "patch_size 2", "nearest: 8 x 8")),
         ("train digits model.patch_size=3", ("8 x 8", "patch_size 3", "nearest: 9 x 9")),
@@ -79,11 +100,11 @@ def refused(argv: str, capsys: Capture, *parts: str) -> str:
         ("probe", ("one model is wanted",)),
         ("probe nowhere k=5", ("k: unknown key", "did you mean 'knn.k'?")),
         ("probe nowhere kind=linear knn.k=5", ("knn.*", "kind=linear")),
-        ("probe nowhere knn.k=0", ("knn.k", "greater than or equal to 1")),
-        ("probe nowhere linear.l2=[] kind=linear", ("linear.l2", "at least 1 item")),
+        ("probe nowhere knn.k=0", ("knn.k", "1 or more")),
+        ("probe nowhere linear.l2=[] kind=linear", ("linear.l2", "1 or more values")),
         ("predict nowhere", ("a model and at least one image",)),
         ("predict nowhere gone.png", ("gone.png: no such image",)),
-        ("predict a b.png topk=0", ("topk: wrong value", "greater than or equal to 1")),
+        ("predict a b.png topk=0", ("topk: wrong value", "1 or more")),
         ("predict a b.png topks=1", ("topks: unknown key", "did you mean 'topk'?")),
         ("models a b", ("one pattern at most",)),
         ("models *gigantesque*", ("no preset fits",)),
@@ -227,35 +248,116 @@ def test_every_command_has_help_with_examples(command: str, capsys: Capture) -> 
     assert out.startswith(f"usage: vitral {command}")
     assert err == ""
     assert len(out.splitlines()) > 3
-    assert max(len(line) for line in out.splitlines() if not line.startswith("  ")) <= 120
     if command != "doctor":
         assert f"  vitral {command}" in out.partition("examples:")[2]
+
+
+@pytest.mark.parametrize("width", [50, 80, 100])
+@pytest.mark.parametrize("command", [*COMMANDS, "train --help all", "data check", "data stats", "data convert", ""])
+def test_help_fits_the_terminal(command: str, width: int, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert main([*command.split(), "--help"]) == 0
+    wide = [line for line in capsys.readouterr().out.splitlines() if len(line) > width and len(line.split()) > 1]
+    assert wide == []
 
 
 @pytest.mark.parametrize(
     ("command", "model"),
     [
-        ("train", RunConfig), ("eval", EvalOptions), ("probe", ProbeOptions), ("predict", PredictOptions),
+        ("train --help all", RunConfig), ("eval", EvalOptions), ("probe", ProbeOptions), ("predict", PredictOptions),
         ("embed", EmbedOptions), ("explain", ExplainOptions),
     ],
 )  # fmt: skip
 def test_help_shows_every_key_with_type_default_and_meaning(command: str, model: type[Config], capsys: Capture) -> None:
-    main([command, "--help"])
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+    main([*command.split(), "--help"])
+    text = " ".join(capsys.readouterr().out.split())
     for key in describe(model):
-        line = lines[key.name]
-        default = json.dumps(key.default).strip('"')
-        assert re.fullmatch(
-            rf"  {re.escape(key.name)} +{re.escape(key.type_text)} +{re.escape(default)} +{re.escape(key.help)}", line
-        ), line
+        default = "" if key.default == "required" else f"={as_word(key.default)}"
+        meaning = " ".join(key.help.split())
+        assert f"{key.name}{default} {meaning} ({key.type_text}" in text
         assert key.help
+
+
+def test_help_of_train_shows_the_most_used_keys_first_and_names_all(capsys: Capture) -> None:
+    assert main(["train", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) < 140
+    assert (
+        out.index("  data.path=null") < out.index("  optim.lr=0.001") < out.index("  optim.\n    name lr weight_decay")
+    )
+    listed = set(out.partition("all keys, by group")[2].split())
+    assert {key.name.partition(".")[2] or key.name for key in describe(RunConfig)} <= listed
+
+
+@pytest.mark.parametrize(
+    ("words", "there", "absent"),
+    [
+        ("train --help optim", "  optim.betas=0.9,0.999", "train.epochs"),
+        ("help train optim", "  optim.betas=0.9,0.999", "train.epochs"),
+        ("train --help warm-up", "  optim.warmup=0.05", "optim.betas"),
+        ("train digits --help optim.lr", "  optim.lr=0.003", "optim.betas"),
+        ("eval --help top1", "  min_top1=null", "batch_size"),
+    ],
+)
+def test_a_word_picks_keys_of_the_help(words: str, there: str, absent: str, capsys: Capture) -> None:
+    assert main(words.split()) == 0
+    out = capsys.readouterr().out
+    assert there in out
+    assert absent not in out
 
 
 def test_help_of_a_recipe_shows_its_values(capsys: Capture) -> None:
     assert main(["train", "digits", "--help"]) == 0
     out = capsys.readouterr().out
-    assert "value in digits" in out
-    assert re.search(r"^  model\.name +str +vit_micro_patch2_8 ", out, re.MULTILINE)
+    assert "values in digits" in out
+    assert re.search(r"^  model\.name=vit_micro_patch2_8$", out, re.MULTILINE)
+
+
+def test_help_and_version_are_commands_too(capsys: Capture) -> None:
+    assert main(["version"]) == 0
+    assert capsys.readouterr().out == f"vitral {__version__}\n"
+    assert main(["help", "eval"]) == 0
+    assert capsys.readouterr().out.startswith("usage: vitral eval")
+    assert main(["help"]) == 0
+    assert "usage: vitral COMMAND" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("other", [[], ["small"]])
+def test_a_folder_in_place_of_a_key_is_the_data(other: list[str], capsys: Capture) -> None:
+    write_colours(Path("photos"), "cat")
+    refused(" ".join(["train", *other, "photos"]), capsys, "photos: the data have errors", "one-class")
+    refused("train photos data=elsewhere", capsys, "one path of data at a time", "photos data=elsewhere")
+    refused("train photos/cat photos", capsys, "one path of data at a time")
+    refused("sweep photos optim.lr=1,2", capsys, "only one class")
+
+
+def test_names_of_files_that_look_like_keys_and_options(capsys: Capture) -> None:
+    random_model(Path("model"))
+    for name in ("photo=w200.png", "-1.png"):
+        Image.new("RGB", (8, 8), (9, 99, 200)).save(name)
+        refused(f"predict model {name}", capsys, f"./{name}")
+        refused(f"predict model -- {name} gone.png", capsys, "gone.png: no such image")
+        for words in (["--", name], [f"./{name}"]):
+            assert main(["predict", "model", *words]) == 0
+            assert json.loads(capsys.readouterr().out)["image"] == name
+    refused("predict model ./-1.png photo=w200.png", capsys, "photo: unknown key", "./photo=w200.png")
+
+
+def test_docs_lists_and_prints_pages(capsys: Capture) -> None:
+    assert main(["docs"]) == 0
+    listed = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+    folder = Path(__file__).parents[2] / "docs"
+    assert listed == {path.stem for path in folder.glob("*.md")}
+    for name in ("serving", "docs/serving.md"):
+        assert main(["docs", name]) == 0
+        assert capsys.readouterr().out == (folder / "serving.md").read_text(encoding="utf-8")
+
+
+def test_messages_and_help_name_pages_that_are_there() -> None:
+    root = Path(__file__).parents[2]
+    for path in (root / "src/vitral").rglob("*.py"):
+        for name in re.findall(r"vitral docs ([a-z-]+)", path.read_text(encoding="utf-8")):
+            assert (root / f"docs/{name}.md").is_file(), f"{path} names {name}"
 
 
 def seconds(words: list[str]) -> float:

@@ -18,8 +18,8 @@ import torch
 
 import vitral
 from tests.disk import disk_full_beyond
-from tests.helpers import random_model, skip_unless_built
-from vitral.config import load_yaml
+from tests.helpers import random_model, skip_unless_built, write_colours
+from vitral.config import dump_yaml, load_yaml
 from vitral.data.loader import TrainLoader
 from vitral.errors import Interrupted, RunFailed, UserError
 from vitral.run.config import ModelOptions, RunConfig, load_config, recipes
@@ -345,7 +345,38 @@ def test_a_model_of_another_family_is_not_that_of_the_recipe(recipe: str) -> Non
     assert made == ModelOptions(name="resnet20_cifar", head_bias=-1.0), "what the user sets stays"
     other = load_config(recipe, {"model.name": "vit_micro_patch2_8"}).model
     own = load_config(recipe, {"init": "vitral-digits"}).model
-    assert other == own.model_copy(update={"name": "vit_micro_patch2_8"}), "the same family keeps what is set of it"
+    kept = {"name": "vit_micro_patch2_8", "patch_size": None}
+    assert other == own.model_copy(update=kept), "the same family keeps what is set of it beside the preset's parts"
+
+
+def test_a_model_that_the_user_names_is_that_model() -> None:
+    """Its preset's parts win over the recipe's `auto` and over another run's file, the user's over all."""
+    tiny = "vit_tiny_patch16_224"
+    assert load_config("small", {"model.name": tiny}).model == ModelOptions(name=tiny)
+    assert load_config("small", {"model.name": "vit_nano_patch8_64"}).model.patch_size is None
+    assert load_config("small", {"model.name": tiny, "model.patch_size": "auto"}).model.patch_size == "auto"
+    assert load_config("digits", {"model.name": tiny}).model.pool == "avg", "no preset says how to pool"
+    run_of_nano = {"model": {"name": "vit_nano_patch8_64", "width": 64, "patch_size": 8, "pool": "avg"}}
+    Path("mine.yaml").write_text(dump_yaml(run_of_nano), encoding="utf-8")
+    assert load_config("mine.yaml", {"model.name": tiny}).model == ModelOptions(name=tiny, pool="avg")
+    assert load_config("mine.yaml", {"model.name": "vit_nano_patch8_64"}).model.width == 64
+
+
+def test_the_name_of_a_changed_preset_says_so_everywhere() -> None:
+    write_colours(Path("photos"), count=10)
+    keys = {"train.steps": 1, "train.ema": None, "optim.warmup": 0.0, "data": "photos", "check.skip": True}
+    run(load_config("small", {**keys, "out": "plain", "model.name": "vit_micro_patch2_8", "data.image_size": 8}))
+    assert json.loads(Path("plain/model/config.json").read_text(encoding="utf-8"))["name"] == "vit_micro_patch2_8"
+    run(load_config("small", {**keys, "out": "other", "model.name": "vit_micro_patch2_8", "model.patch_size": 4,
+                              "data.image_size": [8, 12], "model.pool": "avg"}))  # fmt: skip
+    name = "vit_micro_patch2_8 (image_size=8x12, patch_size=4, pool=avg)"
+    folder = Path("other")
+    assert json.loads((folder / "model/config.json").read_text(encoding="utf-8"))["name"] == name
+    for file in ("model/README.md", "train.log", "report.html"):
+        assert name in (folder / file).read_text(encoding="utf-8"), file
+    run(load_config("finetune", {**keys, "out": "tuned", "init": "other", "data.image_size": 16}))
+    tuned = json.loads(Path("tuned/model/config.json").read_text(encoding="utf-8"))
+    assert tuned["name"] == "vit_micro_patch2_8 (image_size=16, patch_size=4, pool=avg)"
 
 
 def test_a_network_of_convolutions_trains_by_a_recipe_of_vision_transformers() -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitral.cli.main import Arguments
-from vitral.config import ConfigT, build, help_text, with_overrides
+from vitral.cli.usage import fitted, page
+from vitral.config import ConfigT, build, with_overrides
 from vitral.data.options import CheckOptions, ConvertOptions, ReadConfig, StatsOptions
 from vitral.errors import UserError, command, nearest
 
@@ -44,7 +45,7 @@ codes of findings:
 
 {codes}
 
-key, type, default, meaning:
+key=default, meaning (type):
 
 {keys}
 
@@ -58,7 +59,7 @@ STATS_HELP = """usage: vitral data stats PATH [key=value ...] [--json]
 
 Images, classes and sizes of each split; mean and standard deviation of its pixels, per channel, in [0,1].
 
-key, type, default, meaning:
+key=default, meaning (type):
 
 {keys}
 
@@ -71,7 +72,7 @@ CONVERT_HELP = """usage: vitral data convert PATH out=DIR [key=value ...] [--jso
 
 Writes every image with its split and label. Images that are files are copied as they are, others become PNG files.
 
-key, type, default, meaning:
+key=default, meaning (type):
 
 {keys}
 
@@ -89,7 +90,7 @@ def run(arguments: Arguments) -> int:
     """Run check, stats or convert."""
     actions: dict[str, Callable[[Arguments], int]] = {"check": _check, "stats": _stats, "convert": _convert}
     if not arguments.words:
-        print(HELP, end="", file=sys.stdout if arguments.help else sys.stderr)
+        print(fitted(HELP), end="", file=sys.stdout if arguments.help else sys.stderr)
         return 0 if arguments.help else 2
     action, *words = arguments.words
     if action not in actions:
@@ -133,7 +134,7 @@ def _check(arguments: Arguments) -> int:
 
     if arguments.help:
         codes = "\n".join(f"  {code:<18} {severity:<8} {text}" for code, (severity, text) in CODES.items())
-        print(CHECK_HELP.format(keys=help_text(CheckOptions), codes=codes), end="")
+        print(page(CHECK_HELP, CheckOptions, arguments.words, codes=codes), end="")
         return 0
     options = _options(CheckOptions, arguments, "check")
     _writable(options.out)
@@ -192,7 +193,7 @@ def _check_text(report: CheckReport, options: CheckOptions) -> str:
 
 def _stats(arguments: Arguments) -> int:
     if arguments.help:
-        print(STATS_HELP.format(keys=help_text(StatsOptions)), end="")
+        print(page(STATS_HELP, StatsOptions, arguments.words), end="")
         return 0
     options = _options(StatsOptions, arguments, "stats")
     _writable(options.out)
@@ -228,7 +229,7 @@ def _stats_text(stats: dict[str, Any]) -> str:
 
 def _convert(arguments: Arguments) -> int:
     if arguments.help:
-        print(CONVERT_HELP.format(keys=help_text(ConvertOptions)), end="")
+        print(page(CONVERT_HELP, ConvertOptions, arguments.words), end="")
         return 0
     options = _options(ConvertOptions, arguments, "convert")
     from vitral.data.convert import convert

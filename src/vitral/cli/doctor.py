@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vitral.cli.main import Arguments
+from vitral.cli.usage import fitted
 from vitral.config import build, help_text, with_overrides
 from vitral.errors import UserError
 from vitral.run.options import DoctorOptions
@@ -39,7 +40,7 @@ VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NO_C
 def run(arguments: Arguments) -> int:
     """Examine and print."""
     if arguments.help:
-        print(HELP.format(keys=help_text(DoctorOptions)), end="")
+        print(fitted(HELP.format(keys=help_text(DoctorOptions))), end="")
         return 0
     if len(arguments.words) > 1 or (arguments.pairs and not arguments.words):
         got = " ".join([*arguments.words, *arguments.pairs])

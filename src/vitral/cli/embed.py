@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from vitral.cli.images import check_exist, image_paths
 from vitral.cli.main import Arguments
-from vitral.config import build, help_text, with_overrides
+from vitral.cli.usage import page
+from vitral.config import build, with_overrides
 from vitral.errors import UserError
 from vitral.run.config import expand_data
 from vitral.run.options import EmbedOptions
@@ -24,7 +25,7 @@ What a model's encoder makes of each image, before any head: one vector, or with
 out=, or with --json, one JSON line an image: {{"image", "embedding"}}, of data also "split" and "label" ("labels" where
 an image may have several). out= writes arrays: embeddings float32 [N, D], images; of data also splits, labels, classes.
 
-key, type, default, meaning:
+key=default, meaning (type):
 
 {keys}
 
@@ -39,7 +40,7 @@ examples:
 def run(arguments: Arguments) -> int:
     """Embed, then write or print."""
     if arguments.help:
-        print(HELP.format(keys=help_text(EmbedOptions)), end="")
+        print(page(HELP, EmbedOptions, arguments.words), end="")
         return 0
     options = build(EmbedOptions, with_overrides(EmbedOptions, {}, expand_data(arguments.pairs)))
     model, *names = arguments.words or [""]

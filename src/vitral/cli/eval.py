@@ -7,7 +7,8 @@ import sys
 from typing import Any
 
 from vitral.cli.main import Arguments
-from vitral.config import build, help_text, with_overrides
+from vitral.cli.usage import page
+from vitral.config import build, with_overrides
 from vitral.errors import UserError
 from vitral.run.config import expand_data
 from vitral.run.options import EvalOptions
@@ -18,7 +19,7 @@ Measures a model on images with known classes, each once: top-1 with a 95 % Wils
 recall of each class, confusions, calibration; where images have several classes mean average precision and F1. Without
 data= on the data of its training. Exit code 3 below min_top1 or min_map.
 
-key, type, default, meaning:
+key=default, meaning (type):
 
 {keys}
 
@@ -32,7 +33,7 @@ examples:
 def run(arguments: Arguments) -> int:
     """Evaluate and print."""
     if arguments.help:
-        print(HELP.format(keys=help_text(EvalOptions)), end="")
+        print(page(HELP, EvalOptions, arguments.words), end="")
         return 0
     if len(arguments.words) != 1:
         raise UserError(

@@ -7,7 +7,8 @@ from typing import Any
 
 from vitral.cli.images import check_exist, image_paths
 from vitral.cli.main import Arguments
-from vitral.config import build, help_text, with_overrides
+from vitral.cli.usage import page
+from vitral.config import build, with_overrides
 from vitral.errors import UserError
 from vitral.run.config import expand_data
 from vitral.run.options import ExplainOptions
@@ -18,16 +19,16 @@ Looks inside a model and writes PNG pictures and one HTML page. Of each image: r
 beside integrated gradients, the attention of layers and heads, likeness and length of the patches, the answer after
 each layer, with reduce= which patches become one token. Of the model, with or without images: its patch filters, its
 positions, and with data= how far its attention reaches. With compare=OTHER which of its blocks say what OTHER's say
-(CKA), a ResNet's too. MODEL is what predict takes. docs/looking-inside.md says what each picture means.
+(CKA), a ResNet's too. MODEL is what predict takes. `vitral docs looking-inside` says what each picture means.
 
-key, type, default, meaning:
+key=default, meaning (type):
 
 {keys}
 
 examples:
   vitral explain vitral-digits digit.png out=inside
-  vitral explain runs/mine photo.jpg out=inside token=3,5 layers=[0,-1] class=dog
-  vitral explain runs/mine photos/ out=inside methods=[rollout,integrated_gradients] gradients.steps=256
+  vitral explain runs/mine photo.jpg out=inside token=3,5 layers=0,-1 class=dog
+  vitral explain runs/mine photos/ out=inside methods=rollout,integrated_gradients gradients.steps=256
   vitral explain vitral-digits out=inside data=digits
   vitral explain runs/mine compare=runs/resnet data=photos/ out=inside
 """
@@ -36,7 +37,7 @@ examples:
 def run(arguments: Arguments) -> int:
     """Draw and print."""
     if arguments.help:
-        print(HELP.format(keys=help_text(ExplainOptions)), end="")
+        print(page(HELP, ExplainOptions, arguments.words), end="")
         return 0
     if not arguments.words:
         raise UserError("a model is wanted", hint="vitral explain MODEL [IMAGE ...] out=DIR")

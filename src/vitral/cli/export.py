@@ -7,7 +7,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from vitral.cli.main import Arguments
-from vitral.config import build, help_text, with_overrides
+from vitral.cli.usage import page
+from vitral.config import build, with_overrides
 from vitral.errors import UserError
 from vitral.run.config import expand_data
 from vitral.run.options import ShipOptions
@@ -23,7 +24,7 @@ probabilities; `vitral predict` and `vitral eval` take the result as they take t
 left, where logits or classes differ by more than the limits.
 MODEL is a bundled name, a model folder, a run folder, foreign weights or a name on the Hugging Face hub.
 
-key, type, default, meaning:
+key=default, meaning (type):
 
 {keys}
 
@@ -39,7 +40,7 @@ examples:
 def run(arguments: Arguments) -> int:
     """Export and compare."""
     if arguments.help:
-        print(HELP.format(keys=help_text(ShipOptions)), end="")
+        print(page(HELP, ShipOptions, arguments.words), end="")
         return 0
     if len(arguments.words) != 1:
         got = " ".join(arguments.words) or "none"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
+import shlex
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from io import TextIOWrapper
+from pathlib import Path
 from typing import NamedTuple
 
 from vitral.distributed import launch
@@ -16,32 +18,41 @@ from vitral.version import __version__
 
 COMMANDS = {
     "train": "train a model by a recipe, on your images or built-in ones",
-    "sweep": "compare settings on a part of the train images, train the best on all of them",
+    "sweep": "compare settings, train the best of them on all train images",
     "eval": "measure a model: accuracy with its interval, per class, calibration",
-    "probe": "judge a model's features: nearest neighbours, linear classifier, few shots",
+    "probe": "measure a model's features: neighbors, linear classifier, few shots",
     "plan": "memory and work of a recipe or a model, before anything runs",
-    "predict": "name what is on images",
+    "predict": "classify images",
     "embed": "features of images, as a file or as JSON lines",
-    "explain": "look inside: attention, rollout, gradients, layers, filters, positions",
-    "prune": "a smaller model: the heads and hidden features that matter least are taken out",
-    "reproduce": "a paper's comparison at your scale: position embeddings, ViT against ResNet",
+    "explain": "look inside: attention, rollout, gradients, filters, positions",
+    "prune": "remove the heads and hidden features that matter least",
+    "reproduce": "a paper's comparison at your scale: positions, ViT against ResNet",
     "data": "check images and labels, say what they consist of, convert them",
     "weights": "read the weights of other libraries: convert, inspect",
-    "export": "write a model for another library or runtime, and prove it",
-    "serve": "answer over HTTP: predictions, features, attention, with dynamic batching",
-    "push": "bring a model folder to the Hugging Face hub",
+    "export": "export for another library or runtime, and verify the outputs",
+    "serve": "answer over HTTP: predictions, features, attention",
+    "push": "upload a model folder to the Hugging Face hub",
     "models": "list the model presets with their sizes",
     "recipes": "list the training recipes, or show one",
+    "docs": "list the pages of the documentation, or show one",
     "doctor": "versions, device, memory, speed: what a bug report needs",
 }
 
-HELP = """Vitral: the Vision Transformer, whole.
+# Words of other tools, and what does that here.
+ELSEWHERE = {
+    "check": "data check", "stats": "data stats", "fit": "train", "finetune": "train finetune", "pretrain": "train",
+    "val": "eval", "validate": "eval", "test": "eval", "evaluate": "eval", "infer": "predict", "classify": "predict",
+    "inference": "predict", "features": "embed", "list": "models", "info": "plan", "convert": "weights convert",
+    "quantize": "export", "benchmark": "export", "upload": "push", "settings": "doctor", "checks": "doctor",
+}  # fmt: skip
+
+HELP = """Vitral: train, measure, explain and serve Vision Transformers on your own images.
 
 usage: vitral COMMAND [words] [key=value ...] [--json] [--help]
 
 {commands}
 
-vitral COMMAND --help says more; --version prints the version; --debug shows tracebacks.
+vitral COMMAND --help says more; --version prints the version; --debug shows tracebacks; words after -- are file names.
 Keys are written as in the YAML files, with dots: optim.lr=3e-4
 
   vitral train digits                        a first model in a minute
@@ -96,29 +107,55 @@ def main(argv: list[str]) -> int:
 
 
 def _dispatch(argv: list[str]) -> int:
+    from vitral.cli.usage import fitted  # within, so that a signal meets what `entry` has set up
     from vitral.config import split_words
 
-    flags = [word for word in argv if word.startswith("-")]
-    words, pairs = split_words(word for word in argv if not word.startswith("-"))
-    for flag in flags:
-        if flag not in (*FLAGS, "-h"):
-            name = re.sub(r"^-+", "", flag)
-            hint = "Keys are written key=value, as in optim.lr=3e-4." if name not in FLAGS else None
-            raise UserError("unknown option", where=flag, nearest=nearest(flag, FLAGS), hint=hint)
-    if "--version" in flags:
+    end = argv.index("--") if "--" in argv else len(argv)
+    before, files = argv[:end], argv[end + 1 :]
+    flags = [word for word in before if word.startswith("-")]
+    words, pairs = split_words(word for word in before if not word.startswith("-"))
+    for place, word in enumerate(before):
+        if word.startswith("-") and word not in (*FLAGS, "-h"):
+            raise _unknown_option(word, before[place + 1 :])
+    words += files
+    if "--version" in flags or words == ["version"]:
         print(f"vitral {__version__}")
         return 0
     wants_help = "--help" in flags or "-h" in flags
+    if words[:1] == ["help"]:
+        words, wants_help = words[1:], True
     if not words:
         rows = "\n".join(f"  {name:<9} {summary}" for name, summary in COMMANDS.items())
-        print(HELP.format(commands=rows), end="", file=sys.stdout if wants_help else sys.stderr)
+        print(fitted(HELP.format(commands=rows)), end="", file=sys.stdout if wants_help else sys.stderr)
         return 0 if wants_help else 2
     command = words[0]
     if command not in COMMANDS:
-        raise UserError(
-            "unknown command", where=command, wanted=", ".join(COMMANDS), nearest=nearest(command, COMMANDS)
-        )
+        here = ELSEWHERE.get(command)
+        close = nearest(command, COMMANDS) if here is None else None
+        hint = f"Use: vitral {here}" if here else None
+        raise UserError("unknown command", where=command, wanted=", ".join(COMMANDS), nearest=close, hint=hint)
     if launch().world > 1 and command != "train":
         raise UserError("works in one process", where=command, got=f"{launch().world} processes", wanted="train")
     run = import_module(f"vitral.cli.{command}").run
-    return int(run(Arguments(words[1:], pairs, "--json" in flags, wants_help)))
+    try:
+        return int(run(Arguments(words[1:], pairs, "--json" in flags, wants_help)))
+    except UserError as error:
+        names = [name for name in (f"{key}={value}" for key, value in pairs.items()) if Path(name).exists()]
+        if not names:
+            raise
+        hint = f"A file of this name is here. To mean it: {shlex.quote(f'./{names[0]}')}"
+        raise UserError(str(error), hint=hint) from None
+
+
+def _unknown_option(word: str, after: Sequence[str]) -> UserError:
+    """An option of another tool as the key that it may be; or a file whose name begins with a dash."""
+    if Path(word).exists():
+        return UserError("a file of this name looks like an option", where=word, hint=f"To mean it: ./{word}")
+    name, equals, value = word.lstrip("-").partition("=")
+    close = nearest(word, FLAGS)
+    if close is not None and not equals:
+        return UserError("unknown option", where=word, nearest=close)
+    value = value if equals else next(iter(after[:1]), "VALUE")
+    value = "VALUE" if value.startswith("-") and not equals else value
+    hint = f"Keys are written key=value: {shlex.quote(f'{name}={value}')}"
+    return UserError("unknown option", where=word, hint=hint)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from vitral.cli.main import Arguments
+from vitral.cli.usage import fitted
 from vitral.errors import UserError
 from vitral.models.config import ResNetConfig, ViTConfig
 from vitral.models.presets import count_parameters, list_models, resolve
@@ -23,7 +24,7 @@ examples:
 def run(arguments: Arguments) -> int:
     """List the presets."""
     if arguments.help:
-        print(HELP, end="")
+        print(fitted(HELP), end="")
         return 0
     if arguments.pairs or len(arguments.words) > 1:
         raise UserError("one pattern at most is wanted", got=" ".join([*arguments.words, *arguments.pairs]))

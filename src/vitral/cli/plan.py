@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vitral.cli.main import Arguments
-from vitral.config import build, help_text, with_overrides
+from vitral.cli.usage import page
+from vitral.config import build, with_overrides
 from vitral.errors import UserError
 from vitral.models.presets import PRESETS
 from vitral.run.config import load_config, recipes
@@ -20,9 +21,9 @@ Says how much memory training by a recipe takes before anything runs, and which 
 `memory` (without it what is free) at the recipe's batch size, as little as possible computed twice. Takes the keys of
 `vitral train`. Of a preset or a model folder: parameters, multiply-accumulates and memory of one image, how they grow
 with its size, the size of patches and the number of blocks, and the way of an image through it with every shape.
-docs/memory.md has the formula.
+`vitral docs memory` has the formula.
 
-keys with MODEL, type, default, meaning:
+keys with MODEL, key=default, meaning (type):
 
 {keys}
 
@@ -38,7 +39,7 @@ examples:
 def run(arguments: Arguments) -> int:
     """Plan a recipe or a model."""
     if arguments.help:
-        print(HELP.format(keys=help_text(PlanOptions)), end="")
+        print(page(HELP, PlanOptions, arguments.words), end="")
         return 0
     if len(arguments.words) != 1:
         raise UserError(

@@ -6,7 +6,8 @@ import json
 
 from vitral.cli.images import check_exist, image_paths
 from vitral.cli.main import Arguments
-from vitral.config import build, help_text, with_overrides
+from vitral.cli.usage import page
+from vitral.config import build, with_overrides
 from vitral.errors import UserError
 from vitral.run.options import PredictOptions
 
@@ -16,21 +17,21 @@ Prints one JSON line an image: {{"image", "predictions": [{{"label", "index", "s
 MODEL is a bundled name (vitral-digits), a model folder, a run folder, weights of another library or a name on the
 Hugging Face hub. A folder means all images in it.
 
-key, type, default, meaning:
+key=default, meaning (type):
 
 {keys}
 
 examples:
   vitral predict vitral-digits digit.png
   vitral predict runs/mine photo.jpg holiday/ topk=1
-  vitral predict runs/mine /data/photos engine=ray        on all machines of a Ray cluster (docs/many-machines.md)
+  vitral predict runs/mine /data/photos engine=ray        on all machines of a Ray cluster (vitral docs many-machines)
 """
 
 
 def run(arguments: Arguments) -> int:
     """Predict and print."""
     if arguments.help:
-        print(HELP.format(keys=help_text(PredictOptions)), end="")
+        print(page(HELP, PredictOptions, arguments.words), end="")
         return 0
     if len(arguments.words) < 2:
         raise UserError("a model and at least one image are wanted", hint="vitral predict MODEL IMAGE [IMAGE ...]")

@@ -7,7 +7,8 @@ import sys
 from typing import Any
 
 from vitral.cli.main import Arguments
-from vitral.config import build, help_text, with_overrides
+from vitral.cli.usage import page
+from vitral.config import build, with_overrides
 from vitral.errors import UserError
 from vitral.run.config import expand_data
 from vitral.run.options import ProbeOptions
@@ -22,21 +23,21 @@ kind=knn      weighted votes of the nearest train images; top-1 for each knn.k
 kind=linear   logistic regression; its penalty is chosen on held-out train images
 kind=fewshot  least squares on a few train images of each class; the mean of several choices
 
-key, type, default, meaning:
+key=default, meaning (type):
 
 {keys}
 
 examples:
   vitral probe vitral-digits
   vitral probe runs/mine data=OTHER_PHOTOS kind=linear
-  vitral probe runs/mine kind=fewshot fewshot.shots=[5,10] features=cls min_top1=0.6
+  vitral probe runs/mine kind=fewshot fewshot.shots=5,10 features=cls min_top1=0.6
 """
 
 
 def run(arguments: Arguments) -> int:
     """Probe and print."""
     if arguments.help:
-        print(HELP.format(keys=help_text(ProbeOptions)), end="")
+        print(page(HELP, ProbeOptions, arguments.words), end="")
         return 0
     if len(arguments.words) != 1:
         raise UserError(

@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 from vitral.cli.main import Arguments
-from vitral.config import build, help_text, with_overrides
+from vitral.cli.usage import page
+from vitral.config import build, with_overrides
 from vitral.errors import UserError
 from vitral.run.config import expand_data
 from vitral.run.options import PruneOptions
@@ -18,7 +19,7 @@ miss least (first-order Taylor expansion), until a share of the multiply-accumul
 folder with smaller tensors. Train it a little afterwards: what was taken out is missed at first. Without data= the
 images are those of its training.
 
-key, type, default, meaning:
+key=default, meaning (type):
 
 {keys}
 
@@ -32,7 +33,7 @@ examples:
 def run(arguments: Arguments) -> int:
     """Prune, and say what is left."""
     if arguments.help:
-        print(HELP.format(keys=help_text(PruneOptions)), end="")
+        print(page(HELP, PruneOptions, arguments.words), end="")
         return 0
     if len(arguments.words) != 1:
         got = " ".join(arguments.words) or "none"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 from vitral.cli.main import Arguments
-from vitral.config import build, help_text, with_overrides
+from vitral.cli.usage import page
+from vitral.config import build, with_overrides
 from vitral.errors import UserError
 from vitral.run.options import PushOptions
 
@@ -16,7 +17,7 @@ Brings a model folder to the Hugging Face hub: config.json, model.safetensors an
 repository is made where there is none; a token that may write comes from `hf auth login` or HF_TOKEN. Needs
 pip install "vitral[hub]".
 
-key, type, default, meaning:
+key=default, meaning (type):
 
 {keys}
 
@@ -29,7 +30,7 @@ examples:
 def run(arguments: Arguments) -> int:
     """Push, and say where it is."""
     if arguments.help:
-        print(HELP.format(keys=help_text(PushOptions)), end="")
+        print(page(HELP, PushOptions, arguments.words), end="")
         return 0
     if len(arguments.words) != 2:
         got = " ".join(arguments.words) or "none"

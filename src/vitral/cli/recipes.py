@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from vitral.cli.main import Arguments
+from vitral.cli.usage import fitted
 from vitral.errors import UserError, nearest
 from vitral.run.config import recipes
 
@@ -21,7 +22,7 @@ examples:
 def run(arguments: Arguments) -> int:
     """List the recipes, or print one."""
     if arguments.help:
-        print(HELP, end="")
+        print(fitted(HELP), end="")
         return 0
     known = recipes()
     if arguments.pairs or len(arguments.words) > 1:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 from vitral.cli.main import Arguments
-from vitral.config import build, help_text, with_overrides
+from vitral.cli.usage import page
+from vitral.config import build, with_overrides
 from vitral.errors import UserError, nearest
 from vitral.reproduce.config import BiasOptions, ReproduceOptions
 
@@ -19,7 +20,7 @@ inductive-bias  ViT and a ResNet on fractions of the train images, and how both 
                 (sections 3.1 and 4.3); with a plot. Both kinds train with the recipe's optimizer and rate (those of a
                 ViT, unless optim.* says otherwise) and for the same number of steps, whatever the fraction
 
-key, type, default, meaning:
+key=default, meaning (type):
 
 {keys}
 
@@ -31,7 +32,7 @@ goes on.
 examples:
   vitral reproduce positions data=digits
   vitral reproduce positions data=PHOTOS seeds=5 steps=3000 model.pool=cls
-  vitral reproduce inductive-bias fractions=[0.1,1] cnn=resnet18_cifar
+  vitral reproduce inductive-bias fractions=0.1,1 cnn=resnet18_cifar
 """
 
 KINDS = {"positions": ReproduceOptions, "inductive-bias": BiasOptions}
@@ -40,7 +41,7 @@ KINDS = {"positions": ReproduceOptions, "inductive-bias": BiasOptions}
 def run(arguments: Arguments) -> int:
     """Compare and print."""
     if arguments.help:
-        print(HELP.format(keys=help_text(BiasOptions)), end="")
+        print(page(HELP, BiasOptions, arguments.words), end="")
         return 0
     if len(arguments.words) != 1 or arguments.words[0] not in KINDS:
         got = " ".join(arguments.words) or "none"

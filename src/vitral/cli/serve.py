@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from vitral.cli.main import Arguments
-from vitral.config import build, help_text, with_overrides
+from vitral.cli.usage import page
+from vitral.config import build, with_overrides
 from vitral.errors import UserError
 from vitral.run.options import ServeOptions
 
@@ -15,16 +16,16 @@ Predictions, features and attention over HTTP: POST /v1/predict, /v1/embed and /
 /v1/models, /healthz, /readyz, /metrics and /openapi.json; in a browser, at /, a page that shows how a model sees. MODEL
 is as in `vitral predict`; a model folder that is replaced is loaded again. Once it listens, one JSON line on stdout
 says where: {{"url", "models"}}. Ctrl-C or SIGTERM end it after the requests that are there have their answers.
-docs/serving.md says more.
+`vitral docs serving` says more.
 
-key, type, default, meaning:
+key=default, meaning (type):
 
 {keys}
 
 examples:
   vitral serve vitral-digits
   curl -F image=@digit.png http://127.0.0.1:8000/v1/predict
-  vitral serve runs/mine runs/other names=[new,old] engine=auto port=9000
+  vitral serve runs/mine runs/other names=new,old engine=auto port=9000
   VITRAL_API_KEY=... vitral serve runs/mine host=0.0.0.0
   vitral serve runs/mine engine=ray ray.workers=4       in processes of a Ray cluster
 """
@@ -34,7 +35,7 @@ _NEEDED = ("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_cl
 def run(arguments: Arguments) -> int:
     """Serve until a signal comes."""
     if arguments.help:
-        print(HELP.format(keys=help_text(ServeOptions)), end="")
+        print(page(HELP, ServeOptions, arguments.words), end="")
         return 0
     if not arguments.words:
         raise UserError("a model is wanted", hint="vitral serve MODEL [MODEL ...]")

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from vitral.cli.main import Arguments
+from vitral.cli.usage import fitted
 from vitral.data.config import SourceConfig
 from vitral.errors import UserError
-from vitral.run.config import recipe_values
+from vitral.run.config import recipe_and_data, recipe_values
 
 HELP = """usage: vitral sweep [RECIPE | FILE.yaml] key=VALUE,VALUE... [key=value ...] [--json]
 
@@ -33,6 +34,7 @@ examples:
   vitral sweep digits optim.lr=1e-3,3e-3,1e-2 dev=0.1
   vitral sweep finetune_cifar10 data=CIFAR init=MODEL optim.lr=.001,.003,.01,.03 dev=0.02 out=runs/sweep
   vitral sweep small data=PHOTOS optim.lr=3e-4,1e-3 augment.mixup=0,0.2 seed=1
+  vitral sweep digits 'optim.betas=[0.9,0.99],[0.9,0.999]'           a list as a value: in brackets, quoted
 """
 
 _FLAGS = {"true": True, "false": False}
@@ -42,12 +44,10 @@ _WHOLE = {"data", "out", "recipe", *(f"data.{name}" for name in SourceConfig.mod
 
 def run(arguments: Arguments) -> int:
     """Sweep and print the table."""
-    if len(arguments.words) > 1:
-        raise UserError("one recipe at a time", got=" ".join(arguments.words))
     if arguments.help:
-        print(HELP, end="")
+        print(fitted(HELP), end="")
         return 0
-    recipe, keys = arguments.words[0] if arguments.words else None, dict(arguments.pairs)
+    recipe, keys = recipe_and_data(arguments.words, arguments.pairs)
     if recipe is not None:
         recipe_values(recipe)  # a wrong name is said before torch is imported
     flags = {name: _flag(name, keys.pop(name)) for name in ("retrain", "resume", "overwrite") if name in keys}

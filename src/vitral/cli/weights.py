@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitral.cli.main import Arguments
-from vitral.config import ConfigT, build, help_text, with_overrides
+from vitral.cli.usage import page
+from vitral.config import ConfigT, build, with_overrides
 from vitral.errors import UserError, nearest
 from vitral.weights.config import ConvertOptions, InspectOptions
 
@@ -23,9 +24,9 @@ convert    weights of another library as a model folder
 inspect    format, tensors and architecture of a checkpoint, and what would not fit; writes nothing
 
 SOURCE is a file (.npz, .safetensors, .pth, .pt, .bin), a folder of transformers or timm, or a name on the Hugging Face
-hub. Formats are told by their names; docs/weights.md lists them.
+hub. Formats are told by their names; `vitral docs weights` lists them.
 
-key, type, default, meaning:
+key=default, meaning (type):
 
 {keys}
 
@@ -40,7 +41,7 @@ def run(arguments: Arguments) -> int:
     """Run convert or inspect."""
     actions: dict[str, Callable[[Arguments], int]] = {"convert": _convert, "inspect": _inspect}
     if arguments.help or not arguments.words:
-        print(HELP.format(keys=help_text(ConvertOptions)), end="", file=sys.stdout if arguments.help else sys.stderr)
+        print(page(HELP, ConvertOptions, arguments.words), end="", file=sys.stdout if arguments.help else sys.stderr)
         return 0 if arguments.help else 2
     action, *words = arguments.words
     if action not in actions:

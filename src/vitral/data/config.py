@@ -97,7 +97,7 @@ class DataConfig(SourceConfig):
 
     image_size: Count | Pair | Literal["auto"] = Field(
         default="auto",
-        description="side or [height, width], pixels; auto: of init or preset; of the data if patch_size=auto",
+        description="side or height,width, pixels; auto: of init or preset; of the data if patch_size=auto",
     )
     channels: Channels | Literal["auto"] = Field(
         default="auto", description="1 grey, 3 RGB, 4 RGBA; auto: from the data"

@@ -22,7 +22,7 @@ class ExportOptions(Config):
     out: str = Field(description="the folder to write")
     overwrite: bool = Field(default=False, description="whether a folder that is there may be replaced")
     image_size: Count | Pair | None = Field(
-        default=None, description="pixels, one number or [height, width]; null: the model's own size"
+        default=None, description="pixels, one number or height,width; null: the model's own size"
     )
     takes: Literal["pixels", "resized"] = Field(
         default="pixels",

@@ -21,7 +21,7 @@ MAX_PATCHES = 2**18
 class ModelConfig(Config):
     """What every architecture has; equal configs mean parameters of equal names and shapes."""
 
-    image_size: Pair = Field(description="[height, width] in pixels; one number: a square")
+    image_size: Pair = Field(description="height,width in pixels; one number: a square")
     in_channels: int = Field(default=3, ge=1, le=4, description="1 grey, 2, 3 RGB, 4 RGBA")
     num_classes: int = Field(
         default=1000, ge=0, description="outputs of the head; 0: no head, the model gives pooled features"
@@ -60,7 +60,7 @@ class ViTConfig(ModelConfig):
     patch_size: int = Field(ge=1, description="side of what one token stands for, in pixels; divides image_size")
     stem_blocks: Blocks | None = Field(
         default=None,
-        description="hybrid: bottleneck blocks of each stage of a ResNet in front ([]: its first layer alone); "
+        description="hybrid: bottleneck blocks of each stage of a ResNet in front (none: its first layer alone); "
         "null: patches of pixels",
     )
     stem_epsilons: Literal["timm", "google"] = Field(
@@ -127,7 +127,7 @@ class ViTConfig(ModelConfig):
     )
 
     pruner_blocks: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = Field(
-        default=(), description="blocks, from 0, in which a learned pruner drops patches; []: none"
+        default=(), description="blocks, from 0, in which a learned pruner drops patches"
     )
     pruner_keep: float = Field(
         default=0.7, gt=0, lt=1, description="share of its patch tokens that each of these blocks keeps"
@@ -152,7 +152,7 @@ class ViTConfig(ModelConfig):
         if list(self.pruner_blocks) != sorted({block for block in self.pruner_blocks if block < self.depth}):
             raise ValueError(f"pruner_blocks are rising numbers below depth {self.depth}")
         if self.pruner_blocks and self.positions == "relative":
-            raise ValueError("positions=relative has no offsets for patches that were dropped: pruner_blocks=[]")
+            raise ValueError("positions=relative has no offsets for patches that were dropped: pruner_blocks=none")
         if self.block_heads is not None and self.positions == "relative":
             raise ValueError("positions=relative has vectors as wide as all heads together: block_heads=null")
         if self.pool in ("cls", "cls_avg") and not self.class_token:

@@ -117,6 +117,27 @@ def resolve(name: str, **options: Any) -> ViTConfig | ResNetConfig:
     return build_config({"num_classes": classes, **preset, **options}, where=name)
 
 
+# What does not make it another model: classes and images that the data bring, and how it is trained.
+_FREE = {"num_classes", "in_channels", "mean", "std", "dropout", "drop_path", "position_resize"}
+
+
+def changed_name(name: str, config: ViTConfig | ResNetConfig) -> str:
+    """A preset's name with what differs from the preset, as in `vit_tiny_patch16_224 (patch_size=28)`; any other name
+    as it is. What the name says of changes already is said anew."""
+    base = name.partition(" (")[0]
+    if base not in PRESETS or (preset := resolve(base)).family != config.family:
+        return name
+    mine, theirs = config.model_dump(exclude=_FREE), preset.model_dump(exclude=_FREE)
+    changes = ", ".join(f"{key}={_short(value)}" for key, value in mine.items() if value != theirs[key])
+    return f"{base} ({changes})" if changes else base
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, tuple):
+        return str(value[0]) if len(value) == 2 and value[0] == value[1] else "x".join(map(str, value)) or "none"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def count_parameters(config: ViTConfig | ResNetConfig) -> int:
     """Exact number of trained values, head included, by closed form (table 1 of arXiv 2010.11929 rounds them)."""
     if isinstance(config, ResNetConfig):

@@ -38,7 +38,7 @@ class Pruned(Objective):
         if not isinstance(model, VisionTransformer) or not isinstance(model.reduce, LearnedPruner):
             raise UserError(
                 "there is no pruner to learn", where="objective.kind", got="pruned",
-                hint="model.pruner_blocks=[1,2] says in which blocks patches are dropped.",
+                hint="model.pruner_blocks=1,2 says in which blocks patches are dropped.",
             )  # fmt: skip
         assert isinstance(teacher, VisionTransformer)
         teacher.reduce = None

@@ -80,8 +80,8 @@ def _models(options: BiasOptions, asked: Mapping[str, Any]) -> dict[str, dict[st
     for key, name, family in (("vit", options.vit, "vit"), ("cnn", options.cnn, "resnet")):
         if (key, name) != ("vit", "auto") and resolve(name).family != family:
             raise UserError("a preset of the other kind", where=key, got=name)
-    # Another preset than the recipe's comes with its own patches and pooling.
-    own = {} if options.vit == "auto" else {"model.name": options.vit, "model.patch_size": None, "model.pool": None}
+    # Another preset than the recipe's comes with its own pooling too.
+    own = {} if options.vit == "auto" else {"model.name": options.vit, "model.pool": None}
     return {"ViT": {**own, **asked}, "CNN": {"model.name": options.cnn}}
 
 

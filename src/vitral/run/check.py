@@ -113,7 +113,7 @@ def refuse(report: CheckReport, config: RunConfig) -> None:
     source = command(str(config.data.path or config.data.source))
     hint = f"See all: vitral data check {source} out=check.html"
     if allowable:
-        hint += f"\n  To train all the same: check.allow=[{allowed}]"
+        hint += f"\n  To train all the same: check.allow={allowed}"
     if len(allowable) < len(errors):
         hint += f"\n  To leave damaged images out: data.max_bad={sum(map(len, report.damaged.values()))}"
     text = "\n    ".join(lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -183,13 +183,16 @@ def recipes() -> dict[str, Path]:
 
 
 def load_config(recipe: str | None, overrides: Mapping[str, Any]) -> RunConfig:
-    """A recipe's name or a YAML file, with dotted keys on top. Raises UserError for anything unknown or wrong.
+    """A recipe's name or a YAML file, with dotted keys on top; a path of images is `small` on these. Raises UserError
+    for anything unknown or wrong.
 
     `data=X` is short for `data.path=X`; a path given without a source makes the source `auto`; train.epochs given
-    replaces a recipe's train.steps; a model.name of another family than the recipe's model replaces all that the recipe
-    says of its model, and another objective.kind all that it says of its objective. Without a recipe it is `small`
-    where data is given, else `digits`.
+    replaces a recipe's train.steps; a model.name replaces the parts of the model that its preset says, and of another
+    family than the recipe's model all that the recipe says of it; another objective.kind replaces all that the recipe
+    says of its objective. Without a recipe it is `small` where data is given, else `digits`.
     """
+    if recipe is not None:
+        recipe, overrides = recipe_and_data([recipe], overrides)
     overrides = flatten(expand_data(overrides))
     if "train.epochs" in overrides:
         overrides.setdefault("train.steps", None)
@@ -200,13 +203,45 @@ def load_config(recipe: str | None, overrides: Mapping[str, Any]) -> RunConfig:
     tree = load_yaml(path)
     if path in recipes().values():
         tree.setdefault("recipe", recipe)
-    name = overrides.get("model.name")
-    if str(name) in PRESETS and _family(name) != _family(flatten(tree).get("model.name")):
-        tree.pop("model", None)
+    _settle_name(tree, overrides.get("model.name"))
     kind = overrides.get("objective.kind")
     if kind is not None and kind != flatten(tree).get("objective.kind", "supervised"):
         tree.pop("objective", None)
     return build(RunConfig, with_overrides(RunConfig, tree, overrides))
+
+
+def is_recipe(word: str) -> bool:
+    """Whether a word is a recipe's name or a YAML file's."""
+    return word in recipes() or Path(word).suffix in (".yaml", ".yml")
+
+
+def recipe_and_data(words: Sequence[str], keys: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """The recipe among words, and the keys; a word that is a path and no recipe names the data. Raises UserError for
+    more than one of either."""
+    paths = [word for word in words if not is_recipe(word) and Path(word).expanduser().exists()]
+    named = [word for word in words if word not in paths]
+    if len(named) > 1:
+        raise UserError("one recipe at a time", got=" ".join(named), hint="Other words are key=value, as data=PHOTOS.")
+    recipe = next(iter(named), None)
+    if not paths:
+        return recipe, dict(keys)
+    given = [f"{key}={keys[key]}" for key in ("data", "data.path") if keys.get(key) not in _NULL]
+    if len(paths) > 1 or given:
+        raise UserError("one path of data at a time", where="data", got=" ".join([*paths, *given]))
+    return recipe, {**keys, "data": paths[0]}
+
+
+def _settle_name(tree: Tree, name: object) -> None:
+    """Take out of a recipe's model what contradicts the preset that the user names."""
+    before = flatten(tree).get("model.name")
+    if str(name) not in PRESETS:
+        return
+    if _family(name) != _family(before):
+        tree.pop("model", None)
+        return
+    parts = {*PRESETS[str(name)], *PRESETS.get(str(before), {})}
+    model = tree.get("model", {})
+    tree["model"] = {k: v for k, v in model.items() if k not in parts or (v != "auto" and name == before)}
 
 
 def _family(name: object) -> str:

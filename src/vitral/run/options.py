@@ -33,7 +33,7 @@ class ModelUse(Config):
     """How a model is used, whatever for."""
 
     image_size: Count | Pair | None = Field(
-        default=None, description="pixels, one number or [height, width]; null: the model's own size"
+        default=None, description="pixels, one number or height,width; null: the model's own size"
     )
     position_resize: Literal["bicubic_antialias", "bicubic", "google"] | None = Field(
         default=None, description="learned positions at another image_size; null: as the model says"
@@ -261,7 +261,7 @@ class PlanOptions(Config):
     """Keys of `vitral plan MODEL`; `vitral plan RECIPE` takes those of `vitral train`."""
 
     image_size: Count | Pair | None = Field(
-        default=None, description="pixels, one number or [height, width]; null: the model's own size"
+        default=None, description="pixels, one number or height,width; null: the model's own size"
     )
     precision: Literal["float32", "bfloat16", "bfloat16_params"] = Field(
         default="float32", description="that training would have"

@@ -19,7 +19,7 @@ from vitral.data.loader import ImageStore
 from vitral.errors import NAMES, UserError, command
 from vitral.evaluate.classify import wilson_interval
 from vitral.evaluate.problems import PROBLEMS
-from vitral.run.config import RunConfig, difference, load_config, recipes
+from vitral.run.config import RunConfig, difference, load_config, recipe_values, recipes
 from vitral.run.prepare import Prepared
 from vitral.version import __version__
 from vitral.weights.folder import FolderConfig, Preprocessing
@@ -128,6 +128,8 @@ def again_command(asked: RunConfig) -> str | None:
     if asked.recipe not in recipes():
         return None
     given = {"init": asked.init} if asked.init else {}  # some recipes cannot do without
+    if asked.model.name != recipe_values(asked.recipe).get("model.name", "auto"):
+        given["model.name"] = asked.model.name  # it brings its own parts
     try:
         changed = difference(load_config(asked.recipe, given), asked)
     except UserError:  # nor without other keys

@@ -29,7 +29,7 @@ from vitral.models.create import build_model
 from vitral.models.lora import add_lora
 from vitral.models.model import ImageModel
 from vitral.models.parameters import freeze_encoder, is_pruner
-from vitral.models.presets import PRESETS, resolve
+from vitral.models.presets import PRESETS, changed_name, resolve
 from vitral.objectives.config import SelfSupervisedConfig
 from vitral.predictor import pick_device
 from vitral.run.check import open_checked
@@ -221,13 +221,15 @@ def settle_precision(config: RunConfig, device: torch.device) -> Precision:
 def choose_architecture(
     config: RunConfig, dataset: Dataset, init: FolderConfig | None
 ) -> tuple[str, ViTConfig | ResNetConfig]:
-    """The model's name and shape for these data; mean and std are not settled yet."""
+    """The model's name, with what differs from a preset, and its shape for these data; mean and std are not settled
+    yet."""
     size, options = _settle_size(config, dataset, init)
     labelled = not isinstance(config.objective, SelfSupervisedConfig)
     base = dict(
         options, image_size=size, in_channels=dataset.channels, num_classes=len(dataset.classes) if labelled else 0
     )
     name, architecture = _architecture(config, base, init)
+    name = changed_name(name, architecture)
     if not labelled and not isinstance(architecture, ViTConfig):
         raise UserError(
             f"objective.kind={config.objective.kind} learns from patches", where="model.name", got=name,

@@ -8,7 +8,7 @@ from vitral.data.dataset import Split, spaced
 from vitral.efficient.prune_channels import choose_kept, measure_importance, prune
 from vitral.errors import UserError
 from vitral.models.flops import count_macs
-from vitral.models.presets import count_parameters
+from vitral.models.presets import changed_name, count_parameters
 from vitral.models.vit import VisionTransformer
 from vitral.predictor import load
 from vitral.run.evaluate import in_classes_of
@@ -64,5 +64,6 @@ def _some(split: Split, most: int | None) -> Split:
 def _folder(old: FolderConfig, smaller: VisionTransformer, found: dict[str, Any]) -> FolderConfig:
     pruned = {key: found[key] for key in ("model", "data", "split", "images", "parameters", "macs")}
     provenance = {**{key: value for key, value in old.provenance.items() if key not in _MEASURED}, "pruned": pruned}
-    update = {"architecture": smaller.config, "temperature": 1.0, "provenance": provenance}
+    name = changed_name(old.name, smaller.config)
+    update = {"name": name, "architecture": smaller.config, "temperature": 1.0, "provenance": provenance}
     return old.model_copy(update=update)

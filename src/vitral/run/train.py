@@ -214,7 +214,7 @@ def assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
     torch.manual_seed(config.seed)
     steps = settle_steps(config, len(prepared.train.split))
     if config.objective.kind != "pruned" and getattr(prepared.architecture, "pruner_blocks", ()):
-        hint = "objective.kind=pruned init_head=true trains it; model.pruner_blocks=[] leaves it out."
+        hint = "objective.kind=pruned init_head=true trains it; model.pruner_blocks=none leaves it out."
         raise UserError("the pruner would not be trained", where="model.pruner_blocks", hint=hint)
     samples = len(prepared.train.split)
     setting = Setting(steps, samples / config.train.batch_size, config.seed, _class_balance(prepared))

@@ -21,7 +21,7 @@ class ReadOptions(Config):
     heads: Count | None = Field(default=None, description="attention heads; null: as config.json or the sizes say")
     image_size: Count | Pair | None = Field(
         default=None,
-        description="pixels, one number or [height, width]; positions are resized to it; null: the weights' own",
+        description="pixels, one number or height,width; positions are resized to it; null: the weights' own",
     )
 
 

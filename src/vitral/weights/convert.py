@@ -131,7 +131,7 @@ def _format(tensors: Mapping[str, Tensor], own: Map | None, where: str) -> Forma
     if each is not None:
         return each
     closest, known = closest_format(tensors)
-    hint = "Rules for other names: map=map.yaml, see docs/weights.md"
+    hint = "Rules for other names: map=map.yaml, see `vitral docs weights`"
     raise UserError(
         "no known format has these names", where=where, got=_listed(list(tensors)),
         wanted="; ".join(dict.fromkeys(each.what for each in FORMATS)),

@@ -129,7 +129,7 @@ def _positions(
         size, with_prefix = _size(table.shape[1], prefix, patch, sizes, where)
         if prefix and not with_prefix:
             notes.append(
-                f"the class token has no position: {table.shape[1]} are a square; image_size=[H,W] says otherwise"
+                f"the class token has no position: {table.shape[1]} are a square; image_size=H,W says otherwise"
             )
         everywhere = {"positions_at": "layers"} if table.shape[0] > 1 else {}
         return {"image_size": size, "prefix_positions": with_prefix, "positions": "learned", **everywhere}
@@ -156,7 +156,7 @@ def _size(rows: int, prefix: int, patch: int, sizes: Sequence[Size | None], wher
         if side and side * side == count:
             return (side * patch, side * patch), count != rows or not prefix
     got = f"{rows} positions, which are no square"
-    raise UserError("the size of the images cannot be told", where=where, got=got, hint="Say it: image_size=[H,W]")
+    raise UserError("the size of the images cannot be told", where=where, got=got, hint="Say it: image_size=H,W")
 
 
 def _resnet(tensors: Tensors, facts: Mapping[str, Any], asked: Size | None) -> tuple[Fields, list[str]]:

@@ -1,0 +1,176 @@
+"""Every settable key of a configuration class: name, type, default and meaning; how values are written as words; the
+help that lists them.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import NoneType
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+REQUIRED = "required"
+_KINDS = {int: "whole number", float: "number", str: "text", bool: "true | false", NoneType: "null"}
+_COLUMN = 26  # where the meaning of a key begins
+
+
+class Key(NamedTuple):
+    """One settable key: its dotted name, type, default and what it means (with its unit)."""
+
+    name: str
+    annotation: Any
+    type_text: str
+    default: Any
+    help: str
+
+
+def describe(model: type[BaseModel], prefix: str = "") -> list[Key]:
+    """Every leaf key below a config model, in order of definition."""
+    keys: list[Key] = []
+    for name, info in model.model_fields.items():
+        full = prefix + (info.alias or name)  # a key may be called what Python keeps for itself: class
+        nested = info.annotation
+        if models := [part for part in plain_types(nested) if isinstance(part, type) and issubclass(part, BaseModel)]:
+            keys += _merged([describe(part, full + ".") for part in models])
+        else:
+            keys.append(Key(full, nested, _type_text(nested), _default(info), info.description or ""))
+    return keys
+
+
+def _merged(members: list[list[Key]]) -> list[Key]:
+    """The keys of all members of a union, each once. Where a Literal tells the members apart, what only some of them
+    have says of which it is."""
+    found: dict[str, list[Key]] = {}
+    for key in (key for member in members for key in member):
+        found.setdefault(key.name, []).append(key)
+    tags = next((name for name, same in found.items() if _tells_apart(same, len(members))), "")
+    kinds = [next((key.type_text for key in member if key.name == tags), "") for member in members]
+    merged: list[Key] = []
+    for name, (first, *others) in found.items():
+        where = [kind for kind, member in zip(kinds, members, strict=True) if name in {key.name for key in member}]
+        if name == tags:
+            texts = [f"{key.type_text}: {key.help}" for key in (first, *others)]
+            annotation = Literal[tuple(kinds)]  # pyright: ignore[reportInvalidTypeForm]
+            merged.append(Key(name, annotation, " | ".join(kinds), first.default, "; ".join(texts)))
+        elif tags and len(where) < len(members):
+            merged.append(first._replace(help=f"{', '.join(where)}: {first.help}"))
+        else:
+            merged.append(first)
+    return merged
+
+
+def _tells_apart(same: list[Key], members: int) -> bool:
+    texts = {
+        key.type_text for key in same if get_origin(key.annotation) is Literal and len(get_args(key.annotation)) == 1
+    }
+    return len(texts) == len(same) == members > 1
+
+
+def _default(info: FieldInfo) -> Any:
+    return REQUIRED if info.is_required() else info.get_default(call_default_factory=True)  # pyright: ignore[reportCallIssue]
+
+
+def plain_types(annotation: Any) -> Iterator[Any]:
+    """The plain types that an annotation admits; a Literal counts as the types of its values."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from plain_types(get_args(annotation)[0])
+    elif origin is Literal:
+        yield from (type(value) for value in get_args(annotation))
+    elif origin is tuple:
+        yield tuple
+    elif origin is not None or get_args(annotation):
+        for part in get_args(annotation):
+            yield from plain_types(part)
+    else:
+        yield annotation
+
+
+def item_type(annotation: Any) -> Any:
+    """The type of the values of the list that an annotation admits; None where it admits none."""
+    if get_origin(annotation) is tuple:
+        return get_args(annotation)[0]
+    if get_origin(annotation) is Literal:
+        return None
+    return next((found for part in get_args(annotation) if (found := item_type(part)) is not None), None)
+
+
+def _type_text(annotation: Any) -> str:
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type_text(parts[0])
+    if origin is Literal:
+        return " | ".join(str(value) for value in parts)
+    if origin is tuple:
+        item = _type_text(parts[0])
+        item += "s" * item.endswith("number")
+        return f"list of {item}" if parts[-1] is ... else f"{len(parts)} {item}"
+    if origin is dict:
+        return "group of keys"
+    if origin is not None or parts:
+        texts = [_type_text(part) for part in parts if part is not NoneType]
+        return " or ".join(dict.fromkeys([*texts, *["null"] * (NoneType in parts)]))
+    return _KINDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def as_word(value: Any) -> str:
+    """A value as it is written on the command line, without brackets, which some shells take for patterns: lists with
+    commas, an empty one as `none`."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        items = [as_word(item) for item in value]
+        is_plain = not any(isinstance(item, str) and set(item) & set(",[]\"'") for item in value)
+        return (",".join(items) or "none") if is_plain else json.dumps(list(value), ensure_ascii=False)
+    return str(value)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested tree as dotted keys."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def text_width() -> int:
+    """Columns of the terminal, or of COLUMNS; 80 where there is neither, and 110 at most."""
+    return min(max(shutil.get_terminal_size((80, 24)).columns, 40), 110)
+
+
+def help_text(
+    model: type[BaseModel], values: Mapping[str, Any] | None = None, wanted: Callable[[Key], bool] = lambda key: True
+) -> str:
+    """Each wanted key with its default (or the recipe's value), meaning and type, no wider than the terminal."""
+    return "\n".join(key_lines((key for key in describe(model) if wanted(key)), values))
+
+
+def key_lines(keys: Iterable[Key], values: Mapping[str, Any] | None = None) -> list[str]:
+    """The lines of `help_text` for these keys."""
+    lines: list[str] = []
+    for key in keys:
+        value = (values or {}).get(key.name, key.default)
+        left = f"  {key.name}" + ("" if value == REQUIRED else f"={as_word(value)}")
+        kind = f"{key.type_text}; required" if value == REQUIRED else key.type_text
+        right = wrapped(f"{key.help} ({kind})" if key.help else f"({kind})", text_width(), _COLUMN)
+        if len(left) > _COLUMN - 2:
+            lines += wrapped(left, text_width(), 2)
+        else:
+            right[0] = left.ljust(_COLUMN) + right[0][_COLUMN:]
+        lines += right
+    return lines
+
+
+def wrapped(text: str, width: int, indent: int) -> list[str]:
+    """One paragraph in lines of at most `width` columns, each indented; without a word cut, unless it is longer."""
+    margin = " " * indent
+    return textwrap.wrap(text.strip(), width, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False)
