@@ -38,7 +38,7 @@ class UserError(ValueError):
         lines += [f"  wanted: {_bounded(wanted)}"] if wanted is not None else []
         lines += [f"  did you mean {nearest!r}?"] if nearest is not None else []
         lines += [f"  {hint}"] if hint is not None else []
-        super().__init__(shown_lines("\n".join(lines)))
+        super().__init__("\n".join(map(_bounded, shown_lines("\n".join(lines)).split("\n"))))
 
 
 class RunFailed(Exception):
