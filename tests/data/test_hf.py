@@ -109,7 +109,7 @@ def test_webdataset_shards_by_a_range(datasets: Any, tmp_path: Path) -> None:
     assert opened(tmp_path).classes == ("0", "1")
     for many in ("x-{0..9999999999}.tar", "x-{0..999}-{0..999}.tar", f"x-{{0..{'9' * 18}}}.tar"):
         refused(f"{tmp_path}/{many}", r"too many shards(.|\n)*at most 100,000")
-    refused(f"{tmp_path}/x-{{0..{'9' * 5000}}}.tar", "no such shard|no such folder|no dataset here")
+    refused(f"{tmp_path}/x-{{0..{'9' * 5000}}}.tar", "9 ... ")
     refused(f"{tmp_path}/x-{{000..003}}.tar", r"no such shard(.|\n)*x-003\.tar")
 
 
