@@ -121,13 +121,13 @@ def _texts(root: Path) -> dict[str, Kind]:
         for number in range(4):
             shape_image(label, number, grey=True).save(data / label / f"{number}.png")
     recipe, described, rules = root / "recipe.yaml", root / "data.yaml", root / "map.yaml"
-    tree: dict[str, object] = {}
+    tree: dict[str, Any] = {}
     for key, value in recipe_values("digits").items():
         *groups, last = key.split(".")
         node = tree
         for group in groups:
-            node = node.setdefault(group, {})  # pyright: ignore[reportAssignmentType]
-        node[last] = value  # pyright: ignore[reportIndexIssue]
+            node = node.setdefault(group, {})
+        node[last] = value
     recipe.write_text(dump_yaml(tree), encoding="utf-8")
     described.write_text("source: folder\npath: data\nclasses: [cross, circle]\n", encoding="utf-8")
     rules.write_text(MAP, encoding="utf-8")

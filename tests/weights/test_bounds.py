@@ -19,6 +19,7 @@ import torch
 from vitral.bounds import check_pickle, open_zip
 from vitral.cli.main import main
 from vitral.errors import UserError
+from vitral.weights.keymap import load_map
 from vitral.weights.reading import read
 
 NPY = b"\x93NUMPY\x01\x00"
@@ -69,8 +70,8 @@ def broken_end(path: Path) -> None:
 
 
 def bomb(path: Path) -> None:
-    """1 GB of zeros in a megabyte, said to be an array of that size."""
-    zipped(path, {"a.npy": npy(f"({2**28},)", bytes(2**30))}, zipfile.ZIP_DEFLATED)
+    """300 MB of zeros in 300 kB, said to be an array of that size."""
+    zipped(path, {"a.npy": npy("(75000000,)", bytes(300_000_000))}, zipfile.ZIP_DEFLATED)
 
 
 def wrapped(path: Path, data: bytes) -> None:
@@ -191,3 +192,10 @@ def test_a_compressed_archive_of_arrays_is_read(tmp_path: Path) -> None:
     assert {name: tensor.tolist() for name, tensor in found.items()} == {n: a.tolist() for n, a in arrays.items()}
     with (tmp_path / "a.npz").open("rb") as file, open_zip(file, "a") as archive:
         assert len(archive.namelist()) == 2
+
+
+def test_a_broken_expression_in_a_map_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "map.yaml"
+    path.write_text('rules: [{from: "x.{n:[12}", to: y}]', encoding="utf-8")
+    with pytest.raises(UserError, match=r"map\.yaml: rule 1(.|\n)*not a regular expression"):
+        load_map(str(path))
