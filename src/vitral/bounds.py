@@ -11,7 +11,8 @@ from vitral.errors import UserError, shown
 from vitral.files import MIB
 
 MAX_ENTRIES, MAX_OPCODES, PICKLE_BYTES = 100_000, 2_000_000, 64 * MIB
-_READ = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
+_READ = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_METHODS = {9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstandard", 95: "xz", 98: "ppmd"}
 _HASHED = 1_000_000  # tuples within tuples, each counted as often as it would be hashed
 
 
@@ -39,7 +40,7 @@ def open_zip(file: IO[bytes], where: str) -> zipfile.ZipFile:
         if entry.flag_bits & 1:
             raise UserError("encrypted zip archive", where=where, hint="Decrypt it first.")
         if entry.compress_type not in _READ:
-            kind = zipfile.compressor_names.get(entry.compress_type, entry.compress_type)
+            kind = _METHODS.get(entry.compress_type, f"method {entry.compress_type}")
             raise UserError("zip archive packed by another method", where=where, got=kind, wanted="stored or deflated")
     twice = [name for name, count in Counter(entry.filename for entry in entries).items() if count > 1]
     if twice:
@@ -94,7 +95,7 @@ def _walk(file: IO[bytes]) -> None:
                 raise ValueError(f"object number {index:,} after {number:,} steps")
             memo[index] = stack[-1]
         elif "GET" in name:
-            stack.append(memo[int(argument)])
+            stack.append(memo[int(argument or 0)])
         elif name == "DUP":
             stack.append(stack[-1])
         else:

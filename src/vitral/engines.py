@@ -19,6 +19,7 @@ from torch import Tensor
 from vitral.archive import check_archive
 from vitral.config import Config, build
 from vitral.errors import UserError
+from vitral.files import parse_json, read_json
 from vitral.models.model import ImageModel
 from vitral.weights.digests import CONFIG
 from vitral.weights.folder import FolderConfig, bundled
@@ -194,8 +195,8 @@ def find_export(model: str) -> Path | None:
     if path.is_file():
         return path if path.suffix in _KINDS else None
     try:
-        tree = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        tree = read_json(path / CONFIG)
+    except UserError:
         return None
     if not isinstance(tree, dict) or tree.get("format") != "vitral-export-1":
         return None
@@ -226,8 +227,7 @@ def _shipment(text: str | None, path: Path) -> Shipment:
     if text is None:
         hint = "`vitral export MODEL format=... out=DIR` writes files that say it."
         raise UserError("this file doesn't say its classes and preprocessing", where=where, hint=hint)
-    try:
-        tree = json.loads(text)
-    except ValueError as error:
-        raise UserError("not readable", where=where, got=error) from None
+    tree = parse_json(text, where=where)
+    if not isinstance(tree, dict):
+        raise UserError("not readable", where=where, got=type(tree).__name__, wanted="an object of names and values")
     return build(Shipment, tree, where=where)

@@ -35,6 +35,7 @@ class UserError(ValueError):
         hint: str | None = None,
     ) -> None:
         self.what, self.where, self.nearest = what, where, nearest
+        what = _bounded(what, 4 * _LONGEST)
         lines = [what if where is None else f"{shown(_bounded(where))}: {what}"]
         lines += [f"  got:    {_bounded(got)}"] if got is not None else []
         lines += [f"  wanted: {_bounded(wanted)}"] if wanted is not None else []
@@ -86,9 +87,9 @@ def _escaped(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error(NAMES, _escaped)
 
 
-def _bounded(value: object) -> str:
+def _bounded(value: object, longest: int = _LONGEST) -> str:
     text = str(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ... ({len(text):,} characters)"
+    return text if len(text) <= longest else f"{text[:longest]} ... ({len(text):,} characters)"
 
 
 def command(*words: str) -> str:

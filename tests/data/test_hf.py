@@ -107,6 +107,9 @@ def test_webdataset_shards_by_a_range(datasets: Any, tmp_path: Path) -> None:
     holds(opened(f"{tmp_path}/x-{{000..002}}.tar"), train=range(12))
     holds(opened(f"{tmp_path}/x-{{001..002}}.tar"), train=range(4, 12))
     assert opened(tmp_path).classes == ("0", "1")
+    for many in ("x-{0..9999999999}.tar", "x-{0..999}-{0..999}.tar", f"x-{{0..{'9' * 18}}}.tar"):
+        refused(f"{tmp_path}/{many}", r"too many shards(.|\n)*at most 100,000")
+    refused(f"{tmp_path}/x-{{0..{'9' * 5000}}}.tar", "9 ... ")
     refused(f"{tmp_path}/x-{{000..003}}.tar", r"no such shard(.|\n)*x-003\.tar")
 
 

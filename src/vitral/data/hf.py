@@ -8,6 +8,7 @@ Shape letters: N samples, K classes.
 from __future__ import annotations
 
 import glob
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,10 @@ _PATH_NAMES = ("path", "file", "filename", "file_name", "image_path")  # the nam
 _SPLIT = re.compile(r"(?:^|[/\\_.-])(train|validation|valid|val|test)(?=[/\\_.\-\d]|$)")
 
 
+_RANGE = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
+_SHARDS = 100_000  # that one pattern, with all of its ranges, may stand for
+
+
 class _Columns(NamedTuple):
     image: str
     label: str
@@ -42,6 +47,9 @@ class _Columns(NamedTuple):
 
 def find_shards(path: str) -> list[Path]:
     """The shards that a path means: a file, a pattern such as x-{000..009}.tar or x-*.parquet, or a folder of them."""
+    counts = [int(last) - int(first) + 1 for first, last in _RANGE.findall(path)]
+    if math.prod(max(count, 1) for count in counts) > _SHARDS:
+        raise UserError("too many shards", where="data.path", got=path, wanted=f"at most {_SHARDS:,} of one pattern")
     expanded = [found for pattern in _expand(os.path.expanduser(path)) for found in _glob(pattern)]
     if len(expanded) == 1 and expanded[0].is_dir():
         expanded = sorted(
@@ -159,7 +167,7 @@ def _unreachable(name: str, error: Exception, *, local: bool) -> UserError:
 
 def _expand(pattern: str) -> list[str]:
     """{000..009} written out, the first one and then those behind it; numbers keep their width."""
-    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    match = _RANGE.search(pattern)
     if match is None:
         return [pattern]
     first, last = int(match[1]), int(match[2])

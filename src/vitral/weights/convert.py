@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import wraps
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,9 @@ from vitral.weights.google import unstack
 from vitral.weights.infer import infer
 from vitral.weights.keymap import Map, load_map, translate
 from vitral.weights.reading import Source, read
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _GOOGLE = ("google", "big_vision", "bit")
 _SHOWN = 6
@@ -65,6 +69,29 @@ class Foreign(NamedTuple):
     notes: list[str]
 
 
+def _values_as_expected(read: Callable[P, T]) -> Callable[P, T]:
+    """Of configurations that others wrote, any key may hold a value of any kind: what can't be computed with it is said
+    as a UserError, and Python's own words follow."""
+
+    @wraps(read)
+    def reads(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return read(*args, **kwargs)
+        except UserError:
+            raise
+        except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, MemoryError) as error:
+            source = args[0] if args else next(iter(kwargs.values()))
+            where = source.where if isinstance(source, Source) else str(source)
+            got = str(error).split("\n")[0] or type(error).__name__
+            raise UserError(
+                "the configuration beside the weights holds a value that cannot be used", where=where, got=got[:300],
+                hint="Look into config.json and preprocessor_config.json; --debug shows where it is read.",
+            ) from error  # fmt: skip
+
+    return reads
+
+
+@_values_as_expected
 def read_foreign(path: Path, options: ReadOptions | None = None, name: str | None = None) -> Foreign:
     """Weights of another code base as a model. Raises UserError for files that are damaged, unknown, or do not fit.
 
@@ -87,6 +114,7 @@ def read_foreign(path: Path, options: ReadOptions | None = None, name: str | Non
     return Foreign(model, config, [*notes, *_guessed(found)])
 
 
+@_values_as_expected
 def understand(source: Source, options: ReadOptions) -> Understood:
     """Find the format, map the names, infer the architecture. Raises UserError where one of them is not possible."""
     own = load_map(options.map) if options.map else None

@@ -67,7 +67,10 @@ class Template:
             seen.add(name)
             last = match.end()
         self._parts.append(bare[last:])
-        self._pattern = re.compile(pattern + re.escape(bare[last:]))
+        try:
+            self._pattern = re.compile(pattern + re.escape(bare[last:]))
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"not a regular expression in {text[:80]!r}: {error}") from None
         self.names = frozenset(seen)
 
     def match(self, name: str) -> Values | None:

@@ -36,7 +36,7 @@ _PREFIXES = (
 # torch's older format: five pickles, the first of a number that tells it, then the values.
 _LEGACY = 5
 _LEGACY_START = tuple(pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol)[:9] for protocol in (2, 3))
-_NESTED = 16
+_VALUES = 2_000_000
 
 
 class Source(NamedTuple):
@@ -191,15 +191,17 @@ def _read_torch(path: Path, size: int) -> dict[str, Any]:
 
 
 def _check_sizes(tree: Any, size: int, where: str) -> None:
-    """Raise UserError for tensors that show more values than the file can hold, alone or together: where a stride is 0,
-    one value is repeated."""
+    """Raise UserError for tensors that show more values than the file can hold, alone or together (where a stride is 0,
+    one value is repeated), and for a tree that holds itself, or parts of it so often that no walk through it ends."""
     limit, total = 4 * size + 64 * MIB, 0
-    waiting, seen = [tree], set[int]()
+    waiting, walked = [tree], 0
     while waiting:
         value = waiting.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
+        walked += 1
+        if walked > _VALUES:
+            raise UserError(
+                "a pickle that holds itself, or too many values", where=where, wanted=f"at most {_VALUES:,}"
+            )
         if isinstance(value, Tensor):
             total += value.numel() * value.element_size()
             if total > limit:
@@ -218,8 +220,6 @@ def _unwrap(tree: Mapping[str, Any], where: str) -> tuple[dict[str, Tensor], lis
     notes: list[str] = []
     inner = tree
     while not _holds_weights(inner):
-        if len(notes) == _NESTED:  # a pickle may hold itself
-            raise UserError("no weights in this file", where=where, got=f"wrappers nested deeper than {_NESTED} levels")
         key = next((key for key in _WRAPPERS if isinstance(inner.get(key), Mapping) and len(inner[key])), None)
         if key is None:
             raise UserError("no weights in this file", where=where, got=", ".join(list(inner)[:6]) or "nothing")
