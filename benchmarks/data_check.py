@@ -5,7 +5,8 @@
 
 First all images of FOLDER (up to 50,000) are checked: decoded, hashed, compared. Then `images` of them, drawn at
 random, with `planted` of these planted again: resized by 1 to 3 (bicubic), cropped by 2 % at a random place, saved as
-JPEG 70. Printed: seconds, share of the planted pairs found, and the number of other pairs; `sheet` shows these side by
+JPEG 70; with change=mirrored, tinted (channels times 0.6 to 1.5) or cropped (80 to 95 % of each side) that besides.
+Printed: seconds, share of the planted pairs found, and the number of other pairs; `sheet` shows these side by
 side, to be looked at.
 """
 
@@ -43,6 +44,7 @@ def main() -> None:
         "sheet": None,
         "workers": None,
         "work": "look-alikes",
+        "change": "saved",
         "save": None,
     }
     options |= {key: parse_yaml(value) for key, value in pairs.items()}
@@ -54,7 +56,9 @@ def main() -> None:
     print(json.dumps(whole))
     random = np.random.default_rng(options["seed"])
     chosen = [paths[i] for i in np.sort(random.permutation(len(paths))[: options["images"]])]
-    result, others = look_alikes(chosen, options["planted"], random, Path(options["work"]), options["workers"])
+    result, others = look_alikes(
+        chosen, options["planted"], random, Path(options["work"]), options["workers"], options["change"]
+    )
     print(json.dumps(result))
     if options["save"]:
         tree = {"environment": environment(), "results": [whole, {**result, "seed": options["seed"]}]}
@@ -78,7 +82,12 @@ def flat(paths: list[str]) -> Dataset:
 
 
 def look_alikes(
-    paths: list[str], planted: int, random: np.random.Generator, folder: Path, workers: int | None = None
+    paths: list[str],
+    planted: int,
+    random: np.random.Generator,
+    folder: Path,
+    workers: int | None = None,
+    change: str = "saved",
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Plant changed copies of some of these files in `folder` and check all; numbers, and the other pairs found."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +95,7 @@ def look_alikes(
     for number, place in enumerate(random.permutation(len(paths))[:planted].tolist()):
         copy = folder / f"{number:05d}.jpg"
         with Image.open(paths[place]) as image:
-            changed(image.convert("RGB"), random).save(copy, "JPEG", quality=70)
+            changed(CHANGES[change](image.convert("RGB"), random), random).save(copy, "JPEG", quality=70)
         wanted.add((paths[place], str(copy.resolve())))
     copies = [copy for _, copy in wanted]
     started = time.perf_counter()
@@ -98,7 +107,7 @@ def look_alikes(
     beside = len(found - wanted) - len(others)  # a copy beside a true look-alike of its original
     return {
         "images": len(paths), "planted": len(wanted), "found": len(found & wanted),
-        "recall": round(len(found & wanted) / len(wanted), 4), "other_pairs": len(others),
+        "recall": round(len(found & wanted) / len(wanted), 4), "change": change, "other_pairs": len(others),
         "pairs_of_copies_with_others": beside, "seconds": round(seconds, 1),
     }, others  # fmt: skip
 
@@ -110,6 +119,30 @@ def changed(image: Image.Image, random: np.random.Generator) -> Image.Image:
     scale = random.uniform(1, 3)
     box = (left * width, top * height, (left + 0.98) * width, (top + 0.98) * height)
     return image.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC, box=box)
+
+
+def mirrored(image: Image.Image, random: np.random.Generator) -> Image.Image:
+    """Left for right."""
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+
+
+def tinted(image: Image.Image, random: np.random.Generator) -> Image.Image:
+    """Each channel times 0.7 to 1.3, all times 0.8 to 1.2, and up to 20 levels more or less."""
+    gains = random.uniform(0.7, 1.3, 3) * random.uniform(0.8, 1.2)
+    values = np.asarray(image) * gains + random.uniform(-20, 20)
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
+def cropped(image: Image.Image, random: np.random.Generator) -> Image.Image:
+    """80 to 95 % of each side at a random place, at the old size."""
+    share, (left, top) = random.uniform(0.8, 0.95), random.uniform(0, 1, 2)
+    width, height = image.size
+    left, top = left * (1 - share) * width, top * (1 - share) * height
+    box = (left, top, left + share * width, top + share * height)
+    return image.resize(image.size, Image.Resampling.BICUBIC, box=box)
+
+
+CHANGES = {"saved": lambda image, random: image, "mirrored": mirrored, "tinted": tinted, "cropped": cropped}
 
 
 def contact_sheet(pairs: list[tuple[str, str]], side: int = 64, columns: int = 12) -> Image.Image:

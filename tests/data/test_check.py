@@ -100,10 +100,10 @@ def test_look_alikes_inside_and_across(pets: Path) -> None:
     report = checked(pets)
     assert found(report) == {
         "near-across": [{"train/cat/leak.jpg", "test/cat/051.png"}],
-        "near": [{"train/cat/003.png", "train/cat/near.png"}, {"train/cat/other.png", "train/dog/107.png"}],
+        "near": [{"train/cat/other.png", "train/dog/107.png"}, {"train/cat/003.png", "train/cat/near.png"}],
     }
     assert {each.severity for each in report.findings} == {"warning"}
-    assert report.findings[0].numbers == {"pairs": 2, "different_labels": 1}
+    assert report.findings[0].numbers == {"pairs": 2, "different_labels": 1, "mirrored": 0, "cropped": 0}
 
 
 def test_look_alikes_are_not_looked_for_under_32_pixels_nor_among_equal_ones(tmp_path: Path) -> None:
@@ -449,13 +449,23 @@ def test_codes_are_known(make: Callable[[], object]) -> None:
 
 
 @pytest.mark.slow
-def test_planted_look_alikes_among_real_images(cifar_pack: Path, tmp_path: Path) -> None:
-    """10,000 CIFAR-10 images with 500 of them planted again, changed: 98 % are found, and little else."""
+@pytest.mark.parametrize(
+    ("change", "recall"), [("saved", 0.98), ("mirrored", 0.95), ("tinted", 0.95), ("cropped", 0.6)]
+)
+def test_planted_look_alikes_among_real_images(cifar_pack: Path, tmp_path: Path, change: str, recall: float) -> None:
+    """10,000 CIFAR-10 images with 500 of them planted again, changed: most are found, and little else."""
     script = Path(__file__).parents[2] / "benchmarks/data_check.py"
     subprocess.run([sys.executable, str(cifar_pack / "unpack.py"), "folder", str(tmp_path / "c10")], check=True)
-    command = [sys.executable, str(script), str(tmp_path / "c10/test"), "images=10000", "planted=500"]
+    command = [
+        sys.executable,
+        str(script),
+        str(tmp_path / "c10/test"),
+        "images=10000",
+        "planted=500",
+        f"change={change}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True)
     checked, result = (json.loads(line) for line in done.stdout.splitlines())
     assert checked["checked"] == result["images"] == 10_000
-    assert result["recall"] >= 0.98
-    assert result["other_pairs"] <= 30  # of the 10,000 themselves; looked at, they are the same pictures
+    assert result["recall"] >= recall
+    assert result["other_pairs"] <= 60  # of the 10,000 themselves; looked at, they are the same pictures

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.fft import dctn
 
-from vitral.data.hashes import BITS, hash_pairs, perceptual_hash, similarity
+from vitral.data.hashes import BITS, hash_pairs, perceptual_hash
+from vitral.data.likeness import similarity
 
 
 def brute_force(hashes_N: np.ndarray, radius: int) -> np.ndarray:

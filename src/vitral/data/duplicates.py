@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from vitral.data.findings import CODES, Finding, Groups, Sample
-from vitral.data.hashes import SAME, SIDE, hash_pairs, similarity
+from vitral.data.hashes import CROPS_UP_TO, RADIUS_OF_PARTS, SIDE, WINDOWS, cross_pairs, hash_pairs, mirrored
+from vitral.data.likeness import SAME, SAME_PART, likeness, part_likeness
 from vitral.data.scan import Scan
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -75,33 +76,76 @@ def _exact(groups: list[Array], split_N: Array, labels_N: Array, sample: Sampler
 def _near(
     scans: Mapping[str, Scan], places_R: Array, split_N: Array, labels_N: Array, sample: Sampler
 ) -> list[Finding]:
-    """Look-alikes: hashes near and thumbnails correlated. Not looked for under 32 pixels or in images of one colour."""
+    """Look-alikes, the likest first, those with different labels before all others. Not looked for under 32 pixels or
+    in images of one colour."""
     size_N2 = np.concatenate([scan.size_N2 for scan in scans.values()])
     plain_N = np.concatenate([scan.constant_N for scan in scans.values()])
     places_R = places_R[(size_N2[places_R].min(1) >= SIDE) & ~plain_N[places_R]]
-    hash_N = np.concatenate([scan.hash_N for scan in scans.values()])
-    thumbs_NCTT = np.concatenate([scan.thumbs_NCTT for scan in scans.values()])
-    pairs_P2, complete = hash_pairs(hash_N[places_R])
-    pairs_P2 = places_R[pairs_P2]
-    parts = [
-        similarity(thumbs_NCTT[part[:, 0]], thumbs_NCTT[part[:, 1]]) >= SAME
-        for part in np.array_split(pairs_P2, len(pairs_P2) // 4096 + 1)
-    ]
-    pairs_P2 = pairs_P2[np.concatenate(parts)]
+    pairs_P2, likeness_P, kind_P, complete = _alike(scans, places_R)
+    labels_NK = labels_N if labels_N.ndim == 2 else labels_N[:, None]
+    contrary_P = (labels_NK[pairs_P2[:, 0]] != labels_NK[pairs_P2[:, 1]]).any(1)
+    order_P = np.lexsort((pairs_P2[:, 1], pairs_P2[:, 0], -likeness_P, ~contrary_P))
+    pairs_P2, contrary_P, kind_P = pairs_P2[order_P], contrary_P[order_P], kind_P[order_P]
     across_P = split_N[pairs_P2[:, 0]] != split_N[pairs_P2[:, 1]]
     found: list[Finding] = []
-    for code, some_P2, where in (
-        ("near-across", pairs_P2[across_P], "in different splits"),
-        ("near", pairs_P2[~across_P], "inside a split"),
+    for code, some_P, where in (
+        ("near-across", across_P, "in different splits"),
+        ("near", ~across_P, "inside a split"),
     ):
-        if len(some_P2):
-            rows = labels_N[some_P2]
-            contrary = int((rows[:, 0] != rows[:, 1]).reshape(len(rows), -1).any(1).sum())
-            shown = [[sample(int(one)), sample(int(other))] for one, other in some_P2[:MOST]]
-            text = f"{len(some_P2):,} {'pair looks' if len(some_P2) == 1 else 'pairs look'} alike {where}"
-            text += f", {contrary:,} of them with different labels" if contrary else ""
-            found.append(finding(code, text, shown, pairs=len(some_P2), different_labels=contrary))
+        if some_P.any():
+            count = int(some_P.sum())
+            numbers = {"pairs": count, "different_labels": int(contrary_P[some_P].sum())}
+            numbers |= {name: int((kind_P[some_P] == kind).sum()) for kind, name in ((1, "mirrored"), (2, "cropped"))}
+            shown = [[sample(int(one)), sample(int(other))] for one, other in pairs_P2[some_P][:MOST]]
+            text = f"{count:,} {'pair looks' if count == 1 else 'pairs look'} alike {where}"
+            parts = [
+                f"{numbers[key]:,} {words}"
+                for key, words in (
+                    ("different_labels", "of them with different labels"), ("mirrored", "mirrored"),
+                    ("cropped", "cropped"),
+                )
+                if numbers[key]
+            ]  # fmt: skip
+            found.append(finding(code, ", ".join([text, *parts]), shown, **numbers))
     if not complete:
         text = "so many images look alike that not all pairs were compared: the look-alikes named are only a part"
         found.append(finding("near-stopped", text, [], images=len(places_R)))
     return found
+
+
+def _alike(scans: Mapping[str, Scan], places_R: Array) -> tuple[Array, Array, Array, bool]:
+    """Pairs i < j of these places [P, 2], their likeness, their kind (0 as they are, 1 one of them mirrored, 2 one of
+    them a part of the other), and whether all were compared."""
+    hash_R = np.concatenate([scan.hash_N for scan in scans.values()])[places_R]
+    windows_RW = np.concatenate([scan.windows_NW for scan in scans.values()])[places_R]
+    colors_NCTT = np.concatenate([scan.thumbs_NCTT for scan in scans.values()])
+    gray_NSS = np.concatenate([scan.grey_NSS for scan in scans.values()])
+    direct_P2, whole = hash_pairs(hash_R)
+    mirrored_P2, also = cross_pairs(mirrored(hash_R), hash_R)
+    searches = [(0, 0, direct_P2), (1, 0, mirrored_P2[mirrored_P2[:, 0] < mirrored_P2[:, 1]])]
+    complete = whole and also
+    if len(places_R) <= CROPS_UP_TO:
+        for window in range(len(WINDOWS)):
+            pairs_P2, all_of_them = cross_pairs(windows_RW[:, window], hash_R, RADIUS_OF_PARTS)
+            searches.append((2, window, pairs_P2))
+            complete = complete and all_of_them
+    best: dict[tuple[int, int], tuple[float, int]] = {}
+    for kind, window, pairs_P2 in searches:
+        pairs_P2 = places_R[pairs_P2]
+        if kind == 2:  # what is the same as a whole needs no search for its place
+            fresh = [(min(pair), max(pair)) not in best for pair in pairs_P2.tolist()]
+            pairs_P2 = pairs_P2[np.array(fresh, bool)]
+        for part_P2 in np.array_split(pairs_P2, len(pairs_P2) // 2048 + 1):
+            one_P, other_P = part_P2[:, 0], part_P2[:, 1]
+            if kind == 2:
+                likeness_P = part_likeness(gray_NSS[one_P], gray_NSS[other_P], window)
+            else:
+                step = -1 if kind else 1
+                colors = colors_NCTT[one_P][..., ::step], colors_NCTT[other_P]
+                likeness_P = likeness(colors, (gray_NSS[one_P][..., ::step], gray_NSS[other_P]))
+            for place in np.flatnonzero(likeness_P >= (SAME_PART if kind == 2 else SAME)):
+                pair = (int(min(part_P2[place])), int(max(part_P2[place])))
+                best[pair] = max(best.get(pair, (0.0, 0)), (float(likeness_P[place]), kind))
+    pairs_P2 = np.array(list(best), np.int64).reshape(-1, 2)
+    likeness_P = np.array([value for value, _ in best.values()])
+    return pairs_P2, likeness_P, np.array([kind for _, kind in best.values()], np.int64), complete

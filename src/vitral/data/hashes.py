@@ -22,33 +22,65 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 SIDE = 32  # of the thumbnail that is hashed, pixels
 BITS = 64
-# Of 600 CIFAR-10 images each resized, cropped by 2 % and saved as JPEG 70, 99.7 % stay within 9 bits of the original,
-# and 99.3 % have a correlation of 0.94 or more; of 2e8 unrelated pairs 57 do, and they look the same.
+# Of 600 CIFAR-10 images each resized, cropped by 2 % and saved as JPEG 70, 99.7 % stay within 9 bits of the original.
 RADIUS = 9
-SAME = 0.94
+RADIUS_OF_PARTS = 9
+CROPS_UP_TO = 100_000  # images among which cropped copies are looked for: the search takes ten times as long
 _CHUNK = 1 << 20  # candidate pairs looked at together: about 50 MB
 
 
-def _frequencies() -> Array:
-    """The 64 lowest non-constant 2-D cosines [K, S * S], as whole numbers."""
-    place_S = (np.arange(SIDE) + 0.5) * np.pi / SIDE
-    wave_KS = np.cos(np.arange(12)[:, None] * place_S)
-    lowest = sorted(itertools.product(range(12), repeat=2), key=lambda uv: (sum(uv), abs(uv[0] - uv[1]), uv))
-    planes = [np.outer(wave_KS[u], wave_KS[v]).ravel() for u, v in lowest[1 : BITS + 1]]
+# The (vertical, horizontal) frequencies of the bits.
+_LOWEST = sorted(itertools.product(range(12), repeat=2), key=lambda uv: (sum(uv), abs(uv[0] - uv[1]), uv))[1 : BITS + 1]
+# Parts of a picture that a cropped copy may show: share of each side, then top and left as shares of what is left over.
+WINDOWS = tuple((0.88, top, left) for top in (0.0, 0.5, 1.0) for left in (0.0, 0.5, 1.0))
+
+
+def _waves() -> Array:
+    """Cosines [12, S]."""
+    return np.cos(np.arange(12)[:, None] * (np.arange(SIDE) + 0.5) * np.pi / SIDE)
+
+
+def _planes(vertical_KS: Array, horizontal_KS: Array) -> Array:
+    """2-D waves [K, S * S], as whole numbers."""
+    planes = [np.outer(vertical_KS[u], horizontal_KS[v]).ravel() for u, v in _LOWEST]
     return np.rint(np.stack(planes) * 4096)
 
 
-_FREQUENCIES_KX = _frequencies()
+def seen_through(share: float, start: float) -> Array:
+    """The matrix [S, S] that makes S pixels of an axis of a part of it, by linear interpolation: a share of its length,
+    start of what is left over before it."""
+    place_S = np.clip(start * (1 - share) * SIDE + share * (np.arange(SIDE) + 0.5) - 0.5, 0, SIDE - 1)
+    low_S = np.minimum(place_S.astype(int), SIDE - 2)
+    taken_SS = np.zeros((SIDE, SIDE))
+    taken_SS[np.arange(SIDE), low_S] = 1 - (place_S - low_S)
+    taken_SS[np.arange(SIDE), low_S + 1] = place_S - low_S
+    return taken_SS
+
+
+_FREQUENCIES_KX = _planes(_waves(), _waves())
+_WINDOWED_XWK = np.stack(
+    [
+        _planes(_waves() @ seen_through(share, top), _waves() @ seen_through(share, left)).T
+        for share, top, left in WINDOWS
+    ],
+    axis=1,
+)
+_MIRROR = np.packbits(np.array([[v % 2 == 1 for _, v in _LOWEST]]), axis=1).view("<u8")[0, 0].astype(np.uint64)
 
 
 def perceptual_hash(thumbs_NCSS: Array) -> Hashes:
     """uint8 thumbnails [N, 1 or 3, 32, 32] to 64-bit hashes [N]."""
     assert thumbs_NCSS.shape[2:] == (SIDE, SIDE), thumbs_NCSS.shape
-    weight_C = np.array([1000.0]) if thumbs_NCSS.shape[1] == 1 else np.array([299.0, 587.0, 114.0])
-    grey_NX = np.tensordot(thumbs_NCSS.astype(np.float64), weight_C, axes=(1, 0)).reshape(len(thumbs_NCSS), -1)
+    grey_NX = _grey(thumbs_NCSS)
     # Whole numbers below 2^53: exact in whatever order the products are summed.
     bits_NK = grey_NX @ _FREQUENCIES_KX.T > 0
     return np.ascontiguousarray(np.packbits(bits_NK, axis=1)).view("<u8")[:, 0].astype(np.uint64)
+
+
+def _grey(thumbs_NCSS: Array) -> Array:
+    """1000 times the luma, whole numbers as float64 [N, S * S]."""
+    weight_C = np.array([1000.0]) if thumbs_NCSS.shape[1] == 1 else np.array([299.0, 587.0, 114.0])
+    return np.tensordot(thumbs_NCSS.astype(np.float64), weight_C, axes=(1, 0)).reshape(len(thumbs_NCSS), -1)
 
 
 def hash_pairs(hashes_N: Hashes, radius: int = RADIUS, *, most: int = 10**6, effort: int = 4000) -> tuple[Pairs, bool]:
@@ -57,12 +89,25 @@ def hash_pairs(hashes_N: Hashes, radius: int = RADIUS, *, most: int = 10**6, eff
     The search ends early, with False, after more than `most` pairs or `effort` comparisons an image on average (and
     1e8 more): sets in which nearly all images look alike would otherwise take quadratic time.
     """
+    candidates = _candidates(hashes_N, hashes_N, radius)
+    ordered = ((one_P[one_P < other_P], other_P[one_P < other_P]) for one_P, other_P in candidates)
+    return _pairs(ordered, hashes_N, hashes_N, radius, most, effort)
+
+
+def _pairs(
+    candidates: Iterator[tuple[Array, Array]],
+    queries_N: Hashes,
+    hashes_N: Hashes,
+    radius: int,
+    most: int,
+    effort: int,
+) -> tuple[Pairs, bool]:
     count = len(hashes_N)
     found: list[Array] = [np.zeros(0, np.int64)]
     seen, budget = 0, effort * count + 10**8
-    for one_P, other_P in _candidates(hashes_N, radius):
+    for one_P, other_P in candidates:
         budget -= len(one_P)
-        near_P = np.bitwise_count(hashes_N[one_P] ^ hashes_N[other_P]) <= radius
+        near_P = (np.bitwise_count(queries_N[one_P] ^ hashes_N[other_P]) <= radius) & (one_P != other_P)
         codes_P = one_P[near_P] * count + other_P[near_P]
         found.append(codes_P)
         seen += len(codes_P)
@@ -72,14 +117,24 @@ def hash_pairs(hashes_N: Hashes, radius: int = RADIUS, *, most: int = 10**6, eff
     return pairs_P2[:most], len(pairs_P2) <= most
 
 
-def similarity(one_PCHW: Array, other_PCHW: Array) -> Array:
-    """Correlation of uint8 thumbnails, each channel about its own mean: -1 to 1; 0 where one of them is of one colour.
+def cross_pairs(
+    queries_N: Hashes, hashes_N: Hashes, radius: int = RADIUS, *, most: int = 10**6, effort: int = 4000
+) -> tuple[Pairs, bool]:
+    """All (i, j), i not j, with query i within `radius` bits of hash j, [P, 2] ascending; and whether it is all. Ends
+    early like `hash_pairs`."""
+    return _pairs(_candidates(hashes_N, queries_N, radius), queries_N, hashes_N, radius, most, effort)
 
-    Blind to brightness, contrast and tint, as recompression and conversions change them."""
-    one = one_PCHW.astype(np.float32) - one_PCHW.mean((2, 3), keepdims=True, dtype=np.float32)
-    other = other_PCHW.astype(np.float32) - other_PCHW.mean((2, 3), keepdims=True, dtype=np.float32)
-    scale_P = np.sqrt((one * one).sum((1, 2, 3)) * (other * other).sum((1, 2, 3)))
-    return (one * other).sum((1, 2, 3)) / np.where(scale_P > 0, scale_P, np.inf)
+
+def mirrored(hashes: Hashes) -> Hashes:
+    """The hashes of the same pictures seen in a mirror, left for right: odd horizontal waves change their sign."""
+    return hashes ^ _MIRROR
+
+
+def window_hashes(thumbs_NCSS: Array) -> Hashes:
+    """uint8 thumbnails [N, 1 or 3, 32, 32] to the hashes [N, 9] of what is seen of them through each of WINDOWS."""
+    grey_NX = _grey(thumbs_NCSS)
+    bits_NWK = (grey_NX @ _WINDOWED_XWK.reshape(len(_WINDOWED_XWK), -1) > 0).reshape(len(grey_NX), len(WINDOWS), BITS)
+    return np.ascontiguousarray(np.packbits(bits_NWK, axis=2)).view("<u8")[..., 0].astype(np.uint64)
 
 
 def _unpack(found: list[Array], count: int) -> Pairs:
@@ -87,8 +142,8 @@ def _unpack(found: list[Array], count: int) -> Pairs:
     return np.stack(np.divmod(codes_P, max(count, 1)), axis=1)
 
 
-def _candidates(hashes_N: Hashes, radius: int) -> Iterator[tuple[Array, Array]]:
-    """Pairs i < j that agree nearly in one of the bands, in pieces: every pair within `radius` is among them.
+def _candidates(hashes_N: Hashes, queries_N: Hashes, radius: int) -> Iterator[tuple[Array, Array]]:
+    """Pairs (query, hash) that agree nearly in one of the bands, in pieces: every pair within `radius` is among them.
 
     With radius = bands * near + rest, such a pair differs in at most `near` bits in one of the first rest + 1 bands, or
     in at most near - 1 in one of the others (or else it would differ in more than radius bits in all).
@@ -99,17 +154,20 @@ def _candidates(hashes_N: Hashes, radius: int) -> Iterator[tuple[Array, Array]]:
     near, rest = divmod(radius, bands)
     for band, (low, high) in enumerate(itertools.pairwise(edges)):
         reach = near if band <= rest else near - 1
-        keys_N = ((hashes_N >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)).astype(np.int64)
+        keys_N, asked_N = (
+            ((each >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)).astype(np.int64)
+            for each in (hashes_N, queries_N)
+        )
         order_N = np.argsort(keys_N, kind="stable")
         first_V = np.concatenate([[0], np.cumsum(np.bincount(keys_N, minlength=1 << (high - low)))])
         for flips in range(reach + 1):
             for places in itertools.combinations(range(high - low), flips):
-                partner_N = keys_N ^ sum(1 << place for place in places)
+                partner_N = asked_N ^ sum(1 << place for place in places)
                 yield from _join(order_N, first_V[partner_N], first_V[partner_N + 1])
 
 
 def _join(order_N: Array, start_N: Array, stop_N: Array) -> Iterator[tuple[Array, Array]]:
-    """(i, order[start_i : stop_i]) with i smaller, in pieces of about _CHUNK pairs."""
+    """(i, order[start_i : stop_i]), in pieces of about _CHUNK pairs."""
     has = np.flatnonzero(stop_N > start_N)
     length_M = (stop_N - start_N)[has]
     ends_M = np.cumsum(length_M)
@@ -120,6 +178,5 @@ def _join(order_N: Array, start_N: Array, stop_N: Array) -> Iterator[tuple[Array
         row_P = np.searchsorted(ends_M, pair_P, side="right")
         one_P = has[row_P]
         other_P = order_N[start_N[one_P] + pair_P - (ends_M - length_M)[row_P]]
-        keep_P = one_P < other_P
-        yield one_P[keep_P], other_P[keep_P]
+        yield one_P, other_P
         done = stop

@@ -21,6 +21,13 @@ Picture = Callable[[Sample], NDArray[Any] | None]
 
 _GROUPS = 48  # of one finding that are shown with pictures
 _TOGETHER = 6  # pictures of one group
+_UNSEEN = (
+    "Pairs with different labels come first, then the most alike. This check compares thumbnails of 32 × 32 pixels. It "
+    "finds images that were resized, recompressed, tinted, mirrored left to right, or cropped to 80 % or more of each "
+    "side (crops up to 100,000 images). It cannot find images that were turned, mirrored and cropped at once, cropped "
+    "further, or changed in more places; images under 32 pixels; images without details, such as plain skies; and "
+    "other photos of the same object."
+)
 _NAMES = 1000  # of the images of one finding that are listed
 
 
@@ -74,6 +81,8 @@ def write_stats_page(
 def _finding(finding: Finding, picture: Picture) -> str:
     kind = "Error" if finding.severity == "error" else "Warning"
     text = f'<p class="message">{escape(finding.message)}</p>'
+    if finding.code in ("near", "near-across"):
+        text += f'\n<p class="soft">{_UNSEEN}</p>'
     shown = finding.groups[:_GROUPS]
     if any(len(group) > 1 for group in shown):
         sheets = "\n".join(_sheet(_group(group, picture)) for group in shown)
