@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +61,16 @@ def main() -> None:
 def measure(pid: int, port: int, options: dict[str, Any]) -> dict[str, Any]:
     """All rounds, honest and hostile ones in turns, after one of each that does not count."""
     honest = [raw(picture(number), "image/png") for number in range(50)]
-    hostile = [raw(make(), kind) for make, kind, _, _ in BODIES.values()]
-    hostile += [raw(deep_png(4900), "image/png"), raw(slow_picture(), "image/png"), raw(deep_png(7000), "image/png")]
-    asyncio.run(clients(port, honest, hostile, options["requests"] // 4, options["clients"]))
+    _prepare()
+    senders = ProcessPoolExecutor(options["clients"], multiprocessing.get_context("fork"))
+    asyncio.run(clients(port, honest, senders, options["requests"] // 4, options["clients"]))
     before = tree_mb(pid)
     rounds: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for turn in range(options["rounds"]):
         found: dict[bool, dict[str, Any]] = {}
         for with_hostile in (False, True) if turn % 2 == 0 else (True, False):
             found[with_hostile] = asyncio.run(
-                clients(port, honest, hostile if with_hostile else [], options["requests"], options["clients"])
+                clients(port, honest, senders if with_hostile else None, options["requests"], options["clients"])
             )
             print(("hostile" if with_hostile else "honest "), found[with_hostile], file=sys.stderr, flush=True)
             time.sleep(2)
@@ -88,8 +90,24 @@ def measure(pid: int, port: int, options: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-async def clients(port: int, honest: list[bytes], hostile: list[bytes], total: int, count: int) -> dict[str, Any]:
-    """So many requests by so many clients, of which every tenth is hostile: statuses, and latency of the others."""
+_hostile: list[bytes] = []  # before the processes that send are forked
+
+
+def _prepare() -> None:
+    _hostile.extend(raw(make(), kind) for make, kind, _, _ in BODIES.values())
+    _hostile.extend(raw(data, "image/png") for data in (deep_png(4900), slow_picture(), deep_png(7000)))
+
+
+def _send(port: int, number: int) -> int:
+    return asyncio.run(ask(port, _hostile[number % len(_hostile)]))
+
+
+async def clients(
+    port: int, honest: list[bytes], senders: ProcessPoolExecutor | None, total: int, count: int
+) -> dict[str, Any]:
+    """So many requests by so many clients, of which every tenth is hostile: statuses, and latency of the others. The
+    hostile ones are sent by other processes, so that the clock of the others does not count the sending."""
+    loop = asyncio.get_running_loop()
     done, latencies = [0], list[float]()
     statuses: dict[str, int] = {}
     refused: dict[str, int] = {}
@@ -98,13 +116,13 @@ async def clients(port: int, honest: list[bytes], hostile: list[bytes], total: i
         while done[0] < total:
             number = done[0]
             done[0] += 1
-            is_hostile = bool(hostile) and number % HOSTILE_EVERY == 0
-            requests, counts = (hostile, refused) if is_hostile else (honest, statuses)
-            start = time.perf_counter()
-            status = await ask(port, requests[number // HOSTILE_EVERY % len(requests)])
-            counts[str(status)] = counts.get(str(status), 0) + 1
-            if not is_hostile:
+            if senders is not None and number % HOSTILE_EVERY == 0:
+                status, counts = await loop.run_in_executor(senders, _send, port, number // HOSTILE_EVERY), refused
+            else:
+                start, counts = time.perf_counter(), statuses
+                status = await ask(port, honest[number % len(honest)])
                 latencies.append(1000 * (time.perf_counter() - start))
+            counts[str(status)] = counts.get(str(status), 0) + 1
 
     start = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(count)))
