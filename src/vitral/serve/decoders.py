@@ -66,7 +66,7 @@ class Decoders:
             async with turns:
                 job = Job(uploads[number].data, preparation, step)
                 found = await asyncio.get_running_loop().run_in_executor(self._light, try_light, job)
-            return await self._process(job, found.count, number) if isinstance(found, Heavy) else found
+            return await self._process(job, found.counted, number) if isinstance(found, Heavy) else found
 
         if len(uploads) == 1:
             results: list[Prepared | Problem] = [await one(0)]

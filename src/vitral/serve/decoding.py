@@ -6,6 +6,7 @@ has a memory limit, a low priority and one job at a time; it ends with the serve
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import signal
@@ -22,13 +23,10 @@ from vitral.errors import UserError
 from vitral.predictor import Preparation
 from vitral.serve.structure import outline
 
-with suppress(ImportError):  # Unix only
-    import resource
-
 Step = Literal["count", "decode", "fit"]
 PIXEL_BYTES = 4  # of a pixel that counts once against max_pixels; deeper images count in proportion
 _PEAK_BYTES, _SPARE_BYTES = 24, 2**28  # memory of a process: per pixel of max_pixels, and for everything else
-_NICENESS = 5
+_NICENESS = 10  # so that the model and small images come first
 _SAMPLE_BYTES = {"I": 4, "F": 4, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
 
 
@@ -46,7 +44,7 @@ class Prepared(NamedTuple):
 
     array_CHW: np.ndarray[tuple[int, ...], np.dtype[np.uint8 | np.float32]] | None
     size: tuple[int, int]
-    count: int
+    counted: int
 
 
 class Problem(NamedTuple):
@@ -58,9 +56,10 @@ class Problem(NamedTuple):
 
 
 class Heavy(NamedTuple):
-    """Not done here: this image belongs into a process. count: its pixels as they count against max_pixels, at most."""
+    """Not done here: this image belongs into a process. counted: its pixels as they count against max_pixels, or the
+    most that they may be."""
 
-    count: int
+    counted: int
 
 
 def try_light(job: Job) -> Prepared | Problem | Heavy:
@@ -109,14 +108,12 @@ def _pixel_bytes(data: bytes) -> int:
     known = outline(data).pixel_bytes
     if known is not None:
         return known
-    with suppress(Exception), PILLOWS_LIMIT_OFF:  # what cannot be opened has no pixels
-        import io
-
-        with Image.open(io.BytesIO(data)) as image:
-            if image.mode in _SAMPLE_BYTES:
-                return _SAMPLE_BYTES[image.mode]
-            deep = any(";16" in str(tile) for tile in getattr(image, "tile", ()))
-            return len(image.getbands()) * (2 if deep else 1)
+    # What cannot be opened has no pixels.
+    with suppress(Exception), PILLOWS_LIMIT_OFF, Image.open(io.BytesIO(data)) as image:
+        if image.mode in _SAMPLE_BYTES:
+            return _SAMPLE_BYTES[image.mode]
+        deep = any(";16" in str(tile) for tile in getattr(image, "tile", ()))
+        return len(image.getbands()) * (2 if deep else 1)
     return PIXEL_BYTES
 
 
@@ -164,8 +161,10 @@ def _alarm(seconds: int) -> None:
 def _limit_memory(count: int) -> None:
     """At most so many bytes beyond what the process has now, where the system can limit that."""
     try:
+        import resource  # Unix only
+
         with open("/proc/self/statm", encoding="ascii") as file:
             now = int(file.read().split()[5]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_DATA, (now + count, now + count))
-    except (NameError, OSError, ValueError):
+    except (ImportError, OSError, ValueError):
         return

@@ -4,10 +4,10 @@ sends on after its answer or does not read it, and connections beyond the number
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 HEAD_SECONDS = 10.0
@@ -101,9 +101,9 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """The server ends: what is asked is answered, also what an idle client asks at this very moment."""
-        is_idle = self.cycle is None or self.cycle.response_complete
-        if not is_idle:
-            self.cycle.keep_alive = False
+        cycle = cast(RequestResponseCycle | None, self.cycle)  # None before the first request, whatever uvicorn says
+        if cycle is not None and not cycle.response_complete:
+            cycle.keep_alive = False
         elif self._in_head and not self._head and not self._parsed:
             self._unset_keepalive_if_required()
             self._arm(ENDING_SECONDS)

@@ -138,7 +138,7 @@ class Service:
             yield
             return
         found = await self._decoders.prepare(self._preparation(predictor), uploads, "count")
-        count, room = sum(each.count for each in found), PICTURES * self.options.max_pixels
+        count, room = sum(each.counted for each in found), PICTURES * self.options.max_pixels
         if count > room:
             message = f"this model takes images as they are, and these have {count:,} pixels together; at most {room:,}"
             raise Refused(413, "too_many_pixels", f"{message} are held at once ({PICTURES} times max_pixels)")

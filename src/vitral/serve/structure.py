@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-MOST_STEPS = 10_000  # segments, chunks, blocks or filler bytes before the pixels
-_IDAT_BYTES = 256  # a PNG may have one more chunk per so many bytes: encoders write its pixels in chunks of 8 KB
+MOST_STEPS = 2000  # segments, chunks, blocks or filler bytes before the pixels
+_IDAT_BYTES = 512  # a PNG may have one more chunk per so many bytes: encoders write its pixels in chunks of 8 KB
 _LIGHT_STEPS, _LIGHT_SCANS = 64, 32
 _LIGHT_PIXELS = 2**20
 _LIGHT_METADATA = 2**14  # bytes of EXIF, whose entries may each claim all of it
