@@ -156,7 +156,7 @@ def test_a_system_without_fork_says_so(split: Split, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(torch.multiprocessing, "get_context", refuse)
     with pytest.raises(UserError, match=r"(?s)data\.worker_kind: this system cannot.*threads or spawn"):
-        store(split, worker_kind="fork", crops=())
+        batches(split, 0, 1, worker_kind="fork")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
