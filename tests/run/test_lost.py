@@ -277,6 +277,21 @@ def test_a_stopped_run_is_named_and_finished_with_its_best_weights(
     assert [row["step"] for row in Journal.read(tmp_path / "a")][-1] == 61, "and it can go on all the same"
 
 
+def test_a_run_that_still_works_is_named_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(config(tmp_path / "a", train__steps=2))
+    shutil.rmtree(tmp_path / "a/model")
+    with locked(tmp_path / "a"):
+        assert main(["eval", str(tmp_path / "a")]) == 2
+    assert "still working; its last checkpoint is of step 2 of 2" in capsys.readouterr().err
+    assert main(["eval", str(tmp_path / "a")]) == 2
+    assert "this run was stopped at step 2 of 2" in capsys.readouterr().err
+    for path in (tmp_path / "a/checkpoints").iterdir():
+        path.unlink()
+    assert main(["eval", str(tmp_path / "a")]) == 2
+    err = capsys.readouterr().err
+    assert ("this run was stopped\n" in err, "finish=true" in err, "resume=true" in err) == (True, False, True)
+
+
 def test_nothing_to_finish_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run to finish"):
         run(config(tmp_path / "a", finish=True))
