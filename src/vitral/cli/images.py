@@ -44,6 +44,7 @@ class Bad:
         if not self._count:
             return 0
         is_error = self._count > self._most
-        hint = f". max_bad={self._count} accepts that" if is_error else ""
-        print(f"{self._count} of {self._total} images cannot be read{hint}", file=sys.stderr)
+        if self._total > 1:
+            hint = f". max_bad={self._count} accepts that" if is_error else ""
+            print(f"{self._count} of {self._total} images cannot be read{hint}", file=sys.stderr)
         return 2 if is_error else 0
