@@ -8,7 +8,6 @@ Shape letters: B batch, C channels, H W height and width of an image, h w those 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol

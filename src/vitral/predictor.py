@@ -159,17 +159,16 @@ class Predictor:
                 rows |= dict(zip(portion, self.engine.logits(batch_BHWC), strict=True))
         return torch.stack([rows[place] for place in range(len(images))])
 
-    def _probabilities(self, images: Iterable[Any], batch_size: int) -> Iterator[Floats]:
-        """One row after the other."""
+    def _probabilities(self, images: Iterable[Any], batch_size: int) -> Iterator[Floats | UserError]:
+        """One row after the other, or what is wrong with the image."""
         self.require_head()
-        for ready in in_batches(self.ready, images, batch_size):
-            yield from self.scores(self.logits_of(ready)).cpu().numpy()
+        return _rows(self.ready, lambda ready: self.scores(self.logits_of(ready)).cpu().numpy(), images, batch_size)
 
     def probabilities(self, images: Iterable[Any], batch_size: int = 64) -> Floats:
         """[images, classes] float32 in [0,1], of the logits over the folder's temperature: softmax, rows sum to 1; or
         sigmoid, each class by itself, where an image may have several. The next `batch_size` images are decoded
         meanwhile."""
-        rows = list(self._probabilities(images, batch_size))
+        rows = list(_all_or_raise(self._probabilities(images, batch_size)))
         return np.stack(rows) if rows else np.zeros((0, len(self.classes)), np.float32)
 
     def scores(self, logits_BC: Tensor) -> Tensor:
@@ -185,15 +184,22 @@ class Predictor:
         """
         return list(self.predictions(images, topk, batch_size))
 
-    def predictions(self, images: Any, topk: int = 5, batch_size: int = 64) -> Generator[dict[str, Any]]:
-        """As `predict`, one after the other: UserError for an image that cannot be read comes after those before it."""
+    def predictions(
+        self, images: Any, topk: int = 5, batch_size: int = 64, *, tolerant: bool = False
+    ) -> Generator[dict[str, Any]]:
+        """As `predict`, one after the other: UserError for an image that cannot be read comes after those before it;
+        with `tolerant` it is answered by {"image", "error"} in its place, and the others follow."""
         if topk < 1:
             raise UserError("at least one class is wanted", where="topk", got=topk)
         many = _as_sequence(images)
-        for number, row_C in enumerate(self._probabilities(many, batch_size)):
+        rows = self._probabilities(many, batch_size)
+        for number, row_C in enumerate(rows if tolerant else _all_or_raise(rows)):
             image = many[number]
             name = str(image) if isinstance(image, str | Path) else number
-            yield {"image": name, "predictions": self.likeliest(row_C, topk)}
+            if isinstance(row_C, UserError):
+                yield {"image": name, "error": str(row_C)}
+            else:
+                yield {"image": name, "predictions": self.likeliest(row_C, topk)}
 
     def likeliest(self, scores_C: Floats, topk: int) -> list[dict[str, Any]]:
         """The `topk` likeliest classes by an image's probabilities, best first: {"label", "index", "score"} each."""
@@ -221,10 +227,16 @@ class Predictor:
 
     def embeddings(self, images: Any, features: str = "pooled", batch_size: int = 64) -> Generator[Floats]:
         """As `embed`, one after the other: UserError for an image that cannot be read comes after those before it."""
+        yield from _all_or_raise(self.attempt_embeddings(images, features, batch_size))
+
+    def attempt_embeddings(
+        self, images: Any, features: str = "pooled", batch_size: int = 64
+    ) -> Iterator[Floats | UserError]:
+        """The same, with the UserError in the place of an image that cannot be read."""
         if features not in KINDS:
             raise UserError("no such features", where="features", got=features, wanted=", ".join(KINDS))
-        for ready in in_batches(self.preprocess, _as_sequence(images), batch_size):
-            yield from self.features(torch.stack(ready), features)
+        embed = partial(self.features, kind=features)
+        return _rows(self.preprocess, lambda ready: embed(torch.stack(ready)), _as_sequence(images), batch_size)
 
     def push_to_hub(
         self, repository: str, *, private: bool = False, license: str | None = None, overwrite: bool = False
@@ -250,6 +262,32 @@ def require_finite(answers: Tensor, name: str) -> Tensor:
         hint = "Its weights are damaged, or too large for this precision; `vitral doctor MODEL` checks the files."
         raise UserError("the outputs of this model are not finite", where=name, got="NaN or infinity", hint=hint)
     return answers
+
+
+def _rows(
+    read: Callable[[Any], Tensor], compute: Callable[[list[Tensor]], Floats], images: Iterable[Any], batch_size: int
+) -> Iterator[Floats | UserError]:
+    """A row of what is computed for each image, in order; for one that cannot be read the error instead. The next
+    `batch_size` images are read by threads meanwhile."""
+
+    def attempt(image: Any) -> Tensor | UserError:
+        try:
+            return read(image)
+        except UserError as error:
+            return error
+
+    for batch in in_batches(attempt, images, batch_size):
+        ready = [each for each in batch if not isinstance(each, UserError)]
+        rows = iter(compute(ready) if ready else ())
+        for each in batch:
+            yield each if isinstance(each, UserError) else next(rows)
+
+
+def _all_or_raise(rows: Iterable[Floats | UserError]) -> Iterator[Floats]:
+    for row in rows:
+        if isinstance(row, UserError):
+            raise row
+        yield row
 
 
 def _as_sequence(images: Any) -> Sequence[Any]:

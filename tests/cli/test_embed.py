@@ -99,14 +99,43 @@ def test_images_of_several_classes(capsys: Capture) -> None:
         assert arrays["labels"].tolist() == [[True, True], [False, True], [True, False]]
 
 
-def test_lines_before_an_image_that_cannot_be_read_are_not_lost(files: list[str], capsys: Capture) -> None:
+def test_an_image_that_cannot_be_read_is_named_and_the_others_are_embedded(files: list[str], capsys: Capture) -> None:
+    good = dict(zip(files, lines(capsys, "model", *files), strict=True))
     Path(files[4]).write_bytes(b"no picture")
     assert main(["embed", "model", *files]) == 2
     out, err = capsys.readouterr()
-    assert [json.loads(line)["image"] for line in out.splitlines()] == files[:4]
-    assert files[4] in err
-    assert main(["embed", "model", *files, "out=x.npz"]) == 2
-    assert not list(Path().glob("*x.npz*")), "no half file"
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["image"] for row in rows] == files
+    assert ["error" in row for row in rows] == [path == files[4] for path in files]
+    assert f"1 of {len(files)} images cannot be read. max_bad=1" in err
+    for row in rows:
+        if "error" not in row:
+            np.testing.assert_allclose(row["embedding"], good[row["image"]]["embedding"], rtol=1e-4, atol=1e-5)
+    for words, code in (([], 2), (["max_bad=1", "overwrite=true"], 0)):
+        assert main(["embed", "model", *files, "out=x.npz", *words]) == code
+        assert files[4] in capsys.readouterr().err
+        with np.load("x.npz", allow_pickle=False) as arrays:
+            assert arrays["images"].tolist() == [path for path in files if path != files[4]]
+            assert (len(arrays["embeddings"]), arrays["failed"].tolist()) == (len(files) - 1, [files[4]])
+            assert files[4] in arrays["errors"][0]
+    assert main(["embed", "model", files[4], "out=y.npz"]) == 2
+    assert not list(Path().glob("*y.npz*")), "of nothing there is no file"
+    assert main(["embed", "model", "data=digits", "max_bad=1"]) == 2
+    assert "data.max_bad" in capsys.readouterr().err
+
+
+def test_predict_answers_the_others_too(files: list[str], capsys: Capture) -> None:
+    for path in (files[0], files[4]):
+        Path(path).write_bytes(b"no picture")
+    for words, code in (([], 2), (["max_bad=1"], 2), (["max_bad=2"], 0)):
+        assert main(["predict", "model", *files, "batch_size=2", *words]) == code
+        out, err = capsys.readouterr()
+        rows = [json.loads(line) for line in out.splitlines()]
+        assert [row["image"] for row in rows] == files
+        assert [files[n] for n, row in enumerate(rows) if "error" in row] == [files[0], files[4]]
+        assert all(len(row["predictions"]) == 3 for row in rows if "error" not in row)
+        assert f"2 of {len(files)} images cannot be read" in err
+        assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,11 @@ def test_an_unreadable_image_is_named(content: bytes | None, capsys: Capture) ->
     refused("train small data=photos out=run", capsys, "photos: ", "dog/2.png", "data.max_bad=1")
     random_model(Path("model"), ("cat", "dog"))
     refused("eval model data=photos", capsys, "photos/dog/2.png")
-    refused("predict model photos/dog/2.png", capsys, "photos/dog/2.png")
+    assert main(["predict", "model", "photos/dog/2.png"]) == 2
+    out, err = capsys.readouterr()
+    line = json.loads(out)
+    assert (line["image"], err) == ("photos/dog/2.png", f"error: {line['error']}\n")
+    assert "photos/dog/2.png" in err
 
 
 def test_init_of_another_architecture(capsys: Capture) -> None:

@@ -150,6 +150,15 @@ def test_an_error_in_a_worker_reaches_the_loop_as_it_is(split: Split, kind: str)
     assert left() == ([], [])
 
 
+def test_a_system_without_fork_says_so(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(kind: str) -> None:
+        raise ValueError(f"cannot find context for {kind!r}")
+
+    monkeypatch.setattr(torch.multiprocessing, "get_context", refuse)
+    with pytest.raises(UserError, match=r"(?s)data\.worker_kind: this system cannot.*threads or spawn"):
+        batches(split, 0, 1, worker_kind="fork")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
 def test_a_killed_process_is_said_and_not_waited_for(split: Split) -> None:
     broken = Split(split.labels_N, split.names, partial(read_or_fail, split))

@@ -185,6 +185,7 @@ ELSEWHERE = {
     "device": "test_device_is_where_the_weights_are",
     "out": "test_out_is_where_it_is_written",
     **dict.fromkeys(("resume", "overwrite"), "test_resume_and_overwrite_are_asked_for"),
+    "finish": "test_finish_ends_a_run_where_it_is",
     "memory": "test_memory_cuts_the_batch",
     "train.checkpointing": "test_checkpointing_reaches_the_model",
     "train.compile": "test_compile_makes_one_graph_of_a_step",
@@ -291,6 +292,12 @@ def test_resume_and_overwrite_are_asked_for(tmp_path: Path) -> None:
     assert (tmp_path / "a/config.yaml").stat().st_mtime_ns == stamp
     tiny(tmp_path / "a", overwrite=True)
     assert (tmp_path / "a/config.yaml").stat().st_mtime_ns > stamp
+
+
+def test_finish_ends_a_run_where_it_is(tmp_path: Path) -> None:
+    tiny(tmp_path / "a", train__steps=2)
+    found = tiny(tmp_path / "a", train__steps=9, finish=True)
+    assert (found["steps"], found["best_step"]) == (2, 2)
 
 
 def test_deterministic_is_switched_on_during_the_run_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

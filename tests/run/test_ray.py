@@ -72,15 +72,17 @@ def test_predictions_are_those_of_one_process(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.usefixtures("_connected")
-def test_an_image_that_cannot_be_read_ends_both_at_the_same_place(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_image_that_cannot_be_read_is_named_in_both_at_the_same_place(capsys: pytest.CaptureFixture[str]) -> None:
     random_model(Path("model"))
     paths = [str(path) for path, _, _ in write_digits(Path("digits"), range(30))]
     Path(paths[17]).write_bytes(b"not an image")
     one, many = both(capsys, "predict", "model", *paths, "batch_size=5")
     assert_same_lines(one, many)
-    assert (one[0], len(one)) == ("2", 1 + 17 + 1)
-    assert json.loads(one[17])["image"] == paths[16]
-    assert paths[17] in one[-1]
+    assert one[0] == "2"
+    rows = [json.loads(line) for line in one[1:31]]
+    assert [row["image"] for row in rows] == paths
+    assert [row["image"] for row in rows if "error" in row] == [paths[17]]
+    assert "1 of 30 images cannot be read" in one[-1]
 
 
 @pytest.mark.usefixtures("_connected")

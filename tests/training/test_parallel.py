@@ -34,8 +34,9 @@ from vitral.training.config import TrainConfig
 from vitral.training.guard import CUT, Guard, Watch
 from vitral.training.loop import Plan, update
 from vitral.training.parallel import Parallel
-from vitral.training.sharded import shard
+from vitral.training.sharded import read_shards, shard
 from vitral.training.state import Progress, TrainState
+from vitral.weights.tensors import DamagedFile
 
 pytestmark = pytest.mark.slow
 CPU, BATCH = torch.device("cpu"), 48
@@ -353,3 +354,33 @@ def test_a_checkpoint_written_beside_the_run_is_of_the_moment_it_was_asked_for(t
         assert again == ["last.sharded", "previous.sharded"]
     facts = json.loads((tmp_path / "last.sharded/state.json").read_text(encoding="utf-8"))
     assert json.loads(facts["state"])["progress"]["step"] == 2
+
+
+def flipped(folder: str) -> tuple[int, list[str]]:
+    """Every bit of what a sharded checkpoint says of itself, and some of its tensors: how many were flipped, and which
+    flips were not noticed."""
+    path = Path(folder) / "last.sharded"
+    steps("fsdp", Case(), 1, save=folder)
+    count, missed = 0, list[str]()
+    for file in sorted(path.iterdir()):
+        whole = file.read_bytes()
+        bits = 8 * len(whole)
+        for bit in range(0, bits, 1 if file.name.startswith("state.json") else max(bits // 50, 1)):
+            content = bytearray(whole)
+            content[bit // 8] ^= 1 << bit % 8
+            file.write_bytes(content)
+            count += 1
+            try:
+                read_shards(path, lambda _: None)
+            except DamagedFile:
+                continue
+            missed.append(f"{file.name}: {bit}")
+        file.write_bytes(whole)
+    read_shards(path, lambda _: None)
+    return count, missed
+
+
+def test_every_flipped_bit_of_a_sharded_checkpoint_is_noticed(tmp_path: Path) -> None:
+    count, missed = in_processes(1, "tests.training.test_parallel:flipped", str(tmp_path))[0]
+    assert count > 2000
+    assert missed == []

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitral.cli.images import check_exist, image_paths
+from vitral.cli.images import Bad, check_exist, image_paths
 from vitral.cli.main import Arguments
 from vitral.cli.usage import page
 from vitral.config import build, with_overrides
@@ -24,6 +24,8 @@ HELP = """usage: vitral embed MODEL IMAGE|FOLDER... | data=DATA [out=FILE.npz] [
 What a model's encoder makes of each image, before any head: one vector, or with features=patches one a patch. Without
 out=, or with --json, one JSON line an image: {{"image", "embedding"}}, of data also "split" and "label" ("labels" where
 an image may have several). out= writes arrays: embeddings float32 [N, D], images; of data also splits, labels, classes.
+An image that cannot be read gets {{"image", "error"}} (in a file: failed, errors) and the others are embedded all the
+same; with more than max_bad of them the exit code is 2.
 
 key=default, meaning (type):
 
@@ -52,21 +54,26 @@ def run(arguments: Arguments) -> int:
         )  # fmt: skip
     check_exist(names)
     out = None if options.out is None else _writable(Path(options.out), options.overwrite)
-    from vitral.run.embed import embeddings, write_npz
+    from vitral.run.embed import Failed, Row, embeddings, write_npz
     from vitral.training.journal import console_logging
 
     console_logging()
-    classes, rows = embeddings(model, image_paths(names) if names else None, options)
-    kept: list[Row] = []
+    paths = image_paths(names) if names else None
+    classes, rows = embeddings(model, paths, options)
+    kept, failed, bad = list[Row](), list[Failed](), Bad(len(paths or ()), options.max_bad)
     for row in rows:
         if out is None or arguments.json:
-            print(json.dumps(_line(row, classes), ensure_ascii=False), flush=True)
-        if out is not None:
+            line = row._asdict() if isinstance(row, Failed) else _line(row, classes)
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+        if isinstance(row, Failed):
+            bad.say(row.error)
+            failed.append(row)
+        elif out is not None:
             kept.append(row)
-    if out is not None:
-        shape = " x ".join(map(str, write_npz(out, kept, classes)))
+    if out is not None and kept:
+        shape = " x ".join(map(str, write_npz(out, kept, classes, failed)))
         print(f"{out}: embeddings {shape}", file=sys.stderr)
-    return 0
+    return bad.exit_code()
 
 
 def _writable(out: Path, overwrite: bool) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,3 +26,25 @@ def image_paths(names: Sequence[str]) -> list[str]:
     if not paths:
         raise UserError("no images in here", where=", ".join(names))
     return paths
+
+
+class Bad:
+    """Images that cannot be read, named on stderr one by one: how many of `total` there were, and `most` may be."""
+
+    def __init__(self, total: int, most: int) -> None:
+        self._total, self._most, self._count = total, most, 0
+
+    def say(self, error: str) -> None:
+        """Name one."""
+        self._count += 1
+        print(f"error: {error}", file=sys.stderr)
+
+    def exit_code(self) -> int:
+        """2 where there were more than may be; says how many there were."""
+        if not self._count:
+            return 0
+        is_error = self._count > self._most
+        if self._total > 1:
+            hint = f". max_bad={self._count} accepts that" if is_error else ""
+            print(f"{self._count} of {self._total} images cannot be read{hint}", file=sys.stderr)
+        return 2 if is_error else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from vitral.cli.images import check_exist, image_paths
+from vitral.cli.images import Bad, check_exist, image_paths
 from vitral.cli.main import Arguments
 from vitral.cli.usage import page
 from vitral.config import build, with_overrides
@@ -15,7 +15,8 @@ HELP = """usage: vitral predict MODEL IMAGE|FOLDER... [key=value ...]
 
 Prints one JSON line an image: {{"image", "predictions": [{{"label", "index", "score"}}]}}, the likeliest class first.
 MODEL is a bundled name (vitral-digits), a model folder, a run folder, weights of another library or a name on the
-Hugging Face hub. A folder means all images in it.
+Hugging Face hub. A folder means all images in it. An image that cannot be read gets {{"image", "error"}} and the others
+are answered all the same; with more than max_bad of them the exit code is 2.
 
 key=default, meaning (type):
 
@@ -40,6 +41,10 @@ def run(arguments: Arguments) -> int:
     check_exist(names)
     from vitral.run.predict import predictions
 
-    for answer in predictions(model, image_paths(names), options):
+    paths = image_paths(names)
+    bad = Bad(len(paths), options.max_bad)
+    for answer in predictions(model, paths, options):
         print(json.dumps(answer, ensure_ascii=False), flush=True)
-    return 0
+        if "error" in answer:
+            bad.say(answer["error"])
+    return bad.exit_code()

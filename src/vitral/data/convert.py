@@ -91,7 +91,8 @@ def _description(dataset: Dataset, path: Path, layout: Layout) -> str | None:
 def _refuse(dataset: Dataset, out: Path, layout: Layout) -> None:
     recover(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not interrupted(out):
-        raise UserError("the folder to write is not empty", where="out", got=out)
+        hint = "Name another folder, out=DIR, or remove this one."
+        raise UserError("the folder to write is not empty", where="out", got=out, hint=hint)
     if layout == "csv":
         return
     if dataset.multi_label:

@@ -173,7 +173,13 @@ class Processes:
         self._pipes, self._processes = [], []
 
     def _start(self, workers: int, kind: str) -> None:
-        context: Any = torch.multiprocessing.get_context(kind)
+        try:
+            context: Any = torch.multiprocessing.get_context(kind)
+        except ValueError:  # Windows has no fork
+            raise UserError(
+                "this system cannot start processes that way", where="data.worker_kind", got=kind,
+                wanted="threads or spawn",
+            ) from None  # fmt: skip
         for _ in range(workers):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(self.reader, self._slots, theirs), name="vitral-reader")

@@ -29,6 +29,13 @@ class Row(NamedTuple):
     label: Any = None
 
 
+class Failed(NamedTuple):
+    """An image file that cannot be read, and why."""
+
+    image: str
+    error: str
+
+
 def open_embedded(predictor: Predictor, options: EmbedOptions) -> Dataset:
     """The data whose images are wanted. Raises UserError where there is no such split."""
     dataset, skipped = open_images(predictor.config, options.data, predictor.config)
@@ -41,10 +48,12 @@ def open_embedded(predictor: Predictor, options: EmbedOptions) -> Dataset:
     return dataset
 
 
-def embeddings(model: str, paths: Sequence[str] | None, options: EmbedOptions) -> tuple[Sequence[str], Iterator[Row]]:
+def embeddings(
+    model: str, paths: Sequence[str] | None, options: EmbedOptions
+) -> tuple[Sequence[str], Iterator[Row | Failed]]:
     """What `vitral embed` writes: the classes of the data, if it is data, and the images one by one: files, or with
     `paths` None the wanted splits of the data. Whatever is wrong with model or data is raised at once, what is wrong
-    with an image after those before it."""
+    with an image of the data after those before it; a file that cannot be read is Failed."""
     if options.engine == "ray":
         return _spread(model, paths, options)
     predictor = load_used(model, options)
@@ -55,9 +64,10 @@ def embeddings(model: str, paths: Sequence[str] | None, options: EmbedOptions) -
     return dataset.classes, (row for name, split in parts for row in _of_split(predictor, name, split, options))
 
 
-def _embedded(predictor: Predictor, options: EmbedOptions, paths: Sequence[str]) -> Iterator[Row]:
-    embedded = predictor.embeddings(paths, options.features, options.batch_size)
-    return (Row(path, row) for path, row in zip(paths, embedded, strict=True))
+def _embedded(predictor: Predictor, options: EmbedOptions, paths: Sequence[str]) -> Iterator[Row | Failed]:
+    rows = predictor.attempt_embeddings(paths, options.features, options.batch_size)
+    for path, row in zip(paths, rows, strict=True):
+        yield Failed(path, str(row)) if isinstance(row, UserError) else Row(path, row)
 
 
 def _of_split(predictor: Predictor, name: str, split: Split, options: EmbedOptions) -> Iterator[Row]:
@@ -78,7 +88,9 @@ class _Part(NamedTuple):
     fingerprint: str
 
 
-def _spread(model: str, paths: Sequence[str] | None, options: EmbedOptions) -> tuple[Sequence[str], Iterator[Row]]:
+def _spread(
+    model: str, paths: Sequence[str] | None, options: EmbedOptions
+) -> tuple[Sequence[str], Iterator[Row | Failed]]:
     """By the processes of a Ray cluster. Model and data are opened here first, for what is wrong with them."""
     from vitral.run.spread import alone, cut, spread
 
@@ -97,7 +109,7 @@ def _spread(model: str, paths: Sequence[str] | None, options: EmbedOptions) -> t
     return classes, spread(work, items, options.device, options.ray.workers)
 
 
-def _work(model: str, is_data: bool, options: EmbedOptions, device: str) -> Callable[[Any], Iterator[Row]]:
+def _work(model: str, is_data: bool, options: EmbedOptions, device: str) -> Callable[[Any], Iterator[Row | Failed]]:
     """In a process of the cluster."""
     from vitral.run.spread import alone
 
@@ -117,16 +129,20 @@ def _work(model: str, is_data: bool, options: EmbedOptions, device: str) -> Call
     return embed_part
 
 
-def write_npz(path: Path, rows: Sequence[Row], classes: Sequence[str]) -> tuple[int, ...]:
+def write_npz(
+    path: Path, rows: Sequence[Row], classes: Sequence[str], failed: Sequence[Failed] = ()
+) -> tuple[int, ...]:
     """Arrays `embeddings` float32 [N, D] ([N, patches, D]) and `images` (text); of data also `splits`, `labels` (int64
-    [N], or bool [N, classes]) and `classes`. Readable without pickle. The file is there whole or not at all. Returns
-    the shape of `embeddings`."""
+    [N], or bool [N, classes]) and `classes`; of files that cannot be read `failed` and `errors` (text), if there are
+    any. Readable without pickle. The file is there whole or not at all. Returns the shape of `embeddings`."""
     arrays: dict[str, Any] = {
         "embeddings": np.stack([row.embedding for row in rows]), "images": np.array([row.image for row in rows])
     }  # fmt: skip
     if rows[0].label is not None:
         arrays |= {"splits": np.array([row.split for row in rows]), "labels": np.array([row.label for row in rows])}
         arrays["classes"] = np.array(classes)
+    if failed:
+        arrays |= {"failed": np.array([each.image for each in failed]), "errors": np.array([e.error for e in failed])}
     with whole_file(path) as partial, partial.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
     return arrays["embeddings"].shape

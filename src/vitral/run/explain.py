@@ -52,14 +52,15 @@ def explain(model: str, images: Sequence[str], options: ExplainOptions) -> dict[
     if not sections and not views:
         raise UserError("nothing to show of this model alone", where=model, hint=" ".join(notes) or None)
     pictures = [picture for each in (*sections, *views) for picture in each.pictures]
+    names = [PAGE, RECORD, *(picture.name for picture in pictures)]
     found = {
-        "model": model, "page": str(folder / PAGE), "files": [PAGE, RECORD, *(each.name for each in pictures)],
+        "model": model, "page": str(folder / PAGE), "files": names,
         "images": [each.found for each in sections],
         "views": {name: value for each in views for name, value in each.found.items()}, "notes": notes,
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / RECORD, {**found, "files": sorted({*old, *found["files"]})})  # of ours, even after a kill
-    for name in set(old) - set(found["files"]):
+    write_json(folder / RECORD, {**found, "files": [*names, *old]})  # of ours, even after a kill
+    for name in set(old) - set(names):
         (folder / name).unlink(missing_ok=True)
     for picture in pictures:
         (folder / picture.name).write_bytes(picture.png)

@@ -27,6 +27,7 @@ _MAX_PIXELS = Field(
     default=None,
     description="largest image that is read, in pixels of up to 4 bytes; null: as the model says",
 )
+_MAX_BAD = "images that may be unreadable before the exit code is 2; the others are answered in any case"
 
 
 class ModelUse(Config):
@@ -140,6 +141,7 @@ class EmbedOptions(ModelUse):
     out: str | None = Field(default=None, description=".npz file to write; null: one JSON line an image on stdout")
     overwrite: bool = Field(default=False, description="replace the file if it is there")
     batch_size: int = Field(default=256, ge=1, description="images at once")
+    max_bad: int = Field(default=0, ge=0, description=f"{_MAX_BAD}; of data: data.max_bad")
     engine: Literal["torch", "ray"] = Field(
         default="torch", description="what computes: torch here, or in the processes of a Ray cluster"
     )
@@ -150,6 +152,8 @@ class EmbedOptions(ModelUse):
         check_ray(self.engine, self.model_fields_set)
         if self.overwrite and self.out is None:
             raise ValueError("overwrite=true has no effect without out=FILE.npz")
+        if "max_bad" in self.model_fields_set and self.model_fields_set & {"data", "split"}:
+            raise ValueError("max_bad has no effect with data=, data.max_bad has")
         return self
 
 
@@ -317,6 +321,7 @@ class PredictOptions(EngineUse):
     topk: int = Field(default=5, ge=1, description="classes an image, the likeliest first")
     max_pixels: Count | None = _MAX_PIXELS
     batch_size: int = Field(default=64, ge=1, description="images at once")
+    max_bad: int = Field(default=0, ge=0, description=_MAX_BAD)
     ray: RayConfig = RayConfig()
 
     @model_validator(mode="after")

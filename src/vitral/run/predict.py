@@ -14,8 +14,8 @@ Answer = dict[str, Any]
 
 
 def predictions(model: str, paths: Sequence[str], options: PredictOptions) -> Iterator[Answer]:
-    """What `vitral predict` prints, image by image. Whatever is wrong with the model is raised at once, what is wrong
-    with an image after the answers before it."""
+    """What `vitral predict` prints, image by image. Whatever is wrong with the model is raised at once, an image
+    that cannot be read has an "error" instead of predictions."""
     if options.engine != "ray":
         return _answers(_opened(model, options), options)(paths)
     from vitral.run.spread import alone, auto_device, cut, spread
@@ -31,7 +31,7 @@ def _opened(model: str, options: PredictOptions) -> Predictor:
 
 
 def _answers(predictor: Predictor, options: PredictOptions) -> Callable[[Sequence[str]], Iterator[Answer]]:
-    return lambda paths: predictor.predictions(paths, options.topk, options.batch_size)
+    return lambda paths: predictor.predictions(paths, options.topk, options.batch_size, tolerant=True)
 
 
 def _work(model: str, options: PredictOptions, device: str) -> Callable[[Sequence[str]], Iterator[Answer]]:

@@ -24,7 +24,8 @@ from vitral.errors import RunFailed
 from vitral.objectives.objective import Objective
 from vitral.structs import Batch
 from vitral.training.journal import log
-from vitral.training.state import SHARDED, WHOLE, TrainState, remove
+from vitral.training.state import SHARDED, WHOLE, TrainState
+from vitral.whole import remove
 
 STEPS, STATE = "steps.jsonl", "state"  # the latter a file or a folder, as checkpoints are
 NOTHING = "nothing in this batch by itself; the sum or the norm of its gradients overflows"

@@ -152,19 +152,23 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
     """The rows of a metrics file, and the numbers of the lines, from 1, that are none: damaged, or with a step before
     that of the row above. A last line that a kill cut off is left out and not counted."""
     lines = path.read_bytes().split(b"\n") if path.exists() else []
-    cut_off = bool(lines and lines[-1])
+    cut_off = len(lines) if lines and lines[-1] else None
     rows, damaged = list[dict[str, Any]](), list[int]()
     for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            is_row = isinstance(row, dict) and type(row.get("step")) is int
-        except (ValueError, RecursionError):
-            is_row = False
-        if is_row and (not rows or row["step"] >= rows[-1]["step"]):
+        row = _row(line)
+        if row is not None and (not rows or row["step"] >= rows[-1]["step"]):
             rows.append(row)
-        elif line and not (cut_off and number == len(lines)):
+        elif line and number != cut_off:
             damaged.append(number)
     return rows, damaged
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and type(row.get("step")) is int else None
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -23,11 +23,11 @@ def refuse_stopped(folder: Path) -> None:
     if not ((folder / "checkpoints").is_dir() and (folder / "config.yaml").is_file()):
         return
     at = _reached(folder / "checkpoints")
-    place = f" at step {at[0]} of {at[1]}" if at is not None else ", before its first checkpoint"
+    place = f" at step {at[0]} of {at[1]}" if at is not None else ""
     if is_locked(folder):
-        place = place.replace(" at", ", the last checkpoint is of", 1) if at is not None else ""
+        saved = f"; its last checkpoint is of step {at[0]} of {at[1]}" if at is not None else ""
         hint = "Its model folder is written when it ends."
-        raise UserError(f"this run is still working{place}", where=str(folder), hint=hint)
+        raise UserError(f"this run is still working{saved}", where=str(folder), hint=hint)
     finish = (
         ""
         if at is None
