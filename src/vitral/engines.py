@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from vitral.archive import check_archive
 from vitral.config import Config, build
 from vitral.errors import UserError
 from vitral.models.model import ImageModel
+from vitral.optional import require
 from vitral.weights.folder import CONFIG, FolderConfig, bundled
 
 Kind = Literal["onnx", "pt2", "openvino"]
@@ -207,17 +208,6 @@ def find_export(model: str) -> Path | None:
 def open_export(path: Path) -> Exported:
     """The engine of an exported file. Raises UserError for one that is damaged, not ours, or needs an extra."""
     return _ENGINES[_KINDS[path.suffix]](path)
-
-
-def require(module: str, extra: str) -> Any:
-    """An optional package. Raises UserError that says how to install it."""
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        hint = f'pip install "vitral[{extra}]"'
-        raise UserError(f"{module} is not installed", where="format", got=error, hint=hint) from None
 
 
 def _shipment(text: str | None, path: Path) -> Shipment:

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitral.engines import FILES, METADATA, Shipment, require
+from vitral.engines import FILES, METADATA, Shipment
 from vitral.export.graph import capture, quiet
 from vitral.export.quantise import quantise
 from vitral.models.model import ImageModel
+from vitral.optional import require
 
 OPSET = 20
 # Protocol buffers end at 2 GB: larger weights go beside the file.
