@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from vitral.archive import check_archive
@@ -35,7 +36,8 @@ class Shipment(Config):
     """What an export says of itself, as JSON inside its file and as config.json beside it.
 
     takes "pixels": uint8 [B, H, W, C] of any size, resized inside; "resized": float32 [B, C, h, w] in [0,1]. batch: the
-    one B that the graph takes; None: any.
+    one B that the graph takes; None: any. instruction_sets: of the processor where it was compared with the model;
+    empty: not recorded.
     """
 
     format: Literal["vitral-export-1"] = "vitral-export-1"
@@ -46,6 +48,7 @@ class Shipment(Config):
     model: FolderConfig
     card: str
     versions: dict[str, str]
+    instruction_sets: list[str] = Field(default_factory=list)
 
 
 class Engine(Protocol):

@@ -17,8 +17,8 @@ from vitral.version import __version__
 
 HELP = """usage: vitral doctor [RUN] [--json]
 
-Says what a bug report needs: versions, device, memory, threads, free disk, optional packages, environment variables
-that matter, and the speed of a small model's training step.
+Says what a bug report needs: versions, device, instruction sets, memory, threads, free disk, optional packages,
+environment variables that matter, and the speed of a small model's training step.
 
 With the folder of a run that ended after steps that were not finite: runs the batch of the last one again, on the
 weights that it met, and says which images it holds and in which module the first NaN or infinity appears.
@@ -58,6 +58,8 @@ def examine() -> dict[str, Any]:
     import PIL
     import torch
 
+    from vitral.processor import instruction_sets
+
     cuda = torch.cuda.is_available()
     return {
         "vitral": __version__,
@@ -66,6 +68,7 @@ def examine() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "device_memory_gb": round(torch.cuda.get_device_properties(0).total_memory / 1e9, 1) if cuda else None,
         "processor_cores": os.cpu_count(),
+        "instruction_sets": instruction_sets(),
         "torch_threads": torch.get_num_threads(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
         if hasattr(os, "sysconf")
