@@ -134,7 +134,7 @@ class OpenvinoEngine:
         core = openvino.Core()
         try:
             network = core.read_model(str(path))
-        except RuntimeError as error:
+        except Exception as error:  # RuntimeError and, of names and text that are no UTF-8, others
             raise UserError("not readable by OpenVINO", where=str(path), got=str(error)[:300]) from None
         found = network.get_rt_info([METADATA]).astype(str) if network.has_rt_info([METADATA]) else None
         self.shipment = _shipment(found, path)
@@ -145,7 +145,10 @@ class OpenvinoEngine:
             "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bfloat16" else "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }
-        self.compiled = core.compile_model(network, "CPU", hints)
+        try:
+            self.compiled = core.compile_model(network, "CPU", hints)
+        except Exception as error:
+            raise UserError("not computable by OpenVINO", where=str(path), got=str(error)[:300]) from None
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits, of as many runs as a fixed batch needs."""
@@ -157,11 +160,13 @@ class OpenvinoEngine:
 
 def _portions(run: Callable[[Tensor], Tensor], images: Tensor, size: int | None) -> Tensor:
     """Of a graph that takes `size` images and no other number: the last portion is filled up with zeros."""
-    if size is None:
-        return run(images)
     count = len(images)
-    missing = images.new_zeros(-count % size, *images.shape[1:])
-    return torch.cat([run(portion) for portion in torch.cat([images, missing]).split(size)])[:count]
+    if size is not None:
+        images = torch.cat([images, images.new_zeros(-count % size, *images.shape[1:])])
+    try:
+        return torch.cat([run(portion) for portion in images.split(size or max(count, 1))])[:count]
+    except Exception as error:  # of runtimes: a graph that is damaged, or asks for more memory than there is
+        raise UserError("the export cannot be computed", where="model", got=str(error)[:300]) from None
 
 
 class Pt2Engine:

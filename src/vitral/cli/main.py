@@ -80,9 +80,9 @@ def main(argv: list[str]) -> int:
         if launch().rank == 0 or isinstance(error, RunFailed):  # what concerns all processes is said once
             print(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("stopped", file=sys.stderr)
-        return 130
+        return 128 + getattr(stop, "signum", 2)
     except BrokenPipeError:
         # Whoever read our output has seen enough; nothing may be flushed into the closed pipe at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

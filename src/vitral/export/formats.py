@@ -39,6 +39,8 @@ def said(shipment: Shipment) -> str:
 def _write_pt2(path: Path, network: ImageModel, shipment: Shipment, calibration: Calibration | None) -> None:
     assert calibration is None
     program, _ = capture(network, shipment)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
     with quiet():
         torch.export.save(program, path, extra_files={f"{METADATA}.json": said(shipment)})
 
