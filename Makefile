@@ -1,5 +1,6 @@
 # From a bare Python >= 3.11 to a trained model (make demo) or to all tests passed (make test).
 # Variables: PYTHON=/path/to/python3.12  VENV=.venv  WORKERS=2 (test processes, one thread each)
+#            ISA=avx2 (tests with the kernels of processors without AVX-512)
 # tools/install.py takes PyTorch's CPU build where no NVIDIA GPU answers; TORCH_CPU_INDEX=URL names a mirror of its index.
 
 SHELL := /bin/sh
@@ -18,8 +19,12 @@ INPUTS := pyproject.toml src/vitral/version.py tools/install.py $(wildcard const
 INSTALL = $(PY) tools/install.py
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
+# ISA=avx2: kernels of torch, oneDNN and BLAS as a processor with AVX2 alone would choose them.
+avx2 := ONEDNN_MAX_CPU_ISA=AVX2 DNNL_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
+        MKL_CBWR=AVX2 OPENBLAS_CORETYPE=Haswell
+
 # One thread a process: WORKERS processes use WORKERS cores. A text file opened without an encoding is an error.
-PYTEST = OMP_NUM_THREADS=1 PYTHONWARNDEFAULTENCODING=1 $(PY) -m pytest -n $(WORKERS) --dist loadscope
+PYTEST = $(if $(ISA),$($(ISA))) OMP_NUM_THREADS=1 PYTHONWARNDEFAULTENCODING=1 $(PY) -m pytest -n $(WORKERS) --dist loadscope
 
 help:
 	@echo "make demo      make $(VENV), install, train on the digits, say what to type next"
@@ -27,6 +32,7 @@ help:
 	@echo "               gets chromium for those of the page; elsewhere they need one on PATH, or skip)"
 	@echo "make test-all  the tests again with the slow ones and those against timm and transformers;"
 	@echo "               MARK='slow or oracle' runs only the ones that make test leaves out"
+	@echo "make test ISA=avx2   the same tests with the kernels of processors without AVX-512"
 	@echo "make lint      style, import contract and types only"
 	@echo "make format    format the code and mend what ruff can mend"
 	@echo "make clean     remove builds and caches ($(VENV) and runs stay)"

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from vitral.archive import check_archive
@@ -20,6 +21,7 @@ from vitral.config import Config, build
 from vitral.errors import UserError
 from vitral.files import parse_json, read_json
 from vitral.models.model import ImageModel
+from vitral.optional import require
 from vitral.weights.digests import CONFIG
 from vitral.weights.folder import FolderConfig, bundled
 
@@ -35,7 +37,8 @@ class Shipment(Config):
     """What an export says of itself, as JSON inside its file and as config.json beside it.
 
     takes "pixels": uint8 [B, H, W, C] of any size, resized inside; "resized": float32 [B, C, h, w] in [0,1]. batch: the
-    one B that the graph takes; None: any.
+    one B that the graph takes; None: any. instruction_sets: of the processor where it was compared with the model;
+    empty: not recorded.
     """
 
     format: Literal["vitral-export-1"] = "vitral-export-1"
@@ -46,6 +49,7 @@ class Shipment(Config):
     model: FolderConfig
     card: str
     versions: dict[str, str]
+    instruction_sets: list[str] = Field(default_factory=list)
 
 
 class Engine(Protocol):
@@ -131,7 +135,7 @@ class OpenvinoEngine:
         core = openvino.Core()
         try:
             network = core.read_model(str(path))
-        except RuntimeError as error:
+        except Exception as error:  # RuntimeError and, of names and text that are no UTF-8, others
             raise UserError("not readable by OpenVINO", where=str(path), got=str(error)[:300]) from None
         found = network.get_rt_info([METADATA]).astype(str) if network.has_rt_info([METADATA]) else None
         self.shipment = _shipment(found, path)
@@ -142,7 +146,10 @@ class OpenvinoEngine:
             "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bfloat16" else "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }
-        self.compiled = core.compile_model(network, "CPU", hints)
+        try:
+            self.compiled = core.compile_model(network, "CPU", hints)
+        except Exception as error:
+            raise UserError("not computable by OpenVINO", where=str(path), got=str(error)[:300]) from None
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits, of as many runs as a fixed batch needs."""
@@ -154,11 +161,13 @@ class OpenvinoEngine:
 
 def _portions(run: Callable[[Tensor], Tensor], images: Tensor, size: int | None) -> Tensor:
     """Of a graph that takes `size` images and no other number: the last portion is filled up with zeros."""
-    if size is None:
-        return run(images)
     count = len(images)
-    missing = images.new_zeros(-count % size, *images.shape[1:])
-    return torch.cat([run(portion) for portion in torch.cat([images, missing]).split(size)])[:count]
+    if size is not None:
+        images = torch.cat([images, images.new_zeros(-count % size, *images.shape[1:])])
+    try:
+        return torch.cat([run(portion) for portion in images.split(size or max(count, 1))])[:count]
+    except Exception as error:  # of runtimes: a graph that is damaged, or asks for more memory than there is
+        raise UserError("the export cannot be computed", where="model", got=str(error)[:300]) from None
 
 
 class Pt2Engine:
@@ -208,17 +217,6 @@ def find_export(model: str) -> Path | None:
 def open_export(path: Path) -> Exported:
     """The engine of an exported file. Raises UserError for one that is damaged, not ours, or needs an extra."""
     return _ENGINES[_KINDS[path.suffix]](path)
-
-
-def require(module: str, extra: str) -> Any:
-    """An optional package. Raises UserError that says how to install it."""
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        hint = f'pip install "vitral[{extra}]"'
-        raise UserError(f"{module} is not installed", where="format", got=error, hint=hint) from None
 
 
 def _shipment(text: str | None, path: Path) -> Shipment:

@@ -22,6 +22,7 @@ from vitral.errors import UserError
 from vitral.models.features import KINDS, extract_features
 from vitral.models.model import ImageModel
 from vitral.models.position import Resize
+from vitral.proof import check_here
 from vitral.weights.card import model_card
 from vitral.weights.find import load_model
 from vitral.weights.folder import FolderConfig, Preprocessing, save_folder
@@ -323,5 +324,6 @@ def load(
                 hint = "vitral export takes image_size."
                 raise UserError("an export has the size that it was made for", where=key, got=value, hint=hint)
         engine = open_export(exported)
+        check_here(exported, engine)
         return Predictor(None, engine.shipment.model, device, engine)
     return Predictor(*load_model(str(model), image_size, position_resize, verify=verify), device)

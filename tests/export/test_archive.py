@@ -186,6 +186,11 @@ def test_no_text_of_a_graph_is_run(
     assert "may hold code" in said.err
 
 
+def test_an_archive_names_no_path_of_this_machine(exported: dict[str, bytes]) -> None:
+    graph = next(data for name, data in exported.items() if "/models/" in name)
+    assert str(Path(vitral.__file__).parent).encode() not in graph
+
+
 def test_an_archive_takes_no_more_memory_than_its_file(exported: dict[str, bytes]) -> None:
     config = next(name for name in exported if name.endswith("_weights_config.json"))
     tree = json.loads(exported[config])

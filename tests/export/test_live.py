@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import os
+import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -12,11 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.onnx.errors import OnnxExporterError
 
 import vitral
 from tests.export.test_ship import OPENVINO, Capture, need
-from tests.helpers import random_model
+from tests.helpers import VITRAL, random_model
 from vitral.cli.main import main
 from vitral.efficient.config import MergeConfig
 from vitral.errors import UserError
@@ -173,3 +177,30 @@ def test_another_engine_gives_the_models_answers(engine: str, capsys: Capture) -
         answers.append(json.loads(capsys.readouterr().out))
     assert answers[0]["confusion"] == answers[1]["confusion"]
     assert answers[1]["loss"] == pytest.approx(answers[0]["loss"], abs=1e-5)
+
+
+def test_a_signal_while_an_engine_is_made_leaves_no_folder(tmp_path: Path) -> None:
+    need("onnx")
+    random_model(Path("model"))
+    Image.new("L", (8, 8)).save("gray.png")
+    Path("temporary").mkdir()
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
+    command = [*VITRAL, "predict", "model", "gray.png", "engine=onnx"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, encoding="utf-8") as process:
+        while process.poll() is None and not list(Path("temporary").iterdir()):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 143, said
+    assert "Traceback" not in said
+    assert list(Path("temporary").iterdir()) == []
+
+
+def test_the_whole_differs_no_less_than_its_part() -> None:
+    random_model(Path("model"))
+    config = load_model("model")[1]
+    mine = torch.tensor([[1.0, 0.0, 0.0]])
+    found = parity.likeness_of(mine, mine + 0.1, config, "", behind_resize=0.5)
+    assert (found.max_difference, found.behind_resize) == (0.5, 0.5)
+    found = parity.likeness_of(mine, mine + 0.1, config, "", behind_resize=0.01)
+    assert found.max_difference == pytest.approx(0.1)

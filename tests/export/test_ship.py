@@ -447,3 +447,36 @@ def test_int8_is_judged_on_other_images_than_its_scales_are_from() -> None:
     samples = _samples(config, options.model_copy(update={"images": 40}))
     assert (len(samples.compared), len(samples.calibration)) == (40, 40)
     assert "the same that were compared" in samples.calibration_source
+
+
+def test_onnx_files_of_strangers_are_one_message(capsys: Capture) -> None:
+    """Cut, flipped, with weights beside it that are not there or elsewhere."""
+    need("onnx")
+    import onnx
+
+    random_model(Path("model"))
+    Image.new("L", (8, 8)).save("gray.png")
+    assert main(["export", "model", "format=onnx", "out=there", "images=1"]) == 0
+    whole = Path("there/model.onnx").read_bytes()
+    proto = onnx.load("there/model.onnx")
+    cases = {"cut": whole[: len(whole) // 2], "empty": b"", "zeros": bytes(1000)}
+    for where in ("/etc/passwd", "../gray.png", "gone.bin", "a\0b"):
+        changed = onnx.ModelProto()
+        changed.CopyFrom(proto)
+        tensor = max(changed.graph.initializer, key=lambda each: len(each.raw_data))
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=where)
+        cases[f"beside {len(cases)}"] = changed.SerializeToString()
+    draw = np.random.default_rng(0)
+    for number in range(20):
+        flipped = bytearray(whole)
+        flipped[int(draw.integers(0, 4000))] ^= 1 << int(draw.integers(0, 8))
+        cases[f"flip {number}"] = bytes(flipped)
+    capsys.readouterr()
+    for name, data in cases.items():
+        Path("strange.onnx").write_bytes(data)
+        code = main(["predict", "strange.onnx", "gray.png"])
+        said = capsys.readouterr().err
+        assert code == 2 or (code == 0 and name.startswith("flip")), name
+        assert code == 0 or said.startswith("error: "), name

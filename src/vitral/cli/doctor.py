@@ -20,8 +20,8 @@ from vitral.version import __version__
 
 HELP = """usage: vitral doctor [MODEL | RUN] [key=value] [--json]
 
-Says what a bug report needs: versions, device, memory, threads, free disk, optional packages, environment variables
-that matter, and the speed of a small model's training step.
+Says what a bug report needs: versions, device, instruction sets, memory, threads, free disk, optional packages,
+environment variables that matter, and the speed of a small model's training step.
 
 With a model: verifies every byte of its folder against the digests in config.json, loads it and computes one image.
 
@@ -76,6 +76,8 @@ def examine() -> dict[str, Any]:
     import PIL
     import torch
 
+    from vitral.processor import instruction_sets
+
     cuda = torch.cuda.is_available()
     return {
         "vitral": __version__,
@@ -84,6 +86,7 @@ def examine() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "device_memory_gb": round(torch.cuda.get_device_properties(0).total_memory / 1e9, 1) if cuda else None,
         "processor_cores": os.cpu_count(),
+        "instruction_sets": instruction_sets(),
         "torch_threads": torch.get_num_threads(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
         if hasattr(os, "sysconf")

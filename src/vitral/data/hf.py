@@ -13,7 +13,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ from vitral.data.decode import Decoding, decode, header
 from vitral.data.files import SPLIT_OF, asked_channels, class_map, hidden, indices, multi_hot, some
 from vitral.data.label_vectors import named, vector_width
 from vitral.errors import UserError, nearest
+from vitral.optional import optional
 
 _BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 _LABEL_NAMES = ("label", "labels", "class", "cls", "target", "fine_label")
@@ -114,7 +114,7 @@ def open_hf(config: DataConfig) -> Dataset:
 
 def _library() -> Any:
     try:
-        return import_module("datasets")
+        return optional("datasets")
     except ImportError:
         raise UserError(
             "Parquet, Arrow, WebDataset and the hub need the library datasets", where="data.source",

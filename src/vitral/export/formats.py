@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitral.engines import FILES, METADATA, Shipment, require
+from vitral.engines import FILES, METADATA, Shipment
 from vitral.export.graph import capture, quiet
 from vitral.export.quantise import quantise
 from vitral.models.model import ImageModel
+from vitral.optional import require
 
 OPSET = 20
 # Protocol buffers end at 2 GB: larger weights go beside the file.
@@ -38,6 +39,8 @@ def said(shipment: Shipment) -> str:
 def _write_pt2(path: Path, network: ImageModel, shipment: Shipment, calibration: Calibration | None) -> None:
     assert calibration is None
     program, _ = capture(network, shipment)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
     with quiet():
         torch.export.save(program, path, extra_files={f"{METADATA}.json": said(shipment)})
 

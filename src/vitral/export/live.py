@@ -12,11 +12,12 @@ from pathlib import Path
 
 import torch
 
-from vitral.engines import FILES, Engine, Exported, Kind, Precision, Shipment, TorchEngine, open_export, require
+from vitral.engines import FILES, Engine, Exported, Kind, Precision, Shipment, TorchEngine, open_export
 from vitral.errors import UserError
 from vitral.export.formats import openvino_of, write_file
 from vitral.export.parity import Likeness, builtin_images, check, fit, likeness_of, outputs_of, take_turns
 from vitral.models.model import ImageModel
+from vitral.optional import require
 from vitral.predictor import Predictor
 from vitral.version import __version__
 from vitral.weights.folder import FolderConfig

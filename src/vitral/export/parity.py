@@ -38,10 +38,10 @@ class BeyondLimit(RunFailed):
 class Likeness(Config):
     """How far an engine is from the eager float32 model; differences are absolute, of logits.
 
-    max_difference: end to end, from the image as it is read; behind_resize: of images that need none, or the same where
-    the graph has no resize. largest_logit: of the model's, by its absolute value. agreement: share of the images with
-    the same likeliest class, None without classes; then features stand for logits, and cosine is that of an image's
-    features with the model's, on average.
+    max_difference: of all that was compared: end to end, from the image as it is read, and behind_resize, of images
+    that need none (without a resize in the graph the two are equal). largest_logit: of the model's, by its absolute
+    value. agreement: share of the images with the same likeliest class, None without classes; then features stand for
+    logits, and cosine is that of an image's features with the model's, on average.
     """
 
     images: int
@@ -109,7 +109,7 @@ def likeness_of(
     """Of the logits of N images by the model and by an engine."""
     difference, has_head = _apart(mine_NS, theirs_NS), config.architecture.num_classes > 0
     return Likeness(
-        images=len(mine_NS), source=source, max_difference=difference,
+        images=len(mine_NS), source=source, max_difference=max(difference, behind_resize or 0.0),
         behind_resize=difference if behind_resize is None else behind_resize, largest_logit=float(mine_NS.abs().max()),
         agreement=float((mine_NS.argmax(1) == theirs_NS.argmax(1)).double().mean()) if has_head else None,
         cosine=None if has_head else float(torch.cosine_similarity(mine_NS.double(), theirs_NS.double()).mean()),

@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from vitral.engines import require
 from vitral.export.graph import quiet
+from vitral.optional import require
 
 _LAYERS = ["MatMul", "Gemm"]
 

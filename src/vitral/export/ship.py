@@ -17,6 +17,8 @@ from vitral.export.formats import Calibration, write_file
 from vitral.export.parity import Parity, builtin_images, check, compare
 from vitral.files import write_text
 from vitral.models.model import ImageModel
+from vitral.processor import instruction_sets
+from vitral.proof import PROOF, prove
 from vitral.version import __version__
 from vitral.weights.digests import CONFIG
 from vitral.weights.folder import CARD, FolderConfig, free_place, save_json
@@ -63,9 +65,11 @@ def ship(network: ImageModel, config: FolderConfig, card: str, options: ExportOp
         save_json(folder / CONFIG, shipment.model_dump(mode="json"))
         write_text(folder / CARD, card)
         with torch.inference_mode():
-            parity = compare(network, open_export(file), config, samples.compared, samples.source)
+            engine = open_export(file)
+            parity = compare(network, engine, config, samples.compared, samples.source)
         check(parity, options.precision, options.max_difference, options.min_agreement)
         save_json(folder / PARITY, parity.model_dump(mode="json"))
+        save_json(folder / PROOF, prove(network, engine, config).model_dump(mode="json"))
     return Shipped(out, file.name, parity, _notes(shipment, options, calibration is not None, samples))
 
 
@@ -75,7 +79,7 @@ def shipment_of(config: FolderConfig, card: str, options: ExportOptions) -> Ship
     versions = {"vitral": __version__, "torch": str(torch.__version__)}
     return Shipment(
         kind=options.format, takes=options.takes, precision=options.precision, batch=options.batch, model=config,
-        card=card, versions=versions,
+        card=card, versions=versions, instruction_sets=instruction_sets(),
     )  # fmt: skip
 
 

@@ -6,10 +6,10 @@ import logging
 import os
 import pickle
 from collections.abc import Callable, Generator, Iterable, Sequence
-from importlib import import_module
 from typing import Any, NamedTuple, TypeVar
 
 from vitral.errors import RunFailed, UserError
+from vitral.optional import optional
 from vitral.predictor import Predictor
 from vitral.run.options import EmbedOptions, PredictOptions, ServeOptions
 from vitral.serve.cluster import cluster, resources, share_out
@@ -82,7 +82,7 @@ def spread(open_work: Callable[[str], Work[T]], items: Sequence[Any], device: st
     before it, and RunFailed where Ray itself fails.
     """
     with cluster() as ray:
-        data: Any = import_module("ray.data")
+        data: Any = optional("ray.data")
         share = share_out(resources(ray), device, workers)
         context = data.DataContext.get_current()
         context.enable_progress_bars, context.execution_options.preserve_order = False, True

@@ -7,10 +7,10 @@ import os
 import socket
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any, NamedTuple
 
 from vitral.errors import UserError
+from vitral.optional import optional
 
 _SECONDS_TO_ANSWER = 5.0
 _CORES_EACH = 4  # of a worker on processors, where nobody has said how many workers there are
@@ -33,13 +33,12 @@ def cluster() -> Generator[Any]:
     and where no cluster answers.
     """
     # Read when ray is imported, and passed on to what it starts.
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # Ray Serve ends the process that listens, and begins anew, after 5 s: a busy machine may need them for its imports.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     try:
-        ray: Any = import_module("ray")
-        import_module("ray.data")
+        ray: Any = optional("ray")
+        optional("ray.data")
     except ImportError as error:
         hint = 'pip install "vitral[ray]"'
         raise UserError("Ray is not installed", where="engine", got=f"ray: {error}", hint=hint) from None

@@ -8,10 +8,10 @@ import re
 import socket
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from vitral.errors import RunFailed, UserError
+from vitral.optional import optional
 from vitral.serve.cluster import cluster, resources, share_out
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def deployed(
     """
     _check_free(host, port)
     with cluster() as ray:
-        serve: Any = import_module("ray.serve")
+        serve: Any = optional("ray.serve")
         _check_none_runs(serve)
         share = share_out(resources(ray), device, replicas)
         on, folder = "cuda" if share.gpus else "cpu", os.getcwd()

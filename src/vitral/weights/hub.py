@@ -4,12 +4,12 @@ there. Needs the extra [hub]."""
 from __future__ import annotations
 
 import re
-from importlib import import_module
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from vitral.errors import UserError
 from vitral.files import read_json, read_text
+from vitral.optional import optional
 from vitral.weights.card import with_header
 from vitral.weights.digests import CONFIG, WEIGHTS, signed
 from vitral.weights.folder import CARD, load_folder
@@ -30,7 +30,7 @@ def download(model: str) -> Path:
     UserError without the extra, for unknown names, and where the hub cannot be reached.
     """
     try:
-        snapshot_download: Any = import_module("huggingface_hub").snapshot_download
+        snapshot_download: Any = optional("huggingface_hub").snapshot_download
     except ImportError:
         raise UserError(
             "no such model here, and names of the hub need an extra", where=model, hint='pip install "vitral[hub]"'
@@ -66,7 +66,7 @@ def push(folder: Path, name: str, *, private: bool = False, license: str | None 
     tree = read_json(folder / CONFIG)
     tree["provenance"] = _without_places(tree["provenance"])
     try:
-        hub: Any = import_module("huggingface_hub")
+        hub: Any = optional("huggingface_hub")
     except ImportError:
         raise UserError("pushing needs an extra", where=name, hint='pip install "vitral[hub]"') from None
     if hub.get_token() is None:
@@ -125,7 +125,7 @@ def _network_error() -> type[Exception]:
     """What the hub's client raises where nothing answers; older clients raise OSErrors alone."""
     for name in ("httpx2", "httpx"):
         try:
-            return import_module(name).TransportError
+            return optional(name).TransportError
         except ImportError:
             continue
     return OSError

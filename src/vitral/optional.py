@@ -1,0 +1,35 @@
+"""Packages that one feature needs: imported when it is used, with their telemetry off."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+from vitral.errors import UserError
+
+# Read by ONNX Runtime (a device id and a store of events in the user's cache), the hub's client, datasets (a count of
+# loads, even of local files) and Ray when they are imported. What the user has set stays.
+NO_TELEMETRY = {
+    "ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}  # fmt: skip
+
+
+def optional(module: str) -> Any:
+    """Import a package that need not be installed. Raises ImportError where it is not."""
+    for name, value in NO_TELEMETRY.items():
+        os.environ.setdefault(name, value)
+    # OpenVINO's import reports itself by this package, for which it has a stub where there is none.
+    sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType]
+    return importlib.import_module(module)
+
+
+def require(module: str, extra: str) -> Any:
+    """The same. Raises UserError that says how to install it."""
+    try:
+        return optional(module)
+    except ImportError as error:
+        hint = f'pip install "vitral[{extra}]"'
+        raise UserError(f"{module} is not installed", where="format", got=error, hint=hint) from None

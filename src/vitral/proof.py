@@ -1,0 +1,158 @@
+"""Whether an export is still the model on another processor than the one where the two were compared.
+
+`vitral export` writes the model's own outputs for some made-up images beside the file. Where an export is opened on a
+processor with other instruction sets, it has to give the same ones, within what was measured at the export.
+
+Shape letters: N images, C H W channels, height and width, S classes or features.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitral.config import Config, build
+from vitral.data.check_cache import cache_folder
+from vitral.data.resize import fit_image
+from vitral.engines import Engine, Exported
+from vitral.errors import UserError
+from vitral.models.model import ImageModel
+from vitral.processor import instruction_sets
+from vitral.weights.folder import FolderConfig
+
+log = logging.getLogger("vitral")
+
+PROOF = "proof.json"
+_IMAGES = 8
+_LARGEST = 2**28  # bytes of the file
+# Kernels may round otherwise, and what is rounded to 8 bits moves by a step: twice the difference of the export, and no
+# less than float32 exports may differ by.
+_AS_FAR, _AT_LEAST, _OF_LARGEST = 2.0, 1e-3, 1e-4
+
+
+class Proof(Config):
+    """The comparison of an export with its model on made-up images.
+
+    instruction_sets: of the processor. outputs: the float32 model's, [N, S], as base64 of little-endian float32.
+    difference: the largest absolute one of the export's to these.
+    """
+
+    format: str = "vitral-proof-1"
+    instruction_sets: list[str]
+    outputs: str
+    difference: float
+
+
+def made_up_images(config: FolderConfig) -> list[Tensor]:
+    """uint8 [C, H, W] of the model's size: random blocks, from fine to coarse. The same on every machine."""
+    draw, (height, width) = np.random.default_rng(0), config.preprocessing.image_size
+    found: list[Tensor] = []
+    for number in range(_IMAGES):
+        block = min(2**number, 16)
+        shape = (config.architecture.in_channels, -(-height // block), -(-width // block))
+        cells = draw.integers(0, 256, shape).repeat(block, 1).repeat(block, 2)
+        found.append(torch.from_numpy(cells[:, :height, :width].astype(np.uint8).copy()))
+    return found
+
+
+@torch.inference_mode()
+def prove(network: ImageModel, engine: Engine, config: FolderConfig) -> Proof:
+    """Compare here and now."""
+    wanted_NS = network(_fitted(config)).float().cpu()
+    return Proof(
+        instruction_sets=instruction_sets(),
+        outputs=base64.b64encode(wanted_NS.numpy().astype("<f4").tobytes()).decode(),
+        difference=_apart(engine, config, wanted_NS),
+    )
+
+
+def check_here(path: Path, engine: Exported) -> None:
+    """Compare an export on this processor with the proof beside it, unless that was made on one like this or the
+    comparison has been made here before. Raises UserError where the export gives other outputs than it did."""
+    here, file = instruction_sets(), path.parent / PROOF
+    there = engine.shipment.instruction_sets
+    if not there or there == here:
+        return
+    if not file.is_file():
+        log.warning(
+            "%s was compared with its model on a processor with %s; without its %s it is not compared on this one (%s)",
+            path, " ".join(there), PROOF, " ".join(here),
+        )  # fmt: skip
+        return
+    seen = cache_folder().parent / "exports" / _key(path, here)
+    if seen.is_file():
+        return
+    proof, config = _read(file), engine.shipment.model
+    wanted_NS = _outputs(proof, file)
+    found = _apart(engine, config, wanted_NS)
+    most = max(_AS_FAR * proof.difference, _AT_LEAST, _OF_LARGEST * float(wanted_NS.abs().max()))
+    if not found <= most:
+        raise UserError(
+            "this export is not the model on this processor", where=str(path),
+            got=f"outputs that differ by {found:.2g} from the model's ({' '.join(here)})",
+            wanted=f"at most {most:.2g}: they differed by {proof.difference:.2g} when it was made ({' '.join(there)})",
+            hint="Export the model again on this machine, or take precision=float32.",
+        )  # fmt: skip
+    log.info("%s gives its model's outputs on this processor too (largest difference %.2g)", path, found)
+    _remember(seen)
+
+
+def _fitted(config: FolderConfig) -> Tensor:
+    shown = config.preprocessing
+    return torch.stack([fit_image(each, shown.image_size, shown.fitting) for each in made_up_images(config)])
+
+
+@torch.inference_mode()
+def _apart(engine: Engine, config: FolderConfig, wanted_NS: Tensor) -> float:
+    if engine.takes == "resized":
+        inputs = _fitted(config)
+    else:
+        inputs = torch.stack(made_up_images(config)).permute(0, 2, 3, 1).contiguous()
+    found_NS = engine.logits(inputs).float().cpu()
+    if found_NS.shape != wanted_NS.shape:
+        return float("inf")
+    return float((found_NS - wanted_NS).abs().max())
+
+
+def _read(file: Path) -> Proof:
+    if file.stat().st_size > _LARGEST:
+        raise UserError("this file is too large for a proof", where=str(file), got=f"{file.stat().st_size} bytes")
+    try:
+        tree = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError("not readable", where=str(file), got=error) from None
+    return build(Proof, tree, where=str(file))
+
+
+def _outputs(proof: Proof, file: Path) -> Tensor:
+    try:
+        flat = np.frombuffer(base64.b64decode(proof.outputs, validate=True), "<f4").astype(np.float32)
+        return torch.from_numpy(flat.reshape(_IMAGES, -1))
+    except ValueError as error:
+        raise UserError("not readable", where=str(file), got=error) from None
+
+
+def _key(path: Path, here: list[str]) -> str:
+    """What the result depends on: the files by name, size and time of change, and the processor."""
+    files = sorted(file for file in path.parent.iterdir() if file.is_file() and file.stem.startswith(path.stem))
+    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in (*files, path.parent / PROOF)]
+    return hashlib.sha256(repr((str(path.resolve()), states, here)).encode("utf-8", "backslashreplace")).hexdigest()[
+        :32
+    ]
+
+
+def _remember(seen: Path) -> None:
+    """A cache that cannot be written is no error: the comparison is made again."""
+    try:
+        seen.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(seen, os.O_CREAT | os.O_WRONLY, 0o644))
+    except OSError as error:
+        log.debug("not remembered: %s", error)

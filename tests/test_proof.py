@@ -1,0 +1,134 @@
+"""Exports on other processors than the one where they were compared with their model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import vitral
+from tests.export.test_ship import need
+from tests.helpers import random_model
+from vitral import processor, proof
+from vitral.cli.main import main
+from vitral.engines import Pt2Engine
+from vitral.errors import UserError
+from vitral.processor import instruction_sets
+
+Capture = pytest.CaptureFixture[str]
+OTHER = ["avx2", "fma", "torch:avx2"]
+
+
+@pytest.fixture
+def there() -> Path:
+    random_model(Path("model"))
+    assert main(["export", "model", "format=pt2", "out=there", "images=2"]) == 0
+    Image.new("L", (8, 8), 90).save("gray.png")
+    return Path("there")
+
+
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proof, "instruction_sets", lambda: OTHER)
+
+
+def moved(monkeypatch: pytest.MonkeyPatch, by: float) -> list[int]:
+    """Kernels whose logits are off; and how often they were asked."""
+    real, asked = Pt2Engine.logits, list[int]()
+
+    def logits(self: Pt2Engine, images: Any) -> Any:
+        asked.append(len(images))
+        return real(self, images) + by
+
+    monkeypatch.setattr(Pt2Engine, "logits", logits)
+    return asked
+
+
+def test_an_export_names_the_instruction_sets_of_its_comparison(there: Path) -> None:
+    said = json.loads((there / "config.json").read_text(encoding="utf-8"))
+    proved = json.loads((there / "proof.json").read_text(encoding="utf-8"))
+    assert said["instruction_sets"] == proved["instruction_sets"] == list(instruction_sets())
+    assert 0 <= proved["difference"] <= 1e-3
+
+
+def test_elsewhere_it_is_compared_once(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = moved(monkeypatch, 0)
+    vitral.load(there)
+    assert asked == []
+    elsewhere(monkeypatch)
+    vitral.load(there)
+    assert asked == [8]
+    vitral.load(there / "model.pt2")
+    assert asked == [8]
+    (there / "model.pt2").touch()
+    vitral.load(there)
+    assert asked == [8, 8]
+
+
+def test_elsewhere_another_answer_is_refused(there: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    elsewhere(monkeypatch)
+    moved(monkeypatch, 0.25)
+    for words in (["predict", "there", "gray.png"], ["eval", "there", "data=digits"]):
+        for _ in range(2):  # what is refused is not remembered
+            assert main(words) == 2
+            out, err = capsys.readouterr()
+            assert out == ""
+            assert "differ by 0.25" in err
+            assert "(avx2 fma torch:avx2)" in err
+            assert " ".join(instruction_sets()) in err
+
+
+def test_without_a_proof_it_is_said(
+    there: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    elsewhere(monkeypatch)
+    (there / "proof.json").rename("proof.json")
+    with caplog.at_level("WARNING", "vitral"):
+        vitral.load(there)
+    assert "is not compared on this one (avx2 fma torch:avx2)" in caplog.text
+    whole = Path("proof.json").read_text(encoding="utf-8")
+    for text in (whole[:100], "[]", "[" * 100_000, whole.replace('"outputs": "', '"outputs": "AAAA'), "{}"):
+        (there / "proof.json").write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=r"proof\.json"):
+            vitral.load(there)
+
+
+def test_weights_of_8_bits_are_refused_where_pairs_saturate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what such a processor was measured to do: logits off by 2.1, where 0.12 was the difference of the export."""
+    need("onnx")
+    from vitral.engines import OnnxEngine
+
+    assert main(["export", "vitral-digits", "format=onnx", "precision=int8", "data=digits", "out=there"]) == 0
+    elsewhere(monkeypatch)
+    vitral.load("there")
+    (Path("there/proof.json")).touch()
+    real = OnnxEngine.logits
+    monkeypatch.setattr(OnnxEngine, "logits", lambda self, images: real(self, images) + 2.1)
+    with pytest.raises(UserError, match="not the model on this processor"):
+        vitral.load("there")
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("processor : 0\nflags\t\t: fpu avx2 fma avx_vnni avx512f sse2\n\nflags : none\n", "avx2 fma avx_vnni avx512f"),
+        ("processor\t: 0\nFeatures\t: fp asimd asimddp sve i8mm bf16\n", "asimd asimddp i8mm bf16 sve"),
+    ],
+)
+def test_instruction_sets_are_those_of_the_processor(
+    text: str, wanted: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "cpuinfo").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(processor, "_CPUINFO", tmp_path / "cpuinfo")
+    *found, torchs = instruction_sets()
+    assert " ".join(found) == wanted
+    assert torchs.startswith("torch:")
+    monkeypatch.setattr(processor, "_CPUINFO", tmp_path / "none")
+    assert len(instruction_sets()) == 2
+
+
+def test_doctor_names_them(capsys: Capture) -> None:
+    assert main(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["instruction_sets"] == list(instruction_sets())
