@@ -380,7 +380,9 @@ def test_help_and_messages_do_not_import_torch(words: str) -> None:
 def test_models_lists_presets_smallest_first(capsys: Capture) -> None:
     assert main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert re.search(r"^vit_base_patch16_224 +224 +16 +768 +12 +12 +86,567,656 +1000$", "\n".join(lines), re.MULTILINE)
+    assert re.search(
+        r"^vit_base_patch16_224 +224 +16 +768 +12 +12 +86,567,656 +17.56 +1000$", "\n".join(lines), re.MULTILINE
+    )
     assert main(["models", "*tiny*", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {row["name"] for row in found} == {line.split()[0] for line in lines if "_tiny_" in line}

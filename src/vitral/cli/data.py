@@ -158,10 +158,14 @@ def _check(arguments: Arguments) -> int:
     variant = decoding(options.data.as_data())
     if options.fresh:
         forget(cache_folder(), dataset, variant)
-    report = check_dataset(
-        dataset, workers=options.data.threads, normalisation=normalisation, max_bad=options.data.max_bad,
-        variant=variant, cache=cache_folder(),
-    )  # fmt: skip
+    from vitral.training.journal import console_logging, counted
+
+    console_logging()
+    with counted("checking images", sum(map(len, dataset.splits.values()))) as tick:
+        report = check_dataset(
+            dataset, workers=options.data.threads, normalisation=normalisation, max_bad=options.data.max_bad,
+            variant=variant, cache=cache_folder(), tick=tick,
+        )  # fmt: skip
     return _report(report, options, arguments, _picture(dataset))
 
 

@@ -43,7 +43,7 @@ _FACTS = {
     "best_step": ("Best checkpoint at step", ""),
     "val_top1": ("Validation top-1", "%"),
     "val_map": ("Validation mAP", "%"),
-    "temperature": ("Temperature (fitted on validation data)", ""),
+    "temperature": ("Temperature (fitted on validation data; 1: not scaled)", ""),
 }
 _IN_THE_HEADLINE = {
     "top1", "top1_interval", "top5", "count", "split", "ece", "ece_uncalibrated", "loss", "map", "micro_f1", "macro_f1",
@@ -188,7 +188,12 @@ def _per_class(evaluation: Mapping[str, Any]) -> str:
 def _reliability(evaluation: Mapping[str, Any]) -> str:
     ece, before = evaluation["ece"], evaluation.get("ece_uncalibrated")
     says = f"Expected calibration error (ECE): <b>{percent(ece)} %</b>, the mean distance of confidence from accuracy"
-    says += f"; {percent(before)} % before temperature scaling." if before is not None and before != ece else "."
+    if before is not None and before != ece:
+        says += f"; {percent(before)} % before temperature scaling."
+        worse = "Temperature scaling helped on the validation images, but makes the error larger on these."
+        says += f" <b>{worse}</b>" if ece > before else ""
+    else:
+        says += "."
     if evaluation.get("probabilities") is None or evaluation.get("labels") is None:
         figure = "<p>The probabilities weren't kept, so there is no diagram.</p>"
     else:

@@ -142,7 +142,8 @@ def _run(folder: Path, config: RunConfig) -> dict[str, Any]:
     """The summary of a run: of the finished one in this folder, or of one that starts, or goes on, there."""
     if (folder / "summary.json").is_file():
         return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    return run(config.model_copy(update={"out": str(folder), "resume": (folder / "checkpoints").is_dir()}))
+    summary = run(config.model_copy(update={"out": str(folder), "resume": (folder / "checkpoints").is_dir()}))
+    return {key: value for key, value in summary.items() if key != "out"}
 
 
 def _best(rows: Sequence[Mapping[str, Any]], score: str) -> int:

@@ -62,7 +62,7 @@ def train(
     loggers: Sequence[Logger] = (),
     **more: Any,
 ) -> dict[str, Any]:
-    """Train by a recipe (or YAML file) and dotted overrides; returns what summary.json holds.
+    """Train by a recipe (or YAML file) and dotted overrides; returns what summary.json holds, and `out`, its folder.
 
     `train("digits", {"optim.lr": 3e-4}, out="runs/a", seed=1)`: `more` takes undotted keys; `out` is the run folder;
     `loggers` get every row of metrics.jsonl.
@@ -93,7 +93,8 @@ def run(config: RunConfig, dataset: Dataset | None = None, loggers: Sequence[Log
                 _settings(config),
                 nullcontext() if distributed.is_main() else console_silence(),
             ):
-                return _run(config, dataset, folder, resuming, opened, loggers)
+                summary = _run(config, dataset, folder, resuming, opened, loggers)
+                return {**summary, "out": str(folder)}
         except KeyboardInterrupt as stop:
             signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
             again = f"Go on with:\n  {resume_command(folder)}" if opened[-1] else "The same command starts it again."
@@ -403,6 +404,8 @@ def _finish(prepared: Prepared, state: TrainState, objective: Objective, folder:
     validated, temperature = config.data.validation != "none", 1.0
     if validated:
         temperature = problem.temperature(*_logits(model, prepared.judged["val"]))
+        if temperature == 1 and not dataset.multi_label:
+            log.info("calibration: temperature scaling does not help on the validation images and is left out")
     split = "test" if "test" in prepared.judged else "val"
     store: ImageStore = prepared.judged[split]
     logits_NC, labels_N = _logits(model, store)
@@ -430,6 +433,7 @@ def _finish(prepared: Prepared, state: TrainState, objective: Objective, folder:
         _report(prepared, folder, summary, found, probabilities_NC)
     log.info("%s %s, %.0f s", split, outputs.result_line(summary), progress.seconds)
     log.info("in %s: model, summary.json%s", folder, ", report.html" if config.report else "")
+    log.info("next: vitral predict %s IMAGE, or vitral eval %s", *[shlex.quote(str(folder))] * 2)
     return summary
 
 

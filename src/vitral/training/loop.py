@@ -88,6 +88,7 @@ def fit(
             rate = plan.rate(progress.step)
             loss, metrics, norm = update(state, objective, batch, config, plan, rate, guard)
             progress.step += 1
+            journal.step(progress.step)
             progress.seconds = before + time.monotonic() - started
             epoch = progress.step * epochs_a_step
             progress.done = progress.step == plan.steps
