@@ -90,6 +90,7 @@ def refused(argv: str, capsys: Capture, *parts: str) -> str:
         ("train small data.source=folder", ("data.path", "needs a folder")),
         ("train digits data.source=digits data.path=elsewhere", ("digits are built in", "elsewhere")),
         ("train finetune data=digits", ("init",)),
+        ("train finetune data=digits init=vit_small_patch16_224", ("a preset, an architecture without weights",)),
         ("train digits init=nowhere", ("no such model", "nowhere")),
         ("train digits resume=true", ("resume=true needs out=DIR",)),
         ("train digits out=a resume=true overwrite=true", ("contradict",)),
@@ -109,7 +110,7 @@ def refused(argv: str, capsys: Capture, *parts: str) -> str:
         ("models a b", ("one pattern at most",)),
         ("models *gigantesque*", ("no preset fits",)),
         ("recipes digitz", ("no such recipe", "did you mean 'digits'?")),
-        ("doctor digits", ("no step to be run again", "ended after bad steps")),
+        ("doctor digits", ("nothing to replay", "ended after bad steps")),
         ("doctor a b", ("one run folder at most",)),
     ],
 )  # fmt: skip
@@ -143,7 +144,7 @@ def test_cuda_asked_for_and_absent(command: str, capsys: Capture) -> None:
         ("- digits\n", ("mine.yaml", "a mapping")),
         ("model:\n  name: vit_micro_patch2_8\noptim:\n  lr: fast\n", ("optim.lr", "'fast'", "number")),
         ("optim: 3\nmodel:\n  name: vit_micro_patch2_8\n", ("optim",)),
-        ("", ("model.name or init is needed",)),
+        ("", ("init=MODEL", "or model.name=PRESET is needed")),
     ],
 )
 def test_wrong_files_get_one_message(text: str, parts: tuple[str, ...], capsys: Capture) -> None:

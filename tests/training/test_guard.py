@@ -239,5 +239,5 @@ def test_a_run_that_bears_its_bad_steps_ends_with_the_weights_before_them(tmp_pa
 
 def test_doctor_says_where_there_is_nothing_to_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", str(tmp_path)]) == 2
-    assert "no step to be run again" in capsys.readouterr().err
+    assert "nothing to replay" in capsys.readouterr().err
     assert log.level == logging.INFO

@@ -24,7 +24,8 @@ _MAX_ROWS = 20  # of the per-class table before the rest is folded away
 _MAX_PAIRS = 10  # of confused classes
 
 _TABLE_CAPTION = (
-    "Precision: of the images called so, the share that are. Recall: of the images that are so, the share called so. "
+    "Precision: of images predicted as this class, how many are right. Recall: of images of this class, how many are "
+    "found."
     "F1: their harmonic mean. –: no image to tell from."
 )
 
@@ -37,7 +38,7 @@ _FACTS = {
     "model": ("Model", ""),
     "parameters": ("Parameters", ""),
     "train_seconds": ("Training time", "s"),
-    "steps": ("Optimiser steps", ""),
+    "steps": ("Optimizer steps", ""),
     "epochs": ("Epochs", ""),
     "seed": ("Seed", ""),
     "best_step": ("Best checkpoint at step", ""),

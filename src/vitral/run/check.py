@@ -100,7 +100,7 @@ def refuse(report: CheckReport, config: RunConfig) -> None:
         return
     lines: list[str] = []
     for finding in errors:
-        few = [" = ".join(str(sample) for sample in group) for group in finding.groups[:_NAMED]]
+        few = [finding.sign.join(str(sample) for sample in group) for group in finding.groups[:_NAMED]]
         lines.append(f"{finding.code}: {finding.message}" + "".join(f"\n      {each}" for each in few))
     allowable = [finding.code for finding in errors if finding.code != "damaged"]
     allowed = ",".join([*config.check.allow, *allowable])

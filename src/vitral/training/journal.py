@@ -107,9 +107,10 @@ class Journal:
         if "images_per_second" in row:
             self.bar.update(self.task, completed=row["step"], facts=_in_short(row))
 
-    def step(self, step: int) -> None:
-        """Move the bar."""
+    def at(self, step: int) -> int:
+        """Move the bar to this step; returns it."""
         self.bar.update(self.task, completed=step)
+        return step
 
     @staticmethod
     def read(folder: Path) -> list[dict[str, Any]]:
@@ -126,8 +127,9 @@ class NoJournal(Journal):
     def row(self, row: dict[str, Any]) -> None:
         """Nothing."""
 
-    def step(self, step: int) -> None:
-        """Nothing."""
+    def at(self, step: int) -> int:
+        """The step itself."""
+        return step
 
 
 def progress_bar() -> Progress:

@@ -23,10 +23,15 @@ from vitral.models.config import AnyModelConfig, ViTConfig, build_config
 from vitral.models.create import build_model
 from vitral.models.model import ImageModel
 from vitral.models.position import Resize
+from vitral.models.presets import PRESETS
 from vitral.weights.resize import adapt
 from vitral.weights.tensors import check_match, load_tensors, save_tensors
 
 log = logging.getLogger("vitral")
+_PRESET = (
+    "This is a preset, an architecture without weights: model.name takes it. Weights have a name on the Hugging Face "
+    "hub, as google/vit-base-patch16-224."
+)
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
@@ -110,6 +115,7 @@ def find_folder(model: str) -> Path:
         where=model,
         wanted=", ".join([*bundled(), "a path"]),
         nearest=close,
+        hint=_PRESET if model in PRESETS else None,
     )
 
 
