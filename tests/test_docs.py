@@ -97,5 +97,9 @@ def test_the_blocks_of_a_page(name: str, folder: Path, monkeypatch: pytest.Monke
         exec(compile(code, f"{name}.md", "exec"), {"__name__": name})
 
 
+def test_the_readme_links_every_page() -> None:
+    assert set(re.findall(r"\(docs/([\w-]+)\.md\)", README)) >= {path.stem for path in (ROOT / "docs").glob("*.md")}
+
+
 def test_the_table_of_commands_is_complete() -> None:
     assert re.findall(r"^\| `vitral (\w+)", README, re.MULTILINE) == list(COMMANDS)

@@ -15,7 +15,15 @@ _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e
 _LONGEST = 2000  # characters of a value in a message
 
 
-class UserError(ValueError):
+class _Brief(Exception):
+    """Notebooks show the message alone; the traceback says nothing about what to do."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class UserError(_Brief, ValueError):
     """A mistake the user can mend: usage, config or data. The command line shows it without a traceback, exit code 2.
 
     what: one sentence without a full stop. where: a file, a line or a dotted key. got, wanted: the two sides of a
@@ -44,13 +52,13 @@ class UserError(ValueError):
         super().__init__(shown_lines("\n".join(lines)))
 
 
-class RunFailed(Exception):
+class RunFailed(_Brief):
     """Failed while running, through nobody's typing: exit code 1, one message."""
 
     exit_code = 1
 
 
-class Interrupted(Exception):
+class Interrupted(_Brief):
     """The run was stopped by a signal after its state was saved: exit code 128 + the signal's number."""
 
     def __init__(self, signum: int, message: str) -> None:

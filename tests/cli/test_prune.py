@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,11 @@ def test_a_pruned_folder_is_a_model_folder(capsys: pytest.CaptureFixture[str], t
     assert answers[0]["predictions"][0]["label"] in ("cat", "dog", "owl")
     again = answer(capsys, "prune", "model", "data=pets", "split=auto", "flops=0.6", f"out={out}", "overwrite=true")
     assert again == found
+    program, *words = shlex.split(found["next"])
+    short = ["train.steps=2", "check.skip=true", "report=false", f"out={tmp_path / 'tuned'}"]
+    assert program == "vitral"
+    assert main([*words[:-1], *short]) == 0, "the command that it prints trains the smaller model on"
+    assert load_config(tmp_path / "tuned/model").architecture == folder.architecture
     for words in (["format=timm"], ["format=hf"]):
         message = refusal(capsys, "export", out, *words, f"out={tmp_path / 'there'}")
         assert "blocks of different sizes (pruned)" in message

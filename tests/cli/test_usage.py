@@ -90,6 +90,7 @@ def refused(argv: str, capsys: Capture, *parts: str) -> str:
         ("train small data.source=folder", ("data.path", "needs a folder")),
         ("train digits data.source=digits data.path=elsewhere", ("digits are built in", "elsewhere")),
         ("train finetune data=digits", ("init",)),
+        ("train finetune data=digits init=vit_small_patch16_224", ("a preset, an architecture without weights",)),
         ("train digits init=nowhere", ("no such model", "nowhere")),
         ("train digits resume=true", ("resume=true needs out=DIR",)),
         ("train digits out=a resume=true overwrite=true", ("contradict",)),
@@ -144,7 +145,7 @@ def test_cuda_asked_for_and_absent(command: str, capsys: Capture) -> None:
         ("- digits\n", ("mine.yaml", "a mapping")),
         ("model:\n  name: vit_micro_patch2_8\noptim:\n  lr: fast\n", ("optim.lr", "'fast'", "number")),
         ("optim: 3\nmodel:\n  name: vit_micro_patch2_8\n", ("optim",)),
-        ("", ("model.name or init is needed",)),
+        ("", ("init=MODEL", "or model.name=PRESET is needed")),
     ],
 )
 def test_wrong_files_get_one_message(text: str, parts: tuple[str, ...], capsys: Capture) -> None:
@@ -388,7 +389,9 @@ def test_help_and_messages_do_not_import_torch(words: str) -> None:
 def test_models_lists_presets_smallest_first(capsys: Capture) -> None:
     assert main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert re.search(r"^vit_base_patch16_224 +224 +16 +768 +12 +12 +86,567,656 +1000$", "\n".join(lines), re.MULTILINE)
+    assert re.search(
+        r"^vit_base_patch16_224 +224 +16 +768 +12 +12 +86,567,656 +17.56 +1000$", "\n".join(lines), re.MULTILINE
+    )
     assert main(["models", "*tiny*", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {row["name"] for row in found} == {line.split()[0] for line in lines if "_tiny_" in line}

@@ -12,6 +12,7 @@ from vitral.errors import UserError
 from vitral.evaluate.calibration import (
     expected_calibration_error,
     fit_temperature,
+    helpful_temperature,
     negative_log_likelihood,
     reliability_bins,
     softmax,
@@ -116,6 +117,21 @@ def test_temperature_without_a_mistake_leaves_one_in_count_plus_two_of_doubt(cou
     logits_NC = np.tile([3.0, 0.0], (count, 1))
     # sigmoid(3 / T) = (N + 1) / (N + 2)
     assert fit_temperature(logits_NC, np.zeros(count, int)) == pytest.approx(3 / math.log(count + 1), rel=1e-4)
+
+
+def test_a_temperature_is_kept_only_where_it_helps_on_other_samples() -> None:
+    random = np.random.default_rng(5)
+    truth_N = random.integers(0, 4, 4000)
+    logits_NC = random.normal(size=(4000, 4)) + 2 * np.eye(4)[truth_N]
+    drawn_N = np.array([random.choice(4, p=row_C) for row_C in softmax(logits_NC)])  # calibrated by construction
+    assert helpful_temperature(3 * logits_NC, drawn_N) == fit_temperature(3 * logits_NC, drawn_N)
+    assert fit_temperature(3 * logits_NC, drawn_N) == pytest.approx(3, rel=0.12)
+    # Ten samples, the even ones right and sure, the odd ones wrong: what one half asks for spoils the other.
+    labels_N = np.zeros(10, int)
+    sure_NC = np.where(np.arange(10)[:, None] % 2 == 0, [[4.0, 0.0]], [[-4.0, 0.0]])
+    assert fit_temperature(sure_NC, labels_N) > 1
+    assert helpful_temperature(sure_NC[:1], labels_N[:1]) == 1
+    assert helpful_temperature(sure_NC, labels_N) == 1
 
 
 def test_temperature_stays_bounded() -> None:

@@ -62,6 +62,22 @@ VARIANTS: tuple[dict[str, Any], ...] = (
 )
 
 
+# As their papers give them: table 1 of arXiv 2010.11929's code base for B/16 is 17.6; DeiT (2012.12877), table 5.
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [("vit_tiny_patch16_224", 1.3), ("vit_small_patch16_224", 4.6), ("vit_base_patch16_224", 17.6)],
+)
+def test_with_all_tokens_the_work_is_the_published_one(name: str, billions: float) -> None:
+    assert sum(count_macs(resolve(name), whole=True).values()) / 1e9 == pytest.approx(billions, abs=0.05)
+
+
+@pytest.mark.parametrize("options", [{}, {"registers": 2}, {"positions": "relative"}, {"mlp": "swiglu"}], ids=str)
+def test_all_tokens_are_what_a_model_that_averages_them_computes(options: dict[str, Any]) -> None:
+    whole = count_macs(resolve("vit_micro_patch2_8", **options), whole=True)
+    assert whole == count_macs(resolve("vit_micro_patch2_8", pool="avg", **options))
+    assert 2 * sum(whole.values()) == counted("vit_micro_patch2_8", pool="avg", **options)
+
+
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 def test_every_variant(options: dict[str, Any]) -> None:
     assert 2 * sum(count_macs(resolve("vit_micro_patch2_8", **options)).values()) == counted(

@@ -39,7 +39,8 @@ CHECK_HELP = """usage: vitral data check PATH [key=value ...] [--json]
 
 Decodes every image once and tells of classes, names, damaged files, exact duplicates and look-alikes (inside and across
 splits; not under 32 pixels), constant images, odd sizes, grey among colour, imbalance. Exit code 2 if there are errors:
-these refuse a training run, unless check.allow names them. Unchanged files are not decoded again.
+these refuse a training run,
+unless allow=CODE (check.allow=CODE of `vitral train`) names them. Unchanged files are not decoded again.
 
 codes of findings:
 
@@ -157,10 +158,14 @@ def _check(arguments: Arguments) -> int:
     variant = decoding(options.data.as_data())
     if options.fresh:
         forget(cache_folder(), dataset, variant)
-    report = check_dataset(
-        dataset, workers=options.data.threads, normalisation=normalisation, max_bad=options.data.max_bad,
-        variant=variant, cache=cache_folder(),
-    )  # fmt: skip
+    from vitral.training.journal import console_logging, counted
+
+    console_logging()
+    with counted("checking images", sum(map(len, dataset.splits.values()))) as tick:
+        report = check_dataset(
+            dataset, workers=options.data.threads, normalisation=normalisation, max_bad=options.data.max_bad,
+            variant=variant, cache=cache_folder(), tick=tick,
+        )  # fmt: skip
     return _report(report, options, arguments, _picture(dataset))
 
 
@@ -182,7 +187,7 @@ def _check_text(report: CheckReport, options: CheckOptions) -> str:
         refuses = finding.severity == "error" and finding.code not in options.allow
         lines.append(f"{'error' if refuses else 'warning'} [{finding.code}] {finding.message}")
         shown = finding.groups[:_SHOWN]
-        lines += [_MARGIN + " = ".join(map(str, group[:_SHOWN])) for group in shown]
+        lines += [_MARGIN + finding.sign.join(map(str, group[:_SHOWN])) for group in shown]
         rest = len(finding.groups) - len(shown)
         lines += [f"{_MARGIN}and {rest:,} more"] if rest else []
     counts = ", ".join(f"{count:,} {name}" for name, count in report.counts.items())

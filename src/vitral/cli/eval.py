@@ -100,6 +100,8 @@ def _single_label(found: dict[str, Any]) -> list[str]:
         f"ECE    {found['ece']:.4f}  ({found['ece_uncalibrated']:.4f} without temperature scaling)"
         f"   loss {found['loss']:.4f} nats"
     )
+    if found["ece"] > found["ece_uncalibrated"]:
+        lines.append("       temperature scaling makes the calibration error larger on these images")
     names = list(found["per_class"])
     width = max(5, *(len(name) for name in names))
     lines.append(f"\n{'class':<{width}}  precision  recall  images  most often taken for")

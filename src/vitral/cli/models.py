@@ -8,12 +8,14 @@ from vitral.cli.main import Arguments
 from vitral.cli.usage import fitted
 from vitral.errors import UserError
 from vitral.models.config import ResNetConfig, ViTConfig
+from vitral.models.flops import count_macs
 from vitral.models.presets import count_parameters, list_models, resolve
 
 HELP = """usage: vitral models [PATTERN] [--json]
 
-Lists the presets (model.name=...) with image size, patch size, width, depth, heads and parameters, head included. Of
-residual networks: stride, width of the first stage, number of residual blocks.
+Lists the presets (model.name=...) with image size, patch size, width, depth, heads, parameters (head included) and work
+of one image: GMAC (10^9 multiply-accumulates) with all tokens in the last block, as papers count. Of residual networks:
+stride, width of the first stage, number of residual blocks. `vitral plan NAME` also says what Vitral computes.
 
 examples:
   vitral models
@@ -35,15 +37,28 @@ def run(arguments: Arguments) -> int:
     if arguments.json:
         print(
             json.dumps(
-                [{"name": name, "parameters": count_parameters(c), **c.model_dump(mode="json")} for name, c in rows]
+                [
+                    {
+                        "name": name,
+                        "parameters": count_parameters(c),
+                        "macs_all_tokens": _macs(c),
+                        **c.model_dump(mode="json"),
+                    }
+                    for name, c in rows
+                ]
             )
         )
         return 0
-    print(f"{'name':<32} {'image':>5} {'patch':>5} {'width':>5} {'depth':>5} {'heads':>5} {'parameters':>13}  classes")
+    sizes = f"{'image':>5} {'patch':>5} {'width':>5} {'depth':>5} {'heads':>5}"
+    print(f"{'name':<32} {sizes} {'parameters':>13} {'GMAC':>8}  classes")
     for name, c in rows:
-        shape = f"{c.image_size[0]:>5} {_cells(c)} {count_parameters(c):>13,}"
+        shape = f"{c.image_size[0]:>5} {_cells(c)} {count_parameters(c):>13,} {_macs(c) / 1e9:>8.2f}"
         print(f"{name:<32} {shape}  {c.num_classes}")
     return 0
+
+
+def _macs(config: ViTConfig | ResNetConfig) -> int:
+    return sum(count_macs(config, whole=True).values())
 
 
 def _cells(config: ViTConfig | ResNetConfig) -> str:

@@ -137,8 +137,15 @@ def _work(found: dict[str, Any], size: list[int]) -> list[str]:
         f"  {name:<11} {count:>17,}  {100 * count / found['macs']:5.1f} %"
         for name, count in found["macs_parts"].items()
     ]
-    title = f"{found['macs']:,} multiply-accumulates a forward image of {size[0]} x {size[1]}"
-    return [f"{found['parameters']:,} parameters", title, *parts]
+    whole, macs = found["macs_all_tokens"], found["macs"]
+    title = f"work of one image of {size[0]} x {size[1]}, forward: multiply-accumulates (GMAC), operations (GFLOP)"
+    rows = [("all tokens (as published)", whole), ("computed here", macs)]
+    return [
+        f"{found['parameters']:,} parameters", title,
+        *(f"  {name:<26} {count / 1e9:>9,.2f} GMAC {2 * count / 1e9:>9,.1f} GFLOP" for name, count in rows),
+        *(["  (the last block computes only the tokens that the head reads)"] if whole != macs else []),
+        f"parts of the {macs:,} multiply-accumulates computed here:", *parts,
+    ]  # fmt: skip
 
 
 def _parts(parts: dict[str, int]) -> list[str]:

@@ -6,7 +6,7 @@ classes, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,19 +45,21 @@ def check_dataset(
     max_bad: int = 0,
     variant: str = "",
     cache: Path | None = None,
+    tick: Callable[[int], None] = lambda count: None,
 ) -> CheckReport:
     """All that is wrong or odd with a dataset, as its source gives it (before a validation split is carved).
 
     normalisation: the mean and std of a checkpoint, per channel in [0,1]; the data's own are compared with them. Up to
     `max_bad` damaged images are a warning instead of an error. `workers` threads decode. `cache`: a folder where the
     result is kept; it is taken from there while names, labels, sizes and times of the files, and `variant` (how images
-    are decoded, in words), stay the same. Nothing about the data raises; their findings say it.
+    are decoded, in words), stay the same. Nothing about the data raises; their findings say it. `tick` is told
+    how many more images are done.
     """
     key = check_cache.key(dataset, variant) if cache is not None else ""
     report = check_cache.load(cache, key) if cache is not None else None
     if report is None:
         report = _examine(
-            dataset, {name: scan(split, dataset.channels, workers) for name, split in dataset.splits.items()}
+            dataset, {name: scan(split, dataset.channels, workers, tick) for name, split in dataset.splits.items()}
         )
         if cache is not None:
             check_cache.store(cache, key, report)

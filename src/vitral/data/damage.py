@@ -32,11 +32,12 @@ def without_damage(dataset: Dataset, damage: Damage, max_bad: int) -> Dataset:
     problems = [text for name, found in damage.items() for text in said(dataset.splits[name], found)]
     if not problems:
         return dataset
+    count = f"{len(problems)} damaged image{'s' * (len(problems) != 1)}"
     first = "\n    ".join(problems[:10])
     more = f"\n    and {len(problems) - 10} more" if len(problems) > 10 else ""
     if len(problems) > max_bad:
         raise UserError(
-            f"{len(problems)} damaged images:\n    {first}{more}", where=dataset.name,
+            f"{count}:\n    {first}{more}", where=dataset.name,
             wanted=f"at most {max_bad} (data.max_bad)", hint="Mend or remove them; data.max_bad=N leaves out up to N.",
         )  # fmt: skip
     splits = {name: _without(split, damage.get(name, {})) for name, split in dataset.splits.items()}
@@ -46,7 +47,7 @@ def without_damage(dataset: Dataset, damage: Damage, max_bad: int) -> Dataset:
     lost = set(replace(dataset, splits=splits).absent().get("train", ())) - set(dataset.absent().get("train", ()))
     if lost:
         raise UserError(f"nothing but damaged images of {some(sorted(lost))} in train", where=dataset.name)
-    note = f"{len(problems)} damaged images left out: {some(problems, 20)}"
+    note = f"{count} left out: {some(problems, 20)}"
     return replace(dataset, splits=splits, notes=(*dataset.notes, note))
 
 

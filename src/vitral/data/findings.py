@@ -73,6 +73,11 @@ class Finding:
         assert self.code in CODES, self.code
         object.__setattr__(self, "numbers", dict(self.numbers))
 
+    @property
+    def sign(self) -> str:
+        """What stands between the images of a group: equal, or only alike."""
+        return " ~ " if self.code in ("near", "near-across") else " = "
+
     def to_json(self) -> dict[str, Any]:
         """A tree for `json.dumps`."""
         groups = [[sample._asdict() for sample in group] for group in self.groups]

@@ -116,6 +116,24 @@ def expected_calibration_error(probabilities_NC: ArrayLike, labels_N: ArrayLike,
     return float(np.nansum(np.abs(accuracy_K - confidence_K) * count_K) / count_K.sum())
 
 
+def helpful_temperature(logits_NC: ArrayLike, labels_N: ArrayLike) -> float:
+    """The fitted temperature where fitting helps on data that it was not fitted on, else 1.
+
+    Each half of the samples (every second one) is scaled by the temperature of the other half: both the loss and the
+    expected calibration error must be lower than unscaled, summed over the halves. Raises UserError as `checked` does.
+    """
+    logits, labels = checked(logits_NC, labels_N)
+    if len(labels) < 2:
+        return 1.0
+    before, after = np.zeros(2), np.zeros(2)
+    for start in (0, 1):
+        fitted = fit_temperature(logits[start::2], labels[start::2])
+        rest, truth = logits[1 - start :: 2], labels[1 - start :: 2]
+        before += _mean_loss(rest, truth), expected_calibration_error(softmax(rest), truth)
+        after += _mean_loss(rest / fitted, truth), expected_calibration_error(softmax(rest / fitted), truth)
+    return fit_temperature(logits, labels) if (after < before).all() else 1.0
+
+
 def fit_temperature(logits_NC: ArrayLike, labels_N: ArrayLike) -> float:
     """The T in [0.01, 100] with the least mean negative log likelihood of softmax(logits / T).
 

@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from vitral.evaluate.calibration import Floats, fit_temperature, softmax
+from vitral.evaluate.calibration import Floats, helpful_temperature, softmax
 from vitral.evaluate.classify import classification_metrics
 from vitral.evaluate.multilabel import exactly_right, multilabel_metrics, sigmoid
 
 
 class Problem(NamedTuple):
     """metrics(logits, labels, classes, temperature): what an evaluation reports. probabilities(logits): scores in
-    [0,1]. temperature(logits, labels): fitted on validation data. right(logits, labels): which samples are right.
+    [0,1]. temperature(logits, labels): fitted on validation data; 1 where it does not help there.
+    right(logits, labels): which samples are right.
     score: the metric that chooses the best step; right_score: the one that `right` is the mean of. headline: the
     metrics that a model folder keeps."""
 
@@ -44,7 +45,7 @@ def _as_they_are(logits_NK: ArrayLike, labels_NK: ArrayLike) -> float:
 
 PROBLEMS: dict[str, Problem] = {
     "single_label_classification": Problem(
-        classification_metrics, softmax, fit_temperature, _right, "top1", "top1",
+        classification_metrics, softmax, helpful_temperature, _right, "top1", "top1",
         ("top1", "top1_interval", "count", "ece", "loss"), "top-1",
     ),
     "multi_label_classification": Problem(

@@ -17,15 +17,18 @@ from vitral.models.resnet_counts import HYBRID_WIDTH, stem_channels
 Size = tuple[int, int]
 
 
-def count_macs(config: ViTConfig | ResNetConfig, patches: Sequence[int] | None = None) -> dict[str, int]:
+def count_macs(
+    config: ViTConfig | ResNetConfig, patches: Sequence[int] | None = None, whole: bool = False
+) -> dict[str, int]:
     """Multiply-accumulates of `model(images)` for one image of the model's own size, by part; their sum is the whole.
 
     Of a Vision Transformer: stem (a hybrid's ResNet), patches, qkv, scores (queries times keys), values (attention
     times values), projection, mlp, positions (those inside the attention), pruner, pool, head. Of a ResNet: stem,
     stages, head. patches: patch tokens that leave the attention of each block, where they become fewer; what finds them
-    is not counted, but for a pruner.
+    is not counted, but for a pruner. whole: the last block computes all tokens, as papers and other tools count, also
+    where the head reads the class token alone.
     """
-    return _vit(config, patches) if isinstance(config, ViTConfig) else _resnet(config)
+    return _vit(config, patches, whole) if isinstance(config, ViTConfig) else _resnet(config)
 
 
 def asked_tokens(config: ViTConfig) -> int:
@@ -48,27 +51,31 @@ def block_macs(c: ViTConfig, heads: int, hidden: int, T: int, Q: int, R: int) ->
     }  # fmt: skip
 
 
-def tokens_of_blocks(c: ViTConfig, patches: Sequence[int] | None = None) -> list[tuple[int, int, int]]:
+def tokens_of_blocks(
+    c: ViTConfig, patches: Sequence[int] | None = None, whole: bool = False
+) -> list[tuple[int, int, int]]:
     """Tokens that enter each block, those whose result is asked for, and those of them left for the MLP."""
     P, before = c.prefix_tokens, c.grid[0] * c.grid[1]
     found: list[tuple[int, int, int]] = []
     for i, after in enumerate(patches or [before] * c.depth):
-        only = c.pool == "cls" and i == c.depth - 1
+        only = c.pool == "cls" and i == c.depth - 1 and not whole
         found.append((P + before, asked_tokens(c), asked_tokens(c)) if only else (P + before, P + before, P + after))
         before = after
     return found
 
 
-def _vit(c: ViTConfig, patches: Sequence[int] | None) -> dict[str, int]:
+def _vit(c: ViTConfig, patches: Sequence[int] | None, whole: bool) -> dict[str, int]:
     N, T, D, M = c.grid[0] * c.grid[1], total_tokens(c), c.width, c.mlp_dim
     patches = patches or (c.pruned_counts(N) if c.pruner_blocks else None)
-    asked = [T] * (c.depth - 1) + [asked_tokens(c)]
-    sizes = zip(c.heads_of_blocks, c.mlp_dims_of_blocks, tokens_of_blocks(c, patches), strict=True)
+    asked = [T] * (c.depth - 1) + [T if whole else asked_tokens(c)]
+    sizes = zip(c.heads_of_blocks, c.mlp_dims_of_blocks, tokens_of_blocks(c, patches, whole), strict=True)
     blocks = [block_macs(c, heads, hidden, *tokens) for heads, hidden, tokens in sizes]
     left = patches[-1] if patches else N
     seen = [tokens[0] - c.prefix_tokens for tokens in tokens_of_blocks(c, patches)]
     H = max(D // 2, 1)
-    last = c.depth - 1 if c.pool == "cls" else c.depth  # a block that is asked for prefix tokens alone drops no patch
+    last = (
+        c.depth - 1 if c.pool == "cls" and not whole else c.depth
+    )  # a block that is asked for prefix tokens alone drops no patch
     pruner = sum(seen[i] * (2 * D * H + 2 * H * H + 2 * H) for i in c.pruner_blocks if i < last)
     channels = c.in_channels if c.stem_blocks is None else stem_channels(c.stem_blocks)
     stem = 0 if c.stem_blocks is None else _hybrid_stem(c, c.stem_blocks)

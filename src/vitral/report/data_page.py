@@ -19,6 +19,10 @@ from vitral.report.page import as_text, embed_image, make_table, percent, sectio
 # An image [H,W] or [H,W,D] as uint8, or None where it can't be read.
 Picture = Callable[[Sample], NDArray[Any] | None]
 
+_TITLES = {
+    "near": "Look-alikes in one split", "near-across": "Look-alikes across splits (leak)",
+    "grey-mix": "Gray among color images",
+}  # fmt: skip
 _GROUPS = 48  # of one finding that are shown with pictures
 _TOGETHER = 6  # pictures of one group
 _UNSEEN = (
@@ -38,12 +42,12 @@ def write_check_page(path: str | Path, report: CheckReport, picture: Picture) ->
     verdict = f"{errors:,} {_plural(errors, 'error')}, {warnings:,} {_plural(warnings, 'warning')}"
     images = ", ".join(f"{count:,} {name}" for name, count in report.counts.items())
     says = (
-        "Errors refuse to train until they are mended or named in check.allow."
+        "Training is refused until these errors are fixed, or allowed with check.allow=CODE."
         if errors
-        else "Nothing refuses to train."
+        else "No errors: training can start."
     )
     head = f'<section class="headline">\n<p><strong>{verdict}</strong> in {images or "no"} images</p>\n'
-    content = f" Content {escape(report.fingerprint)}." if report.fingerprint else ""
+    content = f" Fingerprint of all images and labels: {escape(report.fingerprint)}." if report.fingerprint else ""
     head += f'<p class="soft">{says}{content}</p>\n</section>'
     found = [_finding(finding, picture) for finding in report.findings]
     write_page(path, f"Check of {report.name}", [head, *found])
@@ -91,10 +95,11 @@ def _finding(finding: Finding, picture: Picture) -> str:
         text += "\n" + _sheet([_photo(sample, picture) for group in shown for sample in group])
     rest = finding.groups[_GROUPS:]
     if rest:
-        names = "\n".join(" = ".join(map(str, group)) for group in rest[:_NAMES])
+        names = "\n".join(finding.sign.join(map(str, group)) for group in rest[:_NAMES])
         more = f"\nand {len(rest) - _NAMES:,} more" if len(rest) > _NAMES else ""
         text += f"\n<details><summary>The other {len(rest):,}</summary>\n<pre>{escape(names)}{more}</pre></details>"
-    return section(f"{kind}: {escape(finding.code)}", text)
+    title = f"{_TITLES[finding.code]} ({finding.code})" if finding.code in _TITLES else finding.code
+    return section(f"{kind}: {escape(title)}", text)
 
 
 def _group(group: Sequence[Sample], picture: Picture) -> list[str]:

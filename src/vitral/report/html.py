@@ -24,7 +24,8 @@ _MAX_ROWS = 20  # of the per-class table before the rest is folded away
 _MAX_PAIRS = 10  # of confused classes
 
 _TABLE_CAPTION = (
-    "Precision: of the images called so, the share that are. Recall: of the images that are so, the share called so. "
+    "Precision: of images predicted as this class, how many are right. Recall: of images of this class, how many are "
+    "found."
     "F1: their harmonic mean. –: no image to tell from."
 )
 
@@ -37,13 +38,13 @@ _FACTS = {
     "model": ("Model", ""),
     "parameters": ("Parameters", ""),
     "train_seconds": ("Training time", "s"),
-    "steps": ("Optimiser steps", ""),
+    "steps": ("Optimizer steps", ""),
     "epochs": ("Epochs", ""),
     "seed": ("Seed", ""),
     "best_step": ("Best checkpoint at step", ""),
     "val_top1": ("Validation top-1", "%"),
     "val_map": ("Validation mAP", "%"),
-    "temperature": ("Temperature (fitted on validation data)", ""),
+    "temperature": ("Temperature (fitted on validation data; 1: not scaled)", ""),
 }
 _IN_THE_HEADLINE = {
     "top1", "top1_interval", "top5", "count", "split", "ece", "ece_uncalibrated", "loss", "map", "micro_f1", "macro_f1",
@@ -188,7 +189,12 @@ def _per_class(evaluation: Mapping[str, Any]) -> str:
 def _reliability(evaluation: Mapping[str, Any]) -> str:
     ece, before = evaluation["ece"], evaluation.get("ece_uncalibrated")
     says = f"Expected calibration error (ECE): <b>{percent(ece)} %</b>, the mean distance of confidence from accuracy"
-    says += f"; {percent(before)} % before temperature scaling." if before is not None and before != ece else "."
+    if before is not None and before != ece:
+        says += f"; {percent(before)} % before temperature scaling."
+        worse = "Temperature scaling helped on the validation images, but makes the error larger on these."
+        says += f" <b>{worse}</b>" if ece > before else ""
+    else:
+        says += "."
     if evaluation.get("probabilities") is None or evaluation.get("labels") is None:
         figure = "<p>The probabilities weren't kept, so there is no diagram.</p>"
     else:

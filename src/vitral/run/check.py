@@ -16,7 +16,7 @@ from vitral.data.sources import held_out, open_dataset, unlabelled_source
 from vitral.errors import UserError, command
 from vitral.objectives.config import SelfSupervisedConfig
 from vitral.run.config import RunConfig
-from vitral.training.journal import log
+from vitral.training.journal import counted, log
 
 _NAMED = 3  # images in one line of the log
 # What is wrong with classes only: of no matter to who learns without them.
@@ -54,10 +54,11 @@ def open_checked(
         return _held_out(dataset, data, labelled), None
     dataset = open_dataset(data, hold_out=False, equal_classes=False, one_class=True)
     started = time.perf_counter()
-    report = check_dataset(
-        dataset, workers=workers, normalisation=normalisation, max_bad=data.max_bad, variant=decoding(data),
-        cache=cache_folder(),
-    )  # fmt: skip
+    with counted("checking images", sum(map(len, dataset.splits.values()))) as tick:
+        report = check_dataset(
+            dataset, workers=workers, normalisation=normalisation, max_bad=data.max_bad, variant=decoding(data),
+            cache=cache_folder(), tick=tick,
+        )  # fmt: skip
     tell(report, config, time.perf_counter() - started)
     refuse(report, config)
     whole = without_damage(dataset, report.damaged, data.max_bad)
@@ -106,7 +107,7 @@ def refuse(report: CheckReport, config: RunConfig) -> None:
         return
     lines: list[str] = []
     for finding in errors:
-        few = [" = ".join(str(sample) for sample in group) for group in finding.groups[:_NAMED]]
+        few = [finding.sign.join(str(sample) for sample in group) for group in finding.groups[:_NAMED]]
         lines.append(f"{finding.code}: {finding.message}" + "".join(f"\n      {each}" for each in few))
     allowable = [finding.code for finding in errors if finding.code != "damaged"]
     allowed = ",".join([*config.check.allow, *allowable])

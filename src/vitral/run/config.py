@@ -88,7 +88,9 @@ class RunConfig(Config):
         if self.resume and self.out is None:
             raise ValueError("resume=true needs out=DIR, the folder of the run to go on with")
         if self.init is None and self.model.name == "auto":
-            raise ValueError("model.name or init is needed: `vitral models` lists the presets")
+            raise ValueError(
+                "init=MODEL (a run, a file or a hub name) or model.name=PRESET is needed; presets: vitral models"
+            )
         if self.init_head and (self.init is None or self.model.head_bias):
             raise ValueError("init_head takes over the head of init: it needs init, and leaves model.head_bias nothing")
         if isinstance(self.objective, SupervisedConfig):

@@ -127,6 +127,6 @@ def _methods(predictor: Predictor, images: bool, options: ExplainOptions, notes:
         notes.append("This model has no head: no class to follow gradients from, and no answers of layers.")
         asked = tuple(name for name in asked if name not in of_class)
     if "distance" in asked and not options.methods and "data" not in options.model_fields_set:
-        notes.append("Attention distance is a mean over many images: name them with data=.")
+        notes.append("Attention distance needs several images: add data=FOLDER")
         asked = tuple(name for name in asked if name != "distance")
     return list(asked)

@@ -216,7 +216,7 @@ def _attention(look: Look, methods: Collection[str], found: dict[str, Any]) -> l
         caption += " Empty: a head that this layer does not have."
     if look.vit.prefix_tokens:
         shares = ", ".join(f"{100 * share:.0f} %" for share in prefix_L)
-        caption += f" On tokens that are no patches lie {shares} of it, mean of the heads, layer by layer."
+        caption += f" Share of attention on class token and registers, mean of the heads, by layer: {shares}."
     alt = f"{look.name}: attention of {len(layers)} layers and {len(heads)} heads over the image"
     png = plots.sheet(panels, names, [f"layer {layer}" for layer in layers], [_HEAT])
     return [Picture(f"{look.name}-attention.png", png, alt, caption, wide=True)]

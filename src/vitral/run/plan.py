@@ -148,7 +148,10 @@ def _multiple(side: float, architecture: Architecture) -> int:
 
 
 def _work(architecture: Architecture) -> dict[str, Any]:
-    """Parameters, and multiply-accumulates of one forward image, by part too."""
+    """Parameters, and multiply-accumulates of one forward image, by part too, and with all tokens in the last block."""
     parts = {name: count for name, count in count_macs(architecture).items() if count}
     macs = sum(parts.values())
-    return {"parameters": count_parameters(architecture), "macs": macs, "flops": 2 * macs, "macs_parts": parts}
+    return {
+        "parameters": count_parameters(architecture), "macs": macs, "flops": 2 * macs,
+        "macs_all_tokens": sum(count_macs(architecture, whole=True).values()), "macs_parts": parts,
+    }  # fmt: skip

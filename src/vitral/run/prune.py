@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from vitral.data.dataset import Split, spaced
@@ -50,11 +53,20 @@ def prune_model(model: str, options: PruneOptions) -> dict[str, Any]:
         "model": model, "out": str(out), "data": dataset.name, "split": name, "images": importance.images,
         "parameters": [count_parameters(c) for c in configs], "macs": [sum(count_macs(c).values()) for c in configs],
         "heads": list(smaller.config.heads_of_blocks), "mlp_dims": list(smaller.config.mlp_dims_of_blocks),
-        "skipped": skipped.get(name, []),
+        "skipped": skipped.get(name, []), "next": _next(folder, options, out),
     }  # fmt: skip
     pruned = _folder(folder, smaller, found)
     save_folder(out, smaller.cpu(), pruned, model_card(pruned))
     return found
+
+
+def _next(folder: FolderConfig, options: PruneOptions, out: Path) -> str:
+    """The command that fine-tunes the smaller model, head and all, on the images that it was pruned with."""
+    data = options.data if options.data.path or options.data.source != "auto" else folder.provenance.get("data", {})
+    get = data.get if isinstance(data, dict) else partial(getattr, data)
+    words = ["vitral", "train", "finetune", f"init={out}", "init_head=true", "objective.head_first=0"]
+    words.append(f"data={get('path') or ('digits' if get('source') == 'digits' else 'PHOTOS')}")
+    return " ".join([*map(shlex.quote, [*words, f"out={out}-tuned"])])
 
 
 def _some(split: Split, most: int | None) -> Split:

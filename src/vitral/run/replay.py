@@ -31,7 +31,9 @@ def replay(folder: Path) -> dict[str, Any]:
     path = bad_state(folder)
     if path is None:
         raise UserError(
-            "no step to be run again", where=str(folder), wanted="the folder of a run that ended after bad steps"
+            "this run had no NaN step; nothing to replay",
+            where=str(folder),
+            wanted="the folder of a run that ended after bad steps",
         )
     config = build(RunConfig, load_yaml(folder / "config.yaml"), where=str(folder / "config.yaml"))
     # One process does what many did: it reads their parts, and has the whole batch.

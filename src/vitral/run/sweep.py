@@ -145,7 +145,8 @@ def _run(folder: Path, config: RunConfig) -> dict[str, Any]:
     """The summary of a run: of the finished one in this folder, or of one that starts, or goes on, there."""
     if (folder / "summary.json").is_file():
         return read_json(folder / "summary.json", constants=True)
-    return run(config.model_copy(update={"out": str(folder), "resume": (folder / "checkpoints").is_dir()}))
+    summary = run(config.model_copy(update={"out": str(folder), "resume": (folder / "checkpoints").is_dir()}))
+    return {key: value for key, value in summary.items() if key != "out"}
 
 
 def _best(rows: Sequence[Mapping[str, Any]], score: str) -> int:

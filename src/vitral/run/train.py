@@ -61,7 +61,7 @@ def train(
     loggers: Sequence[Logger] = (),
     **more: Any,
 ) -> dict[str, Any]:
-    """Train by a recipe (or YAML file) and dotted overrides; returns what summary.json holds.
+    """Train by a recipe (or YAML file) and dotted overrides; returns what summary.json holds, and `out`, its folder.
 
     `train("digits", {"optim.lr": 3e-4}, out="runs/a", seed=1)`: `more` takes undotted keys; `out` is the run folder;
     `loggers` get every row of metrics.jsonl.
@@ -102,7 +102,8 @@ def run(
                 _settings(config),
                 nullcontext() if distributed.is_main() else console_silence(),
             ):
-                return _run(config, dataset, folder, resuming, opened, loggers)
+                summary = _run(config, dataset, folder, resuming, opened, loggers)
+                return {**summary, "out": str(folder)}
         except KeyboardInterrupt as stop:
             again = (
                 f"Go on with:\n  {resume_with(folder, config)}" if opened[-1] else "The same command starts it again."
@@ -415,6 +416,8 @@ def _finish(prepared: Prepared, state: TrainState, objective: Objective, folder:
         temperature = problem.temperature(val_NC, val_labels_N)
         if not is_best:
             progress.best_score = problem.metrics(val_NC, val_labels_N, dataset.classes, 1.0)[problem.score]
+        if temperature == 1 and not dataset.multi_label:
+            log.info("calibration: temperature scaling does not help on the validation images and is left out")
     split = "test" if "test" in prepared.judged else "val"
     store: ImageStore = prepared.judged[split]
     logits_NC, labels_N = _logits(model, store)
@@ -442,6 +445,7 @@ def _finish(prepared: Prepared, state: TrainState, objective: Objective, folder:
     write_json(folder / SUMMARY, summary)  # last: a folder that has it is complete
     log.info("%s %s, %.0f s", split, outputs.result_line(summary), progress.seconds)
     log.info("in %s: model, summary.json%s", folder, ", report.html" if config.report else "")
+    log.info("next: vitral predict %s IMAGE, or vitral eval %s", *[shlex.quote(str(folder))] * 2)
     return summary
 
 

@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from vitral.errors import shown_lines
 from vitral.whole import whole_file, write_text
@@ -88,15 +89,8 @@ class Journal:
         kept = [json.dumps(row) for row in rows if row["step"] <= step]
         write_text(self.path, "".join(line + "\n" for line in kept))
         self.file = self.path.open("a", encoding="utf-8")
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-        self.bar = Progress(
-            *columns,
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not (sys.stderr.isatty() and _console_handlers()),
-        )
-        self.task = self.bar.add_task("training", total=steps, completed=step)
+        self.bar = progress_bar()
+        self.task = self.bar.add_task("training: step", total=steps, completed=step, facts="")
 
     def __enter__(self) -> Journal:
         self.bar.start()
@@ -121,7 +115,12 @@ class Journal:
             log.error("a row of %s is lost: %s", self.path, error)
         self.also(row)
         if "images_per_second" in row:
-            self.bar.update(self.task, completed=row["step"], description=_in_short(row))
+            self.bar.update(self.task, completed=row["step"], facts=_in_short(row))
+
+    def at(self, step: int) -> int:
+        """Move the bar to this step; returns it."""
+        self.bar.update(self.task, completed=step)
+        return step
 
     @staticmethod
     def read(folder: Path) -> list[dict[str, Any]]:
@@ -138,12 +137,39 @@ class NoJournal(Journal):
     def row(self, row: dict[str, Any]) -> None:
         """Nothing."""
 
+    def at(self, step: int) -> int:
+        """The step itself."""
+        return step
+
+
+def progress_bar() -> Progress:
+    """A bar on a terminal where the log is shown too; else nothing. First what never may be cut: how far it is and the
+    time that is left; the task's `facts` take what is left of the line."""
+    return Progress(
+        TextColumn("{task.description} {task.completed:,}/{task.total:,}"),
+        BarColumn(bar_width=12),
+        TextColumn("left"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[facts]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+        console=console,
+        expand=True,
+        disable=not (sys.stderr.isatty() and _console_handlers()),
+    )
+
+
+@contextmanager
+def counted(what: str, total: int) -> Generator[Callable[[int], None]]:
+    """A bar for work on so many images; the function that it gives says that some more are done."""
+    with progress_bar() as bar:
+        task = bar.add_task(what, total=total, facts="")
+        yield lambda count: bar.advance(task, count)
+
 
 def _in_short(row: dict[str, Any]) -> str:
-    """What stands before the bar: shares and rates that are not known are left out."""
+    """What stands behind the bar, the most wanted first: shares and rates that are not known are left out."""
     parts = (
-        ("epoch", "epoch {:.1f}"), ("loss", "loss {:.4f}"), ("images_per_second", "{:.0f} images/s"),
-        ("step_ms", "{:.3g} ms"), ("data_wait", "data wait {:.0%}"), ("mfu", "MFU {:.1%}"), ("skipped", "skipped {}"),
+        ("loss", "loss {:.4f}"), ("images_per_second", "{:,.0f} images/s"), ("epoch", "epoch {:.1f}"),
+        ("skipped", "skipped {}"), ("step_ms", "{:,.0f} ms"), ("data_wait", "data wait {:.0%}"), ("mfu", "MFU {:.1%}"),
     )  # fmt: skip
     return "  ".join(text.format(row[key]) for key, text in parts if key in row)
 

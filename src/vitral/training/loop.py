@@ -90,7 +90,7 @@ def fit(
         for batch in speed.batches(loader.stream(progress.step, plan.steps if not progress.done else progress.step)):
             rate = plan.rate(progress.step)
             loss, metrics, norm = update(state, objective, batch, config, plan, rate, guard)
-            progress.step += 1
+            progress.step = journal.at(progress.step + 1)
             progress.seconds = before + time.monotonic() - started
             epoch = progress.step * epochs_a_step
             progress.done = progress.step == plan.steps

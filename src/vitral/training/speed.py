@@ -46,7 +46,9 @@ class Reading:
         return known if self.mfu is None else {**known, "mfu": round(self.mfu, 4)}
 
     def __str__(self) -> str:
-        text = f"{self.images_per_second:.0f} images/s, {self.step_ms:.3g} ms a step, {self.data_wait:.0%} data wait"
+        digits = 0 if self.step_ms >= 10 else 1
+        step = f"{self.step_ms:,.{digits}f} ms a step"
+        text = f"{self.images_per_second:.0f} images/s, {step}, {self.data_wait:.0%} data wait"
         return text if self.mfu is None else f"{text}, {self.mfu:.1%} of peak"
 
 

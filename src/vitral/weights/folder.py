@@ -22,7 +22,7 @@ from vitral.models.config import MAX_INPUT_PIXELS, AnyModelConfig, ViTConfig, bu
 from vitral.models.create import build_model
 from vitral.models.model import ImageModel
 from vitral.models.position import Resize
-from vitral.models.presets import count_parameters
+from vitral.models.presets import PRESETS, count_parameters
 from vitral.weights.class_names import distinct_names
 from vitral.weights.digests import (
     CONFIG,
@@ -47,6 +47,10 @@ from vitral.weights.tensors import (
 from vitral.whole import interrupted, old_of, recover, whole_folder
 
 log = logging.getLogger("vitral")
+_PRESET = (
+    "This is a preset, an architecture without weights: model.name takes it. Weights have a name on the Hugging Face "
+    "hub, as google/vit-base-patch16-224."
+)
 
 _SPARE = 2**20  # parameters that cost nothing to build, whatever the file holds
 
@@ -147,6 +151,7 @@ def find_folder(model: str) -> Path:
         where=model,
         wanted=", ".join([*bundled(), "a path"]),
         nearest=close,
+        hint=_PRESET if model in PRESETS else None,
     )
 
 

@@ -44,8 +44,8 @@ def download(model: str) -> Path:
                 return folder
     except (OSError, ValueError) as error:  # what the hub's client raises derives from these
         got = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        hint = "A path of one's own has to be there; is the network?"
-        raise UserError("neither here nor to be had from the hub", where=model, got=got, hint=hint) from None
+        hint = "Check the spelling, the network, and for private models `hf auth login`."
+        raise UserError("not a local path, and the hub did not answer", where=model, got=got, hint=hint) from None
     raise UserError("this model of the hub has no weights", where=model)
 
 

@@ -109,7 +109,7 @@ def test_colours_and_numbers_of_the_maps(visit: Visit, hosts: dict[str, Host], n
     page.locator("#fuse").select_option("max")
     most = rollout(truth.vit, truth.x_BCHW, "1,3", "max")[0, truth.prefix :].numpy()
     expect(page.locator("#rollout .high")).to_have_text(percent(most.max()))
-    page.get_by_label("Let the picture shine through").check()
+    page.get_by_label("Overlay on the image").check()
     assert page.locator("#from canvas").evaluate("(canvas) => getComputedStyle(canvas).opacity") == "0.6"
 
 

@@ -37,7 +37,7 @@ def test_a_link_restores_the_page(visit: Visit, browser: Browser, base: str, hos
     page.locator("#fuse").select_option("max")
     page.locator("#view").select_option("to")
     slide(page, "#r", 5)
-    page.get_by_label("Let the picture shine through").check()
+    page.get_by_label("Overlay on the image").check()
     visit.quiet()
     link, status = page.url, page.locator("#status").inner_text()
     shown = [visit.pixels(f"#{view} canvas") for view in ("from", "to", "overview", "rollout", "groups")]

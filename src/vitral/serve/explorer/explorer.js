@@ -90,8 +90,8 @@ function show(changed) {
   picture.box.setAttribute("aria-label", `Patches of the picture; chosen: ${placeName(state.patch)}`);
   for (const name of ["token", "head", "view", "fuse", "layer", "r"]) $(name).value = state[name];
   [$("row").value, $("column").value] = state.patch;
-  $("layer-said").textContent = `${state.layer} of 0 to ${model.layers - 1}`;
-  $("r-said").textContent = `${state.r} of 0 to ${model.most_merged}`;
+  $("layer-said").textContent = `${state.layer} (0 to ${model.layers - 1})`;
+  $("r-said").textContent = `${state.r} (0 to ${model.most_merged})`;
   $("under").checked = state.under === 1;
   $("main").classList.toggle("under", state.under === 1);
 }

@@ -75,8 +75,8 @@ export class Layers {
     const { state } = this.page;
     $(`${name}-title`).textContent = {
       rollout: `Rollout of ${state.token === "patch" ? placeName(state.patch) : tokenName(state.token)}`,
-      similarity: `Like ${placeName(state.patch)}, after layer ${state.layer}`,
-      norms: `Length of tokens, after layer ${state.layer}`,
+      similarity: `Similarity to ${placeName(state.patch)}, after layer ${state.layer}`,
+      norms: `Token norm, after layer ${state.layer}`,
     }[name];
   }
 }
