@@ -22,7 +22,7 @@ LOCK = ".lock"
 PATIENCE = 2.0  # seconds for a run that was killed to let go of its folder
 _OURS = (
     "config.yaml", "env.json", "train.log", "metrics.jsonl", "metrics.csv", "summary.json", CHECKPOINTS, "model",
-    "predictions.csv", "report.html", "bad", "tensorboard",
+    "predictions.csv", "split.safetensors", "report.html", "bad", "tensorboard",
 )  # fmt: skip
 
 

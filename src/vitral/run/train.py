@@ -42,6 +42,7 @@ from vitral.run.config import RunConfig, difference, load_config
 from vitral.run.folder import CHECKPOINTS, claimed, open_folder, resume_command, tidy
 from vitral.run.memory import say_memory, smaller_plan
 from vitral.run.prepare import EVAL_BATCH, Prepared, prepare, views_of
+from vitral.run.remembered import save_split
 from vitral.run.unlabelled import NEIGHBOURS, finish_unlabelled, neighbours_judge
 from vitral.training.journal import Journal, console_logging, console_silence, log, log_file
 from vitral.training.loggers import Logger, Loggers, TensorBoard
@@ -122,6 +123,7 @@ def _run(
         if distributed.is_main():
             if not resuming:
                 open_folder(folder, prepared.config, prepared.device)
+                save_split(folder, prepared.dataset)
             closes.enter_context(log_file(folder / "train.log"))
         opened.append(True)
         for note in notes:
