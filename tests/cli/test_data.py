@@ -96,6 +96,28 @@ def test_stats_as_text_json_and_page(pets: Path, capsys: Capture) -> None:
     Page(page)
 
 
+def test_a_pair_is_shown_once(pets: Path, capsys: Capture) -> None:
+    for split in ("train", "test"):
+        shutil.copytree(pets, pets.parent / "two" / split)
+    output("data check two out=check.html", 2, capsys)
+    assert Path("check.html").read_text(encoding="utf-8").count("<figure>") == 48
+    shutil.copy("two/train/cat/1.png", "two/test/dog/1b.png")
+    output("data check two out=check.html", 2, capsys)
+    page = Path("check.html").read_text(encoding="utf-8")
+    assert page.count("<figure>") == 49, "three under duplicates-labels, which are not shown again"
+    sections = Page(page).sections
+    assert "1 group shown above: duplicates-labels" in sections["Error: duplicates-across"]
+    assert "1 group shown above: duplicates-labels" in sections["Warning: duplicates"]
+
+
+def test_stats_go_on_at_damaged_files(pets: Path, capsys: Capture) -> None:
+    (pets / "dog/cut.png").write_bytes(b"")
+    tree = json.loads(output("data stats pets --json", 0, capsys))
+    assert (tree["splits"]["train"]["images"], tree["splits"]["train"]["damaged"]) == (24, 1)
+    assert main(["data", "stats", "pets", "data.max_bad=0"]) == 2
+    assert "1 damaged image:" in capsys.readouterr().err
+
+
 def test_convert_says_what_to_open(pets: Path, capsys: Capture) -> None:
     tree = json.loads(output("data convert pets out=new layout=csv --json", 0, capsys))
     assert tree == {"path": "new/manifest.csv", "counts": {"train": 24}, "copied": 24}

@@ -15,7 +15,7 @@ import numpy as np
 from vitral.data.dataset import Carved, Dataset, Labels, joined
 from vitral.data.files import some
 from vitral.data.identity import identities, known
-from vitral.errors import UserError
+from vitral.errors import UserError, plural
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -130,7 +130,7 @@ def with_validation(dataset: Dataset, fraction: float, why: str = "no validation
     splits = {"train": train.subset(kept), "val": train.subset(held_out)}
     splits |= {name: split for name, split in dataset.splits.items() if name not in splits}
     note = f"{why}: {len(held_out)} of {len(train)} train images held out, stratified, seed {VAL_SEED}"
-    note += f"; {copies} exact copies on the side of their originals" if copies else ""
+    note += f"; {plural(copies, 'exact copy', 'exact copies')} on the side of their originals" if copies else ""
     carved = Carved(ids_N2[kept, 0], ids_N2[held_out, 0])
     return replace(dataset, splits=splits, notes=(*dataset.notes, note), carved=carved)
 

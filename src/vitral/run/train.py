@@ -38,6 +38,7 @@ from vitral.optim.optimizer import make_optimizer
 from vitral.optim.schedules import learning_rate, weight_decay
 from vitral.report.html import write_report
 from vitral.run import outputs
+from vitral.run.check import noted
 from vitral.run.config import RunConfig, difference, load_config
 from vitral.run.folder import CHECKPOINTS, claimed, open_folder, resume_command, tidy
 from vitral.run.memory import say_memory, smaller_plan
@@ -431,6 +432,10 @@ def _finish(prepared: Prepared, state: TrainState, objective: Objective, folder:
     if config.report:
         _report(prepared, folder, summary, found, probabilities_NC)
     log.info("%s %s, %.0f s", split, outputs.result_line(summary), progress.seconds)
+    if "baseline" in summary:
+        log.info(
+            "always answering %s, the commonest class: %.2f %%", summary["baseline_class"], 100 * summary["baseline"]
+        )
     log.info("in %s: model, summary.json%s", folder, ", report.html" if config.report else "")
     return summary
 
@@ -452,5 +457,5 @@ def _report(
         },
         mistakes=outputs.worst_mistakes(store, dataset.classes, probabilities_NC),
         config_yaml=dump_yaml(config.model_dump(mode="json")),
-        notes=list(dataset.notes),
+        notes=noted(prepared.report, config, dataset),
     )
