@@ -77,4 +77,5 @@ def _read(arrays: dict[str, Any] | None, count: int) -> Scan | None:
         return None
     text = arrays["damaged"].tobytes().decode("utf-8", "surrogatepass")
     damaged = {int(place): cause for place, cause in json.loads(text).items()}
-    return Scan(**{**arrays, "damaged": damaged, "pixels": int(arrays["pixels"])})
+    values: dict[str, Any] = {**arrays, "damaged": damaged, "pixels": int(arrays["pixels"])}
+    return Scan(**values)
