@@ -9,6 +9,7 @@ import pickle
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ def free_port() -> str:
         return str(one.getsockname()[1])
 
 
-def in_processes(world: int, function: str, *arguments: Any) -> list[Any]:
-    """What `function`, "tests.module:name", returns in each of `world` processes of one thread."""
+def in_processes(world: int, function: str, *arguments: Any, timeout: float | None = None) -> list[Any]:
+    """What `function`, "tests.module:name", returns in each of `world` processes of one thread, whose collectives wait
+    `timeout` seconds for each other."""
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
     root = str(Path(__file__).parents[1])
     paths = os.pathsep.join([root, str(Path(root) / "src"), os.environ.get("PYTHONPATH", "")])
     started: list[subprocess.Popen[bytes]] = []
     for rank in range(world):
         names = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world), "PYTHONPATH": paths}
-        code = f"from tests.processes import work; work({function!r})"
+        code = f"from tests.processes import work; work({function!r}, {timeout!r})"
         started.append(
             subprocess.Popen(
                 [sys.executable, "-c", code, json.dumps(arguments)],
@@ -44,10 +46,12 @@ def in_processes(world: int, function: str, *arguments: Any) -> list[Any]:
     return [pickle.loads(out) for out, _ in ends]
 
 
-def work(function: str) -> None:
+def work(function: str, timeout: float | None) -> None:
     """In such a process: call the function with the arguments of the command line, pickle what it returns to stdout."""
     from vitral import distributed
 
+    if timeout is not None:
+        distributed.TIMEOUT = timedelta(seconds=timeout)
     module, _, name = function.partition(":")
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

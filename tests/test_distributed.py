@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from tests.helpers import TINY, VITRAL, assert_equal_tensors, weights
+from tests.processes import in_processes
+from vitral import distributed
 from vitral.data.config import DataConfig
 from vitral.data.sources import open_dataset
 from vitral.distributed import Launch, launch, slurm_address
@@ -44,6 +47,46 @@ def tiny(**more: object) -> list[str]:
 )
 def test_what_a_launcher_says(environ: dict[str, str], expected: Launch) -> None:
     assert launch(environ) == expected
+
+
+def slow_check(seconds: float, broken: bool) -> list[str]:
+    """In a process whose collectives end after 3 s: the first takes longer."""
+    events: list[str] = []
+    try:
+        with distributed.first_of_machine_first():
+            if distributed.is_main():
+                time.sleep(seconds)
+                if broken:
+                    raise UserError("broken data")
+            events.append(str(distributed.rank()))
+    except UserError as error:
+        events.append(error.what)
+    return [*events, str(distributed.gather(1))]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_check_that_takes_longer_than_the_collectives_wait(broken: bool) -> None:
+    found = in_processes(2, "tests.test_distributed:slow_check", 7.0, broken, timeout=4.0)
+    assert found == [["broken data" if broken else "0", "[1, 1]"], ["1", "[1, 1]"]]
+
+
+def silent() -> str:
+    """The first process neither works nor comes."""
+    distributed.TIMEOUT = timedelta(seconds=1)
+    board = distributed._Board()
+    if distributed.is_main():
+        time.sleep(3)
+        board.done("first")
+        return "late"
+    try:
+        board.wait("first", 1)
+    except RuntimeError as error:
+        return str(error)
+    return "in time"
+
+
+def test_who_is_not_heard_is_not_waited_for() -> None:
+    assert in_processes(2, "tests.test_distributed:silent") == ["late", "no other process was heard for 0:00:01"]
 
 
 @pytest.mark.parametrize(

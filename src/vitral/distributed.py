@@ -9,8 +9,10 @@ from __future__ import annotations
 import gc
 import os
 import re
+import threading
+import time
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
-TIMEOUT = timedelta(hours=1)  # for the others while one process checks data or writes the model folder
+TIMEOUT = timedelta(hours=1)  # for the others while one process writes the model folder, or is not heard
+_POLL = 0.2  # seconds
 
 
 class Launch(NamedTuple):
@@ -234,15 +237,78 @@ def together() -> Generator[None]:
 
 @contextmanager
 def first_of_machine_first() -> Generator[None]:
-    """On each machine one process goes ahead (and leaves results in a cache), then the others."""
-    waits = launch().local_rank > 0
-    if waits:
-        barrier()
-    try:
+    """On each machine one process goes ahead (and leaves results in a cache), then the others; all leave together.
+
+    However long it takes: who works says so every few seconds, and who waits gives up only when nothing was heard for
+    `TIMEOUT`. Raises RuntimeError then. Collectives would end after that time although the others work.
+    """
+    if world() == 1:
         yield
-    finally:
-        if not waits:
-            barrier()
+        return
+    waits = launch().local_rank > 0
+    firsts = sum(gather(not waits))
+    board = _Board()
+    if waits:
+        board.wait("first", firsts)
+    problem: UserError | None = None
+    with board.working():
+        try:
+            yield
+        except UserError as error:
+            problem = error
+    if not waits:
+        board.done("first")
+    board.done("all")
+    board.wait("all", world())
+    if problem is not None:
+        raise problem
+
+
+class _Board:
+    """Where the processes of a group write how far they are: counters in the store that they met at."""
+
+    number = 0  # of boards so far, equal on all processes
+
+    def __init__(self) -> None:
+        import torch.distributed as dist
+        from torch.distributed import distributed_c10d
+
+        _Board.number += 1
+        group: Any = dist
+        inner: Any = distributed_c10d
+        self.store: Any = group.PrefixStore(f"board {_Board.number}", inner._get_default_store())
+
+    def done(self, what: str) -> None:
+        self.store.add(what, 1)
+
+    def wait(self, what: str, count: int) -> None:
+        """Until `count` processes are done with it."""
+        heard, since = -1, time.monotonic()
+        while self.store.add(what, 0) < count:
+            beats = self.store.add("beats", 0)
+            if beats != heard:
+                heard, since = beats, time.monotonic()
+            elif time.monotonic() - since > TIMEOUT.total_seconds():
+                raise RuntimeError(f"no other process was heard for {TIMEOUT}")
+            time.sleep(_POLL)
+
+    @contextmanager
+    def working(self) -> Generator[None]:
+        """Say every few seconds that this process works."""
+        ended = threading.Event()
+
+        def beat() -> None:
+            with suppress(RuntimeError):  # the store is gone: so is the run
+                while not ended.wait(_POLL * 10):
+                    self.store.add("beats", 1)
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
 
 def _joined() -> bool:

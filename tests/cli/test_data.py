@@ -12,7 +12,8 @@ from tests.cli.test_usage import refused
 from tests.helpers import write_colours
 from tests.report.test_report import Page
 from vitral.cli.main import main
-from vitral.data.findings import CODES
+from vitral.data.findings import CODES, CheckReport, Finding, Sample
+from vitral.report.data_page import write_check_page
 
 Capture = pytest.CaptureFixture[str]
 
@@ -94,6 +95,31 @@ def test_stats_as_text_json_and_page(pets: Path, capsys: Capture) -> None:
     page = Path("stats.html").read_text(encoding="utf-8")
     assert page.count("<figure>") == 6
     Page(page)
+
+
+def test_a_pair_is_shown_once() -> None:
+    one, two, three = (Sample(split, place, f"{split}/{place}.png", "cat") for split, place in
+                       (("train", 0), ("test", 0), ("test", 1)))  # fmt: skip
+    findings = (
+        Finding("duplicates-labels", "error", "different labels", ((one, two, three),)),
+        Finding("duplicates-across", "error", "two splits", ((one, two, three), (three._replace(place=5), one))),
+        Finding("duplicates", "warning", "twice", ((two, three),)),
+    )
+    report = CheckReport("pets", "00", {"train": 1, "test": 2}, findings, {}, (), ())
+    write_check_page("check.html", report, lambda sample: None)
+    page = Path("check.html").read_text(encoding="utf-8")
+    assert page.count("<figure>") == 5, "three, and the pair that is new"
+    sections = Page(page).sections
+    assert "1 group shown above: duplicates-labels" in sections["Error: duplicates-across"]
+    assert "1 group shown above: duplicates-labels" in sections["Warning: duplicates"]
+
+
+def test_stats_go_on_at_damaged_files(pets: Path, capsys: Capture) -> None:
+    (pets / "dog/cut.png").write_bytes(b"")
+    tree = json.loads(output("data stats pets --json", 0, capsys))
+    assert (tree["splits"]["train"]["images"], tree["splits"]["train"]["damaged"]) == (24, 1)
+    assert main(["data", "stats", "pets", "data.max_bad=0"]) == 2
+    assert "1 damaged image:" in capsys.readouterr().err
 
 
 def test_convert_says_what_to_open(pets: Path, capsys: Capture) -> None:

@@ -139,7 +139,7 @@ def test_damaged_images_are_left_out_or_nothing_is_written(layout: Layout, tmp_p
     (tmp_path / "pets/dog/0.png").write_bytes(b"no image")
     dataset = open_dataset(DataConfig(path=str(tmp_path / "pets")), hold_out=False)
     (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match=r"1 damaged image(.|\n)*dog/0\.png"):
+    with pytest.raises(UserError, match=r"1 damaged image:(.|\n)*dog/0\.png"):
         convert(dataset, tmp_path / "out", layout)
     assert not list((tmp_path / "out").iterdir())
     found = convert(dataset, tmp_path / "out", layout, max_bad=1)

@@ -26,7 +26,7 @@ def test_exactly_so_many_of_each_class() -> None:
     assert len(set(train.names)) == 14
     assert all(int(train.read(i)) == int(train.names[i].removeprefix("train")) for i in range(14))
     assert len(found.splits["test"]) == 33
-    said = "14 of 33 train images, 5 of each class (data.shots), drawn by seed 0; 1 classes have fewer"
+    said = "14 of 33 train images, 5 of each class (data.shots), drawn by seed 0; 1 class has fewer"
     assert found.notes[1] == said
 
 

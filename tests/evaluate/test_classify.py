@@ -72,6 +72,9 @@ def test_metrics_are_scikit_learns(classes: int) -> None:
     if classes > 5:
         assert found["top5"] == pytest.approx(oracle.top_k_accuracy_score(labels_N, logits_NC, k=5, labels=each))
     assert found["count"] == len(labels_N) == sum(map(sum, found["confusion"]))
+    guess = int(np.bincount(labels_N).argmax())
+    assert found["baseline_class"] == names[guess]
+    assert found["baseline"] == pytest.approx(oracle.accuracy_score(labels_N, np.full(len(labels_N), guess)))
     assert found["top1_interval"] == list(wilson_interval(int((predictions_N == labels_N).sum()), len(labels_N)))
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 

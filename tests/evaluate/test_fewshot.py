@@ -59,9 +59,17 @@ def test_the_metrics_are_means_over_the_seeds() -> None:
         assert row["seeds"] == pytest.approx(wanted)
         assert row["top1"] == pytest.approx(np.mean(wanted))
         assert row["std"] == pytest.approx(np.std(wanted, ddof=1))
+        assert (row["images"], row["fewest"], row["short"]) == (3 * shots, shots, False)
     assert len(set(found["per_shot"]["2"]["seeds"])) > 1
     assert found["top1"] == found["per_shot"]["8"]["top1"]
     low, high = found["top1_interval"]
     assert low < found["top1"] < high
     assert found["count"] == 45
     assert dict(fewshot(train, judged, 3, FewshotConfig(shots=(2,), seeds=1)))["per_shot"]["2"]["std"] is None
+
+
+def test_too_few_images_are_counted_as_they_are() -> None:
+    train = Embedded(torch.randn(18, 4), torch.tensor([0] * 10 + [1] * 8))
+    judged = Embedded(torch.randn(6, 4), torch.tensor([0, 1] * 3))
+    row = dict(fewshot(train, judged, 2, FewshotConfig(shots=(25,), seeds=1)))["per_shot"]["25"]
+    assert (row["images"], row["fewest"], row["short"]) == (18, 8, True)

@@ -90,6 +90,10 @@ def test_warnings_are_shown(pets: Path) -> None:
     assert shown[0].startswith("WARNING data: 1 group")
     assert "cat/1.png, cat/copy.png" in shown[0]
     assert any("25 images checked in" in line for line in lines)
+    for name, times in (("a", 1), ("b", 0)):
+        notes = json.loads(Path(name, "model/config.json").read_text(encoding="utf-8"))["provenance"]["data"]["notes"]
+        assert sum("[duplicates]" in note for note in notes) == times
+        assert Path(name, "model/README.md").read_text(encoding="utf-8").count("[duplicates]") == times
 
 
 def test_copies_inside_train_do_not_refuse_and_stay_on_one_side_of_the_carved_validation_split(pets: Path) -> None:

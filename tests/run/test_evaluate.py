@@ -127,6 +127,43 @@ def test_data_that_changed_since_the_training_are_reported(capsys: pytest.Captur
         evaluate("run")
 
 
+def test_the_validation_images_are_remembered_by_content(capsys: pytest.CaptureFixture[str]) -> None:
+    """Images that are added, renamed or removed later change nothing about what was trained on."""
+    write_colours(Path("pets"), count=20)
+    summary = tiny_run("pets", "run")
+    with Path("run/predictions.csv").open(encoding="utf-8") as file:
+        held = sorted(row.split(",")[0] for row in list(file)[1:])
+    assert len(held) == summary["count"] == 4
+    first = evaluate("run")
+    write_colours(Path("more"), count=30, first=100)
+    for path in Path("more").rglob("*.png"):
+        path.rename(Path("pets") / path.parent.name / f"new_{path.name}")
+    for how in (None, on("pets"), on(str(Path("pets").absolute()))):
+        again = evaluate("run", how)
+        assert (again["split"], again["count"]) == ("val", 4)
+        assert {key: again[key] for key in ("top1", "loss", "confusion")} == {
+            key: first[key] for key in ("top1", "loss", "confusion")
+        }
+        assert "60 images were not there at the training and left out" in capsys.readouterr().err
+    assert evaluate("run", EvalOptions(split="train"))["count"] == 36
+    Path("pets", held[0]).rename(Path("pets", held[0]).with_name("renamed.png"))
+    assert evaluate("run")["count"] == 4
+    Path("pets", held[1]).unlink()
+    assert evaluate("run")["count"] == 3
+    Path("pets", held[2]).write_bytes(Path("pets", held[3]).read_bytes())  # another image under the old name
+    assert evaluate("run")["count"] == 3
+
+
+def test_without_memory_changed_data_are_not_divided_once_more() -> None:
+    write_colours(Path("pets"), count=20)
+    tiny_run("pets", "run")
+    Path("run/split.safetensors").unlink()
+    assert evaluate("run")["count"] == 4, "the same data are divided as they were"
+    Path("pets/cat/0.png").unlink()
+    with pytest.raises(UserError, match=r"(?s)which images were held out is not remembered.*data=DIR"):
+        evaluate("run")
+
+
 def test_the_metrics_of_the_run_travel_with_the_model(trained: Path) -> None:
     config = json.loads((trained / "model/config.json").read_text(encoding="utf-8"))
     summary = json.loads((trained / "summary.json").read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ from vitral.cli.main import Arguments
 from vitral.cli.usage import fitted, page
 from vitral.config import ConfigT, build, with_overrides
 from vitral.data.options import CheckOptions, ConvertOptions, ReadConfig, StatsOptions
-from vitral.errors import UserError, command, nearest
+from vitral.errors import UserError, command, nearest, plural
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -192,7 +192,7 @@ def _check_text(report: CheckReport, options: CheckOptions) -> str:
         lines += [f"{_MARGIN}and {rest:,} more"] if rest else []
     counts = ", ".join(f"{count:,} {name}" for name, count in report.counts.items())
     errors, warnings = len(report.errors(options.allow)), len(report.shown(options.allow))
-    lines.append(f"{report.name}: {counts or 'no'} images: {errors} errors, {warnings} warnings")
+    lines.append(f"{report.name}: {counts or 'no'} images: {plural(errors, 'error')}, {plural(warnings, 'warning')}")
     return "\n".join(lines)
 
 
@@ -205,7 +205,8 @@ def _stats(arguments: Arguments) -> int:
     from vitral.data.statistics import class_sheets, dataset_stats
 
     opened = _open(options.data, equal_classes=False)
-    stats, dataset = dataset_stats(opened, options.data.threads, options.data.max_bad)
+    limit = options.data.max_bad if "max_bad" in options.data.model_fields_set else None
+    stats, dataset = dataset_stats(opened, options.data.threads, limit)
     _said(dataset)
     if options.out is not None:
         from vitral.report.data_page import write_stats_page

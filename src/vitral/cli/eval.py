@@ -9,7 +9,7 @@ from typing import Any
 from vitral.cli.main import Arguments
 from vitral.cli.usage import page
 from vitral.config import build, with_overrides
-from vitral.errors import UserError
+from vitral.errors import UserError, plural
 from vitral.run.config import expand_data
 from vitral.run.options import EvalOptions
 
@@ -57,7 +57,7 @@ _NAMES = {"top1": "top-1", "map": "mAP", "exact_match": "every class right"}
 def _table(found: dict[str, Any]) -> str:
     lines = _multi_label(found) if "map" in found else _single_label(found)
     if found["skipped"]:
-        lines.append(f"\n{len(found['skipped'])} damaged images left out:")
+        lines.append(f"\n{plural(len(found['skipped']), 'damaged image')} left out:")
         lines += [f"  {each}" for each in found["skipped"]]
     if "compare" in found:
         other = found["compare"]
@@ -94,6 +94,7 @@ def _single_label(found: dict[str, Any]) -> list[str]:
         f"top-1  {100 * found['top1']:.2f} %  (95 % interval {100 * low:.2f} to {100 * high:.2f} %)"
         f" of {found['count']} {found['split']} images"
     ]
+    lines.append(f"guess  {100 * found['baseline']:.2f} %  (always {found['baseline_class']}, the commonest class)")
     if "top5" in found:
         lines.append(f"top-5  {100 * found['top5']:.2f} %")
     lines.append(

@@ -9,7 +9,7 @@ from typing import Any
 from vitral.cli.main import Arguments
 from vitral.cli.usage import page
 from vitral.config import build, with_overrides
-from vitral.errors import UserError
+from vitral.errors import UserError, plural
 from vitral.run.config import expand_data
 from vitral.run.options import ProbeOptions
 
@@ -62,7 +62,10 @@ def _table(found: dict[str, Any]) -> str:
         *_TABLES[found["kind"]](found),
     ]
     if found["skipped"]:
-        lines += [f"\n{len(found['skipped'])} damaged images left out:", *(f"  {each}" for each in found["skipped"])]
+        lines += [
+            f"\n{plural(len(found['skipped']), 'damaged image')} left out:",
+            *(f"  {each}" for each in found["skipped"]),
+        ]
     return "\n".join(lines)
 
 
@@ -84,7 +87,8 @@ def _fewshot(found: dict[str, Any]) -> list[str]:
         for shots, row in found["per_shot"].items()
     ]
     last, row = list(found["per_shot"].items())[-1]
-    title = f"kind=fewshot with {last} train images a class, mean of {len(row['seeds'])} choices"
+    fewer = f" where there are as many ({row['images']} in all, at least {row['fewest']} per class)" * row["short"]
+    title = f"kind=fewshot with {last} train images per class{fewer}, mean of {len(row['seeds'])} choices"
     return [title, "\nshots    top-1  standard deviation over the choices", *rows]
 
 

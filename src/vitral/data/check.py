@@ -21,6 +21,7 @@ from vitral.data.duplicates import MOST, Array, duplicate_findings, finding
 from vitral.data.findings import CheckReport, Finding, Sample, in_order
 from vitral.data.label_names import disagreements, flat_folders, joined_labels, shared_labels
 from vitral.data.scan import Scan, scan
+from vitral.data.scan_parts import forget_parts, scan_in_parts
 from vitral.data.split_names import split_findings
 from vitral.errors import plural, shown
 
@@ -58,11 +59,17 @@ def check_dataset(
     key = check_cache.key(dataset, variant) if cache is not None else ""
     report = check_cache.load(cache, key) if cache is not None else None
     if report is None:
+        keep = cache / f"{key}.parts" if cache is not None else None
         report = _examine(
-            dataset, {name: scan(split, dataset.channels, workers, tick) for name, split in dataset.splits.items()}
+            dataset,
+            {
+                name: scan_in_parts(split, dataset.channels, workers, keep, name, scan, tick)
+                for name, split in dataset.splits.items()
+            },
         )
-        if cache is not None:
+        if cache is not None and keep is not None:
             check_cache.store(cache, key, report)
+            forget_parts(keep)
     more = _normalisation(report, normalisation) if normalisation is not None else []
     return replace(report, findings=in_order([*report.findings, *more])).with_max_bad(max_bad)
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
 
 from vitral.data.dataset import Dataset
 from vitral.data.findings import CheckReport
 from vitral.files import parse_json, read_text
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 VERSION = 3  # of the rules: raised with every change of what a check finds
 
@@ -61,6 +67,23 @@ def load(folder: Path, name: str) -> CheckReport | None:
         return None
 
 
+def load_arrays(folder: Path, name: str) -> dict[str, Array] | None:
+    """Arrays kept under this key, if they are there and whole."""
+    try:
+        content = (folder / f"{name}.npz").read_bytes()
+        with np.load(io.BytesIO(content), allow_pickle=False) as found:
+            return {each: found[each] for each in found.files}
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        return None
+
+
+def store_arrays(folder: Path, name: str, arrays: Mapping[str, Array]) -> None:
+    """Keep arrays, as `store` does a result."""
+    content = io.BytesIO()
+    np.savez(content, **dict(arrays))  # pyright: ignore[reportArgumentType]  (its own keyword is no array)
+    _write(folder, f"{name}.npz", content.getvalue())
+
+
 def forget(folder: Path, dataset: Dataset, variant: str) -> None:
     """Drop what is kept about these images."""
     (folder / f"{key(dataset, variant)}.json").unlink(missing_ok=True)
@@ -74,12 +97,16 @@ def store(folder: Path, name: str, report: CheckReport) -> None:
 def store_tree(folder: Path, name: str, tree: Mapping[str, Any]) -> None:
     """Keep what JSON can hold: written under a name of this process alone, then renamed. A folder that can't be written
     is no error: the next check then takes its time again."""
-    temporary = folder / f".{name}.{os.getpid()}.{id(tree)}.partial"
+    _write(folder, f"{name}.json", json.dumps(tree).encode())
+
+
+def _write(folder: Path, name: str, content: bytes) -> None:
+    temporary = folder / f".{name}.{os.getpid()}.{id(content)}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            temporary.write_text(json.dumps(tree), encoding="utf-8")
-            temporary.replace(folder / f"{name}.json")
+            temporary.write_bytes(content)
+            temporary.replace(folder / name)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError:

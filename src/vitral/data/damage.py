@@ -8,7 +8,7 @@ from dataclasses import replace
 from vitral.data.dataset import Dataset, Split
 from vitral.data.files import some
 from vitral.data.scan import find_damaged
-from vitral.errors import UserError
+from vitral.errors import UserError, plural
 
 Damage = Mapping[str, Mapping[int, str]]  # by split, then by place in it: what is wrong
 
@@ -32,12 +32,11 @@ def without_damage(dataset: Dataset, damage: Damage, max_bad: int) -> Dataset:
     problems = [text for name, found in damage.items() for text in said(dataset.splits[name], found)]
     if not problems:
         return dataset
-    count = f"{len(problems)} damaged image{'s' * (len(problems) != 1)}"
     first = "\n    ".join(problems[:10])
     more = f"\n    and {len(problems) - 10} more" if len(problems) > 10 else ""
     if len(problems) > max_bad:
         raise UserError(
-            f"{count}:\n    {first}{more}", where=dataset.name,
+            f"{plural(len(problems), 'damaged image')}:\n    {first}{more}", where=dataset.name,
             wanted=f"at most {max_bad} (data.max_bad)", hint="Mend or remove them; data.max_bad=N leaves out up to N.",
         )  # fmt: skip
     splits = {name: _without(split, damage.get(name, {})) for name, split in dataset.splits.items()}
@@ -47,7 +46,7 @@ def without_damage(dataset: Dataset, damage: Damage, max_bad: int) -> Dataset:
     lost = set(replace(dataset, splits=splits).absent().get("train", ())) - set(dataset.absent().get("train", ()))
     if lost:
         raise UserError(f"nothing but damaged images of {some(sorted(lost))} in train", where=dataset.name)
-    note = f"{count} left out: {some(problems, 20)}"
+    note = f"{plural(len(problems), 'damaged image')} left out: {some(problems, 20)}"
     return replace(dataset, splits=splits, notes=(*dataset.notes, note))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -81,6 +81,14 @@ class Split:
         )
 
 
+class Carved(NamedTuple):
+    """How a train split was divided: 64 bits of the identity (see `identity`) of each image that was kept for training,
+    and of each that was held out, uint64."""
+
+    train_N: np.ndarray[Any, np.dtype[np.uint64]]
+    val_N: np.ndarray[Any, np.dtype[np.uint64]]
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Images with one class each or, multi-label, with any number of them.
@@ -90,7 +98,7 @@ class Dataset:
     rule. notes: sentences for the log. fingerprint: 16 hex digits over the samples of all
     splits as the source holds them (names, classes, and content: see the source); the same before and after a
     validation split is carved. left_out: folders beside those of the splits that hold images and are not read, with how
-    many. Name and notes are printable (`shown`).
+    many. carved: how a validation split was held out of train, if it was. Name and notes are printable (`shown`).
     """
 
     name: str
@@ -101,6 +109,7 @@ class Dataset:
     fingerprint: str
     left_out: Mapping[str, int] = field(default_factory=dict[str, int])
     value_range: tuple[float, float] | None = None
+    carved: Carved | None = None
 
     def __post_init__(self) -> None:
         assert {"train"} <= set(self.splits) <= set(SPLITS), self.splits.keys()

@@ -101,7 +101,7 @@ def split_folders(root: Path) -> dict[str, Path]:
             raise UserError(f"two folders for one split: {' and '.join(present)}", where=str(root))
         if present:
             found[split] = root / present[0]
-    return {} if len(found) == 1 and _is_class(*found.values(), [root / name for name in here]) else found
+    return {} if len(found) == 1 and _is_class(next(iter(found.values())), [root / name for name in here]) else found
 
 
 def _is_class(folder: Path, here: Sequence[Path]) -> bool:

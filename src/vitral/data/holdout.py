@@ -6,76 +6,20 @@ trained on is also judged by. Shape letters: N samples, U distinct ones, K class
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from vitral.data.dataset import Dataset, Labels, Split, joined
-from vitral.data.files import size_in_bytes, some
-from vitral.errors import UserError
-from vitral.files import IMAGE_BYTES, read_bounded
+from vitral.data.dataset import Carved, Dataset, Labels, joined
+from vitral.data.files import some
+from vitral.data.identity import identities, known
+from vitral.errors import UserError, plural
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-T = TypeVar("T")
-
 VAL_SEED = 0
-_PART = 256  # images a task
-
-
-def first_copies(split: Split) -> Array:
-    """Where the first exact copy of each sample stands [N]; its own place, where there is no other.
-
-    Copies are equal files, byte by byte; of images that are no files, equal pixels as the source holds them. Only files
-    of equal size are read. One that cannot be read is no copy of another.
-    """
-    places = list(range(len(split)))
-    if split.content is None and split.file is not None:
-        sizes = _each(partial(_size, split.file), places)
-        _, inverse_N, counts_S = np.unique(np.array(sizes, np.int64), return_inverse=True, return_counts=True)
-        places = np.flatnonzero(counts_S[inverse_N] > 1).tolist()
-    first_N = np.arange(len(split))
-    seen: dict[bytes, int] = {}
-    for place, digest in zip(places, _each(partial(_digest, split), places), strict=True):
-        if digest is not None:
-            first_N[place] = seen.setdefault(digest, place)
-    return first_N
-
-
-def _each(function: Callable[[int], T], places: list[int]) -> list[T]:
-    """What the function gives for each place, in threads: files are waited for together."""
-    parts = [places[start : start + _PART] for start in range(0, len(places), _PART)]
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        return [found for part in pool.map(lambda part: [function(place) for place in part], parts) for found in part]
-
-
-def _size(file: Callable[[int], str | bytes], index: int) -> int:
-    """In bytes; -1 for what is not there."""
-    try:
-        found = file(index)
-    except UserError:
-        return -1
-    return size_in_bytes(found) if isinstance(found, str) else len(found)
-
-
-def _digest(split: Split, index: int) -> bytes | None:
-    try:
-        if split.content is not None:
-            content: Any = split.content(index)
-        elif split.file is not None:
-            content = split.file(index)
-            content = read_bounded(content, IMAGE_BYTES) if isinstance(content, str) else content
-        else:
-            content = split.read(index).numpy().tobytes()
-    except (OSError, UserError):
-        return None
-    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def stratified(labels_N: Labels, fraction: float, seed: int, first_N: Array | None = None) -> Labels:
@@ -168,7 +112,7 @@ def with_validation(dataset: Dataset, fraction: float, why: str = "no validation
     """The dataset with a part of its train split held out as "val", exact copies on one side, and a note that says so,
     and `why`. Raises UserError for classes with one image, copies not counted."""
     train = dataset.splits["train"]
-    first_N = first_copies(train)
+    ids_N2, first_N = known(dataset)
     copies = int((first_N != np.arange(len(train))).sum())
     counts_K = train.class_counts(len(dataset.classes))
     labels_U = train.labels_N[first_N == np.arange(len(train))]
@@ -186,5 +130,25 @@ def with_validation(dataset: Dataset, fraction: float, why: str = "no validation
     splits = {"train": train.subset(kept), "val": train.subset(held_out)}
     splits |= {name: split for name, split in dataset.splits.items() if name not in splits}
     note = f"{why}: {len(held_out)} of {len(train)} train images held out, stratified, seed {VAL_SEED}"
-    note += f"; {copies} exact copies on the side of their originals" if copies else ""
-    return replace(dataset, splits=splits, notes=(*dataset.notes, note))
+    note += f"; {plural(copies, 'exact copy', 'exact copies')} on the side of their originals" if copies else ""
+    carved = Carved(ids_N2[kept, 0], ids_N2[held_out, 0])
+    return replace(dataset, splits=splits, notes=(*dataset.notes, note), carved=carved)
+
+
+def with_remembered(dataset: Dataset, carved: Carved) -> tuple[Dataset, Sequence[str]]:
+    """The dataset with its train split divided as it was then, by content: what was trained on, and what was held out
+    as "val"; and the names of the images that were not there, which are in neither. Raises UserError where none of the
+    held-out images is left."""
+    train = dataset.splits["train"]
+    ids_N = identities(train)[:, 0]
+    held_N = np.isin(ids_N, carved.val_N)
+    trained_N = np.isin(ids_N, carved.train_N) & ~held_N
+    if not held_N.any():
+        raise UserError(
+            "none of the images that were held out of the training is there any more", where=dataset.name,
+            hint="data=DIR names other images to measure.",
+        )  # fmt: skip
+    new = [train.names[place] for place in np.flatnonzero(~held_N & ~trained_N).tolist()]
+    splits = {"train": train.subset(np.flatnonzero(trained_N)), "val": train.subset(np.flatnonzero(held_N))}
+    splits |= {name: split for name, split in dataset.splits.items() if name not in splits}
+    return replace(dataset, splits=splits, carved=carved), new

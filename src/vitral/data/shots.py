@@ -8,7 +8,7 @@ import numpy as np
 
 from vitral.data.dataset import Dataset
 from vitral.data.keyed import Stream, bits
-from vitral.errors import UserError
+from vitral.errors import UserError, plural
 
 
 def with_shots(dataset: Dataset, shots: int, seed: int) -> Dataset:
@@ -26,6 +26,6 @@ def with_shots(dataset: Dataset, shots: int, seed: int) -> Dataset:
     kept = np.sort(np.concatenate(chosen))
     fewer = sum(0 < len(places) < shots for places in chosen)
     note = f"{len(kept)} of {len(train)} train images, {shots} of each class (data.shots), drawn by seed {seed}"
-    note += f"; {fewer} classes have fewer" if fewer else ""
+    note += f"; {plural(fewer, 'class has', 'classes have')} fewer" if fewer else ""
     splits = {**dataset.splits, "train": train.subset(kept)}
     return replace(dataset, splits=splits, notes=(*dataset.notes, note))

@@ -13,12 +13,16 @@ from vitral.data.findings import Sample
 from vitral.data.scan import scan
 
 
-def dataset_stats(dataset: Dataset, workers: int | None = None, max_bad: int = 0) -> tuple[dict[str, Any], Dataset]:
+def dataset_stats(
+    dataset: Dataset, workers: int | None = None, max_bad: int | None = None
+) -> tuple[dict[str, Any], Dataset]:
     """Each split's images, images that can't be decoded, images a class, sizes ("height x width", the most frequent
     first), and per channel the mean and std over all its pixels at their own size, in [0,1]; and the dataset without
-    the damaged images, which are counted. Decodes each image once. Raises UserError as `without_damage` does."""
+    the damaged images, which are counted. Decodes each image once. Raises UserError for more than `max_bad` damaged
+    images (None: however many), and as `without_damage` does."""
     scans = {name: scan(split, dataset.channels, workers) for name, split in dataset.splits.items()}
-    dataset = without_damage(dataset, {name: found.damaged for name, found in scans.items()}, max_bad)
+    damage = {name: found.damaged for name, found in scans.items()}
+    dataset = without_damage(dataset, damage, sum(map(len, damage.values())) if max_bad is None else max_bad)
     splits: dict[str, Any] = {}
     for name, split in dataset.splits.items():
         found = scans[name]

@@ -51,8 +51,9 @@ def classification_metrics(
 ) -> dict[str, Any]:
     """Everything that a single-label evaluation reports, ready for JSON; shares are fractions in [0,1].
 
-    `top1`, `top1_interval` [low, high] (95 % Wilson), `top5` (with more than 5 classes only), `count`, `loss` (plain
-    cross-entropy of the logits as they are, nats), `ece` (15 bins, after `temperature`), `ece_uncalibrated` (before),
+    `top1`, `top1_interval` [low, high] (95 % Wilson), `top5` (with more than 5 classes only), `count`, `baseline` (the
+    top-1 of always answering `baseline_class`, the commonest class of these images), `loss` (plain cross-entropy of the
+    logits as they are, nats), `ece` (15 bins, after `temperature`), `ece_uncalibrated` (before),
     `per_class` {name: {precision, recall, f1, count}} with None where the divisor is 0, and `confusion`, rows of counts
     (row = truth, column = prediction). Of equal scores the lowest class index comes first, in top-1 and top-5, so a
     model that gives every class the same score is no better than its first class. Raises UserError for class names
@@ -63,11 +64,14 @@ def classification_metrics(
     ranks_N = _ranks(logits, labels)
     confusion_CC = _confusion(labels, logits.argmax(axis=1), len(classes))
     correct, count = int((ranks_N == 0).sum()), len(labels)
+    commonest = int(confusion_CC.sum(axis=1).argmax())
     return {
         "top1": correct / count,
         "top1_interval": list(wilson_interval(correct, count)),
         **({"top5": float((ranks_N < 5).mean())} if len(classes) > 5 else {}),
         "count": count,
+        "baseline": int(confusion_CC[commonest].sum()) / count,
+        "baseline_class": classes[commonest],
         "loss": negative_log_likelihood(logits, labels),
         "ece": expected_calibration_error(softmax(logits / positive(temperature)), labels),
         "ece_uncalibrated": expected_calibration_error(softmax(logits), labels),

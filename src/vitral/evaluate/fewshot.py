@@ -27,8 +27,9 @@ def fewshot(train: Embedded, judged: Embedded, classes: int, config: FewshotConf
     """Top-1 of regularised least squares on a few train samples a class: the paper's few-shot accuracy.
 
     `per_shot` has for each number of shots the mean `top1` over the seeds, their standard deviation `std` (None for one
-    seed) and the single values, `seeds`. A seed's smaller sets are parts of its larger ones. A class with fewer samples
-    gives all it has, with a warning. `top1` is the mean of the last number of shots; its Wilson interval,
+    seed) and the single values, `seeds`; the number of train samples used, `images`, and of the smallest class,
+    `fewest`, and whether that is `short`. A seed's smaller sets are parts of its larger ones. A class with fewer
+    samples gives all it has, with a warning. `top1` is the mean of the last number of shots; its Wilson interval,
     `top1_interval`, speaks of the choice of judged samples, `std` of the choice of train samples. Raises UserError as
     `embedded.check` does. arXiv 2010.11929, section 4.1 (targets in {-1, 1}).
     """
@@ -40,6 +41,7 @@ def fewshot(train: Embedded, judged: Embedded, classes: int, config: FewshotConf
     mean = 0.0
     for shots in config.shots:
         shares: list[float] = []
+        fit = train
         for seed in range(config.seeds):
             chosen = choose(train.labels_N, shots, seed)
             fit = Embedded(train.features_ND[chosen], train.labels_N[chosen])
@@ -47,7 +49,8 @@ def fewshot(train: Embedded, judged: Embedded, classes: int, config: FewshotConf
             shares.append(dict(accuracy(scores_MC.argmax(1), judged.labels_N))["top1"])
         mean = statistics.fmean(shares)
         std = statistics.stdev(shares) if len(shares) > 1 else None
-        per_shot[str(shots)] = {"top1": mean, "std": std, "seeds": shares}
+        used = {"images": len(fit.labels_N), "fewest": min(shots, fewest), "short": fewest < shots}
+        per_shot[str(shots)] = {"top1": mean, "std": std, "seeds": shares, **used}
     count = len(judged.labels_N)
     yield "top1", mean
     yield "top1_interval", list(wilson_interval(round(mean * count), count))

@@ -49,7 +49,8 @@ def write_check_page(path: str | Path, report: CheckReport, picture: Picture) ->
     head = f'<section class="headline">\n<p><strong>{verdict}</strong> in {images or "no"} images</p>\n'
     content = f" Fingerprint of all images and labels: {escape(report.fingerprint)}." if report.fingerprint else ""
     head += f'<p class="soft">{says}{content}</p>\n</section>'
-    found = [_finding(finding, picture) for finding in report.findings]
+    shown: dict[Sample, str] = {}
+    found = [_finding(finding, picture, shown) for finding in report.findings]
     write_page(path, f"Check of {report.name}", [head, *found])
 
 
@@ -82,24 +83,40 @@ def write_stats_page(
     )  # fmt: skip
 
 
-def _finding(finding: Finding, picture: Picture) -> str:
+def _finding(finding: Finding, picture: Picture, already: dict[Sample, str]) -> str:
+    """One finding; groups of images that stand together under an earlier one, by its number, are not shown again."""
     kind = "Error" if finding.severity == "error" else "Warning"
     text = f'<p class="message">{escape(finding.message)}</p>'
     if finding.code in ("near", "near-across"):
         text += f'\n<p class="soft">{_UNSEEN}</p>'
-    shown = finding.groups[:_GROUPS]
+    above = [_above(group, already) for group in finding.groups]
+    groups = [group for group, code in zip(finding.groups, above, strict=True) if code is None]
+    codes = sorted({code for code in above if code is not None})
+    if codes:
+        count = len(finding.groups) - len(groups)
+        text += f'\n<p class="soft">{count:,} {_plural(count, "group")} shown above: {escape(", ".join(codes))}</p>'
+    for number, group in enumerate(groups):
+        already |= {sample: f"{finding.code}\0{number}" for sample in group if len(group) > 1}
+    shown = groups[:_GROUPS]
     if any(len(group) > 1 for group in shown):
         sheets = "\n".join(_sheet(_group(group, picture)) for group in shown)
         text += f'\n<div class="groups">\n{sheets}\n</div>'
     elif shown:
         text += "\n" + _sheet([_photo(sample, picture) for group in shown for sample in group])
-    rest = finding.groups[_GROUPS:]
+    rest = groups[_GROUPS:]
     if rest:
         names = "\n".join(finding.sign.join(map(str, group)) for group in rest[:_NAMES])
         more = f"\nand {len(rest) - _NAMES:,} more" if len(rest) > _NAMES else ""
         text += f"\n<details><summary>The other {len(rest):,}</summary>\n<pre>{escape(names)}{more}</pre></details>"
     title = f"{_TITLES[finding.code]} ({finding.code})" if finding.code in _TITLES else finding.code
     return section(f"{kind}: {escape(title)}", text)
+
+
+def _above(group: Sequence[Sample], already: Mapping[Sample, str]) -> str | None:
+    """The code of the finding that shows all of this group together, if one does."""
+    marks = {already.get(sample) for sample in group}
+    mark = marks.pop() if len(marks) == 1 and len(group) > 1 else None
+    return None if mark is None else mark.split("\0")[0]
 
 
 def _group(group: Sequence[Sample], picture: Picture) -> list[str]:

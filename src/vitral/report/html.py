@@ -48,7 +48,7 @@ _FACTS = {
 }
 _IN_THE_HEADLINE = {
     "top1", "top1_interval", "top5", "count", "split", "ece", "ece_uncalibrated", "loss", "map", "micro_f1", "macro_f1",
-    "exact_match", "exact_match_interval", "judged_by",
+    "exact_match", "exact_match_interval", "judged_by", "baseline", "baseline_class",
 }  # fmt: skip
 
 
@@ -90,6 +90,9 @@ def write_report(
 def _headline(evaluation: Mapping[str, Any]) -> str:
     top1, count, (low, high) = evaluation["top1"], evaluation["count"], evaluation["top1_interval"]
     more = [f"{_wrong(evaluation):,} wrong"]
+    if "baseline" in evaluation:
+        name, share = evaluation["baseline_class"], evaluation["baseline"]
+        more.append(f"always answering {escape(name)}, the commonest class, is right for {percent(share)} %")
     if "top5" in evaluation:
         more.append(f"the right class is among the first five guesses for {percent(evaluation['top5'])} %")
     if "loss" in evaluation:

@@ -100,6 +100,12 @@ def tell(report: CheckReport, config: RunConfig, seconds: float) -> None:
     log.info("data: %s images checked %s", f"{sum(report.counts.values()):,}", how)
 
 
+def noted(report: CheckReport | None, config: RunConfig, dataset: Dataset) -> list[str]:
+    """What a report and a model card say of the data: notes, and what the check found and did not refuse."""
+    shown = () if report is None else report.shown(config.check.allow)
+    return [*dataset.notes, *(f"{finding.message} [{finding.code}]" for finding in shown)]
+
+
 def refuse(report: CheckReport, config: RunConfig) -> None:
     """Raise one UserError with all errors that are not allowed, if there are any."""
     errors = report.errors(config.check.allow)

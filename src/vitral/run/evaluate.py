@@ -29,7 +29,7 @@ def evaluate(model: str, options: EvalOptions | None = None) -> dict[str, Any]:
     predictor.require_head()
     problem = PROBLEMS[predictor.config.problem_type]
     _check_threshold(predictor, options)
-    dataset, skipped = open_images(predictor.config, options.data, predictor.config)
+    dataset, skipped = open_images(predictor.config, options.data, predictor.config, model)
     name = split_name(dataset, options.split)
     split = in_classes_of(predictor, dataset, dataset.splits[name])
     logits_NC, labels_N = split_logits(predictor, split, options.batch_size)
@@ -39,7 +39,7 @@ def evaluate(model: str, options: EvalOptions | None = None) -> dict[str, Any]:
         other = load_used(options.compare, options)
         if recorded(other.config) != recorded(predictor.config):
             log.warning("the two models were trained on different data or splits: one may know these images")
-        dataset, _ = open_images(predictor.config, options.data, other.config)
+        dataset, _ = open_images(predictor.config, options.data, other.config, model)
         theirs = in_classes_of(other, dataset, dataset.splits[name])
         other_NC, other_labels_N = split_logits(other, theirs, options.batch_size)
         right_N, other_right_N = problem.right(logits_NC, labels_N), problem.right(other_NC, other_labels_N)

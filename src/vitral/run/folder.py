@@ -22,7 +22,7 @@ from vitral.whole import LOCK, locked, remove, tidy, write_json, write_text
 CONFIG, SUMMARY, CHECKPOINTS = "config.yaml", "summary.json", "checkpoints"
 _OURS = (
     CONFIG, "env.json", "train.log", "metrics.jsonl", "metrics.csv", SUMMARY, "model", "predictions.csv",
-    "report.html", "bad", "tensorboard",
+    "split.safetensors", "report.html", "bad", "tensorboard",
 )  # fmt: skip
 _OF_ONE_COMMAND = {"resume", "overwrite", "finish", "out", "recipe"}
 

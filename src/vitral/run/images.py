@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -13,18 +15,21 @@ from torch import Tensor
 from vitral.config import build
 from vitral.data.config import DataConfig, SourceConfig, Validation
 from vitral.data.damage import find_damage, said, without_damage
-from vitral.data.dataset import Dataset, Split
+from vitral.data.dataset import Carved, Dataset, Split
+from vitral.data.files import some
+from vitral.data.holdout import with_remembered, with_val_in_train
 from vitral.data.loader import ImageStore, eval_batches
 from vitral.data.sources import held_out, open_dataset
 from vitral.efficient.keep import ClassAttention
 from vitral.efficient.merge import TokenMerging
 from vitral.engines import TorchEngine
-from vitral.errors import UserError
+from vitral.errors import UserError, plural, shown
 from vitral.evaluate.classify import collect_logits
 from vitral.models.reduction import refuse_reduction
 from vitral.models.vit import VisionTransformer
 from vitral.predictor import Predictor, load, require_finite
 from vitral.run.options import EngineUse, EvalData, ModelUse
+from vitral.run.remembered import load_split
 from vitral.training.journal import log
 from vitral.weights.folder import FolderConfig
 
@@ -94,10 +99,16 @@ def recorded(folder: FolderConfig) -> Recorded | None:
     return Recorded(source, data["val_fraction"], data.get("validation", "own"), data["fingerprint"])
 
 
-def open_images(folder: FolderConfig, asked: EvalData, reader: FolderConfig) -> tuple[Dataset, dict[str, list[str]]]:
+def open_images(
+    folder: FolderConfig, asked: EvalData, reader: FolderConfig, model: str | None = None
+) -> tuple[Dataset, dict[str, list[str]]]:
     """The images asked for, or those of `folder`'s training, as `reader` sees them; and the damaged ones that were left
     out, "name: cause", by split. Where the images asked for are those of the training, only the part that was held out
-    counts as validation data."""
+    counts as validation data: also after images were added or removed, as the run of `model`, which is to be measured,
+    remembers it by content.
+
+    Raises UserError for changed data of which nothing is remembered, where a part would have to be held out once more.
+    """
     known = recorded(folder)
     named = asked.path is not None or asked.source != "auto"
     if named:
@@ -117,14 +128,51 @@ def open_images(folder: FolderConfig, asked: EvalData, reader: FolderConfig) -> 
         keys["max_pixels"] = reader.preprocessing.max_pixels
     config = build(UsedData, keys)
     dataset = open_dataset(config, hold_out=False, equal_classes=False, one_class=True)
-    same = known is not None and dataset.fingerprint == known.fingerprint
-    if not named and not same:
-        log.warning("the data at %s have changed since the training", config.path)
-    if known is None or (named and not same):
+    if known is None:
         return _readable(dataset, asked.max_bad)
     # Damaged images are left out before the validation data are, as in the training.
-    dataset, skipped = _readable(dataset, max(asked.max_bad, known.source.max_bad))
-    return held_out(dataset, known.val_fraction, known.validation), skipped
+    if dataset.fingerprint == known.fingerprint:
+        dataset, skipped = _readable(dataset, max(asked.max_bad, known.source.max_bad))
+        return held_out(dataset, known.val_fraction, known.validation), skipped
+    here = not named or _same_place(asked.path, known.source.path)
+    dataset, skipped = _readable(dataset, max(asked.max_bad, known.source.max_bad) if here else asked.max_bad)
+    if not here:
+        return dataset, skipped
+    log.warning("the data at %s have changed since the training", config.path)
+    if model is None:
+        return (dataset if named else held_out(dataset, known.val_fraction, known.validation)), skipped
+    return _as_then(dataset, known, load_split(model, known.fingerprint), named=named), skipped
+
+
+def _same_place(one: str | None, other: str | None) -> bool:
+    return one is not None and other is not None and Path(one).expanduser().resolve() == Path(other).resolve()
+
+
+def _as_then(dataset: Dataset, known: Recorded, carved: Carved | None, *, named: bool) -> Dataset:
+    """Changed data of the training, divided as they were then."""
+    was_carved = known.validation == "dev" or (known.validation == "own" and "val" not in dataset.splits)
+    if not was_carved:
+        return held_out(dataset, known.val_fraction, known.validation)
+    if known.validation == "dev":
+        dataset = with_val_in_train(dataset)
+        dataset = replace(dataset, splits={"train": dataset.splits["train"]})
+    if carved is None:
+        if "test" not in dataset.splits and not named:
+            raise UserError(
+                "the data have changed since the training, and which images were held out is not remembered, so that "
+                "the result would be of images that the model was trained on", where=dataset.name,
+                hint="data=DIR names other images to measure. Runs remember it in split.safetensors in their folder.",
+            )  # fmt: skip
+        if "test" not in dataset.splits:
+            log.warning("the model was trained on some of these images, or on most: results are too good")
+        return dataset
+    dataset, new = with_remembered(dataset, carved)
+    if new:
+        log.warning(
+            "%s not there at the training and left out: %s. To measure new images: data=FOLDER with these alone",
+            plural(len(new), "image was", "images were"), some(map(shown, new), 3),
+        )  # fmt: skip
+    return dataset
 
 
 def _readable(dataset: Dataset, max_bad: int) -> tuple[Dataset, dict[str, list[str]]]:

@@ -19,6 +19,7 @@ from vitral.data.loader import ImageStore
 from vitral.errors import NAMES, UserError, command
 from vitral.evaluate.classify import wilson_interval
 from vitral.evaluate.problems import PROBLEMS
+from vitral.run.check import noted
 from vitral.run.config import RunConfig, difference, load_config, recipe_values, recipes
 from vitral.run.prepare import Prepared
 from vitral.version import __version__
@@ -176,7 +177,8 @@ def folder_config(
                 **config.data.model_dump(mode="json", include=set(SourceConfig.model_fields)),
                 "val_fraction": config.data.val_fraction, "validation": config.data.validation,
                 "fingerprint": dataset.fingerprint,
-                "content": prepared.report.fingerprint if prepared.report else None, "notes": list(dataset.notes),
+                "content": prepared.report.fingerprint if prepared.report else None,
+                "notes": noted(prepared.report, config, dataset),
                 "counts": {name: len(split) for name, split in dataset.splits.items()},
             },
             "weights": summary["weights"], "step": summary["best_step"], "steps": summary["steps"],

@@ -31,7 +31,7 @@ def probe(model: str, options: ProbeOptions | None = None) -> dict[str, Any]:
     console_logging()
     options = options or ProbeOptions()
     predictor = load_used(model, options)
-    dataset, skipped = open_images(predictor.config, options.data, predictor.config)
+    dataset, skipped = open_images(predictor.config, options.data, predictor.config, model)
     dataset = _with_two_splits(dataset)
     name = split_name(dataset, options.split)
     train, judged = (_embedded(predictor, dataset.splits[part], options) for part in ("train", name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from functools import partial
@@ -36,10 +37,12 @@ from vitral.optim.optimizer import make_optimizer
 from vitral.optim.schedules import learning_rate, weight_decay
 from vitral.report.html import write_report
 from vitral.run import outputs
+from vitral.run.check import noted
 from vitral.run.config import RunConfig, load_config
 from vitral.run.folder import CHECKPOINTS, SUMMARY, claimed, open_folder, resume_with, write_length
 from vitral.run.memory import say_memory, smaller_plan
 from vitral.run.prepare import EVAL_BATCH, Prepared, prepare, views_of
+from vitral.run.remembered import save_split
 from vitral.run.resume import resume, take_best
 from vitral.run.unlabelled import NEIGHBOURS, finish_unlabelled, neighbours_judge
 from vitral.training.journal import Journal, console_logging, console_silence, log, log_file
@@ -133,6 +136,7 @@ def _run(
         if distributed.is_main():
             if not resuming:
                 open_folder(folder, prepared.config, outputs.environment(prepared.device))
+                save_split(folder, prepared.dataset)
             elif notes:
                 write_length(folder, prepared.config)
             closes.enter_context(log_file(folder / "train.log"))
@@ -444,6 +448,10 @@ def _finish(prepared: Prepared, state: TrainState, objective: Objective, folder:
         _report(prepared, folder, summary, found, probabilities_NC)
     write_json(folder / SUMMARY, summary)  # last: a folder that has it is complete
     log.info("%s %s, %.0f s", split, outputs.result_line(summary), progress.seconds)
+    if "baseline" in summary:
+        log.info(
+            "always answering %s, the commonest class: %.2f %%", summary["baseline_class"], 100 * summary["baseline"]
+        )
     log.info("in %s: model, summary.json%s", folder, ", report.html" if config.report else "")
     log.info("next: vitral predict %s IMAGE, or vitral eval %s", *[shlex.quote(str(folder))] * 2)
     return summary
@@ -466,5 +474,5 @@ def _report(
         },
         mistakes=outputs.worst_mistakes(store, dataset.classes, probabilities_NC),
         config_yaml=dump_yaml(config.model_dump(mode="json")),
-        notes=list(dataset.notes),
+        notes=noted(prepared.report, config, dataset),
     )

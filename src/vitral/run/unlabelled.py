@@ -30,6 +30,7 @@ from vitral.objectives.objective import Objective, Setting
 from vitral.objectives.table import OBJECTIVES
 from vitral.report.unlabelled_page import write_unlabelled_report
 from vitral.run import outputs
+from vitral.run.check import noted
 from vitral.run.config import RunConfig
 from vitral.run.folder import CHECKPOINTS
 from vitral.run.prepare import EVAL_BATCH, Prepared, open_store
@@ -126,7 +127,7 @@ def finish_unlabelled(prepared: Prepared, state: TrainState, objective: Objectiv
             metrics_rows=Journal.read(folder),
             pictures=_pictures(prepared, objective),
             config_yaml=dump_yaml(config.model_dump(mode="json")),
-            notes=list(prepared.dataset.notes),
+            notes=noted(prepared.report, config, prepared.dataset),
         )
     write_json(folder / "summary.json", summary)  # last: a folder that has it is complete
     if found:
