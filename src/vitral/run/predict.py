@@ -9,13 +9,15 @@ from typing import Any
 from vitral.predictor import Predictor
 from vitral.run.images import load_used
 from vitral.run.options import PredictOptions
+from vitral.training.journal import console_logging
 
 Answer = dict[str, Any]
 
 
 def predictions(model: str, paths: Sequence[str], options: PredictOptions) -> Iterator[Answer]:
     """What `vitral predict` prints, image by image. Whatever is wrong with the model is raised at once, what is wrong
-    with an image after the answers before it."""
+    with an image after the answers before it. What the log says of the model is shown."""
+    console_logging()
     if options.engine != "ray":
         return _answers(_opened(model, options), options)(paths)
     from vitral.run.spread import alone, auto_device, cut, spread

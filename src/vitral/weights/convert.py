@@ -11,19 +11,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vitral.config import build
 from vitral.errors import UserError
 from vitral.models.config import ResNetConfig, ViTConfig, build_config
 from vitral.models.create import build_model
 from vitral.models.model import ImageModel
 from vitral.weights.beside import Beside, read_beside
-from vitral.weights.class_names import LISTS, imagenet_names, numbered_names
+from vitral.weights.class_names import LISTS, distinct_names, imagenet_names, numbered_names, renamed_classes
 from vitral.weights.config import ReadOptions
 from vitral.weights.folder import FolderConfig, Preprocessing, resized
 from vitral.weights.formats import FORMATS, Format, closest_format, find_format
 from vitral.weights.google import unstack
 from vitral.weights.infer import infer
 from vitral.weights.keymap import Map, load_map, translate
-from vitral.weights.reading import Source, read
+from vitral.weights.reading import Source, by_known_names, read
 
 _GOOGLE = ("google", "big_vision", "bit")
 _SHOWN = 6
@@ -90,6 +91,7 @@ def read_foreign(path: Path, options: ReadOptions | None = None, name: str | Non
 def understand(source: Source, options: ReadOptions) -> Understood:
     """Find the format, map the names, infer the architecture. Raises UserError where one of them is not possible."""
     own = load_map(options.map) if options.map else None
+    source = source if own else by_known_names(source)
     raw = unstack(source.tensors)
     ignored = [name for name in raw if _matches(name, options.ignore)]
     tensors = {name: tensor for name, tensor in raw.items() if name not in ignored}
@@ -105,6 +107,9 @@ def understand(source: Source, options: ReadOptions) -> Understood:
     facts = {**each.facts, **beside.facts, **said}
     _refuse_other_rotation(each, facts, ours, source.where)
     fields, guesses = infer(ours, facts, source.where, options.image_size)
+    if facts.get("depth", fields.get("depth")) != fields.get("depth"):
+        got = f"num_hidden_layers {facts['depth']}, and tensors of {fields['depth']} blocks"
+        raise UserError("config.json is of another model than the weights", where=source.where, got=got)
     fields |= _normalisation(fields["in_channels"], looks) | said
     architecture = build_config(fields, where=source.where)
     notes = [*source.notes, f"format: {each.what}" if own is None else f"names mapped by {options.map}", *guesses]
@@ -205,19 +210,20 @@ def _folder_config(found: Understood, name: str) -> FolderConfig:
     architecture = found.architecture
     labels = _labels(found, architecture.num_classes)
     looks = {key: found.looks[key] for key in ("fit", "interpolation", "crop_ratio") if key in found.looks}
-    preprocessing = Preprocessing.model_validate(
-        {"image_size": architecture.image_size, "channels": architecture.in_channels, "fit": "crop", **looks}
-    )
+    shown = {"image_size": architecture.image_size, "channels": architecture.in_channels, "fit": "crop", **looks}
+    preprocessing = build(Preprocessing, shown, where=found.source.where)
+    several = bool(found.beside.multi_label) and bool(labels)
     provenance = {"converted_from": {"file": Path(found.source.where).name, "format": found.format.name}}
     return FolderConfig(
-        name=name, architecture=architecture, id2label=labels, preprocessing=preprocessing, provenance=provenance
-    )
+        name=name, architecture=architecture, id2label=labels, preprocessing=preprocessing, provenance=provenance,
+        problem_type="multi_label_classification" if several else "single_label_classification",
+    )  # fmt: skip
 
 
 def _labels(found: Understood, count: int) -> dict[str, str]:
     names = found.beside.labels
     if names is not None and len(names) == count:
-        return {str(index): label for index, label in enumerate(names)}
+        return distinct_names({str(index): label for index, label in enumerate(names)})
     google = imagenet_names(count) if found.format.name in _GOOGLE else None
     return google if google is not None else numbered_names(count)
 
@@ -233,7 +239,10 @@ def _guessed(found: Understood) -> list[str]:
     if found.beside.labels is None and count:
         named = LISTS[count][1] if count in LISTS and found.format.name in _GOOGLE else "numbered"
         notes.append(f"class names are not in the files: {named}")
-    pixels = found.beside.looks.get("pixels")
-    if pixels and pixels != found.architecture.image_size[0]:
+    names = found.beside.labels or []
+    if len(names) == count and (renamed := renamed_classes(names)):
+        notes.append(f"class names that are there twice got a number: {_listed(renamed)}")
+    pixels, (height, width) = found.beside.looks.get("pixels"), found.architecture.image_size
+    if pixels and pixels not in ([height, width], height if height == width else None):
         notes.append(f"preprocessor_config.json cuts {pixels} pixels; image_size={pixels} gives a model of that size")
     return notes
