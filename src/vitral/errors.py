@@ -3,7 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# C0 and C1 controls but tab and line feed, delete, line and paragraph separators, and what turns the order of letters.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """Return text with control characters as the escapes of JSON: names from files must not steer a terminal.
+
+    Inside JSON strings they stand for the same characters.
+    """
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def one_line(text: str) -> str:
+    """Return `printable` text in which line feeds and tabs are escapes too."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 class UserError(ValueError):
@@ -31,7 +48,7 @@ class UserError(ValueError):
         lines += [f"  wanted: {wanted}"] if wanted is not None else []
         lines += [f"  did you mean {nearest!r}?"] if nearest is not None else []
         lines += [f"  {hint}"] if hint is not None else []
-        super().__init__("\n".join(lines))
+        super().__init__(printable("\n".join(lines)))
 
 
 class RunFailed(Exception):

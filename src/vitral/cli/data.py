@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vitral.cli.main import Arguments
 from vitral.config import ConfigT, build, help_text, with_overrides
 from vitral.data.options import CheckOptions, ConvertOptions, ReadConfig, StatsOptions
-from vitral.errors import UserError, nearest
+from vitral.errors import UserError, nearest, printable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -117,7 +117,7 @@ def _open(data: ReadConfig, **how: bool) -> Dataset:
 def _said(dataset: Dataset) -> Dataset:
     """What was left out or assumed, on stderr."""
     for note in dataset.notes:
-        print(f"data: {note}", file=sys.stderr)
+        print(printable(f"data: {note}"), file=sys.stderr)
     return dataset
 
 

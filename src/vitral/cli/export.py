@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitral.cli.main import Arguments
 from vitral.config import build, help_text, with_overrides
-from vitral.errors import UserError
+from vitral.errors import UserError, printable
 from vitral.run.config import expand_data
 from vitral.run.options import ShipOptions
 
@@ -50,7 +50,7 @@ def run(arguments: Arguments) -> int:
 
     done = export_model(arguments.words[0], options)
     for note in done.notes:
-        print(note, file=sys.stderr)
+        print(printable(note), file=sys.stderr)
     tree: dict[str, Any] = {"out": str(done.out)}
     if isinstance(done, Written):
         tree |= {"max_difference": done.difference, "images": done.images}

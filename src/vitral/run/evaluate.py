@@ -21,8 +21,9 @@ from vitral.weights.class_names import numbered_names, numbered_of
 
 
 def evaluate(model: str, options: EvalOptions | None = None) -> dict[str, Any]:
-    """What `vitral eval --json` prints: the metrics of the model's kind of problem, `split`, `model`, `skipped` (the
-    damaged images that data.max_bad let be left out, with the cause), and `compare` if asked for.
+    """What `vitral eval --json` prints: the metrics of the model's kind of problem, `split`, `splits` (all that the
+    data have; images that are not split are "train" alone), `model`, `skipped` (the damaged images that data.max_bad
+    let be left out, with the cause), and `compare` if asked for.
 
     Raises UserError where the classes of the data are not those of the model, or where there is no such split.
     """
@@ -37,7 +38,8 @@ def evaluate(model: str, options: EvalOptions | None = None) -> dict[str, Any]:
     split = in_classes_of(predictor, dataset, dataset.splits[name])
     logits_NC, labels_N = split_logits(predictor, split, options.batch_size)
     found = problem.metrics(logits_NC, labels_N, predictor.classes, predictor.config.temperature)
-    result = {"model": model, "data": dataset.name, "split": name, **found, "skipped": skipped.get(name, [])}
+    result = {"model": model, "data": dataset.name, "split": name, "splits": list(dataset.splits), **found}
+    result["skipped"] = skipped.get(name, [])
     if options.compare is not None:
         other = load_used(options.compare, options)
         if recorded(other.config) != recorded(predictor.config):

@@ -15,16 +15,25 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from vitral.errors import printable
+
 log = logging.getLogger("vitral")
 log.setLevel(logging.INFO)
 console = Console(stderr=True)
+
+
+class _Printable(logging.Formatter):
+    """Lines that are safe to show on a terminal, whatever names they hold."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 class _ConsoleHandler(logging.Handler):
     """Log lines above the progress bar, as they are."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(self.format(record)), markup=False, highlight=False, soft_wrap=True)
 
 
 def console_logging() -> None:
@@ -55,7 +64,7 @@ def _console_handlers() -> list[logging.Handler]:
 def log_file(path: Path) -> Generator[None]:
     """Also write the log to a file, with times."""
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    handler.setFormatter(_Printable("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.addHandler(handler)
     try:
         yield

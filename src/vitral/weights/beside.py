@@ -60,6 +60,7 @@ class Beside(NamedTuple):
     labels: list[str] | None
     notes: list[str]
     multi_label: bool | None = None
+    named: bool = False  # by hand, so that their number has to fit
 
 
 def read_beside(source: Source, gated: bool) -> Beside:

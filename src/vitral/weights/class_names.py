@@ -45,7 +45,7 @@ def distinct_names(names: Mapping[str, str]) -> dict[str, str]:
 
 
 def numbered_of(name: str) -> str | None:
-    """Return the name without the number that `distinct_names` gives: "crane" of "crane (2)". None where it has none."""
+    """Return a name without the number that `distinct_names` gives: "crane" of "crane (2)". None of other names."""
     found = re.fullmatch(r"(.+) \([0-9]+\)", name, re.DOTALL)
     return found[1] if found else None
 

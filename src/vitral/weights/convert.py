@@ -101,9 +101,15 @@ def understand(source: Source, options: ReadOptions) -> Understood:
     if not ours:
         raise UserError("no rule of the map fits any tensor", where=source.where, got=_listed(list(tensors)))
     beside = read_beside(source, gated=_gated(ours))
+    if names := class_names(options, own):
+        beside = beside._replace(labels=names, named=True)
     said = {"heads": options.heads} if options.heads else {}
     said = {**(own.architecture if own else {}), **said}
-    looks = {**each.looks, **beside.looks, **(own.preprocessing.model_dump(exclude_unset=True) if own else {})}
+    if own:
+        stated = own.preprocessing.model_dump(exclude_unset=True)
+        stated |= {key: own.architecture[key] for key in ("mean", "std") if key in own.architecture}
+        beside = beside._replace(looks={**beside.looks, **stated})
+    looks = {**each.looks, **beside.looks}
     facts = {**each.facts, **beside.facts, **said}
     _refuse_other_rotation(each, facts, ours, source.where)
     fields, guesses = infer(ours, facts, source.where, options.image_size)
@@ -142,6 +148,18 @@ def _format(tensors: Mapping[str, Tensor], own: Map | None, where: str) -> Forma
         wanted="; ".join(dict.fromkeys(each.what for each in FORMATS)),
         hint=(f"Closest: {closest.what}, with {known} of {len(tensors)} names. " if known else "") + hint,
     )  # fmt: skip
+
+
+def class_names(options: ReadOptions, own: Map | None) -> list[str]:
+    """Return the class names that are given by hand: of `classes=`, or else of the map."""
+    names = options.classes or (own.classes if own else ())
+    if len(names) == 1 and Path(names[0]).expanduser().is_file():
+        try:
+            text = Path(names[0]).expanduser().read_text(encoding="utf-8-sig")
+        except (OSError, ValueError) as error:
+            raise UserError("not readable as a list of names", where="classes", got=error) from None
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    return list(names)
 
 
 def _gated(ours: Mapping[str, Tensor]) -> bool:
@@ -222,6 +240,8 @@ def _folder_config(found: Understood, name: str) -> FolderConfig:
 
 def _labels(found: Understood, count: int) -> dict[str, str]:
     names = found.beside.labels
+    if names is not None and found.beside.named and len(names) != count:
+        raise UserError("the class names are not as many as the outputs", where="classes", got=len(names), wanted=count)
     if names is not None and len(names) == count:
         return distinct_names({str(index): label for index, label in enumerate(names)})
     google = imagenet_names(count) if found.format.name in _GOOGLE else None
@@ -231,10 +251,12 @@ def _labels(found: Understood, count: int) -> dict[str, str]:
 def _guessed(found: Understood) -> list[str]:
     """What no file says, and so is the custom of its family."""
     notes: list[str] = []
-    if not {"fit", "interpolation"} <= found.beside.looks.keys():
-        looks = {key: found.looks.get(key) for key in ("mean", "std", "fit", "interpolation", "crop_ratio")}
-        said = ", ".join(f"{key} {value}" for key, value in looks.items() if value is not None)
-        notes.append(f"preprocessing is not in the files; that of the family is taken: {said}")
+    stated, shown = found.beside.looks.keys(), found.looks
+    guessed = [key for key in ("mean", "std", "fit", "interpolation", "crop_ratio") if key not in stated]
+    if {"mean", "std", "fit", "interpolation"} & set(guessed):
+        said = ", ".join(f"{key} {shown[key]}" for key in guessed if key in shown)
+        what = f"{', '.join(guessed)} of the preprocessing are" if stated else "preprocessing is"
+        notes.append(f"{what} not in the files; {f'that of the family is taken: {said}' if said else 'as usual'}")
     count = found.architecture.num_classes
     if found.beside.labels is None and count:
         named = LISTS[count][1] if count in LISTS and found.format.name in _GOOGLE else "numbered"
