@@ -361,7 +361,10 @@ def test_commands_take_foreign_weights(tmp_path: Path, capsys: pytest.CaptureFix
     same(load_model("vit.pt")[0], model)
     assert main(["weights", "convert", "vit.pt", "out=mine"]) == 2
     assert main(["weights", "convert", "vit.pt", "out=mine", "overwrite=true"]) == 0
-    assert main(["eval", "vit.pt", "data=digits"]) == 2  # other class names
+    assert main(["eval", "vit.pt", "data=digits"]) == 0
+    assert "taken for their numbers" in capsys.readouterr().err  # the model has no names, the data have 0 to 9
+    assert main(["weights", "convert", "vit.pt", "out=named", "classes=a,b,c,d,e,f,g,h,i,j"]) == 0
+    assert main(["eval", "named", "data=digits"]) == 2  # other class names
     assert main(["train", "finetune", "data=digits", "init=vit.pt", "out=run", "train.steps=2"]) == 0
     assert json.loads(Path("run/summary.json").read_text(encoding="utf-8"))["steps"] == 2
 

@@ -219,10 +219,11 @@ def _which(config: FolderConfig) -> str:
 
 def _pruned(pruned: dict[str, Any]) -> str:
     (before, after), (work, left) = pruned["parameters"], pruned["macs"]
+    source, data = _text(_last(pruned["model"])), _text(pruned["data"])
     return (
-        f"Then made smaller by `vitral prune` from {_text(_last(pruned['model']))}: {after:,} of {before:,} parameters,\n"
+        f"Then made smaller by `vitral prune` from {source}: {after:,} of {before:,} parameters,\n"
         f"{100 * left / work:.1f} % of the multiply-accumulates. What matters was measured on {pruned['images']} "
-        f"{pruned['split']} images of\n{_text(pruned['data'])}. Not fine-tuned since: `vitral train finetune init=.` makes it "
+        f"{pruned['split']} images of\n{data}. Not fine-tuned since: `vitral train finetune init=.` makes it "
         "better."
     )
 
