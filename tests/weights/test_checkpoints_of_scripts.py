@@ -196,7 +196,7 @@ def test_preprocessing_that_is_not_computed_here_is_refused(shown: dict[str, Any
 )
 def test_pixels_are_scaled_as_transformers_does(shown: dict[str, Any]) -> None:
     """(255 x factor - mean) / std, by the steps that are on."""
-    tree = {"rescale_factor": 1 / 255, "image_mean": [0.5] * 3, "image_std": [0.25] * 3, **shown}
+    tree: dict[str, Any] = {"rescale_factor": 1 / 255, "image_mean": [0.5] * 3, "image_std": [0.25] * 3, **shown}
     found = read_foreign(hf_folder(model(), {}, tree)).model
     values: Tensor = torch.arange(0, 256, 5, dtype=torch.float64)
     wanted = values * (tree["rescale_factor"] if tree.get("do_rescale", True) else 1)
