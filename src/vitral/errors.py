@@ -80,6 +80,14 @@ def shown_lines(text: str) -> str:
     return text if text.isprintable() else "\n".join(map(shown, text.split("\n")))
 
 
+def json_safe(text: str) -> str:
+    """Text without control characters but line ends and tabs. Inside the strings of JSON the escapes stand for the same
+    characters."""
+    if text.isprintable():
+        return text
+    return _CONTROLS.sub(lambda found: found[0] if found[0] in "\n\t" else f"\\u{ord(found[0]):04x}", text)
+
+
 def plural(count: int, word: str, words: str | None = None) -> str:
     """The number with the noun in its form: 1 image, 2 images, 1,000 classes (`words` where an s is not enough)."""
     return f"{count:,} {word if count == 1 else words or word + 's'}"

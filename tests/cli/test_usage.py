@@ -20,6 +20,7 @@ from vitral.config import Config, describe
 from vitral.keys import as_word
 from vitral.run.config import RunConfig, recipes
 from vitral.run.options import EmbedOptions, EvalOptions, ExplainOptions, PredictOptions, ProbeOptions
+from vitral.training.journal import log
 from vitral.version import __version__
 
 Capture = pytest.CaptureFixture[str]
@@ -431,3 +432,19 @@ def test_a_reader_that_stops_reading_is_no_error(unbuffered: str) -> None:
         env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
     )  # fmt: skip
     assert done.stderr == "0\n"
+
+
+def test_control_characters_of_names_never_reach_the_terminal(capsys: Capture) -> None:
+    """Of class names, file names, messages and the log; JSON says the same by its own escapes."""
+    evil = "\x1b]0;title\x07 \x9b31m \x7f\u202e"
+    random_model(Path("model"), (evil, "dog", "owl"))
+    Image.new("L", (8, 8)).save("cat.png")
+    assert main(["predict", "model", "cat.png"]) == 0
+    out, _ = capsys.readouterr()
+    assert evil in [row["label"] for row in json.loads(out)["predictions"]]
+    assert main(["predict", "model", f"no{evil}.png"]) == 2
+    assert main(["weights", "inspect", f"{evil}.pth"]) == 2
+    log.warning("a name: %s", evil)
+    shown = out + "".join(capsys.readouterr())
+    assert "\\u001b]0;title" in shown
+    assert not re.findall("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", shown)

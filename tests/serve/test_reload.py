@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers import VITRAL, random_model
+from tests.helpers import VITRAL, edit_config, random_model
 from tests.serve.serving import application, files, picture, serving
 from vitral.predictor import load
 from vitral.serve.host import Origin
 from vitral.serve.reload import signature
+from vitral.weights.tensors import load_tensors, save_tensors
 
 OLD, NEW = ("cat", "dog", "owl"), ("ape", "bee", "cow", "doe")
 
@@ -97,7 +98,7 @@ def test_under_load_each_answer_is_one_models_and_none_fails(models: tuple[Path,
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("damage", ["cut weights", "no weights", "another config"])
+@pytest.mark.parametrize("damage", ["cut weights", "no weights", "another config", "not finite", "a flipped bit"])
 def test_a_folder_that_cannot_be_loaded_leaves_the_old_model(
     models: tuple[Path, Path], tmp_path: Path, damage: str
 ) -> None:
@@ -109,6 +110,16 @@ def test_a_folder_that_cannot_be_loaded_leaves_the_old_model(
             if damage == "cut weights":
                 weights = served / "model.safetensors"
                 weights.write_bytes(weights.read_bytes()[:-9])
+            elif damage == "not finite":
+                tensors, metadata = load_tensors(served / "model.safetensors")
+                tensors["head.bias"][0] = float("nan")
+                save_tensors(served / "model.safetensors", tensors, metadata)
+                edit_config(served, lambda _: None)
+            elif damage == "a flipped bit":
+                weights = served / "model.safetensors"
+                data = bytearray(weights.read_bytes())
+                data[-5] ^= 1
+                weights.write_bytes(data)
             elif damage == "no weights":
                 (served / "model.safetensors").unlink()
             else:

@@ -160,3 +160,33 @@ def test_the_bundled_card_is_one_of_these() -> None:
     text, config = (folder / "README.md").read_text(encoding="utf-8"), load_folder_config(folder)
     assert header(text) == header(model_card(config))
     assert text.partition("## Use")[2] == model_card(config).partition("## Use")[2]
+
+
+HOSTILE = (
+    "<script>alert(1)</script>", "a\n\n## Numbers\n\n**99 %** of all", "`code` [x](http://y.z)", "\x1b[31mred", "x|y",
+    "*bold* _it_", "hot_dog", "# top",
+)  # fmt: skip
+
+
+def test_names_from_anywhere_stay_text() -> None:
+    """HTML, Markdown, line breaks and control characters in class names, file names, recipes and paths."""
+    markdown = pytest.importorskip("markdown_it", reason="a Markdown parser is not installed")
+    config = load_folder_config(random_model(Path("model"), HOSTILE))
+    metrics = {"top1": 0.5, "top1_interval": [0.4, 0.6], "split": "val", "count": 4, "ece": 0.1}
+    told: dict[str, Any] = {
+        "recipe": HOSTILE[2], "seed": 0, "steps": 1, "step": 1, "weights": "plain weights", "init": "a/" + HOSTILE[0],
+        "command": "vitral train x\n```\n<b>", "metrics": metrics,
+        "data": {"path": "/p/" + HOSTILE[0], "source": HOSTILE[1], "fingerprint": "``", "counts": {"val": 4},
+                 "notes": [HOSTILE[0], HOSTILE[1]]},
+        "worst_classes": [{"class": name, "found": 0, "count": 1, "interval": [0, 1]} for name in HOSTILE],
+    }  # fmt: skip
+    card = model_card(config.model_copy(update={"provenance": told, "name": HOSTILE[1]}))
+    body = card.split("---\n", 2)[2]
+    html = markdown.MarkdownIt("commonmark", {"html": True}).enable("table").render(body)
+    assert not re.findall(r"<(script|a |img|b>|h2>Numbers</h2>\s*<p><strong>99)", html)
+    sections = re.findall(r"^## .*$", body, re.MULTILINE)
+    assert sections == ["## Numbers", "## Making", "## Use", "## Limits"]
+    assert "\x1b" not in card
+    assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 3
+    assert "hot_dog" in body
+    assert "<td># top</td>" in html

@@ -244,7 +244,7 @@ def test_heads_of_published_sizes_and_of_others() -> None:
 def test_a_map_of_ones_own(tmp_path: Path) -> None:
     model = small(width=48, heads=3, num_classes=2)
     torch.save({f"net.{name}": value for name, value in model.state_dict().items()}, tmp_path / "own.pt")
-    with pytest.raises(UserError, match="no known format"):
+    with pytest.raises(UserError, match="how many attention heads"):
         read_foreign(tmp_path / "own.pt")
     text = "rules: [{from: 'net.{rest}', to: '{rest}'}]\narchitecture: {heads: 3, mean: [0.4, 0.4, 0.3]}\n"
     text += "preprocessing: {fit: squash, crop_ratio: 0.5, mean: [0.4], std: [0.5]}\n"
@@ -308,7 +308,12 @@ def test_other_rotations_under_the_same_names_are_refused(tmp_path: Path) -> Non
             {"size": {"shortest_edge": 256}, "crop_size": {"height": 224}, "do_center_crop": True, "resample": 1},
             ("crop", "lanczos", 0.875),
         ),
-        ({"size": {"shortest_edge": 224}, "resample": 0}, ("crop", "bicubic", 1.0)),
+        ({"size": {"shortest_edge": 224}, "resample": 3}, ("crop", "bicubic", 1.0)),
+        ({"size": {"shortest_edge": 224}, "crop_pct": 0.875}, ("crop", "bicubic", 0.875)),
+        ({"size": {"shortest_edge": 384}, "image_processor_type": "ConvNextImageProcessor", "crop_pct": 0.875},
+         ("squash", "bicubic", 1.0)),
+        ({"size": 256, "crop_size": 224, "do_center_crop": True, "feature_extractor_type": "CLIPFeatureExtractor"},
+         ("crop", "bicubic", 0.875)),
     ],
 )  # fmt: skip
 def test_preprocessor_configs_of_transformers(tmp_path: Path, tree: dict[str, Any], wanted: tuple[Any, ...]) -> None:
@@ -356,7 +361,10 @@ def test_commands_take_foreign_weights(tmp_path: Path, capsys: pytest.CaptureFix
     same(load_model("vit.pt")[0], model)
     assert main(["weights", "convert", "vit.pt", "out=mine"]) == 2
     assert main(["weights", "convert", "vit.pt", "out=mine", "overwrite=true"]) == 0
-    assert main(["eval", "vit.pt", "data=digits"]) == 2  # other class names
+    assert main(["eval", "vit.pt", "data=digits"]) == 0
+    assert "taken for their numbers" in capsys.readouterr().err  # the model has no names, the data have 0 to 9
+    assert main(["weights", "convert", "vit.pt", "out=named", "classes=a,b,c,d,e,f,g,h,i,j"]) == 0
+    assert main(["eval", "named", "data=digits"]) == 2  # other class names
     assert main(["train", "finetune", "data=digits", "init=vit.pt", "out=run", "train.steps=2"]) == 0
     assert json.loads(Path("run/summary.json").read_text(encoding="utf-8"))["steps"] == 2
 

@@ -171,6 +171,7 @@ def test_large_weights_are_hashed_once_while_they_stay_as_they_are(
         ({"width": 10**6}, "does not fit the weights"),
         ({"width": 10**18, "heads": 1}, "does not fit the weights"),
         ({"width": 10**30, "heads": 1}, "does not fit the weights"),
+        ({"depth": float("nan")}, "depth"),
         ({"depth": 10**6}, "does not fit the weights"),
         ({"depth": 10**15}, "does not fit the weights"),
         ({"stem_blocks": [10**12], "patch_size": 4}, "does not fit the weights"),

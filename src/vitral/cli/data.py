@@ -12,7 +12,7 @@ from vitral.cli.main import Arguments
 from vitral.cli.usage import fitted, page
 from vitral.config import ConfigT, build, with_overrides
 from vitral.data.options import CheckOptions, ConvertOptions, ReadConfig, StatsOptions
-from vitral.errors import UserError, command, nearest, plural
+from vitral.errors import UserError, command, nearest, plural, shown_lines
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -118,7 +118,7 @@ def _open(data: ReadConfig, **how: bool) -> Dataset:
 def _said(dataset: Dataset) -> Dataset:
     """What was left out or assumed, on stderr."""
     for note in dataset.notes:
-        print(f"data: {note}", file=sys.stderr)
+        print(shown_lines(f"data: {note}"), file=sys.stderr)
     return dataset
 
 

@@ -75,7 +75,7 @@ def _multi_label(found: dict[str, Any]) -> list[str]:
     low, high = found["exact_match_interval"]
     width = max(5, *(len(name) for name in found["per_class"]))
     return [
-        f"mAP    {100 * found['map']:.2f} %  of {found['count']} {found['split']} images",
+        f"mAP    {100 * found['map']:.2f} %  of {_images(found)}",
         f"F1     {100 * found['micro_f1']:.2f} % micro, {100 * found['macro_f1']:.2f} % macro, at a probability of 0.5",
         f"exact  {100 * found['exact_match']:.2f} % with every class right  "
         f"(95 % interval {100 * low:.2f} to {100 * high:.2f} %)   loss {found['loss']:.4f} nats",
@@ -91,8 +91,7 @@ def _multi_label(found: dict[str, Any]) -> list[str]:
 def _single_label(found: dict[str, Any]) -> list[str]:
     low, high = found["top1_interval"]
     lines = [
-        f"top-1  {100 * found['top1']:.2f} %  (95 % interval {100 * low:.2f} to {100 * high:.2f} %)"
-        f" of {found['count']} {found['split']} images"
+        f"top-1  {100 * found['top1']:.2f} %  (95 % interval {100 * low:.2f} to {100 * high:.2f} %) of {_images(found)}"
     ]
     lines.append(f"guess  {100 * found['baseline']:.2f} %  (always {found['baseline_class']}, the commonest class)")
     if "top5" in found:
@@ -117,6 +116,12 @@ def _single_label(found: dict[str, Any]) -> list[str]:
             f"{row['count']:>6}  {mixed}".rstrip()
         )
     return lines
+
+
+def _images(found: dict[str, Any]) -> str:
+    """Images that are not split have no split to name."""
+    split = "" if found["splits"] == ["train"] else f"{found['split']} "
+    return f"{found['count']} {split}images"
 
 
 def _percent(share: float | None) -> str:

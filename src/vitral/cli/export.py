@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vitral.cli.main import Arguments
 from vitral.cli.usage import page
 from vitral.config import build, with_overrides
-from vitral.errors import UserError
+from vitral.errors import UserError, shown_lines
 from vitral.run.config import expand_data
 from vitral.run.options import ShipOptions
 
@@ -51,7 +51,7 @@ def run(arguments: Arguments) -> int:
 
     done = export_model(arguments.words[0], options)
     for note in done.notes:
-        print(note, file=sys.stderr)
+        print(shown_lines(note), file=sys.stderr)
     tree: dict[str, Any] = {"out": str(done.out)}
     if isinstance(done, Written):
         tree |= {"max_difference": done.difference, "images": done.images}

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TextIO, cast
 
 from vitral.distributed import launch
-from vitral.errors import Interrupted, RunFailed, UserError, nearest
+from vitral.errors import Interrupted, RunFailed, UserError, json_safe, nearest, shown_lines
 from vitral.training.signals import CommandSignals, signum_of
 from vitral.version import __version__
 
@@ -82,6 +82,29 @@ def main(argv: list[str]) -> int:
     """Run one command: 0 done, 1 failed, 2 wrong usage, config or data, 3 threshold missed, 128 + signal if stopped."""
     if isinstance(sys.stdout, TextIOWrapper):  # a pipe or terminal that cannot show a name shows its escape
         sys.stdout.reconfigure(errors="backslashreplace")
+    stream = sys.stdout
+    sys.stdout = cast(TextIO, _Printable(stream))
+    try:
+        return _main(argv)
+    finally:
+        sys.stdout = stream
+
+
+class _Printable:
+    """stdout without control characters, which names in files and folders may hold."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write the text with its control characters as escapes."""
+        return self._stream.write(json_safe(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _main(argv: list[str]) -> int:
     try:
         code = _dispatch(argv)
         sys.stdout.flush()  # a closed pipe can be answered here, but not when Python flushes at exit
@@ -90,7 +113,7 @@ def main(argv: list[str]) -> int:
         if "--debug" in argv:
             raise
         if launch().rank == 0 or isinstance(error, RunFailed):  # what concerns all processes is said once
-            print(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}", file=sys.stderr)
+            print(shown_lines(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as stop:
         print("stopped", file=sys.stderr)
@@ -102,7 +125,7 @@ def main(argv: list[str]) -> int:
     except OSError as error:  # a path too long or forbidden; a run's own troubles arrive as RunFailed
         if "--debug" in argv:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(shown_lines(f"error: {error}"), file=sys.stderr)
         return 2
 
 

@@ -40,6 +40,9 @@ def run(arguments: Arguments) -> int:
     model, *names = arguments.words
     check_exist(names)
     from vitral.run.predict import predictions
+    from vitral.training.journal import console_logging
+
+    console_logging()
 
     paths = image_paths(names)
     bad = Bad(len(paths), options.max_bad)

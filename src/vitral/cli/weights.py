@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from vitral.cli.main import Arguments
 from vitral.cli.usage import page
 from vitral.config import ConfigT, build, with_overrides
-from vitral.errors import UserError, nearest
+from vitral.errors import UserError, nearest, shown_lines
 from vitral.weights.config import ConvertOptions, InspectOptions
 
 if TYPE_CHECKING:
     from vitral.weights.convert import Understood
+    from vitral.weights.reading import Source
 
 HELP = """usage: vitral weights convert SOURCE out=DIR [key=value ...] [--json]
        vitral weights inspect SOURCE [key=value ...] [--json]
@@ -70,7 +71,7 @@ def _convert(arguments: Arguments) -> int:
         raise UserError("this is a model folder already", where=str(path))
     found = read_foreign(path, options)
     for note in found.notes:
-        print(note, file=sys.stderr)
+        print(shown_lines(note), file=sys.stderr)
     config = found.config
     save_folder(out, found.model, config, model_card(config, found.notes))
     parameters = count_parameters(config.architecture)
@@ -96,21 +97,29 @@ def _inspect(arguments: Arguments) -> int:
     path = find_model(arguments.words[0])
     if is_ours(path):
         raise UserError("this is a model folder of Vitral", where=str(path), hint="Its config.json says all.")
-    found = understand(read(Path(path)), options)
-    tree = _tree(found)
+    source = read(Path(path))
+    try:
+        tree = _tree(understand(source, options))
+    except UserError as error:  # what is in the file is shown all the same: it is what a map is written from
+        tree = {"source": source.where, "format": None, "tensors": _tensors(source), "error": str(error)}
+        print(json.dumps(tree) if arguments.json else "\n".join(_table(tree)))
+        raise
     print(json.dumps(tree) if arguments.json else _text(tree))
     return 0
 
 
-def _tree(found: Understood) -> dict[str, Any]:
-    tensors = {
+def _tensors(source: Source) -> dict[str, Any]:
+    return {
         name: {"shape": list(tensor.shape), "type": str(tensor.dtype).removeprefix("torch.")}
-        for name, tensor in found.source.tensors.items()
+        for name, tensor in source.tensors.items()
     }
+
+
+def _tree(found: Understood) -> dict[str, Any]:
     return {
         "source": found.source.where,
         "format": found.format.name,
-        "tensors": tensors,
+        "tensors": _tensors(found.source),
         "architecture": found.architecture.model_dump(),
         "dropped": found.dropped,
         "ignored": found.ignored,
@@ -119,12 +128,18 @@ def _tree(found: Understood) -> dict[str, Any]:
     }
 
 
-def _text(tree: dict[str, Any]) -> str:
-    lines = [f"{tree['source']}: format {tree['format']}, {len(tree['tensors'])} tensors", ""]
+def _table(tree: dict[str, Any]) -> list[str]:
+    known = f"format {tree['format']}" if tree["format"] else "no known format"
+    lines = [f"{tree['source']}: {known}, {len(tree['tensors'])} tensors", ""]
     width = max(map(len, tree["tensors"]))
     for name, each in tree["tensors"].items():
         shape = " x ".join(map(str, each["shape"]))
         lines.append(f"{name:<{width}}  {each['type']:<9} {shape}")
+    return lines
+
+
+def _text(tree: dict[str, Any]) -> str:
+    lines = _table(tree)
     lines += ["", *(f"{key}: {value}" for key, value in tree["architecture"].items()), ""]
     for key in ("dropped", "ignored", "missing", "unexpected", "other shape"):
         lines.append(f"{key}: {', '.join(tree[key]) or 'none'}")

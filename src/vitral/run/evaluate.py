@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +17,13 @@ from vitral.predictor import Predictor
 from vitral.run.images import load_used, open_images, recorded, split_logits, split_name
 from vitral.run.options import EvalOptions
 from vitral.training.journal import console_logging, log
+from vitral.weights.class_names import numbered_names, numbered_of
 
 
 def evaluate(model: str, options: EvalOptions | None = None) -> dict[str, Any]:
-    """What `vitral eval --json` prints: the metrics of the model's kind of problem, `split`, `model`, `skipped` (the
-    damaged images that data.max_bad let be left out, with the cause), and `compare` if asked for.
+    """What `vitral eval --json` prints: the metrics of the model's kind of problem, `split`, `splits` (all that the
+    data have; images that are not split are "train" alone), `model`, `skipped` (the damaged images that data.max_bad
+    let be left out, with the cause), and `compare` if asked for.
 
     Raises UserError where the classes of the data are not those of the model, or where there is no such split.
     """
@@ -34,7 +38,8 @@ def evaluate(model: str, options: EvalOptions | None = None) -> dict[str, Any]:
     split = in_classes_of(predictor, dataset, dataset.splits[name])
     logits_NC, labels_N = split_logits(predictor, split, options.batch_size)
     found = problem.metrics(logits_NC, labels_N, predictor.classes, predictor.config.temperature)
-    result = {"model": model, "data": dataset.name, "split": name, **found, "skipped": skipped.get(name, [])}
+    result = {"model": model, "data": dataset.name, "split": name, "splits": list(dataset.splits), **found}
+    result["skipped"] = skipped.get(name, [])
     if options.compare is not None:
         other = load_used(options.compare, options)
         if recorded(other.config) != recorded(predictor.config):
@@ -63,13 +68,15 @@ def _check_threshold(predictor: Predictor, options: EvalOptions) -> None:
 
 
 def in_classes_of(predictor: Predictor, dataset: Dataset, split: Split) -> Split:
-    """The split with labels in the model's order of classes. Class names are matched, never positions."""
+    """The split with labels in the model's order of classes. Class names are matched, and positions only where both
+    sides have numbers alone."""
     if dataset.problem_type != predictor.config.problem_type:
         raise UserError(
             "the labels of the data are not of the model's kind", where=dataset.name,
             got=dataset.problem_type.replace("_", " "), wanted=predictor.config.problem_type.replace("_", " "),
         )  # fmt: skip
-    if set(dataset.classes) != set(predictor.classes):
+    place = _places(dataset.classes, predictor.classes, dataset.name)
+    if place is None:
         extra = sorted(set(dataset.classes) ^ set(predictor.classes))
         raise UserError(
             "the classes of the data are not those of the model", where=dataset.name,
@@ -77,7 +84,23 @@ def in_classes_of(predictor: Predictor, dataset: Dataset, split: Split) -> Split
             hint=f"Not in both: {', '.join(extra[:10])}",
         )  # fmt: skip
     if split.multi_label:
-        own = [dataset.classes.index(name) for name in predictor.classes]
-        return replace(split, labels_N=split.labels_N[:, own])
-    place = np.array([predictor.classes.index(name) for name in dataset.classes], np.int64)
-    return replace(split, labels_N=place[split.labels_N])
+        hot_NK = np.zeros((len(split.labels_N), len(predictor.classes)), split.labels_N.dtype)
+        hot_NK[:, place] = split.labels_N
+        return replace(split, labels_N=hot_NK)
+    return replace(split, labels_N=np.array(place, np.int64)[split.labels_N])
+
+
+def _places(theirs: Sequence[str], ours: Sequence[str], where: str) -> list[int] | None:
+    """The model's number of each class of the data, or None where these are other classes."""
+    index = {name: number for number, name in enumerate(ours)}
+    missing = [name for name in ours if name not in theirs]
+    if set(theirs) <= set(ours) and all(numbered_of(name) in index for name in missing):
+        if missing:
+            log.warning("%s: images of one name count for its first class, none for %s", where, ", ".join(missing))
+        return [index[name] for name in theirs]
+    numbers = [int(name) for name in theirs if re.fullmatch(r"[0-9]{1,9}", name)]
+    unnamed = list(ours) == list(numbered_names(len(ours)).values())
+    if unnamed and len(numbers) == len(theirs) and sorted(numbers) == list(range(len(ours))):
+        log.warning("%s: the model's classes have no names: those of the data are taken for their numbers", where)
+        return numbers
+    return None

@@ -29,6 +29,7 @@ from vitral.report import explain_plots as plots
 from vitral.report.explain_page import Picture, Section, Table
 from vitral.run.options import ExplainOptions
 from vitral.training.journal import log
+from vitral.weights.class_names import numbered_of
 
 _FEW_LAYERS, _FEW_HEADS = 6, 12
 _SHOWN = 5  # classes of the lens
@@ -92,6 +93,9 @@ def explain_image(
 def _class(predictor: Predictor, label: str) -> int:
     """Index of a class by its name, else by its number."""
     classes = list(predictor.classes)
+    if same := [number for number, name in enumerate(classes) if numbered_of(name) == label]:
+        wanted = ", ".join(map(str, [*([classes.index(label)] if label in classes else []), *same]))
+        raise UserError("several classes have this name; give the number", where="class", got=label, wanted=wanted)
     if label in classes:
         return classes.index(label)
     if label.isdecimal() and int(label) < len(classes):

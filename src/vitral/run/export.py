@@ -9,6 +9,7 @@ from vitral.export.write import Written, export
 from vitral.files import read_text
 from vitral.run.images import open_images, split_name
 from vitral.run.options import ShipOptions
+from vitral.training.journal import console_logging
 from vitral.weights.find import find_model, load_model
 from vitral.weights.folder import CARD, FolderConfig, free_place
 
@@ -16,6 +17,7 @@ from vitral.weights.folder import CARD, FolderConfig, free_place
 def export_model(model: str, options: ShipOptions) -> Written | Shipped:
     """What `vitral export` does. Raises UserError for what cannot be exported so, BeyondLimit where the export is not
     the model; nothing is written then."""
+    console_logging()
     if options.format in FOLDERS:
         return export(model, options)
     free_place(options.out, options.overwrite)

@@ -59,7 +59,7 @@ def write_predictions(
     """One line a sample: its name, its label, the likeliest class with its probability, and whether that is right.
 
     Multi-label: the classes that are there, those with a probability of 0.5 or more and their probabilities, each
-    joined by ";", and whether they are the same.
+    joined by ";", and whether they are the same. A name that begins like a formula has an apostrophe in front.
     """
     with (
         whole_file(path) as partial,
@@ -70,13 +70,27 @@ def write_predictions(
         if labels_N.ndim == 2:
             for name, hot_C, row_C in zip(names, labels_N.astype(bool), probabilities_NC, strict=True):
                 said_C = row_C >= 0.5
-                words = [";".join(classes[i] for i in np.flatnonzero(one_C).tolist()) for one_C in (hot_C, said_C)]
+                words = [
+                    ";".join(_cell(classes[i]) for i in np.flatnonzero(one_C).tolist()) for one_C in (hot_C, said_C)
+                ]
                 scores = ";".join(f"{score:.6f}" for score in row_C[said_C].tolist())
-                writer.writerow([name, *words, scores, str(bool((hot_C == said_C).all())).lower()])
+                writer.writerow([_cell(name), *words, scores, str(bool((hot_C == said_C).all())).lower()])
             return
         for name, label, row_C in zip(names, labels_N.tolist(), probabilities_NC, strict=True):
             best = int(row_C.argmax())
-            writer.writerow([name, classes[label], classes[best], f"{row_C[best]:.6f}", str(best == label).lower()])
+            words = [_cell(text) for text in (name, classes[label], classes[best])]
+            writer.writerow([*words, f"{row_C[best]:.6f}", str(best == label).lower()])
+
+
+def _cell(text: str) -> str:
+    """A name that no spreadsheet takes for a formula: an apostrophe stands in front of what would begin one."""
+    if not str(text).startswith(("=", "+", "-", "@", "\t", "\r")):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
 
 
 def worst_mistakes(

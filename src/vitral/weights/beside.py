@@ -1,53 +1,99 @@
-"""What the JSON files beside foreign weights say: facts of the architecture, preprocessing, class names."""
+"""What the JSON files beside foreign weights say: facts of the architecture, preprocessing, class names.
+
+A key that changes what the other library computes is honored or refused; the others are listed here as such.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from vitral.errors import UserError
 from vitral.models.config import ViTConfig
 from vitral.models.presets import PRESETS, resolve
+from vitral.weights.image_processor import hf_looks
 from vitral.weights.reading import Source
 
 Fields = dict[str, Any]
 
 _GELU = {"gelu": "exact", "gelu_python": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_tanh": "tanh"}
 _POOL = {"token": "cls", "avg": "avg", "map": "map"}
-_FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers
+_TIMM_FILTERS = ("bicubic", "bilinear", "lanczos")
+
+# Model types of transformers that compute what their tensors' names say, and the epsilon of each one's class.
+_HF_TYPES = {
+    "vit": 1e-12, "deit": 1e-12, "vit_mae": 1e-12, "vit_msn": 1e-6, "dinov2": 1e-6, "dinov2_with_registers": 1e-6,
+    "dinov3_vit": 1e-5,
+}  # fmt: skip
+
+# timm's architectures with a plain ViT's tensors that compute something else: rotary positions, norms behind the
+# branches, prefix tokens in the mean. Parts of a name between underscores (checked against all of timm 1.0.31).
+_TIMM_OTHER = {
+    "rope": "rotary positions", "rpn": "norms behind the branches", "test_vit3": "a mean over all tokens",
+    "mci": "a convolutional stem",
+}  # fmt: skip
+# Those whose MLPs have the tanh form of GELU.
+_TIMM_TANH = re.compile(
+    r"vit_(base_patch32_siglip|large_patch16_siglip_(gap_)?512|giantopt_patch16_siglip|so400m_patch16_siglip)"
+)
+# Arguments of a timm model that shapes tell, that act in training alone, or that are read below.
+_TIMM_NEUTRAL = {
+    "img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias",
+    "qk_norm", "init_values", "class_token", "no_embed_class", "reg_tokens", "num_reg_tokens", "fc_norm",
+    "use_fc_norm", "dynamic_img_size", "dynamic_img_pad", "strict_img_size", "drop_rate", "pos_drop_rate",
+    "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "weight_init", "fix_init", "global_pool",
+    "act_layer", "rope_temperature", "proj_bias", "pretrained", "checkpoint_path", "scriptable", "exportable",
+}  # fmt: skip
+# Further ones of Eva, which is read for DINOv3 alone, and these values of others that change nothing.
+_TIMM_EVA = {"rope_type", "use_rot_pos_emb", "use_abs_pos_emb", "rope_rotate_half", "rope_grid_offset", "swiglu_mlp",
+             "scale_mlp", "ref_feat_shape", "norm_layer", "use_post_norm", "rope_grid_indexing"}  # fmt: skip
+_TIMM_SAME = {"pos_embed": "learn", "norm_layer": "layernorm", "final_norm": True, "block_fn": "block"}
 
 
 class Beside(NamedTuple):
-    """Facts of the architecture, of the preprocessing (mean, std, fit, interpolation, crop_ratio), and class names."""
+    """Facts of the architecture, of the preprocessing (mean, std, fit, interpolation, crop_ratio), class names, and
+    whether an image may have several classes (None: not stated)."""
 
     facts: Fields
     looks: Fields
     labels: list[str] | None
     notes: list[str]
+    multi_label: bool | None = None
+    named: bool = False  # by hand, so that their number has to fit
 
 
 def read_beside(source: Source, gated: bool) -> Beside:
     """gated: whether the MLPs have a gate, whose activation config.json then names. Raises UserError for what ours does
     not compute."""
     config, notes = source.config, list[str]()
+    several: bool | None = None
     if "model_type" in config:
         facts, labels = _hf_facts(config, gated, source.where), _hf_labels(config)
+        several = _hf_multi_label(config, labels, source.where)
     elif "architecture" in config:
         facts, labels = _timm_facts(config, source.where), _timm_labels(config)
         if "norm_eps" not in facts:
             notes.append(f"timm's {facts['architecture']} is not among ours: activation and epsilon are taken as usual")
-        return Beside(facts, _timm_looks(config.get("pretrained_cfg", config), notes), labels, notes)
+        return Beside(facts, _timm_looks(config.get("pretrained_cfg", config), source.where), labels, notes)
     else:
         facts, labels = {}, None
-    return Beside(facts, _hf_looks(source.preprocessor, notes), labels, notes)
+    return Beside(facts, hf_looks(source.preprocessor, source.where, notes), labels, notes, several)
 
 
 def _hf_facts(config: Mapping[str, Any], gated: bool, where: str) -> Fields:
+    kind = config["model_type"]
+    if kind not in _HF_TYPES:
+        raise UserError(
+            "this model type of transformers is not computed here", where=f"{where}: model_type", got=kind,
+            wanted=", ".join(_HF_TYPES),
+        )  # fmt: skip
     keys = {
         "num_attention_heads": "heads", "layer_norm_eps": "norm_eps", "image_size": "image_size",
-        "layerscale_value": "layer_scale", "rope_theta": "rope_theta",
+        "layerscale_value": "layer_scale", "rope_theta": "rope_theta", "num_hidden_layers": "depth",
     }  # fmt: skip
     facts = {ours: config[theirs] for theirs, ours in keys.items() if config.get(theirs) is not None}
+    facts.setdefault("norm_eps", _HF_TYPES[kind])
     if isinstance(facts.get("rope_theta"), int):
         facts["rope_theta"] = float(facts["rope_theta"])
     activation = config.get("hidden_act", "gelu")
@@ -69,41 +115,27 @@ def _hf_labels(config: Mapping[str, Any]) -> list[str] | None:
     return [str(names[str(i)]) for i in range(len(names))]
 
 
-def _hf_looks(tree: Mapping[str, Any], notes: list[str]) -> Fields:
-    """preprocessor_config.json of ViT, DeiT, BiT and DINOv3 image processors."""
-    if not tree:
-        return {}
-    looks: Fields = {}
-    for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
-        if isinstance(tree.get(theirs), list):
-            looks[ours] = tuple(float(value) for value in tree[theirs])
-    if tree.get("do_normalize") is False:
-        looks |= {"mean": (0.0,), "std": (1.0,)}
-    resample = tree.get("resample")
-    if resample in _FILTERS:
-        looks["interpolation"] = _FILTERS[resample]
-    elif resample is not None:
-        looks["interpolation"] = "bicubic"
-        notes.append(f"resample {resample} of preprocessor_config.json is not known here; bicubic instead")
-    size, cut = tree.get("size"), tree.get("crop_size")
-    edge = size.get("shortest_edge") if isinstance(size, dict) else None
-    looks["fit"] = "squash" if edge is None else "crop"
-    height = edge if edge is not None else size.get("height") if isinstance(size, dict) else size
-    cut = cut.get("height") if isinstance(cut, dict) else cut
-    if tree.get("do_center_crop") and isinstance(cut, int) and isinstance(height, int) and 0 < cut <= height:
-        return looks | {"crop_ratio": cut / height, "pixels": cut}
-    looks |= {"crop_ratio": 1.0, "pixels": height}
-    return looks
+def _hf_multi_label(config: Mapping[str, Any], labels: list[str] | None, where: str) -> bool | None:
+    """Whether its pipeline takes a sigmoid of each class: also of a single one, where it is not told otherwise."""
+    problem = config.get("problem_type")
+    if problem not in (None, "single_label_classification", "multi_label_classification"):
+        raise UserError(
+            "this kind of problem is not computed here", where=f"{where}: problem_type", got=problem,
+            wanted="single_label_classification or multi_label_classification",
+        )  # fmt: skip
+    if problem is not None:
+        return problem == "multi_label_classification"
+    return len(labels) == 1 if labels else None
 
 
 def _timm_facts(config: Mapping[str, Any], where: str) -> Fields:
     architecture, arguments = str(config["architecture"]), config.get("model_args") or {}
-    if "quickgelu" in architecture or arguments.get("act_layer", "gelu") not in (*_GELU, "silu"):
-        got = arguments.get("act_layer", architecture)
-        raise UserError("this activation is not computed here", where=where, got=got, wanted="gelu, gelu_tanh")
+    _refuse_other_computation(architecture, arguments, where)
     facts: Fields = {"architecture": architecture}
     if arguments.get("act_layer") in _GELU:
         facts["gelu"] = _GELU[arguments["act_layer"]]
+    elif _TIMM_TANH.match(architecture):
+        facts["gelu"] = "tanh"
     preset = PRESETS.get(architecture)
     if preset is not None and preset.get("family") != "resnet":
         known = resolve(architecture)
@@ -126,15 +158,43 @@ def _timm_facts(config: Mapping[str, Any], where: str) -> Fields:
     return facts
 
 
-def _timm_looks(tree: Mapping[str, Any], notes: list[str]) -> Fields:
-    looks: Fields = {key: tuple(map(float, tree[key])) for key in ("mean", "std") if isinstance(tree.get(key), list)}
-    if tree.get("interpolation") in _FILTERS.values():
-        looks["interpolation"] = tree["interpolation"]
-    if isinstance(tree.get("crop_pct"), int | float):
-        looks["crop_ratio"] = min(float(tree["crop_pct"]), 1.0)
-    mode = tree.get("crop_mode", "center")
-    if mode not in ("center", "squash"):
-        notes.append(f"crop_mode {mode} of config.json is not known here; the centre is cut instead")
+def _refuse_other_computation(architecture: str, arguments: Mapping[str, Any], where: str) -> None:
+    """Raise UserError for an architecture, or an argument of it, that this package does not compute."""
+    found = [what for part, what in _TIMM_OTHER.items() if f"_{part}_" in f"_{architecture.partition('.')[0]}_"]
+    if found:
+        raise UserError("this architecture of timm is not computed here", where=where,
+                        got=f"{architecture}: {found[0]}")  # fmt: skip
+    if "quickgelu" in architecture or arguments.get("act_layer", "gelu") not in (*_GELU, "silu", None):
+        got = arguments.get("act_layer", architecture)
+        raise UserError("this activation is not computed here", where=where, got=got, wanted="gelu, gelu_tanh")
+    neutral = _TIMM_NEUTRAL | (_TIMM_EVA if "dinov3" in architecture else set())
+    for key, value in arguments.items():
+        if key not in neutral and value not in (None, False, "") and _TIMM_SAME.get(key) != value:
+            hint = "Remove it from config.json if the outputs do not depend on it."
+            raise UserError("this argument is not computed here", where=f"{where}: model_args.{key}", got=value,
+                            hint=hint)  # fmt: skip
+
+
+def _timm_looks(tree: Mapping[str, Any], where: str) -> Fields:
+    looks: Fields = {}
+    for key in ("mean", "std"):
+        value = tree.get(key)
+        if value is not None:
+            looks[key] = tuple(map(float, value)) if isinstance(value, list) else (float(value),)
+    filter_, ratio, mode = tree.get("interpolation"), tree.get("crop_pct"), tree.get("crop_mode") or "center"
+    for key, got, wanted, right in (
+        ("interpolation", filter_, ", ".join(_TIMM_FILTERS), filter_ in (*_TIMM_FILTERS, None, "")),
+        ("crop_pct", ratio, "above 0, at most 1", ratio is None or (isinstance(ratio, int | float) and 0 < ratio <= 1)),
+        ("crop_mode", mode, "center, squash", mode in ("center", "squash")),
+    ):
+        if not right:
+            hint = "Other preprocessing gives other answers; change the key to accept that."
+            raise UserError("this preprocessing is not computed here", where=f"{where}: {key}", got=got, wanted=wanted,
+                            hint=hint)  # fmt: skip
+    if filter_:
+        looks["interpolation"] = filter_
+    if ratio is not None:
+        looks["crop_ratio"] = float(ratio)
     looks["fit"] = "squash" if mode == "squash" else "crop"
     return looks
 

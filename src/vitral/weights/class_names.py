@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 
 # Outputs of a head: the list that they are of. Google's ImageNet-21k has two synsets more than that of fall 2011.
@@ -41,6 +42,18 @@ def distinct_names(names: Mapping[str, str]) -> dict[str, str]:
         taken.add(new)
         found[index] = new
     return found
+
+
+def numbered_of(name: str) -> str | None:
+    """Return a name without the number that `distinct_names` gives: "crane" of "crane (2)". None of other names."""
+    found = re.fullmatch(r"(.+) \([0-9]+\)", name, re.DOTALL)
+    return found[1] if found else None
+
+
+def renamed_classes(names: Sequence[str]) -> list[str]:
+    """Return a line for each class that `distinct_names` gives another name than it has."""
+    found = distinct_names({str(index): name for index, name in enumerate(names)})
+    return [f"{found[str(i)]!r} is class {i}" for i, name in enumerate(names) if found[str(i)] != name]
 
 
 def numbered_names(count: int) -> dict[str, str]:

@@ -18,6 +18,11 @@ class ReadOptions(Config):
     ignore: Patterns = Field(
         default=(), description="patterns (head.*) of names that may be superfluous, missing or of another shape"
     )
+    classes: Patterns = Field(
+        default=(),
+        description="class names in the order of the outputs, or one text file with a name per line; "
+        "[]: as config.json or map.yaml states",
+    )
     heads: Count | None = Field(default=None, description="attention heads; null: as config.json or the sizes say")
     image_size: Count | Pair | None = Field(
         default=None,

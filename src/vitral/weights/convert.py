@@ -12,19 +12,20 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from vitral.config import build
 from vitral.errors import UserError
 from vitral.models.config import ResNetConfig, ViTConfig, build_config
 from vitral.models.create import build_model
 from vitral.models.model import ImageModel
 from vitral.weights.beside import Beside, read_beside
-from vitral.weights.class_names import LISTS, imagenet_names, numbered_names
+from vitral.weights.class_names import LISTS, distinct_names, imagenet_names, numbered_names, renamed_classes
 from vitral.weights.config import ReadOptions
 from vitral.weights.folder import FolderConfig, Preprocessing, resized
 from vitral.weights.formats import FORMATS, Format, closest_format, find_format
 from vitral.weights.google import unstack
 from vitral.weights.infer import infer
 from vitral.weights.keymap import Map, load_map, translate
-from vitral.weights.reading import Source, read
+from vitral.weights.reading import Source, by_known_names, read
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -118,6 +119,7 @@ def read_foreign(path: Path, options: ReadOptions | None = None, name: str | Non
 def understand(source: Source, options: ReadOptions) -> Understood:
     """Find the format, map the names, infer the architecture. Raises UserError where one of them is not possible."""
     own = load_map(options.map) if options.map else None
+    source = source if own else by_known_names(source)
     raw = unstack(source.tensors)
     ignored = [name for name in raw if _matches(name, options.ignore)]
     tensors = {name: tensor for name, tensor in raw.items() if name not in ignored}
@@ -127,12 +129,21 @@ def understand(source: Source, options: ReadOptions) -> Understood:
     if not ours:
         raise UserError("no rule of the map fits any tensor", where=source.where, got=_listed(list(tensors)))
     beside = read_beside(source, gated=_gated(ours))
+    if names := class_names(options, own):
+        beside = beside._replace(labels=names, named=True)
     said = {"heads": options.heads} if options.heads else {}
     said = {**(own.architecture if own else {}), **said}
-    looks = {**each.looks, **beside.looks, **(own.preprocessing.model_dump(exclude_unset=True) if own else {})}
+    if own:
+        stated = own.preprocessing.model_dump(exclude_unset=True)
+        stated |= {key: own.architecture[key] for key in ("mean", "std") if key in own.architecture}
+        beside = beside._replace(looks={**beside.looks, **stated})
+    looks = {**each.looks, **beside.looks}
     facts = {**each.facts, **beside.facts, **said}
     _refuse_other_rotation(each, facts, ours, source.where)
     fields, guesses = infer(ours, facts, source.where, options.image_size)
+    if facts.get("depth", fields.get("depth")) != fields.get("depth"):
+        got = f"num_hidden_layers {facts['depth']}, and tensors of {fields['depth']} blocks"
+        raise UserError("config.json is of another model than the weights", where=source.where, got=got)
     fields |= _normalisation(fields["in_channels"], looks) | said
     architecture = build_config(fields, where=source.where)
     notes = [*source.notes, f"format: {each.what}" if own is None else f"names mapped by {options.map}", *guesses]
@@ -165,6 +176,18 @@ def _format(tensors: Mapping[str, Tensor], own: Map | None, where: str) -> Forma
         wanted="; ".join(dict.fromkeys(each.what for each in FORMATS)),
         hint=(f"Closest: {closest.what}, with {known} of {len(tensors)} names. " if known else "") + hint,
     )  # fmt: skip
+
+
+def class_names(options: ReadOptions, own: Map | None) -> list[str]:
+    """Return the class names that are given by hand: of `classes=`, or else of the map."""
+    names = options.classes or (own.classes if own else ())
+    if len(names) == 1 and Path(names[0]).expanduser().is_file():
+        try:
+            text = Path(names[0]).expanduser().read_text(encoding="utf-8-sig")
+        except (OSError, ValueError) as error:
+            raise UserError("not readable as a list of names", where="classes", got=error) from None
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    return list(names)
 
 
 def _gated(ours: Mapping[str, Tensor]) -> bool:
@@ -233,19 +256,22 @@ def _folder_config(found: Understood, name: str) -> FolderConfig:
     architecture = found.architecture
     labels = _labels(found, architecture.num_classes)
     looks = {key: found.looks[key] for key in ("fit", "interpolation", "crop_ratio") if key in found.looks}
-    preprocessing = Preprocessing.model_validate(
-        {"image_size": architecture.image_size, "channels": architecture.in_channels, "fit": "crop", **looks}
-    )
+    shown = {"image_size": architecture.image_size, "channels": architecture.in_channels, "fit": "crop", **looks}
+    preprocessing = build(Preprocessing, shown, where=found.source.where)
+    several = bool(found.beside.multi_label) and bool(labels)
     provenance = {"converted_from": {"file": Path(found.source.where).name, "format": found.format.name}}
     return FolderConfig(
-        name=name, architecture=architecture, id2label=labels, preprocessing=preprocessing, provenance=provenance
-    )
+        name=name, architecture=architecture, id2label=labels, preprocessing=preprocessing, provenance=provenance,
+        problem_type="multi_label_classification" if several else "single_label_classification",
+    )  # fmt: skip
 
 
 def _labels(found: Understood, count: int) -> dict[str, str]:
     names = found.beside.labels
+    if names is not None and found.beside.named and len(names) != count:
+        raise UserError("the class names are not as many as the outputs", where="classes", got=len(names), wanted=count)
     if names is not None and len(names) == count:
-        return {str(index): label for index, label in enumerate(names)}
+        return distinct_names({str(index): label for index, label in enumerate(names)})
     google = imagenet_names(count) if found.format.name in _GOOGLE else None
     return google if google is not None else numbered_names(count)
 
@@ -253,15 +279,20 @@ def _labels(found: Understood, count: int) -> dict[str, str]:
 def _guessed(found: Understood) -> list[str]:
     """What no file says, and so is the custom of its family."""
     notes: list[str] = []
-    if not {"fit", "interpolation"} <= found.beside.looks.keys():
-        looks = {key: found.looks.get(key) for key in ("mean", "std", "fit", "interpolation", "crop_ratio")}
-        said = ", ".join(f"{key} {value}" for key, value in looks.items() if value is not None)
-        notes.append(f"preprocessing is not in the files; that of the family is taken: {said}")
+    stated, shown = found.beside.looks.keys(), found.looks
+    guessed = [key for key in ("mean", "std", "fit", "interpolation", "crop_ratio") if key not in stated]
+    if {"mean", "std", "fit", "interpolation"} & set(guessed):
+        said = ", ".join(f"{key} {shown[key]}" for key in guessed if key in shown)
+        what = f"{', '.join(guessed)} of the preprocessing are" if stated else "preprocessing is"
+        notes.append(f"{what} not in the files; {f'that of the family is taken: {said}' if said else 'as usual'}")
     count = found.architecture.num_classes
     if found.beside.labels is None and count:
         named = LISTS[count][1] if count in LISTS and found.format.name in _GOOGLE else "numbered"
         notes.append(f"class names are not in the files: {named}")
-    pixels = found.beside.looks.get("pixels")
-    if pixels and pixels != found.architecture.image_size[0]:
+    names = found.beside.labels or []
+    if len(names) == count and (renamed := renamed_classes(names)):
+        notes.append(f"class names that are there twice got a number: {_listed(renamed)}")
+    pixels, (height, width) = found.beside.looks.get("pixels"), found.architecture.image_size
+    if pixels and pixels not in ([height, width], height if height == width else None):
         notes.append(f"preprocessor_config.json cuts {pixels} pixels; image_size={pixels} gives a model of that size")
     return notes

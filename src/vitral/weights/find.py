@@ -7,7 +7,9 @@ from pathlib import Path
 
 from vitral.models.model import ImageModel
 from vitral.models.position import Resize
+from vitral.weights.config import ReadOptions
 from vitral.weights.convert import read_foreign
+from vitral.weights.digests import WEIGHTS
 from vitral.weights.folder import FolderConfig, bundled, find_folder, is_ours, load_config, load_folder, resized
 from vitral.weights.hub import download, is_hub_name
 from vitral.weights.reading import is_weights
@@ -20,6 +22,8 @@ def find_model(model: str) -> Path:
     if model in bundled():
         return find_folder(model)
     path = Path(model).expanduser()
+    if path.name == WEIGHTS and path.is_file() and is_ours(path.parent):
+        return path.parent  # its config.json says what the weights are
     if (path.is_file() or (path.is_dir() and not is_ours(path) and not is_ours(path / "model"))) and is_weights(path):
         return path
     if not path.exists() and is_hub_name(model):
@@ -42,10 +46,12 @@ def load_model(
     path = find_model(model)
     if is_ours(path):
         return load_folder(str(path), image_size, position_resize, verify=verify)
-    found = read_foreign(path, name=model)
+    # A size may also state the shape of the grid that positions are for, where no file does.
+    options = None if image_size is None or position_resize is not None else ReadOptions(image_size=image_size)
+    found = read_foreign(path, options, name=model)
     for note in found.notes:
         log.info("%s: %s", model, note)
-    if image_size is None and position_resize is None:
+    if position_resize is None:
         return found.model, found.config
     size = image_size or found.config.architecture.image_size
     return resized(found.model, found.config, size, position_resize, model)

@@ -49,7 +49,7 @@ def _vit(tensors: Tensors, facts: Mapping[str, Any], where: str, asked: Size | N
     fields |= _head(tensors, facts, fields)
     fields["heads"] = _heads(tensors, facts, fields, where, notes)
     fields |= _positions(
-        tensors, fields, facts.get("positions", "none"), where, (asked, facts.get("image_size")), notes
+        tensors, fields, facts.get("positions", "none"), where, (facts.get("image_size"), asked), notes
     )
     return fields, notes
 
@@ -126,35 +126,47 @@ def _positions(
     prefix = int(fields["class_token"]) + int(fields["distill_token"])
     if "pos_embed" in tensors:
         table = tensors["pos_embed"]
-        size, with_prefix = _size(table.shape[1], prefix, patch, sizes, where)
-        if prefix and not with_prefix:
+        size, with_prefix, is_square = _size(table.shape[1], prefix, patch, sizes, where)
+        if is_square:
+            # Where no file states the size: 256 positions are 16 x 16, or 8 x 32.
+            height, width = size
             notes.append(
-                f"the class token has no position: {table.shape[1]} are a square; image_size=H,W says otherwise"
+                f"{table.shape[1] - prefix * with_prefix} positions are taken for a square, images of {height} x "
+                f"{width} pixels{'' if with_prefix or not prefix else ', without one for the class token'}; "
+                "image_size=H,W states another shape"
             )
         everywhere = {"positions_at": "layers"} if table.shape[0] > 1 else {}
         return {"image_size": size, "prefix_positions": with_prefix, "positions": "learned", **everywhere}
     for axis in ("pos_embed_y", "offset_embed"):
         if axis in tensors:
             raise UserError("these positions are known from model folders alone", where=where, got=axis)
-    size = next((size for size in reversed(sizes) if size is not None), None)
+    if kind == "none":
+        notes.append(
+            "these weights hold no positions, so the order of the patches has no effect; a model with rotary "
+            "or relative positions that are computed, not stored, would give other outputs"
+        )
+    size = next((size for size in sizes if size is not None), None)
     if size is None:
         size = 256 if kind == "rope" else 16 * patch
         notes.append(f"images of {size} pixels a side; image_size=N says otherwise")
     return {"positions": kind, "image_size": size}
 
 
-def _size(rows: int, prefix: int, patch: int, sizes: Sequence[Size | None], where: str) -> tuple[tuple[int, int], bool]:
-    """Height and width in pixels, and whether class and distillation token have rows in the table."""
+def _size(
+    rows: int, prefix: int, patch: int, sizes: Sequence[Size | None], where: str
+) -> tuple[tuple[int, int], bool, bool]:
+    """Height and width in pixels, whether class and distillation token have rows in the table, and whether the shape is
+    assumed to be square since none of `sizes` has as many patches."""
     counts = dict.fromkeys((rows - prefix, rows))
     for size in sizes:
         height, width = (size, size) if isinstance(size, int) else size or (0, 0)
         cells = (height // patch) * (width // patch)
         if cells in counts:
-            return (height, width), cells != rows or not prefix
+            return (height, width), cells != rows or not prefix, False
     for count in counts:
         side = round(max(count, 0) ** 0.5)
         if side and side * side == count:
-            return (side * patch, side * patch), count != rows or not prefix
+            return (side * patch, side * patch), count != rows or not prefix, True
     got = f"{rows} positions, which are no square"
     raise UserError("the size of the images cannot be told", where=where, got=got, hint="Say it: image_size=H,W")
 

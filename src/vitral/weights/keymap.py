@@ -10,10 +10,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, Strict, model_validator
 from torch import Tensor
 
 from vitral.config import Config, Shares, build, load_yaml
@@ -172,6 +172,7 @@ class Map(Config):
     rules: tuple[Rule, ...] = Field(strict=False)
     architecture: dict[str, Any] = Field(default_factory=dict)
     preprocessing: Looks = Looks()
+    classes: Annotated[tuple[str, ...], Strict(False)] = ()
 
 
 def load_map(path: str) -> Map:

@@ -7,7 +7,9 @@ import io
 import math
 import pickle
 import re
+import shlex
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -19,14 +21,24 @@ from torch import Tensor
 from vitral.bounds import PICKLE_BYTES, check_pickle, open_zip, read_entry
 from vitral.errors import UserError, shown
 from vitral.files import MIB, open_regular, read_json
-from vitral.weights.tensors import load_tensors
+from vitral.weights.formats import find_format
+from vitral.weights.harmless import HARMLESS
+from vitral.weights.tensors import CHECKSUM, load_tensors, read_metadata
 
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 ENDINGS = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt")
 
 # What training scripts put around the weights, the better ones first; a teacher is the average of its students.
-_WRAPPERS = ("teacher", "model_ema", "state_dict_ema", "ema", "model", "state_dict", "student", "target_encoder")
+_WRAPPERS = (
+    "teacher", "model_ema", "state_dict_ema", "ema_state_dict", "ema_model", "params_ema", "ema", "model", "state_dict",
+    "model_state_dict", "model_state", "net", "network", "params", "weights", "module", "encoder", "backbone",
+    "student", "target_encoder",
+)  # fmt: skip
+# Mappings whose tensors are no weights of the model.
+_OTHER = re.compile(r"optim|sched|scaler|loss|rng|random|hyper|callbacks|loops|metric|args|config", re.IGNORECASE)
+_HEADS = ("head", "head_dist", "classifier", "cls_classifier", "distillation_classifier")
+_NESTED = 6
 _PREFIXES = (
     "module.", "_orig_mod.", "backbone.", "dinov2_with_registers.", "dinov2.", "dinov3_vit.", "deit.", "vit.",
     "opt/target/", "params/img/", "params/",
@@ -52,12 +64,34 @@ class Source(NamedTuple):
 def read(path: Path) -> Source:
     """A checkpoint's file or folder. Raises UserError for what is not whole, not weights, or needs code to be run."""
     files = _files(path)
+    for file in files:
+        _refuse_checkpoint(file)
     tree: dict[str, Any] = {}
     for file in files:
         tree |= _read_file(file)
     tensors, notes = _unwrap(tree, str(path))
     folder = path if path.is_dir() else path.parent
     return Source(str(path), tensors, _json(folder / "config.json"), _json(folder / "preprocessor_config.json"), notes)
+
+
+def by_known_names(source: Source) -> Source:
+    """Return the checkpoint by the names of a known format, where it has them behind prefixes of the training script:
+    `net.blocks.0.norm1.weight`. Its own where no format has them."""
+    tensors, notes = _by_known_names(source.tensors, _NESTED) or (source.tensors, [])
+    return source._replace(tensors=tensors, notes=[*source.notes, *notes])
+
+
+def _refuse_checkpoint(path: Path) -> None:
+    """Raise UserError for a checkpoint of a run of Vitral's, whose classes and preprocessing lie elsewhere."""
+    with open_regular(path) as file:
+        if file.read(9)[8:9] != b"{":
+            return
+    if CHECKSUM in read_metadata(path):
+        run = path.absolute().parent.parent
+        known = path.absolute().parent.name == "checkpoints"
+        hint = f"Use the run: vitral predict {shlex.quote(str(run)) if known else 'RUN'} IMAGE"
+        raise UserError("a checkpoint of a Vitral run, which does not hold classes and preprocessing", where=str(path),
+                        hint=hint)  # fmt: skip
 
 
 def read_tree(path: Path) -> dict[str, Any]:
@@ -172,7 +206,7 @@ def _read_torch(path: Path, size: int) -> dict[str, Any]:
     """size: bytes of the file, unpacked."""
     try:
         # Namespace holds the training script's arguments, as plain values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace, *HARMLESS]):
             tree = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
@@ -219,14 +253,13 @@ def _unwrap(tree: Mapping[str, Any], where: str) -> tuple[dict[str, Tensor], lis
     """The tensors alone: out of what a training script put around them, without prefixes of wrapping modules."""
     notes: list[str] = []
     inner = tree
-    while not _holds_weights(inner):
-        key = next((key for key in _WRAPPERS if isinstance(inner.get(key), Mapping) and len(inner[key])), None)
-        if key is None:
-            raise UserError("no weights in this file", where=where, got=", ".join(list(inner)[:6]) or "nothing")
-        others = [name for name in _WRAPPERS if name != key and isinstance(inner.get(name), Mapping)]
+    while (found := _inside(inner)) is not None:
+        key, others = found
         notes.append(f"weights of {key!r}" + (f", not of {', '.join(map(repr, others))}" if others else ""))
         inner = inner[key]
     tensors = {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
+    if not any(map(_is_weight, tensors.values())):
+        raise UserError("no weights in this file", where=where, got=", ".join(map(str, list(inner)[:6])) or "nothing")
     while prefix := next((p for p in _PREFIXES if any(name.startswith(p) for name in tensors)), None):
         # Of a Flax tree with optimizer or text tower, only what is under the prefix; heads beside a backbone stay.
         inside = {n: t for n, t in tensors.items() if "/" not in prefix or n.startswith(prefix)}
@@ -238,5 +271,51 @@ def _unwrap(tree: Mapping[str, Any], where: str) -> tuple[dict[str, Tensor], lis
     return tensors, notes
 
 
-def _holds_weights(tree: Mapping[str, Any]) -> bool:
-    return any(isinstance(value, Tensor) and value.is_floating_point() and value.dim() for value in tree.values())
+def _inside(tree: Mapping[str, Any]) -> tuple[str, list[str]] | None:
+    """The key of the mapping that holds the weights, and those of others; None where the tree itself holds more."""
+    values = {key: _values(each) for key, each in tree.items() if isinstance(each, Mapping) and not _OTHER.search(key)}
+    values = {key: count for key, count in values.items() if count}
+    if not values:
+        return None
+    known = [key for key in _WRAPPERS if key in values]
+    key = known[0] if known else max(values, key=lambda key: values[key])
+    if sum(each.numel() for each in tree.values() if _is_weight(each)) >= values[key]:
+        return None
+    return key, [name for name in values if name != key]
+
+
+def _values(tree: Mapping[Any, Any], depth: int = 6) -> int:
+    """How many values the weights in here have, at any level."""
+    own = sum(value.numel() for value in tree.values() if _is_weight(value))
+    if not depth:
+        return own
+    return own + sum(_values(each, depth - 1) for each in tree.values() if isinstance(each, Mapping))
+
+
+def _is_weight(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and bool(value.dim())
+
+
+def _by_known_names(tensors: dict[str, Tensor], depth: int) -> tuple[dict[str, Tensor], list[str]] | None:
+    """The tensors under the prefix that leads to a known format, and a note for each prefix. What else is in the file
+    is left out (`criterion.weight`), except for heads."""
+    if find_format(tensors) is not None:
+        return tensors, []
+    starts = Counter(name.split(".")[0] for name in tensors if "." in name)
+    if not depth:
+        return None
+    known = [prefix for prefix in _WRAPPERS if prefix in starts]
+    for prefix in [*known, *(each for each, _ in starts.most_common(8) if each not in known)]:
+        inside = _below(tensors, prefix)
+        heads = {n: t for n, t in tensors.items() if n.split(".")[0] in _HEADS and n not in inside}
+        found = _by_known_names(inside | heads, depth - 1)
+        if found is not None:
+            others = {n.split(".")[0] for n in tensors if not n.startswith(f"{prefix}.") and n not in heads}
+            left = f", and none of {', '.join(sorted(others))}" if others else ""
+            return found[0], [f"names without {prefix + '.'!r}{left}", *found[1]]
+    return None
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    start = f"{prefix}."
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}

@@ -111,6 +111,15 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise DamagedFile("not readable as safetensors", where=str(path), got=error) from None
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a safetensors file, from its header alone. Raises DamagedFile."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise DamagedFile("not readable as safetensors", where=str(path), got=error) from None
+
+
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     """Raise UserError where weights hold NaN or infinity: every answer computed with them would be meaningless."""
     wrong = [name for name, tensor in tensors.items() if not _is_finite(tensor)]

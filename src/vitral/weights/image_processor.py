@@ -1,0 +1,128 @@
+"""preprocessor_config.json of transformers: every key that changes the pixels is honored or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vitral.errors import UserError
+
+Fields = dict[str, Any]
+
+_FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers
+_FIRST_SQUASHED = 384  # of ConvNext: from this size on nothing is cut
+_STEPS = ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_convert_rgb", "do_reduce_labels")
+# Processors for which a single number is the shorter side, not both.
+_SHORTER = ("Bit", "CLIP", "ConvNext", "ConvNeXT", "LeViT", "Levit", "PoolFormer")
+
+
+def hf_looks(tree: Mapping[str, Any], where: str, notes: list[str]) -> Fields:
+    """Return fit, interpolation, crop_ratio, mean, std and the side in pixels that an image processor gives; {} of no
+    file. Raises UserError, with the key, for steps that are not computed here."""
+    if not tree:
+        return {}
+    where = f"{where}: preprocessor_config.json"
+    for key, value in tree.items():
+        if key.startswith("do_") and value and key not in _STEPS:
+            _refuse(where, key, value, "false")
+    looks = _normalization(tree, where)
+    resample = tree.get("resample")
+    if resample is not None:
+        if resample not in _FILTERS:
+            _refuse(where, "resample", resample, ", ".join(f"{n} ({name})" for n, name in _FILTERS.items()))
+        looks["interpolation"] = _FILTERS[resample]
+    if tree.get("do_resize") is False:
+        if tree.get("do_center_crop"):
+            _refuse(where, "do_resize", False, "true: images are cut at the center after they are resized")
+        notes.append("do_resize is false: transformers takes images of the model's size alone; here others are resized")
+        return looks
+    return looks | _geometry(tree, where)
+
+
+def _refuse(where: str, key: str, got: object, wanted: str) -> None:
+    hint = "Other preprocessing gives other answers; change the key to accept that."
+    raise UserError("this preprocessing is not computed here", where=f"{where}: {key}", got=got, wanted=wanted,
+                    hint=hint)  # fmt: skip
+
+
+def _normalization(tree: Mapping[str, Any], where: str) -> Fields:
+    """Mean and std in units of [0,1] images, of values that are scaled by another factor than 1/255.
+
+    With x in [0,1] and k = 255 factor, (k x - offset - mean) / std = (x - (mean + offset) / k) / (std / k).
+    """
+    factor = float(tree.get("rescale_factor", 1 / 255)) if tree.get("do_rescale") is not False else 1.0
+    scale = 255 * factor
+    scale = 1.0 if abs(scale - 1) < 1e-6 else scale
+    if not scale > 0:
+        _refuse(where, "rescale_factor", factor, "above 0")
+    offset = 1.0 if tree.get("offset") or tree.get("rescale_offset") else 0.0
+    if tree.get("do_normalize") is False:
+        mean, std = (0.0,), (1.0,)
+    else:
+        mean, std = (_values(tree.get(key)) for key in ("image_mean", "image_std"))
+    looks: Fields = {}
+    for key, values, shift in (("mean", mean, offset), ("std", std, 0.0)):
+        if values:
+            looks[key] = tuple((value + shift) / scale for value in values)
+        elif scale != 1 or offset:
+            _refuse(where, f"image_{key}", tree.get(f"image_{key}"), "a list, beside another rescale_factor than 1/255")
+    if not all(0 <= value <= 1 for key in looks for value in looks[key]):
+        shown = "; ".join(f"{key} {looks[key]}" for key in looks)
+        _refuse(where, "image_mean, image_std, rescale_factor", shown, "mean and std in [0,1], of images in [0,1]")
+    return looks
+
+
+def _values(found: Any) -> tuple[float, ...]:
+    if isinstance(found, list):
+        return tuple(float(value) for value in found)
+    return (float(found),) if isinstance(found, int | float) else ()
+
+
+def _geometry(tree: Mapping[str, Any], where: str) -> Fields:
+    size, percent = tree.get("size"), tree.get("crop_pct")
+    kind = str(tree.get("image_processor_type") or tree.get("feature_extractor_type") or "")
+    if size is None and not tree.get("do_center_crop"):
+        return {}
+    height, width, shorter = _sides(size, where, is_shorter=kind.startswith(_SHORTER))
+    cut = tree.get("crop_size")
+    if percent is not None and not (isinstance(percent, int | float) and 0 < percent <= 1):
+        _refuse(where, "crop_pct", percent, "above 0, at most 1")
+    if kind.startswith(("ConvNext", "ConvNeXT")) and height >= _FIRST_SQUASHED:
+        return {"fit": "squash", "crop_ratio": 1.0, "pixels": height}
+    if percent not in (None, 1):
+        if not shorter:
+            _refuse(where, "crop_pct", percent, "1, or size.shortest_edge")
+        return {"fit": "crop", "crop_ratio": float(percent), "pixels": height}
+    looks: Fields = {"fit": "crop" if shorter else "squash"}
+    if not tree.get("do_center_crop"):
+        return looks | {"crop_ratio": 1.0, "pixels": height if height == width else [height, width]}
+    high, wide = _crop(cut, where)
+    if not (0 < high <= height and 0 < wide <= width):
+        _refuse(where, "crop_size", cut, f"at most {height} x {width}, the resized image")
+    if high * width != wide * height:
+        wanted = "a square" if shorter else f"the shape of size, {height} x {width}"
+        _refuse(where, "crop_size", cut, wanted)
+    return looks | {"crop_ratio": high / height, "pixels": high if high == wide else [high, wide]}
+
+
+def _sides(size: Any, where: str, *, is_shorter: bool) -> tuple[int, int, bool]:
+    """Height and width after the resize, and whether they are the shorter side of an image that keeps its aspect."""
+    if isinstance(size, int) and not isinstance(size, bool):
+        return size, size, is_shorter
+    if isinstance(size, dict):
+        named = {key: value for key, value in size.items() if value is not None}
+        if set(named) == {"shortest_edge"} and isinstance(named["shortest_edge"], int):
+            return named["shortest_edge"], named["shortest_edge"], True
+        if set(named) == {"height", "width"} and all(isinstance(value, int) for value in named.values()):
+            return named["height"], named["width"], False
+    _refuse(where, "size", size, "shortest_edge, or height and width")
+    raise AssertionError
+
+
+def _crop(cut: Any, where: str) -> tuple[int, int]:
+    if isinstance(cut, dict) and isinstance(cut.get("height"), int):
+        return cut["height"], cut.get("width", cut["height"])
+    if isinstance(cut, int):
+        return cut, cut
+    _refuse(where, "crop_size", cut, "height and width, since do_center_crop is true")
+    raise AssertionError
