@@ -91,7 +91,7 @@ def check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             twice, wrong = _names(archive)
             if not twice and not wrong:
-                _parts(archive, torch._C.PyTorchFileReader(where))
+                _parts(archive, torch._C.PyTorchFileReader(where))  # pyright: ignore[reportPrivateUsage]
     except Refused as error:
         raise UserError("this archive may hold code, so it is not opened", where=where, got=error) from None
     except Exception as error:  # no archive, damaged, or a pickle that is refused

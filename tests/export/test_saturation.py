@@ -104,9 +104,10 @@ def test_int8_gives_the_same_classes_on_processors_that_saturate(bits: int, monk
     with torch.inference_mode():
         wanted_NS = network(images_BCHW).numpy()
     graph = ReferenceEvaluator("there/model.onnx", new_ops=[MatMulInteger])
-    found_NS = np.concatenate(
-        [graph.run(["logits"], {"images": images_BCHW[start : start + 60].numpy()})[0] for start in range(0, 360, 60)]
-    )
+    runs: list[Any] = [
+        graph.run(["logits"], {"images": images_BCHW[start : start + 60].numpy()}) for start in range(0, 360, 60)
+    ]
+    found_NS = np.concatenate([each[0] for each in runs])
     agreement = float((found_NS.argmax(1) == wanted_NS.argmax(1)).mean())
     distance = float(np.abs(found_NS - wanted_NS).max())
     if bits == 7:

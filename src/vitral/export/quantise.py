@@ -4,8 +4,8 @@ dynamic: each batch's own least and greatest value; static: those of calibration
 activations, as in attention and in the resize, stay in float32.
 
 Weights have 7 bits, -64 to 64. Processors without VNNI add pairs of unsigned times signed 8-bit products in saturating
-16-bit registers (vpmaddubsw), where 255 * 127 * 2 does not fit; 255 * 64 * 2 = 32640 does. So every processor computes
-the same integers.
+16-bit registers (vpmaddubsw), where 255 * 127 * 2 does not fit; 255 * 64 * 2 = 32640 does. So no sum saturates on any
+processor.
 """
 
 from __future__ import annotations
