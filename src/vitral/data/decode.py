@@ -33,6 +33,7 @@ from torch import Tensor
 from vitral.data.channels import (
     DEEP_MODES,
     DEFAULT,
+    GRAY_WORDS,
     MODES,
     TRANSPOSE,
     Array,
@@ -332,10 +333,9 @@ def _low_bytes(source: Source, rawmode: str) -> Image.Image:
             for tile in image.tile
         ]
         image.load()
-        if grey:
-            _, low, _, alpha = image.split()
-            return Image.merge("RGBA", (low, low, low, alpha))
-        return image.copy()
+    if grey:
+        image.info[GRAY_WORDS] = True
+    return image
 
 
 def _bytes_of(image: Image.Image) -> int:

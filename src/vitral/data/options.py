@@ -18,7 +18,9 @@ class ReadConfig(SourceConfig):
         default="auto", description="1 grey, 3 RGB, 4 RGBA; auto: from the data"
     )
     background: str = Field(default="#ffffff", description="colour behind transparency: a name or #rrggbb")
-    value_range: ValueRange | Literal["auto"] | None = DataConfig.model_fields["value_range"]
+    value_range: ValueRange | Literal["auto"] | None = Field(
+        default="auto", description=DataConfig.model_fields["value_range"].description
+    )
     workers: Count | Literal["auto"] = Field(default="auto", description="threads that decode files; auto: one a core")
 
     def as_data(self) -> DataConfig:
