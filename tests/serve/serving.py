@@ -107,7 +107,7 @@ class Process:
     """`vitral serve` in a process of its own."""
 
     def __init__(self, *words: str, **environ: str) -> None:
-        self._log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        self._log = tempfile.NamedTemporaryFile("a+", encoding="utf-8")  # noqa: SIM115 (closed by close)
         self.client = httpx.Client(timeout=30, trust_env=False)
         self.process = subprocess.Popen(
             [*VITRAL, "serve", *words], stdout=subprocess.PIPE, stderr=self._log, text=True, encoding="utf-8",
@@ -132,9 +132,8 @@ class Process:
             pass
 
     def log(self) -> str:
-        """Its stderr so far."""
-        self._log.seek(0)
-        return self._log.read()
+        """Its stderr so far. Read beside it: the server writes where the one who reads the same file stands."""
+        return Path(self._log.name).read_text(encoding="utf-8")
 
     def end(self, timeout: float = 30) -> int:
         """The exit code, once it has ended."""

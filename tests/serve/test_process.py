@@ -149,8 +149,11 @@ def test_requests_in_one_connection_and_in_pieces_are_answered(server: Process) 
 
 def test_log_lines_are_json_with_what_one_looks_for(server: Process) -> None:
     server.client.post("/v1/predict", files=files(IMAGE), headers={"X-Request-ID": "look-for-me"})
-    lines = [json.loads(line) for line in server.log().splitlines()]
-    (line,) = [line for line in lines if line.get("id") == "look-for-me"]
+    end = time.monotonic() + 10
+    while not (found := [line for line in server.log().splitlines() if "look-for-me" in line]):
+        assert time.monotonic() < end  # it is written after the answer
+        time.sleep(0.01)
+    (line,) = map(json.loads, found)
     assert {"time", "level", "event", "id", "method", "path", "status", "ms", "model", "images", "batch"} == line.keys()
     assert (line["level"], line["event"], line["status"], line["model"]) == ("info", "request", 200, "m")
 
