@@ -247,7 +247,7 @@ def test_a_record_names_no_other_files(digit: str, capsys: Capture) -> None:
         ("model DIGIT out=seen methods=rollout heads=0", ("heads has no effect without attention",)),
         ("model DIGIT out=seen methods=attention class=cat", ("class has no effect without", "lens")),
         ("model DIGIT out=seen split=val", ("split has no effect without data= or methods=distance",)),
-        ("model DIGIT out=seen methods=positions gradients.steps=0", ("gradients.steps", "greater than or equal to 1")),
+        ("model DIGIT out=seen methods=positions gradients.steps=0", ("gradients.steps", "1 or more")),
         ("model out=seen methods=rollout", ("an image is wanted", "rollout")),
         ("model out=seen class=cat", ("an image is wanted", "class")),
         ("model out=seen methods=distance", ("doesn't say what it was trained on", "data=DIR")),
@@ -297,7 +297,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "image_size": (12, {}),
     "position_resize": ("google", {"image_size": 12, "methods": ["positions"], "images_of": []}),
 }
-ELSEWHERE = {"out", "overwrite", "batch_size", "device"}  # tested above, or, device, with the other commands
+ELSEWHERE = {"out", "overwrite", "batch_size", "device", "max_pixels", "value_range"}  # above, or with the other commands
 
 
 @pytest.mark.parametrize("key", CASES)
