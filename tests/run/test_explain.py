@@ -297,7 +297,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "image_size": (12, {}),
     "position_resize": ("google", {"image_size": 12, "methods": ["positions"], "images_of": []}),
 }
-ELSEWHERE = {"out", "overwrite", "batch_size", "device", "max_pixels", "value_range"}  # above, or with the other commands
+ELSEWHERE = {"out", "overwrite", "batch_size", "device", "max_pixels", "value_range"}  # elsewhere
 
 
 @pytest.mark.parametrize("key", CASES)

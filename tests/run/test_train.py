@@ -18,7 +18,7 @@ import torch
 
 import vitral
 from tests.disk import disk_full_beyond
-from tests.helpers import random_model, skip_unless_built, write_colours
+from tests.helpers import edit_config, random_model, skip_unless_built, write_colours
 from vitral.config import dump_yaml, load_yaml
 from vitral.data.loader import TrainLoader
 from vitral.errors import Interrupted, RunFailed, UserError
@@ -184,6 +184,7 @@ def test_resume_with_other_weights_under_the_name_of_init_is_refused() -> None:
     path = Path("start/model.safetensors")
     tensors, facts = load_tensors(path)
     save_tensors(path, {name: tensor + 1e-3 for name, tensor in tensors.items()}, facts)
+    edit_config(Path("start"), lambda _: None)
     with pytest.raises(UserError, match="weights of init have changed"):
         quick("a", train__steps=2, resume=True, **keys)
 
