@@ -62,8 +62,9 @@ def complaint(model: type[BaseModel], name: str, details: list[ErrorDetails]) ->
     if below and name not in keys and any(each["type"] in _GROUP for each in details):
         return _group(name, detail["input"], below)
     wanted = keys[name].type_text if name in keys else None
-    if detail["type"] == "missing" and name in keys and not _in_list(detail):
-        return UserError("required, but not given", where=name, wanted=wanted, hint=keys[name].help or None)
+    if detail["type"] == "missing" and not _in_list(detail):
+        named = keys[name].help if name in keys else f"Its keys: {', '.join(key.name for key in below[:4])}"
+        return UserError("required, but not given", where=name, wanted=wanted, hint=named or None)
     limits = [_limit(each) for each in details if each["type"] not in _OF_TYPE and not _in_list(each)]
     if limits or wanted is None:
         wanted = " or ".join(dict.fromkeys(limits or [_limit(each) for each in details]))

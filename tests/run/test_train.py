@@ -79,9 +79,9 @@ def test_what_a_run_leaves() -> None:
     names = {entry.name for entry in Path("a").iterdir()}
     assert names == {
         "config.yaml", "env.json", "train.log", "metrics.jsonl", "metrics.csv", "summary.json", "checkpoints", "model",
-        "predictions.csv", "report.html",
+        "predictions.csv", "report.html", "split.safetensors",
     }  # fmt: skip
-    assert json.loads(Path("a/summary.json").read_text(encoding="utf-8")) == summary
+    assert {**json.loads(Path("a/summary.json").read_text(encoding="utf-8")), "out": "a"} == summary
     assert {
         "split",
         "top1",

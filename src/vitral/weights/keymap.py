@@ -116,7 +116,7 @@ class Rule(Config):
         tree = {key: [value] if isinstance(value, str) else value for key, value in tree.items()}
         if tree.get("to", ()) is None:
             tree |= {"to": [], "op": ["drop"]}
-        if isinstance(tree.get("op"), list):
+        if isinstance(tree.get("op"), list) and len(tree["op"]) == 1:
             tree["op"] = tree["op"][0]
         return tree
 
