@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 import vitral
-from tests.helpers import TINY, random_model
+from tests.helpers import TINY, edit_config, random_model
 from vitral.cli.main import main
 from vitral.data import check_cache, value_range
 from vitral.data.channels import Extent, own_range
@@ -273,9 +273,8 @@ def test_the_rule_travels_with_the_model(tmp_path: Path, capsys: pytest.CaptureF
     assert "Set value_range=0,1023" in capsys.readouterr().err
     assert main(["predict", str(tmp_path / "plain"), image, "value_range=[0,1023]"]) == 0
     said = json.loads(capsys.readouterr().out)
-    config["preprocessing"]["value_range"] = [0, 1023]
     shutil.copytree(tmp_path / "plain", tmp_path / "ruled")
-    (tmp_path / "ruled/config.json").write_text(json.dumps(config), encoding="utf-8")
+    edit_config(tmp_path / "ruled", lambda tree: tree["preprocessing"].update(value_range=[0, 1023]))
     ruled = vitral.load(str(tmp_path / "ruled"))
     assert ruled.predict(image)[0]["predictions"] == said["predictions"]
     data = EvalData(path=str(root))

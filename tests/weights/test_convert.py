@@ -402,7 +402,7 @@ def test_names_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     same(load_model("owner/name@v2")[0], model)
     assert hub.asked == [("owner/name", "v2", ("*.json", "*.safetensors"))]
-    with pytest.raises(UserError, match=r"nor to be had from the hub\n.*401"):
+    with pytest.raises(UserError, match=r"the hub did not answer\n.*401"):
         load_model("owner/nameless")
     asked = len(hub.asked)
     Path("owner").mkdir()

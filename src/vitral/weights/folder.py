@@ -267,7 +267,7 @@ def _read_config(path: Path, *, verify: bool) -> tuple[FolderConfig, dict[str, s
         text = read_text(path / CONFIG, JSON_BYTES)
         tree = parse_json(text, where=where)
     except UserError as error:
-        raise DamagedFile("not readable", where=where, got=error) from None
+        raise DamagedFile(error.what, where=error.where or where) from None
     if not isinstance(tree, dict) or tree.get("format") != "vitral-model-1":
         got = tree.get("format") if isinstance(tree, dict) else type(tree).__name__
         raise UserError("not a Vitral model folder", where=where, got=got, wanted="format: vitral-model-1")
