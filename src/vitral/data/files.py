@@ -114,7 +114,7 @@ def _is_class(folder: Path, here: Sequence[Path]) -> bool:
 def some(names: Iterable[str], most: int = 10) -> str:
     """The first names, and how many more there are."""
     listed = list(names)
-    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most:,} more" if len(listed) > most else "")
 
 
 def class_map(labels: Iterable[str], wanted: Sequence[str] | None, where: str) -> dict[str, int]:
