@@ -49,6 +49,8 @@ def found(report: CheckReport) -> dict[str, str]:
         "X_train/a/cat X_train/a/dog X_test/a/cat X_test/a/dog",
         "train_images val_images",
         "fold0 fold1 fold2",
+        "00_train/cat 00_train/dog 01_val/cat 01_val/dog",
+        "train_v2/cat train_v2/dog test_v1/cat test_v1/dog",
         "fold0/cat fold0/dog fold1/cat fold1/dog",
         "2023/cat 2023/dog 2024/cat 2024/dog",
         "2023/0 2023/1 2024/0 2024/1",

@@ -47,7 +47,8 @@ def split_classes(classes: Sequence[str]) -> dict[str, str]:
         match = _SHORT_WORD.search(words) or _WORD.search(words)
         if match is not None:
             split = (_SHORT | _WORDS)[match[1]]
-            alike.setdefault(words[: match.start()] + "*" + words[match.end() :], {})[name] = split
+            others = re.sub("[0-9]+", "#", words[: match.start()] + "*" + words[match.end() :])
+            alike.setdefault(others, {})[name] = split
     found = {name: split for own in alike.values() if len(set(own.values())) > 1 for name, split in own.items()}
     if not found and len(classes) > 1 and all(_FOLD.fullmatch(name.casefold()) for name in classes):
         return dict.fromkeys(classes, "")
@@ -97,7 +98,7 @@ def _way(by_name: Mapping[str, str], inside: Mapping[str, _Inside], has_splits: 
     for name, split in by_name.items():
         if split:
             paths.setdefault(split, inside[name].path if name in inside and inside[name].path else name)
-    if "train" in paths and len(paths) > 1:
+    if "train" in paths and 1 < len(paths) == sum(map(bool, by_name.values())):
         listed = ", ".join(f"{split}: {path}" for split, path in paths.items())
         return f"if they are splits, a YAML file beside them reads them (data=FILE.yaml): splits: {{{listed}}}"
     if has_splits:
