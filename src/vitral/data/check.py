@@ -141,6 +141,10 @@ def _classes(dataset: Dataset) -> list[Finding]:
         found.append(
             finding("one-class", f"only one class has training images ({only})", [], classes=int((train_K > 0).sum()))
         )
+    hot_NK = dataset.splits["train"].labels_N
+    if hot_NK.ndim == 2 and len(hot_NK) > 1 and hot_NK.shape[1] > 1 and (hot_NK == hot_NK[0]).all():
+        text = f"every training image has the same labels ({some(_named(dataset, hot_NK[0])) or 'none'})"
+        found.append(finding("same-labels", text, [], images=len(hot_NK)))
     empty = _named(dataset, total_K == 0)
     if empty:
         found.append(finding("empty-class", f"no image of {some(empty)}", [], classes=len(empty)))

@@ -23,7 +23,7 @@ from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Labels, Split, fingerprint
 from vitral.data.decode import Decoding, decode, header
 from vitral.data.files import SPLIT_OF, asked_channels, class_map, hidden, indices, multi_hot, some
-from vitral.data.label_vectors import named, vector_width
+from vitral.data.label_vectors import named, text_vectors, vector_width
 from vitral.errors import UserError, nearest
 from vitral.optional import optional
 
@@ -315,7 +315,10 @@ def _without_vectors(
 ) -> tuple[dict[str, list[Any]], _Columns]:
     """Class names in place of multi-hot vectors, if the labels are such; lists of a ClassLabel only where they are as
     long as it has names."""
-    rows = [value for values in labels.values() for value in values] if columns.several else []
+    rows: list[Any] = [value for values in labels.values() for value in values]
+    if not columns.several:
+        are_names = not set(map(str, rows)) - set(config.classes or ())
+        rows = [] if are_names else text_vectors(rows) or []
     if not all(isinstance(row, list) for row in rows):
         return labels, columns
     if columns.names is not None and vector_width(rows) != len(columns.names):
@@ -324,7 +327,9 @@ def _without_vectors(
     if names is None:
         return labels, columns
     each = iter(names)
-    return {split: [next(each) for _ in values] for split, values in labels.items()}, columns._replace(names=None)
+    return {split: [next(each) for _ in values] for split, values in labels.items()}, columns._replace(
+        names=None, several=True
+    )
 
 
 def _class_map(labels: Mapping[str, list[Any]], columns: _Columns, config: DataConfig) -> dict[str, int]:
