@@ -20,14 +20,9 @@ from torch import Tensor
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Labels, Split, fingerprint, spaced
 from vitral.data.decode import GREY_MODES, PLUGINS, Decoding, Source, decode, header, readable_extensions
+from vitral.data.folder_words import SPLIT_FOLDERS
 from vitral.errors import UserError, shown
 
-SPLIT_FOLDERS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
-SPLIT_OF = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
 _HEADERS = 2000
 
 

@@ -22,7 +22,8 @@ from torch import Tensor
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Labels, Split, fingerprint
 from vitral.data.decode import Decoding, decode, header
-from vitral.data.files import SPLIT_OF, asked_channels, class_map, hidden, indices, multi_hot, some
+from vitral.data.files import asked_channels, class_map, hidden, indices, multi_hot, some
+from vitral.data.folder_words import SPLIT_OF, any_of
 from vitral.data.label_vectors import named, text_vectors, vector_width
 from vitral.errors import UserError, nearest
 from vitral.optional import optional
@@ -31,7 +32,7 @@ _BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 _LABEL_NAMES = ("label", "labels", "class", "cls", "target", "fine_label")
 _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
 _PATH_NAMES = ("path", "file", "filename", "file_name", "image_path")  # the names that a manifest's column may have
-_SPLIT = re.compile(r"(?:^|[/\\_.-])(train|validation|valid|val|test)(?=[/\\_.\-\d]|$)")
+_SPLIT = re.compile(rf"(?:^|[/\\_.-])({any_of(SPLIT_OF)})(?=[/\\_.\-\d]|$)")
 
 
 _RANGE = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")

@@ -8,25 +8,17 @@ from typing import NamedTuple
 
 from vitral.data.files import some
 from vitral.data.findings import Finding, Sample
+from vitral.data.folder_words import CONTAINERS, FOLDS, SPLIT_WORDS, any_of
 
-_WORDS = {
-    "train": "train", "training": "train", "trn": "train",
-    "val": "val", "valid": "val", "validation": "val", "dev": "val", "eval": "val", "evaluation": "val",
-    "test": "test", "testing": "test", "tst": "test", "holdout": "test", "heldout": "test",
-    "pred": "", "prediction": "", "predict": "",
-}  # fmt: skip
 # A word of these between other letters says nothing (restaurant); set, data and images may follow directly (testset).
-_WORD = re.compile(f"(?<![a-z])({'|'.join(sorted(_WORDS, key=len, reverse=True))})(?=set|data|images?|imgs?|[^a-z]|$)")
+_WORD = re.compile(f"(?<![a-z])({any_of(SPLIT_WORDS)})(?=set|data|images?|imgs?|[^a-z]|$)")
 _SHORT = {"tr": "train", "ts": "test"}  # behind one of these words alone (imagesTr); else codes of languages
 _SHORT_WORD = re.compile(f"(?<=images_|labels_)({'|'.join(_SHORT)})$")
-_FOLD = re.compile(r"(?:cv|folds?|splits?|partition|shard|chunk|subset)[ _.-]*(?:[0-9]+|[a-z])")
+_FOLD = re.compile(rf"(?:{FOLDS})[ _.-]*(?:[0-9]+|[a-z])")
 _NUMBERED_FOLD = re.compile(r"(?:cv|folds?)[ _.-]*[0-9]+")
 _YEAR = re.compile("(?:19|20)[0-9]{2}")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
-_BATCH = re.compile(
-    "(?:images?|imgs?|photos?|pics?|pictures?|data|files?|raw|jpe?g|png|batch|part|session|scan|series|set)"
-    "[ _.-]*[0-9]*"
-)
+_BATCH = re.compile(f"(?:{CONTAINERS})[ _.-]*[0-9]*")
 _SAME = 0.5  # of all folders inside the classes, that are inside every one of them
 _SHOWN = 5
 
@@ -46,7 +38,7 @@ def split_classes(classes: Sequence[str]) -> dict[str, str]:
         words = _CAMEL.sub("_", name).casefold()
         match = _SHORT_WORD.search(words) or _WORD.search(words)
         if match is not None:
-            split = (_SHORT | _WORDS)[match[1]]
+            split = (_SHORT | SPLIT_WORDS)[match[1]]
             others = re.sub("[0-9]+", "#", words[: match.start()] + "*" + words[match.end() :])
             alike.setdefault(others, {})[name] = split
     found = {name: split for own in alike.values() if len(set(own.values())) > 1 for name, split in own.items()}

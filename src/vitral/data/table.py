@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, fingerprint
 from vitral.data.decode import Decoding
-from vitral.data.files import SPLIT_OF, class_map, file_channels, file_split, indices, multi_hot, size_in_bytes, some
+from vitral.data.files import class_map, file_channels, file_split, indices, multi_hot, size_in_bytes, some
+from vitral.data.folder_words import SPLIT_OF
 from vitral.data.label_vectors import named, text_vectors
 from vitral.errors import UserError, nearest, plural
 from vitral.files import parse_json, read_text
