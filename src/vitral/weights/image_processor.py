@@ -46,17 +46,18 @@ def hf_looks(tree: Mapping[str, Any], where: str, notes: list[str]) -> Fields:
         if value and not key.startswith("do_") and key not in (*_READ, *_NEUTRAL, *_OTHERS, "interpolation"):
             notes.append(f"preprocessor_config.json: {key} is not known and not heeded: {str(value)[:40]}")
     looks = _normalization(tree, where)
-    resample, name = tree.get("resample"), tree.get("interpolation")
+    resample: Any = tree.get("resample")
+    name = tree.get("interpolation")
     if name is not None:
-        numbers = {f"{number}": number for number in _FILTERS} | {name: number for number, name in _FILTERS.items()}
-        found = numbers.get(str(name).lower())
+        by_name = {word: key for key, filter_ in _FILTERS.items() for word in (filter_, str(key))}
+        found = by_name.get(str(name).lower())
         if found is None or resample not in (None, found):
-            _refuse(where, "interpolation", name, _FILTERS.get(resample, ", ".join(_FILTERS.values())))
+            _refuse(where, "interpolation", name, ", ".join(_FILTERS.values()) + ", the same as resample")
         resample = found
     if resample is not None:
-        if isinstance(resample, bool | list | dict) or resample not in _FILTERS:
+        if not _is_number(resample) or resample not in _FILTERS:
             _refuse(where, "resample", resample, ", ".join(f"{n} ({name})" for n, name in _FILTERS.items()))
-        looks["interpolation"] = _FILTERS[resample]
+        looks["interpolation"] = _FILTERS[int(resample)]
     if tree.get("do_resize") is False:
         if tree.get("do_center_crop"):
             _refuse(where, "do_resize", False, "true: images are cut at the center after they are resized")
