@@ -97,7 +97,7 @@ def test_without_data_the_recorded_ones_are_used_from_anywhere(monkeypatch: pyte
     }
     whole = evaluate("../run", on("../pets"))
     assert (whole["split"], whole["count"]) == ("val", 2), "the same images by name: most of them were trained on"
-    write_colours(Path("others"), count=9)
+    write_colours(Path("others"), count=9, first=100)
     others = evaluate("../run", on("others"))
     assert (others["split"], others["count"]) == ("train", 18), "other data are taken as they are, nothing held out"
 
