@@ -17,6 +17,11 @@ from vitral.data.class_names import class_name_findings
         (("cat", "\ufeffcat"), {"alike-classes": "error"}),
         (("polar bear", "polar\u00a0bear", "owl"), {"alike-classes": "error"}),
         (("cat", "\uff43at"), {"alike-classes": "error"}),  # a full-width letter
+        (("\u2764", "\u2764\ufe0f"), {"alike-classes": "error"}),  # a variation selector
+        (("R", "\u211d"), {"alike-classes": "warning"}),  # signs that differ, though of one letter
+        (("1", "\u2460"), {"alike-classes": "warning"}),
+        (("m2", "m\u00b2"), {"alike-classes": "warning"}),
+        (("\uff71", "\u30a2"), {"alike-classes": "warning"}),
         (("Cat", "cat"), {"alike-classes": "warning"}),
         (("polar bear", "polar_bear"), {"alike-classes": "warning"}),
         (("A", "a", "B", "b"), {"alike-classes": "warning"}),

@@ -259,7 +259,8 @@ def test_the_hint_at_flat_files_survives_a_stray_text_file(tmp_path: Path) -> No
         "cat/@eaDir/0.png/SYNOPHOTO_THUMB_M.jpg", "cat/.AppleDouble/0.png", "cat/Thumbs.db", "__MACOSX/cat/._0.png",
         "cat/._0.png", "$RECYCLE.BIN/S-1/0.png", "lost+found/0.png", ".thumbnails/0.png", "#recycle/cat/0.png",
         "cat/@Recycle/0.png", "System Volume Information/0.png", "cat/.ipynb_checkpoints/0.png",
-        "cat/desktop.ini",
+        "cat/desktop.ini", "@appstore/0.png", "@sharebin/0.png", "cat/@SynoResource/0.png", "RECYCLED/0.png",
+        "FOUND.000/0.png",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("flat", [False, True])
@@ -274,6 +275,19 @@ def test_what_systems_put_beside_images_is_no_data(stray: str, flat: bool, tmp_p
     assert sum(len(split) for split in data.splits.values()) == 6
     assert data.classes == (("image",) if flat else ("cat", "dog"))
     assert data.notes == ()
+
+
+@pytest.mark.parametrize("name", ["thumbnails", "_thumbs", "Thumbs"])
+def test_thumbnails_beside_images_are_left_out_with_a_note(name: str, tmp_path: Path) -> None:
+    root = fill(tmp_path / "d")
+    write(root / "cat" / name / "0.png")
+    data = open_dataset(build(DataConfig, {"path": str(root)}), hold_out=False)
+    assert len(data.splits["train"]) == 6
+    assert data.notes == (f"ignored 1 folder(s) of thumbnails beside images ({name})",)
+    classes = fill(tmp_path / "signs")
+    (classes / "cat").rename(classes / "thumbs")
+    (classes / "dog").rename(classes / "recycled")
+    assert open_dataset(build(DataConfig, {"path": str(classes)}), hold_out=False).classes == ("recycled", "thumbs")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")

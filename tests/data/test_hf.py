@@ -15,7 +15,8 @@ from PIL import Image
 from vitral.config import build
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset
-from vitral.data.hf import find_shards
+from vitral.data.folder_words import SPLIT_OF
+from vitral.data.hf import _group, find_shards
 from vitral.data.sources import open_dataset
 from vitral.errors import UserError
 
@@ -164,3 +165,9 @@ def test_paths_in_parquet_are_relative_to_the_file(
     data = opened(tmp_path / "list.parquet")
     assert data.classes == ("cat", "dog")
     assert [int(data.splits["train"].read(index)[0, 0, 0]) for index in range(4)] == list(range(4))
+
+
+@pytest.mark.parametrize("word", sorted(SPLIT_OF))
+def test_shards_of_a_split_have_the_names_that_its_folders_may_have(word: str) -> None:
+    found = _group([Path(f"x/{word}-00000.parquet"), Path("x/train-1.parquet")], "x")
+    assert [path.name for path in found[SPLIT_OF[word]]][:1] == [f"{word}-00000.parquet"]

@@ -306,3 +306,72 @@ def test_training_keeps_the_rule_and_every_command_uses_it(tmp_path: Path) -> No
     assert np.abs(predictor.preprocess(image)[0].numpy() - exact).max() <= 0.5 / 255 + 1e-6
     assert evaluate(str(tmp_path / "run"))["count"] == 16
     assert evaluate(str(tmp_path / "run"), EvalOptions(data=EvalData(path=str(root))))["count"] == 16
+
+
+def test_one_extreme_sample_does_not_set_the_range(tmp_path: Path) -> None:
+    """A hot pixel in one image, and -9999 for no data in all of them."""
+    words = [RNG.integers(0, 1024, (8, 8)).astype(np.uint16) for _ in range(20)]
+    words[7][3, 3] = 65535
+    with pytest.raises(UserError, match=r"(?s)less than 16 of 255.*7\.tif has values from .* to 65535.*value_range="):
+        opened(folder(tmp_path / "hot", words))
+    assert opened(tmp_path / "hot", value_range=(0.0, 1023.0)).value_range == (0, 1023)
+    shares = [np.where(RNG.random((8, 8)) < 0.1, -9999, RNG.random((8, 8))).astype(np.float32) for _ in range(8)]
+    with pytest.raises(UserError, match=r"(?s)has values from -9999 to .*data\.value_range="):
+        opened(folder(tmp_path / "gaps", shares))
+    color = tmp_path / "color/train"
+    for number in range(4):
+        (color / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        image = RNG.integers(0, 1024, (6, 6, 3)).astype(np.uint16)
+        image[0, 0, 0] = 65535 if number == 0 else 5
+        png16(color / "ab"[number % 2] / f"{number}.png", image)
+    with pytest.raises(UserError, match=r"less than 16 of 255.*0\.png has values"):
+        opened(tmp_path / "color", val_fraction=0.5)
+
+
+def test_sets_with_dark_images_and_empty_areas_keep_their_range(tmp_path: Path) -> None:
+    """Black frames, masked backgrounds and many values alone are no extremes."""
+    words = [RNG.integers(0, 4096, (8, 8)).astype(np.uint16) for _ in range(6)]
+    words[1][:] = 0
+    words[2] = words[2] // 100
+    words[3][:7] = 0
+    assert opened(folder(tmp_path / "data", words)).value_range == (0, 4095)
+    assert opened(folder(tmp_path / "few", [RNG.integers(0, 9, (8, 8)).astype(np.uint16)] * 4)).value_range == (0, 255)
+
+
+@pytest.mark.parametrize("scale", [(0, 4095), (0, 255), (0, 65535), (-1024, 3071)])
+def test_floats_of_another_scale_than_the_model_are_refused(scale: tuple[float, float], tmp_path: Path) -> None:
+    share = RNG.random((6, 6)).astype(np.float32)
+    Image.fromarray(share).save(tmp_path / "a.tif")
+    rules = Decoding(value_range=scale, range_key="value_range")
+    with pytest.raises(UserError, match=r"less than 1/255 of value_range=.*set value_range=LOW,HIGH"):
+        decode(tmp_path / "a.tif", 1, rules=rules)
+    with pytest.raises(UserError, match="less than 1/255"):
+        as_image(share, 1, rules=rules)
+    assert len(as_image(np.zeros((6, 6), np.float32), 1, rules=rules).unique()) == 1  # black is black in any range
+
+
+def test_dark_integers_are_read_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    rules = Decoding(value_range=(0, 4090))  # used by no other test: noted once per range
+    assert not as_image(np.array([[0, 3], [5, 2]], np.uint16), 1, rules=rules).any()
+    assert "become black under data.value_range=0,4090" in caplog.text
+
+
+def test_floats_that_overshoot_by_rounding_are_clipped(tmp_path: Path) -> None:
+    values = np.array([[-1e-7, 0.5, 1.0000001]], np.float32)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    assert decode(tmp_path / "a.tif", 1).tolist() == [[[0, 128, 255]]]
+    with pytest.raises(UserError, match=r"floats outside of \[0,1\] \(values from 0 to 1\.1"):
+        as_image(np.array([[0, 1.1]], np.float32), 1)
+
+
+def test_12_bits_packed_say_what_white_is(tmp_path: Path) -> None:
+    words = np.array([[0, 1, 2048, 4000]], np.uint16)
+    path = tiff(tmp_path / "a.tif", words)
+    packed = bytes.fromhex("000001800fa0")
+    content = bytearray(path.read_bytes())
+    content[8:16] = packed + b"\0\0"
+    for tag, value in ((258, 12), (279, 6)):
+        at = content.index(struct.pack("<HHI", tag, 3 if tag == 258 else 4, 1))
+        content[at + 8 : at + 12] = struct.pack("<I", value)
+    path.write_bytes(content)
+    assert decode(path, 1).tolist() == [[np.rint(words[0] * 255.0 / 4095).tolist()]]

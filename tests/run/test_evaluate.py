@@ -19,8 +19,9 @@ from vitral.data.decode import decode
 from vitral.data.resize import Fit, fit_image
 from vitral.errors import UserError
 from vitral.run.config import load_config
+from vitral.run.embed import embeddings
 from vitral.run.evaluate import evaluate
-from vitral.run.options import EvalData, EvalOptions
+from vitral.run.options import EmbedOptions, EvalData, EvalOptions
 from vitral.run.outputs import write_predictions
 from vitral.run.train import run
 from vitral.weights.folder import load_config as load_config_of
@@ -96,7 +97,7 @@ def test_without_data_the_recorded_ones_are_used_from_anywhere(monkeypatch: pyte
     }
     whole = evaluate("../run", on("../pets"))
     assert (whole["split"], whole["count"]) == ("val", 2), "the same images by name: most of them were trained on"
-    write_colours(Path("others"), count=9)
+    write_colours(Path("others"), count=9, first=100)
     others = evaluate("../run", on("others"))
     assert (others["split"], others["count"]) == ("train", 18), "other data are taken as they are, nothing held out"
 
@@ -155,6 +156,31 @@ def test_the_validation_images_are_remembered_by_content(capsys: pytest.CaptureF
     assert evaluate("run")["count"] == 3
     Path("pets", held[2]).write_bytes(Path("pets", held[3]).read_bytes())  # another image under the old name
     assert evaluate("run")["count"] == 3
+
+
+def test_moved_and_changed_data_are_known_by_content(capsys: pytest.CaptureFixture[str]) -> None:
+    """A copy at another place, of which one image is gone, is still the training's; other images are not."""
+    write_colours(Path("pets"), count=20)
+    tiny_run("pets", "run")
+    first = evaluate("run")
+    held = {row.split(",")[0] for row in Path("run/predictions.csv").read_text(encoding="utf-8").splitlines()[1:]}
+    shutil.copytree("pets", "moved")
+    gone = next(
+        path for path in sorted(Path("moved").rglob("*.png")) if path.relative_to("moved").as_posix() not in held
+    )
+    gone.unlink()
+    again = evaluate("run", on("moved"))
+    assert (again["split"], again["count"]) == ("val", 4)
+    assert (again["loss"], again["confusion"]) == (pytest.approx(first["loss"], abs=1e-5), first["confusion"])
+    embedded = embeddings("run", None, EmbedOptions(data=EvalData(path="moved"), split="val"))[1]
+    assert {row.image for row in embedded} == held
+    write_colours(Path("others"), count=8, first=100)
+    capsys.readouterr()
+    assert evaluate("run", on("others"))["count"] == 16
+    assert "too good" not in capsys.readouterr().err
+    shutil.copy(gone.as_posix().replace("moved", "pets"), Path("others") / gone.parent.name / "old.png")
+    assert evaluate("run", on("others"))["count"] == 17
+    assert "the model was trained on 1 of 17 images: results are too good" in capsys.readouterr().err
 
 
 def test_without_memory_changed_data_are_not_divided_once_more() -> None:

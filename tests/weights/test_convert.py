@@ -327,6 +327,43 @@ def test_preprocessor_configs_of_transformers(tmp_path: Path, tree: dict[str, An
     assert (found.architecture.mean, found.architecture.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
 
+@pytest.mark.parametrize(
+    ("tree", "key"),
+    [
+        ({"keep_aspect_ratio": True}, "keep_aspect_ratio"),
+        ({"interpolation": "nearest"}, "interpolation"),
+        ({"interpolation": "bicubic", "resample": 2}, "interpolation"),
+        ({"resize_mode": "pad"}, "resize_mode"),
+        ({"image_color": "BGR"}, "image_color"),
+        ({"max_image_size": 100}, "max_image_size"),
+        ({"antialias": False}, "antialias"),
+        ({"rescale_factor": None}, "rescale_factor"),
+        ({"rescale_factor": "1/255"}, "rescale_factor"),
+        ({"image_mean": ["a"] * 3}, "image_mean"),
+        ({"image_mean": [None] * 3}, "image_mean"),
+        ({"image_mean": [0.1, 0.2]}, "mean"),
+        ([], "not a JSON object"),
+    ],
+)
+def test_preprocessor_configs_that_are_not_computed_name_the_key(tmp_path: Path, tree: Any, key: str) -> None:
+    save_file(small().state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(tree), encoding="utf-8")
+    with pytest.raises(UserError, match=rf"(?s){tmp_path.name}.*{key}"):
+        read_foreign(tmp_path)
+
+
+def test_preprocessor_keys_that_are_not_known_are_noted(tmp_path: Path) -> None:
+    save_file(small().state_dict(), tmp_path / "model.safetensors")
+    tree = {"interpolation": "lanczos", "size": 224, "default_to_square": False, "antialias": True, "some_step": 3}
+    tree |= {"processor_class": "X", "do_pad": False, "pad_size": None, "image_color": "RGB", "other_step": False}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(tree), encoding="utf-8")
+    found = read_foreign(tmp_path)
+    assert (found.config.preprocessing.interpolation, found.config.preprocessing.fit) == ("lanczos", "crop")
+    assert [note for note in found.notes if "_step" in note] == [
+        "preprocessor_config.json: some_step is not known and not heeded: 3"
+    ]
+
+
 def test_image_size_resizes_positions(tmp_path: Path) -> None:
     torch.save(small().state_dict(), tmp_path / "vit.pt")
     found = read_foreign(tmp_path / "vit.pt", ReadOptions(image_size=(24, 40)))

@@ -36,6 +36,8 @@ TRANSPOSE = {
 GRAY_WORDS = "gray words"  # in the info of an RGBA image: its bytes are gray and alpha of 16 bits, high bytes first
 _WORD: Range = (0, 65535)  # what an unsigned sample of 16 bits means by its format
 _LEAST_INSIDE = 0.01  # share of samples between black and white in a picture that is still one
+_SAMPLES = 4096  # of an image, that its quantiles are measured by
+_OVERSHOOT = 0.05  # of floats beyond [0,1], by rounding or filters, that is clipped
 _STRIPE = 1 << 18  # pixels that are computed with at once: a few MB
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 _VIA_RGB = frozenset({"LAB", "HSV"})  # Pillow takes these to RGB and to nothing else
@@ -51,7 +53,7 @@ _ORIENTED: dict[int, Callable[[Array], Array]] = {
 }
 
 log = logging.getLogger("vitral")
-_noted: set[Range] = set()
+_noted: set[tuple[Range, bool]] = set()
 
 
 class Decoding(NamedTuple):
@@ -90,11 +92,16 @@ def colour(text: str) -> Rgb:
 
 
 class Extent(NamedTuple):
-    """Least and largest sample of a picture of more than 8 bits, and whether its samples are floats."""
+    """Least and largest sample of a picture of more than 8 bits, and whether its samples are floats.
+
+    body: the 1 % and 99 % quantiles of the samples that are neither the least nor the largest (no-data values, hot
+    pixels); None where it is not measured or there are no such samples.
+    """
 
     low: float
     high: float
     is_float: bool
+    body: Range | None = None
 
 
 def to_uint8(
@@ -129,21 +136,39 @@ def to_uint8(
     return out_CHW
 
 
-def extent(image: Image.Image, low_bytes: Image.Image | None = None) -> Extent:
+def extent(image: Image.Image, low_bytes: Image.Image | None = None, *, with_body: bool = False) -> Extent:
     """Least and largest sample of a loaded image of more than 8 bits. Raises UserError for samples that are not
     finite."""
-    least, most = np.inf, -np.inf
+    least, most, some = np.inf, -np.inf, list[Array]()
     for values in _values(image, low_bytes):
         if not np.isfinite(values).all():
             raise UserError("holds values that are not finite (NaN or infinity)")
         least, most = min(least, float(values.min())), max(most, float(values.max()))
-    return Extent(least, most, image.mode == "F")
+        if with_body:
+            some.append(_spaced(values, image))
+    return Extent(least, most, image.mode == "F", _body(some, least, most))
 
 
 def extent_of_high_bytes(image: Image.Image) -> Extent:
-    """The same of 16-bit color by its high bytes alone: the largest is rounded up."""
-    highest = max(int(np.asarray(part)[..., :3].max()) for _, part, _ in _stripes(image, None))
-    return Extent(0, 256 * highest + 255, False)
+    """Return the same, with the body, of 16-bit color by its high bytes alone: the largest is rounded up."""
+    parts = [np.asarray(part)[..., :3] for _, part, _ in _stripes(image, None)]
+    highest = max(int(part.max()) for part in parts)
+    some = [256.0 * _spaced(part, image) for part in parts]
+    return Extent(0, 256 * highest + 255, False, _body(some, 0, 256 * highest))
+
+
+def _spaced(values: Array, image: Image.Image) -> Array:
+    """Evenly spaced samples of a part: about 4,096 of the whole image."""
+    return values.reshape(-1)[:: max(image.width * image.height // _SAMPLES, 1)]
+
+
+def _body(some: list[Array], least: float, most: float) -> Range | None:
+    values_N = np.concatenate(some) if some else np.empty(0)
+    values_N = values_N[(values_N > least) & (values_N < most)]
+    if not len(values_N):
+        return None
+    low, high = np.quantile(values_N, (0.01, 0.99)).tolist()
+    return low, high
 
 
 def deep_array(values: Array, rules: Decoding, name: str | None = None) -> Array:
@@ -152,14 +177,14 @@ def deep_array(values: Array, rules: Decoding, name: str | None = None) -> Array
         raise UserError("holds values that are not finite (NaN or infinity)", where=name)
     found = Extent(float(values.min()), float(values.max()), values.dtype.kind == "f")
     scale = rules.value_range or own_range(found, values.dtype == np.uint16, rules)
-    _check_fit(found, scale, float(_inside(values, scale).mean()), rules, name)
+    _check_fit(found, scale, lambda: float(_inside(values, scale).mean()), rules, name)
     return _scaled(values, scale)
 
 
 def own_range(found: Extent, is_word: bool, rules: Decoding = DEFAULT) -> Range:
     """What the format alone says is black and white; is_word: unsigned 16 bits. Raises UserError where the format says
     nothing, or something else than the picture."""
-    shown, key = f"values from {found.low:g} to {found.high:g}", rules.range_key
+    shown, key = f"values from {found.low:.9g} to {found.high:.9g}", rules.range_key
     if is_word:
         if 0 < found.high < 1 << 14:
             bits = max(int(found.high).bit_length(), 8)
@@ -169,7 +194,7 @@ def own_range(found: Extent, is_word: bool, rules: Decoding = DEFAULT) -> Range:
             )
         return _WORD
     if found.is_float:
-        if not 0 <= found.low <= found.high <= 1:
+        if not -_OVERSHOOT <= found.low <= found.high <= 1 + _OVERSHOOT:
             raise UserError(f"floats outside of [0,1] ({shown}). Set {key}=LOW,HIGH to the values of black and white")
         return 0, 1
     raise UserError(f"integers without a known range ({shown}). Set {key}=LOW,HIGH to the values of black and white")
@@ -221,10 +246,16 @@ def _scale_of(image: Image.Image, low_bytes: Image.Image | None, rules: Decoding
         return _WORD
     found = extent(image, low_bytes)
     is_word = low_bytes is not None or image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+    bits = _first(getattr(image, "tag_v2", {}).get(_BITS, 16))
+    if rules.value_range is None and image.mode.startswith("I;16") and 8 < bits < 16:  # packed: the file states it
+        return 0, (1 << bits) - 1
     scale = rules.value_range or own_range(found, is_word, rules)
-    if found.low < scale[0] or found.high > scale[1]:
+
+    def inside() -> float:
         counts = [(int(_inside(values, scale).sum()), values.size) for values in _values(image, low_bytes)]
-        _check_fit(found, scale, sum(n for n, _ in counts) / sum(n for _, n in counts), rules, name)
+        return sum(n for n, _ in counts) / sum(n for _, n in counts)
+
+    _check_fit(found, scale, inside, rules, name)
     return scale
 
 
@@ -232,19 +263,29 @@ def _inside(values: Array, scale: Range) -> Array:
     return (values > scale[0]) & (values < scale[1])
 
 
-def _check_fit(found: Extent, scale: Range, inside: float, rules: Decoding, name: str | None) -> None:
-    """Notes, once per range, that samples are clipped. Raises UserError where nearly all of them would be.
+def _check_fit(found: Extent, scale: Range, inside: Callable[[], float], rules: Decoding, name: str | None) -> None:
+    """Log a warning, once per range, for samples that are clipped, and for integers that all become black.
 
-    inside: share of the samples between low and high."""
+    Raises UserError where nearly all samples would be clipped, and for floats that all become one level: in [0,1]
+    beside a range of integers, or below the first of 255 levels. inside() is the share of the samples between low and
+    high.
+    """
     low, high = scale
-    if low <= found.low and found.high <= high:
-        return
-    shown, key = f"values from {found.low:g} to {found.high:g}", f"{rules.range_key}={low:g},{high:g}"
-    if inside < _LEAST_INSIDE:
+    shown, key = f"values from {found.low:.9g} to {found.high:.9g}", f"{rules.range_key}={low:g},{high:g}"
+    is_black = low <= found.low < found.high < low + (high - low) / 255
+    is_share = found.is_float and 0 <= found.low < found.high <= 1 and high - low >= 255
+    if found.is_float and (is_black or is_share):
+        raise UserError(
+            f"{shown} use less than 1/255 of {key}: they would become one gray level. Scale them like the training "
+            f"images, or set {rules.range_key}=LOW,HIGH to the values of black and white"
+        )
+    is_clipped = found.low < low or found.high > high
+    if is_clipped and inside() < _LEAST_INSIDE:
         raise UserError(f"{shown} do not fit {key}: nearly all of them would become black or white")
-    if scale not in _noted:
-        _noted.add(scale)
-        log.warning("%s: %s are clipped to %s (noted once, for the first image)", name or "image", shown, key)
+    if (is_clipped or is_black) and (scale, is_black) not in _noted:
+        _noted.add((scale, is_black))
+        what = f"become black under {key}" if is_black else f"are clipped to {key}"
+        log.warning("%s: %s %s (noted once, for the first image)", name or "image", shown, what)
 
 
 def _scaled(values: Array, scale: Range) -> Array:

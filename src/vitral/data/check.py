@@ -18,6 +18,7 @@ from vitral.data.class_names import class_name_findings
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, fingerprint
 from vitral.data.duplicates import MOST, Array, duplicate_findings, finding
+from vitral.data.files import some
 from vitral.data.findings import CheckReport, Finding, Sample, in_order
 from vitral.data.label_names import disagreements, flat_folders, joined_labels, shared_labels
 from vitral.data.scan import Scan, scan
@@ -35,7 +36,6 @@ MIXED = 0.25  # share of the rarer of grey and coloured images up to which they 
 FEW_NAMES = 0.01  # share of the images up to which names against labels are a warning: as many are wrong in public sets
 SHIFT = 1.0  # of the data's mean after the checkpoint's normalisation
 SPREAD = (0.4, 2.5)  # of the data's standard deviation after it
-_SHOWN = 10
 
 
 def check_dataset(
@@ -141,11 +141,15 @@ def _classes(dataset: Dataset) -> list[Finding]:
         found.append(
             finding("one-class", f"only one class has training images ({only})", [], classes=int((train_K > 0).sum()))
         )
+    hot_NK = dataset.splits["train"].labels_N
+    if hot_NK.ndim == 2 and len(hot_NK) > 1 and hot_NK.shape[1] > 1 and (hot_NK == hot_NK[0]).all():
+        text = f"every training image has the same labels ({some(_named(dataset, hot_NK[0])) or 'none'})"
+        found.append(finding("same-labels", text, [], images=len(hot_NK)))
     empty = _named(dataset, total_K == 0)
     if empty:
-        found.append(finding("empty-class", f"no image of {_some(empty)}", [], classes=len(empty)))
+        found.append(finding("empty-class", f"no image of {some(empty)}", [], classes=len(empty)))
     apart = [
-        f"{name} has none of {_some(_named(dataset, (count_K == 0) & (total_K > 0)))}"
+        f"{name} has none of {some(_named(dataset, (count_K == 0) & (total_K > 0)))}"
         for name, count_K in counts.items()
         if ((count_K == 0) & (total_K > 0)).any()
     ]
@@ -156,7 +160,7 @@ def _classes(dataset: Dataset) -> list[Finding]:
     few = _named(dataset, (train_K > 0) & (train_K < FEW))
     if few:
         has = "class has" if len(few) == 1 else "classes have"
-        text = f"{len(few):,} {has} fewer than {FEW} training images: {_some(few)}"
+        text = f"{len(few):,} {has} fewer than {FEW} training images: {some(few)}"
         found.append(finding("small-class", text, [], classes=len(few)))
     present_K = train_K[train_K > 0]
     if len(present_K) > 1 and present_K.max() >= IMBALANCE * present_K.min():
@@ -175,7 +179,7 @@ def _left_out(dataset: Dataset) -> list[Finding]:
     """Folders with images that no split is made of."""
     if not dataset.left_out:
         return []
-    listed = _some([f"{name} ({plural(count, 'image')})" for name, count in dataset.left_out.items()])
+    listed = some([f"{name} ({plural(count, 'image')})" for name, count in dataset.left_out.items()])
     text = f"folders beside {', '.join(dataset.splits)} are not read: {listed}"
     return [finding("left-out", text, [], folders=len(dataset.left_out), images=sum(dataset.left_out.values()))]
 
@@ -190,22 +194,22 @@ def _names(dataset: Dataset, samples: list[Sample], labels: list[tuple[str, ...]
         by_class.setdefault(sample.label, []).append(sample)
     for name, said in flat_folders(by_class).items():
         text = (
-            f"the class {name} is a folder of files named after {len(said):,} labels ({_some(list(said))}): "
+            f"the class {name} is a folder of files named after {len(said):,} labels ({some(list(said))}): "
             "data.source=filename reads these"
         )
         found.append(finding("flat-folder", text, [by_class[name][:1]], labels=len(said), images=len(by_class[name])))
+    if not found:
+        found += split_findings(dataset.classes, by_class, is_divided=len(dataset.splits) > 1)
     shared = shared_labels(by_class)
     if shared and not found:
         text = (
-            f"the files of every class are named after the same {len(shared):,} labels ({_some(shared)}): if these are "
+            f"the files of every class are named after the same {len(shared):,} labels ({some(shared)}): if these are "
             "the classes, data.source=filename reads them"
         )
         found.append(Finding("flat-folder", "warning", text, (), {"labels": len(shared)}))
-    if not found:
-        found += split_findings(dataset.classes, by_class)
     for separator, joined in joined_labels(dataset.classes).items():
         text = (
-            f"{len(joined):,} class {'name is' if len(joined) == 1 else 'names are'} several in one ({_some(joined)}): "
+            f"{len(joined):,} class {'name is' if len(joined) == 1 else 'names are'} several in one ({some(joined)}): "
             f"data.label_separator={separator!r} reads them as several labels an image"
         )
         found.append(finding("label-separator", text, [], classes=len(joined)))
@@ -322,10 +326,6 @@ def _flags(scans: dict[str, Scan], flag: Any) -> list[int]:
 
 def _named(dataset: Dataset, mask_K: Array) -> list[str]:
     return [name for name, chosen in zip(dataset.classes, mask_K.tolist(), strict=True) if chosen]
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -12,20 +12,22 @@ _BETWEEN = re.compile(r"(?<=[^\W\d])[\s_\-.]+(?=\w)")  # words, but not digits: 
 # What programs write for a value that is not there; the first kind is never a name, the second may be one (no defect).
 _MISSING = frozenset({"nan", "<na>", "nat", "#n/a", "n/a", "#null!", "#value!", "#ref!", "\\n"})
 _PERHAPS = frozenset({"na", "none", "null", "nil", "undefined", "?", "-"})
+_FULL_WIDTH = {0xFF01 + place: 0x21 + place for place in range(0x5E)}  # to ASCII
 _SHOWN = 5
 
 
 def class_name_findings(classes: Sequence[str]) -> list[Finding]:
-    """`alike-classes`: names that look the same in print (accents in one sign or two, letters of another width, signs
-    without width, other spaces); a warning where they differ by case or by spaces, `_`, `-` and `.` alone. And
-    `missing-label`: nan, N/A and -1 beside numbers; a warning for words that may be names (none, NA)."""
+    """Return `alike-classes`: names that look the same in print (accents in one sign or two, Latin letters of another
+    width, signs without width, other spaces); a warning where they differ by case, by spaces, `_`, `-` and `.`, or by
+    the form of a sign (m2 and m²) alone. And `missing-label`: nan, N/A and -1 beside numbers; a warning
+    for words that may be names (none, NA)."""
     found: list[Finding] = []
     same = _groups(classes, _looks)
     if same:
         found.append(_alike("error", same, "look the same and are different text"))
     near = [group for group in _groups(classes, _folded) if len({_looks(name) for name in group}) > 1]
     if near:
-        found.append(_alike("warning", near, "differ only by case, spaces or punctuation"))
+        found.append(_alike("warning", near, "differ only by case, spaces, punctuation or form"))
     return [*found, *_missing(classes)]
 
 
@@ -37,13 +39,18 @@ def _groups(classes: Sequence[str], key: Callable[[str], str]) -> list[list[str]
 
 
 def _looks(name: str) -> str:
-    """What is seen of a name: signs without width removed, one form of each accent, one kind of space."""
-    seen = (sign for sign in unicodedata.normalize("NFKC", name) if unicodedata.category(sign) not in ("Cf", "Cc"))
-    return " ".join("".join(seen).split())
+    """Return what is seen of a name: signs without width removed, one form of each accent, Latin letters of one width,
+    one kind of space."""
+    seen = (sign for sign in unicodedata.normalize("NFC", name) if not _is_unseen(sign))
+    return " ".join("".join(seen).translate(_FULL_WIDTH).split())
+
+
+def _is_unseen(sign: str) -> bool:
+    return unicodedata.category(sign) in ("Cf", "Cc") or "VARIATION SELECTOR" in unicodedata.name(sign, "")
 
 
 def _folded(name: str) -> str:
-    return _BETWEEN.sub(" ", _looks(name).casefold())
+    return _BETWEEN.sub(" ", unicodedata.normalize("NFKC", _looks(name)).casefold())
 
 
 def _alike(severity: Severity, groups: Sequence[Sequence[str]], what: str) -> Finding:

@@ -156,9 +156,9 @@ def sample_extent(source: Source, *, name: str | None = None, rules: Decoding = 
             is_color, rawmode = image.mode not in DEEP_MODES, _rawmode(image)
             image.load()
             if not is_color:
-                return None if image.mode == "I" and image.format == "PPM" else extent(image)
+                return None if image.mode == "I" and image.format == "PPM" else extent(image, with_body=True)
             found = extent_of_high_bytes(image)
-            return found if found.high > 255 else extent(image, _low_bytes(source, rawmode))
+            return found if found.high > 255 else extent(image, _low_bytes(source, rawmode), with_body=True)
     except UserError as error:
         raise UserError(error.what, where=name or _label(source)) from None
     except Exception as error:  # as in decode

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from vitral.data.config import DataConfig
 from vitral.data.dataset import SPLITS, Dataset
-from vitral.data.files import SPLIT_OF, LabelledFile, files_dataset, hidden, is_image, some, split_folders, walk
+from vitral.data.files import LabelledFile, files_dataset, hidden, is_image, some, split_folders, walk
+from vitral.data.folder_words import SPLIT_OF
 from vitral.errors import UserError, shown
 
 # label_index.ext, where the label may hold underscores; cat-7.png and cat.7.png too.

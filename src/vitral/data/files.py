@@ -6,6 +6,7 @@ Shape letters: N samples, K classes, C channels, H height, W width.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,32 +20,30 @@ from torch import Tensor
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Labels, Split, fingerprint, spaced
 from vitral.data.decode import GREY_MODES, PLUGINS, Decoding, Source, decode, header, readable_extensions
+from vitral.data.folder_words import SPLIT_FOLDERS
 from vitral.errors import UserError, shown
 
-SPLIT_FOLDERS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
-SPLIT_OF = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
 _HEADERS = 2000
 
 
 # Folders and files that systems put beside a user's: thumbnails and metadata of storage servers (Synology, QNAP,
 # NetApp), waste baskets, and what archives made on a Mac or on Windows bring along.
 _SYSTEM = frozenset({
-    "__macosx", "@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "~snapshot",
-    "$recycle.bin", "recycler", "system volume information", "lost+found", "network trash folder", "temporary items",
-    "thumbs.db", "thumbs.db:encryptable", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "__pycache__",
+    "__macosx", "@eadir", "@tmp", "@recycle", "@recently-snapshot", "@appstore", "@sharebin", "@synoresource",
+    "#recycle", "#snapshot", "~snapshot", "$recycle.bin", "recycler", "system volume information", "lost+found",
+    "network trash folder", "temporary items", "thumbs.db", "thumbs.db:encryptable", "ehthumbs.db", "ehthumbs_vista.db",
+    "desktop.ini", "icon\r", "__pycache__",
 })  # fmt: skip
 _SYSTEM_START = (".", "~$", "synofile_thumb", "synophoto_thumb")
+_CAPITAL = re.compile(r"RECYCLED|FOUND\.[0-9]{3}")  # of FAT volumes; in small letters a class (recycled)
+_THUMBNAILS = frozenset({"_thumbs", "thumbs", "thumbnails", "_thumbnails"})  # beside images, else names like others
 
 
 def hidden(name: str) -> bool:
     """Whether a file or folder is none of the data's: a hidden one, or thumbnails, metadata and waste that a system
     keeps beside them."""
     lower = name.lower()
-    return lower.startswith(_SYSTEM_START) or lower in _SYSTEM
+    return lower.startswith(_SYSTEM_START) or lower in _SYSTEM or _CAPITAL.fullmatch(name) is not None
 
 
 def is_image(path: str) -> bool:
@@ -68,7 +67,9 @@ def walk(folder: Path, ignored: Counter[str], above: frozenset[str] = frozenset(
         for entry in entries:
             if hidden(entry.name):
                 continue
-            if entry.is_dir():
+            if entry.is_dir() and entry.name.lower() in _THUMBNAILS and _has_images(folder):
+                ignored[f"folder(s) of thumbnails beside images ({entry.name})"] += 1
+            elif entry.is_dir():
                 if not entry.is_symlink() or os.path.realpath(entry.path) not in above:
                     yield from walk(Path(entry.path), ignored, above)
             elif not entry.is_file() and os.path.exists(entry.path):
@@ -78,6 +79,12 @@ def walk(folder: Path, ignored: Counter[str], above: frozenset[str] = frozenset(
             else:
                 ending = os.path.splitext(entry.name)[1].lower() or "nothing"
                 ignored[f"file(s) that end in {ending}, no image format"] += 1
+
+
+def _has_images(folder: Path) -> bool:
+    """Whether images lie in a folder itself."""
+    with os.scandir(folder) as entries:
+        return any(not hidden(entry.name) and entry.is_file() and is_image(entry.path) for entry in entries)
 
 
 def size_in_bytes(path: str) -> int:
@@ -114,7 +121,7 @@ def _is_class(folder: Path, here: Sequence[Path]) -> bool:
 def some(names: Iterable[str], most: int = 10) -> str:
     """The first names, and how many more there are."""
     listed = list(names)
-    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most:,} more" if len(listed) > most else "")
 
 
 def class_map(labels: Iterable[str], wanted: Sequence[str] | None, where: str) -> dict[str, int]:

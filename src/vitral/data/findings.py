@@ -14,6 +14,7 @@ Severity = Literal["error", "warning"]
 CODES: dict[str, tuple[Severity, str]] = {
     "layout": ("error", "data that cannot be opened as they are laid out, or no images"),
     "one-class": ("error", "only one class has training images"),
+    "same-labels": ("error", "data of several labels per image in which every training image has the same ones"),
     "empty-class": ("error", "a class without a single image"),
     "split-classes": ("error", "splits that do not hold the same classes"),
     "alike-classes": ("error", "class names that look the same, or differ by case or punctuation alone (a warning)"),

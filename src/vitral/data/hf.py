@@ -22,8 +22,9 @@ from torch import Tensor
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Labels, Split, fingerprint
 from vitral.data.decode import Decoding, decode, header
-from vitral.data.files import SPLIT_OF, asked_channels, class_map, hidden, indices, multi_hot, some
-from vitral.data.label_vectors import named, vector_width
+from vitral.data.files import asked_channels, class_map, hidden, indices, multi_hot, some
+from vitral.data.folder_words import SPLIT_OF, any_of
+from vitral.data.label_vectors import named, text_vectors, vector_width
 from vitral.errors import UserError, nearest
 from vitral.optional import optional
 
@@ -31,7 +32,7 @@ _BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 _LABEL_NAMES = ("label", "labels", "class", "cls", "target", "fine_label")
 _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
 _PATH_NAMES = ("path", "file", "filename", "file_name", "image_path")  # the names that a manifest's column may have
-_SPLIT = re.compile(r"(?:^|[/\\_.-])(train|validation|valid|val|test)(?=[/\\_.\-\d]|$)")
+_SPLIT = re.compile(rf"(?:^|[/\\_.-])({any_of(SPLIT_OF)})(?=[/\\_.\-\d]|$)")
 
 
 _RANGE = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
@@ -315,7 +316,10 @@ def _without_vectors(
 ) -> tuple[dict[str, list[Any]], _Columns]:
     """Class names in place of multi-hot vectors, if the labels are such; lists of a ClassLabel only where they are as
     long as it has names."""
-    rows = [value for values in labels.values() for value in values] if columns.several else []
+    rows: list[Any] = [value for values in labels.values() for value in values]
+    if not columns.several:
+        are_names = not set(map(str, rows)) - set(config.classes or ())
+        rows = [] if are_names else text_vectors(rows) or []
     if not all(isinstance(row, list) for row in rows):
         return labels, columns
     if columns.names is not None and vector_width(rows) != len(columns.names):
@@ -324,7 +328,9 @@ def _without_vectors(
     if names is None:
         return labels, columns
     each = iter(names)
-    return {split: [next(each) for _ in values] for split, values in labels.items()}, columns._replace(names=None)
+    return {split: [next(each) for _ in values] for split, values in labels.items()}, columns._replace(
+        names=None, several=True
+    )
 
 
 def _class_map(labels: Mapping[str, list[Any]], columns: _Columns, config: DataConfig) -> dict[str, int]:

@@ -10,12 +10,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from vitral.data.findings import Sample
+from vitral.data.folder_words import CONTAINERS, FOLDS, SPLIT_OF, SPLIT_WORDS, any_of
 
 # A class of this name, perhaps with a number, is more likely a folder of all classes than a class.
-_CONTAINER = re.compile(
-    "(?:train|training|test|testing|val|valid|validation|eval|dev|images?|imgs?|data|dataset|photos?|pictures?|pics?|files?|"
-    "all|raw|jpe?g|png|batch|part|chunk|shard|fold|folder|set|split|session|volume)[ _-]?[0-9]*"
-)
+_CONTAINER = re.compile(f"(?:{any_of(SPLIT_WORDS)}|{FOLDS}|{CONTAINERS})[ _-]?[0-9]*")
 _SEPARATORS = (";", "|", ",")
 # What cameras, phones and programs call their files: no labels.
 _MACHINE = frozenset({
@@ -23,7 +21,6 @@ _MACHINE = frozenset({
     "screenshot", "scan", "file", "sample",
 })  # fmt: skip
 _NUMBERED = re.compile(r"(?P<label>.*?[^\W\d_].*?)[ _\-.]*\d+")
-_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 
 
 def flat_folders(samples_by_class: Mapping[str, Sequence[Sample]]) -> dict[str, dict[str, int]]:
@@ -137,7 +134,7 @@ class _Evidence:
 
 def _folders(name: str, names: Mapping[str, str]) -> frozenset[str]:
     """Classes that the folders above a file are named after."""
-    parts = (_plain(part) for part in name.split("/")[:-1] if part.lower() not in _SPLITS)
+    parts = (_plain(part) for part in name.split("/")[:-1] if part.lower() not in SPLIT_OF)
     return frozenset(names[part] for part in parts if part in names)
 
 

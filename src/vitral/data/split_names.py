@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from vitral.data.files import some
 from vitral.data.findings import Finding, Sample
+from vitral.data.folder_words import CONTAINERS, FOLDS, SPLIT_WORDS, any_of
 
-_WORDS = {
-    "train": "train", "training": "train", "trn": "train", "tr": "train",
-    "val": "val", "valid": "val", "validation": "val", "dev": "val", "eval": "val", "evaluation": "val",
-    "test": "test", "testing": "test", "tst": "test", "ts": "test", "holdout": "test", "heldout": "test",
-    "pred": "", "prediction": "", "predict": "",
-}  # fmt: skip
 # A word of these between other letters says nothing (restaurant); set, data and images may follow directly (testset).
-_WORD = re.compile(f"(?<![a-z])({'|'.join(sorted(_WORDS, key=len, reverse=True))})(?=set|data|images?|imgs?|[^a-z]|$)")
-_FOLD = re.compile(
-    r"(?:cv|folds?|splits?|partition|shard|chunk|subset)[ _.-]*(?:[0-9]+|[a-z])|[0-9]+[ _-]?(?:st|nd|rd|th)?[ _-]?fold"
-)
+_WORD = re.compile(f"(?<![a-z])({any_of(SPLIT_WORDS)})(?=set|data|images?|imgs?|[^a-z]|$)")
+_SHORT = {"tr": "train", "ts": "test"}  # behind one of these words alone (imagesTr); else codes of languages
+_SHORT_WORD = re.compile(f"(?<=images_|labels_)({'|'.join(_SHORT)})$")
+_FOLD = re.compile(rf"(?:{FOLDS})[ _.-]*(?:[0-9]+|[a-z])")
+_NUMBERED_FOLD = re.compile(r"(?:cv|folds?)[ _.-]*[0-9]+")
+_YEAR = re.compile("(?:19|20)[0-9]{2}")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
-_PLAIN = re.compile(
-    "(?:images?|imgs?|photos?|pics?|pictures?|data|files?|raw|jpe?g|png|batch|part|session|scan|series|set)?"
-    "[ _.-]*[0-9]*"
-)
+_BATCH = re.compile(f"(?:{CONTAINERS})[ _.-]*[0-9]*")
 _SAME = 0.5  # of all folders inside the classes, that are inside every one of them
 _SHOWN = 5
 
@@ -41,53 +36,64 @@ def split_classes(classes: Sequence[str]) -> dict[str, str]:
     alike: dict[str, dict[str, str]] = {}
     for name in classes:
         words = _CAMEL.sub("_", name).casefold()
-        match = _WORD.search(words)
+        match = _SHORT_WORD.search(words) or _WORD.search(words)
         if match is not None:
-            alike.setdefault(words[: match.start()] + "*" + words[match.end() :], {})[name] = _WORDS[match[1]]
+            split = (_SHORT | SPLIT_WORDS)[match[1]]
+            others = re.sub("[0-9]+", "#", words[: match.start()] + "*" + words[match.end() :])
+            alike.setdefault(others, {})[name] = split
     found = {name: split for own in alike.values() if len(set(own.values())) > 1 for name, split in own.items()}
     if not found and len(classes) > 1 and all(_FOLD.fullmatch(name.casefold()) for name in classes):
         return dict.fromkeys(classes, "")
     return found
 
 
-def split_findings(classes: Sequence[str], samples_by_class: Mapping[str, Sequence[Sample]]) -> list[Finding]:
-    """The finding `split-names` for classes that are named like splits, or whose folders all hold the same folders.
+def split_findings(
+    classes: Sequence[str], samples_by_class: Mapping[str, Sequence[Sample]], *, is_divided: bool = False
+) -> list[Finding]:
+    """Return the finding `split-names` for classes that are named like splits, or whose folders all hold the same
+    folders.
 
-    Folders with numbers or names of containers inside (cat/001, dog/001) are a warning, where the classes' own names
-    say nothing: they are as often sessions or devices as classes.
+    An error where a name says train, where numbered folds, years or batches hold the same folders, and where names of
+    splits are what every class holds (cat/train, cat/test). Otherwise a warning: the shared folders of cat/day and
+    dog/day are views, patients or devices as often as classes. is_divided: the data have several splits already, in
+    which shared folders say nothing.
     """
     inside = {name: _inside(name, samples) for name, samples in samples_by_class.items()}
     nested = {name: own for name, own in inside.items() if len(own.folders) > 1}
     shared = frozenset[str]()
     most = sum(len(samples_by_class[name]) for name in nested) * 2 > sum(map(len, samples_by_class.values()))
-    if len(nested) > 1 and most:
+    if len(nested) > 1 and most and not is_divided:
         shared = frozenset.intersection(*(own.folders for own in nested.values()))
         together = frozenset.union(*(own.folders for own in nested.values()))
         shared = shared if len(shared) > 1 and len(shared) >= _SAME * len(together) else frozenset()
-    by_name = split_classes(classes)
+    by_name, splits_inside = split_classes(classes), split_classes(sorted(shared))
     if not by_name and not shared:
         return []
     if by_name:
         text = f"the classes {_some(by_name)} are named like splits of one set"
+        is_sure = bool(shared) or "train" in by_name.values() or _all(_NUMBERED_FOLD, by_name)
     else:
         text = f"the class folders {_some(nested)} all hold the same folders ({_some(shared)})"
-    telling = bool(by_name) or all(_PLAIN.fullmatch(name.casefold()) for name in nested)
-    plain = all(_PLAIN.fullmatch(name.casefold()) for name in shared)
-    severity = "warning" if plain and not telling else "error"
+        is_sure = "train" in splits_inside.values() or _all(_YEAR, nested) or _all(_BATCH, nested)
     numbers = {"classes": len(by_name or nested), "folders": len(shared)}
-    return [Finding("split-names", severity, f"{text}: {_way(by_name, inside, shared)}", (), numbers)]
+    way = _way(by_name, inside, bool(splits_inside))
+    return [Finding("split-names", "error" if is_sure else "warning", f"{text}: {way}", (), numbers)]
 
 
-def _way(by_name: Mapping[str, str], inside: Mapping[str, _Inside], shared: frozenset[str]) -> str:
+def _all(pattern: re.Pattern[str], names: Iterable[str]) -> bool:
+    return all(pattern.fullmatch(name.casefold()) for name in names)
+
+
+def _way(by_name: Mapping[str, str], inside: Mapping[str, _Inside], has_splits: bool) -> str:
     """What to do instead."""
     paths: dict[str, str] = {}
     for name, split in by_name.items():
         if split:
             paths.setdefault(split, inside[name].path if name in inside and inside[name].path else name)
-    if "train" in paths and len(paths) > 1:
+    if "train" in paths and 1 < len(paths) == sum(map(bool, by_name.values())):
         listed = ", ".join(f"{split}: {path}" for split, path in paths.items())
         return f"if they are splits, a YAML file beside them reads them (data=FILE.yaml): splits: {{{listed}}}"
-    if shared and all(_WORD.search(name.casefold()) for name in shared):
+    if has_splits:
         return "splits belong above the classes (train/CLASS, val/CLASS, test/CLASS)"
     return (
         "if the folders inside are the classes, move these below train/ and val/ or test/, or pass one folder as data"
@@ -110,6 +116,5 @@ def _inside(label: str, samples: Sequence[Sample]) -> _Inside:
     return _Inside("/".join(path), frozenset(parts[0] for parts in below if len(parts) > 1))
 
 
-def _some(names: Mapping[str, object] | frozenset[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:_SHOWN]) + (f" and {len(listed) - _SHOWN:,} more" if len(listed) > _SHOWN else "")
+def _some(names: Iterable[str]) -> str:
+    return some(sorted(names), _SHOWN)

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, fingerprint
 from vitral.data.decode import Decoding
-from vitral.data.files import SPLIT_OF, class_map, file_channels, file_split, indices, multi_hot, size_in_bytes, some
-from vitral.data.label_vectors import named
+from vitral.data.files import class_map, file_channels, file_split, indices, multi_hot, size_in_bytes, some
+from vitral.data.folder_words import SPLIT_OF
+from vitral.data.label_vectors import named, text_vectors
 from vitral.errors import UserError, nearest, plural
 from vitral.files import parse_json, read_text
 
@@ -62,9 +63,8 @@ def open_table(config: DataConfig) -> Dataset:
     if not records:
         raise UserError("no rows", where=str(path))
     columns = _columns([record for _, record in records[:100]], config, path)
+    records = _without_vectors(records, columns.label, config, path)
     several = config.label_separator is not None or any(isinstance(r.get(columns.label), list) for _, r in records)
-    if several:
-        records = _without_vectors(records, columns.label, config, path)
     rows = [_row(line, record, columns, config, several, path) for line, record in records]
     _refuse_twice(rows, path)
     sizes = [size_in_bytes(os.path.join(path.parent, row.path)) for row in rows]
@@ -223,6 +223,8 @@ def _without_vectors(
     separator = config.label_separator
     values: list[Any] = [record.get(label) for _, record in records]
     lists = [value.split(separator) if isinstance(value, str) and separator else value for value in values]
+    if set(map(str, lists)) - set(config.classes or ()):  # not the names themselves
+        lists = text_vectors(lists) or lists
     names = named(lists, config.classes, f"{path}: {label}") if all(isinstance(each, list) for each in lists) else None
     if names is None:
         return list(records)

@@ -7,6 +7,7 @@ and the least and largest sample of one image are not those of the next.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ _HEADERS = 2000
 _CONVENTIONS = (1, 255, 65535)  # where floats usually end
 _USED = 4  # a convention counts if the largest sample is above this part of it
 _LEVELS = 255
+_FEWEST = 16  # gray levels that the bulk of all samples has to fill
 
 
 def find_value_range(dataset: Dataset, config: DataConfig) -> Range | None:
@@ -32,7 +34,8 @@ def find_value_range(dataset: Dataset, config: DataConfig) -> Range | None:
     Integers from 0 on: to 2^bits - 1, with the bits that the largest sample needs, at least 8. Floats from 0 on: to 1,
     255 or 65535 if the largest sample is in its upper three quarters, else to the largest. With negative samples: from
     the least to the largest. Images that can't be read don't count. Raises UserError where integers and floats are
-    mixed, and where the range of all leaves less than one gray level to a float image.
+    mixed, where the range of all leaves less than one gray level to a float image, and where extreme samples make the
+    range so wide that the others fill less than 16 gray levels.
     """
     if not any(_has_deep(split) for split in dataset.splits.values()):
         return None
@@ -42,7 +45,13 @@ def find_value_range(dataset: Dataset, config: DataConfig) -> Range | None:
 
 
 def range_of(extents: dict[str, Extent], where: str | None) -> Range:
-    """The same of images whose extents are known, by name."""
+    """Return the same of images whose extents are known, by name."""
+    scale = _range_of(extents, where)
+    _refuse_few_levels(extents, scale, where)
+    return scale
+
+
+def _range_of(extents: dict[str, Extent], where: str | None) -> Range:
     floats = [name for name, found in extents.items() if found.is_float]
     if 0 < len(floats) < len(extents):
         other = next(name for name in extents if name not in set(floats))
@@ -68,6 +77,30 @@ def range_of(extents: dict[str, Extent], where: str | None) -> Range:
     return 0, top
 
 
+def _refuse_few_levels(extents: dict[str, Extent], scale: Range, where: str | None) -> None:
+    """Raise UserError where a few extreme samples (a hot pixel, -9999 for no data) make the range so wide that the
+    others fill less than 16 of 255 gray levels. The outermost tenth of the images at either end counts as extreme."""
+    low, high = scale
+    if high - low <= _LEVELS and not any(found.is_float for found in extents.values()):
+        return  # a level of its own for each integer
+    bodies = [found.body or (found.low, found.high) for found in extents.values() if found.high > found.low]
+    if not bodies:
+        return
+    cut = math.ceil(len(bodies) / 10) if len(bodies) > 3 else 0
+    least = sorted(body[0] for body in bodies)[cut]
+    most = sorted(body[1] for body in bodies)[-1 - cut]
+    if (most - least) * _LEVELS >= _FEWEST * (high - low):
+        return
+    extreme = max(extents, key=lambda name: max(least - extents[name].low, extents[name].high - most))
+    found = extents[extreme]
+    raise UserError(
+        f"extreme samples leave less than {_FEWEST} of {_LEVELS} gray levels to the images: {extreme} has values from "
+        f"{found.low:.9g} to {found.high:.9g}, nearly all samples lie between {least:.6g} and {most:.6g}", where=where,
+        hint=f"Set data.value_range=LOW,HIGH to the values of black and white, such as {least:.6g},{most:.6g}; samples "
+        "beyond are clipped.",
+    )  # fmt: skip
+
+
 def _has_deep(split: Split) -> bool:
     if split.file is None:
         return False
@@ -82,11 +115,14 @@ def _has_deep(split: Split) -> bool:
 
 def _extents(dataset: Dataset, rules: Decoding, workers: int) -> dict[str, Extent]:
     """Of every image of more than 8 bits, by split and name; from the cache while the files stay the same."""
-    folder, key = check_cache.cache_folder(), check_cache.key(dataset, f"value_range, max_pixels {rules.max_pixels}")
+    folder, key = check_cache.cache_folder(), check_cache.key(dataset, f"value_range 2, max_pixels {rules.max_pixels}")
     try:
         kept = json.loads((folder / f"{key}.json").read_text(encoding="utf-8"))
-        return {name: Extent(float(low), float(high), bool(is_float)) for name, (low, high, is_float) in kept.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        return {
+            name: Extent(float(low), float(high), bool(is_float), None if body is None else (body[0], body[1]))
+            for name, (low, high, is_float, body) in kept.items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError, IndexError):
         pass
     with ThreadPoolExecutor(workers) as pool:
         found = {name: extent for name, extent in _read(pool, dataset, rules) if extent is not None}

@@ -15,7 +15,7 @@ from vitral.predictor import Predictor
 from vitral.weights.digests import CONFIG, WEIGHTS, accept_command, signed, verify_weights
 from vitral.weights.find import find_model, load_model
 from vitral.weights.folder import folder_digests, is_ours
-from vitral.weights.tensors import partial_of
+from vitral.whole import partial_of
 
 
 def check_model(model: str, *, accept: bool = False) -> dict[str, Any]:

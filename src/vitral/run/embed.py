@@ -36,9 +36,9 @@ class Failed(NamedTuple):
     error: str
 
 
-def open_embedded(predictor: Predictor, options: EmbedOptions) -> Dataset:
+def open_embedded(model: str, predictor: Predictor, options: EmbedOptions) -> Dataset:
     """The data whose images are wanted. Raises UserError where there is no such split."""
-    dataset, skipped = open_images(predictor.config, options.data, predictor.config)
+    dataset, skipped = open_images(predictor.config, options.data, predictor.config, model)
     for name in (text for texts in skipped.values() for text in texts):
         log.warning("damaged, left out: %s", name)
     if options.split != "all" and options.split not in dataset.splits:
@@ -59,7 +59,7 @@ def embeddings(
     predictor = load_used(model, options)
     if paths is not None:
         return (), _embedded(predictor, options, paths)
-    dataset = open_embedded(predictor, options)
+    dataset = open_embedded(model, predictor, options)
     parts = ((name, split) for name, split in dataset.splits.items() if options.split in ("all", name))
     return dataset.classes, (row for name, split in parts for row in _of_split(predictor, name, split, options))
 
@@ -99,7 +99,7 @@ def _spread(
     if paths is not None:
         items += cut(paths, size)
     else:
-        dataset = open_embedded(predictor, options)
+        dataset = open_embedded(model, predictor, options)
         classes = dataset.classes
         for name, split in dataset.splits.items():
             if options.split in ("all", name):
@@ -117,7 +117,7 @@ def _work(model: str, is_data: bool, options: EmbedOptions, device: str) -> Call
     predictor = load_used(model, options)
     if not is_data:
         return partial(_embedded, predictor, options)
-    dataset = open_embedded(predictor, options)
+    dataset = open_embedded(model, predictor, options)
 
     def embed_part(part: _Part) -> Iterator[Row]:
         if dataset.fingerprint != part.fingerprint:

@@ -30,7 +30,8 @@ def explain_model(
     model: its name, as the user said it.
     """
     views: dict[str, Callable[[Predictor, ExplainOptions], Section]] = {
-        "filters": _filters, "positions": _positions, "distance": _distance, "cka": partial(_cka, model),
+        "filters": _filters, "positions": _positions, "distance": partial(_distance, model),
+        "cka": partial(_cka, model),
     }  # fmt: skip
     sections: list[Section] = []
     for name in (name for name in views if name in methods):
@@ -74,9 +75,9 @@ def _positions(predictor: Predictor, options: ExplainOptions) -> Section:
     return Section("Positions", [picture], {"positions": {"grid": [rows, columns], "mean_cosine": mean}})
 
 
-def _distance(predictor: Predictor, options: ExplainOptions) -> Section:
+def _distance(model: str, predictor: Predictor, options: ExplainOptions) -> Section:
     vit = require_transformer(predictor.model, "attention distance")
-    dataset, name, split = _some_images(predictor, predictor, options)
+    dataset, name, split = _some_images(model, predictor, predictor, options)
     log.info("attention distance over %d %s images", len(split), name)
 
     def batches() -> Iterator[Tensor]:
@@ -105,9 +106,11 @@ def _distance(predictor: Predictor, options: ExplainOptions) -> Section:
     return Section("Attention distance", [picture, table], {"distance": found})
 
 
-def _some_images(predictor: Predictor, reader: Predictor, options: ExplainOptions) -> tuple[Dataset, str, Split]:
+def _some_images(
+    model: str, predictor: Predictor, reader: Predictor, options: ExplainOptions
+) -> tuple[Dataset, str, Split]:
     """The data, the split's name, and the images that are looked at, with the channels that `reader` takes."""
-    dataset, skipped = open_images(predictor.config, options.data, reader.config)
+    dataset, skipped = open_images(predictor.config, options.data, reader.config, model)
     for name in (text for texts in skipped.values() for text in texts):
         log.warning("damaged, left out: %s", name)
     name = split_name(dataset, options.split)
@@ -121,8 +124,8 @@ def _cka(model: str, predictor: Predictor, options: ExplainOptions) -> Section:
     other, second = predictor, model
     if options.compare is not None:
         other, second = load(options.compare, options.device), options.compare
-    dataset, name, mine = _some_images(predictor, predictor, options)
-    theirs = _some_images(predictor, other, options)[2]
+    dataset, name, mine = _some_images(model, predictor, predictor, options)
+    theirs = _some_images(model, predictor, other, options)[2]
     log.info("layers compared over %d %s images", len(mine), name)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:

@@ -22,7 +22,7 @@ def export_model(model: str, options: ShipOptions) -> Written | Shipped:
         return export(model, options)
     free_place(options.out, options.overwrite)
     network, config = load_model(model, options.image_size)
-    return ship(network, config, _card(model, config), options, _samples(config, options))
+    return ship(network, config, _card(model, config), options, _samples(config, options, model))
 
 
 def _card(model: str, config: FolderConfig) -> str:
@@ -32,12 +32,12 @@ def _card(model: str, config: FolderConfig) -> str:
     return read_text(card) if card.is_file() else f"# {config.name}\n"
 
 
-def _samples(config: FolderConfig, options: ShipOptions) -> Samples:
+def _samples(config: FolderConfig, options: ShipOptions, model: str | None = None) -> Samples:
     """Of the data the split asked for, evenly spaced, is compared; calibration takes train images that are not, where
     there are any."""
     if not options.data.named:
         return builtin_samples(options.images, config)
-    dataset, _ = open_images(config, options.data, config)
+    dataset, _ = open_images(config, options.data, config, model)
     name = split_name(dataset, options.split)
     split, train = dataset.splits[name], dataset.splits["train"]
     compared = spaced(len(split), options.images)

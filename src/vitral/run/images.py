@@ -18,6 +18,7 @@ from vitral.data.damage import find_damage, said, without_damage
 from vitral.data.dataset import Carved, Dataset, Split
 from vitral.data.files import some
 from vitral.data.holdout import with_remembered, with_val_in_train
+from vitral.data.identity import identities
 from vitral.data.loader import ImageStore, eval_batches
 from vitral.data.sources import held_out, open_dataset
 from vitral.efficient.keep import ClassAttention
@@ -104,8 +105,8 @@ def open_images(
 ) -> tuple[Dataset, dict[str, list[str]]]:
     """The images asked for, or those of `folder`'s training, as `reader` sees them; and the damaged ones that were left
     out, "name: cause", by split. Where the images asked for are those of the training, only the part that was held out
-    counts as validation data: also after images were added or removed, as the run of `model`, which is to be measured,
-    remembers it by content.
+    counts as validation data: also after images were added or removed and after the data were moved, as the run of
+    `model` remembers it by content.
 
     Raises UserError for changed data of which nothing is remembered, where a part would have to be held out once more.
     """
@@ -136,12 +137,25 @@ def open_images(
         return held_out(dataset, known.val_fraction, known.validation), skipped
     here = not named or _same_place(asked.path, known.source.path)
     dataset, skipped = _readable(dataset, max(asked.max_bad, known.source.max_bad) if here else asked.max_bad)
-    if not here:
+    carved = load_split(model, known.fingerprint) if model is not None else None
+    if not here and (carved is None or not _is_trained_on(dataset, carved)):
         return dataset, skipped
     log.warning("the data at %s have changed since the training", config.path)
-    if model is None:
-        return (dataset if named else held_out(dataset, known.val_fraction, known.validation)), skipped
-    return _as_then(dataset, known, load_split(model, known.fingerprint), named=named), skipped
+    return _as_then(dataset, known, carved, named=named), skipped
+
+
+def _is_trained_on(dataset: Dataset, carved: Carved) -> bool:
+    """Whether data at another place are those of the training, changed: most images are known by content, and some of
+    them were held out. Logs a warning where they are others and hold images that the model was trained on."""
+    ids_N = identities(dataset.splits["train"])[:, 0]
+    ids_N = ids_N[ids_N != 0]  # of images that cannot be read
+    held, trained = int(np.isin(ids_N, carved.val_N).sum()), int(np.isin(ids_N, carved.train_N).sum())
+    if held and 2 * (held + trained) >= len(ids_N):
+        return True
+    if trained:
+        log.warning("the model was trained on %s of %s: results are too good", f"{trained:,}",
+                    plural(len(ids_N), "image"))  # fmt: skip
+    return False
 
 
 def _same_place(one: str | None, other: str | None) -> bool:

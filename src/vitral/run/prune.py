@@ -41,7 +41,7 @@ def prune_model(model: str, options: PruneOptions) -> dict[str, Any]:
     network, folder = predictor.model, predictor.config
     if not isinstance(network, VisionTransformer):
         raise UserError("this model has no heads and no MLPs to prune", where=model, got="a ResNet")
-    dataset, skipped = open_images(folder, options.data, folder)
+    dataset, skipped = open_images(folder, options.data, folder, model)
     name = split_name(dataset, options.split)
     split = _some(in_classes_of(predictor, dataset, dataset.splits[name]), options.images)
     log.info("measuring on %d %s images what matters", len(split), name)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from vitral.errors import UserError
 from vitral.models.config import ViTConfig
 from vitral.models.presets import PRESETS, resolve
-from vitral.weights.image_processor import hf_looks
+from vitral.weights.image_processor import hf_looks, numbers
 from vitral.weights.reading import Source
 
 Fields = dict[str, Any]
@@ -178,9 +178,8 @@ def _refuse_other_computation(architecture: str, arguments: Mapping[str, Any], w
 def _timm_looks(tree: Mapping[str, Any], where: str) -> Fields:
     looks: Fields = {}
     for key in ("mean", "std"):
-        value = tree.get(key)
-        if value is not None:
-            looks[key] = tuple(map(float, value)) if isinstance(value, list) else (float(value),)
+        if value := numbers(tree, key, where):
+            looks[key] = value
     filter_, ratio, mode = tree.get("interpolation"), tree.get("crop_pct"), tree.get("crop_mode") or "center"
     for key, got, wanted, right in (
         ("interpolation", filter_, ", ".join(_TIMM_FILTERS), filter_ in (*_TIMM_FILTERS, None, "")),

@@ -144,7 +144,7 @@ def understand(source: Source, options: ReadOptions) -> Understood:
     if facts.get("depth", fields.get("depth")) != fields.get("depth"):
         got = f"num_hidden_layers {facts['depth']}, and tensors of {fields['depth']} blocks"
         raise UserError("config.json is of another model than the weights", where=source.where, got=got)
-    fields |= _normalisation(fields["in_channels"], looks) | said
+    fields |= _normalisation(fields["in_channels"], looks, source.where) | said
     architecture = build_config(fields, where=source.where)
     notes = [*source.notes, f"format: {each.what}" if own is None else f"names mapped by {options.map}", *guesses]
     if found.dropped:
@@ -203,11 +203,16 @@ def _refuse_other_rotation(each: Format, facts: Mapping[str, Any], ours: Mapping
         raise UserError("of timm's Eva models only DINOv3's rotation is computed here", where=where, got=got)
 
 
-def _normalisation(channels: int, looks: Mapping[str, Any]) -> dict[str, Any]:
+def _normalisation(channels: int, looks: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Mean and std of so many channels; a single number counts for each, three colours are averaged for grey."""
     found: dict[str, Any] = {}
     for key in ("mean", "std"):
         values = tuple(looks.get(key, (0.5,)))
+        if len(values) not in (1, 3, channels):
+            raise UserError(
+                f"{key} of the preprocessing has {len(values)} values", where=where, got=str(values),
+                wanted=f"1, or {channels} (one per channel)",
+            )  # fmt: skip
         if len(values) != channels:
             values = (math.fsum(values) / len(values),) * channels
         found[key] = values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,21 @@ Fields = dict[str, Any]
 _FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers
 _FIRST_SQUASHED = 384  # of ConvNext: from this size on nothing is cut
 _STEPS = ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_convert_rgb", "do_reduce_labels")
+# Keys that are read below, and those that change no pixels by themselves (padding needs do_pad, which is refused).
+_READ = {
+    "rescale_factor", "image_mean", "image_std", "offset", "rescale_offset", "resample", "size", "crop_size",
+    "crop_pct", "image_processor_type", "feature_extractor_type", "default_to_square", *_STEPS,
+}  # fmt: skip
+_NEUTRAL = {
+    "processor_class", "auto_map", "transformers_version", "data_format", "input_data_format", "return_tensors",
+    "device", "disable_grouping", "num_channels", "pad_size", "model_input_names", "include_top",
+    "_valid_processor_keys",
+}  # fmt: skip
+# Keys of other processors that change pixels, and the values of them that say what is done here anyway.
+_OTHERS: dict[str, tuple[Any, ...]] = {
+    "keep_aspect_ratio": (False,), "resize_mode": (), "image_color": ("RGB",), "max_image_size": (),
+    "min_image_size": (), "antialias": (True,), "ensure_multiple_of": (1,), "crop_mode": ("center",), "pad": (False,),
+}  # fmt: skip
 # Processors for which a single number is the shorter side, not both.
 _SHORTER = ("Bit", "CLIP", "ConvNext", "ConvNeXT", "LeViT", "Levit", "PoolFormer")
 
@@ -25,12 +41,23 @@ def hf_looks(tree: Mapping[str, Any], where: str, notes: list[str]) -> Fields:
     for key, value in tree.items():
         if key.startswith("do_") and value and key not in _STEPS:
             _refuse(where, key, value, "false")
+        if value is not None and value not in _OTHERS.get(key, (value,)):
+            _refuse(where, key, value, ", ".join(map(str, _OTHERS[key])) or "no such key")
+        if value and not key.startswith("do_") and key not in (*_READ, *_NEUTRAL, *_OTHERS, "interpolation"):
+            notes.append(f"preprocessor_config.json: {key} is not known and not heeded: {str(value)[:40]}")
     looks = _normalization(tree, where)
-    resample = tree.get("resample")
+    resample: Any = tree.get("resample")
+    name = tree.get("interpolation")
+    if name is not None:
+        by_name = {word: key for key, filter_ in _FILTERS.items() for word in (filter_, str(key))}
+        found = by_name.get(str(name).lower())
+        if found is None or resample not in (None, found):
+            _refuse(where, "interpolation", name, ", ".join(_FILTERS.values()) + ", the same as resample")
+        resample = found
     if resample is not None:
-        if resample not in _FILTERS:
+        if not _is_number(resample) or resample not in _FILTERS:
             _refuse(where, "resample", resample, ", ".join(f"{n} ({name})" for n, name in _FILTERS.items()))
-        looks["interpolation"] = _FILTERS[resample]
+        looks["interpolation"] = _FILTERS[int(resample)]
     if tree.get("do_resize") is False:
         if tree.get("do_center_crop"):
             _refuse(where, "do_resize", False, "true: images are cut at the center after they are resized")
@@ -50,7 +77,7 @@ def _normalization(tree: Mapping[str, Any], where: str) -> Fields:
 
     With x in [0,1] and k = 255 factor, (k x - offset - mean) / std = (x - (mean + offset) / k) / (std / k).
     """
-    factor = float(tree.get("rescale_factor", 1 / 255)) if tree.get("do_rescale") is not False else 1.0
+    factor = number(tree, "rescale_factor", where, 1 / 255) if tree.get("do_rescale") is not False else 1.0
     scale = 255 * factor
     scale = 1.0 if abs(scale - 1) < 1e-6 else scale
     if not scale > 0:
@@ -59,7 +86,7 @@ def _normalization(tree: Mapping[str, Any], where: str) -> Fields:
     if tree.get("do_normalize") is False:
         mean, std = (0.0,), (1.0,)
     else:
-        mean, std = (_values(tree.get(key)) for key in ("image_mean", "image_std"))
+        mean, std = (numbers(tree, key, where) for key in ("image_mean", "image_std"))
     looks: Fields = {}
     for key, values, shift in (("mean", mean, offset), ("std", std, 0.0)):
         if values:
@@ -72,10 +99,29 @@ def _normalization(tree: Mapping[str, Any], where: str) -> Fields:
     return looks
 
 
-def _values(found: Any) -> tuple[float, ...]:
-    if isinstance(found, list):
-        return tuple(float(value) for value in found)
-    return (float(found),) if isinstance(found, int | float) else ()
+def number(tree: Mapping[str, Any], key: str, where: str, default: float) -> float:
+    """Return the number under a key, or `default` where there is no such key. Raises UserError, with the key, for
+    anything else."""
+    found = tree.get(key, default)
+    if not _is_number(found):
+        _refuse(where, key, found, "a number")
+    return float(found)
+
+
+def numbers(tree: Mapping[str, Any], key: str, where: str) -> tuple[float, ...]:
+    """Return the numbers under a key, one or one per channel; none for null. Raises UserError, with the key, for
+    anything else."""
+    found = tree.get(key)
+    if found is None:
+        return ()
+    values: list[Any] = list(found) if isinstance(found, list | tuple) else [found]
+    if not all(map(_is_number, values)) or len(values) not in (1, 2, 3, 4):
+        _refuse(where, key, found, "a number, or a list of one per channel")
+    return tuple(map(float, values))
+
+
+def _is_number(found: Any) -> bool:
+    return isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
 
 
 def _geometry(tree: Mapping[str, Any], where: str) -> Fields:
@@ -83,7 +129,8 @@ def _geometry(tree: Mapping[str, Any], where: str) -> Fields:
     kind = str(tree.get("image_processor_type") or tree.get("feature_extractor_type") or "")
     if size is None and not tree.get("do_center_crop"):
         return {}
-    height, width, shorter = _sides(size, where, is_shorter=kind.startswith(_SHORTER))
+    is_shorter = kind.startswith(_SHORTER) or tree.get("default_to_square") is False
+    height, width, shorter = _sides(size, where, is_shorter=is_shorter)
     cut = tree.get("crop_size")
     if percent is not None and not (isinstance(percent, int | float) and 0 < percent <= 1):
         _refuse(where, "crop_pct", percent, "above 0, at most 1")

@@ -137,7 +137,9 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     tree = read_json(path)
-    return tree if isinstance(tree, dict) else {}
+    if not isinstance(tree, dict):
+        raise UserError("not a JSON object", where=str(path), got=type(tree).__name__, wanted='{"key": value, ...}')
+    return tree
 
 
 def _read_file(path: Path) -> dict[str, Any]:
