@@ -180,6 +180,47 @@ def test_a_folder_that_is_no_run_says_what_to_do(tmp_path: Path) -> None:
         pytest.fail("claimed")
 
 
+@pytest.mark.parametrize("word", ["overwrite", "resume"])
+@pytest.mark.parametrize("named", ["run", "stranger"])
+def test_files_that_no_run_wrote_stay(word: str, named: str, tmp_path: Path) -> None:
+    """A folder of the name `checkpoints` makes no run folder, and in that of a run only its own files go."""
+    others = ["checkpoints/resnet50_best.pth", "notes.txt", "checkpoints/.cache.partial"]
+    if named == "run":
+        run(config(tmp_path, train__steps=1))
+        shutil.rmtree(tmp_path / CHECKPOINTS)
+    else:
+        others += ["model", "checkpoints/best.safetensors"]
+    for name in others:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name, encoding="utf-8")
+    if named == "run":
+        run(config(tmp_path, train__steps=1, **{word: True}))
+        assert weights(tmp_path)
+    else:
+        with pytest.raises(UserError, match=r"(?s)no run folder.*resnet50_best\.pth.*model.*out=DIR"):
+            run(config(tmp_path, train__steps=1, **{word: True}))
+    assert all((tmp_path / name).read_text(encoding="utf-8") == name for name in others)
+
+
+def test_a_run_does_not_begin_in_the_folder_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What `vitral eval SWEEP` says while the sweep is not done goes on with it."""
+    keys = {key: value for key, value in TINY.items() if key != "train.eval_every"} | {"train.steps": 2}
+    keys["optim.betas"] = [0.9, 0.99]
+    out = tmp_path / "swept"
+    sweeping.sweep("digits", {"optim.lr": [1e-3, 1e-2]}, keys, retrain=False, out=out)
+    for word in ("overwrite", "resume"):
+        with pytest.raises(UserError, match=r"(?s)holds a sweep.*out=DIR"):
+            run(config(out, train__steps=1, **{word: True}))
+    assert main(["eval", str(out)]) == 2
+    assert f"vitral eval {out}/02" in capsys.readouterr().err
+    tree = json.loads((out / "sweep.json").read_text(encoding="utf-8"))
+    (out / "sweep.json").write_text(json.dumps({**tree, "best": None}), encoding="utf-8")
+    assert main(["eval", str(out)]) == 2
+    line = next(text for text in capsys.readouterr().err.splitlines() if "resume=true" in text).partition("vitral ")[2]
+    assert main(shlex.split(line)) == 0
+    assert json.loads((out / "sweep.json").read_text(encoding="utf-8"))["command"] == tree["command"]
+
+
 def test_a_folder_is_claimed_before_torch_is_imported(tmp_path: Path) -> None:
     """A run that has just begun keeps its folder, and one that finds it taken says so at once."""
     code = "import sys; sys.modules['torch'] = None; from vitral.cli.main import main; sys.exit(main(sys.argv[1:]))"
@@ -259,10 +300,18 @@ def test_a_stopped_run_is_named_and_finished_with_its_best_weights(
     keys = {key.replace(".", "__"): value for key, value in LEARNS.items()} | {"train__eval_every": 0.25}
     stopped_at(60, str(tmp_path / "a"), monkeypatch, **keys)
     out = str(tmp_path / "a")
-    for command in ("eval", "predict"):
-        assert main([command, out, *(["x.png"] if command == "predict" and Path("x.png").touch() is None else [])]) == 2
+    assert (tmp_path / "a/split.safetensors").is_file(), "which is no model either"
+    write_colours(tmp_path / "pets", count=1)
+    image = str(next((tmp_path / "pets").rglob("*.png")))
+    for words in (
+        ["doctor", out], ["serve", out, "port=0"], ["probe", out, f"data={tmp_path / 'pets'}"], ["push", out, "me/it"],
+        ["prune", out, f"data={tmp_path / 'pets'}", f"out={tmp_path / 'p'}"], ["embed", out, image], ["plan", out],
+        ["explain", out, image, f"out={tmp_path / 'x'}"], ["export", out, "format=onnx", f"out={tmp_path / 'e'}"],
+        ["weights", "inspect", out], ["predict", out, image], ["eval", out],
+    ):  # fmt: skip
+        assert main(words) == 2, words
         err = capsys.readouterr().err
-        assert "this run was stopped at step 60 of 250" in err
+        assert "this run was stopped at step 60 of 250" in err, words
         assert f"vitral train {out}/config.yaml out={out} resume=true" in err
     line = next(text for text in err.splitlines() if "finish=true" in text).partition("vitral ")[2]
     assert main(shlex.split(line)) == 0
@@ -334,6 +383,7 @@ def test_the_printed_command_has_the_keys_that_were_given(tmp_path: Path, monkey
         run(config(out, **keys))
     line = str(caught.value).splitlines()[-1]
     assert "train.save_seconds=7.0" in line
+    assert "check.allow=duplicates,imbalance" in line, "no brackets, which some shells take for patterns"
     again = load_config(shlex.split(line)[2], dict(word.split("=", 1) for word in shlex.split(line)[3:]))
     assert (again.check.allow, again.resume) == (("duplicates", "imbalance"), True)
 

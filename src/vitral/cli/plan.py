@@ -71,6 +71,8 @@ def _refuse_unknown(name: str) -> None:
         if name not in PRESETS:
             find_folder(name)
     except UserError as error:
+        if Path(name).expanduser().exists():
+            raise
         close = nearest(name, [*recipes(), *PRESETS])
         raise UserError("no recipe, preset or model of this name", where=name, nearest=close or error.nearest) from None
 

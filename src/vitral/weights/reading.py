@@ -23,6 +23,7 @@ from vitral.errors import UserError, shown
 from vitral.files import MIB, open_regular, read_json
 from vitral.weights.formats import find_format
 from vitral.weights.harmless import HARMLESS
+from vitral.weights.stopped import SPLIT
 from vitral.weights.tensors import CHECKSUM, load_tensors, read_metadata
 
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -107,7 +108,8 @@ def is_weights(path: Path) -> bool:
 
 
 def _candidates(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix in ENDINGS and file.name != "training_args.bin")
+    beside = ("training_args.bin", SPLIT)
+    return sorted(file for file in folder.iterdir() if file.suffix in ENDINGS and file.name not in beside)
 
 
 def _files(path: Path) -> list[Path]:
