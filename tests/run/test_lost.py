@@ -230,7 +230,7 @@ def test_a_folder_is_claimed_before_torch_is_imported(tmp_path: Path) -> None:
         found = subprocess.run([*words, "overwrite=true"], capture_output=True, text=True, encoding="utf-8")
     assert (found.returncode, "another run works in this folder" in found.stderr) == (2, True), found.stderr
     found = subprocess.run(words, capture_output=True, text=True, encoding="utf-8")
-    assert (found.returncode, "the run folder is not empty" in found.stderr) == (2, True), found.stderr
+    assert (found.returncode, "output folder exists and is not empty" in found.stderr) == (2, True), found.stderr
 
 
 def test_two_sweeps_are_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,7 +313,9 @@ def test_a_stopped_run_is_named_and_finished_with_its_best_weights(
         err = capsys.readouterr().err
         assert "this run was stopped at step 60 of 250" in err, words
         assert f"vitral train {out}/config.yaml out={out} resume=true" in err
+    assert "from the best weights so far: vitral train" in err
     line = next(text for text in err.splitlines() if "finish=true" in text).partition("vitral ")[2]
+    assert "resume=true" not in line
     assert main(shlex.split(line)) == 0
     summary = json.loads((tmp_path / "a/summary.json").read_text(encoding="utf-8"))
     assert summary["steps"] == 60
@@ -324,6 +326,15 @@ def test_a_stopped_run_is_named_and_finished_with_its_best_weights(
     assert json.loads(capsys.readouterr().out)["top1"] == pytest.approx(summary["top1"])
     run(load_config(f"{out}/config.yaml", {"out": out, "resume": True, "train.steps": 61}))
     assert [row["step"] for row in Journal.read(tmp_path / "a")][-1] == 61, "and it can go on all the same"
+
+
+@unix
+def test_a_run_stopped_before_its_first_validation_says_which_weights_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped_at(2, str(tmp_path / "a"), monkeypatch, train__steps=4, train__eval_every="end")
+    assert main(["eval", str(tmp_path / "a")]) == 2
+    assert "from the last weights (none have been validated yet): vitral train" in capsys.readouterr().err
 
 
 def test_a_run_that_still_works_is_named_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

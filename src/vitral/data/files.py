@@ -19,7 +19,7 @@ from torch import Tensor
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Labels, Split, fingerprint, spaced
 from vitral.data.decode import GREY_MODES, PLUGINS, Decoding, Source, decode, header, readable_extensions
-from vitral.errors import UserError, shown
+from vitral.errors import UserError, plural, shown
 
 SPLIT_FOLDERS = {
     "train": ("train", "training"),
@@ -38,6 +38,18 @@ _SYSTEM = frozenset({
     "thumbs.db", "thumbs.db:encryptable", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "__pycache__",
 })  # fmt: skip
 _SYSTEM_START = (".", "~$", "synofile_thumb", "synophoto_thumb")
+
+
+class Ignored(NamedTuple):
+    """What is in a folder of images and is none: one of the kind, and several."""
+
+    one: str
+    several: str
+
+
+def said_ignored(ignored: Counter[Ignored]) -> list[str]:
+    """A note for each kind, with its count."""
+    return [f"ignored {plural(count, *kind)}" for kind, count in sorted(ignored.items())]
 
 
 def hidden(name: str) -> bool:
@@ -60,7 +72,7 @@ def is_image(path: str) -> bool:
         return False
 
 
-def walk(folder: Path, ignored: Counter[str], above: frozenset[str] = frozenset()) -> Iterator[tuple[str, int]]:
+def walk(folder: Path, ignored: Counter[Ignored], above: frozenset[str] = frozenset()) -> Iterator[tuple[str, int]]:
     """(path, bytes) of the images below, at any depth; links are followed, but never in circles. What is no image is
     counted in `ignored`, by its ending."""
     above |= {os.path.realpath(folder)}
@@ -72,12 +84,13 @@ def walk(folder: Path, ignored: Counter[str], above: frozenset[str] = frozenset(
                 if not entry.is_symlink() or os.path.realpath(entry.path) not in above:
                     yield from walk(Path(entry.path), ignored, above)
             elif not entry.is_file() and os.path.exists(entry.path):
-                ignored["pipe(s), socket(s) or device(s)"] += 1
+                ignored[Ignored("pipe, socket or device", "pipes, sockets or devices")] += 1
             elif is_image(entry.path):
                 yield entry.path, size_in_bytes(entry.path)
             else:
                 ending = os.path.splitext(entry.name)[1].lower() or "nothing"
-                ignored[f"file(s) that end in {ending}, no image format"] += 1
+                said = f"{ending}, no image format"
+                ignored[Ignored(f"file that ends in {said}", f"files that end in {said}")] += 1
 
 
 def size_in_bytes(path: str) -> int:

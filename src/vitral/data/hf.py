@@ -25,7 +25,7 @@ from vitral.data.decode import Decoding, decode, header
 from vitral.data.files import SPLIT_OF, asked_channels, class_map, hidden, indices, multi_hot, some
 from vitral.data.label_vectors import named, vector_width
 from vitral.errors import UserError, nearest
-from vitral.optional import optional
+from vitral.optional import install, optional
 
 _BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 _LABEL_NAMES = ("label", "labels", "class", "cls", "target", "fine_label")
@@ -118,7 +118,7 @@ def _library() -> Any:
     except ImportError:
         raise UserError(
             "Parquet, Arrow, WebDataset and the hub need the library datasets", where="data.source",
-            hint='pip install "vitral[datasets]"',
+            hint=install("datasets"),
         ) from None  # fmt: skip
 
 

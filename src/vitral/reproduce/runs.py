@@ -13,7 +13,7 @@ import numpy as np
 
 from vitral.config import flatten
 from vitral.data.dataset import Dataset
-from vitral.errors import Interrupted, UserError, command
+from vitral.errors import Interrupted, UserError, command, taken
 from vitral.files import read_json
 from vitral.keys import as_word
 from vitral.reproduce.config import ReproduceOptions
@@ -79,7 +79,7 @@ def comparison(name: str, options: ReproduceOptions, words: Mapping[str, Any]) -
 def _check_empty(folder: Path, resume: bool) -> None:
     tidy(folder, (TABLE,))
     if {entry.name for entry in folder.iterdir()} - {LOCK} and not resume:
-        raise UserError("the folder is not empty", where="out", got=folder, hint="resume=true goes on in it.")
+        raise taken(folder, resume=True)
 
 
 def finished(folder: Path, recipe: str, keys: Mapping[str, Any], dataset: Dataset | None = None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vitral.config import build, dump_yaml, flatten, load_yaml
-from vitral.errors import UserError
+from vitral.errors import UserError, taken
 from vitral.keys import as_word
 from vitral.run.config import FREE, RunConfig
 from vitral.weights.stopped import CHECKPOINTS, CONFIG, SPLIT, SWEEP, is_checkpoint, resume_command, strangers
@@ -89,10 +89,7 @@ def _check_content(folder: Path, config: RunConfig) -> None:
     tidy(folder, (*_OURS, CHECKPOINTS))
     inside = {entry.name for entry in folder.iterdir()} - {LOCK}
     if inside and not (config.resume or config.overwrite or config.finish):
-        raise UserError(
-            "the run folder is not empty", where="out", got=folder,
-            hint="resume=true goes on with the run in it, overwrite=true replaces it.",
-        )  # fmt: skip
+        raise taken(folder, overwrite=True, resume=True)
     if found := _not_ours(folder, inside):
         raise UserError(
             "this is no run folder, but holds files where a run writes", where="out", got=", ".join(found),

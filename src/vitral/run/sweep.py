@@ -15,7 +15,7 @@ from typing import Any
 from vitral.config import build, flatten
 from vitral.data.dataset import Dataset
 from vitral.data.sources import held_out, open_dataset
-from vitral.errors import Interrupted, RunFailed, UserError, command
+from vitral.errors import Interrupted, RunFailed, UserError, command, taken
 from vitral.evaluate.problems import PROBLEMS
 from vitral.files import read_json
 from vitral.keys import as_word
@@ -164,8 +164,7 @@ def _check(folder: Path, found: Mapping[str, Any], resume: bool, overwrite: bool
     if not {entry.name for entry in folder.iterdir()} - {LOCK}:
         return
     if not (resume or overwrite):
-        hint = "resume=true goes on with the sweep in it, overwrite=true replaces it."
-        raise UserError("the folder of the sweep is not empty", where="out", got=folder, hint=hint)
+        raise taken(folder, overwrite=True, resume=True)
     if not (folder / SWEEP).is_file():
         raise UserError("there is no sweep in this folder", where="out", got=folder)
     if not overwrite:

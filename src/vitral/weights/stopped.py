@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vitral import distributed
 from vitral.errors import UserError, command
@@ -30,10 +30,19 @@ def strangers(checkpoints: Path) -> list[str]:
 
 def resume_command(folder: Path, *keys: str) -> str:
     """The command that goes on with the run in this folder, on as many processes, with further keys."""
+    return _train(folder, "resume=true", *keys)
+
+
+def finish_command(folder: Path) -> str:
+    """The command that ends the run in this folder where it is."""
+    return _train(folder, "finish=true")
+
+
+def _train(folder: Path, *keys: str) -> str:
     here = distributed.launch()
     start = [f"--nproc-per-node={here.local_world}", "-m", "vitral"] if here.world > 1 else []
     words = ["torchrun" if start else "vitral", *start, "train", str(folder / CONFIG)]
-    return command(*words, f"out={folder}", "resume=true", *keys)
+    return command(*words, f"out={folder}", *keys)
 
 
 def refuse_stopped(folder: Path) -> None:
@@ -44,19 +53,16 @@ def refuse_stopped(folder: Path) -> None:
     if not (checkpoints.is_dir() and (folder / CONFIG).is_file()) or strangers(checkpoints):
         return
     at = _reached(checkpoints)
-    place = f" at step {at[0]} of {at[1]}" if at is not None else ""
+    place = f" at step {at.step} of {at.steps}" if at is not None else ""
     if is_locked(folder):
-        saved = f"; its last checkpoint is of step {at[0]} of {at[1]}" if at is not None else ""
+        saved = f"; its last checkpoint is of step {at.step} of {at.steps}" if at is not None else ""
         hint = "Its model folder is written when it ends."
         raise UserError(f"this run is still working{saved}", where=str(folder), hint=hint)
-    finish = (
-        ""
-        if at is None
-        else (f"\n  Or write its model folder from the best weights so far: {resume_command(folder, 'finish=true')}")
-    )
-    raise UserError(
-        f"this run was stopped{place}", where=str(folder), hint=f"Resume it: {resume_command(folder)}{finish}"
-    )
+    hint = f"Resume it: {resume_command(folder)}"
+    if at is not None:
+        which = "the best weights so far" if at.is_validated else "the last weights (none have been validated yet)"
+        hint += f"\n  Or write its model folder from {which}: {finish_command(folder)}"
+    raise UserError(f"this run was stopped{place}", where=str(folder), hint=hint)
 
 
 def _refuse_sweep(folder: Path) -> None:
@@ -75,12 +81,21 @@ def _refuse_sweep(folder: Path) -> None:
     raise UserError("this sweep was stopped", where=str(folder), hint=hint)
 
 
-def _reached(checkpoints: Path) -> tuple[int, int] | None:
-    """The step of the newest checkpoint that says it, and the run's last one."""
+class _Reached(NamedTuple):
+    """The step of a checkpoint, the run's last one, and whether any weights have been validated."""
+
+    step: int
+    steps: int
+    is_validated: bool
+
+
+def _reached(checkpoints: Path) -> _Reached | None:
+    """Of the newest checkpoint that says it."""
     for stem in ("last", "previous"):
         try:
             facts = json.loads(_facts(checkpoints, stem))
-            return int(facts["progress"]["step"]), int(facts["steps"])
+            progress = facts["progress"]
+            return _Reached(int(progress["step"]), int(facts["steps"]), int(progress["best_step"]) >= 0)
         except (OSError, ValueError, TypeError, LookupError):
             continue
     return None
