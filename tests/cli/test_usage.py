@@ -122,7 +122,7 @@ def test_a_path_of_any_length_is_a_short_message(capsys: Capture) -> None:
         ("probe nowhere kind=linear knn.k=5", ("knn.*", "kind=linear")),
         ("probe nowhere knn.k=0", ("knn.k", "1 or more")),
         ("probe nowhere linear.l2=[] kind=linear", ("linear.l2", "1 or more values")),
-        ("predict nowhere", ("a model and at least one image",)),
+        ("predict nowhere", ("image is missing",)),
         ("predict nowhere gone.png", ("gone.png: no such image",)),
         ("predict a b.png topk=0", ("topk: wrong value", "1 or more")),
         ("predict a b.png topks=1", ("topks: unknown key", "did you mean 'topk'?")),

@@ -177,7 +177,7 @@ def test_images_without_class_folders(tmp_path: Path) -> None:
     refused(tmp_path, r"2 images lie directly in this folder.*one is a\.png(.|\n)*<class>")
     fill(tmp_path / "data" / "train")
     write(tmp_path / "data" / "test" / "7.png")
-    refused(tmp_path / "data", r"test: 1 images lie directly")
+    refused(tmp_path / "data", r"test: 1 image lies directly")
 
 
 def test_strays_beside_classes_are_told(tmp_path: Path) -> None:
@@ -329,4 +329,4 @@ def test_folders_beside_the_splits_are_a_finding(tmp_path: Path) -> None:
 def test_a_test_folder_without_classes_names_the_way_around(tmp_path: Path) -> None:
     fill(tmp_path / "train")
     write(tmp_path / "test" / "a.png")
-    refused(tmp_path, rf"(?s)1 images lie directly.*data={tmp_path}/train")
+    refused(tmp_path, rf"(?s)1 image lies directly.*data={tmp_path}/train")

@@ -131,13 +131,7 @@ def _main(argv: list[str]) -> int:
 
 def _said(error: OSError) -> UserError:
     """The system's own words with the path, which may be as long as a command line may be."""
-    where = (
-        None
-        if error.filename is None
-        else os.fsdecode(error.filename)
-        if isinstance(error.filename, bytes)
-        else (str(error.filename))
-    )
+    where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
     return UserError(error.strerror or str(error) or type(error).__name__, where=where)
 
 

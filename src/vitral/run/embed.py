@@ -82,7 +82,7 @@ def _of_split(predictor: Predictor, name: str, split: Split, options: EmbedOptio
                 yield row
                 start += 1
         except UserError:
-            part = rest.subset(range(min(size, len(rest))))
+            part = split.subset(range(start, min(start + size, len(split))))
             damage = find_damaged(part)
             if not damage:
                 raise

@@ -16,10 +16,19 @@ from vitral.config import build, dump_yaml, flatten, load_yaml
 from vitral.errors import UserError, taken
 from vitral.keys import as_word
 from vitral.run.config import FREE, RunConfig
-from vitral.weights.stopped import CHECKPOINTS, CONFIG, SPLIT, SWEEP, is_checkpoint, resume_command, strangers
+from vitral.weights.stopped import (
+    CHECKPOINTS,
+    CONFIG,
+    ENVIRONMENT,
+    SPLIT,
+    SWEEP,
+    is_checkpoint,
+    resume_command,
+    strangers,
+)
 from vitral.whole import LOCK, locked, remove, tidy, write_json, write_text
 
-SUMMARY, ENVIRONMENT = "summary.json", "env.json"
+SUMMARY = "summary.json"
 _OURS = (
     "train.log", "metrics.jsonl", "metrics.csv", SUMMARY, "model", "predictions.csv", SPLIT, "report.html", "bad",
     "tensorboard", CONFIG, ENVIRONMENT,

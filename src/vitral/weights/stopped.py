@@ -13,7 +13,8 @@ from vitral.errors import UserError, command
 from vitral.files import read_json
 from vitral.whole import is_locked
 
-CONFIG, CHECKPOINTS, SPLIT, SWEEP = "config.yaml", "checkpoints", "split.safetensors", "sweep.json"
+CONFIG, ENVIRONMENT, CHECKPOINTS = "config.yaml", "env.json", "checkpoints"
+SPLIT, SWEEP = "split.safetensors", "sweep.json"
 # What runs write into `checkpoints`, also under the temporary names of `whole` and of safetensors (`.tmpXXXXXX`).
 _CHECKPOINT = re.compile(r"\.?(last|previous|best|damaged)\.(safetensors|sharded)(\.partial|\.old)?|\.tmp.*")
 
@@ -50,7 +51,9 @@ def refuse_stopped(folder: Path) -> None:
     if (folder / SWEEP).is_file():
         _refuse_sweep(folder)
     checkpoints = folder / CHECKPOINTS
-    if not (checkpoints.is_dir() and (folder / CONFIG).is_file()) or strangers(checkpoints):
+    if not (checkpoints.is_dir() and (folder / CONFIG).is_file()):
+        return
+    if strangers(checkpoints) and not (folder / ENVIRONMENT).is_file():
         return
     at = _reached(checkpoints)
     place = f" at step {at.step} of {at.steps}" if at is not None else ""
@@ -67,7 +70,9 @@ def refuse_stopped(folder: Path) -> None:
 
 def _refuse_sweep(folder: Path) -> None:
     tree = read_json(folder / SWEEP, constants=True)
-    found: Mapping[str, Any] = tree if isinstance(tree, dict) else {}
+    if not isinstance(tree, dict) or "points" not in tree:
+        return
+    found: Mapping[str, Any] = tree
     if is_locked(folder):
         raise UserError("this sweep is still working", where=str(folder), hint="Its models are in its subfolders.")
     if found.get("best") is not None:
