@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from vitral.errors import NAMES, UserError, shown
-from vitral.files import CannotOpen, open_regular, parse_json, read_bounded, read_json, read_text, write_text
+from vitral.files import CannotOpen, open_regular, parse_json, read_bounded, read_json, read_text
+from vitral.whole import write_text
 
 pytestmark = pytest.mark.filterwarnings("error")
 

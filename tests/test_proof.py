@@ -129,6 +129,25 @@ def test_instruction_sets_are_those_of_the_processor(
     assert len(instruction_sets()) == 2
 
 
+def test_doctor_compares_an_export(there: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """Also on the machine that made it, and however often."""
+    asked = moved(monkeypatch, 0)
+    for name in ("there", "there/model.pt2"):
+        assert main(["doctor", name, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["format"], found["classes"]) == ("pt2", len(vitral.load("model").classes))
+        assert found["comparison"].startswith("outputs differ by ")
+    assert asked == [8, 8]
+    assert main(["doctor", "there", "accept=true"]) == 2
+    assert "only model folders" in capsys.readouterr().err
+    moved(monkeypatch, 0.25)
+    assert main(["doctor", "there"]) == 2
+    assert "differ by 0.25" in capsys.readouterr().err
+    (there / "proof.json").unlink()
+    assert main(["doctor", "there"]) == 0
+    assert "proof.json is missing" in capsys.readouterr().out
+
+
 def test_doctor_names_them(capsys: Capture) -> None:
     assert main(["doctor", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["instruction_sets"] == list(instruction_sets())

@@ -118,6 +118,15 @@ def command(*words: str) -> str:
     return shlex.join(words)
 
 
+def taken(place: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False) -> UserError:
+    """The error of a file, or a folder that holds something, where a command would write. overwrite, resume: which of
+    these keys make the command write there."""
+    what = "output folder exists and is not empty" if os.path.isdir(place) else "output file exists"
+    ways = ["overwrite=true to replace it"] * overwrite + ["resume=true to continue"] * resume
+    hint = f"Pass {' or '.join(ways)}." if ways else "Name another place, out=PATH, or remove this one."
+    return UserError(what, where="out", got=place, hint=hint)
+
+
 def nearest(name: str, options: Iterable[str]) -> str | None:
     """The most similar of `options`, or None if nothing comes close: three fifths of the letters, in the same order."""
     found = difflib.get_close_matches(name, list(options), n=1, cutoff=0.6)

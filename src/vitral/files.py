@@ -10,10 +10,9 @@ import json
 import os
 import stat
 from io import BufferedReader
-from pathlib import Path
 from typing import Any
 
-from vitral.errors import NAMES, UserError, shown
+from vitral.errors import UserError, shown
 
 MIB = 2**20
 JSON_BYTES, TEXT_BYTES, IMAGE_BYTES = 64 * MIB, 256 * MIB, 4096 * MIB
@@ -113,11 +112,6 @@ def decode_text(content: bytes, where: str) -> str:
 def json_text(tree: Any, indent: int | None = None) -> str:
     r"""JSON as readable UTF-8. What UTF-8 cannot hold becomes JSON's own escape, which reads back as it was."""
     return json.dumps(tree, indent=indent, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text; what UTF-8 cannot hold (file names of another encoding) is written as `shown` shows it."""
-    path.write_text(text, encoding="utf-8", errors=NAMES)
 
 
 def read_json(path: str | os.PathLike[str], limit: int = JSON_BYTES, *, constants: bool = False) -> Any:

@@ -120,16 +120,16 @@ def _type_text(annotation: Any) -> str:
     return _KINDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
-def as_word(value: Any) -> str:
+def as_word(value: Any, *, brackets: bool = False) -> str:
     """A value as it is written on the command line, without brackets, which some shells take for patterns: lists with
-    commas, an empty one as `none`."""
+    commas, an empty one as `none`. brackets: keep them, where commas separate the values of a grid."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
         items = [as_word(item) for item in value]
-        is_plain = not any(isinstance(item, str) and set(item) & set(",[]\"'") for item in value)
+        is_plain = not brackets and not any(isinstance(item, str) and set(item) & set(",[]\"'") for item in value)
         return (",".join(items) or "none") if is_plain else json.dumps(list(value), ensure_ascii=False)
     return str(value)
 

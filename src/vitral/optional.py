@@ -31,5 +31,9 @@ def require(module: str, extra: str) -> Any:
     try:
         return optional(module)
     except ImportError as error:
-        hint = f'pip install "vitral[{extra}]"'
-        raise UserError(f"{module} is not installed", where="format", got=error, hint=hint) from None
+        raise UserError(f"{module} is not installed", where="format", got=error, hint=install(extra)) from None
+
+
+def install(extra: str) -> str:
+    """The command that installs what one feature needs. pip takes Vitral itself as it is installed, also a checkout."""
+    return f'pip install "vitral[{extra}]"'

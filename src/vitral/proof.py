@@ -12,7 +12,6 @@ import base64
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ from vitral.errors import UserError
 from vitral.models.model import ImageModel
 from vitral.processor import instruction_sets
 from vitral.weights.folder import FolderConfig
+from vitral.whole import write_cache
 
 log = logging.getLogger("vitral")
 
@@ -87,9 +87,18 @@ def check_here(path: Path, engine: Exported) -> None:
             path, " ".join(there), PROOF, " ".join(here),
         )  # fmt: skip
         return
-    seen = cache_folder().parent / "exports" / _key(path, here)
+    seen = cache_folder("exports") / _key(path, here)
     if seen.is_file():
         return
+    found, _ = compare_here(path, engine)
+    log.info("%s gives its model's outputs on this processor too (largest difference %.2g)", path, found)
+    write_cache(seen, b"")
+
+
+def compare_here(path: Path, engine: Exported) -> tuple[float, float]:
+    """Return the largest difference of the export's outputs to the model's in its proof, and the largest allowed.
+    Raises UserError beyond that, and without a proof."""
+    here, there, file = instruction_sets(), engine.shipment.instruction_sets, path.parent / PROOF
     proof, config = _read(file), engine.shipment.model
     wanted_NS = _outputs(proof, file)
     found = _apart(engine, config, wanted_NS)
@@ -101,8 +110,7 @@ def check_here(path: Path, engine: Exported) -> None:
             wanted=f"at most {most:.2g}: they differed by {proof.difference:.2g} when it was made ({' '.join(there)})",
             hint="Export the model again on this machine, or take precision=float32.",
         )  # fmt: skip
-    log.info("%s gives its model's outputs on this processor too (largest difference %.2g)", path, found)
-    _remember(seen)
+    return found, most
 
 
 def _fitted(config: FolderConfig) -> Tensor:
@@ -147,12 +155,3 @@ def _key(path: Path, here: list[str]) -> str:
     return hashlib.sha256(repr((str(path.resolve()), states, here)).encode("utf-8", "backslashreplace")).hexdigest()[
         :32
     ]
-
-
-def _remember(seen: Path) -> None:
-    """A cache that cannot be written is no error: the comparison is made again."""
-    try:
-        seen.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(seen, os.O_CREAT | os.O_WRONLY, 0o644))
-    except OSError as error:
-        log.debug("not remembered: %s", error)

@@ -93,6 +93,19 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8", errors=NAMES, newline="\n")
 
 
+def write_cache(path: Path, content: bytes) -> None:
+    """A file of the cache, under a name of this process alone first. One that cannot be written is no error: what it
+    holds is then computed again."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{id(content)}.partial")
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
 def write_json(path: Path, tree: Mapping[str, Any]) -> None:
     """Indented JSON, whole or not at all."""
     write_text(path, json_text(tree, 2) + "\n")

@@ -124,6 +124,34 @@ def test_an_image_that_cannot_be_read_is_named_and_the_others_are_embedded(files
     assert "data.max_bad" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("size", [1, 3, 256])
+def test_a_damaged_image_of_the_data_does_not_cost_the_others(size: int, capsys: Capture) -> None:
+    random_model(Path("model"), ("cat", "dog"))
+    write_colours(Path("pets"), count=4)
+    words = ["embed", "model", "data=pets", f"batch_size={size}"]
+    assert main(words) == 0
+    good = {row["image"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    for name in ("pets/cat/0.png", "pets/dog/2.png"):
+        Path(name).write_bytes(Path(name).read_bytes()[:40])
+    for more, code in (([], 2), (["data.max_bad=1"], 2), (["data.max_bad=2"], 0)):
+        assert main([*words, *more]) == code
+        out, err = capsys.readouterr()
+        rows = [json.loads(line) for line in out.splitlines()]
+        assert [row["image"] for row in rows] == list(good)
+        assert [row["image"] for row in rows if "error" in row] == ["cat/0.png", "dog/2.png"]
+        assert f"2 of {len(good)} images cannot be read" in err
+        assert ("data.max_bad=2 accepts" in err) == bool(code)
+        for row in rows:
+            if "error" not in row:
+                found, wanted = row, good[row["image"]]
+                assert found["label"] == wanted["label"]
+                np.testing.assert_allclose(found["embedding"], wanted["embedding"], rtol=1e-4, atol=1e-5)
+    assert main([*words, "out=x.npz"]) == 2
+    with np.load("x.npz", allow_pickle=False) as arrays:
+        assert arrays["failed"].tolist() == ["cat/0.png", "dog/2.png"]
+        assert len(arrays["embeddings"]) == len(arrays["labels"]) == len(good) - 2
+
+
 def test_predict_answers_the_others_too(files: list[str], capsys: Capture) -> None:
     for path in (files[0], files[4]):
         Path(path).write_bytes(b"no picture")

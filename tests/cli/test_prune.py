@@ -79,7 +79,8 @@ def test_what_cannot_be_pruned_is_refused(capsys: pytest.CaptureFixture[str], tm
     )
     (tmp_path / "full").mkdir()
     (tmp_path / "full/note.txt").write_text("mine", encoding="utf-8")
-    assert "something is there" in refusal(capsys, "prune", "model", "data=pets", f"out={tmp_path / 'full'}")
+    said = refusal(capsys, "prune", "model", "data=pets", f"out={tmp_path / 'full'}")
+    assert "output folder exists and is not empty" in said
     assert not (tmp_path / "a").exists()
 
 

@@ -40,6 +40,24 @@ def refused(argv: str, capsys: Capture, *parts: str) -> str:
     return err
 
 
+def test_numbers_have_separators_and_a_unit_of_their_size(capsys: Capture) -> None:
+    assert main(["plan", "digits"]) == 0
+    assert re.search(r"computed here +3\.50 MMAC +7\.0 MFLOP", capsys.readouterr().out)
+    assert main(["doctor", "vitral-digits"]) == 0
+    assert re.search(r"^parameters +\d{3},\d{3}$", capsys.readouterr().out, re.MULTILINE)
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "None" not in out
+    assert re.search(r"^device_memory_gb +(none|[\d.]+)$", out, re.MULTILINE)
+
+
+def test_a_path_of_any_length_is_a_short_message(capsys: Capture) -> None:
+    for argv in (f"train digits out={'x/' * 2500}y", f"export vitral-digits format=hf out={'x' * 5000}"):
+        err = refused(argv, capsys, "File name too long")
+        assert "Errno" not in err
+        assert len(err) < 2200
+
+
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
@@ -104,7 +122,7 @@ def refused(argv: str, capsys: Capture, *parts: str) -> str:
         ("probe nowhere kind=linear knn.k=5", ("knn.*", "kind=linear")),
         ("probe nowhere knn.k=0", ("knn.k", "1 or more")),
         ("probe nowhere linear.l2=[] kind=linear", ("linear.l2", "1 or more values")),
-        ("predict nowhere", ("a model and at least one image",)),
+        ("predict nowhere", ("image is missing",)),
         ("predict nowhere gone.png", ("gone.png: no such image",)),
         ("predict a b.png topk=0", ("topk: wrong value", "1 or more")),
         ("predict a b.png topks=1", ("topks: unknown key", "did you mean 'topk'?")),

@@ -81,7 +81,7 @@ def test_files_are_found_at_any_depth_with_any_case(tmp_path: Path) -> None:
     names = {name for split in data.splits.values() for name in split.names}
     cats = {"cat/0.png", "cat/1.png", "cat/2.png", "cat/3.JPG", "cat/2024/may/4.png"}
     assert names == cats | {f"dog/{i}.png" for i in range(3)}
-    assert "ignored 1 file(s) that end in .txt, no image format" in data.notes
+    assert "ignored 1 file that ends in .txt, no image format" in data.notes
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
@@ -177,7 +177,7 @@ def test_images_without_class_folders(tmp_path: Path) -> None:
     refused(tmp_path, r"2 images lie directly in this folder.*one is a\.png(.|\n)*<class>")
     fill(tmp_path / "data" / "train")
     write(tmp_path / "data" / "test" / "7.png")
-    refused(tmp_path / "data", r"test: 1 images lie directly")
+    refused(tmp_path / "data", r"test: 1 image lies directly")
 
 
 def test_strays_beside_classes_are_told(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_strays_beside_classes_are_told(tmp_path: Path) -> None:
     write(tmp_path / "train" / "stray.png")
     fill(tmp_path / "unlabelled", "x")
     notes = opened(tmp_path).notes
-    assert "ignored 1 image(s) outside of the class folders, in train" in notes
+    assert "ignored 1 image outside of the class folders, in train" in notes
     assert "ignored 1 folder beside train: unlabelled" in notes
 
 
@@ -212,7 +212,7 @@ def test_images_without_or_with_a_foreign_ending_are_found_by_content(tmp_path: 
     (tmp_path / "cat" / "album.db").write_bytes(b"\xd0\xcf\x11\xe0 no image")
     data = opened(tmp_path)
     assert sum(len(split) for split in data.splits.values()) == 9
-    assert "ignored 1 file(s) that end in .db, no image format" in data.notes
+    assert "ignored 1 file that ends in .db, no image format" in data.notes
 
 
 def test_a_heic_photo_is_never_passed_over(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_pipes_are_never_opened(tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "cat" / name)
     data = open_dataset(build(DataConfig, {"path": str(tmp_path)}), hold_out=False)
     assert len(data.splits["train"]) == 6
-    assert data.notes == ("ignored 2 pipe(s), socket(s) or device(s)",)
+    assert data.notes == ("ignored 2 pipes, sockets or devices",)
 
 
 def test_a_class_called_train_among_other_classes(tmp_path: Path) -> None:
@@ -343,4 +343,4 @@ def test_folders_beside_the_splits_are_a_finding(tmp_path: Path) -> None:
 def test_a_test_folder_without_classes_names_the_way_around(tmp_path: Path) -> None:
     fill(tmp_path / "train")
     write(tmp_path / "test" / "a.png")
-    refused(tmp_path, rf"(?s)1 images lie directly.*data={tmp_path}/train")
+    refused(tmp_path, rf"(?s)1 image lies directly.*data={tmp_path}/train")

@@ -193,6 +193,19 @@ def test_without_memory_changed_data_are_not_divided_once_more() -> None:
         evaluate("run")
 
 
+def test_a_damaged_memory_of_the_held_out_images_is_named() -> None:
+    write_colours(Path("pets"), count=20)
+    tiny_run("pets", "run")
+    Path("pets/cat/0.png").unlink()
+    path = Path("run/split.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    for damaged in (bytes(content), bytes(content[:-8]), b""):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"(?s)split\.safetensors: .*data=FOLDER.*remove the file"):
+            evaluate("run")
+
+
 def test_the_metrics_of_the_run_travel_with_the_model(trained: Path) -> None:
     config = json.loads((trained / "model/config.json").read_text(encoding="utf-8"))
     summary = json.loads((trained / "summary.json").read_text(encoding="utf-8"))

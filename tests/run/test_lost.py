@@ -180,6 +180,47 @@ def test_a_folder_that_is_no_run_says_what_to_do(tmp_path: Path) -> None:
         pytest.fail("claimed")
 
 
+@pytest.mark.parametrize("word", ["overwrite", "resume"])
+@pytest.mark.parametrize("named", ["run", "stranger"])
+def test_files_that_no_run_wrote_stay(word: str, named: str, tmp_path: Path) -> None:
+    """A folder of the name `checkpoints` makes no run folder, and in that of a run only its own files go."""
+    others = ["checkpoints/resnet50_best.pth", "notes.txt", "checkpoints/.cache.partial"]
+    if named == "run":
+        run(config(tmp_path, train__steps=1))
+        shutil.rmtree(tmp_path / CHECKPOINTS)
+    else:
+        others += ["model", "checkpoints/best.safetensors"]
+    for name in others:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name, encoding="utf-8")
+    if named == "run":
+        run(config(tmp_path, train__steps=1, **{word: True}))
+        assert weights(tmp_path)
+    else:
+        with pytest.raises(UserError, match=r"(?s)no run folder.*resnet50_best\.pth.*model.*out=DIR"):
+            run(config(tmp_path, train__steps=1, **{word: True}))
+    assert all((tmp_path / name).read_text(encoding="utf-8") == name for name in others)
+
+
+def test_a_run_does_not_begin_in_the_folder_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What `vitral eval SWEEP` says while the sweep is not done goes on with it."""
+    keys = {key: value for key, value in TINY.items() if key != "train.eval_every"} | {"train.steps": 2}
+    keys["optim.betas"] = [0.9, 0.99]
+    out = tmp_path / "swept"
+    sweeping.sweep("digits", {"optim.lr": [1e-3, 1e-2]}, keys, retrain=False, out=out)
+    for word in ("overwrite", "resume"):
+        with pytest.raises(UserError, match=r"(?s)holds a sweep.*out=DIR"):
+            run(config(out, train__steps=1, **{word: True}))
+    assert main(["eval", str(out)]) == 2
+    assert f"vitral eval {out}/02" in capsys.readouterr().err
+    tree = json.loads((out / "sweep.json").read_text(encoding="utf-8"))
+    (out / "sweep.json").write_text(json.dumps({**tree, "best": None}), encoding="utf-8")
+    assert main(["eval", str(out)]) == 2
+    line = next(text for text in capsys.readouterr().err.splitlines() if "resume=true" in text).partition("vitral ")[2]
+    assert main(shlex.split(line)) == 0
+    assert json.loads((out / "sweep.json").read_text(encoding="utf-8"))["command"] == tree["command"]
+
+
 def test_a_folder_is_claimed_before_torch_is_imported(tmp_path: Path) -> None:
     """A run that has just begun keeps its folder, and one that finds it taken says so at once."""
     code = "import sys; sys.modules['torch'] = None; from vitral.cli.main import main; sys.exit(main(sys.argv[1:]))"
@@ -189,7 +230,7 @@ def test_a_folder_is_claimed_before_torch_is_imported(tmp_path: Path) -> None:
         found = subprocess.run([*words, "overwrite=true"], capture_output=True, text=True, encoding="utf-8")
     assert (found.returncode, "another run works in this folder" in found.stderr) == (2, True), found.stderr
     found = subprocess.run(words, capture_output=True, text=True, encoding="utf-8")
-    assert (found.returncode, "the run folder is not empty" in found.stderr) == (2, True), found.stderr
+    assert (found.returncode, "output folder exists and is not empty" in found.stderr) == (2, True), found.stderr
 
 
 def test_two_sweeps_are_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,12 +300,22 @@ def test_a_stopped_run_is_named_and_finished_with_its_best_weights(
     keys = {key.replace(".", "__"): value for key, value in LEARNS.items()} | {"train__eval_every": 0.25}
     stopped_at(60, str(tmp_path / "a"), monkeypatch, **keys)
     out = str(tmp_path / "a")
-    for command in ("eval", "predict"):
-        assert main([command, out, *(["x.png"] if command == "predict" and Path("x.png").touch() is None else [])]) == 2
+    assert (tmp_path / "a/split.safetensors").is_file(), "which is no model either"
+    write_colours(tmp_path / "pets", count=1)
+    image = str(next((tmp_path / "pets").rglob("*.png")))
+    for words in (
+        ["doctor", out], ["serve", out, "port=0"], ["probe", out, f"data={tmp_path / 'pets'}"], ["push", out, "me/it"],
+        ["prune", out, f"data={tmp_path / 'pets'}", f"out={tmp_path / 'p'}"], ["embed", out, image], ["plan", out],
+        ["explain", out, image, f"out={tmp_path / 'x'}"], ["export", out, "format=onnx", f"out={tmp_path / 'e'}"],
+        ["weights", "inspect", out], ["predict", out, image], ["eval", out],
+    ):  # fmt: skip
+        assert main(words) == 2, words
         err = capsys.readouterr().err
-        assert "this run was stopped at step 60 of 250" in err
+        assert "this run was stopped at step 60 of 250" in err, words
         assert f"vitral train {out}/config.yaml out={out} resume=true" in err
+    assert "from the best weights so far: vitral train" in err
     line = next(text for text in err.splitlines() if "finish=true" in text).partition("vitral ")[2]
+    assert "resume=true" not in line
     assert main(shlex.split(line)) == 0
     summary = json.loads((tmp_path / "a/summary.json").read_text(encoding="utf-8"))
     assert summary["steps"] == 60
@@ -275,6 +326,15 @@ def test_a_stopped_run_is_named_and_finished_with_its_best_weights(
     assert json.loads(capsys.readouterr().out)["top1"] == pytest.approx(summary["top1"])
     run(load_config(f"{out}/config.yaml", {"out": out, "resume": True, "train.steps": 61}))
     assert [row["step"] for row in Journal.read(tmp_path / "a")][-1] == 61, "and it can go on all the same"
+
+
+@unix
+def test_a_run_stopped_before_its_first_validation_says_which_weights_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped_at(2, str(tmp_path / "a"), monkeypatch, train__steps=4, train__eval_every="end")
+    assert main(["eval", str(tmp_path / "a")]) == 2
+    assert "from the last weights (none have been validated yet): vitral train" in capsys.readouterr().err
 
 
 def test_a_run_that_still_works_is_named_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -334,6 +394,7 @@ def test_the_printed_command_has_the_keys_that_were_given(tmp_path: Path, monkey
         run(config(out, **keys))
     line = str(caught.value).splitlines()[-1]
     assert "train.save_seconds=7.0" in line
+    assert "check.allow=duplicates,imbalance" in line, "no brackets, which some shells take for patterns"
     again = load_config(shlex.split(line)[2], dict(word.split("=", 1) for word in shlex.split(line)[3:]))
     assert (again.check.allow, again.resume) == (("duplicates", "imbalance"), True)
 

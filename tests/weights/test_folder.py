@@ -104,7 +104,7 @@ def drop(name: str) -> Callable[[Path], object]:
     [
         (lambda f: (f / "model.safetensors").unlink(), "model.safetensors: not readable as safetensors"),
         (lambda f: (f / "model.safetensors").write_bytes(b""), "model.safetensors: not readable as safetensors"),
-        (lambda f: (f / "config.json").write_bytes(b"\xff\xfe{}"), "config.json: not readable"),
+        (lambda f: (f / "config.json").write_bytes(b"\xff\xfe{}"), "config.json:1: not UTF-8"),
         (lambda f: (f / "config.json").write_text("{}", encoding="utf-8"), "not a Vitral model folder"),
         (drop("blocks.0.norm1.weight"), r"(?s)another architecture.*1 missing \(blocks\.0\.norm1\.weight\)"),
         (edit(lambda t: t["architecture"].update(width=32, heads=4)), r"(?s)another architecture.*other shape"),

@@ -24,6 +24,7 @@ Says what a bug report needs: versions, device, instruction sets, memory, thread
 environment variables that matter, and the speed of a small model's training step.
 
 With a model: verifies every byte of its folder against the digests in config.json, loads it and computes one image.
+With an export: compares its outputs on this processor with those of its model, which are in proof.json beside it.
 
 With the folder of a run that ended after steps that were not finite: runs the batch of the last one again, on the
 weights that it met, and says which images it holds and in which module the first NaN or infinity appears.
@@ -51,10 +52,19 @@ def run(arguments: Arguments) -> int:
         print(json.dumps(facts))
         return 0
     for name, value in facts.items():
-        words = [f"{key} {item}" for key, item in value.items()] if isinstance(value, dict) else value
-        shown = ", ".join(words) if isinstance(words, list) else words
-        print(f"{name:<22} {shown}")
+        print(f"{name:<22} {_text(value)}")
     return 0
+
+
+def _text(value: Any) -> str:
+    """A fact as a line shows it: numbers with separators, what is not there as `none`."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(_text, value)) or "none"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:,}"
+    return "none" if value is None else str(value)
 
 
 def _look_at(name: str, options: DoctorOptions) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from vitral.cli.images import Bad, check_exist, image_paths
 from vitral.cli.main import Arguments
 from vitral.cli.usage import page
 from vitral.config import build, with_overrides
-from vitral.errors import UserError
+from vitral.errors import UserError, taken
 from vitral.run.config import expand_data
 from vitral.run.options import EmbedOptions
 
@@ -25,7 +25,7 @@ What a model's encoder makes of each image, before any head: one vector, or with
 out=, or with --json, one JSON line an image: {{"image", "embedding"}}, of data also "split" and "label" ("labels" where
 an image may have several). out= writes arrays: embeddings float32 [N, D], images; of data also splits, labels, classes.
 An image that cannot be read gets {{"image", "error"}} (in a file: failed, errors) and the others are embedded all the
-same; with more than max_bad of them the exit code is 2.
+same; with more than max_bad of them (of data: data.max_bad) the exit code is 2.
 
 key=default, meaning (type):
 
@@ -48,7 +48,7 @@ def run(arguments: Arguments) -> int:
     model, *names = arguments.words or [""]
     if not model or bool(names) == bool(options.model_fields_set & {"data", "split"}):
         raise UserError(
-            "a model, and either images or data=, are wanted",
+            "give a model, and either images or data=",
             got=" ".join([*arguments.words, *arguments.pairs]) or "none",
             hint="vitral embed MODEL IMAGE [IMAGE ...], or vitral embed MODEL data=DATA",
         )  # fmt: skip
@@ -60,8 +60,10 @@ def run(arguments: Arguments) -> int:
     console_logging()
     paths = image_paths(names) if names else None
     classes, rows = embeddings(model, paths, options)
-    kept, failed, bad = list[Row](), list[Failed](), Bad(len(paths or ()), options.max_bad)
+    kept, failed, total = list[Row](), list[Failed](), 0
+    bad = Bad(options.max_bad) if names else Bad(options.data.max_bad, "data.max_bad")
     for row in rows:
+        total += 1
         if out is None or arguments.json:
             line = row._asdict() if isinstance(row, Failed) else _line(row, classes)
             print(json.dumps(line, ensure_ascii=False), flush=True)
@@ -73,7 +75,7 @@ def run(arguments: Arguments) -> int:
     if out is not None and kept:
         shape = " x ".join(map(str, write_npz(out, kept, classes, failed)))
         print(f"{out}: embeddings {shape}", file=sys.stderr)
-    return bad.exit_code()
+    return bad.exit_code(total)
 
 
 def _writable(out: Path, overwrite: bool) -> Path:
@@ -83,7 +85,7 @@ def _writable(out: Path, overwrite: bool) -> Path:
             "not a file that can be written", where="out", got=out, wanted="FILE.npz in a folder that is there"
         )
     if out.exists() and not overwrite:
-        raise UserError("this file is there already", where="out", got=out, hint="overwrite=true replaces it.")
+        raise taken(out, overwrite=True)
     return out
 
 

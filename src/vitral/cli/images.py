@@ -29,22 +29,22 @@ def image_paths(names: Sequence[str]) -> list[str]:
 
 
 class Bad:
-    """Images that cannot be read, named on stderr one by one: how many of `total` there were, and `most` may be."""
+    """Images that cannot be read, named on stderr one by one: how many there were, and `most` may be, as `key` says."""
 
-    def __init__(self, total: int, most: int) -> None:
-        self._total, self._most, self._count = total, most, 0
+    def __init__(self, most: int, key: str = "max_bad") -> None:
+        self._most, self._key, self._count = most, key, 0
 
     def say(self, error: str) -> None:
         """Name one."""
         self._count += 1
         print(f"error: {error}", file=sys.stderr)
 
-    def exit_code(self) -> int:
-        """2 where there were more than may be; says how many there were."""
+    def exit_code(self, total: int) -> int:
+        """2 where there were more than may be; says how many of `total` there were."""
         if not self._count:
             return 0
         is_error = self._count > self._most
-        if self._total > 1:
-            hint = f". max_bad={self._count} accepts that" if is_error else ""
-            print(f"{self._count} of {self._total} images cannot be read{hint}", file=sys.stderr)
+        if total > 1:
+            hint = f". {self._key}={self._count} accepts that" if is_error else ""
+            print(f"{self._count:,} of {total:,} images cannot be read{hint}", file=sys.stderr)
         return 2 if is_error else 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple, TextIO, cast
 
 from vitral.distributed import launch
 from vitral.errors import Interrupted, RunFailed, UserError, json_safe, nearest, shown_lines
+from vitral.errors import command as command_line
 from vitral.training.signals import CommandSignals, signum_of
 from vitral.version import __version__
 
@@ -125,8 +125,14 @@ def _main(argv: list[str]) -> int:
     except OSError as error:  # a path too long or forbidden; a run's own troubles arrive as RunFailed
         if "--debug" in argv:
             raise
-        print(shown_lines(f"error: {error}"), file=sys.stderr)
+        print(f"error: {_said(error)}", file=sys.stderr)
         return 2
+
+
+def _said(error: OSError) -> UserError:
+    """The system's own words with the path, which may be as long as a command line may be."""
+    where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
+    return UserError(error.strerror or str(error) or type(error).__name__, where=where)
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -166,7 +172,7 @@ def _dispatch(argv: list[str]) -> int:
         names = [name for name in (f"{key}={value}" for key, value in pairs.items()) if Path(name).exists()]
         if not names:
             raise
-        hint = f"A file of this name is here. To mean it: {shlex.quote(f'./{names[0]}')}"
+        hint = f"A file of this name is here. To mean it: {command_line(f'./{names[0]}')}"
         raise UserError(str(error), hint=hint) from None
 
 
@@ -180,5 +186,5 @@ def _unknown_option(word: str, after: Sequence[str]) -> UserError:
         return UserError("unknown option", where=word, nearest=close)
     value = value if equals else next(iter(after[:1]), "VALUE")
     value = "VALUE" if value.startswith("-") and not equals else value
-    hint = f"Keys are written key=value: {shlex.quote(f'{name}={value}')}"
+    hint = f"Keys are written key=value: {command_line(f'{name}={value}')}"
     return UserError("unknown option", where=word, hint=hint)

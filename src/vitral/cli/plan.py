@@ -71,6 +71,8 @@ def _refuse_unknown(name: str) -> None:
         if name not in PRESETS:
             find_folder(name)
     except UserError as error:
+        if Path(name).expanduser().exists():
+            raise
         close = nearest(name, [*recipes(), *PRESETS])
         raise UserError("no recipe, preset or model of this name", where=name, nearest=close or error.nearest) from None
 
@@ -132,17 +134,24 @@ def _growth(rows: list[dict[str, Any]], key: str) -> list[str]:
     return lines
 
 
+_UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
 def _work(found: dict[str, Any], size: list[int]) -> list[str]:
     parts = [
         f"  {name:<11} {count:>17,}  {100 * count / found['macs']:5.1f} %"
         for name, count in found["macs_parts"].items()
     ]
     whole, macs = found["macs_all_tokens"], found["macs"]
-    title = f"work of one image of {size[0]} x {size[1]}, forward: multiply-accumulates (GMAC), operations (GFLOP)"
+    title = f"work of one image of {size[0]} x {size[1]}, forward: multiply-accumulates (MAC), operations (FLOP)"
+    scale, unit = next((pair for pair in _UNITS if macs >= pair[0]), _UNITS[-1])
     rows = [("all tokens (as published)", whole), ("computed here", macs)]
     return [
         f"{found['parameters']:,} parameters", title,
-        *(f"  {name:<26} {count / 1e9:>9,.2f} GMAC {2 * count / 1e9:>9,.1f} GFLOP" for name, count in rows),
+        *(
+            f"  {name:<26} {count / scale:>9,.2f} {unit}MAC {2 * count / scale:>9,.1f} {unit}FLOP"
+            for name, count in rows
+        ),
         *(["  (the last block computes only the tokens that the head reads)"] if whole != macs else []),
         f"parts of the {macs:,} multiply-accumulates computed here:", *parts,
     ]  # fmt: skip

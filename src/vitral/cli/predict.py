@@ -35,7 +35,8 @@ def run(arguments: Arguments) -> int:
         print(page(HELP, PredictOptions, arguments.words), end="")
         return 0
     if len(arguments.words) < 2:
-        raise UserError("a model and at least one image are wanted", hint="vitral predict MODEL IMAGE [IMAGE ...]")
+        missing = "image is missing" if arguments.words else "model and image are missing"
+        raise UserError(missing, hint="vitral predict MODEL IMAGE [IMAGE ...]")
     options = build(PredictOptions, with_overrides(PredictOptions, {}, arguments.pairs))
     model, *names = arguments.words
     check_exist(names)
@@ -45,9 +46,9 @@ def run(arguments: Arguments) -> int:
     console_logging()
 
     paths = image_paths(names)
-    bad = Bad(len(paths), options.max_bad)
+    bad = Bad(options.max_bad)
     for answer in predictions(model, paths, options):
         print(json.dumps(answer, ensure_ascii=False), flush=True)
         if "error" in answer:
             bad.say(answer["error"])
-    return bad.exit_code()
+    return bad.exit_code(len(paths))

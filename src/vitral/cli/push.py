@@ -34,7 +34,7 @@ def run(arguments: Arguments) -> int:
         return 0
     if len(arguments.words) != 2:
         got = " ".join(arguments.words) or "none"
-        raise UserError("a model and a name on the hub are wanted", got=got, hint="vitral push MODEL OWNER/NAME")
+        raise UserError("give a model and a name on the hub", got=got, hint="vitral push MODEL OWNER/NAME")
     options = build(PushOptions, with_overrides(PushOptions, {}, arguments.pairs))
     model, repository = arguments.words
     from vitral.run.push import push_model

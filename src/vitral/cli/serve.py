@@ -8,6 +8,7 @@ from vitral.cli.main import Arguments
 from vitral.cli.usage import page
 from vitral.config import build, with_overrides
 from vitral.errors import UserError
+from vitral.optional import install
 from vitral.run.options import ServeOptions
 
 HELP = """usage: vitral serve MODEL [MODEL ...] [key=value ...]
@@ -42,7 +43,7 @@ def run(arguments: Arguments) -> int:
     options = build(ServeOptions, with_overrides(ServeOptions, {}, arguments.pairs))
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
-        raise UserError(f"not installed: {', '.join(missing)}", where="serve", hint='pip install "vitral[serve]"')
+        raise UserError(f"not installed: {', '.join(missing)}", where="serve", hint=install("serve"))
     from vitral.run.serve import serve
 
     return serve(arguments.words, options)

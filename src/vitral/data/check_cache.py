@@ -17,6 +17,7 @@ import numpy as np
 from vitral.data.dataset import Dataset
 from vitral.data.findings import CheckReport
 from vitral.files import parse_json, read_text
+from vitral.whole import write_cache
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -81,7 +82,7 @@ def store_arrays(folder: Path, name: str, arrays: Mapping[str, Array]) -> None:
     """Keep arrays, as `store` does a result."""
     content = io.BytesIO()
     np.savez(content, **dict(arrays))  # pyright: ignore[reportArgumentType]  (its own keyword is no array)
-    _write(folder, f"{name}.npz", content.getvalue())
+    write_cache(folder / f"{name}.npz", content.getvalue())
 
 
 def forget(folder: Path, dataset: Dataset, variant: str) -> None:
@@ -97,17 +98,4 @@ def store(folder: Path, name: str, report: CheckReport) -> None:
 def store_tree(folder: Path, name: str, tree: Mapping[str, Any]) -> None:
     """Keep what JSON can hold: written under a name of this process alone, then renamed. A folder that can't be written
     is no error: the next check then takes its time again."""
-    _write(folder, f"{name}.json", json.dumps(tree).encode())
-
-
-def _write(folder: Path, name: str, content: bytes) -> None:
-    temporary = folder / f".{name}.{os.getpid()}.{id(content)}.partial"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError:
-        return
+    write_cache(folder / f"{name}.json", json.dumps(tree).encode())

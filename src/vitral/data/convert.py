@@ -21,7 +21,7 @@ from vitral.config import dump_yaml
 from vitral.data.damage import without_damage
 from vitral.data.dataset import Dataset, Split
 from vitral.data.filename import DEFAULT
-from vitral.errors import UserError
+from vitral.errors import UserError, taken
 from vitral.whole import interrupted, recover, whole_folder
 
 Layout = Literal["folder", "flat", "csv"]
@@ -91,8 +91,7 @@ def _description(dataset: Dataset, path: Path, layout: Layout) -> str | None:
 def _refuse(dataset: Dataset, out: Path, layout: Layout) -> None:
     recover(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not interrupted(out):
-        hint = "Name another folder, out=DIR, or remove this one."
-        raise UserError("the folder to write is not empty", where="out", got=out, hint=hint)
+        raise taken(out)
     if layout == "csv":
         return
     if dataset.multi_label:

@@ -10,7 +10,17 @@ from pathlib import Path
 
 from vitral.data.config import DataConfig
 from vitral.data.dataset import SPLITS, Dataset
-from vitral.data.files import LabelledFile, files_dataset, hidden, is_image, some, split_folders, walk
+from vitral.data.files import (
+    Ignored,
+    LabelledFile,
+    files_dataset,
+    hidden,
+    is_image,
+    said_ignored,
+    some,
+    split_folders,
+    walk,
+)
 from vitral.data.folder_words import SPLIT_OF
 from vitral.errors import UserError, shown
 
@@ -51,14 +61,14 @@ def open_filename(config: DataConfig) -> Dataset:
     bytes. Raises UserError, naming some, for files whose names don't fit, and for a pattern that can't be used.
     """
     assert config.path is not None
-    root, ignored = Path(config.path).expanduser(), Counter[str]()
+    root, ignored = Path(config.path).expanduser(), Counter[Ignored]()
     paths = sorted(walk(root, ignored))
     if not paths:
         raise UserError("no images here", where=str(root), wanted="image files named label_index.ext")
     splits = _match([(Path(path).relative_to(root).as_posix(), size) for path, size in paths], config, root)
     if "train" not in splits:
         raise UserError(f"images for {' and '.join(splits)} but none for train", where=str(root))
-    said = [f"ignored {count} {what}" for what, count in sorted(ignored.items())]
+    said = said_ignored(ignored)
     return files_dataset(
         root, splits, (file.label for files in splits.values() for file in files), config,
         lambda classes: (f"classes from file names: {some(classes, 20)}", *said),

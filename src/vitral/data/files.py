@@ -21,7 +21,7 @@ from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Labels, Split, fingerprint, spaced
 from vitral.data.decode import GREY_MODES, PLUGINS, Decoding, Source, decode, header, readable_extensions
 from vitral.data.folder_words import SPLIT_FOLDERS
-from vitral.errors import UserError, shown
+from vitral.errors import UserError, plural, shown
 
 _HEADERS = 2000
 
@@ -37,6 +37,18 @@ _SYSTEM = frozenset({
 _SYSTEM_START = (".", "~$", "synofile_thumb", "synophoto_thumb")
 _CAPITAL = re.compile(r"RECYCLED|FOUND\.[0-9]{3}")  # of FAT volumes; in small letters a class (recycled)
 _THUMBNAILS = frozenset({"_thumbs", "thumbs", "thumbnails", "_thumbnails"})  # beside images, else names like others
+
+
+class Ignored(NamedTuple):
+    """What is in a folder of images and is none: one of the kind, and several."""
+
+    one: str
+    several: str
+
+
+def said_ignored(ignored: Counter[Ignored]) -> list[str]:
+    """A note for each kind, with its count."""
+    return [f"ignored {plural(count, *kind)}" for kind, count in sorted(ignored.items())]
 
 
 def hidden(name: str) -> bool:
@@ -59,7 +71,7 @@ def is_image(path: str) -> bool:
         return False
 
 
-def walk(folder: Path, ignored: Counter[str], above: frozenset[str] = frozenset()) -> Iterator[tuple[str, int]]:
+def walk(folder: Path, ignored: Counter[Ignored], above: frozenset[str] = frozenset()) -> Iterator[tuple[str, int]]:
     """(path, bytes) of the images below, at any depth; links are followed, but never in circles. What is no image is
     counted in `ignored`, by its ending."""
     above |= {os.path.realpath(folder)}
@@ -68,17 +80,19 @@ def walk(folder: Path, ignored: Counter[str], above: frozenset[str] = frozenset(
             if hidden(entry.name):
                 continue
             if entry.is_dir() and entry.name.lower() in _THUMBNAILS and _has_images(folder):
-                ignored[f"folder(s) of thumbnails beside images ({entry.name})"] += 1
+                said = f"of thumbnails beside images ({entry.name})"
+                ignored[Ignored(f"folder {said}", f"folders {said}")] += 1
             elif entry.is_dir():
                 if not entry.is_symlink() or os.path.realpath(entry.path) not in above:
                     yield from walk(Path(entry.path), ignored, above)
             elif not entry.is_file() and os.path.exists(entry.path):
-                ignored["pipe(s), socket(s) or device(s)"] += 1
+                ignored[Ignored("pipe, socket or device", "pipes, sockets or devices")] += 1
             elif is_image(entry.path):
                 yield entry.path, size_in_bytes(entry.path)
             else:
                 ending = os.path.splitext(entry.name)[1].lower() or "nothing"
-                ignored[f"file(s) that end in {ending}, no image format"] += 1
+                said = f"{ending}, no image format"
+                ignored[Ignored(f"file that ends in {said}", f"files that end in {said}")] += 1
 
 
 def _has_images(folder: Path) -> bool:

@@ -6,7 +6,6 @@ A class's files are found at any depth below it. Hidden files, and `__MACOSX`, a
 from __future__ import annotations
 
 import os
-import shlex
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +13,19 @@ from pathlib import Path
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset
 from vitral.data.filename import fits
-from vitral.data.files import LabelledFile, files_dataset, hidden, is_image, some, split_folders, walk
+from vitral.data.files import (
+    Ignored,
+    LabelledFile,
+    files_dataset,
+    hidden,
+    is_image,
+    said_ignored,
+    some,
+    split_folders,
+    walk,
+)
 from vitral.data.split_names import split_classes
-from vitral.errors import UserError, shown
+from vitral.errors import UserError, command, plural, shown
 
 LAYOUT = "DIR/<class>/*.png, or DIR/train/<class>/*.png with val and test beside train"
 IMAGE_FILES = "files that end in .png, .jpg, .jpeg, .webp, .tif, .bmp, .gif or another image format"
@@ -36,11 +45,11 @@ def open_folder(config: DataConfig) -> Dataset:
     """
     assert config.path is not None
     root = Path(config.path).expanduser()
-    ignored: Counter[str] = Counter()
+    ignored: Counter[Ignored] = Counter()
     folders, beside = _split_folders(root)
     labels = {split: _class_folders(folder) for split, folder in folders.items()}
     found = {split: _scan(root, folder, labels[split], ignored) for split, folder in folders.items()}
-    said = [f"ignored {count} {what}" for what, count in sorted(ignored.items())]
+    said = said_ignored(ignored)
     said += [f"ignored 1 folder beside train: {name}" for name in beside]
     classes = (shown(label) for own in labels.values() for label in own)
     dataset = files_dataset(root, found, classes, config, lambda _: said)
@@ -53,13 +62,13 @@ def open_images(config: DataConfig) -> Dataset:
     Channels, fingerprint and what counts as an image as in `open_folder`. Raises UserError where there is none."""
     assert config.path is not None
     root = Path(config.path).expanduser()
-    ignored: Counter[str] = Counter()
+    ignored: Counter[Ignored] = Counter()
     files = [
         LabelledFile(Path(path).relative_to(root).as_posix(), NO_LABEL, size) for path, size in walk(root, ignored)
     ]
     if not files:
         raise UserError("no images here", where=str(root), wanted=IMAGE_FILES)
-    said = [f"ignored {count} {what}" for what, count in sorted(ignored.items())]
+    said = said_ignored(ignored)
     return files_dataset(root, {"train": sorted(files)}, [NO_LABEL], config, lambda _: said)
 
 
@@ -102,7 +111,7 @@ def _class_folders(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not hidden(path.name))
 
 
-def _scan(root: Path, folder: Path, labels: list[str], ignored: Counter[str]) -> list[LabelledFile]:
+def _scan(root: Path, folder: Path, labels: list[str], ignored: Counter[Ignored]) -> list[LabelledFile]:
     """Every image below the class folders of one split, sorted by class, then name."""
     files: list[LabelledFile] = []
     for label in labels:
@@ -115,12 +124,14 @@ def _scan(root: Path, folder: Path, labels: list[str], ignored: Counter[str]) ->
     ]
     if not files and loose:
         raise UserError(
-            f"{len(loose)} images lie directly in this folder, so their classes are unknown (one is {min(loose)})",
+            f"{plural(len(loose), 'image lies', 'images lie')} directly in this folder, so their classes are unknown "
+            f"(one is {min(loose)})",
             where=str(folder), wanted=LAYOUT, hint=_flat_hint(folder) or _alone_hint(root, folder),
         )  # fmt: skip
     if not files:
         raise UserError("no images here", where=str(folder), wanted=f"{LAYOUT} ({IMAGE_FILES})")
-    ignored.update({f"image(s) outside of the class folders, in {folder.name}": len(loose)} if loose else {})
+    place = f"outside of the class folders, in {folder.name}"
+    ignored.update({Ignored(f"image {place}", f"images {place}"): len(loose)} if loose else {})
     return files
 
 
@@ -129,7 +140,7 @@ def _alone_hint(root: Path, folder: Path) -> str | None:
     train = split_folders(root).get("train")
     if train is None or folder in (root, train) or not _has_folders(train):
         return None
-    return f"To leave the images without classes out: data={shlex.quote(shown(str(train)))}"
+    return f"To leave the images without classes out: {command(f'data={shown(str(train))}')}"
 
 
 def _has_folders(path: Path) -> bool:

@@ -26,7 +26,7 @@ from vitral.data.files import asked_channels, class_map, hidden, indices, multi_
 from vitral.data.folder_words import SPLIT_OF, any_of
 from vitral.data.label_vectors import named, text_vectors, vector_width
 from vitral.errors import UserError, nearest
-from vitral.optional import optional
+from vitral.optional import install, optional
 
 _BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 _LABEL_NAMES = ("label", "labels", "class", "cls", "target", "fine_label")
@@ -119,7 +119,7 @@ def _library() -> Any:
     except ImportError:
         raise UserError(
             "Parquet, Arrow, WebDataset and the hub need the library datasets", where="data.source",
-            hint='pip install "vitral[datasets]"',
+            hint=install("datasets"),
         ) from None  # fmt: skip
 
 

@@ -15,14 +15,13 @@ from vitral.engines import Shipment, open_export
 from vitral.export.config import ExportOptions
 from vitral.export.formats import Calibration, write_file
 from vitral.export.parity import Parity, builtin_images, check, compare
-from vitral.files import write_text
 from vitral.models.model import ImageModel
 from vitral.processor import instruction_sets
 from vitral.proof import PROOF, prove
 from vitral.version import __version__
 from vitral.weights.digests import CONFIG
 from vitral.weights.folder import CARD, FolderConfig, free_place, save_json
-from vitral.whole import whole_folder
+from vitral.whole import whole_folder, write_text
 
 PARITY = "parity.json"
 CALIBRATION = 64

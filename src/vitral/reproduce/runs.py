@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,8 +13,9 @@ import numpy as np
 
 from vitral.config import flatten
 from vitral.data.dataset import Dataset
-from vitral.errors import Interrupted, UserError, command
+from vitral.errors import Interrupted, UserError, command, taken
 from vitral.files import read_json
+from vitral.keys import as_word
 from vitral.reproduce.config import ReproduceOptions
 from vitral.run.config import RunConfig, difference, load_config
 from vitral.run.folder import occupied
@@ -71,7 +71,7 @@ def comparison(name: str, options: ReproduceOptions, words: Mapping[str, Any]) -
             yield folder
     except (Interrupted, KeyboardInterrupt) as error:
         given = {key: value for key, value in options.model_dump().items() if key not in ("out", "resume")}
-        pairs = [f"{key}={_text(value)}" for key, value in {**given, **words}.items()]
+        pairs = [f"{key}={as_word(value)}" for key, value in {**given, **words}.items()]
         again = command("vitral", "reproduce", name, *pairs, f"out={folder}", "resume=true")
         raise Interrupted(signum_of(error), f"the comparison is stopped. Go on with:\n  {again}") from None
 
@@ -79,7 +79,7 @@ def comparison(name: str, options: ReproduceOptions, words: Mapping[str, Any]) -
 def _check_empty(folder: Path, resume: bool) -> None:
     tidy(folder, (TABLE,))
     if {entry.name for entry in folder.iterdir()} - {LOCK} and not resume:
-        raise UserError("the folder is not empty", where="out", got=folder, hint="resume=true goes on in it.")
+        raise taken(folder, resume=True)
 
 
 def finished(folder: Path, recipe: str, keys: Mapping[str, Any], dataset: Dataset | None = None) -> dict[str, Any]:
@@ -101,10 +101,6 @@ def _check_same(folder: Path, config: RunConfig) -> None:
     changed = [f"{key}: {theirs}, now {mine}" for key, mine, theirs in difference(config, before) if key in given]
     if changed:
         raise UserError("a run in here was configured otherwise", where=str(folder), got="; ".join(changed))
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def write_table(folder: Path, found: Mapping[str, Any]) -> None:

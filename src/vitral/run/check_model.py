@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vitral.engines import find_export, open_export
 from vitral.errors import UserError
 from vitral.models.presets import count_parameters
 from vitral.predictor import Predictor
+from vitral.proof import PROOF, compare_here
 from vitral.weights.digests import CONFIG, WEIGHTS, accept_command, signed, verify_weights
 from vitral.weights.find import find_model, load_model
 from vitral.weights.folder import folder_digests, is_ours
-from vitral.whole import partial_of
+from vitral.whole import write_text
 
 
 def check_model(model: str, *, accept: bool = False) -> dict[str, Any]:
@@ -24,10 +25,13 @@ def check_model(model: str, *, accept: bool = False) -> dict[str, Any]:
     Hashes all of config.json and of the weights, whatever was remembered of them; loads the model; computes one gray
     image. accept: write digests of the folder as it is now, if all else is right. Raises UserError for what is wrong.
     """
+    exported = find_export(model)
+    if exported is not None:
+        return _check_export(exported, accept=accept)
     path = find_model(model)
     ours = is_ours(path)
     if accept and not ours:
-        raise UserError("only model folders of Vitral hold digests", where="accept", got=str(path))
+        raise _no_digests(path)
     digests = folder_digests(path) if ours and not accept else None
     if digests is not None:
         verify_weights(path / WEIGHTS, digests[WEIGHTS], remembered=False)
@@ -40,7 +44,7 @@ def check_model(model: str, *, accept: bool = False) -> dict[str, Any]:
     else:
         predictor.features(gray[None])
     if accept:
-        _sign(path)
+        write_text(path / CONFIG, signed(json.loads((path / CONFIG).read_text(encoding="utf-8")), path / WEIGHTS))
     sizes = {name: (path / name).stat().st_size for name in (CONFIG, WEIGHTS)} if ours else {}
     if accept:
         said = f"written for {CONFIG} and {WEIGHTS} as they are now"
@@ -56,9 +60,22 @@ def check_model(model: str, *, accept: bool = False) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _sign(path: Path) -> None:
-    """Replaced whole or not at all."""
-    tree = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    partial = partial_of(path / CONFIG)
-    partial.write_text(signed(tree, path / WEIGHTS), encoding="utf-8")
-    os.replace(partial, path / CONFIG)
+def _check_export(path: Path, *, accept: bool) -> dict[str, Any]:
+    """Compare an export on this processor with its model's outputs, whatever was remembered of it."""
+    if accept:
+        raise _no_digests(path)
+    engine = open_export(path)
+    shipment = engine.shipment
+    said = f"none: {PROOF} is missing, so this export cannot be compared with its model"
+    if (path.parent / PROOF).is_file():
+        found, most = compare_here(path, engine)
+        said = f"outputs differ by {found:.2g} at most on this processor (allowed: {most:.2g})"
+    return {
+        "export": str(path), "format": shipment.kind, "precision": shipment.precision, "comparison": said,
+        "classes": len(shipment.model.classes),
+        "made_on": ", ".join(shipment.instruction_sets) or "not recorded",
+    }  # fmt: skip
+
+
+def _no_digests(path: Path) -> UserError:
+    return UserError("only model folders of Vitral hold digests", where="accept", got=str(path))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vitral.data.dataset import Dataset, Split
+from vitral.data.scan import find_damaged
 from vitral.errors import UserError
 from vitral.predictor import Floats, Predictor
 from vitral.run.images import image_batches, load_used, open_images
@@ -30,7 +31,7 @@ class Row(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """An image file that cannot be read, and why."""
+    """An image that cannot be read, and why."""
 
     image: str
     error: str
@@ -38,7 +39,8 @@ class Failed(NamedTuple):
 
 def open_embedded(model: str, predictor: Predictor, options: EmbedOptions) -> Dataset:
     """The data whose images are wanted. Raises UserError where there is no such split."""
-    dataset, skipped = open_images(predictor.config, options.data, predictor.config, model)
+    asked = options.data.model_copy(update={"max_bad": 0})  # nothing is decoded twice: see `_of_split`
+    dataset, skipped = open_images(predictor.config, asked, predictor.config, model)
     for name in (text for texts in skipped.values() for text in texts):
         log.warning("damaged, left out: %s", name)
     if options.split != "all" and options.split not in dataset.splits:
@@ -52,8 +54,8 @@ def embeddings(
     model: str, paths: Sequence[str] | None, options: EmbedOptions
 ) -> tuple[Sequence[str], Iterator[Row | Failed]]:
     """What `vitral embed` writes: the classes of the data, if it is data, and the images one by one: files, or with
-    `paths` None the wanted splits of the data. Whatever is wrong with model or data is raised at once, what is wrong
-    with an image of the data after those before it; a file that cannot be read is Failed."""
+    `paths` None the wanted splits of the data. Whatever is wrong with model or data is raised at once; an image that
+    cannot be read is Failed."""
     if options.engine == "ray":
         return _spread(model, paths, options)
     predictor = load_used(model, options)
@@ -70,8 +72,28 @@ def _embedded(predictor: Predictor, options: EmbedOptions, paths: Sequence[str])
         yield Failed(path, str(row)) if isinstance(row, UserError) else Row(path, row)
 
 
-def _of_split(predictor: Predictor, name: str, split: Split, options: EmbedOptions) -> Iterator[Row]:
-    """Every image of a split, in order."""
+def _of_split(predictor: Predictor, name: str, split: Split, options: EmbedOptions) -> Iterator[Row | Failed]:
+    """Every image of a split, in order. Damaged ones are looked for where a batch cannot be read, and only in it."""
+    start, size = 0, options.batch_size
+    while start < len(split):
+        rest = split.subset(range(start, len(split)))
+        try:
+            for row in _rows(predictor, name, rest, options):
+                yield row
+                start += 1
+        except UserError:
+            part = split.subset(range(start, min(start + size, len(split))))
+            damage = find_damaged(part)
+            if not damage:
+                raise
+            good = _rows(predictor, name, part.subset(at for at in range(len(part)) if at not in damage), options)
+            for at in range(len(part)):
+                cause = damage.get(at)
+                yield next(good) if cause is None else Failed(part.names[at], f"{part.names[at]}: {cause}")
+            start += len(part)
+
+
+def _rows(predictor: Predictor, name: str, split: Split, options: EmbedOptions) -> Iterator[Row]:
     place = 0
     for images_BCHW, _ in image_batches(predictor, split, options.batch_size):
         for embedding in predictor.features(images_BCHW, options.features):
@@ -119,7 +141,7 @@ def _work(model: str, is_data: bool, options: EmbedOptions, device: str) -> Call
         return partial(_embedded, predictor, options)
     dataset = open_embedded(model, predictor, options)
 
-    def embed_part(part: _Part) -> Iterator[Row]:
+    def embed_part(part: _Part) -> Iterator[Row | Failed]:
         if dataset.fingerprint != part.fingerprint:
             where = f"{dataset.name} on {platform.node()}"
             raise UserError("the data are not those of the machine that asked", where=where)
@@ -133,7 +155,7 @@ def write_npz(
     path: Path, rows: Sequence[Row], classes: Sequence[str], failed: Sequence[Failed] = ()
 ) -> tuple[int, ...]:
     """Arrays `embeddings` float32 [N, D] ([N, patches, D]) and `images` (text); of data also `splits`, `labels` (int64
-    [N], or bool [N, classes]) and `classes`; of files that cannot be read `failed` and `errors` (text), if there are
+    [N], or bool [N, classes]) and `classes`; of images that cannot be read `failed` and `errors` (text), if there are
     any. Readable without pickle. The file is there whole or not at all. Returns the shape of `embeddings`."""
     arrays: dict[str, Any] = {
         "embeddings": np.stack([row.embedding for row in rows]), "images": np.array([row.image for row in rows])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vitral.errors import UserError
+from vitral.errors import UserError, taken
 from vitral.files import read_json
 from vitral.interpret.tokens import require_transformer
 from vitral.models.vit import VisionTransformer
@@ -85,9 +85,7 @@ def _target(options: ExplainOptions) -> tuple[Path, list[str]]:
     if not inside:
         return folder, []
     if not options.overwrite:
-        raise UserError(
-            "this folder is not empty", where="out", got=folder, hint="overwrite=true replaces what is in it."
-        )
+        raise taken(folder, overwrite=True)
     if RECORD not in inside:
         raise UserError("vitral explain has not written this folder, and nothing in it is replaced", where="out",
                         got=folder, wanted="a new or empty folder")  # fmt: skip

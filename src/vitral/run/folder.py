@@ -5,7 +5,6 @@ Imports no torch: a folder is claimed, or refused, before that is waited for.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -14,15 +13,25 @@ from pathlib import Path
 from typing import Any
 
 from vitral.config import build, dump_yaml, flatten, load_yaml
-from vitral.errors import UserError
+from vitral.errors import UserError, taken
+from vitral.keys import as_word
 from vitral.run.config import FREE, RunConfig
-from vitral.weights.stopped import resume_command
+from vitral.weights.stopped import (
+    CHECKPOINTS,
+    CONFIG,
+    ENVIRONMENT,
+    SPLIT,
+    SWEEP,
+    is_checkpoint,
+    resume_command,
+    strangers,
+)
 from vitral.whole import LOCK, locked, remove, tidy, write_json, write_text
 
-CONFIG, SUMMARY, CHECKPOINTS = "config.yaml", "summary.json", "checkpoints"
+SUMMARY = "summary.json"
 _OURS = (
-    CONFIG, "env.json", "train.log", "metrics.jsonl", "metrics.csv", SUMMARY, "model", "predictions.csv",
-    "split.safetensors", "report.html", "bad", "tensorboard",
+    "train.log", "metrics.jsonl", "metrics.csv", SUMMARY, "model", "predictions.csv", SPLIT, "report.html", "bad",
+    "tensorboard", CONFIG, ENVIRONMENT,
 )  # fmt: skip
 _OF_ONE_COMMAND = {"resume", "overwrite", "finish", "out", "recipe"}
 
@@ -84,38 +93,52 @@ def _candidates(config: RunConfig) -> Iterator[Path]:
 
 
 def _check_content(folder: Path, config: RunConfig) -> None:
+    if (folder / SWEEP).is_file():
+        raise UserError("this folder holds a sweep", where="out", got=folder, hint="Name another folder: out=DIR")
     tidy(folder, (*_OURS, CHECKPOINTS))
     inside = {entry.name for entry in folder.iterdir()} - {LOCK}
     if inside and not (config.resume or config.overwrite or config.finish):
+        raise taken(folder, overwrite=True, resume=True)
+    if found := _not_ours(folder, inside):
         raise UserError(
-            "the run folder is not empty", where="out", got=folder,
-            hint="resume=true goes on with the run in it, overwrite=true replaces it.",
-        )  # fmt: skip
-    strangers = set[str]() if CHECKPOINTS in inside or {CONFIG, "env.json"} <= inside else inside & set(_OURS)
-    if strangers:
-        raise UserError(
-            "this is no run folder, and files in it would be replaced", where="out", got=", ".join(sorted(strangers)),
+            "this is no run folder, but holds files where a run writes", where="out", got=", ".join(found),
             hint="Name another folder, out=DIR, or move these files.",
         )  # fmt: skip
     if (folder / CHECKPOINTS).is_dir():
-        tidy(folder / CHECKPOINTS)
-        for path in (folder / CHECKPOINTS).glob(".tmp*"):  # safetensors' own names, of saves by older versions
-            remove(path)
+        for path in (folder / CHECKPOINTS).glob(".*"):
+            if is_checkpoint(path):
+                remove(path)
+
+
+def _not_ours(folder: Path, inside: set[str]) -> list[str]:
+    """What no run has written where a run would write. A run is known by config.yaml and env.json, or by its
+    checkpoints; a folder of that name with other files is not its."""
+    if {CONFIG, ENVIRONMENT} <= inside:
+        return []
+    if CHECKPOINTS not in inside:
+        return sorted(inside & set(_OURS))
+    checkpoints = folder / CHECKPOINTS
+    if not checkpoints.is_dir():
+        return sorted(inside & {CHECKPOINTS, *_OURS})
+    others = [f"{CHECKPOINTS}/{name}" for name in strangers(checkpoints)]
+    return sorted([*(inside & set(_OURS)), *others]) if others else []
 
 
 def open_folder(folder: Path, config: RunConfig, environment: Mapping[str, Any]) -> None:
     """Start the run's files; of an overwritten run only our own go. `config` has no `auto` left.
 
     A kill at any moment leaves a folder that is resumed (from an old checkpoint or from the start) or overwritten: the
-    checkpoints go first, and their folder, by which a run's folder is known, stays.
+    checkpoints go first, and what tells that this is a run's folder is replaced last.
     """
     (folder / CHECKPOINTS).mkdir(exist_ok=True)
     for path in (folder / CHECKPOINTS).iterdir():
-        remove(path)
+        if is_checkpoint(path):
+            remove(path)
     for name in _OURS:
-        remove(folder / name)
+        if name not in (CONFIG, ENVIRONMENT):
+            remove(folder / name)
     write_config(folder, config)
-    write_json(folder / "env.json", environment)
+    write_json(folder / ENVIRONMENT, environment)
 
 
 def write_config(folder: Path, config: RunConfig) -> None:
@@ -149,4 +172,4 @@ def _changed(folder: Path, config: RunConfig) -> list[str]:
     except (UserError, OSError):  # said when the run is resumed
         return []
     keys = [key for key in now if key in FREE - _OF_ONE_COMMAND and now[key] not in (None, "auto", before.get(key))]
-    return [f"{key}={now[key] if isinstance(now[key], str) else json.dumps(now[key])}" for key in keys]
+    return [f"{key}={as_word(now[key])}" for key in keys]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import platform
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from vitral.data.loader import ImageStore
 from vitral.errors import NAMES, UserError, command
 from vitral.evaluate.classify import wilson_interval
 from vitral.evaluate.problems import PROBLEMS
+from vitral.keys import as_word
 from vitral.run.check import noted
 from vitral.run.config import RunConfig, difference, load_config, recipe_values, recipes
 from vitral.run.prepare import Prepared
@@ -156,7 +156,7 @@ def again_command(asked: RunConfig) -> str | None:
     for key, value in [*given.items(), *keys]:
         if key in ("data.path", "init") and Path(value or "").exists():
             value = Path(value).name
-        words.append(f"{key}={value if isinstance(value, str) else json.dumps(value)}")
+        words.append(f"{key}={as_word(value)}")
     return command(*words)
 
 

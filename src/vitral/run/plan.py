@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from vitral.data.sources import open_dataset
-from vitral.errors import UserError
+from vitral.errors import UserError, taken
 from vitral.models.activations import Precision, kept_activations
 from vitral.models.config import ViTConfig, build_config
 from vitral.models.flops import count_macs
@@ -108,7 +108,7 @@ def _picture(options: PlanOptions) -> Path | None:
     if path.suffix.lower() != ".png":
         raise UserError("the picture is a PNG", where="out", got=options.out, wanted="a name that ends in .png")
     if path.is_dir() or (path.exists() and not options.overwrite):
-        raise UserError("something is there already", where="out", got=options.out, hint="overwrite=true replaces it.")
+        raise taken(path, overwrite=not path.is_dir())
     if not path.parent.is_dir():
         raise UserError("no such folder", where="out", got=path.parent)
     return path

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vitral.data.dataset import Split, spaced
 from vitral.efficient.prune_channels import choose_kept, measure_importance, prune
-from vitral.errors import UserError
+from vitral.errors import UserError, command
 from vitral.models.flops import count_macs
 from vitral.models.presets import changed_name, count_parameters
 from vitral.models.vit import VisionTransformer
@@ -66,7 +65,7 @@ def _next(folder: FolderConfig, options: PruneOptions, out: Path) -> str:
     get = data.get if isinstance(data, dict) else partial(getattr, data)
     words = ["vitral", "train", "finetune", f"init={out}", "init_head=true", "objective.head_first=0"]
     words.append(f"data={get('path') or ('digits' if get('source') == 'digits' else 'PHOTOS')}")
-    return " ".join([*map(shlex.quote, [*words, f"out={out}-tuned"])])
+    return command(*words, f"out={out}-tuned")
 
 
 def _some(split: Split, most: int | None) -> Split:

@@ -13,9 +13,8 @@ import torch
 from vitral.data.dataset import Carved, Dataset
 from vitral.errors import UserError
 from vitral.weights.folder import find_folder
-from vitral.weights.tensors import load_tensors, save_tensors
-
-SPLIT = "split.safetensors"
+from vitral.weights.stopped import SPLIT
+from vitral.weights.tensors import DamagedFile, load_tensors, save_tensors
 
 
 def save_split(folder: Path, dataset: Dataset) -> None:
@@ -28,14 +27,22 @@ def save_split(folder: Path, dataset: Dataset) -> None:
 
 
 def load_split(model: str, fingerprint: str) -> Carved | None:
-    """What the run that made this model remembers of data with this fingerprint; None where there is nothing."""
+    """What the run that made this model remembers of data with this fingerprint; None where there is nothing. Raises
+    UserError where the file is damaged: other images than those held out would be drawn."""
     try:
         path = find_folder(model).parent / SPLIT
     except UserError:
         return None
     if not path.is_file():
         return None
-    tensors, facts = load_tensors(path)
+    try:
+        tensors, facts = load_tensors(path, checked=True)
+    except DamagedFile as error:
+        raise UserError(
+            str(error),
+            hint="It says which images the run held out. Evaluate on other images: data=FOLDER. Or remove the file: "
+            "held-out images are then drawn anew, and the run may have been trained on them.",
+        ) from None
     if facts.get("fingerprint") != fingerprint or not {"train", "val"} <= tensors.keys():
         return None
     return Carved(*(tensors[name].numpy().view(np.uint64) for name in ("train", "val")))

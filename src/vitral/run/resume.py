@@ -16,7 +16,7 @@ from vitral.run.folder import CHECKPOINTS, read_config
 from vitral.training.journal import log
 from vitral.training.loop import total_steps
 from vitral.training.state import BEST, Progress, TrainState
-from vitral.weights.stopped import resume_command
+from vitral.weights.stopped import finish_command, resume_command
 from vitral.weights.tensors import DamagedFile, load_tensors
 
 _LENGTH = {"train.steps", "train.epochs"}  # a run may go on to another end
@@ -55,7 +55,7 @@ def _relength(folder: Path, config: RunConfig, progress: Progress, planned: int,
     if steps < at:
         raise UserError(
             "the run is beyond this step", where="train.steps", got=steps, wanted=f"{at} or more",
-            hint=f"End the run where it is: {resume_command(folder, 'finish=true')}",
+            hint=f"End the run where it is: {finish_command(folder)}",
         )  # fmt: skip
     progress.done = steps == at
     rates = [f"{learning_rate(at, total, config.optim):.3g}" for total in (planned, steps) if at < total]

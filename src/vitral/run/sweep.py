@@ -6,7 +6,6 @@ The protocol of the ViT paper's fine-tuning (arXiv 2010.11929, appendix B.1.1).
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -16,17 +15,19 @@ from typing import Any
 from vitral.config import build, flatten
 from vitral.data.dataset import Dataset
 from vitral.data.sources import held_out, open_dataset
-from vitral.errors import Interrupted, RunFailed, UserError, command
+from vitral.errors import Interrupted, RunFailed, UserError, command, taken
 from vitral.evaluate.problems import PROBLEMS
 from vitral.files import read_json
+from vitral.keys import as_word
 from vitral.run.config import RunConfig, difference, draft_architecture, expand_data, load_config
 from vitral.run.folder import occupied
 from vitral.run.train import run, settle_steps
 from vitral.training.journal import console_logging, log, write_csv
 from vitral.training.signals import signum_of
+from vitral.weights.stopped import SWEEP
 from vitral.whole import LOCK, remove, tidy, write_json
 
-SWEEP, TABLE, BEST = "sweep.json", "sweep.csv", "best"
+TABLE, BEST = "sweep.csv", "best"
 _POINT = {"data.validation": "dev", "train.eval_every": "end"}
 _FINAL = {"data.validation": "none"}
 
@@ -68,6 +69,7 @@ def sweep(
         "recipe": points[0].recipe, "dev": points[0].data.val_fraction, "score": score,
         "grid": {key: list(dict.fromkeys(row[key] for row in rows)) for key in grid},
         "points": rows, "best": None, "result": None, "config": points[0].model_dump(mode="json"),
+        "command": _command(recipe, grid, keys, retrain),
     }  # fmt: skip
     folder = Path(out or f"runs/sweep-{points[0].recipe}-{time.strftime('%Y%m%d-%H%M%S')}").expanduser()
     check = partial(_check, found=found, resume=resume, overwrite=overwrite)
@@ -85,8 +87,7 @@ def sweep(
                 found["result"] = _run(folder / BEST, final[best])
             _write(folder, found)
     except (Interrupted, KeyboardInterrupt) as stopped:
-        lines = {key: ",".join(map(_text, line)) for key, line in grid.items()}
-        again = _command(recipe, {**lines, **keys}, retrain, folder)
+        again = command(*found["command"], f"out={folder}", "resume=true")
         raise Interrupted(signum_of(stopped), f"the sweep is stopped. Go on with:\n  {again}") from None
     return found
 
@@ -163,8 +164,7 @@ def _check(folder: Path, found: Mapping[str, Any], resume: bool, overwrite: bool
     if not {entry.name for entry in folder.iterdir()} - {LOCK}:
         return
     if not (resume or overwrite):
-        hint = "resume=true goes on with the sweep in it, overwrite=true replaces it."
-        raise UserError("the folder of the sweep is not empty", where="out", got=folder, hint=hint)
+        raise taken(folder, overwrite=True, resume=True)
     if not (folder / SWEEP).is_file():
         raise UserError("there is no sweep in this folder", where="out", got=folder)
     if not overwrite:
@@ -202,12 +202,11 @@ def _write(folder: Path, found: Mapping[str, Any]) -> None:
     write_csv(folder / TABLE, found["points"])
 
 
-def _command(recipe: str | None, keys: Mapping[str, Any], retrain: bool, folder: Path) -> str:
-    """The words that go on with a sweep."""
-    words = [f"{key}={_text(value)}" for key, value in keys.items()]
-    words += [] if retrain else ["retrain=false"]
-    return command("vitral", "sweep", *([recipe] if recipe else []), *words, f"out={folder}", "resume=true")
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _command(
+    recipe: str | None, grid: Mapping[str, Sequence[Any]], keys: Mapping[str, Any], retrain: bool
+) -> list[str]:
+    """The words of a sweep, but for its folder."""
+    word = partial(as_word, brackets=True)
+    lines = {key: ",".join(map(word, line)) for key, line in grid.items()}
+    words = [f"{key}={text}" for key, text in {**lines, **{key: word(keys[key]) for key in keys}}.items()]
+    return ["vitral", "sweep", *([recipe] if recipe else []), *words, *([] if retrain else ["retrain=false"])]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from functools import partial
@@ -20,7 +19,7 @@ from vitral.data.dataset import Dataset
 from vitral.data.loader import ImageStore, TrainLoader, eval_batches
 from vitral.data.sampling import class_shares
 from vitral.data.workers import refuse_unguarded
-from vitral.errors import Interrupted, RunFailed, UserError, command
+from vitral.errors import Interrupted, RunFailed, UserError, command, plural
 from vitral.evaluate.classify import collect_logits
 from vitral.evaluate.problems import PROBLEMS
 from vitral.models.config import ViTConfig
@@ -307,10 +306,10 @@ def _say_start(prepared: Prepared, objective: Objective, steps: int, folder: Pat
     for note in prepared.dataset.notes:
         log.info("data: %s", note)
     log.info(
-        "data: %s: %s images, %d classes, %dx%dx%d",
+        "data: %s: %s images, %s, %dx%dx%d",
         prepared.dataset.name,
         splits,
-        len(prepared.dataset.classes),
+        plural(len(prepared.dataset.classes), "class", "classes"),
         height,
         width,
         prepared.dataset.channels,
@@ -326,9 +325,9 @@ def _say_start(prepared: Prepared, objective: Objective, steps: int, folder: Pat
     if config.optim.name == "adam" and config.optim.weight_decay:
         log.warning("optim: adam adds the decay to the gradient and rescales both; values meant for adamw don't train")
     log.info(
-        "run: %d steps of %d images on %s, %s, into %s",
-        steps,
-        config.train.batch_size,
+        "run: %s of %s on %s, %s, into %s",
+        plural(steps, "step"),
+        plural(config.train.batch_size, "image"),
         prepared.device,
         config.precision,
         folder,
@@ -453,7 +452,8 @@ def _finish(prepared: Prepared, state: TrainState, objective: Objective, folder:
             "always answering %s, the commonest class: %.2f %%", summary["baseline_class"], 100 * summary["baseline"]
         )
     log.info("in %s: model, summary.json%s", folder, ", report.html" if config.report else "")
-    log.info("next: vitral predict %s IMAGE, or vitral eval %s", *[shlex.quote(str(folder))] * 2)
+    ways = command("vitral", "predict", str(folder), "IMAGE"), command("vitral", "eval", str(folder))
+    log.info("next: %s, or %s", *ways)
     return summary
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from vitral.errors import UserError
-from vitral.optional import optional
+from vitral.optional import install, optional
 
 _SECONDS_TO_ANSWER = 5.0
 _CORES_EACH = 4  # of a worker on processors, where nobody has said how many workers there are
@@ -40,8 +40,7 @@ def cluster() -> Generator[Any]:
         ray: Any = optional("ray")
         optional("ray.data")
     except ImportError as error:
-        hint = 'pip install "vitral[ray]"'
-        raise UserError("Ray is not installed", where="engine", got=f"ray: {error}", hint=hint) from None
+        raise UserError("Ray is not installed", where="engine", got=f"ray: {error}", hint=install("ray")) from None
     if ray.is_initialized():
         yield ray
         return

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from vitral.config import dump_yaml
 from vitral.errors import UserError
+from vitral.optional import install
 from vitral.training.journal import log
 
 
@@ -33,9 +34,7 @@ class TensorBoard:
 
     def __init__(self, folder: Path) -> None:
         if find_spec("tensorboard") is None:
-            raise UserError(
-                "TensorBoard is not installed", where="train.tensorboard", hint='pip install "vitral[tensorboard]"'
-            )
+            raise UserError("TensorBoard is not installed", where="train.tensorboard", hint=install("tensorboard"))
         self.folder = folder
 
     def start(self, config: Mapping[str, Any], step: int) -> None:

@@ -242,7 +242,8 @@ def _use(config: FolderConfig) -> str:
         more = ""
     return f"""## Use
 
-`pip install "vitral[hub]"`; in this folder, or with the name of its repository on the hub instead of `.`:
+With Vitral and its extra `hub` (`pip install -e ".[hub]"` in a checkout), in this folder, or with the name of its
+repository on the hub instead of `.`:
 
 ```
 {chr(10).join(lines)}

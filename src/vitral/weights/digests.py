@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vitral.data.check_cache import cache_folder
+from vitral.errors import command
 from vitral.files import json_text
 from vitral.weights.tensors import DamagedFile
+from vitral.whole import write_cache
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 KEY = "digests"
@@ -74,7 +75,7 @@ def verify_weights(path: Path, wanted: str, *, remembered: bool = True) -> None:
             got=f"SHA-256 {found}", wanted=wanted, hint=_hint(path.parent),
         )  # fmt: skip
     if memory is not None and time.time_ns() - max(before.st_mtime_ns, before.st_ctime_ns) > _SETTLED:
-        _remember(memory, found)
+        write_cache(memory, found.encode("ascii"))
 
 
 def file_digest(path: Path) -> str:
@@ -85,7 +86,7 @@ def file_digest(path: Path) -> str:
 
 def accept_command(folder: Path) -> str:
     """Return the command that writes new digests for a folder that was changed on purpose."""
-    return f"vitral doctor {shlex.quote(str(folder))} accept=true"
+    return command("vitral", "doctor", str(folder), "accept=true")
 
 
 def _hint(folder: Path) -> str:
@@ -106,14 +107,3 @@ def _recall(memory: Path | None) -> str | None:
         return memory.read_text(encoding="utf-8") if memory is not None else None
     except (OSError, ValueError):
         return None
-
-
-def _remember(memory: Path, digest: str) -> None:
-    """A cache folder that cannot be written is no error: the file is hashed again."""
-    temporary = memory.with_name(f".{memory.name}.{os.getpid()}.partial")
-    try:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(digest, encoding="utf-8")
-        temporary.replace(memory)
-    except OSError:
-        return

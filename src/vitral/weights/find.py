@@ -13,6 +13,7 @@ from vitral.weights.digests import WEIGHTS
 from vitral.weights.folder import FolderConfig, bundled, find_folder, is_ours, load_config, load_folder, resized
 from vitral.weights.hub import download, is_hub_name
 from vitral.weights.reading import is_weights
+from vitral.weights.stopped import refuse_stopped
 
 log = logging.getLogger("vitral")
 
@@ -24,7 +25,11 @@ def find_model(model: str) -> Path:
     path = Path(model).expanduser()
     if path.name == WEIGHTS and path.is_file() and is_ours(path.parent):
         return path.parent  # its config.json says what the weights are
-    if (path.is_file() or (path.is_dir() and not is_ours(path) and not is_ours(path / "model"))) and is_weights(path):
+    if path.is_dir() and not is_ours(path) and not is_ours(path / "model"):
+        refuse_stopped(path)
+        if is_weights(path):
+            return path
+    if path.is_file() and is_weights(path):
         return path
     if not path.exists() and is_hub_name(model):
         return download(model)

@@ -16,8 +16,8 @@ from torch import nn
 from vitral.config import Config, Count, Pair, build
 from vitral.data.config import MAX_PIXELS, Interpolation, ValueRange
 from vitral.data.resize import Fit
-from vitral.errors import UserError, command, nearest
-from vitral.files import JSON_BYTES, CannotOpen, json_text, parse_json, read_json, read_text, write_text
+from vitral.errors import UserError, command, nearest, taken
+from vitral.files import JSON_BYTES, CannotOpen, json_text, parse_json, read_json, read_text
 from vitral.models.config import MAX_INPUT_PIXELS, AnyModelConfig, ViTConfig, build_config
 from vitral.models.create import build_model
 from vitral.models.model import ImageModel
@@ -44,7 +44,7 @@ from vitral.weights.tensors import (
     save_tensors,
     tensor_shapes,
 )
-from vitral.whole import interrupted, old_of, recover, whole_folder
+from vitral.whole import interrupted, old_of, recover, whole_folder, write_text
 
 log = logging.getLogger("vitral")
 _PRESET = (
@@ -161,8 +161,7 @@ def free_place(out: str, overwrite: bool) -> Path:
     recover(path)
     ours = (path / CONFIG).is_file() or interrupted(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())) and not (overwrite and ours):
-        hint = "overwrite=true replaces a model's folder."
-        raise UserError("something is there already", where="out", got=out, hint=hint)
+        raise taken(path, overwrite=ours)
     return path
 
 

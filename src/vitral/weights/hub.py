@@ -9,7 +9,7 @@ from typing import Any
 
 from vitral.errors import UserError
 from vitral.files import read_json, read_text
-from vitral.optional import optional
+from vitral.optional import install, optional
 from vitral.weights.card import with_header
 from vitral.weights.digests import CONFIG, WEIGHTS, signed
 from vitral.weights.folder import CARD, load_folder
@@ -33,7 +33,7 @@ def download(model: str) -> Path:
         snapshot_download: Any = optional("huggingface_hub").snapshot_download
     except ImportError:
         raise UserError(
-            "no such model here, and names of the hub need an extra", where=model, hint='pip install "vitral[hub]"'
+            "no such model here, and names of the hub need an extra", where=model, hint=install("hub")
         ) from None
     name, _, revision = model.partition("@")
     try:
@@ -68,7 +68,7 @@ def push(folder: Path, name: str, *, private: bool = False, license: str | None 
     try:
         hub: Any = optional("huggingface_hub")
     except ImportError:
-        raise UserError("pushing needs an extra", where=name, hint='pip install "vitral[hub]"') from None
+        raise UserError("pushing needs an extra", where=name, hint=install("hub")) from None
     if hub.get_token() is None:
         raise UserError("the hub wants to know who you are", where=name, hint="`hf auth login`, or HF_TOKEN=hf_...")
     add = hub.CommitOperationAdd

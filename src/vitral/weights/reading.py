@@ -7,7 +7,6 @@ import io
 import math
 import pickle
 import re
-import shlex
 import zipfile
 from collections import Counter
 from collections.abc import Mapping
@@ -19,10 +18,11 @@ import torch
 from torch import Tensor
 
 from vitral.bounds import PICKLE_BYTES, check_pickle, open_zip, read_entry
-from vitral.errors import UserError, shown
+from vitral.errors import UserError, command, shown
 from vitral.files import MIB, open_regular, read_json
 from vitral.weights.formats import find_format
 from vitral.weights.harmless import HARMLESS
+from vitral.weights.stopped import CHECKPOINTS, SPLIT
 from vitral.weights.tensors import CHECKSUM, load_tensors, read_metadata
 
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -87,9 +87,8 @@ def _refuse_checkpoint(path: Path) -> None:
         if file.read(9)[8:9] != b"{":
             return
     if CHECKSUM in read_metadata(path):
-        run = path.absolute().parent.parent
-        known = path.absolute().parent.name == "checkpoints"
-        hint = f"Use the run: vitral predict {shlex.quote(str(run)) if known else 'RUN'} IMAGE"
+        run = path.absolute().parent.parent if path.absolute().parent.name == CHECKPOINTS else "RUN"
+        hint = f"Use the run: {command('vitral', 'predict', str(run), 'IMAGE')}"
         raise UserError("a checkpoint of a Vitral run, which does not hold classes and preprocessing", where=str(path),
                         hint=hint)  # fmt: skip
 
@@ -107,7 +106,8 @@ def is_weights(path: Path) -> bool:
 
 
 def _candidates(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix in ENDINGS and file.name != "training_args.bin")
+    beside = ("training_args.bin", SPLIT)
+    return sorted(file for file in folder.iterdir() if file.suffix in ENDINGS and file.name not in beside)
 
 
 def _files(path: Path) -> list[Path]:
