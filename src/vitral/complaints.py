@@ -83,7 +83,10 @@ def _limit(detail: ErrorDetails) -> str:
     if detail["type"] == "string_pattern_mismatch":
         return f"text of the form {detail.get('ctx', {}).get('pattern')}"
     if detail["type"] in _LIMITS:
-        return _LIMITS[detail["type"]].format(**detail.get("ctx", {}))
+        context = detail.get("ctx", {})
+        return _LIMITS[detail["type"]].format(
+            **{name: f"{value:g}" if isinstance(value, float) else value for name, value in context.items()}
+        )
     return str(detail["msg"]).removeprefix("Input should be ")
 
 

@@ -283,7 +283,7 @@ def test_thumbnails_beside_images_are_left_out_with_a_note(name: str, tmp_path: 
     write(root / "cat" / name / "0.png")
     data = open_dataset(build(DataConfig, {"path": str(root)}), hold_out=False)
     assert len(data.splits["train"]) == 6
-    assert data.notes == (f"ignored 1 folder(s) of thumbnails beside images ({name})",)
+    assert data.notes == (f"ignored 1 folder of thumbnails beside images ({name})",)
     classes = fill(tmp_path / "signs")
     (classes / "cat").rename(classes / "thumbs")
     (classes / "dog").rename(classes / "recycled")
