@@ -89,7 +89,9 @@ def test_without_a_proof_it_is_said(
         vitral.load(there)
     assert "is not compared on this one (avx2 fma torch:avx2)" in caplog.text
     whole = Path("proof.json").read_text(encoding="utf-8")
-    for text in (whole[:100], "[]", "[" * 100_000, whole.replace('"outputs": "', '"outputs": "AAAA'), "{}"):
+    damaged = [whole[:100], "[]", "[[]]", '"ab"', "3", "null", "{}", "[" * 100_000]
+    damaged += [whole.replace('"outputs": "', '"outputs": "AAAA'), whole.replace("proof-1", "proof-2")]
+    for text in damaged:
         (there / "proof.json").write_text(text, encoding="utf-8")
         with pytest.raises(UserError, match=r"proof\.json"):
             vitral.load(there)

@@ -290,8 +290,11 @@ def _from_text(text: str, annotation: Any) -> Any:
     return [value] if is_list and is_number and not kinds & {int, float} else value
 
 
-def build(model: type[ConfigT], tree: Mapping[str, Any], *, where: str | None = None) -> ConfigT:
-    """The validated model, or one UserError that names every wrong key, what it got and what it wants."""
+def build(model: type[ConfigT], tree: Any, *, where: str | None = None) -> ConfigT:
+    """The validated model, or one UserError that names every wrong key, what it got and what it wants. tree: a mapping;
+    anything else is refused."""
+    if not isinstance(tree, Mapping):
+        raise UserError("not readable", where=where, got=type(tree).__name__, wanted="an object of names and values")
     try:
         return model.model_validate(dict(tree))
     except ValidationError as error:

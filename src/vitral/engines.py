@@ -224,7 +224,4 @@ def _shipment(text: str | None, path: Path) -> Shipment:
     if text is None:
         hint = "`vitral export MODEL format=... out=DIR` writes files that say it."
         raise UserError("this file doesn't say its classes and preprocessing", where=where, hint=hint)
-    tree = parse_json(text, where=where)
-    if not isinstance(tree, dict):
-        raise UserError("not readable", where=where, got=type(tree).__name__, wanted="an object of names and values")
-    return build(Shipment, tree, where=where)
+    return build(Shipment, parse_json(text, where=where), where=where)

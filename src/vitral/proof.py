@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import logging
 import os
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from vitral.data.check_cache import cache_folder
 from vitral.data.resize import fit_image
 from vitral.engines import Engine, Exported
 from vitral.errors import UserError
+from vitral.files import read_json
 from vitral.models.model import ImageModel
 from vitral.processor import instruction_sets
 from vitral.weights.folder import FolderConfig
@@ -45,7 +46,7 @@ class Proof(Config):
     difference: the largest absolute one of the export's to these.
     """
 
-    format: str = "vitral-proof-1"
+    format: Literal["vitral-proof-1"] = "vitral-proof-1"
     instruction_sets: list[str]
     outputs: str
     difference: float
@@ -87,7 +88,7 @@ def check_here(path: Path, engine: Exported) -> None:
             path, " ".join(there), PROOF, " ".join(here),
         )  # fmt: skip
         return
-    seen = cache_folder().parent / "exports" / _key(path, here)
+    seen = cache_folder("exports") / _key(path, here)
     if seen.is_file():
         return
     proof, config = _read(file), engine.shipment.model
@@ -123,13 +124,7 @@ def _apart(engine: Engine, config: FolderConfig, wanted_NS: Tensor) -> float:
 
 
 def _read(file: Path) -> Proof:
-    if file.stat().st_size > _LARGEST:
-        raise UserError("this file is too large for a proof", where=str(file), got=f"{file.stat().st_size} bytes")
-    try:
-        tree = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError("not readable", where=str(file), got=error) from None
-    return build(Proof, tree, where=str(file))
+    return build(Proof, read_json(file, _LARGEST), where=str(file))
 
 
 def _outputs(proof: Proof, file: Path) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from vitral.errors import UserError
+from vitral.files import read_json
 from vitral.models.presets import count_parameters
 from vitral.predictor import Predictor
 from vitral.weights.digests import CONFIG, WEIGHTS, accept_command, signed, verify_weights
@@ -58,7 +58,7 @@ def check_model(model: str, *, accept: bool = False) -> dict[str, Any]:
 
 def _sign(path: Path) -> None:
     """Replaced whole or not at all."""
-    tree = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    tree = read_json(path / CONFIG)
     partial = partial_of(path / CONFIG)
     partial.write_text(signed(tree, path / WEIGHTS), encoding="utf-8")
     os.replace(partial, path / CONFIG)

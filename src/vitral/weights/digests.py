@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vitral.data.check_cache import cache_folder
-from vitral.files import json_text
+from vitral.files import CannotOpen, json_text, open_regular
 from vitral.weights.tensors import DamagedFile
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -66,7 +66,7 @@ def verify_weights(path: Path, wanted: str, *, remembered: bool = True) -> None:
         before = path.stat()
         memory = _memory(before) if remembered and before.st_size > _HASHED_ALWAYS else None
         found = _recall(memory) or file_digest(path)
-    except OSError as error:
+    except (OSError, CannotOpen) as error:
         raise DamagedFile("cannot be read", where=str(path), got=error) from None
     if found != wanted:
         raise DamagedFile(
@@ -79,7 +79,7 @@ def verify_weights(path: Path, wanted: str, *, remembered: bool = True) -> None:
 
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file's content, as 64 hex digits."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

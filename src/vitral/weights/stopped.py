@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from vitral import distributed
+from vitral.bounds import tensors_metadata
 from vitral.errors import UserError, command
+from vitral.files import parse_json, read_json
 from vitral.whole import is_locked
 
 
@@ -42,9 +43,9 @@ def _reached(checkpoints: Path) -> tuple[int, int] | None:
     """The step of the newest checkpoint that says it, and the run's last one."""
     for stem in ("last", "previous"):
         try:
-            facts = json.loads(_facts(checkpoints, stem))
+            facts = parse_json(_facts(checkpoints, stem), where=stem, constants=True)
             return int(facts["progress"]["step"]), int(facts["steps"])
-        except (OSError, ValueError, TypeError, LookupError):
+        except (OSError, ValueError, TypeError, LookupError, OverflowError):
             continue
     return None
 
@@ -52,11 +53,5 @@ def _reached(checkpoints: Path) -> tuple[int, int] | None:
 def _facts(checkpoints: Path, stem: str) -> str:
     whole, sharded = checkpoints / f"{stem}.safetensors", checkpoints / f"{stem}.sharded/state.json"
     if not whole.exists():
-        return json.loads(sharded.read_text(encoding="utf-8"))["state"]
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(whole, framework="np") as file:
-            return file.metadata()["state"]
-    except SafetensorError as error:
-        raise ValueError(error) from None
+        return str(read_json(sharded)["state"])
+    return tensors_metadata(whole)["state"]
