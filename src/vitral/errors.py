@@ -81,11 +81,12 @@ def shown_lines(text: str) -> str:
 
 
 def json_safe(text: str) -> str:
-    """Text without control characters but line ends and tabs. Inside the strings of JSON the escapes stand for the same
-    characters."""
+    """Text without control characters but line ends and tabs, and without lone surrogates. Inside the strings of JSON
+    the escapes stand for the same characters."""
     if text.isprintable():
         return text
-    return _CONTROLS.sub(lambda found: found[0] if found[0] in "\n\t" else f"\\u{ord(found[0]):04x}", text)
+    text = _CONTROLS.sub(lambda found: found[0] if found[0] in "\n\t" else f"\\u{ord(found[0]):04x}", text)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def plural(count: int, word: str, words: str | None = None) -> str:
