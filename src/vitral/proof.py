@@ -22,7 +22,7 @@ from torch import Tensor
 from vitral.config import Config, build
 from vitral.data.check_cache import cache_folder
 from vitral.data.resize import fit_image
-from vitral.engines import Engine, Exported
+from vitral.engines import Engine, Exported, parts_of
 from vitral.errors import UserError
 from vitral.files import read_json
 from vitral.models.model import ImageModel
@@ -137,8 +137,8 @@ def _outputs(proof: Proof, file: Path) -> Tensor:
 
 def _key(path: Path, here: list[str]) -> str:
     """What the result depends on: the files by name, size and time of change, and the processor."""
-    files = sorted(file for file in path.parent.iterdir() if file.is_file() and file.stem.startswith(path.stem))
-    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in (*files, path.parent / PROOF)]
+    files = (*parts_of(path), path.parent / PROOF)
+    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.sha256(repr((str(path.resolve()), states, here)).encode("utf-8", "backslashreplace")).hexdigest()[
         :32
     ]
