@@ -226,10 +226,10 @@ def test_a_process_that_ended_while_idle_is_replaced(
         monkeypatch.setattr(decoders._Decoder, "is_alive", True)
 
     async def use(client: Client) -> None:
+        pool = client.service._decoders
         for _ in range(2):
             answer = await client.post("/v1/predict", content=picture(0, kind="TIFF"), headers=TIFF)
             assert answer.status_code == 200, answer.text
-            pool = client.service._decoders
             (idle,) = pool._idle
             idle._process.kill()
             idle._process.join(10)
