@@ -6,6 +6,7 @@ import asyncio
 import logging
 from pathlib import Path
 
+from vitral.files import require_regular
 from vitral.predictor import Predictor
 from vitral.serve.batcher import warm_up
 from vitral.serve.host import Host, Origin, apart
@@ -55,6 +56,8 @@ async def _replaced(host: Host, origin: Origin, found: Signature, max_batch: int
     """Whether the files that were found have been dealt with."""
 
     def load() -> Predictor:
+        for file in _files(origin.path):
+            require_regular(file)
         predictor = origin.load()
         warm_up(predictor, max_batch)
         return predictor
