@@ -113,6 +113,27 @@ def test_imports_are_whole_and_direct():
     assert not wrong, "\n".join(wrong)
 
 
+# Bounded readers of what strangers write, and what opens a file for them. `serve.intake` has counted the structure.
+GATES = {"config", "files", "bounds", "weights.tensors", "serve.intake"}
+UNBOUNDED = {("json", "load"), ("json", "loads"), ("yaml", "load"), ("yaml", "safe_load"), ("", "safe_open")}
+
+
+def test_files_of_strangers_go_through_the_gate():
+    wrong: list[str] = []
+    for path in SOURCES:
+        if ".".join(path.relative_to(PACKAGE).with_suffix("").parts) in GATES:
+            continue
+        tree = _tree(path)
+        called = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        pairs = [
+            (ast.unparse(each.value), each.attr, each.lineno) for each in called if isinstance(each, ast.Attribute)
+        ]
+        pairs += [("", each.id, each.lineno) for each in called if isinstance(each, ast.Name)]
+        pairs += [(module, name, line) for line, module, names in _imports(tree) for name in names]
+        wrong += [f"{_name(path)}:{line}: {name}" for module, name, line in pairs if (module, name) in UNBOUNDED]
+    assert not wrong, "read_json, parse_json or parse_yaml bounds it:\n" + "\n".join(wrong)
+
+
 def _light_modules() -> list[str]:
     paths = [*PACKAGE.glob("*/config.py"), *PACKAGE.glob("cli/[!_]*.py")]
     return sorted({*LIGHT, *(".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in paths)})

@@ -5,15 +5,31 @@ from __future__ import annotations
 import pickletools
 import zipfile
 from collections import Counter
+from pathlib import Path
 from typing import IO, Any
 
 from vitral.errors import UserError, shown
-from vitral.files import MIB
+from vitral.files import MIB, require_regular
 
 MAX_ENTRIES, MAX_OPCODES, PICKLE_BYTES = 100_000, 2_000_000, 64 * MIB
 _READ = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _METHODS = {9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstandard", 95: "xz", 98: "ppmd"}
 _HASHED = 1_000_000  # tuples within tuples, each counted as often as it would be hashed
+
+
+def tensors_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, from its header alone.
+
+    Raises UserError for anything else. Imports no torch.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    require_regular(path)
+    try:
+        with safe_open(path, framework="np") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise UserError("not readable as safetensors", where=str(path), got=error) from None
 
 
 def open_zip(file: IO[bytes], where: str) -> zipfile.ZipFile:

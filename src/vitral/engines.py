@@ -19,10 +19,10 @@ from torch import Tensor
 from vitral.archive import check_archive
 from vitral.config import Config, build
 from vitral.errors import UserError
-from vitral.files import parse_json, read_json
+from vitral.files import JSON_BYTES, parse_json, read_json, read_text, require_regular
 from vitral.models.model import ImageModel
 from vitral.optional import require
-from vitral.weights.digests import CONFIG
+from vitral.weights.digests import CONFIG, KEY, take_digests, verify_text, verify_weights
 from vitral.weights.folder import FolderConfig, bundled
 
 Kind = Literal["onnx", "pt2", "openvino"]
@@ -216,7 +216,33 @@ def find_export(model: str) -> Path | None:
 
 def open_export(path: Path) -> Exported:
     """The engine of an exported file. Raises UserError for one that is damaged, not ours, or needs an extra."""
+    for file in parts_of(path):
+        require_regular(file)
     return _ENGINES[_KINDS[path.suffix]](path)
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The file of an export, and what lies beside it under its name: weights of a graph in a file of their own."""
+    beside = (file for file in path.parent.iterdir() if file.name.startswith(f"{path.stem}.") and not file.is_dir())
+    return sorted({path, *beside})
+
+
+def verify_export(path: Path) -> None:
+    """Raise DamagedFile where the files of an export have changed since it was written. Without its config.json beside
+    it, or with one that has no digests, nothing is compared."""
+    config = path.parent / CONFIG
+    if not config.exists():
+        return
+    text = read_text(config, JSON_BYTES)
+    tree = parse_json(text, where=str(config))
+    if not isinstance(tree, dict) or tree.get("format") != "vitral-export-1" or KEY not in tree:
+        return
+    found = tree[KEY] if isinstance(tree[KEY], dict) else {}
+    names = [name for name in found if name.startswith(f"{path.stem}.") and Path(name).name == name]
+    digests = take_digests(tree, str(config), path.name, *names) or {}
+    verify_text(text, digests[CONFIG], config)
+    for name in sorted({path.name, *names}):
+        verify_weights(path.parent / name, digests[name])
 
 
 def _shipment(text: str | None, path: Path) -> Shipment:
@@ -224,7 +250,4 @@ def _shipment(text: str | None, path: Path) -> Shipment:
     if text is None:
         hint = "`vitral export MODEL format=... out=DIR` writes files that say it."
         raise UserError("this file doesn't say its classes and preprocessing", where=where, hint=hint)
-    tree = parse_json(text, where=where)
-    if not isinstance(tree, dict):
-        raise UserError("not readable", where=where, got=type(tree).__name__, wanted="an object of names and values")
-    return build(Shipment, tree, where=where)
+    return build(Shipment, parse_json(text, where=where), where=where)

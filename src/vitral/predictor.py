@@ -17,7 +17,7 @@ from torch import Tensor
 from vitral.data.ahead import in_batches
 from vitral.data.decode import Decoding, as_image, colour
 from vitral.data.resize import fit_image
-from vitral.engines import Engine, Exported, TorchEngine, find_export, open_export
+from vitral.engines import Engine, Exported, TorchEngine, find_export, open_export, verify_export
 from vitral.errors import UserError
 from vitral.models.features import KINDS, extract_features
 from vitral.models.model import ImageModel
@@ -314,8 +314,8 @@ def load(
 
     image_size: pixels, one number or (height, width), to use it at another size than its own. position_resize:
     "bicubic_antialias", "bicubic" or "google", how its positions are then interpolated; else as its folder says.
-    verify: compare the files of a model folder with the digests in config.json; `weights.digests` says when weights
-    are hashed. Pass False for a folder that was edited, or use `vitral doctor FOLDER accept=true` once.
+    verify: compare the files of a model folder or an export with the digests in config.json; `weights.digests` says
+    when they are hashed. Pass False for a folder that was edited, or use `vitral doctor FOLDER accept=true` once.
     """
     exported = find_export(str(model))
     if exported is not None:
@@ -323,6 +323,8 @@ def load(
             if value is not None:
                 hint = "vitral export takes image_size."
                 raise UserError("an export has the size that it was made for", where=key, got=value, hint=hint)
+        if verify:
+            verify_export(exported)
         engine = open_export(exported)
         check_here(exported, engine)
         return Predictor(None, engine.shipment.model, device, engine)

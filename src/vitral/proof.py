@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import logging
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,8 +21,9 @@ from torch import Tensor
 from vitral.config import Config, build
 from vitral.data.check_cache import cache_folder
 from vitral.data.resize import fit_image
-from vitral.engines import Engine, Exported
+from vitral.engines import Engine, Exported, parts_of
 from vitral.errors import UserError
+from vitral.files import read_json
 from vitral.models.model import ImageModel
 from vitral.processor import instruction_sets
 from vitral.weights.folder import FolderConfig
@@ -45,7 +46,7 @@ class Proof(Config):
     difference: the largest absolute one of the export's to these.
     """
 
-    format: str = "vitral-proof-1"
+    format: Literal["vitral-proof-1"] = "vitral-proof-1"
     instruction_sets: list[str]
     outputs: str
     difference: float
@@ -131,13 +132,7 @@ def _apart(engine: Engine, config: FolderConfig, wanted_NS: Tensor) -> float:
 
 
 def _read(file: Path) -> Proof:
-    if file.stat().st_size > _LARGEST:
-        raise UserError("this file is too large for a proof", where=str(file), got=f"{file.stat().st_size} bytes")
-    try:
-        tree = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError("not readable", where=str(file), got=error) from None
-    return build(Proof, tree, where=str(file))
+    return build(Proof, read_json(file, _LARGEST), where=str(file))
 
 
 def _outputs(proof: Proof, file: Path) -> Tensor:
@@ -150,8 +145,8 @@ def _outputs(proof: Proof, file: Path) -> Tensor:
 
 def _key(path: Path, here: list[str]) -> str:
     """What the result depends on: the files by name, size and time of change, and the processor."""
-    files = sorted(file for file in path.parent.iterdir() if file.is_file() and file.stem.startswith(path.stem))
-    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in (*files, path.parent / PROOF)]
+    files = (*parts_of(path), path.parent / PROOF)
+    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.sha256(repr((str(path.resolve()), states, here)).encode("utf-8", "backslashreplace")).hexdigest()[
         :32
     ]

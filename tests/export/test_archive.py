@@ -39,12 +39,14 @@ def test_an_archive_that_may_hold_code_is_not_opened() -> None:
 
     as_pickle = {name: data.replace(b'"use_pickle": false', b'"use_pickle": true') for name, data in inside.items()}
     sample = next(name for name in inside if "sample_inputs" in name)
+    assert inside[sample] == b""
     for change in (
         {f"{root}/data/constants/opaque_obj_0": pickle.dumps(Evil())},
         {f"{root}/data/aotinductor/model/model.so": b"machine code"},
         {"serialized_exported_program.json": b"{}"},
         as_pickle,
         {sample: pickled_archive(Evil())},
+        {sample: pickled_archive({"harmless": 1})},
     ):
         with zipfile.ZipFile("evil.pt2", "w") as archive:
             for name, data in {**inside, **change}.items():
@@ -154,7 +156,14 @@ WRONG: dict[str, Change] = {
         "signature", "input_specs", 0, "parameter", "parameter_name", value="__class__.forward"
     ),
     "a guard": guarded,
-    "depth": in_graph("metadata", value=json.loads("[" * 400 + "]" * 400)),
+    "an expression of many arguments": in_graph(*SYMBOLS, value=f"Max({', '.join(f's{n}' for n in range(300))})"),
+    "an expression of many terms": in_graph(
+        *SYMBOLS, value=f"Max({','.join(f's{n}*s{n + 1}-s{n + 2}' for n in range(120))})"
+    ),
+    "many expressions": in_graph(
+        "graph", "sym_int_values",
+        value={f"s{n}": {"as_expr": {"expr_str": "(s77+2)*3", "hint": None}} for n in range(20_000)},
+    ),
 }  # fmt: skip
 
 
@@ -231,6 +240,7 @@ def test_arithmetic_of_symbols_is_an_expression(text: str) -> None:
         "\uff530",
         "(" * 300 + "s0" + ")" * 300, "9" * 500, "exec('')", "Mul(Integer(2), print(1))", "s0 and s1",
         "((((2**4)**4)**4)**4)**4",
+        f"Max({', '.join(f's{n}' for n in range(300))})", "+".join(f"s{n}" for n in range(60)), "Max(1, 2, 3, 4, s0)",
     ],
 )  # fmt: skip
 def test_anything_else_is_none(text: str) -> None:

@@ -14,10 +14,13 @@ import torch
 
 from tests.export.test_ship import need
 from tests.helpers import random_model
+from vitral import proof
 from vitral.cli.main import main
 from vitral.data.config import DataConfig
 from vitral.data.digits import open_digits
-from vitral.predictor import Predictor
+from vitral.engines import OnnxEngine
+from vitral.errors import UserError
+from vitral.predictor import Predictor, load
 from vitral.weights.find import load_model
 
 INT16 = np.iinfo(np.int16)
@@ -82,7 +85,7 @@ def test_no_pair_of_stored_weights_can_saturate(quantise: str, takes: str) -> No
 @pytest.mark.parametrize("bits", [7, 8])
 def test_int8_gives_the_same_classes_on_processors_that_saturate(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole graph in NumPy with saturating products; with weights of 8 bits the same would be far from the model,
-    so the emulation can tell."""
+    so the emulation and the comparison on another processor can tell."""
     need("onnx")
     from onnx.reference import ReferenceEvaluator
     from onnx.reference.op_run import OpRun
@@ -110,8 +113,18 @@ def test_int8_gives_the_same_classes_on_processors_that_saturate(bits: int, monk
     found_NS = np.concatenate([each[0] for each in runs])
     agreement = float((found_NS.argmax(1) == wanted_NS.argmax(1)).mean())
     distance = float(np.abs(found_NS - wanted_NS).max())
+    monkeypatch.setattr(proof, "instruction_sets", lambda: ["avx2", "fma"])
+
+    def logits(_: Any, images: torch.Tensor) -> torch.Tensor:
+        found: Any = graph.run(["logits"], {"images": images.numpy()})
+        return torch.from_numpy(found[0])
+
+    monkeypatch.setattr(OnnxEngine, "logits", logits)
     if bits == 7:
         assert agreement >= 0.99
         assert distance < 0.5
+        load("there")
     else:
         assert distance > 1
+        with pytest.raises(UserError, match="not the model on this processor"):
+            load("there")

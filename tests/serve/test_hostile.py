@@ -24,7 +24,7 @@ from PIL import Image
 from tests.helpers import random_model
 from tests.serve.serving import base64_of, files, picture, serving, with_application
 from vitral.predictor import Predictor, Preparation, load
-from vitral.serve import decoders
+from vitral.serve import decoders, decoding
 from vitral.serve.decoding import Heavy, Job, Prepared, Problem, try_light
 from vitral.serve.structure import outline
 from vitral.weights.folder import Preprocessing
@@ -215,6 +215,41 @@ def test_a_deadline_and_a_client_that_goes_end_the_work(model: Predictor) -> Non
             assert not Path(f"/proc/{pid}").exists() or os.name == "nt"
 
     with_application(model, use, deadline=0.4, decode_seconds=60)
+
+
+@pytest.mark.parametrize("is_seen", [True, False])
+def test_a_process_that_ended_while_idle_is_replaced(
+    model: Predictor, monkeypatch: pytest.MonkeyPatch, is_seen: bool
+) -> None:
+    """Seen before it gets its job, or because it cannot be given."""
+    if not is_seen:
+        monkeypatch.setattr(decoders._Decoder, "is_alive", True)
+
+    async def use(client: Client) -> None:
+        pool = client.service._decoders
+        for _ in range(2):
+            answer = await client.post("/v1/predict", content=picture(0, kind="TIFF"), headers=TIFF)
+            assert answer.status_code == 200, answer.text
+            (idle,) = pool._idle
+            idle._process.kill()
+            idle._process.join(10)
+        assert len(pool._alive) == 1
+
+    with_application(model, use)
+
+
+def test_an_error_that_no_decoder_should_raise_is_an_answer(model: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(job: Any) -> Any:
+        raise RuntimeError("of a plugin")
+
+    monkeypatch.setattr(decoding, "do", broken)
+
+    async def use(client: Client) -> None:
+        answer = await client.post("/v1/predict", files=files(picture(0)))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (422, "bad_image")
+        assert "of a plugin" in answer.json()["error"]["message"]
+
+    with_application(model, use)
 
 
 def test_many_images_of_one_request_come_after_one_of_another(

@@ -266,6 +266,17 @@ def test_large_images_wait_for_an_export_only_where_there_is_room(grey: Path) ->
         slow.gate.set()
         assert [(await task).status_code for task in (first, second)] == [200, 200]
         assert (await post(4)).status_code == 200
+        slow.gate.clear()
+        before = slow.begun
+        fourth = asyncio.create_task(post(4))
+        while slow.begun == before:
+            await asyncio.sleep(0.01)
+        for path in ("predict", "explore"):
+            busy = await client.post(f"/v1/{path}", files=files(largest))
+            assert (busy.status_code, busy.json()["error"]["code"]) == (429, "busy")
+        slow.gate.set()
+        assert (await fourth).status_code == 200
+        assert not client.service._full_size
 
     with_application(slow, use, max_pixels=400)
 

@@ -21,7 +21,8 @@ HELP = """usage: vitral export MODEL format=hf|timm|onnx|pt2|openvino out=DIR [k
 Writes a model for another library, with its class names and preprocessing, and compares the outputs.
 hf, timm: a folder that these libraries load. onnx, pt2, openvino: the whole function, from an image of any size to
 probabilities; `vitral predict` and `vitral eval` take the result as they take the model. Exit code 3, and nothing is
-left, where logits or classes differ by more than the limits.
+left, where logits or classes differ by more than the limits. ONNX and OpenVINO files from strangers compute what they
+state, with as much memory as that takes; `vitral docs export` says more.
 MODEL is a bundled name, a model folder, a run folder, foreign weights or a name on the Hugging Face hub.
 
 key=default, meaning (type):

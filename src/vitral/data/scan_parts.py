@@ -17,6 +17,7 @@ import numpy as np
 from vitral.data import check_cache
 from vitral.data.dataset import Split
 from vitral.data.scan import Scan
+from vitral.files import parse_json
 
 Scanner = Callable[[Split, int, int | None, Callable[[int], None]], Scan]
 
@@ -79,6 +80,6 @@ def _read(arrays: dict[str, Any] | None, count: int) -> Scan | None:
     if arrays is None or arrays.keys() != names or len(arrays["size_N2"]) != count:
         return None
     text = arrays["damaged"].tobytes().decode("utf-8", "surrogatepass")
-    damaged = {int(place): cause for place, cause in json.loads(text).items()}
+    damaged = {int(place): cause for place, cause in parse_json(text, where="damaged", max_items=2**31).items()}
     values: dict[str, Any] = {**arrays, "damaged": damaged, "pixels": int(arrays["pixels"])}
     return Scan(**values)

@@ -6,7 +6,6 @@ and the least and largest sample of one image are not those of the next.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Split, spaced
 from vitral.data.decode import is_deep, sample_extent
 from vitral.errors import UserError
+from vitral.files import read_json
 
 _HEADERS = 2000
 _CONVENTIONS = (1, 255, 65535)  # where floats usually end
@@ -117,7 +117,7 @@ def _extents(dataset: Dataset, rules: Decoding, workers: int) -> dict[str, Exten
     """Of every image of more than 8 bits, by split and name; from the cache while the files stay the same."""
     folder, key = check_cache.cache_folder(), check_cache.key(dataset, f"value_range 2, max_pixels {rules.max_pixels}")
     try:
-        kept = json.loads((folder / f"{key}.json").read_text(encoding="utf-8"))
+        kept = read_json(folder / f"{key}.json", constants=True)
         return {
             name: Extent(float(low), float(high), bool(is_float), None if body is None else (body[0], body[1]))
             for name, (low, high, is_float, body) in kept.items()

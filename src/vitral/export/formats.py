@@ -41,6 +41,7 @@ def _write_pt2(path: Path, network: ImageModel, shipment: Shipment, calibration:
     program, _ = capture(network, shipment)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
+    program.example_inputs = None  # a pickle in the archive, which nothing needs
     with quiet():
         torch.export.save(program, path, extra_files={f"{METADATA}.json": said(shipment)})
 

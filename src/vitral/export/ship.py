@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vitral.data.resize import fit_image
-from vitral.engines import Shipment, open_export
+from vitral.engines import Shipment, open_export, parts_of
 from vitral.export.config import ExportOptions
 from vitral.export.formats import Calibration, write_file
 from vitral.export.parity import Parity, builtin_images, check, compare
@@ -19,7 +19,7 @@ from vitral.models.model import ImageModel
 from vitral.processor import instruction_sets
 from vitral.proof import PROOF, prove
 from vitral.version import __version__
-from vitral.weights.digests import CONFIG
+from vitral.weights.digests import CONFIG, signed
 from vitral.weights.folder import CARD, FolderConfig, free_place, save_json
 from vitral.whole import whole_folder, write_text
 
@@ -61,7 +61,7 @@ def ship(network: ImageModel, config: FolderConfig, card: str, options: ExportOp
         shipment = shipment_of(config, card, options)
         calibration = _calibration(shipment, options, samples)
         file = write_file(folder, network, shipment, calibration)
-        save_json(folder / CONFIG, shipment.model_dump(mode="json"))
+        write_text(folder / CONFIG, signed(shipment.model_dump(mode="json"), *parts_of(file)))
         write_text(folder / CARD, card)
         with torch.inference_mode():
             engine = open_export(file)

@@ -87,7 +87,7 @@ def create_app(hosts: Mapping[str, Host], options: ServeConfig, key: str | None 
     async def read(request: Request) -> list[Upload]:
         return (await read_images(request, options.max_images)).uploads
 
-    app.include_router(explorer_router(hosts, read, service.decoded))
+    app.include_router(explorer_router(hosts, read, service.ready))
     return app
 
 

@@ -119,7 +119,11 @@ class Decoders:
     def take(self) -> _Decoder:
         """An idle process, or a new one. Raises OSError where none can be started."""
         with suppress(IndexError):
-            return self._idle.pop()
+            while True:
+                decoder = self._idle.pop()
+                if decoder.is_alive:
+                    return decoder
+                self.discard(decoder)
         decoder = _Decoder(self._options.max_pixels)
         self._alive.add(decoder)
         if self._is_closed:
@@ -150,6 +154,10 @@ class Decoders:
         self._waiters.shutdown(wait=False, cancel_futures=True)
 
 
+class NotSent(Exception):
+    """A process has ended before it got its job."""
+
+
 class _Call:
     """One job in a process, and the end of that process where nobody waits any more."""
 
@@ -158,7 +166,16 @@ class _Call:
         self._lock, self._decoder, self._is_ended = threading.Lock(), None, False
 
     def run(self) -> Prepared | Problem:
-        """In a thread of its own, which waits."""
+        """In a thread of its own, which waits. A process that has ended before it got the job, killed by the system for
+        want of memory say, is replaced once."""
+        try:
+            return self._run()
+        except NotSent:
+            with suppress(NotSent):
+                return self._run()
+            return Problem(503, "no_decoder", "the processes that decode images end before they begin; try again")
+
+    def _run(self) -> Prepared | Problem:
         try:
             decoder = self._decoders.take()
         except OSError as error:
@@ -173,6 +190,9 @@ class _Call:
             answer = decoder.ask(self._job, seconds)
         except TimeoutError:
             answer = Problem(422, "slow_image", f"not decoded within {seconds:g} seconds (decode_seconds)")
+        except NotSent:
+            self._drop(decoder)
+            raise
         except (EOFError, OSError):
             answer = Problem(422, "bad_image", "its decoder crashed")
         else:
@@ -181,10 +201,13 @@ class _Call:
             if not self._is_ended:
                 self._decoders.give_back(decoder)
                 return answer
+        self._drop(decoder)
+        return answer
+
+    def _drop(self, decoder: _Decoder) -> None:
         with self._lock:
             self._decoder = None
         self._decoders.discard(decoder)
-        return answer
 
     def end(self) -> None:
         """Nobody waits any more."""
@@ -224,11 +247,22 @@ class _Decoder:
             raise OSError("it ended at once") from None
 
     def ask(self, job: Job, seconds: float) -> Prepared | Problem:
-        """Raises TimeoutError after so many seconds, EOFError or OSError where the process ends meanwhile."""
-        self._pipe.send((job, seconds))
+        """Raises TimeoutError after so many seconds, NotSent where the process has ended before, EOFError or OSError
+        where it ends meanwhile."""
+        try:
+            self._pipe.send((job, seconds))
+        except OSError as error:
+            raise NotSent(str(error)) from None
         if not self._pipe.poll(seconds):
             raise TimeoutError
         return self._pipe.recv()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process runs."""
+        with suppress(ValueError):  # closed already
+            return self._process.is_alive()
+        return False
 
     def kill(self) -> None:
         """From any thread, any number of times."""

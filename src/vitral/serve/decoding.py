@@ -72,7 +72,7 @@ def try_light(job: Job) -> Prepared | Problem | Heavy:
     count = _count(found.width, found.height, found.pixel_bytes)
     if count > job.preparation.max_pixels:
         return _too_large(found.width, found.height, found.pixel_bytes, job.preparation.max_pixels)
-    return do(job) if found.is_light else Heavy(count)
+    return _answer(job) if found.is_light else Heavy(count)
 
 
 def do(job: Job) -> Prepared | Problem:
@@ -149,7 +149,7 @@ def work(pipe: Connection, max_pixels: int) -> None:
 def _answer(job: Job) -> Prepared | Problem:
     try:
         return do(job)
-    except Exception as error:  # of a decoder or a plugin; the process goes on
+    except Exception as error:  # of a decoder or a plugin; the process, or the server, goes on
         return Problem(422, "bad_image", f"decoding failed: {type(error).__name__}: {error}")
 
 

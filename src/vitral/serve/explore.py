@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -29,7 +30,7 @@ from vitral.serve.host import Host, Refused, Upload
 
 T = TypeVar("T")
 ReadImages = Callable[[Request], Awaitable[list[Upload]]]
-Decode = Callable[[Predictor, Sequence[Upload]], Awaitable[list[Prepared]]]
+Ready = Callable[[Predictor, Sequence[Upload]], AbstractAsyncContextManager[list[Prepared]]]
 Key = Annotated[str, InPath(pattern="^[0-9a-f]{64}$", description="SHA-256 of the image's bytes")]
 Model = Annotated[str | None, Query(description="a served model's name; without it the first one")]
 Token = Annotated[str | None, Query(description="cls, distill, register:0, mean, or a patch as row,column")]
@@ -40,19 +41,19 @@ _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".
 _GONE = "The server no longer keeps this image: give it again."
 
 
-def explorer_router(hosts: Mapping[str, Host], read_images: ReadImages, decode: Decode) -> APIRouter:
+def explorer_router(hosts: Mapping[str, Host], read_images: ReadImages, ready: Ready) -> APIRouter:
     """The page at `/`, its files, and what it asks for under /v1/explore.
 
     hosts: the served models by name, at least one; they may be replaced while the server runs. read_images: what takes
-    images out of a request. decode: what makes them ready for a model, beside the event loop and beside the model, and
-    refuses too large ones. What is wrong is raised as `Refused` or `UserError`.
+    images out of a request. ready: what makes them ready for a model, beside the event loop and beside the model, keeps
+    room for them in memory, and refuses too large ones. What is wrong is raised as `Refused` or `UserError`.
     """
     router = APIRouter(tags=["explorer"])
     router.add_api_route("/", _file_of("index.html"), include_in_schema=False)
     for path in sorted(_FOLDER.iterdir()):
         if path.suffix in _TYPES:
             router.add_api_route(f"/explorer/{path.name}", _file_of(path.name), include_in_schema=False)
-    explorer = _Explorer(hosts, read_images, decode)
+    explorer = _Explorer(hosts, read_images, ready)
     get = {
         "models": explorer.models, "samples/{name}": explorer.sample, "{key}": explorer.again,
         "{key}/attention": explorer.attention, "{key}/rollout": explorer.rollout,
@@ -69,8 +70,8 @@ class _Explorer:
     """What the page asks for. Images are kept for all visitors alike: an id is the SHA-256 of an image's bytes, which
     nobody guesses."""
 
-    def __init__(self, hosts: Mapping[str, Host], read_images: ReadImages, decode: Decode) -> None:
-        self.hosts, self.read_images, self.decode, self.kept = hosts, read_images, decode, Kept()
+    def __init__(self, hosts: Mapping[str, Host], read_images: ReadImages, ready: Ready) -> None:
+        self.hosts, self.read_images, self.ready, self.kept = hosts, read_images, ready, Kept()
 
     async def models(self) -> Response:
         """The served models, and what can be seen of each."""
@@ -108,8 +109,8 @@ class _Explorer:
         predictor = host.predictor
         with host.places(1):
             key = await asyncio.to_thread(lambda: hashlib.sha256(upload.data).hexdigest())
-            (image,) = await self.decode(predictor, [upload])
-            found, x_CHW = await host.run(lambda _: views.answer(predictor, image, topk))
+            async with self.ready(predictor, [upload]) as (image,):
+                found, x_CHW = await host.run(lambda _: views.answer(predictor, image, topk))
         self.kept.put(host.name, key, Given(weakref.ref(predictor), x_CHW, upload.data))
         return answer_json({"id": key, "model": host.name, **found})
 

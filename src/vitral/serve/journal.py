@@ -9,11 +9,11 @@ import sys
 import time
 from typing import Any
 
+from vitral.errors import json_safe, shown_lines
+
 log = logging.getLogger("vitral")
 
 _PERIOD, _TRACEBACKS = 10.0, 5  # seconds, and errors of one kind with a traceback in them; without one: one
-# What would move a terminal's cursor, color it, turn its direction or begin a line; also half characters.
-_CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class _Json(logging.Formatter):
@@ -24,7 +24,7 @@ class _Json(logging.Formatter):
         }  # fmt: skip
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(line, ensure_ascii=False))
+        return json_safe(json.dumps(line, ensure_ascii=False))
 
 
 class _Text(logging.Formatter):
@@ -32,7 +32,7 @@ class _Text(logging.Formatter):
         fields = [f"{name}={_plain(value)}" for name, value in getattr(record, "fields", {}).items()]
         line = " ".join([self.formatTime(record, "%H:%M:%S"), record.levelname.lower(), record.getMessage(), *fields])
         line = f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
-        return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), line)
+        return shown_lines(line)
 
 
 def _plain(value: object) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from pathlib import Path
 
-from vitral.errors import UserError
+from vitral.files import require_regular
 from vitral.predictor import Predictor
 from vitral.serve.batcher import warm_up
 from vitral.serve.host import Host, Origin, apart
@@ -35,13 +35,6 @@ def _files(path: Path) -> list[Path]:
     return [file for file in files if file.suffix in _SUFFIXES]
 
 
-def _check_regular(path: Path) -> None:
-    """Raises UserError for a pipe or a device in a file's place: opening it would wait for ever."""
-    for file in _files(path):
-        if not file.is_file():
-            raise UserError("not a regular file", where=str(file))
-
-
 async def watch(host: Host, origin: Origin, seconds: float, max_batch: int, metrics: Metrics) -> None:
     """Looks every so many seconds, for ever. What changed and stands still is loaded in another thread; a folder that
     cannot be loaded leaves the old model in service, and is tried again when it changes."""
@@ -63,7 +56,8 @@ async def _replaced(host: Host, origin: Origin, found: Signature, max_batch: int
     """Whether the files that were found have been dealt with."""
 
     def load() -> Predictor:
-        _check_regular(origin.path)
+        for file in _files(origin.path):
+            require_regular(file)
         predictor = origin.load()
         warm_up(predictor, max_batch)
         return predictor

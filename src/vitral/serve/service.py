@@ -92,9 +92,8 @@ class Service:
         predictor = host.predictor
         predictor.require_head()
         with host.places(len(uploads)):
-            async with self._room(predictor, uploads):
-                ready = tensors(await self.decoded(predictor, uploads))
-                scored: list[Scored] = await self._batchers[host.name].score(predictor, ready)
+            async with self.ready(predictor, uploads) as images:
+                scored: list[Scored] = await self._batchers[host.name].score(predictor, tensors(images))
         answers = [
             {"image": _called(upload, number), "predictions": predictor.likeliest(row.scores_C, topk)}
             for number, (upload, row) in enumerate(zip(uploads, scored, strict=True))
@@ -150,10 +149,13 @@ class Service:
         finally:
             self._full_size -= count
 
-    async def decoded(self, predictor: Predictor, uploads: Sequence[Upload]) -> list[Prepared]:
-        """Images as the model's engine takes them. Raises Refused that names the first one that is none."""
+    @asynccontextmanager
+    async def ready(self, predictor: Predictor, uploads: Sequence[Upload]) -> AsyncGenerator[list[Prepared]]:
+        """Images as the model's engine takes them, which have room in memory as long as the context lasts. Raises
+        Refused that names the first one that is none, and what `_room` refuses."""
         step = "fit" if predictor.engine.takes == "resized" else "decode"
-        return await self._decoders.prepare(self._preparation(predictor), uploads, step)
+        async with self._room(predictor, uploads):
+            yield await self._decoders.prepare(self._preparation(predictor), uploads, step)
 
     async def _inputs(self, predictor: Predictor, uploads: Sequence[Upload]) -> list[Tensor]:
         """Images as the model itself takes them."""

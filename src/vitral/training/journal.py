@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from vitral.errors import shown_lines
+from vitral.errors import UserError, shown_lines
+from vitral.files import MIB, parse_json, read_bounded
 from vitral.whole import whole_file, write_text
 
 log = logging.getLogger("vitral")
@@ -174,10 +175,13 @@ def _in_short(row: dict[str, Any]) -> str:
     return "  ".join(text.format(row[key]) for key, text in parts if key in row)
 
 
+_LARGEST = 4096 * MIB  # bytes of a metrics file
+
+
 def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
     """The rows of a metrics file, and the numbers of the lines, from 1, that are none: damaged, or with a step before
     that of the row above. A last line that a kill cut off is left out and not counted."""
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    lines = read_bounded(path, _LARGEST).split(b"\n") if path.exists() else []
     cut_off = len(lines) if lines and lines[-1] else None
     rows, damaged = list[dict[str, Any]](), list[int]()
     for number, line in enumerate(lines, 1):
@@ -191,8 +195,8 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
 
 def _row(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = parse_json(line, where="line", constants=True)
+    except UserError:
         return None
     return row if isinstance(row, dict) and type(row.get("step")) is int else None
 

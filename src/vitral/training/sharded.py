@@ -26,10 +26,11 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vitral import distributed
+from vitral.files import MIB, read_bounded, read_json
 from vitral.weights.tensors import DamagedFile, file_checksum
 from vitral.whole import flush, partial_of
 
-FACTS = "state.json"
+FACTS, FACTS_BYTES = "state.json", 256 * MIB
 FACTS_SUM = "state.json.crc32"  # the checksum of FACTS, which holds those of all other files
 
 
@@ -139,14 +140,14 @@ def read_shards(path: Path, model_of: Callable[[str], Tensor | None]) -> tuple[d
     {"state": facts}. Raises DamagedFile, on all, where a checksum is of another content."""
     state, trouble = "", None
     try:
-        if (path / FACTS_SUM).read_bytes() != file_checksum(path / FACTS).encode():
+        if read_bounded(path / FACTS_SUM, 100) != file_checksum(path / FACTS).encode():
             raise ValueError(f"{FACTS} is damaged: its checksum is of another content")
-        tree = json.loads((path / FACTS).read_text(encoding="utf-8"))
-        state, sums = tree["state"], tree["sums"]
+        tree = read_json(path / FACTS, FACTS_BYTES)
+        state, sums = str(tree["state"]), dict(tree["sums"])
         for name in sorted(sums)[distributed.rank() :: distributed.world()]:
             if file_checksum(path / name) != sums[name]:
                 trouble = f"{name}: damaged: its checksum is of another content"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, LookupError) as error:
         trouble = f"not readable as a sharded checkpoint: {error}"
     for found in distributed.gather(trouble):  # known to all, before they read together
         if found is not None:

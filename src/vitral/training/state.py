@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vitral import distributed
 from vitral.errors import UserError
+from vitral.files import parse_json
 from vitral.optim.ema import WeightEMA
 from vitral.optim.masters import Bfloat16Copy
 from vitral.training.parallel import Parallel
@@ -146,7 +147,7 @@ class TrainState:
     def _restore(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         if "state" not in metadata:
             raise UserError("not a checkpoint of a run", where=str(path))
-        facts = json.loads(metadata["state"])
+        facts = parse_json(metadata["state"], where=str(path), constants=True)
         if facts["fingerprint"] != self.fingerprint:
             raise UserError("the data have changed since this checkpoint", where=str(path))
         if facts["init"] != self.init:

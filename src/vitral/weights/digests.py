@@ -1,4 +1,4 @@
-"""Digests of a model folder: SHA-256 of config.json and of the weights, stored in config.json and verified on load."""
+"""Digests of a folder: SHA-256 of config.json and of the weights or graph, stored in config.json, verified on load."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from vitral.data.check_cache import cache_folder
 from vitral.errors import command
-from vitral.files import json_text
+from vitral.files import CannotOpen, json_text, open_regular
 from vitral.weights.tensors import DamagedFile
 from vitral.whole import write_cache
 
@@ -24,25 +24,25 @@ _HASHED_ALWAYS = 32 * 2**20  # bytes; hashing fewer takes less than 0.1 s
 _SETTLED = 2 * 10**9  # ns; a file changed later than this before now may change again without a new time of change
 
 
-def signed(tree: Mapping[str, Any], weights: Path) -> str:
+def signed(tree: Mapping[str, Any], *weights: Path) -> str:
     """Return the text of config.json for this content, with the digests of the weights and of the text itself.
 
     The text's own digest is that of the same text with 64 zeros in its place, so formatting counts too.
     """
-    digests = {CONFIG: _BLANK, WEIGHTS: file_digest(weights)}
+    digests = {CONFIG: _BLANK, **{file.name: file_digest(file) for file in weights}}
     text = json_text({**tree, KEY: digests}, 2) + "\n"
     return text.replace(_BLANK, _text_digest(text))
 
 
-def take_digests(tree: dict[str, Any], where: str) -> dict[str, str] | None:
+def take_digests(tree: dict[str, Any], where: str, *weights: str) -> dict[str, str] | None:
     """Remove the digests from a config.json's content and return them; None where there are none. Raises DamagedFile
-    for anything else than two digests."""
+    for anything else than one digest of config.json and one of each of these files."""
     if KEY not in tree:
         return None
     found = tree.pop(KEY)
     if (
         not isinstance(found, dict)
-        or found.keys() != {CONFIG, WEIGHTS}
+        or found.keys() != {CONFIG, *weights}
         or not all(isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) for value in found.values())
     ):
         raise DamagedFile("damaged: the digests are not readable", where=where, got=str(found)[:200])
@@ -67,7 +67,7 @@ def verify_weights(path: Path, wanted: str, *, remembered: bool = True) -> None:
         before = path.stat()
         memory = _memory(before) if remembered and before.st_size > _HASHED_ALWAYS else None
         found = _recall(memory) or file_digest(path)
-    except OSError as error:
+    except (OSError, CannotOpen) as error:
         raise DamagedFile("cannot be read", where=str(path), got=error) from None
     if found != wanted:
         raise DamagedFile(
@@ -80,7 +80,7 @@ def verify_weights(path: Path, wanted: str, *, remembered: bool = True) -> None:
 
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file's content, as 64 hex digits."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -90,6 +90,8 @@ def accept_command(folder: Path) -> str:
 
 
 def _hint(folder: Path) -> str:
+    if not (folder / WEIGHTS).is_file():
+        return "Restore the folder from its source, or export the model again."
     return f"Restore the folder from its source. If the change is yours, accept it: {accept_command(folder)}"
 
 

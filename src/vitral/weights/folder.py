@@ -270,7 +270,7 @@ def _read_config(path: Path, *, verify: bool) -> tuple[FolderConfig, dict[str, s
     if not isinstance(tree, dict) or tree.get("format") != "vitral-model-1":
         got = tree.get("format") if isinstance(tree, dict) else type(tree).__name__
         raise UserError("not a Vitral model folder", where=where, got=got, wanted="format: vitral-model-1")
-    digests = take_digests(tree, where) if verify else tree.pop(KEY, None)
+    digests = take_digests(tree, where, WEIGHTS) if verify else tree.pop(KEY, None)
     if verify and digests is not None:
         verify_text(text, digests[CONFIG], path / CONFIG)
     config = build(FolderConfig, tree, where=where)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitral import distributed
+from vitral.bounds import tensors_metadata
 from vitral.errors import UserError, command
-from vitral.files import read_json
+from vitral.files import parse_json, read_json
 from vitral.whole import is_locked
 
 CONFIG, ENVIRONMENT, CHECKPOINTS = "config.yaml", "env.json", "checkpoints"
@@ -98,10 +98,10 @@ def _reached(checkpoints: Path) -> _Reached | None:
     """Of the newest checkpoint that says it."""
     for stem in ("last", "previous"):
         try:
-            facts = json.loads(_facts(checkpoints, stem))
+            facts = parse_json(_facts(checkpoints, stem), where=stem, constants=True)
             progress = facts["progress"]
             return _Reached(int(progress["step"]), int(facts["steps"]), int(progress["best_step"]) >= 0)
-        except (OSError, ValueError, TypeError, LookupError):
+        except (OSError, ValueError, TypeError, LookupError, OverflowError):
             continue
     return None
 
@@ -109,11 +109,5 @@ def _reached(checkpoints: Path) -> _Reached | None:
 def _facts(checkpoints: Path, stem: str) -> str:
     whole, sharded = checkpoints / f"{stem}.safetensors", checkpoints / f"{stem}.sharded/state.json"
     if not whole.exists():
-        return json.loads(sharded.read_text(encoding="utf-8"))["state"]
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(whole, framework="np") as file:
-            return file.metadata()["state"]
-    except SafetensorError as error:
-        raise ValueError(error) from None
+        return str(read_json(sharded)["state"])
+    return tensors_metadata(whole)["state"]

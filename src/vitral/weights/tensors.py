@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vitral.bounds import tensors_metadata
 from vitral.errors import UserError
-from vitral.files import require_regular
+from vitral.files import open_regular, require_regular
 from vitral.whole import flush, partial_of, remove
 
 CHECKSUM = "crc32"  # metadata key of a file that is verified when it is read
@@ -72,7 +73,7 @@ def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
 def file_checksum(path: Path) -> str:
     """CRC-32 of a file's content, as 8 hex digits."""
     found = 0
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while part := file.read(2**24):
             found = zlib.crc32(part, found)
     return f"{found:08x}"
@@ -105,19 +106,19 @@ def load_tensors(path: Path, *, checked: bool = False) -> tuple[dict[str, Tensor
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Return the shapes of all tensors of a safetensors file, from its header alone. Raises DamagedFile."""
     try:
+        require_regular(path)
         with safe_open(path, framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, UserError) as error:
         raise DamagedFile("not readable as safetensors", where=str(path), got=error) from None
 
 
 def read_metadata(path: Path) -> dict[str, str]:
     """Return the metadata of a safetensors file, from its header alone. Raises DamagedFile."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise DamagedFile("not readable as safetensors", where=str(path), got=error) from None
+        return tensors_metadata(path)
+    except UserError as error:
+        raise DamagedFile(str(error)) from None
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
