@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 
 from vitral.engines import find_export, open_export
 from vitral.errors import UserError
+from vitral.files import read_json
 from vitral.models.presets import count_parameters
 from vitral.predictor import Predictor
 from vitral.proof import PROOF, compare_here
@@ -44,7 +44,7 @@ def check_model(model: str, *, accept: bool = False) -> dict[str, Any]:
     else:
         predictor.features(gray[None])
     if accept:
-        write_text(path / CONFIG, signed(json.loads((path / CONFIG).read_text(encoding="utf-8")), path / WEIGHTS))
+        write_text(path / CONFIG, signed(read_json(path / CONFIG), path / WEIGHTS))
     sizes = {name: (path / name).stat().st_size for name in (CONFIG, WEIGHTS)} if ours else {}
     if accept:
         said = f"written for {CONFIG} and {WEIGHTS} as they are now"
