@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from vitral.bounds import check_pickle, open_zip
 from vitral.cli.main import main
 from vitral.errors import UserError
 from vitral.weights.keymap import load_map
-from vitral.weights.reading import read
+from vitral.weights.reading import read, read_tree
 
 NPY = b"\x93NUMPY\x01\x00"
 SHARED = 40  # tuples, each twice in the next one: 2^40 to be hashed
@@ -199,3 +200,13 @@ def test_a_broken_expression_in_a_map_is_named(tmp_path: Path) -> None:
     path.write_text('rules: [{from: "x.{n:[12}", to: y}]', encoding="utf-8")
     with pytest.raises(UserError, match=r"map\.yaml: rule 1(.|\n)*not a regular expression"):
         load_map(str(path))
+
+
+@pytest.mark.parametrize("start", [b"\x80", b"PK"])
+def test_a_header_whose_length_begins_like_another_format(start: bytes, tmp_path: Path) -> None:
+    """The first eight bytes of safetensors are a length: 0x80 also begins a pickle, PK a zip."""
+    path, count = tmp_path / "model.safetensors", 0
+    while not path.is_file() or not path.read_bytes().startswith(start):
+        save_file({"a": torch.ones(2)}, path, {"text": "x" * (int.from_bytes(start, "little") - 130 + count)})
+        count += 1
+    assert read_tree(path)["a"].tolist() == [1.0, 1.0]

@@ -48,7 +48,9 @@ _TIMM_NEUTRAL = {
 # Further ones of Eva, which is read for DINOv3 alone, and these values of others that change nothing.
 _TIMM_EVA = {"rope_type", "use_rot_pos_emb", "use_abs_pos_emb", "rope_rotate_half", "rope_grid_offset", "swiglu_mlp",
              "scale_mlp", "ref_feat_shape", "norm_layer", "use_post_norm", "rope_grid_indexing"}  # fmt: skip
-_TIMM_SAME = {"pos_embed": "learn", "norm_layer": "layernorm", "final_norm": True, "block_fn": "block"}
+_TIMM_SAME: dict[str, tuple[Any, ...]] = {
+    "pos_embed": ("learn", "none"), "norm_layer": ("layernorm",), "final_norm": (True,), "block_fn": ("block",),
+}  # fmt: skip
 
 
 class Beside(NamedTuple):
@@ -169,7 +171,7 @@ def _refuse_other_computation(architecture: str, arguments: Mapping[str, Any], w
         raise UserError("this activation is not computed here", where=where, got=got, wanted="gelu, gelu_tanh")
     neutral = _TIMM_NEUTRAL | (_TIMM_EVA if "dinov3" in architecture else set())
     for key, value in arguments.items():
-        if key not in neutral and value not in (None, False, "") and _TIMM_SAME.get(key) != value:
+        if key not in neutral and value not in (None, False, "") and value not in _TIMM_SAME.get(key, ()):
             hint = "Remove it from config.json if the outputs do not depend on it."
             raise UserError("this argument is not computed here", where=f"{where}: model_args.{key}", got=value,
                             hint=hint)  # fmt: skip

@@ -63,7 +63,7 @@ def hf_looks(tree: Mapping[str, Any], where: str, notes: list[str]) -> Fields:
             _refuse(where, "do_resize", False, "true: images are cut at the center after they are resized")
         notes.append("do_resize is false: transformers takes images of the model's size alone; here others are resized")
         return looks
-    return looks | _geometry(tree, where)
+    return looks | _geometry(tree, where, notes)
 
 
 def _refuse(where: str, key: str, got: object, wanted: str) -> None:
@@ -124,7 +124,7 @@ def _is_number(found: Any) -> bool:
     return isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
 
 
-def _geometry(tree: Mapping[str, Any], where: str) -> Fields:
+def _geometry(tree: Mapping[str, Any], where: str, notes: list[str]) -> Fields:
     size, percent = tree.get("size"), tree.get("crop_pct")
     kind = str(tree.get("image_processor_type") or tree.get("feature_extractor_type") or "")
     if size is None and not tree.get("do_center_crop"):
@@ -144,6 +144,11 @@ def _geometry(tree: Mapping[str, Any], where: str) -> Fields:
     if not tree.get("do_center_crop"):
         return looks | {"crop_ratio": 1.0, "pixels": height if height == width else [height, width]}
     high, wide = _crop(cut, where)
+    if shorter and high != wide and min(high, wide) == height:
+        notes.append(
+            f"crop_size {high} x {wide}: transformers pads images of another shape with black; here they are scaled up"
+        )
+        return looks | {"crop_ratio": 1.0, "pixels": [high, wide]}
     if not (0 < high <= height and 0 < wide <= width):
         _refuse(where, "crop_size", cut, f"at most {height} x {width}, the resized image")
     if high * width != wide * height:
