@@ -227,13 +227,13 @@ def test_config_yaml_replays_the_run() -> None:
 
 def test_a_non_empty_folder_is_refused_and_overwritten_only_in_our_own_files() -> None:
     Path("a/checkpoints").mkdir(parents=True)
-    Path("a/checkpoints/old").touch()
+    Path("a/checkpoints/previous.safetensors").touch()
     Path("a/thesis.tex").write_text("keep me", encoding="utf-8")
     with pytest.raises(UserError, match="not empty"):
         quick("a")
     quick("a", overwrite=True, train__steps=1)
     assert Path("a/thesis.tex").read_text(encoding="utf-8") == "keep me"
-    assert not Path("a/checkpoints/old").exists()
+    assert not Path("a/checkpoints/previous.safetensors").exists()
 
 
 @pytest.mark.parametrize("out", ["/proc/nothing/run", "/dev/null/run"])
