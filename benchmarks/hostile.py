@@ -95,7 +95,7 @@ _hostile: list[bytes] = []  # before the processes that send are forked
 
 def _prepare() -> None:
     _hostile.extend(raw(make(), kind) for make, kind, _, _ in BODIES.values())
-    _hostile.extend(raw(data, "image/png") for data in (deep_png(4900), slow_picture(), deep_png(7000)))
+    _hostile.extend(raw(data, "image/png") for data in (deep_png(4900), slow_picture(7000), deep_png(7000)))
 
 
 def _send(port: int, number: int) -> int:

@@ -246,7 +246,9 @@ def test_an_onnx_file_says_what_it_is_and_gives_scores() -> None:
     assert main(["export", "model", "format=onnx", "out=there"]) == 0
     session = onnxruntime.InferenceSession("there/model.onnx", providers=["CPUExecutionProvider"])
     said = json.loads(session.get_modelmeta().custom_metadata_map["vitral"])
-    assert said == json.loads(Path("there/config.json").read_text(encoding="utf-8"))
+    beside = json.loads(Path("there/config.json").read_text(encoding="utf-8"))
+    assert beside.pop("digests").keys() == {"config.json", "model.onnx"}
+    assert said == beside
     assert said["model"]["id2label"] == {"0": "gato", "1": "cão", "2": "猫"}
     assert said["card"] == "a card\n" == Path("there/README.md").read_text(encoding="utf-8")
     assert [(each.name, each.shape) for each in session.get_inputs()] == [("images", ["batch", "height", "width", 1])]

@@ -212,7 +212,7 @@ def test_the_metrics_of_the_run_travel_with_the_model(trained: Path) -> None:
     metrics = config["provenance"]["metrics"]
     assert metrics == {key: summary[key] for key in metrics}
     assert metrics["split"] == "test"
-    assert config["temperature"] == summary["temperature"] != 1.0
+    assert config["temperature"] == summary["temperature"]
     assert config["provenance"]["data"]["counts"] == {"train": 1293, "val": 144, "test": 360}
     card = (trained / "model/README.md").read_text(encoding="utf-8")
     assert f"**{100 * summary['top1']:.2f} %** of 360 test images" in card
