@@ -32,7 +32,7 @@ def test_train_prints_the_summary_on_stdout_and_talks_on_stderr(capsys: Capture)
     assert main(["train", "digits", "out=a", "--json", *keys(TINY)]) == 0
     out, err = capsys.readouterr()
     summary = json.loads(out)
-    assert summary == json.loads(Path("a/summary.json").read_text(encoding="utf-8"))
+    assert summary == {**json.loads(Path("a/summary.json").read_text(encoding="utf-8")), "out": "a"}
     assert (summary["split"], summary["count"], summary["steps"], summary["recipe"]) == ("test", TEST_SIZE, 3, "digits")
     assert "test top-1" in err
     assert "\x1b" not in err, "plain lines where stderr is no terminal"

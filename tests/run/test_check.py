@@ -93,7 +93,7 @@ def test_warnings_are_shown(pets: Path) -> None:
     for name, times in (("a", 1), ("b", 0)):
         notes = json.loads(Path(name, "model/config.json").read_text(encoding="utf-8"))["provenance"]["data"]["notes"]
         assert sum("[duplicates]" in note for note in notes) == times
-        assert Path(name, "model/README.md").read_text(encoding="utf-8").count("[duplicates]") == times
+        assert Path(name, "model/README.md").read_text(encoding="utf-8").count(r"\[duplicates\]") == times
 
 
 def test_copies_inside_train_do_not_refuse_and_stay_on_one_side_of_the_carved_validation_split(pets: Path) -> None:

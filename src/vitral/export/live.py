@@ -19,6 +19,7 @@ from vitral.export.parity import Likeness, builtin_images, check, fit, likeness_
 from vitral.models.model import ImageModel
 from vitral.optional import require
 from vitral.predictor import Predictor
+from vitral.training.signals import StopSignal
 from vitral.version import __version__
 from vitral.weights.folder import FolderConfig
 
@@ -55,13 +56,13 @@ def with_engine(predictor: Predictor, engine: str, precision: Precision = "float
         return _replaced(predictor, _in_torch(model, precision))
     if engine == "auto":
         return _replaced(predictor, fastest(engines(model, config, precision), config, batch))
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    with StopSignal(at_once=True), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         return _replaced(predictor, _Maker(Path(folder), model, config, precision)(engine))
 
 
 def engines(model: ImageModel, config: FolderConfig, precision: Precision) -> list[Engine]:
     """Torch, and the others that are installed, know the precision and pass the comparison."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    with StopSignal(at_once=True), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         make = _Maker(Path(folder), model, config, precision)
         found: list[Engine] = [make.plain]
         for name in (name for name, (_, known) in _RUNTIMES.items() if precision in known):

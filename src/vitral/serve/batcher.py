@@ -77,9 +77,11 @@ class Batcher:
             images = [entry.image for entry in batch]
             try:
                 rows = await self._host.run(lambda _, by=batch[0].predictor, x=images: _scores(by, x), len(batch))
+            except UserError as error:
+                self._fail(batch, Refused(500, "not_finite", error.what))
             except Exception:  # memory that is not there, say: its own requests fail, the next may not
                 log.exception("%s: a batch of %d images failed", self._host.name, len(batch))
-                self._fail(batch)
+                self._fail(batch, Refused(500, "model_failed", "the model failed on these images"))
             else:
                 self._metrics.computed(self._host.name, len(batch))
                 self._answer(batch, rows)
@@ -105,11 +107,11 @@ class Batcher:
             else:
                 entry.answer.set_exception(Refused(500, "not_finite", "the model's answer is not finite"))
 
-    def _fail(self, batch: Sequence[_Entry]) -> None:
+    def _fail(self, batch: Sequence[_Entry], why: Refused) -> None:
         """All images of the requests that have one in this batch: those still in the queue need not be computed."""
         for answer in (answer for entry in batch for answer in entry.request):
             if not answer.done():
-                answer.set_exception(Refused(500, "model_failed", "the model failed on these images"))
+                answer.set_exception(why)
 
 
 @torch.inference_mode()

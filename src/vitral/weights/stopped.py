@@ -100,8 +100,8 @@ def _reached(checkpoints: Path) -> _Reached | None:
         try:
             facts = parse_json(_facts(checkpoints, stem), where=stem, constants=True)
             progress = facts["progress"]
-            return _Reached(int(progress["step"]), int(facts["steps"]), int(progress["best_step"]) >= 0)
-        except (OSError, ValueError, TypeError, LookupError, OverflowError):
+            return _Reached(int(progress["step"]), int(facts["steps"]), int(progress.get("best_step", -1)) >= 0)
+        except (OSError, ValueError, TypeError, AttributeError, LookupError, OverflowError):
             continue
     return None
 
