@@ -257,11 +257,15 @@ class Predictor:
             raise UserError("this model has no head, so it predicts no classes", where=self.config.name, hint=hint)
 
 
+class NotFinite(UserError):
+    """A model's outputs are NaN or infinite."""
+
+
 def require_finite(answers: Tensor, name: str) -> Tensor:
-    """Return the outputs of a model of this name. Raises UserError where one is NaN or infinite."""
+    """Return the outputs of a model of this name. Raises NotFinite where one is NaN or infinite."""
     if not bool(torch.isfinite(answers).all()):
         hint = "Its weights are damaged, or too large for this precision; `vitral doctor MODEL` checks the files."
-        raise UserError("the outputs of this model are not finite", where=name, got="NaN or infinity", hint=hint)
+        raise NotFinite("the outputs of this model are not finite", where=name, got="NaN or infinity", hint=hint)
     return answers
 
 

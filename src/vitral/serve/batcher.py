@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitral.errors import UserError
-from vitral.predictor import Floats, Predictor
+from vitral.predictor import Floats, NotFinite, Predictor
 from vitral.serve.host import Host, Refused
 from vitral.serve.metrics import Metrics
 
@@ -77,7 +77,7 @@ class Batcher:
             images = [entry.image for entry in batch]
             try:
                 rows = await self._host.run(lambda _, by=batch[0].predictor, x=images: _scores(by, x), len(batch))
-            except UserError as error:
+            except NotFinite as error:
                 self._fail(batch, Refused(500, "not_finite", error.what))
             except Exception:  # memory that is not there, say: its own requests fail, the next may not
                 log.exception("%s: a batch of %d images failed", self._host.name, len(batch))

@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vitral.errors import UserError
+from vitral.predictor import NotFinite
 from vitral.serve.config import ServeConfig
 from vitral.serve.host import Refused
 from vitral.serve.metrics import Metrics
@@ -58,7 +59,9 @@ def answer_json(content: Any, status: int = 200, headers: Mapping[str, str] | No
 
 def refusal(error: Refused | UserError) -> Response:
     """The answer that an error becomes: {"error": {"code", "message"}}."""
-    if isinstance(error, UserError):
+    if isinstance(error, NotFinite):
+        error = Refused(500, "not_finite", error.what)
+    elif isinstance(error, UserError):
         error = Refused(422, "unprocessable", str(error))
     content = {"code": error.code, "message": shortened(error.message, _LONGEST)}
     return answer_json({"error": content}, error.status, error.headers)
