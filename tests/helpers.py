@@ -162,6 +162,9 @@ def assert_same_answers(one: list[dict[str, Any]], other: list[dict[str, Any]], 
     """Equal images and classes, and scores that differ by rounding: kernels round by the batch and the place in it."""
     assert [answer["image"] for answer in one] == [answer["image"] for answer in other]
     for mine, theirs in zip(one, other, strict=True):
+        assert mine.get("error") == theirs.get("error")
+        if "error" in mine:
+            continue
         assert [each["label"] for each in mine["predictions"]] == [each["label"] for each in theirs["predictions"]]
         scores = [each["score"] for each in theirs["predictions"]]
         np.testing.assert_allclose([each["score"] for each in mine["predictions"]], scores, rtol=0, atol=atol)
