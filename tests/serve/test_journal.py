@@ -7,8 +7,7 @@ import io
 import json
 import logging
 import time
-from collections.abc import Generator
-from typing import Any
+from collections.abc import Callable, Generator
 
 import pytest
 
@@ -17,23 +16,34 @@ from vitral.serve.journal import log_lines
 CONTROLS = "a\x1b[31m\x9b1m\x7f\u202e\u2028\r\tb\ud800"
 
 
+Log = Callable[..., tuple[logging.Logger, io.StringIO]]
+
+
 @pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Generator[Any]:
-    """A logger and its stream; the parameter is the kind of its lines."""
+def log(monkeypatch: pytest.MonkeyPatch) -> Generator[Log]:
+    """Begins to log and gives a logger and its stream.
+
+    A test calls it itself: to loggers that are set up before, pytest adds its own handler, and xdist cannot send a
+    lone surrogate.
+    """
     loggers = [logging.getLogger(name) for name in ("vitral", "uvicorn.error", "asyncio")]
     before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
-    stream = io.StringIO()
-    monkeypatch.setattr("sys.stderr", stream)
-    log_lines(getattr(request, "param", "json"))
-    yield loggers[0], stream
+
+    def begin(kind: str = "json") -> tuple[logging.Logger, io.StringIO]:
+        stream = io.StringIO()
+        monkeypatch.setattr("sys.stderr", stream)
+        log_lines(kind)
+        return loggers[0], stream
+
+    yield begin
     for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
         logger.handlers, logger.propagate = handlers, propagate
         logger.setLevel(level)
 
 
-@pytest.mark.parametrize("log", ["json", "text"], indirect=True)
-def test_no_control_character_reaches_a_terminal(log: Any) -> None:
-    logger, stream = log
+@pytest.mark.parametrize("kind", ["json", "text"])
+def test_no_control_character_reaches_a_terminal(log: Log, kind: str) -> None:
+    logger, stream = log(kind)
     logger.info(CONTROLS, extra={"fields": {"path": CONTROLS}})
     try:
         raise ValueError(CONTROLS)
@@ -46,9 +56,9 @@ def test_no_control_character_reaches_a_terminal(log: Any) -> None:
         assert (line["event"], line["path"]) == (CONTROLS, CONTROLS)
 
 
-def test_a_flood_of_one_error_is_counted(log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flood_of_one_error_is_counted(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """Others and requests are all there; when the period is over, a line says how many were left out."""
-    logger, stream = log
+    logger, stream = log()
     for number in range(100):
         logger.error("no room for %d", number)
         logger.error("request", extra={"fields": {"status": 500, "id": number}})
@@ -67,8 +77,8 @@ def test_a_flood_of_one_error_is_counted(log: Any, monkeypatch: pytest.MonkeyPat
     assert json.loads(stream.getvalue().splitlines()[-1])["left_out"] == 99
 
 
-def test_a_full_disk_costs_the_lines_and_nothing_else(log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    logger, stream = log
+def test_a_full_disk_costs_the_lines_and_nothing_else(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger, stream = log()
     write = stream.write
 
     def full(_: str) -> int:
@@ -76,10 +86,10 @@ def test_a_full_disk_costs_the_lines_and_nothing_else(log: Any, monkeypatch: pyt
 
     beside = io.StringIO()
     monkeypatch.setattr("sys.stderr", beside)
-    stream.write = full
+    monkeypatch.setattr(stream, "write", full)
     for _ in range(3):
         logger.info("lost")
-    stream.write = write
+    monkeypatch.setattr(stream, "write", write)
     logger.info("there")
     logger.info("again")
     assert beside.getvalue() == ""
