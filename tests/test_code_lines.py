@@ -56,4 +56,4 @@ def test_the_package_is_within_its_budget():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     budget = settings["tool"]["vitral"]["code_lines"]
     counted = sum(runpy.run_path(str(TOOL))["count"](ROOT / "src" / "vitral").values())
-    assert counted <= budget, f"{counted} code lines, {budget} allowed: what can be merged? (tools/code_lines.py counts)"
+    assert counted <= budget, f"{counted} code lines, {budget} allowed: what can be merged? See tools/code_lines.py"

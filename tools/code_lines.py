@@ -2,8 +2,9 @@
 
     python tools/code_lines.py [FOLDER] [--files]
 
-Prints the total and a line per subpackage of FOLDER (src/vitral), largest first; --files prints a line per file instead.
-`[tool.vitral] code_lines` of pyproject.toml is the budget, which tests/test_architecture.py holds.
+Prints the total and a line per subpackage of FOLDER (src/vitral), largest first; --files prints
+a line per file instead.
+`[tool.vitral] code_lines` of pyproject.toml is the budget, which tests/test_code_lines.py holds.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ NO_CODE = {
 
 
 def code_lines(path: Path) -> int:
-    """Number of lines of a Python file that hold code. A string over several lines is code, unless it is a docstring."""
+    """Number of lines of a Python file that hold code. A string over several lines counts unless it is a docstring."""
     with tokenize.open(path) as file:
         text = file.read()
     lines: set[int] = set()
