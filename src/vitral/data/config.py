@@ -139,12 +139,7 @@ class DataConfig(SourceConfig):
         "the data, null: what each file's format says (16 bits: 0 to 65535, floats: 0 to 1)",
     )
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
-        default="auto", description="threads or processes that decode files, beside the caller; auto: one a core"
-    )
-    worker_kind: Literal["threads", "fork", "spawn"] = Field(
-        default="threads",
-        description="threads; processes (fork, spawn) help where the Python code of a source takes the time; "
-        "validation always uses threads",
+        default="auto", description="threads that decode files, beside the caller; auto: one a core"
     )
     balance: Literal["none", "class", "sqrt"] = Field(
         default="none", description="classes in training: as in the data, equally often, or by the root of their counts"
