@@ -29,19 +29,18 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Split:
     return open_dataset(DataConfig(path=str(root), source="folder")).splits["train"]
 
 
-def store(split: Split, kind: str = "threads", *, cut: bool = True) -> ImageStore:
+def store(split: Split, *, cut: bool = True) -> ImageStore:
     crops = tuple(
         RandomCrop(5, v.augment.crop_scale, v.augment.crop_ratio, size=v.size, view=n) for n, v in enumerate(VIEWS)
     )
     return ImageStore(
-        split, (24, 20), Fit(), exact=False, workers=2, cache_mb=100, device=torch.device("cpu"), worker_kind=kind,
+        split, (24, 20), Fit(), exact=False, workers=2, cache_mb=100, device=torch.device("cpu"),
         crops=crops if cut else (),
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["threads", "fork"])
-def test_views_from_files_are_equal_for_any_workers_and_processes(photos: Split, kind: str) -> None:
-    with store(photos) as one, store(photos, kind) as other:
+def test_views_from_files_are_equal_read_ahead_and_for_any_processes(photos: Split) -> None:
+    with store(photos) as one, store(photos) as other:
         whole = [TrainLoader(one, 16, AugmentConfig(), 5, views=VIEWS).batch(step) for step in (0, 3)]
         again = list(TrainLoader(other, 16, AugmentConfig(), 5, views=VIEWS).stream(0, 4))
         parts = [TrainLoader(one, 16, AugmentConfig(), 5, views=VIEWS, rank=rank, world=2).batch(3) for rank in (0, 1)]

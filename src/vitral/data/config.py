@@ -166,13 +166,7 @@ class DataConfig(SourceConfig):
         "1)",
     )
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
-        default="auto",
-        description="threads or processes that decode files; 0: decode in the main thread; auto: one per core",
-    )
-    worker_kind: Literal["threads", "fork", "spawn"] = Field(
-        default="threads",
-        description="kind of workers; processes (fork, spawn) help if the source spends its time in Python code; "
-        "validation always uses threads",
+        default="auto", description="threads that decode files, in addition to the main thread; auto: one per core"
     )
     balance: Literal["none", "class", "sqrt"] = Field(
         default="none",

@@ -25,7 +25,7 @@ from vitral.data.mixing import GROUP, Mixer
 from vitral.data.reading import ImageReader, Index, RandomCrop, Reading, Request
 from vitral.data.resize import Fit
 from vitral.data.sampling import Sampler
-from vitral.data.workers import AHEAD, Pool, make_pool
+from vitral.data.workers import AHEAD, Threads
 from vitral.errors import UserError
 from vitral.structs import Batch
 
@@ -34,10 +34,10 @@ class ImageStore:
     """A split's images at the model's size: in memory, on `device`, if they fit in `cache_mb`, else read on demand.
 
     exact: float32 [0,1] by the one resize that evaluation and prediction share; otherwise uint8 by the fast one, for
-    training. `workers` of `worker_kind` (threads, fork, spawn) decode, for requests of up to `batch` images; 0 workers:
-    the caller does. With `crops`, boxes are cut out while decoding, from the files at their own resolution, and nothing
-    is kept: the system's file cache holds the encoded files, and each epoch wants another part of them. A context, or
-    to be closed: it may hold threads or processes. Raises UserError, naming the file, for an image that cannot be read.
+    training. `workers` threads decode, whole splits in portions of `batch` images; 0 workers: the caller does. With
+    `crops`, boxes are cut out while decoding, from the files at their own resolution, and nothing is kept: the system's
+    file cache holds the encoded files, and each epoch wants another part of them. A context, or to be closed: it may
+    hold threads. Raises UserError, naming the file, for an image that cannot be read.
     """
 
     def __init__(
@@ -50,15 +50,14 @@ class ImageStore:
         workers: int,
         cache_mb: int,
         device: torch.device,
-        worker_kind: str = "threads",
         batch: int = 64,
         crops: tuple[RandomCrop, ...] = (),
     ) -> None:
         self.split, self.size, self.fit, self.exact, self.device, self.crops = split, size, fit, exact, device, crops
-        self.workers, self.worker_kind, self.batch = workers, worker_kind, batch
+        self.workers, self.batch = workers, batch
         channels = len(split.read(0))
         self.reader = ImageReader(split, size, fit, exact, channels, crops)
-        self._pool: Pool | None = None
+        self._pool: Threads | None = None
         bytes_each = channels * size[0] * size[1] * (4 if exact else 1)
         self.cached = not crops and len(split) * bytes_each <= cache_mb * 2**20
         self.images_NCHW = None
@@ -69,10 +68,9 @@ class ImageStore:
                 self.close()
 
     def submit(self, request: Request) -> Callable[[], Reading]:
-        """Start reading up to `batch` images; the returned function waits for them, in memory of the processor."""
+        """Start reading images; the returned function waits for them, in memory of the processor."""
         if self._pool is None:
-            pinned = self.device.type == "cuda"
-            self._pool = make_pool(self.reader, self.workers, self.worker_kind, self.batch, pinned=pinned)
+            self._pool = Threads(self.reader, self.workers, pinned=self.device.type == "cuda")
         return self._pool.submit(request)
 
     def get(self, index_B: Tensor) -> Tensor:
@@ -88,7 +86,7 @@ class ImageStore:
             self.batch = batch
 
     def close(self) -> None:
-        """End the threads and processes, if any. The next request starts them anew."""
+        """End the threads, if any. The next request starts them anew."""
         if self._pool is not None:
             self._pool.close()
             self._pool = None

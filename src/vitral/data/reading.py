@@ -1,4 +1,4 @@
-"""From places in a split to pixels at the model's size: what every worker, thread or process, does.
+"""From places in a split to pixels at the model's size: what every worker does.
 
 Shape letters: B images, V views of each, C channels, H W height and width, 4 a box (top, left, height, width).
 """
@@ -58,11 +58,6 @@ class Reading(NamedTuple):
     views: tuple[Tensor, ...]
     boxes_BV4: Tensor
 
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All of it."""
-        return *self.views, self.boxes_BV4
-
     def rows(self, start: int, stop: int) -> Reading:
         """Images start..stop: the same memory."""
         return Reading(tuple(images_BCHW[start:stop] for images_BCHW in self.views), self.boxes_BV4[start:stop])
@@ -71,10 +66,7 @@ class Reading(NamedTuple):
 @dataclass(frozen=True)
 class ImageReader:
     """Reads images of a split at `size` (height, width): exact float32 [0,1], fast uint8, or uint8 random crops, of
-    each image as many as there are `crops`.
-
-    Can be sent to other processes where the split can.
-    """
+    each image as many as there are `crops`."""
 
     split: Split
     size: tuple[int, int]

@@ -314,7 +314,7 @@ def draft_architecture(config: RunConfig) -> ViTConfig | ResNetConfig | None:
 # Keys that do not change what is computed: a run may go on with others.
 FREE = {
     "memory", "resume", "overwrite", "finish", "out", "recipe", "report", "device", "check.allow", "check.skip",
-    "data.workers", "data.worker_kind", "data.cache_mb", "train.log_every", "train.save_seconds", "train.parallel",
+    "data.workers", "data.cache_mb", "train.log_every", "train.save_seconds", "train.parallel",
     "train.max_bad_steps", "train.tensorboard", "train.checkpointing",
 }  # fmt: skip
 

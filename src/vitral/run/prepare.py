@@ -174,14 +174,13 @@ def open_store(
     crops: tuple[RandomCrop, ...] = (),
     batch: int = 64,
 ) -> ImageStore:
-    """A split at the settled image size. What is judged, `exact`, is read by threads, whatever reads the rest."""
+    """A split at the settled image size."""
     assert isinstance(data.image_size, tuple)
     assert data.crop_ratio != "auto"
-    kind = "threads" if exact else data.worker_kind
     fit = Fit(data.fit, data.interpolation, data.crop_ratio)
     return ImageStore(
         split, data.image_size, fit, exact=exact, workers=_workers(data), cache_mb=data.cache_mb, device=device,
-        worker_kind=kind, batch=batch, crops=crops,
+        batch=batch, crops=crops,
     )  # fmt: skip
 
 

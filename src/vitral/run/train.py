@@ -18,7 +18,6 @@ from vitral.config import dump_yaml
 from vitral.data.dataset import Dataset
 from vitral.data.loader import ImageStore, TrainLoader, eval_batches
 from vitral.data.sampling import class_shares
-from vitral.data.workers import refuse_unguarded
 from vitral.errors import Interrupted, RunFailed, UserError, command, plural
 from vitral.evaluate.classify import collect_logits
 from vitral.evaluate.problems import PROBLEMS
@@ -84,7 +83,6 @@ def run(
     Every process of a launcher calls this; the main one writes and speaks. folder: the run folder, where the caller has
     claimed it already.
     """
-    refuse_unguarded()
     alone = _mode(config) == "fsdp"
     with (
         distributed.processes(config.device, alone=alone),
