@@ -140,7 +140,7 @@ def test_what_is_left_of_a_request_that_failed_is_not_computed(slow: Slow, monke
     """Of its three images two are in the first batch."""
     compute, sizes = slow.forward, list[int]()
 
-    def first_fails(images: Any) -> torch.Tensor:
+    def first_fails(images: Any, features: str | None = None) -> torch.Tensor:
         sizes.append(len(images))
         if len(sizes) == 1:
             raise MemoryError("no memory for this")
