@@ -167,11 +167,11 @@ class VisionTransformer(ImageModel):
         grid: (rows, columns) with rows * columns = N; positions are interpolated where it is not the model's own.
         keep_BK: indices into N of the patches that are encoded at all, in any order; `patches_BND` of the result then
         has K rows in that order. attend_BN: bool, false for patches that no token may attend to (their own rows are
-        still computed). capture: "blocks.3", "blocks.3.attn"
-        [B, T, D], "blocks.3.attn.map" [B, heads, T, T], "blocks.3.attn.q", ".k" [B, heads, T, D / heads]. reduce: makes
-        the patch tokens fewer, in place of the model's own `reduce`; `patches_BND` of the result then has M rows, and
-        `groups_BN` says which of them each encoded patch is in (-1: none), unless all stayed. Raises UserError for an
-        unknown name to capture, and for tokens that cannot become fewer: relative positions, masked patches.
+        still computed). capture: "blocks.3", "blocks.3.attn" [B, T, D], "blocks.3.attn.map" [B, heads, T, T],
+        "blocks.3.attn.q", ".k" [B, heads, T, D / heads]. reduce: makes the patch tokens fewer, in place of the model's
+        own `reduce`; `patches_BND` of the result then has M rows, and `groups_BN` says which of them each encoded patch
+        is in (-1: none), unless all stayed. Raises UserError for an unknown name to capture, and for tokens that cannot
+        become fewer: relative positions, masked patches.
         """
         check_capture(capture, self.capture_names())
         if attend_BN is not None:
