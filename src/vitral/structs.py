@@ -10,7 +10,11 @@ if TYPE_CHECKING:
 
 
 class View(NamedTuple):
-    """One look at the images: [0,1] float32 or uint8, and the map from source to view pixel centres (x, y, 1)."""
+    """One look at the images: [0,1] float32 or uint8, and the map from source to view pixel centres (x, y, 1).
+
+    The source is the decoded image at its own size, upright (EXIF orientation applied). Mixing and erasing change no
+    place: what mixup and CutMix add of the partner lies where the partner's own view has it.
+    """
 
     images_BCHW: Tensor
     matrix_B33: Tensor

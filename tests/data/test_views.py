@@ -12,7 +12,7 @@ from vitral.data.crop_decode import crop_jpeg, open_jpeg
 from vitral.data.dataset import Split
 from vitral.data.loader import ImageStore, TrainLoader
 from vitral.data.reading import RandomCrop
-from vitral.data.resize import Fit
+from vitral.data.resize import Fit, shown_box
 from vitral.data.sources import open_dataset
 
 WIDE = AugmentConfig(crop="random_resized", crop_scale=(0.4, 1.0))
@@ -62,16 +62,20 @@ def test_each_view_has_its_size_and_its_own_crop(photos: Split, cut: bool) -> No
 
 
 def test_the_share_of_the_image_that_a_view_shows_is_as_asked(photos: Split) -> None:
-    """From the maps: area of a view's rectangle in the source over the source's own."""
+    """From the maps: area of a view's rectangle in the source over that of the box that the store shows."""
     with store(photos, cut=False) as opened:
         batches = list(TrainLoader(opened, 16, AugmentConfig(), 5, views=VIEWS).stream(0, 12))
+    boxes = [
+        shown_box((image.shape[1], image.shape[2]), (24, 20), Fit()) for image in map(photos.read, range(len(photos)))
+    ]
+    areas = torch.tensor([height * width for _, _, height, width in boxes])
     for number, (low, high) in ((0, (0.4, 1.0)), (2, (0.05, 0.4))):
         shares: list[float] = []
         for batch in batches:
             view = batch.views[number]
             height, width = view.images_BCHW.shape[-2:]
             determinant = torch.linalg.det(view.matrix_B33[:, :2, :2]).abs()
-            shares += (height * width / determinant / (24 * 20)).tolist()
+            shares += (height * width / determinant / areas[batch.keys_B]).tolist()
         assert low - 0.03 < min(shares) < max(shares) < high + 0.03, (min(shares), max(shares))
         assert max(shares) - min(shares) > 0.5 * (high - low)
 

@@ -63,7 +63,8 @@ class ImageStore:
         self.images_NCHW = None
         if self.cached:
             try:
-                self.images_NCHW = self._read(np.arange(len(split), dtype=np.int64)).to(device)
+                read = self._read(np.arange(len(split), dtype=np.int64))
+                self.images_NCHW, self.boxes_NV4 = read.views[0].to(device), read.boxes_BV4.to(device)
             finally:
                 self.close()
 
@@ -77,7 +78,7 @@ class ImageStore:
         """The whole images of these samples, on the store's device."""
         if self.images_NCHW is not None:
             return self.images_NCHW[index_B.to(self.device)]
-        return to_device(self._read(index_B.cpu().numpy()), self.device)
+        return to_device(self._read(index_B.cpu().numpy()).views[0], self.device)
 
     def reserve(self, batch: int) -> None:
         """Make room for requests of so many images."""
@@ -97,15 +98,16 @@ class ImageStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _read(self, index_N: Index) -> Tensor:
+    def _read(self, index_N: Index) -> Reading:
         """Any number of whole images, in portions of `batch`, of which the next is read while one is copied."""
         with torch.inference_mode(False):
-            images_NCHW = self.reader.empty(len(index_N)).views[0]
+            room = self.reader.empty(len(index_N))
         waiting: deque[tuple[int, Callable[[], Reading]]] = deque()
 
         def take() -> None:
             place, ready = waiting.popleft()
-            images_NCHW[place : place + self.batch] = ready().views[0]
+            read, part = ready(), slice(place, place + self.batch)
+            room.views[0][part], room.boxes_BV4[part] = read.views[0], read.boxes_BV4
 
         try:
             for start in range(0, len(index_N), self.batch):
@@ -117,7 +119,7 @@ class ImageStore:
         except BaseException:
             self.close()  # with it go the requests that nobody waits for any more
             raise
-        return images_NCHW
+        return room
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -170,6 +172,9 @@ class TrainLoader:
             )  # fmt: skip
         self.store, self.batch_size, self.seed = store, batch_size, seed
         self.views = tuple(views) or (ViewConfig(augment_config, store.size),)
+        # What is left to do for images that the store has cropped already.
+        todo = {"crop": "none"} if store.crops else {}
+        self.augments = [view.augment.model_copy(update=todo) for view in self.views]
         assert len(store.crops) in (0, len(self.views)), (store.crops, self.views)
         self.labels_N = torch.from_numpy(store.split.labels_N)
         self.mixer = Mixer(augment_config, seed)
@@ -187,9 +192,9 @@ class TrainLoader:
         sources = self._images(step, keys_B)
         draws_B = torch.from_numpy(draw_B).to(device)
         views = [
-            augment(images_BCHW, view.augment, self.seed, draws_B, keys_B.to(device), number, taken_B33=taken_B33,
-                    size=view.size)
-            for number, (view, (images_BCHW, taken_B33)) in enumerate(zip(self.views, sources, strict=True))
+            augment(images_BCHW, self.augments[number], self.seed, draws_B, keys_B.to(device), number,
+                    source_B33=source_B33, size=view.size)
+            for number, (view, (images_BCHW, source_B33)) in enumerate(zip(self.views, sources, strict=True))
         ]  # fmt: skip
         targets = {"label": self.labels_N[keys_B].to(device)}
         if self.mixer.active:
@@ -217,15 +222,16 @@ class TrainLoader:
         places = self.sampler.rows(step, self.first, self.last)
         return self.store.submit(Request(places.index_B, places.draw_B if self.store.crops else None))
 
-    def _images(self, step: int, keys_B: Tensor) -> list[tuple[Tensor, Tensor | None]]:
-        """For each view the images of a step before augmentation, and the map of the crop if it has been made."""
+    def _images(self, step: int, keys_B: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """For each view the images of a step before augmentation, and how they came from the decoded upright ones."""
         if self.store.images_NCHW is not None:
-            return [(self.store.get(keys_B), None)] * len(self.views)
+            boxes_BV4 = self.store.boxes_NV4[keys_B.to(self.store.device)]
+            return [(self.store.get(keys_B), box_matrix(boxes_BV4[:, 0], self.store.size))] * len(self.views)
         read = (self._ahead.pop(step, None) or self._ask(step))()
         views = [to_device(images_BCHW, self.store.device) for images_BCHW in read.views]
-        if not self.store.crops:
-            return [(views[0], None)] * len(self.views)
         boxes_BV4 = read.boxes_BV4.to(self.store.device)
+        if not self.store.crops:
+            return [(views[0], box_matrix(boxes_BV4[:, 0], self.store.size))] * len(self.views)
         return [
             (images_BCHW, box_matrix(boxes_BV4[:, number], view.size))
             for number, (images_BCHW, view) in enumerate(zip(views, self.views, strict=True))

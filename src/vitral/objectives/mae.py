@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from vitral.data.masking import kept_count, noise
 from vitral.errors import UserError
+from vitral.models.attention import AttentionContext
 from vitral.models.config import ViTConfig
 from vitral.models.layers import Block, Linear, xavier
 from vitral.models.model import ImageModel
@@ -108,7 +109,8 @@ class MAE(Objective):
         cls_BTD, seen_BKD = encoded_BTD.to(places_ND.dtype).split([len(front), seen_BK.shape[1]], dim=1)
         x_BTD = torch.cat([self.mask_token + places_ND[hidden_BM], cls_BTD, seen_BKD + places_ND[seen_BK]], dim=1)
         for i, block in enumerate(self.decoder_blocks, 1):
-            x_BTD = block(x_BTD, queries=hidden_BM.shape[1] if i == len(self.decoder_blocks) else None)
+            last = i == len(self.decoder_blocks)
+            x_BTD = block(x_BTD, AttentionContext(queries=hidden_BM.shape[1] if last else None))
         return self.decoder_pred(self.decoder_norm(x_BTD))
 
     def pixels(self, images_BCHW: Tensor) -> Tensor:
