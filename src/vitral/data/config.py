@@ -302,6 +302,18 @@ class ViewConfig(NamedTuple):
     size: tuple[int, int]
 
 
+class StreamConfig(NamedTuple):
+    """One stream of training batches: how each sample is shown, once for each view; samples in a batch, over all
+    processes; whether batches hold labels; and the keys that hold for the stream as a whole: of `augment` repeats and
+    mixing, `balance` of classes."""
+
+    views: tuple[ViewConfig, ...]
+    batch_size: int
+    labeled: bool
+    augment: AugmentConfig
+    balance: Literal["none", "class", "sqrt"]
+
+
 class CheckConfig(Config):
     """The check of the data before a run."""
 

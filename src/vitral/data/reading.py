@@ -28,7 +28,8 @@ CHUNK = 16
 @dataclass(frozen=True)
 class RandomCrop:
     """A random resized crop that is made while decoding; scale and ratio as in AugmentConfig. `size`: of the result,
-    (height, width), or that of the reader; `view`: its number in the keyed random numbers."""
+    (height, width), or that of the reader; `view`, `first`: its number, and that of the split's first sample, in the
+    keyed random numbers."""
 
     seed: int
     scale: tuple[float, float]
@@ -36,6 +37,7 @@ class RandomCrop:
     max_pixels: int = MAX_PIXELS
     size: tuple[int, int] | None = None
     view: int = 0
+    first: int = 0
 
 
 class Request(NamedTuple):
@@ -103,7 +105,7 @@ class ImageReader:
 
         def boxes(which: list[int], sizes_B2: Tensor) -> Tensor:
             keys_B, draws_B = torch.from_numpy(request.index_B[which]), torch.from_numpy(draw_B[which])
-            each = [draw_boxes(c.seed, draws_B, c.view, keys_B, sizes_B2, c.scale, c.ratio) for c in crops]
+            each = [draw_boxes(c.seed, draws_B, c.view, keys_B + c.first, sizes_B2, c.scale, c.ratio) for c in crops]
             return torch.stack(each, dim=1)
 
         def place(slot: int, images: Sequence[Tensor], shown: Sequence[Box]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, Strict, model_validator
 
@@ -13,12 +13,27 @@ from vitral.errors import UserError
 Size = tuple[int, int]
 
 
-class ViewedConfig(Config):
-    """What every objective says: what it wants to see."""
+class StreamTraits(NamedTuple):
+    """What an objective asks of one of its streams. labeled: its batches hold labels. mixed: mixup and CutMix, where
+    they are on, mix its images and labels."""
 
-    def views(self, augment: AugmentConfig, size: Size, stride: int) -> tuple[ViewConfig, ...]:
-        """How each sample is shown: of images of `size` (height, width) and patches of `stride` pixels."""
-        return (ViewConfig(augment, size),)
+    labeled: bool
+    mixed: bool = False
+
+
+class ViewedConfig(Config):
+    """What every objective says: which streams of batches it learns from, and how their samples are shown.
+
+    The first stream of `streams` counts steps and epochs, with `train.batch_size` samples a step. Streams read the
+    train split, but for one called `unlabeled`, which reads the images without labels (`data.unlabeled`,
+    `data.labels_per_class`), `data.unlabeled_ratio` times as many a step.
+    """
+
+    streams: ClassVar[dict[str, StreamTraits]] = {"train": StreamTraits(labeled=True, mixed=True)}
+
+    def views(self, augment: AugmentConfig, size: Size, stride: int) -> dict[str, tuple[ViewConfig, ...]]:
+        """How each sample of a stream is shown: of images of `size` (height, width) and patches of `stride` pixels."""
+        return dict.fromkeys(self.streams, (ViewConfig(augment, size),))
 
 
 class LabelledConfig(ViewedConfig):
@@ -91,6 +106,7 @@ class SelfSupervisedConfig(ViewedConfig):
         "evenly spaced",
     )
 
+    streams: ClassVar[dict[str, StreamTraits]] = {"train": StreamTraits(labeled=False)}
     has_teacher: ClassVar[bool] = False
 
     def idle(self) -> dict[str, Any]:
@@ -238,7 +254,7 @@ class DistillationConfig(SelfSupervisedConfig):
         })  # fmt: skip
         return self
 
-    def views(self, augment: AugmentConfig, size: Size, stride: int) -> tuple[ViewConfig, ...]:
+    def views(self, augment: AugmentConfig, size: Size, stride: int) -> dict[str, tuple[ViewConfig, ...]]:
         """Two large views of the model's size, then the small ones, each a random resized crop. Raises UserError
         where patches do not divide a small view."""
         small = self._small(size, stride)
@@ -253,7 +269,8 @@ class DistillationConfig(SelfSupervisedConfig):
                 strict=True,
             )
         )
-        return ViewConfig(first, size), ViewConfig(second, size), *[ViewConfig(local, small)] * self.local_crops
+        views = ViewConfig(first, size), ViewConfig(second, size), *[ViewConfig(local, small)] * self.local_crops
+        return {"train": views}
 
     def _small(self, size: Size, stride: int) -> Size:
         if self.local_size == "auto":

@@ -7,7 +7,7 @@ decoder), T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -81,8 +81,9 @@ class MAE(Objective):
         """All steps: what is drawn follows the step inside the graph."""
         return 0
 
-    def forward(self, batch: Batch, step: int | Tensor) -> StepOutput:
+    def forward(self, batches: Mapping[str, Batch], step: int | Tensor) -> StepOutput:
         """The loss, a mean over the values of the hidden patches, and how much the seen patches' features differ."""
+        batch = batches["train"]
         images_BCHW = batch.views[0].images_BCHW
         patches_BND, grid = self.model.embed(images_BCHW)
         seen_BK, hidden_BM = self.hide(batch.keys_B.to(patches_BND.device), step, grid)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from vitral.config import Config, Count, Tree, build, describe, flatten, load_yaml, nullable, with_overrides
-from vitral.data.config import AugmentConfig, CheckConfig, DataConfig
+from vitral.data.config import AugmentConfig, CheckConfig, DataConfig, StreamConfig
 from vitral.errors import UserError, nearest
 from vitral.models.config import ResNetConfig, ViTConfig
 from vitral.models.presets import PRESETS, resolve
@@ -309,6 +309,20 @@ def draft_architecture(config: RunConfig) -> ViTConfig | ResNetConfig | None:
     elif size != "auto":
         options["image_size"] = size
     return resolve(config.model.name, **options)
+
+
+def streams_of(config: RunConfig, architecture: ViTConfig | ResNetConfig) -> dict[str, StreamConfig]:
+    """The streams of a run's batches, by name: views and samples a batch, and how these are drawn."""
+    stride = architecture.patch_size if isinstance(architecture, ViTConfig) else architecture.stride
+    views = config.objective.views(config.augment, architecture.image_size, stride)
+    streams: dict[str, StreamConfig] = {}
+    for name, traits in config.objective.streams.items():
+        off = {} if traits.mixed else {"mixup": 0.0, "cutmix": 0.0}
+        batch_size, balance = config.train.batch_size, config.data.balance
+        streams[name] = StreamConfig(
+            views[name], batch_size, traits.labeled, config.augment.model_copy(update=off), balance
+        )
+    return streams
 
 
 # Keys that do not change what is computed: a run may go on with others.
