@@ -33,7 +33,8 @@ from vitral.optim.ema import WeightEMA
 from vitral.optim.masters import Bfloat16Copy
 from vitral.optim.optimizer import make_optimizer
 from vitral.optim.schedules import learning_rate, weight_decay
-from vitral.report.html import write_report
+from vitral.report.classification import LOSS_NOTE, classification_sections, multilabel_sections
+from vitral.report.run_report import write_report
 from vitral.run import outputs
 from vitral.run.check import noted
 from vitral.run.config import RunConfig, load_config
@@ -464,18 +465,16 @@ def _report(
     prepared: Prepared, folder: Path, summary: dict[str, Any], found: dict[str, Any], probabilities_NC: Any
 ) -> None:
     config, dataset, store = prepared.config, prepared.dataset, prepared.judged[summary["split"]]
+    evaluation = {**found, "split": summary["split"], "probabilities": probabilities_NC, "labels": store.split.labels_N}
+    mistakes = outputs.worst_mistakes(store, dataset.classes, probabilities_NC)
+    several = dataset.multi_label
     write_report(
         folder / "report.html",
         title=f"{config.recipe}: {prepared.name} on {dataset.name}",
         summary=summary,
         metrics_rows=Journal.read(folder),
-        evaluation={
-            **found,
-            "split": summary["split"],
-            "probabilities": probabilities_NC,
-            "labels": store.split.labels_N,
-        },
-        mistakes=outputs.worst_mistakes(store, dataset.classes, probabilities_NC),
+        sections=multilabel_sections(evaluation) if several else classification_sections(evaluation, mistakes),
+        loss_note=LOSS_NOTE,
         config_yaml=dump_yaml(config.model_dump(mode="json")),
         notes=noted(prepared.report, config, dataset),
     )
