@@ -33,8 +33,8 @@ JPEGS = {1: (187, 251), 2: (251, 187), 3: (187, 251), 4: (131, 97), 5: (97, 131)
 PNGS = ((47, 61), (61, 47), (33, 25), (20, 331), (187, 3 * 97), (41, 41), (29, 71), (100, 99))
 _STORE = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Pillow's transposition that an EXIF orientation undoes
 CROP: dict[str, Any] = {"crop": "random_resized", "crop_scale": (0.3, 1.0)}
-AUGMENTS: dict[str, AugmentConfig] = {
-    name: AugmentConfig(**keys)
+AUGMENTS = {
+    name: AugmentConfig.model_validate(keys)
     for name, keys in {
         "none": {},
         "flip": {"flip": 0.5},
@@ -206,8 +206,8 @@ def test_mixing_moves_nothing(files: tuple[Split, list[tuple[int, int]]]) -> Non
     split, _ = files
     with opened(split) as store:
         plain, mixed = (
-            TrainLoader(store, 16, AugmentConfig(rotate=20, **keys), 3).batch(0)
-            for keys in ({}, {"mixup": 0.5, "cutmix": 0.5})
+            TrainLoader(store, 16, config, 3).batch(0)
+            for config in (AugmentConfig(rotate=20), AugmentConfig(rotate=20, mixup=0.5, cutmix=0.5))
         )
     assert torch.equal(plain.views[0].matrix_B33, mixed.views[0].matrix_B33)
     assert not torch.equal(plain.views[0].images_BCHW, mixed.views[0].images_BCHW)
