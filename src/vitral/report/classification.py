@@ -54,6 +54,7 @@ def multilabel_sections(evaluation: Mapping[str, Any]) -> list[Section]:
         Metric("micro_f1", "F1 over all decisions (micro)", evaluation["micro_f1"]),
         Metric("macro_f1", "F1, mean over the classes (macro)", evaluation["macro_f1"]),
         _metric(evaluation, "exact_match", "Images with every class right"),
+        Metric("loss", "Binary cross-entropy", evaluation["loss"], None, False, "number", "nats"),
         Note("F1 and images with every class right: at a probability of 0.5."),
     ]
     columns, caption = {"ap": "AP %", **_COLUMNS}, f"{_AP_CAPTION} {_TABLE_CAPTION}"
@@ -133,5 +134,5 @@ def _mistakes(mistakes: Sequence[Mistake], wrong: int) -> Section:
 
 
 def _mistake(image: NDArray[Any], truth: str, prediction: str, probability: float, name: str) -> Picture:
-    caption = f"True: {shown(truth)}\nPredicted: {shown(prediction)} ({percent(probability, 1)} %)"
+    caption = f"True: {shown(truth)}\nPredicted: {shown(prediction)} ({percent(probability, 1)}\u00a0%)"
     return Picture(image, caption, f"Image {name}: true class {truth}, predicted {prediction}", name)

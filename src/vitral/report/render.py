@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _PHOTO_SIDE = 256  # pixels; larger pictures are reduced for the page
 _PIXELS = 64  # pictures up to this side are enlarged without blur
-_NUMBER = re.compile(r"[-–+]?[\d.,]*(e[-+]?\d+)?( %)?")
+_NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( %)?|–")
 
 
 def to_html(title: str, sections: Sequence[Section]) -> str:
@@ -110,7 +110,7 @@ def photo(image: NDArray[Any]) -> tuple[str, bytes, tuple[int, int]]:
 
 
 class _Cells(NamedTuple):
-    """A table as text: its rows, how many are shown at first, and which columns hold numbers alone."""
+    """A table as text: its rows, how many are shown at first, and which columns, after the first, hold numbers only."""
 
     rows: list[list[str]]
     shown: int
@@ -119,7 +119,8 @@ class _Cells(NamedTuple):
 
 def _cells(table: Table) -> _Cells:
     rows = [["" if isinstance(value, Picture) else as_text(value) for value in row] for row in table.rows]
-    numbers = [all(_NUMBER.fullmatch(row[place]) for row in rows) for place in range(len(table.columns))]
+    places = range(1, len(table.columns))
+    numbers = [False, *(all(_NUMBER.fullmatch(row[place]) for row in rows) for place in places)]
     return _Cells(rows, table.folded or len(rows), numbers)
 
 
