@@ -110,11 +110,11 @@ def _classes(evaluation: Mapping[str, Any], columns: Mapping[str, str], caption:
 
 def _reliability(evaluation: Mapping[str, Any]) -> Section:
     ece, before = evaluation["ece"], evaluation.get("ece_uncalibrated")
-    parts: list[Part] = [Metric("ece", "expected calibration error (ECE)", ece, None, False)]
-    if before is not None and before != ece:
+    parts: list[Part] = [Metric("ece", "Expected calibration error (ECE)", ece, None, False)]
+    if before is not None:
         parts.append(Metric("ece_uncalibrated", "ECE before temperature scaling", before, None, False))
-        if ece > before:
-            parts.append("Temperature scaling helped on the validation images, but increases the error on these.")
+    if before is not None and ece > before:
+        parts.append("Temperature scaling helped on the validation images, but increases the error on these.")
     parts.append(Note("ECE: mean distance between the confidence and the accuracy of its bin."))
     if evaluation.get("probabilities") is None or evaluation.get("labels") is None:
         parts.append("The probabilities were not stored, so there is no diagram.")

@@ -73,7 +73,7 @@ def write_stats_page(
             for label, key in (("Mean", "mean"), ("Standard deviation", "std"))
         ),
     ]
-    overview = Table(["", *splits], rows, "Mean and standard deviation: per channel, in [0, 1].")
+    overview = Table(["Split", *splits], rows, "Mean and standard deviation: per channel, in [0, 1].")
     counts = [(label, *(each["classes"][label] for each in splits.values())) for label in stats["classes"]]
     galleries = [
         Gallery([_picture(sample, read, sample.split) for sample in samples], label)

@@ -51,9 +51,9 @@ _MAX_NUMBERS = 20  # classes up to which the cells of a confusion matrix hold nu
 _MAX_LABELS = 100  # classes up to which every one is named in the figure
 _PERCENT = {
     "Validation accuracy": "top-1 accuracy (%)", "Validation mAP": "mean average precision (%)",
-    "Nearest neighbors": "top-1 of the k-NN vote (%)",
+    "Nearest neighbours": "top-1 of the k-NN vote (%)",
 }  # fmt: skip
-_MONITORS = {"Teacher entropy": "entropy (nats)", "Feature standard deviation": "standard deviation"}
+_MONITORS = {"Entropy of the teacher": "entropy (nats)", "Spread of the features": "deviation, 1 is all ways"}
 
 
 @contextmanager
@@ -76,7 +76,7 @@ def _svg(figure: Figure, crop: bool = False) -> bytes:
 
 
 def training_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
-    """SVG panels over the steps: "Loss" (nats), "Validation accuracy", "Validation mAP" or "Nearest neighbors" (%),
+    """SVG panels over the steps: "Loss" (nats), "Validation accuracy", "Validation mAP" or "Nearest neighbours" (%),
     "Learning rate", and what shows a collapse of learning without labels.
 
     `rows` are those of metrics.jsonl: `step` with `loss`, `lr`, `val_loss`, `val_top1`, `val_map`, `val_knn_top1`
@@ -87,9 +87,9 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
         "Loss": {"training": ("loss", BLUE, "-"), "validation": ("val_loss", ORANGE, "--")},
         "Validation accuracy": {"validation": ("val_top1", ORANGE, "--")},
         "Validation mAP": {"validation": ("val_map", ORANGE, "--")},
-        "Nearest neighbors": {"validation": ("val_knn_top1", ORANGE, "--")},
-        "Teacher entropy": {"teacher": ("teacher_entropy", BLUE, "-")},
-        "Feature standard deviation": {"features": ("feature_std", BLUE, "-")},
+        "Nearest neighbours": {"validation": ("val_knn_top1", ORANGE, "--")},
+        "Entropy of the teacher": {"teacher": ("teacher_entropy", BLUE, "-")},
+        "Spread of the features": {"deviation": ("feature_std", BLUE, "-")},
         "Learning rate": {"learning rate": ("lr", BLUE, "-")},
     }
     figures: dict[str, bytes] = {}
@@ -116,8 +116,6 @@ def _panel(
     if title in _PERCENT:
         axes.set_ylabel(_PERCENT[title])
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
-        low, high = axes.get_ylim()
-        axes.set_ylim(max(low, 0.0), min(high, 1.005))
     elif title == "Loss":
         axes.set_ylabel("loss" if unlabelled else "loss (nats)")
         if _all_positive(curves):

@@ -26,7 +26,7 @@ _FACTS = {
     "val_map": ("Validation mAP", "%"),
     "temperature": ("Temperature, fitted on validation data", ""),
 }
-_IN_SENTENCES = {"split", "count", "judged_by", "baseline_class", "ece_uncalibrated"}  # of the evaluation
+_IN_SENTENCES = {"split", "count", "judged_by", "baseline_class"}  # of the headline
 
 
 def write_report(

@@ -80,8 +80,8 @@ Part = str | Note | Bullets | Facts | Code | Metric | Table | Figure | Gallery
 
 
 class Section(NamedTuple):
-    """Parts under a title, in order. The first section of an evaluation is its headline: its first part is the primary
-    metric. `where`: the media that show it, of "report", "card" and "console"."""
+    """Parts under a title, in order. The first section of an evaluation is its headline: it has no title, and its first
+    part is the primary metric. `where`: the media that show it, of "report", "card" and "console"."""
 
     title: str
     parts: Sequence[Part]
