@@ -14,6 +14,7 @@ Names = Annotated[tuple[str, ...], Strict(False)]
 SourceName = Literal["auto", "digits", "folder", "filename", "images", "table", "cifar", "hf", "yaml"]
 Validation = Literal["own", "dev", "none"]
 Interpolation = Literal["bicubic", "bilinear", "lanczos"]
+UNLABELED = "unlabeled"  # what images without labels, and the stream of batches that reads them, are called
 MAX_PIXELS = 150_000_000  # three bytes each: 450 MB; the largest phone cameras give 108 to 200 million
 
 
@@ -131,6 +132,19 @@ class DataConfig(SourceConfig):
         default=None,
         description="train images of each class that are learned from, drawn by seed from what validation leaves; "
         "null: all",
+    )
+    unlabeled: str | None = Field(
+        default=None,
+        description="images without labels beside path, for objectives with a stream of them: any data that path could "
+        "be, whose train split is read without its labels; null: none",
+    )
+    labels_per_class: Count | None = Field(
+        default=None,
+        description="train images of each class that keep their labels, drawn by seed; the others are the images "
+        "without labels; null: all keep them",
+    )
+    unlabeled_ratio: Count = Field(
+        default=1, description="unlabeled images a step for each of train.batch_size (mu of FixMatch)"
     )
     background: str = Field(default="#ffffff", description="colour behind transparency: a name or #rrggbb")
     value_range: ValueRange | Literal["auto"] | None = Field(
