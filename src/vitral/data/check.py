@@ -15,9 +15,9 @@ import numpy as np
 
 from vitral.data import check_cache
 from vitral.data.class_names import class_name_findings
-from vitral.data.config import DataConfig
+from vitral.data.config import UNLABELED, DataConfig
 from vitral.data.dataset import Dataset, fingerprint
-from vitral.data.duplicates import MOST, Array, duplicate_findings, finding
+from vitral.data.duplicates import MOST, Array, duplicate_findings, finding, leaks
 from vitral.data.files import some
 from vitral.data.findings import CheckReport, Finding, Sample, in_order
 from vitral.data.label_names import disagreements, flat_folders, joined_labels, shared_labels
@@ -64,7 +64,7 @@ def check_dataset(
             dataset,
             {
                 name: scan_in_parts(split, dataset.channels, workers, keep, name, scan, tick)
-                for name, split in dataset.splits.items()
+                for name, split in dataset.parts.items()
             },
         )
         if cache is not None and keep is not None:
@@ -80,37 +80,42 @@ def decoding(data: DataConfig) -> str:
 
 
 def _examine(dataset: Dataset, scans: dict[str, Scan]) -> CheckReport:
-    samples, labels = _samples(dataset)
+    every, (samples, labels) = scans, _samples(dataset)
+    scans = {name: scans[name] for name in dataset.splits}
     labels_N = np.concatenate([split.labels_N for split in dataset.splits.values()])
     whole = [place for place, size in enumerate(np.concatenate([s.size_N2 for s in scans.values()])) if size[0] > 0]
     findings = [
         *_classes(dataset),
         *class_name_findings(dataset.classes),
         *_left_out(dataset),
-        *_names(dataset, samples, labels),
-        *_damaged(scans, samples),
+        *_names(dataset, samples[: len(labels)], labels),
+        *_damaged(every, samples),
         *duplicate_findings(scans, labels_N, samples.__getitem__),
         *_constant(scans, samples),
         *_shapes(scans, samples, whole),
         *_grey(dataset, scans, samples, whole),
+        *_unlabeled(every, samples),
     ]
     train = scans["train"]
     return CheckReport(
         name=dataset.name,
-        fingerprint=fingerprint(_content(dataset, scans)),
-        counts={name: len(split) for name, split in dataset.splits.items()},
+        fingerprint=fingerprint(_content(dataset, every)),
+        counts={name: len(split) for name, split in dataset.parts.items()},
         findings=in_order(findings),
-        damaged={name: found.damaged for name, found in scans.items() if found.damaged},
+        damaged={name: found.damaged for name, found in every.items() if found.damaged},
         mean=tuple(round(value, 6) for value in train.mean),
         std=tuple(round(value, 6) for value in train.std),
     )
 
 
 def _samples(dataset: Dataset) -> tuple[list[Sample], list[tuple[str, ...]]]:
-    """Every sample, split by split, and the names of its classes."""
+    """Every sample, split by split, and the names of its classes; at the end those without labels, of no class."""
     samples: list[Sample] = []
     labels: list[tuple[str, ...]] = []
-    for name, split in dataset.splits.items():
+    for name, split in dataset.parts.items():
+        if name == UNLABELED:
+            samples += [Sample(name, index, shown(str(each)), "no label") for index, each in enumerate(split.names)]
+            continue
         if split.labels_N.ndim == 2:
             own = [tuple(dataset.classes[k] for k in np.flatnonzero(row_K)) for row_K in split.labels_N]
         else:
@@ -126,8 +131,8 @@ def _samples(dataset: Dataset) -> tuple[list[Sample], list[tuple[str, ...]]]:
 def _content(dataset: Dataset, scans: dict[str, Scan]) -> list[bytes]:
     parts = ["\n".join(dataset.classes).encode("utf-8", "surrogatepass")]
     for name, found in scans.items():
-        names = "\n".join(map(str, dataset.splits[name].names)).encode("utf-8", "surrogatepass")
-        labels = np.ascontiguousarray(dataset.splits[name].labels_N).tobytes()
+        names = "\n".join(map(str, dataset.parts[name].names)).encode("utf-8", "surrogatepass")
+        labels = np.ascontiguousarray(dataset.parts[name].labels_N).tobytes()
         parts += [name.encode(), names, labels, found.digest_N2.astype("<u8").tobytes()]
     return parts
 
@@ -291,6 +296,25 @@ def _grey(dataset: Dataset, scans: dict[str, Scan], samples: list[Sample], whole
     kinds = ("grey", "coloured") if rare else ("coloured", "grey")
     text = f"{plural(len(odd), 'image')} {kinds[0]} among {len(grey_M) - len(odd):,} {kinds[1]} ones"
     return [finding("grey-mix", text, [[samples[whole[place]]] for place in odd], images=len(odd))]
+
+
+def _unlabeled(scans: dict[str, Scan], samples: list[Sample]) -> list[Finding]:
+    """Unlabeled images that are, or look like, validation or test images; and such of another size than the training
+    images, where these have one."""
+    if UNLABELED not in scans:
+        return []
+    judged = [found for name, found in scans.items() if name not in ("train", UNLABELED)]
+    findings = leaks(judged, scans[UNLABELED], [sample for sample in samples if sample.split != "train"])
+    train_N2, size_N2 = (scans[name].size_N2 for name in ("train", UNLABELED))
+    train_N2 = train_N2[train_N2[:, 0] > 0]
+    if len(train_N2) and (train_N2 == train_N2[0]).all():
+        odd = np.flatnonzero((size_N2 != train_N2[0]).any(1) & (size_N2[:, 0] > 0)).tolist()
+        if odd:
+            own, theirs = (" x ".join(map(str, size_2.tolist())) for size_2 in (size_N2[odd[0]], train_N2[0]))
+            text = f"{plural(len(odd), 'unlabeled image')} of other size ({own}) than all training images ({theirs})"
+            places = [len(samples) - len(size_N2) + place for place in odd[:MOST]]
+            findings.append(finding("unlabeled-size", text, [[samples[place]] for place in places], images=len(odd)))
+    return findings
 
 
 def _normalisation(report: CheckReport, normalisation: Normalisation) -> list[Finding]:

@@ -14,6 +14,7 @@ from vitral.data.findings import CODES, Finding, Groups, Sample
 from vitral.data.hashes import CROPS_UP_TO, RADIUS_OF_PARTS, SIDE, WINDOWS, cross_pairs, hash_pairs, mirrored
 from vitral.data.likeness import SAME, SAME_PART, likeness, part_likeness
 from vitral.data.scan import Scan
+from vitral.data.scan_parts import joined
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Sampler = Callable[[int], Sample]
@@ -31,6 +32,28 @@ def duplicate_findings(scans: Mapping[str, Scan], labels_N: Array, sample: Sampl
     whole_N = np.concatenate([scan.size_N2[:, 0] > 0 for scan in scans.values()])
     places_R, groups = _equal(digest_N2, np.flatnonzero(whole_N))
     return [*_exact(groups, split_N, labels_N, sample), *_near(scans, places_R, split_N, labels_N, sample)]
+
+
+def leaks(judged: Sequence[Scan], unlabeled: Scan, samples: Sequence[Sample]) -> list[Finding]:
+    """Unlabeled images with the pixels of validation or test images, or that look like them. `samples`: those of the
+    `judged` scans in order, then the unlabeled ones."""
+    if not judged:
+        return []
+    scans = {"judged": joined(judged), "unlabeled": unlabeled}
+    found = duplicate_findings(scans, np.zeros(len(samples), np.int64), samples.__getitem__)
+    across = {each.code: each for each in found if each.code in ("duplicates-across", "near-across")}
+    if not across:
+        return []
+    numbers = {"equal": "groups", "alike": "pairs"}
+    counts = {
+        name: across[code].numbers[numbers[name]] if code in across else 0
+        for name, code in (("equal", "duplicates-across"), ("alike", "near-across"))
+    }
+    text = (
+        f"validation or test images among the unlabeled ones: {counts['equal']:,} with equal pixels, "
+        f"{counts['alike']:,} that look alike"
+    )
+    return [finding("unlabeled-leak", text, [group for each in across.values() for group in each.groups], **counts)]
 
 
 def finding(code: str, message: str, groups: Sequence[Sequence[Sample]], /, **numbers: float) -> Finding:

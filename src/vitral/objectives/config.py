@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, Strict, model_validator
 
@@ -30,6 +30,9 @@ class ViewedConfig(Config):
     """
 
     streams: ClassVar[dict[str, StreamTraits]] = {"train": StreamTraits(labeled=True, mixed=True)}
+
+    if TYPE_CHECKING:
+        kind: Any  # of each class a Literal: its name
 
     def views(self, augment: AugmentConfig, size: Size, stride: int) -> dict[str, tuple[ViewConfig, ...]]:
         """How each sample of a stream is shown: of images of `size` (height, width) and patches of `stride` pixels."""
@@ -332,10 +335,13 @@ def _supervised(tree: Any) -> Any:
     return {"kind": "supervised", **tree} if isinstance(tree, dict) else tree
 
 
-ObjectiveConfig = Annotated[
-    Annotated[
-        SupervisedConfig | PrunedConfig | MaskedPatchConfig | MaeConfig | DinoConfig | IbotConfig,
-        Field(discriminator="kind"),
-    ],
-    BeforeValidator(_supervised),
-]
+if TYPE_CHECKING:
+    ObjectiveConfig = ViewedConfig  # `register_objective` adds others
+else:
+    ObjectiveConfig = Annotated[
+        Annotated[
+            SupervisedConfig | PrunedConfig | MaskedPatchConfig | MaeConfig | DinoConfig | IbotConfig,
+            Field(discriminator="kind"),
+        ],
+        BeforeValidator(_supervised),
+    ]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from vitral.config import Config, Count, Tree, build, describe, flatten, load_yaml, nullable, with_overrides
-from vitral.data.config import AugmentConfig, CheckConfig, DataConfig, StreamConfig
+from vitral.data.config import UNLABELED, AugmentConfig, CheckConfig, DataConfig, StreamConfig
 from vitral.errors import UserError, nearest
 from vitral.models.config import ResNetConfig, ViTConfig
 from vitral.models.presets import PRESETS, resolve
@@ -110,8 +110,9 @@ class RunConfig(Config):
             self._check_supervised(self.objective)
         elif isinstance(self.objective, PrunedConfig):
             self._check_pruned()
-        else:
+        elif isinstance(self.objective, SelfSupervisedConfig):
             self._check_unlabelled(self.objective)
+        self._check_streams()
         if self.train.patience is not None and (self.data.validation == "none" or self.train.eval_every == "end"):
             raise ValueError("train.patience needs validations during the run")
         self._check_frozen()
@@ -161,6 +162,29 @@ class RunConfig(Config):
                 f"objective.kind={self._kind} keeps whole models in float32: not with train.parallel=fsdp, nor with "
                 "precision=bfloat16_params, but with ddp and bfloat16"
             )
+
+    def _check_streams(self) -> None:
+        """Images without labels, for a stream of them; mixing, where a stream is mixed."""
+        data, streams = self.data, self.objective.streams
+        ways = {"data.unlabeled": data.unlabeled, "data.labels_per_class": data.labels_per_class}
+        given = [key for key, value in ways.items() if value is not None]
+        if UNLABELED not in streams:
+            if given or data.unlabeled_ratio != 1:
+                keys = ", ".join([*given, *(["data.unlabeled_ratio"] if data.unlabeled_ratio != 1 else [])])
+                hint = ". data.shots=N trains on N images of each class and leaves the others out"
+                raise ValueError(
+                    f"objective.kind={self._kind} learns from no unlabeled images, so {keys} would have no effect"
+                    + (hint if data.labels_per_class is not None else "")
+                )
+        elif len(given) != 1:
+            raise ValueError(
+                f"objective.kind={self._kind} learns from unlabeled images too, of one source: expected "
+                f"data.unlabeled=PATH or data.labels_per_class=N, got {' and '.join(given) or 'neither'}"
+            )
+        elif data.labels_per_class is not None and data.shots is not None:
+            raise ValueError("data.shots leaves out the images that data.labels_per_class would use without labels")
+        if (self.augment.mixup or self.augment.cutmix) and not any(traits.mixed for traits in streams.values()):
+            raise ValueError(f"objective.kind={self._kind} mixes no images: set augment.mixup=0 augment.cutmix=0")
 
     @property
     def _kind(self) -> str:
@@ -317,11 +341,12 @@ def streams_of(config: RunConfig, architecture: ViTConfig | ResNetConfig) -> dic
     views = config.objective.views(config.augment, architecture.image_size, stride)
     streams: dict[str, StreamConfig] = {}
     for name, traits in config.objective.streams.items():
-        off = {} if traits.mixed else {"mixup": 0.0, "cutmix": 0.0}
+        off: dict[str, Any] = {} if traits.mixed else {"mixup": 0.0, "cutmix": 0.0}
         batch_size, balance = config.train.batch_size, config.data.balance
-        streams[name] = StreamConfig(
-            views[name], batch_size, traits.labeled, config.augment.model_copy(update=off), balance
-        )
+        if name == UNLABELED:
+            batch_size, balance, off["repeats"] = batch_size * config.data.unlabeled_ratio, "none", 1
+        augment = config.augment.model_copy(update=off)
+        streams[name] = StreamConfig(views[name], batch_size, traits.labeled, augment, balance)
     return streams
 
 

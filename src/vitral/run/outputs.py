@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from vitral.data.config import SourceConfig
+from vitral.data.dataset import Dataset
 from vitral.data.loader import ImageStore
 from vitral.errors import NAMES, UserError, command
 from vitral.evaluate.classify import wilson_interval
@@ -160,6 +161,14 @@ def again_command(asked: RunConfig) -> str | None:
     return command(*words)
 
 
+def _unlabeled(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
+    """Where the images without labels came from."""
+    if dataset.unlabeled is None:
+        return {}
+    keys = config.data.model_dump(mode="json", include={"unlabeled", "labels_per_class", "unlabeled_ratio"})
+    return {**keys, "unlabeled_fingerprint": dataset.unlabeled.fingerprint}
+
+
 def folder_config(
     prepared: Prepared,
     summary: Mapping[str, Any],
@@ -193,7 +202,8 @@ def folder_config(
                 "fingerprint": dataset.fingerprint,
                 "content": prepared.report.fingerprint if prepared.report else None,
                 "notes": noted(prepared.report, config, dataset),
-                "counts": {name: len(split) for name, split in dataset.splits.items()},
+                "counts": {name: len(split) for name, split in dataset.parts.items()},
+                **_unlabeled(config, dataset),
             },
             "weights": summary["weights"], "step": summary["best_step"], "steps": summary["steps"],
             "validated": "val_top1" in summary or "val_map" in summary, "versions": versions(),

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from vitral import distributed
 from vitral.data.check import Normalisation
-from vitral.data.config import DataConfig, StreamConfig, ViewConfig
+from vitral.data.config import UNLABELED, DataConfig, StreamConfig, ViewConfig
 from vitral.data.dataset import Dataset, Split, spaced
 from vitral.data.findings import CheckReport
 from vitral.data.loader import ImageStore
 from vitral.data.reading import RandomCrop
 from vitral.data.resize import Fit
 from vitral.data.shots import with_shots
+from vitral.data.unlabeled import with_labels_per_class, with_unlabeled, without_held_out
 from vitral.errors import UserError
 from vitral.models.activations import Precision
 from vitral.models.config import ResNetConfig, ViTConfig, build_config
@@ -106,8 +107,12 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
             dataset, report = open_checked(
                 config, data, _normalisation(config, source[1] if source else None, channels)
             )
+    elif config.data.unlabeled is not None:
+        dataset = without_held_out(with_unlabeled(dataset, config.data))
     if config.data.shots is not None:
         dataset = with_shots(dataset, config.data.shots, config.seed)
+    if config.data.labels_per_class is not None:
+        dataset = with_labels_per_class(dataset, config.data.labels_per_class, config.seed)
     # Everything about the architecture that can be wrong is found before images are read.
     name, draft = choose_architecture(config, dataset, source[1] if source else None)
     size = draft.image_size
@@ -121,7 +126,7 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
     streams = streams_of(config, draft)
     with ExitStack() as opened:
         stores = {
-            name: opened.enter_context(_open_stream(config, data, dataset.splits["train"], stream, number, device))
+            name: opened.enter_context(_open_stream(config, data, dataset.parts[_part(name)], stream, number, device))
             for number, (name, stream) in enumerate(streams.items())
         }
         judged = {
@@ -131,7 +136,14 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
         }
         mean, std = _statistics(config, next(iter(stores.values())), source[1] if source else None, dataset.channels)
         architecture = build_config({**draft.model_dump(), "mean": mean, "std": std}, where="data")
-        data = data.model_copy(update={"mean": mean, "std": std, "path": _absolute(config.data.path)})
+        data = data.model_copy(
+            update={
+                "mean": mean,
+                "std": std,
+                "path": _absolute(config.data.path),
+                "unlabeled": _absolute(config.data.unlabeled),
+            }
+        )
         kept = {key: value for key, value in architecture.model_dump().items() if key in ModelOptions.model_fields}
         model = config.model.model_copy(update=kept)
         precision = settle_precision(config, device)
@@ -189,6 +201,11 @@ def open_store(
         split, data.image_size, fit, exact=exact, workers=_workers(data), cache_mb=data.cache_mb, device=device,
         batch=batch, crops=crops,
     )  # fmt: skip
+
+
+def _part(stream: str) -> str:
+    """The part of the data that a stream of batches reads."""
+    return UNLABELED if stream == UNLABELED else "train"
 
 
 def _open_stream(

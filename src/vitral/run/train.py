@@ -248,7 +248,7 @@ def assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
     parallel = Parallel(computing, ddp=mode == "ddp", unused=unused, each=low is not None)
     if distributed.rank():  # equal weights were drawn on all; what dropout drops differs
         torch.manual_seed(config.seed + distributed.rank() * 0x9E3779B9)
-    started = prepared.dataset.fingerprint, prepared.init_fingerprint
+    started = prepared.dataset.whole_fingerprint, prepared.init_fingerprint
     return TrainState(objective, optimizer, ema, Progress(), *started, low, parallel, steps), objective, steps
 
 
@@ -298,7 +298,7 @@ def _class_balance(prepared: Prepared) -> ClassBalance:
 
 
 def _say_start(prepared: Prepared, objective: Objective, steps: int, folder: Path) -> None:
-    splits = ", ".join(f"{len(split)} {name}" for name, split in prepared.dataset.splits.items())
+    splits = ", ".join(f"{len(split)} {name}" for name, split in prepared.dataset.parts.items())
     height, width = prepared.architecture.image_size
     count = sum(parameter.numel() for parameter in objective.model.parameters())
     config = prepared.config
@@ -326,7 +326,10 @@ def _say_start(prepared: Prepared, objective: Objective, steps: int, folder: Pat
     log.info(
         "run: %s of %s on %s, %s, into %s",
         plural(steps, "step"),
-        plural(config.train.batch_size, "image"),
+        " and ".join(
+            plural(stream.batch_size, "image") if len(prepared.streams) == 1 else f"{stream.batch_size} {name}"
+            for name, stream in prepared.streams.items()
+        ),
         prepared.device,
         config.precision,
         folder,
