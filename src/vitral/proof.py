@@ -116,7 +116,7 @@ def compare_here(path: Path, engine: Exported) -> tuple[float, float]:
 
 def _fitted(config: FolderConfig) -> Tensor:
     shown = config.preprocessing
-    return torch.stack([fit_image(each, shown.image_size, shown.fitting) for each in made_up_images(config)])
+    return torch.stack([fit_image(each, shown.image_size, shown) for each in made_up_images(config)])
 
 
 @torch.inference_mode()

@@ -10,9 +10,9 @@ from vitral.data.augment import augment
 from vitral.data.config import AugmentConfig, DataConfig, ViewConfig
 from vitral.data.crop_decode import crop_jpeg, open_jpeg
 from vitral.data.dataset import Split
+from vitral.data.image_spec import ResizeSpec
 from vitral.data.loader import ImageStore, TrainLoader
 from vitral.data.reading import RandomCrop
-from vitral.data.resize import Fit
 from vitral.data.sources import open_dataset
 
 WIDE = AugmentConfig(crop="random_resized", crop_scale=(0.4, 1.0))
@@ -34,8 +34,8 @@ def store(split: Split, kind: str = "threads", *, cut: bool = True) -> ImageStor
         RandomCrop(5, v.augment.crop_scale, v.augment.crop_ratio, size=v.size, view=n) for n, v in enumerate(VIEWS)
     )
     return ImageStore(
-        split, (24, 20), Fit(), exact=False, workers=2, cache_mb=100, device=torch.device("cpu"), worker_kind=kind,
-        crops=crops if cut else (),
+        split, (24, 20), ResizeSpec(fit="crop"), exact=False, workers=2, cache_mb=100, device=torch.device("cpu"),
+        worker_kind=kind, crops=crops if cut else (),
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ Names = Annotated[tuple[str, ...], Strict(False)]
 SourceName = Literal["auto", "digits", "folder", "filename", "images", "table", "cifar", "hf", "yaml"]
 Validation = Literal["own", "dev", "none"]
 Interpolation = Literal["bicubic", "bilinear", "lanczos"]
+MAX_INPUT_PIXELS = 4096**2  # of a model's input, which takes 12 bytes per pixel of color
 MAX_PIXELS = 150_000_000  # three bytes each: 450 MB; the largest phone cameras give 108 to 200 million
 
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitral.data.image_spec import ResizeSpec
 from vitral.errors import UserError
 
 Size = tuple[int, int]
@@ -22,49 +22,35 @@ LONGEST = 8
 _STRIPE = 1 << 22  # pixels that become floats together: 12 bytes each
 
 
-class Fit(NamedTuple):
-    """How an image is brought to the model's size.
-
-    mode "crop": scaled until it covers size / crop_ratio, keeping its aspect, then cut at the centre; "squash": each
-    side scaled to size / crop_ratio by itself, then cut. interpolation: bicubic, bilinear or lanczos, antialiased, with
-    Pillow's filters. crop_ratio: (0,1]; torchvision's 256 then 224 is 0.875, timm calls it crop_pct.
-    """
-
-    mode: str = "crop"
-    interpolation: str = "bicubic"
-    crop_ratio: float = 1.0
-
-
-def fit_image(image_CHW: Tensor, size: Size, fit: Fit) -> Tensor:
+def fit_image(image_CHW: Tensor, size: Size, spec: ResizeSpec) -> Tensor:
     """A uint8 image [C, H, W] as float32 [C, height, width] in [0,1], size = (height, width) in pixels.
 
     Resized in float32, clamped to [0,1]; an image that already has the size / crop_ratio is exactly image / 255.
     """
     assert image_CHW.dtype == torch.uint8, image_CHW.dtype
-    return _fit(image_CHW, size, fit, _resize_exactly).clamp_(0, 1)
+    return _fit(image_CHW, size, spec, _resize_exactly).clamp_(0, 1)
 
 
-def fit_image_fast(image_CHW: Tensor, size: Size, fit: Fit) -> Tensor:
+def fit_image_fast(image_CHW: Tensor, size: Size, spec: ResizeSpec) -> Tensor:
     """The same in uint8 arithmetic, uint8 in and out: for training only.
 
     It rounds and clamps between the two passes, and so differs from `fit_image` by up to 0.08 of the range on noise.
     """
     assert image_CHW.dtype == torch.uint8, image_CHW.dtype
-    return _fit(image_CHW, size, fit, _resize)
+    return _fit(image_CHW, size, spec, _resize)
 
 
-def _fit(image_CHW: Tensor, size: Size, fit: Fit, resize: Callable[[Tensor, Size, str], Tensor]) -> Tensor:
-    assert fit.mode in ("crop", "squash"), fit
+def _fit(image_CHW: Tensor, size: Size, spec: ResizeSpec, resize: Callable[[Tensor, Size, str], Tensor]) -> Tensor:
     # Rounded down as timm does; the millionth keeps 224 / (224 / 232) from becoming 231.
-    height, width = (math.floor(side / fit.crop_ratio + 1e-6) for side in size)
-    if fit.mode == "squash":
-        resized_CHW = resize(image_CHW, (height, width), fit.interpolation)
+    height, width = (math.floor(side / spec.crop_ratio + 1e-6) for side in size)
+    if spec.fit == "squash":
+        resized_CHW = resize(image_CHW, (height, width), spec.interpolation)
     else:
         image_CHW = _shorten(image_CHW, (height, width))
         _, h, w = image_CHW.shape
         high = h * width <= w * height  # the height decides; integers, so that no rounding falls short of the size
         covering = (height, w * height // h) if high else (h * width // w, width)
-        resized_CHW = resize(image_CHW, covering, fit.interpolation)
+        resized_CHW = resize(image_CHW, covering, spec.interpolation)
     top, left = (round((have - want) / 2) for have, want in zip(resized_CHW.shape[1:], size, strict=True))
     return resized_CHW[:, top : top + size[0], left : left + size[1]].contiguous()
 

@@ -191,13 +191,14 @@ def builtin_images(count: int, config: FolderConfig) -> list[Tensor]:
 
 def fit(image_CHW: Tensor, config: FolderConfig) -> Tensor:
     """An image as the model takes it, float32 in [0,1]."""
-    return fit_image(image_CHW, config.preprocessing.image_size, config.preprocessing.fitting)
+    return fit_image(image_CHW, config.preprocessing.image_size, config.preprocessing)
 
 
 def _own_size(image_CHW: Tensor, config: FolderConfig) -> Tensor:
     """The image at the size that needs no scaling."""
     size = resized_sides(config)
-    return (fit_image(image_CHW, size, config.preprocessing.fitting._replace(crop_ratio=1.0)) * 255).round().byte()
+    whole = config.preprocessing.model_copy(update={"crop_ratio": 1.0})
+    return (fit_image(image_CHW, size, whole) * 255).round().byte()
 
 
 def _of(function: Callable[[Tensor], Tensor], images: Sequence[Tensor]) -> Tensor:

@@ -94,7 +94,7 @@ def _calibration(shipment: Shipment, options: ExportOptions, samples: Samples) -
             if shipment.takes == "pixels":
                 one = image_CHW.permute(1, 2, 0)
             else:
-                one = fit_image(image_CHW, shown.image_size, shown.fitting)
+                one = fit_image(image_CHW, shown.image_size, shown)
             yield one.expand(count, *one.shape).contiguous()
 
     return batches

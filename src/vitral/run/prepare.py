@@ -18,9 +18,9 @@ from vitral.data.check import Normalisation
 from vitral.data.config import DataConfig, ViewConfig
 from vitral.data.dataset import Dataset, Split, spaced
 from vitral.data.findings import CheckReport
+from vitral.data.image_spec import ResizeSpec
 from vitral.data.loader import ImageStore
 from vitral.data.reading import RandomCrop
-from vitral.data.resize import Fit
 from vitral.data.shots import with_shots
 from vitral.errors import UserError
 from vitral.models.activations import Precision
@@ -158,7 +158,7 @@ def _normalisation(
 
 def _resizing(data: DataConfig, init: FolderConfig | None) -> dict[str, Any]:
     """Interpolation and crop ratio: as set, else of init, else the defaults."""
-    other = init.preprocessing.fitting if init is not None else Fit()
+    other = init.preprocessing if init is not None else ResizeSpec(fit="crop")
     return {
         "interpolation": other.interpolation if data.interpolation == "auto" else data.interpolation,
         "crop_ratio": other.crop_ratio if data.crop_ratio == "auto" else data.crop_ratio,
@@ -177,8 +177,9 @@ def open_store(
     """A split at the settled image size. What is judged, `exact`, is read by threads, whatever reads the rest."""
     assert isinstance(data.image_size, tuple)
     assert data.crop_ratio != "auto"
+    assert data.interpolation != "auto"
     kind = "threads" if exact else data.worker_kind
-    fit = Fit(data.fit, data.interpolation, data.crop_ratio)
+    fit = ResizeSpec(fit=data.fit, interpolation=data.interpolation, crop_ratio=data.crop_ratio)
     return ImageStore(
         split, data.image_size, fit, exact=exact, workers=_workers(data), cache_mb=data.cache_mb, device=device,
         worker_kind=kind, batch=batch, crops=crops,

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from vitral.predictor import Preparation
+from vitral.data.image_spec import ImageSpec
 from vitral.serve.config import ServeConfig
 from vitral.serve.decoding import Heavy, Job, Prepared, Problem, Step, try_light, work
 from vitral.serve.host import Refused, Upload
@@ -57,14 +57,14 @@ class Decoders:
 
         self._waiters.submit(start)
 
-    async def prepare(self, preparation: Preparation, uploads: Sequence[Upload], step: Step) -> list[Prepared]:
+    async def prepare(self, spec: ImageSpec, uploads: Sequence[Upload], step: Step) -> list[Prepared]:
         """What becomes of all images of a request. Raises Refused that names the first one that is none, is too large
         or takes too long."""
         turns = asyncio.Semaphore(self._most)  # so that the next request waits for a few images, not for 64
 
         async def one(number: int) -> Prepared | Problem:
             async with turns:
-                job = Job(uploads[number].data, preparation, step)
+                job = Job(uploads[number].data, spec, step)
                 found = await asyncio.get_running_loop().run_in_executor(self._light, try_light, job)
             return await self._process(job, found.counted, number) if isinstance(found, Heavy) else found
 

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitral.data.decode import MODES
+from vitral.data.resize import fit_image
 from vitral.efficient.merge import TokenMerging
 from vitral.errors import UserError
 from vitral.interpret.attention import fill_heads, stream_maps
@@ -86,7 +87,8 @@ def answer(predictor: Predictor, image: Prepared, topk: int) -> tuple[dict[str, 
     itself, [C, H, W] in [0,1]."""
     assert image.array_CHW is not None
     ready_CHW = torch.from_numpy(image.array_CHW)
-    x_CHW = ready_CHW if ready_CHW.is_floating_point() else predictor.preparation.fitted(ready_CHW)
+    spec = predictor.config.preprocessing
+    x_CHW = ready_CHW if ready_CHW.is_floating_point() else fit_image(ready_CHW, spec.image_size, spec)
     start = time.perf_counter()
     predictions: list[dict[str, Any]] = []
     if predictor.classes:
