@@ -169,15 +169,16 @@ class Predictor:
         rows = [_or_raise(row_C) for row_C in self._outputs(images, batch_size)]
         return self.scores(torch.stack(rows) if rows else torch.zeros(0, len(self.classes))).numpy()
 
+    @torch.inference_mode()
     def postprocess(self, logits_NC: Tensor, topk: int = 5) -> list[list[dict[str, Any]]]:
         """The `topk` likeliest classes of each image, best first: {"label", "index", "score"} each."""
         scores_NC = require_finite(self.scores(logits_NC), self.config.name)
-        return [self.likeliest(scores_C, topk) for scores_C in scores_NC.cpu().numpy()]
-
-    def likeliest(self, scores_C: Floats, topk: int) -> list[dict[str, Any]]:
-        """As `postprocess`, of one image's probabilities."""
-        order = np.argsort(-scores_C, kind="stable")[:topk]
-        return [{"label": self.classes[i], "index": int(i), "score": round(float(scores_C[i]), 6)} for i in order]
+        found: list[list[dict[str, Any]]] = []
+        for scores_C in scores_NC.cpu().numpy():
+            order = np.argsort(-scores_C, kind="stable")[:topk]
+            row = [{"label": self.classes[i], "index": int(i), "score": round(float(scores_C[i]), 6)} for i in order]
+            found.append(row)
+        return found
 
     @overload
     def predict(

@@ -23,6 +23,12 @@ class ResizeSpec(Config):
     interpolation: Interpolation = "bicubic"
     crop_ratio: float = Field(default=1.0, gt=0, le=1)
 
+    def scaled(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width in pixels that images are scaled to before they are cropped to `size`."""
+        height, width = size
+        # Rounded down as timm does; the millionth keeps 224 / (224 / 232) from becoming 231.
+        return math.floor(height / self.crop_ratio + 1e-6), math.floor(width / self.crop_ratio + 1e-6)
+
 
 class ImageSpec(ResizeSpec):
     """How an image becomes the model's input. Normalization is inside the model: architecture.mean, .std.

@@ -5,7 +5,6 @@ Shape letters: C channels, H height, W width.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -41,8 +40,7 @@ def fit_image_fast(image_CHW: Tensor, size: Size, spec: ResizeSpec) -> Tensor:
 
 
 def _fit(image_CHW: Tensor, size: Size, spec: ResizeSpec, resize: Callable[[Tensor, Size, str], Tensor]) -> Tensor:
-    # Rounded down as timm does; the millionth keeps 224 / (224 / 232) from becoming 231.
-    height, width = (math.floor(side / spec.crop_ratio + 1e-6) for side in size)
+    height, width = spec.scaled(size)
     if spec.fit == "squash":
         resized_CHW = resize(image_CHW, (height, width), spec.interpolation)
     else:

@@ -78,7 +78,7 @@ class FitAnySize(nn.Module):
 
     def _sides(self, H: Tensor, W: Tensor) -> tuple[_Side, _Side]:
         """What becomes of height and width; the integers of `data.resize`."""
-        height, width = (math.floor(side / self.spec.crop_ratio + 1e-6) for side in self.size)
+        height, width = self.spec.scaled(self.size)
         high, wide = torch.full_like(H, height), torch.full_like(W, width)
         zero = torch.zeros_like(H)
         if self.spec.fit == "squash":

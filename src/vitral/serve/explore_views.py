@@ -173,11 +173,12 @@ def lens(predictor: Predictor, x_CHW: Tensor, topk: int) -> dict[str, Any]:
     """The answer after each layer, and after each the probability of what the last one says."""
     predictor.require_head()
     with _whole(predictor, x_CHW) as (vit, x_BCHW):
-        scores_LS = predictor.scores(logit_lens(vit, x_BCHW)[0]).cpu()
+        logits_LS = logit_lens(vit, x_BCHW)[0]
+    scores_LS = predictor.scores(logits_LS).cpu()
     final = int(scores_LS[-1].argmax())
     layers = [
-        {"predictions": _best(predictor, row_S, topk), "final_score": round(float(row_S[final]), 6)}
-        for row_S in scores_LS
+        {"predictions": best, "final_score": round(float(row_S[final]), 6)}
+        for best, row_S in zip(predictor.postprocess(logits_LS, topk), scores_LS, strict=True)
     ]
     return {"final": {"label": predictor.classes[final], "index": final}, "layers": layers}
 
@@ -199,8 +200,7 @@ def merged(predictor: Predictor, x_CHW: Tensor, r: int, topk: int) -> dict[str, 
         }  # fmt: skip
         for name, vector_BD in (("whole", vit.pool(whole)), ("merged", pooled_BD)):
             if predictor.classes:
-                scores_S = predictor.scores(vit.classify(vector_BD))[0].cpu()
-                found[name] = _best(predictor, scores_S, topk)
+                found[name] = predictor.postprocess(vit.classify(vector_BD), topk)[0]
     return found
 
 
@@ -228,9 +228,3 @@ def _now(x_BCHW: Tensor) -> float:
     if x_BCHW.is_cuda:
         torch.cuda.synchronize(x_BCHW.device)
     return time.perf_counter()
-
-
-def _best(predictor: Predictor, scores_S: Tensor, topk: int) -> list[dict[str, Any]]:
-    """The likeliest classes, best first."""
-    order = scores_S.argsort(descending=True, stable=True)[:topk].tolist()
-    return [{"label": predictor.classes[i], "index": i, "score": round(float(scores_S[i]), 6)} for i in order]

@@ -151,17 +151,9 @@ def understand(source: Source, options: ReadOptions) -> Understood:
     if found.dropped:
         notes.append(f"not needed: {_listed(found.dropped)}")
     return Understood(
-        source,
-        each,
-        ours,
-        architecture,
-        found.unexpected,
-        found.dropped,
-        ignored,
-        beside,
-        looks,
+        source, each, ours, architecture, found.unexpected, found.dropped, ignored, beside, looks,
         [*notes, *beside.notes],
-    )
+    )  # fmt: skip
 
 
 def _format(tensors: Mapping[str, Tensor], own: Map | None, where: str) -> Format:

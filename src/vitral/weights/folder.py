@@ -16,7 +16,7 @@ from torch import nn
 from vitral.config import Config, build
 from vitral.data.image_spec import ImageSpec
 from vitral.errors import UserError, command, nearest, taken
-from vitral.files import JSON_BYTES, CannotOpen, json_text, parse_json, read_json, read_text
+from vitral.files import JSON_BYTES, CannotOpen, parse_json, read_json, read_text
 from vitral.models.config import AnyModelConfig, ViTConfig, build_config
 from vitral.models.create import build_model
 from vitral.models.model import ImageModel
@@ -141,11 +141,6 @@ def save_folder(path: Path, model: nn.Module, config: FolderConfig, card: str) -
         save_tensors(temporary / WEIGHTS, model.state_dict(), {"format": "pt"})
         (temporary / CONFIG).write_text(signed(tree, temporary / WEIGHTS), encoding="utf-8")
         write_text(temporary / CARD, card)
-
-
-def save_json(path: Path, tree: Mapping[str, Any]) -> None:
-    """Indented, for people too."""
-    path.write_text(json_text(tree, 2) + "\n", encoding="utf-8")
 
 
 def load_folder(
