@@ -198,7 +198,7 @@ ELSEWHERE = {
     **dict.fromkeys(("data.max_bad", "data.max_pixels"), "test_limits_of_reading_are_held"),
     "data.source": "test_source_is_not_guessed_where_it_is_said",
     "data.verify": "test_verify_refuses_files_that_are_not_the_published_ones",
-    **dict.fromkeys(("data.workers", "data.worker_kind", "data.cache_mb"), "test_workers_and_cache_reach_the_store"),
+    **dict.fromkeys(("data.workers", "data.cache_mb"), "test_workers_and_cache_reach_the_store"),
     "check.allow": "test_allowed_findings_do_not_refuse",
     "train.save_seconds": "test_save_seconds_is_the_time_between_checkpoints",
     "train.parallel": "test_parallel_is_how_the_processes_share_the_work",
@@ -380,16 +380,16 @@ def test_verify_refuses_files_that_are_not_the_published_ones(tmp_path: Path) ->
 
 def test_workers_and_cache_reach_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither may change a bit of the outcome, only how it is reached."""
-    seen, make = list[tuple[int, str, bool]](), loader.ImageStore.__init__
+    seen, make = list[tuple[int, bool]](), loader.ImageStore.__init__
 
     def init(self: loader.ImageStore, *args: Any, **keys: Any) -> None:
         make(self, *args, **keys)
-        seen.append((keys["workers"], keys["worker_kind"], self.cached))
+        seen.append((keys["workers"], self.cached))
 
     monkeypatch.setattr(loader.ImageStore, "__init__", init)
-    for out, workers, kind, cache in (("a", 1, "threads", 2048), ("b", 3, "fork", 0)):
-        tiny(tmp_path / out, data__workers=workers, data__worker_kind=kind, data__cache_mb=cache)
-    assert seen == [(1, "threads", True)] * 3 + [(3, "fork", False)] + [(3, "threads", False)] * 2
+    for out, workers, cache in (("a", 1, 2048), ("b", 3, 0)):
+        tiny(tmp_path / out, data__workers=workers, data__cache_mb=cache)
+    assert seen == [(1, True)] * 3 + [(3, False)] * 3
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 

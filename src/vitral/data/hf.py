@@ -11,21 +11,17 @@ import glob
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from torch import Tensor
-
 from vitral.data.config import DataConfig
-from vitral.data.dataset import Dataset, Labels, Split, fingerprint
-from vitral.data.decode import Decoding, decode, header
-from vitral.data.files import asked_channels, class_map, hidden, indices, multi_hot, some
+from vitral.data.dataset import Dataset, Split, fingerprint
+from vitral.data.decode import Decoding
+from vitral.data.files import asked_channels, class_map, encoded_split, hidden, known_column, label_array, some
 from vitral.data.folder_words import SPLIT_OF, any_of
 from vitral.data.label_vectors import named, text_vectors, vector_width
-from vitral.errors import UserError, nearest
+from vitral.errors import UserError
 from vitral.optional import install, optional
 
 _BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
@@ -44,6 +40,11 @@ class _Columns(NamedTuple):
     label: str
     names: tuple[str, ...] | None  # of a ClassLabel, in its order
     several: bool
+
+    def texts(self, value: Any) -> list[str]:
+        """The names of the classes of a sample, from the value in its column."""
+        each: list[Any] = value if self.several else [value]
+        return [str(label) if self.names is None else self.names[label] for label in each]
 
 
 def find_shards(path: str) -> list[Path]:
@@ -91,12 +92,12 @@ def open_hf(config: DataConfig) -> Dataset:
     index_of = _class_map(labels, columns, config)
     root = _root(str(config.path))
     images = {split: _images(part, columns.image, root) for split, part in parts.items()}
-    channels = asked_channels(len(images["train"]), partial(_encoded, images["train"]), config)
-    rules = Decoding.of(config)
-    splits = {
-        split: _split(split, images[split], _indices(labels[split], columns, index_of), channels, rules)
-        for split in parts
-    }
+    channels = asked_channels(len(parts["train"]), images["train"], config)
+    splits: dict[str, Split] = {}
+    for split, values in labels.items():
+        names = [f"{split}/{place:06d}" for place in range(len(values))]
+        labels_N = label_array([columns.texts(value) for value in values], index_of, columns.several)
+        splits[split] = encoded_split(labels_N, names, images[split], channels, Decoding.of(config), made_up=True)
     return Dataset(
         name=Path(config.path).name,
         classes=tuple(index_of),
@@ -241,12 +242,7 @@ def _flat(features: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _one(kind: str, asked: str | None, types: Mapping[str, Any], typed: list[str], usual: Sequence[str]) -> str:
     if asked is not None:
-        if asked not in types:
-            raise UserError(
-                "no such column", where=f"data.{kind}_column", got=asked, wanted=some(types, 20),
-                nearest=nearest(asked, types),
-            )  # fmt: skip
-        return asked
+        return known_column(kind, asked, types)
     found = typed or [name for name in usual if name in types]
     if len(found) == 1:
         return found[0]
@@ -262,30 +258,26 @@ def _root(path: str) -> str | None:
     return str(shards[0].parent) if shards else path if os.path.isdir(os.path.expanduser(path)) else None
 
 
-def _images(part: Any, column: str, root: str | None) -> Any:
-    """The column's records {"bytes", "path"}, undecoded; or paths."""
-    datasets = _library()
-    top = column.split(".")[0]
-    part = part.select_columns([top])
-    if type(part.features[top]).__name__ == "Image":
-        part = part.cast_column(top, datasets.Image(decode=False))
-    return _Records(part, column, root)
+def _images(part: Any, column: str, root: str | None) -> Callable[[int], str | bytes]:
+    """Gives the image of a row, undecoded: its bytes, or its path."""
+    names = column.split(".")
+    part = part.select_columns([names[0]])
+    if type(part.features[names[0]]).__name__ == "Image":
+        part = part.cast_column(names[0], _library().Image(decode=False))
 
+    def encoded(index: int) -> str | bytes:
+        record: Any = part[index]
+        for name in names:
+            record = record[name]
+        if isinstance(record, Mapping):
+            record = record.get("bytes") or record.get("path")
+        if isinstance(record, str) and root is not None:
+            record = os.path.join(root, record)
+        if not isinstance(record, str | bytes):
+            raise UserError("no image in this row", got=type(record).__name__, wanted="encoded bytes, or a path")
+        return record
 
-class _Records:
-    """One column of a dataset by place; what it gives can be sent to other processes."""
-
-    def __init__(self, part: Any, column: str, root: str | None) -> None:
-        self.part, self.column, self.root = part, column, root
-
-    def __len__(self) -> int:
-        return len(self.part)
-
-    def __getitem__(self, index: int) -> Any:
-        value: Any = self.part[index]
-        for name in self.column.split("."):
-            value = value[name]
-        return value
+    return encoded
 
 
 def _values(part: Any, columns: _Columns) -> list[Any]:
@@ -340,45 +332,3 @@ def _class_map(labels: Mapping[str, list[Any]], columns: _Columns, config: DataC
     whole = all(isinstance(each, int) for each in found)
     order = tuple(str(each) for each in sorted(found)) if whole else None
     return class_map(map(str, found), config.classes or order, columns.label)
-
-
-def _indices(values: Sequence[Any], columns: _Columns, index_of: dict[str, int]) -> Labels:
-    def text(value: Any) -> str:
-        return columns.names[value] if columns.names is not None else str(value)
-
-    if columns.several:
-        return multi_hot([[text(each) for each in value] for value in values], index_of)
-    return indices([text(value) for value in values], index_of)
-
-
-def _split(split: str, records: Any, labels_N: Labels, channels: int, rules: Decoding) -> Split:
-    names = [f"{split}/{place:06d}" for place in range(len(records))]
-    assert labels_N.dtype in (np.int64, np.bool_)
-    return Split(
-        labels_N,
-        names,
-        partial(_read, records, names, channels, rules),
-        partial(_size, records, names),
-        partial(_encoded, records),
-        made_up=True,
-    )
-
-
-def _encoded(records: Any, index: int) -> str | bytes:
-    record: Any = records[index]
-    if isinstance(record, Mapping):
-        record = record.get("bytes") or record.get("path")
-    if isinstance(record, str) and records.root is not None:
-        record = os.path.join(records.root, record)
-    if not isinstance(record, str | bytes):
-        raise UserError("no image in this row", got=type(record).__name__, wanted="encoded bytes, or a path")
-    return record
-
-
-def _read(records: Any, names: Sequence[str], channels: int, rules: Decoding, index: int) -> Tensor:
-    return decode(_encoded(records, index), channels, name=names[index], rules=rules)
-
-
-def _size(records: Any, names: Sequence[str], index: int) -> tuple[int, int]:
-    head = header(_encoded(records, index), name=names[index])
-    return head.height, head.width

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, fingerprint
 from vitral.data.decode import Decoding
-from vitral.data.files import class_map, file_channels, file_split, indices, multi_hot, size_in_bytes, some
+from vitral.data.files import class_map, file_channels, file_split, known_column, label_array, size_in_bytes, some
 from vitral.data.folder_words import SPLIT_OF
 from vitral.data.label_vectors import named, text_vectors
-from vitral.errors import UserError, nearest, plural
+from vitral.errors import UserError, plural
 from vitral.files import parse_json, read_text
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -115,18 +115,12 @@ def _dataset(
     if "train" not in splits:
         raise UserError(f"rows for {' and '.join(splits)} but none for train", where=str(path))
     channels = file_channels(path.parent, [row.path for row in splits["train"]], config)
-    rules = Decoding.of(config)
-
-    def labels(found: Sequence[_Row]) -> Any:
-        if several:
-            return multi_hot([row.labels for row in found], index_of)
-        return indices([row.labels[0] for row in found], index_of)
-
+    labels = {split: label_array([row.labels for row in found], index_of, several) for split, found in splits.items()}
     return Dataset(
         name=path.stem,
         classes=tuple(index_of),
         splits={
-            split: file_split(path.parent, [row.path for row in found], labels(found), channels, rules)
+            split: file_split(path.parent, [row.path for row in found], labels[split], channels, Decoding.of(config))
             for split, found in splits.items()
         },
         channels=channels,
@@ -189,12 +183,7 @@ def _columns(records: Sequence[Mapping[str, Any]], config: DataConfig, path: Pat
         if asked is None:
             lower = {name.lower(): name for name in reversed(names)}
             return next((lower[name] for name in _NAMES[kind] if name in lower), None)
-        if asked not in names:
-            raise UserError(
-                "no such column", where=f"data.{kind}_column", got=asked, wanted=some(names, 20),
-                nearest=nearest(asked, names),
-            )  # fmt: skip
-        return asked
+        return known_column(kind, asked, names)
 
     image, label = one("image", config.image_column), one("label", config.label_column)
     for kind, found in (("image", image), ("label", label)):
