@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vitral.data.config import AugmentConfig, DataConfig, ViewConfig
+from vitral.data.config import AugmentConfig, DataConfig, Interpolation, ViewConfig
 from vitral.data.dataset import Split, memory_split
 from vitral.data.image_spec import ResizeSpec
 from vitral.data.loader import ImageStore, TrainLoader
