@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, NamedTuple, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from vitral.data.ahead import in_batches
 from vitral.data.decode import Decoding, as_image, colour
+from vitral.data.image_spec import ImageSpec
 from vitral.data.resize import fit_image
 from vitral.engines import Engine, Exported, TorchEngine, find_export, open_export, verify_export
 from vitral.errors import UserError
@@ -25,7 +27,7 @@ from vitral.models.position import Resize
 from vitral.proof import check_here
 from vitral.weights.card import model_card
 from vitral.weights.find import load_model
-from vitral.weights.folder import FolderConfig, Preprocessing, save_folder
+from vitral.weights.folder import FolderConfig, save_folder
 from vitral.weights.hub import push
 
 
@@ -61,31 +63,19 @@ _SCORES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class Preparation(NamedTuple):
-    """How images become a model's input: what its folder says, and the largest image. It can be pickled."""
-
-    recipe: Preprocessing
-    max_pixels: int
-
-    def decoded(self, image: Any) -> Tensor:
-        """The image as large as it is, uint8 [C,H,W] with the model's channels."""
-        recipe = self.recipe
-        rules = Decoding(colour(recipe.background), self.max_pixels, recipe.value_range, "max_pixels", "value_range")
-        if isinstance(image, Image.Image) or hasattr(image, "read"):
-            with _READING:  # one thread at a time: the same one may be in a list twice
-                return as_image(image, self.recipe.channels, rules=rules)
-        return as_image(image, self.recipe.channels, rules=rules)
-
-    def fitted(self, image_CHW: Tensor) -> Tensor:
-        """A decoded image at the model's size, float32 [C,H,W] in [0,1]."""
-        return fit_image(image_CHW, self.recipe.image_size, self.recipe.fitting)
+def decode_image(image: Any, spec: ImageSpec) -> Tensor:
+    """The image as large as it is, uint8 [C,H,W] with the model's channels."""
+    rules = Decoding(colour(spec.background), spec.max_pixels, spec.value_range, "max_pixels", "value_range")
+    is_open = isinstance(image, Image.Image) or hasattr(image, "read")
+    with _READING if is_open else nullcontext():  # one thread at a time: the same one may be in a list twice
+        return as_image(image, spec.channels, rules=rules)
 
 
 class Predictor:
     """Predictions of one model folder. Images are preprocessed exactly as in `vitral eval`.
 
     engine: what computes the logits; None: the model itself. Of an export there is an engine and no model: it predicts
-    on the processor, and gives no features. `max_pixels`: larger images are refused; at first what the folder says.
+    on the processor, and gives no features.
     """
 
     def __init__(
@@ -96,7 +86,6 @@ class Predictor:
             raise UserError("exports run on the processor", where="device", got=device, wanted="auto or cpu")
         self._model = None if model is None else model.to(self.device).eval()
         self.engine, self.config, self.classes = engine or TorchEngine(self.model), config, config.classes
-        self.max_pixels = config.preprocessing.max_pixels
 
     @property
     def model(self) -> ImageModel:
@@ -118,13 +107,9 @@ class Predictor:
 
         An image is a path, bytes, a PIL image, or an array [H,W] or [H,W,C] of uint8 or of floats in [0,1].
         """
-        decoded_CHW = self.preparation.decoded(image)
-        return self.preparation.fitted(decoded_CHW) if self.engine.takes == "resized" else decoded_CHW
-
-    @property
-    def preparation(self) -> Preparation:
-        """How images become the model's input, without the model."""
-        return Preparation(self.config.preprocessing, self.max_pixels)
+        spec = self.config.preprocessing
+        decoded_CHW = decode_image(image, spec)
+        return fit_image(decoded_CHW, spec.image_size, spec) if self.engine.takes == "resized" else decoded_CHW
 
     @torch.inference_mode()
     def forward(self, images: Sequence[Tensor] | Tensor, features: str | None = None) -> Tensor:
@@ -184,15 +169,16 @@ class Predictor:
         rows = [_or_raise(row_C) for row_C in self._outputs(images, batch_size)]
         return self.scores(torch.stack(rows) if rows else torch.zeros(0, len(self.classes))).numpy()
 
+    @torch.inference_mode()
     def postprocess(self, logits_NC: Tensor, topk: int = 5) -> list[list[dict[str, Any]]]:
         """The `topk` likeliest classes of each image, best first: {"label", "index", "score"} each."""
         scores_NC = require_finite(self.scores(logits_NC), self.config.name)
-        return [self.likeliest(scores_C, topk) for scores_C in scores_NC.cpu().numpy()]
-
-    def likeliest(self, scores_C: Floats, topk: int) -> list[dict[str, Any]]:
-        """As `postprocess`, of one image's probabilities."""
-        order = np.argsort(-scores_C, kind="stable")[:topk]
-        return [{"label": self.classes[i], "index": int(i), "score": round(float(scores_C[i]), 6)} for i in order]
+        found: list[list[dict[str, Any]]] = []
+        for scores_C in scores_NC.cpu().numpy():
+            order = np.argsort(-scores_C, kind="stable")[:topk]
+            row = [{"label": self.classes[i], "index": int(i), "score": round(float(scores_C[i]), 6)} for i in order]
+            found.append(row)
+        return found
 
     @overload
     def predict(

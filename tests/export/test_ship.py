@@ -16,6 +16,7 @@ import vitral
 from tests.helpers import edit_config, random_model, write_colours
 from vitral.cli.main import main
 from vitral.data.decode import as_image
+from vitral.data.image_spec import ImageSpec
 from vitral.engines import FILES, open_export
 from vitral.export import formats
 from vitral.export.config import ExportOptions
@@ -31,7 +32,7 @@ from vitral.run.export import _samples
 from vitral.run.options import ExportData, PredictOptions, ShipOptions
 from vitral.run.predict import predictions
 from vitral.weights.find import load_model
-from vitral.weights.folder import FolderConfig, Preprocessing
+from vitral.weights.folder import FolderConfig
 
 OPENVINO = pytest.param("openvino", marks=pytest.mark.oracle)
 KINDS = ("onnx", "pt2", OPENVINO)
@@ -156,7 +157,7 @@ def exported(kind: str, preset: str, options: dict[str, Any], images: int = 21) 
             block.last_norm.weight.fill_(0.2)
     config = FolderConfig(
         name=preset, architecture=architecture, id2label={str(i): f"c{i}" for i in range(architecture.num_classes)},
-        preprocessing=Preprocessing(
+        preprocessing=ImageSpec(
             image_size=architecture.image_size, channels=architecture.in_channels, fit="squash"
         ),
         provenance={},

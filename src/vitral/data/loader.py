@@ -21,9 +21,9 @@ from vitral.data.augment import augment
 from vitral.data.config import AugmentConfig, ViewConfig
 from vitral.data.crop import box_matrix
 from vitral.data.dataset import Split
+from vitral.data.image_spec import ResizeSpec
 from vitral.data.mixing import GROUP, Mixer
 from vitral.data.reading import ImageReader, Index, RandomCrop, Reading, Request
-from vitral.data.resize import Fit
 from vitral.data.sampling import Sampler
 from vitral.data.workers import AHEAD, Threads
 from vitral.errors import UserError
@@ -44,7 +44,7 @@ class ImageStore:
         self,
         split: Split,
         size: tuple[int, int],
-        fit: Fit,
+        fit: ResizeSpec,
         *,
         exact: bool,
         workers: int,

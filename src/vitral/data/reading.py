@@ -18,7 +18,8 @@ from vitral.data.config import MAX_PIXELS
 from vitral.data.crop import draw_boxes
 from vitral.data.crop_decode import Box, random_crops
 from vitral.data.dataset import Split
-from vitral.data.resize import Fit, fit_image, fit_image_fast, shown_box
+from vitral.data.image_spec import ResizeSpec
+from vitral.data.resize import fit_image, fit_image_fast, shown_box
 
 Index = np.ndarray[Any, np.dtype[np.int64]]
 # Images whose files are held and whose boxes are drawn together.
@@ -73,7 +74,7 @@ class ImageReader:
 
     split: Split
     size: tuple[int, int]
-    fit: Fit
+    fit: ResizeSpec
     exact: bool
     channels: int
     crops: tuple[RandomCrop, ...] = ()

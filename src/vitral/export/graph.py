@@ -32,7 +32,7 @@ class Whole(nn.Module):
     def __init__(self, network: ImageModel, config: FolderConfig, takes: str) -> None:
         super().__init__()
         shown = config.preprocessing
-        self.fit = FitAnySize(shown.image_size, shown.fitting) if takes == PIXELS else nn.Identity()
+        self.fit = FitAnySize(shown.image_size, shown) if takes == PIXELS else nn.Identity()
         self.network, self.temperature = network, config.temperature
         self.many = config.problem_type == "multi_label_classification"
         self.has_head = config.architecture.num_classes > 0

@@ -15,6 +15,7 @@ import torch
 
 from vitral.data.config import SourceConfig
 from vitral.data.dataset import Dataset
+from vitral.data.image_spec import ImageSpec
 from vitral.data.loader import ImageStore
 from vitral.errors import NAMES, UserError, command
 from vitral.evaluate.classify import wilson_interval
@@ -24,7 +25,7 @@ from vitral.run.check import noted
 from vitral.run.config import RunConfig, difference, load_config, recipe_values, recipes
 from vitral.run.prepare import Prepared
 from vitral.version import __version__
-from vitral.weights.folder import FolderConfig, Preprocessing
+from vitral.weights.folder import FolderConfig
 from vitral.whole import whole_file
 
 Array = np.ndarray[Any, Any]
@@ -190,7 +191,7 @@ def folder_config(
         architecture=prepared.architecture,
         id2label={str(index): name for index, name in enumerate(classes)},
         problem_type=dataset.problem_type if classes else "single_label_classification",
-        preprocessing=Preprocessing(**shown),
+        preprocessing=ImageSpec(**shown),
         temperature=temperature,
         provenance={
             "recipe": config.recipe, "seed": config.seed, "init": config.init, "objective": config.objective.kind,

@@ -18,9 +18,9 @@ from vitral.data.check import Normalisation
 from vitral.data.config import UNLABELED, DataConfig, StreamConfig, ViewConfig
 from vitral.data.dataset import Dataset, Split, spaced
 from vitral.data.findings import CheckReport
+from vitral.data.image_spec import ResizeSpec
 from vitral.data.loader import ImageStore
 from vitral.data.reading import RandomCrop
-from vitral.data.resize import Fit
 from vitral.data.shots import with_shots
 from vitral.data.unlabeled import with_labels_per_class, with_unlabeled, without_held_out
 from vitral.errors import UserError
@@ -177,7 +177,7 @@ def _normalisation(
 
 def _resizing(data: DataConfig, init: FolderConfig | None) -> dict[str, Any]:
     """Interpolation and crop ratio: as set, else of init, else the defaults."""
-    other = init.preprocessing.fitting if init is not None else Fit()
+    other = init.preprocessing if init is not None else ResizeSpec(fit="crop")
     return {
         "interpolation": other.interpolation if data.interpolation == "auto" else data.interpolation,
         "crop_ratio": other.crop_ratio if data.crop_ratio == "auto" else data.crop_ratio,
@@ -196,7 +196,8 @@ def open_store(
     """A split at the settled image size."""
     assert isinstance(data.image_size, tuple)
     assert data.crop_ratio != "auto"
-    fit = Fit(data.fit, data.interpolation, data.crop_ratio)
+    assert data.interpolation != "auto"
+    fit = ResizeSpec(fit=data.fit, interpolation=data.interpolation, crop_ratio=data.crop_ratio)
     return ImageStore(
         split, data.image_size, fit, exact=exact, workers=_workers(data), cache_mb=data.cache_mb, device=device,
         batch=batch, crops=crops,

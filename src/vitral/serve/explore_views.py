@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitral.data.decode import MODES
+from vitral.data.resize import fit_image
 from vitral.efficient.merge import TokenMerging
 from vitral.errors import UserError
 from vitral.interpret.attention import fill_heads, stream_maps
@@ -86,7 +87,8 @@ def answer(predictor: Predictor, image: Prepared, topk: int) -> tuple[dict[str, 
     itself, [C, H, W] in [0,1]."""
     assert image.array_CHW is not None
     ready_CHW = torch.from_numpy(image.array_CHW)
-    x_CHW = ready_CHW if ready_CHW.is_floating_point() else predictor.preparation.fitted(ready_CHW)
+    spec = predictor.config.preprocessing
+    x_CHW = ready_CHW if ready_CHW.is_floating_point() else fit_image(ready_CHW, spec.image_size, spec)
     start = time.perf_counter()
     predictions: list[dict[str, Any]] = []
     if predictor.classes:
@@ -171,11 +173,12 @@ def lens(predictor: Predictor, x_CHW: Tensor, topk: int) -> dict[str, Any]:
     """The answer after each layer, and after each the probability of what the last one says."""
     predictor.require_head()
     with _whole(predictor, x_CHW) as (vit, x_BCHW):
-        scores_LS = predictor.scores(logit_lens(vit, x_BCHW)[0]).cpu()
+        logits_LS = logit_lens(vit, x_BCHW)[0]
+    scores_LS = predictor.scores(logits_LS).cpu()
     final = int(scores_LS[-1].argmax())
     layers = [
-        {"predictions": _best(predictor, row_S, topk), "final_score": round(float(row_S[final]), 6)}
-        for row_S in scores_LS
+        {"predictions": best, "final_score": round(float(row_S[final]), 6)}
+        for best, row_S in zip(predictor.postprocess(logits_LS, topk), scores_LS, strict=True)
     ]
     return {"final": {"label": predictor.classes[final], "index": final}, "layers": layers}
 
@@ -197,8 +200,7 @@ def merged(predictor: Predictor, x_CHW: Tensor, r: int, topk: int) -> dict[str, 
         }  # fmt: skip
         for name, vector_BD in (("whole", vit.pool(whole)), ("merged", pooled_BD)):
             if predictor.classes:
-                scores_S = predictor.scores(vit.classify(vector_BD))[0].cpu()
-                found[name] = _best(predictor, scores_S, topk)
+                found[name] = predictor.postprocess(vit.classify(vector_BD), topk)[0]
     return found
 
 
@@ -226,9 +228,3 @@ def _now(x_BCHW: Tensor) -> float:
     if x_BCHW.is_cuda:
         torch.cuda.synchronize(x_BCHW.device)
     return time.perf_counter()
-
-
-def _best(predictor: Predictor, scores_S: Tensor, topk: int) -> list[dict[str, Any]]:
-    """The likeliest classes, best first."""
-    order = scores_S.argsort(descending=True, stable=True)[:topk].tolist()
-    return [{"label": predictor.classes[i], "index": i, "score": round(float(scores_S[i]), 6)} for i in order]

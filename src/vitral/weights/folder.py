@@ -13,12 +13,11 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from torch import nn
 
-from vitral.config import Config, Count, Pair, build
-from vitral.data.config import MAX_PIXELS, Interpolation, ValueRange
-from vitral.data.resize import Fit
+from vitral.config import Config, build
+from vitral.data.image_spec import ImageSpec
 from vitral.errors import UserError, command, nearest, taken
-from vitral.files import JSON_BYTES, CannotOpen, json_text, parse_json, read_json, read_text
-from vitral.models.config import MAX_INPUT_PIXELS, AnyModelConfig, ViTConfig, build_config
+from vitral.files import JSON_BYTES, CannotOpen, parse_json, read_json, read_text
+from vitral.models.config import AnyModelConfig, ViTConfig, build_config
 from vitral.models.create import build_model
 from vitral.models.model import ImageModel
 from vitral.models.position import Resize
@@ -57,37 +56,6 @@ _SPARE = 2**20  # parameters that cost nothing to build, whatever the file holds
 CARD = "README.md"
 
 
-class Preprocessing(Config):
-    """How an image becomes the model's input. Normalisation is inside the model: architecture.mean, .std.
-    `background` is the colour behind transparency; `value_range` black and white of samples of more than 8 bits (null:
-    as each file's format says); larger images than `max_pixels` are refused. fit, interpolation and crop_ratio: see
-    `data.resize.Fit`."""
-
-    image_size: Pair
-    channels: int = Field(ge=1, le=4)
-    fit: Literal["crop", "squash"]
-    interpolation: Interpolation = "bicubic"
-    antialias: Literal[True] = True
-    crop_ratio: float = Field(default=1.0, gt=0, le=1)
-    background: str = "#ffffff"
-    value_range: ValueRange | None = None
-    max_pixels: Count = MAX_PIXELS
-
-    @model_validator(mode="after")
-    def _check_size(self) -> Preprocessing:
-        if math.prod(self.image_size) > MAX_INPUT_PIXELS * self.crop_ratio**2:
-            raise ValueError(
-                f"images would be resized to {self.image_size} / {self.crop_ratio} pixels before they are cut, "
-                f"more than {MAX_INPUT_PIXELS:,}"
-            )
-        return self
-
-    @property
-    def fitting(self) -> Fit:
-        """How images are brought to `image_size`."""
-        return Fit(self.fit, self.interpolation, self.crop_ratio)
-
-
 class FolderConfig(Config):
     """config.json. `temperature` divides the logits before the softmax (fitted on validation data; 1: not fitted, as
     always where an image may have several classes and each has a sigmoid of its own).
@@ -101,7 +69,7 @@ class FolderConfig(Config):
     architecture: AnyModelConfig
     id2label: dict[str, str]
     problem_type: Literal["single_label_classification", "multi_label_classification"] = "single_label_classification"
-    preprocessing: Preprocessing
+    preprocessing: ImageSpec
     temperature: float = Field(default=1.0, gt=0)
     provenance: dict[str, Any]
 
@@ -173,11 +141,6 @@ def save_folder(path: Path, model: nn.Module, config: FolderConfig, card: str) -
         save_tensors(temporary / WEIGHTS, model.state_dict(), {"format": "pt"})
         (temporary / CONFIG).write_text(signed(tree, temporary / WEIGHTS), encoding="utf-8")
         write_text(temporary / CARD, card)
-
-
-def save_json(path: Path, tree: Mapping[str, Any]) -> None:
-    """Indented, for people too."""
-    path.write_text(json_text(tree, 2) + "\n", encoding="utf-8")
 
 
 def load_folder(
