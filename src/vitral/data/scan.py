@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -86,11 +86,8 @@ def scan(
             sums.append(part_3C)
             tick(len(part))
     sums_3C = np.sum([np.zeros((3, channels)), *sums], axis=0)
-    return Scan(
-        found.digest_N2, found.size_N2, found.constant_N, found.grey_N, found.hash_N, found.thumbs_NCTT,
-        found.grey_NSS, found.windows_NW,
-        dict(sorted(found.damaged.items())), int(sums_3C[0, 0]), sums_3C[1], sums_3C[2],
-    )  # fmt: skip
+    damaged = dict(sorted(found.damaged.items()))
+    return replace(found, damaged=damaged, pixels=int(sums_3C[0, 0]), sums_C=sums_3C[1], squares_C=sums_3C[2])
 
 
 def find_damaged(split: Split, workers: int | None = None) -> dict[int, str]:
