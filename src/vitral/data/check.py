@@ -67,7 +67,7 @@ def check_dataset(
             },
         )
         if cache is not None and keep is not None:
-            check_cache.store(cache, key, report)
+            check_cache.store_tree(cache, key, report.to_json())
             forget_parts(keep)
     more = _normalisation(report, normalisation) if normalisation is not None else []
     return replace(report, findings=in_order([*report.findings, *more])).with_max_bad(max_bad)

@@ -58,7 +58,6 @@ class SourceConfig(Config):
     )
     classes: Names | None = Field(default=None, description="class names in order of their indices; null: sorted")
     subset: str | None = Field(default=None, description="configuration of a Hugging Face dataset")
-    streaming: bool = Field(default=False, description="always false: a stream has no places to resume at")
     max_bad: int = Field(default=0, ge=0, description="damaged images, over all splits, left out before it is an error")
     max_pixels: Count = Field(
         default=MAX_PIXELS,

@@ -90,21 +90,6 @@ def scan(
     return replace(found, damaged=damaged, pixels=int(sums_3C[0, 0]), sums_C=sums_3C[1], squares_C=sums_3C[2])
 
 
-def find_damaged(split: Split, workers: int | None = None) -> dict[int, str]:
-    """What is wrong, by place, with every image of the split that cannot be decoded; nothing else is computed."""
-
-    def cause(index: int) -> str | None:
-        try:
-            split.read(index)
-        except UserError as error:
-            return error.what
-        return None
-
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        causes = list(pool.map(cause, range(len(split))))
-    return {index: what for index, what in enumerate(causes) if what is not None}
-
-
 def _part(split: Split, part: range, found: Scan) -> Array:
     """Fill in these places; returns pixels, sums and squares a channel [3, C]."""
     sums_3C = np.zeros((3, len(found.sums_C)))
