@@ -85,9 +85,7 @@ def contestants(name: str, precision: Precision, images: Path, place: Path) -> t
         predictors["vitral torch"] = with_engine(plain, "torch", precision)
 
     def ours(name: str) -> Run:
-        return lambda: [
-            row["predictions"][0]["label"] for row in predictors[name].predictions(image_paths([str(images)]))
-        ]
+        return lambda: [row["predictions"][0]["label"] for row in predictors[name].predict(image_paths([str(images)]))]
 
     load_oracle("torchvision")
     transformers: Any = load_oracle("transformers")

@@ -82,7 +82,7 @@ def pictures() -> list[Any]:
 
 def logits(predictor: Predictor, images: list[Any]) -> torch.Tensor:
     """Of pictures of any kind."""
-    return predictor.logits([predictor.preparation.decoded(image) for image in images])
+    return predictor.forward([predictor.preprocess(image) for image in images])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -204,9 +204,9 @@ def test_a_batch_that_is_fixed_in_the_graph(kind: str, takes: str) -> None:
     random_model(Path("model"), in_channels=1)
     assert main(["export", "model", f"format={kind}", "out=there", f"takes={takes}", "batch=3", "images=4"]) == 0
     mine, theirs = vitral.load("model", "cpu"), vitral.load("there")
-    images = [torch.randint(0, 256, (1, 9, 14), dtype=torch.uint8) for _ in range(7)]
+    images = [torch.randint(0, 256, (9, 14), dtype=torch.uint8) for _ in range(7)]
     for count in (1, 3, 7):
-        torch.testing.assert_close(theirs.logits(images[:count]), mine.logits(images[:count]), rtol=0, atol=1e-4)
+        torch.testing.assert_close(logits(theirs, images[:count]), logits(mine, images[:count]), rtol=0, atol=1e-4)
     if kind == "onnx":
         import onnxruntime
 
@@ -234,8 +234,8 @@ def test_batches_of_any_size(kind: str, takes: str) -> None:
         for count in (1, 2, 5, 7):
             torch.testing.assert_close(engine.logits(images[:count]), wanted[:count], rtol=0, atol=1e-4)
     mine, theirs = vitral.load("model", "cpu"), vitral.load("there")
-    tiny = [torch.full((1, *size), 200, dtype=torch.uint8) for size in ((1, 1), (1, 40), (40, 1), (2, 1), (1, 1))]
-    torch.testing.assert_close(theirs.logits(tiny), mine.logits(tiny), rtol=0, atol=1e-4)
+    tiny = [torch.full(size, 200, dtype=torch.uint8) for size in ((1, 1), (1, 40), (40, 1), (2, 1), (1, 1))]
+    torch.testing.assert_close(logits(theirs, tiny), logits(mine, tiny), rtol=0, atol=1e-4)
 
 
 def test_an_onnx_file_says_what_it_is_and_gives_scores() -> None:

@@ -87,14 +87,14 @@ def test_scores_are_those_of_python_bit_for_bit(grey: Path) -> None:
     wanted_BC = torch.from_numpy(predictor.probabilities(images))
 
     async def use(client: Any) -> None:
-        ready = [predictor.ready(image) for image in images]
-        found = await client.service._batchers["one"].score(predictor, ready)
+        ready = [predictor.preprocess(image) for image in images]
+        found = await client.service._batchers["one"].compute(predictor, ready)
         assert [row.batch for row in found] == [7] * 7
         for row_C, row in zip(wanted_BC, found, strict=True):
-            assert torch.equal(row_C, torch.from_numpy(row.scores_C))
+            assert torch.equal(row_C, predictor.scores(row.logits_C))
         for row_C, image in zip(wanted_BC, ready, strict=True):
-            (row,) = await client.service._batchers["one"].score(predictor, [image])
-            assert torch.allclose(row_C, torch.from_numpy(row.scores_C), atol=1e-6, rtol=0)
+            (row,) = await client.service._batchers["one"].compute(predictor, [image])
+            assert torch.allclose(row_C, predictor.scores(row.logits_C), atol=1e-6, rtol=0)
 
     with_application(predictor, use)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from vitral.errors import UserError
 
 Size = tuple[int, int]
+Box = tuple[float, float, float, float]  # top, left, height, width in pixels
 # Beyond this many times the target's own aspect the ends of a picture are cut off first: the centre crop never sees
 # them, and a 1 x 10000 strip would otherwise become gigabytes.
 LONGEST = 8
@@ -54,19 +55,42 @@ def fit_image_fast(image_CHW: Tensor, size: Size, fit: Fit) -> Tensor:
 
 
 def _fit(image_CHW: Tensor, size: Size, fit: Fit, resize: Callable[[Tensor, Size, str], Tensor]) -> Tensor:
+    layout = _layout((image_CHW.shape[1], image_CHW.shape[2]), size, fit)
+    top, left, height, width = layout.part
+    resized_CHW = resize(image_CHW[:, top : top + height, left : left + width], layout.resized, fit.interpolation)
+    top, left = layout.start
+    return resized_CHW[:, top : top + size[0], left : left + size[1]].contiguous()
+
+
+def shown_box(source: Size, size: Size, fit: Fit) -> Box:
+    """The box (top, left, height, width, in pixels and their parts) of an image of `source` that `fit_image` shows."""
+    (top, left, height, width), resized, start = _layout(source, size, fit)
+    down, across = height / resized[0], width / resized[1]
+    return top + start[0] * down, left + start[1] * across, size[0] * down, size[1] * across
+
+
+class _Layout(NamedTuple):
+    """The part (top, left, height, width) of an image that is resized, to which size, and where the result is cut."""
+
+    part: tuple[int, int, int, int]
+    resized: Size
+    start: tuple[int, int]
+
+
+def _layout(source: Size, size: Size, fit: Fit) -> _Layout:
     assert fit.mode in ("crop", "squash"), fit
     # Rounded down as timm does; the millionth keeps 224 / (224 / 232) from becoming 231.
     height, width = (math.floor(side / fit.crop_ratio + 1e-6) for side in size)
-    if fit.mode == "squash":
-        resized_CHW = resize(image_CHW, (height, width), fit.interpolation)
-    else:
-        image_CHW = _shorten(image_CHW, (height, width))
-        _, h, w = image_CHW.shape
+    h, w = source
+    part, resized = (0, 0, h, w), (height, width)
+    if fit.mode == "crop":
+        # The middle alone of a picture far longer than the target's aspect.
+        most_h, most_w = max(1, LONGEST * w * height // width), max(1, LONGEST * h * width // height)
+        part = max(0, (h - most_h) // 2), max(0, (w - most_w) // 2), min(h, most_h), min(w, most_w)
+        _, _, h, w = part
         high = h * width <= w * height  # the height decides; integers, so that no rounding falls short of the size
-        covering = (height, w * height // h) if high else (h * width // w, width)
-        resized_CHW = resize(image_CHW, covering, fit.interpolation)
-    top, left = (round((have - want) / 2) for have, want in zip(resized_CHW.shape[1:], size, strict=True))
-    return resized_CHW[:, top : top + size[0], left : left + size[1]].contiguous()
+        resized = (height, w * height // h) if high else (h * width // w, width)
+    return _Layout(part, resized, (round((resized[0] - size[0]) / 2), round((resized[1] - size[1]) / 2)))
 
 
 def _resize_exactly(image_CHW: Tensor, size: Size, interpolation: str) -> Tensor:
@@ -90,12 +114,3 @@ def _resize(image_CHW: Tensor, size: Size, interpolation: str) -> Tensor:
         return F.interpolate(image_CHW[None], size, mode=interpolation, antialias=True, align_corners=False)[0]
     except NotImplementedError:
         raise UserError(f"this version of torch cannot resize so: {torch.__version__}", got=interpolation) from None
-
-
-def _shorten(image_CHW: Tensor, size: Size) -> Tensor:
-    """The middle of a picture far longer than the target's aspect."""
-    _, h, w = image_CHW.shape
-    longest_h = max(1, LONGEST * w * size[0] // size[1])
-    longest_w = max(1, LONGEST * h * size[1] // size[0])
-    top, left = max(0, (h - longest_h) // 2), max(0, (w - longest_w) // 2)
-    return image_CHW[:, top : top + longest_h, left : left + longest_w]

@@ -15,8 +15,12 @@ Positives = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Strict(False), 
 class KnnConfig(Config):
     """Keys of the weighted nearest neighbours."""
 
-    k: Counts = Field(default=(10, 20, 100, 200), description="numbers of neighbours that vote, each tried")
-    temperature: float = Field(default=0.07, gt=0, description="a neighbour's vote is exp(cosine similarity / this)")
+    k: Counts = Field(default=(10, 20, 100, 200), description="numbers of neighbors that vote; each is evaluated")
+    temperature: float = Field(
+        default=0.07,
+        gt=0,
+        description="temperature of the vote: a neighbor votes with weight exp(cosine similarity / temperature)",
+    )
 
 
 class LinearConfig(Config):
@@ -24,12 +28,17 @@ class LinearConfig(Config):
 
     l2: Positives = Field(
         default=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
-        description="strengths of the penalty l2/2 |weights|^2 on the mean loss; the best on held-out train images is "
-        "taken",
+        description="strengths of the penalty l2/2 |weights|^2 on the mean loss; the best one on held-out train images "
+        "is used",
     )
-    held_out: float = Field(default=0.1, gt=0, lt=1, description="share of train held out to choose l2; then joined")
-    batchnorm: bool = Field(default=True, description="features standardised by train, as MAE's BatchNorm does it")
-    steps: Count = Field(default=500, description="most L-BFGS steps a fit")
+    held_out: float = Field(
+        default=0.1, gt=0, lt=1, description="share of the train images held out to choose l2; the final fit uses all"
+    )
+    batchnorm: bool = Field(
+        default=True,
+        description="standardize the features with the statistics of the train images, as MAE's BatchNorm does",
+    )
+    steps: Count = Field(default=500, description="largest number of L-BFGS steps per fit")
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> LinearConfig:
@@ -41,5 +50,8 @@ class LinearConfig(Config):
 class FewshotConfig(Config):
     """Keys of few-shot regression."""
 
-    shots: Counts = Field(default=(1, 5, 10, 25), description="train images a class, each tried; the last is top1")
-    seeds: Count = Field(default=3, description="random choices of the train images")
+    shots: Counts = Field(
+        default=(1, 5, 10, 25),
+        description="numbers of train images per class; each is evaluated, the last one is reported as top1",
+    )
+    seeds: Count = Field(default=3, description="number of random draws of the train images")

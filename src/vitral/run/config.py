@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from vitral.config import Config, Count, Tree, build, describe, flatten, load_yaml, nullable, with_overrides
-from vitral.data.config import AugmentConfig, CheckConfig, DataConfig
+from vitral.data.config import AugmentConfig, CheckConfig, DataConfig, StreamConfig
 from vitral.errors import UserError, nearest
 from vitral.models.config import ResNetConfig, ViTConfig
 from vitral.models.presets import PRESETS, resolve
@@ -26,12 +26,16 @@ _FROM_DATA = ("family", "image_size", "in_channels", "num_classes", "mean", "std
 class ModelOptions(nullable(ViTConfig, ResNetConfig, exclude=_FROM_DATA)):  # pyright: ignore[reportUntypedBaseClass]
     """A preset and what is changed of it; null keeps the preset's value."""
 
-    name: str = Field(default="auto", description="preset (see `vitral models`); auto: that of init")
+    name: str = Field(
+        default="auto", description="model preset (`vitral models` lists them); auto: the architecture of init"
+    )
     patch_size: Count | Literal["auto"] | None = Field(
-        default=None, description="side of a patch, pixels; auto: about 8 a side, of 2 pixels or more"
+        default=None,
+        description="side length of a patch in pixels; auto: about 8 patches per side, of 2 pixels or more",
     )
     head_bias: float = Field(
-        default=0.0, description="first value of the head's biases; for loss sigmoid -6.9 says that each class is rare"
+        default=0.0,
+        description="initial value of the head's biases; -6.9 with objective.loss=sigmoid starts each class as rare",
     )
 
     def options(self) -> dict[str, Any]:
@@ -44,31 +48,40 @@ class ModelOptions(nullable(ViTConfig, ResNetConfig, exclude=_FROM_DATA)):  # py
 class RunConfig(Config):
     """One training run. config.yaml in the run folder holds every key, resolved, and replays the run."""
 
-    recipe: str = Field(default="custom", pattern=r"^[\w. -]+$", description="name that the summary carries")
-    seed: int = Field(default=0, ge=0, lt=2**63, description="of weights, order, augmentation and dropout")
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
-    out: str | None = Field(default=None, description="run folder; null: runs/RECIPE-TIME")
-    resume: bool = Field(default=False, description="go on from the checkpoint in out; without one, start anew")
+    recipe: str = Field(default="custom", pattern=r"^[\w. -]+$", description="name of the recipe in summary.json")
+    seed: int = Field(
+        default=0, ge=0, lt=2**63, description="random seed of weights, sample order, augmentation and dropout"
+    )
+    device: str = Field(default="auto", description="device: auto, cpu, cuda or cuda:N")
+    out: str | None = Field(default=None, description="run folder to write; null: runs/RECIPE-TIME")
+    resume: bool = Field(
+        default=False, description="continue from the checkpoint in out, or start the run if there is none"
+    )
     overwrite: bool = Field(default=False, description="replace the run in out")
     finish: bool = Field(
         default=False, description="end the stopped run in out: write its model folder from the best weights so far"
     )
     init: str | None = Field(
-        default=None, description="model to start from: a bundled name, a folder or file, a hub name"
+        default=None,
+        description="model to start from: a bundled model, a folder, a file of weights or a name on the Hugging Face "
+        "Hub",
     )
-    init_head: bool = Field(default=False, description="take over init's head too; needs data of the same classes")
+    init_head: bool = Field(default=False, description="also load the head of init; the data need the same classes")
     precision: Literal["auto", "float32", "bfloat16", "bfloat16_params"] = Field(
         default="auto",
-        description="bfloat16: of matrix products; bfloat16_params: of all that a step computes, from float32 "
-        "originals; auto: bfloat16 on CUDA",
+        description="bfloat16: compute matrix products in bfloat16; bfloat16_params: compute everything in bfloat16, "
+        "with float32 master weights; auto: bfloat16 on CUDA, float32 on CPU",
     )
     memory: str | None = Field(
         default=None,
         pattern=r"^(auto|\d+(\.\d+)?\s*[KMGT]i?B)$",
-        description="what training may take, as 8GB, or auto: what is free; sets train.micro_batch and "
-        "train.checkpointing where they are open",
+        description="memory limit for training, as 8GB; auto: the free memory; sets train.micro_batch and "
+        "train.checkpointing where they are not given",
     )
-    deterministic: bool = Field(default=False, description="same bits every time on CUDA too, slower; on CPU always so")
+    deterministic: bool = Field(
+        default=False,
+        description="use deterministic CUDA kernels, which are slower; training on CPU is always deterministic",
+    )
     report: bool = Field(default=True, description="write report.html at the end")
     data: DataConfig = DataConfig()
     check: CheckConfig = CheckConfig()
@@ -296,6 +309,20 @@ def draft_architecture(config: RunConfig) -> ViTConfig | ResNetConfig | None:
     elif size != "auto":
         options["image_size"] = size
     return resolve(config.model.name, **options)
+
+
+def streams_of(config: RunConfig, architecture: ViTConfig | ResNetConfig) -> dict[str, StreamConfig]:
+    """The streams of a run's batches, by name: views and samples a batch, and how these are drawn."""
+    stride = architecture.patch_size if isinstance(architecture, ViTConfig) else architecture.stride
+    views = config.objective.views(config.augment, architecture.image_size, stride)
+    streams: dict[str, StreamConfig] = {}
+    for name, traits in config.objective.streams.items():
+        off = {} if traits.mixed else {"mixup": 0.0, "cutmix": 0.0}
+        batch_size, balance = config.train.batch_size, config.data.balance
+        streams[name] = StreamConfig(
+            views[name], batch_size, traits.labeled, config.augment.model_copy(update=off), balance
+        )
+    return streams
 
 
 # Keys that do not change what is computed: a run may go on with others.

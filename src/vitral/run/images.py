@@ -230,7 +230,7 @@ def split_logits(predictor: Predictor, split: Split, batch_size: int) -> tuple[A
     else:
         places = range(len(split))
         rows = [
-            predictor.logits([split.read(place) for place in places[start : start + batch_size]])
+            predictor.forward([split.read(place) for place in places[start : start + batch_size]])
             for start in range(0, len(split), batch_size)
         ]
     return require_finite(torch.cat(rows), predictor.config.name).numpy(), split.labels_N

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vitral import distributed
 from vitral.data.check import Normalisation
-from vitral.data.config import DataConfig, ViewConfig
+from vitral.data.config import DataConfig, StreamConfig, ViewConfig
 from vitral.data.dataset import Dataset, Split, spaced
 from vitral.data.findings import CheckReport
 from vitral.data.loader import ImageStore
@@ -33,8 +33,9 @@ from vitral.models.presets import PRESETS, changed_name, resolve
 from vitral.objectives.config import SelfSupervisedConfig
 from vitral.predictor import pick_device
 from vitral.run.check import open_checked
-from vitral.run.config import ModelOptions, RunConfig
+from vitral.run.config import ModelOptions, RunConfig, streams_of
 from vitral.run.memory import checkpointed_blocks, settle_memory
+from vitral.structs import STREAM_SPAN
 from vitral.training.journal import log
 from vitral.weights.find import load_model
 from vitral.weights.folder import FolderConfig
@@ -48,13 +49,15 @@ _STATISTICS_SAMPLES = 4096
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that a run computes with. `config` has every `auto` of `asked` replaced by what it became."""
+    """All that a run computes with. `config` has every `auto` of `asked` replaced by what it became. `stores` are those
+    of the `streams`, by name."""
 
     config: RunConfig
     asked: RunConfig
     device: torch.device
     dataset: Dataset
-    train: ImageStore
+    streams: dict[str, StreamConfig]
+    stores: dict[str, ImageStore]
     judged: dict[str, ImageStore]
     architecture: ViTConfig | ResNetConfig
     name: str
@@ -62,9 +65,14 @@ class Prepared:
     report: CheckReport | None
     init_fingerprint: str
 
+    @property
+    def train(self) -> ImageStore:
+        """The images of the first stream: those that steps and epochs count."""
+        return next(iter(self.stores.values()))
+
     def close(self) -> None:
         """End what reads images: threads and processes."""
-        for store in (self.train, *self.judged.values()):
+        for store in (*self.stores.values(), *self.judged.values()):
             store.close()
 
     def build(self) -> ImageModel:
@@ -110,21 +118,18 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
             "workers": _workers(config.data), **_resizing(config.data, source[1] if source else None),
         }
     )  # fmt: skip
-    views = views_of(config, draft)
-    is_cut = any(view.augment.crop != "none" for view in views)
-    uncut = data.model_copy(update={"crop_ratio": 1.0}) if is_cut else data
-    crops = _decode_crops(config, dataset.splits["train"], views)
-    batch = config.train.batch_size // distributed.world()
+    streams = streams_of(config, draft)
     with ExitStack() as opened:
-        train = opened.enter_context(
-            open_store(dataset.splits["train"], uncut, device, exact=False, crops=crops, batch=batch)
-        )
+        stores = {
+            name: opened.enter_context(_open_stream(config, data, dataset.splits["train"], stream, number, device))
+            for number, (name, stream) in enumerate(streams.items())
+        }
         judged = {
             split: opened.enter_context(open_store(dataset.splits[split], data, device, exact=True))
             for split in dataset.splits
             if split != "train"
         }
-        mean, std = _statistics(config, train, source[1] if source else None, dataset.channels)
+        mean, std = _statistics(config, next(iter(stores.values())), source[1] if source else None, dataset.channels)
         architecture = build_config({**draft.model_dump(), "mean": mean, "std": std}, where="data")
         data = data.model_copy(update={"mean": mean, "std": std, "path": _absolute(config.data.path)})
         kept = {key: value for key, value in architecture.model_dump().items() if key in ModelOptions.model_fields}
@@ -140,7 +145,9 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
         init = _initial_weights(architecture, source, config) if source else None
         fingerprint = checksum(source[0].state_dict(), {}) if source else ""
         opened.pop_all()
-        return Prepared(settled, config, device, dataset, train, judged, architecture, name, init, report, fingerprint)
+        return Prepared(
+            settled, config, device, dataset, streams, stores, judged, architecture, name, init, report, fingerprint
+        )
 
 
 def _normalisation(
@@ -184,21 +191,26 @@ def open_store(
     )  # fmt: skip
 
 
-def views_of(config: RunConfig, architecture: ViTConfig | ResNetConfig) -> tuple[ViewConfig, ...]:
-    """How the objective wants each sample to be shown."""
-    stride = architecture.patch_size if isinstance(architecture, ViTConfig) else architecture.stride
-    return config.objective.views(config.augment, architecture.image_size, stride)
+def _open_stream(
+    config: RunConfig, data: DataConfig, split: Split, stream: StreamConfig, number: int, device: torch.device
+) -> ImageStore:
+    """The images of a stream of batches, as training reads them."""
+    is_cut = any(view.augment.crop != "none" for view in stream.views)
+    uncut = data.model_copy(update={"crop_ratio": 1.0}) if is_cut else data
+    crops = _decode_crops(config, split, stream.views, number)
+    batch = stream.batch_size // distributed.world()
+    return open_store(split, uncut, device, exact=False, crops=crops, batch=batch)
 
 
-def _decode_crops(config: RunConfig, train: Split, views: Sequence[ViewConfig]) -> tuple[RandomCrop, ...]:
+def _decode_crops(config: RunConfig, split: Split, views: Sequence[ViewConfig], number: int) -> tuple[RandomCrop, ...]:
     """The random resized crops, where the images are files: cut from them at their own resolution, not from what a
     cache holds at the model's size. Images in memory are cropped in batches on the device."""
-    if train.file is None or any(view.augment.crop == "none" for view in views):
+    if split.file is None or any(view.augment.crop == "none" for view in views):
         return ()
-    limit = config.data.max_pixels
+    limit, first = config.data.max_pixels, number * STREAM_SPAN
     return tuple(
-        RandomCrop(config.seed, view.augment.crop_scale, view.augment.crop_ratio, limit, view.size, number)
-        for number, view in enumerate(views)
+        RandomCrop(config.seed, view.augment.crop_scale, view.augment.crop_ratio, limit, view.size, place, first)
+        for place, view in enumerate(views)
     )
 
 

@@ -61,7 +61,7 @@ def _with_two_splits(dataset: Dataset) -> Dataset:
 
 def _embedded(predictor: Predictor, split: Split, options: ProbeOptions) -> Embedded:
     batches = image_batches(predictor, split, options.batch_size)
-    rows = [torch.from_numpy(predictor.features(images_BCHW, options.features)) for images_BCHW, _ in batches]
+    rows = [predictor.forward(images_BCHW, options.features).cpu() for images_BCHW, _ in batches]
     return Embedded(torch.cat(rows).to(predictor.device), torch.from_numpy(split.labels_N).to(predictor.device))
 
 

@@ -16,7 +16,7 @@ from torch.nn import Module
 from vitral import distributed
 from vitral.config import dump_yaml
 from vitral.data.dataset import Dataset
-from vitral.data.loader import ImageStore, TrainLoader, eval_batches
+from vitral.data.loader import ImageStore, StreamLoader, TrainLoader, eval_batches
 from vitral.data.sampling import class_shares
 from vitral.errors import Interrupted, RunFailed, UserError, command, plural
 from vitral.evaluate.classify import collect_logits
@@ -33,13 +33,14 @@ from vitral.optim.ema import WeightEMA
 from vitral.optim.masters import Bfloat16Copy
 from vitral.optim.optimizer import make_optimizer
 from vitral.optim.schedules import learning_rate, weight_decay
-from vitral.report.html import write_report
+from vitral.report.classification import LOSS_NOTE, classification_sections, multilabel_sections
+from vitral.report.run_report import write_report
 from vitral.run import outputs
 from vitral.run.check import noted
 from vitral.run.config import RunConfig, load_config
 from vitral.run.folder import CHECKPOINTS, SUMMARY, claimed, open_folder, resume_with, write_length
 from vitral.run.memory import say_memory, smaller_plan
-from vitral.run.prepare import EVAL_BATCH, Prepared, prepare, views_of
+from vitral.run.prepare import EVAL_BATCH, Prepared, prepare
 from vitral.run.remembered import save_split
 from vitral.run.resume import resume, take_best
 from vitral.run.unlabelled import NEIGHBOURS, finish_unlabelled, neighbours_judge
@@ -380,20 +381,25 @@ def _decay(config: RunConfig, steps: int) -> Callable[[int], float]:
 
 
 def train_loader(prepared: Prepared) -> TrainLoader:
-    """The run's stream of batches; of many processes each has its share of every batch."""
-    config = prepared.config
-    return TrainLoader(
-        prepared.train, config.train.batch_size, config.augment, config.seed, balance=config.data.balance,
-        rank=distributed.rank(), world=distributed.world(), views=views_of(config, prepared.architecture),
-    )  # fmt: skip
+    """The run's streams of batches; of many processes each has its share of every batch."""
+    return TrainLoader({
+        name: StreamLoader(
+            prepared.stores[name], stream.batch_size, stream.augment, prepared.config.seed, balance=stream.balance,
+            rank=distributed.rank(), world=distributed.world(), views=stream.views, number=number,
+            labeled=stream.labeled,
+        )
+        for number, (name, stream) in enumerate(prepared.streams.items())
+    })  # fmt: skip
 
 
 def _image_flops(prepared: Prepared) -> float:
-    """Operations for one trained image: two a multiply-accumulate, and twice as many backward as forward. 0, unknown,
-    where only a part is trained, and less is computed backward."""
-    config = prepared.config
+    """Operations for one image of a step, of any stream, in all its views: two a multiply-accumulate, and twice as many
+    backward as forward. 0, unknown, where only a part is trained, and less is computed backward."""
+    config, streams = prepared.config, prepared.streams.values()
     is_whole = config.train.freeze == "none" and config.lora.rank is None
-    return 6.0 * sum(count_macs(prepared.architecture).values()) if is_whole else 0.0
+    views = sum(stream.batch_size * len(stream.views) for stream in streams)
+    images = sum(stream.batch_size for stream in streams)
+    return 6.0 * sum(count_macs(prepared.architecture).values()) * views / images if is_whole else 0.0
 
 
 def _logits(model: torch.nn.Module, store: ImageStore) -> tuple[Any, Any]:
@@ -459,18 +465,16 @@ def _report(
     prepared: Prepared, folder: Path, summary: dict[str, Any], found: dict[str, Any], probabilities_NC: Any
 ) -> None:
     config, dataset, store = prepared.config, prepared.dataset, prepared.judged[summary["split"]]
+    evaluation = {**found, "split": summary["split"], "probabilities": probabilities_NC, "labels": store.split.labels_N}
+    mistakes = outputs.worst_mistakes(store, dataset.classes, probabilities_NC)
+    several = dataset.multi_label
     write_report(
         folder / "report.html",
         title=f"{config.recipe}: {prepared.name} on {dataset.name}",
         summary=summary,
         metrics_rows=Journal.read(folder),
-        evaluation={
-            **found,
-            "split": summary["split"],
-            "probabilities": probabilities_NC,
-            "labels": store.split.labels_N,
-        },
-        mistakes=outputs.worst_mistakes(store, dataset.classes, probabilities_NC),
+        sections=multilabel_sections(evaluation) if several else classification_sections(evaluation, mistakes),
+        loss_note=LOSS_NOTE,
         config_yaml=dump_yaml(config.model_dump(mode="json")),
         notes=noted(prepared.report, config, dataset),
     )

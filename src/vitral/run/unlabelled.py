@@ -28,7 +28,8 @@ from vitral.models.model import ImageModel
 from vitral.objectives.config import SelfSupervisedConfig, SupervisedConfig
 from vitral.objectives.objective import Objective, Setting
 from vitral.objectives.table import OBJECTIVES
-from vitral.report.unlabelled_page import write_unlabelled_report
+from vitral.report.features import LOSS_NOTE, features_sections
+from vitral.report.run_report import write_report
 from vitral.run import outputs
 from vitral.run.check import noted
 from vitral.run.config import RunConfig
@@ -120,12 +121,13 @@ def finish_unlabelled(prepared: Prepared, state: TrainState, objective: Objectiv
     kept = outputs.folder_config(prepared, summary)
     save_folder(folder / "model", model, kept, model_card(kept))
     if config.report:
-        write_unlabelled_report(
+        write_report(
             folder / "report.html",
             title=f"{config.recipe}: {prepared.name} on {prepared.dataset.name}, without labels",
             summary=summary,
             metrics_rows=Journal.read(folder),
-            pictures=_pictures(prepared, objective),
+            sections=features_sections(found, _pictures(prepared, objective)),
+            loss_note=LOSS_NOTE,
             config_yaml=dump_yaml(config.model_dump(mode="json")),
             notes=noted(prepared.report, config, prepared.dataset),
         )

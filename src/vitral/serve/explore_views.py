@@ -90,8 +90,7 @@ def answer(predictor: Predictor, image: Prepared, topk: int) -> tuple[dict[str, 
     start = time.perf_counter()
     predictions: list[dict[str, Any]] = []
     if predictor.classes:
-        scores_C = predictor.scores(predictor.logits_of([ready_CHW])).cpu().numpy()[0]
-        predictions = predictor.likeliest(scores_C, topk)
+        predictions = predictor.postprocess(predictor.forward([ready_CHW]), topk)[0]
     milliseconds = 1000 * (time.perf_counter() - start)
     found = {
         "size": image.size, "input": as_png_url(x_CHW), "predictions": predictions,

@@ -16,7 +16,7 @@ from vitral.interpret.attention import grid_of, token_attention
 from vitral.interpret.tokens import default_token, pick, require_transformer, token_names
 from vitral.models.reduction import reduced_by
 from vitral.predictor import Floats, Predictor, Preparation
-from vitral.serve.batcher import Batcher, Scored, warm_up
+from vitral.serve.batcher import Batcher, Computed, warm_up
 from vitral.serve.config import ServeConfig
 from vitral.serve.decoders import PICTURES, Decoders
 from vitral.serve.decoding import Prepared
@@ -93,12 +93,13 @@ class Service:
         predictor.require_head()
         with host.places(len(uploads)):
             async with self.ready(predictor, uploads) as images:
-                scored: list[Scored] = await self._batchers[host.name].score(predictor, tensors(images))
+                computed: list[Computed] = await self._batchers[host.name].compute(predictor, tensors(images))
+        predictions = predictor.postprocess(torch.stack([each.logits_C for each in computed]), topk)
         answers = [
-            {"image": _called(upload, number), "predictions": predictor.likeliest(row.scores_C, topk)}
-            for number, (upload, row) in enumerate(zip(uploads, scored, strict=True))
+            {"image": _called(upload, number), "predictions": found}
+            for number, (upload, found) in enumerate(zip(uploads, predictions, strict=True))
         ]
-        return answers, scored[-1].batch
+        return answers, computed[-1].batch
 
     async def embed(self, host: Host, uploads: Sequence[Upload], features: str) -> list[str]:
         """What `vitral embed` prints of each image, as JSON. Raises Refused, 413, where that would be too much."""
@@ -109,10 +110,10 @@ class Service:
             images = await self._inputs(predictor, uploads)
             for start in range(0, len(images), self.options.max_batch):
                 batch = images[start : start + self.options.max_batch]
-                found = await host.run(lambda _, x=batch: predictor.features(torch.stack(x), features), len(batch))
+                found = await host.run(lambda _, x=batch: predictor.forward(x, features).cpu(), len(batch))
                 self._metrics.computed(host.name, len(batch))
-                rows += list(found)
-                count = found[0].size * len(uploads)
+                rows += list(found.numpy())
+                count = rows[0].size * len(uploads)
                 if count > _NUMBERS:
                     message = f"features={features} of {len(uploads)} images are {count:,} numbers"
                     raise Refused(413, "too_large_answer", f"{message}, and an answer may hold {_NUMBERS:,}")

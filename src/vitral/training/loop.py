@@ -19,7 +19,7 @@ from vitral.data.loader import TrainLoader
 from vitral.errors import Interrupted
 from vitral.objectives.objective import Objective
 from vitral.optim.clipping import clip_gradients
-from vitral.structs import Batch
+from vitral.structs import Batch, count_samples, device_of, micro_batches
 from vitral.training.config import TrainConfig
 from vitral.training.guard import Guard, Watch
 from vitral.training.journal import Journal, NoJournal, log
@@ -80,16 +80,16 @@ def fit(
     after too many steps in a row that were not finite.
     """
     progress, last = state.progress, plan.folder / f"{LAST}{WHOLE}"
-    epochs_a_step = config.batch_size / len(loader.store.split)
+    epochs_a_step = config.batch_size / loader.samples
     due = _validations_a_step(config, plan, epochs_a_step)
     saved = started = time.monotonic()
     before = progress.seconds
     guard, speed, told = Guard(state, _watch(loader, config, plan)), _speed(loader, plan), set[str]()
     with StopSignal() as stop, _journal(plan, progress.step, loggers or Loggers()) as journal, _settled(state):
         objective.train()
-        for batch in speed.batches(loader.stream(progress.step, plan.steps if not progress.done else progress.step)):
+        for batches in speed.batches(loader.stream(progress.step, plan.steps if not progress.done else progress.step)):
             rate = plan.rate(progress.step)
-            loss, metrics, norm = update(state, objective, batch, config, plan, rate, guard)
+            loss, metrics, norm = update(state, objective, batches, config, plan, rate, guard)
             progress.step = journal.at(progress.step + 1)
             progress.seconds = before + time.monotonic() - started
             epoch = progress.step * epochs_a_step
@@ -153,8 +153,8 @@ def _watch(loader: TrainLoader, config: TrainConfig, plan: Plan) -> Watch:
 
 def _speed(loader: TrainLoader, plan: Plan) -> Speed:
     """Of all processes together; use of the device: of each, which computes its share of the images."""
-    flops, peak = plan.image_flops / distributed.world(), peak_flops(loader.store.device, plan.autocast)
-    return Speed(loader.batch_size, flops, peak)
+    flops, peak = plan.image_flops / distributed.world(), peak_flops(loader.device, plan.autocast)
+    return Speed(loader.images, flops, peak)
 
 
 def _numbers(means: Mapping[str, torch.Tensor], norm: torch.Tensor) -> dict[str, float]:
@@ -234,26 +234,26 @@ def _keep(state: TrainState, objective: Objective, plan: Plan) -> bool:
 
 
 def update(
-    state: TrainState, objective: Objective, batch: Batch, config: TrainConfig, plan: Plan, rate: float, guard: Guard
-) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
-    """One weight update from one global batch, cut into micro-batches (the last may be short).
+    state: TrainState, objective: Objective, batches: Mapping[str, Batch], config: TrainConfig, plan: Plan, rate: float,
+    guard: Guard,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:  # fmt: skip
+    """One weight update from one global batch of each stream, cut into micro-batches (the last may be short).
 
-    With several processes, each computes the micro-batches of its slice of the batch. The gradient is that of the sum
+    With several processes, each computes the micro-batches of its slice of the batches. The gradient is that of the sum
     of all losses over the sum of all weights, whatever the cut. Where the loss or the gradient is not finite on any
     process, nothing moves. Returns this process's part of the loss (its mean over the processes is the loss), the mean
     metrics of the slice, and the gradient's global norm before clipping.
     """
-    step, size = state.progress.step, len(batch.keys_B)
+    step, size = state.progress.step, count_samples(batches)
     parallel = state.parallel or Parallel(state.low.module if state.low else objective)
-    micro = config.micro_batch or size
-    device = batch.views[0].images_BCHW.device
+    device = device_of(batches)
     total, weight = torch.zeros((), device=device), 0
     metrics, means = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
     guard.begin()
-    for start in range(0, size, micro):
-        part = batch.slice(start, start + micro)
-        share = len(part.keys_B) / size
-        with parallel.micro_batch(last=start + micro >= size):
+    parts = list(micro_batches(batches, config.micro_batch))
+    for number, part in enumerate(parts, 1):
+        share = count_samples(part) / size
+        with parallel.micro_batch(last=number == len(parts)):
             with torch.autocast(device.type, plan.autocast or torch.bfloat16, enabled=plan.autocast is not None):
                 out = parallel.call(part, step)
             (out.loss_sum / size).backward()
@@ -261,6 +261,7 @@ def update(
             state.low.collect()
         total += out.loss_sum.detach() / size
         weight = weight + out.weight
+        assert isinstance(weight, torch.Tensor) or out.weight == count_samples(part), "not the first stream's samples"
         for sums, values in ((metrics, out.metrics), (means, out.means)):
             for name, value in values.items():
                 sums[name] = sums.get(name, 0) + value.detach() * share
