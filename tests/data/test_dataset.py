@@ -11,8 +11,9 @@ from vitral.config import build
 from vitral.data import sources
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Labels, fingerprint, memory_split, spaced
+from vitral.data.holdout import iteratively_stratified, stratified, with_validation
 from vitral.data.identity import first_copies
-from vitral.data.sources import SOURCES, iteratively_stratified, open_dataset, stratified, with_validation
+from vitral.data.sources import SOURCES, open_dataset
 from vitral.errors import UserError
 
 

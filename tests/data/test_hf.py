@@ -132,10 +132,6 @@ def test_lists_of_labels_are_multi_label_and_the_unlabelled_are_named(datasets: 
     refused(tmp_path / "none", "train, row 0: a sample without a label")
 
 
-def test_streaming_is_refused_with_the_reason(datasets: Any, tmp_path: Path) -> None:
-    refused("some/name", "(?s)streaming is refused.*resume", source="hf", streaming=True)
-
-
 def test_a_name_on_the_hub_that_cannot_be_reached(datasets: Any, tmp_path: Path) -> None:
     refused("nobody/nothing", "(?s)nobody/nothing: not on this disk, and it can't.*hub.*network", source="hf")
     refused("./nothing", "no dataset here", source="hf")

@@ -194,7 +194,7 @@ ELSEWHERE = {
         ("data.pattern", "data.image_column", "data.label_column", "data.split_column", "data.label_separator"),
         "test_keys_of_a_source_change_what_it_reads",
     ),
-    **dict.fromkeys(("data.subset", "data.streaming"), "test_subset_and_streaming_reach_hugging_face"),
+    "data.subset": "test_subset_reaches_hugging_face",
     **dict.fromkeys(("data.max_bad", "data.max_pixels"), "test_limits_of_reading_are_held"),
     "data.source": "test_source_is_not_guessed_where_it_is_said",
     "data.verify": "test_verify_refuses_files_that_are_not_the_published_ones",
@@ -339,7 +339,7 @@ def test_keys_of_a_source_change_what_it_reads(places: Path) -> None:
     assert seen(pattern=r"(?P<label>cat|dog)/\d") != seen(pattern=r"/(?P<label>\d)\.png")
 
 
-def test_subset_and_streaming_reach_hugging_face(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_subset_reaches_hugging_face(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[tuple[object, ...]] = []
 
     class Library:
@@ -352,8 +352,6 @@ def test_subset_and_streaming_reach_hugging_face(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UserError, match="not here"):
         open_dataset(DataConfig(path="nobody/nothing", source="hf", subset="small"))
     assert called == [("nobody/nothing", "small")]
-    with pytest.raises(UserError, match="streaming is refused"):
-        open_dataset(DataConfig(path="nobody/nothing", source="hf", streaming=True))
     with pytest.raises(UserError, match="means nothing to the source folder"):
         open_dataset(DataConfig(path="pets", source="folder", subset="small"))
 

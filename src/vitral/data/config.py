@@ -72,9 +72,6 @@ class SourceConfig(Config):
         default=None, description="class names in index order; null: the names in the data, sorted"
     )
     subset: str | None = Field(default=None, description="configuration name of a Hugging Face dataset")
-    streaming: bool = Field(
-        default=False, description="only false is supported: a stream cannot be resumed at a position"
-    )
     max_bad: int = Field(
         default=0,
         ge=0,

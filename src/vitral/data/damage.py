@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from vitral.data.dataset import Dataset, Split
 from vitral.data.files import some
-from vitral.data.scan import find_damaged
 from vitral.errors import UserError, plural
 
 Damage = Mapping[str, Mapping[int, str]]  # by split, then by place in it: what is wrong
@@ -16,6 +17,21 @@ Damage = Mapping[str, Mapping[int, str]]  # by split, then by place in it: what 
 def find_damage(dataset: Dataset, workers: int | None = None) -> dict[str, dict[int, str]]:
     """What can't be read, after decoding every image of every split once in `workers` threads (None: one a core)."""
     return {name: find_damaged(split, workers) for name, split in dataset.parts.items()}
+
+
+def find_damaged(split: Split, workers: int | None = None) -> dict[int, str]:
+    """What is wrong, by place, with every image of the split that cannot be decoded; nothing else is computed."""
+
+    def cause(index: int) -> str | None:
+        try:
+            split.read(index)
+        except UserError as error:
+            return error.what
+        return None
+
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        causes = list(pool.map(cause, range(len(split))))
+    return {index: what for index, what in enumerate(causes) if what is not None}
 
 
 def said(split: Split, damage: Mapping[int, str]) -> list[str]:

@@ -78,7 +78,7 @@ def walk(folder: Path, ignored: Counter[Ignored], above: frozenset[str] = frozen
         for entry in entries:
             if hidden(entry.name):
                 continue
-            if entry.is_dir() and entry.name.lower() in _THUMBNAILS and _has_images(folder):
+            if entry.is_dir() and entry.name.lower() in _THUMBNAILS and any(loose_images(folder)):
                 said = f"of thumbnails beside images ({entry.name})"
                 ignored[Ignored(f"folder {said}", f"folders {said}")] += 1
             elif entry.is_dir():
@@ -94,10 +94,15 @@ def walk(folder: Path, ignored: Counter[Ignored], above: frozenset[str] = frozen
                 ignored[Ignored(f"file that ends in {said}", f"files that end in {said}")] += 1
 
 
-def _has_images(folder: Path) -> bool:
-    """Whether images lie in a folder itself."""
+def loose_images(folder: Path) -> Iterator[str]:
+    """Names of the images that lie in a folder itself."""
     with os.scandir(folder) as entries:
-        return any(not hidden(entry.name) and entry.is_file() and is_image(entry.path) for entry in entries)
+        yield from (each.name for each in entries if each.is_file() and not hidden(each.name) and is_image(each.path))
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Names of the folders that lie in a folder itself, sorted, without hidden ones."""
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not hidden(path.name))
 
 
 def size_in_bytes(path: str) -> int:
@@ -113,7 +118,7 @@ def split_folders(root: Path) -> dict[str, Path]:
     """The folders train (or training), val (or valid, validation) and test (or testing) in `root`, in small letters or
     capital ones. A single one of them that holds no folder, beside others with images, is a class of this name: then
     there are none. Raises UserError for two of one split."""
-    here = [path.name for path in sorted(root.iterdir()) if path.is_dir() and not hidden(path.name)]
+    here = subfolders(root)
     found: dict[str, Path] = {}
     for split, names in SPLIT_FOLDERS.items():
         present = [name for name in here if name.lower() in names]
@@ -126,9 +131,7 @@ def split_folders(root: Path) -> dict[str, Path]:
 
 def _is_class(folder: Path, here: Sequence[Path]) -> bool:
     """Whether a folder called train holds images of a class, as others beside it do."""
-    if any(path.is_dir() and not hidden(path.name) for path in folder.iterdir()):
-        return False
-    return any(next(walk(other, Counter()), None) is not None for other in here if other != folder)
+    return not subfolders(folder) and any(any(walk(other, Counter())) for other in here if other != folder)
 
 
 def some(names: Iterable[str], most: int = 10) -> str:
@@ -209,6 +212,12 @@ class LabelledFile(NamedTuple):
     name: str
     label: str
     bytes: int
+
+
+def labelled_files(root: Path, folder: Path, label: str, ignored: Counter[Ignored]) -> list[LabelledFile]:
+    """Every image below a folder in `root`, at any depth, sorted by name."""
+    found = sorted(walk(folder, ignored))
+    return [LabelledFile(Path(path).relative_to(root).as_posix(), label, size) for path, size in found]
 
 
 def files_dataset(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitral.data.config import DataConfig
-from vitral.data.dataset import Dataset, Split, fingerprint
+from vitral.data.dataset import SPLITS, Dataset, Split, fingerprint
 from vitral.data.decode import Decoding
 from vitral.data.files import asked_channels, class_map, encoded_split, hidden, known_column, label_array, some
 from vitral.data.folder_words import SPLIT_OF, any_of
@@ -77,20 +77,13 @@ def open_hf(config: DataConfig) -> Dataset:
     and class names. Raises UserError for a missing extra, unknown columns, unlabelled samples, and what can't be had.
     """
     assert config.path is not None
-    if config.streaming:
-        raise UserError(
-            "streaming is refused: a stream can't be read at a place, so a run could not resume where it stopped",
-            where="data.streaming", hint="Without it the data are read map-style, from the disk, not held in memory.",
-        )  # fmt: skip
-    parts, content = _load(config)
+    parts, content, root = _load(config)
     columns = _columns(next(iter(parts.values())), config)
-    labels, columns = _without_vectors(
-        {split: _values(part, columns) for split, part in parts.items()}, columns, config
-    )
+    labels = {split: _values(part, columns) for split, part in parts.items()}
+    labels, columns = _without_vectors(labels, columns, config)
     for split, values in labels.items():
         _refuse_unlabelled(values, columns, split)
     index_of = _class_map(labels, columns, config)
-    root = _root(str(config.path))
     images = {split: _images(part, columns.image, root) for split, part in parts.items()}
     channels = asked_channels(len(parts["train"]), images["train"], config)
     splits: dict[str, Split] = {}
@@ -104,14 +97,11 @@ def open_hf(config: DataConfig) -> Dataset:
         splits=splits,
         channels=channels,
         notes=(f"columns: {columns.image}, {columns.label}",),
-        fingerprint=fingerprint(
-            [
-                *(part.encode("utf-8", "surrogatepass") for part in content),
-                *(name.encode() for name in index_of),
-                *(part for split, found in splits.items() for part in (split.encode(), found.labels_N.tobytes())),
-            ]
-        ),
-    )
+        fingerprint=fingerprint([
+            *(part.encode("utf-8", "surrogatepass") for part in content), *(name.encode() for name in index_of),
+            *(part for split, found in splits.items() for part in (split.encode(), found.labels_N.tobytes())),
+        ]),
+    )  # fmt: skip
 
 
 def _library() -> Any:
@@ -124,8 +114,9 @@ def _library() -> Any:
         ) from None  # fmt: skip
 
 
-def _load(config: DataConfig) -> tuple[dict[str, Any], list[str]]:
-    """Our split names to `datasets.Dataset`; and what identifies the content."""
+def _load(config: DataConfig) -> tuple[dict[str, Any], list[str], str | None]:
+    """Our split names to `datasets.Dataset`; what identifies the content; and the folder that paths in local data are
+    relative to, as in a manifest."""
     datasets, written = _library(), str(config.path)
     path, shards = Path(written).expanduser(), find_shards(written)
     if config.subset is not None and (is_saved(path) or shards):
@@ -133,15 +124,16 @@ def _load(config: DataConfig) -> tuple[dict[str, Any], list[str]]:
     try:
         if is_saved(path):
             found = datasets.load_from_disk(str(path))
-            files = sorted(file for file in path.rglob("*.arrow"))
-            return _named(found, written), [f"{file.name} {file.stat().st_size}" for file in files]
+            files = sorted(path.rglob("*.arrow"))
+            return _named(found, written), [f"{file.name} {file.stat().st_size}" for file in files], str(path)
         if shards:
             kinds = {shard.suffix.lower() for shard in shards}
             if len(kinds) > 1:
                 raise UserError(f"shards of several kinds: {', '.join(sorted(kinds))}", where=written)
             grouped = {split: [str(shard) for shard in found] for split, found in _group(shards, written).items()}
             found = datasets.load_dataset(_BUILDERS[kinds.pop()], data_files=grouped)
-            return _named(found, written), [f"{shard.name} {shard.stat().st_size}" for shard in shards]
+            sizes = [f"{shard.name} {shard.stat().st_size}" for shard in shards]
+            return _named(found, written), sizes, str(shards[0].parent)
         if path.exists() or written.startswith((".", "/", "~")) or _wild(written):
             raise UserError(
                 "no dataset here", where=written,
@@ -151,20 +143,15 @@ def _load(config: DataConfig) -> tuple[dict[str, Any], list[str]]:
     except UserError:
         raise
     except Exception as error:  # the library raises its own and those of half a dozen others
-        raise _unreachable(written, error, local=is_saved(path) or bool(shards)) from error
+        got = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        if is_saved(path) or shards:
+            raise UserError("the dataset can't be read", where=written, got=got) from error
+        raise UserError(
+            "not on this disk, and it can't be had from the hub", where=written, got=got,
+            hint="Is the name right and the network there? HF_HUB_OFFLINE must not be 1. Some need data.subset too.",
+        ) from error  # fmt: skip
     parts = _named(found, written)
-    return parts, [written, *(f"{name} {part._fingerprint}" for name, part in parts.items())]
-
-
-def _unreachable(name: str, error: Exception, *, local: bool) -> UserError:
-    first = (str(error).strip().splitlines() or [""])[0]
-    got = f"{type(error).__name__}: {first}"
-    if local:
-        return UserError("the dataset can't be read", where=name, got=got)
-    return UserError(
-        "not on this disk, and it can't be had from the hub", where=name, got=got,
-        hint="Is the name right and the network there? HF_HUB_OFFLINE must not be 1. Some need data.subset too.",
-    )  # fmt: skip
+    return parts, [written, *(f"{name} {part._fingerprint}" for name, part in parts.items())], None
 
 
 def _expand(pattern: str) -> list[str]:
@@ -215,7 +202,7 @@ def _named(found: Any, where: str) -> dict[str, Any]:
     parts = {SPLIT_OF[str(name)]: part for name, part in found.items() if str(name) in SPLIT_OF}
     if "train" not in parts:
         raise UserError("no split for training", where=where, got=some(map(str, found)), wanted="train")
-    return {split: parts[split] for split in ("train", "val", "test") if split in parts}
+    return {split: parts[split] for split in SPLITS if split in parts}
 
 
 def _columns(part: Any, config: DataConfig) -> _Columns:
@@ -250,12 +237,6 @@ def _one(kind: str, asked: str | None, types: Mapping[str, Any], typed: list[str
     raise UserError(
         what, where=f"data.{kind}_column", got=some(found or types, 20), hint=f"Name it: data.{kind}_column=..."
     )
-
-
-def _root(path: str) -> str | None:
-    """The folder that paths in local data are relative to, as in a manifest; None for a name on the hub."""
-    shards = find_shards(path)
-    return str(shards[0].parent) if shards else path if os.path.isdir(os.path.expanduser(path)) else None
 
 
 def _images(part: Any, column: str, root: str | None) -> Callable[[int], str | bytes]:
@@ -320,9 +301,8 @@ def _without_vectors(
     if names is None:
         return labels, columns
     each = iter(names)
-    return {split: [next(each) for _ in values] for split, values in labels.items()}, columns._replace(
-        names=None, several=True
-    )
+    found = {split: [next(each) for _ in values] for split, values in labels.items()}
+    return found, columns._replace(names=None, several=True)
 
 
 def _class_map(labels: Mapping[str, list[Any]], columns: _Columns, config: DataConfig) -> dict[str, int]:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vitral.data.damage import find_damaged
 from vitral.data.dataset import Dataset, Split
-from vitral.data.scan import find_damaged
 from vitral.errors import UserError
 from vitral.predictor import Floats, Predictor
 from vitral.run.images import image_batches, load_used, open_images
