@@ -54,11 +54,6 @@ _READING = Lock()  # of a file or picture that is open already
 _PIXELS_AT_ONCE = 2**24  # of full-size images that an export resizes: each float copy of them takes 12 bytes a pixel
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
-_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
-    "single_label_classification": partial(torch.softmax, dim=-1),
-    "multi_label_classification": torch.sigmoid,
-}
-
 
 class Preparation(NamedTuple):
     """How images become a model's input: what its folder says, and the largest image. It can be pickled."""
@@ -99,6 +94,7 @@ class Predictor:
             raise UserError("exports run on the processor", where="device", got=device, wanted="auto or cpu")
         self._model = None if model is None else model.to(self.device).eval()
         self.engine, self.config, self.classes = engine or TorchEngine(self.model), config, config.classes
+        self.task = config.make_task()
         self.max_pixels = config.preprocessing.max_pixels
 
     @property
@@ -162,7 +158,7 @@ class Predictor:
 
     def _probabilities(self, images: Iterable[Any], batch_size: int) -> Iterator[Floats | UserError]:
         """One row after the other, or what is wrong with the image."""
-        self.require_head()
+        self.require_answers()
         return _rows(self.ready, lambda ready: self.scores(self.logits_of(ready)).cpu().numpy(), images, batch_size)
 
     def probabilities(self, images: Iterable[Any], batch_size: int = 64) -> Floats:
@@ -173,8 +169,8 @@ class Predictor:
         return np.stack(rows) if rows else np.zeros((0, len(self.classes)), np.float32)
 
     def scores(self, logits_BC: Tensor) -> Tensor:
-        """Probabilities of logits [..., classes], float32 in [0,1], as `probabilities` gives them."""
-        return _SCORES[self.config.problem_type](logits_BC.float() / self.config.temperature)
+        """What outputs [..., S] mean, float32, as `probabilities` gives them."""
+        return self.task.scores(logits_BC)
 
     def predict(self, images: Any, topk: int = 5, batch_size: int = 64) -> list[dict[str, Any]]:
         """The `topk` likeliest classes of each image, best first (all of them where there are fewer); a score is the
@@ -200,12 +196,7 @@ class Predictor:
             if isinstance(row_C, UserError):
                 yield {"image": name, "error": str(row_C)}
             else:
-                yield {"image": name, "predictions": self.likeliest(row_C, topk)}
-
-    def likeliest(self, scores_C: Floats, topk: int) -> list[dict[str, Any]]:
-        """The `topk` likeliest classes by an image's probabilities, best first: {"label", "index", "score"} each."""
-        order = np.argsort(-scores_C, kind="stable")[:topk]
-        return [{"label": self.classes[i], "index": int(i), "score": round(float(scores_C[i]), 6)} for i in order]
+                yield {"image": name, **self.task.answer(row_C, topk)}
 
     @torch.inference_mode()
     def features(self, images_BCHW: Tensor, kind: str = "pooled") -> Floats:
@@ -250,11 +241,9 @@ class Predictor:
             save_folder(folder, self.model, self.config, model_card(self.config))
             return push(folder, repository, private=private, license=license, overwrite=overwrite)
 
-    def require_head(self) -> None:
-        """Raises UserError for a model that predicts no classes."""
-        if not self.config.architecture.num_classes:
-            hint = "`vitral probe` says how good its features are, `vitral embed` gives them."
-            raise UserError("this model has no head, so it predicts no classes", where=self.config.name, hint=hint)
+    def require_answers(self) -> None:
+        """Raises UserError for a model that gives features only."""
+        self.task.require_answers(self.config.name)
 
 
 class NotFinite(UserError):

@@ -44,11 +44,10 @@ def run(arguments: Arguments) -> int:
 
     found = evaluate(arguments.words[0], options)
     print(json.dumps(found) if arguments.json else _table(found))
-    for key, wanted in (("top1", options.min_top1), ("map", options.min_map)):
-        if wanted is not None and found[key] < wanted:
-            print(f"{_NAMES[key]} {found[key]:.4f} is below min_{key}={wanted}", file=sys.stderr)
-            return 3
-    return 0
+    missed = options.missed(found)
+    for text in missed:
+        print(text, file=sys.stderr)
+    return 3 if missed else 0
 
 
 _NAMES = {"top1": "top-1", "map": "mAP", "exact_match": "every class right"}

@@ -14,7 +14,17 @@ Size = tuple[int, int]
 
 
 class ViewedConfig(Config):
-    """What every objective says: what it wants to see."""
+    """What every objective says: what it wants to see, and what it learns.
+
+    `task`: the name of the task, or None, that of the annotations of the data. `needs_labels`: whether data without
+    annotations are refused. `needs_patches`: whether the model must be a Vision Transformer. `keeps_last`: whether the
+    last weights are kept, not those of the best validation.
+    """
+
+    task: ClassVar[str | None] = None
+    needs_labels: ClassVar[bool] = True
+    needs_patches: ClassVar[bool] = False
+    keeps_last: ClassVar[bool] = False
 
     def views(self, augment: AugmentConfig, size: Size, stride: int) -> tuple[ViewConfig, ...]:
         """How each sample is shown: of images of `size` (height, width) and patches of `stride` pixels."""
@@ -70,13 +80,12 @@ class PrunedConfig(LabelledConfig):
 
 class SelfSupervisedConfig(ViewedConfig):
     """What learning without labels has in common: the encoder is saved without a head, its last weights are kept, and
-    where the data have classes it is judged by its nearest neighbours, at train.eval_every."""
+    where the data have classes it is evaluated by its nearest neighbors, at train.eval_every."""
 
-    knn_k: Count = Field(default=20, description="train images that vote for the class of an image when judging")
-    knn_samples: Count = Field(
-        default=50_000, description="most train images that vote, and most that are judged, evenly spaced"
-    )
-
+    task: ClassVar[str | None] = "features"
+    needs_labels: ClassVar[bool] = False
+    needs_patches: ClassVar[bool] = True
+    keeps_last: ClassVar[bool] = True
     has_teacher: ClassVar[bool] = False
 
     def idle(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from vitral.config import Config, Count, Tree, build, describe, flatten, load_yaml, nullable, with_overrides
 from vitral.data.config import AugmentConfig, CheckConfig, DataConfig
 from vitral.errors import UserError, nearest
+from vitral.evaluate.config import Evaluators
 from vitral.models.config import ResNetConfig, ViTConfig
 from vitral.models.presets import PRESETS, resolve
 from vitral.objectives.config import ObjectiveConfig, PrunedConfig, SelfSupervisedConfig, SupervisedConfig
@@ -77,6 +78,11 @@ class RunConfig(Config):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     lora: LoraConfig = LoraConfig()
+    eval: Evaluators = Field(
+        default_factory=dict,
+        description="evaluators by name, each with its keys, as {clean: {}}; the first one's metric chooses the best "
+        "checkpoint; none: the default of the task",
+    )
     objective: ObjectiveConfig = SupervisedConfig()
 
     @model_validator(mode="after")

@@ -28,8 +28,8 @@ from vitral.predictor import Predictor
 from vitral.report import explain_plots as plots
 from vitral.report.explain_page import Picture, Section, Table
 from vitral.run.options import ExplainOptions
+from vitral.tasks.class_names import numbered_of
 from vitral.training.journal import log
-from vitral.weights.class_names import numbered_of
 
 _FEW_LAYERS, _FEW_HEADS = 6, 12
 _SHOWN = 5  # classes of the lens

@@ -90,12 +90,12 @@ class Service:
     async def predict(self, host: Host, uploads: Sequence[Upload], topk: int) -> tuple[list[dict[str, Any]], int]:
         """What `vitral predict` prints of each image, and how many images the last one was computed with."""
         predictor = host.predictor
-        predictor.require_head()
+        predictor.require_answers()
         with host.places(len(uploads)):
             async with self.ready(predictor, uploads) as images:
                 scored: list[Scored] = await self._batchers[host.name].score(predictor, tensors(images))
         answers = [
-            {"image": _called(upload, number), "predictions": predictor.likeliest(row.scores_C, topk)}
+            {"image": _called(upload, number), **predictor.task.answer(row.scores_C, topk)}
             for number, (upload, row) in enumerate(zip(uploads, scored, strict=True))
         ]
         return answers, scored[-1].batch
