@@ -23,8 +23,7 @@ from vitral.evaluate.metric import Metric
 from vitral.models.config import ViTConfig
 from vitral.models.flops import count_macs
 from vitral.models.model import ImageModel
-from vitral.objectives.balance import NO_BALANCE, ClassBalance, class_balance
-from vitral.objectives.config import SupervisedConfig
+from vitral.objectives.balance import NO_BALANCE, ClassBalance, class_balance, needs_balance
 from vitral.objectives.objective import Objective, Setting
 from vitral.objectives.table import OBJECTIVES
 from vitral.optim.ema import WeightEMA
@@ -240,7 +239,7 @@ def assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
         ema = WeightEMA(objective.model, cut(prepared.build()), decay, config.train.ema_warmup)
     low = Bfloat16Copy(objective) if config.precision == "bfloat16_params" else None
     computing = _compiled(config, low.module if low else objective, mode)
-    unused = isinstance(config.objective, SupervisedConfig) and config.objective.head_first > 0
+    unused = config.objective.head_only > 0
     parallel = Parallel(computing, ddp=mode == "ddp", unused=unused, each=low is not None)
     if distributed.rank():  # equal weights were drawn on all; what dropout drops differs
         torch.manual_seed(config.seed + distributed.rank() * 0x9E3779B9)
@@ -282,9 +281,9 @@ def settle_steps(config: RunConfig, samples: int) -> int:
 def _class_balance(prepared: Prepared) -> ClassBalance:
     """The loss's correction for classes of unequal size, from their shares among the images as training draws them."""
     config, dataset, asked = prepared.config, prepared.dataset, prepared.config.objective
-    if not isinstance(asked, SupervisedConfig) or (asked.class_weights == "none" and not asked.logit_adjustment):
+    if not needs_balance(asked):
         return NO_BALANCE
-    if dataset.multi_label:
+    if not prepared.task.is_exclusive:
         raise UserError(
             "class weights and logit adjustment need one class an image", where="objective", got="multi-label data",
             hint="Set objective.class_weights=none objective.logit_adjustment=0.",
