@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from vitral.data.dataset import Dataset
     from vitral.data.findings import CheckReport, Sample
-    from vitral.report.data_page import Picture
+    from vitral.report.data_page import ReadImage
 
 HELP = """usage: vitral data check|stats|convert PATH [key=value ...] [--json]
 
@@ -169,12 +169,12 @@ def _check(arguments: Arguments) -> int:
     return _report(report, options, arguments, _picture(dataset))
 
 
-def _report(report: CheckReport, options: CheckOptions, arguments: Arguments, picture: Picture) -> int:
+def _report(report: CheckReport, options: CheckOptions, arguments: Arguments, read: ReadImage) -> int:
     """Print it, and write the page that is asked for; returns the exit code."""
     if options.out is not None:
         from vitral.report.data_page import write_check_page
 
-        write_check_page(options.out, report, picture)
+        write_check_page(options.out, report, read)
     errors = report.errors(options.allow)
     tree = {**report.to_json(), "allow": list(options.allow), "errors": len(errors), "cached": report.cached}
     print(json.dumps(tree) if arguments.json else _check_text(report, options))
@@ -254,7 +254,7 @@ def _convert(arguments: Arguments) -> int:
     return 0
 
 
-def _picture(dataset: Dataset) -> Picture:
+def _picture(dataset: Dataset) -> ReadImage:
     def picture(sample: Sample) -> NDArray[Any] | None:
         try:
             return dataset.splits[sample.split].read(sample.place).permute(1, 2, 0).numpy()

@@ -6,6 +6,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 
+def percent(share: float, digits: int = 2) -> str:
+    """A fraction as a percentage, with more digits where these would make it a false 0 or 100: "97.22", "99.996"."""
+    for more in range(digits, 6):
+        text = f"{100 * share:.{more}f}"
+        if share in (0, 1) or float(text) not in (0, 100):
+            return text
+    return repr(100 * share)
+
+
 @dataclass(frozen=True)
 class Metric:
     """A number with its meaning.
@@ -36,7 +45,7 @@ class Metric:
             return "–"
         match self.format:
             case "percent":
-                return f"{100 * shown:.2f} %"
+                return f"{percent(shown)} %"
             case "integer":
                 return f"{int(shown):,}"
             case "number":

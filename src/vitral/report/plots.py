@@ -2,7 +2,7 @@
 
 Importing this file imports matplotlib; import it only when a figure is wanted. Figures are drawn on Figure objects with
 rc settings of their own, so neither pyplot's state nor a user's matplotlibrc is touched or heeded.
-Shape letters: C classes, K bins of confidence, H W height and width, D image channels.
+Shape letters: C classes, K bins of confidence.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 
 from vitral.evaluate.calibration import ReliabilityBins
 from vitral.evaluate.classify import wilson_interval
@@ -55,7 +54,6 @@ _PERCENT = {
     "Nearest neighbours": "top-1 of the k-NN vote (%)",
 }  # fmt: skip
 _MONITORS = {"Entropy of the teacher": "entropy (nats)", "Spread of the features": "deviation, 1 is all ways"}
-_PHOTO_SIDE = 256  # pixels; larger pictures are made smaller for the report
 
 
 @contextmanager
@@ -290,22 +288,3 @@ def short(text: str, length: int) -> str:
     """
     text = "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
     return text if len(text) <= length else f"{text[: length - length // 3 - 1]}…{text[-(length // 3) :]}"
-
-
-def photo(image: NDArray[Any]) -> tuple[str, bytes, tuple[int, int]]:
-    """A picture's media type, file bytes and (width, height), for a page. Takes [H,W] or [H,W,D], uint8 or floats in
-    [0,1]; D = 1 and 2 are shown as grey (the first channel), 3 and 4 as red, green, blue (the first three). At most 256
-    pixels a side; small ones are PNG and exact, large ones JPEG. Raises ValueError for other shapes."""
-    pixels = np.asarray(image)
-    if pixels.ndim not in (2, 3) or pixels.size == 0 or (pixels.ndim == 3 and pixels.shape[2] > 4):
-        raise ValueError(f"no picture: shape {pixels.shape}, wanted [H,W] or [H,W,D] with D from 1 to 4")
-    if pixels.ndim == 3:
-        pixels = pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, 0]
-    if pixels.dtype != np.uint8:
-        pixels = np.rint(np.nan_to_num(pixels.astype(np.float64)).clip(0, 1) * 255).astype(np.uint8)
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
-    picture.thumbnail((_PHOTO_SIDE, _PHOTO_SIDE), Image.Resampling.LANCZOS)
-    kind = "png" if max(picture.size) <= 64 else "jpeg"
-    buffer = io.BytesIO()
-    picture.save(buffer, format=kind, **({"quality": 85} if kind == "jpeg" else {}))
-    return f"image/{kind}", buffer.getvalue(), picture.size

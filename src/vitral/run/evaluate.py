@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from vitral.errors import UserError
 from vitral.run.images import load_used, open_images, recorded, split_logits, split_name
 from vitral.run.options import EvalOptions
 from vitral.run.subject import loaded_subject
-from vitral.tasks.task import Task
+from vitral.tasks.task import Evaluation, Task
 from vitral.training.journal import console_logging, log
 
 
 def evaluate(model: str, options: EvalOptions | None = None) -> dict[str, Any]:
+    """The result of `measure`."""
+    return measure(model, options or EvalOptions()).result
+
+
+class Measured(NamedTuple):
+    """A model's task, what was measured of it, and the result as JSON."""
+
+    task: Task
+    evaluation: Evaluation
+    result: dict[str, Any]
+
+
+def measure(model: str, options: EvalOptions) -> Measured:
     """What `vitral eval --json` prints: `task`, `primary`, all that the evaluators of the model's task find, `split`,
     `splits` (all that the data have; images that are not split are "train" alone), `model`, `skipped` (the damaged
     images that data.max_bad let be left out, with the cause), and `compare` if asked for.
@@ -20,7 +33,6 @@ def evaluate(model: str, options: EvalOptions | None = None) -> dict[str, Any]:
     Raises UserError where the data are not for the model's task (other classes, say), and where there is no such split.
     """
     console_logging()
-    options = options or EvalOptions()
     predictor = load_used(model, options)
     predictor.require_answers()
     task = predictor.task
@@ -44,7 +56,7 @@ def evaluate(model: str, options: EvalOptions | None = None) -> dict[str, Any]:
         other_N = other.task.per_sample(*split_logits(other, theirs, options.batch_size))
         own_N = task.per_sample(*subject.outputs())
         result["compare"] = {"model": options.compare, **task.compare(own_N, other_N)}
-    return result
+    return Measured(task, found, result)
 
 
 def _check_limits(task: Task, options: EvalOptions) -> None:

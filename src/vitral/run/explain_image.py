@@ -26,7 +26,7 @@ from vitral.models.reduction import TokenReduction
 from vitral.models.vit import VisionTransformer
 from vitral.predictor import Predictor
 from vitral.report import explain_plots as plots
-from vitral.report.explain_page import Picture, Section, Table
+from vitral.report.sections import Figure, Section, Table
 from vitral.run.options import ExplainOptions
 from vitral.tasks.class_names import numbered_of
 from vitral.training.journal import log
@@ -67,9 +67,9 @@ def explain_image(
     methods: Collection[str],
     options: ExplainOptions,
     reduction: TokenReduction | None,
-) -> Section:
-    """Every asked-for picture of one image. Raises UserError for one that can't be read, and for a token, layer, head
-    or class that the model lacks."""
+) -> tuple[Section, dict[str, Any]]:
+    """Every asked-for picture of one image, and the numbers behind them. Raises UserError for one that can't be
+    read, and for a token, layer, head or class that the model lacks."""
     x_BCHW = predictor.preprocess(path)[None].to(predictor.device)
     picture = plots.as_picture(x_BCHW[0].permute(1, 2, 0).cpu().numpy())
     stem = re.sub(r"[^\w.-]+", "_", Path(path).stem)[:40]
@@ -87,7 +87,7 @@ def explain_image(
             text.append(f"Explained: {predictor.classes[target]}, {100 * float(scores_S[target]):.1f} %.")
     look = Look(predictor, options, f"{number:02d}-{stem}", x_BCHW, picture, target, reduction)
     parts = [part for draw in _DRAWN for part in draw(look, methods, found)]
-    return Section(f"Image {number}: {Path(path).name}", [" ".join(text), *parts] if text else parts, found)
+    return Section(f"Image {number}: {Path(path).name}", [" ".join(text), *parts] if text else parts), found
 
 
 def _class(predictor: Predictor, label: str) -> int:
@@ -124,7 +124,7 @@ def _mark(look: Look) -> tuple[int, int] | None:
     return patch_of(look.options.token) if look.options.token else None
 
 
-def _attributions(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Picture | Table]:
+def _attributions(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Figure | Table]:
     """The image, and beside it what single maps say: rollout, gradient-weighted attention, integrated gradients."""
     token, fuse = look.options.token, look.options.fuse
     panels, names, bars, says = [plots.plain_panel(look.picture, _SIDE)], ["image"], list[plots.Bar](), list[str]()
@@ -151,7 +151,7 @@ def _attributions(look: Look, methods: Collection[str], found: dict[str, Any]) -
         return []
     alt = f"{look.name}: {', '.join(names)}, side by side"
     png = plots.sheet([panels], names, [""], bars)
-    return [Picture(f"{look.name}-attributions.png", png, alt, " ".join(says), wide=True)]
+    return [Figure(png, alt, " ".join(says), wide=True, name=f"{look.name}-attributions.png")]
 
 
 def _integrated(look: Look, found: dict[str, Any]) -> tuple[plots.Array, str]:
@@ -190,7 +190,7 @@ def _chosen_layers(look: Look) -> list[int]:
     return sorted({round(place) for place in np.linspace(0, depth - 1, min(depth, _FEW_LAYERS))})
 
 
-def _attention(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Picture | Table]:
+def _attention(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Figure | Table]:
     """Layers downwards, heads across: what the token attends to."""
     if "attention" not in methods:
         return []
@@ -223,10 +223,10 @@ def _attention(look: Look, methods: Collection[str], found: dict[str, Any]) -> l
         caption += f" Share of attention on class token and registers, mean of the heads, by layer: {shares}."
     alt = f"{look.name}: attention of {len(layers)} layers and {len(heads)} heads over the image"
     png = plots.sheet(panels, names, [f"layer {layer}" for layer in layers], [_HEAT])
-    return [Picture(f"{look.name}-attention.png", png, alt, caption, wide=True)]
+    return [Figure(png, alt, caption, wide=True, name=f"{look.name}-attention.png")]
 
 
-def _layers(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Picture | Table]:
+def _layers(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Figure | Table]:
     """Likeness to one patch and length of every patch, layer by layer."""
     if not {"similarity", "norms"} & set(methods):
         return []
@@ -259,11 +259,11 @@ def _layers(look: Look, methods: Collection[str], found: dict[str, Any]) -> list
     )
     alt = f"{look.name}: {' and '.join(rows)} of the patches in {len(layers)} layers"
     cells = [[f"{layer}", *(f"{each[i]:.3g}" for each in columns.values())] for i, layer in enumerate(layers)]
-    picture = Picture(f"{look.name}-layers.png", png, alt, " ".join(says[row] for row in rows), wide=True)
-    return [picture, Table(["Layer", *columns], cells, "Of all pairs of two patches, and of all patches.")]
+    figure = Figure(png, alt, " ".join(says[row] for row in rows), wide=True, name=f"{look.name}-layers.png")
+    return [figure, Table(["Layer", *columns], cells, "Of all pairs of two patches, and of all patches.")]
 
 
-def _lens(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Picture | Table]:
+def _lens(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Figure | Table]:
     """What the model would answer after each layer."""
     if "lens" not in methods:
         return []
@@ -279,10 +279,10 @@ def _lens(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[P
     rows = [[str(i), classes[row["index"]], f"{100 * row['score']:.1f}"] for i, row in enumerate(found["lens"])]
     alt = f"{look.name}: probability of {len(shown)} classes after each of {len(best_L)} layers"
     table = Table(["Layer", "Prediction", "Probability %"], rows, "Logit lens: the likeliest class after each layer.")
-    return [Picture(f"{look.name}-lens.png", png, alt, caption), table]
+    return [Figure(png, alt, caption, name=f"{look.name}-lens.png"), table]
 
 
-def _groups(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Picture | Table]:
+def _groups(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Figure | Table]:
     """Into which token each patch went, and what the answer is then."""
     if "groups" not in methods or look.reduction is None:
         return []
@@ -310,7 +310,7 @@ def _groups(look: Look, methods: Collection[str], found: dict[str, Any]) -> list
     panels = [plots.plain_panel(look.picture, _SIDE), plots.group_panel(look.picture, groups_rc, _SIDE)]
     png = plots.sheet([panels], ["image", f"{counts[-1]} token{'s' * (counts[-1] != 1)}"], [""], [])
     alt = f"{look.name}: which of the {groups_rc.size} patches went into the same token"
-    return [Picture(f"{look.name}-groups.png", png, alt, caption)]
+    return [Figure(png, alt, caption, name=f"{look.name}-groups.png")]
 
 
 # In the order of the page; each gives its pictures and tables and adds its numbers to what `--json` says.

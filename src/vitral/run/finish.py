@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from vitral import distributed
@@ -12,8 +13,7 @@ from vitral.config import dump_yaml
 from vitral.errors import command
 from vitral.models.lora import merge_lora
 from vitral.objectives.objective import Objective
-from vitral.report.html import write_report
-from vitral.report.unlabelled_page import write_unlabelled_report
+from vitral.report.run_report import write_report
 from vitral.run import outputs
 from vitral.run.check import noted
 from vitral.run.folder import SUMMARY
@@ -21,7 +21,7 @@ from vitral.run.prepare import Prepared
 from vitral.run.resume import take_best
 from vitral.run.subject import EvalData
 from vitral.run.unlabelled import pictures_of
-from vitral.tasks.task import Array, Evaluation, Task
+from vitral.tasks.task import Array, Evaluation, Samples, Task
 from vitral.training.journal import Journal, log
 from vitral.training.state import TrainState
 from vitral.weights.card import model_card
@@ -103,18 +103,22 @@ def _report(
     scores_NS: Array | None,
 ) -> None:
     config, dataset = prepared.config, prepared.dataset
-    shared: dict[str, Any] = {
-        "summary": summary, "metrics_rows": Journal.read(folder), "notes": noted(prepared.report, config, dataset),
-        "config_yaml": dump_yaml(config.model_dump(mode="json")),
-    }  # fmt: skip
-    path, title = folder / "report.html", f"{config.recipe}: {prepared.name} on {dataset.name}"
-    if evaluation is None or scores_NS is None:
-        write_unlabelled_report(
-            path, title=f"{title}, without labels", pictures=pictures_of(prepared, objective), **shared
-        )
-        return
-    store = prepared.judged[evaluation.split]
-    mistakes = outputs.worst_mistakes(store, dataset.classes, scores_NS) if task.is_exclusive else []
-    labels = store.split.labels_N
-    evidence = {**evaluation.values, "split": evaluation.split, "probabilities": scores_NS, "labels": labels}
-    write_report(path, title=title, evaluation=evidence, mistakes=mistakes, **shared)
+    split = next((name for name in ("test", "val") if name in prepared.judged), "train")
+    store = prepared.judged.get(split, prepared.train)
+
+    def image(place: int) -> Array:
+        return store.get(torch.tensor([place]))[0].permute(1, 2, 0).cpu().numpy()
+
+    part = dataset.splits[split]
+    samples = Samples(scores_NS, part.labels_N, part.names, image, pictures_of(store, objective))
+    without = ", without labels" if not config.objective.needs_labels else ""
+    write_report(
+        folder / "report.html",
+        title=f"{config.recipe}: {prepared.name} on {dataset.name}{without}",
+        sections=task.sections(evaluation, samples),
+        summary=summary,
+        metrics_rows=Journal.read(folder),
+        loss_note=task.loss_note,
+        config_yaml=dump_yaml(config.model_dump(mode="json")),
+        notes=noted(prepared.report, config, dataset),
+    )

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from vitral.data.config import SourceConfig
-from vitral.data.loader import ImageStore
 from vitral.errors import NAMES, UserError, command
 from vitral.keys import as_word
 from vitral.run.check import noted
@@ -24,9 +23,6 @@ from vitral.tasks.task import Evaluation, Task
 from vitral.version import __version__
 from vitral.weights.folder import FolderConfig, Preprocessing
 from vitral.whole import whole_file
-
-Array = np.ndarray[Any, Any]
-WORST = 24
 
 
 def versions() -> dict[str, str]:
@@ -58,22 +54,6 @@ def write_predictions(path: Path, rows: Iterable[Sequence[str]]) -> None:
         partial.open("w", encoding="utf-8", errors=NAMES, newline="") as file,
     ):
         csv.writer(file).writerows(rows)
-
-
-def worst_mistakes(
-    store: ImageStore, classes: tuple[str, ...], probabilities_NC: Array
-) -> list[tuple[Array, str, str, float, str]]:
-    """The most confident wrong answers: (image uint8 [H,W,C], truth, prediction, its probability, name)."""
-    labels_N, answers_N = store.split.labels_N, probabilities_NC.argmax(axis=1)
-    wrong = np.flatnonzero(answers_N != labels_N)
-    wrong = wrong[np.argsort(-probabilities_NC[wrong, answers_N[wrong]], kind="stable")][:WORST]
-    rows: list[tuple[Array, str, str, float, str]] = []
-    for index in wrong.tolist():
-        image_CHW = store.get(torch.tensor([index]))[0].mul(255).round().byte().cpu()
-        answer = int(answers_N[index])
-        truth, score = classes[int(labels_N[index])], float(probabilities_NC[index, answer])
-        rows.append((image_CHW.permute(1, 2, 0).numpy(), truth, classes[answer], score, str(store.split.names[index])))
-    return rows
 
 
 def again_command(asked: RunConfig) -> str | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vitral.config import build, load_yaml
 from vitral.data.dataset import spaced
+from vitral.data.loader import ImageStore
 from vitral.errors import UserError
 from vitral.models.config import build_config
 from vitral.models.create import build_model
@@ -17,7 +18,6 @@ from vitral.objectives.objective import Objective, Setting
 from vitral.objectives.table import OBJECTIVES
 from vitral.run.config import RunConfig
 from vitral.run.folder import CHECKPOINTS
-from vitral.run.prepare import Prepared
 from vitral.training.state import LAST, WHOLE
 from vitral.weights.tensors import check_match, load_tensors
 
@@ -50,10 +50,9 @@ def load_objective(folder: str | Path) -> Objective:
 
 
 @torch.inference_mode()
-def pictures_of(prepared: Prepared, objective: Objective) -> dict[str, Any]:
+def pictures_of(store: ImageStore, objective: Objective) -> dict[str, Any]:
     """What the objective shows of a few images that it has not learned from, if there are any."""
-    store = next((prepared.judged[name] for name in ("test", "val") if name in prepared.judged), prepared.train)
     images_BCHW: Tensor = store.get(torch.tensor(spaced(len(store.split), _PICTURES)))
     unit_BCHW = images_BCHW.float() / 255 if images_BCHW.dtype == torch.uint8 else images_BCHW
-    columns = objective.eval().pictures(unit_BCHW.to(prepared.device))
+    columns = objective.eval().pictures(unit_BCHW)
     return {name: images.clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy() for name, images in columns.items()}

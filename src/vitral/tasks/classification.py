@@ -20,13 +20,15 @@ from vitral.evaluate.calibration import helpful_temperature
 from vitral.evaluate.classify import classification_metrics, wilson_interval
 from vitral.evaluate.compare import mcnemar
 from vitral.evaluate.metric import Metric
+from vitral.report.sections import Section, Table
 from vitral.tasks.class_names import numbered_names, numbered_of
-from vitral.tasks.task import Array, Evaluation, Evaluator, Task, clean
+from vitral.tasks.task import Array, Evaluation, Evaluator, Samples, Task, clean
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_WORST = 5  # classes
+_WORST, _WORST_MISTAKES = 5, 24  # classes and images
+LOSS_NOTE = "The training loss includes label smoothing and mixing, if any; the validation loss includes neither."
 log = logging.getLogger("vitral")
 
 
@@ -71,6 +73,16 @@ class Classes(Task):
         """McNemar's paired test, and the other model's share of right samples."""
         return {self.right_metric: float(np.mean(other_N)), **mcnemar(own_N, other_N)}
 
+    def comparison(self, found: Mapping[str, Any]) -> str:
+        """Both shares of right samples, the difference and the test."""
+        other = next(replace(each, value=found[each.name]) for each in self.metrics if each.name == self.right_metric)
+        low, high = found["difference_interval"]
+        return (
+            f"against {found['model']} ({other.label} {other.text()}): {100 * found['difference']:+.2f} points "
+            f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f}), right only here {found['only_a']}, only there "
+            f"{found['only_b']}, McNemar p = {found['p_value']:.3g}"
+        )
+
 
 @dataclass(frozen=True)
 class Classification(Classes):
@@ -89,6 +101,7 @@ class Classification(Classes):
     evaluators: ClassVar[dict[str, Evaluator]] = {"clean": clean}
     headline: ClassVar[tuple[str, ...]] = ("top1", "top1_interval", "count", "ece", "loss")
     right_metric: ClassVar[str] = "top1"
+    loss_note: ClassVar[str] = LOSS_NOTE
     hf_problem_type: ClassVar[str] = "single_label_classification"
     hub_type: ClassVar[str] = "image-classification"
 
@@ -112,6 +125,46 @@ class Classification(Classes):
     def measure(self, outputs_NS: Array, annotations: Array) -> dict[str, Any]:
         """See `classification_metrics`."""
         return classification_metrics(outputs_NS, annotations, self.labels, self.temperature)
+
+    def sections(self, evaluation: Evaluation | None, samples: Samples | None) -> list[Section]:
+        """Headline, confusions, classes, reliability and the most confident mistakes."""
+        from vitral.report.classification import classification_sections
+
+        assert evaluation is not None
+        assert samples is not None
+        evidence = evaluation.values | {
+            "split": evaluation.split, "probabilities": samples.scores_NS, "labels": samples.annotations,
+        }  # fmt: skip
+        return [*classification_sections(evidence, self._mistakes(samples)), *self.more_sections(evaluation)]
+
+    def _mistakes(self, samples: Samples) -> list[tuple[Array, str, str, float, str]]:
+        """The most confident wrong answers: image [H, W, C], truth, prediction, its probability, name."""
+        scores_NC, labels_N = samples.scores_NS, samples.annotations
+        assert scores_NC is not None
+        answers_N = scores_NC.argmax(axis=1)
+        wrong = np.flatnonzero(answers_N != labels_N)
+        wrong = wrong[np.argsort(-scores_NC[wrong, answers_N[wrong]], kind="stable")][:_WORST_MISTAKES]
+        return [
+            (
+                samples.image(place), self.labels[labels_N[place]], self.labels[answers_N[place]],
+                float(scores_NC[place, answers_N[place]]), str(samples.names[place]),
+            )
+            for place in wrong.tolist()
+        ]  # fmt: skip
+
+    def console(self, evaluation: Evaluation) -> list[Section]:
+        """Also the classes, with what each is most often taken for."""
+        values = evaluation.values
+        rows: list[list[Any]] = []
+        for index, (name, row) in enumerate(values.get("per_class", {}).items()):
+            counts = values["confusion"][index]
+            wrong = sorted(
+                ((count, self.labels[j]) for j, count in enumerate(counts) if j != index and count), reverse=True
+            )
+            mixed = ", ".join(f"{other} ({count})" for count, other in wrong[:3])
+            rows.append([name, *(Metric(key, key, row[key]) for key in ("precision", "recall")), row["count"], mixed])
+        table = Table(["class", "precision", "recall", "images", "most often taken for"], rows)
+        return [*super().console(evaluation), Section("", [table], frozenset({"console"}))]
 
     def log_lines(self, evaluation: Evaluation) -> list[str]:
         """Also what always answering the commonest class would give."""

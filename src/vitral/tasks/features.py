@@ -14,8 +14,9 @@ import numpy as np
 from vitral.data.dataset import Dataset
 from vitral.evaluate.config import KnnConfig, NeighborsConfig
 from vitral.evaluate.metric import Metric
+from vitral.report.sections import Section
 from vitral.tasks.classification import accuracy_row
-from vitral.tasks.task import Array, Evaluator, Found, Subject, Task
+from vitral.tasks.task import Array, Evaluation, Evaluator, Found, Samples, Subject, Task
 
 
 def neighbors(task: Task, subject: Subject, config: NeighborsConfig) -> Iterator[Found]:
@@ -45,6 +46,10 @@ class Features(Task):
     headline: ClassVar[tuple[str, ...]] = ("top1", "top1_interval", "count", "judged_by")
     has_head: ClassVar[bool] = False
     limits: ClassVar[str] = "What its features are good for needs a test on the images at hand."
+    loss_note: ClassVar[str] = (
+        "The loss without labels says little about the features. Compare it within a run, and compare runs by the "
+        "accuracy of nearest neighbors."
+    )
     hub_type: ClassVar[str] = "image-feature-extraction"
 
     @classmethod
@@ -56,6 +61,14 @@ class Features(Task):
         """Where images have one class each, out of several."""
         labels_N = dataset.splits["train"].labels_N
         return dataset.task == "classification" and len(np.unique(labels_N)) > 1
+
+    def sections(self, evaluation: Evaluation | None, samples: Samples | None) -> list[Section]:
+        """Headline, and pictures of what was learned."""
+        from vitral.report.features import features_sections
+
+        found = {} if evaluation is None else evaluation.values | {"split": evaluation.split}
+        pictures = {} if samples is None else samples.pictures
+        return [*features_sections(found, pictures), *self.more_sections(evaluation)]
 
     def numbers(self, metrics: Mapping[str, Any]) -> str | None:
         """The share of images that the nearest neighbors name right."""

@@ -14,8 +14,9 @@ import numpy as np
 from vitral.data.dataset import Split
 from vitral.evaluate.metric import Metric
 from vitral.evaluate.multilabel import exactly_right, multilabel_metrics
-from vitral.tasks.classification import Classes, cell
-from vitral.tasks.task import Array, Evaluation, Evaluator, clean
+from vitral.report.sections import Section, Table
+from vitral.tasks.classification import LOSS_NOTE, Classes, cell
+from vitral.tasks.task import Array, Evaluation, Evaluator, Samples, clean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,6 +44,7 @@ class Multilabel(Classes):
         "map", "micro_f1", "macro_f1", "exact_match", "exact_match_interval", "count", "loss",
     )  # fmt: skip
     right_metric: ClassVar[str] = "exact_match"
+    loss_note: ClassVar[str] = LOSS_NOTE
     hf_problem_type: ClassVar[str] = "multi_label_classification"
     hub_type: ClassVar[str] = "image-classification"
     gives: ClassVar[str] = "a probability for each class by itself"
@@ -63,6 +65,25 @@ class Multilabel(Classes):
     def measure(self, outputs_NS: Array, annotations: Array) -> dict[str, Any]:
         """See `multilabel_metrics`."""
         return multilabel_metrics(outputs_NS, annotations, self.labels, self.temperature)
+
+    def sections(self, evaluation: Evaluation | None, samples: Samples | None) -> list[Section]:
+        """Headline and classes."""
+        from vitral.report.classification import multilabel_sections
+
+        assert evaluation is not None
+        return [
+            *multilabel_sections(evaluation.values | {"split": evaluation.split}), *self.more_sections(evaluation)
+        ]  # fmt: skip
+
+    def console(self, evaluation: Evaluation) -> list[Section]:
+        """Also the classes."""
+        columns = {"ap": "AP", "precision": "precision", "recall": "recall", "f1": "F1"}
+        rows = [
+            [name, *(Metric(key, label, row[key]) for key, label in columns.items()), row["count"]]
+            for name, row in evaluation.values.get("per_class", {}).items()
+        ]
+        table = Table(["class", *columns.values(), "images"], rows)
+        return [*super().console(evaluation), Section("", [table], frozenset({"console"}))]
 
     def log_lines(self, evaluation: Evaluation) -> list[str]:
         """Also the share of images with every class right."""

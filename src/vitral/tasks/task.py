@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,6 +17,7 @@ from vitral.data.dataset import Dataset, Split
 from vitral.errors import UserError, nearest
 from vitral.evaluate.config import EVALUATORS, EvaluatorConfig
 from vitral.evaluate.metric import Metric
+from vitral.report.sections import Part, Section
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -55,6 +56,17 @@ class Subject:
         if self._outputs is None:
             self._outputs = self._collect()
         return self._outputs
+
+
+class Samples(NamedTuple):
+    """The samples of an evaluated split, for what shows them: scores [N, S] and annotations [N, ...] with their names,
+    one image [H, W, C] in [0,1] by its place; `pictures`: columns of images [B, H, W, C] of what an objective shows."""
+
+    scores_NS: Array | None
+    annotations: Array
+    names: Sequence[str]
+    image: Callable[[int], Array]
+    pictures: Mapping[str, Array]
 
 
 Evaluator = Callable[["Task", Subject, Any], Iterable[Found]]
@@ -102,7 +114,8 @@ class Task(ABC):
     primary metrics. has_head: whether there are answers beside features. has_classes: whether outputs are classes and
     scores their probabilities. is_exclusive: whether a sample has one answer, so that probabilities sum to 1.
     hf_problem_type, hub_type, tags: what transformers and the Hugging Face hub call it. outputs_name, gives, limits:
-    what the model card says of the outputs, of answers, and of what nobody has tested.
+    what the model card says of the outputs, of answers, and of what nobody has tested. loss_note: what the report says
+    of the curves of the loss.
     """
 
     labels: tuple[str, ...] = ()
@@ -124,6 +137,7 @@ class Task(ABC):
     outputs_name: ClassVar[str] = "{count} classes"
     gives: ClassVar[str] = ""
     limits: ClassVar[str]
+    loss_note: ClassVar[str] = "The training loss includes what augmentation does; the validation loss does not."
 
     # Annotations and outputs
 
@@ -172,7 +186,31 @@ class Task(ABC):
         """The lines of predictions.csv, the header first."""
         raise NotImplementedError
 
-    # Model card
+    # Report, console and model card
+
+    @abstractmethod
+    def sections(self, evaluation: Evaluation | None, samples: Samples | None) -> list[Section]:
+        """The sections of the report, the headline first."""
+
+    def more_sections(self, evaluation: Evaluation | None) -> list[Section]:
+        """A section of what other evaluators than the default one found, if there are any."""
+        more = [] if evaluation is None else evaluation.more(self)
+        parts: list[Part] = ["", *more]
+        return [Section("Other evaluators", parts, frozenset({"report", "console"}))] if more else []
+
+    def console(self, evaluation: Evaluation) -> list[Section]:
+        """What `vitral eval` prints: the metrics, then tables of the task."""
+        primary, *others = evaluation.metrics
+        own = {metric.name for metric in self.metrics}
+        count = evaluation.values.get("count")
+        split = f" of {count:,} {evaluation.split} images" if count is not None else ""
+        headline = replace(primary, label=f"{primary.label}{split}")
+        parts = [headline, *(metric for metric in others if metric.name in own)]
+        return [Section("", parts, frozenset({"console"})), *self.more_sections(evaluation)]
+
+    def comparison(self, found: Mapping[str, Any]) -> str:
+        """What `compare` found, in a line for the console."""
+        raise NotImplementedError
 
     def numbers(self, metrics: Mapping[str, Any]) -> str | None:
         """The result, as Markdown, of what `provenance` kept; None where nothing was measured."""

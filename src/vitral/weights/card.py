@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from vitral import markdown
 from vitral.config import parse_yaml
 from vitral.errors import UserError, shown
 from vitral.evaluate.metric import Metric
@@ -17,8 +18,6 @@ from vitral.weights.folder import FolderConfig
 
 _SHOWN = 20  # classes by name
 _LICENSE = re.compile(r"^\* License: (not stated\..*|that of the original weights, .*|[\w.-]+\.)$", re.MULTILINE)
-# What begins emphasis, code, a link, an image or mathematics; an underscore inside of a word begins nothing.
-_MARKUP = re.compile(r"[\\`*\[\]~$]|(?<!\w)_|_(?!\w)|^(?=[#+-])|^\d+(?=[.)])")
 _CHANNELS = {1: "grey", 2: "two channels", 3: "colour (RGB)", 4: "four channels"}
 
 
@@ -79,15 +78,15 @@ def _title(config: FolderConfig) -> str:
     kind = "Vision Transformer" if isinstance(a, ViTConfig) else "residual network"
     height, width = config.preprocessing.image_size
     images = f"{height} x {width} pixels, {_CHANNELS[config.preprocessing.channels]}"
-    body = f"A {kind} ({_code(config.name)}, {count_parameters(a):,} parameters) for images of {images}"
+    body = f"A {kind} ({markdown.code(config.name)}, {count_parameters(a):,} parameters) for images of {images}"
     if not task.has_head:
         how = "" if _objective(config) == "supervised" else f", trained without labels ({_objective(config)})"
-        return f"# {_text(config.name)}{how}\n\n{body}. An encoder: it gives features and names nothing."
-    shown = ", ".join(map(_text, classes[:_SHOWN])) + (
+        return f"# {markdown.text(config.name)}{how}\n\n{body}. An encoder: it gives features and names nothing."
+    shown = ", ".join(map(markdown.text, classes[:_SHOWN])) + (
         f", ... ({len(classes):,} in all)" if len(classes) > _SHOWN else ""
     )
-    kind = task.outputs_name.format(count=f"{len(classes):,}")
-    return f"# {_text(config.name)}, {kind}\n\n{body}. It gives {task.gives}: {shown}."
+    outputs = task.outputs_name.format(count=f"{len(classes):,}")
+    return f"# {markdown.text(config.name)}, {outputs}\n\n{body}. It gives {task.gives}: {shown}."
 
 
 def _numbers(config: FolderConfig) -> str:
@@ -96,10 +95,12 @@ def _numbers(config: FolderConfig) -> str:
     said = config.make_task().numbers(metrics)
     if primary is None and said is None:
         return "## Numbers\n\nNone: nothing has been measured with these weights. `vitral eval . data=FOLDER` does it."
-    more = [Metric(**{**row, "interval": row["interval"] and tuple(row["interval"])})
-            for row in config.provenance.get("more_metrics", [])]  # fmt: skip
-    lines = [f"- {_text(metric.label)}: **{metric.text()}**" + f" ({metric.interval_text()})" * bool(metric.interval)
-             for metric in more]  # fmt: skip
+    rows: list[dict[str, Any]] = config.provenance.get("more_metrics", [])
+    more = [Metric(**row) for row in rows]
+    lines = [
+        f"- {markdown.text(each.label)}: **{each.text()}**" + (f" ({each.interval_text()})" if each.interval else "")
+        for each in more
+    ]
     body = "\n\n".join(part for part in (said, "\n".join(lines)) if part)
     return f"## Numbers\n\n{body}{_worst(config)}"
 
@@ -113,28 +114,10 @@ def _worst(config: FolderConfig) -> str:
     if not rows:
         return ""
     lines = "\n".join(
-        f"| {_cell(row['class'])} | {row['found']} of {row['count']} | {_interval(row['interval'])[14:]} |"
+        f"| {markdown.cell(row['class'])} | {row['found']} of {row['count']} | {_interval(row['interval'])[14:]} |"
         for row in rows
     )
     return f"\n\nThe classes that are found least often:\n\n| class | found | 95 % interval |\n|---|---|---|\n{lines}"
-
-
-def _text(text: object) -> str:
-    """One line that Markdown and HTML show as it is: names come from files and folders of anybody."""
-    line = shown(str(text)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _MARKUP.sub(r"\\\g<0>", line)
-
-
-def _code(text: object) -> str:
-    """A code span, behind as many backticks as the text needs."""
-    line = shown(str(text))
-    ticks = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
-    pad = " " if line.startswith("`") or line.endswith("`") else ""
-    return f"{ticks}{pad}{line}{pad}{ticks}"
-
-
-def _cell(text: object) -> str:
-    return _text(text).replace("|", "\\|")
 
 
 def _making(config: FolderConfig, notes: Sequence[str]) -> str:
@@ -144,27 +127,26 @@ def _making(config: FolderConfig, notes: Sequence[str]) -> str:
     if "counts" in data:
         counts = ", ".join(f"{count:,} {split}" for split, count in data["counts"].items())
         lines.append(
-            f"Data: {_text(_data_name(config))} (source {_code(data['source'])}, "
-            f"fingerprint {_code(data['fingerprint'])}), "
+            f"Data: {markdown.text(_data_name(config))} (source {markdown.code(data['source'])}, "
+            f"fingerprint {markdown.code(data['fingerprint'])}), "
             f"{counts} images."
         )
     if "recipe" in told:
-        start = f", from the weights of {_text(_last(told['init']))}" if told.get("init") else ""
+        start = f", from the weights of {markdown.text(_last(told['init']))}" if told.get("init") else ""
         steps = f", {told['steps']:,} steps" if "steps" in told else ""
-        recipe = f"Recipe {_code(told['recipe'])}, seed {told['seed']}"
+        recipe = f"Recipe {markdown.code(told['recipe'])}, seed {told['seed']}"
         lines.append(f"{recipe}{steps}{start}; the weights are {_which(config)}.")
     parts = ["\n".join(lines)]
     if told.get("command"):
-        command = shown(told["command"])
-        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
-        parts.append(f"To train it again, with the images in place:\n\n{fence}\n{command}\n{fence}")
+        command = markdown.code_block(shown(told["command"]))
+        parts.append(f"To train it again, with the images in place:\n\n{command}")
     if "converted_from" in told:
         source = told["converted_from"]
-        file, how = _text(source["file"]), _code(source["format"])
+        file, how = markdown.text(source["file"]), markdown.code(source["format"])
         parts.append(f"Converted by `vitral weights convert` from {file} (format {how}).")
     if "pruned" in told:
         parts.append(_pruned(told["pruned"]))
-    facts = "\n".join(f"- {_text(note)}" for note in (*data.get("notes", ()), *notes))
+    facts = "\n".join(f"- {markdown.text(note)}" for note in (*data.get("notes", ()), *notes))
     made = told.get("versions") or {}
     by = f"Made with Vitral {made['vitral']} and torch {made['torch']}." if {"vitral", "torch"} <= made.keys() else ""
     body = "\n\n".join(part for part in (*parts, facts, by) if part)
@@ -181,7 +163,7 @@ def _which(config: FolderConfig) -> str:
 
 def _pruned(pruned: dict[str, Any]) -> str:
     (before, after), (work, left) = pruned["parameters"], pruned["macs"]
-    source, data = _text(_last(pruned["model"])), _text(pruned["data"])
+    source, data = markdown.text(_last(pruned["model"])), markdown.text(pruned["data"])
     return (
         f"Then made smaller by `vitral prune` from {source}: {after:,} of {before:,} parameters,\n"
         f"{100 * left / work:.1f} % of the multiply-accumulates. What matters was measured on {pruned['images']} "
