@@ -118,6 +118,8 @@ def _report(
         sections=task.sections(evaluation, samples),
         summary=summary,
         metrics_rows=Journal.read(folder),
+        primary=evaluation.primary if evaluation else task.metrics[0],
+        loss_unit=task.loss_unit,
         loss_note=task.loss_note,
         config_yaml=dump_yaml(config.model_dump(mode="json")),
         notes=noted(prepared.report, config, dataset),

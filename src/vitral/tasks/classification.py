@@ -101,6 +101,7 @@ class Classification(Classes):
     evaluators: ClassVar[dict[str, Evaluator]] = {"clean": clean}
     headline: ClassVar[tuple[str, ...]] = ("top1", "top1_interval", "count", "ece", "loss")
     right_metric: ClassVar[str] = "top1"
+    loss_unit: ClassVar[str] = "nats"
     loss_note: ClassVar[str] = LOSS_NOTE
     hf_problem_type: ClassVar[str] = "single_label_classification"
     hub_type: ClassVar[str] = "image-classification"
@@ -126,16 +127,15 @@ class Classification(Classes):
         """See `classification_metrics`."""
         return classification_metrics(outputs_NS, annotations, self.labels, self.temperature)
 
-    def sections(self, evaluation: Evaluation | None, samples: Samples | None) -> list[Section]:
+    def own_sections(self, evaluation: Evaluation | None, samples: Samples) -> list[Section]:
         """Headline, confusions, classes, reliability and the most confident mistakes."""
         from vitral.report.classification import classification_sections
 
         assert evaluation is not None
-        assert samples is not None
         evidence = evaluation.values | {
             "split": evaluation.split, "probabilities": samples.scores_NS, "labels": samples.annotations,
         }  # fmt: skip
-        return [*classification_sections(evidence, self._mistakes(samples)), *self.more_sections(evaluation)]
+        return classification_sections(evidence, self._mistakes(samples))
 
     def _mistakes(self, samples: Samples) -> list[tuple[Array, str, str, float, str]]:
         """The most confident wrong answers: image [H, W, C], truth, prediction, its probability, name."""

@@ -62,13 +62,12 @@ class Features(Task):
         labels_N = dataset.splits["train"].labels_N
         return dataset.task == "classification" and len(np.unique(labels_N)) > 1
 
-    def sections(self, evaluation: Evaluation | None, samples: Samples | None) -> list[Section]:
+    def own_sections(self, evaluation: Evaluation | None, samples: Samples) -> list[Section]:
         """Headline, and pictures of what was learned."""
         from vitral.report.features import features_sections
 
         found = {} if evaluation is None else evaluation.values | {"split": evaluation.split}
-        pictures = {} if samples is None else samples.pictures
-        return [*features_sections(found, pictures), *self.more_sections(evaluation)]
+        return features_sections(found, samples.pictures)
 
     def numbers(self, metrics: Mapping[str, Any]) -> str | None:
         """The share of images that the nearest neighbors name right."""

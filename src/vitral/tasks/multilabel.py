@@ -44,6 +44,7 @@ class Multilabel(Classes):
         "map", "micro_f1", "macro_f1", "exact_match", "exact_match_interval", "count", "loss",
     )  # fmt: skip
     right_metric: ClassVar[str] = "exact_match"
+    loss_unit: ClassVar[str] = "nats"
     loss_note: ClassVar[str] = LOSS_NOTE
     hf_problem_type: ClassVar[str] = "multi_label_classification"
     hub_type: ClassVar[str] = "image-classification"
@@ -66,14 +67,12 @@ class Multilabel(Classes):
         """See `multilabel_metrics`."""
         return multilabel_metrics(outputs_NS, annotations, self.labels, self.temperature)
 
-    def sections(self, evaluation: Evaluation | None, samples: Samples | None) -> list[Section]:
+    def own_sections(self, evaluation: Evaluation | None, samples: Samples) -> list[Section]:
         """Headline and classes."""
         from vitral.report.classification import multilabel_sections
 
         assert evaluation is not None
-        return [
-            *multilabel_sections(evaluation.values | {"split": evaluation.split}), *self.more_sections(evaluation)
-        ]  # fmt: skip
+        return multilabel_sections(evaluation.values | {"split": evaluation.split})
 
     def console(self, evaluation: Evaluation) -> list[Section]:
         """Also the classes."""

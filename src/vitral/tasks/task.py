@@ -114,8 +114,8 @@ class Task(ABC):
     primary metrics. has_head: whether there are answers beside features. has_classes: whether outputs are classes and
     scores their probabilities. is_exclusive: whether a sample has one answer, so that probabilities sum to 1.
     hf_problem_type, hub_type, tags: what transformers and the Hugging Face hub call it. outputs_name, gives, limits:
-    what the model card says of the outputs, of answers, and of what nobody has tested. loss_note: what the report says
-    of the curves of the loss.
+    what the model card says of the outputs, of answers, and of what nobody has tested. loss_unit, loss_note: what the
+    report says of the curves of the loss.
     """
 
     labels: tuple[str, ...] = ()
@@ -137,6 +137,7 @@ class Task(ABC):
     outputs_name: ClassVar[str] = "{count} classes"
     gives: ClassVar[str] = ""
     limits: ClassVar[str]
+    loss_unit: ClassVar[str] = ""
     loss_note: ClassVar[str] = "The training loss includes what augmentation does; the validation loss does not."
 
     # Annotations and outputs
@@ -188,25 +189,37 @@ class Task(ABC):
 
     # Report, console and model card
 
-    @abstractmethod
-    def sections(self, evaluation: Evaluation | None, samples: Samples | None) -> list[Section]:
+    def sections(self, evaluation: Evaluation | None, samples: Samples) -> list[Section]:
         """The sections of the report, the headline first."""
+        if evaluation is None:
+            return self.own_sections(None, samples)
+        has_own = any(metric.name in evaluation.values for metric in self.metrics)
+        sections = self.own_sections(evaluation, samples) if has_own else []
+        if evaluation.primary in evaluation.more(self):
+            sections = [self._headline(evaluation, frozenset({"report"})), *sections]
+        return [*sections, *self.more_sections(evaluation)]
 
-    def more_sections(self, evaluation: Evaluation | None) -> list[Section]:
+    @abstractmethod
+    def own_sections(self, evaluation: Evaluation | None, samples: Samples) -> list[Section]:
+        """The sections of what the default evaluator found, the headline first; None: these data have nothing to
+        evaluate by."""
+
+    def _headline(self, evaluation: Evaluation, where: frozenset[str], *others: Metric) -> Section:
+        primary, count = evaluation.primary, evaluation.values.get("count")
+        of = f"{evaluation.split} images" if count is None else f"{count:,} {evaluation.split} images"
+        return Section("", [replace(primary, label=f"{primary.label} of {of}"), *others], where)
+
+    def more_sections(self, evaluation: Evaluation) -> list[Section]:
         """A section of what other evaluators than the default one found, if there are any."""
-        more = [] if evaluation is None else evaluation.more(self)
+        more = evaluation.more(self)
         parts: list[Part] = ["", *more]
         return [Section("Other evaluators", parts, frozenset({"report", "console"}))] if more else []
 
     def console(self, evaluation: Evaluation) -> list[Section]:
         """What `vitral eval` prints: the metrics, then tables of the task."""
-        primary, *others = evaluation.metrics
-        own = {metric.name for metric in self.metrics}
-        count = evaluation.values.get("count")
-        split = f" of {count:,} {evaluation.split} images" if count is not None else ""
-        headline = replace(primary, label=f"{primary.label}{split}")
-        parts = [headline, *(metric for metric in others if metric.name in own)]
-        return [Section("", parts, frozenset({"console"})), *self.more_sections(evaluation)]
+        more = evaluation.more(self)
+        others = (metric for metric in evaluation.metrics[1:] if metric not in more)
+        return [self._headline(evaluation, frozenset({"console"}), *others), *self.more_sections(evaluation)]
 
     def comparison(self, found: Mapping[str, Any]) -> str:
         """What `compare` found, in a line for the console."""
