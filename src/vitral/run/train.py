@@ -39,6 +39,7 @@ from vitral.run.prepare import EVAL_BATCH, Prepared, prepare, views_of
 from vitral.run.remembered import save_split
 from vitral.run.resume import resume
 from vitral.run.subject import EvalData
+from vitral.tasks.registry import TASKS
 from vitral.training.journal import console_logging, console_silence, log, log_file
 from vitral.training.loggers import Logger, Loggers, TensorBoard
 from vitral.training.loop import Plan, fit, total_steps
@@ -303,7 +304,7 @@ def _say_start(prepared: Prepared, objective: Objective, steps: int, folder: Pat
         "data: %s: %s images, %s, %dx%dx%d",
         prepared.dataset.name,
         splits,
-        plural(len(prepared.dataset.classes), "class", "classes"),
+        TASKS[prepared.dataset.task].count_outputs(len(prepared.dataset.classes)),
         height,
         width,
         prepared.dataset.channels,

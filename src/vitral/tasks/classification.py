@@ -61,8 +61,15 @@ class Classes(Task):
     def answer(self, scores_S: Array, topk: int) -> dict[str, Any]:
         """The `topk` likeliest classes, best first: {"predictions": [{"label", "index", "score"}]}."""
         order = np.argsort(-scores_S, kind="stable")[:topk]
-        rows = [{"label": self.labels[i], "index": int(i), "score": round(float(scores_S[i]), 6)} for i in order]
-        return {"predictions": rows}
+        return {"predictions": [self.answer_of(scores_S, index) for index in order.tolist()]}
+
+    def answer_of(self, scores_S: Array, index: int) -> dict[str, Any]:
+        """One class with its probability."""
+        return {"label": self.labels[index], "index": index, "score": round(float(scores_S[index]), 6)}
+
+    def answer_text(self, scores_S: Array, index: int) -> str:
+        """One class with its probability."""
+        return f"{self.labels[index]}, {100 * float(scores_S[index]):.1f} %"
 
     def provenance(self, evaluation: Evaluation) -> dict[str, Any]:
         """Also the classes that are found least often."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from vitral.data.dataset import Dataset, Split
-from vitral.errors import UserError, nearest
+from vitral.errors import UserError, nearest, plural
 from vitral.evaluate.config import EVALUATORS, EvaluatorConfig
 from vitral.evaluate.metric import Metric
 from vitral.report.sections import Part, Section
@@ -134,13 +134,18 @@ class Task(ABC):
     hf_problem_type: ClassVar[str] = ""
     hub_type: ClassVar[str]
     tags: ClassVar[tuple[str, ...]] = ()
-    outputs_name: ClassVar[str] = "{count} classes"
+    outputs_name: ClassVar[tuple[str, str]] = ("class", "classes")
     gives: ClassVar[str] = ""
     limits: ClassVar[str]
     loss_unit: ClassVar[str] = ""
     loss_note: ClassVar[str] = "The training loss includes what augmentation does; the validation loss does not."
 
     # Annotations and outputs
+
+    @classmethod
+    def count_outputs(cls, count: int) -> str:
+        """So many outputs, in words, as "10 classes"."""
+        return plural(count, *cls.outputs_name)
 
     @classmethod
     def of(cls, dataset: Dataset) -> Self:
@@ -175,6 +180,14 @@ class Task(ABC):
 
     def answer(self, scores_S: Array, topk: int) -> dict[str, Any]:
         """The JSON of one image beside its name: what `predict`, the server and exports give."""
+        raise NotImplementedError
+
+    def answer_of(self, scores_S: Array, index: int) -> dict[str, Any]:
+        """One output of an image as JSON: its label, its index and what it says."""
+        raise NotImplementedError
+
+    def answer_text(self, scores_S: Array, index: int) -> str:
+        """The same in words, as "owl, 97.3 %"."""
         raise NotImplementedError
 
     def require_answers(self, where: str) -> None:

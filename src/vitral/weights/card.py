@@ -85,7 +85,7 @@ def _title(config: FolderConfig) -> str:
     shown = ", ".join(map(markdown.text, classes[:_SHOWN])) + (
         f", ... ({len(classes):,} in all)" if len(classes) > _SHOWN else ""
     )
-    outputs = task.outputs_name.format(count=f"{len(classes):,}")
+    outputs = task.count_outputs(len(classes))
     return f"# {markdown.text(config.name)}, {outputs}\n\n{body}. It gives {task.gives}: {shown}."
 
 
