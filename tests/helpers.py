@@ -114,7 +114,7 @@ def random_model(
             "preprocessing": ImageSpec(
                 image_size=architecture.image_size, channels=architecture.in_channels, fit="crop"
             ),
-            "temperature": 2.0, "provenance": {},
+            "task": "classification" if classes else "features", "temperature": 2.0, "provenance": {},
         },
     )  # fmt: skip
     torch.manual_seed(0)

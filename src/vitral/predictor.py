@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -57,11 +57,6 @@ _PIXELS_AT_ONCE = 2**24  # of full-size images that an export resizes: each floa
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 T = TypeVar("T")
 
-_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
-    "single_label_classification": partial(torch.softmax, dim=-1),
-    "multi_label_classification": torch.sigmoid,
-}
-
 
 def decode_image(image: Any, spec: ImageSpec) -> Tensor:
     """The image as large as it is, uint8 [C,H,W] with the model's channels."""
@@ -86,6 +81,7 @@ class Predictor:
             raise UserError("exports run on the processor", where="device", got=device, wanted="auto or cpu")
         self._model = None if model is None else model.to(self.device).eval()
         self.engine, self.config, self.classes = engine or TorchEngine(self.model), config, config.classes
+        self.task = config.make_task()
 
     @property
     def model(self) -> ImageModel:
@@ -158,27 +154,21 @@ class Predictor:
             for each in batch:
                 yield each if isinstance(each, UserError) else next(rows)
 
-    def scores(self, logits_NC: Tensor) -> Tensor:
-        """Probabilities of logits [..., classes] over the folder's temperature, float32 in [0,1]: softmax, rows sum to
-        1; or sigmoid, each class by itself, where an image may have several."""
-        return _SCORES[self.config.problem_type](logits_NC.float() / self.config.temperature)
-
     def probabilities(self, images: Iterable[Any], batch_size: int = 64) -> Floats:
         """The `scores` of images of any kind, [images, classes]. The next `batch_size` images are decoded meanwhile."""
-        self.require_head()
+        self.require_answers()
         rows = [_or_raise(row_C) for row_C in self._outputs(images, batch_size)]
         return self.scores(torch.stack(rows) if rows else torch.zeros(0, len(self.classes))).numpy()
 
+    def scores(self, outputs_NS: Tensor) -> Tensor:
+        """What outputs [..., S] mean to the task, float32: probabilities, or numbers in units."""
+        return self.task.scores(outputs_NS)
+
     @torch.inference_mode()
-    def postprocess(self, logits_NC: Tensor, topk: int = 5) -> list[list[dict[str, Any]]]:
-        """The `topk` likeliest classes of each image, best first: {"label", "index", "score"} each."""
-        scores_NC = require_finite(self.scores(logits_NC), self.config.name)
-        found: list[list[dict[str, Any]]] = []
-        for scores_C in scores_NC.cpu().numpy():
-            order = np.argsort(-scores_C, kind="stable")[:topk]
-            row = [{"label": self.classes[i], "index": int(i), "score": round(float(scores_C[i]), 6)} for i in order]
-            found.append(row)
-        return found
+    def postprocess(self, outputs_NS: Tensor, topk: int = 5) -> list[dict[str, Any]]:
+        """The task's answer for each image, as JSON beside its name; of classes the `topk` likeliest, best first."""
+        scores_NS = require_finite(self.scores(outputs_NS), self.config.name).cpu().numpy()
+        return [self.task.answer(scores_S, topk) for scores_S in scores_NS]
 
     @overload
     def predict(
@@ -207,13 +197,13 @@ class Predictor:
     ) -> Iterator[dict[str, Any]]:
         if topk < 1:
             raise UserError("at least one class is wanted", where="topk", got=topk)
-        self.require_head()
+        self.require_answers()
         for number, (image, row_C) in enumerate(zip(images, self._outputs(images, batch_size), strict=True)):
             name = str(image) if isinstance(image, str | Path) else number
             if tolerant and isinstance(row_C, UserError):
                 yield {"image": name, "error": str(row_C)}
             else:
-                yield {"image": name, "predictions": self.postprocess(_or_raise(row_C)[None], topk)[0]}
+                yield {"image": name, **self.postprocess(_or_raise(row_C)[None], topk)[0]}
 
     @overload
     def embed(
@@ -256,11 +246,9 @@ class Predictor:
             save_folder(folder, self.model, self.config, model_card(self.config))
             return push(folder, repository, private=private, license=license, overwrite=overwrite)
 
-    def require_head(self) -> None:
-        """Raises UserError for a model that predicts no classes."""
-        if not self.config.architecture.num_classes:
-            hint = "`vitral probe` says how good its features are, `vitral embed` gives them."
-            raise UserError("this model has no head, so it predicts no classes", where=self.config.name, hint=hint)
+    def require_answers(self) -> None:
+        """Raises UserError for a model that gives features only."""
+        self.task.require_answers(self.config.name)
 
 
 class NotFinite(UserError):

@@ -46,7 +46,9 @@ def saved(folder: Path, shown: dict[str, Any] | None = None, **options: Any) -> 
     names = {str(i): name for i, name in enumerate(("cat", "dog", "cow")[: c.num_classes])}
     shape = {"image_size": c.image_size, "channels": c.in_channels}
     preprocessing = ImageSpec.model_validate({"fit": "crop", **(shown or {}), **shape})
-    config = FolderConfig(name="mine", architecture=c, id2label=names, preprocessing=preprocessing, provenance={})
+    config = FolderConfig(
+        task="classification", name="mine", architecture=c, id2label=names, preprocessing=preprocessing, provenance={}
+    )
     save_folder(folder, model, config, "# mine\n")
     return model, config
 
@@ -169,7 +171,14 @@ def test_bit_of_timm(timm: ModuleType, tmp_path: Path) -> None:
     assert isinstance(model, ImageModel)
     shown = ImageSpec(image_size=(48, 48), channels=3, fit="squash", crop_ratio=0.875)
     names = {str(i): str(i) for i in range(3)}
-    config = FolderConfig(name="mine", architecture=model.config, id2label=names, preprocessing=shown, provenance={})
+    config = FolderConfig(
+        task="classification",
+        name="mine",
+        architecture=model.config,
+        id2label=names,
+        preprocessing=shown,
+        provenance={},
+    )
     save_folder(tmp_path / "mine", model, config, "# mine\n")
     equal_outputs(model, timm.create_model(f"local-dir:{written(tmp_path, 'timm').out}", pretrained=True))
 

@@ -25,6 +25,8 @@ from vitral.run.evaluate import evaluate
 from vitral.run.options import EmbedOptions, EvalData, EvalOptions
 from vitral.run.outputs import write_predictions
 from vitral.run.train import run
+from vitral.tasks.classification import Classification
+from vitral.tasks.multilabel import Multilabel
 from vitral.weights.folder import load_config as load_config_of
 
 
@@ -258,12 +260,15 @@ def test_a_folder_that_says_nothing_of_interpolation_is_read_as_before() -> None
 def test_cells_that_begin_like_a_formula_are_text(tmp_path: Path) -> None:
     classes = ("=1+1", "-3", "@sum", "plain")
     probabilities_NC = np.eye(4)[[0, 1, 2, 2]]
-    write_predictions(tmp_path / "a.csv", ["+x.png", "b", "c", "d"], classes, np.arange(4), probabilities_NC)
+    names = ["+x.png", "b", "c", "d"]
+    rows_of = Classification(classes).prediction_rows
+    write_predictions(tmp_path / "a.csv", rows_of(names, np.arange(4), probabilities_NC))
     rows = list(csv.reader((tmp_path / "a.csv").read_text(encoding="utf-8").splitlines()))[1:]
     assert [row[:3] for row in rows] == [
         ["'+x.png", "'=1+1", "'=1+1"], ["b", "-3", "-3"], ["c", "'@sum", "'@sum"], ["d", "plain", "'@sum"]
     ]  # fmt: skip
     hot_NC = np.array([[1, 0, 1, 0]])
-    write_predictions(tmp_path / "b.csv", ["a"], classes, hot_NC, np.full((1, 4), 0.9))
+    rows_of = Multilabel(classes).prediction_rows
+    write_predictions(tmp_path / "b.csv", rows_of(["a"], hot_NC, np.full((1, 4), 0.9)))
     row = list(csv.reader((tmp_path / "b.csv").read_text(encoding="utf-8").splitlines()))[1]
     assert row[1:3] == ["'=1+1;'@sum", "'=1+1;-3;'@sum;plain"]

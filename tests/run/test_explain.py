@@ -190,7 +190,7 @@ def test_a_network_of_convolutions(capsys: Capture) -> None:
     architecture = resolve("resnet20_cifar", num_classes=2, image_size=8)
     shown = ImageSpec(image_size=(8, 8), channels=3, fit="crop")
     config = FolderConfig(name="cnn", architecture=architecture, id2label={"0": "cat", "1": "dog"},
-                          preprocessing=shown, provenance={})  # fmt: skip
+                          task="classification", preprocessing=shown, provenance={})  # fmt: skip
     save_folder(Path("cnn"), build_model(architecture), config, "a card\n")
     write_colours(Path("photos"), "a", 1)
     assert main(["explain", "cnn", "photos", "out=seen"]) == 2

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -125,9 +125,9 @@ class Dataset:
         return self.splits["train"].multi_label
 
     @property
-    def problem_type(self) -> Literal["single_label_classification", "multi_label_classification"]:
-        """As config.json of a model folder calls it."""
-        return "multi_label_classification" if self.multi_label else "single_label_classification"
+    def task(self) -> str:
+        """The task that the annotations are for, as config.json of a model folder calls it."""
+        return "multilabel" if self.multi_label else "classification"
 
     @property
     def parts(self) -> dict[str, Split]:

@@ -150,7 +150,7 @@ def _config(c: ViTConfig, family: _Family, folder: FolderConfig, key_bias: bool)
         tree |= {
             "id2label": folder.id2label,
             "label2id": {name: int(index) for index, name in folder.id2label.items()},
-            "problem_type": folder.problem_type,
+            "problem_type": folder.make_task().hf_problem_type,
         }
     return tree
 

@@ -101,7 +101,7 @@ def likeness_of(
     mine_NS: Tensor, theirs_NS: Tensor, config: FolderConfig, source: str, behind_resize: float | None = None
 ) -> Likeness:
     """Of the logits of N images by the model and by an engine."""
-    difference, has_head = _apart(mine_NS, theirs_NS), config.architecture.num_classes > 0
+    difference, has_head = _apart(mine_NS, theirs_NS), config.make_task().has_classes
     return Likeness(
         images=len(mine_NS), source=source, max_difference=max(difference, behind_resize or 0.0),
         behind_resize=difference if behind_resize is None else behind_resize, largest_logit=float(mine_NS.abs().max()),

@@ -15,7 +15,6 @@ from vitral.data.findings import CheckReport
 from vitral.data.sources import held_out, open_dataset, unlabelled_source
 from vitral.data.unlabeled import with_unlabeled, without_held_out
 from vitral.errors import UserError, command
-from vitral.objectives.config import SelfSupervisedConfig
 from vitral.run.config import RunConfig
 from vitral.training.journal import counted, log
 
@@ -40,7 +39,7 @@ def open_checked(
     Raises UserError that lists every error which `check.allow` doesn't name, and all that opening raises.
     """
     workers = data.workers if data.workers != "auto" else None
-    labelled = not isinstance(config.objective, SelfSupervisedConfig)
+    labelled = config.objective.needs_labels
     if not labelled:
         data = unlabelled_source(data)
         allow = tuple(dict.fromkeys((*config.check.allow, *_OF_LABELS)))

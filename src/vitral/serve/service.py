@@ -91,16 +91,16 @@ class Service:
     async def predict(self, host: Host, uploads: Sequence[Upload], topk: int) -> tuple[list[dict[str, Any]], int]:
         """What `vitral predict` prints of each image, and how many images the last one was computed with."""
         predictor = host.predictor
-        predictor.require_head()
+        predictor.require_answers()
         with host.places(len(uploads)):
             async with self.ready(predictor, uploads) as images:
                 computed: list[Computed] = await self._batchers[host.name].compute(predictor, tensors(images))
-        predictions = predictor.postprocess(torch.stack([each.logits_C for each in computed]), topk)
-        answers = [
-            {"image": _called(upload, number), "predictions": found}
-            for number, (upload, found) in enumerate(zip(uploads, predictions, strict=True))
+        answers = predictor.postprocess(torch.stack([each.logits_C for each in computed]), topk)
+        rows = [
+            {"image": _called(upload, number), **answer}
+            for number, (upload, answer) in enumerate(zip(uploads, answers, strict=True))
         ]
-        return answers, computed[-1].batch
+        return rows, computed[-1].batch
 
     async def embed(self, host: Host, uploads: Sequence[Upload], features: str) -> list[str]:
         """What `vitral embed` prints of each image, as JSON. Raises Refused, 413, where that would be too much."""

@@ -18,8 +18,8 @@ from vitral.errors import UserError
 from vitral.models.config import ResNetConfig, ViTConfig, build_config
 from vitral.models.create import build_model
 from vitral.models.model import ImageModel
+from vitral.tasks.class_names import LISTS, distinct_names, imagenet_names, numbered_names, renamed_classes
 from vitral.weights.beside import Beside, read_beside
-from vitral.weights.class_names import LISTS, distinct_names, imagenet_names, numbered_names, renamed_classes
 from vitral.weights.config import ReadOptions
 from vitral.weights.folder import FolderConfig, resized
 from vitral.weights.formats import FORMATS, Format, closest_format, find_format
@@ -260,7 +260,7 @@ def _folder_config(found: Understood, name: str) -> FolderConfig:
     provenance = {"converted_from": {"file": Path(found.source.where).name, "format": found.format.name}}
     return FolderConfig(
         name=name, architecture=architecture, id2label=labels, preprocessing=preprocessing, provenance=provenance,
-        problem_type="multi_label_classification" if several else "single_label_classification",
+        task="multilabel" if several else "classification" if labels else "features",
     )  # fmt: skip
 
 

@@ -22,7 +22,9 @@ from vitral.models.create import build_model
 from vitral.models.model import ImageModel
 from vitral.models.position import Resize
 from vitral.models.presets import PRESETS, count_parameters
-from vitral.weights.class_names import distinct_names
+from vitral.tasks.class_names import distinct_names
+from vitral.tasks.registry import TASKS
+from vitral.tasks.task import Task
 from vitral.weights.digests import (
     CONFIG,
     KEY,
@@ -57,8 +59,8 @@ CARD = "README.md"
 
 
 class FolderConfig(Config):
-    """config.json. `temperature` divides the logits before the softmax (fitted on validation data; 1: not fitted, as
-    always where an image may have several classes and each has a sigmoid of its own).
+    """config.json. `task`: the kind of answer, a name in `tasks.registry.TASKS`. `temperature` divides the logits
+    before they become scores (fitted on validation data; 1: not fitted). `task_state`: what else the task keeps.
 
     `provenance` holds recipe, seed, data (path, source, fingerprint), versions, metrics with their split, and which
     weights these are (of which step, averaged or not).
@@ -68,9 +70,10 @@ class FolderConfig(Config):
     name: str
     architecture: AnyModelConfig
     id2label: dict[str, str]
-    problem_type: Literal["single_label_classification", "multi_label_classification"] = "single_label_classification"
+    task: str
     preprocessing: ImageSpec
     temperature: float = Field(default=1.0, gt=0)
+    task_state: dict[str, Any] = Field(default_factory=dict)
     provenance: dict[str, Any]
 
     @model_validator(mode="after")
@@ -78,6 +81,11 @@ class FolderConfig(Config):
         count, architecture, shown = len(self.id2label), self.architecture, self.preprocessing
         if count != architecture.num_classes or set(self.id2label) != {str(index) for index in range(count)}:
             raise ValueError(f"id2label must name the {architecture.num_classes} outputs, 0 to N-1, one by one")
+        if self.task not in TASKS:
+            close = nearest(self.task, TASKS)
+            raise UserError("unknown task", where="task", got=self.task, wanted=", ".join(TASKS), nearest=close)
+        if TASKS[self.task].has_head != (count > 0):
+            raise ValueError(f"the task {self.task} does not fit a head of {count} outputs")
         if shown.image_size != architecture.image_size or shown.channels != architecture.in_channels:
             raise ValueError("preprocessing gives other images than the architecture takes")
         return self
@@ -86,6 +94,10 @@ class FolderConfig(Config):
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the logits."""
         return tuple(self.id2label[str(index)] for index in range(len(self.id2label)))
+
+    def make_task(self) -> Task:
+        """The task, which turns the outputs of this model into answers."""
+        return TASKS[self.task](self.classes, self.temperature, self.task_state)
 
 
 def bundled() -> list[str]:
@@ -236,6 +248,9 @@ def _read_config(path: Path, *, verify: bool) -> tuple[FolderConfig, dict[str, s
     digests = take_digests(tree, where, WEIGHTS) if verify else tree.pop(KEY, None)
     if verify and digests is not None:
         verify_text(text, digests[CONFIG], path / CONFIG)
+    if "task" not in tree:
+        hint = "This folder is of an older version: train again, or convert the weights again."
+        raise UserError("the task of this model is not stated", where=where, wanted=", ".join(TASKS), hint=hint)
     config = build(FolderConfig, tree, where=where)
     twice = [name for name, count in Counter(config.classes).items() if count > 1]
     if twice:

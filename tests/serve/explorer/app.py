@@ -102,7 +102,12 @@ def conv_host() -> Host:
     names = {str(place): name for place, name in enumerate(("cat", "dog", "owl", "eel"))}
     shown = ImageSpec(image_size=network.config.image_size, channels=3, fit="crop")
     config = FolderConfig(
-        name="resnet20_cifar", architecture=network.config, id2label=names, preprocessing=shown, provenance={}
+        task="classification",
+        name="resnet20_cifar",
+        architecture=network.config,
+        id2label=names,
+        preprocessing=shown,
+        provenance={},
     )
     return Host("conv", Predictor(network, config, "cpu"))
 
