@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from tests.data.test_cifar import binary10
+from tests.entropy import registered
 from tests.helpers import TINY, random_model, write_colours
 from tests.run.dino_cases import DINO, DINO_CASES
 from tests.run.mae_cases import MAE_CASES
@@ -196,6 +197,9 @@ ELSEWHERE = {
     ),
     **dict.fromkeys(("data.subset", "data.streaming"), "test_subset_and_streaming_reach_hugging_face"),
     **dict.fromkeys(("data.max_bad", "data.max_pixels"), "test_limits_of_reading_are_held"),
+    **dict.fromkeys(
+        ("data.unlabeled", "data.labels_per_class", "data.unlabeled_ratio"), "test_unlabeled_images_change_the_outcome"
+    ),
     "data.source": "test_source_is_not_guessed_where_it_is_said",
     "data.verify": "test_verify_refuses_files_that_are_not_the_published_ones",
     **dict.fromkeys(("data.workers", "data.worker_kind", "data.cache_mb"), "test_workers_and_cache_reach_the_store"),
@@ -310,6 +314,21 @@ def test_deterministic_is_switched_on_during_the_run_only(tmp_path: Path, monkey
     tiny(tmp_path / "b", train__steps=1)
     assert seen == [True, False]
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_unlabeled_images_change_the_outcome(tmp_path: Path) -> None:
+    """With an objective that has a stream of them."""
+    ways = ({"labels_per_class": 5}, {"labels_per_class": 6}, {"unlabeled": "pets"}, {"unlabeled": "more"})
+    found = list[object]()
+    with registered():
+        for ratio in (1, 2):
+            for number, way in enumerate(ways):
+                keys = {f"data__{key}": value for key, value in way.items()}
+                pets = {key.replace(".", "__"): value for key, value in PETS.items()} if "unlabeled" in way else {}
+                out = tmp_path / f"{number}-{ratio}"
+                tiny(out, **pets, **keys, data__unlabeled_ratio=ratio, objective__kind="entropy")
+                found.append(weights(out))
+    assert len(set(found)) == len(found)
 
 
 def test_source_is_not_guessed_where_it_is_said(tmp_path: Path) -> None:
