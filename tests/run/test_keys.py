@@ -197,9 +197,7 @@ ELSEWHERE = {
     ),
     **dict.fromkeys(("data.subset", "data.streaming"), "test_subset_and_streaming_reach_hugging_face"),
     **dict.fromkeys(("data.max_bad", "data.max_pixels"), "test_limits_of_reading_are_held"),
-    **dict.fromkeys(
-        ("data.unlabeled", "data.labels_per_class", "data.unlabeled_ratio"), "test_unlabeled_images_change_the_outcome"
-    ),
+    **dict.fromkeys(("data.unlabeled", "data.labels_per_class", "data.unlabeled_ratio"), "test_unlabeled_images"),
     "data.source": "test_source_is_not_guessed_where_it_is_said",
     "data.verify": "test_verify_refuses_files_that_are_not_the_published_ones",
     **dict.fromkeys(("data.workers", "data.worker_kind", "data.cache_mb"), "test_workers_and_cache_reach_the_store"),
@@ -316,7 +314,7 @@ def test_deterministic_is_switched_on_during_the_run_only(tmp_path: Path, monkey
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_unlabeled_images_change_the_outcome(tmp_path: Path) -> None:
+def test_unlabeled_images(tmp_path: Path) -> None:
     """With an objective that has a stream of them."""
     few, pets = {"objective.kind": "entropy"}, {**PETS, "objective.kind": "entropy"}
     ways = [{**few, "data.labels_per_class": n} for n in (5, 6)] + [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.entropy import Entropy, EntropyConfig, registered
+from tests.entropy import Entropy, EntropyConfig, kinds_kept, registered
 from tests.helpers import TINY, shape_image, write_colours, write_shapes
 from vitral.cli.main import main
 from vitral.data.loader import StreamLoader
@@ -226,3 +227,13 @@ def test_a_registered_kind_is_a_kind_like_any_other() -> None:
         register_objective(ViewedConfig, Entropy)
     with pytest.raises(UserError, match="entropy_weigth"):
         load_config("digits", {**FEW, "objective.entropy_weigth": 1.0})
+
+
+def test_the_page_about_streams_runs_as_it_stands() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "streams.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    with kinds_kept():
+        exec(compile(code, "streams.md", "exec"), {"__name__": "streams"})  # the documentation itself
+    rows = Journal.read(Path("runs/confident"))
+    assert rows[-1]["step"] == 30
+    assert any("entropy" in row for row in rows)
