@@ -40,7 +40,14 @@ def loader(data: Dataset, rank: int = 0, world: int = 1, **more: Any) -> TrainLo
     streams: dict[str, StreamLoader] = {}
     for number, (name, size, augment) in enumerate((("train", 16, VARIED), ("unlabeled", 48, PLAIN))):
         crop = RandomCrop(5, VARIED.crop_scale, VARIED.crop_ratio, first=number * STREAM_SPAN)
-        keys = {"exact": False, "workers": 2, "cache_mb": 0, "device": torch.device("cpu"), "crops": (crop,), **more}
+        keys: dict[str, Any] = {
+            "exact": False,
+            "workers": 2,
+            "cache_mb": 0,
+            "device": torch.device("cpu"),
+            "crops": (crop,),
+            **more,
+        }
         store = ImageStore(both.parts[name], (24, 20), Fit(), **keys)
         streams[name] = StreamLoader(
             store, size, augment, 5, rank=rank, world=world, number=number, labeled=number == 0

@@ -99,22 +99,7 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
     """Open the data (unless given), decode what fits in memory, settle every `auto`. Writes nothing."""
     device = pick_device(distributed.own_device(config.device))
     source = load_model(config.init) if config.init else None
-    channels = config.data.channels
-    if source is not None and channels == "auto":
-        channels = source[1].architecture.in_channels
-    report: CheckReport | None = None
-    if dataset is None:
-        data = config.data.model_copy(update={"channels": channels})
-        with distributed.first_of_machine_first():
-            dataset, report = open_checked(
-                config, data, _normalisation(config, source[1] if source else None, channels)
-            )
-    elif config.data.unlabeled is not None:
-        dataset = without_held_out(with_unlabeled(dataset, config.data))
-    if config.data.shots is not None:
-        dataset = with_shots(dataset, config.data.shots, config.seed)
-    if config.data.labels_per_class is not None:
-        dataset = with_labels_per_class(dataset, config.data.labels_per_class, config.seed)
+    dataset, report = _open_data(config, source[1] if source else None, dataset)
     task = task_of(config, dataset)
     # Everything about the architecture that can be wrong is found before images are read.
     name, draft = choose_architecture(config, dataset, source[1] if source else None)
@@ -169,6 +154,25 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
 def task_of(config: RunConfig, dataset: Dataset) -> Task:
     """The task that the objective learns on these data."""
     return TASKS[config.objective.task or dataset.task].of(dataset)
+
+
+def _open_data(
+    config: RunConfig, init: FolderConfig | None, dataset: Dataset | None
+) -> tuple[Dataset, CheckReport | None]:
+    """The data of the run, checked unless they are given; of few labels, where that is asked for."""
+    data, report = config.data, None
+    if dataset is None:
+        channels = init.architecture.in_channels if init and data.channels == "auto" else data.channels
+        with distributed.first_of_machine_first():
+            normalisation = _normalisation(config, init, channels)
+            dataset, report = open_checked(config, data.model_copy(update={"channels": channels}), normalisation)
+    elif data.unlabeled is not None:
+        dataset = without_held_out(with_unlabeled(dataset, data))
+    if data.shots is not None:
+        dataset = with_shots(dataset, data.shots, config.seed)
+    if data.labels_per_class is not None:
+        dataset = with_labels_per_class(dataset, data.labels_per_class, config.seed)
+    return dataset, report
 
 
 def _normalisation(

@@ -320,10 +320,9 @@ def _say_start(prepared: Prepared, objective: Objective, steps: int, folder: Pat
     log.info(
         "run: %s of %s on %s, %s, into %s",
         plural(steps, "step"),
-        " and ".join(
-            plural(stream.batch_size, "image") if len(prepared.streams) == 1 else f"{stream.batch_size} {name}"
-            for name, stream in prepared.streams.items()
-        ),
+        " and ".join(f"{stream.batch_size} {name}" for name, stream in prepared.streams.items()) + " images"
+        if len(prepared.streams) > 1
+        else plural(config.train.batch_size, "image"),
         prepared.device,
         config.precision,
         folder,
