@@ -14,6 +14,8 @@ Names = Annotated[tuple[str, ...], Strict(False)]
 SourceName = Literal["auto", "digits", "folder", "filename", "images", "table", "cifar", "hf", "yaml"]
 Validation = Literal["own", "dev", "none"]
 Interpolation = Literal["bicubic", "bilinear", "lanczos"]
+UNLABELED = "unlabeled"  # what images without labels, and the stream of batches that reads them, are called
+MAX_INPUT_PIXELS = 4096**2  # of a model's input, which takes 12 bytes per pixel of color
 MAX_PIXELS = 150_000_000  # three bytes each: 450 MB; the largest phone cameras give 108 to 200 million
 
 
@@ -44,27 +46,43 @@ class SourceConfig(Config):
     """Where the images come from, and how the source is read: the same keys for training and for evaluation."""
 
     path: str | None = Field(
-        default=None, description="folder, manifest, shards or YAML of the data; `data=X` is short for it"
+        default=None,
+        description="folder, manifest, shards or YAML file with the images; `data=X` is short for data.path=X",
     )
-    source: SourceName = Field(default="auto", description="kind of data; auto looks at the path")
+    source: SourceName = Field(default="auto", description="format of the data; auto: detect it from the path")
     pattern: str | None = Field(
-        default=None, description="regular expression over file names with a group (?P<label>...), maybe (?P<split>...)"
+        default=None,
+        description="regular expression over file names with the group (?P<label>...) and optionally (?P<split>...)",
     )
-    image_column: str | None = Field(default=None, description="column of file or image; null: by its name or type")
-    label_column: str | None = Field(default=None, description="column of label or labels; null: by its name or type")
-    split_column: str | None = Field(default=None, description="column of train, val or test; null: `split`, if any")
+    image_column: str | None = Field(
+        default=None, description="column with the image or its file name; null: detect by name or type"
+    )
+    label_column: str | None = Field(
+        default=None, description="column with the label or labels; null: detect by name or type"
+    )
+    split_column: str | None = Field(
+        default=None, description="column with train, val or test; null: the column `split` if there is one"
+    )
     label_separator: str | None = Field(
-        default=None, min_length=1, description="between several labels of one image (multi-label); null: one label"
+        default=None,
+        min_length=1,
+        description="separator between the labels of one image (multi-label); null: one label per image",
     )
-    classes: Names | None = Field(default=None, description="class names in order of their indices; null: sorted")
-    subset: str | None = Field(default=None, description="configuration of a Hugging Face dataset")
-    streaming: bool = Field(default=False, description="always false: a stream has no places to resume at")
-    max_bad: int = Field(default=0, ge=0, description="damaged images, over all splits, left out before it is an error")
+    classes: Names | None = Field(
+        default=None, description="class names in index order; null: the names in the data, sorted"
+    )
+    subset: str | None = Field(default=None, description="configuration name of a Hugging Face dataset")
+    max_bad: int = Field(
+        default=0,
+        ge=0,
+        description="number of damaged images, over all splits, that may be skipped before the run is refused",
+    )
     max_pixels: Count = Field(
         default=MAX_PIXELS,
-        description="largest image that is read, in pixels of up to 4 bytes (deeper ones count more), by its header",
+        description="size limit of one image, in pixels of up to 4 bytes (larger pixels count in proportion), checked "
+        "in the file header before decoding",
     )
-    verify: bool = Field(default=True, description="compare CIFAR files with the published md5 sums")
+    verify: bool = Field(default=True, description="compare CIFAR files with the published MD5 checksums")
 
 
 class Description(Config):
@@ -97,131 +115,184 @@ class DataConfig(SourceConfig):
 
     image_size: Count | Pair | Literal["auto"] = Field(
         default="auto",
-        description="side or height,width, pixels; auto: of init or preset; of the data if patch_size=auto",
+        description="side length, or height,width, in pixels; auto: that of init or the preset, or of the data if "
+        "model.patch_size=auto",
     )
     channels: Channels | Literal["auto"] = Field(
-        default="auto", description="1 grey, 3 RGB, 4 RGBA; auto: from the data"
+        default="auto", description="number of channels: 1 gray, 3 RGB, 4 RGBA; auto: detect from the data"
     )
     fit: Literal["crop", "squash"] = Field(
-        default="crop", description="to the model's shape by centre crop, or by changing the aspect"
+        default="crop",
+        description="how images are brought to the model's shape; crop: resize and center-crop; squash: resize without "
+        "keeping the aspect ratio",
     )
     interpolation: Interpolation | Literal["auto"] = Field(
-        default="auto", description="filter of the resize, antialiased; auto: of init, else bicubic"
+        default="auto", description="resize filter, antialiased; auto: that of init, else bicubic"
     )
     crop_ratio: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
         default="auto",
-        description="resized to size / crop_ratio, then cut at the centre (timm's crop_pct); auto: of init, else 1; "
-        "training with augment.crop takes 1",
+        description="share of the resized image's side that the center crop keeps (timm's crop_pct); auto: that of "
+        "init, else 1; 1 when training with augment.crop",
     )
     mean: Shares | Literal["auto"] = Field(
-        default="auto", description="per channel, in [0,1]; auto: of the train split, or of init"
+        default="auto", description="mean per channel for normalization, in [0,1]; auto: of the train split, or of init"
     )
     std: Shares | Literal["auto"] = Field(
-        default="auto", description="per channel, in [0,1]; auto: of the train split, or of init"
+        default="auto",
+        description="standard deviation per channel for normalization, in [0,1]; auto: of the train split, or of init",
     )
     val_fraction: float = Field(
-        default=0.1, gt=0, lt=1, description="share of train held out where there is no validation split"
+        default=0.1,
+        gt=0,
+        lt=1,
+        description="share of the train split held out for validation if the data have no validation split",
     )
     validation: Validation = Field(
         default="own",
-        description="own: that of the data, else held out of train; dev: always held out of train, and the test images "
-        "are left alone; none: train on all, keep the last weights",
+        description="images for validation; own: the validation split of the data, else a part of train; dev: always a "
+        "part of train, leaving the test split untouched; none: train on all images and save the last "
+        "weights",
     )
     shots: Count | None = Field(
         default=None,
-        description="train images of each class that are learned from, drawn by seed from what validation leaves; "
-        "null: all",
+        description="number of train images per class, drawn by seed after the validation split; null: all",
     )
-    background: str = Field(default="#ffffff", description="colour behind transparency: a name or #rrggbb")
+    unlabeled: str | None = Field(
+        default=None,
+        description="path of images without labels, for objectives with an unlabeled stream; takes every layout that "
+        "path takes and reads its train split without labels; null: none",
+    )
+    labels_per_class: Count | None = Field(
+        default=None,
+        description="number of train images per class that keep their labels, drawn by seed; the others are read "
+        "without labels; null: all keep them",
+    )
+    unlabeled_ratio: Count = Field(
+        default=1, description="unlabeled images per labeled image in a step (mu of FixMatch)"
+    )
+    background: str = Field(default="#ffffff", description="color behind transparent pixels: a name or #rrggbb")
     value_range: ValueRange | Literal["auto"] | None = Field(
         default="auto",
-        description="[black, white] of samples of more than 8 bits (float, 16 and 32 bits); auto: from all images of "
-        "the data, null: what each file's format says (16 bits: 0 to 65535, floats: 0 to 1)",
+        description="[black, white] level of images with more than 8 bits per sample (float, 16 and 32 bits); auto: "
+        "the range over all images; null: the range of the file format (16 bits: 0 to 65535, floats: 0 to "
+        "1)",
     )
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
-        default="auto", description="threads or processes that decode files, beside the caller; auto: one a core"
-    )
-    worker_kind: Literal["threads", "fork", "spawn"] = Field(
-        default="threads",
-        description="threads; processes (fork, spawn) help where the Python code of a source takes the time; "
-        "validation always uses threads",
+        default="auto", description="threads that decode files, in addition to the main thread; auto: one per core"
     )
     balance: Literal["none", "class", "sqrt"] = Field(
-        default="none", description="classes in training: as in the data, equally often, or by the root of their counts"
+        default="none",
+        description="class frequencies in training; none: as in the data; class: equal; sqrt: in proportion to the "
+        "square root of the class counts",
     )
-    cache_mb: int = Field(default=2048, ge=0, description="decoded images kept in memory up to this many MB a split")
+    cache_mb: int = Field(default=2048, ge=0, description="memory for decoded images, in MB per split")
 
 
 class AugmentConfig(Config):
     """How training images are varied. Evaluation never is."""
 
     crop: Literal["none", "random_resized"] = Field(
-        default="none", description="random_resized: a random part of the image, resized to the model's shape"
+        default="none", description="random_resized: crop a random part of the image and resize it to the model's shape"
     )
     crop_scale: ShareRange = Field(
-        default=(0.08, 1.0), description="least and largest area of a crop, shares of the image"
+        default=(0.08, 1.0), description="smallest and largest area of the random crop, as shares of the image"
     )
-    crop_ratio: Rising = Field(default=(0.75, 1.3333), description="least and largest width / height of a crop")
-    pad_crop: int = Field(default=0, ge=0, description="whole-pixel shift up to this many pixels (pad, then crop)")
-    flip: float = Field(default=0.0, ge=0, le=1, description="probability of a left-right flip")
-    flip_vertical: float = Field(default=0.0, ge=0, le=1, description="probability of an upside-down flip")
-    rotate: float = Field(default=0.0, ge=0, le=180, description="largest angle, degrees either way")
+    crop_ratio: Rising = Field(
+        default=(0.75, 1.3333), description="smallest and largest aspect ratio (width / height) of the random crop"
+    )
+    pad_crop: int = Field(default=0, ge=0, description="largest random shift in whole pixels (pad, then crop)")
+    flip: float = Field(default=0.0, ge=0, le=1, description="probability of a horizontal flip")
+    flip_vertical: float = Field(default=0.0, ge=0, le=1, description="probability of a vertical flip")
+    rotate: float = Field(default=0.0, ge=0, le=180, description="largest rotation in degrees, in both directions")
     scale: float = Field(
-        default=0.0, ge=0, lt=10, description="largest zoom: 0.1 is a factor of 1/1.1 to 1.1, log-uniform"
+        default=0.0, ge=0, lt=10, description="largest zoom: 0.1 zooms by a factor from 1/1.1 to 1.1, log-uniform"
     )
-    shear: float = Field(default=0.0, ge=0, lt=60, description="largest horizontal shear, degrees either way")
-    translate: float = Field(default=0.0, ge=0, le=1, description="largest shift, as a share of the side, subpixel")
+    shear: float = Field(
+        default=0.0, ge=0, lt=60, description="largest horizontal shear in degrees, in both directions"
+    )
+    translate: float = Field(
+        default=0.0, ge=0, le=1, description="largest shift as a share of the side length, with subpixel precision"
+    )
     fill: Literal["zeros", "grey", "border", "reflection"] = Field(
-        default="zeros", description="what lies outside the image: black, mid-grey, its edge, its mirror"
+        default="zeros",
+        description="fill outside the image; zeros: black; grey: mid-gray; border: the edge pixels; reflection: the "
+        "mirrored image",
     )
     policy: Literal["none", "randaugment", "trivial", "three"] = Field(
         default="none",
-        description="RandAugment, TrivialAugment (wide), or one of grey, solarize, blur as DeiT III's 3-Augment",
+        description="augmentation policy: RandAugment, TrivialAugment (wide), or three: DeiT III's 3-Augment (one of "
+        "grayscale, solarize, blur)",
     )
-    num_ops: int = Field(default=2, ge=0, le=16, description="operations of randaugment, one after the other")
-    magnitude: float = Field(default=9.0, ge=0, le=30, description="strength of randaugment: 0 none to 30 largest")
+    num_ops: int = Field(default=2, ge=0, le=16, description="randaugment: number of operations per image")
+    magnitude: float = Field(default=9.0, ge=0, le=30, description="randaugment: strength of the operations, 0 to 30")
     magnitude_std: float = Field(
-        default=0.0, ge=0, le=30, description="standard deviation of randaugment's strength from draw to draw"
+        default=0.0, ge=0, le=30, description="randaugment: standard deviation of the strength between draws"
     )
     interpolation: Literal["nearest", "bilinear"] = Field(
-        default="bilinear", description="of the policy's shears, shifts and rotations"
+        default="bilinear", description="filter of the policy's shears, shifts and rotations"
     )
-    brightness: float = Field(default=0.0, ge=0, le=1, description="colour jitter: factor 1 - this to 1 + this")
-    contrast: float = Field(default=0.0, ge=0, le=1, description="colour jitter: factor 1 - this to 1 + this")
-    saturation: float = Field(default=0.0, ge=0, le=1, description="colour jitter: factor 1 - this to 1 + this")
-    hue: float = Field(default=0.0, ge=0, le=0.5, description="colour jitter: largest turn, 0.5 is half the circle")
-    jitter_prob: float = Field(default=1.0, ge=0, le=1, description="probability that a sample's colours are jittered")
-    grey: float = Field(default=0.0, ge=0, le=1, description="probability of greyscale")
-    solarize: float = Field(default=0.0, ge=0, le=1, description="probability that bright pixels are inverted")
+    brightness: float = Field(
+        default=0.0, ge=0, le=1, description="color jitter: brightness is multiplied by a factor from 1 - x to 1 + x"
+    )
+    contrast: float = Field(
+        default=0.0, ge=0, le=1, description="color jitter: contrast is multiplied by a factor from 1 - x to 1 + x"
+    )
+    saturation: float = Field(
+        default=0.0, ge=0, le=1, description="color jitter: saturation is multiplied by a factor from 1 - x to 1 + x"
+    )
+    hue: float = Field(
+        default=0.0, ge=0, le=0.5, description="color jitter: largest hue rotation, as a share of the circle"
+    )
+    jitter_prob: float = Field(default=1.0, ge=0, le=1, description="probability of color jitter")
+    grey: float = Field(default=0.0, ge=0, le=1, description="probability of conversion to grayscale")
+    solarize: float = Field(
+        default=0.0, ge=0, le=1, description="probability of solarization (bright pixels are inverted)"
+    )
     solarize_from: float = Field(default=0.5, ge=0, le=1, description="brightness in [0,1] from which solarize inverts")
-    posterize: float = Field(default=0.0, ge=0, le=1, description="probability of fewer levels a channel")
-    posterize_bits: int = Field(default=4, ge=1, le=8, description="bits a channel that posterize keeps")
-    equalize: float = Field(default=0.0, ge=0, le=1, description="probability of an equalized histogram")
-    autocontrast: float = Field(default=0.0, ge=0, le=1, description="probability of each channel stretched to [0,1]")
-    invert: float = Field(default=0.0, ge=0, le=1, description="probability of the negative")
-    sharpen: float = Field(default=0.0, ge=0, le=1, description="probability of a change of sharpness")
-    sharpen_factor: float = Field(default=2.0, ge=0, le=10, description="0 smooth, 1 unchanged, 2 sharp")
+    posterize: float = Field(
+        default=0.0, ge=0, le=1, description="probability of posterization (fewer levels per channel)"
+    )
+    posterize_bits: int = Field(default=4, ge=1, le=8, description="bits per channel after posterize")
+    equalize: float = Field(default=0.0, ge=0, le=1, description="probability of histogram equalization")
+    autocontrast: float = Field(default=0.0, ge=0, le=1, description="probability of stretching each channel to [0,1]")
+    invert: float = Field(default=0.0, ge=0, le=1, description="probability of inverting the colors")
+    sharpen: float = Field(default=0.0, ge=0, le=1, description="probability of changing the sharpness")
+    sharpen_factor: float = Field(
+        default=2.0, ge=0, le=10, description="factor of sharpen: 0 smooth, 1 unchanged, 2 sharp"
+    )
     blur: float = Field(default=0.0, ge=0, le=1, description="probability of Gaussian blur")
     blur_sigma: Rising = Field(
-        default=(0.1, 2.0), description="least and largest standard deviation of the blur, pixels; policy three too"
+        default=(0.1, 2.0),
+        description="smallest and largest standard deviation of the blur, in pixels; also for policy=three",
     )
     erase: float = Field(default=0.0, ge=0, le=1, description="probability of random erasing")
     erase_scale: ShareRange = Field(
-        default=(0.02, 0.3333), description="least and largest area that is erased, shares of the image"
+        default=(0.02, 0.3333), description="smallest and largest erased area, as shares of the image"
     )
-    erase_ratio: Rising = Field(default=(0.3, 3.3), description="least and largest height / width of what is erased")
+    erase_ratio: Rising = Field(
+        default=(0.3, 3.3), description="smallest and largest aspect ratio (height / width) of the erased area"
+    )
     erase_fill: Literal["zeros", "mean", "noise"] = Field(
-        default="zeros", description="what replaces it: black, the image's mean colour, uniform noise a pixel"
+        default="zeros",
+        description="fill of the erased area; zeros: black; mean: the image's mean color; noise: uniform noise per "
+        "pixel",
     )
     repeats: Count = Field(
-        default=1, description="times that a batch holds each of its samples, each varied differently; divides it"
+        default=1,
+        description="repeated augmentation: number of copies of each sample in a batch, each augmented differently; "
+        "divides the batch size",
     )
-    mixup: float = Field(default=0.0, ge=0, description="alpha of the Beta distribution of mixup's weight; 0: off")
+    mixup: float = Field(
+        default=0.0, ge=0, description="mixup: alpha of the Beta distribution of the mixing weight; 0: off"
+    )
     cutmix: float = Field(
-        default=0.0, ge=0, description="alpha of CutMix; 0: off; with mixup on too, each group of 8 draws one"
+        default=0.0,
+        ge=0,
+        description="CutMix: alpha of the Beta distribution of the mixing weight; 0: off; with mixup too, each group "
+        "of 8 images draws one of the two",
     )
     mix_prob: float = Field(
-        default=1.0, ge=0, le=1, description="share of the groups of 8 images that are mixed at all"
+        default=1.0, ge=0, le=1, description="share of the groups of 8 images that mixup or CutMix mixes"
     )
 
     @property
@@ -243,10 +314,24 @@ class ViewConfig(NamedTuple):
     size: tuple[int, int]
 
 
+class StreamConfig(NamedTuple):
+    """One stream of training batches: how each sample is shown, once for each view; samples in a batch, over all
+    processes; whether batches hold labels; and the keys that hold for the stream as a whole: of `augment` repeats and
+    mixing, `balance` of classes."""
+
+    views: tuple[ViewConfig, ...]
+    batch_size: int
+    labeled: bool
+    augment: AugmentConfig
+    balance: Literal["none", "class", "sqrt"]
+
+
 class CheckConfig(Config):
     """The check of the data before a run."""
 
     allow: Annotated[Names, AfterValidator(known_codes)] = Field(
-        default=(), description="codes of findings that do not refuse the run; errors in it are shown as warnings"
+        default=(), description="finding codes that do not refuse the run; errors with these codes become warnings"
     )
-    skip: bool = Field(default=False, description="train unchecked data; the log and the model's card say so")
+    skip: bool = Field(
+        default=False, description="train without checking the data; the log and the model card state it"
+    )

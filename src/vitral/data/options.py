@@ -15,13 +15,15 @@ class ReadConfig(SourceConfig):
     """Which images, and how they are read: the keys of a run that change the pixels."""
 
     channels: Channels | Literal["auto"] = Field(
-        default="auto", description="1 grey, 3 RGB, 4 RGBA; auto: from the data"
+        default="auto", description="number of channels: 1 gray, 3 RGB, 4 RGBA; auto: detect from the data"
     )
-    background: str = Field(default="#ffffff", description="colour behind transparency: a name or #rrggbb")
+    background: str = Field(default="#ffffff", description="color behind transparent pixels: a name or #rrggbb")
     value_range: ValueRange | Literal["auto"] | None = Field(
         default="auto", description=DataConfig.model_fields["value_range"].description
     )
-    workers: Count | Literal["auto"] = Field(default="auto", description="threads that decode files; auto: one a core")
+    workers: Count | Literal["auto"] = Field(
+        default="auto", description="number of threads that decode files; auto: one per core"
+    )
 
     def as_data(self) -> DataConfig:
         """The same, as the sources take it."""
@@ -38,27 +40,32 @@ class CheckOptions(Config):
 
     data: ReadConfig = ReadConfig()
     allow: Annotated[Names, AfterValidator(known_codes)] = Field(
-        default=(), description="codes of findings that are no errors here"
+        default=(), description="finding codes that are reported as warnings instead of errors"
     )
-    init: str | None = Field(default=None, description="model whose normalisation the images are compared with")
-    out: str | None = Field(default=None, description="HTML file with the suspicious images side by side")
-    fresh: bool = Field(default=False, description="decode everything again, whatever an earlier check found")
+    init: str | None = Field(default=None, description="model whose normalization is compared with the images")
+    out: str | None = Field(default=None, description="HTML file to write, with the suspicious images side by side")
+    fresh: bool = Field(
+        default=False, description="decode all images again instead of using the results of an earlier check"
+    )
 
 
 class StatsOptions(Config):
     """Keys of `vitral data stats`."""
 
     data: ReadConfig = ReadConfig()
-    out: str | None = Field(default=None, description="HTML file with the numbers and some images of each class")
-    images: int = Field(default=24, ge=1, le=500, description="images a class in the HTML file")
+    out: str | None = Field(
+        default=None, description="HTML file to write, with the statistics and sample images of each class"
+    )
+    images: int = Field(default=24, ge=1, le=500, description="number of images per class in the HTML file")
 
 
 class ConvertOptions(Config):
     """Keys of `vitral data convert`."""
 
     data: ReadConfig = ReadConfig()
-    out: str = Field(description="folder to write; it must not exist, or be empty")
+    out: str = Field(description="folder to write; must be new or empty")
     layout: Literal["folder", "flat", "csv"] = Field(
         default="folder",
-        description="SPLIT/CLASS/00017.png, SPLIT/CLASS_00017.png, or images and a manifest.csv",
+        description="file layout; folder: SPLIT/CLASS/00017.png; flat: SPLIT/CLASS_00017.png; csv: images and "
+        "manifest.csv",
     )

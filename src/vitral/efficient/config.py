@@ -15,10 +15,13 @@ class MergeConfig(Config):
     """Token merging without training."""
 
     r: Annotated[int, Field(ge=0)] | Counts = Field(
-        default=8, description="tokens merged away in each block, at most half of those there; or a list, one a block"
+        default=8,
+        description="number of tokens merged in each block (ToMe, Bolya et al. 2023), at most half of the remaining "
+        "ones; or a list with one number per block",
     )
     schedule: Literal["constant", "decreasing"] = Field(
-        default="constant", description="r in every block, or from twice r down to none, as many in all"
+        default="constant",
+        description="constant: r in every block; decreasing: from 2 r down to 0, with the same total",
     )
 
     @model_validator(mode="after")
@@ -30,7 +33,14 @@ class MergeConfig(Config):
 class KeepConfig(Config):
     """Keeping the patches that the class token attends to, without training."""
 
-    share: float = Field(default=0.7, gt=0, le=1, description="of the patch tokens that each of these blocks keeps")
+    share: float = Field(
+        default=0.7,
+        gt=0,
+        le=1,
+        description="share of the patch tokens kept at each of these blocks (EViT, Liang et al. 2022)",
+    )
     after: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] | None = Field(
-        default=None, description="blocks, from 0, that keep only a share; null: a quarter, half and 3/4 of the way"
+        default=None,
+        description="blocks, counted from 0, that keep only this share; null: at a quarter, half and three "
+        "quarters of the depth",
     )

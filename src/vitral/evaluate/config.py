@@ -1,22 +1,70 @@
-"""How features are judged: the keys of each kind of probe."""
+"""Keys of each evaluator and of each kind of probe."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from pydantic import Field, Strict, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, Strict, model_validator
 
-from vitral.config import Config, Count
+from vitral.config import Config, Count, build
+from vitral.errors import UserError, nearest
 
 Counts = Annotated[tuple[Count, ...], Strict(False), Field(min_length=1)]
 Positives = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Strict(False), Field(min_length=1)]
 
 
+class EvaluatorConfig(Config):
+    """Keys of an evaluator: none by default."""
+
+    def images(self, counts: Mapping[str, int]) -> int:
+        """How many images one validation computes, of splits with so many."""
+        return counts.get("val", 0)
+
+
+class NeighborsConfig(EvaluatorConfig):
+    """Keys of the evaluator `knn`, which classifies by the nearest train images."""
+
+    k: Count = Field(default=20, description="train images that vote for the class of an image")
+    samples: Count = Field(
+        default=50_000, description="most train images that vote, and most that are evaluated, evenly spaced"
+    )
+
+    def images(self, counts: Mapping[str, int]) -> int:
+        """Those of both splits."""
+        return sum(min(counts.get(name, 0), self.samples) for name in ("train", "val"))
+
+
+EVALUATORS: dict[str, type[EvaluatorConfig]] = {"clean": EvaluatorConfig, "knn": NeighborsConfig}
+
+
+def _evaluators(tree: Any) -> Any:
+    """The configurations of evaluators by name. Raises UserError for an unknown name and unknown keys."""
+    if not isinstance(tree, Mapping):
+        return tree
+    for name in tree:
+        if name not in EVALUATORS:
+            raise UserError(
+                "unknown evaluator", got=name, wanted=", ".join(EVALUATORS), nearest=nearest(name, EVALUATORS)
+            )
+    return {
+        name: keys if isinstance(keys, Config) else build(EVALUATORS[name], {} if keys is None else keys)
+        for name, keys in tree.items()
+    }
+
+
+Evaluators = Annotated[dict[str, SerializeAsAny[EvaluatorConfig]], BeforeValidator(_evaluators)]
+
+
 class KnnConfig(Config):
     """Keys of the weighted nearest neighbours."""
 
-    k: Counts = Field(default=(10, 20, 100, 200), description="numbers of neighbours that vote, each tried")
-    temperature: float = Field(default=0.07, gt=0, description="a neighbour's vote is exp(cosine similarity / this)")
+    k: Counts = Field(default=(10, 20, 100, 200), description="numbers of neighbors that vote; each is evaluated")
+    temperature: float = Field(
+        default=0.07,
+        gt=0,
+        description="temperature of the vote: a neighbor votes with weight exp(cosine similarity / temperature)",
+    )
 
 
 class LinearConfig(Config):
@@ -24,12 +72,17 @@ class LinearConfig(Config):
 
     l2: Positives = Field(
         default=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
-        description="strengths of the penalty l2/2 |weights|^2 on the mean loss; the best on held-out train images is "
-        "taken",
+        description="strengths of the penalty l2/2 |weights|^2 on the mean loss; the best one on held-out train images "
+        "is used",
     )
-    held_out: float = Field(default=0.1, gt=0, lt=1, description="share of train held out to choose l2; then joined")
-    batchnorm: bool = Field(default=True, description="features standardised by train, as MAE's BatchNorm does it")
-    steps: Count = Field(default=500, description="most L-BFGS steps a fit")
+    held_out: float = Field(
+        default=0.1, gt=0, lt=1, description="share of the train images held out to choose l2; the final fit uses all"
+    )
+    batchnorm: bool = Field(
+        default=True,
+        description="standardize the features with the statistics of the train images, as MAE's BatchNorm does",
+    )
+    steps: Count = Field(default=500, description="largest number of L-BFGS steps per fit")
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> LinearConfig:
@@ -41,5 +94,8 @@ class LinearConfig(Config):
 class FewshotConfig(Config):
     """Keys of few-shot regression."""
 
-    shots: Counts = Field(default=(1, 5, 10, 25), description="train images a class, each tried; the last is top1")
-    seeds: Count = Field(default=3, description="random choices of the train images")
+    shots: Counts = Field(
+        default=(1, 5, 10, 25),
+        description="numbers of train images per class; each is evaluated, the last one is reported as top1",
+    )
+    seeds: Count = Field(default=3, description="number of random draws of the train images")

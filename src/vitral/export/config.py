@@ -17,42 +17,48 @@ class ExportOptions(Config):
     """What is written, and where."""
 
     format: Literal["hf", "timm", "onnx", "pt2", "openvino"] = Field(
-        description="hf, timm: a folder of transformers or timm; onnx, pt2, openvino: the whole function as a graph"
+        description="target format; hf, timm: a folder for transformers or timm; onnx, pt2, openvino: the whole "
+        "function as a graph"
     )
-    out: str = Field(description="the folder to write")
-    overwrite: bool = Field(default=False, description="whether a folder that is there may be replaced")
+    out: str = Field(description="folder to write")
+    overwrite: bool = Field(default=False, description="replace an existing export in out")
     image_size: Count | Pair | None = Field(
-        default=None, description="pixels, one number or height,width; null: the model's own size"
+        default=None, description="input size in pixels: one number or height,width; null: the model's size"
     )
     takes: Literal["pixels", "resized"] = Field(
         default="pixels",
-        description="input of the graph; pixels: uint8 [batch, height, width, channels] of any size; "
-        "resized: float32 [batch, channels, height, width] in [0,1], of the model's size",
+        description="input of the graph; pixels: uint8 [batch, height, width, channels] of any size; resized: float32 "
+        "[batch, channels, height, width] in [0,1], at the model's size",
     )
     batch: Count | None = Field(
         default=None,
-        description="images at once, as a number that is fixed in the graph; null: any. With takes=resized no size is "
-        "left open, as some accelerators want it",
+        description="fixed batch size of the graph; null: any; with takes=resized all shapes are then static, as some "
+        "accelerators require",
     )
-    precision: Literal["float32", "bfloat16", "int8"] = Field(default="float32", description="of the computation")
+    precision: Literal["float32", "bfloat16", "int8"] = Field(
+        default="float32", description="precision of the computation"
+    )
     quantise: Literal["dynamic", "static"] | None = Field(
         default=None,
-        description="int8: scales of activations from each batch, or once from 64 images; "
-        "null: dynamic for onnx, static for openvino",
+        description="int8: scales of the activations; dynamic: computed per batch; static: calibrated once on 64 "
+        "images; null: dynamic for onnx, static for openvino",
     )
-    images: int = Field(default=32, ge=1, description="how many are compared: of data, or else built-in ones")
+    images: int = Field(
+        default=32, ge=1, description="number of images in the comparison with the model; from data, or built-in ones"
+    )
     max_difference: float | None = Field(
         default=None,
         gt=0,
-        description="exit code 3 if a logit differs by more; null: in float32 0.001, or 0.0001 of the largest logit "
-        "where that is more, else no limit",
+        description="largest allowed difference of a logit, else exit code 3; null: with float32 0.001, or 0.0001 of "
+        "the largest logit if that is more; otherwise no limit",
     )
     min_agreement: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="exit code 3 if top-1 agrees on a smaller share or, without a head, the mean cosine of features is "
-        "smaller; null: float32 1, bfloat16 and int8 0.95; of features 0.9999, 0.99, 0.95",
+        description="smallest allowed top-1 agreement, as a share, or mean cosine similarity of features for a model "
+        "without a head, else exit code 3; null: float32 1, bfloat16 and int8 0.95; for features 0.9999, "
+        "0.99, 0.95",
     )
 
     @model_validator(mode="after")

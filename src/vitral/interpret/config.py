@@ -10,7 +10,5 @@ from vitral.config import Config
 class GradientsConfig(Config):
     """Integrated gradients."""
 
-    steps: int = Field(default=64, ge=1, le=2000, description="equal ones, on the way from the baseline to the image")
-    baseline: float = Field(
-        default=0.0, ge=0, le=1, description="grey level of the picture where the way begins; 0: black, 1: white"
-    )
+    steps: int = Field(default=64, ge=1, le=2000, description="number of steps between the baseline and the image")
+    baseline: float = Field(default=0.0, ge=0, le=1, description="gray level of the baseline image; 0: black, 1: white")

@@ -9,25 +9,30 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from vitral.config import Config, Count, Pair, Shares, build, refuse_idle
+from vitral.data.config import MAX_INPUT_PIXELS
 from vitral.errors import UserError
 
 Blocks = Annotated[tuple[Count, ...], Field(strict=False)]
 
 _RELATIVE = ("relative", "rope")
-MAX_INPUT_PIXELS = 4096**2  # of a model's input, which takes 12 bytes per pixel of color
 MAX_PATCHES = 2**18
 
 
 class ModelConfig(Config):
     """What every architecture has; equal configs mean parameters of equal names and shapes."""
 
-    image_size: Pair = Field(description="height,width in pixels; one number: a square")
-    in_channels: int = Field(default=3, ge=1, le=4, description="1 grey, 2, 3 RGB, 4 RGBA")
+    image_size: Pair = Field(description="height,width of the input in pixels; one number: a square")
+    in_channels: int = Field(default=3, ge=1, le=4, description="number of input channels: 1 gray, 3 RGB, 4 RGBA")
     num_classes: int = Field(
-        default=1000, ge=0, description="outputs of the head; 0: no head, the model gives pooled features"
+        default=1000, ge=0, description="number of outputs of the head; 0: no head, the model returns pooled features"
     )
-    mean: Shares = Field(default=(), description="per channel, in units of [0,1] images; empty: 0.5 for each")
-    std: Shares = Field(default=(), description="per channel, in units of [0,1] images; empty: 0.5 for each")
+    mean: Shares = Field(
+        default=(), description="mean per channel for normalization, in [0,1]; empty: 0.5 for each channel"
+    )
+    std: Shares = Field(
+        default=(),
+        description="standard deviation per channel for normalization, in [0,1]; empty: 0.5 for each channel",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -57,80 +62,99 @@ class ViTConfig(ModelConfig):
     """A Vision Transformer and its head: arXiv 2010.11929, its hybrids, and what was added to it since."""
 
     family: Literal["vit"] = "vit"
-    patch_size: int = Field(ge=1, description="side of what one token stands for, in pixels; divides image_size")
+    patch_size: int = Field(ge=1, description="side length of a patch in pixels; divides image_size")
     stem_blocks: Blocks | None = Field(
         default=None,
-        description="hybrid: bottleneck blocks of each stage of a ResNet in front (none: its first layer alone); "
-        "null: patches of pixels",
+        description="hybrid (ViT, section 3.1): number of bottleneck blocks per stage of the ResNet before the patch "
+        "embedding (none: only its first layer); null: patches of pixels",
     )
     stem_epsilons: Literal["timm", "google"] = Field(
-        default="timm", description="hybrid: small constants of norms and convolutions; google: the paper's code"
+        default="timm",
+        description="hybrid: epsilons of norms and weight standardization, as in timm or in the paper's code (google)",
     )
-    width: int = Field(ge=1, description="features of a token")
-    depth: int = Field(ge=1, description="number of blocks")
-    heads: int = Field(ge=1, description="attention heads of a block; divides width")
-    mlp_dim: int = Field(ge=1, description="hidden features of a block's MLP")
+    width: int = Field(ge=1, description="number of features per token")
+    depth: int = Field(ge=1, description="number of transformer blocks")
+    heads: int = Field(ge=1, description="number of attention heads per block; divides width")
+    mlp_dim: int = Field(ge=1, description="number of hidden features of each MLP")
     block_heads: Blocks | None = Field(
-        default=None, description="heads of each block, of width / heads features each; null: heads in every block"
+        default=None,
+        description="number of heads of each block, with width / heads features per head; null: heads in every block",
     )
     block_mlp_dims: Blocks | None = Field(
-        default=None, description="hidden features of each block's MLP; null: mlp_dim in every block"
+        default=None, description="number of hidden features of each block's MLP; null: mlp_dim in every block"
     )
     mlp: Literal["gelu", "swiglu"] = Field(
-        default="gelu", description="the MLP's form; swiglu: a gate times a value, each of mlp_dim"
+        default="gelu",
+        description="type of MLP; swiglu: gated, with mlp_dim features each for gate and value (Shazeer 2020)",
     )
     gelu: Literal["exact", "tanh"] = Field(
-        default="exact", description="form of the activation; the paper's weights used tanh"
+        default="exact", description="GELU variant; tanh: the approximation that the ViT paper's weights use"
     )
-    qk_norm: bool = Field(default=False, description="layer norm of queries and keys, per head")
+    qk_norm: bool = Field(default=False, description="apply layer norm to queries and keys, per head")
     layer_scale: float | None = Field(
-        default=None, gt=0, description="initial factor per feature on each branch's output; null: none"
+        default=None,
+        gt=0,
+        description="initial value of LayerScale, a learned factor per feature on each branch (CaiT); null: off",
     )
     dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="after each dense layer but qkv, and after adding positions"
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="dropout rate after each dense layer except qkv, and after adding positions",
     )
     drop_path: float = Field(
-        default=0.0, ge=0, lt=1, description="share of samples that skip the last block; rising from 0"
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="stochastic depth rate of the last block; rises linearly from 0 at the first block",
     )
-    class_token: bool = Field(default=True, description="whether a learned token is put before the patches")
-    distill_token: bool = Field(default=False, description="DeiT's second token, with a head of its own")
-    registers: int = Field(default=0, ge=0, description="learned tokens without a place and without a use at the end")
+    class_token: bool = Field(default=True, description="prepend a learned class token to the patches")
+    distill_token: bool = Field(default=False, description="add DeiT's distillation token, with its own head")
+    registers: int = Field(
+        default=0,
+        ge=0,
+        description="register tokens (Darcet et al. 2023): learned, without position, discarded at the output",
+    )
     positions: Literal["learned", "learned_2d", "sincos", "relative", "rope", "none"] = Field(
         default="learned",
-        description="learned: one vector a place, in raster order; learned_2d: half a vector a row, half a column; "
-        "sincos: fixed; relative: vectors of offsets in the attention; rope: rotated queries and keys",
+        description="position encoding; learned: one vector per patch; learned_2d: half a vector per row, half per "
+        "column; sincos: fixed 2-D sines and cosines; relative: learned vectors per offset in the "
+        "attention; rope: rotated queries and keys",
     )
     positions_at: Literal["stem", "layers", "layers_shared"] | None = Field(
         default=None,
-        description="where: before the first block, or in every block, with tables of its own or shared; "
-        "null: stem, and in the layers for relative and rope",
+        description="where positions are added; stem: before the first block; layers: in every block, with separate "
+        "tables; layers_shared: in every block, with one table; null: stem, or in the layers for relative "
+        "and rope",
     )
     prefix_positions: bool = Field(
-        default=True, description="whether class and distillation token have rows in the learned table too"
+        default=True, description="give class and distillation token a row in the learned position table"
     )
     position_resize: Literal["bicubic_antialias", "bicubic", "google"] = Field(
         default="bicubic_antialias",
-        description="learned positions on another grid; google: bilinear with aligned corners, as in the paper's code",
+        description="resampling of learned positions to another grid; google: bilinear with aligned corners, as in the "
+        "ViT paper's code",
     )
-    rope_theta: float = Field(default=100.0, gt=1, description="ratio of rope's shortest to its longest period")
+    rope_theta: float = Field(default=100.0, gt=1, description="rope: ratio of the longest to the shortest period")
     norm_eps: float = Field(default=1e-6, gt=0, description="epsilon of every layer norm")
     pool: Literal["cls", "avg", "cls_avg", "map"] = Field(
         default="cls",
-        description="what the head reads: class token, mean over the patches, both one after the other, or attention "
-        "of a learned query (MAP)",
+        description="input of the head; cls: the class token; avg: the mean over patches; cls_avg: both, concatenated; "
+        "map: attention pooling with a learned query",
     )
     fc_norm: bool | None = Field(
-        default=None, description="final norm after pooling instead of before; null: for avg only"
+        default=None, description="apply the final norm after pooling instead of before; null: only with pool=avg"
     )
     head: Literal["linear", "mlp"] = Field(
-        default="linear", description="mlp: a tanh layer of model width before the output"
+        default="linear", description="classification head; mlp: a tanh layer of model width before the output"
     )
 
     pruner_blocks: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = Field(
-        default=(), description="blocks, from 0, in which a learned pruner drops patches"
+        default=(),
+        description="DynamicViT (Rao et al. 2021): blocks, counted from 0, in which a learned module drops patches",
     )
     pruner_keep: float = Field(
-        default=0.7, gt=0, lt=1, description="share of its patch tokens that each of these blocks keeps"
+        default=0.7, gt=0, lt=1, description="DynamicViT: share of the patches kept at each of these blocks"
     )
 
     @model_validator(mode="after")
@@ -257,24 +281,33 @@ class ResNetConfig(ModelConfig):
     pixels (arXiv 1512.03385, section 4.2)."""
 
     family: Literal["resnet"] = "resnet"
-    blocks: Blocks = Field(description="residual blocks of each stage; every stage but the first halves the map")
+    blocks: Blocks = Field(
+        description="number of residual blocks per stage; every stage but the first halves the resolution"
+    )
     block: Literal["bottleneck", "basic"] = Field(
-        default="bottleneck", description="bottleneck: 1x1, 3x3, 1x1 convolutions; basic: two of 3x3"
+        default="bottleneck",
+        description="residual block; bottleneck: 1x1, 3x3, 1x1 convolutions; basic: two 3x3 convolutions",
     )
     stem: Literal["imagenet", "cifar"] = Field(
-        default="imagenet", description="imagenet: 7x7 of stride 2 and pooling, 4 times smaller; cifar: 3x3, same size"
+        default="imagenet",
+        description="first layers; imagenet: 7x7 convolution with stride 2 and pooling (1/4 resolution); cifar: 3x3 "
+        "convolution (full resolution)",
     )
-    width: int = Field(default=64, ge=1, description="channels after the stem; doubled by every later stage")
+    width: int = Field(
+        default=64, ge=1, description="number of channels after the stem; doubles with every later stage"
+    )
     norm: Literal["group", "batch"] = Field(
-        default="group", description="group: group norm and standardised weights (BiT); batch: batch norm"
+        default="group",
+        description="normalization; group: group norm with weight standardization (BiT); batch: batch norm",
     )
     preactivation: bool = Field(
-        default=True, description="norm and ReLU before each convolution (BiT) instead of after it (arXiv 1512.03385)"
+        default=True,
+        description="apply norm and ReLU before each convolution (BiT) instead of after it (arXiv 1512.03385)",
     )
     shortcut: Literal["projection", "zeros"] = Field(
         default="projection",
-        description="where the shape changes: a 1x1 convolution, or every second cell and zeros as new channels "
-        "(arXiv 1512.03385, option A)",
+        description="shortcut where the shape changes; projection: 1x1 convolution; zeros: subsampling and zero "
+        "padding of channels (arXiv 1512.03385, option A)",
     )
 
     @model_validator(mode="after")

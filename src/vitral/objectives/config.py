@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, Strict, model_validator
 
@@ -13,87 +14,199 @@ from vitral.errors import UserError
 Size = tuple[int, int]
 
 
-class ViewedConfig(Config):
-    """What every objective says: what it wants to see."""
+class StreamTraits(NamedTuple):
+    """What an objective asks of one of its streams. labeled: its batches hold labels. mixed: mixup and CutMix, where
+    they are on, mix its images and labels."""
 
-    def views(self, augment: AugmentConfig, size: Size, stride: int) -> tuple[ViewConfig, ...]:
-        """How each sample is shown: of images of `size` (height, width) and patches of `stride` pixels."""
-        return (ViewConfig(augment, size),)
+    labeled: bool
+    mixed: bool = False
+
+
+class ViewedConfig(Config):
+    """What every objective says: what it learns, from which streams of batches, and how their samples are shown.
+
+    `task`: the name of the task, or None, that of the annotations of the data. `needs_labels`: whether data without
+    annotations are refused. `needs_patches`: whether the model must be a Vision Transformer. `keeps_last`: whether the
+    last weights are kept, not those of the best validation. `estimates_memory`: whether `memory` and plans know what it
+    takes.
+
+    The first stream of `streams` counts steps and epochs, with `train.batch_size` samples a step. Streams read the
+    train split, but for one called `unlabeled`, which reads the images without labels (`data.unlabeled`,
+    `data.labels_per_class`), `data.unlabeled_ratio` times as many a step.
+    """
+
+    streams: ClassVar[dict[str, StreamTraits]] = {"train": StreamTraits(labeled=True, mixed=True)}
+    task: ClassVar[str | None] = None
+    needs_labels: ClassVar[bool] = True
+    needs_patches: ClassVar[bool] = False
+    keeps_last: ClassVar[bool] = False
+    estimates_memory: ClassVar[bool] = False
+
+    if TYPE_CHECKING:
+        kind: Any  # of each class a Literal: its name
+
+    def views(self, augment: AugmentConfig, size: Size, stride: int) -> dict[str, tuple[ViewConfig, ...]]:
+        """How each sample of a stream is shown: of images of `size` (height, width) and patches of `stride` pixels."""
+        return dict.fromkeys(self.streams, (ViewConfig(augment, size),))
+
+    def check(self, run: Any) -> None:
+        """Raise ValueError for keys of the run, a RunConfig, that do not fit this objective."""
+
+    @property
+    def head_only(self) -> float:
+        """Share of the run in which only the head learns."""
+        return 0.0
 
 
 class LabelledConfig(ViewedConfig):
     """What learning from labels has in common."""
 
     label_smoothing: float = Field(
-        default=0.0, ge=0, lt=1, description="share of the target spread over all classes, in training only"
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="label smoothing: share of the target spread over all classes, in training only",
     )
 
 
 class SupervisedConfig(LabelledConfig):
     """Classification by labels."""
 
-    kind: Literal["supervised"] = Field(default="supervised", description="classes from labels")
+    kind: Literal["supervised"] = Field(default="supervised", description="classification with labels")
     loss: Literal["softmax", "sigmoid"] = Field(
         default="softmax",
-        description="one class an image: cross-entropy, or binary cross-entropy summed over the classes; images with "
-        "several classes always have the binary one",
+        description="loss for single-label data; softmax: cross-entropy; sigmoid: binary cross-entropy summed over the "
+        "classes; multi-label data always use the binary one",
     )
     class_weights: Literal["none", "balanced"] | Floats = Field(
         default="none",
-        description="factors of the classes in the loss: balanced is by one over their counts, 1 on average over the "
-        "images; or a number for each class, in their order",
+        description="weight of each class in the loss; balanced: inverse class frequency, with mean 1 over the images; "
+        "or one number per class, in class order",
     )
     logit_adjustment: float = Field(
-        default=0.0, ge=0, description="tau: the loss sees logits plus tau times the log of the classes' shares; 0: off"
+        default=0.0,
+        ge=0,
+        description="logit adjustment for long-tailed data (Menon et al. 2021): tau, the factor of the log class "
+        "frequencies added to the logits in the loss; 0: off",
     )
     head_first: float = Field(
-        default=0.0, ge=0, le=1, description="share of the run in which only the head learns (fine-tuning)"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of the run that trains only the head, before fine-tuning all weights (LP-FT, Kumar et al. "
+        "2022)",
     )
+
+    estimates_memory: ClassVar[bool] = True
+
+    @property
+    def head_only(self) -> float:
+        """See `head_first`."""
+        return self.head_first
+
+    def check(self, run: Any) -> None:
+        """Corrections for classes of unequal size exclude each other."""
+        if run.data.balance == "class":
+            if self.class_weights == "balanced":
+                raise ValueError("objective.class_weights=balanced has no effect with data.balance=class")
+            if self.logit_adjustment:
+                raise ValueError("objective.logit_adjustment has no effect with data.balance=class")
+        if self.loss == "sigmoid" and (self.class_weights != "none" or self.logit_adjustment):
+            raise ValueError("class_weights and logit_adjustment are of objective.loss=softmax")
 
 
 class PrunedConfig(LabelledConfig):
     """Classification by labels, and a pruner of patches that learns with it from the whole model."""
 
     kind: Literal["pruned"] = Field(
-        default="pruned", description="classes, and which patches can go (needs init, init_head)"
+        default="pruned", description="DynamicViT: classification with learned token pruning (needs init and init_head)"
     )
     answer_weight: float = Field(
-        default=0.5, ge=0, description="factor of the divergence from the whole model's answers"
+        default=0.5, ge=0, description="weight of the KL divergence from the unpruned model's predictions"
     )
     token_weight: float = Field(
-        default=0.5, ge=0, description="factor of the kept patches' squared distance from the whole model's"
+        default=0.5,
+        ge=0,
+        description="weight of the squared distance of the kept patch tokens from the unpruned model's",
     )
     ratio_weight: float = Field(
-        default=2.0, gt=0, description="factor of the kept shares' squared distance from model.pruner_keep"
+        default=2.0, gt=0, description="weight of the squared distance of the kept shares from model.pruner_keep"
     )
+
+    def check(self, run: Any) -> None:
+        """There must be a trained model to learn from."""
+        if run.init is None or not run.init_head:
+            raise ValueError("objective.kind=pruned learns from a trained model: init=MODEL init_head=true")
+        if run.train.parallel == "fsdp":
+            raise ValueError(
+                "objective.kind=pruned calls parts of the model: not with train.parallel=fsdp, but with ddp"
+            )
 
 
 class SelfSupervisedConfig(ViewedConfig):
     """What learning without labels has in common: the encoder is saved without a head, its last weights are kept, and
-    where the data have classes it is judged by its nearest neighbours, at train.eval_every."""
+    where the data have classes it is evaluated by its nearest neighbors, at train.eval_every."""
 
-    knn_k: Count = Field(default=20, description="train images that vote for the class of an image when judging")
-    knn_samples: Count = Field(
-        default=50_000, description="most train images that vote, and most that are judged, evenly spaced"
-    )
-
+    streams: ClassVar[dict[str, StreamTraits]] = {"train": StreamTraits(labeled=False)}
+    task: ClassVar[str | None] = "features"
+    needs_labels: ClassVar[bool] = False
+    needs_patches: ClassVar[bool] = True
+    keeps_last: ClassVar[bool] = True
     has_teacher: ClassVar[bool] = False
 
     def idle(self) -> dict[str, Any]:
         """Keys of `augment` that this kind of objective decides by itself, with the values that they must have."""
         return {}
 
+    def check(self, run: Any) -> None:
+        """What learning without labels has no use for, or what isn't built for it."""
+        model = run.model.options()
+        wrong: dict[str, tuple[Any, Any]] = {
+            "init_head": (run.init_head, False), "model.head_bias": (run.model.head_bias, 0.0),
+            "model.head": (model.get("head", "linear"), "linear"),
+            "model.distill_token": (model.get("distill_token", False), False),
+            "data.shots": (run.data.shots, None), "memory": (run.memory, None), "lora.rank": (run.lora.rank, None),
+            "train.freeze": (run.train.freeze, "none"), "train.patience": (run.train.patience, None),
+            "train.ema": (run.train.ema if self.has_teacher else None, None),
+            "augment.mixup": (run.augment.mixup, 0.0),
+            "augment.cutmix": (run.augment.cutmix, 0.0), "augment.repeats": (run.augment.repeats, 1),
+            **{f"augment.{key}": (getattr(run.augment, key), value) for key, value in self.idle().items()},
+        }  # fmt: skip
+        refuse_useless(run, wrong)
+        if run.train.parallel == "fsdp" or run.precision == "bfloat16_params":
+            raise ValueError(
+                f"objective.kind={run.objective.kind} keeps whole models in float32: not with train.parallel=fsdp, nor "
+                "with precision=bfloat16_params, but with ddp and bfloat16"
+            )
+
+
+def refuse_useless(run: Any, wrong: Mapping[str, tuple[Any, Any]]) -> None:
+    """Raise ValueError for keys without a use for the objective of this run: their values, and those wanted."""
+    useless = {key: wanted for key, (got, wanted) in wrong.items() if got != wanted}
+    if useless:
+        words = " ".join(f"{key}={_word(wanted)}" for key, wanted in useless.items())
+        raise ValueError(f"of no use with objective.kind={run.objective.kind}: {', '.join(useless)}. Set {words}")
+
+
+def _word(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}".removesuffix(".0")
+
 
 class MaskedPatchConfig(SelfSupervisedConfig):
     """Masked patch prediction (arXiv 2010.11929, appendix B.1.2)."""
 
-    kind: Literal["masked_patch"] = Field(description="colours of corrupted patches")
+    kind: Literal["masked_patch"] = Field(
+        description="masked patch prediction (ViT, appendix B.1.2): predict the colors of corrupted patches"
+    )
     ratio: float = Field(default=0.5, gt=0, lt=1, description="share of the patches that are corrupted and predicted")
-    masked: Share = Field(default=0.8, description="share of those that become the mask token")
-    swapped: Share = Field(default=0.1, description="share of those that become another patch; the rest stay")
+    masked: Share = Field(default=0.8, description="share of the corrupted patches replaced by the mask token")
+    swapped: Share = Field(
+        default=0.1, description="share of the corrupted patches replaced by another patch; the rest stay unchanged"
+    )
     target: Literal["mean", "4x4", "pixels"] = Field(
         default="mean",
-        description="mean: the mean colour at 3 bits a channel; 4x4: of 16 parts; pixels: all values, squared error",
+        description="prediction target; mean: the mean color at 3 bits per channel; 4x4: the mean colors of 16 parts; "
+        "pixels: all pixel values, with squared error",
     )
 
     @model_validator(mode="after")
@@ -107,12 +220,23 @@ class MaskedPatchConfig(SelfSupervisedConfig):
 class MaeConfig(SelfSupervisedConfig):
     """Masked autoencoders (arXiv 2111.06377)."""
 
-    kind: Literal["mae"] = Field(description="pixels of hidden patches, by an encoder that sees the others alone")
-    hidden: float = Field(default=0.75, gt=0, lt=1, description="share of the patches that the encoder does not see")
-    target_norm: bool = Field(default=True, description="each patch to be predicted is brought to mean 0, variance 1")
-    decoder_width: Count = Field(default=512, description="features of a token in the decoder, a multiple of 4")
-    decoder_depth: Count = Field(default=8, description="blocks of the decoder")
-    decoder_heads: Count = Field(default=16, description="attention heads of a decoder's block; divides its width")
+    kind: Literal["mae"] = Field(
+        description="MAE: reconstruct the pixels of masked patches; the encoder sees only the visible ones"
+    )
+    hidden: float = Field(
+        default=0.75, gt=0, lt=1, description="mask ratio: share of the patches that the encoder does not see"
+    )
+    target_norm: bool = Field(
+        default=True,
+        description="normalize the pixels of each target patch to mean 0 and variance 1 (MAE, section 4.1)",
+    )
+    decoder_width: Count = Field(
+        default=512, description="number of features per token in the decoder; a multiple of 4"
+    )
+    decoder_depth: Count = Field(default=8, description="number of decoder blocks")
+    decoder_heads: Count = Field(
+        default=16, description="number of attention heads per decoder block; divides decoder_width"
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> MaeConfig:
@@ -131,47 +255,73 @@ class DistillationConfig(SelfSupervisedConfig):
 
     has_teacher: ClassVar[bool] = True
 
-    local_crops: int = Field(default=8, ge=0, description="small views an image, beside two large ones")
-    global_scale: ShareRange = Field(default=(0.4, 1.0), description="area of a large view, shares of the image")
-    local_scale: ShareRange = Field(default=(0.05, 0.4), description="area of a small view, shares of the image")
+    local_crops: int = Field(
+        default=8, ge=0, description="number of small views per image, in addition to the two large ones"
+    )
+    global_scale: ShareRange = Field(
+        default=(0.4, 1.0), description="smallest and largest area of a large view, as shares of the image"
+    )
+    local_scale: ShareRange = Field(
+        default=(0.05, 0.4), description="smallest and largest area of a small view, as shares of the image"
+    )
     local_size: Count | Literal["auto"] = Field(
         default="auto",
-        description="side of a small view, pixels; auto: 96/224 of the image, in whole patches, two a side or more",
+        description="side length of a small view in pixels; auto: 96/224 of the image, rounded to whole patches, at "
+        "least two per side",
     )
     blur: Annotated[tuple[Probability, Probability, Probability], Strict(False)] = Field(
-        default=(1.0, 0.1, 0.5), description="probability of blur in the first, the second and the small views"
+        default=(1.0, 0.1, 0.5),
+        description="probability of blur in the first large view, the second large view and the small views",
     )
-    solarize: Probability = Field(default=0.2, description="probability that the second view is solarized")
-    prototypes: Count = Field(default=4096, description="outputs of the head")
-    head_depth: Count = Field(default=3, description="dense layers of the head before the prototypes")
-    head_hidden: Count = Field(default=2048, description="hidden features of the head")
-    head_bottleneck: Count = Field(default=256, description="features that are compared with the prototypes")
+    solarize: Probability = Field(default=0.2, description="probability that the second large view is solarized")
+    prototypes: Count = Field(default=4096, description="number of prototypes (output dimension of the head)")
+    head_depth: Count = Field(default=3, description="number of dense layers of the head before the prototypes")
+    head_hidden: Count = Field(default=2048, description="number of hidden features of the head")
+    head_bottleneck: Count = Field(default=256, description="number of features that are compared with the prototypes")
     head_norm: Literal["none", "batch"] = Field(
-        default="none", description="batch: batch norm after the head's hidden layers, over all processes"
+        default="none",
+        description="normalization in the head; batch: batch norm after the hidden layers, synchronized over all "
+        "processes",
     )
     fixed_lengths: bool = Field(
-        default=True, description="prototypes of length 1; false: lengths are trained (norm_last_layer)"
+        default=True,
+        description="normalize the prototypes to length 1 (DINO's norm_last_layer); false: train their lengths",
     )
     targets: Literal["centred", "sinkhorn"] = Field(
         default="centred",
-        description="against collapse: the teacher's logits less their moving mean, or balanced over the prototypes",
+        description="teacher targets, against collapse; centred: subtract the moving mean of the logits (DINO); "
+        "sinkhorn: Sinkhorn-Knopp balancing over the prototypes (SwAV)",
     )
-    centre_momentum: float = Field(default=0.9, ge=0, lt=1, description="of the moving mean, a step")
-    sinkhorn_rounds: Count = Field(default=3, description="rounds of balancing")
-    student_temperature: Temperature = Field(default=0.1, description="divides the student's logits")
-    teacher_temperature: Temperature = Field(default=0.07, description="divides the teacher's, after the warm-up")
-    teacher_temperature_start: Temperature = Field(default=0.04, description="at the start; lower is safer")
+    centre_momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of the moving mean, per step")
+    sinkhorn_rounds: Count = Field(default=3, description="number of Sinkhorn-Knopp iterations")
+    student_temperature: Temperature = Field(default=0.1, description="softmax temperature of the student")
+    teacher_temperature: Temperature = Field(
+        default=0.07, description="softmax temperature of the teacher after the warm-up"
+    )
+    teacher_temperature_start: Temperature = Field(
+        default=0.04, description="softmax temperature of the teacher at the start; lower is more stable"
+    )
     temperature_warmup: float = Field(
-        default=0.3, ge=0, description="linear way to it: epochs if 1 or more, else a share of the run"
+        default=0.3,
+        ge=0,
+        description="length of the linear warm-up of the teacher temperature: epochs if 1 or more, else a share of the "
+        "run",
     )
-    momentum: Share = Field(default=0.996, description="of the teacher's weights, a step, at the start")
-    momentum_final: Share = Field(default=1.0, description="at the end, reached along half a cosine")
-    freeze_last: float = Field(default=1.0, ge=0, description="epochs in which the prototypes stay as they are")
+    momentum: Share = Field(default=0.996, description="EMA momentum of the teacher's weights at the start, per step")
+    momentum_final: Share = Field(
+        default=1.0, description="EMA momentum of the teacher's weights at the end, reached along a half cosine"
+    )
+    freeze_last: float = Field(
+        default=1.0, ge=0, description="number of epochs at the start in which the prototypes are frozen"
+    )
     checkpoint: str | None = Field(
         default=None,
-        description="training checkpoint of DINO's or iBOT's repository to go on from: both networks, heads, centres",
+        description="training checkpoint of the DINO or iBOT repository to continue from: both networks, heads and "
+        "centers",
     )
-    koleo: float = Field(default=0.0, ge=0, description="weight of the KoLeo loss, which spreads features; 0: off")
+    koleo: float = Field(
+        default=0.0, ge=0, description="weight of the KoLeo loss (DINOv2), which spreads the features; 0: off"
+    )
 
     @model_validator(mode="after")
     def _targets_fit(self) -> DistillationConfig:
@@ -182,7 +332,7 @@ class DistillationConfig(SelfSupervisedConfig):
         })  # fmt: skip
         return self
 
-    def views(self, augment: AugmentConfig, size: Size, stride: int) -> tuple[ViewConfig, ...]:
+    def views(self, augment: AugmentConfig, size: Size, stride: int) -> dict[str, tuple[ViewConfig, ...]]:
         """Two large views of the model's size, then the small ones, each a random resized crop. Raises UserError
         where patches do not divide a small view."""
         small = self._small(size, stride)
@@ -197,7 +347,8 @@ class DistillationConfig(SelfSupervisedConfig):
                 strict=True,
             )
         )
-        return ViewConfig(first, size), ViewConfig(second, size), *[ViewConfig(local, small)] * self.local_crops
+        views = ViewConfig(first, size), ViewConfig(second, size), *[ViewConfig(local, small)] * self.local_crops
+        return {"train": views}
 
     def _small(self, size: Size, stride: int) -> Size:
         if self.local_size == "auto":
@@ -219,26 +370,32 @@ class DistillationConfig(SelfSupervisedConfig):
 class DinoConfig(DistillationConfig):
     """DINO (arXiv 2104.14294)."""
 
-    kind: Literal["dino"] = Field(description="views of an image that agree")
+    kind: Literal["dino"] = Field(description="DINO: self-distillation between views of an image")
 
 
 class IbotConfig(DistillationConfig):
     """iBOT (arXiv 2111.07832), and by option what DINOv2 (2304.07193) changed."""
 
-    kind: Literal["ibot"] = Field(description="views that agree, and masked patches as the teacher sees them")
+    kind: Literal["ibot"] = Field(description="iBOT: DINO plus prediction of the teacher's tokens of masked patches")
     mask: Literal["blocks", "random"] = Field(
-        default="blocks", description="patches that are hidden: rectangles or any"
+        default="blocks", description="pattern of masked patches; blocks: rectangles; random: independent patches"
     )
-    mask_ratio: ShareRange = Field(default=(0.1, 0.5), description="least and largest share of patches that are hidden")
-    mask_probability: Share = Field(default=0.5, description="share of the large views that are masked at all")
+    mask_ratio: ShareRange = Field(
+        default=(0.1, 0.5), description="smallest and largest share of masked patches in a masked view"
+    )
+    mask_probability: Share = Field(default=0.5, description="share of the large views that are masked")
     mask_spread: bool = Field(
         default=False,
-        description="true: exactly that share of a micro-batch, at evenly spaced ratios; false: each image is drawn",
+        description="mask exactly this share of each micro-batch, at evenly spaced ratios (DINOv2); false: draw for "
+        "each image",
     )
-    patch_weight: float = Field(default=1.0, gt=0, description="weight of the patches' loss; that of the views' is 1")
+    patch_weight: float = Field(
+        default=1.0, gt=0, description="weight of the patch loss; the weight of the view loss is 1"
+    )
     patch_head: Literal["shared", "last_layer", "own"] = Field(
         default="shared",
-        description="for patches: the same head, prototypes of their own, or a whole head of their own",
+        description="head for patches; shared: the head of the views; last_layer: shared except for its own "
+        "prototypes; own: a separate head",
     )
 
     @model_validator(mode="after")
@@ -253,10 +410,13 @@ def _supervised(tree: Any) -> Any:
     return {"kind": "supervised", **tree} if isinstance(tree, dict) else tree
 
 
-ObjectiveConfig = Annotated[
-    Annotated[
-        SupervisedConfig | PrunedConfig | MaskedPatchConfig | MaeConfig | DinoConfig | IbotConfig,
-        Field(discriminator="kind"),
-    ],
-    BeforeValidator(_supervised),
-]
+if TYPE_CHECKING:
+    ObjectiveConfig = ViewedConfig  # `register_objective` adds others
+else:
+    ObjectiveConfig = Annotated[
+        Annotated[
+            SupervisedConfig | PrunedConfig | MaskedPatchConfig | MaeConfig | DinoConfig | IbotConfig,
+            Field(discriminator="kind"),
+        ],
+        BeforeValidator(_supervised),
+    ]

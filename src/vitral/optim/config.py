@@ -19,43 +19,62 @@ class OptimConfig(Config):
 
     name: Literal["adamw", "adam", "muon", "lars", "sgd"] = Field(
         default="adamw",
-        description="adamw: decay apart from the gradient; muon: the same, matrices of blocks by orthogonal steps; "
-        "adam, sgd, lars (rate by size of the weights): decay added to the gradient",
+        description="optimizer; adamw: decoupled weight decay; muon: AdamW with orthogonalized updates for block "
+        "matrices; adam, sgd, lars (layer-wise adaptive rate): weight decay added to the gradient",
     )
     lr: float = Field(default=1e-3, gt=0, description="peak learning rate")
     weight_decay: float = Field(
-        default=0.05, ge=0, description="decay of matrices; biases, norms, positions and tokens have none"
+        default=0.05, ge=0, description="weight decay of matrices; biases, norms, positions and tokens have none"
     )
     weight_decay_final: float | None = Field(
-        default=None, ge=0, description="decay at the end of the run, reached along half a cosine; null: constant"
+        default=None,
+        ge=0,
+        description="weight decay at the end of the run, reached along a half cosine; null: constant",
     )
-    betas: Betas = Field(default=(0.9, 0.999), description="Adam's averaging of gradient and its square")
+    betas: Betas = Field(
+        default=(0.9, 0.999), description="Adam's decay rates of the averages of the gradient and its square"
+    )
     momentum: Beta | Literal["auto"] = Field(
-        default="auto", description="of sgd, lars and muon; auto: 0.9, for muon 0.95"
+        default="auto", description="momentum of sgd, lars and muon; auto: 0.9, for muon 0.95"
     )
-    trust: float = Field(default=1e-3, gt=0, description="lars: step of a matrix as a share of its own norm, at lr 1")
+    trust: float = Field(
+        default=1e-3,
+        gt=0,
+        description="lars: trust coefficient (step size relative to the norm of the weights, at lr 1)",
+    )
     layer_decay: float = Field(
-        default=1.0, gt=0, le=1, description="factor of the rate from each layer to the one below it; 1: one rate"
+        default=1.0,
+        gt=0,
+        le=1,
+        description="layer-wise learning rate decay: factor from each layer to the one below it; 1: off",
     )
     schedule: Literal["cosine", "linear", "constant", "step", "rsqrt", "wsd"] = Field(
         default="cosine",
-        description="course of the rate after the warm-up; rsqrt: by one over the root of the step; "
-        "wsd: constant, then a fall at the end",
+        description="learning rate schedule after the warm-up; rsqrt: inverse square root of the step; wsd: constant, "
+        "then decay at the end (warm-up, stable, decay)",
     )
     warmup: int | float = Field(
-        default=0.05, ge=0, description="linear warm-up: steps if 1 or more, else a share of the run"
+        default=0.05, ge=0, description="length of the linear warm-up: steps if 1 or more, else a share of the run"
     )
     final: float = Field(
-        default=0.0, ge=0, le=1, description="cosine, linear, wsd: rate at the end, as a share of the peak"
+        default=0.0, ge=0, le=1, description="cosine, linear, wsd: learning rate at the end, as a share of the peak"
     )
-    cooldown: float = Field(default=0.2, gt=0, le=1, description="wsd: share of the run in which the rate falls")
-    drops: Shares = Field(default=(0.3, 0.6, 0.9), description="step: where the rate falls, as shares of the run")
-    drop_factor: float = Field(default=0.1, gt=0, lt=1, description="step: factor of the rate at each drop")
+    cooldown: float = Field(
+        default=0.2, gt=0, le=1, description="wsd: share of the run in which the learning rate decays"
+    )
+    drops: Shares = Field(
+        default=(0.3, 0.6, 0.9), description="step: points at which the learning rate drops, as shares of the run"
+    )
+    drop_factor: float = Field(default=0.1, gt=0, lt=1, description="step: factor of the learning rate at each drop")
     timescale: int = Field(
-        default=10_000, ge=1, description="rsqrt: steps after the warm-up by which the rate has fallen to 0.71 of it"
+        default=10_000,
+        ge=1,
+        description="rsqrt: steps after the warm-up at which the learning rate has fallen to 0.71 of the peak",
     )
-    clip: float | None = Field(default=1.0, gt=0, description="largest norm of the gradient; null: no clipping")
-    clip_each: bool = Field(default=False, description="true: the norm of each parameter's own gradient, not of all")
+    clip: float | None = Field(default=1.0, gt=0, description="gradient clipping: largest gradient norm; null: off")
+    clip_each: bool = Field(
+        default=False, description="clip the norm of each parameter's gradient separately instead of the norm of all"
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> OptimConfig:

@@ -19,7 +19,6 @@ from vitral.report.sections import Figure, Gallery, Note, Part, Picture, Section
 
 Mistake = tuple[NDArray[Any], str, str, float, str]
 
-LOSS_NOTE = "The training loss includes label smoothing and mixing, if any; the validation loss includes neither."
 _MAX_MISTAKES = 24
 _MAX_ROWS = 20  # of the table of classes before the rest is folded away
 _MAX_PAIRS = 10  # of confused classes

@@ -16,16 +16,18 @@ class ReproduceOptions(Config):
     """What every comparison takes; all other keys are those of `vitral train`, for every run in it."""
 
     data: str = Field(default="digits", description="images with classes, as for `vitral train`")
-    seeds: int = Field(default=3, ge=2, description="runs of each variant, with seeds 0, 1, 2, ...")
-    steps: int = Field(default=600, ge=1, description="weight updates of each run")
+    seeds: int = Field(default=3, ge=2, description="number of runs per variant, with seeds 0, 1, 2, ...")
+    steps: int = Field(default=600, ge=1, description="weight updates per run")
     out: str | None = Field(default=None, description="folder of the runs and the table; null: runs/NAME-TIME")
-    resume: bool = Field(default=False, description="go on in out: finished runs are not run again")
+    resume: bool = Field(default=False, description="continue the comparison in out; finished runs are not repeated")
 
 
 class BiasOptions(ReproduceOptions):
     """Those of `vitral reproduce inductive-bias`."""
 
-    fractions: Fractions = Field(default=(0.05, 0.1, 0.25, 0.5, 1.0), description="shares of the train images")
-    vit: str = Field(default="auto", description="preset; auto: that of the recipe")
-    cnn: str = Field(default="resnet20_cifar", description="preset of the network of convolutions")
-    shift: int = Field(default=1, ge=1, description="pixels by which the judged images are moved, in 8 directions")
+    fractions: Fractions = Field(
+        default=(0.05, 0.1, 0.25, 0.5, 1.0), description="shares of the train images; one row of the table for each"
+    )
+    vit: str = Field(default="auto", description="preset of the Vision Transformer; auto: that of the recipe")
+    cnn: str = Field(default="resnet20_cifar", description="preset of the convolutional network")
+    shift: int = Field(default=1, ge=1, description="shift of the test images in pixels, in 8 directions")

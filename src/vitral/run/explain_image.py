@@ -28,8 +28,8 @@ from vitral.predictor import Predictor
 from vitral.report import explain_plots as plots
 from vitral.report.sections import Figure, Section, Table
 from vitral.run.options import ExplainOptions
+from vitral.tasks.class_names import numbered_of
 from vitral.training.journal import log
-from vitral.weights.class_names import numbered_of
 
 _FEW_LAYERS, _FEW_HEADS = 6, 12
 _SHOWN = 5  # classes of the lens
@@ -77,14 +77,15 @@ def explain_image(
     target, text = None, list[str]()
     if predictor.classes:
         with torch.no_grad():
-            scores_S = predictor.scores(predictor.model(x_BCHW))[0]
+            scores_S = predictor.scores(predictor.model(x_BCHW))[0].cpu().numpy()
         target = int(scores_S.argmax()) if options.label is None else _class(predictor, options.label)
         best = int(scores_S.argmax())
-        found["prediction"] = _answer(predictor, scores_S, best)
-        found["class"] = _answer(predictor, scores_S, target)
-        text.append(f"Predicted: {predictor.classes[best]}, {100 * float(scores_S[best]):.1f} %.")
+        task = predictor.task
+        found["prediction"] = task.answer_of(scores_S, best)
+        found["class"] = task.answer_of(scores_S, target)
+        text.append(f"Predicted: {task.answer_text(scores_S, best)}.")
         if target != best:
-            text.append(f"Explained: {predictor.classes[target]}, {100 * float(scores_S[target]):.1f} %.")
+            text.append(f"Explained: {task.answer_text(scores_S, target)}.")
     look = Look(predictor, options, f"{number:02d}-{stem}", x_BCHW, picture, target, reduction)
     parts = [part for draw in _DRAWN for part in draw(look, methods, found)]
     return Section(f"Image {number}: {Path(path).name}", [" ".join(text), *parts] if text else parts), found
@@ -102,10 +103,6 @@ def _class(predictor: Predictor, label: str) -> int:
         return int(label)
     few = ", ".join(classes) if len(classes) <= 20 else f"one of {len(classes)} names, or 0 to {len(classes) - 1}"
     raise UserError("no such class", where="class", got=label, wanted=few, nearest=nearest(label, classes))
-
-
-def _answer(predictor: Predictor, scores_S: Tensor, index: int) -> dict[str, Any]:
-    return {"label": predictor.classes[index], "index": index, "score": round(float(scores_S[index]), 6)}
 
 
 def _token_text(look: Look) -> str:
@@ -273,7 +270,8 @@ def _lens(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[F
     scores_LS = look.predictor.scores(logit_lens(look.vit, look.x_BCHW)[0]).cpu()
     shown = list(dict.fromkeys([_target(look), *scores_LS[-1].argsort(descending=True).tolist()]))[:_SHOWN]
     best_L, classes = scores_LS.argmax(1).tolist(), look.predictor.classes
-    found["lens"] = [_answer(look.predictor, row_S, best) for row_S, best in zip(scores_LS, best_L, strict=True)]
+    answer_of = look.predictor.task.answer_of
+    found["lens"] = [answer_of(row_S, best) for row_S, best in zip(scores_LS.numpy(), best_L, strict=True)]
     png = plots.lens_curves(scores_LS.numpy(), classes, shown)
     caption = (
         "Logit lens: the prediction from the tokens after each layer, by the model's last norm, pooling and head. The "
@@ -310,9 +308,10 @@ def _groups(look: Look, methods: Collection[str], found: dict[str, Any]) -> list
     if dropped:
         caption += f" {dropped} hatched patches were dropped."
     if look.predictor.classes:
-        scores_S = look.predictor.scores(vit.classify(pooled_BD).detach())[0]
-        found["groups"]["prediction"] = said = _answer(look.predictor, scores_S, int(scores_S.argmax()))
-        caption += f" The prediction is then {said['label']}, {100 * said['score']:.1f} %."
+        task = look.predictor.task
+        scores_S = look.predictor.scores(vit.classify(pooled_BD).detach())[0].cpu().numpy()
+        found["groups"]["prediction"] = task.answer_of(scores_S, int(scores_S.argmax()))
+        caption += f" The prediction is then {task.answer_text(scores_S, int(scores_S.argmax()))}."
     panels = [plots.enlarged(look.picture, _SIDE), plots.group_panel(look.picture, groups_rc, _SIDE)]
     png = plots.sheet([panels], ["image", f"{counts[-1]} token{'s' * (counts[-1] != 1)}"], [""], [])
     alt = f"{look.name}: which of the {groups_rc.size} patches went into the same token"

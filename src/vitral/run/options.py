@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, Strict, model_validator
 
 from vitral.config import Config, Count, Pair
 from vitral.data.config import SourceConfig, ValueRange
 from vitral.efficient.config import KeepConfig, MergeConfig
-from vitral.evaluate.config import FewshotConfig, KnnConfig, LinearConfig
+from vitral.evaluate.config import Evaluators, FewshotConfig, KnnConfig, LinearConfig
 from vitral.export.config import ExportOptions
 from vitral.interpret.config import GradientsConfig
 from vitral.serve.config import ServeConfig
@@ -19,38 +20,41 @@ class EvalData(SourceConfig):
     """Which images to measure on; without a path, those of the training run."""
 
     path: str | None = Field(
-        default=None, description="images with known classes; `data=X` is short for it; null: as in training"
+        default=None,
+        description="images with known classes; `data=X` is short for data.path=X; null: the data of the training run",
     )
 
 
 _MAX_PIXELS = Field(
     default=None,
-    description="largest image that is read, in pixels of up to 4 bytes; null: as the model says",
+    description="size limit of one image, in pixels of up to 4 bytes; null: as in the model's config.json",
 )
-_MAX_BAD = "images that may be unreadable before the exit code is 2; the others are answered in any case"
+_MAX_BAD = "number of unreadable images above which the exit code is 2; the others are processed in any case"
 
 
 class ModelUse(Config):
     """How a model is used, whatever for."""
 
     image_size: Count | Pair | None = Field(
-        default=None, description="pixels, one number or height,width; null: the model's own size"
+        default=None, description="input size in pixels: one number or height,width; null: the model's size"
     )
     position_resize: Literal["bicubic_antialias", "bicubic", "google"] | None = Field(
-        default=None, description="learned positions at another image_size; null: as the model says"
+        default=None,
+        description="resampling of learned positions to another image_size; null: as in the model's config.json",
     )
     value_range: ValueRange | None = Field(
         default=None,
-        description="[black, white] of samples of more than 8 bits (float, 16 and 32 bits); null: as the model says",
+        description="[black, white] level of images with more than 8 bits per sample (float, 16 and 32 bits); null: as "
+        "in the model's config.json",
     )
     reduce: Literal["auto", "none", "merge", "keep"] = Field(
         default="auto",
-        description="fewer tokens on the way: similar ones merged, or only those kept that the class token attends to; "
-        "auto: by the model's own pruner, if it has one",
+        description="token reduction without training; merge: merge similar tokens (ToMe); keep: keep the patches that "
+        "the class token attends to (EViT); auto: the model's learned pruner, if it has one",
     )
     merge: MergeConfig = MergeConfig()
     keep: KeepConfig = KeepConfig()
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    device: str = Field(default="auto", description="device: auto, cpu, cuda or cuda:N")
 
     @model_validator(mode="after")
     def _nothing_reduced_in_vain(self) -> ModelUse:
@@ -65,9 +69,9 @@ class EngineUse(ModelUse):
 
     engine: Literal["torch", "onnx", "openvino", "auto"] = Field(
         default="torch",
-        description="what computes; others than torch take seconds to start; auto: the fastest that gives equal logits",
+        description="inference engine; onnx and openvino take seconds to start; auto: the fastest with equal logits",
     )
-    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="of the computation")
+    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="precision of the computation")
 
 
 class RayConfig(Config):
@@ -76,7 +80,8 @@ class RayConfig(Config):
 
     workers: Count | None = Field(
         default=None,
-        description="processes, each with the model; null: one a GPU, else one for every four processors",
+        description="number of worker processes, each with a copy of the model; null: one per GPU, or one per 4 CPU "
+        "cores",
     )
 
 
@@ -91,34 +96,64 @@ class EvalOptions(EngineUse):
 
     data: EvalData = EvalData()
     split: Literal["auto", "train", "val", "test"] = Field(
-        default="auto", description="auto: test if there is one, else val, else all"
+        default="auto", description="images to measure on; auto: test, else val, else all images"
     )
-    compare: str | None = Field(default=None, description="a second model, on the same images: McNemar's paired test")
-    min_top1: float | None = Field(default=None, ge=0, le=1, description="exit code 3 if top-1, as a share, is below")
+    compare: str | None = Field(
+        default=None, description="second model to compare on the same images (McNemar's paired test)"
+    )
+    min_top1: float | None = Field(
+        default=None, ge=0, le=1, description="smallest allowed top-1 accuracy, as a share, else exit code 3"
+    )
     min_map: float | None = Field(
-        default=None, ge=0, le=1, description="multi-label: exit code 3 if mean average precision, as a share, is below"
+        default=None,
+        ge=0,
+        le=1,
+        description="multi-label: smallest allowed mean average precision, as a share, else exit code 3",
     )
-    batch_size: int = Field(default=256, ge=1, description="images at once")
+    eval: Evaluators = Field(
+        default_factory=dict,
+        description="evaluators by name, each with its keys; none: the default of the task",
+    )
+    batch_size: int = Field(default=256, ge=1, description="number of images per batch")
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits that are set, by key: min_METRIC or max_METRIC."""
+        keys = [key for key in EvalOptions.model_fields if key.startswith(("min_", "max_"))]
+        return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
+
+    def missed(self, found: Mapping[str, Any]) -> list[str]:
+        """A sentence for each metric that is beyond its limit."""
+        rows = [(key, limit, found[key[4:]]) for key, limit in self.limits.items()]
+        return [
+            f"{key[4:]} {value:.4f} is {'below' if key.startswith('min') else 'above'} {key}={limit}"
+            for key, limit, value in rows
+            if (value < limit if key.startswith("min") else value > limit)
+        ]
 
 
 class ProbeOptions(ModelUse):
     """Keys of `vitral probe`."""
 
     kind: Literal["knn", "linear", "fewshot"] = Field(
-        default="knn", description="nearest neighbours, a linear classifier, or regression on a few images a class"
+        default="knn", description="type of probe: k nearest neighbors, a linear classifier, or few-shot least squares"
     )
     data: EvalData = EvalData()
     split: Literal["auto", "val", "test"] = Field(
-        default="auto", description="which images are judged; auto: test if there is one, else val"
+        default="auto", description="images to measure on; auto: test, else val"
     )
     features: Literal["pooled", "cls", "avg", "cls_avg"] = Field(
-        default="pooled", description="what the head would read, class token, mean over the patches, or these two"
+        default="pooled",
+        description="features of an image; pooled: the input of the head; cls: the class token; avg: the mean over "
+        "patches; cls_avg: both, concatenated",
     )
     knn: KnnConfig = KnnConfig()
     linear: LinearConfig = LinearConfig()
     fewshot: FewshotConfig = FewshotConfig()
-    min_top1: float | None = Field(default=None, ge=0, le=1, description="exit code 3 if top-1, as a share, is below")
-    batch_size: int = Field(default=256, ge=1, description="images at once")
+    min_top1: float | None = Field(
+        default=None, ge=0, le=1, description="smallest allowed top-1 accuracy, as a share, else exit code 3"
+    )
+    batch_size: int = Field(default=256, ge=1, description="number of images per batch")
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> ProbeOptions:
@@ -132,18 +167,19 @@ class EmbedOptions(ModelUse):
     """Keys of `vitral embed`."""
 
     data: EvalData = EvalData()
-    split: Literal["all", "train", "val", "test"] = Field(default="all", description="of the data: which images")
+    split: Literal["all", "train", "val", "test"] = Field(default="all", description="images of the data set to embed")
     features: Literal["pooled", "cls", "avg", "cls_avg", "patches"] = Field(
         default="pooled",
-        description="what the head would read, class token, mean over the patches, these two, or every patch",
+        description="features of an image; pooled: the input of the head; cls: the class token; avg: the mean over "
+        "patches; cls_avg: both, concatenated; patches: one vector per patch",
     )
     max_pixels: Count | None = _MAX_PIXELS
-    out: str | None = Field(default=None, description=".npz file to write; null: one JSON line an image on stdout")
-    overwrite: bool = Field(default=False, description="replace the file if it is there")
-    batch_size: int = Field(default=256, ge=1, description="images at once")
-    max_bad: int = Field(default=0, ge=0, description=f"{_MAX_BAD}; of data: data.max_bad")
+    out: str | None = Field(default=None, description=".npz file to write; null: print one JSON line per image")
+    overwrite: bool = Field(default=False, description="replace an existing file")
+    batch_size: int = Field(default=256, ge=1, description="number of images per batch")
+    max_bad: int = Field(default=0, ge=0, description=f"{_MAX_BAD}; for data=: data.max_bad")
     engine: Literal["torch", "ray"] = Field(
-        default="torch", description="what computes: torch here, or in the processes of a Ray cluster"
+        default="torch", description="inference engine; torch: this process; ray: the workers of a Ray cluster"
     )
     ray: RayConfig = RayConfig()
 
@@ -188,8 +224,8 @@ class ExplainOptions(ModelUse):
     """Keys of `vitral explain`."""
 
     max_pixels: Count | None = _MAX_PIXELS
-    out: str | None = Field(default=None, description="folder to write; has to be new or empty")
-    overwrite: bool = Field(default=False, description="replace what vitral explain has written there before")
+    out: str | None = Field(default=None, description="folder to write; must be new or empty")
+    overwrite: bool = Field(default=False, description="replace the earlier output of `vitral explain` in out")
     methods: Annotated[
         tuple[
             Literal[
@@ -201,37 +237,37 @@ class ExplainOptions(ModelUse):
         Strict(False),
     ] = Field(
         default=(),
-        description="what is drawn; empty: all that fits (distance only with data=, cka with compare=, groups with "
-        "reduce=)",
+        description="visualizations to draw; empty: all that apply (distance needs data=, cka needs compare=, groups "
+        "needs reduce=)",
     )  # fmt: skip
     compare: str | None = Field(
-        default=None, description="cka: the model to compare layers with, as MODEL; null: the model with itself"
+        default=None, description="cka: second model whose layers are compared, as MODEL; null: the model with itself"
     )
     token: str | None = Field(
         default=None,
-        description="whose attention: cls, distill, register:0, a patch as row,column, or mean (of all patches); "
-        "null: cls where the head reads it, else mean",
+        description="token whose attention is shown: cls, distill, register:0, a patch as row,column, or mean (over "
+        "all patches); null: cls if the head reads it, else mean",
     )
     layers: Annotated[tuple[int, ...], Strict(False)] = Field(
-        default=(), description="that are shown, from 0, -1 is the last; empty: up to six, evenly spread"
+        default=(), description="layers to show, counted from 0 (-1 is the last); empty: up to six, evenly spaced"
     )
     heads: Annotated[tuple[int, ...], Strict(False)] = Field(
-        default=(), description="whose attention is shown beside their mean; empty: all, up to twelve"
+        default=(), description="attention heads to show in addition to their mean; empty: all, up to twelve"
     )
-    fuse: Literal["mean", "max"] = Field(default="mean", description="rollout: what becomes of a layer's heads")
+    fuse: Literal["mean", "max"] = Field(default="mean", description="rollout: how the heads of a layer are combined")
     label: str | None = Field(
-        default=None, alias="class", description="name or number of the class to explain; null: the predicted one"
+        default=None, alias="class", description="name or index of the class to explain; null: the predicted class"
     )
     gradients: GradientsConfig = GradientsConfig()
     data: EvalData = EvalData()
     split: Literal["auto", "train", "val", "test"] = Field(
-        default="auto", description="of the data; auto: test if there is one, else val, else train"
+        default="auto", description="images of the data set to use; auto: test, else val, else train"
     )
-    images: int = Field(
-        default=128, ge=2, description="of the data, evenly spread, for the distance of attention and cka"
-    )
+    images: int = Field(default=128, ge=2, description="number of images, evenly spaced, for distance and cka")
     batch_size: int = Field(
-        default=16, ge=1, description="images, or steps of integrated gradients, at once; cka: 4 or more"
+        default=16,
+        ge=1,
+        description="number of images, or of steps of integrated gradients, per batch; cka needs 4 or more",
     )
 
     @model_validator(mode="after")
@@ -251,27 +287,27 @@ class PruneOptions(Config):
 
     data: EvalData = EvalData()
     split: Literal["auto", "train", "val", "test"] = Field(
-        default="train", description="images that say what matters; auto: test if there is one, else val, else all"
+        default="train", description="images for the importance estimate; auto: test, else val, else all"
     )
-    images: int | None = Field(default=4096, ge=2, description="so many of them, evenly spaced; null: all")
-    flops: float = Field(default=0.7, gt=0, lt=1, description="share of the multiply-accumulates that stays, at most")
-    out: str | None = Field(default=None, description="folder of the smaller model")
-    overwrite: bool = Field(default=False, description="replace the model in out")
-    batch_size: int = Field(default=64, ge=1, description="images at once")
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    images: int | None = Field(default=4096, ge=2, description="number of these images, evenly spaced; null: all")
+    flops: float = Field(default=0.7, gt=0, lt=1, description="largest remaining share of the multiply-accumulates")
+    out: str | None = Field(default=None, description="folder of the pruned model")
+    overwrite: bool = Field(default=False, description="replace an existing model in out")
+    batch_size: int = Field(default=64, ge=1, description="number of images per batch")
+    device: str = Field(default="auto", description="device: auto, cpu, cuda or cuda:N")
 
 
 class PlanOptions(Config):
     """Keys of `vitral plan MODEL`; `vitral plan RECIPE` takes those of `vitral train`."""
 
     image_size: Count | Pair | None = Field(
-        default=None, description="pixels, one number or height,width; null: the model's own size"
+        default=None, description="input size in pixels: one number or height,width; null: the model's size"
     )
     precision: Literal["float32", "bfloat16", "bfloat16_params"] = Field(
-        default="float32", description="that training would have"
+        default="float32", description="training precision of the memory estimate"
     )
-    out: str | None = Field(default=None, description="PNG file to write: how work and memory grow")
-    overwrite: bool = Field(default=False, description="replace the file if it is there")
+    out: str | None = Field(default=None, description="PNG file to write, with the growth of compute and memory")
+    overwrite: bool = Field(default=False, description="replace an existing file")
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> PlanOptions:
@@ -283,7 +319,9 @@ class PlanOptions(Config):
 class ExportData(EvalData):
     """Which images an export is compared on."""
 
-    path: str | None = Field(default=None, description="your images; `data=X` is short for it; null: built-in ones")
+    path: str | None = Field(
+        default=None, description="images for the comparison; `data=X` is short for data.path=X; null: built-in images"
+    )
 
     @property
     def named(self) -> bool:
@@ -296,7 +334,7 @@ class ShipOptions(ExportOptions):
 
     data: ExportData = ExportData()
     split: Literal["auto", "train", "val", "test"] = Field(
-        default="auto", description="of the data: which images are compared; auto: test if there is one, else val"
+        default="auto", description="images of the data set for the comparison; auto: test, else val"
     )
 
     @model_validator(mode="after")
@@ -315,12 +353,12 @@ class PredictOptions(EngineUse):
     # Wider than what it overrides, which is safe for what nobody can assign to.
     engine: Literal["torch", "onnx", "openvino", "auto", "ray"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default="torch",
-        description="what computes; others than torch take seconds to start; auto: the fastest that gives equal "
-        "logits; ray: torch, in the processes of a Ray cluster",
+        description="inference engine; onnx and openvino take seconds to start; auto: the fastest one with equal "
+        "logits; ray: torch in the workers of a Ray cluster",
     )
-    topk: int = Field(default=5, ge=1, description="classes an image, the likeliest first")
+    topk: int = Field(default=5, ge=1, description="number of classes per image, most likely first")
     max_pixels: Count | None = _MAX_PIXELS
-    batch_size: int = Field(default=64, ge=1, description="images at once")
+    batch_size: int = Field(default=64, ge=1, description="number of images per batch")
     max_bad: int = Field(default=0, ge=0, description=_MAX_BAD)
     ray: RayConfig = RayConfig()
 
@@ -335,19 +373,19 @@ class DoctorOptions(Config):
 
     accept: bool = Field(
         default=False,
-        description="write digests of the model folder as it is now, after an edit of your own, if all else is right",
+        description="write new digests of the model folder after an intended edit, if everything else is valid",
     )
 
 
 class PushOptions(Config):
     """Keys of `vitral push`."""
 
-    private: bool = Field(default=False, description="whether a new repository is seen by its owner alone")
+    private: bool = Field(default=False, description="make a new repository private")
     license: str | None = Field(
         default=None,
-        description="by the hub's names: apache-2.0, cc-by-4.0, other, ...; null: as the card says, if it does",
+        description="license identifier of the Hub: apache-2.0, cc-by-4.0, other, ...; null: as in the model card",
     )
-    overwrite: bool = Field(default=False, description="replace the model in a repository that holds files")
+    overwrite: bool = Field(default=False, description="replace the model in a repository that already holds files")
 
 
 class ServeOptions(EngineUse, ServeConfig):
@@ -355,8 +393,8 @@ class ServeOptions(EngineUse, ServeConfig):
 
     engine: Literal["torch", "onnx", "openvino", "auto", "ray"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default="torch",
-        description="what computes; others than torch take seconds to start; auto: the fastest that gives equal "
-        "logits; ray: torch, in the processes of a Ray cluster",
+        description="inference engine; onnx and openvino take seconds to start; auto: the fastest one with equal "
+        "logits; ray: torch in the workers of a Ray cluster",
     )
     ray: RayConfig = RayConfig()
 

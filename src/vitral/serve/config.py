@@ -26,31 +26,39 @@ HostNames = Annotated[tuple[Annotated[str, AfterValidator(_host_name)], ...], St
 class ServeConfig(Config):
     """How models are served, whichever they are."""
 
-    host: str = Field(default="127.0.0.1", description="address to listen at; 0.0.0.0: all that this machine has")
-    port: int = Field(default=8000, ge=0, le=65535, description="port to listen at; 0: a free one")
-    names: Words = Field(default=(), description="what requests call the models; empty: the names of their folders")
+    host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0: all interfaces")
+    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0: a free port")
+    names: Words = Field(default=(), description="model names in requests; empty: the names of the model folders")
     allow_hosts: HostNames = Field(
         default=(),
-        description="names that requests may call this server by, without port, for one behind a proxy; empty: any, "
-        "but on a loopback address only localhost",
+        description="allowed host names of requests, without port, for a server behind a proxy; empty: any, but on a "
+        "loopback address only localhost",
     )
     api_key_file: str | None = Field(
-        default=None, description=f"file with the key that /v1 then wants; null: the variable {KEY_VARIABLE}, or no key"
+        default=None,
+        description=f"file with the API key of requests to /v1; null: the variable {KEY_VARIABLE}, or no key",
     )
-    max_batch: Count = Field(default=32, description="images computed at once")
-    max_queue: Count = Field(default=256, description="images of a model that may wait; beyond it the answer is 429")
-    max_images: Count = Field(default=64, description="images of one request")
-    max_bytes: Count = Field(default=32 * 2**20, description="bytes of one request's body")
+    max_batch: Count = Field(default=32, description="largest number of images per batch")
+    max_queue: Count = Field(
+        default=256, description="largest number of waiting images per model; further requests get status 429"
+    )
+    max_images: Count = Field(default=64, description="largest number of images per request")
+    max_bytes: Count = Field(default=32 * 2**20, description="size limit of a request body, in bytes")
     max_pixels: Count = Field(
         default=50_000_000,
-        description="pixels of one image, by its header, whatever the model's own limit; pixels of more than 4 bytes "
-        "(16 bits per channel) count in proportion; 4 times as many are decoded at once, all requests together",
+        description="size limit of one image, in pixels, checked in the file header in addition to the model's own "
+        "limit; pixels of more than 4 bytes (16 bits per channel) count in proportion; 4 times as many are "
+        "decoded at once over all requests",
     )
-    decode_seconds: float = Field(
-        default=10.0, gt=0, description="seconds that decoding one image may take, then its process is ended"
+    decode_seconds: float = Field(default=10.0, gt=0, description="time limit for decoding one image, in seconds")
+    deadline: float = Field(
+        default=30.0, gt=0, description="time limit from the complete request to its response, in seconds"
     )
-    deadline: float = Field(default=30.0, gt=0, description="seconds from the whole request to its answer")
-    body_seconds: float = Field(default=30.0, gt=0, description="seconds within which a request's body has to arrive")
-    drain: float = Field(default=30.0, ge=0, description="seconds that requests have to end after SIGTERM")
-    reload: float = Field(default=2.0, ge=0, description="seconds between looks for a replaced model folder; 0: never")
-    log: Literal["json", "text"] = Field(default="json", description="lines on stderr: for programs or for people")
+    body_seconds: float = Field(default=30.0, gt=0, description="time limit for receiving a request body, in seconds")
+    drain: float = Field(
+        default=30.0, ge=0, description="time that running requests have to finish after SIGTERM, in seconds"
+    )
+    reload: float = Field(default=2.0, ge=0, description="seconds between checks for a replaced model folder; 0: never")
+    log: Literal["json", "text"] = Field(
+        default="json", description="format of the log on stderr; json: one object per line"
+    )

@@ -15,11 +15,13 @@ class LoraConfig(Config):
     """Low-rank adapters (arXiv 2106.09685): trained, with the head, in place of the encoder's weights."""
 
     rank: int | None = Field(
-        default=None, ge=1, description="rank of the adapter of each matrix; null: no adapters, all weights are trained"
+        default=None,
+        ge=1,
+        description="rank of the low-rank adapter of each matrix (LoRA); null: no adapters, train all weights",
     )
-    alpha: float = Field(default=8.0, gt=0, description="adapters are scaled by alpha / rank")
+    alpha: float = Field(default=8.0, gt=0, description="scale of the adapters: alpha / rank")
     targets: Literal["attn", "mlp", "both"] = Field(
-        default="both", description="dense layers that have adapters: of the attention, of the MLP"
+        default="both", description="dense layers with adapters: attention, MLP or both"
     )
 
     @model_validator(mode="after")
@@ -31,52 +33,62 @@ class LoraConfig(Config):
 class TrainConfig(Config):
     """The loop's settings. Lengths are in epochs (passes over the train split) or steps (weight updates)."""
 
-    epochs: float = Field(default=30.0, gt=0, description="length of the run, in passes over the train split")
-    steps: int | None = Field(default=None, ge=1, description="length of the run in weight updates; wins over epochs")
-    batch_size: int = Field(default=128, ge=1, description="images an update, over all devices (global)")
+    epochs: float = Field(default=30.0, gt=0, description="length of the run in epochs (passes over the train split)")
+    steps: int | None = Field(default=None, ge=1, description="length of the run in weight updates; overrides epochs")
+    batch_size: int = Field(default=128, ge=1, description="number of images per weight update, over all devices")
     micro_batch: int | None = Field(
-        default=None, ge=1, description="images at once; gradients add up to batch_size; null: all"
+        default=None,
+        ge=1,
+        description="number of images per forward and backward pass; gradients accumulate up to batch_size; null: the "
+        "whole batch",
     )
     parallel: Literal["auto", "none", "ddp", "fsdp"] = Field(
         default="auto",
-        description="over the processes of torchrun or srun: ddp, a copy of the model each; fsdp, a slice; auto: ddp",
+        description="data parallelism over the processes of torchrun or srun; ddp: a copy of the model per process; "
+        "fsdp: a shard per process; auto: ddp",
     )
     checkpointing: Annotated[int, Field(ge=1)] | Literal["none", "all", "auto"] = Field(
         default="auto",
-        description="blocks, from the input on, that keep no activations and compute them again: less memory, same "
-        "result; auto: as few as memory= allows",
+        description="activation checkpointing: number of blocks (from the input) whose activations are recomputed in "
+        "the backward pass, which saves memory and changes no result; auto: as few as memory= allows",
     )
     compile: Literal["auto", "none", "step"] = Field(
         default="auto",
-        description="step: forward pass, loss and backward pass as one compiled graph, ready after a minute or so; not "
-        "with fsdp or checkpointing; auto: on CUDA, where it can be",
+        description="step: compile forward pass, loss and backward pass as one graph, which takes about a minute; not "
+        "with fsdp or checkpointing; auto: on CUDA, where possible",
     )
     freeze: Literal["none", "encoder"] = Field(
-        default="none", description="encoder: only the head is trained; the encoder works as in evaluation"
+        default="none", description="encoder: train only the head and run the encoder in evaluation mode"
     )
     ema: float | None = Field(
-        default=None, gt=0, lt=1, description="decay of the averaged weights that are judged and saved; null: off"
+        default=None,
+        gt=0,
+        lt=1,
+        description="decay of the exponential moving average of the weights, which is then validated and saved; null: "
+        "off",
     )
     ema_warmup: float = Field(
         default=9.0,
         ge=0,
-        description="the average remembers 1/ema_warmup of the steps done, at most; 0: decay constant",
+        description="limits the average to the last 1/ema_warmup of the steps so far; 0: constant decay",
     )
     eval_every: Epochs | Literal["auto", "end"] = Field(
         default="auto",
-        description="epochs between validations; auto: 20, evenly, fewer if these take more than half as many images "
-        "as training; end: one, when all is done",
+        description="epochs between validations; auto: 20 in all, evenly spaced, or fewer if they process more than "
+        "half as many images as training; end: one at the end",
     )
     patience: int | None = Field(
-        default=None, ge=1, description="stop after so many validations without a better one; null: never"
+        default=None, ge=1, description="early stopping: number of validations in a row without improvement; null: off"
     )
     max_bad_steps: int = Field(
-        default=3, ge=1, description="steps in a row with a loss or gradient that is not finite, which end the run"
+        default=3, ge=1, description="number of steps in a row with a non-finite loss or gradient that ends the run"
     )
-    tensorboard: bool = Field(default=False, description="also write event files to out/tensorboard")
+    tensorboard: bool = Field(default=False, description="write TensorBoard event files to out/tensorboard")
     log_every: int = Field(default=10, ge=1, description="steps between rows of metrics.jsonl")
     save_seconds: float = Field(
-        default=300.0, ge=0, description="seconds between checkpoints; a stop and the end save too"
+        default=300.0,
+        ge=0,
+        description="seconds between checkpoints; a checkpoint is also saved on a stop and at the end",
     )
 
     @model_validator(mode="after")

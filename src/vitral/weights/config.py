@@ -14,27 +14,31 @@ Patterns = Annotated[tuple[str, ...], Strict(False)]
 class ReadOptions(Config):
     """How foreign weights are read; what is not said is found out."""
 
-    map: str | None = Field(default=None, description="YAML file of rules for names that no known format has")
+    map: str | None = Field(default=None, description="YAML file with rules for parameter names of an unknown format")
     ignore: Patterns = Field(
-        default=(), description="patterns (head.*) of names that may be superfluous, missing or of another shape"
+        default=(),
+        description="patterns (head.*) of parameter names that may be unexpected, missing or of another shape",
     )
     classes: Patterns = Field(
         default=(),
-        description="class names in the order of the outputs, or one text file with a name per line; "
-        "[]: as config.json or map.yaml states",
+        description="class names in the order of the outputs, or a text file with one name per line; []: as in "
+        "config.json or map.yaml",
     )
-    heads: Count | None = Field(default=None, description="attention heads; null: as config.json or the sizes say")
+    heads: Count | None = Field(
+        default=None, description="number of attention heads; null: from config.json or the tensor shapes"
+    )
     image_size: Count | Pair | None = Field(
         default=None,
-        description="pixels, one number or height,width; positions are resized to it; null: the weights' own",
+        description="input size in pixels: one number or height,width; positions are resized to it; null: that of the "
+        "weights",
     )
 
 
 class ConvertOptions(ReadOptions):
     """Keys of `vitral weights convert`."""
 
-    out: str = Field(description="the model folder to write")
-    overwrite: bool = Field(default=False, description="whether a folder that is there may be replaced")
+    out: str = Field(description="model folder to write")
+    overwrite: bool = Field(default=False, description="replace an existing model in out")
 
 
 class InspectOptions(ReadOptions):
