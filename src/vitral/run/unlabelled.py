@@ -78,7 +78,7 @@ def _sampled(prepared: Prepared, name: str) -> ImageStore:
     """A split's images as evaluation sees them, evenly spaced where there are too many."""
     split = prepared.dataset.splits[name]
     few = split.subset(spaced(len(split), _asked(prepared).knn_samples))
-    return open_store(few, prepared.config.data, prepared.device, exact=True, batch=EVAL_BATCH)
+    return open_store(few, prepared.config.data, prepared.device, exact=True)
 
 
 def _neighbours(prepared: Prepared, model: ImageModel, train: ImageStore, judged: ImageStore) -> dict[str, Any]:
