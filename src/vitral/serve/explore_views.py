@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vitral.data.decode import MODES
+from vitral.data.channels import MODES
 from vitral.efficient.merge import TokenMerging
 from vitral.errors import UserError
 from vitral.interpret.attention import fill_heads, stream_maps
