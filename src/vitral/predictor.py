@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, NamedTuple, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from vitral.data.ahead import in_batches
 from vitral.data.channels import Decoding, colour
 from vitral.data.decode import as_image
+from vitral.data.image_spec import ImageSpec
 from vitral.data.resize import fit_image
 from vitral.engines import Engine, Exported, TorchEngine, find_export, open_export, verify_export
 from vitral.errors import UserError
@@ -26,7 +28,7 @@ from vitral.models.position import Resize
 from vitral.proof import check_here
 from vitral.weights.card import model_card
 from vitral.weights.find import load_model
-from vitral.weights.folder import FolderConfig, Preprocessing, save_folder
+from vitral.weights.folder import FolderConfig, save_folder
 from vitral.weights.hub import push
 
 
@@ -56,37 +58,20 @@ _PIXELS_AT_ONCE = 2**24  # of full-size images that an export resizes: each floa
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 T = TypeVar("T")
 
-_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
-    "single_label_classification": partial(torch.softmax, dim=-1),
-    "multi_label_classification": torch.sigmoid,
-}
 
-
-class Preparation(NamedTuple):
-    """How images become a model's input: what its folder says, and the largest image. It can be pickled."""
-
-    recipe: Preprocessing
-    max_pixels: int
-
-    def decoded(self, image: Any) -> Tensor:
-        """The image as large as it is, uint8 [C,H,W] with the model's channels."""
-        recipe = self.recipe
-        rules = Decoding(colour(recipe.background), self.max_pixels, recipe.value_range, "max_pixels", "value_range")
-        if isinstance(image, Image.Image) or hasattr(image, "read"):
-            with _READING:  # one thread at a time: the same one may be in a list twice
-                return as_image(image, self.recipe.channels, rules=rules)
-        return as_image(image, self.recipe.channels, rules=rules)
-
-    def fitted(self, image_CHW: Tensor) -> Tensor:
-        """A decoded image at the model's size, float32 [C,H,W] in [0,1]."""
-        return fit_image(image_CHW, self.recipe.image_size, self.recipe.fitting)
+def decode_image(image: Any, spec: ImageSpec) -> Tensor:
+    """The image as large as it is, uint8 [C,H,W] with the model's channels."""
+    rules = Decoding(colour(spec.background), spec.max_pixels, spec.value_range, "max_pixels", "value_range")
+    is_open = isinstance(image, Image.Image) or hasattr(image, "read")
+    with _READING if is_open else nullcontext():  # one thread at a time: the same one may be in a list twice
+        return as_image(image, spec.channels, rules=rules)
 
 
 class Predictor:
     """Predictions of one model folder. Images are preprocessed exactly as in `vitral eval`.
 
     engine: what computes the logits; None: the model itself. Of an export there is an engine and no model: it predicts
-    on the processor, and gives no features. `max_pixels`: larger images are refused; at first what the folder says.
+    on the processor, and gives no features.
     """
 
     def __init__(
@@ -97,7 +82,7 @@ class Predictor:
             raise UserError("exports run on the processor", where="device", got=device, wanted="auto or cpu")
         self._model = None if model is None else model.to(self.device).eval()
         self.engine, self.config, self.classes = engine or TorchEngine(self.model), config, config.classes
-        self.max_pixels = config.preprocessing.max_pixels
+        self.task = config.make_task()
 
     @property
     def model(self) -> ImageModel:
@@ -119,13 +104,9 @@ class Predictor:
 
         An image is a path, bytes, a PIL image, or an array [H,W] or [H,W,C] of uint8 or of floats in [0,1].
         """
-        decoded_CHW = self.preparation.decoded(image)
-        return self.preparation.fitted(decoded_CHW) if self.engine.takes == "resized" else decoded_CHW
-
-    @property
-    def preparation(self) -> Preparation:
-        """How images become the model's input, without the model."""
-        return Preparation(self.config.preprocessing, self.max_pixels)
+        spec = self.config.preprocessing
+        decoded_CHW = decode_image(image, spec)
+        return fit_image(decoded_CHW, spec.image_size, spec) if self.engine.takes == "resized" else decoded_CHW
 
     @torch.inference_mode()
     def forward(self, images: Sequence[Tensor] | Tensor, features: str | None = None) -> Tensor:
@@ -174,26 +155,21 @@ class Predictor:
             for each in batch:
                 yield each if isinstance(each, UserError) else next(rows)
 
-    def scores(self, logits_NC: Tensor) -> Tensor:
-        """Probabilities of logits [..., classes] over the folder's temperature, float32 in [0,1]: softmax, rows sum to
-        1; or sigmoid, each class by itself, where an image may have several."""
-        return _SCORES[self.config.problem_type](logits_NC.float() / self.config.temperature)
-
     def probabilities(self, images: Iterable[Any], batch_size: int = 64) -> Floats:
         """The `scores` of images of any kind, [images, classes]. The next `batch_size` images are decoded meanwhile."""
-        self.require_head()
+        self.require_answers()
         rows = [_or_raise(row_C) for row_C in self._outputs(images, batch_size)]
         return self.scores(torch.stack(rows) if rows else torch.zeros(0, len(self.classes))).numpy()
 
-    def postprocess(self, logits_NC: Tensor, topk: int = 5) -> list[list[dict[str, Any]]]:
-        """The `topk` likeliest classes of each image, best first: {"label", "index", "score"} each."""
-        scores_NC = require_finite(self.scores(logits_NC), self.config.name)
-        return [self.likeliest(scores_C, topk) for scores_C in scores_NC.cpu().numpy()]
+    def scores(self, outputs_NS: Tensor) -> Tensor:
+        """What outputs [..., S] mean to the task, float32: probabilities, or numbers in units."""
+        return self.task.scores(outputs_NS)
 
-    def likeliest(self, scores_C: Floats, topk: int) -> list[dict[str, Any]]:
-        """As `postprocess`, of one image's probabilities."""
-        order = np.argsort(-scores_C, kind="stable")[:topk]
-        return [{"label": self.classes[i], "index": int(i), "score": round(float(scores_C[i]), 6)} for i in order]
+    @torch.inference_mode()
+    def postprocess(self, outputs_NS: Tensor, topk: int = 5) -> list[dict[str, Any]]:
+        """The task's answer for each image, as JSON beside its name; of classes the `topk` likeliest, best first."""
+        scores_NS = require_finite(self.scores(outputs_NS), self.config.name).cpu().numpy()
+        return [self.task.answer(scores_S, topk) for scores_S in scores_NS]
 
     @overload
     def predict(
@@ -222,13 +198,13 @@ class Predictor:
     ) -> Iterator[dict[str, Any]]:
         if topk < 1:
             raise UserError("at least one class is wanted", where="topk", got=topk)
-        self.require_head()
+        self.require_answers()
         for number, (image, row_C) in enumerate(zip(images, self._outputs(images, batch_size), strict=True)):
             name = str(image) if isinstance(image, str | Path) else number
             if tolerant and isinstance(row_C, UserError):
                 yield {"image": name, "error": str(row_C)}
             else:
-                yield {"image": name, "predictions": self.postprocess(_or_raise(row_C)[None], topk)[0]}
+                yield {"image": name, **self.postprocess(_or_raise(row_C)[None], topk)[0]}
 
     @overload
     def embed(
@@ -271,11 +247,9 @@ class Predictor:
             save_folder(folder, self.model, self.config, model_card(self.config))
             return push(folder, repository, private=private, license=license, overwrite=overwrite)
 
-    def require_head(self) -> None:
-        """Raises UserError for a model that predicts no classes."""
-        if not self.config.architecture.num_classes:
-            hint = "`vitral probe` says how good its features are, `vitral embed` gives them."
-            raise UserError("this model has no head, so it predicts no classes", where=self.config.name, hint=hint)
+    def require_answers(self) -> None:
+        """Raises UserError for a model that gives features only."""
+        self.task.require_answers(self.config.name)
 
 
 class NotFinite(UserError):

@@ -10,8 +10,9 @@ import torch
 
 from vitral.data.config import AugmentConfig, DataConfig
 from vitral.data.dataset import Split
+from vitral.data.image_spec import ResizeSpec
 from vitral.data.loader import ImageStore, StreamLoader, eval_batches
-from vitral.data.resize import Fit, fit_image
+from vitral.data.resize import fit_image
 from vitral.data.sources import open_dataset
 from vitral.structs import Batch
 
@@ -24,7 +25,9 @@ def split() -> Split:
 
 
 def store(split: Split, *, exact: bool = False, cache_mb: int = 100, workers: int = 2, size: int = 8) -> ImageStore:
-    return ImageStore(split, (size, size), Fit(), exact=exact, workers=workers, cache_mb=cache_mb, device=CPU)
+    return ImageStore(
+        split, (size, size), ResizeSpec(fit="crop"), exact=exact, workers=workers, cache_mb=cache_mb, device=CPU
+    )
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -93,4 +96,6 @@ def test_evaluation_sees_each_sample_once_through_the_exact_resize(split: Split,
     batches = list(eval_batches(store(split, exact=True, cache_mb=cache_mb, size=12), 50))
     images, labels = torch.cat([b[0] for b in batches]), torch.cat([b[1] for b in batches])
     assert np.array_equal(labels.numpy(), split.labels_N)
-    assert torch.equal(images, torch.stack([fit_image(split.read(i), (12, 12), Fit()) for i in range(144)]))
+    assert torch.equal(
+        images, torch.stack([fit_image(split.read(i), (12, 12), ResizeSpec(fit="crop")) for i in range(144)])
+    )

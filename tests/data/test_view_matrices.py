@@ -7,7 +7,7 @@ what lies outside. A view's pixel (u, v) must show the source at matrix^-1 (u, v
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -16,25 +16,26 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vitral.data.config import AugmentConfig, DataConfig, ViewConfig
+from vitral.data.config import AugmentConfig, DataConfig, Interpolation, ViewConfig
 from vitral.data.dataset import Split, memory_split
+from vitral.data.image_spec import ResizeSpec
 from vitral.data.loader import ImageStore, StreamLoader
 from vitral.data.policies import Draws, Op, plan
 from vitral.data.reading import RandomCrop
-from vitral.data.resize import Fit, shown_box
+from vitral.data.resize import shown_box
 from vitral.data.sources import open_dataset
 from vitral.structs import View
 
 EVEN, FLOOR = 200, 10  # levels of the third channel, and of the first pixel of the others
 SIZE = (24, 20)
-PLAIN = Fit()
+PLAIN = ResizeSpec(fit="crop")
 JPEGS = {1: (187, 251), 2: (251, 187), 3: (187, 251), 4: (131, 97), 5: (97, 131), 6: (187, 251), 7: (131, 97),
          8: (251, 187)}  # fmt: skip
 PNGS = ((47, 61), (61, 47), (33, 25), (20, 331), (187, 3 * 97), (41, 41), (29, 71), (100, 99))
 _STORE = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Pillow's transposition that an EXIF orientation undoes
 CROP: dict[str, Any] = {"crop": "random_resized", "crop_scale": (0.3, 1.0)}
-AUGMENTS: dict[str, AugmentConfig] = {
-    name: AugmentConfig(**keys)
+AUGMENTS = {
+    name: AugmentConfig.model_validate(keys)
     for name, keys in {
         "none": {},
         "flip": {"flip": 0.5},
@@ -91,7 +92,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Split, list[tuple[i
 
 
 def opened(
-    split: Split, fit: Fit = PLAIN, *, cached: bool = True, crops: tuple[RandomCrop, ...] = (), workers: int = 2
+    split: Split,
+    fit: ResizeSpec = PLAIN,
+    *,
+    cached: bool = True,
+    crops: tuple[RandomCrop, ...] = (),
+    workers: int = 2,
 ) -> ImageStore:
     return ImageStore(
         split, SIZE, fit, exact=False, workers=workers, cache_mb=100 if cached else 0, device=torch.device("cpu"),
@@ -157,11 +163,16 @@ def test_views_of_files_tell_where_their_pixels_were(
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("crop_ratio", [1.0, 0.875, 0.7])
 def test_views_tell_how_the_store_resized(
-    files: tuple[Split, list[tuple[int, int]]], mode: str, interpolation: str, crop_ratio: float
+    files: tuple[Split, list[tuple[int, int]]],
+    mode: Literal["crop", "squash"],
+    interpolation: Interpolation,
+    crop_ratio: float,
 ) -> None:
     split, sizes = files
     for cached in (True, False):
-        with opened(split, Fit(mode, interpolation, crop_ratio), cached=cached) as store:
+        with opened(
+            split, ResizeSpec(fit=mode, interpolation=interpolation, crop_ratio=crop_ratio), cached=cached
+        ) as store:
             batch = StreamLoader(store, len(split), AugmentConfig(flip=0.5), 3).batch(0)
         check(batch.views[0], [sizes[key] for key in batch.keys_B.tolist()])
 
@@ -206,8 +217,8 @@ def test_mixing_moves_nothing(files: tuple[Split, list[tuple[int, int]]]) -> Non
     split, _ = files
     with opened(split) as store:
         plain, mixed = (
-            StreamLoader(store, 16, AugmentConfig(rotate=20, **keys), 3).batch(0)
-            for keys in ({}, {"mixup": 0.5, "cutmix": 0.5})
+            StreamLoader(store, 16, config, 3).batch(0)
+            for config in (AugmentConfig(rotate=20), AugmentConfig(rotate=20, mixup=0.5, cutmix=0.5))
         )
     assert torch.equal(plain.views[0].matrix_B33, mixed.views[0].matrix_B33)
     assert not torch.equal(plain.views[0].images_BCHW, mixed.views[0].images_BCHW)
@@ -216,17 +227,27 @@ def test_mixing_moves_nothing(files: tuple[Split, list[tuple[int, int]]]) -> Non
 @pytest.mark.parametrize(
     ("source", "size", "fit", "box"),
     [
-        ((24, 20), (24, 20), Fit(), (0, 0, 24, 20)),
-        ((48, 60), (24, 20), Fit(), (0, 10, 48, 40)),
-        ((60, 40), (24, 20), Fit(), (6, 0, 48, 40)),
-        ((9, 30), (3, 5), Fit("squash"), (0, 0, 9, 30)),
-        ((256, 512), (224, 224), Fit("crop", "bicubic", 0.875), (16, 144, 224, 224)),
-        ((512, 256), (224, 224), Fit("squash", "bicubic", 0.875), (32, 16, 448, 224)),
+        ((24, 20), (24, 20), ResizeSpec(fit="crop"), (0, 0, 24, 20)),
+        ((48, 60), (24, 20), ResizeSpec(fit="crop"), (0, 10, 48, 40)),
+        ((60, 40), (24, 20), ResizeSpec(fit="crop"), (6, 0, 48, 40)),
+        ((9, 30), (3, 5), ResizeSpec(fit="squash"), (0, 0, 9, 30)),
+        (
+            (256, 512),
+            (224, 224),
+            ResizeSpec(fit="crop", interpolation="bicubic", crop_ratio=0.875),
+            (16, 144, 224, 224),
+        ),
+        (
+            (512, 256),
+            (224, 224),
+            ResizeSpec(fit="squash", interpolation="bicubic", crop_ratio=0.875),
+            (32, 16, 448, 224),
+        ),
         # 8 times the target's aspect is kept, then the middle of that.
-        ((10, 1000), (20, 20), Fit(), (0, 495, 10, 10)),
+        ((10, 1000), (20, 20), ResizeSpec(fit="crop"), (0, 495, 10, 10)),
     ],
 )
 def test_the_box_that_a_resized_image_shows(
-    source: tuple[int, int], size: tuple[int, int], fit: Fit, box: tuple[float, ...]
+    source: tuple[int, int], size: tuple[int, int], fit: ResizeSpec, box: tuple[float, ...]
 ) -> None:
     assert shown_box(source, size, fit) == pytest.approx(box)

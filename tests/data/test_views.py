@@ -10,9 +10,10 @@ from vitral.data.augment import augment
 from vitral.data.config import AugmentConfig, DataConfig, ViewConfig
 from vitral.data.crop_decode import crop_jpeg, open_jpeg
 from vitral.data.dataset import Split
+from vitral.data.image_spec import ResizeSpec
 from vitral.data.loader import ImageStore, StreamLoader
 from vitral.data.reading import RandomCrop
-from vitral.data.resize import Fit, shown_box
+from vitral.data.resize import shown_box
 from vitral.data.sources import open_dataset
 
 WIDE = AugmentConfig(crop="random_resized", crop_scale=(0.4, 1.0))
@@ -34,7 +35,7 @@ def store(split: Split, *, cut: bool = True) -> ImageStore:
         RandomCrop(5, v.augment.crop_scale, v.augment.crop_ratio, size=v.size, view=n) for n, v in enumerate(VIEWS)
     )
     return ImageStore(
-        split, (24, 20), Fit(), exact=False, workers=2, cache_mb=100, device=torch.device("cpu"),
+        split, (24, 20), ResizeSpec(fit="crop"), exact=False, workers=2, cache_mb=100, device=torch.device("cpu"),
         crops=crops if cut else (),
     )  # fmt: skip
 
@@ -66,7 +67,8 @@ def test_the_share_of_the_image_that_a_view_shows_is_as_asked(photos: Split) -> 
     with store(photos, cut=False) as opened:
         batches = list(StreamLoader(opened, 16, AugmentConfig(), 5, views=VIEWS).stream(0, 12))
     boxes = [
-        shown_box((image.shape[1], image.shape[2]), (24, 20), Fit()) for image in map(photos.read, range(len(photos)))
+        shown_box((image.shape[1], image.shape[2]), (24, 20), ResizeSpec(fit="crop"))
+        for image in map(photos.read, range(len(photos)))
     ]
     areas = torch.tensor([height * width for _, _, height, width in boxes])
     for number, (low, high) in ((0, (0.4, 1.0)), (2, (0.05, 0.4))):

@@ -15,9 +15,9 @@ from PIL import Image
 from tests.helpers import TINY, assert_equal_tensors, weights, write_shapes
 from vitral.data.config import AugmentConfig, DataConfig
 from vitral.data.dataset import Split
+from vitral.data.image_spec import ResizeSpec
 from vitral.data.loader import ImageStore, StreamLoader, to_device
 from vitral.data.reading import RandomCrop
-from vitral.data.resize import Fit
 from vitral.data.sources import open_dataset
 from vitral.errors import UserError
 from vitral.run.config import load_config
@@ -46,7 +46,7 @@ def split(photos: Path) -> Split:
 
 def store(split: Split, **more: Any) -> ImageStore:
     keys: dict[str, Any] = {"exact": False, "workers": 2, "cache_mb": 0, "device": torch.device("cpu"), "crops": CROPS}
-    return ImageStore(split, (24, 20), Fit(), **{**keys, **more})
+    return ImageStore(split, (24, 20), ResizeSpec(fit="crop"), **{**keys, **more})
 
 
 def batches(split: Split, start: int, stop: int, **more: Any) -> list[Batch]:

@@ -17,6 +17,7 @@ from tests.helpers import edit_config, random_model, write_colours
 from vitral.cli.main import main
 from vitral.data.config import DataSource
 from vitral.data.decode import as_image
+from vitral.data.image_spec import ImageSpec
 from vitral.engines import FILES, open_export
 from vitral.export import formats
 from vitral.export.config import ExportOptions
@@ -32,7 +33,7 @@ from vitral.run.export import _samples
 from vitral.run.options import PredictOptions, ShipOptions
 from vitral.run.predict import predictions
 from vitral.weights.find import load_model
-from vitral.weights.folder import FolderConfig, Preprocessing
+from vitral.weights.folder import FolderConfig
 
 OPENVINO = pytest.param("openvino", marks=pytest.mark.oracle)
 KINDS = ("onnx", "pt2", OPENVINO)
@@ -155,9 +156,9 @@ def exported(kind: str, preset: str, options: dict[str, Any], images: int = 21) 
         # Else the maps of random networks grow from block to block: 110 layers reach 10^8, where float32 is 300 off.
         for block in (each for each in model.modules() if isinstance(each, Block)):
             block.last_norm.weight.fill_(0.2)
-    config = FolderConfig(
+    config = FolderConfig(task="classification",
         name=preset, architecture=architecture, id2label={str(i): f"c{i}" for i in range(architecture.num_classes)},
-        preprocessing=Preprocessing(
+        preprocessing=ImageSpec(
             image_size=architecture.image_size, channels=architecture.in_channels, fit="squash"
         ),
         provenance={},
@@ -265,7 +266,7 @@ def test_several_classes_an_image_and_none_at_all() -> None:
     need("onnx")
     random_model(Path("model"))
     network, config = load_model("model")
-    many = config.model_copy(update={"problem_type": "multi_label_classification", "temperature": 1.0})
+    many = config.model_copy(update={"task": "multilabel", "temperature": 1.0})
     samples = Samples("noise", builtin_images(4, config))
     ship(network, many, "", ExportOptions(format="onnx", out="many"), samples)
     mine, theirs = Predictor(network, many, "cpu"), vitral.load("many")

@@ -100,6 +100,10 @@ def test_the_headline_and_metrics_after_it() -> None:
         "- mean absolute error: 3.142 years (95 % interval 2.9 years to 3.4 years)\n- images: 1,024"
     )
     assert to_console([section]).splitlines()[0] == "97.22 % top-1 <b>, 95 % interval 95.10 to 98.33 %"
+    titled = to_markdown([section._replace(title="Result", parts=[SHARE, "text", age])])
+    assert titled.startswith(
+        "## Result\n\n- top-1 &lt;b&gt;: 97.22 % (95 % interval 95.10 to 98.33 %)\n\ntext\n\n- mean"
+    )
     assert "<p><strong>97.22 %</strong> top-1 &lt;b&gt;, 95 % interval 95.10 to 98.33 %</p>" in to_html("t", [section])
 
 
@@ -120,6 +124,14 @@ def test_pictures_are_inside_the_page_and_nowhere_else() -> None:
     ]  # fmt: skip
     assert to_markdown(sections) == "## Pictures"
     assert to_console(sections) == "Pictures"
+
+
+def test_what_is_empty_is_shown_as_nothing() -> None:
+    parts: list[Part] = [Gallery([], "none"), Table(["a"], []), Bullets([]), Facts([])]
+    sections = [Section("Empty", parts, EVERYWHERE), Section("", [], EVERYWHERE)]
+    assert not Page(to_html("t", sections)).attributes("img")
+    assert to_markdown(sections) == "## Empty\n\n| a |\n|---|"
+    assert to_console(sections) == "Empty\n\na"
 
 
 def test_long_lines_wrap_in_a_terminal_alone() -> None:

@@ -21,10 +21,12 @@ from vitral.evaluate.calibration import reliability_bins, softmax
 from vitral.evaluate.classify import classification_metrics
 from vitral.evaluate.metric import percent
 from vitral.report import plots
-from vitral.report.classification import LOSS_NOTE, classification_sections
+from vitral.report.classification import classification_sections
 from vitral.report.render import photo
 from vitral.report.run_report import write_report
+from vitral.tasks.classification import LOSS_NOTE, Classification
 
+TOP1 = Classification.metrics[0]
 VOID = {"meta", "link", "img", "br"}
 NASTY = [
     '<b>"x"&',
@@ -116,7 +118,14 @@ def nasty(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
 
 
 def write(path: Path, *, evaluation: dict[str, Any], mistakes: list[Any], **given: Any) -> None:
-    write_report(path, sections=classification_sections(evaluation, mistakes), loss_note=LOSS_NOTE, **given)
+    write_report(
+        path,
+        sections=classification_sections(evaluation, mistakes),
+        loss_note=LOSS_NOTE,
+        primary=TOP1,
+        loss_unit="nats",
+        **given,
+    )
 
 
 def report(folder: Path, classes: list[str], **changes: Any) -> tuple[str, Page]:
@@ -275,11 +284,13 @@ def test_confusion_matrix_names_classes_and_counts() -> None:
 
 def test_curves_have_units_and_skip_what_is_not_finite() -> None:
     rows = [{"step": 1, "loss": float("nan"), "lr": 0.1}, {"step": 2, "loss": None, "lr": 0.2}]
-    assert list(plots.training_curves(rows)) == ["Learning rate"]
-    figures = plots.training_curves([*rows, *({"step": s, "loss": 1 / s, "val_top1": 0.5} for s in range(3, 9000))])
-    assert list(figures) == ["Loss", "Validation accuracy", "Learning rate"]
+    assert list(plots.training_curves(rows, TOP1)) == ["Learning rate"]
+    figures = plots.training_curves(
+        [*rows, *({"step": s, "loss": 1 / s, "val_top1": 0.5} for s in range(3, 9000))], TOP1, "nats"
+    )
+    assert list(figures) == ["Loss", "Validation top-1", "Learning rate"]
     assert "loss (nats)" in texts(figures["Loss"])
-    assert "top-1 accuracy (%)" in texts(figures["Validation accuracy"])
+    assert "top-1 (%)" in texts(figures["Validation top-1"])
     assert all(len(figure) < 60_000 for figure in figures.values())
 
 

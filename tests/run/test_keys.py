@@ -301,9 +301,9 @@ def test_finish_ends_a_run_where_it_is(tmp_path: Path) -> None:
 
 
 def test_deterministic_is_switched_on_during_the_run_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, make = list[bool](), loader.TrainLoader.batch
+    seen, make = list[bool](), loader.StreamLoader.batch
     monkeypatch.setattr(
-        loader.TrainLoader, "batch",
+        loader.StreamLoader, "batch",
         lambda self, step: (seen.append(torch.are_deterministic_algorithms_enabled()), make(self, step))[1],
     )  # fmt: skip
     tiny(tmp_path / "a", deterministic=True, train__steps=1)

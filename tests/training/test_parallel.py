@@ -16,8 +16,8 @@ from tests.disk import disk_full_beyond
 from tests.processes import in_processes
 from vitral import distributed
 from vitral.data.config import AugmentConfig, DataConfig
+from vitral.data.image_spec import ResizeSpec
 from vitral.data.loader import ImageStore, StreamLoader, TrainLoader, eval_batches
-from vitral.data.resize import Fit
 from vitral.data.sources import open_dataset
 from vitral.errors import RunFailed, UserError
 from vitral.evaluate.classify import collect_logits
@@ -69,7 +69,7 @@ def make(
 def a_store(split: str, count: int | None = None) -> ImageStore:
     data = open_dataset(DataConfig(source="digits")).splits[split]
     data = replace(data, labels_N=data.labels_N[:count], names=data.names[:count])
-    return ImageStore(data, (8, 8), Fit(), exact=split != "train", workers=1, cache_mb=100, device=CPU)
+    return ImageStore(data, (8, 8), ResizeSpec(fit="crop"), exact=split != "train", workers=1, cache_mb=100, device=CPU)
 
 
 def train_loader() -> TrainLoader:

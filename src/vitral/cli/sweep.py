@@ -73,20 +73,26 @@ def _flag(name: str, text: str) -> bool:
 
 
 def _table(found: Mapping[str, Any]) -> str:
-    score, best = f"val_{found['score']}", found["best"]
-    header = ["run", *found["grid"], f"{score}, %", "val_loss", "seconds", ""]
+    from vitral.tasks.registry import TASKS
+
+    metric, best = TASKS[found["task"]].metrics[0], found["best"]
+    score = f"val_{metric.name}"
+    header = ["run", *found["grid"], score, "val_loss", "seconds", ""]
     rows = [header]
     for row in found["points"]:
         wins = all(row[key] == value for key, value in best.items())
         numbers = (
             ["failed", "", ""] if "error" in row
-            else [f"{100 * row[score]:.2f}", f"{row['val_loss']:.4f}", f"{row['train_seconds']:.0f}"]
+            else [
+                metric.text(row[score]), "" if row["val_loss"] is None else f"{row['val_loss']:.4f}",
+                f"{row['train_seconds']:.0f}",
+            ]
         )  # fmt: skip
         rows.append([row["run"], *(str(row[key]) for key in found["grid"]), *numbers, "best" if wins else ""])
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     if found["result"] is not None:
         result = found["result"]
-        lines.append(f"\nbest, trained on all: {100 * result[found['score']]:.2f} % of {result['count']} "
-                     f"{result['split']} images")  # fmt: skip
+        text = metric.text(result[metric.name])
+        lines.append(f"\nbest, trained on all: {metric.label} {text} of {result['count']} {result['split']} images")
     return "\n".join(lines)

@@ -6,7 +6,7 @@ classes, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +14,9 @@ import numpy as np
 
 from vitral.data import check_cache
 from vitral.data.class_names import class_name_findings
-from vitral.data.config import DataConfig
+from vitral.data.config import UNLABELED, DataConfig
 from vitral.data.dataset import Dataset, fingerprint
-from vitral.data.duplicates import Array, duplicate_findings
+from vitral.data.duplicates import Array, duplicate_findings, leaks
 from vitral.data.files import some
 from vitral.data.findings import MOST, CheckReport, Finding, Sample, finding, in_order
 from vitral.data.label_names import disagreements, flat_folders, joined_labels, shared_labels
@@ -63,7 +63,7 @@ def check_dataset(
             dataset,
             {
                 name: scan_in_parts(split, dataset.channels, workers, keep, name, scan, tick)
-                for name, split in dataset.splits.items()
+                for name, split in dataset.parts.items()
             },
         )
         if cache is not None and keep is not None:
@@ -79,7 +79,8 @@ def decoding(data: DataConfig) -> str:
 
 
 def _examine(dataset: Dataset, scans: dict[str, Scan]) -> CheckReport:
-    samples, labels = _samples(dataset)
+    every, (samples, labels) = scans, _samples(dataset)
+    scans = {name: scans[name] for name in dataset.splits}
     labels_N = np.concatenate([split.labels_N for split in dataset.splits.values()])
     split_N = np.repeat(np.arange(len(scans)), list(map(len, dataset.splits.values())))
     scan = joined(list(scans.values()))
@@ -87,27 +88,31 @@ def _examine(dataset: Dataset, scans: dict[str, Scan]) -> CheckReport:
         *_classes(dataset),
         *class_name_findings(dataset.classes),
         *_left_out(dataset),
-        *_names(dataset, samples, labels),
+        *_names(dataset, samples[: len(labels)], labels),
         *duplicate_findings(scan, split_N, labels_N, samples.__getitem__),
-        *_images(dataset, scan, samples),
+        *_images(dataset, scan, joined(list(every.values())).damaged, samples),
+        *_unlabeled(every, samples),
     ]
     train = scans["train"]
     return CheckReport(
         name=dataset.name,
-        fingerprint=fingerprint(_content(dataset, scans)),
-        counts={name: len(split) for name, split in dataset.splits.items()},
+        fingerprint=fingerprint(_content(dataset, every)),
+        counts={name: len(split) for name, split in dataset.parts.items()},
         findings=in_order(findings),
-        damaged={name: found.damaged for name, found in scans.items() if found.damaged},
+        damaged={name: found.damaged for name, found in every.items() if found.damaged},
         mean=tuple(round(value, 6) for value in train.mean),
         std=tuple(round(value, 6) for value in train.std),
     )
 
 
 def _samples(dataset: Dataset) -> tuple[list[Sample], list[tuple[str, ...]]]:
-    """Every sample, split by split, and the names of its classes."""
+    """Every sample, split by split, and the names of its classes; at the end those without labels, of no class."""
     samples: list[Sample] = []
     labels: list[tuple[str, ...]] = []
-    for name, split in dataset.splits.items():
+    for name, split in dataset.parts.items():
+        if name == UNLABELED:
+            samples += [Sample(name, index, shown(str(each)), "no label") for index, each in enumerate(split.names)]
+            continue
         own = dataset.labels(name)
         labels += own
         samples += [
@@ -120,8 +125,8 @@ def _samples(dataset: Dataset) -> tuple[list[Sample], list[tuple[str, ...]]]:
 def _content(dataset: Dataset, scans: dict[str, Scan]) -> list[bytes]:
     parts = ["\n".join(dataset.classes).encode("utf-8", "surrogatepass")]
     for name, found in scans.items():
-        names = "\n".join(map(str, dataset.splits[name].names)).encode("utf-8", "surrogatepass")
-        labels = np.ascontiguousarray(dataset.splits[name].labels_N).tobytes()
+        names = "\n".join(map(str, dataset.parts[name].names)).encode("utf-8", "surrogatepass")
+        labels = np.ascontiguousarray(dataset.parts[name].labels_N).tobytes()
         parts += [name.encode(), names, labels, found.digest_N2.astype("<u8").tobytes()]
     return parts
 
@@ -207,17 +212,17 @@ def _names(dataset: Dataset, samples: list[Sample], labels: list[tuple[str, ...]
         yield finding("name-label", text, _alone(samples, wrong), severity, images=len(wrong))
 
 
-def _images(dataset: Dataset, scan: Scan, samples: list[Sample]) -> Iterator[Finding]:
-    """What pixels say of single images."""
+def _images(dataset: Dataset, scan: Scan, damaged: Mapping[int, str], samples: list[Sample]) -> Iterator[Finding]:
+    """What pixels say of single images. `damaged`: by place, of the unlabeled images too."""
 
     def odd(code: str, places: Sequence[int], text: str, **numbers: float) -> Iterator[Finding]:
         if len(places):
             groups = _alone(samples, places)
             yield finding(code, f"{plural(len(places), 'image')} {text}", groups, images=len(places), **numbers)
 
-    for place, cause in list(scan.damaged.items())[:1]:
+    for place, cause in list(damaged.items())[:1]:
         yield from odd(
-            "damaged", list(scan.damaged), f"that cannot be decoded ({samples[place].name}: {cause.splitlines()[0]})"
+            "damaged", list(damaged), f"that cannot be decoded ({samples[place].name}: {cause.splitlines()[0]})"
         )
     yield from odd("constant", np.flatnonzero(scan.constant_N).tolist(), "of one colour all over")
     whole_M = np.flatnonzero(scan.size_N2[:, 0] > 0)
@@ -246,6 +251,25 @@ def _images(dataset: Dataset, scan: Scan, samples: list[Sample]) -> Iterator[Fin
 def _alone(samples: Sequence[Sample], places: Sequence[int]) -> list[list[Sample]]:
     """A group for each of the first images."""
     return [[samples[place]] for place in places[:MOST]]
+
+
+def _unlabeled(scans: dict[str, Scan], samples: list[Sample]) -> list[Finding]:
+    """Unlabeled images that are, or look like, validation or test images; and such of another size than the training
+    images, where these have one."""
+    if UNLABELED not in scans:
+        return []
+    judged = [found for name, found in scans.items() if name not in ("train", UNLABELED)]
+    findings = leaks(judged, scans[UNLABELED], [sample for sample in samples if sample.split != "train"])
+    train_N2, size_N2 = (scans[name].size_N2 for name in ("train", UNLABELED))
+    train_N2 = train_N2[train_N2[:, 0] > 0]
+    if len(train_N2) and (train_N2 == train_N2[0]).all():
+        odd = np.flatnonzero((size_N2 != train_N2[0]).any(1) & (size_N2[:, 0] > 0)).tolist()
+        if odd:
+            own, theirs = (" x ".join(map(str, size_2.tolist())) for size_2 in (size_N2[odd[0]], train_N2[0]))
+            text = f"{plural(len(odd), 'unlabeled image')} of other size ({own}) than all training images ({theirs})"
+            places = [len(samples) - len(size_N2) + place for place in odd[:MOST]]
+            findings.append(finding("unlabeled-size", text, _alone(samples, places), images=len(odd)))
+    return findings
 
 
 def _normalisation(report: CheckReport, normalisation: Normalisation) -> list[Finding]:

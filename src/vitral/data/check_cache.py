@@ -36,11 +36,11 @@ def key(dataset: Dataset, variant: str) -> str:
     Images that are no files of their own are known by the dataset's fingerprint, which covers their content.
     """
     digest = hashlib.sha256(
-        repr((VERSION, variant, dataset.name, dataset.fingerprint, dataset.channels, dataset.classes)).encode(
+        repr((VERSION, variant, dataset.name, dataset.whole_fingerprint, dataset.channels, dataset.classes)).encode(
             "utf-8", "backslashreplace"
         )
     )
-    for name, split in dataset.splits.items():
+    for name, split in dataset.parts.items():
         digest.update(f"\0{name}\0{len(split)}\0{split.labels_N.shape}".encode())
         digest.update(split.labels_N.tobytes())
         digest.update("\0".join(map(str, split.names)).encode("utf-8", "surrogatepass"))

@@ -14,6 +14,8 @@ Names = Annotated[tuple[str, ...], Strict(False)]
 SourceName = Literal["auto", "digits", "folder", "filename", "images", "table", "cifar", "hf", "yaml"]
 Validation = Literal["own", "dev", "none"]
 Interpolation = Literal["bicubic", "bilinear", "lanczos"]
+UNLABELED = "unlabeled"  # what images without labels, and the stream of batches that reads them, are called
+MAX_INPUT_PIXELS = 4096**2  # of a model's input, which takes 12 bytes per pixel of color
 MAX_PIXELS = 150_000_000  # three bytes each: 450 MB; the largest phone cameras give 108 to 200 million
 
 
@@ -172,6 +174,19 @@ class DataConfig(ReadConfig):
     shots: Count | None = Field(
         default=None,
         description="number of train images per class, drawn by seed after the validation split; null: all",
+    )
+    unlabeled: str | None = Field(
+        default=None,
+        description="path of images without labels, for objectives with an unlabeled stream; takes every layout that "
+        "path takes and reads its train split without labels; null: none",
+    )
+    labels_per_class: Count | None = Field(
+        default=None,
+        description="number of train images per class that keep their labels, drawn by seed; the others are read "
+        "without labels; null: all keep them",
+    )
+    unlabeled_ratio: Count = Field(
+        default=1, description="unlabeled images per labeled image in a step (mu of FixMatch)"
     )
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         default="auto",

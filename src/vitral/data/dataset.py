@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vitral.data.config import UNLABELED
 from vitral.data.decode import as_image
 from vitral.errors import UserError, shown
 
@@ -95,7 +96,8 @@ class Dataset:
     rule. notes: sentences for the log. fingerprint: 16 hex digits over the samples of all
     splits as the source holds them (names, classes, and content: see the source); the same before and after a
     validation split is carved. left_out: folders beside those of the splits that hold images and are not read, with how
-    many. carved: how a validation split was held out of train, if it was. Name and notes are printable (`shown`).
+    many. carved: how a validation split was held out of train, if it was. unlabeled: images beside these, without
+    labels, as the train split of a dataset. Name and notes are printable (`shown`).
     """
 
     name: str
@@ -107,6 +109,7 @@ class Dataset:
     left_out: Mapping[str, int] = field(default_factory=dict[str, int])
     value_range: tuple[float, float] | None = None
     carved: Carved | None = None
+    unlabeled: Dataset | None = None
 
     def __post_init__(self) -> None:
         assert {"train"} <= set(self.splits) <= set(SPLITS), self.splits.keys()
@@ -122,9 +125,28 @@ class Dataset:
         return self.splits["train"].multi_label
 
     @property
-    def problem_type(self) -> Literal["single_label_classification", "multi_label_classification"]:
-        """As config.json of a model folder calls it."""
-        return "multi_label_classification" if self.multi_label else "single_label_classification"
+    def task(self) -> str:
+        """The task that the annotations are for, as config.json of a model folder calls it."""
+        return "multilabel" if self.multi_label else "classification"
+
+    @property
+    def parts(self) -> dict[str, Split]:
+        """Every split by its name, and the images without labels as `unlabeled`, if there are any."""
+        return self.splits if self.unlabeled is None else {**self.splits, UNLABELED: self.unlabeled.splits["train"]}
+
+    def with_parts(self, parts: Mapping[str, Split]) -> Dataset:
+        """The dataset with other samples in its `parts`."""
+        splits = {name: split for name, split in parts.items() if name != UNLABELED}
+        if self.unlabeled is None:
+            return replace(self, splits=splits)
+        return replace(self, splits=splits, unlabeled=replace(self.unlabeled, splits={"train": parts[UNLABELED]}))
+
+    @property
+    def whole_fingerprint(self) -> str:
+        """16 hex digits over all samples, those without labels too."""
+        if self.unlabeled is None:
+            return self.fingerprint
+        return fingerprint([self.fingerprint.encode(), self.unlabeled.fingerprint.encode()])
 
     def absent(self) -> dict[str, tuple[str, ...]]:
         """Classes that a split holds no image of, by split; splits that hold all are not in it."""

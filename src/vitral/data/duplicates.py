@@ -5,7 +5,7 @@ Shape letters: N images of all splits, P pairs, R images that stand for all that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from vitral.data.findings import MOST, Finding, Sample, finding
 from vitral.data.hashes import CROPS_UP_TO, RADIUS_OF_PARTS, SIDE, WINDOWS, cross_pairs, hash_pairs, mirrored
 from vitral.data.likeness import SAME, SAME_PART, likeness, part_likeness
 from vitral.data.scan import Scan
+from vitral.data.scan_parts import joined
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Sampler = Callable[[int], Sample]
@@ -28,6 +29,29 @@ def duplicate_findings(scan: Scan, split_N: Array, labels_N: Array, sample: Samp
     places_R, groups = _equal(scan.digest_N2, np.flatnonzero(scan.size_N2[:, 0] > 0))
     yield from _exact(groups, split_N, labels_N, sample)
     yield from _near(scan, places_R, split_N, labels_N, sample)
+
+
+def leaks(judged: Sequence[Scan], unlabeled: Scan, samples: Sequence[Sample]) -> list[Finding]:
+    """Unlabeled images with the pixels of validation or test images, or that look like them. `samples`: those of the
+    `judged` scans in order, then the unlabeled ones."""
+    if not judged:
+        return []
+    split_N = np.repeat([0, 1], [len(samples) - len(unlabeled.size_N2), len(unlabeled.size_N2)])
+    labels_N = np.zeros(len(samples), np.int64)
+    found = duplicate_findings(joined([*judged, unlabeled]), split_N, labels_N, samples.__getitem__)
+    across = {each.code: each for each in found if each.code in ("duplicates-across", "near-across")}
+    if not across:
+        return []
+    numbers = {"equal": "groups", "alike": "pairs"}
+    counts = {
+        name: across[code].numbers[numbers[name]] if code in across else 0
+        for name, code in (("equal", "duplicates-across"), ("alike", "near-across"))
+    }
+    text = (
+        f"validation or test images among the unlabeled ones: {counts['equal']:,} with equal pixels, "
+        f"{counts['alike']:,} that look alike"
+    )
+    return [finding("unlabeled-leak", text, [group for each in across.values() for group in each.groups], **counts)]
 
 
 def _equal(digest_N2: Array, places_M: Array) -> tuple[Array, list[Array]]:

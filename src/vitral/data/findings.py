@@ -32,6 +32,8 @@ CODES: dict[str, tuple[Severity, str]] = {
     "duplicates": ("warning", "the same pixels more than once in one split"),
     "near": ("warning", "look-alikes inside a split"),
     "near-across": ("warning", "look-alikes in different splits"),
+    "unlabeled-leak": ("error", "unlabeled images that are, or look like, validation or test images"),
+    "unlabeled-size": ("error", "unlabeled images of another size than the training images, which all have one"),
     "near-stopped": ("warning", "so many look-alikes that the search was stopped"),
     "constant": ("warning", "images of one colour"),
     "sizes": ("warning", "images far smaller or larger than the others"),
@@ -80,7 +82,7 @@ class Finding:
     @property
     def sign(self) -> str:
         """What stands between the images of a group: equal, or only alike."""
-        return " ~ " if self.code in ("near", "near-across") else " = "
+        return " ~ " if self.code in ("near", "near-across", "unlabeled-leak") else " = "
 
     def to_json(self) -> dict[str, Any]:
         """A tree for `json.dumps`."""

@@ -20,9 +20,9 @@ from vitral.data.augment import augment
 from vitral.data.config import AugmentConfig, ViewConfig
 from vitral.data.crop import box_matrix
 from vitral.data.dataset import Split
+from vitral.data.image_spec import ResizeSpec
 from vitral.data.mixing import GROUP, Mixer
 from vitral.data.reading import ImageReader, RandomCrop, Reading, Request
-from vitral.data.resize import Fit
 from vitral.data.sampling import Sampler
 from vitral.data.workers import AHEAD, Threads
 from vitral.errors import UserError
@@ -43,7 +43,7 @@ class ImageStore:
         self,
         split: Split,
         size: tuple[int, int],
-        fit: Fit,
+        fit: ResizeSpec,
         *,
         exact: bool,
         workers: int,
@@ -62,7 +62,8 @@ class ImageStore:
         if self.cached:
             try:
                 read = self.submit(Request(np.arange(len(split), dtype=np.int64)))()
-                self.images_NCHW, self.boxes_NV4 = read.views[0].to(device), read.boxes_BV4.to(device)
+                self.images_NCHW = read.views[0].to(device)
+                self.source_N33 = box_matrix(read.boxes_BV4[:, 0], size).to(device)
             finally:
                 self.close()
 
@@ -201,8 +202,8 @@ class StreamLoader:
     def _images(self, step: int, place_B: Tensor) -> list[tuple[Tensor, Tensor]]:
         """For each view the images of a step before augmentation, and how they came from the decoded upright ones."""
         if self.store.images_NCHW is not None:
-            boxes_BV4 = self.store.boxes_NV4[place_B.to(self.store.device)]
-            return [(self.store.get(place_B), box_matrix(boxes_BV4[:, 0], self.store.size))] * len(self.views)
+            source_B33 = self.store.source_N33[place_B.to(self.store.device)]
+            return [(self.store.get(place_B), source_B33)] * len(self.views)
         read = (self._ahead.pop(step, None) or self._ask(step))()
         views = [to_device(images_BCHW, self.store.device) for images_BCHW in read.views]
         boxes_BV4 = read.boxes_BV4.to(self.store.device)

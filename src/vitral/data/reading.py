@@ -18,7 +18,8 @@ from vitral.data.config import MAX_PIXELS
 from vitral.data.crop import draw_boxes
 from vitral.data.crop_decode import Box, random_crops
 from vitral.data.dataset import Split
-from vitral.data.resize import Fit, fit_image, fit_image_fast, shown_box
+from vitral.data.image_spec import ResizeSpec
+from vitral.data.resize import fit_image, fit_image_fast, shown_box
 
 Index = np.ndarray[Any, np.dtype[np.int64]]
 # Images whose files are held and whose boxes are drawn together.
@@ -73,7 +74,7 @@ class ImageReader:
 
     split: Split
     size: tuple[int, int]
-    fit: Fit
+    fit: ResizeSpec
     exact: bool
     channels: int
     crops: tuple[RandomCrop, ...] = ()
@@ -88,12 +89,12 @@ class ImageReader:
     def fill(self, request: Request, room: Reading) -> None:
         """Read the images into `room`. Raises UserError, naming the file, for one that cannot be read."""
         if request.draw_B is None:
-            fit = fit_image if self.exact else fit_image_fast
+            fit, boxes = fit_image if self.exact else fit_image_fast, list[tuple[float, ...]]()
             for slot, index in enumerate(request.index_B.tolist()):
                 image_CHW = self.split.read(index)
                 room.views[0][slot] = fit(image_CHW, self.size, self.fit)
-                source = image_CHW.shape[1], image_CHW.shape[2]
-                room.boxes_BV4[slot, 0] = torch.tensor(shown_box(source, self.size, self.fit))
+                boxes.append(shown_box((image_CHW.shape[1], image_CHW.shape[2]), self.size, self.fit))
+            room.boxes_BV4[:, 0] = torch.tensor(boxes).reshape(len(boxes), 4)
             return
         for start in range(0, len(request), CHUNK):
             self._crops(request.part(start, start + CHUNK), room.rows(start, start + CHUNK))

@@ -5,7 +5,6 @@ Shape letters: C channels, H height, W width.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitral.data.image_spec import ResizeSpec
 from vitral.errors import UserError
 
 Size = tuple[int, int]
@@ -23,48 +23,35 @@ LONGEST = 8
 _STRIPE = 1 << 22  # pixels that become floats together: 12 bytes each
 
 
-class Fit(NamedTuple):
-    """How an image is brought to the model's size.
-
-    mode "crop": scaled until it covers size / crop_ratio, keeping its aspect, then cut at the centre; "squash": each
-    side scaled to size / crop_ratio by itself, then cut. interpolation: bicubic, bilinear or lanczos, antialiased, with
-    Pillow's filters. crop_ratio: (0,1]; torchvision's 256 then 224 is 0.875, timm calls it crop_pct.
-    """
-
-    mode: str = "crop"
-    interpolation: str = "bicubic"
-    crop_ratio: float = 1.0
-
-
-def fit_image(image_CHW: Tensor, size: Size, fit: Fit) -> Tensor:
+def fit_image(image_CHW: Tensor, size: Size, spec: ResizeSpec) -> Tensor:
     """A uint8 image [C, H, W] as float32 [C, height, width] in [0,1], size = (height, width) in pixels.
 
     Resized in float32, clamped to [0,1]; an image that already has the size / crop_ratio is exactly image / 255.
     """
     assert image_CHW.dtype == torch.uint8, image_CHW.dtype
-    return _fit(image_CHW, size, fit, _resize_exactly).clamp_(0, 1)
+    return _fit(image_CHW, size, spec, _resize_exactly).clamp_(0, 1)
 
 
-def fit_image_fast(image_CHW: Tensor, size: Size, fit: Fit) -> Tensor:
+def fit_image_fast(image_CHW: Tensor, size: Size, spec: ResizeSpec) -> Tensor:
     """The same in uint8 arithmetic, uint8 in and out: for training only.
 
     It rounds and clamps between the two passes, and so differs from `fit_image` by up to 0.08 of the range on noise.
     """
     assert image_CHW.dtype == torch.uint8, image_CHW.dtype
-    return _fit(image_CHW, size, fit, _resize)
+    return _fit(image_CHW, size, spec, _resize)
 
 
-def _fit(image_CHW: Tensor, size: Size, fit: Fit, resize: Callable[[Tensor, Size, str], Tensor]) -> Tensor:
-    layout = _layout((image_CHW.shape[1], image_CHW.shape[2]), size, fit)
+def _fit(image_CHW: Tensor, size: Size, spec: ResizeSpec, resize: Callable[[Tensor, Size, str], Tensor]) -> Tensor:
+    layout = _layout((image_CHW.shape[1], image_CHW.shape[2]), size, spec)
     top, left, height, width = layout.part
-    resized_CHW = resize(image_CHW[:, top : top + height, left : left + width], layout.resized, fit.interpolation)
+    resized_CHW = resize(image_CHW[:, top : top + height, left : left + width], layout.resized, spec.interpolation)
     top, left = layout.start
     return resized_CHW[:, top : top + size[0], left : left + size[1]].contiguous()
 
 
-def shown_box(source: Size, size: Size, fit: Fit) -> Box:
+def shown_box(source: Size, size: Size, spec: ResizeSpec) -> Box:
     """The box (top, left, height, width, in pixels and their parts) of an image of `source` that `fit_image` shows."""
-    (top, left, height, width), resized, start = _layout(source, size, fit)
+    (top, left, height, width), resized, start = _layout(source, size, spec)
     down, across = height / resized[0], width / resized[1]
     return top + start[0] * down, left + start[1] * across, size[0] * down, size[1] * across
 
@@ -77,13 +64,11 @@ class _Layout(NamedTuple):
     start: tuple[int, int]
 
 
-def _layout(source: Size, size: Size, fit: Fit) -> _Layout:
-    assert fit.mode in ("crop", "squash"), fit
-    # Rounded down as timm does; the millionth keeps 224 / (224 / 232) from becoming 231.
-    height, width = (math.floor(side / fit.crop_ratio + 1e-6) for side in size)
+def _layout(source: Size, size: Size, spec: ResizeSpec) -> _Layout:
+    height, width = spec.scaled(size)
     h, w = source
     part, resized = (0, 0, h, w), (height, width)
-    if fit.mode == "crop":
+    if spec.fit == "crop":
         # The middle alone of a picture far longer than the target's aspect.
         most_h, most_w = max(1, LONGEST * w * height // width), max(1, LONGEST * h * width // height)
         part = max(0, (h - most_h) // 2), max(0, (w - most_w) // 2), min(h, most_h), min(w, most_w)

@@ -21,7 +21,7 @@ class Metric:
 
     `name` is its key in summary.json and in the JSON of commands, `label` how people read it. `value` is in natural
     units: a share is in [0, 1], whatever `format` shows. `interval` is (low, high) at 95 %, in the units of `value`.
-    None as `value`: undefined on these samples. `unit` follows the number where `format` is "number".
+    None as `value`: undefined on these samples. `unit` follows the number where `format` is not "percent".
     """
 
     name: str
@@ -47,7 +47,7 @@ class Metric:
             case "percent":
                 return f"{percent(shown)} %"
             case "integer":
-                return f"{int(shown):,}"
+                return f"{int(shown):,} {self.unit}".rstrip()
             case "number":
                 return f"{shown:.4g} {self.unit}".rstrip()
 

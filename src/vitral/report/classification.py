@@ -19,7 +19,6 @@ from vitral.report.sections import Figure, Gallery, Note, Part, Picture, Section
 
 Mistake = tuple[NDArray[Any], str, str, float, str]
 
-LOSS_NOTE = "The training loss includes label smoothing and mixing, if any; the validation loss includes neither."
 _MAX_MISTAKES = 24
 _MAX_ROWS = 20  # of the table of classes before the rest is folded away
 _MAX_PAIRS = 10  # of confused classes
@@ -54,6 +53,7 @@ def multilabel_sections(evaluation: Mapping[str, Any]) -> list[Section]:
         Metric("micro_f1", "F1 over all decisions (micro)", evaluation["micro_f1"]),
         Metric("macro_f1", "F1, mean over the classes (macro)", evaluation["macro_f1"]),
         _metric(evaluation, "exact_match", "Images with every class right"),
+        Metric("loss", "Binary cross-entropy", evaluation["loss"], None, False, "number", "nats"),
         Note("F1 and images with every class right: at a probability of 0.5."),
     ]
     columns, caption = {"ap": "AP %", **_COLUMNS}, f"{_AP_CAPTION} {_TABLE_CAPTION}"
@@ -109,11 +109,11 @@ def _classes(evaluation: Mapping[str, Any], columns: Mapping[str, str], caption:
 
 def _reliability(evaluation: Mapping[str, Any]) -> Section:
     ece, before = evaluation["ece"], evaluation.get("ece_uncalibrated")
-    parts: list[Part] = [Metric("ece", "expected calibration error (ECE)", ece, None, False)]
-    if before is not None and before != ece:
+    parts: list[Part] = [Metric("ece", "Expected calibration error (ECE)", ece, None, False)]
+    if before is not None:
         parts.append(Metric("ece_uncalibrated", "ECE before temperature scaling", before, None, False))
-        if ece > before:
-            parts.append("Temperature scaling helped on the validation images, but increases the error on these.")
+    if before is not None and ece > before:
+        parts.append("Temperature scaling helped on the validation images, but increases the error on these.")
     parts.append(Note("ECE: mean distance between the confidence and the accuracy of its bin."))
     if evaluation.get("probabilities") is None or evaluation.get("labels") is None:
         parts.append("The probabilities were not stored, so there is no diagram.")
@@ -133,5 +133,5 @@ def _mistakes(mistakes: Sequence[Mistake], wrong: int) -> Section:
 
 
 def _mistake(image: NDArray[Any], truth: str, prediction: str, probability: float, name: str) -> Picture:
-    caption = f"True: {shown(truth)}\nPredicted: {shown(prediction)} ({percent(probability, 1)} %)"
+    caption = f"True: {shown(truth)}\nPredicted: {shown(prediction)} ({percent(probability, 1)}\u00a0%)"
     return Picture(image, caption, f"Image {name}: true class {truth}, predicted {prediction}", name)

@@ -42,10 +42,10 @@ def write_check_page(path: str | Path, report: CheckReport, read: ReadImage) -> 
     errors = len(report.errors())
     warnings = plural(len(report.findings) - errors, "warning")
     images = ", ".join(f"{count:,} {name}" for name, count in report.counts.items()) or "no"
-    label = f"{'error' if errors == 1 else 'errors'}, {warnings} in {images} images"
+    counts = f"{'error' if errors == 1 else 'errors'}, {warnings}"
     says = "Training is refused until these errors are fixed, or allowed with check.allow=CODE."
     head: list[Part] = [
-        Metric("errors", label, errors, higher_is_better=False, format="integer"),
+        Metric("errors", f"in {images} images", errors, None, False, "integer", counts),
         Note(says if errors else "No errors: training can start."),
     ]
     if report.fingerprint:
@@ -61,17 +61,19 @@ def write_stats_page(
     """Write what `dataset_stats` gives as one HTML file: counts, sizes, mean and std, and some images of each class."""
     splits: Mapping[str, Mapping[str, Any]] = stats["splits"]
     total = Metric(
-        "images", f"images in {plural(len(splits), 'split')}, {plural(len(stats['classes']), 'class', 'classes')}",
-        sum(each["images"] for each in splits.values()), format="integer",
+        "images", f"in {plural(len(splits), 'split')}, {plural(len(stats['classes']), 'class', 'classes')}",
+        sum(each["images"] for each in splits.values()), format="integer", unit="images",
     )  # fmt: skip
     rows = [
         ["Images", *(each["images"] for each in splits.values())],
         ["Height × width", *map(_sizes, splits.values())],
         ["Damaged, left out", *(each["damaged"] for each in splits.values())],
-        ["Mean", *(each["mean"] for each in splits.values())],
-        ["Standard deviation", *(each["std"] for each in splits.values())],
+        *(
+            [label, *(", ".join(f"{value:.4f}" for value in each[key]) for each in splits.values())]
+            for label, key in (("Mean", "mean"), ("Standard deviation", "std"))
+        ),
     ]
-    overview = Table(["", *splits], rows, "Mean and standard deviation: per channel, in [0, 1].")
+    overview = Table(["Split", *splits], rows, "Mean and standard deviation: per channel, in [0, 1].")
     counts = [(label, *(each["classes"][label] for each in splits.values())) for label in stats["classes"]]
     galleries = [
         Gallery([_picture(sample, read, sample.split) for sample in samples], label)

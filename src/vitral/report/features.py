@@ -13,11 +13,6 @@ from numpy.typing import NDArray
 from vitral.evaluate.metric import Metric
 from vitral.report.sections import Note, Picture, Section, Table
 
-LOSS_NOTE = (
-    "The loss without labels says little about the features. Compare it within a run, and compare runs by the accuracy "
-    "of nearest neighbors."
-)
-
 
 def features_sections(evaluation: Mapping[str, Any], pictures: Mapping[str, NDArray[Any]]) -> list[Section]:
     """The headline first. evaluation: `top1`, `top1_interval`, `count`, `split` and `judged_by`, or nothing where the

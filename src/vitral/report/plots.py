@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vitral.evaluate.calibration import ReliabilityBins
 from vitral.evaluate.classify import wilson_interval
+from vitral.evaluate.metric import Metric
 
 # Okabe and Ito 2008, "Color Universal Design".
 BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#767676", "#1b1f24"
@@ -49,10 +50,6 @@ _STYLE: dict[str, Any] = {
 _MAX_POINTS = 400  # of one curve
 _MAX_NUMBERS = 20  # classes up to which the cells of a confusion matrix hold numbers
 _MAX_LABELS = 100  # classes up to which every one is named in the figure
-_PERCENT = {
-    "Validation accuracy": "top-1 accuracy (%)", "Validation mAP": "mean average precision (%)",
-    "Nearest neighbours": "top-1 of the k-NN vote (%)",
-}  # fmt: skip
 _MONITORS = {"Entropy of the teacher": "entropy (nats)", "Spread of the features": "deviation, 1 is all ways"}
 
 
@@ -75,19 +72,18 @@ def _svg(figure: Figure, crop: bool = False) -> bytes:
     return buffer.getvalue()
 
 
-def training_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
-    """SVG panels over the steps: "Loss" (nats), "Validation accuracy", "Validation mAP" or "Nearest neighbours" (%),
-    "Learning rate", and what shows a collapse of learning without labels.
+def training_curves(rows: Sequence[Mapping[str, Any]], primary: Metric, loss_unit: str = "") -> dict[str, bytes]:
+    """SVG panels over the steps: "Loss", the primary metric on validation data, "Learning rate", and what shows a
+    collapse of learning without labels.
 
-    `rows` are those of metrics.jsonl: `step` with `loss`, `lr`, `val_loss`, `val_top1`, `val_map`, `val_knn_top1`
-    (fractions), `teacher_entropy` (nats), `feature_std`. A panel without a finite value is left out. Long curves are
-    drawn as means of neighbouring rows.
+    `rows` are those of metrics.jsonl: `step` with `loss`, `lr`, `val_loss`, `val_NAME` of the primary metric,
+    `teacher_entropy` (nats), `feature_std`. A panel without a finite value is left out. Long curves are drawn as means
+    of neighbouring rows.
     """
+    validated = f"Validation {primary.label}"
     panels = {
         "Loss": {"training": ("loss", BLUE, "-"), "validation": ("val_loss", ORANGE, "--")},
-        "Validation accuracy": {"validation": ("val_top1", ORANGE, "--")},
-        "Validation mAP": {"validation": ("val_map", ORANGE, "--")},
-        "Nearest neighbours": {"validation": ("val_knn_top1", ORANGE, "--")},
+        validated: {"validation": (f"val_{primary.name}", ORANGE, "--")},
         "Entropy of the teacher": {"teacher": ("teacher_entropy", BLUE, "-")},
         "Spread of the features": {"deviation": ("feature_std", BLUE, "-")},
         "Learning rate": {"learning rate": ("lr", BLUE, "-")},
@@ -97,37 +93,43 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
         curves = {label: (_curve(rows, key), colour, dash) for label, (key, colour, dash) in lines.items()}
         if any(len(steps) for (steps, _), _, _ in curves.values()):
             with style():
-                figures[title] = _svg(_panel(title, curves, any("feature_std" in row for row in rows)))
+                unit = "%" if primary.format == "percent" else primary.unit
+                labels = {"Loss": _with_unit("loss", loss_unit), validated: _with_unit(primary.label, unit)}
+                is_percent = title == validated and unit == "%"
+                figures[title] = _svg(_panel(title, curves, labels.get(title, ""), percent=is_percent))
     return figures
 
 
+def _with_unit(label: str, unit: str) -> str:
+    return f"{label} ({unit})" if unit else label
+
+
 def _panel(
-    title: str, curves: Mapping[str, tuple[tuple[list[float], list[float]], str, str]], unlabelled: bool
+    title: str, curves: Mapping[str, tuple[tuple[list[float], list[float]], str, str]], label: str, *, percent: bool
 ) -> Figure:
     figure = Figure(figsize=(3.9, 2.7), layout="constrained")
     axes = figure.add_subplot()
-    for label, ((steps, values), colour, dash) in curves.items():
+    for name, ((steps, values), colour, dash) in curves.items():
         if steps:
             marker = "o" if len(steps) <= 30 else ""
-            axes.plot(steps, values, dash, color=colour, label=label, marker=marker, markersize=3)
+            axes.plot(steps, values, dash, color=colour, label=name, marker=marker, markersize=3)
     axes.set(xlabel="step", title=title)
     axes.set_xlim(0, 1.02 * max(step for (steps, _), _, _ in curves.values() for step in [*steps, 1]))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    if title in _PERCENT:
-        axes.set_ylabel(_PERCENT[title])
+    if percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
-    elif title == "Loss":
-        axes.set_ylabel("loss" if unlabelled else "loss (nats)")
+    if title == "Loss":
         if _all_positive(curves):
             _from_zero(axes)
         axes.legend()
     elif title in _MONITORS:
-        axes.set_ylabel(_MONITORS[title])
+        label = _MONITORS[title]
         _from_zero(axes)
-    else:
-        axes.set_ylabel("learning rate")
+    elif title == "Learning rate":
+        label = "learning rate"
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=False)
         _from_zero(axes)
+    axes.set_ylabel(label)
     return figure
 
 

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 _PHOTO_SIDE = 256  # pixels; larger pictures are reduced for the page
 _PIXELS = 64  # pictures up to this side are enlarged without blur
-_NUMBER = re.compile(r"[-–+]?[\d.,]*(e[-+]?\d+)?( %)?")
+_NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( %)?|–")
 
 
 def to_html(title: str, sections: Sequence[Section]) -> str:
     """The page of the sections whose `where` has "report". Raises ValueError for a picture of a shape that is none."""
-    chosen = [each._replace(parts=_grouped(each.parts)) for each in sections if "report" in each.where]
+    chosen = [each._replace(parts=_grouped(each)) for each in sections if "report" in each.where]
     return _environment().get_template("page.html").render(title=title, sections=chosen)
 
 
@@ -53,7 +53,7 @@ def to_markdown(sections: Sequence[Section]) -> str:
     for each in sections:
         if "card" in each.where:
             blocks += [f"## {markdown.cell(each.title)}"] if each.title else []
-            blocks += [_markdown(part) for part in _grouped(each.parts)]
+            blocks += [_markdown(part) for part in _grouped(each)]
     return "\n\n".join(filter(None, blocks))
 
 
@@ -67,7 +67,7 @@ def to_console(sections: Sequence[Section], width: int | None = None) -> str:
     for each in sections:
         if "console" in each.where:
             texts = [each.title] if each.title else []
-            drawn = [_console(part) for part in (*texts, *_grouped(each.parts))]
+            drawn = [_console(part) for part in (*texts, *_grouped(each))]
             for block in filter(None, drawn):
                 console.print(block, "", sep="\n", soft_wrap=False)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()).rstrip()
@@ -110,7 +110,7 @@ def photo(image: NDArray[Any]) -> tuple[str, bytes, tuple[int, int]]:
 
 
 class _Cells(NamedTuple):
-    """A table as text: its rows, how many are shown at first, and which columns hold numbers alone."""
+    """A table as text: its rows, how many are shown at first, and which columns, after the first, hold numbers only."""
 
     rows: list[list[str]]
     shown: int
@@ -119,14 +119,17 @@ class _Cells(NamedTuple):
 
 def _cells(table: Table) -> _Cells:
     rows = [["" if isinstance(value, Picture) else as_text(value) for value in row] for row in table.rows]
-    numbers = [all(_NUMBER.fullmatch(row[place]) for row in rows) for place in range(len(table.columns))]
+    places = range(1, len(table.columns))
+    numbers = [False, *(all(_NUMBER.fullmatch(row[place]) for row in rows) for place in places)]
     return _Cells(rows, table.folded or len(rows), numbers)
 
 
-def _grouped(parts: Sequence[Part]) -> list[Part]:
-    """The parts, with metrics that follow each other, but for the first part, as facts."""
-    found: list[Part] = list(parts[:1])
-    for is_metric, run in groupby(parts[1:], lambda part: isinstance(part, Metric)):
+def _grouped(section: Section) -> list[Part]:
+    """The parts, with metrics that follow each other as facts; the first one of a headline, which has no title, stays
+    a metric."""
+    first = 0 if section.title else 1
+    found: list[Part] = list(section.parts[:first])
+    for is_metric, run in groupby(section.parts[first:], lambda part: isinstance(part, Metric)):
         parts = list(run)
         metrics = [part for part in parts if isinstance(part, Metric)]
         found += [Facts([(each.label, _value(each)) for each in metrics])] if is_metric else parts

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitral.evaluate.metric import Metric, percent
+from vitral.evaluate.metric import Metric
 from vitral.report import plots
 from vitral.report.render import as_text, write_page
 from vitral.report.sections import Bullets, Code, Facts, Figure, Gallery, Note, Part, Section
@@ -22,11 +22,9 @@ _FACTS = {
     "epochs": ("Epochs", ""),
     "seed": ("Seed", ""),
     "best_step": ("Step of the best checkpoint", ""),
-    "val_top1": ("Validation top-1", "%"),
-    "val_map": ("Validation mAP", "%"),
     "temperature": ("Temperature, fitted on validation data", ""),
 }
-_IN_SENTENCES = {"split", "count", "judged_by", "baseline_class"}  # of the headline
+_IN_SENTENCES = {"primary", "split", "count", "judged_by", "baseline_class"}  # of the headline
 
 
 def write_report(
@@ -36,6 +34,8 @@ def write_report(
     sections: Sequence[Section],
     summary: Mapping[str, Any],
     metrics_rows: Sequence[Mapping[str, Any]],
+    primary: Metric,
+    loss_unit: str,
     loss_note: str,
     config_yaml: str,
     notes: Sequence[str],
@@ -43,11 +43,12 @@ def write_report(
     """Write the report under a temporary name and rename it, so that no half file is ever there.
 
     sections: of the evaluation, the headline first. summary: what summary.json holds; metrics that the sections show
-    are not repeated, unknown keys are shown too. metrics_rows: of metrics.jsonl. loss_note: what to know about the
-    loss that the curves show. Raises OSError where the file cannot be written.
+    are not repeated, unknown keys are shown too. metrics_rows: of metrics.jsonl. primary: the metric that validations
+    are logged by. loss_unit, loss_note: of the loss that the curves show, and what to know about it. Raises OSError
+    where the file cannot be written.
     """
     headline, *others = sections
-    run = [_facts(summary, _names(sections)), _curves(metrics_rows, loss_note)]
+    run = [_facts(summary, _names(sections), primary), _curves(metrics_rows, primary, loss_unit, loss_note)]
     write_page(path, title, [headline, *run, *others, _notes(notes), _configuration(config_yaml)])
 
 
@@ -57,21 +58,25 @@ def _names(sections: Sequence[Section]) -> set[str]:
     return names | {f"{name}_interval" for name in names} | _IN_SENTENCES
 
 
-def _facts(summary: Mapping[str, Any], elsewhere: Collection[str]) -> Section:
+def _facts(summary: Mapping[str, Any], elsewhere: Collection[str], primary: Metric) -> Section:
     order = [*(key for key in _FACTS if key in summary), *(key for key in summary if key not in _FACTS)]
     rows: list[tuple[str, str]] = []
     for key in order:
         value = summary[key]
         if key in elsewhere or value is None or (key == "temperature" and value == 1):
             continue
+        if key == f"val_{primary.name}":
+            rows.append((f"Validation {primary.label}", primary.text(value)))
+            continue
         label, unit = _FACTS.get(key, (key.replace("_", " ").capitalize(), ""))
-        text = percent(value) if unit == "%" else str(value) if key == "seed" else as_text(value)
+        text = str(value) if key == "seed" else as_text(value)
         rows.append((label, f"{text} {unit}".rstrip()))
     return Section("Key facts", [Facts(rows)] if rows else ["None recorded."])
 
 
-def _curves(rows: Sequence[Mapping[str, Any]], loss_note: str) -> Section:
-    figures = [Figure(svg, f"{title} over the training steps") for title, svg in plots.training_curves(rows).items()]
+def _curves(rows: Sequence[Mapping[str, Any]], primary: Metric, loss_unit: str, loss_note: str) -> Section:
+    panels = plots.training_curves(rows, primary, loss_unit)
+    figures = [Figure(svg, f"{title} over the training steps") for title, svg in panels.items()]
     parts: list[Part] = [Gallery(figures), Note(loss_note)] if figures else ["No steps recorded."]
     return Section("Training curves", parts)
 

@@ -39,8 +39,8 @@ class Code(NamedTuple):
 
 class Table(NamedTuple):
     """Rows under column names. A cell is text, a number, a Metric, which is shown as it says, or a Picture (HTML only);
-    None is shown as a dash. Columns of numbers are aligned to the right. Rows after `folded` (0: none are) stand behind
-    a button in HTML and are left out elsewhere."""
+    None is shown as a dash. The first column names the rows; others that hold numbers only are aligned to the right.
+    Rows after `folded` (0: none are) stand behind a button in HTML and are left out elsewhere."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
@@ -80,8 +80,8 @@ Part = str | Note | Bullets | Facts | Code | Metric | Table | Figure | Gallery
 
 
 class Section(NamedTuple):
-    """Parts under a title, in order. The first section of an evaluation is its headline: its first part is the primary
-    metric. `where`: the media that show it, of "report", "card" and "console"."""
+    """Parts under a title, in order. The first section of an evaluation is its headline: it has no title, and its first
+    part is the primary metric. `where`: the media that show it, of "report", "card" and "console"."""
 
     title: str
     parts: Sequence[Part]

@@ -130,9 +130,11 @@ def _methods(predictor: Predictor, images: bool, options: ExplainOptions, notes:
     of_class = {"gradient_attention", "integrated_gradients", "lens"}
     if not predictor.classes and of_class & set(asked):
         if options.methods:
-            predictor.require_head()
+            predictor.require_answers()
         notes.append("This model has no head: no class to follow gradients from, and no answers of layers.")
         asked = tuple(name for name in asked if name not in of_class)
+    if not predictor.task.has_classes and not options.methods:
+        asked = tuple(name for name in asked if name != "lens")
     if "distance" in asked and not options.methods and "data" not in options.model_fields_set:
         notes.append("Attention distance needs several images: add data=FOLDER")
         asked = tuple(name for name in asked if name != "distance")

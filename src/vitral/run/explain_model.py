@@ -54,7 +54,7 @@ def _filters(predictor: Predictor, options: ExplainOptions) -> View:
     caption = (
         f"The first {len(shares)} principal components of the patch filters, row by row (figure 7, left, of arXiv "
         f"2010.11929). They explain {100 * sum(shares):.1f} % of the filters' variance, the first one "
-        f"{100 * shares[0]:.1f} %. A component's sign means nothing."
+        f"{100 * shares[0]:.1f} %. The sign of a component has no meaning."
     )
     png = plots.filter_sheet(found.filters_KCPP.float().cpu().numpy())
     alt = f"{len(shares)} principal components of the patch filters"
@@ -67,9 +67,9 @@ def _positions(predictor: Predictor, options: ExplainOptions) -> View:
     similarity_NN = position_similarity(vit).cpu().numpy()
     rows, columns = vit.grid
     caption = (
-        f"Cosine of position embeddings: one tile for a patch, where it lies, and in it its likeness to all {rows} x "
-        f"{columns} patches (figure 7, centre, of arXiv 2010.11929). A model that has learned where its patches are "
-        "shows a spot that moves with the tile."
+        f"Cosine similarity of position embeddings: one tile per patch, at its position, compares it with all {rows} x "
+        f"{columns} patches (figure 7, center, of arXiv 2010.11929). Where the model has learned the positions, a "
+        "bright spot follows the tile."
     )
     alt = f"Similarity of the position embeddings of {rows} x {columns} patches"
     figure = Figure(plots.position_sheet(similarity_NN, vit.grid), alt, caption, wide=True, name="positions.png")
@@ -91,9 +91,9 @@ def _distance(model: str, predictor: Predictor, options: ExplainOptions) -> View
     between_NN = patch_distances(vit.grid, vit.config.patch_size)
     uniform = float(between_NN.mean())
     caption = (
-        f"Mean distance in pixels between a patch and what it attends to, over {len(split)} {name} images of "
-        f"{dataset.name}: every head of every layer (figure 7, right, and figure 11 of arXiv 2010.11929). Attention to "
-        f"all patches alike would reach {uniform:.1f} px."
+        f"Mean distance in pixels between a patch and the patches it attends to, weighted by attention, over "
+        f"{len(split)} {name} images of {dataset.name}, for every head of every layer (figure 7, right, and figure 11 "
+        f"of arXiv 2010.11929). Uniform attention gives {uniform:.1f} px."
     )
     png = plots.distance_plot(distances_Lh, uniform, float(between_NN.max()))
     figure = Figure(png, "Mean attention distance of every head over its layer", caption, name="distance.png")
@@ -101,7 +101,7 @@ def _distance(model: str, predictor: Predictor, options: ExplainOptions) -> View
         [str(layer), f"{each.min():.1f}", f"{each.mean():.1f}", f"{each.max():.1f}"]
         for layer, each in enumerate(distances_Lh)
     ]
-    table = Table(["Layer", "Least px", "Mean px", "Most px"], rows, "Mean attention distance of the heads of a layer.")
+    table = Table(["Layer", "Min px", "Mean px", "Max px"], rows, "Mean attention distance of the heads per layer.")
     found = {
         "data": dataset.name, "split": name, "count": len(split), "unit": "px", "uniform": uniform,
         "layers": distances_Lh.tolist(),
@@ -143,8 +143,8 @@ def _cka(model: str, predictor: Predictor, options: ExplainOptions) -> View:
     names = [layer_names(each.model) for each in (predictor, other)]
     caption = (
         f"Linear CKA of every block with every block, unbiased, over {len(mine)} {name} images of {dataset.name} in "
-        f"batches of {options.batch_size}: 1 where two blocks tell the same images alike, about 0 where they have "
-        "nothing in common. From the input upwards, and to the right."
+        f"batches of {options.batch_size}: 1 where two blocks represent the images in the same way, about 0 where "
+        "their representations are unrelated. The input is at the bottom left."
     )
     png = plots.cka_plot(similar_LM, [model, second])
     alt = f"Similarity of {similar_LM.shape[0]} layers with {similar_LM.shape[1]} of {second}"
@@ -153,9 +153,9 @@ def _cka(model: str, predictor: Predictor, options: ExplainOptions) -> View:
         [mine_name, names[1][column], f"{similar_LM[row, column]:.3f}"]
         for row, (mine_name, column) in enumerate(zip(names[0], best, strict=True))
     ]
-    table = Table(["Block", f"Most similar of {second}", "CKA"], rows, "For each block the most similar one.")
+    table = Table(["Block", f"Most similar of {second}", "CKA"], rows, "The most similar block for each block.")
     found = {
         "compare": second, "data": dataset.name, "split": name, "count": len(mine), "layers": names,
         "values": similar_LM.tolist(),
     }  # fmt: skip
-    return Section("Blocks that say the same", [Figure(png, alt, caption, name="cka.png"), table]), {"cka": found}
+    return Section("Similarity of blocks (CKA)", [Figure(png, alt, caption, name="cka.png"), table]), {"cka": found}

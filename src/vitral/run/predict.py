@@ -26,7 +26,7 @@ def predictions(model: str, paths: Sequence[str], options: PredictOptions) -> It
 
 def _opened(model: str, options: PredictOptions) -> Predictor:
     predictor = load_used(model, options)
-    predictor.require_head()
+    predictor.require_answers()
     return predictor
 
 

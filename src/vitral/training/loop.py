@@ -17,6 +17,7 @@ from torch import nn
 from vitral import distributed
 from vitral.data.loader import TrainLoader
 from vitral.errors import Interrupted
+from vitral.evaluate.metric import Metric
 from vitral.objectives.objective import Objective
 from vitral.optim.clipping import clip_gradients
 from vitral.structs import Batch, count_samples, device_of, micro_batches
@@ -30,6 +31,8 @@ from vitral.training.speed import Speed, peak_flops
 from vitral.training.state import BEST, LAST, WHOLE, Progress, TrainState
 from vitral.weights.tensors import save_tensors
 
+# Of a model on the validation images: the primary metric, and the one that decides where it is equal, lower is better.
+Validate = Callable[[nn.Module], tuple[Metric, Metric | None]]
 VALIDATIONS = 20  # of a run, by default
 VALIDATED = 0.5  # images validated, by default, for each that is trained: about a sixth of the run's time
 
@@ -43,9 +46,8 @@ def total_steps(config: TrainConfig, samples: int) -> int:
 class Plan:
     """What the loop is told beside its parts. rate, decay: learning rate and weight decay by step (None: as the groups
     say). clip: largest gradient norm or None, of each parameter by itself with clip_each. autocast: the precision of
-    matrix products, or None for that of the weights. score: the validated value, "val_" in front of it, by which the
-    best weights are chosen, and how the log calls it; with keep_last the last weights are kept all the same.
-    validation_images: those of one validation.
+    matrix products, or None for that of the weights. keep_last: keep the last weights, not those of the
+    best validation. validation_images: those of one validation.
     replay_command: looks at the batch that ended the run. image_flops: operations for one trained image, 0: unknown."""
 
     steps: int
@@ -54,7 +56,6 @@ class Plan:
     autocast: torch.dtype | None
     folder: Path
     resume_command: str
-    score: tuple[str, str] = ("top1", "top-1")
     replay_command: str = ""
     image_flops: float = 0.0
     clip_each: bool = False
@@ -69,11 +70,11 @@ def fit(
     loader: TrainLoader,
     config: TrainConfig,
     plan: Plan,
-    validate: Callable[[nn.Module], Mapping[str, float]] | None,
+    validate: Validate | None,
     loggers: Loggers | None = None,
 ) -> None:
-    """Train from where `state` is to the end, or to an early stop. `validate` gives "val_loss" and the score; `loggers`
-    get every row of the journal.
+    """Train from where `state` is to the end, or to an early stop. `loggers` get every row of the
+    journal.
 
     Saves the run's state by time and at every stop, the best validated weights when there are new ones; without
     `validate`, or with `plan.keep_last`, the last weights. Raises Interrupted after a signal (state saved), RunFailed
@@ -196,7 +197,7 @@ def _validations_a_step(config: TrainConfig, plan: Plan, epochs_a_step: float) -
 def judge(
     state: TrainState,
     objective: Objective,
-    validate: Callable[[nn.Module], Mapping[str, float]],
+    validate: Validate,
     journal: Journal,
     plan: Plan,
     epoch: float,
@@ -204,19 +205,22 @@ def judge(
 ) -> None:
     """Validate the averaged weights (the plain ones without an average) and keep them if they are the best so far."""
     progress = state.progress
-    found = validate(_judged(state, objective))
+    primary, second = validate(_judged(state, objective))
     objective.train()
-    journal.row({"step": progress.step, "epoch": round(epoch, 4), **found})
-    loss, score = found.get("val_loss", math.inf), found[f"val_{plan.score[0]}"]
+    metrics = [metric for metric in (second, primary) if metric is not None]
+    row = {f"val_{metric.name}": metric.value for metric in metrics}
+    journal.row({"step": progress.step, "epoch": round(epoch, 4), **row})
+    loss = math.inf if second is None or second.value is None else float(second.value)
+    score = None if primary.value is None else float(primary.value)
     if plan.keep_last:
         progress.best_score = score
-    elif progress.better(score, loss) and _keep(state, objective, plan):
+    elif progress.better(primary, loss) and _keep(state, objective, plan):
         progress.best_step, progress.best_score, progress.best_loss, progress.stale = progress.step, score, loss, 0
     else:
         progress.stale += 1
-    shown = f"val loss {loss:.4f}  " if "val_loss" in found else ""
-    line = "epoch %5.1f  step %d/%d  %sval %s %.2f %%  %s"
-    log.info(line, epoch, progress.step, plan.steps, shown, plan.score[1], 100 * score, speed.last or speed.read())
+    shown = "  ".join(f"val {metric.label} {metric.text()}" for metric in metrics)
+    line = "epoch %5.1f  step %d/%d  %s  %s"
+    log.info(line, epoch, progress.step, plan.steps, shown, speed.last or speed.read())
 
 
 def _judged(state: TrainState, objective: Objective) -> nn.Module:
