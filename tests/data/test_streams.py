@@ -41,7 +41,7 @@ def loader(data: Dataset, rank: int = 0, world: int = 1, **more: Any) -> TrainLo
     for number, (name, size, augment) in enumerate((("train", 16, VARIED), ("unlabeled", 48, PLAIN))):
         crop = RandomCrop(5, VARIED.crop_scale, VARIED.crop_ratio, first=number * STREAM_SPAN)
         keys = {"exact": False, "workers": 2, "cache_mb": 0, "device": torch.device("cpu"), "crops": (crop,), **more}
-        store = ImageStore(both.parts[name], (24, 20), ResizeSpec(), **keys)
+        store = ImageStore(both.parts[name], (24, 20), ResizeSpec(fit="crop"), **keys)
         streams[name] = StreamLoader(
             store, size, augment, 5, rank=rank, world=world, number=number, labeled=number == 0
         )
@@ -105,7 +105,7 @@ def test_the_same_place_of_two_streams_is_drawn_and_cropped_differently(photos: 
     split, images = photos.splits["train"], dict[str, Batch]()
     for number in (0, 1):
         store = ImageStore(
-            split, (24, 20), ResizeSpec(), exact=False, workers=0, cache_mb=99, device=torch.device("cpu")
+            split, (24, 20), ResizeSpec(fit="crop"), exact=False, workers=0, cache_mb=99, device=torch.device("cpu")
         )
         images[str(number)] = StreamLoader(store, len(split), PLAIN, 5, number=number).batch(0)
     one, other = images["0"], images["1"]
