@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vitral.cli.main import Arguments
 from vitral.cli.usage import fitted, page
 from vitral.config import ConfigT, build, with_overrides
-from vitral.data.options import CheckOptions, ConvertOptions, ReadConfig, StatsOptions
+from vitral.data.options import CheckOptions, ConvertOptions, ReadOptions, StatsOptions
 from vitral.errors import UserError, command, nearest, plural, shown_lines
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _options(model: type[ConfigT], arguments: Arguments, action: str) -> ConfigT
     return build(model, with_overrides(model, {}, {**pairs, "data.path": named[0]}))
 
 
-def _open(data: ReadConfig, **how: bool) -> Dataset:
+def _open(data: ReadOptions, **how: bool) -> Dataset:
     from vitral.data.sources import open_dataset
 
     return open_dataset(data.as_data(), hold_out=False, **how)

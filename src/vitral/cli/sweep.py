@@ -9,7 +9,7 @@ from typing import Any
 
 from vitral.cli.main import Arguments
 from vitral.cli.usage import fitted
-from vitral.data.config import SourceConfig
+from vitral.data.config import DataSource
 from vitral.errors import UserError
 from vitral.run.config import recipe_and_data, recipe_values
 
@@ -39,7 +39,7 @@ examples:
 
 _FLAGS = {"true": True, "false": False}
 # A comma in these is a part of the text.
-_WHOLE = {"data", "out", "recipe", *(f"data.{name}" for name in SourceConfig.model_fields)}
+_WHOLE = {"data", "out", "recipe", *(f"data.{name}" for name in DataSource.model_fields)}
 
 
 def run(arguments: Arguments) -> int:

@@ -113,10 +113,7 @@ def _samples(dataset: Dataset) -> tuple[list[Sample], list[tuple[str, ...]]]:
         if name == UNLABELED:
             samples += [Sample(name, index, shown(str(each)), "no label") for index, each in enumerate(split.names)]
             continue
-        if split.labels_N.ndim == 2:
-            own = [tuple(dataset.classes[k] for k in np.flatnonzero(row_K)) for row_K in split.labels_N]
-        else:
-            own = [(dataset.classes[label],) for label in split.labels_N.tolist()]
+        own = dataset.labels(name)
         labels += own
         samples += [
             Sample(name, index, shown(str(each)), " + ".join(mine))

@@ -157,6 +157,14 @@ class Dataset:
         }
         return {name: labels for name, labels in missing.items() if labels}
 
+    def labels(self, split: str) -> list[tuple[str, ...]]:
+        """The names of the classes of each sample of a split."""
+        labels_N = self.splits[split].labels_N
+        places = (
+            [np.flatnonzero(row_K).tolist() for row_K in labels_N] if self.multi_label else labels_N[:, None].tolist()
+        )
+        return [tuple(self.classes[place] for place in own) for own in places]
+
     def typical_size(self) -> tuple[int, int]:
         """Median (height, width) in pixels of up to 256 evenly spaced train images; unreadable ones don't count.
 

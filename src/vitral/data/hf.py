@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vitral.data.channels import Decoding
 from vitral.data.config import DataConfig
 from vitral.data.dataset import SPLITS, Dataset, Split, fingerprint
-from vitral.data.decode import Decoding
 from vitral.data.files import asked_channels, class_map, encoded_split, hidden, known_column, label_array, some
 from vitral.data.folder_words import SPLIT_OF, any_of
 from vitral.data.label_vectors import named, text_vectors, vector_width

@@ -30,9 +30,9 @@ def stratified(labels_N: Labels, fraction: float, seed: int, first_N: Array | No
     its class's share is kept, so that up to a group's size less is held out. Every class that occurs must do so twice
     or more, copies not counted.
     """
-    size_N = np.bincount(np.arange(len(labels_N)) if first_N is None else first_N, minlength=len(labels_N))
-    own_N = labels_N if first_N is None else labels_N[first_N]
-    occurs_K, inverse_N, counts_K = np.unique(own_N, return_inverse=True, return_counts=True)
+    first_N = np.arange(len(labels_N)) if first_N is None else first_N
+    size_N = np.bincount(first_N, minlength=len(labels_N))
+    occurs_K, inverse_N, counts_K = np.unique(labels_N[first_N], return_inverse=True, return_counts=True)
     assert np.bincount(inverse_N[size_N > 0]).min() >= 2, "a class with one distinct sample"
     total = min(max(round(fraction * len(labels_N)), len(occurs_K)), len(labels_N) - len(occurs_K))
     ideal_K = total * counts_K / len(labels_N)
@@ -47,7 +47,7 @@ def stratified(labels_N: Labels, fraction: float, seed: int, first_N: Array | No
     taken_N = np.zeros(len(labels_N), bool)
     for own_U, take in zip(np.split(by_class_U, np.cumsum(np.bincount(inverse_N[order_U]))[:-1]), take_K, strict=True):
         taken_N[_filling(own_U, size_N[own_U], int(take))] = True
-    return np.flatnonzero(taken_N if first_N is None else taken_N[first_N])
+    return np.flatnonzero(taken_N[first_N])
 
 
 def _filling(places_U: Array, size_U: Array, room: int) -> Array:
@@ -70,7 +70,8 @@ def iteratively_stratified(labels_NK: Labels, fraction: float, seed: int, first_
     two sides. Every class that occurs must occur twice or more, copies not counted.
     """
     count = len(labels_NK)
-    size_N = np.bincount(np.arange(count) if first_N is None else first_N, minlength=count)
+    first_N = np.arange(count) if first_N is None else first_N
+    size_N = np.bincount(first_N, minlength=count)
     order_N = np.random.RandomState(seed).permutation(count)
     order_U = order_N[size_N[order_N] > 0]
     hot_UK, size_U = labels_NK[order_U], size_N[order_U]
@@ -97,7 +98,7 @@ def iteratively_stratified(labels_NK: Labels, fraction: float, seed: int, first_
                 side_U[own[0]] = side
     taken_N = np.zeros(count, bool)
     taken_N[order_U[side_U == 1]] = True
-    return np.flatnonzero(taken_N if first_N is None else taken_N[first_N])
+    return np.flatnonzero(taken_N[first_N])
 
 
 def with_val_in_train(dataset: Dataset) -> Dataset:

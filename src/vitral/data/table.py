@@ -14,9 +14,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vitral.data.channels import Decoding
 from vitral.data.config import DataConfig
 from vitral.data.dataset import SPLITS, Dataset, fingerprint
-from vitral.data.decode import Decoding
 from vitral.data.files import class_map, file_channels, file_split, known_column, label_array, size_in_bytes, some
 from vitral.data.folder_words import SPLIT_OF
 from vitral.data.label_vectors import named, text_vectors

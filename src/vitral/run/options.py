@@ -8,22 +8,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Strict, model_validator
 
 from vitral.config import Config, Count, Pair
-from vitral.data.config import SourceConfig, ValueRange
+from vitral.data.config import DataSource, ValueRange
 from vitral.efficient.config import KeepConfig, MergeConfig
 from vitral.evaluate.config import Evaluators, FewshotConfig, KnnConfig, LinearConfig
 from vitral.export.config import ExportOptions
 from vitral.interpret.config import GradientsConfig
 from vitral.serve.config import ServeConfig
-
-
-class EvalData(SourceConfig):
-    """Which images to measure on; without a path, those of the training run."""
-
-    path: str | None = Field(
-        default=None,
-        description="images with known classes; `data=X` is short for data.path=X; null: the data of the training run",
-    )
-
 
 _MAX_PIXELS = Field(
     default=None,
@@ -94,7 +84,7 @@ def check_ray(engine: str, keys: set[str]) -> None:
 class EvalOptions(EngineUse):
     """Keys of `vitral eval`."""
 
-    data: EvalData = EvalData()
+    data: DataSource = DataSource()
     split: Literal["auto", "train", "val", "test"] = Field(
         default="auto", description="images to measure on; auto: test, else val, else all images"
     )
@@ -138,7 +128,7 @@ class ProbeOptions(ModelUse):
     kind: Literal["knn", "linear", "fewshot"] = Field(
         default="knn", description="type of probe: k nearest neighbors, a linear classifier, or few-shot least squares"
     )
-    data: EvalData = EvalData()
+    data: DataSource = DataSource()
     split: Literal["auto", "val", "test"] = Field(
         default="auto", description="images to measure on; auto: test, else val"
     )
@@ -166,7 +156,7 @@ class ProbeOptions(ModelUse):
 class EmbedOptions(ModelUse):
     """Keys of `vitral embed`."""
 
-    data: EvalData = EvalData()
+    data: DataSource = DataSource()
     split: Literal["all", "train", "val", "test"] = Field(default="all", description="images of the data set to embed")
     features: Literal["pooled", "cls", "avg", "cls_avg", "patches"] = Field(
         default="pooled",
@@ -259,7 +249,7 @@ class ExplainOptions(ModelUse):
         default=None, alias="class", description="name or index of the class to explain; null: the predicted class"
     )
     gradients: GradientsConfig = GradientsConfig()
-    data: EvalData = EvalData()
+    data: DataSource = DataSource()
     split: Literal["auto", "train", "val", "test"] = Field(
         default="auto", description="images of the data set to use; auto: test, else val, else train"
     )
@@ -285,7 +275,7 @@ class ExplainOptions(ModelUse):
 class PruneOptions(Config):
     """Keys of `vitral prune`."""
 
-    data: EvalData = EvalData()
+    data: DataSource = DataSource()
     split: Literal["auto", "train", "val", "test"] = Field(
         default="train", description="images for the importance estimate; auto: test, else val, else all"
     )
@@ -316,23 +306,10 @@ class PlanOptions(Config):
         return self
 
 
-class ExportData(EvalData):
-    """Which images an export is compared on."""
-
-    path: str | None = Field(
-        default=None, description="images for the comparison; `data=X` is short for data.path=X; null: built-in images"
-    )
-
-    @property
-    def named(self) -> bool:
-        """Whether there are any."""
-        return self.path is not None or self.source != "auto"
-
-
 class ShipOptions(ExportOptions):
     """Keys of `vitral export`."""
 
-    data: ExportData = ExportData()
+    data: DataSource = DataSource()
     split: Literal["auto", "train", "val", "test"] = Field(
         default="auto", description="images of the data set for the comparison; auto: test, else val"
     )

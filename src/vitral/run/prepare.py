@@ -204,7 +204,6 @@ def open_store(
     *,
     exact: bool,
     crops: tuple[RandomCrop, ...] = (),
-    batch: int = 64,
 ) -> ImageStore:
     """A split at the settled image size."""
     assert isinstance(data.image_size, tuple)
@@ -213,7 +212,7 @@ def open_store(
     fit = ResizeSpec(fit=data.fit, interpolation=data.interpolation, crop_ratio=data.crop_ratio)
     return ImageStore(
         split, data.image_size, fit, exact=exact, workers=_workers(data), cache_mb=data.cache_mb, device=device,
-        batch=batch, crops=crops,
+        crops=crops,
     )  # fmt: skip
 
 
@@ -229,8 +228,7 @@ def _open_stream(
     is_cut = any(view.augment.crop != "none" for view in stream.views)
     uncut = data.model_copy(update={"crop_ratio": 1.0}) if is_cut else data
     crops = _decode_crops(config, split, stream.views, number)
-    batch = stream.batch_size // distributed.world()
-    return open_store(split, uncut, device, exact=False, crops=crops, batch=batch)
+    return open_store(split, uncut, device, exact=False, crops=crops)
 
 
 def _decode_crops(config: RunConfig, split: Split, views: Sequence[ViewConfig], number: int) -> tuple[RandomCrop, ...]:

@@ -60,7 +60,7 @@ def prune_model(model: str, options: PruneOptions) -> dict[str, Any]:
 
 def _next(folder: FolderConfig, options: PruneOptions, out: Path) -> str:
     """The command that fine-tunes the smaller model, head and all, on the images that it was pruned with."""
-    data = options.data if options.data.path or options.data.source != "auto" else folder.provenance.get("data", {})
+    data = options.data if options.data.named else folder.provenance.get("data", {})
     get = data.get if isinstance(data, dict) else partial(getattr, data)
     words = ["vitral", "train", "finetune", f"init={out}", "init_head=true", "objective.head_first=0"]
     words.append(f"data={get('path') or ('digits' if get('source') == 'digits' else 'PHOTOS')}")

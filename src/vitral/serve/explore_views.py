@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vitral.data.decode import MODES
+from vitral.data.channels import MODES
 from vitral.data.resize import fit_image
 from vitral.efficient.merge import TokenMerging
 from vitral.errors import UserError
