@@ -81,13 +81,14 @@ def decoding(data: DataConfig) -> str:
 
 def _examine(dataset: Dataset, scans: dict[str, Scan]) -> CheckReport:
     samples, labels = _samples(dataset)
+    has_classes = dataset.task != "regression"
     labels_N = np.concatenate([split.labels_N for split in dataset.splits.values()])
     whole = [place for place, size in enumerate(np.concatenate([s.size_N2 for s in scans.values()])) if size[0] > 0]
     findings = [
-        *_classes(dataset),
-        *class_name_findings(dataset.classes),
+        *(_classes(dataset) if has_classes else []),
+        *(class_name_findings(dataset.classes) if has_classes else []),
         *_left_out(dataset),
-        *_names(dataset, samples, labels),
+        *(_names(dataset, samples, labels) if has_classes else []),
         *_damaged(scans, samples),
         *duplicate_findings(scans, labels_N, samples.__getitem__),
         *_constant(scans, samples),
@@ -111,7 +112,10 @@ def _samples(dataset: Dataset) -> tuple[list[Sample], list[tuple[str, ...]]]:
     samples: list[Sample] = []
     labels: list[tuple[str, ...]] = []
     for name, split in dataset.splits.items():
-        if split.labels_N.ndim == 2:
+        if split.task == "regression":
+            pairs = [zip(dataset.classes, row_K, strict=True) for row_K in split.labels_N.tolist()]
+            own = [tuple(f"{column} {value:g}" for column, value in row) for row in pairs]
+        elif split.labels_N.ndim == 2:
             own = [tuple(dataset.classes[k] for k in np.flatnonzero(row_K)) for row_K in split.labels_N]
         else:
             own = [(dataset.classes[label],) for label in split.labels_N.tolist()]

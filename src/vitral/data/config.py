@@ -52,6 +52,9 @@ class SourceConfig(Config):
     )
     image_column: str | None = Field(default=None, description="column of file or image; null: by its name or type")
     label_column: str | None = Field(default=None, description="column of label or labels; null: by its name or type")
+    target: Annotated[Names, Field(min_length=1)] | None = Field(
+        default=None, description="columns of numbers to learn with objective.kind=regression, as x,y; null: labels"
+    )
     split_column: str | None = Field(default=None, description="column of train, val or test; null: `split`, if any")
     label_separator: str | None = Field(
         default=None, min_length=1, description="between several labels of one image (multi-label); null: one label"

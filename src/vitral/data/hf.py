@@ -25,6 +25,7 @@ from vitral.data.decode import Decoding, decode, header
 from vitral.data.files import asked_channels, class_map, hidden, indices, multi_hot, some
 from vitral.data.folder_words import SPLIT_OF, any_of
 from vitral.data.label_vectors import named, text_vectors, vector_width
+from vitral.data.numbers import as_number, as_targets, check_targets
 from vitral.errors import UserError, nearest
 from vitral.optional import install, optional
 
@@ -83,8 +84,10 @@ def open_hf(config: DataConfig) -> Dataset:
         )  # fmt: skip
     parts, content = _load(config)
     columns = _columns(next(iter(parts.values())), config)
+    if config.target is not None:
+        return _with_numbers(parts, columns, content, config.target, config)
     labels, columns = _without_vectors(
-        {split: _values(part, columns) for split, part in parts.items()}, columns, config
+        {split: _values(part, columns.label) for split, part in parts.items()}, columns, config
     )
     for split, values in labels.items():
         _refuse_unlabelled(values, columns, split)
@@ -217,6 +220,27 @@ def _named(found: Any, where: str) -> dict[str, Any]:
     return {split: parts[split] for split in ("train", "val", "test") if split in parts}
 
 
+def _with_numbers(
+    parts: Mapping[str, Any], columns: _Columns, content: Sequence[str], targets: tuple[str, ...], config: DataConfig
+) -> Dataset:
+    """The dataset with numbers of these columns in place of labels."""
+    root, rules, splits = _root(str(config.path)), Decoding.of(config), dict[str, Split]()
+    images = {split: _images(part, columns.image, root) for split, part in parts.items()}
+    channels = asked_channels(len(images["train"]), partial(_encoded, images["train"]), config)
+    for split, part in parts.items():
+        values = [
+            [as_number(value, name, f"{split}, row {place}") for place, value in enumerate(_values(part, name))]
+            for name in targets
+        ]
+        numbers = as_targets(zip(*values, strict=True), len(targets))
+        splits[split] = _split(split, images[split], numbers, channels, rules)
+    parts_of = [part for name, found in splits.items() for part in (name.encode(), found.labels_N.tobytes())]
+    texts = [text.encode("utf-8", "surrogatepass") for text in (*content, *targets)]
+    note = f"columns: {', '.join((columns.image, *targets))}"
+    name = Path(str(config.path)).name
+    return Dataset(name, targets, splits, channels, (note,), fingerprint([*texts, *parts_of]))
+
+
 def _columns(part: Any, config: DataConfig) -> _Columns:
     types: dict[str, Any] = _flat(part.features)
     kinds = {name: type(feature).__name__ for name, feature in types.items()}
@@ -224,6 +248,9 @@ def _columns(part: Any, config: DataConfig) -> _Columns:
     image = _one("image", config.image_column, types, typed, _PATH_NAMES)
     inner = {name: getattr(feature, "feature", feature) for name, feature in types.items()}
     typed = [name for name, feature in inner.items() if type(feature).__name__ == "ClassLabel"]
+    if config.target is not None:
+        check_targets(config.target, types)
+        return _Columns(image, "", None, False)
     label = _one("label", config.label_column, types, typed, _LABEL_NAMES)
     names = getattr(inner[label], "names", None)
     return _Columns(image, label, None if names is None else tuple(names), inner[label] is not types[label])
@@ -288,9 +315,9 @@ class _Records:
         return value
 
 
-def _values(part: Any, columns: _Columns) -> list[Any]:
-    """The raw labels of a split, in order: numbers or text, or lists of them."""
-    top, *inner = columns.label.split(".")
+def _values(part: Any, column: str) -> list[Any]:
+    """The raw values of a column in a split, in order: numbers or text, or lists of them."""
+    top, *inner = column.split(".")
     values: list[Any] = part.select_columns([top]).with_format(None)[:][top]
     for name in inner:
         values = [None if value is None else value.get(name) for value in values]
@@ -353,7 +380,7 @@ def _indices(values: Sequence[Any], columns: _Columns, index_of: dict[str, int])
 
 def _split(split: str, records: Any, labels_N: Labels, channels: int, rules: Decoding) -> Split:
     names = [f"{split}/{place:06d}" for place in range(len(records))]
-    assert labels_N.dtype in (np.int64, np.bool_)
+    assert labels_N.dtype in (np.int64, np.bool_, np.float64)
     return Split(
         labels_N,
         names,

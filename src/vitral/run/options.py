@@ -99,6 +99,9 @@ class EvalOptions(EngineUse):
     min_map: float | None = Field(
         default=None, ge=0, le=1, description="multi-label: exit code 3 if mean average precision, as a share, is below"
     )
+    max_mae: float | None = Field(
+        default=None, ge=0, description="regression: exit code 3 if the mean absolute error, in units, is above"
+    )
     eval: Evaluators = Field(
         default_factory=dict,
         description="evaluators by name, each with its keys; none: the default of the task",
