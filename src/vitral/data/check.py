@@ -81,14 +81,15 @@ def decoding(data: DataConfig) -> str:
 def _examine(dataset: Dataset, scans: dict[str, Scan]) -> CheckReport:
     every, (samples, labels) = scans, _samples(dataset)
     scans = {name: scans[name] for name in dataset.splits}
+    has_classes = dataset.task != "regression"
     labels_N = np.concatenate([split.labels_N for split in dataset.splits.values()])
     split_N = np.repeat(np.arange(len(scans)), list(map(len, dataset.splits.values())))
     scan = joined(list(scans.values()))
     findings = [
-        *_classes(dataset),
-        *class_name_findings(dataset.classes),
+        *(_classes(dataset) if has_classes else []),
+        *(class_name_findings(dataset.classes) if has_classes else []),
         *_left_out(dataset),
-        *_names(dataset, samples[: len(labels)], labels),
+        *(_names(dataset, samples[: len(labels)], labels) if has_classes else []),
         *duplicate_findings(scan, split_N, labels_N, samples.__getitem__),
         *_images(dataset, scan, joined(list(every.values())).damaged, samples),
         *_unlabeled(every, samples),

@@ -64,6 +64,10 @@ class DataSource(Config):
     split_column: str | None = Field(
         default=None, description="column with train, val or test; null: the column `split` if there is one"
     )
+    target: Annotated[Names, Field(min_length=1)] | None = Field(
+        default=None,
+        description="columns with the numbers to learn with objective.kind=regression, as x,y; null: learn labels",
+    )
     label_separator: str | None = Field(
         default=None,
         min_length=1,

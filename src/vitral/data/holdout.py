@@ -115,10 +115,13 @@ def with_validation(dataset: Dataset, fraction: float, why: str = "no validation
     train = dataset.splits["train"]
     ids_N2, first_N = known(dataset)
     copies = int((first_N != np.arange(len(train))).sum())
-    counts_K = train.class_counts(len(dataset.classes))
-    labels_U = train.labels_N[first_N == np.arange(len(train))]
+    names, labels_N, how = dataset.classes, train.labels_N, "stratified"
+    if dataset.task == "regression":  # numbers have no shares to keep
+        names, labels_N, how = ("numbers",), np.zeros(len(train), np.int64), "at random"
+    counts_K = labels_N.sum(axis=0) if train.multi_label else np.bincount(labels_N, minlength=len(names))
+    labels_U = labels_N[first_N == np.arange(len(train))]
     distinct_K = labels_U.sum(axis=0) if train.multi_label else np.bincount(labels_U, minlength=len(counts_K))
-    single = [name for name, n, all_n in zip(dataset.classes, distinct_K, counts_K, strict=True) if all_n and n < 2]
+    single = [name for name, n, all_n in zip(names, distinct_K, counts_K, strict=True) if all_n and n < 2]
     if single:
         raise UserError(
             f"one image is too few to train on and to hold one out for validation: {some(single)}",
@@ -126,11 +129,11 @@ def with_validation(dataset: Dataset, fraction: float, why: str = "no validation
             wanted=f"2 or more {'different ' if copies else ''}images a class, or a validation split",
         )
     choose = iteratively_stratified if train.multi_label else stratified
-    held_out = choose(train.labels_N, fraction, VAL_SEED, first_N)
+    held_out = choose(labels_N, fraction, VAL_SEED, first_N)
     kept = np.setdiff1d(np.arange(len(train)), held_out)
     splits = {"train": train.subset(kept), "val": train.subset(held_out)}
     splits |= {name: split for name, split in dataset.splits.items() if name not in splits}
-    note = f"{why}: {len(held_out)} of {len(train)} train images held out, stratified, seed {VAL_SEED}"
+    note = f"{why}: {len(held_out)} of {len(train)} train images held out, {how}, seed {VAL_SEED}"
     note += f"; {plural(copies, 'exact copy', 'exact copies')} on the side of their originals" if copies else ""
     carved = Carved(ids_N2[kept, 0], ids_N2[held_out, 0])
     return replace(dataset, splits=splits, notes=(*dataset.notes, note), carved=carved)

@@ -40,6 +40,7 @@ _ONLY = {
     "pattern": ("filename",),
     "image_column": ("table", "hf"),
     "label_column": ("table", "hf"),
+    "target": ("table", "hf", "digits"),
     "split_column": ("table",),
     "label_separator": ("table",),
     "classes": ("folder", "filename", "table", "hf"),
@@ -64,7 +65,7 @@ def open_dataset(
     no data, for classes too small to split, and all that the source raises.
     """
     dataset = _open_ranged(config)
-    if len(dataset.classes) < 2 and not dataset.multi_label and not one_class:
+    if len(dataset.classes) < 2 and dataset.task == "classification" and not one_class:
         _refuse_one_class(dataset, config.path)
     if not dataset.classes:
         raise UserError("no image has any class", where=config.path)

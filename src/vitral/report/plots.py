@@ -184,6 +184,32 @@ def accuracy_over_work(curves: Mapping[str, Sequence[tuple[float, float, float, 
         return _svg(figure)
 
 
+def predicted_over_true(true_N: Any, predicted_N: Any, name: str) -> bytes:
+    """SVG: a point per image, and the line where the prediction is right."""
+    with style():
+        figure = Figure(figsize=(4.4, 4.0), layout="constrained")
+        axes = figure.add_subplot()
+        ends = [min(true_N.min(), predicted_N.min()), max(true_N.max(), predicted_N.max())]
+        axes.plot(ends, ends, "--", color=GREY, linewidth=1)
+        axes.plot(true_N, predicted_N, "o", color=BLUE, markersize=3, alpha=0.5, rasterized=len(true_N) > _MAX_POINTS)
+        axes.set(xlabel=f"true {short(name, 40)}", ylabel=f"predicted {short(name, 40)}")
+        return _svg(figure)
+
+
+def residuals(true_N: Any, predicted_N: Any, name: str) -> bytes:
+    """SVG: the error of each image over the true number."""
+    with style():
+        figure = Figure(figsize=(4.4, 3.0), layout="constrained")
+        axes = figure.add_subplot()
+        axes.axhline(0, color=GREY, linestyle="--", linewidth=1)
+        axes.plot(
+            true_N, predicted_N - true_N, "o", color=ORANGE, markersize=3, alpha=0.5,
+            rasterized=len(true_N) > _MAX_POINTS,
+        )  # fmt: skip
+        axes.set(xlabel=f"true {short(name, 40)}", ylabel="predicted - true")
+        return _svg(figure)
+
+
 def _curve(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
     """Steps and finite values, at most `_MAX_POINTS` of them."""
     points = [

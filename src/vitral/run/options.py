@@ -100,6 +100,9 @@ class EvalOptions(EngineUse):
         le=1,
         description="multi-label: smallest allowed mean average precision, as a share, else exit code 3",
     )
+    max_mae: float | None = Field(
+        default=None, ge=0, description="regression: exit code 3 if the mean absolute error, in units, is above"
+    )
     eval: Evaluators = Field(
         default_factory=dict,
         description="evaluators by name, each with its keys; none: the default of the task",
