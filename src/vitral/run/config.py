@@ -13,8 +13,9 @@ from pydantic import Field, model_validator
 from vitral.config import Config, Count, Tree, build, describe, flatten, load_yaml, nullable, with_overrides
 from vitral.data.config import AugmentConfig, CheckConfig, DataConfig
 from vitral.errors import UserError, nearest
-from vitral.models.config import ResNetConfig, ViTConfig
+from vitral.models.config import ModelConfig
 from vitral.models.presets import PRESETS, resolve
+from vitral.models.registry import FAMILIES
 from vitral.objectives.config import ObjectiveConfig, PrunedConfig, SelfSupervisedConfig, SupervisedConfig
 from vitral.optim.config import OptimConfig
 from vitral.training.config import LoraConfig, TrainConfig
@@ -23,7 +24,7 @@ _NULL = (None, "null", "")
 _FROM_DATA = ("family", "image_size", "in_channels", "num_classes", "mean", "std")
 
 
-class ModelOptions(nullable(ViTConfig, ResNetConfig, exclude=_FROM_DATA)):  # pyright: ignore[reportUntypedBaseClass]
+class ModelOptions(nullable(*(f.config for f in FAMILIES.values()), exclude=_FROM_DATA)):  # pyright: ignore[reportUntypedBaseClass]
     """A preset and what is changed of it; null keeps the preset's value."""
 
     name: str = Field(default="auto", description="preset (see `vitral models`); auto: that of init")
@@ -283,7 +284,7 @@ def recipe_values(recipe: str) -> Tree:
     return flatten(load_yaml(_recipe_path(recipe)))
 
 
-def draft_architecture(config: RunConfig) -> ViTConfig | ResNetConfig | None:
+def draft_architecture(config: RunConfig) -> ModelConfig | None:
     """What model.name and its options stand for, without the data that settle an `auto`; None for that of init.
 
     Raises UserError for an unknown name, and for options that it does not have or that do not fit each other.

@@ -22,9 +22,9 @@ from vitral.errors import UserError
 from vitral.evaluate.config import KnnConfig
 from vitral.evaluate.embedded import Embedded
 from vitral.evaluate.knn import knn
-from vitral.models.config import build_config
 from vitral.models.create import build_model
 from vitral.models.model import ImageModel
+from vitral.models.registry import build_config
 from vitral.objectives.config import SelfSupervisedConfig, SupervisedConfig
 from vitral.objectives.objective import Objective, Setting
 from vitral.objectives.table import OBJECTIVES
