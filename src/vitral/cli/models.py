@@ -7,9 +7,8 @@ import json
 from vitral.cli.main import Arguments
 from vitral.cli.usage import fitted
 from vitral.errors import UserError
-from vitral.models.config import ResNetConfig, ViTConfig
-from vitral.models.flops import count_macs
-from vitral.models.presets import count_parameters, list_models, resolve
+from vitral.models.config import ModelConfig
+from vitral.models.presets import list_models, preset_table, resolve
 
 HELP = """usage: vitral models [PATTERN] [--json]
 
@@ -33,37 +32,32 @@ def run(arguments: Arguments) -> int:
     names = list_models(*arguments.words)
     if not names:
         raise UserError("no preset fits this pattern", where=arguments.words[0], hint="`vitral models` lists all.")
-    rows = [(name, resolve(name)) for name in names]
+    table = preset_table()
+    rows = [(name, resolve(name), table[name]) for name in names]
     if arguments.json:
         print(
             json.dumps(
                 [
                     {
                         "name": name,
-                        "parameters": count_parameters(c),
-                        "macs_all_tokens": _macs(c),
+                        **numbers,
                         **c.model_dump(mode="json"),
                     }
-                    for name, c in rows
+                    for name, c, numbers in rows
                 ]
             )
         )
         return 0
     sizes = f"{'image':>5} {'patch':>5} {'width':>5} {'depth':>5} {'heads':>5}"
     print(f"{'name':<32} {sizes} {'parameters':>13} {'GMAC':>8}  classes")
-    for name, c in rows:
-        shape = f"{c.image_size[0]:>5} {_cells(c)} {count_parameters(c):>13,} {_macs(c) / 1e9:>8.2f}"
+    for name, c, numbers in rows:
+        work = f"{numbers['parameters']:>13,} {numbers['macs_all_tokens'] / 1e9:>8.2f}"
+        shape = f"{c.image_size[0]:>5} {_cells(c)} {work}"
         print(f"{name:<32} {shape}  {c.num_classes}")
     return 0
 
 
-def _macs(config: ViTConfig | ResNetConfig) -> int:
-    return sum(count_macs(config, whole=True).values())
-
-
-def _cells(config: ViTConfig | ResNetConfig) -> str:
-    """Patch size, width, depth and heads; a residual network has a stride, and residual blocks for its depth."""
+def _cells(config: ModelConfig) -> str:
+    """Patch size (without patches the stride), width, depth and heads."""
     c = config
-    if isinstance(c, ViTConfig):
-        return f"{c.patch_size:>5} {c.width:>5} {c.depth:>5} {c.heads:>5}"
-    return f"{c.stride:>5} {c.width:>5} {sum(c.blocks):>5} {'-':>5}"
+    return f"{c.stride:>5} {c.model_dump().get('width', '-'):>5} {c.block_count:>5} {c.head_count or '-':>5}"

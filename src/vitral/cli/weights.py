@@ -59,7 +59,7 @@ def _options(model: type[ConfigT], arguments: Arguments) -> ConfigT:
 
 def _convert(arguments: Arguments) -> int:
     options = _options(ConvertOptions, arguments)
-    from vitral.models.presets import count_parameters
+    from vitral.models.summary import count_parameters
     from vitral.weights.card import model_card
     from vitral.weights.convert import read_foreign
     from vitral.weights.find import find_model

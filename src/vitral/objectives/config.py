@@ -27,8 +27,7 @@ class ViewedConfig(Config):
 
     `task`: the name of the task, or None, that of the annotations of the data. `needs_labels`: whether data without
     annotations are refused. `needs_patches`: whether the model must be a Vision Transformer. `keeps_last`: whether the
-    last weights are kept, not those of the best validation. `estimates_memory`: whether `memory` and plans know what it
-    takes.
+    last weights are kept, not those of the best validation.
 
     The first stream of `streams` counts steps and epochs, with `train.batch_size` samples a step. Streams read the
     train split, but for one called `unlabeled`, which reads the images without labels (`data.unlabeled`,
@@ -40,7 +39,6 @@ class ViewedConfig(Config):
     needs_labels: ClassVar[bool] = True
     needs_patches: ClassVar[bool] = False
     keeps_last: ClassVar[bool] = False
-    estimates_memory: ClassVar[bool] = False
 
     if TYPE_CHECKING:
         kind: Any  # of each class a Literal: its name
@@ -96,8 +94,6 @@ class SupervisedConfig(LabelledConfig):
         description="share of the run that trains only the head, before fine-tuning all weights (LP-FT, Kumar et al. "
         "2022)",
     )
-
-    estimates_memory: ClassVar[bool] = True
 
     @property
     def head_only(self) -> float:

@@ -5,7 +5,7 @@ Shape letters: B batch, T targets.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 from torch.nn import functional
@@ -34,8 +34,9 @@ class Regression(Objective):
         """No step differs from the others."""
         return 0
 
-    def forward(self, batch: Batch, step: int) -> StepOutput:
+    def forward(self, batches: Mapping[str, Batch], step: int) -> StepOutput:
         """The loss, and `train_mae`, the mean absolute error in standard deviations."""
+        batch = batches["train"]
         outputs_BT = self.model(batch.views[0].images_BCHW).float()
         target_BT = batch.targets["label"].float()
         mae = functional.l1_loss(outputs_BT.detach(), target_BT)

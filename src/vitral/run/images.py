@@ -27,7 +27,7 @@ from vitral.engines import TorchEngine
 from vitral.errors import UserError, plural, shown
 from vitral.evaluate.classify import collect_logits
 from vitral.models.reduction import refuse_reduction
-from vitral.models.vit import VisionTransformer
+from vitral.models.registry import token_encoder
 from vitral.predictor import Predictor, load, require_finite
 from vitral.run.options import EngineUse, ModelUse
 from vitral.run.remembered import load_split
@@ -59,8 +59,8 @@ def load_used(model: str, use: ModelUse) -> Predictor:
 
 def _reduce(predictor: Predictor, model: str, use: ModelUse) -> None:
     """Make its tokens fewer as asked, or leave its own pruner out."""
-    network = predictor.model
-    if not isinstance(network, VisionTransformer):
+    network = token_encoder(predictor.model)
+    if network is None:
         raise UserError("a CNN has no tokens", where="reduce", got=use.reduce, wanted="auto")
     if use.reduce == "none":
         network.reduce = None

@@ -24,17 +24,17 @@ from vitral.data.reading import RandomCrop
 from vitral.data.shots import with_shots
 from vitral.data.unlabeled import with_labels_per_class, with_unlabeled, without_held_out
 from vitral.errors import UserError
-from vitral.models.activations import Precision
-from vitral.models.config import ResNetConfig, ViTConfig, build_config
+from vitral.models.config import ModelConfig
 from vitral.models.create import build_model
-from vitral.models.lora import add_lora
+from vitral.models.measure import Precision
 from vitral.models.model import ImageModel
-from vitral.models.parameters import freeze_encoder, is_pruner
+from vitral.models.parameters import is_pruner
 from vitral.models.presets import PRESETS, changed_name, resolve
+from vitral.models.registry import build_config
 from vitral.predictor import pick_device
 from vitral.run.check import open_checked
 from vitral.run.config import ModelOptions, RunConfig, streams_of
-from vitral.run.memory import checkpointed_blocks, settle_memory
+from vitral.run.memory import checkpointed_blocks, limit_training, settle_memory
 from vitral.structs import STREAM_SPAN
 from vitral.tasks.registry import TASKS
 from vitral.tasks.task import Task
@@ -61,7 +61,7 @@ class Prepared:
     streams: dict[str, StreamConfig]
     stores: dict[str, ImageStore]
     judged: dict[str, ImageStore]
-    architecture: ViTConfig | ResNetConfig
+    architecture: ModelConfig
     name: str
     init: dict[str, Tensor] | None
     report: CheckReport | None
@@ -88,11 +88,7 @@ class Prepared:
         for name, parameter in model.named_parameters():
             if name.split(".")[0] in ("head", "head_dist") and name.endswith("bias") and not config.init_head:
                 torch.nn.init.constant_(parameter, config.model.head_bias)
-        if config.train.freeze == "encoder":
-            freeze_encoder(model)
-        if config.lora.rank is not None:
-            add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets)
-        return model.to(self.device)
+        return limit_training(model, config.train.freeze, config.lora).to(self.device)
 
 
 def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
@@ -258,9 +254,7 @@ def settle_precision(config: RunConfig, device: torch.device) -> Precision:
     return "bfloat16" if device.type == "cuda" else "float32"
 
 
-def choose_architecture(
-    config: RunConfig, dataset: Dataset, init: FolderConfig | None
-) -> tuple[str, ViTConfig | ResNetConfig]:
+def choose_architecture(config: RunConfig, dataset: Dataset, init: FolderConfig | None) -> tuple[str, ModelConfig]:
     """The model's name, with what differs from a preset, and its shape for these data; mean and std are not settled
     yet."""
     size, options = _settle_size(config, dataset, init)
@@ -268,7 +262,7 @@ def choose_architecture(
     base = dict(options, image_size=size, in_channels=dataset.channels, num_classes=outputs)
     name, architecture = _architecture(config, base, init)
     name = changed_name(name, architecture)
-    if config.objective.needs_patches and not isinstance(architecture, ViTConfig):
+    if config.objective.needs_patches and not architecture.has_patches:
         raise UserError(
             f"objective.kind={config.objective.kind} learns from patches", where="model.name", got=name,
             wanted="a Vision Transformer",
@@ -310,14 +304,12 @@ def _auto_patch(*sides: int) -> int:
     return min(fitting, key=lambda patch: abs(math.log(shortest / patch / 8)), default=max(shortest // 8, 2))
 
 
-def _architecture(
-    config: RunConfig, base: dict[str, Any], init: FolderConfig | None
-) -> tuple[str, ViTConfig | ResNetConfig]:
+def _architecture(config: RunConfig, base: dict[str, Any], init: FolderConfig | None) -> tuple[str, ModelConfig]:
     if config.model.name != "auto":
         return config.model.name, resolve(config.model.name, **base)
     assert init is not None
     # A new head sits on the bare representation (section 3.2 of the paper), whatever head init was trained with.
-    bare = {"head": "linear"} if isinstance(init.architecture, ViTConfig) and not config.init_head else {}
+    bare = {} if config.init_head else init.architecture.bare_head
     return init.name, build_config({**init.architecture.model_dump(), **bare, **base, "mean": (), "std": ()})
 
 
@@ -350,7 +342,7 @@ def _pixel_statistics(train: ImageStore) -> tuple[tuple[float, ...], tuple[float
 
 
 def _initial_weights(
-    architecture: ViTConfig | ResNetConfig, source: tuple[ImageModel, FolderConfig], config: RunConfig
+    architecture: ModelConfig, source: tuple[ImageModel, FolderConfig], config: RunConfig
 ) -> dict[str, Tensor]:
     """init's weights at the run's image size, without its head unless that is asked for. UserError where they don't
     fit."""

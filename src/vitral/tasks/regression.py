@@ -74,6 +74,13 @@ class Regression(Task):
         """Standardized targets."""
         return replace(split, labels_N=(split.labels_N - self.state["mean"]) / self.state["std"])
 
+    @classmethod
+    def blank_targets(cls, count: int, outputs: int) -> Tensor:
+        """Numbers, [count, outputs]."""
+        import torch
+
+        return torch.empty(count, outputs)
+
     def match(self, dataset: Dataset, split: Split) -> Split:
         """The split with columns in the model's order. Raises UserError for other columns."""
         split = super().match(dataset, split)
