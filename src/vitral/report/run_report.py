@@ -48,13 +48,13 @@ def write_report(
     where the file cannot be written.
     """
     headline, *others = sections
-    run = [_facts(summary, _names(sections), primary), _curves(metrics_rows, primary, loss_unit, loss_note)]
+    run = [_facts(summary, _names(sections, primary), primary), _curves(metrics_rows, primary, loss_unit, loss_note)]
     write_page(path, title, [headline, *run, *others, _notes(notes), _configuration(config_yaml)])
 
 
-def _names(sections: Sequence[Section]) -> set[str]:
-    """The keys of the summary that the sections show."""
-    names = {part.name for section in sections for part in section.parts if isinstance(part, Metric)}
+def _names(sections: Sequence[Section], primary: Metric) -> set[str]:
+    """The keys of the summary that the sections show: every headline is about the primary metric."""
+    names = {part.name for section in sections for part in section.parts if isinstance(part, Metric)} | {primary.name}
     return names | {f"{name}_interval" for name in names} | _IN_SENTENCES
 
 
