@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vitral.errors import shown
 from vitral.evaluate.metric import Metric
 from vitral.report import plots
-from vitral.report.sections import Figure, Gallery, Part, Picture, Section, Table
+from vitral.report.sections import Figure, Gallery, Picture, Section, Table
 
 if TYPE_CHECKING:
     from vitral.tasks.task import Evaluation, Samples
@@ -32,7 +32,7 @@ def regression_sections(
     true_NT, predicted_NT = samples.annotations, samples.scores_NS
     primary, *others = metrics
     label = f"{primary.label} on {evaluation.values['count']:,} {evaluation.split} images"
-    figures: list[Part] = []
+    figures: list[Figure] = []
     for t, name in enumerate(targets):
         pair = true_NT[:, t], predicted_NT[:, t]
         figures += [
@@ -46,7 +46,11 @@ def regression_sections(
             for name, row in evaluation.values["per_target"].items()
         ]
         sections.append(Section("Targets", [Table(["Target", *(metric.label for metric in metrics)], rows)]))
-    return [*sections, Section("Predicted and true", figures), _mistakes(targets, true_NT, predicted_NT, samples)]
+    return [
+        *sections,
+        Section("Predicted and true", [Gallery(figures)]),
+        _mistakes(targets, true_NT, predicted_NT, samples),
+    ]
 
 
 def _mistakes(targets: Sequence[str], true_NT: NDArray[Any], predicted_NT: NDArray[Any], samples: Samples) -> Section:
