@@ -63,5 +63,5 @@ def test_no_number_where_memory_is_not_estimated(
     assert "A smaller train.micro_batch" in str(error.value)
     assert " GB" not in str(error.value)
     assert "same result" not in str(error.value)
-    assert main(["plan", recipe]) == 2
+    assert main(["estimate", recipe]) == 2
     assert "memory is estimated for supervised training only" in capsys.readouterr().err

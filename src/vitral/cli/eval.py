@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import Any
 
-from vitral.cli.main import Arguments
-from vitral.cli.usage import page
-from vitral.config import build, with_overrides
-from vitral.errors import UserError, plural
-from vitral.run.config import expand_data
+from vitral.cli.command import Answer, Arguments, below, command
+from vitral.cli.table import table
+from vitral.errors import plural
 from vitral.run.options import EvalOptions
 
 HELP = """usage: vitral eval MODEL [key=value ...] [--json]
 
-Measures a model on images with known classes, each once: top-1 with a 95 % Wilson interval, top-5, precision and
-recall of each class, confusions, calibration; where images have several classes mean average precision and F1. Without
-data= on the data of its training. Exit code 3 below min_top1 or min_map.
+Measures a model on labeled images: top-1 with a 95 % Wilson interval, top-5, precision and recall of each class,
+confusions, calibration; for multi-label data mean average precision and F1. Without data= the images are those of the
+training run. A metric below min_top1 or min_map gives exit code 3.
 
 key=default, meaning (type):
 
@@ -26,29 +22,18 @@ key=default, meaning (type):
 examples:
   vitral eval vitral-digits
   vitral eval runs/mine/model data=OTHER_PHOTOS min_top1=0.9
-  vitral eval runs/b/model compare=runs/a/model             is b really better? (McNemar's test, same images)
+  vitral eval runs/b/model compare=runs/a/model             compare on the same images (McNemar's test)
 """
 
 
-def run(arguments: Arguments) -> int:
+@command(HELP, EvalOptions)
+def run(arguments: Arguments, options: EvalOptions) -> Answer:
     """Evaluate and print."""
-    if arguments.help:
-        print(page(HELP, EvalOptions, arguments.words), end="")
-        return 0
-    if len(arguments.words) != 1:
-        raise UserError(
-            "one model is wanted", got=" ".join(arguments.words) or "none", hint="vitral eval MODEL [key=value ...]"
-        )
-    options = build(EvalOptions, with_overrides(EvalOptions, {}, expand_data(arguments.pairs)))
     from vitral.run.evaluate import evaluate
 
     found = evaluate(arguments.words[0], options)
-    print(json.dumps(found) if arguments.json else _table(found))
-    for key, wanted in (("top1", options.min_top1), ("map", options.min_map)):
-        if wanted is not None and found[key] < wanted:
-            print(f"{_NAMES[key]} {found[key]:.4f} is below min_{key}={wanted}", file=sys.stderr)
-            return 3
-    return 0
+    code = below(found, _NAMES, top1=options.min_top1, map=options.min_map)
+    return Answer(found, lambda: _table(found), code)
 
 
 _NAMES = {"top1": "top-1", "map": "mAP", "exact_match": "every class right"}
@@ -73,18 +58,14 @@ def _table(found: dict[str, Any]) -> str:
 
 def _multi_label(found: dict[str, Any]) -> list[str]:
     low, high = found["exact_match_interval"]
-    width = max(5, *(len(name) for name in found["per_class"]))
+    keys = ("ap", "precision", "recall", "f1")
+    rows = [(name, *(_percent(row[key]) for key in keys), row["count"]) for name, row in found["per_class"].items()]
     return [
         f"mAP    {100 * found['map']:.2f} %  of {_images(found)}",
         f"F1     {100 * found['micro_f1']:.2f} % micro, {100 * found['macro_f1']:.2f} % macro, at a probability of 0.5",
         f"exact  {100 * found['exact_match']:.2f} % with every class right  "
         f"(95 % interval {100 * low:.2f} to {100 * high:.2f} %)   loss {found['loss']:.4f} nats",
-        f"\n{'class':<{width}}  {'AP':>7}  precision   recall       F1  images",
-        *(
-            f"{name:<{width}}  {_percent(row['ap']):>7}  {_percent(row['precision']):>9}  "
-            f"{_percent(row['recall']):>7}  {_percent(row['f1']):>7}  {row['count']:>6}"
-            for name, row in found["per_class"].items()
-        ),
+        f"\n{table(('class', 'AP', 'precision', 'recall', 'F1', 'images'), rows)}",
     ]
 
 
@@ -103,18 +84,15 @@ def _single_label(found: dict[str, Any]) -> list[str]:
     if found["ece"] > found["ece_uncalibrated"]:
         lines.append("       temperature scaling makes the calibration error larger on these images")
     names = list(found["per_class"])
-    width = max(5, *(len(name) for name in names))
-    lines.append(f"\n{'class':<{width}}  precision  recall  images  most often taken for")
+    rows: list[tuple[object, ...]] = []
     for index, (name, row) in enumerate(found["per_class"].items()):
         confusions = sorted(
             ((count, names[j]) for j, count in enumerate(found["confusion"][index]) if j != index and count),
             reverse=True,
         )
         mixed = ", ".join(f"{other} ({count})" for count, other in confusions[:3])
-        lines.append(
-            f"{name:<{width}}  {_percent(row['precision']):>9}  {_percent(row['recall']):>6}  "
-            f"{row['count']:>6}  {mixed}".rstrip()
-        )
+        rows.append((name, _percent(row["precision"]), _percent(row["recall"]), row["count"], mixed))
+    lines.append("\n" + table(("class", "precision", "recall", "images", "most often taken for"), rows))
     return lines
 
 

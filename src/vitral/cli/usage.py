@@ -14,11 +14,11 @@ from vitral.keys import Key, describe, help_text, key_lines, text_width, wrapped
 LISTS = "Lists are written with commas, without brackets: KEY=A,B; `none` is an empty one."
 
 
-def page(text: str, model: type[BaseModel], words: Sequence[str] = (), **parts: str) -> str:
-    """A command's help: its text, with all its keys in place of {keys}; with words the matching keys alone."""
-    if found := picked(model, words):
-        return found
-    return fitted(text.format(keys=help_text(model), **parts))
+def page(text: str, model: type[BaseModel] | None = None, words: Sequence[str] = ()) -> str:
+    """A command's help: its text, with all its keys in place of {keys}; with words only the matching keys."""
+    if model is None or not model.model_fields:
+        return fitted(text.format())
+    return picked(model, words) or fitted(text.format(keys=help_text(model)))
 
 
 def picked(model: type[BaseModel], words: Sequence[str], values: Mapping[str, Any] | None = None) -> str:
