@@ -97,7 +97,7 @@ def test_a_path_of_any_length_is_a_short_message(capsys: Capture) -> None:
         ("export nowhere", ("format: required, but not given", "hf | timm | onnx | pt2 | openvino")),
         ("check photos", ("check: unknown command", "Use: vitral data check")),
         ("val nowhere", ("Use: vitral eval",)),
-        ("train digits --help nonsense", ("nonsense: no key has this",)),
+        ("train digits --help nonsense", ("nonsense: no key with this",)),
         ("docs servin", ("servin: no such page", "did you mean 'serving'?")),
         ("train digits --jsn", ("--jsn", "did you mean '--json'?")),
         ("train digits data.image_size=9", ("9 x 9", "patch_size 2", "nearest: 8 x 8")),

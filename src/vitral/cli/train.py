@@ -7,10 +7,10 @@ from contextlib import nullcontext
 from typing import Any
 
 from vitral.cli.command import Answer, Arguments, command
-from vitral.cli.usage import LISTS, fitted, picked
+from vitral.cli.usage import LISTS, fitted, key_lines, picked, text_width, wrapped
 from vitral.distributed import launch
 from vitral.errors import UserError
-from vitral.keys import Key, describe, key_lines, text_width, wrapped
+from vitral.keys import Key, describe
 from vitral.run.config import RunConfig, is_recipe, load_config, recipe_and_data, recipe_values
 from vitral.run.folder import claimed
 
