@@ -14,6 +14,7 @@ from pydantic import Field, Strict
 
 import vitral
 from vitral import complaints
+from vitral.cli.usage import key_lines
 from vitral.config import (
     Config,
     Pair,
@@ -22,7 +23,6 @@ from vitral.config import (
     describe,
     dump_yaml,
     flatten,
-    help_text,
     load_yaml,
     parse_yaml,
     split_words,
@@ -248,7 +248,7 @@ def test_help_names_every_key_with_default_and_meaning() -> None:
     assert [key.name for key in describe(Outer)] == [
         "inner.rate", "inner.name", "inner.mean", "out", "size", "steps", "on",
     ]  # fmt: skip
-    text = help_text(Outer, {"inner.rate": 0.5})
+    text = "\n".join(key_lines(describe(Outer), {"inner.rate": 0.5}))
     assert "inner.rate" in text
     assert "0.5" in text
     assert "a rate" in text

@@ -22,7 +22,6 @@ from vitral.files import MAX_DEPTH, MIB, read_text, whole_number
 from vitral.keys import Key as Key
 from vitral.keys import describe, item_type, plain_types
 from vitral.keys import flatten as flatten
-from vitral.keys import help_text as help_text
 
 Tree = dict[str, Any]
 

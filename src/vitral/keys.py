@@ -1,5 +1,4 @@
-"""Every settable key of a configuration class: name, type, default and meaning; how values are written as words; the
-help that lists them.
+"""Every settable key of a configuration class: name, type, default and meaning; how values are written as words.
 
 Nothing here imports torch.
 """
@@ -7,9 +6,7 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import json
-import shutil
-import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import NoneType
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
@@ -18,7 +15,6 @@ from pydantic.fields import FieldInfo
 
 REQUIRED = "required"
 _KINDS = {int: "whole number", float: "number", str: "text", bool: "true | false", NoneType: "null"}
-_COLUMN = 26  # where the meaning of a key begins
 
 
 class Key(NamedTuple):
@@ -140,37 +136,3 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in tree.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else {prefix + name: value}
     return flat
-
-
-def text_width() -> int:
-    """Columns of the terminal, or of COLUMNS; 80 where there is neither, and 110 at most."""
-    return min(max(shutil.get_terminal_size((80, 24)).columns, 40), 110)
-
-
-def help_text(
-    model: type[BaseModel], values: Mapping[str, Any] | None = None, wanted: Callable[[Key], bool] = lambda key: True
-) -> str:
-    """Each wanted key with its default (or the recipe's value), meaning and type, no wider than the terminal."""
-    return "\n".join(key_lines((key for key in describe(model) if wanted(key)), values))
-
-
-def key_lines(keys: Iterable[Key], values: Mapping[str, Any] | None = None) -> list[str]:
-    """The lines of `help_text` for these keys."""
-    lines: list[str] = []
-    for key in keys:
-        value = (values or {}).get(key.name, key.default)
-        left = f"  {key.name}" + ("" if value == REQUIRED else f"={as_word(value)}")
-        kind = f"{key.type_text}; required" if value == REQUIRED else key.type_text
-        right = wrapped(f"{key.help} ({kind})" if key.help else f"({kind})", text_width(), _COLUMN)
-        if len(left) > _COLUMN - 2:
-            lines += wrapped(left, text_width(), 2)
-        else:
-            right[0] = left.ljust(_COLUMN) + right[0][_COLUMN:]
-        lines += right
-    return lines
-
-
-def wrapped(text: str, width: int, indent: int) -> list[str]:
-    """One paragraph in lines of at most `width` columns, each indented; without a word cut, unless it is longer."""
-    margin = " " * indent
-    return textwrap.wrap(text.strip(), width, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False)

@@ -33,9 +33,9 @@ def output(argv: str, code: int, capsys: Capture) -> str:
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
-        ("data chek pets", ("chek: no such action", "did you mean 'check'?")),
-        ("data check", ("one path is wanted", "vitral data check PATH")),
-        ("data check pets more", ("one path", "pets more")),
+        ("data chek pets", ("chek: unknown subcommand", "did you mean 'check'?")),
+        ("data check", ("exactly one data path", "PATH, or data=PATH")),
+        ("data check pets more", ("unexpected argument: more", "usage: vitral data check PATH")),
         ("data check nowhere", ("nowhere",)),
         ("data check digits allow=[nearr]", ("allow", "did you mean 'near'?")),
         ("data check digits allow=[damaged]", ("data.max_bad",)),

@@ -65,12 +65,12 @@ def test_a_pruned_folder_is_a_model_folder(capsys: pytest.CaptureFixture[str], t
     for words in (["format=timm"], ["format=hf"]):
         message = refusal(capsys, "export", out, *words, f"out={tmp_path / 'there'}")
         assert "blocks of different sizes (pruned)" in message
-    assert answer(capsys, "plan", out)["macs"] == found["macs"][1]
+    assert answer(capsys, "summary", out)["macs"] == found["macs"][1]
 
 
 def test_what_cannot_be_pruned_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "a folder for the smaller model is wanted" in refusal(capsys, "prune", "model", "data=pets")
-    assert "one model is wanted" in refusal(capsys, "prune")
+    assert "missing argument: MODEL" in refusal(capsys, "prune")
     assert "predicts no classes" in refusal(capsys, "prune", "headless", "data=pets", f"out={tmp_path / 'a'}")
     assert "classes of the data" in refusal(capsys, "prune", "vitral-digits", "data=pets", f"out={tmp_path / 'a'}")
     assert "flops: wrong value" in refusal(capsys, "prune", "model", "data=pets", "flops=1.5", f"out={tmp_path / 'a'}")

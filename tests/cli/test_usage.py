@@ -41,7 +41,7 @@ def refused(argv: str, capsys: Capture, *parts: str) -> str:
 
 
 def test_numbers_have_separators_and_a_unit_of_their_size(capsys: Capture) -> None:
-    assert main(["plan", "digits"]) == 0
+    assert main(["estimate", "digits"]) == 0
     assert re.search(r"computed here +3\.50 MMAC +7\.0 MFLOP", capsys.readouterr().out)
     assert main(["doctor", "vitral-digits"]) == 0
     assert re.search(r"^parameters +\d{3},\d{3}$", capsys.readouterr().out, re.MULTILINE)
@@ -82,7 +82,7 @@ def test_a_path_of_any_length_is_a_short_message(capsys: Capture) -> None:
         ("train digits --optim.lr=3e-4", ("unknown option", "key=value", "optim.lr=3e-4")),
         ("train --data PHOTOS", ("--data: unknown option", "key=value: data=PHOTOS")),
         ("train --epochs", ("key=value: epochs=VALUE",)),
-        ("train", ("a recipe or images are needed", "vitral train digits", "vitral train PHOTOS")),
+        ("train", ("missing argument: a recipe or images", "vitral train digits", "vitral train PHOTOS")),
         ("train digits batch=8", ("batch: unknown key", "did you mean 'train.batch_size'?")),
         ("train digits imgsz=32", ("did you mean 'data.image_size'?",)),
         ("train digits pretrained=true", ("did you mean 'init'?", "model to start from")),
@@ -97,7 +97,7 @@ def test_a_path_of_any_length_is_a_short_message(capsys: Capture) -> None:
         ("export nowhere", ("format: required, but not given", "hf | timm | onnx | pt2 | openvino")),
         ("check photos", ("check: unknown command", "Use: vitral data check")),
         ("val nowhere", ("Use: vitral eval",)),
-        ("train digits --help nonsense", ("nonsense: no key has this",)),
+        ("train digits --help nonsense", ("nonsense: no key with this",)),
         ("docs servin", ("servin: no such page", "did you mean 'serving'?")),
         ("train digits --jsn", ("--jsn", "did you mean '--json'?")),
         ("train digits data.image_size=9", ("9 x 9", "patch_size 2", "nearest: 8 x 8")),
@@ -115,23 +115,33 @@ def test_a_path_of_any_length_is_a_short_message(capsys: Capture) -> None:
         ("train digits out=a resume=true overwrite=true", ("contradict",)),
         ("train digits device=gpu", ("device: no such device", "gpu")),
         ("train digits device=mps", ("not supported", "mps")),
-        ("eval", ("one model is wanted",)),
+        ("eval", ("missing argument: MODEL", "usage: vitral eval MODEL [key=value")),
         ("eval nowhere", ("no such model", "nowhere")),
-        ("probe", ("one model is wanted",)),
+        ("eval a b", ("unexpected argument: b", "usage: vitral eval MODEL")),
+        ("probe", ("missing argument: MODEL",)),
         ("probe nowhere k=5", ("k: unknown key", "did you mean 'knn.k'?")),
         ("probe nowhere kind=linear knn.k=5", ("knn.*", "kind=linear")),
         ("probe nowhere knn.k=0", ("knn.k", "1 or more")),
         ("probe nowhere linear.l2=[] kind=linear", ("linear.l2", "1 or more values")),
-        ("predict nowhere", ("image is missing",)),
+        ("predict nowhere", ("missing argument: IMAGE|FOLDER...",)),
+        ("plan digits", ("plan: unknown command", "vitral estimate RECIPE, or vitral summary MODEL")),
+        ("summary digits", ("a recipe, not a model", "vitral estimate digits")),
+        ("summary vit_tiny_patch16_225", ("did you mean 'vit_tiny_patch16_224'?",)),
+        ("summary nowhere", ("no such model", "nowhere")),
+        ("estimate vit_tiny_patch16_224", ("a model, not a recipe", "vitral summary vit_tiny_patch16_224")),
+        ("estimate", ("missing argument: RECIPE",)),
+        ("data chek x", ("unknown subcommand", "did you mean 'check'?")),
+        ("reproduce positions extra", ("unexpected argument: extra",)),
         ("predict nowhere gone.png", ("gone.png: no such image",)),
         ("predict a b.png topk=0", ("topk: wrong value", "1 or more")),
         ("predict a b.png topks=1", ("topks: unknown key", "did you mean 'topk'?")),
-        ("models a b", ("one pattern at most",)),
-        ("models *gigantesque*", ("no preset fits",)),
+        ("models a b", ("unexpected argument: b", "usage: vitral models [PATTERN]")),
+        ("models a=b", ("a: unknown key",)),
+        ("models *gigantesque*", ("no preset matches",)),
         ("recipes digitz", ("no such recipe", "did you mean 'digits'?")),
         ("doctor digits", ("no such model", "vitral-digits")),
-        ("doctor accept=true", ("one model or run folder",)),
-        ("doctor a b", ("one model or run folder at most",)),
+        ("doctor accept=true", ("needs a model folder",)),
+        ("doctor a b", ("unexpected argument: b",)),
     ],
 )  # fmt: skip
 def test_wrong_words_get_one_message(argv: str, parts: tuple[str, ...], capsys: Capture) -> None:

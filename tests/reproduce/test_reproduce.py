@@ -13,6 +13,7 @@ import torch
 
 import vitral
 from vitral.cli.main import main
+from vitral.cli.reproduce import bias_text, positions_text
 from vitral.data.config import DataConfig
 from vitral.data.sources import open_dataset
 from vitral.errors import UserError
@@ -40,7 +41,7 @@ def test_the_table_holds_the_runs(tmp_path: Path) -> None:
         assert row["mean"] == pytest.approx(np.mean(row["top1"]))
         assert row["std"] == pytest.approx(np.std(row["top1"], ddof=1))
     assert json.loads((tmp_path / "a/table.json").read_text(encoding="utf-8")) == found
-    assert "relative, shared" in positions.table(found)
+    assert "relative, shared" in positions_text(found)
 
 
 def test_finished_runs_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,8 +100,8 @@ def test_bias_of_both_kinds(tmp_path: Path) -> None:
     last = evaluate(str(tmp_path / "a/cnn-1-1"))
     assert last["top1"] == pytest.approx(found["rows"][3]["top1"][1])
     assert b"<svg" in (tmp_path / "a/fractions.svg").read_bytes()
-    assert "lead of the CNN" in bias.table(found)
-    assert "both kinds with the recipe's optimizer and rate" in bias.table(found)
+    assert "lead of the CNN" in bias_text(found)
+    assert "both models with the recipe's optimizer and learning rate" in bias_text(found)
     for row in found["rows"]:
         assert 0 <= min(row["consistency"]) <= max(row["consistency"]) <= 1
 

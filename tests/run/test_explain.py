@@ -231,7 +231,7 @@ def test_a_record_names_no_other_files(digit: str, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        ("", ("a model is wanted",)),
+        ("", ("missing argument: MODEL",)),
         ("model DIGIT", ("out: a folder for the pictures is wanted", "out=DIR")),
         ("model DIGIT out=bad.png/seen", ("out: nothing can be written here",)),
         ("model gone.png out=seen", ("gone.png: no such image",)),

@@ -305,7 +305,7 @@ def test_a_stopped_run_is_named_and_finished_with_its_best_weights(
     image = str(next((tmp_path / "pets").rglob("*.png")))
     for words in (
         ["doctor", out], ["serve", out, "port=0"], ["probe", out, f"data={tmp_path / 'pets'}"], ["push", out, "me/it"],
-        ["prune", out, f"data={tmp_path / 'pets'}", f"out={tmp_path / 'p'}"], ["embed", out, image], ["plan", out],
+        ["prune", out, f"data={tmp_path / 'pets'}", f"out={tmp_path / 'p'}"], ["embed", out, image], ["summary", out],
         ["explain", out, image, f"out={tmp_path / 'x'}"], ["export", out, "format=onnx", f"out={tmp_path / 'e'}"],
         ["weights", "inspect", out], ["predict", out, image], ["eval", out],
     ):  # fmt: skip

@@ -33,7 +33,7 @@ def refused(capsys: Capture, *argv: str) -> str:
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        ((), ("a model is wanted",)),
+        ((), ("missing argument: MODEL...",)),
         (("vitral-digits", "prot=1"), ("prot: unknown key", "did you mean 'port'?")),
         (("vitral-digits", "port=70000"), ("port: wrong value", "65535")),
         (("vitral-digits", "max_batch=0"), ("max_batch",)),

@@ -104,26 +104,26 @@ def test_bytes_as_people_write_them() -> None:
 
 
 def test_the_command_answers_programs(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "deit_s16_in1k", "memory=8GB", "device=cuda", "--json"]) == 0
+    assert main(["estimate", "deit_s16_in1k", "memory=8GB", "device=cuda", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["parameters"] == 22_050_664
     assert found["flops"] == 2 * found["macs"] == 2 * sum(found["macs_parts"].values())
     assert found["fits"]
     assert found["memory_bytes"] == sum(found["parts"].values()) <= 8e9
     assert found["precision"] == "bfloat16"
-    assert main(["plan", "vit_tiny_patch16_224", "image_size=96", "--json"]) == 0
+    assert main(["summary", "vit_tiny_patch16_224", "image_size=96", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [row["image_size"][0] for row in found["sizes"]] == [48, 96, 144, 192]
-    assert main(["plan", "digits", "train.batch_size=32"]) == 0
+    assert main(["estimate", "digits", "train.batch_size=32"]) == 0
     assert "train.micro_batch=32 train.checkpointing=none" in capsys.readouterr().out
-    assert main(["plan", "digitz"]) == 2
+    assert main(["estimate", "digitz"]) == 2
     assert "digits" in capsys.readouterr().err
-    assert main(["plan", "digits", "memory=much"]) == 2
+    assert main(["estimate", "digits", "memory=much"]) == 2
 
 
 def test_growth_is_that_of_models_built_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "growth.png"
-    words = ["plan", "vit_tiny_patch16_224", f"out={out}", "--json"]
+    words = ["summary", "vit_tiny_patch16_224", f"out={out}", "--json"]
     assert main(words) == 0
     found = json.loads(capsys.readouterr().out)
     for key, values in (("patch_size", [8, 16, 32]), ("depth", [6, 12, 18, 24])):
@@ -139,10 +139,10 @@ def test_growth_is_that_of_models_built_so(capsys: pytest.CaptureFixture[str], t
     assert main(words) == 2
     assert "overwrite=true" in capsys.readouterr().err
     assert main([*words, "overwrite=true"]) == 0
-    assert main(["plan", "vit_tiny_patch16_224", "out=growth.svg"]) == 2
-    assert main(["plan", "vit_tiny_patch16_224", "overwrite=true"]) == 2
+    assert main(["summary", "vit_tiny_patch16_224", "out=growth.svg"]) == 2
+    assert main(["summary", "vit_tiny_patch16_224", "overwrite=true"]) == 2
     capsys.readouterr()
-    assert main(["plan", "resnet20_cifar"]) == 0
+    assert main(["summary", "resnet20_cifar"]) == 0
     text = capsys.readouterr().out
     assert "stages.2 " in text
     assert "by the formula" not in text

@@ -156,7 +156,7 @@ def test_a_repository_that_was_made_in_vain_is_said(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("model pets", "OWNER/NAME"), ("model a/b@v1", "OWNER/NAME"), ("model", "a model and a name"),
+        ("model pets", "OWNER/NAME"), ("model a/b@v1", "OWNER/NAME"), ("model", "missing argument: OWNER/NAME"),
         ("nothing a/b", "no such model"), ("model else/b", "403 Forbidden"), ("foreign.pt a/b", "weights convert"),
     ],
 )  # fmt: skip

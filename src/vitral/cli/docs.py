@@ -5,11 +5,11 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from vitral.cli.main import Arguments
-from vitral.cli.usage import fitted
+from vitral.cli.command import Answer, Arguments, NoKeys, command
+from vitral.cli.table import table
 from vitral.errors import UserError, nearest
 
-HELP = """usage: vitral docs [PAGE]
+HELP = """usage: vitral docs [PAGE] [--json]
 
 Lists the pages of the documentation, or prints one as Markdown.
 
@@ -19,27 +19,22 @@ examples:
 """
 
 
-def run(arguments: Arguments) -> int:
+@command(HELP, NoKeys)
+def run(arguments: Arguments, _: NoKeys) -> Answer:
     """List the pages, or print one."""
-    if arguments.help:
-        print(fitted(HELP), end="")
-        return 0
-    if arguments.pairs or len(arguments.words) > 1:
-        raise UserError("one page at a time", got=" ".join([*arguments.words, *arguments.pairs]))
     found = pages()
     if not found:
-        raise UserError("the pages are not in this installation", where="docs", hint="Install a wheel or a checkout.")
+        raise UserError("this installation has no documentation", hint="Install a wheel or work in a checkout.")
     if not arguments.words:
-        width = max(map(len, found))
-        for name, path in found.items():
-            title = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
-            print(f"{name:<{width}}  {title}")
-        return 0
+        titles = {
+            name: path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for name, path in found.items()
+        }
+        return Answer(titles, lambda: table((), titles.items()))
     name = arguments.words[0].removeprefix("docs/").removesuffix(".md")
     if name not in found:
         raise UserError("no such page", where=name, wanted=", ".join(found), nearest=nearest(name, found))
-    print(found[name].read_text(encoding="utf-8"), end="")
-    return 0
+    text = found[name].read_text(encoding="utf-8")
+    return Answer({"page": name, "markdown": text}, lambda: text.removesuffix("\n"))
 
 
 def pages() -> dict[str, Path]:

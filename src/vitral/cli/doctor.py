@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -11,53 +10,46 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from vitral.cli.main import Arguments
-from vitral.cli.usage import fitted
-from vitral.config import build, help_text, with_overrides
+from vitral.cli.command import Answer, Arguments, command
+from vitral.cli.table import table
 from vitral.errors import UserError
 from vitral.run.options import DoctorOptions
 from vitral.version import __version__
 
 HELP = """usage: vitral doctor [MODEL | RUN] [key=value] [--json]
 
-Says what a bug report needs: versions, device, instruction sets, memory, threads, free disk, optional packages,
-environment variables that matter, and the speed of a small model's training step.
+Prints what a bug report needs: versions, device, instruction sets, memory, threads, free disk, optional packages,
+relevant environment variables, and the time of a small model's training step.
 
-With a model: verifies every byte of its folder against the digests in config.json, loads it and computes one image.
-With an export: compares its outputs on this processor with those of its model, which are in proof.json beside it.
+With a model: verifies every byte of its folder against the digests in config.json, loads it and predicts one image.
+With an export: compares its outputs on this processor with those of its model, stored beside it in proof.json.
+With the folder of a run that ended on non-finite losses or gradients: repeats the last such batch with the weights of
+that step, and lists its images and the first module with a NaN or infinity.
 
-With the folder of a run that ended after steps that were not finite: runs the batch of the last one again, on the
-weights that it met, and says which images it holds and in which module the first NaN or infinity appears.
-
-key, type, default, meaning:
+key=default, meaning (type):
 
 {keys}
+
+examples:
+  vitral doctor
+  vitral doctor runs/mine
 """
 
 OPTIONAL = ("timm", "transformers", "torchvision", "tensorboard", "onnx", "onnxruntime", "openvino")
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NO_COLOR")
 
 
-def run(arguments: Arguments) -> int:
+@command(HELP, DoctorOptions)
+def run(arguments: Arguments, options: DoctorOptions) -> Answer:
     """Examine and print."""
-    if arguments.help:
-        print(fitted(HELP.format(keys=help_text(DoctorOptions))), end="")
-        return 0
-    if len(arguments.words) > 1 or (arguments.pairs and not arguments.words):
-        got = " ".join([*arguments.words, *arguments.pairs])
-        raise UserError("doctor takes one model or run folder at most", got=got)
-    options = build(DoctorOptions, with_overrides(DoctorOptions, {}, arguments.pairs))
+    if arguments.pairs and not arguments.words:
+        raise UserError("accept=true needs a model folder", hint="vitral doctor MODEL accept=true")
     facts = _look_at(arguments.words[0], options) if arguments.words else examine()
-    if arguments.json:
-        print(json.dumps(facts))
-        return 0
-    for name, value in facts.items():
-        print(f"{name:<22} {_text(value)}")
-    return 0
+    return Answer(facts, lambda: table((), [(name, _text(value)) for name, value in facts.items()]))
 
 
 def _text(value: Any) -> str:
-    """A fact as a line shows it: numbers with separators, what is not there as `none`."""
+    """A value as text: numbers with separators, empty values as `none`."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {_text(item)}" for key, item in value.items()) or "none"
     if isinstance(value, list):
@@ -68,7 +60,7 @@ def _text(value: Any) -> str:
 
 
 def _look_at(name: str, options: DoctorOptions) -> dict[str, Any]:
-    """A run that ended after bad steps, or else a model."""
+    """Facts of a run that ended on non-finite steps, or of a model."""
     from vitral.run.replay import bad_state, replay
 
     if bad_state(Path(name)) is not None and not options.accept:

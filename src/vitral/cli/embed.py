@@ -8,24 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitral.cli.command import Arguments, command
 from vitral.cli.images import Bad, check_exist, image_paths
-from vitral.cli.main import Arguments
-from vitral.cli.usage import page
-from vitral.config import build, with_overrides
 from vitral.errors import UserError, taken
-from vitral.run.config import expand_data
 from vitral.run.options import EmbedOptions
 
 if TYPE_CHECKING:
     from vitral.run.embed import Row
 
-HELP = """usage: vitral embed MODEL IMAGE|FOLDER... | data=DATA [out=FILE.npz] [key=value ...] [--json]
+HELP = """usage: vitral embed MODEL [IMAGE|FOLDER... | data=DATA] [out=FILE.npz] [key=value ...] [--json]
 
-What a model's encoder makes of each image, before any head: one vector, or with features=patches one a patch. Without
-out=, or with --json, one JSON line an image: {{"image", "embedding"}}, of data also "split" and "label" ("labels" where
-an image may have several). out= writes arrays: embeddings float32 [N, D], images; of data also splits, labels, classes.
-An image that cannot be read gets {{"image", "error"}} (in a file: failed, errors) and the others are embedded all the
-same; with more than max_bad of them (of data: data.max_bad) the exit code is 2.
+Writes the features of each image, the output of the encoder before any head: one vector, or with features=patches one
+per patch. Without out=, or with --json, prints one JSON line per image: {{"image", "embedding"}}, with data= also
+"split" and "label" ("labels" for multi-label data). out= writes arrays: embeddings float32 [N, D], images; with data=
+also splits, labels, classes. An image that cannot be read gets {{"image", "error"}} (in the file: failed, errors), and
+the others are still processed; more than max_bad of them (with data=: data.max_bad) give exit code 2.
 
 key=default, meaning (type):
 
@@ -39,17 +36,14 @@ examples:
 """
 
 
-def run(arguments: Arguments) -> int:
+@command(HELP, EmbedOptions)
+def run(arguments: Arguments, options: EmbedOptions) -> int:
     """Embed, then write or print."""
-    if arguments.help:
-        print(page(HELP, EmbedOptions, arguments.words), end="")
-        return 0
-    options = build(EmbedOptions, with_overrides(EmbedOptions, {}, expand_data(arguments.pairs)))
-    model, *names = arguments.words or [""]
-    if not model or bool(names) == bool(options.model_fields_set & {"data", "split"}):
+    model, *names = arguments.words
+    if bool(names) == bool(options.model_fields_set & {"data", "split"}):
         raise UserError(
-            "give a model, and either images or data=",
-            got=" ".join([*arguments.words, *arguments.pairs]) or "none",
+            "either images or data= must be given",
+            got=" ".join([*arguments.words, *arguments.pairs]),
             hint="vitral embed MODEL IMAGE [IMAGE ...], or vitral embed MODEL data=DATA",
         )  # fmt: skip
     check_exist(names)
@@ -79,11 +73,9 @@ def run(arguments: Arguments) -> int:
 
 
 def _writable(out: Path, overwrite: bool) -> Path:
-    """Found out before minutes are spent on the images."""
+    """Checked before minutes are spent on the images."""
     if out.suffix != ".npz" or out.is_dir() or not out.absolute().parent.is_dir():
-        raise UserError(
-            "not a file that can be written", where="out", got=out, wanted="FILE.npz in a folder that is there"
-        )
+        raise UserError("not a file that can be written", where="out", got=out, wanted="FILE.npz in an existing folder")
     if out.exists() and not overwrite:
         raise taken(out, overwrite=True)
     return out

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from vitral.cli.command import Answer, Arguments, command
 from vitral.cli.images import check_exist, image_paths
-from vitral.cli.main import Arguments
-from vitral.cli.usage import page
-from vitral.config import build, with_overrides
-from vitral.errors import UserError
-from vitral.run.config import expand_data
+from vitral.errors import plural
 from vitral.run.options import ExplainOptions
 
 HELP = """usage: vitral explain MODEL [IMAGE|FOLDER...] out=DIR [key=value ...] [--json]
 
-Looks inside a model and writes PNG pictures and one HTML page. Of each image: rollout and gradient-weighted attention
-beside integrated gradients, the attention of layers and heads, likeness and length of the patches, the answer after
-each layer, with reduce= which patches become one token. Of the model, with or without images: its patch filters, its
-positions, and with data= how far its attention reaches. With compare=OTHER which of its blocks say what OTHER's say
-(CKA), a ResNet's too. MODEL is what predict takes. `vitral docs looking-inside` says what each picture means.
+Visualizes a model as PNG pictures and one HTML page. For each image: rollout, gradient-weighted attention, integrated
+gradients, the attention of layers and heads, similarity and norm of the patch tokens, the prediction after each layer,
+and with reduce= which patches become one token. For the model, with or without images: patch filters, positions, and
+with data= the attention distance. With compare=OTHER: the similarity (CKA) of its blocks with those of another model,
+ResNets included. MODEL is as in `vitral predict`. `vitral docs looking-inside` explains each picture.
 
 key=default, meaning (type):
 
@@ -34,28 +30,22 @@ examples:
 """
 
 
-def run(arguments: Arguments) -> int:
+@command(HELP, ExplainOptions)
+def run(arguments: Arguments, options: ExplainOptions) -> Answer:
     """Draw and print."""
-    if arguments.help:
-        print(page(HELP, ExplainOptions, arguments.words), end="")
-        return 0
-    if not arguments.words:
-        raise UserError("a model is wanted", hint="vitral explain MODEL [IMAGE ...] out=DIR")
-    options = build(ExplainOptions, with_overrides(ExplainOptions, {}, expand_data(arguments.pairs)))
     model, *names = arguments.words
     check_exist(names)
     from vitral.run.explain import explain
 
     found = explain(model, image_paths(names) if names else [], options)
-    print(json.dumps(found, ensure_ascii=False) if arguments.json else _text(found))
-    return 0
+    return Answer(found, lambda: _text(found))
 
 
 def _text(found: dict[str, Any]) -> str:
     lines: list[str] = []
     for each in found["images"]:
-        said = each.get("prediction")
-        lines.append(each["image"] + (f": {said['label']}, {100 * said['score']:.1f} %" if said else ""))
+        best = each.get("prediction")
+        lines.append(each["image"] + (f": {best['label']}, {100 * best['score']:.1f} %" if best else ""))
         if "integrated_gradients" in each:
             sums = each["integrated_gradients"]
             lines.append(
@@ -73,5 +63,4 @@ def _text(found: dict[str, Any]) -> str:
         means = [max(row) for row in both["values"]]
         lines.append(f"most similar blocks of {both['compare']}: CKA {min(means):.2f} to {max(means):.2f}")
     lines += [f"left out: {note}" for note in found["notes"]]
-    count = len(found["files"]) - 2
-    return "\n".join([*lines, f"{found['page']} and {count} picture{'s' * (count != 1)}"])
+    return "\n".join([*lines, f"{found['page']} and {plural(len(found['files']) - 2, 'picture')}"])

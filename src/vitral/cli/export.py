@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from vitral.cli.main import Arguments
-from vitral.cli.usage import page
-from vitral.config import build, with_overrides
-from vitral.errors import UserError, shown_lines
-from vitral.run.config import expand_data
+from vitral.cli.command import Answer, Arguments, command
+from vitral.errors import shown_lines
 from vitral.run.options import ShipOptions
 
 if TYPE_CHECKING:
@@ -18,12 +14,12 @@ if TYPE_CHECKING:
 
 HELP = """usage: vitral export MODEL format=hf|timm|onnx|pt2|openvino out=DIR [key=value ...] [--json]
 
-Writes a model for another library, with its class names and preprocessing, and compares the outputs.
-hf, timm: a folder that these libraries load. onnx, pt2, openvino: the whole function, from an image of any size to
-probabilities; `vitral predict` and `vitral eval` take the result as they take the model. Exit code 3, and nothing is
-left, where logits or classes differ by more than the limits. ONNX and OpenVINO files from strangers compute what they
-state, with as much memory as that takes; `vitral docs export` says more.
-MODEL is a bundled name, a model folder, a run folder, foreign weights or a name on the Hugging Face hub.
+Writes a model for another library or runtime, with its class names and preprocessing, and compares the outputs.
+hf, timm: a folder that transformers or timm loads. onnx, pt2, openvino: the whole function, from an image of any size
+to probabilities; `vitral predict` and `vitral eval` take the result like a model folder. If logits or classes differ by
+more than the limits, nothing is written and the exit code is 3. Run ONNX and OpenVINO files of unknown origin with
+care: they compute what they contain, with as much memory as that takes (`vitral docs export`).
+MODEL is a bundled model, a model folder, a run folder, weights of another library or a name on the Hugging Face Hub.
 
 key=default, meaning (type):
 
@@ -38,15 +34,9 @@ examples:
 """
 
 
-def run(arguments: Arguments) -> int:
+@command(HELP, ShipOptions)
+def run(arguments: Arguments, options: ShipOptions) -> Answer:
     """Export and compare."""
-    if arguments.help:
-        print(page(HELP, ShipOptions, arguments.words), end="")
-        return 0
-    if len(arguments.words) != 1:
-        got = " ".join(arguments.words) or "none"
-        raise UserError("one model is wanted", got=got, hint="vitral export MODEL format=onnx out=DIR")
-    options = build(ShipOptions, with_overrides(ShipOptions, {}, expand_data(arguments.pairs)))
     from vitral.export.write import Written
     from vitral.run.export import export_model
 
@@ -61,8 +51,7 @@ def run(arguments: Arguments) -> int:
         tree |= {"file": done.file, "precision": options.precision, "takes": options.takes}
         tree |= done.parity.model_dump(mode="json")
         text = _report(f"{done.out}/{done.file}", done.parity)
-    print(json.dumps({**tree, "notes": done.notes}) if arguments.json else text)
-    return 0
+    return Answer({**tree, "notes": done.notes}, lambda: text)
 
 
 def _report(file: str, parity: Parity) -> str:

@@ -1,4 +1,4 @@
-"""The command `vitral`: finds the command, turns mistakes into one message and an exit code."""
+"""The command `vitral`: dispatches to the commands, turns errors into one message and an exit code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO, cast
+from typing import Any, TextIO, cast
 
 from vitral.distributed import launch
 from vitral.errors import Interrupted, RunFailed, UserError, json_safe, nearest, shown_lines
@@ -17,59 +17,52 @@ from vitral.training.signals import CommandSignals, signum_of
 from vitral.version import __version__
 
 COMMANDS = {
-    "train": "train a model by a recipe, on your images or built-in ones",
-    "sweep": "compare settings, train the best of them on all train images",
+    "train": "train a model with a recipe, on your images or built-in ones",
+    "sweep": "compare settings, then retrain the best on all training data",
     "eval": "measure a model: accuracy with its interval, per class, calibration",
-    "probe": "measure a model's features: neighbors, linear classifier, few shots",
-    "plan": "memory and work of a recipe or a model, before anything runs",
+    "probe": "measure frozen features: k-NN, linear classifier, few shots",
+    "estimate": "estimate the memory of a training run, and what fits",
+    "summary": "print shapes, parameters and compute of a model",
     "predict": "classify images",
-    "embed": "features of images, as a file or as JSON lines",
-    "explain": "look inside: attention, rollout, gradients, filters, positions",
-    "prune": "remove the heads and hidden features that matter least",
-    "reproduce": "a paper's comparison at your scale: positions, ViT against ResNet",
-    "data": "check images and labels, say what they consist of, convert them",
-    "weights": "read the weights of other libraries: convert, inspect",
-    "export": "export for another library or runtime, and verify the outputs",
-    "serve": "answer over HTTP: predictions, features, attention",
-    "push": "upload a model folder to the Hugging Face hub",
+    "embed": "write features of images, as a file or as JSON lines",
+    "explain": "visualize attention, rollout, gradients, filters, positions",
+    "prune": "remove the least important attention heads and MLP features",
+    "reproduce": "repeat a paper's comparison: positions, ViT against ResNet",
+    "data": "check, describe or convert images and labels",
+    "weights": "convert or inspect weights of other libraries",
+    "export": "export to another library or runtime, and compare the outputs",
+    "serve": "serve predictions, features and attention over HTTP",
+    "push": "upload a model folder to the Hugging Face Hub",
     "models": "list the model presets with their sizes",
     "recipes": "list the training recipes, or show one",
     "docs": "list the pages of the documentation, or show one",
-    "doctor": "versions, device, memory, speed: what a bug report needs",
+    "doctor": "print system facts for a bug report, or verify a model",
 }
 
-# Words of other tools, and what does that here.
+# Commands of other tools, and what to use instead.
 ELSEWHERE = {
     "check": "data check", "stats": "data stats", "fit": "train", "finetune": "train finetune", "pretrain": "train",
     "val": "eval", "validate": "eval", "test": "eval", "evaluate": "eval", "infer": "predict", "classify": "predict",
-    "inference": "predict", "features": "embed", "list": "models", "info": "plan", "convert": "weights convert",
+    "inference": "predict", "features": "embed", "list": "models", "info": "summary", "flops": "summary",
+    "plan": "estimate RECIPE, or vitral summary MODEL", "memory": "estimate", "convert": "weights convert",
     "quantize": "export", "benchmark": "export", "upload": "push", "settings": "doctor", "checks": "doctor",
 }  # fmt: skip
 
-HELP = """Vitral: train, measure, explain and serve Vision Transformers on your own images.
+HELP = """Vitral: train, evaluate, explain and deploy Vision Transformers on your own images.
 
 usage: vitral COMMAND [words] [key=value ...] [--json] [--help]
 
 {commands}
 
-vitral COMMAND --help says more; --version prints the version; --debug shows tracebacks; words after -- are file names.
-Keys are written as in the YAML files, with dots: optim.lr=3e-4
+vitral COMMAND --help lists its keys; --version prints the version; --debug shows tracebacks; arguments after -- are
+file names. Keys are written with dots, as in the YAML files: optim.lr=3e-4
 
   vitral train digits                        a first model in a minute
-  vitral train small data=PHOTOS             a model of your own images, one folder a class
-  vitral predict runs/NAME/model photo.jpg   what it sees
+  vitral train small data=PHOTOS             a model for your own images, one folder per class
+  vitral predict runs/NAME/model photo.jpg   classes of a photo, one JSON line per image
 """
 
 FLAGS = ("--json", "--help", "--debug", "--version")
-
-
-class Arguments(NamedTuple):
-    """One command line, cut up: plain words, key=value pairs, flags."""
-
-    words: list[str]
-    pairs: dict[str, str]
-    json: bool
-    help: bool
 
 
 def entry() -> None:
@@ -112,7 +105,7 @@ def _main(argv: list[str]) -> int:
     except (UserError, RunFailed, Interrupted) as error:
         if "--debug" in argv:
             raise
-        if launch().rank == 0 or isinstance(error, RunFailed):  # what concerns all processes is said once
+        if launch().rank == 0 or isinstance(error, RunFailed):  # what concerns all processes is printed once
             print(shown_lines(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as stop:
@@ -125,18 +118,18 @@ def _main(argv: list[str]) -> int:
     except OSError as error:  # a path too long or forbidden; a run's own troubles arrive as RunFailed
         if "--debug" in argv:
             raise
-        print(f"error: {_said(error)}", file=sys.stderr)
+        print(f"error: {_system_error(error)}", file=sys.stderr)
         return 2
 
 
-def _said(error: OSError) -> UserError:
-    """The system's own words with the path, which may be as long as a command line may be."""
+def _system_error(error: OSError) -> UserError:
+    """The system's message with the path."""
     where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
     return UserError(error.strerror or str(error) or type(error).__name__, where=where)
 
 
 def _dispatch(argv: list[str]) -> int:
-    from vitral.cli.usage import fitted  # within, so that a signal meets what `entry` has set up
+    from vitral.cli.usage import fitted  # here, so that `entry` already handles signals
     from vitral.config import split_words
 
     end = argv.index("--") if "--" in argv else len(argv)
@@ -154,7 +147,7 @@ def _dispatch(argv: list[str]) -> int:
     if words[:1] == ["help"]:
         words, wants_help = words[1:], True
     if not words:
-        rows = "\n".join(f"  {name:<9} {summary}" for name, summary in COMMANDS.items())
+        rows = "\n".join(f"  {name:<9}  {summary}" for name, summary in COMMANDS.items())
         print(fitted(HELP.format(commands=rows)), end="", file=sys.stdout if wants_help else sys.stderr)
         return 0 if wants_help else 2
     command = words[0]
@@ -164,7 +157,10 @@ def _dispatch(argv: list[str]) -> int:
         hint = f"Use: vitral {here}" if here else None
         raise UserError("unknown command", where=command, wanted=", ".join(COMMANDS), nearest=close, hint=hint)
     if launch().world > 1 and command != "train":
-        raise UserError("works in one process", where=command, got=f"{launch().world} processes", wanted="train")
+        what = f"`vitral {command}` cannot run under torchrun ({launch().world} processes found)"
+        raise UserError(what, hint="Only `vitral train` can.")
+    from vitral.cli.command import Arguments  # imports the keys of all commands
+
     run = import_module(f"vitral.cli.{command}").run
     try:
         return int(run(Arguments(words[1:], pairs, "--json" in flags, wants_help)))
@@ -172,14 +168,14 @@ def _dispatch(argv: list[str]) -> int:
         names = [name for name in (f"{key}={value}" for key, value in pairs.items()) if Path(name).exists()]
         if not names:
             raise
-        hint = f"A file of this name is here. To mean it: {command_line(f'./{names[0]}')}"
+        hint = f"A file of this name exists. To pass it: {command_line(f'./{names[0]}')}"
         raise UserError(str(error), hint=hint) from None
 
 
 def _unknown_option(word: str, after: Sequence[str]) -> UserError:
-    """An option of another tool as the key that it may be; or a file whose name begins with a dash."""
+    """The error of an unknown option: it may be a key, or a file whose name begins with a dash."""
     if Path(word).exists():
-        return UserError("a file of this name looks like an option", where=word, hint=f"To mean it: ./{word}")
+        return UserError("a file of this name looks like an option", where=word, hint=f"To pass it: ./{word}")
     name, equals, value = word.lstrip("-").partition("=")
     close = nearest(word, FLAGS)
     if close is not None and not equals:

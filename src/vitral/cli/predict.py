@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 
+from vitral.cli.command import Arguments, command
 from vitral.cli.images import Bad, check_exist, image_paths
-from vitral.cli.main import Arguments
-from vitral.cli.usage import page
-from vitral.config import build, with_overrides
-from vitral.errors import UserError
 from vitral.run.options import PredictOptions
 
 HELP = """usage: vitral predict MODEL IMAGE|FOLDER... [key=value ...]
 
-Prints one JSON line an image: {{"image", "predictions": [{{"label", "index", "score"}}]}}, the likeliest class first.
-MODEL is a bundled name (vitral-digits), a model folder, a run folder, weights of another library or a name on the
-Hugging Face hub. A folder means all images in it. An image that cannot be read gets {{"image", "error"}} and the others
-are answered all the same; with more than max_bad of them the exit code is 2.
+Prints one JSON line per image: {{"image", "predictions": [{{"label", "index", "score"}}]}}, most likely class first.
+MODEL is a bundled model (vitral-digits), a model folder, a run folder, weights of another library or a name on the
+Hugging Face Hub. FOLDER stands for all images in it. An image that cannot be read gets {{"image", "error"}}, and the
+others are still processed; more than max_bad of them give exit code 2.
 
 key=default, meaning (type):
 
@@ -29,22 +26,15 @@ examples:
 """
 
 
-def run(arguments: Arguments) -> int:
+@command(HELP, PredictOptions)
+def run(arguments: Arguments, options: PredictOptions) -> int:
     """Predict and print."""
-    if arguments.help:
-        print(page(HELP, PredictOptions, arguments.words), end="")
-        return 0
-    if len(arguments.words) < 2:
-        missing = "image is missing" if arguments.words else "model and image are missing"
-        raise UserError(missing, hint="vitral predict MODEL IMAGE [IMAGE ...]")
-    options = build(PredictOptions, with_overrides(PredictOptions, {}, arguments.pairs))
     model, *names = arguments.words
     check_exist(names)
     from vitral.run.predict import predictions
     from vitral.training.journal import console_logging
 
     console_logging()
-
     paths = image_paths(names)
     bad = Bad(options.max_bad)
     for answer in predictions(model, paths, options):

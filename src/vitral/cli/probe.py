@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import Any
 
-from vitral.cli.main import Arguments
-from vitral.cli.usage import page
-from vitral.config import build, with_overrides
-from vitral.errors import UserError, plural
-from vitral.run.config import expand_data
+from vitral.cli.command import Answer, Arguments, below, command
+from vitral.cli.table import table
+from vitral.errors import plural
 from vitral.run.options import ProbeOptions
 
 HELP = """usage: vitral probe MODEL [key=value ...] [--json]
 
-Judges a model's features, frozen, before any head: the train images teach a simple classifier, the test images (else
-the validation images, held out of train if need be) judge it. Any classes will do, not only the model's own. Without
-data= on the data of its training. Exit code 3 below min_top1.
+Measures a model's frozen features, without its head: fits a simple classifier on the train images and evaluates it on
+the test images (or on the validation images, held out of train if there are none). The classes need not be the model's
+own. Without data= the images are those of the training run. Top-1 below min_top1 gives exit code 3.
 
-kind=knn      weighted votes of the nearest train images; top-1 for each knn.k
+kind=knn      k nearest neighbors: weighted votes of the train images; top-1 for each knn.k
 kind=linear   logistic regression; its penalty is chosen on held-out train images
-kind=fewshot  least squares on a few train images of each class; the mean of several choices
+kind=fewshot  least squares on a few train images of each class; the mean over several draws
 
 key=default, meaning (type):
 
@@ -34,24 +30,13 @@ examples:
 """
 
 
-def run(arguments: Arguments) -> int:
+@command(HELP, ProbeOptions)
+def run(arguments: Arguments, options: ProbeOptions) -> Answer:
     """Probe and print."""
-    if arguments.help:
-        print(page(HELP, ProbeOptions, arguments.words), end="")
-        return 0
-    if len(arguments.words) != 1:
-        raise UserError(
-            "one model is wanted", got=" ".join(arguments.words) or "none", hint="vitral probe MODEL [key=value ...]"
-        )
-    options = build(ProbeOptions, with_overrides(ProbeOptions, {}, expand_data(arguments.pairs)))
     from vitral.run.probe import probe
 
     found = probe(arguments.words[0], options)
-    print(json.dumps(found) if arguments.json else _table(found))
-    if options.min_top1 is not None and found["top1"] < options.min_top1:
-        print(f"top-1 {found['top1']:.4f} is below min_top1={options.min_top1}", file=sys.stderr)
-        return 3
-    return 0
+    return Answer(found, lambda: _table(found), below(found, {"top1": "top-1"}, top1=options.min_top1))
 
 
 def _table(found: dict[str, Any]) -> str:
@@ -69,27 +54,31 @@ def _table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
 def _knn(found: dict[str, Any]) -> list[str]:
-    chosen = ", the best of these on the judged images" if len(found["per_k"]) > 1 else ""
-    rows = [f"{k:>5}  {100 * row['top1']:>5.2f} %" for k, row in found["per_k"].items()]
-    return [f"kind=knn with k = {found['best_k']}{chosen}", "\n    k    top-1", *rows]
+    chosen = ", the best of these on the evaluated images" if len(found["per_k"]) > 1 else ""
+    rows = [(k, _percent(row["top1"])) for k, row in found["per_k"].items()]
+    return [f"kind=knn with k = {found['best_k']}{chosen}", "", table(("k", "top-1"), rows)]
 
 
 def _linear(found: dict[str, Any]) -> list[str]:
-    rows = [f"{l2:>7}  {100 * share:>5.2f} %" for l2, share in found["held_out"].items()]
-    chosen = ", chosen on held-out train images" if rows else ""
-    return [f"kind=linear with l2 = {found['l2']:g}{chosen}", *(["\n     l2    held-out top-1", *rows] if rows else [])]
+    rows = [(l2, _percent(share)) for l2, share in found["held_out"].items()]
+    title = f"kind=linear with l2 = {found['l2']:g}"
+    return [f"{title}, chosen on held-out train images", "", table(("l2", "held-out top-1"), rows)] if rows else [title]
 
 
 def _fewshot(found: dict[str, Any]) -> list[str]:
     rows = [
-        f"{shots:>5}  {100 * row['top1']:>5.2f} %" + ("" if row["std"] is None else f"  {100 * row['std']:>5.2f}")
+        (shots, _percent(row["top1"]), "-" if row["std"] is None else _percent(row["std"]))
         for shots, row in found["per_shot"].items()
     ]
     last, row = list(found["per_shot"].items())[-1]
     fewer = f" where there are as many ({row['images']} in all, at least {row['fewest']} per class)" * row["short"]
-    title = f"kind=fewshot with {last} train images per class{fewer}, mean of {len(row['seeds'])} choices"
-    return [title, "\nshots    top-1  standard deviation over the choices", *rows]
+    title = f"kind=fewshot with {last} train images per class{fewer}, mean of {len(row['seeds'])} draws"
+    return [title, "", table(("shots", "top-1", "standard deviation over the draws"), rows)]
 
 
 _TABLES = {"knn": _knn, "linear": _linear, "fewshot": _fewshot}

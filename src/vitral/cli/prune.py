@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from vitral.cli.main import Arguments
-from vitral.cli.usage import page
-from vitral.config import build, with_overrides
-from vitral.errors import UserError
-from vitral.run.config import expand_data
+from vitral.cli.command import Answer, Arguments, command
+from vitral.cli.table import table
 from vitral.run.options import PruneOptions
 
 HELP = """usage: vitral prune MODEL out=DIR [flops=0.7] [key=value ...] [--json]
 
-Takes the attention heads and the hidden features of the MLPs out of a Vision Transformer that its loss on images would
-miss least (first-order Taylor expansion), until a share of the multiply-accumulates is left. out= is an ordinary model
-folder with smaller tensors. Fine-tune it afterwards: accuracy drops until then. Without data= the images are those of
-its training.
+Removes the least important attention heads and hidden MLP features of a Vision Transformer, by the first-order Taylor
+expansion of its loss on images, until at most a share of the multiply-accumulates is left. out= becomes an ordinary
+model folder with smaller tensors. Accuracy drops until the model is fine-tuned. Without data= the images are the train
+images of the model.
 
 key=default, meaning (type):
 
@@ -30,33 +26,24 @@ examples:
 """
 
 
-def run(arguments: Arguments) -> int:
-    """Prune, and say what is left."""
-    if arguments.help:
-        print(page(HELP, PruneOptions, arguments.words), end="")
-        return 0
-    if len(arguments.words) != 1:
-        got = " ".join(arguments.words) or "none"
-        raise UserError("one model is wanted", got=got, hint="vitral prune MODEL out=DIR [key=value ...]")
-    options = build(PruneOptions, with_overrides(PruneOptions, {}, expand_data(arguments.pairs)))
+@command(HELP, PruneOptions)
+def run(arguments: Arguments, options: PruneOptions) -> Answer:
+    """Prune, and print what is left."""
     from vitral.run.prune import prune_model
 
     found = prune_model(arguments.words[0], options)
-    print(json.dumps(found) if arguments.json else _text(found))
-    return 0
+    return Answer(found, lambda: _text(found))
 
 
 def _text(found: dict[str, Any]) -> str:
-    rows = [
-        f"{name:<21} {before:>13,} {after:>13,}  {100 * after / before:5.1f} %"
-        for name, (before, after) in (("parameters", found["parameters"]), ("multiply-accumulates", found["macs"]))
-    ]
+    counts = (("parameters", found["parameters"]), ("multiply-accumulates", found["macs"]))
+    rows = [(name, f"{old:,}", f"{new:,}", f"{100 * new / old:.1f} %") for name, (old, new) in counts]
     return "\n".join(
         [
-            f"{'':<21} {'before':>13} {'after':>13}", *rows,
+            table(("", "before", "after", "left"), rows),
             f"heads of each block:           {', '.join(map(str, found['heads']))}",
             f"hidden features of each block: {', '.join(map(str, found['mlp_dims']))}",
-            f"in {found['out']}. Fine-tune it now, its accuracy has dropped:",
+            f"written to {found['out']}. Its accuracy has dropped; fine-tune it with:",
             f"  {found['next']}",
         ]
-    )  # fmt: skip
+    )

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from vitral.cli.main import Arguments
-from vitral.cli.usage import fitted
+from vitral.cli.command import Answer, Arguments, command
+from vitral.cli.table import table
 from vitral.data.config import DataSource
 from vitral.errors import UserError
 from vitral.run.config import recipe_and_data, recipe_values
 
-HELP = """usage: vitral sweep [RECIPE | FILE.yaml] key=VALUE,VALUE... [key=value ...] [--json]
+HELP = """usage: vitral sweep [RECIPE | FILE.yaml] [PHOTOS] key=VALUE,VALUE... [key=value ...] [--json]
 
-Trains once for each of the values (several such keys make a grid), without a part of the train images, which then
-score it; trains the best settings again on all train images, and judges them on the test images once. One folder holds
-it all: sweep.json, sweep.csv, a run for each point (01, 02, ...) and best/, the run to use. --json prints sweep.json.
-Ctrl-C saves and prints the command that goes on; finished points are not run again.
+Trains once per value (several such keys make a grid) on a part of the train images and scores each setting on the rest
+of them. Then retrains the best setting on all training data and evaluates it once on the test set. The folder holds
+sweep.json, sweep.csv, one run per point (01, 02, ...) and best/, the run to use. --json prints sweep.json. Ctrl-C saves
+and prints the command that continues; finished points are not repeated.
 
-key, default, meaning:
+key=default, meaning (type):
 
-  dev        of the recipe  share of the train images that score the points (data.val_fraction)
-  retrain    true           train the best settings again, on everything, and judge them; needs a test split
-  out        null           folder of the sweep; null: runs/sweep-RECIPE-TIME
-  resume     false          go on with the sweep in out
-  overwrite  false          replace the sweep in out
+  dev=null                share of the train images that score the points; null: the recipe's data.val_fraction (number)
+  retrain=true            retrain the best setting on all training data and evaluate it; needs a test split (true |
+                          false)
+  out=null                folder of the sweep; null: runs/sweep-RECIPE-TIME (text)
+  resume=false            continue the sweep in out (true | false)
+  overwrite=false         replace the sweep in out (true | false)
 
-and every key of `vitral train` with a value, or with values between commas (but for out and where the data are).
+and every key of `vitral train` with one value, or with several between commas (except out and the source of the data).
 
 examples:
   vitral sweep digits optim.lr=1e-3,3e-3,1e-2 dev=0.1
@@ -42,14 +42,12 @@ _FLAGS = {"true": True, "false": False}
 _WHOLE = {"data", "out", "recipe", *(f"data.{name}" for name in DataSource.model_fields)}
 
 
-def run(arguments: Arguments) -> int:
+@command(HELP)
+def run(arguments: Arguments) -> Answer:
     """Sweep and print the table."""
-    if arguments.help:
-        print(fitted(HELP), end="")
-        return 0
     recipe, keys = recipe_and_data(arguments.words, arguments.pairs)
     if recipe is not None:
-        recipe_values(recipe)  # a wrong name is said before torch is imported
+        recipe_values(recipe)  # an unknown name is reported before torch is imported
     flags = {name: _flag(name, keys.pop(name)) for name in ("retrain", "resume", "overwrite") if name in keys}
     dev, out = keys.pop("dev", None), keys.pop("out", None)
     lines = {key: [text] if key in _WHOLE else split_values(text) for key, text in keys.items()}
@@ -57,8 +55,7 @@ def run(arguments: Arguments) -> int:
     from vitral.run.sweep import sweep
 
     found = sweep(recipe, grid, {key: keys[key] for key in keys if key not in grid}, dev=dev, out=out, **flags)
-    print(json.dumps(found) if arguments.json else _table(found))
-    return 0
+    return Answer(found, lambda: _text(found))
 
 
 def split_values(text: str) -> list[str]:
@@ -72,13 +69,12 @@ def _flag(name: str, text: str) -> bool:
     return _FLAGS[text]
 
 
-def _table(found: Mapping[str, Any]) -> str:
+def _text(found: Mapping[str, Any]) -> str:
     from vitral.tasks.registry import TASKS
 
     metric, best = TASKS[found["task"]].metrics[0], found["best"]
     score = f"val_{metric.name}"
-    header = ["run", *found["grid"], score, "val_loss", "seconds", ""]
-    rows = [header]
+    rows: list[list[object]] = []
     for row in found["points"]:
         wins = all(row[key] == value for key, value in best.items())
         numbers = (
@@ -88,11 +84,9 @@ def _table(found: Mapping[str, Any]) -> str:
                 f"{row['train_seconds']:.0f}",
             ]
         )  # fmt: skip
-        rows.append([row["run"], *(str(row[key]) for key in found["grid"]), *numbers, "best" if wins else ""])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    if found["result"] is not None:
-        result = found["result"]
-        text = metric.text(result[metric.name])
-        lines.append(f"\nbest, trained on all: {metric.label} {text} of {result['count']} {result['split']} images")
-    return "\n".join(lines)
+        rows.append([row["run"], *(row[key] for key in found["grid"]), *numbers, "best" if wins else ""])
+    text = table(("run", *found["grid"], score, "val_loss", "seconds", ""), rows)
+    if (result := found["result"]) is None:
+        return text
+    share = metric.text(result[metric.name])
+    return f"{text}\n\nbest, trained on all: {metric.label} {share} of {result['count']} {result['split']} images"

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import shutil
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
 from vitral.errors import UserError
-from vitral.keys import Key, describe, help_text, key_lines, text_width, wrapped
+from vitral.keys import REQUIRED, Key, as_word, describe
 
+_COLUMN = 26  # where the meaning of a key begins
 LISTS = "Lists are written with commas, without brackets: KEY=A,B; `none` is an empty one."
 
 
-def page(text: str, model: type[BaseModel], words: Sequence[str] = (), **parts: str) -> str:
-    """A command's help: its text, with all its keys in place of {keys}; with words the matching keys alone."""
-    if found := picked(model, words):
-        return found
-    return fitted(text.format(keys=help_text(model), **parts))
+def page(text: str, model: type[BaseModel] | None = None, words: Sequence[str] = ()) -> str:
+    """A command's help: its text, with all its keys in place of {keys}; with words only the matching keys."""
+    if model is None or not model.model_fields:
+        return fitted(text.format())
+    return picked(model, words) or fitted(text.format(keys="\n".join(key_lines(describe(model)))))
 
 
 def picked(model: type[BaseModel], words: Sequence[str], values: Mapping[str, Any] | None = None) -> str:
@@ -27,7 +30,9 @@ def picked(model: type[BaseModel], words: Sequence[str], values: Mapping[str, An
         return ""
     keys = [key for key in describe(model) if all(_fits(key, word) for word in words)]
     if not keys:
-        raise UserError("no key has this in its name or meaning", where=" ".join(words), hint="--help alone lists all.")
+        raise UserError(
+            "no key with this in its name or meaning", where=" ".join(words), hint="--help alone lists all."
+        )
     return "\n".join([*key_lines(keys, values), "", *wrapped(LISTS, text_width(), 0)]) + "\n"
 
 
@@ -72,3 +77,30 @@ def _folded(line: str, width: int) -> list[str]:
         return [*_folded(f"{row[1]}{row[2]}", width), *wrapped(row[4], width, margin + 4)]
     right = wrapped(row[4], width, column)
     return [line[:column] + right[0].lstrip(), *right[1:]]
+
+
+def key_lines(keys: Iterable[Key], values: Mapping[str, Any] | None = None) -> list[str]:
+    """Each key with its default (or its value), meaning and type, no wider than the terminal."""
+    lines: list[str] = []
+    for key in keys:
+        value = (values or {}).get(key.name, key.default)
+        left = f"  {key.name}" + ("" if value == REQUIRED else f"={as_word(value)}")
+        kind = f"{key.type_text}; required" if value == REQUIRED else key.type_text
+        right = wrapped(f"{key.help} ({kind})" if key.help else f"({kind})", text_width(), _COLUMN)
+        if len(left) > _COLUMN - 2:
+            lines += wrapped(left, text_width(), 2)
+        else:
+            right[0] = left.ljust(_COLUMN) + right[0][_COLUMN:]
+        lines += right
+    return lines
+
+
+def wrapped(text: str, width: int, indent: int) -> list[str]:
+    """One paragraph in lines of at most `width` columns, each indented; without a word cut, unless it is longer."""
+    margin = " " * indent
+    return textwrap.wrap(text.strip(), width, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False)
+
+
+def text_width() -> int:
+    """Columns of the terminal, or of COLUMNS; 80 where there is neither, and 110 at most."""
+    return min(max(shutil.get_terminal_size((80, 24)).columns, 40), 110)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitral.cli.main import Arguments
-from vitral.cli.usage import page
-from vitral.config import ConfigT, build, with_overrides
-from vitral.errors import UserError, nearest, shown_lines
+from vitral.cli.command import Answer, Arguments, command, group
+from vitral.cli.table import table
+from vitral.errors import UserError, shown_lines
 from vitral.weights.config import ConvertOptions, InspectOptions
 
 if TYPE_CHECKING:
@@ -21,11 +19,11 @@ if TYPE_CHECKING:
 HELP = """usage: vitral weights convert SOURCE out=DIR [key=value ...] [--json]
        vitral weights inspect SOURCE [key=value ...] [--json]
 
-convert    weights of another library as a model folder
-inspect    format, tensors and architecture of a checkpoint, and what would not fit; writes nothing
+convert    write weights of another library as a model folder
+inspect    print format, tensors and architecture of a checkpoint, and what does not fit; writes nothing
 
 SOURCE is a file (.npz, .safetensors, .pth, .pt, .bin), a folder of transformers or timm, or a name on the Hugging Face
-hub. Formats are told by their names; `vitral docs weights` lists them.
+Hub. The format is detected from the parameter names; `vitral docs weights` lists the known ones.
 
 key=default, meaning (type):
 
@@ -38,27 +36,8 @@ examples:
 """
 
 
-def run(arguments: Arguments) -> int:
-    """Run convert or inspect."""
-    actions: dict[str, Callable[[Arguments], int]] = {"convert": _convert, "inspect": _inspect}
-    if arguments.help or not arguments.words:
-        print(page(HELP, ConvertOptions, arguments.words), end="", file=sys.stdout if arguments.help else sys.stderr)
-        return 0 if arguments.help else 2
-    action, *words = arguments.words
-    if action not in actions:
-        raise UserError("no such action", where=action, wanted=", ".join(actions), nearest=nearest(action, actions))
-    if len(words) != 1:
-        got = " ".join(words) or "none"
-        raise UserError("one file, folder or name is wanted", got=got, hint=f"vitral weights {action} SOURCE")
-    return actions[action](arguments._replace(words=words))
-
-
-def _options(model: type[ConfigT], arguments: Arguments) -> ConfigT:
-    return build(model, with_overrides(model, {}, arguments.pairs))
-
-
-def _convert(arguments: Arguments) -> int:
-    options = _options(ConvertOptions, arguments)
+@command(HELP, ConvertOptions)
+def _convert(arguments: Arguments, options: ConvertOptions) -> Answer:
     from vitral.models.summary import count_parameters
     from vitral.weights.card import model_card
     from vitral.weights.convert import read_foreign
@@ -68,7 +47,7 @@ def _convert(arguments: Arguments) -> int:
     out = free_place(options.out, options.overwrite)
     path = find_model(arguments.words[0])
     if is_ours(path):
-        raise UserError("this is a model folder already", where=str(path))
+        raise UserError("already a model folder of Vitral", where=str(path))
     found = read_foreign(path, options)
     for note in found.notes:
         print(shown_lines(note), file=sys.stderr)
@@ -76,19 +55,13 @@ def _convert(arguments: Arguments) -> int:
     save_folder(out, found.model, config, model_card(config, found.notes))
     parameters = count_parameters(config.architecture)
     shape = " x ".join(map(str, config.architecture.image_size))
-    if arguments.json:
-        print(
-            json.dumps(
-                {"out": str(out), "parameters": parameters, "classes": len(config.classes), "notes": found.notes}
-            )
-        )
-    else:
-        print(f"{out}: {parameters:,} parameters, {len(config.classes):,} classes, images of {shape} pixels")
-    return 0
+    text = f"{out}: {parameters:,} parameters, {len(config.classes):,} classes, images of {shape} pixels"
+    tree = {"out": str(out), "parameters": parameters, "classes": len(config.classes), "notes": found.notes}
+    return Answer(tree, lambda: text)
 
 
-def _inspect(arguments: Arguments) -> int:
-    options = _options(InspectOptions, arguments)
+@command(HELP, InspectOptions)
+def _inspect(arguments: Arguments, options: InspectOptions) -> Answer:
     from vitral.weights.convert import understand
     from vitral.weights.find import find_model
     from vitral.weights.folder import is_ours
@@ -96,16 +69,15 @@ def _inspect(arguments: Arguments) -> int:
 
     path = find_model(arguments.words[0])
     if is_ours(path):
-        raise UserError("this is a model folder of Vitral", where=str(path), hint="Its config.json says all.")
+        raise UserError("already a model folder of Vitral", where=str(path), hint="See its config.json.")
     source = read(Path(path))
     try:
         tree = _tree(understand(source, options))
-    except UserError as error:  # what is in the file is shown all the same: it is what a map is written from
+    except UserError as error:  # the tensors are shown anyway: a map is written from them
         tree = {"source": source.where, "format": None, "tensors": _tensors(source), "error": str(error)}
-        print(json.dumps(tree) if arguments.json else "\n".join(_table(tree)))
+        print(json.dumps(tree) if arguments.json else _table(tree))
         raise
-    print(json.dumps(tree) if arguments.json else _text(tree))
-    return 0
+    return Answer(tree, lambda: _text(tree))
 
 
 def _tensors(source: Source) -> dict[str, Any]:
@@ -128,19 +100,17 @@ def _tree(found: Understood) -> dict[str, Any]:
     }
 
 
-def _table(tree: dict[str, Any]) -> list[str]:
+def _table(tree: dict[str, Any]) -> str:
     known = f"format {tree['format']}" if tree["format"] else "no known format"
-    lines = [f"{tree['source']}: {known}, {len(tree['tensors'])} tensors", ""]
-    width = max(map(len, tree["tensors"]))
-    for name, each in tree["tensors"].items():
-        shape = " x ".join(map(str, each["shape"]))
-        lines.append(f"{name:<{width}}  {each['type']:<9} {shape}")
-    return lines
+    rows = [(name, each["type"], " x ".join(map(str, each["shape"]))) for name, each in tree["tensors"].items()]
+    return f"{tree['source']}: {known}, {len(rows)} tensors\n\n{table(('tensor', 'type', 'shape'), rows)}"
 
 
 def _text(tree: dict[str, Any]) -> str:
-    lines = _table(tree)
-    lines += ["", *(f"{key}: {value}" for key, value in tree["architecture"].items()), ""]
-    for key in ("dropped", "ignored", "missing", "unexpected", "other shape"):
-        lines.append(f"{key}: {', '.join(tree[key]) or 'none'}")
+    lines = [_table(tree), "", *(f"{key}: {value}" for key, value in tree["architecture"].items()), ""]
+    faults = ("dropped", "ignored", "missing", "unexpected", "other shape")
+    lines += [f"{key}: {', '.join(tree[key]) or 'none'}" for key in faults]
     return "\n".join([*lines, "", *tree["notes"]])
+
+
+run = group(HELP, {"convert": _convert, "inspect": _inspect}, ConvertOptions)

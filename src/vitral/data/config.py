@@ -52,15 +52,10 @@ class DataSource(Config):
     )
     source: SourceName = Field(default="auto", description="format of the data; auto: detect it from the path")
     pattern: str | None = Field(
-        default=None,
-        description="regular expression over file names with the group (?P<label>...) and optionally (?P<split>...)",
+        default=None, description="regular expression of file names with groups (?P<label>...) and maybe (?P<split>...)"
     )
-    image_column: str | None = Field(
-        default=None, description="column with the image or its file name; null: detect by name or type"
-    )
-    label_column: str | None = Field(
-        default=None, description="column with the label or labels; null: detect by name or type"
-    )
+    image_column: str | None = Field(default=None, description="column of image or file; null: by its name or type")
+    label_column: str | None = Field(default=None, description="column of label or labels; null: by its name or type")
     split_column: str | None = Field(
         default=None, description="column with train, val or test; null: the column `split` if there is one"
     )
@@ -69,18 +64,12 @@ class DataSource(Config):
         description="columns with the numbers to learn with objective.kind=regression, as x,y; null: learn labels",
     )
     label_separator: str | None = Field(
-        default=None,
-        min_length=1,
-        description="separator between the labels of one image (multi-label); null: one label per image",
+        default=None, min_length=1, description="separator between labels of one image (multi-label); null: one label"
     )
-    classes: Names | None = Field(
-        default=None, description="class names in index order; null: the names in the data, sorted"
-    )
+    classes: Names | None = Field(default=None, description="class names in index order; null: those in use, sorted")
     subset: str | None = Field(default=None, description="configuration name of a Hugging Face dataset")
     max_bad: int = Field(
-        default=0,
-        ge=0,
-        description="number of damaged images, over all splits, that may be skipped before the run is refused",
+        default=0, ge=0, description="number of damaged images, over all splits, that are skipped without an error"
     )
     max_pixels: Count = Field(
         default=MAX_PIXELS,
@@ -164,10 +153,7 @@ class DataConfig(ReadConfig):
         description="standard deviation per channel for normalization, in [0,1]; auto: of the train split, or of init",
     )
     val_fraction: float = Field(
-        default=0.1,
-        gt=0,
-        lt=1,
-        description="share of the train split held out for validation if the data have no validation split",
+        default=0.1, gt=0, lt=1, description="share of train held out for validation if there is no validation split"
     )
     validation: Validation = Field(
         default="own",
@@ -176,8 +162,7 @@ class DataConfig(ReadConfig):
         "weights",
     )
     shots: Count | None = Field(
-        default=None,
-        description="number of train images per class, drawn by seed after the validation split; null: all",
+        default=None, description="train images per class, drawn by seed after the validation split; null: all"
     )
     unlabeled: str | None = Field(
         default=None,
@@ -219,13 +204,11 @@ class AugmentConfig(Config):
     pad_crop: int = Field(default=0, ge=0, description="largest random shift in whole pixels (pad, then crop)")
     flip: float = Field(default=0.0, ge=0, le=1, description="probability of a horizontal flip")
     flip_vertical: float = Field(default=0.0, ge=0, le=1, description="probability of a vertical flip")
-    rotate: float = Field(default=0.0, ge=0, le=180, description="largest rotation in degrees, in both directions")
+    rotate: float = Field(default=0.0, ge=0, le=180, description="largest rotation in degrees, either way")
     scale: float = Field(
         default=0.0, ge=0, lt=10, description="largest zoom: 0.1 zooms by a factor from 1/1.1 to 1.1, log-uniform"
     )
-    shear: float = Field(
-        default=0.0, ge=0, lt=60, description="largest horizontal shear in degrees, in both directions"
-    )
+    shear: float = Field(default=0.0, ge=0, lt=60, description="largest horizontal shear in degrees, either way")
     translate: float = Field(
         default=0.0, ge=0, le=1, description="largest shift as a share of the side length, with subpixel precision"
     )
@@ -256,30 +239,21 @@ class AugmentConfig(Config):
     saturation: float = Field(
         default=0.0, ge=0, le=1, description="color jitter: saturation is multiplied by a factor from 1 - x to 1 + x"
     )
-    hue: float = Field(
-        default=0.0, ge=0, le=0.5, description="color jitter: largest hue rotation, as a share of the circle"
-    )
+    hue: float = Field(default=0.0, ge=0, le=0.5, description="color jitter: largest hue rotation, in turns")
     jitter_prob: float = Field(default=1.0, ge=0, le=1, description="probability of color jitter")
     grey: float = Field(default=0.0, ge=0, le=1, description="probability of conversion to grayscale")
-    solarize: float = Field(
-        default=0.0, ge=0, le=1, description="probability of solarization (bright pixels are inverted)"
-    )
+    solarize: float = Field(default=0.0, ge=0, le=1, description="probability of solarization (inverted bright pixels)")
     solarize_from: float = Field(default=0.5, ge=0, le=1, description="brightness in [0,1] from which solarize inverts")
-    posterize: float = Field(
-        default=0.0, ge=0, le=1, description="probability of posterization (fewer levels per channel)"
-    )
+    posterize: float = Field(default=0.0, ge=0, le=1, description="probability of posterization (fewer color levels)")
     posterize_bits: int = Field(default=4, ge=1, le=8, description="bits per channel after posterize")
     equalize: float = Field(default=0.0, ge=0, le=1, description="probability of histogram equalization")
     autocontrast: float = Field(default=0.0, ge=0, le=1, description="probability of stretching each channel to [0,1]")
     invert: float = Field(default=0.0, ge=0, le=1, description="probability of inverting the colors")
     sharpen: float = Field(default=0.0, ge=0, le=1, description="probability of changing the sharpness")
-    sharpen_factor: float = Field(
-        default=2.0, ge=0, le=10, description="factor of sharpen: 0 smooth, 1 unchanged, 2 sharp"
-    )
+    sharpen_factor: float = Field(default=2.0, ge=0, le=10, description="sharpness: 0 smooth, 1 unchanged, 2 sharp")
     blur: float = Field(default=0.0, ge=0, le=1, description="probability of Gaussian blur")
     blur_sigma: Rising = Field(
-        default=(0.1, 2.0),
-        description="smallest and largest standard deviation of the blur, in pixels; also for policy=three",
+        default=(0.1, 2.0), description="smallest and largest standard deviation of blur, pixels; also of policy=three"
     )
     erase: float = Field(default=0.0, ge=0, le=1, description="probability of random erasing")
     erase_scale: ShareRange = Field(
@@ -298,18 +272,14 @@ class AugmentConfig(Config):
         description="repeated augmentation: number of copies of each sample in a batch, each augmented differently; "
         "divides the batch size",
     )
-    mixup: float = Field(
-        default=0.0, ge=0, description="mixup: alpha of the Beta distribution of the mixing weight; 0: off"
-    )
+    mixup: float = Field(default=0.0, ge=0, description="alpha of the Beta distribution of mixup's weight; 0: off")
     cutmix: float = Field(
         default=0.0,
         ge=0,
         description="CutMix: alpha of the Beta distribution of the mixing weight; 0: off; with mixup too, each group "
         "of 8 images draws one of the two",
     )
-    mix_prob: float = Field(
-        default=1.0, ge=0, le=1, description="share of the groups of 8 images that mixup or CutMix mixes"
-    )
+    mix_prob: float = Field(default=1.0, ge=0, le=1, description="share of the groups of 8 images that are mixed")
 
     @property
     def moves(self) -> bool:
@@ -348,6 +318,4 @@ class CheckConfig(Config):
     allow: Annotated[Names, AfterValidator(known_codes)] = Field(
         default=(), description="finding codes that do not refuse the run; errors with these codes become warnings"
     )
-    skip: bool = Field(
-        default=False, description="train without checking the data; the log and the model card state it"
-    )
+    skip: bool = Field(default=False, description="train without checking the data; log and model card state it")

@@ -37,18 +37,14 @@ class CheckOptions(Config):
     )
     init: str | None = Field(default=None, description="model whose normalization is compared with the images")
     out: str | None = Field(default=None, description="HTML file to write, with the suspicious images side by side")
-    fresh: bool = Field(
-        default=False, description="decode all images again instead of using the results of an earlier check"
-    )
+    fresh: bool = Field(default=False, description="decode all images again; ignore the results of an earlier check")
 
 
 class StatsOptions(Config):
     """Keys of `vitral data stats`."""
 
     data: ReadOptions = ReadOptions()
-    out: str | None = Field(
-        default=None, description="HTML file to write, with the statistics and sample images of each class"
-    )
+    out: str | None = Field(default=None, description="HTML file to write, with statistics and images of each class")
     images: int = Field(default=24, ge=1, le=500, description="number of images per class in the HTML file")
 
 

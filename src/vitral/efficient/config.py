@@ -20,8 +20,7 @@ class MergeConfig(Config):
         "ones; or a list with one number per block",
     )
     schedule: Literal["constant", "decreasing"] = Field(
-        default="constant",
-        description="constant: r in every block; decreasing: from 2 r down to 0, with the same total",
+        default="constant", description="constant: r in every block; decreasing: from 2 r down to 0, the same in all"
     )
 
     @model_validator(mode="after")
@@ -34,10 +33,7 @@ class KeepConfig(Config):
     """Keeping the patches that the class token attends to, without training."""
 
     share: float = Field(
-        default=0.7,
-        gt=0,
-        le=1,
-        description="share of the patch tokens kept at each of these blocks (EViT, Liang et al. 2022)",
+        default=0.7, gt=0, le=1, description="share of patch tokens kept at these blocks (EViT, Liang et al. 2022)"
     )
     after: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] | None = Field(
         default=None,

@@ -61,9 +61,7 @@ class KnnConfig(Config):
 
     k: Counts = Field(default=(10, 20, 100, 200), description="numbers of neighbors that vote; each is evaluated")
     temperature: float = Field(
-        default=0.07,
-        gt=0,
-        description="temperature of the vote: a neighbor votes with weight exp(cosine similarity / temperature)",
+        default=0.07, gt=0, description="a neighbor votes with weight exp(cosine similarity / temperature)"
     )
 
 
@@ -79,8 +77,7 @@ class LinearConfig(Config):
         default=0.1, gt=0, lt=1, description="share of the train images held out to choose l2; the final fit uses all"
     )
     batchnorm: bool = Field(
-        default=True,
-        description="standardize the features with the statistics of the train images, as MAE's BatchNorm does",
+        default=True, description="standardize features with the train images' statistics, as MAE's BatchNorm does"
     )
     steps: Count = Field(default=500, description="largest number of L-BFGS steps per fit")
 
@@ -95,7 +92,6 @@ class FewshotConfig(Config):
     """Keys of few-shot regression."""
 
     shots: Counts = Field(
-        default=(1, 5, 10, 25),
-        description="numbers of train images per class; each is evaluated, the last one is reported as top1",
+        default=(1, 5, 10, 25), description="numbers of train images per class; each is evaluated, the last gives top1"
     )
     seeds: Count = Field(default=3, description="number of random draws of the train images")

@@ -17,8 +17,7 @@ class ExportOptions(Config):
     """What is written, and where."""
 
     format: Literal["hf", "timm", "onnx", "pt2", "openvino"] = Field(
-        description="target format; hf, timm: a folder for transformers or timm; onnx, pt2, openvino: the whole "
-        "function as a graph"
+        description="hf, timm: a folder for transformers or timm; onnx, pt2, openvino: the whole function as a graph"
     )
     out: str = Field(description="folder to write")
     overwrite: bool = Field(default=False, description="replace an existing export in out")
@@ -35,9 +34,7 @@ class ExportOptions(Config):
         description="fixed batch size of the graph; null: any; with takes=resized all shapes are then static, as some "
         "accelerators require",
     )
-    precision: Literal["float32", "bfloat16", "int8"] = Field(
-        default="float32", description="precision of the computation"
-    )
+    precision: Literal["float32", "bfloat16", "int8"] = Field(default="float32", description="precision of computation")
     quantise: Literal["dynamic", "static"] | None = Field(
         default=None,
         description="int8: scales of the activations; dynamic: computed per batch; static: calibrated once on 64 "

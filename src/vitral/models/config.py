@@ -29,12 +29,9 @@ class ModelConfig(Config, ABC):
     num_classes: int = Field(
         default=1000, ge=0, description="number of outputs of the head; 0: no head, the model returns pooled features"
     )
-    mean: Shares = Field(
-        default=(), description="mean per channel for normalization, in [0,1]; empty: 0.5 for each channel"
-    )
+    mean: Shares = Field(default=(), description="mean per channel for normalization, in [0,1]; empty: 0.5 for each")
     std: Shares = Field(
-        default=(),
-        description="standard deviation per channel for normalization, in [0,1]; empty: 0.5 for each channel",
+        default=(), description="standard deviation per channel for normalization, in [0,1]; empty: 0.5 for each"
     )
     family: str
 
@@ -155,43 +152,31 @@ class ViTConfig(ModelConfig):
     heads: int = Field(ge=1, description="number of attention heads per block; divides width")
     mlp_dim: int = Field(ge=1, description="number of hidden features of each MLP")
     block_heads: Blocks | None = Field(
-        default=None,
-        description="number of heads of each block, with width / heads features per head; null: heads in every block",
+        default=None, description="heads of each block, of width / heads features each; null: heads in every block"
     )
     block_mlp_dims: Blocks | None = Field(
         default=None, description="number of hidden features of each block's MLP; null: mlp_dim in every block"
     )
     mlp: Literal["gelu", "swiglu"] = Field(
-        default="gelu",
-        description="type of MLP; swiglu: gated, with mlp_dim features each for gate and value (Shazeer 2020)",
+        default="gelu", description="swiglu: a gated MLP with mlp_dim features for gate and value (Shazeer 2020)"
     )
     gelu: Literal["exact", "tanh"] = Field(
         default="exact", description="GELU variant; tanh: the approximation that the ViT paper's weights use"
     )
     qk_norm: bool = Field(default=False, description="apply layer norm to queries and keys, per head")
     layer_scale: float | None = Field(
-        default=None,
-        gt=0,
-        description="initial value of LayerScale, a learned factor per feature on each branch (CaiT); null: off",
+        default=None, gt=0, description="initial LayerScale, a learned factor per feature and branch (CaiT); null: off"
     )
     dropout: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="dropout rate after each dense layer except qkv, and after adding positions",
+        default=0.0, ge=0, lt=1, description="dropout rate after each dense layer but qkv, and after adding positions"
     )
     drop_path: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="stochastic depth rate of the last block; rises linearly from 0 at the first block",
+        default=0.0, ge=0, lt=1, description="stochastic depth rate of the last block; rises linearly from 0"
     )
     class_token: bool = Field(default=True, description="prepend a learned class token to the patches")
     distill_token: bool = Field(default=False, description="add DeiT's distillation token, with its own head")
     registers: int = Field(
-        default=0,
-        ge=0,
-        description="register tokens (Darcet et al. 2023): learned, without position, discarded at the output",
+        default=0, ge=0, description="register tokens (Darcet et al. 2023): learned, no position, dropped at the end"
     )
     positions: Literal["learned", "learned_2d", "sincos", "relative", "rope", "none"] = Field(
         default="learned",
@@ -228,8 +213,7 @@ class ViTConfig(ModelConfig):
     )
 
     pruner_blocks: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = Field(
-        default=(),
-        description="DynamicViT (Rao et al. 2021): blocks, counted from 0, in which a learned module drops patches",
+        default=(), description="DynamicViT (Rao et al. 2021): blocks, from 0, in which a learned module drops patches"
     )
     pruner_keep: float = Field(
         default=0.7, gt=0, lt=1, description="DynamicViT: share of the patches kept at each of these blocks"
@@ -428,28 +412,21 @@ class ResNetConfig(ModelConfig):
     pixels (arXiv 1512.03385, section 4.2)."""
 
     family: Literal["resnet"] = "resnet"
-    blocks: Blocks = Field(
-        description="number of residual blocks per stage; every stage but the first halves the resolution"
-    )
+    blocks: Blocks = Field(description="residual blocks per stage; every stage but the first halves the resolution")
     block: Literal["bottleneck", "basic"] = Field(
-        default="bottleneck",
-        description="residual block; bottleneck: 1x1, 3x3, 1x1 convolutions; basic: two 3x3 convolutions",
+        default="bottleneck", description="bottleneck: 1x1, 3x3, 1x1 convolutions; basic: two 3x3 convolutions"
     )
     stem: Literal["imagenet", "cifar"] = Field(
         default="imagenet",
         description="first layers; imagenet: 7x7 convolution with stride 2 and pooling (1/4 resolution); cifar: 3x3 "
         "convolution (full resolution)",
     )
-    width: int = Field(
-        default=64, ge=1, description="number of channels after the stem; doubles with every later stage"
-    )
+    width: int = Field(default=64, ge=1, description="channels after the stem; doubles with every later stage")
     norm: Literal["group", "batch"] = Field(
-        default="group",
-        description="normalization; group: group norm with weight standardization (BiT); batch: batch norm",
+        default="group", description="group: group norm with weight standardization (BiT); batch: batch norm"
     )
     preactivation: bool = Field(
-        default=True,
-        description="apply norm and ReLU before each convolution (BiT) instead of after it (arXiv 1512.03385)",
+        default=True, description="norm and ReLU before each convolution (BiT), not after it (arXiv 1512.03385)"
     )
     shortcut: Literal["projection", "zeros"] = Field(
         default="projection",

@@ -60,10 +60,7 @@ class LabelledConfig(ViewedConfig):
     """What learning from labels has in common."""
 
     label_smoothing: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="label smoothing: share of the target spread over all classes, in training only",
+        default=0.0, ge=0, lt=1, description="share of the target spread over all classes, in training only"
     )
 
 
@@ -122,9 +119,7 @@ class PrunedConfig(LabelledConfig):
         default=0.5, ge=0, description="weight of the KL divergence from the unpruned model's predictions"
     )
     token_weight: float = Field(
-        default=0.5,
-        ge=0,
-        description="weight of the squared distance of the kept patch tokens from the unpruned model's",
+        default=0.5, ge=0, description="weight of the squared distance of kept patch tokens from the unpruned model's"
     )
     ratio_weight: float = Field(
         default=2.0, gt=0, description="weight of the squared distance of the kept shares from model.pruner_keep"
@@ -251,20 +246,13 @@ class MaeConfig(SelfSupervisedConfig):
     kind: Literal["mae"] = Field(
         description="MAE: reconstruct the pixels of masked patches; the encoder sees only the visible ones"
     )
-    hidden: float = Field(
-        default=0.75, gt=0, lt=1, description="mask ratio: share of the patches that the encoder does not see"
-    )
+    hidden: float = Field(default=0.75, gt=0, lt=1, description="mask ratio: share of patches hidden from the encoder")
     target_norm: bool = Field(
-        default=True,
-        description="normalize the pixels of each target patch to mean 0 and variance 1 (MAE, section 4.1)",
+        default=True, description="normalize the pixels of each target patch to mean 0, variance 1 (MAE, section 4.1)"
     )
-    decoder_width: Count = Field(
-        default=512, description="number of features per token in the decoder; a multiple of 4"
-    )
+    decoder_width: Count = Field(default=512, description="features per token in the decoder; a multiple of 4")
     decoder_depth: Count = Field(default=8, description="number of decoder blocks")
-    decoder_heads: Count = Field(
-        default=16, description="number of attention heads per decoder block; divides decoder_width"
-    )
+    decoder_heads: Count = Field(default=16, description="attention heads per decoder block; divides decoder_width")
 
     @model_validator(mode="after")
     def _fits_together(self) -> MaeConfig:
@@ -283,9 +271,7 @@ class DistillationConfig(SelfSupervisedConfig):
 
     has_teacher: ClassVar[bool] = True
 
-    local_crops: int = Field(
-        default=8, ge=0, description="number of small views per image, in addition to the two large ones"
-    )
+    local_crops: int = Field(default=8, ge=0, description="number of small views per image, beside the two large ones")
     global_scale: ShareRange = Field(
         default=(0.4, 1.0), description="smallest and largest area of a large view, as shares of the image"
     )
@@ -312,8 +298,7 @@ class DistillationConfig(SelfSupervisedConfig):
         "processes",
     )
     fixed_lengths: bool = Field(
-        default=True,
-        description="normalize the prototypes to length 1 (DINO's norm_last_layer); false: train their lengths",
+        default=True, description="normalize the prototypes to length 1 (DINO's norm_last_layer); false: train lengths"
     )
     targets: Literal["centred", "sinkhorn"] = Field(
         default="centred",
@@ -323,9 +308,7 @@ class DistillationConfig(SelfSupervisedConfig):
     centre_momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of the moving mean, per step")
     sinkhorn_rounds: Count = Field(default=3, description="number of Sinkhorn-Knopp iterations")
     student_temperature: Temperature = Field(default=0.1, description="softmax temperature of the student")
-    teacher_temperature: Temperature = Field(
-        default=0.07, description="softmax temperature of the teacher after the warm-up"
-    )
+    teacher_temperature: Temperature = Field(default=0.07, description="softmax temperature of the teacher, warmed up")
     teacher_temperature_start: Temperature = Field(
         default=0.04, description="softmax temperature of the teacher at the start; lower is more stable"
     )
@@ -339,17 +322,13 @@ class DistillationConfig(SelfSupervisedConfig):
     momentum_final: Share = Field(
         default=1.0, description="EMA momentum of the teacher's weights at the end, reached along a half cosine"
     )
-    freeze_last: float = Field(
-        default=1.0, ge=0, description="number of epochs at the start in which the prototypes are frozen"
-    )
+    freeze_last: float = Field(default=1.0, ge=0, description="epochs at the start in which the prototypes are frozen")
     checkpoint: str | None = Field(
         default=None,
         description="training checkpoint of the DINO or iBOT repository to continue from: both networks, heads and "
         "centers",
     )
-    koleo: float = Field(
-        default=0.0, ge=0, description="weight of the KoLeo loss (DINOv2), which spreads the features; 0: off"
-    )
+    koleo: float = Field(default=0.0, ge=0, description="weight of the KoLeo loss (DINOv2), spreading features; 0: off")
 
     @model_validator(mode="after")
     def _targets_fit(self) -> DistillationConfig:
@@ -417,9 +396,7 @@ class IbotConfig(DistillationConfig):
         description="mask exactly this share of each micro-batch, at evenly spaced ratios (DINOv2); false: draw for "
         "each image",
     )
-    patch_weight: float = Field(
-        default=1.0, gt=0, description="weight of the patch loss; the weight of the view loss is 1"
-    )
+    patch_weight: float = Field(default=1.0, gt=0, description="weight of the patch loss; that of the view loss is 1")
     patch_head: Literal["shared", "last_layer", "own"] = Field(
         default="shared",
         description="head for patches; shared: the head of the views; last_layer: shared except for its own "

@@ -27,26 +27,17 @@ class OptimConfig(Config):
         default=0.05, ge=0, description="weight decay of matrices; biases, norms, positions and tokens have none"
     )
     weight_decay_final: float | None = Field(
-        default=None,
-        ge=0,
-        description="weight decay at the end of the run, reached along a half cosine; null: constant",
+        default=None, ge=0, description="weight decay at the end of the run, reached along a half cosine; null: fixed"
     )
-    betas: Betas = Field(
-        default=(0.9, 0.999), description="Adam's decay rates of the averages of the gradient and its square"
-    )
+    betas: Betas = Field(default=(0.9, 0.999), description="Adam: decay rates of averaged gradient and its square")
     momentum: Beta | Literal["auto"] = Field(
         default="auto", description="momentum of sgd, lars and muon; auto: 0.9, for muon 0.95"
     )
     trust: float = Field(
-        default=1e-3,
-        gt=0,
-        description="lars: trust coefficient (step size relative to the norm of the weights, at lr 1)",
+        default=1e-3, gt=0, description="lars: trust coefficient (step size relative to the weight norm, at lr 1)"
     )
     layer_decay: float = Field(
-        default=1.0,
-        gt=0,
-        le=1,
-        description="layer-wise learning rate decay: factor from each layer to the one below it; 1: off",
+        default=1.0, gt=0, le=1, description="layer-wise lr decay: factor from each layer to the one below it; 1: off"
     )
     schedule: Literal["cosine", "linear", "constant", "step", "rsqrt", "wsd"] = Field(
         default="cosine",
@@ -59,17 +50,13 @@ class OptimConfig(Config):
     final: float = Field(
         default=0.0, ge=0, le=1, description="cosine, linear, wsd: learning rate at the end, as a share of the peak"
     )
-    cooldown: float = Field(
-        default=0.2, gt=0, le=1, description="wsd: share of the run in which the learning rate decays"
-    )
+    cooldown: float = Field(default=0.2, gt=0, le=1, description="wsd: share of the run in which the rate decays")
     drops: Shares = Field(
         default=(0.3, 0.6, 0.9), description="step: points at which the learning rate drops, as shares of the run"
     )
     drop_factor: float = Field(default=0.1, gt=0, lt=1, description="step: factor of the learning rate at each drop")
     timescale: int = Field(
-        default=10_000,
-        ge=1,
-        description="rsqrt: steps after the warm-up at which the learning rate has fallen to 0.71 of the peak",
+        default=10_000, ge=1, description="rsqrt: steps after the warm-up at which the rate is down to 0.71 of the peak"
     )
     clip: float | None = Field(default=1.0, gt=0, description="gradient clipping: largest gradient norm; null: off")
     clip_each: bool = Field(

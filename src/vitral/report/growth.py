@@ -15,7 +15,7 @@ _AXES = {"sizes": "image side (px)", "patch_size": "patch side (px)", "depth": "
 
 
 def growth_plot(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
-    """One column a series of `vitral plan` ("sizes", "patch_size", "depth"), each with the multiply-accumulates of a
+    """One column per series of `vitral summary` (sizes, patch_size, depth), each with the multiply-accumulates of a
     forward image above, and below the memory that an image takes in training and in a forward pass."""
     shown = {name: rows for name, rows in series.items() if rows}
     with style():

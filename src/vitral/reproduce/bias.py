@@ -23,7 +23,7 @@ from vitral.models.presets import resolve
 from vitral.predictor import load
 from vitral.report.plots import fraction_curves
 from vitral.reproduce.config import BiasOptions
-from vitral.reproduce.runs import aligned, base_keys, comparison, finished, spread, write_table
+from vitral.reproduce.runs import base_keys, comparison, finished, spread, write_table
 from vitral.run.check import open_checked
 from vitral.run.config import RunConfig, load_config
 from vitral.run.images import image_batches
@@ -124,20 +124,3 @@ def moved(images_BCHW: Tensor, down: int, right: int) -> Tensor:
     padded = F.pad(images_BCHW.float(), (edge,) * 4, mode="replicate")
     window = padded[..., edge - down : edge - down + H, edge - right : edge - right + W]
     return window.round().to(torch.uint8) if images_BCHW.dtype == torch.uint8 else window
-
-
-def table(found: Mapping[str, Any]) -> str:
-    """The table, for people."""
-    rows = [["model", "fraction", "images", "top-1, %", "std", "unmoved by shifts, %", "std"]]
-    for row in found["rows"]:
-        values = [row[key] for key in ("mean", "std", "consistency_mean", "consistency_std")]
-        rows.append([row["model"], f"{row['fraction']:g}", str(row["images"]), *(f"{100 * v:.2f}" for v in values)])
-    text = (
-        f"{found['seeds']} seeds a row; shifts by {found['shift']} pixels in 8 directions\n"
-        f"both kinds with the recipe's optimizer and rate, unless optim.* was given; {found['steps']} steps at any "
-        "fraction"
-    )
-    means = {(row["model"], row["fraction"]): row["mean"] for row in found["rows"]}
-    leads = [100 * (means["CNN", f] - means["ViT", f]) for f in found["fractions"]]
-    lead = ", ".join(f"{value:+.2f} at {f:g}" for f, value in zip(found["fractions"], leads, strict=True))
-    return "\n".join([aligned(rows), "", text, f"lead of the CNN, points: {lead}"])

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vitral.reproduce.config import ReproduceOptions
-from vitral.reproduce.runs import aligned, base_keys, comparison, finished, spread, write_table
+from vitral.reproduce.runs import base_keys, comparison, finished, spread, write_table
 from vitral.run.config import draft_architecture, load_config
 from vitral.run.train import settle_steps
 from vitral.training.journal import console_logging, log
@@ -91,22 +91,3 @@ def claims(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "range_paper": max(theirs) - min(theirs),
         "rank_correlation": float(agreement.statistic),
     }
-
-
-def table(found: Mapping[str, Any]) -> str:
-    """The table and what follows from it, for people."""
-    rows = [["positions", "top-1, %", "std", "paper, %"]]
-    for row in found["rows"]:
-        paper = "" if row["paper"] is None else f"{100 * row['paper']:.2f}"
-        rows.append([row["variant"], f"{100 * row['mean']:.2f}", f"{100 * row['std']:.2f}", paper])
-    c = found["claims"]
-    return "\n".join([
-        aligned(rows), "",
-        f"{found['seeds']} seeds a row, {found['count']} {found['split']} images of {found['data']}, {found['steps']} "
-        "steps; paper: ViT-B/16, ImageNet, 5 shots (table 8)",
-        f"none is the worst: {'yes' if c['none_is_worst'] else 'no'} (paper: yes); all others are better by "
-        f"{100 * c['gap']:.2f} +- {100 * c['gap_error']:.2f} points in the mean (paper: {100 * c['gap_paper']:.2f})",
-        f"range among the others: {100 * c['range']:.2f} points (paper: {100 * c['range_paper']:.2f})",
-        f"rank correlation with the paper over its {sum(row['paper'] is not None for row in found['rows'])} rows: "
-        f"{c['rank_correlation']:.2f}",
-    ])  # fmt: skip

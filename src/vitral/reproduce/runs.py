@@ -112,15 +112,3 @@ def write_table(folder: Path, found: Mapping[str, Any]) -> None:
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Mean and standard deviation (of the sample) of a variant's runs."""
     return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1))}
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns of text, the first one flush left, the others right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines)

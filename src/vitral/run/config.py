@@ -28,16 +28,12 @@ _FROM_DATA = ("family", "image_size", "in_channels", "num_classes", "mean", "std
 class ModelOptions(nullable(*(f.config for f in FAMILIES.values()), exclude=_FROM_DATA)):  # pyright: ignore[reportUntypedBaseClass]
     """A preset and what is changed of it; null keeps the preset's value."""
 
-    name: str = Field(
-        default="auto", description="model preset (`vitral models` lists them); auto: the architecture of init"
-    )
+    name: str = Field(default="auto", description="model preset (see `vitral models`); auto: the architecture of init")
     patch_size: Count | Literal["auto"] | None = Field(
-        default=None,
-        description="side length of a patch in pixels; auto: about 8 patches per side, of 2 pixels or more",
+        default=None, description="side length of a patch in pixels; auto: about 8 patches per side, of 2 pixels up"
     )
     head_bias: float = Field(
-        default=0.0,
-        description="initial value of the head's biases; -6.9 with objective.loss=sigmoid starts each class as rare",
+        default=0.0, description="initial value of the head's biases; with objective.loss=sigmoid -6.9 for rare classes"
     )
 
     def options(self) -> dict[str, Any]:
@@ -51,14 +47,10 @@ class RunConfig(Config):
     """One training run. config.yaml in the run folder holds every key, resolved, and replays the run."""
 
     recipe: str = Field(default="custom", pattern=r"^[\w. -]+$", description="name of the recipe in summary.json")
-    seed: int = Field(
-        default=0, ge=0, lt=2**63, description="random seed of weights, sample order, augmentation and dropout"
-    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="random seed of weights, order, augmentation and dropout")
     device: str = Field(default="auto", description="device: auto, cpu, cuda or cuda:N")
     out: str | None = Field(default=None, description="run folder to write; null: runs/RECIPE-TIME")
-    resume: bool = Field(
-        default=False, description="continue from the checkpoint in out, or start the run if there is none"
-    )
+    resume: bool = Field(default=False, description="continue from the checkpoint in out; without one, start the run")
     overwrite: bool = Field(default=False, description="replace the run in out")
     finish: bool = Field(
         default=False, description="end the stopped run in out: write its model folder from the best weights so far"
@@ -81,8 +73,7 @@ class RunConfig(Config):
         "train.checkpointing where they are not given",
     )
     deterministic: bool = Field(
-        default=False,
-        description="use deterministic CUDA kernels, which are slower; training on CPU is always deterministic",
+        default=False, description="use deterministic CUDA kernels, which are slower; a CPU is always deterministic"
     )
     report: bool = Field(default=True, description="write report.html at the end")
     data: DataConfig = DataConfig()

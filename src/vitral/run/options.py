@@ -29,8 +29,7 @@ class ModelUse(Config):
         default=None, description="input size in pixels: one number or height,width; null: the model's size"
     )
     position_resize: Literal["bicubic_antialias", "bicubic", "google"] | None = Field(
-        default=None,
-        description="resampling of learned positions to another image_size; null: as in the model's config.json",
+        default=None, description="resampling of learned positions to another image_size; null: as in config.json"
     )
     value_range: ValueRange | None = Field(
         default=None,
@@ -88,17 +87,12 @@ class EvalOptions(EngineUse):
     split: Literal["auto", "train", "val", "test"] = Field(
         default="auto", description="images to measure on; auto: test, else val, else all images"
     )
-    compare: str | None = Field(
-        default=None, description="second model to compare on the same images (McNemar's paired test)"
-    )
+    compare: str | None = Field(default=None, description="second model to compare on the same images (McNemar's test)")
     min_top1: float | None = Field(
         default=None, ge=0, le=1, description="smallest allowed top-1 accuracy, as a share, else exit code 3"
     )
     min_map: float | None = Field(
-        default=None,
-        ge=0,
-        le=1,
-        description="multi-label: smallest allowed mean average precision, as a share, else exit code 3",
+        default=None, ge=0, le=1, description="multi-label: smallest allowed mAP, as a share, else exit code 3"
     )
     max_mae: float | None = Field(
         default=None, ge=0, description="regression: exit code 3 if the mean absolute error, in units, is above"
@@ -132,9 +126,7 @@ class ProbeOptions(ModelUse):
         default="knn", description="type of probe: k nearest neighbors, a linear classifier, or few-shot least squares"
     )
     data: DataSource = DataSource()
-    split: Literal["auto", "val", "test"] = Field(
-        default="auto", description="images to measure on; auto: test, else val"
-    )
+    split: Literal["auto", "val", "test"] = Field(default="auto", description="images to measure on; auto: test or val")
     features: Literal["pooled", "cls", "avg", "cls_avg"] = Field(
         default="pooled",
         description="features of an image; pooled: the input of the head; cls: the class token; avg: the mean over "
@@ -231,8 +223,7 @@ class ExplainOptions(ModelUse):
     ] = Field(
         default=(),
         description="visualizations to draw; empty: all that apply (distance needs data=, cka needs compare=, groups "
-        "needs reduce=)",
-    )  # fmt: skip
+        "needs reduce=)")  # fmt: skip
     compare: str | None = Field(
         default=None, description="cka: second model whose layers are compared, as MODEL; null: the model with itself"
     )
@@ -258,9 +249,7 @@ class ExplainOptions(ModelUse):
     )
     images: int = Field(default=128, ge=2, description="number of images, evenly spaced, for distance and cka")
     batch_size: int = Field(
-        default=16,
-        ge=1,
-        description="number of images, or of steps of integrated gradients, per batch; cka needs 4 or more",
+        default=16, ge=1, description="images, or steps of integrated gradients, per batch; cka needs 4 or more"
     )
 
     @model_validator(mode="after")
@@ -290,8 +279,8 @@ class PruneOptions(Config):
     device: str = Field(default="auto", description="device: auto, cpu, cuda or cuda:N")
 
 
-class PlanOptions(Config):
-    """Keys of `vitral plan MODEL`; `vitral plan RECIPE` takes those of `vitral train`."""
+class SummaryOptions(Config):
+    """Keys of `vitral summary`."""
 
     image_size: Count | Pair | None = Field(
         default=None, description="input size in pixels: one number or height,width; null: the model's size"
@@ -303,7 +292,7 @@ class PlanOptions(Config):
     overwrite: bool = Field(default=False, description="replace an existing file")
 
     @model_validator(mode="after")
-    def _nothing_ignored(self) -> PlanOptions:
+    def _nothing_ignored(self) -> SummaryOptions:
         if self.overwrite and self.out is None:
             raise ValueError("overwrite=true has no effect without out=FILE.png")
         return self
@@ -351,10 +340,7 @@ class PredictOptions(EngineUse):
 class DoctorOptions(Config):
     """Keys of `vitral doctor MODEL`."""
 
-    accept: bool = Field(
-        default=False,
-        description="write new digests of the model folder after an intended edit, if everything else is valid",
-    )
+    accept: bool = Field(default=False, description="write new digests after an intended edit, if all else is valid")
 
 
 class PushOptions(Config):
@@ -362,8 +348,7 @@ class PushOptions(Config):
 
     private: bool = Field(default=False, description="make a new repository private")
     license: str | None = Field(
-        default=None,
-        description="license identifier of the Hub: apache-2.0, cc-by-4.0, other, ...; null: as in the model card",
+        default=None, description="license as the Hub calls it: apache-2.0, cc-by-4.0, other, ...; null: as in the card"
     )
     overwrite: bool = Field(default=False, description="replace the model in a repository that already holds files")
 

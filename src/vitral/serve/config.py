@@ -35,8 +35,7 @@ class ServeConfig(Config):
         "loopback address only localhost",
     )
     api_key_file: str | None = Field(
-        default=None,
-        description=f"file with the API key of requests to /v1; null: the variable {KEY_VARIABLE}, or no key",
+        default=None, description=f"file with the API key of /v1; null: the variable {KEY_VARIABLE}, or no key"
     )
     max_batch: Count = Field(default=32, description="largest number of images per batch")
     max_queue: Count = Field(
@@ -51,14 +50,8 @@ class ServeConfig(Config):
         "decoded at once over all requests",
     )
     decode_seconds: float = Field(default=10.0, gt=0, description="time limit for decoding one image, in seconds")
-    deadline: float = Field(
-        default=30.0, gt=0, description="time limit from the complete request to its response, in seconds"
-    )
+    deadline: float = Field(default=30.0, gt=0, description="time limit of a request until its response, in seconds")
     body_seconds: float = Field(default=30.0, gt=0, description="time limit for receiving a request body, in seconds")
-    drain: float = Field(
-        default=30.0, ge=0, description="time that running requests have to finish after SIGTERM, in seconds"
-    )
+    drain: float = Field(default=30.0, ge=0, description="time for running requests to end after SIGTERM, in seconds")
     reload: float = Field(default=2.0, ge=0, description="seconds between checks for a replaced model folder; 0: never")
-    log: Literal["json", "text"] = Field(
-        default="json", description="format of the log on stderr; json: one object per line"
-    )
+    log: Literal["json", "text"] = Field(default="json", description="log format on stderr; json: one object per line")

@@ -15,9 +15,7 @@ class LoraConfig(Config):
     """Low-rank adapters (arXiv 2106.09685): trained, with the head, in place of the encoder's weights."""
 
     rank: int | None = Field(
-        default=None,
-        ge=1,
-        description="rank of the low-rank adapter of each matrix (LoRA); null: no adapters, train all weights",
+        default=None, ge=1, description="rank of each matrix's low-rank adapter (LoRA); null: train all weights"
     )
     alpha: float = Field(default=8.0, gt=0, description="scale of the adapters: alpha / rank")
     targets: Literal["attn", "mlp", "both"] = Field(
@@ -68,9 +66,7 @@ class TrainConfig(Config):
         "off",
     )
     ema_warmup: float = Field(
-        default=9.0,
-        ge=0,
-        description="limits the average to the last 1/ema_warmup of the steps so far; 0: constant decay",
+        default=9.0, ge=0, description="limits the average to the last 1/ema_warmup of the steps; 0: fixed decay"
     )
     eval_every: Epochs | Literal["auto", "end"] = Field(
         default="auto",
@@ -86,9 +82,7 @@ class TrainConfig(Config):
     tensorboard: bool = Field(default=False, description="write TensorBoard event files to out/tensorboard")
     log_every: int = Field(default=10, ge=1, description="steps between rows of metrics.jsonl")
     save_seconds: float = Field(
-        default=300.0,
-        ge=0,
-        description="seconds between checkpoints; a checkpoint is also saved on a stop and at the end",
+        default=300.0, ge=0, description="seconds between checkpoints; also saved on a stop and at the end"
     )
 
     @model_validator(mode="after")

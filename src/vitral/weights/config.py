@@ -16,8 +16,7 @@ class ReadOptions(Config):
 
     map: str | None = Field(default=None, description="YAML file with rules for parameter names of an unknown format")
     ignore: Patterns = Field(
-        default=(),
-        description="patterns (head.*) of parameter names that may be unexpected, missing or of another shape",
+        default=(), description="patterns (head.*) of parameter names that may be unexpected, missing or misshapen"
     )
     classes: Patterns = Field(
         default=(),

@@ -1,0 +1,117 @@
+"""What all commands share: positional arguments and keys, the help page, JSON or text, exit codes.
+
+A command is a function that takes its arguments and options and returns an `Answer`. The first line of its help page is
+the rule for its positional arguments: MODEL is required, [NAME] optional, IMAGE... may be repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, overload
+
+from vitral.cli.usage import page
+from vitral.config import Config, ConfigT, build, with_overrides
+from vitral.errors import UserError, nearest
+from vitral.run.config import expand_data
+
+
+class Arguments(NamedTuple):
+    """One command line, parsed: positional arguments, key=value pairs, flags."""
+
+    words: list[str]
+    pairs: dict[str, str]
+    json: bool
+    help: bool
+
+
+class Answer(NamedTuple):
+    """What a command found: `data` is printed as JSON with --json, else `text()`; then `code` is the exit code."""
+
+    data: Any
+    text: Callable[[], str]
+    code: int = 0
+
+
+class NoKeys(Config):
+    """Options of a command that takes no keys."""
+
+
+Run = Callable[[Arguments], int]
+Raw = Callable[[Arguments], Answer | int]
+WithOptions = Callable[[Arguments, ConfigT], Answer | int]
+
+
+@overload
+def command(usage: str, *, help_page: Callable[[Sequence[str]], str] | None = None) -> Callable[[Raw], Run]: ...
+@overload
+def command(usage: str, options: type[ConfigT]) -> Callable[[WithOptions[ConfigT]], Run]: ...
+def command(
+    usage: str, options: type[Config] | None = None, *, help_page: Callable[[Sequence[str]], str] | None = None
+) -> Callable[[Callable[..., Answer | int]], Run]:
+    """Decorator of a command. usage: its help page, with {keys} where the keys of `options` belong. Without `options`
+    the command reads its pairs itself. A command that prints while it works returns its exit code.
+
+    Only what the decorated function imports takes time: --help and wrong usage are answered before.
+    """
+
+    def decorate(work: Callable[..., Answer | int]) -> Run:
+        def run(arguments: Arguments) -> int:
+            if arguments.help:
+                print(help_page(arguments.words) if help_page else page(usage, options, arguments.words), end="")
+                return 0
+            _check_words(usage, arguments.words)
+            answer = work(arguments) if options is None else work(arguments, _options(options, arguments.pairs))
+            if isinstance(answer, int):
+                return answer
+            print(json.dumps(answer.data) if arguments.json else answer.text())
+            return answer.code
+
+        return run
+
+    return decorate
+
+
+def group(usage: str, commands: Mapping[str, Run], options: type[Config] | None = None) -> Run:
+    """The command that is several: the first word names which. options: keys that the common help page lists."""
+
+    def run(arguments: Arguments) -> int:
+        if not arguments.words:
+            print(page(usage, options), end="", file=sys.stdout if arguments.help else sys.stderr)
+            return 0 if arguments.help else 2
+        name, *words = arguments.words
+        if name not in commands:
+            close = nearest(name, commands)
+            raise UserError("unknown subcommand", where=name, wanted=", ".join(commands), nearest=close)
+        return commands[name](arguments._replace(words=words))
+
+    return run
+
+
+def below(found: Mapping[str, Any], names: Mapping[str, str], **limits: float | None) -> int:
+    """Exit code 3, with a message on stderr, if a metric is below its limit, else 0. names: how metrics are printed."""
+    for key, limit in limits.items():
+        if limit is not None and found[key] < limit:
+            print(f"{names[key]} {found[key]:.4f} is below min_{key}={limit}", file=sys.stderr)
+            return 3
+    return 0
+
+
+def _options(model: type[ConfigT], pairs: Mapping[str, str]) -> ConfigT:
+    keys = expand_data(pairs) if "data" in model.model_fields else pairs
+    return build(model, with_overrides(model, {}, keys))
+
+
+def _check_words(usage: str, words: Sequence[str]) -> None:
+    """Raises UserError for positional arguments that the usage line does not allow."""
+    lines = usage.partition("\n\n")[0]
+    parts = re.sub(r"^usage: vitral (?:[a-z|-]+ )*", "", lines.partition("\n")[0] + " ")
+    names = [part for part in re.findall(r"\[[^]]*\]|\S+", parts) if re.match(r"\[?[A-Z][^=]*([|].*)?$", part)]
+    required = [name for name in names if not name.startswith("[") and "=" not in name]
+    most = float("inf") if any("..." in name for name in names) else len(names)
+    if len(words) < len(required):
+        raise UserError(f"missing argument: {' '.join(required[len(words) :])}", hint=lines)
+    if len(words) > most:
+        raise UserError(f"unexpected argument: {' '.join(words[len(names) :])}", hint=lines)

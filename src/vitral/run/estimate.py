@@ -1,0 +1,59 @@
+"""Memory of a training run, before it starts: what it takes, and which micro-batch and checkpointing fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vitral.data.sources import open_dataset
+from vitral.errors import UserError
+from vitral.models.config import ModelConfig
+from vitral.models.presets import resolve
+from vitral.models.registry import build_config
+from vitral.predictor import pick_device
+from vitral.run.config import RunConfig
+from vitral.run.memory import checkpointed_blocks, make_job, memory_limit
+from vitral.run.prepare import EVAL_BATCH, choose_architecture, settle_precision
+from vitral.run.summary import compute
+from vitral.training.plan import alternatives, choose, free_bytes, micro_batches, predict
+from vitral.weights.folder import find_folder, load_config
+
+
+def estimate(config: RunConfig) -> dict[str, Any]:
+    """Compute, parts of the peak memory, the micro-batch and checkpointing that fit, and the alternatives.
+
+    Data that the recipe names are opened, but no image is decoded; without them channels and classes are the preset's.
+    """
+    device = torch.device(config.device) if config.memory and config.device != "auto" else pick_device(config.device)
+    architecture = _architecture(config)
+    config = config.model_copy(update={"precision": settle_precision(config, device)})
+    job = make_job(config, architecture, device, EVAL_BATCH)
+    limit = free_bytes(device) if config.memory is None else memory_limit(config.memory, device)
+    asked = config.train.checkpointing
+    blocks = None if asked == "auto" else checkpointed_blocks(config, architecture)
+    choice = choose(job, limit, config.train.micro_batch, blocks)
+    fits = choice is not None
+    choice = choice or choose(job, float("inf"), config.train.micro_batch or micro_batches(job)[-1], blocks)
+    assert choice is not None
+    parts = predict(job, choice.micro_batch, choice.checkpointing)
+    return {
+        **compute(architecture), **choice._asdict(), "limit_bytes": limit, "fits": fits, "batch_size": job.batch_size,
+        "precision": job.precision, "device": device.type, "blocks": architecture.block_count,
+        "image_size": list(architecture.image_size), "parts": parts._asdict(),
+        "alternatives": [row._asdict() for row in alternatives(job, limit)],
+    }  # fmt: skip
+
+
+def _architecture(config: RunConfig) -> ModelConfig:
+    source = load_config(find_folder(config.init)) if config.init else None
+    if config.data.path is not None or config.data.source == "digits":
+        return choose_architecture(config, open_dataset(config.data, hold_out=False, one_class=True), source)[1]
+    name = config.model.name if source is None else source.name
+    size = {} if config.data.image_size == "auto" else {"image_size": config.data.image_size}
+    channels = {} if config.data.channels == "auto" else {"in_channels": config.data.channels}
+    if config.model.name == "auto" and source is not None:
+        return build_config({**source.architecture.model_dump(), **config.model.options(), **size})
+    if config.model.options().get("patch_size") == "auto":
+        raise UserError("auto can only be resolved from a dataset", where="model.patch_size", hint="Pass data=PATH.")
+    return resolve(name, **config.model.options(), **size, **channels)
