@@ -23,7 +23,7 @@ from vitral.models.position import Grid, sincos_table
 from vitral.models.vit import VisionTransformer
 from vitral.objectives.config import MaeConfig
 from vitral.objectives.monitors import feature_rank, feature_std
-from vitral.objectives.objective import Objective, Setting
+from vitral.objectives.objective import Objective, ObjectiveContext
 from vitral.structs import Batch, EncoderOutput, StepOutput
 
 _EPS = 1e-6  # added to a patch's variance, in units of normalised pixels
@@ -53,13 +53,13 @@ class MAE(Objective):
     step_in_graph = True
     decoder_places: Tensor
 
-    def __init__(self, factory: Callable[[], ImageModel], config: MaeConfig, setting: Setting) -> None:
-        super().__init__(factory, config, setting)
+    def __init__(self, factory: Callable[[], ImageModel], config: MaeConfig, context: ObjectiveContext) -> None:
+        super().__init__(factory, config, context)
         model = factory()
         assert isinstance(model, VisionTransformer)
         _check(model.config, config)
         self.model = model  # pyright: ignore[reportIncompatibleVariableOverride] - a narrower one
-        self.config, self.seed = config, setting.seed
+        self.config, self.seed = config, context.seed
         encoder, width = model.config, config.decoder_width
         self.decoder_embed = Linear(encoder.width, width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))

@@ -20,7 +20,7 @@ from vitral.models.pruner import LearnedPruner, MaskedPruner
 from vitral.models.vit import VisionTransformer
 from vitral.objectives.config import PrunedConfig
 from vitral.objectives.losses import cross_entropy, soft_targets, wide
-from vitral.objectives.objective import Objective, Setting
+from vitral.objectives.objective import Objective, ObjectiveContext
 from vitral.structs import Batch, StepOutput
 
 
@@ -32,8 +32,8 @@ class Pruned(Objective):
     without a pruner.
     """
 
-    def __init__(self, factory: Callable[[], ImageModel], config: PrunedConfig, setting: Setting) -> None:
-        super().__init__(factory, config, setting)
+    def __init__(self, factory: Callable[[], ImageModel], config: PrunedConfig, context: ObjectiveContext) -> None:
+        super().__init__(factory, config, context)
         model, teacher = factory(), factory()
         if not isinstance(model, VisionTransformer) or not isinstance(model.reduce, LearnedPruner):
             raise UserError(
@@ -44,7 +44,7 @@ class Pruned(Objective):
         teacher.reduce = None
         self.model, self.teacher, self.config = model, teacher.requires_grad_(False).eval(), config
         keep = model.config.pruner_keep
-        self.seed = setting.seed
+        self.seed = context.seed
         self.shares = [keep ** (stage + 1) for stage in range(len(model.config.pruner_blocks))]
 
     def train(self, mode: bool = True) -> Pruned:

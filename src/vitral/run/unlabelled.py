@@ -26,7 +26,7 @@ from vitral.models.config import build_config
 from vitral.models.create import build_model
 from vitral.models.model import ImageModel
 from vitral.objectives.config import SelfSupervisedConfig, SupervisedConfig
-from vitral.objectives.objective import Objective, Setting
+from vitral.objectives.objective import Objective, ObjectiveContext
 from vitral.objectives.table import OBJECTIVES
 from vitral.report.unlabelled_page import write_unlabelled_report
 from vitral.run import outputs
@@ -151,8 +151,8 @@ def load_objective(folder: str | Path) -> Objective:
         raise UserError("a run with labels", where=str(folder), got=config.objective.kind, hint=hint)
     images = config.data.model_dump(include={"image_size", "mean", "std"}) | {"in_channels": config.data.channels}
     architecture = build_config({**config.model.options(), **images, "num_classes": 0})
-    kind, setting = OBJECTIVES[config.objective.kind], Setting(1, seed=config.seed)
-    objective = kind(lambda: build_model(architecture), config.objective, setting)
+    kind, context = OBJECTIVES[config.objective.kind], ObjectiveContext(1, seed=config.seed)
+    objective = kind(lambda: build_model(architecture), config.objective, context)
     checkpoint, prefix = path / CHECKPOINTS / f"{LAST}{WHOLE}", "objective."
     tensors = load_tensors(checkpoint, checked=True)[0]
     mine = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
