@@ -42,7 +42,7 @@ from vitral.objectives import mae
 from vitral.objectives.config import MaeConfig
 from vitral.objectives.mae import MAE
 from vitral.objectives.mae_checkpoint import load_mae
-from vitral.objectives.objective import Setting
+from vitral.objectives.objective import ObjectiveContext
 from vitral.structs import Batch, View
 from vitral.weights.config import ReadOptions
 
@@ -202,7 +202,9 @@ def same_weights(name: str, theirs: Any) -> MAE:
         theirs.save_pretrained(folder)
         weights = load_mae(folder, ReadOptions(heads=config.heads)).state_dict()
     del weights["model.pos_embed"]
-    ours = MAE(lambda: create_model(name, num_classes=0, positions="sincos"), MaeConfig(kind="mae"), Setting(1))
+    ours = MAE(
+        lambda: create_model(name, num_classes=0, positions="sincos"), MaeConfig(kind="mae"), ObjectiveContext(1)
+    )
     ours.load_state_dict(weights)
     return ours
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from vitral.models.model import ImageModel
 from vitral.objectives.config import LabelledConfig, StreamTraits
 from vitral.objectives.losses import cross_entropy, soft_targets, wide
-from vitral.objectives.objective import Objective, Setting
+from vitral.objectives.objective import Objective, ObjectiveContext
 from vitral.objectives.table import OBJECTIVES
 from vitral.run.config import RunConfig
 from vitral.run.register import register_objective
@@ -32,8 +32,8 @@ class EntropyConfig(LabelledConfig):
 class Entropy(Objective):
     """Cross-entropy on labeled images plus the entropy of the predictions on unlabeled ones."""
 
-    def __init__(self, factory: Callable[[], ImageModel], config: EntropyConfig, setting: Setting) -> None:
-        super().__init__(factory, config, setting)
+    def __init__(self, factory: Callable[[], ImageModel], config: EntropyConfig, context: ObjectiveContext) -> None:
+        super().__init__(factory, config, context)
         self.model, self.config = factory(), config
 
     def alike(self, step: int) -> int:

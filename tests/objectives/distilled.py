@@ -14,7 +14,7 @@ from vitral.objectives.config import DinoConfig, IbotConfig
 from vitral.objectives.dino import Dino
 from vitral.objectives.distillation import Distillation
 from vitral.objectives.ibot import Ibot
-from vitral.objectives.objective import Setting
+from vitral.objectives.objective import ObjectiveContext
 from vitral.optim.config import OptimConfig
 from vitral.optim.optimizer import make_optimizer
 from vitral.structs import Batch, StepOutput, View
@@ -34,18 +34,23 @@ def encoder(dtype: torch.dtype = DOUBLE, **options: Any) -> VisionTransformer:
 
 
 def make(
-    kind: str = "dino", *, dtype: torch.dtype = DOUBLE, setting: Setting | None = None, model: Any = (), **keys: Any
+    kind: str = "dino",
+    *,
+    dtype: torch.dtype = DOUBLE,
+    context: ObjectiveContext | None = None,
+    model: Any = (),
+    **keys: Any,
 ) -> Distillation:
     """With a class token that is not zero, so that nothing is equal by its initial value."""
     torch.manual_seed(0)
-    setting, keys = setting or Setting(steps=20, epoch_steps=0.0, seed=3), {**SMALL, "kind": kind, **keys}
+    context, keys = context or ObjectiveContext(steps=20, epoch_steps=0.0, seed=3), {**SMALL, "kind": kind, **keys}
 
     def factory() -> VisionTransformer:
         return encoder(dtype, **dict(model))
 
     objective: Distillation
     objective = (
-        Ibot(factory, IbotConfig(**keys), setting) if kind == "ibot" else Dino(factory, DinoConfig(**keys), setting)
+        Ibot(factory, IbotConfig(**keys), context) if kind == "ibot" else Dino(factory, DinoConfig(**keys), context)
     )
     if "checkpoint" not in keys:
         torch.nn.init.normal_(objective.model.get_parameter("cls_token"), std=0.5)

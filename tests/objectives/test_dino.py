@@ -17,7 +17,7 @@ from vitral.data.config import AugmentConfig
 from vitral.errors import UserError
 from vitral.objectives.config import DinoConfig, IbotConfig
 from vitral.objectives.distillation import Distillation
-from vitral.objectives.objective import Setting
+from vitral.objectives.objective import ObjectiveContext
 from vitral.optim.config import OptimConfig
 from vitral.structs import Batch
 from vitral.training.guard import BOUND, STEPS
@@ -124,7 +124,7 @@ def test_a_step_that_is_not_finite_moves_nothing(keys: dict[str, Any], caplog: p
 
 @pytest.mark.parametrize("keys", KINDS)
 def test_prototypes_rest_in_the_first_epoch(keys: dict[str, Any]) -> None:
-    objective = make(**keys, setting=Setting(steps=20, epoch_steps=2.0), fixed_lengths=False)
+    objective = make(**keys, context=ObjectiveContext(steps=20, epoch_steps=2.0), fixed_lengths=False)
     state = state_of(objective, OptimConfig(name="adamw", lr=0.1, weight_decay=0.5))
     before = [p.clone() for p in objective.prototypes]
     for _ in range(2):
@@ -151,10 +151,10 @@ def test_the_temperature_rises_and_stays(warmup: float, epoch_steps: float, want
         "teacher_temperature": 0.06,
         "temperature_warmup": warmup,
     }
-    objective = make(**keys, setting=Setting(steps=20, epoch_steps=epoch_steps))
+    objective = make(**keys, context=ObjectiveContext(steps=20, epoch_steps=epoch_steps))
     assert [objective.temperature(i) for i in (0, 5, 10, 19)] == pytest.approx(want)
     keys["temperature_warmup"] = 300
-    short = make(**keys, setting=Setting(steps=2, epoch_steps=1.0))
+    short = make(**keys, context=ObjectiveContext(steps=2, epoch_steps=1.0))
     assert 0.02 <= short.temperature(1) < 0.021, "a warm-up longer than the run"
 
 

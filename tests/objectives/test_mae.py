@@ -22,7 +22,7 @@ from vitral.objectives import mae
 from vitral.objectives.config import MaeConfig
 from vitral.objectives.mae import MAE, patchify, unpatchify
 from vitral.objectives.mae_checkpoint import load_mae
-from vitral.objectives.objective import Setting
+from vitral.objectives.objective import ObjectiveContext
 from vitral.optim.config import OptimConfig
 from vitral.optim.optimizer import make_optimizer
 from vitral.structs import Batch, View
@@ -48,7 +48,7 @@ def vit(**options: Any) -> VisionTransformer:
 def objective(dtype: torch.dtype = torch.float32, seed: int = 0, hidden: float = 0.75, **options: Any) -> MAE:
     keys = {key: options.pop(key) for key in list(options) if key in MaeConfig.model_fields}
     config = MaeConfig(kind="mae", hidden=hidden, **{**DECODER, **keys})
-    made = MAE(lambda: vit(**options), config, Setting(10, seed=seed))
+    made = MAE(lambda: vit(**options), config, ObjectiveContext(10, seed=seed))
     torch.manual_seed(1)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.3)

@@ -10,7 +10,7 @@ from tests.helpers import create_vit
 from vitral.data.masking import noise
 from vitral.objectives.config import MaskedPatchConfig
 from vitral.objectives.masked_patch import MaskedPatch, colours, part_means
-from vitral.objectives.objective import Setting
+from vitral.objectives.objective import ObjectiveContext
 from vitral.structs import Batch, View
 
 
@@ -27,7 +27,7 @@ def objective(seed: int = 0, channels: int = 3, pool: str = "avg", **keys: objec
         return create_vit("vit_micro_patch2_8", num_classes=0, in_channels=channels, pool=pool, depth=2).double()
 
     config = MaskedPatchConfig(kind="masked_patch", **keys)  # type: ignore[arg-type]
-    return MaskedPatch(factory, config, Setting(10, seed=3)).double()  # type: ignore[arg-type]
+    return MaskedPatch(factory, config, ObjectiveContext(10, seed=3)).double()  # type: ignore[arg-type]
 
 
 def test_white_is_511_and_black_is_0() -> None:

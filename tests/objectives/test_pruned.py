@@ -18,7 +18,7 @@ from vitral.errors import UserError
 from vitral.models.pruner import LearnedPruner
 from vitral.models.vit import VisionTransformer
 from vitral.objectives.config import PrunedConfig
-from vitral.objectives.objective import Setting
+from vitral.objectives.objective import ObjectiveContext
 from vitral.objectives.pruned import Pruned, divergence, share_distance, token_distance
 from vitral.optim.config import OptimConfig
 from vitral.optim.optimizer import make_optimizer
@@ -41,7 +41,7 @@ def objective(pool: str = "avg", **keys: float) -> Pruned:
         torch.nn.init.normal_(model.get_parameter("head.weight"))
         return model.double()
 
-    return Pruned(factory, PrunedConfig(**keys), Setting(10)).train()  # type: ignore[arg-type]
+    return Pruned(factory, PrunedConfig(**keys), ObjectiveContext(10)).train()  # type: ignore[arg-type]
 
 
 def batch(count: int = 6) -> Batch:
@@ -127,7 +127,7 @@ def test_an_image_keeps_at_least_one_patch() -> None:
 
 def test_what_cannot_learn_is_refused() -> None:
     with pytest.raises(UserError, match=r"(?s)no pruner to learn.*model\.pruner_blocks"):
-        Pruned(lambda: create_vit("vit_micro_patch2_8"), PrunedConfig(), Setting(10))
+        Pruned(lambda: create_vit("vit_micro_patch2_8"), PrunedConfig(), ObjectiveContext(10))
     several = batch()
     several.targets["label"] = torch.ones(6, 10, dtype=torch.bool)
     with pytest.raises(UserError, match="one class"):

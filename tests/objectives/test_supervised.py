@@ -13,7 +13,7 @@ from vitral.models.parameters import freeze_encoder
 from vitral.models.vit import VisionTransformer
 from vitral.objectives.config import SupervisedConfig
 from vitral.objectives.losses import binary_cross_entropy, cross_entropy, soft_multi_hot, soft_targets
-from vitral.objectives.objective import Setting
+from vitral.objectives.objective import ObjectiveContext
 from vitral.objectives.supervised import Supervised
 from vitral.structs import Batch, View
 
@@ -27,7 +27,9 @@ def batch(size: int = 12) -> Batch:
 
 def objective(**keys: float) -> Supervised:
     torch.manual_seed(0)
-    made = Supervised(lambda: create_vit("vit_micro_patch2_8").double(), SupervisedConfig(**keys), Setting(100))  # type: ignore[arg-type]
+    made = Supervised(
+        lambda: create_vit("vit_micro_patch2_8").double(), SupervisedConfig(**keys), ObjectiveContext(100)
+    )  # type: ignore[arg-type]
     torch.nn.init.normal_(made.model.get_parameter("head.weight"))
     return made
 
@@ -61,7 +63,7 @@ def test_the_loss_is_computed_in_float32_whatever_the_logits_are() -> None:
 
 
 def test_an_untrained_model_has_the_loss_of_guessing() -> None:
-    made = Supervised(lambda: create_vit("vit_micro_patch2_8").double(), SupervisedConfig(), Setting(100))
+    made = Supervised(lambda: create_vit("vit_micro_patch2_8").double(), SupervisedConfig(), ObjectiveContext(100))
     assert made({"train": batch()}, 0).loss.item() == pytest.approx(math.log(10)), "the head starts at zero"
 
 
@@ -87,19 +89,23 @@ def test_a_frozen_encoder_works_as_in_evaluation_and_only_the_head_learns() -> N
         freeze_encoder(made)
         return made
 
-    made = Supervised(factory, SupervisedConfig(), Setting(100)).train()
+    made = Supervised(factory, SupervisedConfig(), ObjectiveContext(100)).train()
     first, second = made({"train": batch()}, 0).loss, made({"train": batch()}, 0).loss
     assert first == second, "no dropout"
     first.backward()
     assert {name for name, p in made.model.named_parameters() if p.grad is not None} == {"head.weight", "head.bias"}
-    assert Supervised(lambda: create_vit("vit_micro_patch2_8"), SupervisedConfig(), Setting(1)).train().model.training
+    assert (
+        Supervised(lambda: create_vit("vit_micro_patch2_8"), SupervisedConfig(), ObjectiveContext(1))
+        .train()
+        .model.training
+    )
 
 
 def test_the_sigmoid_loss_is_summed_over_classes_and_starts_where_rare_classes_leave_it() -> None:
     made = Supervised(
         lambda: create_vit("vit_micro_patch2_8", num_classes=10).double(),
         SupervisedConfig(loss="sigmoid"),
-        Setting(1),
+        ObjectiveContext(1),
     )
     torch.nn.init.constant_(made.model.get_parameter("head.bias"), -6.9)
     expected = 9 * math.log1p(math.exp(-6.9)) + math.log1p(math.exp(6.9))

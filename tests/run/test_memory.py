@@ -14,7 +14,7 @@ from vitral.errors import RunFailed
 from vitral.models.config import ModelConfig
 from vitral.models.create import build_model
 from vitral.models.presets import resolve
-from vitral.objectives.objective import Setting
+from vitral.objectives.objective import ObjectiveContext
 from vitral.objectives.table import OBJECTIVES
 from vitral.optim.optimizer import make_optimizer
 from vitral.run.config import load_config
@@ -105,7 +105,9 @@ def test_what_a_step_keeps_is_what_autograd_keeps(objective: dict[str, Any], pre
     config = load_config("digits", keys | ({"init": "any", "init_head": True} if pruned else {}))
     model = architecture(objective["kind"] in ("supervised", "pruned"), pruned)
     job = make_job(config, model, torch.device("cpu"), 0)
-    real = OBJECTIVES[config.objective.kind](lambda: build_model(model), config.objective, Setting(1000)).train()
+    real = OBJECTIVES[config.objective.kind](
+        lambda: build_model(model), config.objective, ObjectiveContext(1000)
+    ).train()
     views = config.objective.views(config.augment, model.image_size, model.stride)
     images = tuple(View(torch.rand(8, 3, *view.size), torch.eye(3).expand(8, 3, 3)) for view in views)
     batch = Batch(images, {"label": torch.randint(0, 10, (8,))}, torch.arange(8))
@@ -130,7 +132,7 @@ def test_state_of_every_optimizer(optimizer: str) -> None:
     config = load_config("digits", {**SMALL, "optim.name": optimizer, "optim.weight_decay": 0.0})
     model = architecture(True)
     job = make_job(config, model, torch.device("cpu"), 0)
-    real = OBJECTIVES["supervised"](lambda: build_model(model), config.objective, Setting(1000))
+    real = OBJECTIVES["supervised"](lambda: build_model(model), config.objective, ObjectiveContext(1000))
     made = make_optimizer(real, config.optim)
     for parameter in real.parameters():
         parameter.grad = torch.zeros_like(parameter)

@@ -233,7 +233,9 @@ def test_the_page_about_streams_runs_as_it_stands() -> None:
     page = (Path(__file__).parents[2] / "docs" / "streams.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     with kinds_kept():
-        exec(compile(code, "streams.md", "exec"), {"__name__": "streams"})  # the documentation itself
+        exec(
+            compile(code, "streams.md", "exec", dont_inherit=True), {"__name__": "streams"}
+        )  # the documentation itself
     rows = Journal.read(Path("runs/confident"))
     assert rows[-1]["step"] == 30
     assert any("entropy" in row for row in rows)

@@ -15,7 +15,7 @@ from vitral.cli.main import main
 from vitral.errors import UserError
 from vitral.models.vit import VisionTransformer
 from vitral.objectives.config import MaeConfig, MaskedPatchConfig, SupervisedConfig
-from vitral.objectives.objective import Setting
+from vitral.objectives.objective import ObjectiveContext
 from vitral.objectives.supervised import Supervised
 from vitral.objectives.table import OBJECTIVES
 from vitral.optim.config import OptimConfig
@@ -52,7 +52,7 @@ def build() -> VisionTransformer:
 def updated(compiled: bool, head_first: float, low: bool) -> TrainState:
     """The state after five updates of micro-batches of 16, 16, 16 and 2."""
     torch.manual_seed(0)
-    objective = Supervised(build, SupervisedConfig(head_first=head_first, label_smoothing=0.1), Setting(10))
+    objective = Supervised(build, SupervisedConfig(head_first=head_first, label_smoothing=0.1), ObjectiveContext(10))
     torch.nn.init.normal_(objective.model.get_parameter("head.weight"), std=0.1)
     copy = Bfloat16Copy(objective) if low else None
     called = copy.module if copy else objective
@@ -94,7 +94,9 @@ def test_masks_follow_the_step_inside_one_graph(kind: str) -> None:
     small = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2} if kind == "mae" else {}
     config = (MaeConfig if kind == "mae" else MaskedPatchConfig)(kind=kind, **small)  # type: ignore[arg-type]
     torch.manual_seed(0)
-    made = OBJECTIVES[kind](lambda: create_vit("vit_micro_patch2_8", depth=2, num_classes=0), config, Setting(10))
+    made = OBJECTIVES[kind](
+        lambda: create_vit("vit_micro_patch2_8", depth=2, num_classes=0), config, ObjectiveContext(10)
+    )
     compiled = Compiled(made)
     counters.clear()
     losses: list[float] = []

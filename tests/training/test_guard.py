@@ -17,7 +17,7 @@ from vitral.data.loader import StreamLoader
 from vitral.errors import RunFailed
 from vitral.models.create import create_model
 from vitral.objectives.config import SupervisedConfig
-from vitral.objectives.objective import Setting
+from vitral.objectives.objective import ObjectiveContext
 from vitral.objectives.supervised import Supervised
 from vitral.optim.config import OptimConfig
 from vitral.optim.ema import WeightEMA
@@ -46,7 +46,9 @@ def batch(step: int, bad: frozenset[int] = frozenset()) -> Batch:
 
 def start(optimizer: str = "adamw", model: str = "vit_micro_patch2_8", **options: Any) -> TrainState:
     torch.manual_seed(0)
-    objective = Supervised(lambda: create_model(model, num_classes=10, **options), SupervisedConfig(), Setting(100))
+    objective = Supervised(
+        lambda: create_model(model, num_classes=10, **options), SupervisedConfig(), ObjectiveContext(100)
+    )
     for name, parameter in objective.model.named_parameters():
         if name.startswith("head.") and name.endswith("weight"):
             nn.init.normal_(parameter, std=0.1)

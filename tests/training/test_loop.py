@@ -16,7 +16,7 @@ from vitral import distributed
 from vitral.models.create import create_model
 from vitral.models.model import ImageModel
 from vitral.objectives.config import SupervisedConfig
-from vitral.objectives.objective import Objective, Setting
+from vitral.objectives.objective import Objective, ObjectiveContext
 from vitral.objectives.supervised import Supervised
 from vitral.optim.config import OptimConfig
 from vitral.optim.ema import WeightEMA
@@ -42,7 +42,9 @@ def batch() -> Batch:
 def updated(micro: int | None, clip: float | None = 1.0, steps: int = 3) -> tuple[TrainState, list[float]]:
     """The state after some updates in float64, and the gradient norms."""
     torch.manual_seed(0)
-    objective = Supervised(lambda: create_model("vit_micro_patch2_8").double(), SupervisedConfig(), Setting(100))
+    objective = Supervised(
+        lambda: create_model("vit_micro_patch2_8").double(), SupervisedConfig(), ObjectiveContext(100)
+    )
     torch.nn.init.normal_(objective.model.get_parameter("head.weight"))
     optimizer = make_optimizer(objective, OptimConfig(name="sgd", weight_decay=0.0))
     ema = WeightEMA(objective.model, create_model("vit_micro_patch2_8").double(), 0.9)
@@ -99,8 +101,8 @@ def test_the_length_of_a_run(keys: dict[str, float], steps: int) -> None:
 class Counted(Objective):
     """Squared error of a number of tokens that each image says itself: a mean over tokens, not over images."""
 
-    def __init__(self, factory: Callable[[], ImageModel], config: None, setting: Setting) -> None:
-        super().__init__(factory, config, setting)
+    def __init__(self, factory: Callable[[], ImageModel], config: None, context: ObjectiveContext) -> None:
+        super().__init__(factory, config, context)
         self.model = factory()
 
     def forward(self, batches: Mapping[str, Batch], step: int) -> StepOutput:
@@ -114,7 +116,7 @@ class Counted(Objective):
 def counted(micro: int | None, counts: Sequence[int], ddp: bool = False) -> tuple[dict[str, Any], list[float]]:
     """Weights after three steps, and losses; each of several processes has an equal slice."""
     torch.manual_seed(0)
-    made = Counted(lambda: create_model("vit_micro_patch2_8").double(), None, Setting(100))
+    made = Counted(lambda: create_model("vit_micro_patch2_8").double(), None, ObjectiveContext(100))
     torch.nn.init.normal_(made.model.get_parameter("head.weight"))
     optimizer = make_optimizer(made, OptimConfig(name="sgd", weight_decay=0.0))
     state, size = TrainState(made, optimizer, None, Progress(), parallel=Parallel(made, ddp=ddp)), len(counts)

@@ -23,7 +23,7 @@ from vitral.errors import RunFailed, UserError
 from vitral.evaluate.classify import collect_logits
 from vitral.models.create import create_model
 from vitral.objectives.config import SupervisedConfig
-from vitral.objectives.objective import Setting
+from vitral.objectives.objective import ObjectiveContext
 from vitral.objectives.supervised import Supervised
 from vitral.optim.config import OptimConfig
 from vitral.optim.ema import WeightEMA
@@ -53,7 +53,9 @@ def make(
     mode: str, dtype: torch.dtype, head_first: float = 0.0, name: Any = "sgd", checkpointed: int = 0, low: bool = False
 ) -> tuple[TrainState, Supervised]:
     torch.manual_seed(0)
-    objective = Supervised(lambda: build(dtype, checkpointed), SupervisedConfig(head_first=head_first), Setting(10))
+    objective = Supervised(
+        lambda: build(dtype, checkpointed), SupervisedConfig(head_first=head_first), ObjectiveContext(10)
+    )
     torch.nn.init.normal_(objective.model.get_parameter("head.weight"), std=0.1)
     average = build(dtype)
     if mode == "fsdp":

@@ -18,7 +18,7 @@ from vitral.data.loader import ImageStore, StreamLoader, TrainLoader
 from vitral.data.sources import open_dataset
 from vitral.data.unlabeled import with_labels_per_class
 from vitral.models.create import create_model
-from vitral.objectives.objective import Setting
+from vitral.objectives.objective import ObjectiveContext
 from vitral.optim.config import OptimConfig
 from vitral.optim.optimizer import make_optimizer
 from vitral.structs import Batch, View
@@ -55,7 +55,9 @@ def make(*, ddp: bool = False) -> tuple[TrainState, Entropy]:
     sizes: dict[str, Any] = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 32}
     config = EntropyConfig(kind="entropy", entropy_weight=0.7)
     objective = Entropy(
-        lambda: create_model("vit_micro_patch2_8", in_channels=1, num_classes=10, **sizes).double(), config, Setting(10)
+        lambda: create_model("vit_micro_patch2_8", in_channels=1, num_classes=10, **sizes).double(),
+        config,
+        ObjectiveContext(10),
     )
     torch.nn.init.normal_(objective.model.get_parameter("head.weight"), std=0.1)
     optimizer = make_optimizer(objective, OptimConfig(name="sgd"))

@@ -14,7 +14,7 @@ from vitral.models.model import ImageModel
 from vitral.objectives.config import DinoConfig
 from vitral.objectives.distillation import GLOBAL, Distillation
 from vitral.objectives.losses import wide
-from vitral.objectives.objective import Setting
+from vitral.objectives.objective import ObjectiveContext
 from vitral.objectives.sinkhorn import cross_view_loss
 from vitral.structs import Batch, StepOutput
 
@@ -22,8 +22,8 @@ from vitral.structs import Batch, StepOutput
 class Dino(Distillation):
     """Cross-entropy between prototypes of different views: large ones from the teacher, all from the student."""
 
-    def __init__(self, factory: Callable[[], ImageModel], config: DinoConfig, setting: Setting) -> None:
-        super().__init__(factory, config, setting)
+    def __init__(self, factory: Callable[[], ImageModel], config: DinoConfig, context: ObjectiveContext) -> None:
+        super().__init__(factory, config, context)
         self.start()
 
     def forward(self, batches: Mapping[str, Batch], step: int) -> StepOutput:

@@ -20,7 +20,7 @@ from vitral.models.vit import VisionTransformer
 from vitral.objectives.config import DistillationConfig
 from vitral.objectives.koleo import koleo
 from vitral.objectives.monitors import entropy, feature_rank, feature_std
-from vitral.objectives.objective import Objective, Setting
+from vitral.objectives.objective import Objective, ObjectiveContext
 from vitral.objectives.projection import ProjectionHead
 from vitral.objectives.sinkhorn import centred, sinkhorn
 from vitral.objectives.teacher import EMATeacher, cosine
@@ -41,14 +41,19 @@ class Distillation(Objective):
     centre_K: Tensor
 
     def __init__(
-        self, factory: Callable[[], ImageModel], config: DistillationConfig, setting: Setting, *, second: bool = False
+        self,
+        factory: Callable[[], ImageModel],
+        config: DistillationConfig,
+        context: ObjectiveContext,
+        *,
+        second: bool = False,
     ) -> None:
         """second: the heads have other prototypes for patches."""
-        super().__init__(factory, config, setting)
+        super().__init__(factory, config, context)
         model, teacher = token_encoder(factory()), factory()
         assert model is not None
         self.model = model  # pyright: ignore[reportIncompatibleVariableOverride] - a narrower one
-        self.distilled, self.setting, self.second = config, setting, second
+        self.distilled, self.context, self.second = config, context, second
         self.head = self.make_head()
         self.teacher, self.teacher_head = EMATeacher(model, teacher), EMATeacher(self.head, self.make_head())
         self.register_buffer("centre_K", torch.zeros(config.prototypes))
@@ -104,7 +109,7 @@ class Distillation(Objective):
     def temperature(self, step: int) -> float:
         """The teacher's, linear in the warm-up: `teacher_temperature_start` at step 0."""
         config, warmup = self.distilled, self.distilled.temperature_warmup
-        steps = warmup * (self.setting.epoch_steps if warmup >= 1 else self.setting.steps)
+        steps = warmup * (self.context.epoch_steps if warmup >= 1 else self.context.steps)
         done = min(step / steps, 1.0) if steps else 1.0
         start = config.teacher_temperature_start
         return start + (config.teacher_temperature - start) * done
@@ -137,14 +142,14 @@ class Distillation(Objective):
 
     def before_update(self, step: int) -> None:
         """In the first epochs prototypes have no gradient: neither it nor weight decay moves them."""
-        if step < self.distilled.freeze_last * self.setting.epoch_steps:
+        if step < self.distilled.freeze_last * self.context.epoch_steps:
             for parameter in self.prototypes:
                 parameter.grad = None
 
     def after_update(self, step: int, means: Mapping[str, Tensor], found_inf: Tensor) -> None:
         """The teacher follows the student, the centre the teacher's logits; neither in a step that was skipped."""
         config = self.distilled
-        momentum = cosine(step, self.setting.steps, config.momentum, config.momentum_final)
+        momentum = cosine(step, self.context.steps, config.momentum, config.momentum_final)
         for teacher in self.teachers:
             teacher.update(momentum, found_inf)
         if config.targets == "centred":

@@ -19,7 +19,7 @@ from vitral.models.model import ImageModel
 from vitral.objectives.config import IbotConfig
 from vitral.objectives.distillation import GLOBAL, Distillation
 from vitral.objectives.losses import wide
-from vitral.objectives.objective import Setting
+from vitral.objectives.objective import ObjectiveContext
 from vitral.objectives.projection import ProjectionHead
 from vitral.objectives.sinkhorn import cross_view_loss
 from vitral.objectives.teacher import EMATeacher
@@ -51,8 +51,8 @@ class Ibot(Distillation):
 
     patch_centre_K: Tensor
 
-    def __init__(self, factory: Callable[[], ImageModel], config: IbotConfig, setting: Setting) -> None:
-        super().__init__(factory, config, setting, second=config.patch_head == "last_layer")
+    def __init__(self, factory: Callable[[], ImageModel], config: IbotConfig, context: ObjectiveContext) -> None:
+        super().__init__(factory, config, context, second=config.patch_head == "last_layer")
         encoder = self.model.config
         if encoder.pool not in ("cls", "avg"):
             raise UserError(
@@ -88,7 +88,7 @@ class Ibot(Distillation):
         batch = batches["train"]
         config = self.config
         large, small = self.large_and_small(batch)
-        masked = draw_masks(config, self.setting.seed, step, batch.keys_B.to(large.device), self.model.grid)
+        masked = draw_masks(config, self.context.seed, step, batch.keys_B.to(large.device), self.model.grid)
         with torch.no_grad():
             out = self.taught.encode(large)
             taught_RD = self.taught.pool(out)

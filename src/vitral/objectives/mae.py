@@ -25,7 +25,7 @@ from vitral.models.registry import token_encoder
 from vitral.models.vit import VisionTransformer
 from vitral.objectives.config import MaeConfig
 from vitral.objectives.monitors import feature_rank, feature_std
-from vitral.objectives.objective import Objective, Setting
+from vitral.objectives.objective import Objective, ObjectiveContext
 from vitral.structs import Batch, EncoderOutput, StepOutput
 
 _EPS = 1e-6  # added to a patch's variance, in units of normalised pixels
@@ -55,13 +55,13 @@ class MAE(Objective):
     step_in_graph = True
     decoder_places: Tensor
 
-    def __init__(self, factory: Callable[[], ImageModel], config: MaeConfig, setting: Setting) -> None:
-        super().__init__(factory, config, setting)
+    def __init__(self, factory: Callable[[], ImageModel], config: MaeConfig, context: ObjectiveContext) -> None:
+        super().__init__(factory, config, context)
         model = token_encoder(factory())
         assert model is not None
         _check(model.config, config)
         self.model = model  # pyright: ignore[reportIncompatibleVariableOverride] - a narrower one
-        self.config, self.seed = config, setting.seed
+        self.config, self.seed = config, context.seed
         encoder, width = model.config, config.decoder_width
         self.decoder_embed = Linear(encoder.width, width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))

@@ -10,7 +10,7 @@ from torch import Tensor
 from vitral.errors import UserError
 from vitral.objectives.config import MaeConfig
 from vitral.objectives.mae import MAE
-from vitral.objectives.objective import Setting
+from vitral.objectives.objective import ObjectiveContext
 from vitral.weights import hf, repositories
 from vitral.weights.config import ReadOptions
 from vitral.weights.convert import read_foreign, understand
@@ -48,7 +48,7 @@ def load_mae(
         kind="mae", decoder_width=width, decoder_depth=depth, decoder_heads=decoder_heads, target_norm=target_norm
     )
     model = read_foreign(path, options).model
-    objective = MAE(lambda: model, config, Setting(1))
+    objective = MAE(lambda: model, config, ObjectiveContext(1))
     _check_places(objective, places, str(path))
     tensors |= {f"model.{name}": value for name, value in model.state_dict().items()}
     tensors |= dict.fromkeys(decoder.unexpected, torch.empty(0))

@@ -22,7 +22,7 @@ from vitral.models.vit import VisionTransformer
 from vitral.objectives.config import MaskedPatchConfig
 from vitral.objectives.losses import wide
 from vitral.objectives.monitors import feature_rank, feature_std
-from vitral.objectives.objective import Objective, Setting
+from vitral.objectives.objective import Objective, ObjectiveContext
 from vitral.structs import Batch, StepOutput
 
 LEVELS = 8  # a channel: 3 bits
@@ -38,12 +38,12 @@ class MaskedPatch(Objective):
     model: VisionTransformer  # pyright: ignore[reportIncompatibleVariableOverride] - set once, by the constructor
     step_in_graph = True
 
-    def __init__(self, factory: Callable[[], ImageModel], config: MaskedPatchConfig, setting: Setting) -> None:
-        super().__init__(factory, config, setting)
+    def __init__(self, factory: Callable[[], ImageModel], config: MaskedPatchConfig, context: ObjectiveContext) -> None:
+        super().__init__(factory, config, context)
         model = token_encoder(factory())
         assert model is not None
         self.model = model  # pyright: ignore[reportIncompatibleVariableOverride] - a narrower one
-        self.config, self.seed = config, setting.seed
+        self.config, self.seed = config, context.seed
         encoder = model.config
         self.mask_token = nn.Parameter(torch.empty(encoder.width))
         nn.init.normal_(self.mask_token, std=0.02)

@@ -16,7 +16,7 @@ from vitral.objectives.balance import NO_BALANCE, ClassBalance
 from vitral.structs import Batch, StepOutput
 
 
-class Setting(NamedTuple):
+class ObjectiveContext(NamedTuple):
     """What an objective is told of its run: its length in steps, the steps of an epoch, the seed of what it draws
     about samples, and how large the classes are."""
 
@@ -34,7 +34,7 @@ class Objective(nn.Module, ABC):
     step_in_graph: ClassVar[bool] = False  # forward takes the step as a tensor too: one compiled graph is for all steps
 
     @abstractmethod
-    def __init__(self, factory: Callable[[], ImageModel], config: Any, setting: Setting) -> None:
+    def __init__(self, factory: Callable[[], ImageModel], config: Any, context: ObjectiveContext) -> None:
         """`factory` builds the model anew at each call: a teacher is built fresh, never aliased. `config` is the one of
         this kind of objective."""
         super().__init__()

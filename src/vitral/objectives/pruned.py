@@ -21,7 +21,7 @@ from vitral.models.registry import token_encoder
 from vitral.models.vit import VisionTransformer
 from vitral.objectives.config import PrunedConfig
 from vitral.objectives.losses import cross_entropy, soft_targets, wide
-from vitral.objectives.objective import Objective, Setting
+from vitral.objectives.objective import Objective, ObjectiveContext
 from vitral.structs import Batch, StepOutput
 
 
@@ -35,8 +35,8 @@ class Pruned(Objective):
 
     model: VisionTransformer  # pyright: ignore[reportIncompatibleVariableOverride] - set once, by the constructor
 
-    def __init__(self, factory: Callable[[], ImageModel], config: PrunedConfig, setting: Setting) -> None:
-        super().__init__(factory, config, setting)
+    def __init__(self, factory: Callable[[], ImageModel], config: PrunedConfig, context: ObjectiveContext) -> None:
+        super().__init__(factory, config, context)
         model, teacher = token_encoder(factory()), token_encoder(factory())
         if model is None or teacher is None or not isinstance(model.reduce, LearnedPruner):
             raise UserError(
@@ -47,7 +47,7 @@ class Pruned(Objective):
         self.model = model  # pyright: ignore[reportIncompatibleVariableOverride] - a narrower one
         self.teacher, self.config = teacher.requires_grad_(False).eval(), config
         keep = model.config.pruner_keep
-        self.seed = setting.seed
+        self.seed = context.seed
         self.shares = [keep ** (stage + 1) for stage in range(len(model.config.pruner_blocks))]
 
     def train(self, mode: bool = True) -> Pruned:

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from vitral.models.model import ImageModel
 from vitral.objectives.config import RegressionConfig
-from vitral.objectives.objective import Objective, Setting
+from vitral.objectives.objective import Objective, ObjectiveContext
 from vitral.structs import Batch, StepOutput
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -26,8 +26,8 @@ class Regression(Objective):
     """A loss of the model's outputs and the batch's targets [B, T], which are in standard deviations of the train
     images, mean over images and targets. Huber's changes from squared to linear at 1 (Huber 1964)."""
 
-    def __init__(self, factory: Callable[[], ImageModel], config: RegressionConfig, setting: Setting) -> None:
-        super().__init__(factory, config, setting)
+    def __init__(self, factory: Callable[[], ImageModel], config: RegressionConfig, context: ObjectiveContext) -> None:
+        super().__init__(factory, config, context)
         self.model, self.loss = factory(), LOSSES[config.loss]
 
     def alike(self, step: int) -> int:

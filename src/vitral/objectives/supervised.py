@@ -22,7 +22,7 @@ from vitral.objectives.losses import (
     soft_multi_hot,
     soft_targets,
 )
-from vitral.objectives.objective import Objective, Setting
+from vitral.objectives.objective import Objective, ObjectiveContext
 from vitral.structs import Batch, StepOutput
 
 
@@ -38,15 +38,15 @@ class Supervised(Objective):
     weights_C: Tensor | None
     offset_C: Tensor | None
 
-    def __init__(self, factory: Callable[[], ImageModel], config: SupervisedConfig, setting: Setting) -> None:
-        super().__init__(factory, config, setting)
+    def __init__(self, factory: Callable[[], ImageModel], config: SupervisedConfig, context: ObjectiveContext) -> None:
+        super().__init__(factory, config, context)
         self.model = factory()
-        self.config, self.head_steps = config, round(config.head_first * setting.steps)
+        self.config, self.head_steps = config, round(config.head_first * context.steps)
         trained = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
         self.frozen = all(map(is_head, trained))
         # Buffers, so that they are where the model is; not saved, as they follow from the configuration and the data.
-        self.register_buffer("weights_C", setting.balance.weights_C, persistent=False)
-        self.register_buffer("offset_C", setting.balance.offset_C, persistent=False)
+        self.register_buffer("weights_C", context.balance.weights_C, persistent=False)
+        self.register_buffer("offset_C", context.balance.offset_C, persistent=False)
 
     def train(self, mode: bool = True) -> Supervised:
         """Training mode, but for a frozen encoder."""

@@ -15,7 +15,7 @@ from vitral.models.measure import Device, Kept, Precision, recording
 from vitral.models.model import ImageModel
 from vitral.models.parameters import freeze_encoder
 from vitral.objectives.config import DistillationConfig, ObjectiveConfig
-from vitral.objectives.objective import Objective, Setting
+from vitral.objectives.objective import Objective, ObjectiveContext
 from vitral.objectives.table import OBJECTIVES
 from vitral.optim.config import OptimConfig
 from vitral.optim.masters import Bfloat16Copy
@@ -91,7 +91,7 @@ def make_job(config: RunConfig, architecture: ModelConfig, device: torch.device,
 def _objective(kind: ObjectiveConfig, architecture: ModelConfig, freeze: str, lora: LoraConfig) -> Objective:
     with torch.device("meta"):
         return OBJECTIVES[kind.kind](
-            lambda: limit_training(build_model(architecture), freeze, lora), kind, Setting(_STEPS)
+            lambda: limit_training(build_model(architecture), freeze, lora), kind, ObjectiveContext(_STEPS)
         ).train()
 
 

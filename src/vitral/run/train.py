@@ -22,7 +22,7 @@ from vitral.evaluate.metric import Metric
 from vitral.models.model import ImageModel
 from vitral.models.summary import count_macs
 from vitral.objectives.balance import NO_BALANCE, ClassBalance, class_balance, needs_balance
-from vitral.objectives.objective import Objective, Setting
+from vitral.objectives.objective import Objective, ObjectiveContext
 from vitral.objectives.table import OBJECTIVES
 from vitral.optim.ema import WeightEMA
 from vitral.optim.masters import Bfloat16Copy
@@ -213,8 +213,8 @@ def assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
         hint = "objective.kind=pruned init_head=true trains it; model.pruner_blocks=none leaves it out."
         raise UserError("the pruner would not be trained", where="model.pruner_blocks", hint=hint)
     samples = len(prepared.train.split)
-    setting = Setting(steps, samples / config.train.batch_size, config.seed, _class_balance(prepared))
-    objective = OBJECTIVES[config.objective.kind](prepared.build, config.objective, setting).to(prepared.device)
+    context = ObjectiveContext(steps, samples / config.train.batch_size, config.seed, _class_balance(prepared))
+    objective = OBJECTIVES[config.objective.kind](prepared.build, config.objective, context).to(prepared.device)
     own = config.train.batch_size // distributed.world()
     micro = min(config.train.micro_batch or own, own)
     drop_path = prepared.architecture.dropped_samples

@@ -14,7 +14,7 @@ from vitral.data.loader import ImageStore
 from vitral.errors import UserError
 from vitral.models.create import build_model
 from vitral.models.registry import build_config
-from vitral.objectives.objective import Objective, Setting
+from vitral.objectives.objective import Objective, ObjectiveContext
 from vitral.objectives.table import OBJECTIVES
 from vitral.run.config import RunConfig
 from vitral.run.folder import CHECKPOINTS
@@ -39,8 +39,8 @@ def load_objective(folder: str | Path) -> Objective:
         raise UserError("a run with labels", where=str(folder), got=config.objective.kind, hint=hint)
     images = config.data.model_dump(include={"image_size", "mean", "std"}) | {"in_channels": config.data.channels}
     architecture = build_config({**config.model.options(), **images, "num_classes": 0})
-    kind, setting = OBJECTIVES[config.objective.kind], Setting(1, seed=config.seed)
-    objective = kind(lambda: build_model(architecture), config.objective, setting)
+    kind, context = OBJECTIVES[config.objective.kind], ObjectiveContext(1, seed=config.seed)
+    objective = kind(lambda: build_model(architecture), config.objective, context)
     checkpoint, prefix = path / CHECKPOINTS / f"{LAST}{WHOLE}", "objective."
     tensors = load_tensors(checkpoint, checked=True)[0]
     mine = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
