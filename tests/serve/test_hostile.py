@@ -246,10 +246,10 @@ def test_a_process_that_ended_while_idle_is_replaced(
 
 
 def test_an_error_that_no_decoder_should_raise_is_an_answer(model: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(job: Any) -> Any:
+    def broken(image: Any, spec: Any) -> Any:
         raise RuntimeError("of a plugin")
 
-    monkeypatch.setattr(decoding, "do", broken)
+    monkeypatch.setattr(decoding, "decode_image", broken)
 
     async def use(client: Client) -> None:
         answer = await client.post("/v1/predict", files=files(picture(0)))
