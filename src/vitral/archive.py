@@ -84,6 +84,14 @@ _COMPARED = (ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE)
 class Refused(ValueError):
     """Something in an archive that no export needs."""
 
+    what = "this archive may hold code, so it is not opened"
+
+
+class TwiceNamed(Refused):
+    """An entry that torch's reader, which ignores case, might take for another one that was looked at."""
+
+    what = "two entries of this archive have one name"
+
 
 def check_archive(path: Path) -> None:
     """Raises UserError for an archive with anything that torch would unpickle, evaluate or run as machine code, and for
@@ -91,27 +99,24 @@ def check_archive(path: Path) -> None:
     where = str(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            twice, wrong = _names(archive)
-            if not twice and not wrong:
-                _parts(archive, torch._C.PyTorchFileReader(where))  # pyright: ignore[reportPrivateUsage]
+            _check_names(archive)
+            _parts(archive, torch._C.PyTorchFileReader(where))  # pyright: ignore[reportPrivateUsage]
     except Refused as error:
-        raise UserError("this archive may hold code, so it is not opened", where=where, got=error) from None
+        raise UserError(error.what, where=where, got=error) from None
     except Exception as error:  # no archive, damaged, or a pickle that is refused
         raise UserError("not a PT2 archive of tensors and one graph", where=where, got=str(error)[:300]) from None
-    if twice:  # torch's reader, which ignores case, might take another one than was looked at
-        raise UserError("two entries of this archive have one name", where=where, got=twice[0])
-    if wrong:
-        raise UserError("this archive may hold code, so it is not opened", where=where, got=wrong[0][:300])
 
 
-def _names(archive: zipfile.ZipFile) -> tuple[list[str], list[str]]:
-    """Those that are there twice, and those of entries that an export has not."""
-    names = Counter(name.lower() for name in archive.namelist())
-    twice = [name for name, count in names.items() if count > 1]
+def _check_names(archive: zipfile.ZipFile) -> None:
+    names = archive.namelist()
+    for name, count in Counter(name.lower() for name in names).items():
+        if count > 1:
+            raise TwiceNamed(name)
     wrong = [each.filename for each in archive.infolist() if not _PLAIN.fullmatch(each.filename) or not _stored(each)]
-    models = [name for name in archive.namelist() if "/models/" in name]
-    roots = {name.partition("/")[0] for name in archive.namelist()}
-    return twice, wrong + models[1:] + sorted(roots)[1:]
+    models = [name for name in names if "/models/" in name]
+    roots = {name.partition("/")[0] for name in names}
+    for name in wrong + models[1:] + sorted(roots)[1:]:
+        raise Refused(name[:300])
 
 
 def _stored(entry: zipfile.ZipInfo) -> bool:
@@ -128,7 +133,7 @@ def _parts(archive: zipfile.ZipFile, reader: Any) -> None:
         if name.endswith("_config.json"):
             _check_tensors(name, _read(reader, name, size)["config"], sizes)
         elif name.startswith("models/"):
-            check_graph(_read(reader, name, size))
+            _walk(_read(reader, name, size), "")
         elif name.startswith("data/sample_inputs/") and size:
             raise Refused(f"{name} is a pickle, which exports do without: export the model again")
 
@@ -162,14 +167,9 @@ def _whole(size: Any) -> int:
     return number
 
 
-def check_graph(tree: Any) -> None:
-    """Raises Refused for a serialized program with a string that is not of the narrow form of its key, or with more
-    symbolic expressions than exports have."""
-    _walk(tree, "")
-
-
 def _walk(tree: Any, key: str) -> None:
-    """Everything that is below a key, without recursion."""
+    """Everything that is below a key, without recursion. Raises Refused for a string that is not of the narrow form of
+    its key, and for more symbolic expressions than exports have."""
     left: list[tuple[Any, str]] = [(tree, key)]
     nodes = 0
     while left:

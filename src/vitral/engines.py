@@ -56,22 +56,12 @@ class Shipment(Config):
 
 
 class Engine(Protocol):
-    """Something that computes logits."""
+    """Something that computes logits. name: torch, onnxruntime, openvino or pt2; precision: float32, bfloat16 or int8;
+    takes: see `Shipment`."""
 
-    @property
-    def name(self) -> str:
-        """torch, onnxruntime, openvino or pt2."""
-        ...
-
-    @property
-    def precision(self) -> str:
-        """float32, bfloat16 or int8."""
-        ...
-
-    @property
-    def takes(self) -> Takes:
-        """See `Shipment`."""
-        ...
+    name: str
+    precision: str
+    takes: Takes
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits [B, S] float32, of the images that `takes` says."""
@@ -85,12 +75,7 @@ class TorchEngine:
     takes: Takes = "resized"
 
     def __init__(self, model: ImageModel) -> None:
-        self.model = model
-
-    @property
-    def precision(self) -> str:
-        """float32 or bfloat16."""
-        return str(self.model.dtype).removeprefix("torch.")
+        self.model, self.precision = model, str(model.dtype).removeprefix("torch.")
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits on the model's device."""
@@ -105,7 +90,7 @@ class Exported(ABC):
     def __init__(self, said: str | None, path: Path) -> None:
         self.shipment = _shipment(said, path)
         self.takes: Takes = self.shipment.takes
-        self.precision: Precision = self.shipment.precision
+        self.precision: str = self.shipment.precision
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits, of as many runs as a fixed batch needs: the last one is filled up with zeros."""

@@ -202,7 +202,7 @@ def test_a_slow_image_is_ended_and_the_others_are_served(model: Predictor) -> No
             answer = await task
             assert (answer.status_code, answer.json()["error"]["code"]) == (422, "slow_image")
         await until_served(client)
-        assert not client.service._decoders._running
+        assert not client.service.decoders._running
 
     with_application(model, use, decode_seconds=0.5, max_pixels=150_000_000)
 
@@ -210,7 +210,7 @@ def test_a_slow_image_is_ended_and_the_others_are_served(model: Predictor) -> No
 def test_a_deadline_and_a_client_that_goes_end_the_work(model: Predictor) -> None:
     async def use(client: Client) -> None:
         await until_served(client)
-        pool, slow = client.service._decoders, slow_picture()
+        pool, slow = client.service.decoders, slow_picture()
         before = {decoder._process.pid for decoder in pool._alive}
         answer = await client.post("/v1/predict", content=slow, headers=TIFF)
         assert answer.status_code == 504
@@ -233,7 +233,7 @@ def test_a_process_that_ended_while_idle_is_replaced(
         monkeypatch.setattr(decoders._Decoder, "is_alive", True)
 
     async def use(client: Client) -> None:
-        pool = client.service._decoders
+        pool = client.service.decoders
         for _ in range(2):
             answer = await client.post("/v1/predict", content=picture(0, kind="TIFF"), headers=TIFF)
             assert answer.status_code == 200, answer.text
@@ -246,10 +246,10 @@ def test_a_process_that_ended_while_idle_is_replaced(
 
 
 def test_an_error_that_no_decoder_should_raise_is_an_answer(model: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(job: Any) -> Any:
+    def broken(image: Any, spec: Any) -> Any:
         raise RuntimeError("of a plugin")
 
-    monkeypatch.setattr(decoding, "do", broken)
+    monkeypatch.setattr(decoding, "decode_image", broken)
 
     async def use(client: Client) -> None:
         answer = await client.post("/v1/predict", files=files(picture(0)))
@@ -269,7 +269,7 @@ def test_many_images_of_one_request_come_after_one_of_another(
 
     async def use(client: Client) -> None:
         many = asyncio.create_task(client.post("/v1/predict", files=files(*[out.getvalue()] * 10)))
-        pool = client.service._decoders
+        pool = client.service.decoders
         while not pool._running:
             assert not many.done()
             await asyncio.sleep(0.001)
@@ -291,7 +291,7 @@ def test_no_more_than_four_of_the_largest_are_decoded_at_once(
     most = [0]
 
     async def use(client: Client) -> None:
-        pool = client.service._decoders
+        pool = client.service.decoders
 
         def watch(call: Any) -> Any:
             most[0] = max(most[0], pool._running)

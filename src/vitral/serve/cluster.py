@@ -55,7 +55,8 @@ def cluster() -> Generator[Any]:
     except (OSError, RuntimeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError("no Ray cluster", where="RAY_ADDRESS", got=f"{address}: {_first_line(error)}") from None
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        raise UserError("no Ray cluster", where="RAY_ADDRESS", got=f"{address}: {reason}") from None
     try:
         yield ray
     finally:
@@ -109,7 +110,3 @@ def share_out(nodes: Iterable[Mapping[str, float]], device: str, workers: int | 
             wanted=f"{room} at most, its {unit}",
         )  # fmt: skip
     return Share(wanted, cpus, int(on_gpus))
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

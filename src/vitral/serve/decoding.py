@@ -74,7 +74,7 @@ def try_light(job: Job) -> Prepared | Problem | Heavy:
     count = _count(found.width, found.height, found.pixel_bytes)
     if count > job.spec.max_pixels:
         return _too_large(found.width, found.height, found.pixel_bytes, job.spec.max_pixels)
-    return _answer(job) if found.is_light else Heavy(count)
+    return do(job) if found.is_light else Heavy(count)
 
 
 def do(job: Job) -> Prepared | Problem:
@@ -96,10 +96,11 @@ def do(job: Job) -> Prepared | Problem:
         if isinstance(error.__cause__, MemoryError):
             return _NO_ROOM
         return Problem(422, "bad_image", error.what)
-    except (MemoryError, RuntimeError) as error:  # torch says RuntimeError where it gets no memory
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise
-        return _NO_ROOM
+    except Exception as error:  # of a decoder or a plugin; the process, or the server, goes on
+        # torch says RuntimeError where it gets no memory.
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
+            return _NO_ROOM
+        return Problem(422, "bad_image", f"decoding failed: {type(error).__name__}: {error}")
 
 
 _NO_ROOM = Problem(413, "too_large_image", "decoding takes more memory than max_pixels allows for")
@@ -144,15 +145,8 @@ def work(pipe: Connection, max_pixels: int) -> None:
         while True:
             job, seconds = pipe.recv()
             _alarm(math.ceil(seconds) + 1)
-            pipe.send(_answer(job))
+            pipe.send(do(job))
             _alarm(0)
-
-
-def _answer(job: Job) -> Prepared | Problem:
-    try:
-        return do(job)
-    except Exception as error:  # of a decoder or a plugin; the process, or the server, goes on
-        return Problem(422, "bad_image", f"decoding failed: {type(error).__name__}: {error}")
 
 
 def _alarm(seconds: int) -> None:

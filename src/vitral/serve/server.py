@@ -109,7 +109,7 @@ class _Server(uvicorn.Server):
         """The first moment in which there are answers."""
         asyncio.get_running_loop().set_exception_handler(_loop_error)
         await super().startup(sockets)
-        self._service.warm_up_decoders()
+        self._service.decoders.warm_up()
         announce(self._url, list(self._service.hosts))
 
     async def on_tick(self, counter: int) -> bool:

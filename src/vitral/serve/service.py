@@ -44,7 +44,7 @@ class Service:
         for host in hosts.values():
             host.limit = options.max_queue
         self._batchers = {name: Batcher(host, options.max_batch, metrics) for name, host in hosts.items()}
-        self._decoders = Decoders(options)
+        self.decoders = Decoders(options)
 
     def start(self) -> None:
         """Begin to compute what comes."""
@@ -69,15 +69,11 @@ class Service:
         """Whether a signal has come."""
         return self.not_ready == ENDING
 
-    def warm_up_decoders(self) -> None:
-        """Beside the first requests."""
-        self._decoders.warm_up()
-
     async def close(self) -> None:
         """End what still works."""
         for batcher in self._batchers.values():
             await batcher.close()
-        self._decoders.close()
+        self.decoders.close()
         for host in self.hosts.values():
             host.close()
 
@@ -138,7 +134,7 @@ class Service:
         if predictor.engine.takes == "resized":
             yield
             return
-        found = await self._decoders.prepare(self._spec(predictor), uploads, "count")
+        found = await self.decoders.prepare(self._spec(predictor), uploads, "count")
         count, room = sum(each.counted for each in found), PICTURES * self.options.max_pixels
         if count > room:
             message = f"this model takes images as they are, and these have {count:,} pixels together; at most {room:,}"
@@ -157,11 +153,11 @@ class Service:
         Refused that names the first one that is none, and what `_room` refuses."""
         step = "fit" if predictor.engine.takes == "resized" else "decode"
         async with self._room(predictor, uploads):
-            yield await self._decoders.prepare(self._spec(predictor), uploads, step)
+            yield await self.decoders.prepare(self._spec(predictor), uploads, step)
 
     async def _inputs(self, predictor: Predictor, uploads: Sequence[Upload]) -> list[Tensor]:
         """Images as the model itself takes them."""
-        return tensors(await self._decoders.prepare(self._spec(predictor), uploads, "fit"))
+        return tensors(await self.decoders.prepare(self._spec(predictor), uploads, "fit"))
 
     def _spec(self, predictor: Predictor) -> ImageSpec:
         return predictor.config.preprocessing.model_copy(update={"max_pixels": self.options.max_pixels})

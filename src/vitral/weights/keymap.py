@@ -22,19 +22,9 @@ from vitral.errors import UserError
 
 Values = dict[str, str]
 Op = Literal[
-    "rename",
-    "transpose",
-    "vector",
-    "merge",
-    "rows",
-    "add",
-    "multiply",
-    "split",
-    "zeros",
-    "heads_in",
-    "heads_out",
+    "rename", "transpose", "vector", "merge", "rows", "add", "multiply", "split", "zeros", "heads_in", "heads_out",
     "drop",
-]
+]  # fmt: skip
 
 _PLACEHOLDER = re.compile(r"\{(\w+)(?:\+(\d+))?(?::((?:[^{}]|\{[^{}]*\})+))?\}")
 _KINDS = {"i": r"\d+", "j": r"\d+", "n": r"\d+", "end": "weight|bias"}
