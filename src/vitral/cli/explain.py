@@ -54,8 +54,7 @@ def run(arguments: Arguments) -> int:
 def _text(found: dict[str, Any]) -> str:
     lines: list[str] = []
     for each in found["images"]:
-        said = each.get("prediction")
-        lines.append(each["image"] + (f": {said['label']}, {100 * said['score']:.1f} %" if said else ""))
+        lines.append(each["image"] + (f": {each['answer']}" if "answer" in each else ""))
         if "integrated_gradients" in each:
             sums = each["integrated_gradients"]
             lines.append(
