@@ -22,7 +22,7 @@ def test_metrics_are_those_of_scikit_learn_and_scipy() -> None:
         assert row["mae"] == pytest.approx(mean_absolute_error(one, two))
         assert row["rmse"] == pytest.approx(root_mean_squared_error(one, two))
         assert row["r2"] == pytest.approx(r2_score(one, two))
-        assert row["spearman"] == pytest.approx(spearmanr(one, two).statistic)
+        assert row["spearman"] == pytest.approx(spearmanr(one, two)[0])
         assert row["baseline_mae"] == pytest.approx(np.abs(one - (0.5, 2.0)[t]).mean())
         low, high = row["mae_interval"]
         assert low < row["mae"] < high
