@@ -80,8 +80,8 @@ def plain_types(annotation: Any) -> Iterator[Any]:
         yield from plain_types(get_args(annotation)[0])
     elif origin is Literal:
         yield from (type(value) for value in get_args(annotation))
-    elif origin is tuple:
-        yield tuple
+    elif origin in (tuple, dict):
+        yield origin
     elif origin is not None or get_args(annotation):
         for part in get_args(annotation):
             yield from plain_types(part)

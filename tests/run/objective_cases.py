@@ -11,6 +11,7 @@ MASKED_PATCH: Mapping[str, Any] = {"objective.kind": "masked_patch", "train.eval
 
 OBJECTIVE_CASES: dict[str, Case] = {
     "eval": Case({"knn": {"k": 1}}, judged, MASKED_PATCH),
+    "data.target": Case(["ink"], weights, {"objective.kind": "regression", "data.target": ["digit"]}),
     "objective.ratio": Case(0.2, weights, MASKED_PATCH),
     "objective.masked": Case(0.0, weights, MASKED_PATCH),
     "objective.swapped": Case(0.0, weights, MASKED_PATCH),

@@ -52,6 +52,8 @@ def test_every_recipe_runs(name: str) -> None:
         keys["init"] = str(random_model(Path("init"), in_channels=3, head="mlp"))
     else:
         keys |= {f"model.{key}": value for key, value in NARROW.items()}
+    if load_config(name, {"init": "vitral-digits"}).data.target:  # numbers: these photos have none
+        del keys["data"]
     assert run(load_config(name, keys))["steps"] == 2
     validation = load_config(name, keys).data.validation
     counts = json.loads(Path("a/model/config.json").read_text(encoding="utf-8"))["provenance"]["data"]["counts"]

@@ -44,8 +44,7 @@ def run(arguments: Arguments, options: ExplainOptions) -> Answer:
 def _text(found: dict[str, Any]) -> str:
     lines: list[str] = []
     for each in found["images"]:
-        best = each.get("prediction")
-        lines.append(each["image"] + (f": {best['label']}, {100 * best['score']:.1f} %" if best else ""))
+        lines.append(each["image"] + (f": {each['answer']}" if "answer" in each else ""))
         if "integrated_gradients" in each:
             sums = each["integrated_gradients"]
             lines.append(

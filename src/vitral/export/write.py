@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitral.export import hf, timm
 from vitral.export.config import ExportOptions
-from vitral.export.package import Package, resized_sides
+from vitral.export.package import Package, refuse, resized_sides
 from vitral.export.parity import BeyondLimit
 from vitral.models.model import ImageModel
 from vitral.weights.convert import read_foreign
@@ -41,6 +41,7 @@ def export(model: str, options: ExportOptions) -> Written:
     read back differs: nothing is written then."""
     out = free_place(options.out, options.overwrite)
     network, config = load_model(model, options.image_size)
+    refuse(options.format, [f"outputs that are scaled by the task {config.task}"] if config.task_state else [])
     packed = FORMATS[options.format](network, config)
     notes = list(packed.notes)
     if config.temperature != 1:

@@ -83,6 +83,7 @@ def explain_image(
         task = predictor.task
         found["prediction"] = task.answer_of(scores_S, best)
         found["class"] = task.answer_of(scores_S, target)
+        found["answer"] = task.answer_text(scores_S, best)
         text.append(f"Predicted: {task.answer_text(scores_S, best)}.")
         if target != best:
             text.append(f"Explained: {task.answer_text(scores_S, target)}.")

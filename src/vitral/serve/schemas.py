@@ -8,11 +8,12 @@ from pydantic import BaseModel
 
 
 class Prediction(BaseModel):
-    """One class of an image."""
+    """One class of an image with its probability `score`, or one number with its `value`, in units of its column."""
 
     label: str
     index: int
-    score: float
+    score: float | None = None
+    value: float | None = None
 
 
 class Predicted(BaseModel):

@@ -1,0 +1,152 @@
+"""Numbers per image: from a table to the model folder, its evaluation, predictions, export and server."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vitral
+from tests.helpers import TINY
+from vitral.cli.main import main
+from vitral.engines import Shipment
+from vitral.export.graph import capture
+from vitral.run.config import load_config
+from vitral.run.train import run
+
+ROWS = 96
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Plain images on noise, with their brightness, and a number that nothing shows."""
+    root = tmp_path_factory.mktemp("numbers")
+    random = np.random.default_rng(0)
+    lines = ["path,split,level,noise,kind"]
+    for number in range(ROWS):
+        level = random.uniform(20, 200)
+        pixels = np.clip(level + random.normal(0, 8, (8, 8)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(root / f"{number}.png")
+        split = "train" if number < 48 else "val" if number < 72 else "test"
+        lines.append(f"{number}.png,{split},{level / 10 + 100:.3f},{random.normal():.4f},k{number % 2}")
+    (root / "table.csv").write_text("\n".join(lines), encoding="utf-8")
+    return root / "table.csv"
+
+
+KEYS: dict[str, Any] = {
+    **TINY, "model.name": "vit_micro_patch2_8", "model.patch_size": None, "data.image_size": 8, "augment.mixup": 0.0,
+    "objective.kind": "regression", "train.steps": 120, "train.eval_every": 20.0, "optim.lr": 3e-3, "augment.flip": 0.0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(table: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("regression") / "run"
+    keys = {**KEYS, "data": str(table), "data.target": "level", "report": True, "out": str(out)}
+    return out, run(load_config("small", keys))
+
+
+def test_a_run_learns_in_units_of_the_column(trained: tuple[Path, dict[str, Any]]) -> None:
+    out, summary = trained
+    assert summary["mae"] < 0.5 * summary["baseline_mae"]
+    assert summary["primary"] == {"name": "mae", "value": summary["mae"], "interval": summary["mae_interval"]}
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert min(row["val_mae"] for row in rows if "val_mae" in row) == summary["val_mae"], "lower is better"
+    config = json.loads((out / "model/config.json").read_text(encoding="utf-8"))
+    assert (config["task"], config["id2label"]) == ("regression", {"0": "level"})
+    assert 100 < config["task_state"]["mean"][0] < 120
+    for path in ("report.html", "model/README.md", "train.log"):
+        assert "absolute error" in (out / path).read_text(encoding="utf-8"), path
+    with (out / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        written = list(csv.DictReader(file))
+    errors = [abs(float(row["level_error"])) for row in written]
+    assert np.mean(errors) == pytest.approx(summary["mae"], rel=1e-4)
+
+
+def test_predictions_are_in_units_everywhere(
+    trained: tuple[Path, dict[str, Any]], table: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, summary = trained
+    image = str(table.parent / "90.png")
+    predictor = vitral.load(out)
+    (answer,) = predictor.predict(image)
+    assert answer["predictions"][0]["label"] == "level"
+    value = answer["predictions"][0]["value"]
+    assert 100 < value < 122
+    state = predictor.config.task_state
+    raw = predictor.model(predictor.preprocess(image)[None])[0, 0].item()
+    assert value == pytest.approx(raw * state["std"][0] + state["mean"][0], rel=1e-5)
+    shipment = Shipment(kind="pt2", takes="resized", precision="float32", model=predictor.config, card="", versions={})
+    program, names = capture(predictor.model, shipment)
+    assert names == ["logits", "scores"]
+    found = program.module()(predictor.preprocess(image)[None].expand(3, -1, -1, -1))[1]
+    assert found.shape == (3, 1)
+    torch.testing.assert_close(found[0, 0].item(), value, rtol=1e-4, atol=1e-4)
+    assert main(["predict", str(out), image]) == 0
+    assert json.loads(capfd.readouterr().out)["predictions"][0]["value"] == pytest.approx(value)
+    assert main(["eval", str(out), f"compare={out}", "max_mae=1e-9"]) == 3
+    text, err = capfd.readouterr()
+    assert "mean absolute error" in text
+    assert "above max_mae" in err
+    assert main(["eval", str(out), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["mae"] == pytest.approx(summary["mae"])
+    assert main(["explain", str(out), image, "out=maps", "methods=integrated_gradients"]) == 0
+
+
+def test_several_numbers_are_learned_together(table: Path, tmp_path: Path) -> None:
+    keys = {**KEYS, "data": str(table), "data.target": "level,noise", "objective.loss": "l1", "train.steps": 3}
+    summary = run(load_config("small", {**keys, "out": str(tmp_path / "a")}))
+    assert summary["parameters"] > 0
+    rows = vitral.load(tmp_path / "a").predict(str(table.parent / "0.png"))[0]["predictions"]
+    assert [row["label"] for row in rows] == ["level", "noise"]
+
+
+@pytest.mark.parametrize(
+    ("target", "edit", "says"),
+    [
+        ("kind", None, ("table.csv:2", "not a number", "kind = 'k0'")),
+        ("levle", None, ("no such column", "did you mean 'level'")),
+        ("level", ("1.png,train,", "1.png,train,nan;"), ("table.csv:3", "not a number")),
+        ("split", None, ("not a number",)),
+        (None, None, ("data.target=COLUMN",)),
+    ],
+)
+def test_bad_columns_are_one_message(
+    target: str | None, edit: tuple[str, str] | None, says: tuple[str, ...], table: Path, tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    if edit is not None:
+        lines = table.read_text(encoding="utf-8").splitlines()
+        fields = lines[2].split(",")
+        lines[2] = ",".join([*fields[:2], "nan", *fields[3:]])
+        table = table.with_name("broken") / "table.csv"
+        table.parent.mkdir(exist_ok=True)
+        table.write_text("\n".join(lines), encoding="utf-8")
+    words = [f"{key}={'null' if value is None else str(value).lower()}" for key, value in KEYS.items()]
+    words += [f"data={table}", f"out={tmp_path / 'a'}", *([f"data.target={target}"] if target else [])]
+    assert main(["train", "small", *words]) == 2
+    err = capfd.readouterr().err
+    assert all(text in err for text in says), err
+    assert "Traceback" not in err
+
+
+def test_a_constant_target_and_classes_are_refused(
+    table: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    same = table.with_name("same.csv")
+    lines = table.read_text(encoding="utf-8").splitlines()
+    rows = [[*line.split(",")[:2], "3", *line.split(",")[3:]] for line in lines[1:]]
+    same.write_text("\n".join([lines[0], *(",".join(row) for row in rows)]), encoding="utf-8")
+    words = [f"{key}={'null' if value is None else str(value).lower()}" for key, value in KEYS.items()]
+    assert main(["train", "small", *words, f"data={same}", "data.target=level", f"out={tmp_path / 'a'}"]) == 2
+    err = capfd.readouterr().err
+    assert "a constant target" in err
+    assert "level = 3" in err
+    assert main(["train", "digits", "data.target=digit", f"out={tmp_path / 'b'}"]) == 2
+    assert "objective.kind=regression" in capfd.readouterr().err
