@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ from vitral.structs import Batch, View
 from vitral.training import loop
 
 STATM = Path("/proc/self/statm")
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
@@ -164,3 +169,17 @@ def test_two_measurements_stand_for_all_sizes() -> None:
         exact = make_job(other, architecture(False), torch.device("cpu"), 0).kept(size)
         assert job.kept(size).total() == pytest.approx(exact.total(), rel=0.03)
         assert job.kept(size).passing == pytest.approx(exact.passing, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not STATM.exists(), reason="needs /proc")
+@pytest.mark.parametrize("checkpointed", [0, 6])
+@pytest.mark.parametrize("objective", [each for each in OBJECTIVES_TRIED if len(each) < 5], ids=str)
+def test_the_peak_is_what_a_process_takes(objective: dict[str, Any], checkpointed: int) -> None:
+    """Resident memory of two steps beside the prediction, in a process whose large blocks go back to the system."""
+    script = [sys.executable, "-m", "tests.run.peak", json.dumps(objective), str(checkpointed)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    environment |= {"MALLOC_TRIM_THRESHOLD_": "65536", "PYTHONPATH": os.pathsep.join(sys.path)}
+    found = subprocess.run(script, env=environment, capture_output=True, encoding="utf-8", check=True, cwd=ROOT)
+    taken, predicted = map(float, found.stdout.split())
+    assert predicted == pytest.approx(taken, rel=0.15)

@@ -134,7 +134,7 @@ class ModelConfig(Config, ABC):
 class ViTConfig(ModelConfig):
     """A Vision Transformer and its head: arXiv 2010.11929, its hybrids, and what was added to it since."""
 
-    family: Literal["vit"] = "vit"
+    family: Literal["vit"] = "vit"  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
     patch_size: int = Field(ge=1, description="side of what one token stands for, in pixels; divides image_size")
     stem_blocks: Blocks | None = Field(
         default=None,
@@ -403,7 +403,7 @@ class ResNetConfig(ModelConfig):
     """A residual network of convolutions, the paper's baseline: BiT (arXiv 1912.11370), or those of images of about 32
     pixels (arXiv 1512.03385, section 4.2)."""
 
-    family: Literal["resnet"] = "resnet"
+    family: Literal["resnet"] = "resnet"  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
     blocks: Blocks = Field(description="residual blocks of each stage; every stage but the first halves the map")
     block: Literal["bottleneck", "basic"] = Field(
         default="bottleneck", description="bottleneck: 1x1, 3x3, 1x1 convolutions; basic: two of 3x3"

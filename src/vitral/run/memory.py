@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import partial
 
 import torch
 
@@ -11,7 +11,7 @@ from vitral.errors import UserError
 from vitral.models.config import ModelConfig
 from vitral.models.create import build_model
 from vitral.models.lora import add_lora
-from vitral.models.measure import Device, Kept, Precision, recording
+from vitral.models.measure import Device, Kept, Precision, cached, record_step
 from vitral.models.model import ImageModel
 from vitral.models.parameters import freeze_encoder
 from vitral.objectives.config import DistillationConfig, ObjectiveConfig
@@ -78,7 +78,7 @@ def make_job(config: RunConfig, architecture: ModelConfig, device: torch.device,
     )
 
 
-@lru_cache(maxsize=8)
+@cached(8)
 def _objective(kind: ObjectiveConfig, architecture: ModelConfig, freeze: str, lora: LoraConfig) -> Objective:
     with torch.device("meta"):
         return OBJECTIVES[kind.kind](
@@ -86,7 +86,7 @@ def _objective(kind: ObjectiveConfig, architecture: ModelConfig, freeze: str, lo
         ).train()
 
 
-@lru_cache(maxsize=32)
+@cached(32)
 def _step(
     kind: ObjectiveConfig, architecture: ModelConfig, freeze: str, lora: LoraConfig, sizes: Sequence[Size],
     precision: Precision, device: Device, samples: int,
@@ -99,10 +99,10 @@ def _step(
         objective = copied
     batch = _batch(architecture, sizes, samples)
     try:
-        with recording(objective, objective.model.checkpointable, precision, device) as recorder:
-            recorder.ignore([view.images_BCHW for view in batch.views])
-            output = objective(batch, _STEPS - 1)
-            recorder.backward(output.loss)
+        images = [view.images_BCHW for view in batch.views]
+        recorder = record_step(
+            objective, objective.model, lambda: objective(batch, _STEPS - 1).loss, images, precision, device
+        )
     except (RuntimeError, NotImplementedError) as error:
         raise UserError(
             "memory cannot be estimated: this objective's step depends on the values of its images",
