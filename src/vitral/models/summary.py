@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitral.errors import UserError
 from vitral.models.config import ModelConfig
 from vitral.models.create import build_model
 from vitral.models.measure import Device, Kept, Precision, Recorder, cached, record_step, recording
@@ -92,9 +93,16 @@ def forward_bytes(config: ModelConfig, samples: int) -> int:
 
 @cached(16)
 def meta_model(config: ModelConfig) -> ImageModel:
-    """Return the model without memory for its values; to be looked at, not to be changed."""
-    with torch.device("meta"):
-        return build_model(config)
+    """Return the model without memory for its values; to be looked at, not to be changed.
+
+    Raises UserError for sizes that no tensor can have.
+    """
+    try:
+        with torch.device("meta"):
+            return build_model(config)
+    except (RuntimeError, TypeError) as error:
+        hint = str(error).splitlines()[0]
+        raise UserError("this model is too large to be built", got=config.description, hint=hint) from error
 
 
 def _images(config: ModelConfig, samples: int) -> Tensor:
