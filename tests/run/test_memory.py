@@ -77,8 +77,9 @@ def test_out_of_memory_counts_all_that_an_objective_holds(
 
 
 def test_where_micro_batches_do_not_add_up_the_hint_says_so() -> None:
-    keys = {**SMALL, "objective": {"kind": "dino", "prototypes": 64, "targets": "sinkhorn"}}
-    text = smaller_plan(load_config("digits", keys), architecture(False), torch.device("cpu"), 256)
+    objective = {"kind": "dino", "prototypes": 64, "head_hidden": 64, "targets": "sinkhorn"}
+    keys = {**SMALL, "train.batch_size": 128, "objective": objective}
+    text = smaller_plan(load_config("digits", keys), architecture(False), torch.device("cpu"), 16)
     assert "results differ a little" in text
     assert "same result" not in text
 
