@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ from vitral.structs import Batch, View
 from vitral.training import loop
 
 STATM = Path("/proc/self/statm")
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
@@ -72,8 +77,9 @@ def test_out_of_memory_counts_all_that_an_objective_holds(
 
 
 def test_where_micro_batches_do_not_add_up_the_hint_says_so() -> None:
-    keys = {**SMALL, "objective": {"kind": "dino", "prototypes": 64, "targets": "sinkhorn"}}
-    text = smaller_plan(load_config("digits", keys), architecture(False), torch.device("cpu"), 256)
+    objective = {"kind": "dino", "prototypes": 64, "head_hidden": 64, "targets": "sinkhorn"}
+    keys = {**SMALL, "train.batch_size": 128, "objective": objective}
+    text = smaller_plan(load_config("digits", keys), architecture(False), torch.device("cpu"), 16)
     assert "results differ a little" in text
     assert "same result" not in text
 
@@ -108,13 +114,13 @@ def test_what_a_step_keeps_is_what_autograd_keeps(objective: dict[str, Any], pre
     real = OBJECTIVES[config.objective.kind](
         lambda: build_model(model), config.objective, ObjectiveContext(1000)
     ).train()
-    views = config.objective.views(config.augment, model.image_size, model.stride)
+    views = config.objective.views(config.augment, model.image_size, model.stride)["train"]
     images = tuple(View(torch.rand(8, 3, *view.size), torch.eye(3).expand(8, 3, 3)) for view in views)
     batch = Batch(images, {"label": torch.randint(0, 10, (8,))}, torch.arange(8))
 
     def loss() -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-            return real(batch, 999).loss
+            return real({"train": batch}, 999).loss
 
     assert job.kept(8).total() == pytest.approx(kept_bytes(loss, real), rel=0.02)
     assert job.parameters == sum(parameter.numel() for parameter in real.parameters())
@@ -166,3 +172,17 @@ def test_two_measurements_stand_for_all_sizes() -> None:
         exact = make_job(other, architecture(False), torch.device("cpu"), 0).kept(size)
         assert job.kept(size).total() == pytest.approx(exact.total(), rel=0.03)
         assert job.kept(size).passing == pytest.approx(exact.passing, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not STATM.exists(), reason="needs /proc")
+@pytest.mark.parametrize("checkpointed", [0, 6])
+@pytest.mark.parametrize("objective", [each for each in OBJECTIVES_TRIED if len(each) < 5], ids=str)
+def test_the_peak_is_what_a_process_takes(objective: dict[str, Any], checkpointed: int) -> None:
+    """Resident memory of two steps beside the prediction, in a process whose large blocks go back to the system."""
+    script = [sys.executable, "-m", "tests.run.peak", json.dumps(objective), str(checkpointed)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    environment |= {"MALLOC_TRIM_THRESHOLD_": "65536", "PYTHONPATH": os.pathsep.join(sys.path)}
+    found = subprocess.run(script, env=environment, capture_output=True, encoding="utf-8", check=True, cwd=ROOT)
+    taken, predicted = map(float, found.stdout.split())
+    assert predicted == pytest.approx(taken, rel=0.15)

@@ -136,7 +136,7 @@ class ModelConfig(Config, ABC):
 class ViTConfig(ModelConfig):
     """A Vision Transformer and its head: arXiv 2010.11929, its hybrids, and what was added to it since."""
 
-    family: Literal["vit"] = "vit"
+    family: Literal["vit"] = "vit"  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
     patch_size: int = Field(ge=1, description="side length of a patch in pixels; divides image_size")
     stem_blocks: Blocks | None = Field(
         default=None,
@@ -411,7 +411,7 @@ class ResNetConfig(ModelConfig):
     """A residual network of convolutions, the paper's baseline: BiT (arXiv 1912.11370), or those of images of about 32
     pixels (arXiv 1512.03385, section 4.2)."""
 
-    family: Literal["resnet"] = "resnet"
+    family: Literal["resnet"] = "resnet"  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
     blocks: Blocks = Field(description="residual blocks per stage; every stage but the first halves the resolution")
     block: Literal["bottleneck", "basic"] = Field(
         default="bottleneck", description="bottleneck: 1x1, 3x3, 1x1 convolutions; basic: two 3x3 convolutions"

@@ -11,7 +11,8 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
+from vitral.models.model import ImageModel
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
 Precision = Literal["float32", "bfloat16", "bfloat16_params"]
 Device = Literal["cpu", "cuda"]
 
@@ -29,6 +35,11 @@ _PRODUCTS = {
     F.linear, F.conv2d, F.scaled_dot_product_attention, torch.matmul, torch.bmm, Tensor.matmul, Tensor.__matmul__,
 }  # fmt: skip
 _WIDE_ON_CUDA = {F.layer_norm, F.group_norm, F.softmax, F.log_softmax, Tensor.softmax, Tensor.log_softmax}
+
+
+def cached(size: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Return a decorator that keeps the last so many results of a function of configurations, which are frozen."""
+    return lambda function: cast("Callable[P, T]", lru_cache(maxsize=size)(function))
 
 
 class Kept(NamedTuple):
@@ -156,8 +167,30 @@ class Recorder(TorchDispatchMode):
 
     def kept(self) -> Kept:
         """All of it, for the memory of a step."""
-        inputs = map(min, self.inputs, self.blocks)
-        return Kept(self.stem, tuple(self.blocks), tuple(inputs), self.head, self.passing, self.peak)
+        return Kept(self.stem, tuple(self.blocks), tuple(self.inputs), self.head, self.passing, self.peak)
+
+
+def record_step(
+    module: nn.Module, model: ImageModel, loss: Callable[[], Tensor], given: Sequence[Tensor], precision: Precision,
+    device: Device,
+) -> Recorder:  # fmt: skip
+    """Record a forward and a backward pass of `module`, in which `model` learns. given: tensors that are there before.
+
+    What a checkpointed block keeps is found by a second forward pass: some blocks, as those that reduce tokens, are
+    never computed twice.
+    """
+    blocks = model.checkpointable
+    with recording(module, blocks, precision, device) as recorder:
+        recorder.ignore(given)
+        recorder.backward(loss())
+    model.checkpointed = len(blocks)
+    with recording(module, blocks, precision, device) as again:
+        again.ignore(given)
+        loss()
+    model.checkpointed = 0
+    few = zip(again.blocks, recorder.blocks, recorder.inputs, strict=True)
+    recorder.inputs = [min(kept + size, whole) if kept < whole else whole for kept, whole, size in few]
+    return recorder
 
 
 @contextmanager

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitral.errors import UserError
 from vitral.models.config import ModelConfig
 from vitral.models.create import build_model
-from vitral.models.measure import Device, Kept, Precision, Recorder, recording
+from vitral.models.measure import Device, Kept, Precision, Recorder, cached, record_step, recording
 from vitral.models.model import ImageModel
 from vitral.models.parameters import bfloat16_copy
 from vitral.models.reduction import TokenReduction
@@ -35,7 +35,7 @@ class Row(NamedTuple):
     activations: int
 
 
-@lru_cache(maxsize=64)
+@cached(64)
 def summarize(config: ModelConfig, precision: Precision = "float32", device: Device = "cpu") -> tuple[Row, ...]:
     """Return a row for each module that a forward pass runs, in the order in which they begin; the first is the image
     (height, width, channels), the last, named "", what the model does itself."""
@@ -91,18 +91,25 @@ def forward_bytes(config: ModelConfig, samples: int) -> int:
     return _forward(config, samples).peak
 
 
-@lru_cache(maxsize=16)
+@cached(16)
 def meta_model(config: ModelConfig) -> ImageModel:
-    """Return the model without memory for its values; to be looked at, not to be changed."""
-    with torch.device("meta"):
-        return build_model(config)
+    """Return the model without memory for its values; to be looked at, not to be changed.
+
+    Raises UserError for sizes that no tensor can have.
+    """
+    try:
+        with torch.device("meta"):
+            return build_model(config)
+    except (RuntimeError, TypeError) as error:
+        hint = str(error).splitlines()[0]
+        raise UserError("this model is too large to be built", got=config.description, hint=hint) from error
 
 
 def _images(config: ModelConfig, samples: int) -> Tensor:
     return torch.empty(samples, config.in_channels, *config.image_size, device="meta")
 
 
-@lru_cache(maxsize=64)
+@cached(64)
 def _forward(config: ModelConfig, samples: int, whole: bool = False, reduce: TokenReduction | None = None) -> Recorder:
     model, images_BCHW = meta_model(config).eval(), _images(config, samples)
     if reduce is not None:
@@ -118,14 +125,15 @@ def _forward(config: ModelConfig, samples: int, whole: bool = False, reduce: Tok
     return recorder
 
 
-@lru_cache(maxsize=64)
+@cached(64)
 def _step(config: ModelConfig, samples: int, precision: Precision, device: Device) -> Recorder:
     model = meta_model(config).train()
     if precision == "bfloat16_params":
         model = bfloat16_copy(model)
     images_BCHW, labels_B = _images(config, samples), torch.empty(samples, dtype=torch.long, device="meta")
-    with recording(model, model.checkpointable, precision, device) as recorder:
-        recorder.ignore([images_BCHW, labels_B])
+
+    def loss() -> Tensor:
         logits_BC = model(images_BCHW).float()
-        recorder.backward(F.cross_entropy(logits_BC, labels_B) if config.num_classes else logits_BC.sum())
-    return recorder
+        return F.cross_entropy(logits_BC, labels_B) if config.num_classes else logits_BC.sum()
+
+    return record_step(model, model, loss, [images_BCHW, labels_B], precision, device)

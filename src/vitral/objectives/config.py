@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, Strict, model_validator
 
@@ -49,6 +49,10 @@ class ViewedConfig(Config):
 
     def check(self, run: Any) -> None:
         """Raise ValueError for keys of the run, a RunConfig, that do not fit this objective."""
+
+    def without_files(self) -> Self:
+        """The same objective with random weights where this one reads them from a file."""
+        return self
 
     @property
     def head_only(self) -> float:
@@ -338,6 +342,10 @@ class DistillationConfig(SelfSupervisedConfig):
             "local_scale": self.local_crops > 0, "local_size": self.local_crops > 0,
         })  # fmt: skip
         return self
+
+    def without_files(self) -> Self:
+        """Without `checkpoint`."""
+        return self.model_copy(update={"checkpoint": None})
 
     def views(self, augment: AugmentConfig, size: Size, stride: int) -> dict[str, tuple[ViewConfig, ...]]:
         """Two large views of the model's size, then the small ones, each a random resized crop. Raises UserError

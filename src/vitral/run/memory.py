@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import partial
 
 import torch
 
@@ -11,10 +11,10 @@ from vitral.errors import UserError
 from vitral.models.config import ModelConfig
 from vitral.models.create import build_model
 from vitral.models.lora import add_lora
-from vitral.models.measure import Device, Kept, Precision, recording
+from vitral.models.measure import Device, Kept, Precision, cached, record_step
 from vitral.models.model import ImageModel
 from vitral.models.parameters import freeze_encoder
-from vitral.objectives.config import DistillationConfig, ObjectiveConfig
+from vitral.objectives.config import ObjectiveConfig
 from vitral.objectives.objective import Objective, ObjectiveContext
 from vitral.objectives.table import OBJECTIVES
 from vitral.optim.config import OptimConfig
@@ -54,9 +54,7 @@ def make_job(config: RunConfig, architecture: ModelConfig, device: torch.device,
     """Return what the memory of this run depends on, from its own objective on the meta device; `config.precision` is
     settled. Raises UserError for an objective that does not run there."""
     assert config.precision != "auto"
-    kind = config.objective
-    if isinstance(kind, DistillationConfig):
-        kind = kind.model_copy(update={"checkpoint": None})
+    kind = config.objective.without_files()
     objective = _objective(kind, architecture, config.train.freeze, config.lora)
     streams = streams_of(config, architecture)
     shapes = tuple(
@@ -87,7 +85,7 @@ def make_job(config: RunConfig, architecture: ModelConfig, device: torch.device,
     )
 
 
-@lru_cache(maxsize=8)
+@cached(8)
 def _objective(kind: ObjectiveConfig, architecture: ModelConfig, freeze: str, lora: LoraConfig) -> Objective:
     with torch.device("meta"):
         return OBJECTIVES[kind.kind](
@@ -95,7 +93,7 @@ def _objective(kind: ObjectiveConfig, architecture: ModelConfig, freeze: str, lo
         ).train()
 
 
-@lru_cache(maxsize=32)
+@cached(32)
 def _step(
     kind: ObjectiveConfig, architecture: ModelConfig, freeze: str, lora: LoraConfig, shapes: Sequence[Shape],
     precision: Precision, device: Device, samples: int,
@@ -108,10 +106,10 @@ def _step(
         objective = copied
     batches = _batches(kind, architecture, shapes, samples)
     try:
-        with recording(objective, objective.model.checkpointable, precision, device) as recorder:
-            recorder.ignore([view.images_BCHW for batch in batches.values() for view in batch.views])
-            output = objective(batches, _STEPS - 1)
-            recorder.backward(output.loss)
+        images = [view.images_BCHW for batch in batches.values() for view in batch.views]
+        recorder = record_step(
+            objective, objective.model, lambda: objective(batches, _STEPS - 1).loss, images, precision, device
+        )
     except (RuntimeError, NotImplementedError) as error:
         raise UserError(
             "memory cannot be estimated: this objective's step depends on the values of its images",

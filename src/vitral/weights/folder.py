@@ -275,8 +275,11 @@ def refuse_larger(architecture: ModelConfig, shapes: Mapping[str, Sequence[int]]
             "this architecture does not fit the weights", where=where, got=f"{blocks:,} blocks",
             wanted=f"at most {len(shapes):,}, as many as the file has tensors",
         )  # fmt: skip
-    if (needed := count_parameters(architecture)) > 2 * there + _SPARE:
-        raise UserError(
-            "this architecture does not fit the weights", where=where, got=f"{needed:,} parameters",
-            wanted=f"about {there:,}, as many as the file has values",
-        )  # fmt: skip
+    try:
+        needed = count_parameters(architecture)
+        got = f"{needed:,} parameters" if needed > 2 * there + _SPARE else None
+    except UserError:
+        got = architecture.description
+    if got is not None:
+        wanted = f"about {there:,}, as many as the file has values"
+        raise UserError("this architecture does not fit the weights", where=where, got=got, wanted=wanted)
