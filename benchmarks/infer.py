@@ -42,6 +42,7 @@ from peers import make_peer
 from train import environment, quartiles
 
 from vitral.config import parse_yaml, split_words
+from vitral.data.image_spec import ImageSpec
 from vitral.engines import Engine, Precision, open_export
 from vitral.export.config import ExportOptions
 from vitral.export.graph import quiet
@@ -49,7 +50,7 @@ from vitral.export.live import engines, fastest
 from vitral.export.ship import builtin_samples, ship
 from vitral.models.create import create_model
 from vitral.models.vit import VisionTransformer
-from vitral.weights.folder import FolderConfig, Preprocessing
+from vitral.weights.folder import FolderConfig
 
 Run = Callable[[Tensor], Tensor]
 LONG = 0.05  # seconds: of shorter calls several are timed at once
@@ -138,7 +139,7 @@ def _config(name: str, ours: VisionTransformer) -> FolderConfig:
     c = ours.config
     return FolderConfig(
         name=name, architecture=c, id2label={str(i): str(i) for i in range(c.num_classes)}, provenance={},
-        preprocessing=Preprocessing(image_size=c.image_size, channels=c.in_channels, fit="crop"),
+        preprocessing=ImageSpec(image_size=c.image_size, channels=c.in_channels, fit="crop"),
     )  # fmt: skip
 
 

@@ -135,7 +135,7 @@ def objectives(name: str, images_BCHW: Tensor, precision: str) -> dict[str, Step
     our_call, their_call = compiled(ours, images_BCHW), compiled(theirs, images_BCHW)
     losses = {
         "transformers": (theirs, lambda: their_call(normalised_BCHW, noise=noise_BN).loss),
-        "vitral": (ours, lambda: our_call(batch, 0).loss),
+        "vitral": (ours, lambda: our_call({"train": batch}, 0).loss),
     }
     steps = {side: make_step(module, loss, device, precision) for side, (module, loss) in losses.items()}
     first = {side: step() for side, step in steps.items()}

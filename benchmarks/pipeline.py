@@ -36,6 +36,7 @@ from data import photo, write
 from tests.oracles import load_oracle
 from vitral.cli.images import image_paths
 from vitral.config import parse_yaml, split_words
+from vitral.data.image_spec import ImageSpec
 from vitral.engines import Precision
 from vitral.export.config import ExportOptions
 from vitral.export.live import with_engine
@@ -43,7 +44,7 @@ from vitral.export.write import export
 from vitral.models.create import create_model
 from vitral.models.model import ImageModel
 from vitral.predictor import load
-from vitral.weights.folder import FolderConfig, Preprocessing, save_folder
+from vitral.weights.folder import FolderConfig, save_folder
 
 MODELS = ("vit_tiny_patch16_224", "vit_small_patch16_224")
 PRECISIONS: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -85,9 +86,7 @@ def contestants(name: str, precision: Precision, images: Path, place: Path) -> t
         predictors["vitral torch"] = with_engine(plain, "torch", precision)
 
     def ours(name: str) -> Run:
-        return lambda: [
-            row["predictions"][0]["label"] for row in predictors[name].predictions(image_paths([str(images)]))
-        ]
+        return lambda: [row["predictions"][0]["label"] for row in predictors[name].predict(image_paths([str(images)]))]
 
     load_oracle("torchvision")
     transformers: Any = load_oracle("transformers")
@@ -115,7 +114,7 @@ def save_model(name: str, folder: Path) -> None:
     c = model.config
     config = FolderConfig(
         name=name, architecture=c, id2label={str(i): f"class {i}" for i in range(c.num_classes)}, provenance={},
-        preprocessing=Preprocessing(image_size=c.image_size, channels=c.in_channels, fit="crop", crop_ratio=0.875),
+        preprocessing=ImageSpec(image_size=c.image_size, channels=c.in_channels, fit="crop", crop_ratio=0.875),
     )  # fmt: skip
     save_folder(folder, model, config, "# random weights\n")
 

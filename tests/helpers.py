@@ -14,12 +14,13 @@ import torch
 from PIL import Image, ImageDraw
 
 from vitral.config import build, describe
+from vitral.data.image_spec import ImageSpec
 from vitral.models.create import build_model, create_model
 from vitral.models.presets import resolve
 from vitral.models.vit import VisionTransformer
 from vitral.run.config import RunConfig, recipe_values
 from vitral.weights.digests import signed
-from vitral.weights.folder import FolderConfig, Preprocessing, save_folder
+from vitral.weights.folder import FolderConfig, save_folder
 from vitral.weights.tensors import load_tensors
 
 VITRAL = [sys.executable, "-m", "vitral"]
@@ -110,10 +111,10 @@ def random_model(
         FolderConfig,
         {
             "name": preset, "architecture": architecture, "id2label": {str(i): name for i, name in enumerate(classes)},
-            "preprocessing": Preprocessing(
+            "preprocessing": ImageSpec(
                 image_size=architecture.image_size, channels=architecture.in_channels, fit="crop"
             ),
-            "temperature": 2.0, "provenance": {},
+            "task": "classification" if classes else "features", "temperature": 2.0, "provenance": {},
         },
     )  # fmt: skip
     torch.manual_seed(0)

@@ -152,3 +152,24 @@ def test_light_module_imports_nothing_heavy(module: str):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+# What kind of answer a model gives is the task's to say: no key of a metrics dictionary, no class of a configuration.
+ASKS_A_KEY = re.compile(r"""["'](top1|map|knn_top1|mae|ece|exact_match|per_class|confusion)["'] (not )?in\b""")
+OBJECTIVE_CONFIG = re.compile(r"(Supervised|Pruned|MaskedPatch|Mae|Distillation|Dino|Ibot|Regression)Config")
+OBJECTIVE_ROOMS = ("objectives", "tasks")
+
+
+def test_nobody_guesses_the_task():
+    wrong: list[str] = []
+    for path in SOURCES:
+        text = path.read_text(encoding="utf-8")
+        wrong += [f"{_name(path)}: {found[0]}" for found in ASKS_A_KEY.finditer(text)]
+        if path.relative_to(PACKAGE).parts[0] in OBJECTIVE_ROOMS:
+            continue
+        for node in ast.walk(_tree(path)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
+                kinds = ast.unparse(node.args[1])
+                if OBJECTIVE_CONFIG.search(kinds):
+                    wrong.append(f"{_name(path)}:{node.lineno}: {ast.unparse(node)}")
+    assert not wrong, "a task or a property of the configuration should say it:\n" + "\n".join(wrong)

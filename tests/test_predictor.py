@@ -116,7 +116,7 @@ def test_answers_before_an_image_that_cannot_be_read_are_not_lost(predictor: Pre
     for number, file in enumerate(files):
         Image.new("L", (8, 8), 30 * number).save(file)
     files[5].write_bytes(files[5].read_bytes()[:40])
-    answers = predictor.predictions(files, batch_size=3)
+    answers = predictor.predict(files, batch_size=3, stream=True)
     assert [next(answers)["image"] for _ in range(5)] == [str(file) for file in files[:5]]
     with pytest.raises(UserError, match=r"5\.png"):
         next(answers)

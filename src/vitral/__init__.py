@@ -5,6 +5,7 @@ sweep(recipe, {key: [values]}, overrides)          settings compared, the best o
 load(model) -> Predictor                          .predict(paths_or_arrays, topk=5)
 create_model(name, num_classes=, image_size=)     any preset as a torch module
 list_models(pattern)                              names of the presets
+register_objective(Config, Class)                 lets objective.kind name an objective of your own
 VitralClassifier                                  scikit-learn's fit / predict / predict_proba / score
 """
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from vitral.models.create import create_model
     from vitral.models.presets import list_models
     from vitral.predictor import Predictor, load
+    from vitral.run.register import register_objective
     from vitral.run.sweep import sweep
     from vitral.run.train import train
 
@@ -30,13 +32,14 @@ _HOMES = {
     "create_model": "vitral.models.create",
     "list_models": "vitral.models.presets",
     "load": "vitral.predictor",
+    "register_objective": "vitral.run.register",
     "sweep": "vitral.run.sweep",
     "train": "vitral.run.train",
 }
 
 __all__ = [
-    "Predictor", "UserError", "VitralClassifier", "__version__", "create_model", "list_models", "load", "sweep",
-    "train",
+    "Predictor", "UserError", "VitralClassifier", "__version__", "create_model", "list_models", "load",
+    "register_objective", "sweep", "train",
 ]  # fmt: skip
 
 

@@ -8,7 +8,8 @@ Shape letters: B batch, C channels, H W height and width of an image, h w those 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from vitral.archive import check_archive
 from vitral.config import Config, build
+from vitral.data.image_spec import ImageSpec
+from vitral.data.resize import fit_image
 from vitral.errors import UserError
 from vitral.files import JSON_BYTES, parse_json, read_json, read_text, require_regular
 from vitral.models.model import ImageModel
@@ -94,8 +97,32 @@ class TorchEngine:
         return self.model(images.to(next(self.model.parameters()).device)).float()
 
 
-class OnnxEngine:
-    """An ONNX file in ONNX Runtime, on the processor."""
+class Exported(ABC):
+    """An exported file in a runtime, on the processor. said: what the file says of itself."""
+
+    name: str
+
+    def __init__(self, said: str | None, path: Path) -> None:
+        self.shipment = _shipment(said, path)
+        self.takes: Takes = self.shipment.takes
+        self.precision: Precision = self.shipment.precision
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits, of as many runs as a fixed batch needs: the last one is filled up with zeros."""
+        count, size = len(images), self.shipment.batch
+        if size is not None:
+            images = torch.cat([images, images.new_zeros(-count % size, *images.shape[1:])])
+        try:
+            return torch.cat([self._run(portion) for portion in images.split(size or max(count, 1))])[:count]
+        except Exception as error:  # of runtimes: a graph that is damaged, or asks for more memory than there is
+            raise UserError("the export cannot be computed", where="model", got=str(error)[:300]) from None
+
+    @abstractmethod
+    def _run(self, images: Tensor) -> Tensor: ...
+
+
+class OnnxEngine(Exported):
+    """An ONNX file in ONNX Runtime."""
 
     name = "onnxruntime"
 
@@ -112,21 +139,14 @@ class OnnxEngine:
         except Exception as error:  # ONNX Runtime's own classes, all below Exception
             raise UserError("not readable by ONNX Runtime", where=str(path), got=str(error)[:300]) from None
         self.input, self.output = self.session.get_inputs()[0].name, self.session.get_outputs()[0].name
-        found = self.session.get_modelmeta().custom_metadata_map.get(METADATA)
-        self.shipment = _shipment(found, path)
-        self.takes: Takes = self.shipment.takes
-        self.precision = self.shipment.precision
-
-    def logits(self, images: Tensor) -> Tensor:
-        """Logits, of as many runs as a fixed batch needs."""
-        return _portions(self._run, images, self.shipment.batch)
+        super().__init__(self.session.get_modelmeta().custom_metadata_map.get(METADATA), path)
 
     def _run(self, images: Tensor) -> Tensor:
         return torch.from_numpy(self.session.run([self.output], {self.input: images.numpy()})[0])
 
 
-class OpenvinoEngine:
-    """An OpenVINO model on the processor, in the precision that it was exported for and no other."""
+class OpenvinoEngine(Exported):
+    """An OpenVINO model, in the precision that it was exported for and no other."""
 
     name = "openvino"
 
@@ -137,10 +157,8 @@ class OpenvinoEngine:
             network = core.read_model(str(path))
         except Exception as error:  # RuntimeError and, of names and text that are no UTF-8, others
             raise UserError("not readable by OpenVINO", where=str(path), got=str(error)[:300]) from None
-        found = network.get_rt_info([METADATA]).astype(str) if network.has_rt_info([METADATA]) else None
-        self.shipment = _shipment(found, path)
-        self.takes: Takes = self.shipment.takes
-        self.precision = self.shipment.precision
+        said = network.get_rt_info([METADATA]).astype(str) if network.has_rt_info([METADATA]) else None
+        super().__init__(said, path)
         hints = {
             # Without it a processor with bfloat16 takes that by itself: logits are then off by 0.1.
             "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bfloat16" else "f32",
@@ -151,27 +169,12 @@ class OpenvinoEngine:
         except Exception as error:
             raise UserError("not computable by OpenVINO", where=str(path), got=str(error)[:300]) from None
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Logits, of as many runs as a fixed batch needs."""
-        return _portions(self._run, images, self.shipment.batch)
-
     def _run(self, images: Tensor) -> Tensor:
         return torch.from_numpy(self.compiled([images.numpy()])[self.compiled.output(0)].copy())
 
 
-def _portions(run: Callable[[Tensor], Tensor], images: Tensor, size: int | None) -> Tensor:
-    """Of a graph that takes `size` images and no other number: the last portion is filled up with zeros."""
-    count = len(images)
-    if size is not None:
-        images = torch.cat([images, images.new_zeros(-count % size, *images.shape[1:])])
-    try:
-        return torch.cat([run(portion) for portion in images.split(size or max(count, 1))])[:count]
-    except Exception as error:  # of runtimes: a graph that is damaged, or asks for more memory than there is
-        raise UserError("the export cannot be computed", where="model", got=str(error)[:300]) from None
-
-
-class Pt2Engine:
-    """A program of `torch.export`, run by torch on the processor."""
+class Pt2Engine(Exported):
+    """A program of `torch.export`, run by torch."""
 
     name = "pt2"
 
@@ -179,20 +182,25 @@ class Pt2Engine:
         check_archive(path)
         files = {f"{METADATA}.json": ""}
         try:
-            self.run: Callable[[Tensor], tuple[Tensor, ...]] = torch.export.load(path, extra_files=files).module()
+            self.program: Callable[[Tensor], tuple[Tensor, ...]] = torch.export.load(path, extra_files=files).module()
         except Exception as error:  # a damaged archive raises nearly anything
             raise UserError("not readable by torch.export", where=str(path), got=str(error)[:300]) from None
-        self.shipment = _shipment(files[f"{METADATA}.json"] or None, path)
-        self.takes: Takes = self.shipment.takes
-        self.precision = self.shipment.precision
+        super().__init__(files[f"{METADATA}.json"] or None, path)
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Logits, of as many runs as a fixed batch needs."""
-        return _portions(lambda portion: self.run(portion)[0], images, self.shipment.batch)
+    def _run(self, images: Tensor) -> Tensor:
+        return self.program(images)[0]
 
 
-Exported = OnnxEngine | OpenvinoEngine | Pt2Engine
 _ENGINES: dict[str, Callable[[Path], Exported]] = {"onnx": OnnxEngine, "openvino": OpenvinoEngine, "pt2": Pt2Engine}
+
+
+def logits_of(engine: Engine, spec: ImageSpec, images: Sequence[Tensor]) -> Tensor:
+    """Logits [B, S] of uint8 images [C, H, W], which have one size where the engine takes pixels."""
+    if engine.takes == "resized":
+        inputs = torch.stack([fit_image(image, spec.image_size, spec) for image in images])
+    else:
+        inputs = torch.stack(list(images)).permute(0, 2, 3, 1).contiguous()
+    return engine.logits(inputs).float().cpu()
 
 
 def find_export(model: str) -> Path | None:

@@ -16,7 +16,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from vitral.data.dataset import Dataset, fingerprint, memory_split
-from vitral.data.sources import with_validation
+from vitral.data.holdout import with_validation
 from vitral.errors import UserError
 from vitral.predictor import Predictor, load
 from vitral.run.check import check_given

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from vitral.data.ahead import in_batches
 from vitral.data.decode import Decoding, as_image, colour
+from vitral.data.image_spec import ImageSpec
 from vitral.data.resize import fit_image
 from vitral.engines import Engine, Exported, TorchEngine, find_export, open_export, verify_export
 from vitral.errors import UserError
@@ -25,7 +27,7 @@ from vitral.models.position import Resize
 from vitral.proof import check_here
 from vitral.weights.card import model_card
 from vitral.weights.find import load_model
-from vitral.weights.folder import FolderConfig, Preprocessing, save_folder
+from vitral.weights.folder import FolderConfig, save_folder
 from vitral.weights.hub import push
 
 
@@ -53,42 +55,22 @@ def pick_device(name: str) -> torch.device:
 _READING = Lock()  # of a file or picture that is open already
 _PIXELS_AT_ONCE = 2**24  # of full-size images that an export resizes: each float copy of them takes 12 bytes a pixel
 Floats = np.ndarray[Any, np.dtype[np.float32]]
-
-_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
-    "single_label_classification": partial(torch.softmax, dim=-1),
-    "multi_label_classification": torch.sigmoid,
-}
+T = TypeVar("T")
 
 
-class Preparation(NamedTuple):
-    """How images become a model's input: what its folder says, and the largest image. It can be pickled."""
-
-    recipe: Preprocessing
-    max_pixels: int
-
-    def prepared(self, image: Any) -> Tensor:
-        """As `Predictor.preprocess`."""
-        return self.fitted(self.decoded(image))
-
-    def decoded(self, image: Any) -> Tensor:
-        """The image as large as it is, uint8 [C,H,W] with the model's channels."""
-        recipe = self.recipe
-        rules = Decoding(colour(recipe.background), self.max_pixels, recipe.value_range, "max_pixels", "value_range")
-        if isinstance(image, Image.Image) or hasattr(image, "read"):
-            with _READING:  # one thread at a time: the same one may be in a list twice
-                return as_image(image, self.recipe.channels, rules=rules)
-        return as_image(image, self.recipe.channels, rules=rules)
-
-    def fitted(self, image_CHW: Tensor) -> Tensor:
-        """A decoded image at the model's size, float32 [C,H,W] in [0,1]."""
-        return fit_image(image_CHW, self.recipe.image_size, self.recipe.fitting)
+def decode_image(image: Any, spec: ImageSpec) -> Tensor:
+    """The image as large as it is, uint8 [C,H,W] with the model's channels."""
+    rules = Decoding(colour(spec.background), spec.max_pixels, spec.value_range, "max_pixels", "value_range")
+    is_open = isinstance(image, Image.Image) or hasattr(image, "read")
+    with _READING if is_open else nullcontext():  # one thread at a time: the same one may be in a list twice
+        return as_image(image, spec.channels, rules=rules)
 
 
 class Predictor:
     """Predictions of one model folder. Images are preprocessed exactly as in `vitral eval`.
 
     engine: what computes the logits; None: the model itself. Of an export there is an engine and no model: it predicts
-    on the processor, and gives no features. `max_pixels`: larger images are refused; at first what the folder says.
+    on the processor, and gives no features.
     """
 
     def __init__(
@@ -99,7 +81,7 @@ class Predictor:
             raise UserError("exports run on the processor", where="device", got=device, wanted="auto or cpu")
         self._model = None if model is None else model.to(self.device).eval()
         self.engine, self.config, self.classes = engine or TorchEngine(self.model), config, config.classes
-        self.max_pixels = config.preprocessing.max_pixels
+        self.task = config.make_task()
 
     @property
     def model(self) -> ImageModel:
@@ -116,37 +98,31 @@ class Predictor:
         return self._model is None
 
     def preprocess(self, image: Any) -> Tensor:
-        """One image to the model's input, float32 [C,H,W] in [0,1].
+        """One image as `forward` takes it: resized to float32 [C,H,W] in [0,1], or uint8 [C,H,W] as large as it is, for
+        an export that resizes.
 
         An image is a path, bytes, a PIL image, or an array [H,W] or [H,W,C] of uint8 or of floats in [0,1].
         """
-        return self.preparation.prepared(image)
-
-    @property
-    def preparation(self) -> Preparation:
-        """How images become the model's input, without the model."""
-        return Preparation(self.config.preprocessing, self.max_pixels)
-
-    def ready(self, image: Any) -> Tensor:
-        """One image as the engine takes it: resized like `preprocess` does, or only decoded, uint8 [C,H,W]."""
-        return self.preprocess(image) if self.engine.takes == "resized" else self.preparation.decoded(image)
-
-    def logits(self, images: Sequence[Tensor]) -> Tensor:
-        """Logits [images, classes] float32 of decoded images, uint8 [C,H,W] of any sizes, all at once.
-
-        An engine that resizes by itself gets those of one size together, of large ones a few at a time.
-        """
-        is_fitted = self.engine.takes == "resized"
-        return self.logits_of([self.preparation.fitted(image) for image in images] if is_fitted else images)
+        spec = self.config.preprocessing
+        decoded_CHW = decode_image(image, spec)
+        return fit_image(decoded_CHW, spec.image_size, spec) if self.engine.takes == "resized" else decoded_CHW
 
     @torch.inference_mode()
-    def logits_of(self, images: Sequence[Tensor]) -> Tensor:
-        """The same of images that are `ready`. Raises UserError where a logit is NaN or infinite."""
-        return require_finite(self._logits_of(images), self.config.name)
+    def forward(self, images: Sequence[Tensor] | Tensor, features: str | None = None) -> Tensor:
+        """Compute the outputs of preprocessed images at once: logits [N, classes] float32 by the engine, or features
+        of this kind by the model (see `embed`). Raises UserError where one is NaN or infinite.
 
-    def _logits_of(self, images: Sequence[Tensor]) -> Tensor:
-        if self.engine.takes == "resized":
-            return self.engine.logits(torch.stack(list(images)).to(self.device))
+        An engine that resizes gets images of one size together, large ones a few at a time.
+        """
+        compute = self.engine.logits if features is None else partial(extract_features, self.model, kind=features)
+        if features is None and self.engine.takes == "pixels":
+            outputs = self._pixel_logits(images)
+        else:
+            images_BCHW = images if isinstance(images, Tensor) else torch.stack(list(images))
+            outputs = compute(images_BCHW.to(self.device)).float()
+        return require_finite(outputs, self.config.name)
+
+    def _pixel_logits(self, images: Sequence[Tensor] | Tensor) -> Tensor:
         alike: dict[tuple[int, ...], list[int]] = {}
         for place, image in enumerate(images):
             alike.setdefault(tuple(image.shape), []).append(place)
@@ -160,84 +136,104 @@ class Predictor:
                 rows |= dict(zip(portion, self.engine.logits(batch_BHWC), strict=True))
         return torch.stack([rows[place] for place in range(len(images))])
 
-    def _probabilities(self, images: Iterable[Any], batch_size: int) -> Iterator[Floats | UserError]:
-        """One row after the other, or what is wrong with the image."""
-        self.require_head()
-        return _rows(self.ready, lambda ready: self.scores(self.logits_of(ready)).cpu().numpy(), images, batch_size)
+    def _outputs(
+        self, images: Iterable[Any], batch_size: int, features: str | None = None
+    ) -> Iterator[Tensor | UserError]:
+        """Yield the output of each image in order, or the error of one that cannot be read. Threads decode the next
+        `batch_size` images meanwhile."""
+
+        def attempt(image: Any) -> Tensor | UserError:
+            try:
+                return self.preprocess(image)
+            except UserError as error:
+                return error
+
+        for batch in in_batches(attempt, images, batch_size):
+            readable = [each for each in batch if not isinstance(each, UserError)]
+            rows = iter(self.forward(readable, features).cpu() if readable else ())
+            for each in batch:
+                yield each if isinstance(each, UserError) else next(rows)
 
     def probabilities(self, images: Iterable[Any], batch_size: int = 64) -> Floats:
-        """[images, classes] float32 in [0,1], of the logits over the folder's temperature: softmax, rows sum to 1; or
-        sigmoid, each class by itself, where an image may have several. The next `batch_size` images are decoded
-        meanwhile."""
-        rows = list(_all_or_raise(self._probabilities(images, batch_size)))
-        return np.stack(rows) if rows else np.zeros((0, len(self.classes)), np.float32)
+        """The `scores` of images of any kind, [images, classes]. The next `batch_size` images are decoded meanwhile."""
+        self.require_answers()
+        rows = [_or_raise(row_C) for row_C in self._outputs(images, batch_size)]
+        return self.scores(torch.stack(rows) if rows else torch.zeros(0, len(self.classes))).numpy()
 
-    def scores(self, logits_BC: Tensor) -> Tensor:
-        """Probabilities of logits [..., classes], float32 in [0,1], as `probabilities` gives them."""
-        return _SCORES[self.config.problem_type](logits_BC.float() / self.config.temperature)
+    def scores(self, outputs_NS: Tensor) -> Tensor:
+        """What outputs [..., S] mean to the task, float32: probabilities, or numbers in units."""
+        return self.task.scores(outputs_NS)
 
-    def predict(self, images: Any, topk: int = 5, batch_size: int = 64) -> list[dict[str, Any]]:
+    @torch.inference_mode()
+    def postprocess(self, outputs_NS: Tensor, topk: int = 5) -> list[dict[str, Any]]:
+        """The task's answer for each image, as JSON beside its name; of classes the `topk` likeliest, best first."""
+        scores_NS = require_finite(self.scores(outputs_NS), self.config.name).cpu().numpy()
+        return [self.task.answer(scores_S, topk) for scores_S in scores_NS]
+
+    @overload
+    def predict(
+        self, images: Any, topk: int = 5, batch_size: int = 64, *, stream: Literal[False] = False
+    ) -> list[dict[str, Any]]: ...
+    @overload
+    def predict(
+        self, images: Any, topk: int = 5, batch_size: int = 64, *, stream: Literal[True], tolerant: bool = False
+    ) -> Iterator[dict[str, Any]]: ...
+    def predict(
+        self, images: Any, topk: int = 5, batch_size: int = 64, *, stream: bool = False, tolerant: bool = False
+    ) -> list[dict[str, Any]] | Iterator[dict[str, Any]]:
         """The `topk` likeliest classes of each image, best first (all of them where there are fewer); a score is the
         class's probability, which in a multi-label model belongs to the class alone.
 
         images: one image or a sequence of them, each as for `preprocess`; an array of four axes, [N,H,W,C], or a list
         counts as many. Returns {"image": path or number, "predictions": [{"label", "index", "score"}]} for each.
+        stream: yield one after the other: UserError for an image that cannot be read comes after those before it;
+        with `tolerant` it is answered by {"image", "error"} in its place, and the others follow.
         """
-        return list(self.predictions(images, topk, batch_size))
+        rows = self._predictions(_as_sequence(images), topk, batch_size, tolerant)
+        return rows if stream else list(rows)
 
-    def predictions(
-        self, images: Any, topk: int = 5, batch_size: int = 64, *, tolerant: bool = False
-    ) -> Generator[dict[str, Any]]:
-        """As `predict`, one after the other: UserError for an image that cannot be read comes after those before it;
-        with `tolerant` it is answered by {"image", "error"} in its place, and the others follow."""
+    def _predictions(
+        self, images: Sequence[Any], topk: int, batch_size: int, tolerant: bool
+    ) -> Iterator[dict[str, Any]]:
         if topk < 1:
             raise UserError("at least one class is wanted", where="topk", got=topk)
-        many = _as_sequence(images)
-        rows = self._probabilities(many, batch_size)
-        for number, row_C in enumerate(rows if tolerant else _all_or_raise(rows)):
-            image = many[number]
+        self.require_answers()
+        for number, (image, row_C) in enumerate(zip(images, self._outputs(images, batch_size), strict=True)):
             name = str(image) if isinstance(image, str | Path) else number
-            if isinstance(row_C, UserError):
+            if tolerant and isinstance(row_C, UserError):
                 yield {"image": name, "error": str(row_C)}
             else:
-                yield {"image": name, "predictions": self.likeliest(row_C, topk)}
+                yield {"image": name, **self.postprocess(_or_raise(row_C)[None], topk)[0]}
 
-    def likeliest(self, scores_C: Floats, topk: int) -> list[dict[str, Any]]:
-        """The `topk` likeliest classes by an image's probabilities, best first: {"label", "index", "score"} each."""
-        order = np.argsort(-scores_C, kind="stable")[:topk]
-        return [{"label": self.classes[i], "index": int(i), "score": round(float(scores_C[i]), 6)} for i in order]
-
-    @torch.inference_mode()
-    def features(self, images_BCHW: Tensor, kind: str = "pooled") -> Floats:
-        """What `embed` gives, of images that are the model's input already: [B,C,H,W] in [0,1]."""
-        features = extract_features(self.model, images_BCHW.to(self.device), kind).float().cpu()
-        return require_finite(features, self.config.name).numpy()
-
-    def embed(self, images: Any, features: str = "pooled", batch_size: int = 64) -> Floats:
+    @overload
+    def embed(
+        self, images: Any, features: str = "pooled", batch_size: int = 64, *, stream: Literal[False] = False
+    ) -> Floats: ...
+    @overload
+    def embed(
+        self, images: Any, features: str = "pooled", batch_size: int = 64, *, stream: Literal[True]
+    ) -> Iterator[Floats | UserError]: ...
+    def embed(
+        self, images: Any, features: str = "pooled", batch_size: int = 64, *, stream: bool = False
+    ) -> Floats | Iterator[Floats | UserError]:
         """What the encoder makes of each image, before any head: float32 [images, D], not normalised.
 
         images: as for `predict`, one or many. features: "pooled" (what the head would read), "cls", "avg" (mean over
         the patches), "cls_avg" [images, 2 D], or "patches" [images, N, D], row by row; `models.features` says more.
+        stream: yield one after the other, with the UserError in the place of an image that cannot be read.
         Raises UserError for an image that cannot be read, for no image at all and for a class token that the model
         lacks.
         """
-        rows = list(self.embeddings(images, features, batch_size))
-        if not rows:
-            raise UserError("at least one image is wanted", where="images")
-        return np.stack(rows)
-
-    def embeddings(self, images: Any, features: str = "pooled", batch_size: int = 64) -> Generator[Floats]:
-        """As `embed`, one after the other: UserError for an image that cannot be read comes after those before it."""
-        yield from _all_or_raise(self.attempt_embeddings(images, features, batch_size))
-
-    def attempt_embeddings(
-        self, images: Any, features: str = "pooled", batch_size: int = 64
-    ) -> Iterator[Floats | UserError]:
-        """The same, with the UserError in the place of an image that cannot be read."""
         if features not in KINDS:
             raise UserError("no such features", where="features", got=features, wanted=", ".join(KINDS))
-        embed = partial(self.features, kind=features)
-        return _rows(self.preprocess, lambda ready: embed(torch.stack(ready)), _as_sequence(images), batch_size)
+        outputs = self._outputs(_as_sequence(images), batch_size, features)
+        rows = (row if isinstance(row, UserError) else row.numpy() for row in outputs)
+        if stream:
+            return rows
+        found = [_or_raise(row) for row in rows]
+        if not found:
+            raise UserError("at least one image is wanted", where="images")
+        return np.stack(found)
 
     def push_to_hub(
         self, repository: str, *, private: bool = False, license: str | None = None, overwrite: bool = False
@@ -250,11 +246,9 @@ class Predictor:
             save_folder(folder, self.model, self.config, model_card(self.config))
             return push(folder, repository, private=private, license=license, overwrite=overwrite)
 
-    def require_head(self) -> None:
-        """Raises UserError for a model that predicts no classes."""
-        if not self.config.architecture.num_classes:
-            hint = "`vitral probe` says how good its features are, `vitral embed` gives them."
-            raise UserError("this model has no head, so it predicts no classes", where=self.config.name, hint=hint)
+    def require_answers(self) -> None:
+        """Raises UserError for a model that gives features only."""
+        self.task.require_answers(self.config.name)
 
 
 class NotFinite(UserError):
@@ -269,30 +263,10 @@ def require_finite(answers: Tensor, name: str) -> Tensor:
     return answers
 
 
-def _rows(
-    read: Callable[[Any], Tensor], compute: Callable[[list[Tensor]], Floats], images: Iterable[Any], batch_size: int
-) -> Iterator[Floats | UserError]:
-    """A row of what is computed for each image, in order; for one that cannot be read the error instead. The next
-    `batch_size` images are read by threads meanwhile."""
-
-    def attempt(image: Any) -> Tensor | UserError:
-        try:
-            return read(image)
-        except UserError as error:
-            return error
-
-    for batch in in_batches(attempt, images, batch_size):
-        ready = [each for each in batch if not isinstance(each, UserError)]
-        rows = iter(compute(ready) if ready else ())
-        for each in batch:
-            yield each if isinstance(each, UserError) else next(rows)
-
-
-def _all_or_raise(rows: Iterable[Floats | UserError]) -> Iterator[Floats]:
-    for row in rows:
-        if isinstance(row, UserError):
-            raise row
-        yield row
+def _or_raise(row: T | UserError) -> T:
+    if isinstance(row, UserError):
+        raise row
+    return row
 
 
 def _as_sequence(images: Any) -> Sequence[Any]:

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from vitral.config import Config, build
 from vitral.data.check_cache import cache_folder
-from vitral.data.resize import fit_image
-from vitral.engines import Engine, Exported, parts_of
+from vitral.engines import Engine, Exported, TorchEngine, logits_of, parts_of
 from vitral.errors import UserError
 from vitral.files import read_json
 from vitral.models.model import ImageModel
@@ -67,7 +66,7 @@ def made_up_images(config: FolderConfig) -> list[Tensor]:
 @torch.inference_mode()
 def prove(network: ImageModel, engine: Engine, config: FolderConfig) -> Proof:
     """Compare here and now."""
-    wanted_NS = network(_fitted(config)).float().cpu()
+    wanted_NS = logits_of(TorchEngine(network), config.preprocessing, made_up_images(config))
     return Proof(
         instruction_sets=instruction_sets(),
         outputs=base64.b64encode(wanted_NS.numpy().astype("<f4").tobytes()).decode(),
@@ -114,18 +113,9 @@ def compare_here(path: Path, engine: Exported) -> tuple[float, float]:
     return found, most
 
 
-def _fitted(config: FolderConfig) -> Tensor:
-    shown = config.preprocessing
-    return torch.stack([fit_image(each, shown.image_size, shown.fitting) for each in made_up_images(config)])
-
-
 @torch.inference_mode()
 def _apart(engine: Engine, config: FolderConfig, wanted_NS: Tensor) -> float:
-    if engine.takes == "resized":
-        inputs = _fitted(config)
-    else:
-        inputs = torch.stack(made_up_images(config)).permute(0, 2, 3, 1).contiguous()
-    found_NS = engine.logits(inputs).float().cpu()
+    found_NS = logits_of(engine, config.preprocessing, made_up_images(config))
     if found_NS.shape != wanted_NS.shape:
         return float("inf")
     return float((found_NS - wanted_NS).abs().max())
@@ -147,6 +137,5 @@ def _key(path: Path, here: list[str]) -> str:
     """What the result depends on: the files by name, size and time of change, and the processor."""
     files = (*parts_of(path), path.parent / PROOF)
     states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(repr((str(path.resolve()), states, here)).encode("utf-8", "backslashreplace")).hexdigest()[
-        :32
-    ]
+    text = repr((str(path.resolve()), states, here))
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:32]

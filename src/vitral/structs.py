@@ -3,23 +3,32 @@ model, R registers, K kept patches, 33 a 3 x 3 matrix."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+STREAM_SPAN = 2**30  # sample numbers of one stream of batches
 
 
 class View(NamedTuple):
-    """One look at the images: [0,1] float32 or uint8, and the map from source to view pixel centres (x, y, 1)."""
+    """One look at the images: [0,1] float32 or uint8, and the map from source to view pixel centres (x, y, 1).
+
+    The source is the decoded image at its own size, upright (EXIF orientation applied). Mixing and erasing change no
+    place: what mixup and CutMix add of the partner lies where the partner's own view has it.
+    """
 
     images_BCHW: Tensor
     matrix_B33: Tensor
 
 
 class Batch(NamedTuple):
-    """One global batch. `targets["label"]` holds class indices [B], or, multi-label, bool [B, classes]; a mixing step
-    adds `"partner"` (the other label) and `"weight"` (share of the own label [B], in [0,1]). `keys_B` are the samples'
-    places in the split."""
+    """One global batch of one stream. `targets["label"]` holds class indices [B], or, multi-label, bool [B, classes]; a
+    mixing step adds `"partner"` (the other label) and `"weight"` (share of the own label [B], in [0,1]); a stream
+    without labels has no targets. `keys_B` number the samples: place in the split plus STREAM_SPAN times the number of
+    the stream, from 0, so that random numbers by these keys differ between streams."""
 
     views: tuple[View, ...]
     targets: dict[str, Tensor]
@@ -32,6 +41,34 @@ class Batch(NamedTuple):
             {name: value[start:stop] for name, value in self.targets.items()},
             self.keys_B[start:stop],
         )
+
+
+def sample_places(batch: Batch) -> Tensor:
+    """Places of the samples in their split, [B]."""
+    return batch.keys_B % STREAM_SPAN
+
+
+def device_of(batches: Mapping[str, Batch]) -> torch.device:
+    """Where the images are."""
+    return next(iter(batches.values())).views[0].images_BCHW.device
+
+
+def count_samples(batches: Mapping[str, Batch]) -> int:
+    """Samples of the first stream: those by which steps are measured and cut."""
+    return len(next(iter(batches.values())).keys_B)
+
+
+def micro_batches(batches: Mapping[str, Batch], size: int | None) -> Iterator[dict[str, Batch]]:
+    """All streams cut in proportion: `size` samples of the first stream at once (None: all; the last part may be
+    shorter), and of every other stream of n samples those from n start / B to n stop / B, rounded down, where start
+    and stop are the part's place among the B samples of the first."""
+    whole = count_samples(batches)
+    for start in range(0, whole, size or whole):
+        stop = min(start + (size or whole), whole)
+        yield {
+            name: batch.slice(start * len(batch.keys_B) // whole, stop * len(batch.keys_B) // whole)
+            for name, batch in batches.items()
+        }
 
 
 class EncoderOutput(NamedTuple):

@@ -1,20 +1,19 @@
 """Sources found by themselves, the validation split that is carved, and what a Dataset promises."""
 
-import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from vitral.config import build
 from vitral.data import sources
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Labels, fingerprint, memory_split, spaced
+from vitral.data.holdout import iteratively_stratified, stratified, with_validation
 from vitral.data.identity import first_copies
-from vitral.data.sources import SOURCES, iteratively_stratified, open_dataset, stratified, with_validation
+from vitral.data.sources import SOURCES, open_dataset
 from vitral.errors import UserError
 
 
@@ -66,8 +65,6 @@ def test_a_subset_of_a_subset() -> None:
     assert [int(part.read(i)[0, 0, 0]) for i in range(2)] == [3, 9]
     assert part.size is not None
     assert part.size(0) == (2, 4)
-    again = pickle.loads(pickle.dumps(part))  # to other processes
-    assert torch.equal(again.read(1), part.read(1))
 
 
 def test_spaced_places() -> None:

@@ -26,7 +26,8 @@ _SAVED: dict[str, tuple[str, dict[str, Any]]] = {
 _MEASURE = """
 import os, sys
 from vitral.data.decode import Decoding, decode, decoded_bytes
-from vitral.data.resize import Fit, fit_image
+from vitral.data.image_spec import ResizeSpec
+from vitral.data.resize import fit_image
 
 def high(name):
     with open("/proc/self/status") as status:
@@ -36,7 +37,7 @@ small = decode(sys.argv[1], 3)
 for path in sys.argv[2:]:
     if os.fork() == 0:
         before = high("VmRSS")
-        fit_image(decode(path, 3, rules=Decoding(value_range=(0, 4000))), (224, 224), Fit())
+        fit_image(decode(path, 3, rules=Decoding(value_range=(0, 4000))), (224, 224), ResizeSpec(fit="crop"))
         print(os.path.basename(path), high("VmHWM") - before, decoded_bytes(path), flush=True)
         os._exit(0)
     os.wait()

@@ -10,8 +10,9 @@ import torch
 
 from vitral.data.config import AugmentConfig, DataConfig
 from vitral.data.dataset import Split
-from vitral.data.loader import ImageStore, TrainLoader, eval_batches
-from vitral.data.resize import Fit, fit_image
+from vitral.data.image_spec import ResizeSpec
+from vitral.data.loader import ImageStore, StreamLoader, eval_batches
+from vitral.data.resize import fit_image
 from vitral.data.sources import open_dataset
 from vitral.structs import Batch
 
@@ -24,7 +25,9 @@ def split() -> Split:
 
 
 def store(split: Split, *, exact: bool = False, cache_mb: int = 100, workers: int = 2, size: int = 8) -> ImageStore:
-    return ImageStore(split, (size, size), Fit(), exact=exact, workers=workers, cache_mb=cache_mb, device=CPU)
+    return ImageStore(
+        split, (size, size), ResizeSpec(fit="crop"), exact=exact, workers=workers, cache_mb=cache_mb, device=CPU
+    )
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -40,7 +43,7 @@ VARIED = AugmentConfig(rotate=10, flip=0.5, mixup=0.5, cutmix=0.5)
 
 @pytest.mark.parametrize("batch_size", [7, 64, 144, 500])
 def test_every_sample_comes_once_an_epoch_and_every_batch_is_full(split: Split, batch_size: int) -> None:
-    loader = TrainLoader(store(split), batch_size, AugmentConfig(), 0)
+    loader = StreamLoader(store(split), batch_size, AugmentConfig(), 0)
     steps = 3 * 144 // batch_size + 1
     batches = [loader.batch(step) for step in range(steps)]
     assert {len(batch.keys_B) for batch in batches} == {batch_size}
@@ -51,7 +54,7 @@ def test_every_sample_comes_once_an_epoch_and_every_batch_is_full(split: Split, 
 
 
 def test_label_and_image_belong_together(split: Split) -> None:
-    batch = TrainLoader(store(split), 32, AugmentConfig(), 0).batch(11)
+    batch = StreamLoader(store(split), 32, AugmentConfig(), 0).batch(11)
     for image, label, key in zip(
         batch.views[0].images_BCHW, batch.targets["label"], batch.keys_B.tolist(), strict=True
     ):
@@ -61,18 +64,18 @@ def test_label_and_image_belong_together(split: Split) -> None:
 
 @pytest.mark.parametrize(("cache_mb", "workers"), [(100, 1), (0, 1), (0, 8)])
 def test_batches_are_bit_equal_however_they_are_read(split: Split, cache_mb: int, workers: int) -> None:
-    reference = TrainLoader(store(split), 50, VARIED, 3)
-    loader = TrainLoader(store(split, cache_mb=cache_mb, workers=workers), 50, VARIED, 3)
+    reference = StreamLoader(store(split), 50, VARIED, 3)
+    loader = StreamLoader(store(split, cache_mb=cache_mb, workers=workers), 50, VARIED, 3)
     assert loader.store.cached == (cache_mb > 0)
     for step, batch in zip(range(2, 9), loader.stream(2, 9), strict=True):
         assert same(batch, reference.batch(step)), step
 
 
 def test_a_batch_is_the_same_after_a_jump(split: Split) -> None:
-    loader = TrainLoader(store(split), 50, VARIED, 3)
+    loader = StreamLoader(store(split), 50, VARIED, 3)
     later = loader.batch(40)
-    assert same(later, TrainLoader(store(split), 50, VARIED, 3).batch(40))
-    assert not same(later, TrainLoader(store(split), 50, VARIED, 4).batch(40))
+    assert same(later, StreamLoader(store(split), 50, VARIED, 3).batch(40))
+    assert not same(later, StreamLoader(store(split), 50, VARIED, 4).batch(40))
     assert list(loader.stream(5, 5)) == []
 
 
@@ -83,7 +86,7 @@ def test_an_error_while_reading_ahead_reaches_the_loop(split: Split) -> None:
         return split.read(index)
 
     broken = Split(split.labels_N, split.names, read)
-    loader = TrainLoader(store(broken, cache_mb=0), 32, AugmentConfig(), 0)
+    loader = StreamLoader(store(broken, cache_mb=0), 32, AugmentConfig(), 0)
     with pytest.raises(ValueError, match="broken"):
         list(loader.stream(0, 6))
 
@@ -93,4 +96,6 @@ def test_evaluation_sees_each_sample_once_through_the_exact_resize(split: Split,
     batches = list(eval_batches(store(split, exact=True, cache_mb=cache_mb, size=12), 50))
     images, labels = torch.cat([b[0] for b in batches]), torch.cat([b[1] for b in batches])
     assert np.array_equal(labels.numpy(), split.labels_N)
-    assert torch.equal(images, torch.stack([fit_image(split.read(i), (12, 12), Fit()) for i in range(144)]))
+    assert torch.equal(
+        images, torch.stack([fit_image(split.read(i), (12, 12), ResizeSpec(fit="crop")) for i in range(144)])
+    )

@@ -206,12 +206,11 @@ def test_the_matrix_follows_the_policys_moves(policy: str) -> None:
     torch.testing.assert_close(found[kept], wanted[kept], atol=0.15, rtol=0)
 
 
-def test_a_crop_made_before_is_taken_into_the_map_and_not_made_again() -> None:
+def test_what_was_done_to_the_images_before_is_taken_into_the_map() -> None:
     x, keys = images(), torch.arange(48)
     taken = torch.eye(3).repeat(48, 1, 1)
     taken[:, 0, 2], taken[:, 0, 0] = -4.0, 2.0
-    setup = config(crop="random_resized", flip=1.0)
-    view = augment(x, setup, 0, keys * 0, keys, taken_B33=taken)
+    view = augment(x, config(flip=1.0), 0, keys * 0, keys, source_B33=taken)
     plain = augment(x, config(flip=1.0), 0, keys * 0, keys)
     assert torch.equal(view.images_BCHW, plain.images_BCHW)
     torch.testing.assert_close(view.matrix_B33, plain.matrix_B33 @ taken)

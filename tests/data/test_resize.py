@@ -1,6 +1,6 @@
 """The one resize against closed forms and against Pillow's bicubic on floating-point images."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -8,14 +8,16 @@ import torch
 from PIL import Image
 
 from tests.oracles import load_oracle
-from vitral.data.resize import Fit, fit_image, fit_image_fast
+from vitral.data.config import Interpolation
+from vitral.data.image_spec import ResizeSpec
+from vitral.data.resize import fit_image, fit_image_fast
 
 
 def noise(height: int, width: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(height * width).integers(0, 256, (3, height, width), np.uint8))
 
 
-def reference(image_CHW: torch.Tensor, size: tuple[int, int], interpolation: str = "bicubic") -> np.ndarray:
+def reference(image_CHW: torch.Tensor, size: tuple[int, int], interpolation: Interpolation = "bicubic") -> np.ndarray:
     """Pillow's antialiased resize, channel by channel in floating point, clamped to [0,1]."""
     planes = [Image.fromarray(plane.numpy().astype(np.float32) / 255) for plane in image_CHW]
     how = Image.Resampling[interpolation.upper()]
@@ -23,20 +25,20 @@ def reference(image_CHW: torch.Tensor, size: tuple[int, int], interpolation: str
 
 
 @pytest.mark.parametrize("fit", ["crop", "squash"])
-def test_the_right_size_is_left_alone(fit: str) -> None:
+def test_the_right_size_is_left_alone(fit: Literal["crop", "squash"]) -> None:
     image = noise(24, 40)
-    assert torch.equal(fit_image(image, (24, 40), Fit(fit)), image.float() / 255)
-    assert torch.equal(fit_image_fast(image, (24, 40), Fit(fit)), image)
+    assert torch.equal(fit_image(image, (24, 40), ResizeSpec(fit=fit)), image.float() / 255)
+    assert torch.equal(fit_image_fast(image, (24, 40), ResizeSpec(fit=fit)), image)
 
 
 @pytest.mark.parametrize("source", [(100, 75), (31, 47), (8, 8), (224, 300)])
 @pytest.mark.parametrize("size", [(32, 32), (48, 20), (7, 64)])
 def test_squash_equals_pillow(source: tuple[int, int], size: tuple[int, int]) -> None:
     image = noise(*source)
-    ours = fit_image(image, size, Fit("squash"))
+    ours = fit_image(image, size, ResizeSpec(fit="squash"))
     assert ours.dtype == torch.float32
     assert np.abs(ours.numpy() - reference(image, size)).max() < 3e-6
-    fast = fit_image_fast(image, size, Fit("squash"))
+    fast = fit_image_fast(image, size, ResizeSpec(fit="squash"))
     assert fast.dtype == torch.uint8
     difference = np.abs(fast.numpy() / 255 - reference(image, size))
     assert difference.max() < 0.08
@@ -59,7 +61,7 @@ def test_crop_covers_then_cuts_the_centre(
     image = noise(*source)
     top, left = (covering[0] - size[0]) // 2, (covering[1] - size[1]) // 2
     wanted = reference(image, covering)[:, top : top + size[0], left : left + size[1]]
-    assert np.abs(fit_image(image, size, Fit()).numpy() - wanted).max() < 3e-6
+    assert np.abs(fit_image(image, size, ResizeSpec(fit="crop")).numpy() - wanted).max() < 3e-6
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
@@ -75,33 +77,43 @@ def test_crop_covers_then_cuts_the_centre(
     ],
 )
 def test_a_crop_ratio_resizes_to_more_and_cuts_the_centre(
-    source: tuple[int, int], size: tuple[int, int], ratio: float, covering: tuple[int, int], interpolation: str
+    source: tuple[int, int],
+    size: tuple[int, int],
+    ratio: float,
+    covering: tuple[int, int],
+    interpolation: Interpolation,
 ) -> None:
     image = noise(*source)
     top, left = (round((covering[axis] - size[axis]) / 2) for axis in (0, 1))
     part = (slice(None), slice(top, top + size[0]), slice(left, left + size[1]))
-    ours = fit_image(image, size, Fit("crop", interpolation, ratio))
+    ours = fit_image(image, size, ResizeSpec(fit="crop", interpolation=interpolation, crop_ratio=ratio))
     assert np.abs(ours.numpy() - reference(image, covering, interpolation)[part]).max() < 5e-5
-    fast = fit_image_fast(image, size, Fit("crop", interpolation, ratio)).numpy() / 255
+    fast = (
+        fit_image_fast(image, size, ResizeSpec(fit="crop", interpolation=interpolation, crop_ratio=ratio)).numpy() / 255
+    )
     assert np.abs(fast - reference(image, covering, interpolation)[part]).mean() < 0.01
     whole = int(size[0] / ratio + 1e-6), int(size[1] / ratio + 1e-6)
     top, left = (round((whole[axis] - size[axis]) / 2) for axis in (0, 1))
     part = (slice(None), slice(top, top + size[0]), slice(left, left + size[1]))
-    squashed = fit_image(image, size, Fit("squash", interpolation, ratio))
+    squashed = fit_image(image, size, ResizeSpec(fit="squash", interpolation=interpolation, crop_ratio=ratio))
     assert np.abs(squashed.numpy() - reference(image, whole, interpolation)[part]).max() < 5e-5
 
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("source", [(375, 500), (500, 375), (256, 300), (100, 80)])
-def test_the_usual_256_and_224_are_those_of_torchvision_and_timm(source: tuple[int, int], interpolation: str) -> None:
+def test_the_usual_256_and_224_are_those_of_torchvision_and_timm(
+    source: tuple[int, int], interpolation: Interpolation
+) -> None:
     load_oracle("torchvision")
     from torchvision.transforms import v2
 
     image = noise(*source)
     steps = [v2.Resize(256, v2.InterpolationMode(interpolation), antialias=True), v2.CenterCrop(224)]
     wanted = v2.Compose(steps)(image.float() / 255).clamp(0, 1)
-    assert (fit_image(image, (224, 224), Fit("crop", interpolation, 0.875)) - wanted).abs().max() < 1e-6
+    assert (
+        fit_image(image, (224, 224), ResizeSpec(fit="crop", interpolation=interpolation, crop_ratio=0.875)) - wanted
+    ).abs().max() < 1e-6
     load_oracle("timm")
     from timm.data import create_transform
 
@@ -110,7 +122,10 @@ def test_the_usual_256_and_224_are_those_of_torchvision_and_timm(source: tuple[i
     )
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
     # timm resizes 8-bit pictures, rounding after each pass: a level on average is how far that goes.
-    assert (fit_image(image, (224, 224), Fit("crop", interpolation, 0.875)) - theirs(picture)).abs().mean() < 1 / 255
+    assert (
+        fit_image(image, (224, 224), ResizeSpec(fit="crop", interpolation=interpolation, crop_ratio=0.875))
+        - theirs(picture)
+    ).abs().mean() < 1 / 255
 
 
 @pytest.mark.parametrize("width", [16, 24, 64, 200])
@@ -119,7 +134,7 @@ def test_a_linear_ramp_stays_one(width: int) -> None:
     (to 4e-5 where the kernel, stretched against aliasing, is sampled unevenly)."""
     step = 250 // 63
     ramp = (torch.arange(64) * step).to(torch.uint8).expand(1, 8, 64)
-    ours = fit_image(ramp, (8, width), Fit("squash"))[0, 0].double()
+    ours = fit_image(ramp, (8, width), ResizeSpec(fit="squash"))[0, 0].double()
     centres = ((torch.arange(width).double() + 0.5) * 64 / width - 0.5) * step / 255
     inner = (centres > 9 * step / 255) & (centres < 54 * step / 255)
     assert inner.any()
@@ -129,11 +144,11 @@ def test_a_linear_ramp_stays_one(width: int) -> None:
 def test_overshoot_is_clamped_and_flat_stays_flat() -> None:
     edge = torch.zeros(1, 16, 16, dtype=torch.uint8)
     edge[..., 8:] = 255
-    ours = fit_image(edge, (50, 50), Fit("squash"))
+    ours = fit_image(edge, (50, 50), ResizeSpec(fit="squash"))
     assert ours.min() == 0
     assert ours.max() == 1
     flat = torch.full((3, 33, 21), 77, dtype=torch.uint8)
-    assert (fit_image(flat, (10, 10), Fit()) - 77 / 255).abs().max() < 1e-6
+    assert (fit_image(flat, (10, 10), ResizeSpec(fit="crop")) - 77 / 255).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -142,8 +157,8 @@ def test_overshoot_is_clamped_and_flat_stays_flat() -> None:
 def test_strips_do_not_explode(source: tuple[int, int], size: tuple[int, int]) -> None:
     """A strip's centre crop is its middle: equal to the crop of a strip cut shorter, and cheap."""
     strip = (torch.arange(max(source)) % 251).to(torch.uint8).reshape(1, *source) if 1 in source else noise(*source)
-    ours = fit_image(strip, size, Fit())
+    ours = fit_image(strip, size, ResizeSpec(fit="crop"))
     assert ours.shape[1:] == size
     if source == (1, 20_000):
         middle = strip[:, :, 9_996:10_004]  # 8 pixels around the centre, of which the crop shows one
-        assert torch.equal(ours, fit_image(middle, size, Fit()))
+        assert torch.equal(ours, fit_image(middle, size, ResizeSpec(fit="crop")))

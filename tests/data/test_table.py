@@ -93,7 +93,7 @@ def test_multi_label_csv_and_jsonl_agree() -> None:
         assert data.multi_label
         assert data.classes == ("cat", "dog", "owl")
         assert np.array_equal(data.splits["train"].labels_N, wanted)
-    assert one.problem_type == "multi_label_classification"
+    assert one.task == "multilabel"
 
 
 @pytest.mark.parametrize(

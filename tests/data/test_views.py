@@ -10,9 +10,10 @@ from vitral.data.augment import augment
 from vitral.data.config import AugmentConfig, DataConfig, ViewConfig
 from vitral.data.crop_decode import crop_jpeg, open_jpeg
 from vitral.data.dataset import Split
-from vitral.data.loader import ImageStore, TrainLoader
+from vitral.data.image_spec import ResizeSpec
+from vitral.data.loader import ImageStore, StreamLoader
 from vitral.data.reading import RandomCrop
-from vitral.data.resize import Fit
+from vitral.data.resize import shown_box
 from vitral.data.sources import open_dataset
 
 WIDE = AugmentConfig(crop="random_resized", crop_scale=(0.4, 1.0))
@@ -29,22 +30,21 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Split:
     return open_dataset(DataConfig(path=str(root), source="folder")).splits["train"]
 
 
-def store(split: Split, kind: str = "threads", *, cut: bool = True) -> ImageStore:
+def store(split: Split, *, cut: bool = True) -> ImageStore:
     crops = tuple(
         RandomCrop(5, v.augment.crop_scale, v.augment.crop_ratio, size=v.size, view=n) for n, v in enumerate(VIEWS)
     )
     return ImageStore(
-        split, (24, 20), Fit(), exact=False, workers=2, cache_mb=100, device=torch.device("cpu"), worker_kind=kind,
+        split, (24, 20), ResizeSpec(fit="crop"), exact=False, workers=2, cache_mb=100, device=torch.device("cpu"),
         crops=crops if cut else (),
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["threads", "fork"])
-def test_views_from_files_are_equal_for_any_workers_and_processes(photos: Split, kind: str) -> None:
-    with store(photos) as one, store(photos, kind) as other:
-        whole = [TrainLoader(one, 16, AugmentConfig(), 5, views=VIEWS).batch(step) for step in (0, 3)]
-        again = list(TrainLoader(other, 16, AugmentConfig(), 5, views=VIEWS).stream(0, 4))
-        parts = [TrainLoader(one, 16, AugmentConfig(), 5, views=VIEWS, rank=rank, world=2).batch(3) for rank in (0, 1)]
+def test_views_from_files_are_equal_read_ahead_and_for_any_processes(photos: Split) -> None:
+    with store(photos) as one, store(photos) as other:
+        whole = [StreamLoader(one, 16, AugmentConfig(), 5, views=VIEWS).batch(step) for step in (0, 3)]
+        again = list(StreamLoader(other, 16, AugmentConfig(), 5, views=VIEWS).stream(0, 4))
+        parts = [StreamLoader(one, 16, AugmentConfig(), 5, views=VIEWS, rank=rank, world=2).batch(3) for rank in (0, 1)]
     for mine, theirs in ((whole[0], again[0]), (whole[1], again[3])):
         for a, b in zip(mine.views, theirs.views, strict=True):
             assert torch.equal(a.images_BCHW, b.images_BCHW)
@@ -56,23 +56,28 @@ def test_views_from_files_are_equal_for_any_workers_and_processes(photos: Split,
 @pytest.mark.parametrize("cut", [True, False])
 def test_each_view_has_its_size_and_its_own_crop(photos: Split, cut: bool) -> None:
     with store(photos, cut=cut) as opened:
-        batch = TrainLoader(opened, 16, AugmentConfig(), 5, views=VIEWS).batch(0)
+        batch = StreamLoader(opened, 16, AugmentConfig(), 5, views=VIEWS).batch(0)
     assert [tuple(view.images_BCHW.shape) for view in batch.views] == [(16, 3, 24, 20)] * 2 + [(16, 3, 8, 12)]
     first, second = batch.views[:2]
     assert (first.matrix_B33 != second.matrix_B33).flatten(1).any(1).all()
 
 
 def test_the_share_of_the_image_that_a_view_shows_is_as_asked(photos: Split) -> None:
-    """From the maps: area of a view's rectangle in the source over the source's own."""
+    """From the maps: area of a view's rectangle in the source over that of the box that the store shows."""
     with store(photos, cut=False) as opened:
-        batches = list(TrainLoader(opened, 16, AugmentConfig(), 5, views=VIEWS).stream(0, 12))
+        batches = list(StreamLoader(opened, 16, AugmentConfig(), 5, views=VIEWS).stream(0, 12))
+    boxes = [
+        shown_box((image.shape[1], image.shape[2]), (24, 20), ResizeSpec(fit="crop"))
+        for image in map(photos.read, range(len(photos)))
+    ]
+    areas = torch.tensor([height * width for _, _, height, width in boxes])
     for number, (low, high) in ((0, (0.4, 1.0)), (2, (0.05, 0.4))):
         shares: list[float] = []
         for batch in batches:
             view = batch.views[number]
             height, width = view.images_BCHW.shape[-2:]
             determinant = torch.linalg.det(view.matrix_B33[:, :2, :2]).abs()
-            shares += (height * width / determinant / (24 * 20)).tolist()
+            shares += (height * width / determinant / areas[batch.keys_B]).tolist()
         assert low - 0.03 < min(shares) < max(shares) < high + 0.03, (min(shares), max(shares))
         assert max(shares) - min(shares) > 0.5 * (high - low)
 
@@ -104,10 +109,10 @@ def test_mixing_reaches_every_view(photos: Split) -> None:
     """All views of a sample have the partner and the weight that the targets name."""
     plain = (ViewConfig(AugmentConfig(), (24, 20)), ViewConfig(AugmentConfig(flip=1.0), (24, 20)))
     with store(photos, cut=False) as opened:
-        batch = TrainLoader(opened, 16, AugmentConfig(mixup=1.0), 5, views=plain).batch(0)
-        sources = TrainLoader(opened, 16, AugmentConfig(), 5, views=plain).batch(0)
+        batch = StreamLoader(opened, 16, AugmentConfig(mixup=1.0), 5, views=plain).batch(0)
+        sources = StreamLoader(opened, 16, AugmentConfig(), 5, views=plain).batch(0)
         with pytest.raises(AssertionError):
-            TrainLoader(opened, 16, AugmentConfig(mixup=1.0), 5, views=VIEWS)
+            StreamLoader(opened, 16, AugmentConfig(mixup=1.0), 5, views=VIEWS)
     assert len(batch.views) == 2
     label, partner, weight = (batch.targets[name] for name in ("label", "partner", "weight"))
     for view, source in zip(batch.views, sources.views, strict=True):

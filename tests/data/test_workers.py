@@ -1,12 +1,7 @@
-"""Threads and processes give the same bits, say what went wrong, and leave nothing behind."""
+"""Any number of threads gives the same bits, says what went wrong, and leaves nothing behind."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import subprocess
-import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -20,17 +15,16 @@ from PIL import Image
 from tests.helpers import TINY, assert_equal_tensors, weights, write_shapes
 from vitral.data.config import AugmentConfig, DataConfig
 from vitral.data.dataset import Split
-from vitral.data.loader import ImageStore, TrainLoader, to_device
+from vitral.data.image_spec import ResizeSpec
+from vitral.data.loader import ImageStore, StreamLoader, to_device
 from vitral.data.reading import RandomCrop
-from vitral.data.resize import Fit
 from vitral.data.sources import open_dataset
-from vitral.errors import RunFailed, UserError
+from vitral.errors import UserError
 from vitral.run.config import load_config
 from vitral.run.train import run
 from vitral.structs import Batch
 from vitral.training.state import TrainState
 
-KINDS = ["threads", "fork", "spawn"]
 VARIED = AugmentConfig(crop="random_resized", flip=0.5, rotate=10, mixup=0.5, cutmix=0.5, repeats=2)
 CROPS = (RandomCrop(5, VARIED.crop_scale, VARIED.crop_ratio),)
 
@@ -52,12 +46,12 @@ def split(photos: Path) -> Split:
 
 def store(split: Split, **more: Any) -> ImageStore:
     keys: dict[str, Any] = {"exact": False, "workers": 2, "cache_mb": 0, "device": torch.device("cpu"), "crops": CROPS}
-    return ImageStore(split, (24, 20), Fit(), **{**keys, **more})
+    return ImageStore(split, (24, 20), ResizeSpec(fit="crop"), **{**keys, **more})
 
 
 def batches(split: Split, start: int, stop: int, **more: Any) -> list[Batch]:
     with store(split, **more) as opened:
-        return list(TrainLoader(opened, 16, VARIED, 5, balance="class").stream(start, stop))
+        return list(StreamLoader(opened, 16, VARIED, 5, balance="class").stream(start, stop))
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -69,35 +63,27 @@ def same(one: Batch, other: Batch) -> bool:
     )
 
 
-def left() -> tuple[list[Any], list[str]]:
-    """Processes and threads that belong to readers."""
-    return (
-        multiprocessing.active_children(),
-        [thread.name for thread in threading.enumerate() if thread.name.startswith("vitral")],
-    )
+def left() -> list[str]:
+    """Threads that belong to readers."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("vitral")]
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("workers", [0, 2, 8])
 @pytest.mark.parametrize("crops", [CROPS, ()])
-def test_batches_are_bit_equal_for_any_workers(
-    split: Split, kind: str, workers: int, crops: tuple[RandomCrop, ...]
-) -> None:
-    if kind == "spawn" and (workers == 8 or not crops):
-        pytest.skip("slow to start, and the code is that of fork")
+def test_batches_are_bit_equal_for_any_workers(split: Split, workers: int, crops: tuple[RandomCrop, ...]) -> None:
     reference = batches(split, 0, 6, workers=0, crops=crops)
-    found = batches(split, 2, 6, workers=workers, worker_kind=kind, crops=crops)
+    found = batches(split, 2, 6, workers=workers, crops=crops)
     assert len(found) == 4
     assert all(same(one, other) for one, other in zip(found, reference[2:], strict=True))
-    assert left() == ([], [])
+    assert left() == []
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_joined_are_the_whole_batch(split: Split, world: int) -> None:
     varied = VARIED.model_copy(update={"repeats": 4})
     with store(split) as opened:
-        whole = TrainLoader(opened, 32, varied, 1, balance="sqrt")
-        parts = [TrainLoader(opened, 32, varied, 1, balance="sqrt", rank=rank, world=world) for rank in range(world)]
+        whole = StreamLoader(opened, 32, varied, 1, balance="sqrt")
+        parts = [StreamLoader(opened, 32, varied, 1, balance="sqrt", rank=rank, world=world) for rank in range(world)]
         for step in (0, 3, 11):
             expected, found = whole.batch(step), [part.batch(step) for part in parts]
             joined = Batch(
@@ -116,7 +102,7 @@ def test_ranks_joined_are_the_whole_batch(split: Split, world: int) -> None:
 
 def test_ranks_take_groups_of_eight(split: Split) -> None:
     with store(split) as opened, pytest.raises(UserError, match=r"(?s)train\.batch_size.*multiple of 24"):
-        TrainLoader(opened, 32, AugmentConfig(), 0, world=3)
+        StreamLoader(opened, 32, AugmentConfig(), 0, world=3)
 
 
 def test_the_view_matrix_says_where_the_crop_lies(split: Split) -> None:
@@ -126,7 +112,7 @@ def test_the_view_matrix_says_where_the_crop_lies(split: Split) -> None:
     ramps = Split(split.labels_N, split.names, lambda index: ramp)
     config = AugmentConfig(crop="random_resized", crop_scale=(0.3, 0.9))
     with store(ramps, crops=(RandomCrop(5, config.crop_scale, config.crop_ratio),)) as opened:
-        view = TrainLoader(opened, 16, config, 5).batch(0).views[0]
+        view = StreamLoader(opened, 16, config, 5).batch(0).views[0]
     middle = torch.linalg.inv(view.matrix_B33) @ torch.tensor([9.0, 11.0, 1.0])
     found = view.images_BCHW[:, :2, 11, 9] * 255
     torch.testing.assert_close(found, middle[:, [1, 0]], atol=1.0, rtol=0)
@@ -135,146 +121,66 @@ def test_the_view_matrix_says_where_the_crop_lies(split: Split) -> None:
 def read_or_fail(split: Split, index: int) -> torch.Tensor:
     if index == 7:
         raise UserError("unreadable image: cut off", where="photos/007.png")
-    if index == 9:
-        os.kill(os.getpid(), signal.SIGKILL)
     return split.read(index)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_error_in_a_worker_reaches_the_loop_as_it_is(split: Split, kind: str) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_in_a_worker_reaches_the_loop_as_it_is(split: Split, workers: int) -> None:
     broken = Split(split.labels_N, split.names, partial(read_or_fail, split))
-    with store(broken, worker_kind=kind, crops=()) as opened:
+    with store(broken, workers=workers, crops=()) as opened:
         with pytest.raises(UserError, match=r"^photos/007\.png: unreadable image: cut off$"):
             opened.get(torch.tensor([1, 2, 7, 3]))
         assert opened.get(torch.tensor([1, 2, 3])).shape == (3, 3, 24, 20), "the others are still read"
-    assert left() == ([], [])
+    assert left() == []
 
 
-def test_a_system_without_fork_says_so(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(kind: str) -> None:
-        raise ValueError(f"cannot find context for {kind!r}")
-
-    monkeypatch.setattr(torch.multiprocessing, "get_context", refuse)
-    with pytest.raises(UserError, match=r"(?s)data\.worker_kind: this system cannot.*threads or spawn"):
-        batches(split, 0, 1, worker_kind="fork")
-
-
-@pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
-def test_a_killed_process_is_said_and_not_waited_for(split: Split) -> None:
-    broken = Split(split.labels_N, split.names, partial(read_or_fail, split))
-    with store(broken, worker_kind="fork", crops=()) as opened:
-        with pytest.raises(RunFailed, match=r"process that reads images has died: signal 9"):
-            opened.get(torch.tensor([1, 9, 2, 3]))
-        child = multiprocessing.active_children()
-        assert child == []
-        assert len(opened.get(torch.tensor([1, 2]))) == 2, "new ones are started"
-        for process in multiprocessing.active_children():
-            os.kill(process.pid or 0, signal.SIGKILL)
-        with pytest.raises(RunFailed, match="signal 9"):
-            opened.get(torch.tensor([1, 2]))
-    assert left() == ([], [])
-
-
-def test_data_that_cannot_be_sent_are_refused_in_words(split: Split) -> None:
-    local = Split(split.labels_N, split.names, lambda index: split.read(index))
-    with (
-        store(local, worker_kind="spawn", crops=()) as opened,
-        pytest.raises(UserError, match=r"(?s)data\.worker_kind.*cannot be sent.*threads"),
-    ):
-        opened.get(torch.tensor([1]))
-    assert left() == ([], [])
-
-
-def test_too_little_shared_memory_is_said_before(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    with (
-        store(split, worker_kind="fork", crops=()) as opened,
-        pytest.raises(UserError, match=r"(?s)/dev/shm.*shm-size"),
-    ):
-        opened.get(torch.tensor([1]))
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_reading_ahead_is_bounded_and_dropped_when_nobody_wants_it(
-    split: Split, kind: str, monkeypatch: pytest.MonkeyPatch
+    split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    ask = TrainLoader._ask
-    monkeypatch.setattr(TrainLoader, "_ask", lambda self, step: (asked.append(step), ask(self, step))[1])
-    with store(split, worker_kind=kind) as opened:
-        loader = TrainLoader(opened, 8, AugmentConfig(crop="random_resized"), 0)
+    ask = StreamLoader._ask
+    monkeypatch.setattr(StreamLoader, "_ask", lambda self, step: (asked.append(step), ask(self, step))[1])
+    with store(split) as opened:
+        loader = StreamLoader(opened, 8, AugmentConfig(crop="random_resized"), 0)
         for _ in range(3):  # left in the middle three times: nothing of it is kept
             stream = loader.stream(0, 100)
             for _ in range(4):
                 next(stream)
             stream.close()
     assert asked == [*range(6)] * 3
-    assert left() == ([], [])
+    assert left() == []
 
 
-SCRIPT = """
-import vitral
-{guard}
-vitral.train("small", {{"data": {data!r}, "data.worker_kind": "spawn", "data.workers": 2, "data.image_size": 16,
-    "model.patch_size": 8, "train.steps": 2, "train.batch_size": 8, "report": False, "model.depth": 1}}, out="out")
-"""
-
-
-def script(photos: Path, guard: str) -> subprocess.CompletedProcess[str]:
-    text = SCRIPT.format(guard=guard, data=str(photos)).replace(
-        "\nvitral.train", "\n    vitral.train" if guard else "\nvitral.train"
-    )
-    Path("script.py").write_text(text, encoding="utf-8")
-    return subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, encoding="utf-8", timeout=120)
-
-
-def test_a_script_without_a_guard_gets_one_clear_message(photos: Path) -> None:
-    done = script(photos, "")
-    assert done.returncode == 1
-    assert done.stderr.count("Traceback") == 1, done.stderr
-    assert 'if __name__ == "__main__":' in done.stderr
-    assert "UserError: data.worker_kind=spawn: starting processes imports this script again" in done.stderr
-    assert not Path("out").exists()
-
-
-def test_a_script_with_a_guard_runs(photos: Path) -> None:
-    done = script(photos, 'if __name__ == "__main__":')
-    assert done.returncode == 0, done.stderr
-    assert Path("out/summary.json").is_file()
-
-
-def test_a_run_ends_without_threads_or_processes_and_resumes_to_the_same_bits(
-    photos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stopped in the middle of an epoch, with another kind of worker afterwards."""
+def test_a_run_ends_without_threads_and_resumes_to_the_same_bits(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in the middle of an epoch, with another number of workers afterwards."""
     keys = {
         **TINY, "data.path": str(photos), "data.source": "folder", "data.image_size": 16, "model.patch_size": 8,
         "data.cache_mb": 0, "train.steps": 6, "augment.crop": "random_resized", "augment.repeats": 2,
         "data.balance": "class", "data.workers": 2, "train.save_seconds": 0.0,
     }  # fmt: skip
-    run(load_config("small", {**keys, "out": "whole", "data.worker_kind": "fork"}))
-    assert left() == ([], [])
-    make = TrainLoader.batch
+    run(load_config("small", {**keys, "out": "whole"}))
+    assert left() == []
+    make = StreamLoader.batch
 
-    def batch(self: TrainLoader, step: int) -> Batch:
+    def batch(self: StreamLoader, step: int) -> Batch:
         if step == 3:
             raise RuntimeError("power cut")
         return make(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrainLoader, "batch", batch)
+        patch.setattr(StreamLoader, "batch", batch)
         with pytest.raises(RuntimeError, match="power cut"):
-            run(load_config("small", {**keys, "out": "parts", "data.worker_kind": "fork"}))
-    assert left() == ([], [])
+            run(load_config("small", {**keys, "out": "parts"}))
+    assert left() == []
     steps: list[int] = []
     save = TrainState.save
     monkeypatch.setattr(
         TrainState, "save", lambda self, path, **_: (steps.append(self.progress.step), save(self, path))[1]
     )
-    run(load_config("parts/config.yaml", {"out": "parts", "resume": True, "data.worker_kind": "threads"}))
+    run(load_config("parts/config.yaml", {"out": "parts", "resume": True, "data.workers": 3}))
     assert steps == [4, 5, 6]
     assert_equal_tensors(weights("whole"), weights("parts"))
-    assert left() == ([], [])
+    assert left() == []
 
 
 def test_on_cuda_the_copy_is_from_pinned_memory_and_beside_the_computation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,5 +236,5 @@ def test_the_crop_is_cut_from_the_file_and_not_from_the_model_s_size(photos: Pat
     config = AugmentConfig(crop="random_resized", crop_scale=(0.0078125, 0.0078125), crop_ratio=(1.0, 1.0))
     with store(fine, crops=(RandomCrop(5, config.crop_scale, config.crop_ratio),)) as opened:
         assert not opened.cached
-        images = TrainLoader(opened, 8, config, 5).batch(0).views[0].images_BCHW
+        images = StreamLoader(opened, 8, config, 5).batch(0).views[0].images_BCHW
     assert images.std(dim=(1, 2, 3)).min() > 0.1, "0.02 and less of what was shrunk to the model's size"

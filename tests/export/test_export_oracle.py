@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tests.models.test_vit_oracle import randomised
+from vitral.data.image_spec import ImageSpec
 from vitral.export.config import ExportOptions
 from vitral.export.write import Written, export
 from vitral.models.config import build_config
@@ -20,7 +21,7 @@ from vitral.models.create import build_model
 from vitral.models.model import ImageModel
 from vitral.predictor import Predictor
 from vitral.weights.convert import read_foreign
-from vitral.weights.folder import FolderConfig, Preprocessing, save_folder
+from vitral.weights.folder import FolderConfig, save_folder
 
 pytestmark = pytest.mark.oracle
 
@@ -44,8 +45,10 @@ def saved(folder: Path, shown: dict[str, Any] | None = None, **options: Any) -> 
                     parameter[c.pooled_width : 2 * c.pooled_width] = 0
     names = {str(i): name for i, name in enumerate(("cat", "dog", "cow")[: c.num_classes])}
     shape = {"image_size": c.image_size, "channels": c.in_channels}
-    preprocessing = Preprocessing.model_validate({"fit": "crop", **(shown or {}), **shape})
-    config = FolderConfig(name="mine", architecture=c, id2label=names, preprocessing=preprocessing, provenance={})
+    preprocessing = ImageSpec.model_validate({"fit": "crop", **(shown or {}), **shape})
+    config = FolderConfig(
+        task="classification", name="mine", architecture=c, id2label=names, preprocessing=preprocessing, provenance={}
+    )
     save_folder(folder, model, config, "# mine\n")
     return model, config
 
@@ -166,9 +169,16 @@ def test_bit_of_timm(timm: ModuleType, tmp_path: Path) -> None:
     wide = resolve("resnetv2_50x1_bit", num_classes=3, image_size=48).model_dump()
     model = randomised(build_model(build_config(wide)))
     assert isinstance(model, ImageModel)
-    shown = Preprocessing(image_size=(48, 48), channels=3, fit="squash", crop_ratio=0.875)
+    shown = ImageSpec(image_size=(48, 48), channels=3, fit="squash", crop_ratio=0.875)
     names = {str(i): str(i) for i in range(3)}
-    config = FolderConfig(name="mine", architecture=model.config, id2label=names, preprocessing=shown, provenance={})
+    config = FolderConfig(
+        task="classification",
+        name="mine",
+        architecture=model.config,
+        id2label=names,
+        preprocessing=shown,
+        provenance={},
+    )
     save_folder(tmp_path / "mine", model, config, "# mine\n")
     equal_outputs(model, timm.create_model(f"local-dir:{written(tmp_path, 'timm').out}", pretrained=True))
 

@@ -101,7 +101,7 @@ def test_low_precision_is_computed_where_the_model_is(monkeypatch: pytest.Monkey
         low = with_engine(vitral.load("model"), "auto", "bfloat16")
     assert low.engine.precision == "bfloat16"
     assert low.model.dtype == torch.float32
-    assert low.logits_of([torch.zeros(1, 8, 8)]).device.type == low.device.type == "meta"
+    assert low.forward([torch.zeros(1, 8, 8)]).device.type == low.device.type == "meta"
 
 
 def test_what_is_measured_in_low_precision_is_the_engine() -> None:

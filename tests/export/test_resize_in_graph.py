@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vitral.data.resize import Fit, fit_image
+from vitral.data.image_spec import ResizeSpec
+from vitral.data.resize import fit_image
 from vitral.export.resize import FitAnySize
 
 SIZES = [
@@ -22,18 +23,18 @@ SIZES = [
     (40, 60),
 ]
 FITS = [
-    Fit("crop"),
-    Fit("crop", "bilinear", 0.875),
-    Fit("crop", "bicubic", 0.8),
-    Fit("squash"),
-    Fit("squash", "bilinear", 0.9),
-    Fit("crop", "lanczos", 0.9),
+    ResizeSpec(fit="crop"),
+    ResizeSpec(fit="crop", interpolation="bilinear", crop_ratio=0.875),
+    ResizeSpec(fit="crop", interpolation="bicubic", crop_ratio=0.8),
+    ResizeSpec(fit="squash"),
+    ResizeSpec(fit="squash", interpolation="bilinear", crop_ratio=0.9),
+    ResizeSpec(fit="crop", interpolation="lanczos", crop_ratio=0.9),
 ]
 
 
 @pytest.mark.parametrize("fit", FITS)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_it_is_the_resize_that_evaluation_has(fit: Fit, channels: int) -> None:
+def test_it_is_the_resize_that_evaluation_has(fit: ResizeSpec, channels: int) -> None:
     graph = FitAnySize((32, 48), fit)
     for number, (height, width) in enumerate(SIZES):
         draw = torch.Generator().manual_seed(number)
@@ -48,13 +49,13 @@ def test_it_is_the_resize_that_evaluation_has(fit: Fit, channels: int) -> None:
 
 def test_an_image_of_the_right_size_is_only_divided() -> None:
     images = torch.randint(0, 256, (3, 32, 48, 3), dtype=torch.uint8)
-    for fit in (Fit("crop"), Fit("squash"), Fit("crop", "bilinear")):
+    for fit in (ResizeSpec(fit="crop"), ResizeSpec(fit="squash"), ResizeSpec(fit="crop", interpolation="bilinear")):
         assert torch.equal(FitAnySize((32, 48), fit)(images), images.permute(0, 3, 1, 2) / 255)
 
 
 def test_one_colour_stays_that_colour() -> None:
     for interpolation in ("bilinear", "bicubic", "lanczos"):
-        grey = FitAnySize((32, 48), Fit("crop", interpolation, 0.9))(
+        grey = FitAnySize((32, 48), ResizeSpec(fit="crop", interpolation=interpolation, crop_ratio=0.9))(
             torch.full((1, 77, 130, 3), 153, dtype=torch.uint8)
         )
         torch.testing.assert_close(grey, torch.full_like(grey, 0.6), rtol=0, atol=1e-6)

@@ -16,6 +16,7 @@ import vitral
 from tests.helpers import edit_config, random_model, write_colours
 from vitral.cli.main import main
 from vitral.data.decode import as_image
+from vitral.data.image_spec import ImageSpec
 from vitral.engines import FILES, open_export
 from vitral.export import formats
 from vitral.export.config import ExportOptions
@@ -31,7 +32,7 @@ from vitral.run.export import _samples
 from vitral.run.options import ExportData, PredictOptions, ShipOptions
 from vitral.run.predict import predictions
 from vitral.weights.find import load_model
-from vitral.weights.folder import FolderConfig, Preprocessing
+from vitral.weights.folder import FolderConfig
 
 OPENVINO = pytest.param("openvino", marks=pytest.mark.oracle)
 KINDS = ("onnx", "pt2", OPENVINO)
@@ -82,7 +83,7 @@ def pictures() -> list[Any]:
 
 def logits(predictor: Predictor, images: list[Any]) -> torch.Tensor:
     """Of pictures of any kind."""
-    return predictor.logits([predictor.preparation.decoded(image) for image in images])
+    return predictor.forward([predictor.preprocess(image) for image in images])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -154,9 +155,9 @@ def exported(kind: str, preset: str, options: dict[str, Any], images: int = 21) 
         # Else the maps of random networks grow from block to block: 110 layers reach 10^8, where float32 is 300 off.
         for block in (each for each in model.modules() if isinstance(each, Block)):
             block.last_norm.weight.fill_(0.2)
-    config = FolderConfig(
+    config = FolderConfig(task="classification",
         name=preset, architecture=architecture, id2label={str(i): f"c{i}" for i in range(architecture.num_classes)},
-        preprocessing=Preprocessing(
+        preprocessing=ImageSpec(
             image_size=architecture.image_size, channels=architecture.in_channels, fit="squash"
         ),
         provenance={},
@@ -204,9 +205,9 @@ def test_a_batch_that_is_fixed_in_the_graph(kind: str, takes: str) -> None:
     random_model(Path("model"), in_channels=1)
     assert main(["export", "model", f"format={kind}", "out=there", f"takes={takes}", "batch=3", "images=4"]) == 0
     mine, theirs = vitral.load("model", "cpu"), vitral.load("there")
-    images = [torch.randint(0, 256, (1, 9, 14), dtype=torch.uint8) for _ in range(7)]
+    images = [torch.randint(0, 256, (9, 14), dtype=torch.uint8) for _ in range(7)]
     for count in (1, 3, 7):
-        torch.testing.assert_close(theirs.logits(images[:count]), mine.logits(images[:count]), rtol=0, atol=1e-4)
+        torch.testing.assert_close(logits(theirs, images[:count]), logits(mine, images[:count]), rtol=0, atol=1e-4)
     if kind == "onnx":
         import onnxruntime
 
@@ -234,8 +235,8 @@ def test_batches_of_any_size(kind: str, takes: str) -> None:
         for count in (1, 2, 5, 7):
             torch.testing.assert_close(engine.logits(images[:count]), wanted[:count], rtol=0, atol=1e-4)
     mine, theirs = vitral.load("model", "cpu"), vitral.load("there")
-    tiny = [torch.full((1, *size), 200, dtype=torch.uint8) for size in ((1, 1), (1, 40), (40, 1), (2, 1), (1, 1))]
-    torch.testing.assert_close(theirs.logits(tiny), mine.logits(tiny), rtol=0, atol=1e-4)
+    tiny = [torch.full(size, 200, dtype=torch.uint8) for size in ((1, 1), (1, 40), (40, 1), (2, 1), (1, 1))]
+    torch.testing.assert_close(logits(theirs, tiny), logits(mine, tiny), rtol=0, atol=1e-4)
 
 
 def test_an_onnx_file_says_what_it_is_and_gives_scores() -> None:
@@ -264,7 +265,7 @@ def test_several_classes_an_image_and_none_at_all() -> None:
     need("onnx")
     random_model(Path("model"))
     network, config = load_model("model")
-    many = config.model_copy(update={"problem_type": "multi_label_classification", "temperature": 1.0})
+    many = config.model_copy(update={"task": "multilabel", "temperature": 1.0})
     samples = Samples("noise", builtin_images(4, config))
     ship(network, many, "", ExportOptions(format="onnx", out="many"), samples)
     mine, theirs = Predictor(network, many, "cpu"), vitral.load("many")

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitral.models.attention import AttentionContext
 from vitral.models.layers import Attention, Block, Linear, Mlp, PatchEmbed, add_branch, draw_kept, kept_count, take
 from vitral.models.position import interpolate_positions
 
@@ -62,7 +63,9 @@ def test_attention_is_the_formula(
     wanted = by_hand(attention, x, bias.masked_fill(later, float("-inf")))
     given = bias[:queries] if biased else None
     kept = None if captured is None else dict(captured)
-    torch.testing.assert_close(attention(x, given, causal, queries, kept), wanted[:, :queries])
+    torch.testing.assert_close(
+        attention(x, AttentionContext(given, causal, queries=queries, captured=kept)), wanted[:, :queries]
+    )
     if kept is not None:
         assert set(kept) == {"attn.map", "attn.q", "attn.k"}
         torch.testing.assert_close(kept["attn.map"].sum(-1), torch.ones_like(kept["attn.map"][..., 0]))
@@ -71,7 +74,7 @@ def test_attention_is_the_formula(
 def test_gradient_of_attention_reaches_the_map() -> None:
     attention = filled(Attention(8, 2))
     captured: dict[str, Tensor] = {}
-    out = attention(torch.randn(2, 3, 8), captured=captured)
+    out = attention(torch.randn(2, 3, 8), AttentionContext(captured=captured))
     (gradient,) = torch.autograd.grad(out.square().sum(), captured["attn.map"])
     assert gradient.shape == (2, 2, 3, 3)
     assert gradient.abs().min() > 0
@@ -91,7 +94,7 @@ def test_dropout_stands_where_the_paper_has_it() -> None:
             module.register_forward_hook(lambda _m, _args, out, name=name: outputs.update({name: out}))
     x = torch.randn(2, 3, 8)
     captured: dict[str, Tensor] = {}
-    block.train()(x, captured=captured)
+    block.train()(x, AttentionContext(captured=captured))
     wanted = [outputs["attn.proj"], outputs["mlp.act"], outputs["mlp.fc2"]]
     assert len(inputs) == 3
     assert all(torch.equal(got, want) for got, want in zip(inputs, wanted, strict=True))
@@ -118,7 +121,7 @@ def test_block_is_pre_norm() -> None:
     x = torch.randn(2, 3, 8)
     middle = x + block.attn(block.norm1(x))
     torch.testing.assert_close(block(x), middle + block.mlp(block.norm2(middle)))
-    torch.testing.assert_close(block(x, queries=1), block(x)[:, :1])
+    torch.testing.assert_close(block(x, AttentionContext(queries=1)), block(x)[:, :1])
 
 
 @pytest.mark.parametrize(
@@ -162,11 +165,11 @@ def test_drop_path_in_a_block() -> None:
     assert not torch.equal(out, whole)
     captured: dict[str, Tensor] = {}
     torch.manual_seed(1)
-    torch.testing.assert_close(block(x, captured=captured), out)
+    torch.testing.assert_close(block(x, AttentionContext(captured=captured)), out)
     assert captured["attn.map"].shape[0] == captured["attn"].shape[0] == 6
     bias_B11N = torch.zeros(6, 1, 1, 3)
     torch.manual_seed(1)
-    torch.testing.assert_close(block(x, bias_B11N), out)
+    torch.testing.assert_close(block(x, AttentionContext(bias_B11N)), out)
     block.drop_path = 0.0
     torch.testing.assert_close(block(x), whole)
 
@@ -206,11 +209,15 @@ def test_training_in_bfloat16_on_a_cpu_is_as_near_to_float32_as_the_fused_attent
     x = torch.randn(3, 37, 64, dtype=torch.float64)
     found: list[list[float]] = []
     for slow in (True, False):
-        monkeypatch.setattr("vitral.models.layers._fused_is_slow", lambda q, slow=slow: slow and q.requires_grad)
+        monkeypatch.setattr("vitral.models.attention._fused_is_slow", lambda q, slow=slow: slow and q.requires_grad)
         low = Attention(64, 4).bfloat16()
         low.load_state_dict(exact.state_dict())
         error: list[float] = []
-        mine, theirs = (layer(x.to(p.dtype), queries=queries) for layer in (low, exact) for p in [layer.proj.weight])
+        mine, theirs = (
+            layer(x.to(p.dtype), AttentionContext(queries=queries))
+            for layer in (low, exact)
+            for p in [layer.proj.weight]
+        )
         error.append(((mine.double() - theirs).norm() / theirs.norm()).item())
         slopes = [torch.autograd.grad(out.square().sum(), layer.qkv.weight)[0].double()
                   for out, layer in ((mine, low), (theirs, exact))]  # fmt: skip
@@ -235,5 +242,5 @@ def test_only_bfloat16_on_a_cpu_where_gradients_are_due_leaves_the_fused_attenti
         layer.bfloat16()(x.bfloat16())
     assert calls == [torch.float32, torch.bfloat16]
     layer(x.bfloat16())
-    layer(x.bfloat16(), bias=torch.zeros(5, 5, dtype=torch.bfloat16))
+    layer(x.bfloat16(), AttentionContext(bias=torch.zeros(5, 5, dtype=torch.bfloat16)))
     assert calls == [torch.float32, torch.bfloat16, torch.bfloat16], "a bias is the fused kernel's"

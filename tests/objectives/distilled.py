@@ -83,9 +83,9 @@ def step(
     folder: Path = Path(),
 ) -> torch.Tensor:
     """One update; returns the loss."""
-    watch = Watch(folder, 3, lambda _: batch, "", micro)
+    watch = Watch(folder, 3, lambda _: {"train": batch}, "", micro)
     config = TrainConfig(batch_size=512, micro_batch=micro)
     plan = Plan(20, lambda _: rate, None, None, Path(), "")
-    loss, _, _ = update(state, objective, batch, config, plan, rate, Guard(state, watch))
+    loss, _, _ = update(state, objective, {"train": batch}, config, plan, rate, Guard(state, watch))
     state.progress.step += 1
     return loss

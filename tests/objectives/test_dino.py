@@ -51,7 +51,9 @@ def plain_loss(objective: Distillation, batch: Batch) -> torch.Tensor:
 def test_the_loss_is_the_papers(local: int, pool: str) -> None:
     objective, batch = make(model={"pool": pool}), views(5, local)
     torch.nn.init.normal_(objective.centre_K, std=0.1)
-    torch.testing.assert_close(objective(batch, 0).loss, plain_loss(objective, batch), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        objective({"train": batch}, 0).loss, plain_loss(objective, batch), rtol=1e-10, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("keys", KINDS)
@@ -76,7 +78,7 @@ def test_teacher_and_student_are_two_and_equal_at_first(keys: dict[str, Any]) ->
 @pytest.mark.parametrize("keys", KINDS)
 def test_every_parameter_and_no_teachers_takes_part_in_the_loss(keys: dict[str, Any]) -> None:
     objective = make(**keys, freeze_last=0.0, fixed_lengths=False)
-    for name, slope in slopes(objective, objective(views(12), 0)).items():
+    for name, slope in slopes(objective, objective({"train": views(12)}, 0)).items():
         assert slope.isfinite().all(), name
         # A bias before a batch norm, or of keys, moves nothing.
         if not name.endswith("bias"):
@@ -95,7 +97,7 @@ def test_the_ends_of_the_teachers_momentum(momentum: float) -> None:
 
 def test_the_centre_is_a_moving_mean_outside_of_the_graph() -> None:
     objective, batch = make(centre_momentum=0.8), views(6)
-    out = objective(batch, 0)
+    out = objective({"train": batch}, 0)
     assert not out.means["logits"].requires_grad
     assert torch.equal(objective.centre_K, torch.zeros(12, dtype=DOUBLE)), "a forward pass changes nothing"
     images = torch.cat([view.images_BCHW for view in batch.views[:2]])
@@ -229,16 +231,16 @@ def test_processes_that_need_each_other_skip_a_step_together(keys: dict[str, Any
 @pytest.mark.parametrize("keys", KINDS)
 def test_bfloat16_is_near_float32(keys: dict[str, Any]) -> None:
     objective, batch = make(**keys, dtype=torch.float32), views(16, dtype=torch.float32)
-    exact = objective(batch, 0)
+    exact = objective({"train": batch}, 0)
     with torch.autocast("cpu", torch.bfloat16):
-        found = objective(batch, 0)
+        found = objective({"train": batch}, 0)
     assert found.loss.dtype == torch.float32
     assert found.loss.item() == pytest.approx(exact.loss.item(), rel=0.03)
 
 
 def test_views_are_two_large_ones_and_small_ones_of_whole_patches() -> None:
     config, augment = DinoConfig(kind="dino"), AugmentConfig(flip=0.5, brightness=0.4)
-    found = config.views(augment, (224, 224), 16)
+    found = config.views(augment, (224, 224), 16)["train"]
     assert [view.size for view in found] == [(224, 224)] * 2 + [(96, 96)] * 8
     assert [view.augment.blur for view in found[:3]] == [1.0, 0.1, 0.5]
     assert [view.augment.solarize for view in found[:3]] == [0.0, 0.2, 0.0]
@@ -246,8 +248,8 @@ def test_views_are_two_large_ones_and_small_ones_of_whole_patches() -> None:
     assert all(view.augment.crop == "random_resized" and view.augment.flip == 0.5 for view in found)
     sizes = {(224, 14): 98, (32, 4): 12, (8, 2): 4, (8, 4): 8, (8, 1): 3}
     for (side, patch), small in sizes.items():
-        assert config.views(augment, (side, side), patch)[-1].size == (small, small), (side, patch)
-    assert len(DinoConfig(kind="dino", local_crops=0).views(augment, (8, 8), 2)) == 2
+        assert config.views(augment, (side, side), patch)["train"][-1].size == (small, small), (side, patch)
+    assert len(DinoConfig(kind="dino", local_crops=0).views(augment, (8, 8), 2)["train"]) == 2
     with pytest.raises(UserError, match="multiple of 16"):
         DinoConfig(kind="dino", local_size=100).views(augment, (224, 224), 16)
 

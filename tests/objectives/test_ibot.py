@@ -95,7 +95,7 @@ def test_the_loss_of_patches_is_the_papers(patch_head: str, pool: str) -> None:
     objective, batch = ibot(patch_head=patch_head, model={"pool": pool}), views(7)
     torch.nn.init.normal_(objective.patch_centre_K, std=0.1)
     torch.nn.init.normal_(objective.mask_token)
-    out = objective(batch, 0)
+    out = objective({"train": batch}, 0)
     want = plain(objective, batch, draw_masks(objective.config, 3, 0, batch.keys_B, (4, 4)))
     assert want > 0
     torch.testing.assert_close(out.metrics["loss_patches"], want.detach(), rtol=1e-10, atol=1e-12)
@@ -113,7 +113,7 @@ def test_only_masked_patches_have_a_gradient() -> None:
 def test_without_a_masked_patch_the_loss_is_zero_and_the_centre_stays() -> None:
     for targets in ("centred", "sinkhorn"):
         objective, batch = ibot(mask_ratio=(1e-6, 1e-6), targets=targets), views(4)
-        out = objective(batch, 0)
+        out = objective({"train": batch}, 0)
         assert out.metrics["loss_patches"] == 0
         assert all(slope.isfinite().all() for slope in slopes(objective, out).values())
         step(state_of(objective, OptimConfig(name="sgd")), objective, batch)
@@ -122,9 +122,9 @@ def test_without_a_masked_patch_the_loss_is_zero_and_the_centre_stays() -> None:
 
 def test_the_teacher_never_sees_the_mask_token() -> None:
     objective, batch = ibot(), views(6)
-    first = objective(batch, 0)
+    first = objective({"train": batch}, 0)
     torch.nn.init.normal_(objective.mask_token, std=5)
-    second = objective(batch, 0)
+    second = objective({"train": batch}, 0)
     for name in ("logits", "patch_logits"):
         assert torch.equal(first.means[name], second.means[name])
     assert first.loss != second.loss
@@ -147,7 +147,7 @@ def test_a_shared_head_is_one_and_the_teachers_another() -> None:
 
 def test_the_patches_centre_is_the_mean_over_masked_patches_each_view_alike() -> None:
     objective, batch = ibot(centre_momentum=0.75), views(9)
-    out = objective(batch, 0)
+    out = objective({"train": batch}, 0)
     objective.after_update(0, out.means, torch.zeros(()))
     found, rows = draw_masks(objective.config, 3, 0, batch.keys_B, (4, 4)), list[torch.Tensor]()
     model, images = objective.taught, torch.cat([view.images_BCHW for view in batch.views[:2]])

@@ -111,7 +111,7 @@ def test_loss_and_gradients_are_the_plain_ones(options: dict[str, Any], dtype: t
     wanted, on_seen = plain_loss(made, given, 3)
     slopes = {name: parameter.grad for name, parameter in made.named_parameters()}
     made.zero_grad()
-    out = made(given, 3)
+    out = made({"train": given}, 3)
     out.loss.backward()
     limit = 1e-11 if dtype == torch.float64 else 2e-4
     assert out.loss.dtype == dtype
@@ -128,7 +128,7 @@ def test_encoder_runs_the_seen_patches_alone(monkeypatch: pytest.MonkeyPatch) ->
     made.model.blocks[0].register_forward_hook(lambda _, inputs, __: lengths.append(inputs[0].shape[1]))
     for ratio in (0.1, 0.5, 0.75, 0.9, 0.99):
         monkeypatch.setattr(made, "config", made.config.model_copy(update={"hidden": ratio}))
-        made(batch(), 0)
+        made({"train": batch()}, 0)
         seen, hidden = made.hide(torch.arange(4), 0, (3, 5))
         assert lengths.pop() == 1 + kept_count(15, ratio) == 1 + seen.shape[1]
         assert hidden.shape[1] == 15 - kept_count(15, ratio)
@@ -235,14 +235,14 @@ def test_bytes_are_images_too() -> None:
     as_bytes = (given.views[0].images_BCHW * 255).round().byte()
     floats = Batch((View(as_bytes.float() / 255, given.views[0].matrix_B33),), {}, given.keys_B)
     as_batch = Batch((View(as_bytes, given.views[0].matrix_B33),), {}, given.keys_B)
-    assert torch.equal(made(as_batch, 0).loss, made(floats, 0).loss)
+    assert torch.equal(made({"train": as_batch}, 0).loss, made({"train": floats}, 0).loss)
 
 
 def test_bfloat16_is_near_float32() -> None:
     made, given = objective(), batch(16)
-    exact = made(given, 0).loss
+    exact = made({"train": given}, 0).loss
     with torch.autocast("cpu", torch.bfloat16):
-        rough = made(given, 0).loss
+        rough = made({"train": given}, 0).loss
     assert rough.dtype == torch.float32
     assert abs(rough - exact) < 0.02 * exact
 
@@ -250,7 +250,7 @@ def test_bfloat16_is_near_float32() -> None:
 def test_forward_changes_nothing() -> None:
     made, given = objective(dropout=0.0), batch()
     before = {name: tensor.clone() for name, tensor in made.state_dict().items()}
-    assert torch.equal(made(given, 4).loss, made(given, 4).loss)
+    assert torch.equal(made({"train": given}, 4).loss, made({"train": given}, 4).loss)
     assert all(torch.equal(tensor, before[name]) for name, tensor in made.state_dict().items())
 
 
@@ -261,10 +261,10 @@ def trained(micro: int | None = None, ddp: bool = False) -> tuple[dict[str, Any]
     state = TrainState(made, optimizer, None, Progress(), parallel=Parallel(made, ddp=ddp))
     plan, losses = Plan(5, lambda _: 0.05, None, None, Path(), ""), list[float]()
     own = 8 // distributed.world()
-    guard = Guard(state, Watch(Path(), 1, lambda _: batch(8, torch.float64), ""))
+    guard = Guard(state, Watch(Path(), 1, lambda _: {"train": batch(8, torch.float64)}, ""))
     for _ in range(5):
         mine = batch(8, torch.float64).slice(distributed.rank() * own, (distributed.rank() + 1) * own)
-        loss, *_ = update(state, made, mine, TrainConfig(batch_size=8, micro_batch=micro), plan, 0.05, guard)
+        loss, *_ = update(state, made, {"train": mine}, TrainConfig(batch_size=8, micro_batch=micro), plan, 0.05, guard)
         losses += [value.item() for value in distributed.mean([loss])]
         state.progress.step += 1
     return {name: tensor.numpy() for name, tensor in made.state_dict().items()}, losses
@@ -292,8 +292,16 @@ def test_not_finite_is_skipped(tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in made.state_dict().items()}
     spoilt = batch()
     spoilt.views[0].images_BCHW[0, 0, 0] = math.nan
-    guard = Guard(state, Watch(tmp_path, 3, lambda _: spoilt, ""))
-    update(state, made, spoilt, TrainConfig(batch_size=4), Plan(5, lambda _: 0.1, 1.0, None, tmp_path, ""), 0.1, guard)
+    guard = Guard(state, Watch(tmp_path, 3, lambda _: {"train": spoilt}, ""))
+    update(
+        state,
+        made,
+        {"train": spoilt},
+        TrainConfig(batch_size=4),
+        Plan(5, lambda _: 0.1, 1.0, None, tmp_path, ""),
+        0.1,
+        guard,
+    )
     guard.settle()
     assert state.progress.skipped == 1
     assert all(torch.equal(tensor, before[name]) for name, tensor in made.state_dict().items())

@@ -53,7 +53,7 @@ def test_equal_loss_and_gradients(
     wanted = other((images - ours.model.mean) / ours.model.std, noise=noise)
     wanted.loss.backward()
     given = Batch((View(images, torch.eye(3).expand(5, 3, 3)),), {}, torch.arange(5))
-    loss = ours(given, 0).loss
+    loss = ours({"train": given}, 0).loss
     loss.backward()
     assert loss.dtype == dtype
     assert abs(loss.item() - wanted.loss.item()) <= limit

@@ -98,26 +98,26 @@ def test_the_loss_is_that_of_the_chosen_patches_alone(pool: str, channels: int, 
                     losses.append((said[image, patch, part] - wanted[image, patch, part]).square().mean())
                 else:
                     losses.append(F.cross_entropy(said[image, patch, part], colours(wanted[image, patch, part])))
-    assert made(one, 2).loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-12)
+    assert made({"train": one}, 2).loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-12)
 
 
 def test_every_step_and_sample_has_its_own_patches_and_a_second_call_the_same() -> None:
     made, one = objective(), batch()
-    assert made(one, 1).loss == made(one, 1).loss
-    assert made(one, 1).loss != made(one, 2).loss
+    assert made({"train": one}, 1).loss == made({"train": one}, 1).loss
+    assert made({"train": one}, 1).loss != made({"train": one}, 2).loss
 
 
 def test_micro_batches_make_the_whole() -> None:
     made, one = objective(), batch()
-    whole = made(one, 0).loss
-    parts = sum(made(one.slice(s, s + 2), 0).loss.item() * 2 / 6 for s in (0, 2, 4))
+    whole = made({"train": one}, 0).loss
+    parts = sum(made({"train": one.slice(s, s + 2)}, 0).loss.item() * 2 / 6 for s in (0, 2, 4))
     assert whole.item() == pytest.approx(parts, abs=1e-12)
 
 
 def test_every_parameter_learns() -> None:
     made = objective()
     torch.nn.init.normal_(made.predict.weight)
-    made(batch(), 0).loss.backward()
+    made({"train": batch()}, 0).loss.backward()
     idle = [name for name, p in made.named_parameters() if p.grad is None or not p.grad.any()]
     assert not [name for name in idle if not name.endswith("qkv.bias")]
 
@@ -125,9 +125,9 @@ def test_every_parameter_learns() -> None:
 def test_bfloat16_is_near() -> None:
     made, one = objective().float(), batch()
     one = one._replace(views=(one.views[0]._replace(images_BCHW=one.views[0].images_BCHW.float()),))
-    exact = made(one, 0).loss.item()
+    exact = made({"train": one}, 0).loss.item()
     with torch.autocast("cpu", torch.bfloat16):
-        assert made(one, 0).loss.item() == pytest.approx(exact, rel=0.02)
+        assert made({"train": one}, 0).loss.item() == pytest.approx(exact, rel=0.02)
 
 
 def test_equal_features_raise_the_alarm() -> None:

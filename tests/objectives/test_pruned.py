@@ -53,7 +53,7 @@ def batch(count: int = 6) -> Batch:
 @pytest.mark.parametrize("pool", ["avg", "cls", "map"])
 def test_the_model_learns_and_the_teacher_does_not(pool: str) -> None:
     made = objective(pool)
-    out = made(batch(), 0)
+    out = made({"train": batch()}, 0)
     out.loss.backward()
     assert 0 < out.metrics["train_kept"] < 1
     assert all(parameter.grad is None for parameter in made.teacher.parameters())
@@ -89,9 +89,9 @@ def trained(micro: int | None = None, ddp: bool = False) -> tuple[dict[str, Any]
     plan, losses, whole = Plan(5, lambda _: 0.05, None, None, Path(), ""), list[float](), batch(8)
     own = 8 // distributed.world()
     mine = whole.slice(distributed.rank() * own, (distributed.rank() + 1) * own)
-    guard = Guard(state, Watch(Path(), 1, lambda _: mine, ""))
+    guard = Guard(state, Watch(Path(), 1, lambda _: {"train": mine}, ""))
     for _ in range(5):
-        loss, *_ = update(state, made, mine, TrainConfig(batch_size=8, micro_batch=micro), plan, 0.05, guard)
+        loss, *_ = update(state, made, {"train": mine}, TrainConfig(batch_size=8, micro_batch=micro), plan, 0.05, guard)
         losses += [value.item() for value in distributed.mean([loss])]
         state.progress.step += 1
     return {name: tensor.numpy() for name, tensor in made.state_dict().items()}, losses
@@ -120,7 +120,7 @@ def test_an_image_keeps_at_least_one_patch() -> None:
     predictors: Any = made.model.reduce.predictors
     for predictor in predictors.values():
         torch.nn.init.constant_(predictor.fc2.bias[0], -100)
-    out = made(batch(), 0)
+    out = made({"train": batch()}, 0)
     assert out.metrics["train_kept"] == 1 / 16
     assert out.loss.isfinite()
 
@@ -131,7 +131,7 @@ def test_what_cannot_learn_is_refused() -> None:
     several = batch()
     several.targets["label"] = torch.ones(6, 10, dtype=torch.bool)
     with pytest.raises(UserError, match="one class"):
-        objective()(several, 0)
+        objective()({"train": several}, 0)
 
 
 def test_the_pruner_travels_in_the_model_folder(tmp_path: Path) -> None:

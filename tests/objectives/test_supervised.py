@@ -62,21 +62,21 @@ def test_the_loss_is_computed_in_float32_whatever_the_logits_are() -> None:
 
 def test_an_untrained_model_has_the_loss_of_guessing() -> None:
     made = Supervised(lambda: create_vit("vit_micro_patch2_8").double(), SupervisedConfig(), Setting(100))
-    assert made(batch(), 0).loss.item() == pytest.approx(math.log(10)), "the head starts at zero"
+    assert made({"train": batch()}, 0).loss.item() == pytest.approx(math.log(10)), "the head starts at zero"
 
 
 def test_in_the_first_steps_only_the_head_learns() -> None:
     made = objective(head_first=0.3)
     for step, frozen in ((0, True), (29, True), (30, False)):
         made.zero_grad()
-        made(batch(), step).loss.backward()
+        made({"train": batch()}, step).loss.backward()
         moved = {name for name, parameter in made.model.named_parameters() if parameter.grad is not None}
         assert (moved == {"head.weight", "head.bias"}) == frozen, step
 
 
 def test_the_frozen_phase_computes_the_same_loss() -> None:
-    assert objective(head_first=1.0)(batch(), 0).loss.item() == pytest.approx(
-        objective()(batch(), 0).loss.item(), abs=1e-12
+    assert objective(head_first=1.0)({"train": batch()}, 0).loss.item() == pytest.approx(
+        objective()({"train": batch()}, 0).loss.item(), abs=1e-12
     )
 
 
@@ -88,7 +88,7 @@ def test_a_frozen_encoder_works_as_in_evaluation_and_only_the_head_learns() -> N
         return made
 
     made = Supervised(factory, SupervisedConfig(), Setting(100)).train()
-    first, second = made(batch(), 0).loss, made(batch(), 0).loss
+    first, second = made({"train": batch()}, 0).loss, made({"train": batch()}, 0).loss
     assert first == second, "no dropout"
     first.backward()
     assert {name for name, p in made.model.named_parameters() if p.grad is not None} == {"head.weight", "head.bias"}
@@ -103,19 +103,19 @@ def test_the_sigmoid_loss_is_summed_over_classes_and_starts_where_rare_classes_l
     )
     torch.nn.init.constant_(made.model.get_parameter("head.bias"), -6.9)
     expected = 9 * math.log1p(math.exp(-6.9)) + math.log1p(math.exp(6.9))
-    assert made(batch(), 0).loss.item() == pytest.approx(expected, rel=1e-12)
+    assert made({"train": batch()}, 0).loss.item() == pytest.approx(expected, rel=1e-12)
     torch.nn.init.normal_(made.model.get_parameter("head.weight"))
     one = batch()
     logits, hot = made.model(one.views[0].images_BCHW), F.one_hot(one.targets["label"], 10).double()
     summed = F.binary_cross_entropy_with_logits(logits, hot, reduction="sum") / 12
-    torch.testing.assert_close(made(one, 0).loss, summed)
+    torch.testing.assert_close(made({"train": one}, 0).loss, summed)
 
 
 def test_train_top1_counts_right_answers() -> None:
     made = objective()
     logits = made.model(batch().views[0].images_BCHW)
     share = (logits.argmax(1) == batch().targets["label"]).float().mean()
-    assert made(batch(), 0).metrics["train_top1"] == share
+    assert made({"train": batch()}, 0).metrics["train_top1"] == share
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -143,6 +143,6 @@ def test_multi_hot_labels_choose_the_loss() -> None:
     made, one = objective(), batch()
     hot = F.one_hot(one.targets["label"], 10).bool()
     logits = made.model(one.views[0].images_BCHW)
-    found = made(one._replace(targets={"label": hot}), 0)
+    found = made({"train": one._replace(targets={"label": hot})}, 0)
     torch.testing.assert_close(found.loss, F.binary_cross_entropy_with_logits(logits, hot.double()))
     assert found.metrics["train_exact_match"] == ((logits >= 0) == hot).all(1).float().mean()

@@ -19,9 +19,14 @@ from PIL import Image
 
 from vitral.evaluate.calibration import reliability_bins, softmax
 from vitral.evaluate.classify import classification_metrics
+from vitral.evaluate.metric import percent
 from vitral.report import plots
-from vitral.report.html import percent, write_report
+from vitral.report.classification import classification_sections
+from vitral.report.render import photo
+from vitral.report.run_report import write_report
+from vitral.tasks.classification import LOSS_NOTE, Classification
 
+TOP1 = Classification.metrics[0]
 VOID = {"meta", "link", "img", "br"}
 NASTY = [
     '<b>"x"&',
@@ -112,9 +117,20 @@ def nasty(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
     return report(tmp_path_factory.mktemp("nasty"), NASTY)
 
 
+def write(path: Path, *, evaluation: dict[str, Any], mistakes: list[Any], **given: Any) -> None:
+    write_report(
+        path,
+        sections=classification_sections(evaluation, mistakes),
+        loss_note=LOSS_NOTE,
+        primary=TOP1,
+        loss_unit="nats",
+        **given,
+    )
+
+
 def report(folder: Path, classes: list[str], **changes: Any) -> tuple[str, Page]:
     path = folder / "report.html"
-    write_report(path, **arguments(classes, **changes))
+    write(path, **arguments(classes, **changes))
     assert [each.name for each in folder.iterdir()] == ["report.html"]
     assert path.stat().st_size < 3_000_000
     text = path.read_text(encoding="utf-8")
@@ -138,12 +154,12 @@ def test_sections_stand_in_order_with_their_numbers(nasty: tuple[str, Page]) -> 
     low, high = evaluation["top1_interval"]
     assert "206,154" in page.sections["Key facts"]
     assert "83.4 s" in page.sections["Key facts"]
-    assert f"{100 * evaluation['ece']:.1f} %" in page.sections["Reliability"]
+    assert f"{100 * evaluation['ece']:.2f} %" in page.sections["Reliability"]
     assert f"24 of {len(given['mistakes'])} mistakes" in page.sections["Worst mistakes"]
     assert len(page.attributes("figure")) == 24
     headline = " ".join(re.sub("<[^>]*>", "", text).split())
-    assert f"{100 * evaluation['top1']:.1f} % of 300 test images right" in headline
-    assert f"95 % interval {100 * low:.1f} to {100 * high:.1f} %" in headline
+    assert f"{100 * evaluation['top1']:.2f} % of 300 test images right" in headline
+    assert f"95 % interval {100 * low:.2f} to {100 * high:.2f} %" in headline
 
 
 def test_nothing_is_requested_and_nothing_runs(nasty: tuple[str, Page]) -> None:
@@ -197,7 +213,7 @@ def test_classes_are_sorted_worst_first_and_unknown_last(tmp_path: Path) -> None
     given["evaluation"]["per_class"] = {
         name: {"precision": f1, "recall": f1, "f1": f1, "count": 5} for name, f1 in per_class.items()
     }
-    write_report(tmp_path / "r.html", **given)
+    write(tmp_path / "r.html", **given)
     body = (tmp_path / "r.html").read_text(encoding="utf-8").split("Classes, worst first")[1]
     assert re.findall(r'scope="row">(\w)</th><td>([^<]*)', body) == [("b", "50.0"), ("a", "90.0"), ("c", "–")]
 
@@ -213,7 +229,7 @@ def test_any_number_of_classes(tmp_path: Path, classes: int) -> None:
 def test_missing_parts_are_said(tmp_path: Path) -> None:
     given = arguments(["a", "b"], metrics_rows=[], mistakes=[], notes=[], summary={}, config_yaml="")
     del given["evaluation"]["probabilities"]
-    write_report(tmp_path / "report.html", **given)
+    write(tmp_path / "report.html", **given)
     sections = Page((tmp_path / "report.html").read_text(encoding="utf-8")).sections
     assert "No steps recorded" in sections["Training curves"]
     assert "no diagram" in sections["Reliability"]
@@ -230,7 +246,7 @@ def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space"):
-        write_report(path, **arguments(["a", "b"]))
+        write(path, **arguments(["a", "b"]))
     assert [each.name for each in tmp_path.iterdir()] == ["report.html"]
     assert path.read_text(encoding="utf-8") == "old"
 
@@ -240,18 +256,18 @@ def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytes
     [(0, "0.0"), (1, "100.0"), (0.986, "98.6"), (0.99996, "99.996"), (0.0004, "0.04"), (0.9999, "99.99")],
 )
 def test_percent_is_never_a_false_zero_or_hundred(share: float, text: str) -> None:
-    assert percent(share) == text
+    assert percent(share, 1) == text
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 1), (5, 7, 2), (5, 7, 3), (5, 7, 4)])
 def test_photo_keeps_bytes_and_colours(shape: tuple[int, ...]) -> None:
     image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    media, content, size = plots.photo(image)
+    media, content, size = photo(image)
     wanted = image if len(shape) == 2 else image[:, :, :3] if shape[2] > 2 else image[:, :, 0]
     assert (media, size) == ("image/png", (7, 5))
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(content))), wanted)
     with pytest.raises(ValueError, match="no picture"):
-        plots.photo(np.zeros((2, 2, 5)))
+        photo(np.zeros((2, 2, 5)))
 
 
 def texts(svg: bytes) -> list[str]:
@@ -268,11 +284,13 @@ def test_confusion_matrix_names_classes_and_counts() -> None:
 
 def test_curves_have_units_and_skip_what_is_not_finite() -> None:
     rows = [{"step": 1, "loss": float("nan"), "lr": 0.1}, {"step": 2, "loss": None, "lr": 0.2}]
-    assert list(plots.training_curves(rows)) == ["Learning rate"]
-    figures = plots.training_curves([*rows, *({"step": s, "loss": 1 / s, "val_top1": 0.5} for s in range(3, 9000))])
-    assert list(figures) == ["Loss", "Validation accuracy", "Learning rate"]
+    assert list(plots.training_curves(rows, TOP1)) == ["Learning rate"]
+    figures = plots.training_curves(
+        [*rows, *({"step": s, "loss": 1 / s, "val_top1": 0.5} for s in range(3, 9000))], TOP1, "nats"
+    )
+    assert list(figures) == ["Loss", "Validation top-1", "Learning rate"]
     assert "loss (nats)" in texts(figures["Loss"])
-    assert "top-1 accuracy (%)" in texts(figures["Validation accuracy"])
+    assert "top-1 (%)" in texts(figures["Validation top-1"])
     assert all(len(figure) < 60_000 for figure in figures.values())
 
 
@@ -299,6 +317,7 @@ def test_same_figure_same_bytes_and_settings_untouched() -> None:
 
 def test_pyplot_and_torch_stay_out() -> None:
     names = "('matplotlib.pyplot', 'torch', 'sklearn')"
-    code = f"import sys, vitral.report.html; print([name for name in {names} if name in sys.modules])"
+    pages = "vitral.report.run_report, vitral.report.classification"
+    code = f"import sys, {pages}; print([name for name in {names} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert done.stdout.strip() == "[]"

@@ -10,8 +10,7 @@ from tests.run.outcomes import Case, judged, weights
 MASKED_PATCH: Mapping[str, Any] = {"objective.kind": "masked_patch", "train.eval_every": 0.02}
 
 OBJECTIVE_CASES: dict[str, Case] = {
-    "objective.knn_k": Case(1, judged, MASKED_PATCH),
-    "objective.knn_samples": Case(20, judged, MASKED_PATCH),
+    "eval": Case({"knn": {"k": 1}}, judged, MASKED_PATCH),
     "objective.ratio": Case(0.2, weights, MASKED_PATCH),
     "objective.masked": Case(0.0, weights, MASKED_PATCH),
     "objective.swapped": Case(0.0, weights, MASKED_PATCH),

@@ -16,7 +16,8 @@ import torch
 import vitral
 from tests.helpers import TINY, edit_config, random_model, write_colours
 from vitral.data.decode import decode
-from vitral.data.resize import Fit, fit_image
+from vitral.data.image_spec import ResizeSpec
+from vitral.data.resize import fit_image
 from vitral.errors import UserError
 from vitral.run.config import load_config
 from vitral.run.embed import embeddings
@@ -24,6 +25,8 @@ from vitral.run.evaluate import evaluate
 from vitral.run.options import EmbedOptions, EvalData, EvalOptions
 from vitral.run.outputs import write_predictions
 from vitral.run.train import run
+from vitral.tasks.classification import Classification
+from vitral.tasks.multilabel import Multilabel
 from vitral.weights.folder import load_config as load_config_of
 
 
@@ -230,9 +233,9 @@ def test_the_model_folder_says_all_of_preprocessing_and_everything_follows_it() 
     assert {key: found[key] for key in ("top1", "loss")} == {key: summary[key] for key in ("top1", "loss")}
     predictor = vitral.load("run")
     image = decode("pets/cat/3.png", 3)
-    wanted = fit_image(image, (8, 8), Fit("crop", "bilinear", 0.7))
+    wanted = fit_image(image, (8, 8), ResizeSpec(fit="crop", interpolation="bilinear", crop_ratio=0.7))
     assert torch.equal(predictor.preprocess("pets/cat/3.png"), wanted)
-    assert not torch.equal(fit_image(image, (8, 8), Fit()), wanted)
+    assert not torch.equal(fit_image(image, (8, 8), ResizeSpec(fit="crop")), wanted)
     write_colours(Path("large"), count=2, size=(40, 30))
     with pytest.raises(UserError, match="larger than the limit of 1,000 pixels"):
         predictor.predict("large/cat/1.png")
@@ -250,18 +253,22 @@ def test_a_folder_that_says_nothing_of_interpolation_is_read_as_before() -> None
     random_model(Path("model"), ("cat", "dog"))
     keys = ("interpolation", "crop_ratio", "max_pixels")
     edit_config(Path("model"), lambda tree: [tree["preprocessing"].pop(key) for key in keys])
-    assert load_config_of(Path("model")).preprocessing.fitting == Fit("crop", "bicubic", 1.0)
+    found = load_config_of(Path("model")).preprocessing
+    assert (found.fit, found.interpolation, found.crop_ratio) == ("crop", "bicubic", 1.0)
 
 
 def test_cells_that_begin_like_a_formula_are_text(tmp_path: Path) -> None:
     classes = ("=1+1", "-3", "@sum", "plain")
     probabilities_NC = np.eye(4)[[0, 1, 2, 2]]
-    write_predictions(tmp_path / "a.csv", ["+x.png", "b", "c", "d"], classes, np.arange(4), probabilities_NC)
+    names = ["+x.png", "b", "c", "d"]
+    rows_of = Classification(classes).prediction_rows
+    write_predictions(tmp_path / "a.csv", rows_of(names, np.arange(4), probabilities_NC))
     rows = list(csv.reader((tmp_path / "a.csv").read_text(encoding="utf-8").splitlines()))[1:]
     assert [row[:3] for row in rows] == [
         ["'+x.png", "'=1+1", "'=1+1"], ["b", "-3", "-3"], ["c", "'@sum", "'@sum"], ["d", "plain", "'@sum"]
     ]  # fmt: skip
     hot_NC = np.array([[1, 0, 1, 0]])
-    write_predictions(tmp_path / "b.csv", ["a"], classes, hot_NC, np.full((1, 4), 0.9))
+    rows_of = Multilabel(classes).prediction_rows
+    write_predictions(tmp_path / "b.csv", rows_of(["a"], hot_NC, np.full((1, 4), 0.9)))
     row = list(csv.reader((tmp_path / "b.csv").read_text(encoding="utf-8").splitlines()))[1]
     assert row[1:3] == ["'=1+1;'@sum", "'=1+1;-3;'@sum;plain"]

@@ -19,6 +19,7 @@ from tests.helpers import random_model, write_colours, write_digits
 from vitral.cli.main import main
 from vitral.config import build, describe, with_overrides
 from vitral.data.config import DataConfig
+from vitral.data.image_spec import ImageSpec
 from vitral.data.sources import open_dataset
 from vitral.efficient.merge import TokenMerging
 from vitral.errors import UserError
@@ -33,7 +34,7 @@ from vitral.models.vit import VisionTransformer
 from vitral.run.config import expand_data
 from vitral.run.explain import explain
 from vitral.run.options import IMAGE_METHODS, MODEL_METHODS, ExplainOptions
-from vitral.weights.folder import FolderConfig, Preprocessing, save_folder
+from vitral.weights.folder import FolderConfig, save_folder
 
 Capture = pytest.CaptureFixture[str]
 
@@ -120,7 +121,7 @@ def test_two_models_are_compared_on_the_same_images(digit: str, capsys: Capture)
     np.testing.assert_allclose(values.diagonal(), 1, atol=1e-6)
     np.testing.assert_allclose(values, values.T, atol=1e-6)
     architecture = resolve("resnet20_cifar", num_classes=1, image_size=(9, 9), in_channels=3)
-    shown = Preprocessing(image_size=(9, 9), channels=3, fit="crop")
+    shown = ImageSpec(image_size=(9, 9), channels=3, fit="crop")
     folder = {"name": "cnn", "architecture": architecture, "id2label": {"0": "a"}, "preprocessing": shown}
     save_folder(Path("cnn"), build_model(architecture), build(FolderConfig, {**folder, "provenance": {}}), "a card\n")
     both = looked(capsys, "cnn", "compare=model", "out=cnns", "data=digits", "images=20")["views"]["cka"]
@@ -187,9 +188,9 @@ def test_a_model_without_a_head(capsys: Capture) -> None:
 
 def test_a_network_of_convolutions(capsys: Capture) -> None:
     architecture = resolve("resnet20_cifar", num_classes=2, image_size=8)
-    shown = Preprocessing(image_size=(8, 8), channels=3, fit="crop")
+    shown = ImageSpec(image_size=(8, 8), channels=3, fit="crop")
     config = FolderConfig(name="cnn", architecture=architecture, id2label={"0": "cat", "1": "dog"},
-                          preprocessing=shown, provenance={})  # fmt: skip
+                          task="classification", preprocessing=shown, provenance={})  # fmt: skip
     save_folder(Path("cnn"), build_model(architecture), config, "a card\n")
     write_colours(Path("photos"), "a", 1)
     assert main(["explain", "cnn", "photos", "out=seen"]) == 2

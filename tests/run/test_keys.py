@@ -194,11 +194,11 @@ ELSEWHERE = {
         ("data.pattern", "data.image_column", "data.label_column", "data.split_column", "data.label_separator"),
         "test_keys_of_a_source_change_what_it_reads",
     ),
-    **dict.fromkeys(("data.subset", "data.streaming"), "test_subset_and_streaming_reach_hugging_face"),
+    "data.subset": "test_subset_reaches_hugging_face",
     **dict.fromkeys(("data.max_bad", "data.max_pixels"), "test_limits_of_reading_are_held"),
     "data.source": "test_source_is_not_guessed_where_it_is_said",
     "data.verify": "test_verify_refuses_files_that_are_not_the_published_ones",
-    **dict.fromkeys(("data.workers", "data.worker_kind", "data.cache_mb"), "test_workers_and_cache_reach_the_store"),
+    **dict.fromkeys(("data.workers", "data.cache_mb"), "test_workers_and_cache_reach_the_store"),
     "check.allow": "test_allowed_findings_do_not_refuse",
     "train.save_seconds": "test_save_seconds_is_the_time_between_checkpoints",
     "train.parallel": "test_parallel_is_how_the_processes_share_the_work",
@@ -301,9 +301,9 @@ def test_finish_ends_a_run_where_it_is(tmp_path: Path) -> None:
 
 
 def test_deterministic_is_switched_on_during_the_run_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, make = list[bool](), loader.TrainLoader.batch
+    seen, make = list[bool](), loader.StreamLoader.batch
     monkeypatch.setattr(
-        loader.TrainLoader, "batch",
+        loader.StreamLoader, "batch",
         lambda self, step: (seen.append(torch.are_deterministic_algorithms_enabled()), make(self, step))[1],
     )  # fmt: skip
     tiny(tmp_path / "a", deterministic=True, train__steps=1)
@@ -339,7 +339,7 @@ def test_keys_of_a_source_change_what_it_reads(places: Path) -> None:
     assert seen(pattern=r"(?P<label>cat|dog)/\d") != seen(pattern=r"/(?P<label>\d)\.png")
 
 
-def test_subset_and_streaming_reach_hugging_face(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_subset_reaches_hugging_face(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[tuple[object, ...]] = []
 
     class Library:
@@ -352,8 +352,6 @@ def test_subset_and_streaming_reach_hugging_face(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UserError, match="not here"):
         open_dataset(DataConfig(path="nobody/nothing", source="hf", subset="small"))
     assert called == [("nobody/nothing", "small")]
-    with pytest.raises(UserError, match="streaming is refused"):
-        open_dataset(DataConfig(path="nobody/nothing", source="hf", streaming=True))
     with pytest.raises(UserError, match="means nothing to the source folder"):
         open_dataset(DataConfig(path="pets", source="folder", subset="small"))
 
@@ -380,16 +378,16 @@ def test_verify_refuses_files_that_are_not_the_published_ones(tmp_path: Path) ->
 
 def test_workers_and_cache_reach_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither may change a bit of the outcome, only how it is reached."""
-    seen, make = list[tuple[int, str, bool]](), loader.ImageStore.__init__
+    seen, make = list[tuple[int, bool]](), loader.ImageStore.__init__
 
     def init(self: loader.ImageStore, *args: Any, **keys: Any) -> None:
         make(self, *args, **keys)
-        seen.append((keys["workers"], keys["worker_kind"], self.cached))
+        seen.append((keys["workers"], self.cached))
 
     monkeypatch.setattr(loader.ImageStore, "__init__", init)
-    for out, workers, kind, cache in (("a", 1, "threads", 2048), ("b", 3, "fork", 0)):
-        tiny(tmp_path / out, data__workers=workers, data__worker_kind=kind, data__cache_mb=cache)
-    assert seen == [(1, "threads", True)] * 3 + [(3, "fork", False)] + [(3, "threads", False)] * 2
+    for out, workers, cache in (("a", 1, 2048), ("b", 3, 0)):
+        tiny(tmp_path / out, data__workers=workers, data__cache_mb=cache)
+    assert seen == [(1, True)] * 3 + [(3, False)] * 3
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 

@@ -24,7 +24,7 @@ from tests.kills import after_each_kill
 from vitral.cli.main import main
 from vitral.data.config import DataConfig
 from vitral.data.convert import convert
-from vitral.data.loader import TrainLoader
+from vitral.data.loader import StreamLoader
 from vitral.data.sources import open_dataset
 from vitral.errors import Interrupted, UserError
 from vitral.run import sweep as sweeping
@@ -47,15 +47,15 @@ def config(out: Path | str, **more: Any) -> RunConfig:
 
 def stopped_at(step: int, out: str, monkeypatch: pytest.MonkeyPatch, **more: Any) -> str:
     """Start a run and stop it at a step; returns what it says."""
-    make = TrainLoader.batch
+    make = StreamLoader.batch
 
-    def batch(self: TrainLoader, at: int) -> Batch:
+    def batch(self: StreamLoader, at: int) -> Batch:
         if at == step - 1:
             os.kill(os.getpid(), signal.SIGINT)
         return make(self, at)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrainLoader, "batch", batch)
+        patch.setattr(StreamLoader, "batch", batch)
         with pytest.raises(Interrupted) as caught:
             run(config(out, **more))
     return str(caught.value)

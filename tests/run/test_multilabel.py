@@ -58,7 +58,7 @@ def test_a_run_learns_and_says_what_fits(trained: tuple[Path, dict[str, Any]]) -
     assert {"micro_f1", "macro_f1", "exact_match", "exact_match_interval", "val_map"} <= summary.keys()
     assert not {"top1", "ece", "val_top1"} & summary.keys()
     config = json.loads((out / "model/config.json").read_text(encoding="utf-8"))
-    assert config["problem_type"] == "multi_label_classification"
+    assert config["task"] == "multilabel"
     assert config["temperature"] == 1.0
     assert config["provenance"]["metrics"]["map"] == summary["map"]
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -118,7 +118,7 @@ def test_the_classes_are_matched_by_name(trained: tuple[Path, dict[str, Any]], m
 
 def test_single_label_models_and_multi_label_data_do_not_mix(manifest: Path) -> None:
     random_model(Path("model"), CLASSES, in_channels=3)
-    with pytest.raises(UserError, match=r"(?s)not of the model's kind.*multi label.*single label"):
+    with pytest.raises(UserError, match=r"(?s)not of the model's kind.*multilabel.*classification"):
         evaluate("model", EvalOptions(data=EvalData(path=str(manifest), label_separator=";")))
-    with pytest.raises(UserError, match=r"(?s)min_map: this model is for single label.*min_top1"):
+    with pytest.raises(UserError, match=r"(?s)min_map: this model is for classification.*min_top1"):
         evaluate("model", EvalOptions(min_map=0.5))

@@ -17,7 +17,7 @@ import vitral
 from tests.helpers import TINY, assert_equal_tensors, weights, write_colours
 from vitral.cli.main import main
 from vitral.cli.sweep import split_values
-from vitral.data.loader import TrainLoader
+from vitral.data.loader import StreamLoader
 from vitral.errors import Interrupted, RunFailed, UserError
 from vitral.run.config import load_config
 from vitral.run.evaluate import evaluate
@@ -81,16 +81,16 @@ def test_a_stopped_sweep_goes_on_to_the_same_end(at: int, monkeypatch: pytest.Mo
     """Ctrl-C in the first point, in the second one, in the last run."""
     grid: Mapping[str, Any] = {"optim.lr": [1e-4, 1e-2]}
     whole = sweep("digits", grid, KEYS, out="whole")
-    make, calls = TrainLoader.batch, [0]
+    make, calls = StreamLoader.batch, [0]
 
-    def batch(self: TrainLoader, step: int) -> Batch:
+    def batch(self: StreamLoader, step: int) -> Batch:
         calls[0] += 1
         if calls[0] == 3 * at - 1:
             os.kill(os.getpid(), signal.SIGINT)
         return make(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrainLoader, "batch", batch)
+        patch.setattr(StreamLoader, "batch", batch)
         with pytest.raises(Interrupted) as caught:
             sweep("digits", grid, KEYS, out="parts")
     assert caught.value.exit_code == 130

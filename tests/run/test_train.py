@@ -20,7 +20,7 @@ import vitral
 from tests.disk import disk_full_beyond
 from tests.helpers import edit_config, random_model, skip_unless_built, write_colours
 from vitral.config import dump_yaml, load_yaml
-from vitral.data.loader import TrainLoader
+from vitral.data.loader import StreamLoader
 from vitral.errors import Interrupted, RunFailed, UserError
 from vitral.run.config import ModelOptions, RunConfig, load_config, recipes
 from vitral.run.train import run
@@ -64,14 +64,14 @@ def history(out: str) -> list[dict[str, Any]]:
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, signum: int) -> None:
     """The signal arrives while the batch of this step is made."""
-    make = TrainLoader.batch
+    make = StreamLoader.batch
 
-    def batch(self: TrainLoader, at: int) -> Batch:
+    def batch(self: StreamLoader, at: int) -> Batch:
         if at == step:
             os.kill(os.getpid(), signum)
         return make(self, at)
 
-    monkeypatch.setattr(TrainLoader, "batch", batch)
+    monkeypatch.setattr(StreamLoader, "batch", batch)
 
 
 def test_what_a_run_leaves() -> None:
@@ -138,15 +138,15 @@ def test_a_stopped_run_goes_on_to_the_same_bits(monkeypatch: pytest.MonkeyPatch,
 
 def test_a_run_killed_between_checkpoints_goes_on_from_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
     quick("whole")
-    make = TrainLoader.batch
+    make = StreamLoader.batch
 
-    def batch(self: TrainLoader, at: int) -> Batch:
+    def batch(self: StreamLoader, at: int) -> Batch:
         if at == 4:
             raise RuntimeError("power cut")
         return make(self, at)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrainLoader, "batch", batch)
+        patch.setattr(StreamLoader, "batch", batch)
         with pytest.raises(RuntimeError, match="power cut"):
             quick("parts", train__save_seconds=0.0)
     assert history("parts")[-1]["step"] == 4
@@ -287,8 +287,8 @@ def test_early_stopping_counts_validations_without_a_better_one() -> None:
 
 
 def test_losses_that_are_not_finite_are_skipped_and_then_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    make = TrainLoader.batch
-    monkeypatch.setattr(TrainLoader, "batch", lambda self, at: poisoned(make(self, at), at == 3))
+    make = StreamLoader.batch
+    monkeypatch.setattr(StreamLoader, "batch", lambda self, at: poisoned(make(self, at), at == 3))
     assert quick("a")["skipped_steps"] == 1
     with pytest.raises(RunFailed, match=r"at step 4 the loss is nan"):
         quick("b", train__max_bad_steps=1)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.helpers import TINY, assert_equal_tensors, random_model, weights
-from vitral.data.loader import TrainLoader
+from vitral.data.loader import StreamLoader
 from vitral.errors import Interrupted, UserError
 from vitral.models.lora import add_lora
 from vitral.models.parameters import is_head
@@ -71,15 +71,15 @@ def test_adapters_end_as_an_ordinary_folder_with_equal_logits() -> None:
 
 def test_a_stopped_run_with_adapters_goes_on_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     train("whole", **LORA)
-    make = TrainLoader.batch
+    make = StreamLoader.batch
 
-    def batch(self: TrainLoader, at: int) -> Batch:
+    def batch(self: StreamLoader, at: int) -> Batch:
         if at == 3:
             os.kill(os.getpid(), signal.SIGINT)
         return make(self, at)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrainLoader, "batch", batch)
+        patch.setattr(StreamLoader, "batch", batch)
         with pytest.raises(Interrupted):
             train("parts", **LORA)
     train("parts", **LORA, resume=True)

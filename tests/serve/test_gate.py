@@ -389,5 +389,5 @@ def test_a_model_that_cannot_compute_is_said(model: Predictor, tmp_path: Path, m
             assert answer.json()["error"]["message"] == "cannot compute: broken; the log says why"
             assert other.sizes == [1, 32]
 
-    monkeypatch.setattr(model, "logits_of", broken)
+    monkeypatch.setattr(model, "forward", broken)
     asyncio.run(use())

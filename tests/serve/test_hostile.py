@@ -23,11 +23,11 @@ from PIL import Image
 
 from tests.helpers import random_model
 from tests.serve.serving import base64_of, files, picture, serving, with_application
-from vitral.predictor import Predictor, Preparation, load
+from vitral.data.image_spec import ImageSpec
+from vitral.predictor import Predictor, load
 from vitral.serve import decoders, decoding
 from vitral.serve.decoding import Heavy, Job, Prepared, Problem, try_light
 from vitral.serve.structure import outline
-from vitral.weights.folder import Preprocessing
 
 SIZE = 8 * 2**20  # bytes of a large request
 IMAGE = picture(0)
@@ -165,7 +165,7 @@ def test_threads_and_processes_give_the_same(model: Predictor, kind: str) -> Non
     wanted = model.predict(data)[0]["predictions"]
 
     async def use(client: Client) -> None:
-        light = try_light(Job(data, model.preparation, "fit"))
+        light = try_light(Job(data, model.config.preprocessing, "fit"))
         assert isinstance(light, Prepared if kind in ("PNG", "JPEG") else Heavy)
         got = (await client.post("/v1/predict", content=data, headers=TIFF)).json()["predictions"]
         assert [each["label"] for each in got] == [each["label"] for each in wanted]
@@ -179,9 +179,9 @@ def test_bytes_of_a_pixel_count() -> None:
     data = deep_png(200)
     found = outline(data)
     assert (found.width, found.height, found.pixel_bytes) == (200, 200, 8)
-    recipe = Preprocessing(image_size=(8, 8), channels=3, fit="crop")
-    assert isinstance(try_light(Job(data, Preparation(recipe, 80_000), "count")), Prepared)
-    refused = try_light(Job(data, Preparation(recipe, 79_999), "count"))
+    recipe = ImageSpec(image_size=(8, 8), channels=3, fit="crop")
+    assert isinstance(try_light(Job(data, recipe.model_copy(update={"max_pixels": 80_000}), "count")), Prepared)
+    refused = try_light(Job(data, recipe.model_copy(update={"max_pixels": 79_999}), "count"))
     assert isinstance(refused, Problem)
     assert (refused.status, refused.code) == (413, "too_many_pixels")
     assert "8 bytes, counted as 80,000" in refused.text

@@ -102,14 +102,14 @@ def test_a_served_model_has_the_servers_limit_and_is_watched_where_it_is(tmp_pat
     edit_config(folder, lambda tree: tree["preprocessing"].update(max_pixels=99))
     large = Image.new("L", (10, 10))
     with pytest.raises(UserError, match="limit of 99 pixels"):
-        load(folder).ready(large)
+        load(folder).preprocess(large)
     host = serve._host("m", str(folder), ServeOptions(max_pixels=100))
     assert host.origin is not None
     assert host.origin.path == folder
     for predictor in (host.predictor, host.origin.load()):
-        assert predictor.ready(large).shape == (1, 8, 8)
+        assert predictor.preprocess(large).shape == (1, 8, 8)
         with pytest.raises(UserError, match="limit of 100 pixels"):
-            predictor.ready(Image.new("L", (101, 1)))
+            predictor.preprocess(Image.new("L", (101, 1)))
 
 
 def test_a_key_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

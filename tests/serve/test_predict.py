@@ -16,6 +16,7 @@ import vitral.predictor
 from tests.helpers import random_model
 from tests.serve.serving import Slow, base64_of, files, picture, with_application
 from vitral.cli.main import main
+from vitral.data.resize import fit_image
 from vitral.engines import Takes, TorchEngine
 from vitral.export.live import with_engine
 from vitral.interpret.attention import token_attention
@@ -87,14 +88,14 @@ def test_scores_are_those_of_python_bit_for_bit(grey: Path) -> None:
     wanted_BC = torch.from_numpy(predictor.probabilities(images))
 
     async def use(client: Any) -> None:
-        ready = [predictor.ready(image) for image in images]
-        found = await client.service._batchers["one"].score(predictor, ready)
+        ready = [predictor.preprocess(image) for image in images]
+        found = await client.service._batchers["one"].compute(predictor, ready)
         assert [row.batch for row in found] == [7] * 7
         for row_C, row in zip(wanted_BC, found, strict=True):
-            assert torch.equal(row_C, torch.from_numpy(row.scores_C))
+            assert torch.equal(row_C, predictor.scores(row.logits_C))
         for row_C, image in zip(wanted_BC, ready, strict=True):
-            (row,) = await client.service._batchers["one"].score(predictor, [image])
-            assert torch.allclose(row_C, torch.from_numpy(row.scores_C), atol=1e-6, rtol=0)
+            (row,) = await client.service._batchers["one"].compute(predictor, [image])
+            assert torch.allclose(row_C, predictor.scores(row.logits_C), atol=1e-6, rtol=0)
 
     with_application(predictor, use)
 
@@ -198,11 +199,13 @@ class Closed(TorchEngine):
 
     def __init__(self, predictor: Predictor) -> None:
         super().__init__(predictor.model)
-        self._fitted, self.sizes = predictor.preparation.fitted, list[int]()
+        self._spec, self.sizes = predictor.config.preprocessing, list[int]()
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         self.sizes.append(len(images))
-        return super().logits(torch.stack([self._fitted(image) for image in images.permute(0, 3, 1, 2)]))
+        return super().logits(
+            torch.stack([fit_image(image, self._spec.image_size, self._spec) for image in images.permute(0, 3, 1, 2)])
+        )
 
 
 def test_what_a_model_cannot_do_is_said(tmp_path: Path, grey: Path) -> None:

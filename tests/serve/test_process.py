@@ -226,7 +226,7 @@ def endless():
     time.sleep(600)
 
 if sys.argv[2] == "broken":
-    predictor.logits_of = broken
+    predictor.forward = broken
 origin = Origin(Path(sys.argv[1]), "another", endless) if sys.argv[2] == "reloads" else None
 options = ServeConfig(reload=0.05, drain=0.0)
 sys.exit(serve_hosts({"m": Host("m", predictor, origin)}, options, None, listen_at("127.0.0.1", 0)))

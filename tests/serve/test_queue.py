@@ -117,15 +117,15 @@ def test_a_deadline_that_is_over_is_said_and_its_image_never_computed(slow: Slow
 
 
 def test_a_batch_that_fails_fails_alone(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
-    compute, broken = slow.logits_of, [True]
+    compute, broken = slow.forward, [True]
 
-    def sometimes(images: Any) -> torch.Tensor:
+    def sometimes(images: Any, features: str | None = None) -> torch.Tensor:
         if broken[0]:
             raise MemoryError("no memory for this")
-        return compute(images)
+        return compute(images, features)
 
     async def use(client: Any) -> None:
-        monkeypatch.setattr(slow, "logits_of", sometimes)
+        monkeypatch.setattr(slow, "forward", sometimes)
         answers = await asyncio.gather(*(post(client, n) for n in range(3)))
         assert {answer.status_code for answer in answers} == {500}
         assert answers[0].json() == {"error": {"code": "model_failed", "message": "the model failed on these images"}}
@@ -138,16 +138,16 @@ def test_a_batch_that_fails_fails_alone(slow: Slow, monkeypatch: pytest.MonkeyPa
 
 def test_what_is_left_of_a_request_that_failed_is_not_computed(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of its three images two are in the first batch."""
-    compute, sizes = slow.logits_of, list[int]()
+    compute, sizes = slow.forward, list[int]()
 
-    def first_fails(images: Any) -> torch.Tensor:
+    def first_fails(images: Any, features: str | None = None) -> torch.Tensor:
         sizes.append(len(images))
         if len(sizes) == 1:
             raise MemoryError("no memory for this")
-        return compute(images)
+        return compute(images, features)
 
     async def use(client: Any) -> None:
-        monkeypatch.setattr(slow, "logits_of", first_fails)
+        monkeypatch.setattr(slow, "forward", first_fails)
         assert (await post(client, count=3)).status_code == 500
         assert (await post(client)).status_code == 200
         assert sizes == [2, 1]

@@ -61,10 +61,10 @@ def updated(compiled: bool, head_first: float, low: bool) -> TrainState:
     ema, optimizer = WeightEMA(objective.model, build(), 0.9), make_optimizer(objective, OptimConfig(name="sgd"))
     state = TrainState(objective, optimizer, ema, Progress(), low=copy, parallel=parallel)
     plan, config = Plan(10, lambda _: 0.1, 1.0, None, Path(), ""), TrainConfig(batch_size=SIZE, micro_batch=16)
-    guard = Guard(state, Watch(Path(), 3, batch, ""))
+    guard = Guard(state, Watch(Path(), 3, lambda step: {"train": batch(step)}, ""))
     objective.train()
     for step in range(5):
-        update(state, objective, batch(step), config, plan, 0.1, guard)
+        update(state, objective, {"train": batch(step)}, config, plan, 0.1, guard)
         state.progress.step += 1
     return state
 
@@ -100,7 +100,7 @@ def test_masks_follow_the_step_inside_one_graph(kind: str) -> None:
     losses: list[float] = []
     for step in range(3):
         for part in (batch(step).slice(0, 16), batch(step).slice(0, 5)):
-            mine, theirs = compiled(part, step).loss, made(part, step).loss
+            mine, theirs = compiled({"train": part}, step).loss, made({"train": part}, step).loss
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
             slopes = [torch.autograd.grad(loss, made.model.get_parameter("blocks.0.mlp.fc1.weight"))[0]
                       for loss in (mine, theirs)]  # fmt: skip

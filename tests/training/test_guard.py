@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tests.helpers import TINY
 from vitral.cli.main import main
-from vitral.data.loader import TrainLoader
+from vitral.data.loader import StreamLoader
 from vitral.errors import RunFailed
 from vitral.models.create import create_model
 from vitral.objectives.config import SupervisedConfig
@@ -59,12 +59,12 @@ def train(
     state: TrainState, steps: list[int], bad: frozenset[int], folder: Path, *, late: bool, most: int = 3
 ) -> Guard:
     """Updates on the batches of these steps."""
-    guard = Guard(state, Watch(folder, most, lambda step: batch(step, bad), "replay it", 4), late=late)
+    guard = Guard(state, Watch(folder, most, lambda step: {"train": batch(step, bad)}, "replay it", 4), late=late)
     plan = Plan(100, lambda _: 0.01, 1.0, None, Path(), "")
     state.objective.train()
     for step in steps:
         state.progress.step = step
-        update(state, state.objective, batch(step, bad), TrainConfig(micro_batch=4), plan, 0.01, guard)  # type: ignore[arg-type]
+        update(state, state.objective, {"train": batch(step, bad)}, TrainConfig(micro_batch=4), plan, 0.01, guard)  # type: ignore[arg-type]
     guard.settle()
     return guard
 
@@ -154,7 +154,7 @@ def test_the_first_module_is_named_and_nothing_is_touched(keys: dict[str, float]
     objective = state.objective
     objective.set_submodule("model.blocks.2.mlp.fc1", Breaks(objective.get_submodule("model.blocks.2.mlp.fc1"), **keys))
     before = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
-    assert first_non_finite(objective, batch(0), 0, micro=4, autocast=None) == found
+    assert first_non_finite(objective, {"train": batch(0)}, 0, micro=4, autocast=None) == found
     assert all(parameter.grad is None for parameter in objective.parameters())
     assert not any(module._forward_hooks for module in objective.modules()), "no hook stays"
     for name, tensor in objective.state_dict().items():
@@ -163,13 +163,15 @@ def test_the_first_module_is_named_and_nothing_is_touched(keys: dict[str, float]
 
 def test_weights_images_and_good_batches_are_told_apart() -> None:
     state = start()
-    assert "nothing in this batch" in first_non_finite(state.objective, batch(0), 0, micro=None, autocast=None)
-    assert first_non_finite(state.objective, batch(0, frozenset({0})), 0, micro=2, autocast=None) == (
+    assert "nothing in this batch" in first_non_finite(
+        state.objective, {"train": batch(0)}, 0, micro=None, autocast=None
+    )
+    assert first_non_finite(state.objective, {"train": batch(0, frozenset({0}))}, 0, micro=2, autocast=None) == (
         "the images, samples [14]"
     )
     with torch.no_grad():
         state.objective.get_parameter("model.blocks.1.norm2.bias")[3] = INF
-    found = first_non_finite(state.objective, batch(0), 0, micro=None, autocast=None)
+    found = first_non_finite(state.objective, {"train": batch(0)}, 0, micro=None, autocast=None)
     assert found == "the parameter model.blocks.1.norm2.bias"
 
 
@@ -187,9 +189,9 @@ def test_steps_in_a_row_end_the_run_with_the_state_that_the_last_one_met(tmp_pat
 @pytest.fixture
 def _broken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Data whose images are not finite from step 2 on, as a whole run meets them."""
-    make = TrainLoader.batch
+    make = StreamLoader.batch
 
-    def broken(self: TrainLoader, step: int) -> Batch:
+    def broken(self: StreamLoader, step: int) -> Batch:
         made = make(self, step)
         if step >= 2:
             images_BCHW = made.views[0].images_BCHW.float().clone()
@@ -197,7 +199,7 @@ def _broken(monkeypatch: pytest.MonkeyPatch) -> None:
             made = made._replace(views=(made.views[0]._replace(images_BCHW=images_BCHW),))
         return made
 
-    monkeypatch.setattr(TrainLoader, "batch", broken)
+    monkeypatch.setattr(StreamLoader, "batch", broken)
 
 
 @pytest.mark.usefixtures("_broken")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def updated(micro: int | None, clip: float | None = 1.0, steps: int = 3) -> tupl
     config, norms = TrainConfig(batch_size=SIZE, micro_batch=micro), list[float]()
     guard = Guard(state, Watch(Path(), 3, lambda _: batch(), ""))
     for _ in range(steps):
-        norms.append(update(state, objective, batch(), config, plan, 0.1, guard)[2].item())
+        norms.append(update(state, objective, {"train": batch()}, config, plan, 0.1, guard)[2].item())
         state.progress.step += 1
     return state, norms
 
@@ -103,7 +103,8 @@ class Counted(Objective):
         super().__init__(factory, config, setting)
         self.model = factory()
 
-    def forward(self, batch: Batch, step: int) -> StepOutput:
+    def forward(self, batches: Mapping[str, Batch], step: int) -> StepOutput:
+        batch = batches["train"]
         tokens_BN = self.model(batch.views[0].images_BCHW)
         counted_BN = torch.arange(tokens_BN.shape[1])[None] < batch.targets["count"][:, None]
         error = ((tokens_BN - 1).square() * counted_BN).sum()
@@ -123,10 +124,15 @@ def counted(micro: int | None, counts: Sequence[int], ddp: bool = False) -> tupl
     mine = Batch(views, {"count": torch.tensor(counts)}, torch.arange(size)).slice(
         own * distributed.rank(), own * (distributed.rank() + 1)
     )
-    plan, guard = Plan(3, lambda _: 0.1, 1.0, None, Path(), ""), Guard(state, Watch(Path(), 3, lambda _: mine, ""))
+    plan, guard = (
+        Plan(3, lambda _: 0.1, 1.0, None, Path(), ""),
+        Guard(state, Watch(Path(), 3, lambda _: {"train": mine}, "")),
+    )
     losses = list[float]()
     for _ in range(3):
-        loss, _, norm = update(state, made, mine, TrainConfig(batch_size=size, micro_batch=micro), plan, 0.1, guard)
+        loss, _, norm = update(
+            state, made, {"train": mine}, TrainConfig(batch_size=size, micro_batch=micro), plan, 0.1, guard
+        )
         losses += [distributed.mean([loss])[0].item(), norm.item()]
         state.progress.step += 1
     return {name: tensor.numpy() for name, tensor in made.state_dict().items()}, losses

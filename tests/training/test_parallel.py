@@ -16,8 +16,8 @@ from tests.disk import disk_full_beyond
 from tests.processes import in_processes
 from vitral import distributed
 from vitral.data.config import AugmentConfig, DataConfig
-from vitral.data.loader import ImageStore, TrainLoader, eval_batches
-from vitral.data.resize import Fit
+from vitral.data.image_spec import ResizeSpec
+from vitral.data.loader import ImageStore, StreamLoader, TrainLoader, eval_batches
 from vitral.data.sources import open_dataset
 from vitral.errors import RunFailed, UserError
 from vitral.evaluate.classify import collect_logits
@@ -69,7 +69,12 @@ def make(
 def a_store(split: str, count: int | None = None) -> ImageStore:
     data = open_dataset(DataConfig(source="digits")).splits[split]
     data = replace(data, labels_N=data.labels_N[:count], names=data.names[:count])
-    return ImageStore(data, (8, 8), Fit(), exact=split != "train", workers=1, cache_mb=100, device=CPU)
+    return ImageStore(data, (8, 8), ResizeSpec(fit="crop"), exact=split != "train", workers=1, cache_mb=100, device=CPU)
+
+
+def train_loader() -> TrainLoader:
+    rank, world = distributed.rank(), distributed.world()
+    return TrainLoader({"train": StreamLoader(a_store("train"), BATCH, MIXED, 0, rank=rank, world=world)})
 
 
 def as_type(batch: Batch, dtype: torch.dtype) -> Batch:
@@ -123,16 +128,16 @@ def steps(
     state, objective = make(mode, dtype, case.head_first, case.name, case.checkpointed, case.low)
     if load is not None:
         assert state.load_newest(Path(load)) == []
-    loader = TrainLoader(a_store("train"), BATCH, MIXED, 0, rank=distributed.rank(), world=distributed.world())
+    loader = train_loader()
     plan = Plan(10, lambda _: 0.05, 1.0, None, Path(), "")
     config, said, seen = TrainConfig(batch_size=BATCH, micro_batch=case.micro), list[float](), list[int]()
     guard = Guard(state, Watch(Path(), 1, loader.batch, ""))
     objective.train()
     for _ in range(count):
-        batch = as_type(loader.batch(state.progress.step), dtype)
+        batch = as_type(loader.batch(state.progress.step)["train"], dtype)
         seen += batch.keys_B.tolist()
         rate = 1e-3 if case.name in ("adamw", "muon") else 0.05
-        loss, metrics, norm = update(state, objective, batch, config, plan, rate, guard)
+        loss, metrics, norm = update(state, objective, {"train": batch}, config, plan, rate, guard)
         said += [value.item() for value in (*distributed.mean([loss, *metrics.values()]), norm)]
         state.progress.step += 1
     if save is not None:
@@ -174,13 +179,13 @@ def skipping(folder: str) -> list[Any]:
     found: list[Any] = []
     for mode, name in (("ddp", "adamw"), ("ddp", "sgd"), ("ddp", "muon"), ("fsdp", "adamw"), ("fsdp", "sgd")):
         state, objective = make(mode, torch.float32, name=name)
-        loader = TrainLoader(a_store("train"), BATCH, MIXED, 0, rank=distributed.rank(), world=distributed.world())
+        loader = train_loader()
         place = Path(folder) / f"{mode}-{name}"
 
-        def batch(step: int, loader: TrainLoader = loader) -> Batch:
+        def batch(step: int, loader: TrainLoader = loader) -> dict[str, Batch]:
             one = loader.batch(step)
             if step and step != 2 and distributed.rank() == distributed.world() - 1:
-                one.views[0].images_BCHW[3] = float("nan")
+                one["train"].views[0].images_BCHW[3] = float("nan")
             return one
 
         guard, seen = Guard(state, Watch(place, 2, batch, "replay it")), list[Any]()

@@ -29,7 +29,7 @@ def test_waiting_working_and_what_is_not_counted(monkeypatch: pytest.MonkeyPatch
         nonlocal now
         for _ in range(6):
             now += 0.5  # to make a batch
-            yield Batch((), {}, torch.arange(8))
+            yield {"train": Batch((), {}, torch.arange(8))}
 
     watch = Speed(8, image_flops=3e9, peak=1e12)
     readings: list[dict[str, float]] = []

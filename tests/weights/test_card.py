@@ -17,8 +17,9 @@ from vitral.config import split_words
 from vitral.evaluate.classify import wilson_interval
 from vitral.run.config import RunConfig, difference, load_config
 from vitral.run.evaluate import evaluate
-from vitral.run.outputs import again_command, worst_classes
+from vitral.run.outputs import again_command
 from vitral.run.train import run
+from vitral.tasks.classification import worst_classes
 from vitral.weights.card import model_card, with_header
 from vitral.weights.folder import find_folder
 from vitral.weights.folder import load_config as load_folder_config

@@ -133,18 +133,18 @@ def hf_folder(model: ImageModel, config: dict[str, Any] | None = None, shown: di
 )
 def test_problem_types_of_transformers(config: dict[str, Any], several: bool) -> None:
     found = read_foreign(hf_folder(model(), config)).config
-    assert (found.problem_type == "multi_label_classification") == several
+    assert (found.task == "multilabel") == several
 
 
 def test_several_labels_go_to_transformers_and_come_back() -> None:
     folder = random_model(Path("ours"), in_channels=3)
     ours, config = load_folder(str(folder))
-    found = package(ours, config.model_copy(update={"problem_type": "multi_label_classification"}))
+    found = package(ours, config.model_copy(update={"task": "multilabel"}))
     Path("there").mkdir()
     save_file(found.tensors, "there/model.safetensors")
     for name, tree in found.files.items():
         Path("there", name).write_text(json.dumps(tree), encoding="utf-8")
-    assert load_model("there")[1].problem_type == "multi_label_classification"
+    assert load_model("there")[1].task == "multilabel"
 
 
 @pytest.mark.parametrize(

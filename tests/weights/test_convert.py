@@ -22,7 +22,7 @@ from vitral.errors import UserError
 from vitral.models.config import build_config
 from vitral.models.create import build_model
 from vitral.models.model import ImageModel
-from vitral.weights.class_names import imagenet_names
+from vitral.tasks.class_names import imagenet_names
 from vitral.weights.config import ReadOptions
 from vitral.weights.convert import read_foreign
 from vitral.weights.find import find_model, load_model

@@ -62,7 +62,7 @@ def test_a_published_layout_is_taken_over_whole(keys: dict[str, Any]) -> None:
     theirs.eval()
     ours.eval()
     batch = views(6, dtype=FLOAT)
-    assert torch.equal(ours(batch, 0).loss, theirs(batch, 0).loss)
+    assert torch.equal(ours({"train": batch}, 0).loss, theirs({"train": batch}, 0).loss)
 
 
 def test_heads_with_batch_norm_leave_their_running_statistics() -> None:

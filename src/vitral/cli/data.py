@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from vitral.data.dataset import Dataset
     from vitral.data.findings import Sample
-    from vitral.report.data_page import Picture
+    from vitral.report.data_page import ReadImage
 
 HELP = """usage: vitral data check|stats|convert PATH [key=value ...] [--json]
 
@@ -149,12 +149,12 @@ def _check(arguments: Arguments, options: CheckOptions) -> Answer:
     return _report(report, options, _picture(dataset))
 
 
-def _report(report: CheckReport, options: CheckOptions, picture: Picture) -> Answer:
+def _report(report: CheckReport, options: CheckOptions, read: ReadImage) -> Answer:
     """The findings, also as the page `options.out`; exit code 2 for errors."""
     if options.out is not None:
         from vitral.report.data_page import write_check_page
 
-        write_check_page(options.out, report, picture)
+        write_check_page(options.out, report, read)
     errors = report.errors(options.allow)
     tree = {**report.to_json(), "allow": list(options.allow), "errors": len(errors), "cached": report.cached}
     return Answer(tree, lambda: _check_text(report, options), 2 if errors else 0)
@@ -220,7 +220,7 @@ def _convert(arguments: Arguments, options: ConvertOptions) -> Answer:
     return Answer({"path": str(found.path), "counts": counts, "copied": found.copied}, lambda: text)
 
 
-def _picture(dataset: Dataset) -> Picture:
+def _picture(dataset: Dataset) -> ReadImage:
     def picture(sample: Sample) -> NDArray[Any] | None:
         try:
             return dataset.splits[sample.split].read(sample.place).permute(1, 2, 0).numpy()

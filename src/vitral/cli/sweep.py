@@ -70,17 +70,23 @@ def _flag(name: str, text: str) -> bool:
 
 
 def _text(found: Mapping[str, Any]) -> str:
-    score, best = f"val_{found['score']}", found["best"]
+    from vitral.tasks.registry import TASKS
+
+    metric, best = TASKS[found["task"]].metrics[0], found["best"]
+    score = f"val_{metric.name}"
     rows: list[list[object]] = []
     for row in found["points"]:
         wins = all(row[key] == value for key, value in best.items())
         numbers = (
             ["failed", "", ""] if "error" in row
-            else [f"{100 * row[score]:.2f}", f"{row['val_loss']:.4f}", f"{row['train_seconds']:.0f}"]
+            else [
+                metric.text(row[score]), "" if row["val_loss"] is None else f"{row['val_loss']:.4f}",
+                f"{row['train_seconds']:.0f}",
+            ]
         )  # fmt: skip
         rows.append([row["run"], *(row[key] for key in found["grid"]), *numbers, "best" if wins else ""])
-    text = table(("run", *found["grid"], f"{score}, %", "val_loss", "seconds", ""), rows)
+    text = table(("run", *found["grid"], score, "val_loss", "seconds", ""), rows)
     if (result := found["result"]) is None:
         return text
-    share = f"{100 * result[found['score']]:.2f} % of {result['count']} {result['split']} images"
-    return f"{text}\n\nbest, trained on all: {share}"
+    value = f"{metric.label} {metric.text(result[metric.name])}"
+    return f"{text}\n\nbest, trained on all: {value} of {result['count']} {result['split']} images"

@@ -33,7 +33,7 @@ def augment(
     keys_B: Tensor,
     view: int | Tensor = 0,
     *,
-    taken_B33: Tensor | None = None,
+    source_B33: Tensor | None = None,
     size: tuple[int, int] | None = None,
 ) -> View:
     """uint8 or [0,1] images to one augmented [0,1] float32 view, each sample by its own draws (seed, epoch, view, key).
@@ -41,9 +41,10 @@ def augment(
     The order is crop and geometry (one resampling, bilinear), policy, colour jitter, single operations, erasing. Where
     the images are uint8 and colours are changed, all of it up to there is in whole levels, as torchvision's is. `view`
     may be a number for each sample, int64 [B]: repeats of a sample with different numbers are varied differently.
-    `taken_B33` is the map of a random resized crop that has been made before, at decoding: then none is made here.
-    `size` is that of the view, (height, width), where it is another one than the images'.
+    `source_B33` is how the images came from their sources (resize, crop at decoding), where they are no sources
+    themselves. `size` is that of the view, (height, width), where it is another one than the images'.
     View.matrix_B33 takes source pixel centres to view pixel centres; outside the image lies what `config.fill` says.
+    Colors and erasing change no place.
     """
     draws = Draws(seed, epoch_B, view, keys_B)
     source = (images_BCHW.shape[-2], images_BCHW.shape[-1])
@@ -51,7 +52,7 @@ def augment(
     todo = plan(config, draws, size)
     if todo is None:
         images_BCHW = _unit(images_BCHW)
-    crop = config.crop == "random_resized" and taken_B33 is None
+    crop = config.crop == "random_resized"
     matrix_B33 = torch.eye(3, device=keys_B.device).expand(len(keys_B), 3, 3)
     if crop or config.moves or size != source:
         if crop:
@@ -70,7 +71,7 @@ def augment(
         images_BCHW = _unit(images_BCHW)
     if config.erase:
         images_BCHW = erase(images_BCHW, config, draws)
-    return View(images_BCHW, matrix_B33 if taken_B33 is None else compose(matrix_B33, taken_B33))
+    return View(images_BCHW, matrix_B33 if source_B33 is None else compose(matrix_B33, source_B33))
 
 
 def _unit(images_BCHW: Tensor) -> Tensor:

@@ -42,15 +42,6 @@ _STRIPE = 1 << 18  # pixels that are computed with at once: a few MB
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 _VIA_RGB = frozenset({"LAB", "HSV"})  # Pillow takes these to RGB and to nothing else
 _PHOTOMETRIC, _BITS, _SAMPLE_FORMAT = 262, 258, 339  # tags of TIFF
-_ORIENTED: dict[int, Callable[[Array], Array]] = {
-    2: lambda x_CHW: x_CHW[:, :, ::-1],
-    3: lambda x_CHW: x_CHW[:, ::-1, ::-1],
-    4: lambda x_CHW: x_CHW[:, ::-1],
-    5: lambda x_CHW: x_CHW.transpose(0, 2, 1),
-    6: lambda x_CHW: x_CHW.transpose(0, 2, 1)[:, ::-1],
-    7: lambda x_CHW: x_CHW[:, ::-1, ::-1].transpose(0, 2, 1),
-    8: lambda x_CHW: x_CHW.transpose(0, 2, 1)[:, :, ::-1],
-}
 
 log = logging.getLogger("vitral")
 _noted: set[tuple[Range, bool]] = set()
@@ -125,7 +116,7 @@ def to_uint8(
     scale = _scale_of(image, low_bytes, rules, name) if is_deep else _WORD
     width, height = image.size
     out_CHW = np.empty((channels, width, height) if turn >= 5 else (channels, height, width), np.uint8)
-    stored_CHW = _ORIENTED.get(turn, lambda x_CHW: x_CHW)(out_CHW)
+    stored_CHW = _stored(out_CHW, turn)
     for top, part, low in _stripes(image, low_bytes):
         if low is not None:
             part = _color(_words(part, low), part.mode, scale, image.info.get("transparency"))
@@ -134,6 +125,14 @@ def to_uint8(
         part_HWC = np.asarray(_converted(part, channels, rules.background)).reshape(part.height, width, channels)
         stored_CHW[:, top : top + part.height] = part_HWC.transpose(2, 0, 1)
     return out_CHW
+
+
+def _stored(upright_CHW: Array, turn: int) -> Array:
+    """The same memory as it is stored in a file of the EXIF orientation `turn`."""
+    down = -1 if turn in (3, 4, 7, 8) else 1
+    right = -1 if turn in (2, 3, 6, 7) else 1
+    stored_CHW = upright_CHW[:, ::down, ::right]
+    return stored_CHW.transpose(0, 2, 1) if turn >= 5 else stored_CHW
 
 
 def extent(image: Image.Image, low_bytes: Image.Image | None = None, *, with_body: bool = False) -> Extent:

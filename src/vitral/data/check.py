@@ -6,23 +6,22 @@ classes, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from vitral.data import check_cache
 from vitral.data.class_names import class_name_findings
-from vitral.data.config import DataConfig
+from vitral.data.config import UNLABELED, DataConfig
 from vitral.data.dataset import Dataset, fingerprint
-from vitral.data.duplicates import MOST, Array, duplicate_findings, finding
+from vitral.data.duplicates import Array, duplicate_findings, leaks
 from vitral.data.files import some
-from vitral.data.findings import CheckReport, Finding, Sample, in_order
+from vitral.data.findings import MOST, CheckReport, Finding, Sample, finding, in_order
 from vitral.data.label_names import disagreements, flat_folders, joined_labels, shared_labels
 from vitral.data.scan import Scan, scan
-from vitral.data.scan_parts import forget_parts, scan_in_parts
+from vitral.data.scan_parts import forget_parts, joined, scan_in_parts
 from vitral.data.split_names import split_findings
 from vitral.errors import plural, shown
 
@@ -64,11 +63,11 @@ def check_dataset(
             dataset,
             {
                 name: scan_in_parts(split, dataset.channels, workers, keep, name, scan, tick)
-                for name, split in dataset.splits.items()
+                for name, split in dataset.parts.items()
             },
         )
         if cache is not None and keep is not None:
-            check_cache.store(cache, key, report)
+            check_cache.store_tree(cache, key, report.to_json())
             forget_parts(keep)
     more = _normalisation(report, normalisation) if normalisation is not None else []
     return replace(report, findings=in_order([*report.findings, *more])).with_max_bad(max_bad)
@@ -80,37 +79,40 @@ def decoding(data: DataConfig) -> str:
 
 
 def _examine(dataset: Dataset, scans: dict[str, Scan]) -> CheckReport:
-    samples, labels = _samples(dataset)
+    every, (samples, labels) = scans, _samples(dataset)
+    scans = {name: scans[name] for name in dataset.splits}
     labels_N = np.concatenate([split.labels_N for split in dataset.splits.values()])
-    whole = [place for place, size in enumerate(np.concatenate([s.size_N2 for s in scans.values()])) if size[0] > 0]
+    split_N = np.repeat(np.arange(len(scans)), list(map(len, dataset.splits.values())))
+    scan = joined(list(scans.values()))
     findings = [
         *_classes(dataset),
         *class_name_findings(dataset.classes),
         *_left_out(dataset),
-        *_names(dataset, samples, labels),
-        *_damaged(scans, samples),
-        *duplicate_findings(scans, labels_N, samples.__getitem__),
-        *_constant(scans, samples),
-        *_shapes(scans, samples, whole),
-        *_grey(dataset, scans, samples, whole),
+        *_names(dataset, samples[: len(labels)], labels),
+        *duplicate_findings(scan, split_N, labels_N, samples.__getitem__),
+        *_images(dataset, scan, joined(list(every.values())).damaged, samples),
+        *_unlabeled(every, samples),
     ]
     train = scans["train"]
     return CheckReport(
         name=dataset.name,
-        fingerprint=fingerprint(_content(dataset, scans)),
-        counts={name: len(split) for name, split in dataset.splits.items()},
+        fingerprint=fingerprint(_content(dataset, every)),
+        counts={name: len(split) for name, split in dataset.parts.items()},
         findings=in_order(findings),
-        damaged={name: found.damaged for name, found in scans.items() if found.damaged},
+        damaged={name: found.damaged for name, found in every.items() if found.damaged},
         mean=tuple(round(value, 6) for value in train.mean),
         std=tuple(round(value, 6) for value in train.std),
     )
 
 
 def _samples(dataset: Dataset) -> tuple[list[Sample], list[tuple[str, ...]]]:
-    """Every sample, split by split, and the names of its classes."""
+    """Every sample, split by split, and the names of its classes; at the end those without labels, of no class."""
     samples: list[Sample] = []
     labels: list[tuple[str, ...]] = []
-    for name, split in dataset.splits.items():
+    for name, split in dataset.parts.items():
+        if name == UNLABELED:
+            samples += [Sample(name, index, shown(str(each)), "no label") for index, each in enumerate(split.names)]
+            continue
         if split.labels_N.ndim == 2:
             own = [tuple(dataset.classes[k] for k in np.flatnonzero(row_K)) for row_K in split.labels_N]
         else:
@@ -126,171 +128,151 @@ def _samples(dataset: Dataset) -> tuple[list[Sample], list[tuple[str, ...]]]:
 def _content(dataset: Dataset, scans: dict[str, Scan]) -> list[bytes]:
     parts = ["\n".join(dataset.classes).encode("utf-8", "surrogatepass")]
     for name, found in scans.items():
-        names = "\n".join(map(str, dataset.splits[name].names)).encode("utf-8", "surrogatepass")
-        labels = np.ascontiguousarray(dataset.splits[name].labels_N).tobytes()
+        names = "\n".join(map(str, dataset.parts[name].names)).encode("utf-8", "surrogatepass")
+        labels = np.ascontiguousarray(dataset.parts[name].labels_N).tobytes()
         parts += [name.encode(), names, labels, found.digest_N2.astype("<u8").tobytes()]
     return parts
 
 
-def _classes(dataset: Dataset) -> list[Finding]:
-    found: list[Finding] = []
-    counts = {name: _class_counts(split.labels_N, len(dataset.classes)) for name, split in dataset.splits.items()}
+def _classes(dataset: Dataset) -> Iterator[Finding]:
+    counts = {name: split.class_counts(len(dataset.classes)) for name, split in dataset.splits.items()}
     train_K, total_K = counts["train"], np.sum(list(counts.values()), axis=0)
     if (train_K > 0).sum() < 2:
         only = ", ".join(_named(dataset, train_K > 0)) or "none"
-        found.append(
-            finding("one-class", f"only one class has training images ({only})", [], classes=int((train_K > 0).sum()))
-        )
+        text = f"only one class has training images ({only})"
+        yield finding("one-class", text, classes=int((train_K > 0).sum()))
     hot_NK = dataset.splits["train"].labels_N
     if hot_NK.ndim == 2 and len(hot_NK) > 1 and hot_NK.shape[1] > 1 and (hot_NK == hot_NK[0]).all():
         text = f"every training image has the same labels ({some(_named(dataset, hot_NK[0])) or 'none'})"
-        found.append(finding("same-labels", text, [], images=len(hot_NK)))
-    empty = _named(dataset, total_K == 0)
-    if empty:
-        found.append(finding("empty-class", f"no image of {some(empty)}", [], classes=len(empty)))
-    apart = [
-        f"{name} has none of {some(_named(dataset, (count_K == 0) & (total_K > 0)))}"
-        for name, count_K in counts.items()
-        if ((count_K == 0) & (total_K > 0)).any()
-    ]
+        yield finding("same-labels", text, images=len(hot_NK))
+    if empty := _named(dataset, total_K == 0):
+        yield finding("empty-class", f"no image of {some(empty)}", classes=len(empty))
+    absent = {name: _named(dataset, (count_K == 0) & (total_K > 0)) for name, count_K in counts.items()}
+    apart = [f"{name} has none of {some(classes)}" for name, classes in absent.items() if classes]
     if apart:
-        found.append(
-            finding("split-classes", f"the splits hold different classes: {'; '.join(apart)}", [], splits=len(apart))
-        )
-    few = _named(dataset, (train_K > 0) & (train_K < FEW))
-    if few:
+        yield finding("split-classes", f"the splits hold different classes: {'; '.join(apart)}", splits=len(apart))
+    if few := _named(dataset, (train_K > 0) & (train_K < FEW)):
         has = "class has" if len(few) == 1 else "classes have"
-        text = f"{len(few):,} {has} fewer than {FEW} training images: {some(few)}"
-        found.append(finding("small-class", text, [], classes=len(few)))
+        yield finding(
+            "small-class", f"{len(few):,} {has} fewer than {FEW} training images: {some(few)}", classes=len(few)
+        )
     present_K = train_K[train_K > 0]
     if len(present_K) > 1 and present_K.max() >= IMBALANCE * present_K.min():
         ratio = float(present_K.max() / present_K.min())
         big, small = (
-            dataset.classes[int(train_K.argmax())],
-            dataset.classes[int(np.where(train_K > 0, train_K, np.inf).argmin())],
+            dataset.classes[place] for place in (train_K.argmax(), np.where(train_K > 0, train_K, np.inf).argmin())
         )
         both = f"{present_K.max():,} and {present_K.min():,}"
-        text = f"{big} has {ratio:.0f} times as many training images as {small} ({both})"
-        found.append(finding("imbalance", text, [], ratio=ratio))
-    return found
+        yield finding(
+            "imbalance", f"{big} has {ratio:.0f} times as many training images as {small} ({both})", ratio=ratio
+        )
 
 
-def _left_out(dataset: Dataset) -> list[Finding]:
+def _left_out(dataset: Dataset) -> Iterator[Finding]:
     """Folders with images that no split is made of."""
-    if not dataset.left_out:
-        return []
-    listed = some([f"{name} ({plural(count, 'image')})" for name, count in dataset.left_out.items()])
-    text = f"folders beside {', '.join(dataset.splits)} are not read: {listed}"
-    return [finding("left-out", text, [], folders=len(dataset.left_out), images=sum(dataset.left_out.values()))]
+    if dataset.left_out:
+        listed = some([f"{name} ({plural(count, 'image')})" for name, count in dataset.left_out.items()])
+        text = f"folders beside {', '.join(dataset.splits)} are not read: {listed}"
+        yield finding("left-out", text, folders=len(dataset.left_out), images=sum(dataset.left_out.values()))
 
 
-def _names(dataset: Dataset, samples: list[Sample], labels: list[tuple[str, ...]]) -> list[Finding]:
+def _names(dataset: Dataset, samples: list[Sample], labels: list[tuple[str, ...]]) -> Iterator[Finding]:
     """What names say: of classes and, but for names that the source makes up, of files and folders."""
-    found: list[Finding] = []
     if any(split.made_up for split in dataset.splits.values()):
         samples, labels = [], []
     by_class: dict[str, list[Sample]] = {}
     for sample in samples:
         by_class.setdefault(sample.label, []).append(sample)
-    for name, said in flat_folders(by_class).items():
+    flat = flat_folders(by_class)
+    for name, said in flat.items():
         text = (
             f"the class {name} is a folder of files named after {len(said):,} labels ({some(list(said))}): "
             "data.source=filename reads these"
         )
-        found.append(finding("flat-folder", text, [by_class[name][:1]], labels=len(said), images=len(by_class[name])))
-    if not found:
-        found += split_findings(dataset.classes, by_class, is_divided=len(dataset.splits) > 1)
+        yield finding("flat-folder", text, [by_class[name][:1]], labels=len(said), images=len(by_class[name]))
+    found = [] if flat else split_findings(dataset.classes, by_class, is_divided=len(dataset.splits) > 1)
+    yield from found
     shared = shared_labels(by_class)
-    if shared and not found:
+    if shared and not flat and not found:
         text = (
             f"the files of every class are named after the same {len(shared):,} labels ({some(shared)}): if these are "
             "the classes, data.source=filename reads them"
         )
-        found.append(Finding("flat-folder", "warning", text, (), {"labels": len(shared)}))
-    for separator, joined in joined_labels(dataset.classes).items():
+        yield finding("flat-folder", text, (), "warning", labels=len(shared))
+    for separator, parts in joined_labels(dataset.classes).items():
         text = (
-            f"{len(joined):,} class {'name is' if len(joined) == 1 else 'names are'} several in one ({some(joined)}): "
+            f"{len(parts):,} class {'name is' if len(parts) == 1 else 'names are'} several in one ({some(parts)}): "
             f"data.label_separator={separator!r} reads them as several labels an image"
         )
-        found.append(finding("label-separator", text, [], classes=len(joined)))
-    wrong = disagreements(samples, dataset.classes, labels)
-    if wrong:
+        yield finding("label-separator", text, classes=len(parts))
+    if wrong := disagreements(samples, dataset.classes, labels):
         first = samples[wrong[0]]
-        own = "its" if len(wrong) == 1 else "their"
         text = (
-            f"{plural(len(wrong), 'image')} named after another class than {own} label "
-            f"({first.name} is labelled {first.label})"
+            f"{plural(len(wrong), 'image')} named after another class than {'its' if len(wrong) == 1 else 'their'} "
+            f"label ({first.name} is labelled {first.label})"
         )
-        groups = tuple((samples[place],) for place in wrong[:MOST])
         severity = "warning" if len(wrong) <= FEW_NAMES * len(samples) else "error"
-        found.append(Finding("name-label", severity, text, groups, {"images": len(wrong)}))
-    return found
+        yield finding("name-label", text, _alone(samples, wrong), severity, images=len(wrong))
 
 
-def _damaged(scans: dict[str, Scan], samples: list[Sample]) -> list[Finding]:
-    places = _flags(scans, lambda found: np.isin(np.arange(len(found.size_N2)), list(found.damaged)))
-    if not places:
-        return []
-    cause = next(iter(next(found.damaged for found in scans.values() if found.damaged).values()))
-    text = f"{plural(len(places), 'image')} that cannot be decoded ({samples[places[0]].name}: {cause.splitlines()[0]})"
-    return [finding("damaged", text, [[samples[place]] for place in places], images=len(places))]
+def _images(dataset: Dataset, scan: Scan, damaged: Mapping[int, str], samples: list[Sample]) -> Iterator[Finding]:
+    """What pixels say of single images. `damaged`: by place, of the unlabeled images too."""
 
+    def odd(code: str, places: Sequence[int], text: str, **numbers: float) -> Iterator[Finding]:
+        if len(places):
+            groups = _alone(samples, places)
+            yield finding(code, f"{plural(len(places), 'image')} {text}", groups, images=len(places), **numbers)
 
-def _constant(scans: dict[str, Scan], samples: list[Sample]) -> list[Finding]:
-    places = _flags(scans, lambda found: found.constant_N)
-    if not places:
-        return []
-    text = f"{plural(len(places), 'image')} of one colour all over"
-    return [finding("constant", text, [[samples[place]] for place in places], images=len(places))]
-
-
-def _shapes(scans: dict[str, Scan], samples: list[Sample], whole: list[int]) -> list[Finding]:
-    if len(whole) < 8:
-        return []
-    size_M2 = np.concatenate([found.size_N2 for found in scans.values()])[whole].astype(float)
-    found: list[Finding] = []
-    side_M = np.sqrt(size_M2.prod(1))
-    typical = float(np.median(side_M))
-    odd = np.flatnonzero((side_M * OUTLIER < typical) | (side_M > typical * OUTLIER))
-    if len(odd):
-        text = (
-            f"{plural(len(odd), 'image')} more than {OUTLIER} times smaller or larger than usual (sides of about "
-            f"{typical:.0f} pixels; from {side_M.min():.0f} to {side_M.max():.0f})"
+    for place, cause in list(damaged.items())[:1]:
+        yield from odd(
+            "damaged", list(damaged), f"that cannot be decoded ({samples[place].name}: {cause.splitlines()[0]})"
         )
-        found.append(
-            finding("sizes", text, [[samples[whole[place]]] for place in odd], images=len(odd), typical=typical)
-        )
-    aspect_M = np.log(size_M2[:, 1] / size_M2[:, 0])
-    middle = float(np.median(aspect_M))
-    odd = np.flatnonzero(np.abs(aspect_M - middle) > np.log(LONG))
-    if len(odd):
-        text = (
-            f"{plural(len(odd), 'image')} more than {LONG} times longer or taller than usual "
-            f"(width / height about {np.exp(middle):.2f}): much of them is cut off or squashed"
-        )
-        found.append(
-            finding(
-                "aspect",
-                text,
-                [[samples[whole[place]]] for place in odd],
-                images=len(odd),
-                typical=float(np.exp(middle)),
-            )
-        )
-    return found
+    yield from odd("constant", np.flatnonzero(scan.constant_N).tolist(), "of one colour all over")
+    whole_M = np.flatnonzero(scan.size_N2[:, 0] > 0)
+    size_M2, grey_M = scan.size_N2[whole_M].astype(float), scan.grey_N[whole_M]
+    if len(whole_M) >= 8:
+        side_M, aspect_M = np.sqrt(size_M2.prod(1)), np.log(size_M2[:, 1] / size_M2[:, 0])
+        typical, middle = float(np.median(side_M)), float(np.median(aspect_M))
+        yield from odd(
+            "sizes", whole_M[(side_M * OUTLIER < typical) | (side_M > typical * OUTLIER)].tolist(),
+            f"more than {OUTLIER} times smaller or larger than usual (sides of about {typical:.0f} pixels; from "
+            f"{side_M.min():.0f} to {side_M.max():.0f})", typical=typical,
+        )  # fmt: skip
+        yield from odd(
+            "aspect", whole_M[np.abs(aspect_M - middle) > np.log(LONG)].tolist(),
+            f"more than {LONG} times longer or taller than usual (width / height about {np.exp(middle):.2f}): much of "
+            "them is cut off or squashed", typical=float(np.exp(middle)),
+        )  # fmt: skip
+    if len(whole_M) and dataset.channels >= 3 and 0 < min(grey_M.mean(), 1 - grey_M.mean()) <= MIXED:
+        rare = bool(grey_M.mean() <= 0.5)
+        kinds = ("grey", "coloured") if rare else ("coloured", "grey")
+        places_M = whole_M[grey_M == rare]
+        text = f"{kinds[0]} among {len(whole_M) - len(places_M):,} {kinds[1]} ones"
+        yield from odd("grey-mix", places_M.tolist(), text)
 
 
-def _grey(dataset: Dataset, scans: dict[str, Scan], samples: list[Sample], whole: list[int]) -> list[Finding]:
-    if not whole or dataset.channels < 3:
+def _alone(samples: Sequence[Sample], places: Sequence[int]) -> list[list[Sample]]:
+    """A group for each of the first images."""
+    return [[samples[place]] for place in places[:MOST]]
+
+
+def _unlabeled(scans: dict[str, Scan], samples: list[Sample]) -> list[Finding]:
+    """Unlabeled images that are, or look like, validation or test images; and such of another size than the training
+    images, where these have one."""
+    if UNLABELED not in scans:
         return []
-    grey_M = np.concatenate([found.grey_N for found in scans.values()])[whole]
-    if not 0 < min(grey_M.mean(), 1 - grey_M.mean()) <= MIXED:
-        return []
-    rare = bool(grey_M.mean() <= 0.5)
-    odd = np.flatnonzero(grey_M == rare)
-    kinds = ("grey", "coloured") if rare else ("coloured", "grey")
-    text = f"{plural(len(odd), 'image')} {kinds[0]} among {len(grey_M) - len(odd):,} {kinds[1]} ones"
-    return [finding("grey-mix", text, [[samples[whole[place]]] for place in odd], images=len(odd))]
+    judged = [found for name, found in scans.items() if name not in ("train", UNLABELED)]
+    findings = leaks(judged, scans[UNLABELED], [sample for sample in samples if sample.split != "train"])
+    train_N2, size_N2 = (scans[name].size_N2 for name in ("train", UNLABELED))
+    train_N2 = train_N2[train_N2[:, 0] > 0]
+    if len(train_N2) and (train_N2 == train_N2[0]).all():
+        odd = np.flatnonzero((size_N2 != train_N2[0]).any(1) & (size_N2[:, 0] > 0)).tolist()
+        if odd:
+            own, theirs = (" x ".join(map(str, size_2.tolist())) for size_2 in (size_N2[odd[0]], train_N2[0]))
+            text = f"{plural(len(odd), 'unlabeled image')} of other size ({own}) than all training images ({theirs})"
+            places = [len(samples) - len(size_N2) + place for place in odd[:MOST]]
+            findings.append(finding("unlabeled-size", text, _alone(samples, places), images=len(odd)))
+    return findings
 
 
 def _normalisation(report: CheckReport, normalisation: Normalisation) -> list[Finding]:
@@ -307,21 +289,8 @@ def _normalisation(report: CheckReport, normalisation: Normalisation) -> list[Fi
         f"normalises with (mean {_numbers(mean_C.tolist())}, std {_numbers(std_C.tolist())}): "
         "inverted, scaled or another kind of image?"
     )
-    return [
-        finding(
-            "normalisation", text, [], shift=worst, spread_low=float(spread_C.min()), spread_high=float(spread_C.max())
-        )
-    ]
-
-
-def _class_counts(labels_N: Array, classes: int) -> Array:
-    """Images a class; of several classes an image counts for each."""
-    return labels_N.sum(0, dtype=np.int64) if labels_N.ndim == 2 else np.bincount(labels_N, minlength=classes)
-
-
-def _flags(scans: dict[str, Scan], flag: Any) -> list[int]:
-    flags_N: Array = np.concatenate([flag(found) for found in scans.values()])
-    return np.flatnonzero(flags_N).tolist()
+    low, high = float(spread_C.min()), float(spread_C.max())
+    return [finding("normalisation", text, shift=worst, spread_low=low, spread_high=high)]
 
 
 def _named(dataset: Dataset, mask_K: Array) -> list[str]:

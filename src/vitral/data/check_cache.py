@@ -36,11 +36,11 @@ def key(dataset: Dataset, variant: str) -> str:
     Images that are no files of their own are known by the dataset's fingerprint, which covers their content.
     """
     digest = hashlib.sha256(
-        repr((VERSION, variant, dataset.name, dataset.fingerprint, dataset.channels, dataset.classes)).encode(
+        repr((VERSION, variant, dataset.name, dataset.whole_fingerprint, dataset.channels, dataset.classes)).encode(
             "utf-8", "backslashreplace"
         )
     )
-    for name, split in dataset.splits.items():
+    for name, split in dataset.parts.items():
         digest.update(f"\0{name}\0{len(split)}\0{split.labels_N.shape}".encode())
         digest.update(split.labels_N.tobytes())
         digest.update("\0".join(map(str, split.names)).encode("utf-8", "surrogatepass"))
@@ -79,7 +79,7 @@ def load_arrays(folder: Path, name: str) -> dict[str, Array] | None:
 
 
 def store_arrays(folder: Path, name: str, arrays: Mapping[str, Array]) -> None:
-    """Keep arrays, as `store` does a result."""
+    """Keep arrays, as `store_tree` does a tree."""
     content = io.BytesIO()
     np.savez(content, **dict(arrays))  # pyright: ignore[reportArgumentType]  (its own keyword is no array)
     write_cache(folder / f"{name}.npz", content.getvalue())
@@ -88,11 +88,6 @@ def store_arrays(folder: Path, name: str, arrays: Mapping[str, Array]) -> None:
 def forget(folder: Path, dataset: Dataset, variant: str) -> None:
     """Drop what is kept about these images."""
     (folder / f"{key(dataset, variant)}.json").unlink(missing_ok=True)
-
-
-def store(folder: Path, name: str, report: CheckReport) -> None:
-    """Keep a result."""
-    store_tree(folder, name, report.to_json())
 
 
 def store_tree(folder: Path, name: str, tree: Mapping[str, Any]) -> None:

@@ -81,7 +81,9 @@ def find_cifar(path: Path) -> list[tuple[Layout, Path]]:
         (layout, folder)
         for layout in LAYOUTS
         for folder in (path, path / layout.folder)
-        if any((folder / name).is_file() for name in (*layout.train, layout.test)) and _typical(layout, folder)
+        # CIFAR-100's files have everyday names (train, test): the class names must lie beside them.
+        if any((folder / name).is_file() for name in (*layout.train, layout.test))
+        and (layout.classes == 10 or (folder / layout.meta).is_file())
     ]
 
 
@@ -129,30 +131,20 @@ def _one_layout(path: Path) -> tuple[Layout, Path]:
     return found[0]
 
 
-def _typical(layout: Layout, folder: Path) -> bool:
-    """CIFAR-100's files have everyday names (train, test): the class names must lie beside them."""
-    return layout.classes == 10 or (folder / layout.meta).is_file()
-
-
 def _notes(layout: Layout, folder: Path, missing: list[str], verify: bool) -> tuple[str, ...]:
     notes = [f"{layout.name} from {folder.name}, without {', '.join(missing)}"] if missing else []
-    if not verify:
-        return (
-            *notes,
-            f"MD5 SUMS NOT CHECKED (data.verify=false): {folder} may differ from the published {layout.name}",
-        )
     unsummed = [name for name in (*layout.train, layout.test) if name not in layout.md5]
-    if unsummed:
+    if not verify:
+        notes.append(f"MD5 SUMS NOT CHECKED (data.verify=false): {folder} may differ from the published {layout.name}")
+    elif unsummed:
         notes.append(f"no published md5 sum for {', '.join(unsummed)}: checked by size and label range only")
     return tuple(notes)
 
 
 def _classes(layout: Layout, folder: Path, verify: bool) -> tuple[str, ...]:
     path = folder / layout.meta
-    if not path.is_file():
-        if layout.classes == 10:
-            return CIFAR10_CLASSES
-        raise UserError("the file with the class names is missing", where=str(path))
+    if not path.is_file():  # of CIFAR-10: see find_cifar
+        return CIFAR10_CLASSES
     raw = _bytes(path, layout, verify)
     if layout.binary:
         names = [line.strip() for line in raw.decode("utf-8", "replace").splitlines() if line.strip()]
@@ -210,11 +202,11 @@ def _read_binary(path: Path, raw: bytes, layout: Layout) -> tuple[Pixels, Labels
 def _read_python(path: Path, raw: bytes, layout: Layout) -> tuple[Pixels, Labels]:
     content = _unpickle(raw, path)
     data, labels = content.get("data"), content.get(layout.label_key)
-    pixels = data.to_numpy(path) if isinstance(data, _Array) else None
+    pixels = _whole_numbers(data, path) if isinstance(data, _Inert) else None
     if pixels is None or pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != _BYTES or labels is None:
         wanted = f"a dict with data, uint8 [N, {_BYTES}], and {layout.label_key}"
         raise UserError("not a CIFAR batch", where=str(path), got=f"keys {', '.join(sorted(content))}", wanted=wanted)
-    labels_N = _labels(labels.to_numpy(path) if isinstance(labels, _Array) else labels, path, layout)
+    labels_N = _labels(_whole_numbers(labels, path) if isinstance(labels, _Inert) else labels, path, layout)
     if len(labels_N) != len(pixels):
         raise UserError("labels and images differ in number", where=str(path), got=f"{len(labels_N)} and {len(pixels)}")
     return pixels, labels_N
@@ -235,35 +227,27 @@ def _text(value: object) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-class _Dtype:
-    """Stands in for numpy.dtype: a type code and a byte order."""
+class _Inert:
+    """Stands in for numpy.ndarray and numpy.dtype: keeps what it is made of, and does nothing with it."""
 
-    def __init__(self, code: object = "", *_: object) -> None:
-        self.code, self.order = _text(code), "|"
-
-    def __setstate__(self, state: Any) -> None:
-        self.order = _text(state[1])
-
-
-class _Array:
-    """Stands in for numpy.ndarray: keeps the pickled state, makes an array of whole numbers of it when asked."""
-
-    def __init__(self, *_: object) -> None:
-        self.state: Any = None
+    def __init__(self, *arguments: object) -> None:
+        self.arguments, self.state = arguments, None
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
-    def to_numpy(self, path: Path) -> np.ndarray[Any, np.dtype[Any]]:
-        try:
-            _, shape, dtype, fortran, raw = self.state
-            if not isinstance(dtype, _Dtype) or dtype.code[0] not in "iu" or not isinstance(raw, bytes):
-                raise ValueError(f"an array of {getattr(dtype, 'code', dtype)}")
-            order = dtype.order if dtype.order in "<>" else "|" if dtype.code[1:] == "1" else "="
-            flat = np.frombuffer(raw, np.dtype(order + dtype.code))
-            return flat.reshape(shape, order="F" if fortran else "C")
-        except (TypeError, ValueError, IndexError) as error:
-            raise UserError(f"a damaged array: {error}", where=str(path)) from None
+
+def _whole_numbers(array: Any, path: Path) -> np.ndarray[Any, np.dtype[Any]]:
+    """The array whose pickled parts these are: whole numbers, or a UserError."""
+    try:
+        _, shape, dtype, fortran, raw = array.state
+        code, order = _text(dtype.arguments[0]), "|" if dtype.state is None else _text(dtype.state[1])
+        if code[0] not in "iu" or not isinstance(raw, bytes):
+            raise ValueError(f"an array of {code}")
+        order = order if order in "<>" else "|" if code[1:] == "1" else "="
+        return np.frombuffer(raw, np.dtype(order + code)).reshape(shape, order="F" if fortran else "C")
+    except (AttributeError, TypeError, ValueError, IndexError) as error:
+        raise UserError(f"a damaged array: {error}", where=str(path)) from None
 
 
 def _encode(text: object, encoding: object = "latin1") -> bytes:
@@ -274,12 +258,9 @@ def _encode(text: object, encoding: object = "latin1") -> bytes:
 
 
 _STAND_INS: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _Array,
-    ("numpy._core.multiarray", "_reconstruct"): _Array,
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _encode,
-}
+    ("numpy.core.multiarray", "_reconstruct"): _Inert, ("numpy._core.multiarray", "_reconstruct"): _Inert,
+    ("numpy", "ndarray"): _Inert, ("numpy", "dtype"): _Inert, ("_codecs", "encode"): _encode,
+}  # fmt: skip
 
 
 class _Unpickler(pickle.Unpickler):

@@ -14,6 +14,8 @@ Names = Annotated[tuple[str, ...], Strict(False)]
 SourceName = Literal["auto", "digits", "folder", "filename", "images", "table", "cifar", "hf", "yaml"]
 Validation = Literal["own", "dev", "none"]
 Interpolation = Literal["bicubic", "bilinear", "lanczos"]
+UNLABELED = "unlabeled"  # what images without labels, and the stream of batches that reads them, are called
+MAX_INPUT_PIXELS = 4096**2  # of a model's input, which takes 12 bytes per pixel of color
 MAX_PIXELS = 150_000_000  # three bytes each: 450 MB; the largest phone cameras give 108 to 200 million
 
 
@@ -60,7 +62,6 @@ class SourceConfig(Config):
     )
     classes: Names | None = Field(default=None, description="class names in index order; null: those in use, sorted")
     subset: str | None = Field(default=None, description="configuration name of a Hugging Face dataset")
-    streaming: bool = Field(default=False, description="only false is supported: a stream cannot be resumed")
     max_bad: int = Field(
         default=0, ge=0, description="number of damaged images, over all splits, that are skipped without an error"
     )
@@ -140,6 +141,19 @@ class DataConfig(SourceConfig):
     shots: Count | None = Field(
         default=None, description="train images per class, drawn by seed after the validation split; null: all"
     )
+    unlabeled: str | None = Field(
+        default=None,
+        description="path of images without labels, for objectives with an unlabeled stream; takes every layout that "
+        "path takes and reads its train split without labels; null: none",
+    )
+    labels_per_class: Count | None = Field(
+        default=None,
+        description="number of train images per class that keep their labels, drawn by seed; the others are read "
+        "without labels; null: all keep them",
+    )
+    unlabeled_ratio: Count = Field(
+        default=1, description="unlabeled images per labeled image in a step (mu of FixMatch)"
+    )
     background: str = Field(default="#ffffff", description="color behind transparent pixels: a name or #rrggbb")
     value_range: ValueRange | Literal["auto"] | None = Field(
         default="auto",
@@ -148,13 +162,7 @@ class DataConfig(SourceConfig):
         "1)",
     )
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
-        default="auto",
-        description="threads or processes that decode files; 0: only the main thread; auto: one per core",
-    )
-    worker_kind: Literal["threads", "fork", "spawn"] = Field(
-        default="threads",
-        description="kind of workers; processes (fork, spawn) help if the source spends its time in Python code; "
-        "validation always uses threads",
+        default="auto", description="threads that decode files, in addition to the main thread; auto: one per core"
     )
     balance: Literal["none", "class", "sqrt"] = Field(
         default="none",
@@ -273,6 +281,18 @@ class ViewConfig(NamedTuple):
 
     augment: AugmentConfig
     size: tuple[int, int]
+
+
+class StreamConfig(NamedTuple):
+    """One stream of training batches: how each sample is shown, once for each view; samples in a batch, over all
+    processes; whether batches hold labels; and the keys that hold for the stream as a whole: of `augment` repeats and
+    mixing, `balance` of classes."""
+
+    views: tuple[ViewConfig, ...]
+    batch_size: int
+    labeled: bool
+    augment: AugmentConfig
+    balance: Literal["none", "class", "sqrt"]
 
 
 class CheckConfig(Config):

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vitral.data.config import UNLABELED
 from vitral.data.decode import as_image
 from vitral.errors import UserError, shown
 
@@ -33,11 +33,10 @@ class Split:
 
     labels_N: class indices, int64 [N]; or, multi-label, which classes are there, bool [N, K]. names: one unique name a
     sample, relative to the dataset. read(i): image i as uint8 [C, H, W] at its own size with the dataset's channel
-    count; raises UserError, naming it, for an unreadable one; safe to call from many threads, and to send to other
-    processes. size(i): its (height, width) without decoding, if cheap. file(i): where it is a file, its path or bytes;
-    a part of it can then be read alone. content(i): where it is none, what tells it from others whatever the number of
-    channels that it is read with, as bytes. made_up: the names are running numbers that the source gives, and say
-    nothing about the images.
+    count; raises UserError, naming it, for an unreadable one; safe to call from many threads. size(i): its (height,
+    width) without decoding, if cheap. file(i): where it is a file, its path or bytes; a part of it can then be read
+    alone. content(i): where it is none, what tells it from others whatever the number of channels that it is read with,
+    as bytes. made_up: the names are running numbers that the source gives, and say nothing about the images.
     """
 
     labels_N: Labels
@@ -70,15 +69,14 @@ class Split:
     def subset(self, indices: Iterable[int]) -> Split:
         """The samples at these places, in this order."""
         places = [int(index) for index in indices]
+
+        def at(function: Callable[[int], T]) -> Callable[[int], T]:
+            return lambda index: function(places[index])
+
         return Split(
-            self.labels_N[np.array(places, np.int64)],
-            [self.names[place] for place in places],
-            partial(_at, self.read, places),
-            None if self.size is None else partial(_at, self.size, places),
-            None if self.file is None else partial(_at, self.file, places),
-            None if self.content is None else partial(_at, self.content, places),
-            self.made_up,
-        )
+            self.labels_N[np.array(places, np.int64)], [self.names[place] for place in places], at(self.read),
+            self.size and at(self.size), self.file and at(self.file), self.content and at(self.content), self.made_up,
+        )  # fmt: skip
 
 
 class Carved(NamedTuple):
@@ -98,7 +96,8 @@ class Dataset:
     rule. notes: sentences for the log. fingerprint: 16 hex digits over the samples of all
     splits as the source holds them (names, classes, and content: see the source); the same before and after a
     validation split is carved. left_out: folders beside those of the splits that hold images and are not read, with how
-    many. carved: how a validation split was held out of train, if it was. Name and notes are printable (`shown`).
+    many. carved: how a validation split was held out of train, if it was. unlabeled: images beside these, without
+    labels, as the train split of a dataset. Name and notes are printable (`shown`).
     """
 
     name: str
@@ -110,6 +109,7 @@ class Dataset:
     left_out: Mapping[str, int] = field(default_factory=dict[str, int])
     value_range: tuple[float, float] | None = None
     carved: Carved | None = None
+    unlabeled: Dataset | None = None
 
     def __post_init__(self) -> None:
         assert {"train"} <= set(self.splits) <= set(SPLITS), self.splits.keys()
@@ -125,9 +125,28 @@ class Dataset:
         return self.splits["train"].multi_label
 
     @property
-    def problem_type(self) -> Literal["single_label_classification", "multi_label_classification"]:
-        """As config.json of a model folder calls it."""
-        return "multi_label_classification" if self.multi_label else "single_label_classification"
+    def task(self) -> str:
+        """The task that the annotations are for, as config.json of a model folder calls it."""
+        return "multilabel" if self.multi_label else "classification"
+
+    @property
+    def parts(self) -> dict[str, Split]:
+        """Every split by its name, and the images without labels as `unlabeled`, if there are any."""
+        return self.splits if self.unlabeled is None else {**self.splits, UNLABELED: self.unlabeled.splits["train"]}
+
+    def with_parts(self, parts: Mapping[str, Split]) -> Dataset:
+        """The dataset with other samples in its `parts`."""
+        splits = {name: split for name, split in parts.items() if name != UNLABELED}
+        if self.unlabeled is None:
+            return replace(self, splits=splits)
+        return replace(self, splits=splits, unlabeled=replace(self.unlabeled, splits={"train": parts[UNLABELED]}))
+
+    @property
+    def whole_fingerprint(self) -> str:
+        """16 hex digits over all samples, those without labels too."""
+        if self.unlabeled is None:
+            return self.fingerprint
+        return fingerprint([self.fingerprint.encode(), self.unlabeled.fingerprint.encode()])
 
     def absent(self) -> dict[str, tuple[str, ...]]:
         """Classes that a split holds no image of, by split; splits that hold all are not in it."""
@@ -161,14 +180,16 @@ def joined(one: Split, other: Split) -> Split:
     """The samples of two splits of a dataset, those of the first one first."""
     count = len(one)
 
-    def both(mine: Callable[[int], T] | None, theirs: Callable[[int], T] | None) -> Callable[[int], T] | None:
-        return partial(_of_two, mine, theirs, count) if mine is not None and theirs is not None else None
+    def both(mine: Callable[[int], T], theirs: Callable[[int], T]) -> Callable[[int], T]:
+        return lambda index: mine(index) if index < count else theirs(index - count)
 
-    read = partial(_of_two, one.read, other.read, count)
-    labels_N = np.concatenate([one.labels_N, other.labels_N])
-    sizes, files = both(one.size, other.size), both(one.file, other.file)
-    content, made_up = both(one.content, other.content), one.made_up and other.made_up
-    return Split(labels_N, [*one.names, *other.names], read, sizes, files, content, made_up)
+    return Split(
+        np.concatenate([one.labels_N, other.labels_N]), [*one.names, *other.names], both(one.read, other.read),
+        both(one.size, other.size) if one.size and other.size else None,
+        both(one.file, other.file) if one.file and other.file else None,
+        both(one.content, other.content) if one.content and other.content else None,
+        one.made_up and other.made_up,
+    )  # fmt: skip
 
 
 def memory_split(
@@ -176,10 +197,16 @@ def memory_split(
 ) -> Split:
     """A split of uint8 images [N, C, H, W] held in memory, given out with `channels` channels."""
     assert len(images_NCHW) == len(labels_N)
-    height, width = images_NCHW.shape[2:]
+    _, own, height, width = images_NCHW.shape
+
+    def read(index: int) -> Tensor:
+        if own == channels:
+            return torch.from_numpy(images_NCHW[index].copy())
+        return as_image(images_NCHW[index].transpose(1, 2, 0), channels)
+
     return Split(
-        labels_N, names, partial(_from_memory, images_NCHW, channels), partial(_constant_size, (height, width)),
-        content=partial(_bytes, images_NCHW), made_up=made_up,
+        labels_N, names, read, lambda _: (height, width), content=lambda index: images_NCHW[index].tobytes(),
+        made_up=made_up,
     )  # fmt: skip
 
 
@@ -197,27 +224,5 @@ def spaced(count: int, most: int) -> list[int]:
     return list(range(count)) if count <= most else [place * (count - 1) // (most - 1) for place in range(most)]
 
 
-def _at(function: Callable[[int], T], places: Sequence[int], index: int) -> T:
-    return function(places[index])
-
-
-def _of_two(mine: Callable[[int], T], theirs: Callable[[int], T], count: int, index: int) -> T:
-    return mine(index) if index < count else theirs(index - count)
-
-
 def _shape(image_CHW: Tensor) -> tuple[int, int]:
     return image_CHW.shape[1], image_CHW.shape[2]
-
-
-def _constant_size(size: tuple[int, int], index: int) -> tuple[int, int]:
-    return size
-
-
-def _bytes(images_NCHW: Pixels, index: int) -> bytes:
-    return images_NCHW[index].tobytes()
-
-
-def _from_memory(images_NCHW: Pixels, channels: int, index: int) -> Tensor:
-    image_CHW = images_NCHW[index]
-    same = len(image_CHW) == channels
-    return torch.from_numpy(image_CHW.copy()) if same else as_image(image_CHW.transpose(1, 2, 0), channels)

@@ -47,7 +47,7 @@ from vitral.data.channels import (
     to_uint8,
 )
 from vitral.errors import UserError
-from vitral.files import CannotOpen, open_regular
+from vitral.files import open_regular
 
 __all__ = [
     "GREY_MODES", "MODES", "PILLOWS_LIMIT_OFF", "PLUGINS", "TRANSPOSE", "Decoding", "Header", "Source", "as_image",
@@ -114,78 +114,57 @@ def decode(source: Source, channels: int, *, name: str | None = None, rules: Dec
     Raises UserError, naming the file and the cause, for what is missing, truncated, no image, larger than
     `rules.max_pixels`, or of an unknown range.
     """
-    label = name or _label(source)
-    try:
-        with _open(source) as image:
-            return _loaded(image, channels, rules, label, source)
-    except UserError as error:
-        raise UserError(error.what, where=label) from None
-    except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
-        raise _unreadable(label, error, source) from error
+    with _open(source, name) as image:
+        return _loaded(image, channels, rules, name or _label(source), source)
 
 
 def decoded_bytes(source: Source, *, name: str | None = None) -> int:
     """Bytes that decoding takes for the pixels, by the header alone: width x height x channels x bytes per sample, or
     what the format's decoder holds where that is more. Raises UserError like `decode`."""
-    try:
+    with _naming(name, source):
         if isinstance(source, bytes) and (inside := _size_inside(source)) is not None:
             return inside[0] * inside[1] * BYTES_OF_A_PIXEL
         with _open(source) as image:
             return _bytes_of(image)
-    except Exception as error:  # as in decode
-        raise _unreadable(name or _label(source), error, source) from error
 
 
 def is_deep(source: Source, *, name: str | None = None) -> bool:
     """Whether samples have more than 8 bits, without reading the pixels. Raises UserError like `decode`."""
-    try:
-        with _open(source) as image:
-            return _is_deep(image)
-    except Exception as error:  # as in decode
-        raise _unreadable(name or _label(source), error, source) from error
+    with _open(source, name) as image:
+        return _is_deep(image)
 
 
 def sample_extent(source: Source, *, name: str | None = None, rules: Decoding = DEFAULT) -> Extent | None:
     """Least and largest sample of a picture of more than 8 bits, whose pixels are read; None for any other, without
     reading them. Raises UserError like `decode`."""
-    try:
-        with _open(source) as image:
-            if not _is_deep(image):
-                return None
-            _check_size(image, rules, name)
-            is_color, rawmode = image.mode not in DEEP_MODES, _rawmode(image)
-            image.load()
-            if not is_color:
-                return None if image.mode == "I" and image.format == "PPM" else extent(image, with_body=True)
-            found = extent_of_high_bytes(image)
-            return found if found.high > 255 else extent(image, _low_bytes(source, rawmode), with_body=True)
-    except UserError as error:
-        raise UserError(error.what, where=name or _label(source)) from None
-    except Exception as error:  # as in decode
-        raise _unreadable(name or _label(source), error, source) from error
+    with _open(source, name) as image:
+        if not _is_deep(image):
+            return None
+        _check_size(image, rules, name)
+        is_color, rawmode = image.mode not in DEEP_MODES, _rawmode(image)
+        image.load()
+        if not is_color:
+            return None if image.mode == "I" and image.format == "PPM" else extent(image, with_body=True)
+        found = extent_of_high_bytes(image)
+        return found if found.high > 255 else extent(image, _low_bytes(source, rawmode), with_body=True)
 
 
 def pixels(source: Source, *, name: str | None = None) -> tuple[int, int]:
     """Width and height as they are stored, without reading the pixels; of an icon in bytes those of the picture inside,
     whatever its directory says. Raises UserError like `decode`."""
-    try:
+    with _naming(name, source):
         if isinstance(source, bytes) and (inside := _size_inside(source)) is not None:
             return inside
         with _open(source) as image:
             return image.size
-    except Exception as error:  # as in decode
-        raise _unreadable(name or _label(source), error, source) from error
 
 
 def header(source: Source, *, name: str | None = None) -> Header:
     """Mode and size (after EXIF orientation) without reading the pixels. Raises UserError like `decode`."""
-    try:
-        with _open(source) as image:
-            turned = image.format != "TIFF" and orientation(image) >= 5  # Pillow turns TIFF by itself
-            width, height = image.size
-            return Header(image.mode, *((width, height) if turned else (height, width)))
-    except Exception as error:  # as in decode
-        raise _unreadable(name or _label(source), error, source) from error
+    with _open(source, name) as image:
+        turned = image.format != "TIFF" and orientation(image) >= 5  # Pillow turns TIFF by itself
+        width, height = image.size
+        return Header(image.mode, *((width, height) if turned else (height, width)))
 
 
 def as_image(picture: Any, channels: int, *, name: str | None = None, rules: Decoding = DEFAULT) -> Tensor:
@@ -199,13 +178,8 @@ def as_image(picture: Any, channels: int, *, name: str | None = None, rules: Dec
     if isinstance(picture, (str, bytes, os.PathLike)) or hasattr(picture, "read"):
         return decode(picture, channels, name=name, rules=rules)
     if isinstance(picture, Image.Image):
-        label = name or _label(picture)
-        try:
-            return _loaded(picture, channels, rules, label, None)
-        except UserError as error:
-            raise UserError(error.what, where=error.where or label) from None
-        except Exception as error:  # as in decode; and ValueError for one that is closed
-            raise _unreadable(label, error, picture) from error
+        with _naming(name, picture):
+            return _loaded(picture, channels, rules, name or _label(picture), None)
     if isinstance(picture, Tensor):
         picture_HWC = _channels_last(picture.detach().cpu(), name)
     elif isinstance(picture, np.ndarray):
@@ -224,9 +198,20 @@ def to_channels(image: Image.Image, channels: int, rules: Decoding = DEFAULT) ->
 
 
 @contextmanager
-def _open(source: Source) -> Generator[Image.Image]:
+def _naming(name: str | None, source: Source | Image.Image) -> Generator[None]:
+    """Whatever goes wrong inside is a UserError that names the image and the cause."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(error.what, where=name or _label(source)) from None
+    except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
+        raise _unreadable(name or _label(source), error, source) from error
+
+
+@contextmanager
+def _open(source: Source, name: str | None = None) -> Generator[Image.Image]:
     _quiet_libtiff()
-    with _stream(source) as stream:
+    with _naming(name, source), _stream(source) as stream:
         with PILLOWS_LIMIT_OFF:
             image = Image.open(stream, formats=readable_formats())
         with image:
@@ -429,8 +414,6 @@ def _not_an_image(source: object) -> str:
 
 
 def _unreadable(label: str, error: Exception, source: object) -> UserError:
-    if isinstance(error, CannotOpen):
-        return UserError(error.what, where=label)
     if isinstance(error, UnidentifiedImageError):
         return UserError(_not_an_image(source), where=label)
     if isinstance(source, Image.Image) and isinstance(error, ValueError | AssertionError | AttributeError):

@@ -5,38 +5,53 @@ Shape letters: N images of all splits, P pairs, R images that stand for all that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from vitral.data.findings import CODES, Finding, Groups, Sample
+from vitral.data.findings import MOST, Finding, Sample, finding
 from vitral.data.hashes import CROPS_UP_TO, RADIUS_OF_PARTS, SIDE, WINDOWS, cross_pairs, hash_pairs, mirrored
 from vitral.data.likeness import SAME, SAME_PART, likeness, part_likeness
 from vitral.data.scan import Scan
+from vitral.data.scan_parts import joined
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Sampler = Callable[[int], Sample]
 
-MOST = 10_000  # groups that a finding names
 
-
-def duplicate_findings(scans: Mapping[str, Scan], labels_N: Array, sample: Sampler) -> list[Finding]:
+def duplicate_findings(scan: Scan, split_N: Array, labels_N: Array, sample: Sampler) -> Iterator[Finding]:
     """Exact duplicates (equal decoded pixels and shape), then look-alikes among images that are not equal.
 
-    Splits in the order of `scans`; `labels_N` (or label rows) and `sample` go by the place in all of them together.
+    `scan` is of the images of all splits; `split_N` numbers their splits; `labels_N` (or label rows) and `sample` go by
+    the place in all of them together.
     """
-    digest_N2 = np.concatenate([scan.digest_N2 for scan in scans.values()])
-    split_N = np.repeat(np.arange(len(scans)), [len(scan.digest_N2) for scan in scans.values()])
-    whole_N = np.concatenate([scan.size_N2[:, 0] > 0 for scan in scans.values()])
-    places_R, groups = _equal(digest_N2, np.flatnonzero(whole_N))
-    return [*_exact(groups, split_N, labels_N, sample), *_near(scans, places_R, split_N, labels_N, sample)]
+    places_R, groups = _equal(scan.digest_N2, np.flatnonzero(scan.size_N2[:, 0] > 0))
+    yield from _exact(groups, split_N, labels_N, sample)
+    yield from _near(scan, places_R, split_N, labels_N, sample)
 
 
-def finding(code: str, message: str, groups: Sequence[Sequence[Sample]], /, **numbers: float) -> Finding:
-    """A finding of the severity that its code has, with the first 10,000 groups."""
-    kept: Groups = tuple(tuple(group) for group in groups[:MOST])
-    return Finding(code, CODES[code][0], message, kept, numbers)
+def leaks(judged: Sequence[Scan], unlabeled: Scan, samples: Sequence[Sample]) -> list[Finding]:
+    """Unlabeled images with the pixels of validation or test images, or that look like them. `samples`: those of the
+    `judged` scans in order, then the unlabeled ones."""
+    if not judged:
+        return []
+    split_N = np.repeat([0, 1], [len(samples) - len(unlabeled.size_N2), len(unlabeled.size_N2)])
+    labels_N = np.zeros(len(samples), np.int64)
+    found = duplicate_findings(joined([*judged, unlabeled]), split_N, labels_N, samples.__getitem__)
+    across = {each.code: each for each in found if each.code in ("duplicates-across", "near-across")}
+    if not across:
+        return []
+    numbers = {"equal": "groups", "alike": "pairs"}
+    counts = {
+        name: across[code].numbers[numbers[name]] if code in across else 0
+        for name, code in (("equal", "duplicates-across"), ("alike", "near-across"))
+    }
+    text = (
+        f"validation or test images among the unlabeled ones: {counts['equal']:,} with equal pixels, "
+        f"{counts['alike']:,} that look alike"
+    )
+    return [finding("unlabeled-leak", text, [group for each in across.values() for group in each.groups], **counts)]
 
 
 def _equal(digest_N2: Array, places_M: Array) -> tuple[Array, list[Array]]:
@@ -50,8 +65,7 @@ def _equal(digest_N2: Array, places_M: Array) -> tuple[Array, list[Array]]:
     return np.sort(order_M[starts]), sorted(groups, key=lambda group: int(group[0]))
 
 
-def _exact(groups: list[Array], split_N: Array, labels_N: Array, sample: Sampler) -> list[Finding]:
-    found: list[Finding] = []
+def _exact(groups: list[Array], split_N: Array, labels_N: Array, sample: Sampler) -> Iterator[Finding]:
     contrary = [group for group in groups if (labels_N[group] != labels_N[group[0]]).any()]
     across = [group for group in groups if len(np.unique(split_N[group])) > 1]
     inside = [
@@ -69,25 +83,19 @@ def _exact(groups: list[Array], split_N: Array, labels_N: Array, sample: Sampler
             images = sum(map(len, some))
             shown = [list(map(sample, group.tolist())) for group in some[:MOST]]
             text = f"{len(some):,} {'group' if len(some) == 1 else 'groups'} of images ({images:,} in all): {what}"
-            found.append(finding(code, text, shown, groups=len(some), images=images))
-    return found
+            yield finding(code, text, shown, groups=len(some), images=images)
 
 
-def _near(
-    scans: Mapping[str, Scan], places_R: Array, split_N: Array, labels_N: Array, sample: Sampler
-) -> list[Finding]:
+def _near(scan: Scan, places_R: Array, split_N: Array, labels_N: Array, sample: Sampler) -> Iterator[Finding]:
     """Look-alikes, the likest first, those with different labels before all others. Not looked for under 32 pixels or
     in images of one colour."""
-    size_N2 = np.concatenate([scan.size_N2 for scan in scans.values()])
-    plain_N = np.concatenate([scan.constant_N for scan in scans.values()])
-    places_R = places_R[(size_N2[places_R].min(1) >= SIDE) & ~plain_N[places_R]]
-    pairs_P2, likeness_P, kind_P, complete = _alike(scans, places_R)
+    places_R = places_R[(scan.size_N2[places_R].min(1) >= SIDE) & ~scan.constant_N[places_R]]
+    pairs_P2, likeness_P, kind_P, complete = _alike(scan, places_R)
     labels_NK = labels_N if labels_N.ndim == 2 else labels_N[:, None]
     contrary_P = (labels_NK[pairs_P2[:, 0]] != labels_NK[pairs_P2[:, 1]]).any(1)
     order_P = np.lexsort((pairs_P2[:, 1], pairs_P2[:, 0], -likeness_P, ~contrary_P))
     pairs_P2, contrary_P, kind_P = pairs_P2[order_P], contrary_P[order_P], kind_P[order_P]
     across_P = split_N[pairs_P2[:, 0]] != split_N[pairs_P2[:, 1]]
-    found: list[Finding] = []
     for code, some_P, where in (
         ("near-across", across_P, "in different splits"),
         ("near", ~across_P, "inside a split"),
@@ -106,20 +114,18 @@ def _near(
                 )
                 if numbers[key]
             ]  # fmt: skip
-            found.append(finding(code, ", ".join([text, *parts]), shown, **numbers))
+            yield finding(code, ", ".join([text, *parts]), shown, **numbers)
     if not complete:
         text = "so many images look alike that not all pairs were compared: the look-alikes named are only a part"
-        found.append(finding("near-stopped", text, [], images=len(places_R)))
-    return found
+        yield finding("near-stopped", text, images=len(places_R))
 
 
-def _alike(scans: Mapping[str, Scan], places_R: Array) -> tuple[Array, Array, Array, bool]:
+def _alike(scan: Scan, places_R: Array) -> tuple[Array, Array, Array, bool]:
     """Pairs i < j of these places [P, 2], their likeness, their kind (0 as they are, 1 one of them mirrored, 2 one of
     them a part of the other), and whether all were compared."""
-    hash_R = np.concatenate([scan.hash_N for scan in scans.values()])[places_R]
-    windows_RW = np.concatenate([scan.windows_NW for scan in scans.values()])[places_R]
-    colors_NCTT = np.concatenate([scan.thumbs_NCTT for scan in scans.values()])
-    gray_NSS = np.concatenate([scan.grey_NSS for scan in scans.values()])
+    hash_R, windows_RW, colors_NCTT, gray_NSS = (
+        scan.hash_N[places_R], scan.windows_NW[places_R], scan.thumbs_NCTT, scan.grey_NSS,
+    )  # fmt: skip
     direct_P2, whole = hash_pairs(hash_R)
     mirrored_P2, also = cross_pairs(mirrored(hash_R), hash_R)
     searches = [(0, 0, direct_P2), (1, 0, mirrored_P2[mirrored_P2[:, 0] < mirrored_P2[:, 1]])]

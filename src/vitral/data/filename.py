@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -14,12 +13,12 @@ from vitral.data.files import (
     Ignored,
     LabelledFile,
     files_dataset,
-    hidden,
-    is_image,
+    labelled_files,
+    loose_images,
     said_ignored,
     some,
     split_folders,
-    walk,
+    subfolders,
 )
 from vitral.data.folder_words import SPLIT_OF
 from vitral.errors import UserError, shown
@@ -45,11 +44,9 @@ def fits(names: Sequence[str]) -> tuple[str, ...] | None:
 def looks_flat(root: Path) -> bool:
     """Whether `root`, or its folders train, val and test, hold image files alone, and their names tell classes."""
     folders = list(split_folders(root).values()) or [root]
-    entries = [entry for folder in folders for entry in os.scandir(folder) if not hidden(entry.name)]
-    if any(entry.is_dir() for entry in entries):
+    if any(map(subfolders, folders)):
         return False
-    names = [entry.name for entry in entries if is_image(entry.path)]
-    return fits(names) is not None
+    return fits([name for folder in folders for name in loose_images(folder)]) is not None
 
 
 def open_filename(config: DataConfig) -> Dataset:
@@ -62,10 +59,10 @@ def open_filename(config: DataConfig) -> Dataset:
     """
     assert config.path is not None
     root, ignored = Path(config.path).expanduser(), Counter[Ignored]()
-    paths = sorted(walk(root, ignored))
-    if not paths:
+    files = labelled_files(root, root, "", ignored)
+    if not files:
         raise UserError("no images here", where=str(root), wanted="image files named label_index.ext")
-    splits = _match([(Path(path).relative_to(root).as_posix(), size) for path, size in paths], config, root)
+    splits = _match(files, config, root)
     if "train" not in splits:
         raise UserError(f"images for {' and '.join(splits)} but none for train", where=str(root))
     said = said_ignored(ignored)
@@ -88,12 +85,12 @@ def _pattern(config: DataConfig) -> re.Pattern[str]:
     return pattern
 
 
-def _match(paths: list[tuple[str, int]], config: DataConfig, root: Path) -> dict[str, list[LabelledFile]]:
+def _match(found: list[LabelledFile], config: DataConfig, root: Path) -> dict[str, list[LabelledFile]]:
     """Every file with its class, by split: those that there are, train first."""
     pattern = _pattern(config)
     folders = {path.name: split for split, path in split_folders(root).items()}
     files, misfits, unknown = dict[str, list[LabelledFile]](), list[str](), dict[str, str]()
-    for name, size in paths:
+    for name, _, size in found:
         match = pattern.search(name)
         if match is None or not match["label"]:
             misfits.append(name)
@@ -112,7 +109,7 @@ def _match(paths: list[tuple[str, int]], config: DataConfig, root: Path) -> dict
     if misfits:
         says = "lie outside of train, val and test, or have" if folders else "have"
         raise UserError(
-            f"{len(misfits)} of {len(paths)} images {says} names that the pattern doesn't fit: {some(misfits, 5)}",
+            f"{len(misfits)} of {len(found)} images {says} names that the pattern doesn't fit: {some(misfits, 5)}",
             where=str(root), wanted=config.pattern or "label_index.ext, such as cat_00017.png",
             hint="data.pattern='(?P<label>...)...' is another regular expression; its group `label` is the class.",
         )  # fmt: skip

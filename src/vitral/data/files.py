@@ -10,7 +10,6 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +20,7 @@ from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Labels, Split, fingerprint, spaced
 from vitral.data.decode import GREY_MODES, PLUGINS, Decoding, Source, decode, header, readable_extensions
 from vitral.data.folder_words import SPLIT_FOLDERS
-from vitral.errors import UserError, plural, shown
+from vitral.errors import UserError, nearest, plural, shown
 
 _HEADERS = 2000
 
@@ -79,7 +78,7 @@ def walk(folder: Path, ignored: Counter[Ignored], above: frozenset[str] = frozen
         for entry in entries:
             if hidden(entry.name):
                 continue
-            if entry.is_dir() and entry.name.lower() in _THUMBNAILS and _has_images(folder):
+            if entry.is_dir() and entry.name.lower() in _THUMBNAILS and any(loose_images(folder)):
                 said = f"of thumbnails beside images ({entry.name})"
                 ignored[Ignored(f"folder {said}", f"folders {said}")] += 1
             elif entry.is_dir():
@@ -95,10 +94,15 @@ def walk(folder: Path, ignored: Counter[Ignored], above: frozenset[str] = frozen
                 ignored[Ignored(f"file that ends in {said}", f"files that end in {said}")] += 1
 
 
-def _has_images(folder: Path) -> bool:
-    """Whether images lie in a folder itself."""
+def loose_images(folder: Path) -> Iterator[str]:
+    """Names of the images that lie in a folder itself."""
     with os.scandir(folder) as entries:
-        return any(not hidden(entry.name) and entry.is_file() and is_image(entry.path) for entry in entries)
+        yield from (each.name for each in entries if each.is_file() and not hidden(each.name) and is_image(each.path))
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Names of the folders that lie in a folder itself, sorted, without hidden ones."""
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not hidden(path.name))
 
 
 def size_in_bytes(path: str) -> int:
@@ -114,7 +118,7 @@ def split_folders(root: Path) -> dict[str, Path]:
     """The folders train (or training), val (or valid, validation) and test (or testing) in `root`, in small letters or
     capital ones. A single one of them that holds no folder, beside others with images, is a class of this name: then
     there are none. Raises UserError for two of one split."""
-    here = [path.name for path in sorted(root.iterdir()) if path.is_dir() and not hidden(path.name)]
+    here = subfolders(root)
     found: dict[str, Path] = {}
     for split, names in SPLIT_FOLDERS.items():
         present = [name for name in here if name.lower() in names]
@@ -127,15 +131,23 @@ def split_folders(root: Path) -> dict[str, Path]:
 
 def _is_class(folder: Path, here: Sequence[Path]) -> bool:
     """Whether a folder called train holds images of a class, as others beside it do."""
-    if any(path.is_dir() and not hidden(path.name) for path in folder.iterdir()):
-        return False
-    return any(next(walk(other, Counter()), None) is not None for other in here if other != folder)
+    return not subfolders(folder) and any(any(walk(other, Counter())) for other in here if other != folder)
 
 
 def some(names: Iterable[str], most: int = 10) -> str:
     """The first names, and how many more there are."""
     listed = list(names)
     return ", ".join(listed[:most]) + (f" and {len(listed) - most:,} more" if len(listed) > most else "")
+
+
+def known_column(kind: str, wanted: str, columns: Iterable[str]) -> str:
+    """The column that a key names. Raises UserError where there is no such column."""
+    if wanted not in (names := list(columns)):
+        raise UserError(
+            "no such column", where=f"data.{kind}_column", got=wanted, wanted=some(names, 20),
+            nearest=nearest(wanted, names),
+        )  # fmt: skip
+    return wanted
 
 
 def class_map(labels: Iterable[str], wanted: Sequence[str] | None, where: str) -> dict[str, int]:
@@ -155,13 +167,11 @@ def class_map(labels: Iterable[str], wanted: Sequence[str] | None, where: str) -
     return {label: index for index, label in enumerate(wanted)}
 
 
-def indices(labels: Sequence[str], index_of: dict[str, int]) -> Labels:
-    """Class indices, int64 [N]."""
-    return np.array([index_of[label] for label in labels], np.int64)
-
-
-def multi_hot(labels: Sequence[Sequence[str]], index_of: dict[str, int]) -> Labels:
-    """Which classes each sample has, bool [N, K]; a sample without labels has none."""
+def label_array(labels: Sequence[Sequence[str]], index_of: dict[str, int], several: bool) -> Labels:
+    """Class indices, int64 [N], of samples with one label each; or, where there may be `several` or none, which classes
+    each has, bool [N, K]."""
+    if not several:
+        return np.array([index_of[label] for label, *_ in labels], np.int64)
     hot_NK = np.zeros((len(labels), len(index_of)), np.bool_)
     for row, own in enumerate(labels):
         hot_NK[row, [index_of[label] for label in own]] = True
@@ -170,8 +180,30 @@ def multi_hot(labels: Sequence[Sequence[str]], index_of: dict[str, int]) -> Labe
 
 def file_split(root: Path, names: list[str], labels_N: Labels, channels: int, rules: Decoding) -> Split:
     """A split of the image files `names` below `root`."""
-    read, size = partial(_read, str(root), names, channels, rules), partial(_size, str(root), names)
-    return Split(labels_N, [shown(name) for name in names], read, size, partial(_path, str(root), names))
+    folder, seen = str(root), [shown(name) for name in names]
+    return encoded_split(labels_N, seen, lambda index: os.path.join(folder, names[index]), channels, rules)
+
+
+def encoded_split(
+    labels_N: Labels,
+    names: Sequence[str],
+    file: Callable[[int], str | bytes],
+    channels: int,
+    rules: Decoding,
+    *,
+    made_up: bool = False,
+) -> Split:
+    """A split of images whose files' paths or bytes `file` gives. Messages call them by their paths, or by names that
+    are `made_up`."""
+
+    def size(index: int) -> tuple[int, int]:
+        head = header(file(index), name=names[index] if made_up else None)
+        return head.height, head.width
+
+    def read(index: int) -> Tensor:
+        return decode(file(index), channels, name=names[index] if made_up else None, rules=rules)
+
+    return Split(labels_N, names, read, size, file, made_up=made_up)
 
 
 class LabelledFile(NamedTuple):
@@ -180,6 +212,12 @@ class LabelledFile(NamedTuple):
     name: str
     label: str
     bytes: int
+
+
+def labelled_files(root: Path, folder: Path, label: str, ignored: Counter[Ignored]) -> list[LabelledFile]:
+    """Every image below a folder in `root`, at any depth, sorted by name."""
+    found = sorted(walk(folder, ignored))
+    return [LabelledFile(Path(path).relative_to(root).as_posix(), label, size) for path, size in found]
 
 
 def files_dataset(
@@ -196,7 +234,7 @@ def files_dataset(
     rules = Decoding.of(config)
     splits: dict[str, Split] = {}
     for split, files in found.items():
-        labels_N = indices([file.label for file in files], index_of)
+        labels_N = label_array([[file.label] for file in files], index_of, several=False)
         splits[split] = file_split(root, [file.name for file in files], labels_N, channels, rules)
     content = (f"{split}\0{file.name}\0{file.label}\0{file.bytes}" for split in found for file in found[split])
     return Dataset(
@@ -221,16 +259,3 @@ def asked_channels(count: int, source: Callable[[int], Source], config: DataConf
         except UserError:  # says nothing about the channels; reading it will name it
             continue
     return 1
-
-
-def _read(root: str, names: Sequence[str], channels: int, rules: Decoding, index: int) -> Tensor:
-    return decode(os.path.join(root, names[index]), channels, rules=rules)
-
-
-def _path(root: str, names: Sequence[str], index: int) -> str:
-    return os.path.join(root, names[index])
-
-
-def _size(root: str, names: Sequence[str], index: int) -> tuple[int, int]:
-    head = header(os.path.join(root, names[index]))
-    return head.height, head.width

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -30,6 +30,8 @@ CODES: dict[str, tuple[Severity, str]] = {
     "duplicates": ("warning", "the same pixels more than once in one split"),
     "near": ("warning", "look-alikes inside a split"),
     "near-across": ("warning", "look-alikes in different splits"),
+    "unlabeled-leak": ("error", "unlabeled images that are, or look like, validation or test images"),
+    "unlabeled-size": ("error", "unlabeled images of another size than the training images, which all have one"),
     "near-stopped": ("warning", "so many look-alikes that the search was stopped"),
     "constant": ("warning", "images of one colour"),
     "sizes": ("warning", "images far smaller or larger than the others"),
@@ -54,6 +56,7 @@ class Sample(NamedTuple):
 
 
 Groups = tuple[tuple[Sample, ...], ...]
+MOST = 10_000  # groups that a finding names
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,24 @@ class Finding:
     @property
     def sign(self) -> str:
         """What stands between the images of a group: equal, or only alike."""
-        return " ~ " if self.code in ("near", "near-across") else " = "
+        return " ~ " if self.code in ("near", "near-across", "unlabeled-leak") else " = "
 
     def to_json(self) -> dict[str, Any]:
         """A tree for `json.dumps`."""
         groups = [[sample._asdict() for sample in group] for group in self.groups]
         return {**{k: v for k, v in asdict(self).items() if k != "groups"}, "groups": groups}
+
+
+def finding(
+    code: str,
+    message: str,
+    groups: Sequence[Sequence[Sample]] = (),
+    severity: Severity | None = None,
+    /,
+    **numbers: float,
+) -> Finding:
+    """A finding of the severity that its code has, or of this one, with the first 10,000 groups."""
+    return Finding(code, severity or CODES[code][0], message, tuple(map(tuple, groups[:MOST])), numbers)
 
 
 @dataclass(frozen=True)
@@ -114,12 +129,11 @@ class CheckReport:
 
     def to_json(self) -> dict[str, Any]:
         """A tree for `json.dumps`; `from_json` reads it back."""
-        plain = {"name": self.name, "fingerprint": self.fingerprint, "counts": self.counts}
-        plain |= {
-            "damaged": {split: {str(i): text for i, text in each.items()} for split, each in self.damaged.items()}
-        }
-        plain |= {"mean": list(self.mean), "std": list(self.std)}
-        return {**plain, "findings": [finding.to_json() for finding in self.findings]}
+        return {
+            "name": self.name, "fingerprint": self.fingerprint, "counts": self.counts,
+            "damaged": {split: {str(i): text for i, text in each.items()} for split, each in self.damaged.items()},
+            "mean": list(self.mean), "std": list(self.std), "findings": [each.to_json() for each in self.findings],
+        }  # fmt: skip
 
     @staticmethod
     def from_json(tree: Mapping[str, Any]) -> CheckReport:

@@ -5,7 +5,6 @@ A class's files are found at any depth below it. Hidden files, and `__MACOSX`, a
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +16,12 @@ from vitral.data.files import (
     Ignored,
     LabelledFile,
     files_dataset,
-    hidden,
-    is_image,
+    labelled_files,
+    loose_images,
     said_ignored,
     some,
     split_folders,
+    subfolders,
     walk,
 )
 from vitral.data.split_names import split_classes
@@ -47,7 +47,7 @@ def open_folder(config: DataConfig) -> Dataset:
     root = Path(config.path).expanduser()
     ignored: Counter[Ignored] = Counter()
     folders, beside = _split_folders(root)
-    labels = {split: _class_folders(folder) for split, folder in folders.items()}
+    labels = {split: subfolders(folder) for split, folder in folders.items()}
     found = {split: _scan(root, folder, labels[split], ignored) for split, folder in folders.items()}
     said = said_ignored(ignored)
     said += [f"ignored 1 folder beside train: {name}" for name in beside]
@@ -63,26 +63,22 @@ def open_images(config: DataConfig) -> Dataset:
     assert config.path is not None
     root = Path(config.path).expanduser()
     ignored: Counter[Ignored] = Counter()
-    files = [
-        LabelledFile(Path(path).relative_to(root).as_posix(), NO_LABEL, size) for path, size in walk(root, ignored)
-    ]
+    files = labelled_files(root, root, NO_LABEL, ignored)
     if not files:
         raise UserError("no images here", where=str(root), wanted=IMAGE_FILES)
     said = said_ignored(ignored)
-    return files_dataset(root, {"train": sorted(files)}, [NO_LABEL], config, lambda _: said)
+    return files_dataset(root, {"train": files}, [NO_LABEL], config, lambda _: said)
 
 
 def is_unlabelled(folder: Path) -> bool:
     """Whether images lie in this folder, and no folders that could be classes."""
-    return not _has_folders(folder) and any(
-        path.is_file() and not hidden(path.name) and is_image(str(path)) for path in folder.iterdir()
-    )
+    return not subfolders(folder) and any(loose_images(folder))
 
 
 def has_classes(root: Path) -> bool:
     """Whether two or more folders in `root`, or in its folder train, hold images and are not named like splits."""
     folder = split_folders(root).get("train", root)
-    labels = [label for label in _class_folders(folder) if next(walk(folder / label, Counter()), None) is not None]
+    labels = [label for label in subfolders(folder) if any(walk(folder / label, Counter()))]
     return len(labels) > 1 and not split_classes(labels)
 
 
@@ -94,11 +90,10 @@ def images_below(folder: Path) -> list[Path]:
 def _split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
     """Which folder holds which split, and the folders beside; the root itself is the train split where there are no
     split folders."""
-    folders = {path.name: path for path in sorted(root.iterdir()) if path.is_dir() and not hidden(path.name)}
     splits = split_folders(root)
-    others = sorted(set(folders) - {path.name for path in splits.values()})
-    nested = any(_has_folders(path) for path in splits.values())
-    flat = any(_flat_hint(path) for path in splits.values())
+    others = sorted(set(subfolders(root)) - {path.name for path in splits.values()})
+    nested = any(map(subfolders, splits.values()))
+    flat = any(map(_flat_hint, splits.values()))
     if not splits or (others and not flat and not nested):
         return {"train": root}, []  # no split folders, or classes that happen to be called train or test
     if "train" not in splits:
@@ -107,21 +102,10 @@ def _split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
     return splits, others
 
 
-def _class_folders(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not hidden(path.name))
-
-
 def _scan(root: Path, folder: Path, labels: list[str], ignored: Counter[Ignored]) -> list[LabelledFile]:
     """Every image below the class folders of one split, sorted by class, then name."""
-    files: list[LabelledFile] = []
-    for label in labels:
-        paths = sorted(walk(folder / label, ignored))
-        files += [LabelledFile(Path(path).relative_to(root).as_posix(), shown(label), size) for path, size in paths]
-    loose = [
-        entry.name
-        for entry in os.scandir(folder)
-        if entry.is_file() and not hidden(entry.name) and is_image(entry.path)
-    ]
+    files = [file for label in labels for file in labelled_files(root, folder / label, shown(label), ignored)]
+    loose = list(loose_images(folder))
     if not files and loose:
         raise UserError(
             f"{plural(len(loose), 'image lies', 'images lie')} directly in this folder, so their classes are unknown "
@@ -138,20 +122,14 @@ def _scan(root: Path, folder: Path, labels: list[str], ignored: Counter[Ignored]
 def _alone_hint(root: Path, folder: Path) -> str | None:
     """What to do where a split beside train has no classes, and train has."""
     train = split_folders(root).get("train")
-    if train is None or folder in (root, train) or not _has_folders(train):
+    if train is None or folder in (root, train) or not subfolders(train):
         return None
     return f"To leave the images without classes out: {command(f'data={shown(str(train))}')}"
 
 
-def _has_folders(path: Path) -> bool:
-    return bool(_class_folders(path))
-
-
 def _flat_hint(folder: Path) -> str | None:
     """What to do instead, if the files in this folder carry their classes in their names."""
-    entries = [entry for entry in os.scandir(folder) if not hidden(entry.name)]
-    names = [entry.name for entry in entries if entry.is_file() and is_image(entry.path)]
-    labels = fits(names)
+    labels = fits(list(loose_images(folder)))
     if labels is None:
         return None
     return f"Their names tell {len(labels)} classes ({some(labels, 5)}): data.source=filename reads them."

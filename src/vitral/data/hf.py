@@ -11,21 +11,17 @@ import glob
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from torch import Tensor
-
 from vitral.data.config import DataConfig
-from vitral.data.dataset import Dataset, Labels, Split, fingerprint
-from vitral.data.decode import Decoding, decode, header
-from vitral.data.files import asked_channels, class_map, hidden, indices, multi_hot, some
+from vitral.data.dataset import SPLITS, Dataset, Split, fingerprint
+from vitral.data.decode import Decoding
+from vitral.data.files import asked_channels, class_map, encoded_split, hidden, known_column, label_array, some
 from vitral.data.folder_words import SPLIT_OF, any_of
 from vitral.data.label_vectors import named, text_vectors, vector_width
-from vitral.errors import UserError, nearest
+from vitral.errors import UserError
 from vitral.optional import install, optional
 
 _BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
@@ -44,6 +40,11 @@ class _Columns(NamedTuple):
     label: str
     names: tuple[str, ...] | None  # of a ClassLabel, in its order
     several: bool
+
+    def texts(self, value: Any) -> list[str]:
+        """The names of the classes of a sample, from the value in its column."""
+        each: list[Any] = value if self.several else [value]
+        return [str(label) if self.names is None else self.names[label] for label in each]
 
 
 def find_shards(path: str) -> list[Path]:
@@ -76,41 +77,31 @@ def open_hf(config: DataConfig) -> Dataset:
     and class names. Raises UserError for a missing extra, unknown columns, unlabelled samples, and what can't be had.
     """
     assert config.path is not None
-    if config.streaming:
-        raise UserError(
-            "streaming is refused: a stream can't be read at a place, so a run could not resume where it stopped",
-            where="data.streaming", hint="Without it the data are read map-style, from the disk, not held in memory.",
-        )  # fmt: skip
-    parts, content = _load(config)
+    parts, content, root = _load(config)
     columns = _columns(next(iter(parts.values())), config)
-    labels, columns = _without_vectors(
-        {split: _values(part, columns) for split, part in parts.items()}, columns, config
-    )
+    labels = {split: _values(part, columns) for split, part in parts.items()}
+    labels, columns = _without_vectors(labels, columns, config)
     for split, values in labels.items():
         _refuse_unlabelled(values, columns, split)
     index_of = _class_map(labels, columns, config)
-    root = _root(str(config.path))
     images = {split: _images(part, columns.image, root) for split, part in parts.items()}
-    channels = asked_channels(len(images["train"]), partial(_encoded, images["train"]), config)
-    rules = Decoding.of(config)
-    splits = {
-        split: _split(split, images[split], _indices(labels[split], columns, index_of), channels, rules)
-        for split in parts
-    }
+    channels = asked_channels(len(parts["train"]), images["train"], config)
+    splits: dict[str, Split] = {}
+    for split, values in labels.items():
+        names = [f"{split}/{place:06d}" for place in range(len(values))]
+        labels_N = label_array([columns.texts(value) for value in values], index_of, columns.several)
+        splits[split] = encoded_split(labels_N, names, images[split], channels, Decoding.of(config), made_up=True)
     return Dataset(
         name=Path(config.path).name,
         classes=tuple(index_of),
         splits=splits,
         channels=channels,
         notes=(f"columns: {columns.image}, {columns.label}",),
-        fingerprint=fingerprint(
-            [
-                *(part.encode("utf-8", "surrogatepass") for part in content),
-                *(name.encode() for name in index_of),
-                *(part for split, found in splits.items() for part in (split.encode(), found.labels_N.tobytes())),
-            ]
-        ),
-    )
+        fingerprint=fingerprint([
+            *(part.encode("utf-8", "surrogatepass") for part in content), *(name.encode() for name in index_of),
+            *(part for split, found in splits.items() for part in (split.encode(), found.labels_N.tobytes())),
+        ]),
+    )  # fmt: skip
 
 
 def _library() -> Any:
@@ -123,8 +114,9 @@ def _library() -> Any:
         ) from None  # fmt: skip
 
 
-def _load(config: DataConfig) -> tuple[dict[str, Any], list[str]]:
-    """Our split names to `datasets.Dataset`; and what identifies the content."""
+def _load(config: DataConfig) -> tuple[dict[str, Any], list[str], str | None]:
+    """Our split names to `datasets.Dataset`; what identifies the content; and the folder that paths in local data are
+    relative to, as in a manifest."""
     datasets, written = _library(), str(config.path)
     path, shards = Path(written).expanduser(), find_shards(written)
     if config.subset is not None and (is_saved(path) or shards):
@@ -132,15 +124,16 @@ def _load(config: DataConfig) -> tuple[dict[str, Any], list[str]]:
     try:
         if is_saved(path):
             found = datasets.load_from_disk(str(path))
-            files = sorted(file for file in path.rglob("*.arrow"))
-            return _named(found, written), [f"{file.name} {file.stat().st_size}" for file in files]
+            files = sorted(path.rglob("*.arrow"))
+            return _named(found, written), [f"{file.name} {file.stat().st_size}" for file in files], str(path)
         if shards:
             kinds = {shard.suffix.lower() for shard in shards}
             if len(kinds) > 1:
                 raise UserError(f"shards of several kinds: {', '.join(sorted(kinds))}", where=written)
             grouped = {split: [str(shard) for shard in found] for split, found in _group(shards, written).items()}
             found = datasets.load_dataset(_BUILDERS[kinds.pop()], data_files=grouped)
-            return _named(found, written), [f"{shard.name} {shard.stat().st_size}" for shard in shards]
+            sizes = [f"{shard.name} {shard.stat().st_size}" for shard in shards]
+            return _named(found, written), sizes, str(shards[0].parent)
         if path.exists() or written.startswith((".", "/", "~")) or _wild(written):
             raise UserError(
                 "no dataset here", where=written,
@@ -150,20 +143,15 @@ def _load(config: DataConfig) -> tuple[dict[str, Any], list[str]]:
     except UserError:
         raise
     except Exception as error:  # the library raises its own and those of half a dozen others
-        raise _unreachable(written, error, local=is_saved(path) or bool(shards)) from error
+        got = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        if is_saved(path) or shards:
+            raise UserError("the dataset can't be read", where=written, got=got) from error
+        raise UserError(
+            "not on this disk, and it can't be had from the hub", where=written, got=got,
+            hint="Is the name right and the network there? HF_HUB_OFFLINE must not be 1. Some need data.subset too.",
+        ) from error  # fmt: skip
     parts = _named(found, written)
-    return parts, [written, *(f"{name} {part._fingerprint}" for name, part in parts.items())]
-
-
-def _unreachable(name: str, error: Exception, *, local: bool) -> UserError:
-    first = (str(error).strip().splitlines() or [""])[0]
-    got = f"{type(error).__name__}: {first}"
-    if local:
-        return UserError("the dataset can't be read", where=name, got=got)
-    return UserError(
-        "not on this disk, and it can't be had from the hub", where=name, got=got,
-        hint="Is the name right and the network there? HF_HUB_OFFLINE must not be 1. Some need data.subset too.",
-    )  # fmt: skip
+    return parts, [written, *(f"{name} {part._fingerprint}" for name, part in parts.items())], None
 
 
 def _expand(pattern: str) -> list[str]:
@@ -214,7 +202,7 @@ def _named(found: Any, where: str) -> dict[str, Any]:
     parts = {SPLIT_OF[str(name)]: part for name, part in found.items() if str(name) in SPLIT_OF}
     if "train" not in parts:
         raise UserError("no split for training", where=where, got=some(map(str, found)), wanted="train")
-    return {split: parts[split] for split in ("train", "val", "test") if split in parts}
+    return {split: parts[split] for split in SPLITS if split in parts}
 
 
 def _columns(part: Any, config: DataConfig) -> _Columns:
@@ -241,12 +229,7 @@ def _flat(features: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _one(kind: str, asked: str | None, types: Mapping[str, Any], typed: list[str], usual: Sequence[str]) -> str:
     if asked is not None:
-        if asked not in types:
-            raise UserError(
-                "no such column", where=f"data.{kind}_column", got=asked, wanted=some(types, 20),
-                nearest=nearest(asked, types),
-            )  # fmt: skip
-        return asked
+        return known_column(kind, asked, types)
     found = typed or [name for name in usual if name in types]
     if len(found) == 1:
         return found[0]
@@ -256,36 +239,26 @@ def _one(kind: str, asked: str | None, types: Mapping[str, Any], typed: list[str
     )
 
 
-def _root(path: str) -> str | None:
-    """The folder that paths in local data are relative to, as in a manifest; None for a name on the hub."""
-    shards = find_shards(path)
-    return str(shards[0].parent) if shards else path if os.path.isdir(os.path.expanduser(path)) else None
+def _images(part: Any, column: str, root: str | None) -> Callable[[int], str | bytes]:
+    """Gives the image of a row, undecoded: its bytes, or its path."""
+    names = column.split(".")
+    part = part.select_columns([names[0]])
+    if type(part.features[names[0]]).__name__ == "Image":
+        part = part.cast_column(names[0], _library().Image(decode=False))
 
+    def encoded(index: int) -> str | bytes:
+        record: Any = part[index]
+        for name in names:
+            record = record[name]
+        if isinstance(record, Mapping):
+            record = record.get("bytes") or record.get("path")
+        if isinstance(record, str) and root is not None:
+            record = os.path.join(root, record)
+        if not isinstance(record, str | bytes):
+            raise UserError("no image in this row", got=type(record).__name__, wanted="encoded bytes, or a path")
+        return record
 
-def _images(part: Any, column: str, root: str | None) -> Any:
-    """The column's records {"bytes", "path"}, undecoded; or paths."""
-    datasets = _library()
-    top = column.split(".")[0]
-    part = part.select_columns([top])
-    if type(part.features[top]).__name__ == "Image":
-        part = part.cast_column(top, datasets.Image(decode=False))
-    return _Records(part, column, root)
-
-
-class _Records:
-    """One column of a dataset by place; what it gives can be sent to other processes."""
-
-    def __init__(self, part: Any, column: str, root: str | None) -> None:
-        self.part, self.column, self.root = part, column, root
-
-    def __len__(self) -> int:
-        return len(self.part)
-
-    def __getitem__(self, index: int) -> Any:
-        value: Any = self.part[index]
-        for name in self.column.split("."):
-            value = value[name]
-        return value
+    return encoded
 
 
 def _values(part: Any, columns: _Columns) -> list[Any]:
@@ -328,9 +301,8 @@ def _without_vectors(
     if names is None:
         return labels, columns
     each = iter(names)
-    return {split: [next(each) for _ in values] for split, values in labels.items()}, columns._replace(
-        names=None, several=True
-    )
+    found = {split: [next(each) for _ in values] for split, values in labels.items()}
+    return found, columns._replace(names=None, several=True)
 
 
 def _class_map(labels: Mapping[str, list[Any]], columns: _Columns, config: DataConfig) -> dict[str, int]:
@@ -340,45 +312,3 @@ def _class_map(labels: Mapping[str, list[Any]], columns: _Columns, config: DataC
     whole = all(isinstance(each, int) for each in found)
     order = tuple(str(each) for each in sorted(found)) if whole else None
     return class_map(map(str, found), config.classes or order, columns.label)
-
-
-def _indices(values: Sequence[Any], columns: _Columns, index_of: dict[str, int]) -> Labels:
-    def text(value: Any) -> str:
-        return columns.names[value] if columns.names is not None else str(value)
-
-    if columns.several:
-        return multi_hot([[text(each) for each in value] for value in values], index_of)
-    return indices([text(value) for value in values], index_of)
-
-
-def _split(split: str, records: Any, labels_N: Labels, channels: int, rules: Decoding) -> Split:
-    names = [f"{split}/{place:06d}" for place in range(len(records))]
-    assert labels_N.dtype in (np.int64, np.bool_)
-    return Split(
-        labels_N,
-        names,
-        partial(_read, records, names, channels, rules),
-        partial(_size, records, names),
-        partial(_encoded, records),
-        made_up=True,
-    )
-
-
-def _encoded(records: Any, index: int) -> str | bytes:
-    record: Any = records[index]
-    if isinstance(record, Mapping):
-        record = record.get("bytes") or record.get("path")
-    if isinstance(record, str) and records.root is not None:
-        record = os.path.join(records.root, record)
-    if not isinstance(record, str | bytes):
-        raise UserError("no image in this row", got=type(record).__name__, wanted="encoded bytes, or a path")
-    return record
-
-
-def _read(records: Any, names: Sequence[str], channels: int, rules: Decoding, index: int) -> Tensor:
-    return decode(_encoded(records, index), channels, name=names[index], rules=rules)
-
-
-def _size(records: Any, names: Sequence[str], index: int) -> tuple[int, int]:
-    head = header(_encoded(records, index), name=names[index])
-    return head.height, head.width

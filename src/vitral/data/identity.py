@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -72,10 +73,7 @@ def first_copies(split: Split, ids_N2: Array | None = None) -> Array:
     """
     ids_N2 = identities(split) if ids_N2 is None else ids_N2
     names = [bytes(row) for row in ids_N2.astype("<u8").view(np.uint8)]
-    counts: dict[bytes, int] = {}
-    for name in names:
-        counts[name] = counts.get(name, 0) + 1
-    unread = bytes(16)
+    counts, unread = Counter(names), bytes(16)
     places = [place for place, name in enumerate(names) if counts[name] > 1 and name != unread]
     first_N = np.arange(len(split))
     seen: dict[bytes, int] = {}
@@ -92,15 +90,18 @@ def _each(function: Callable[[int], T], places: list[int]) -> list[T]:
         return [found for part in pool.map(lambda part: [function(place) for place in part], parts) for found in part]
 
 
+def _content(split: Split, index: int) -> bytes | str:
+    """What tells an image from others; of a file on the disk its path."""
+    if split.content is not None:
+        return split.content(index)
+    return split.read(index).numpy().tobytes() if split.file is None else split.file(index)
+
+
 def _identity(split: Split, index: int) -> bytes:
     try:
-        if split.content is not None:
-            return _digest(split.content(index))
-        if split.file is None:
-            return _digest(split.read(index).numpy().tobytes())
-        found = split.file(index)
+        found = _content(split, index)
         if isinstance(found, bytes):
-            return _digest(found)
+            return _digest(found, len(found))
         with open_regular(found) as file:
             size = os.fstat(file.fileno()).st_size
             start = file.read(PART)
@@ -111,22 +112,18 @@ def _identity(split: Split, index: int) -> bytes:
         return bytes(16)
 
 
-def _digest(content: bytes, size: int | None = None) -> bytes:
-    size = len(content) if size is None else size
+def _digest(content: bytes, size: int) -> bytes:
     ends = content if size <= 2 * PART else content[:PART] + content[-PART:]
     return hashlib.blake2b(ends, digest_size=16, salt=size.to_bytes(16, "little")).digest()
 
 
 def _rest(split: Split, index: int) -> bytes | None:
     """A digest of all of a file that is longer than what its identity covers, else nothing."""
+    if split.content is None and split.file is None:
+        return b""
     try:
-        if split.content is not None:
-            whole = split.content(index)
-        elif split.file is None:
-            return b""
-        else:
-            found = split.file(index)
-            whole = found if isinstance(found, bytes) else _whole(found)
+        found = _content(split, index)
+        whole = found if isinstance(found, bytes) else _whole(found)
     except (OSError, UserError):
         return None
     return b"" if len(whole) <= 2 * PART else hashlib.blake2b(whole, digest_size=16).digest()

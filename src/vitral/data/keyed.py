@@ -1,7 +1,9 @@
 """Random numbers that belong to a sample, not to a moment: one counter hash for every random choice about data.
 
 Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011). The counter is (sample, epoch,
-view, stream), the key is the seed; so a batch is the same for any number of workers or processes and after a resume.
+view, purpose), the key is the seed; so a batch is the same for any number of workers or processes and after a resume.
+Samples are numbered over all streams of a run: those of its second stream from `structs.STREAM_SPAN` on, so that the
+fifth samples of two data sets are not varied alike.
 Arithmetic is on int64 arrays with the low 32 bits in use, the same bits in NumPy and torch, on CPU and CUDA.
 Shape letters: B samples; every argument may also be a plain int.
 """
@@ -127,6 +129,7 @@ def _unit(words: Tensor) -> Tensor:
     return (words >> 8).to(torch.float32) * 2.0**-24
 
 
-def permutation(seed: int, epoch: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The order in which an epoch visits `count` samples."""
-    return np.argsort(bits(seed, epoch, 0, np.arange(count, dtype=np.int64), int(Stream.SHUFFLE)), kind="stable")
+def permutation(seed: int, epoch: int, count: int, first: int = 0) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The order in which an epoch visits `count` samples, numbered from `first`, as their places from 0."""
+    words_N = bits(seed, epoch, 0, np.arange(first, first + count, dtype=np.int64), int(Stream.SHUFFLE))
+    return np.argsort(words_N, kind="stable")

@@ -1,16 +1,16 @@
 """Batches as pure functions of their place in the run.
 
-Training is one endless stream of epochs, each put in order by keyed random numbers, cut into batches of equal size (see
-`sampling.py`). Every batch has the same shape, and the position after a resume is the step number alone. Of N processes
-each takes its rows of the global batch, whole groups of 8 in which images are mixed, so that all of them together make
-the batch of one. Shape letters: B batch, N samples of the split, C H W of an image.
+Training reads one or more streams. Each is an endless row of epochs, put in order by keyed random numbers and cut into
+batches of equal size (see `sampling.py`). Every batch has the same shape, and the position after a resume is the step
+number alone. Of N processes each takes its rows of the global batch, whole groups of 8 in which images are mixed, so
+that all of them together make the batch of one. Shape letters: B batch, N samples of the split, C H W of an image.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -21,65 +21,65 @@ from vitral.data.augment import augment
 from vitral.data.config import AugmentConfig, ViewConfig
 from vitral.data.crop import box_matrix
 from vitral.data.dataset import Split
+from vitral.data.image_spec import ResizeSpec
 from vitral.data.mixing import GROUP, Mixer
 from vitral.data.reading import ImageReader, Index, RandomCrop, Reading, Request
-from vitral.data.resize import Fit
 from vitral.data.sampling import Sampler
-from vitral.data.workers import AHEAD, Pool, make_pool
+from vitral.data.workers import AHEAD, Threads
 from vitral.errors import UserError
-from vitral.structs import Batch
+from vitral.structs import STREAM_SPAN, Batch
 
 
 class ImageStore:
     """A split's images at the model's size: in memory, on `device`, if they fit in `cache_mb`, else read on demand.
 
     exact: float32 [0,1] by the one resize that evaluation and prediction share; otherwise uint8 by the fast one, for
-    training. `workers` of `worker_kind` (threads, fork, spawn) decode, for requests of up to `batch` images; 0 workers:
-    the caller does. With `crops`, boxes are cut out while decoding, from the files at their own resolution, and nothing
-    is kept: the system's file cache holds the encoded files, and each epoch wants another part of them. A context, or
-    to be closed: it may hold threads or processes. Raises UserError, naming the file, for an image that cannot be read.
+    training. `workers` threads decode, whole splits in portions of `batch` images; 0 workers: the caller does. With
+    `crops`, boxes are cut out while decoding, from the files at their own resolution, and nothing is kept: the system's
+    file cache holds the encoded files, and each epoch wants another part of them. A context, or to be closed: it may
+    hold threads. Raises UserError, naming the file, for an image that cannot be read.
     """
 
     def __init__(
         self,
         split: Split,
         size: tuple[int, int],
-        fit: Fit,
+        fit: ResizeSpec,
         *,
         exact: bool,
         workers: int,
         cache_mb: int,
         device: torch.device,
-        worker_kind: str = "threads",
         batch: int = 64,
         crops: tuple[RandomCrop, ...] = (),
     ) -> None:
         self.split, self.size, self.fit, self.exact, self.device, self.crops = split, size, fit, exact, device, crops
-        self.workers, self.worker_kind, self.batch = workers, worker_kind, batch
+        self.workers, self.batch = workers, batch
         channels = len(split.read(0))
         self.reader = ImageReader(split, size, fit, exact, channels, crops)
-        self._pool: Pool | None = None
+        self._pool: Threads | None = None
         bytes_each = channels * size[0] * size[1] * (4 if exact else 1)
         self.cached = not crops and len(split) * bytes_each <= cache_mb * 2**20
         self.images_NCHW = None
         if self.cached:
             try:
-                self.images_NCHW = self._read(np.arange(len(split), dtype=np.int64)).to(device)
+                read = self._read(np.arange(len(split), dtype=np.int64))
+                self.images_NCHW = read.views[0].to(device)
+                self.source_N33 = box_matrix(read.boxes_BV4[:, 0], size).to(device)
             finally:
                 self.close()
 
     def submit(self, request: Request) -> Callable[[], Reading]:
-        """Start reading up to `batch` images; the returned function waits for them, in memory of the processor."""
+        """Start reading images; the returned function waits for them, in memory of the processor."""
         if self._pool is None:
-            pinned = self.device.type == "cuda"
-            self._pool = make_pool(self.reader, self.workers, self.worker_kind, self.batch, pinned=pinned)
+            self._pool = Threads(self.reader, self.workers, pinned=self.device.type == "cuda")
         return self._pool.submit(request)
 
     def get(self, index_B: Tensor) -> Tensor:
         """The whole images of these samples, on the store's device."""
         if self.images_NCHW is not None:
             return self.images_NCHW[index_B.to(self.device)]
-        return to_device(self._read(index_B.cpu().numpy()), self.device)
+        return to_device(self._read(index_B.cpu().numpy()).views[0], self.device)
 
     def reserve(self, batch: int) -> None:
         """Make room for requests of so many images."""
@@ -88,7 +88,7 @@ class ImageStore:
             self.batch = batch
 
     def close(self) -> None:
-        """End the threads and processes, if any. The next request starts them anew."""
+        """End the threads, if any. The next request starts them anew."""
         if self._pool is not None:
             self._pool.close()
             self._pool = None
@@ -99,15 +99,16 @@ class ImageStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _read(self, index_N: Index) -> Tensor:
+    def _read(self, index_N: Index) -> Reading:
         """Any number of whole images, in portions of `batch`, of which the next is read while one is copied."""
         with torch.inference_mode(False):
-            images_NCHW = self.reader.empty(len(index_N)).views[0]
+            room = self.reader.empty(len(index_N))
         waiting: deque[tuple[int, Callable[[], Reading]]] = deque()
 
         def take() -> None:
             place, ready = waiting.popleft()
-            images_NCHW[place : place + self.batch] = ready().views[0]
+            read, part = ready(), slice(place, place + self.batch)
+            room.views[0][part], room.boxes_BV4[part] = read.views[0], read.boxes_BV4
 
         try:
             for start in range(0, len(index_N), self.batch):
@@ -119,7 +120,7 @@ class ImageStore:
         except BaseException:
             self.close()  # with it go the requests that nobody waits for any more
             raise
-        return images_NCHW
+        return room
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -144,12 +145,13 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
     return _copy_streams[device]
 
 
-class TrainLoader:
-    """The training stream: `batch(step)` gives the same Batch whenever and wherever it is asked.
+class StreamLoader:
+    """One stream of batches: `batch(step)` gives the same Batch whenever and wherever it is asked.
 
     rank, world: this process takes its contiguous share of every global batch. balance: see `Sampler`. views: how each
-    sample is shown, once for each; by default once, at the store's size, as `augment_config` says. Raises UserError
-    where the share is no multiple of 8 images, or the sampler refuses.
+    sample is shown, once for each; by default once, at the store's size, as `augment_config` says, by which labeled
+    images are mixed too. number: that of the stream in its run, from which its samples are numbered. labeled: whether
+    batches hold labels. Raises UserError where the share is no multiple of 8 images, or the sampler refuses.
     """
 
     def __init__(
@@ -163,21 +165,29 @@ class TrainLoader:
         rank: int = 0,
         world: int = 1,
         views: Sequence[ViewConfig] = (),
+        number: int = 0,
+        labeled: bool = True,
     ) -> None:
         assert 0 <= rank < world, (rank, world)
+        assert len(store.split) <= STREAM_SPAN, "samples of two streams would have the same numbers"
         if world > 1 and batch_size % (world * GROUP):
             raise UserError(
                 f"every one of {world} processes takes a multiple of {GROUP} images", where="train.batch_size",
                 got=batch_size, wanted=f"a multiple of {world * GROUP}",
             )  # fmt: skip
-        self.store, self.batch_size, self.seed = store, batch_size, seed
+        self.store, self.batch_size, self.seed, self.first_id = store, batch_size, seed, number * STREAM_SPAN
         self.views = tuple(views) or (ViewConfig(augment_config, store.size),)
+        # What is left to do for images that the store has cropped already.
+        todo = {"crop": "none"} if store.crops else {}
+        self.augments = [view.augment.model_copy(update=todo) for view in self.views]
         assert len(store.crops) in (0, len(self.views)), (store.crops, self.views)
-        self.labels_N = torch.from_numpy(store.split.labels_N)
+        self.labels_N = torch.from_numpy(store.split.labels_N) if labeled else None
         self.mixer = Mixer(augment_config, seed)
         # One weight of the own label serves all views: a box cut into whole pixels has one area only at one size.
-        assert not self.mixer.active or len({view.size for view in self.views}) == 1, self.views
-        self.sampler = Sampler(store.split.labels_N, batch_size, seed, balance=balance, repeats=augment_config.repeats)
+        assert not self.mixer.active or (labeled and len({view.size for view in self.views}) == 1), self.views
+        self.sampler = Sampler(
+            store.split.labels_N, batch_size, seed, balance=balance, repeats=augment_config.repeats, first=self.first_id
+        )
         self.first, self.last = rank * batch_size // world, (rank + 1) * batch_size // world
         store.reserve(self.last - self.first)
         self._ahead: dict[int, Callable[[], Reading]] = {}
@@ -185,17 +195,18 @@ class TrainLoader:
     def batch(self, step: int) -> Batch:
         """This process's rows of the batch of this step (from 0): augmented views, labels, sample numbers."""
         index_B, draw_B = self.sampler.rows(step, self.first, self.last)
-        device, keys_B = self.store.device, torch.from_numpy(index_B)
-        sources = self._images(step, keys_B)
-        draws_B = torch.from_numpy(draw_B).to(device)
+        device, place_B = self.store.device, torch.from_numpy(index_B)
+        sources = self._images(step, place_B)
+        draws_B, keys_B = torch.from_numpy(draw_B).to(device), place_B + self.first_id
         views = [
-            augment(images_BCHW, view.augment, self.seed, draws_B, keys_B.to(device), number, taken_B33=taken_B33,
-                    size=view.size)
-            for number, (view, (images_BCHW, taken_B33)) in enumerate(zip(self.views, sources, strict=True))
+            augment(images_BCHW, self.augments[number], self.seed, draws_B, keys_B.to(device), number,
+                    source_B33=source_B33, size=view.size)
+            for number, (view, (images_BCHW, source_B33)) in enumerate(zip(self.views, sources, strict=True))
         ]  # fmt: skip
-        targets = {"label": self.labels_N[keys_B].to(device)}
+        targets = {} if self.labels_N is None else {"label": self.labels_N[place_B].to(device)}
         if self.mixer.active:
-            position_B = torch.arange(self.first, self.last, device=device) + step * self.batch_size
+            row_B = torch.arange(self.first, self.last, device=device)
+            position_B = row_B + step * self.batch_size + self.first_id
             mixed = [self.mixer(view.images_BCHW, targets["label"], position_B) for view in views]
             views = [view._replace(images_BCHW=images) for view, (images, _) in zip(views, mixed, strict=True)]
             targets = mixed[0][1]
@@ -219,19 +230,44 @@ class TrainLoader:
         places = self.sampler.rows(step, self.first, self.last)
         return self.store.submit(Request(places.index_B, places.draw_B if self.store.crops else None))
 
-    def _images(self, step: int, keys_B: Tensor) -> list[tuple[Tensor, Tensor | None]]:
-        """For each view the images of a step before augmentation, and the map of the crop if it has been made."""
+    def _images(self, step: int, place_B: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """For each view the images of a step before augmentation, and how they came from the decoded upright ones."""
         if self.store.images_NCHW is not None:
-            return [(self.store.get(keys_B), None)] * len(self.views)
+            source_B33 = self.store.source_N33[place_B.to(self.store.device)]
+            return [(self.store.get(place_B), source_B33)] * len(self.views)
         read = (self._ahead.pop(step, None) or self._ask(step))()
         views = [to_device(images_BCHW, self.store.device) for images_BCHW in read.views]
-        if not self.store.crops:
-            return [(views[0], None)] * len(self.views)
         boxes_BV4 = read.boxes_BV4.to(self.store.device)
+        if not self.store.crops:
+            return [(views[0], box_matrix(boxes_BV4[:, 0], self.store.size))] * len(self.views)
         return [
             (images_BCHW, box_matrix(boxes_BV4[:, number], view.size))
             for number, (images_BCHW, view) in enumerate(zip(views, self.views, strict=True))
         ]
+
+
+class TrainLoader:
+    """All streams of a run, by name; steps and epochs are counted by the first one.
+
+    `batch(step)` gives one Batch of each, the same whenever and wherever it is asked.
+    """
+
+    def __init__(self, streams: Mapping[str, StreamLoader]) -> None:
+        self.streams = dict(streams)
+        first = next(iter(self.streams.values()))
+        self.samples, self.device = len(first.store.split), first.store.device
+        self.images = sum(stream.batch_size for stream in self.streams.values())  # of a step, over all processes
+
+    def batch(self, step: int) -> dict[str, Batch]:
+        """This process's rows of every stream's batch of this step (from 0)."""
+        return {name: stream.batch(step) for name, stream in self.streams.items()}
+
+    def stream(self, start: int, stop: int) -> Generator[dict[str, Batch]]:
+        """Batches of the steps start..stop; where images are read on demand, the next ones are read meanwhile."""
+        with contextlib.ExitStack() as closes:
+            parts = [closes.enter_context(contextlib.closing(s.stream(start, stop))) for s in self.streams.values()]
+            for batches in zip(*parts, strict=True):
+                yield dict(zip(self.streams, batches, strict=True))
 
 
 def eval_batches(store: ImageStore, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

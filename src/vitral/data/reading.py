@@ -1,4 +1,4 @@
-"""From places in a split to pixels at the model's size: what every worker, thread or process, does.
+"""From places in a split to pixels at the model's size: what every worker does.
 
 Shape letters: B images, V views of each, C channels, H W height and width, 4 a box (top, left, height, width).
 """
@@ -18,7 +18,8 @@ from vitral.data.config import MAX_PIXELS
 from vitral.data.crop import draw_boxes
 from vitral.data.crop_decode import Box, random_crops
 from vitral.data.dataset import Split
-from vitral.data.resize import Fit, fit_image, fit_image_fast
+from vitral.data.image_spec import ResizeSpec
+from vitral.data.resize import fit_image, fit_image_fast, shown_box
 
 Index = np.ndarray[Any, np.dtype[np.int64]]
 # Images whose files are held and whose boxes are drawn together.
@@ -28,7 +29,8 @@ CHUNK = 16
 @dataclass(frozen=True)
 class RandomCrop:
     """A random resized crop that is made while decoding; scale and ratio as in AugmentConfig. `size`: of the result,
-    (height, width), or that of the reader; `view`: its number in the keyed random numbers."""
+    (height, width), or that of the reader; `view`, `first`: its number, and that of the split's first sample, in the
+    keyed random numbers."""
 
     seed: int
     scale: tuple[float, float]
@@ -36,6 +38,7 @@ class RandomCrop:
     max_pixels: int = MAX_PIXELS
     size: tuple[int, int] | None = None
     view: int = 0
+    first: int = 0
 
 
 class Request(NamedTuple):
@@ -53,15 +56,11 @@ class Request(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """Images of each view, and the boxes int64 [B, V, 4] that they show (zeros where whole images are asked for)."""
+    """Images of each view, and the boxes float32 [B, V, 4] of the decoded upright images that they show (the first one
+    alone where whole images are asked for)."""
 
     views: tuple[Tensor, ...]
     boxes_BV4: Tensor
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All of it."""
-        return *self.views, self.boxes_BV4
 
     def rows(self, start: int, stop: int) -> Reading:
         """Images start..stop: the same memory."""
@@ -71,14 +70,11 @@ class Reading(NamedTuple):
 @dataclass(frozen=True)
 class ImageReader:
     """Reads images of a split at `size` (height, width): exact float32 [0,1], fast uint8, or uint8 random crops, of
-    each image as many as there are `crops`.
-
-    Can be sent to other processes where the split can.
-    """
+    each image as many as there are `crops`."""
 
     split: Split
     size: tuple[int, int]
-    fit: Fit
+    fit: ResizeSpec
     exact: bool
     channels: int
     crops: tuple[RandomCrop, ...] = ()
@@ -88,14 +84,17 @@ class ImageReader:
         dtype = torch.float32 if self.exact else torch.uint8
         sizes = [crop.size or self.size for crop in self.crops] or [self.size]
         views = [torch.empty(count, self.channels, *size, dtype=dtype, pin_memory=pinned) for size in sizes]
-        return Reading(tuple(views), torch.zeros(count, len(sizes), 4, dtype=torch.int64))
+        return Reading(tuple(views), torch.zeros(count, len(sizes), 4))
 
     def fill(self, request: Request, room: Reading) -> None:
         """Read the images into `room`. Raises UserError, naming the file, for one that cannot be read."""
         if request.draw_B is None:
-            fit = fit_image if self.exact else fit_image_fast
+            fit, boxes = fit_image if self.exact else fit_image_fast, list[tuple[float, ...]]()
             for slot, index in enumerate(request.index_B.tolist()):
-                room.views[0][slot] = fit(self.split.read(index), self.size, self.fit)
+                image_CHW = self.split.read(index)
+                room.views[0][slot] = fit(image_CHW, self.size, self.fit)
+                boxes.append(shown_box((image_CHW.shape[1], image_CHW.shape[2]), self.size, self.fit))
+            room.boxes_BV4[:, 0] = torch.tensor(boxes).reshape(len(boxes), 4)
             return
         for start in range(0, len(request), CHUNK):
             self._crops(request.part(start, start + CHUNK), room.rows(start, start + CHUNK))
@@ -107,7 +106,7 @@ class ImageReader:
 
         def boxes(which: list[int], sizes_B2: Tensor) -> Tensor:
             keys_B, draws_B = torch.from_numpy(request.index_B[which]), torch.from_numpy(draw_B[which])
-            each = [draw_boxes(c.seed, draws_B, c.view, keys_B, sizes_B2, c.scale, c.ratio) for c in crops]
+            each = [draw_boxes(c.seed, draws_B, c.view, keys_B + c.first, sizes_B2, c.scale, c.ratio) for c in crops]
             return torch.stack(each, dim=1)
 
         def place(slot: int, images: Sequence[Tensor], shown: Sequence[Box]) -> None:

@@ -5,7 +5,6 @@ Shape letters: C channels, H height, W width.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,60 +12,70 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitral.data.image_spec import ResizeSpec
 from vitral.errors import UserError
 
 Size = tuple[int, int]
+Box = tuple[float, float, float, float]  # top, left, height, width in pixels
 # Beyond this many times the target's own aspect the ends of a picture are cut off first: the centre crop never sees
 # them, and a 1 x 10000 strip would otherwise become gigabytes.
 LONGEST = 8
 _STRIPE = 1 << 22  # pixels that become floats together: 12 bytes each
 
 
-class Fit(NamedTuple):
-    """How an image is brought to the model's size.
-
-    mode "crop": scaled until it covers size / crop_ratio, keeping its aspect, then cut at the centre; "squash": each
-    side scaled to size / crop_ratio by itself, then cut. interpolation: bicubic, bilinear or lanczos, antialiased, with
-    Pillow's filters. crop_ratio: (0,1]; torchvision's 256 then 224 is 0.875, timm calls it crop_pct.
-    """
-
-    mode: str = "crop"
-    interpolation: str = "bicubic"
-    crop_ratio: float = 1.0
-
-
-def fit_image(image_CHW: Tensor, size: Size, fit: Fit) -> Tensor:
+def fit_image(image_CHW: Tensor, size: Size, spec: ResizeSpec) -> Tensor:
     """A uint8 image [C, H, W] as float32 [C, height, width] in [0,1], size = (height, width) in pixels.
 
     Resized in float32, clamped to [0,1]; an image that already has the size / crop_ratio is exactly image / 255.
     """
     assert image_CHW.dtype == torch.uint8, image_CHW.dtype
-    return _fit(image_CHW, size, fit, _resize_exactly).clamp_(0, 1)
+    return _fit(image_CHW, size, spec, _resize_exactly).clamp_(0, 1)
 
 
-def fit_image_fast(image_CHW: Tensor, size: Size, fit: Fit) -> Tensor:
+def fit_image_fast(image_CHW: Tensor, size: Size, spec: ResizeSpec) -> Tensor:
     """The same in uint8 arithmetic, uint8 in and out: for training only.
 
     It rounds and clamps between the two passes, and so differs from `fit_image` by up to 0.08 of the range on noise.
     """
     assert image_CHW.dtype == torch.uint8, image_CHW.dtype
-    return _fit(image_CHW, size, fit, _resize)
+    return _fit(image_CHW, size, spec, _resize)
 
 
-def _fit(image_CHW: Tensor, size: Size, fit: Fit, resize: Callable[[Tensor, Size, str], Tensor]) -> Tensor:
-    assert fit.mode in ("crop", "squash"), fit
-    # Rounded down as timm does; the millionth keeps 224 / (224 / 232) from becoming 231.
-    height, width = (math.floor(side / fit.crop_ratio + 1e-6) for side in size)
-    if fit.mode == "squash":
-        resized_CHW = resize(image_CHW, (height, width), fit.interpolation)
-    else:
-        image_CHW = _shorten(image_CHW, (height, width))
-        _, h, w = image_CHW.shape
-        high = h * width <= w * height  # the height decides; integers, so that no rounding falls short of the size
-        covering = (height, w * height // h) if high else (h * width // w, width)
-        resized_CHW = resize(image_CHW, covering, fit.interpolation)
-    top, left = (round((have - want) / 2) for have, want in zip(resized_CHW.shape[1:], size, strict=True))
+def _fit(image_CHW: Tensor, size: Size, spec: ResizeSpec, resize: Callable[[Tensor, Size, str], Tensor]) -> Tensor:
+    layout = _layout((image_CHW.shape[1], image_CHW.shape[2]), size, spec)
+    top, left, height, width = layout.part
+    resized_CHW = resize(image_CHW[:, top : top + height, left : left + width], layout.resized, spec.interpolation)
+    top, left = layout.start
     return resized_CHW[:, top : top + size[0], left : left + size[1]].contiguous()
+
+
+def shown_box(source: Size, size: Size, spec: ResizeSpec) -> Box:
+    """The box (top, left, height, width, in pixels and their parts) of an image of `source` that `fit_image` shows."""
+    (top, left, height, width), resized, start = _layout(source, size, spec)
+    down, across = height / resized[0], width / resized[1]
+    return top + start[0] * down, left + start[1] * across, size[0] * down, size[1] * across
+
+
+class _Layout(NamedTuple):
+    """The part (top, left, height, width) of an image that is resized, to which size, and where the result is cut."""
+
+    part: tuple[int, int, int, int]
+    resized: Size
+    start: tuple[int, int]
+
+
+def _layout(source: Size, size: Size, spec: ResizeSpec) -> _Layout:
+    height, width = spec.scaled(size)
+    h, w = source
+    part, resized = (0, 0, h, w), (height, width)
+    if spec.fit == "crop":
+        # The middle alone of a picture far longer than the target's aspect.
+        most_h, most_w = max(1, LONGEST * w * height // width), max(1, LONGEST * h * width // height)
+        part = max(0, (h - most_h) // 2), max(0, (w - most_w) // 2), min(h, most_h), min(w, most_w)
+        _, _, h, w = part
+        high = h * width <= w * height  # the height decides; integers, so that no rounding falls short of the size
+        resized = (height, w * height // h) if high else (h * width // w, width)
+    return _Layout(part, resized, (round((resized[0] - size[0]) / 2), round((resized[1] - size[1]) / 2)))
 
 
 def _resize_exactly(image_CHW: Tensor, size: Size, interpolation: str) -> Tensor:
@@ -90,12 +99,3 @@ def _resize(image_CHW: Tensor, size: Size, interpolation: str) -> Tensor:
         return F.interpolate(image_CHW[None], size, mode=interpolation, antialias=True, align_corners=False)[0]
     except NotImplementedError:
         raise UserError(f"this version of torch cannot resize so: {torch.__version__}", got=interpolation) from None
-
-
-def _shorten(image_CHW: Tensor, size: Size) -> Tensor:
-    """The middle of a picture far longer than the target's aspect."""
-    _, h, w = image_CHW.shape
-    longest_h = max(1, LONGEST * w * size[0] // size[1])
-    longest_w = max(1, LONGEST * h * size[1] // size[0])
-    top, left = max(0, (h - longest_h) // 2), max(0, (w - longest_w) // 2)
-    return image_CHW[:, top : top + longest_h, left : left + longest_w]

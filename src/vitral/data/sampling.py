@@ -46,10 +46,13 @@ class Sampler:
     equally often, to within one. With `repeats` R (Hoffer et al. 2020, arXiv 1901.09335) a batch of B holds B / R
     samples, R times each and varied differently; an epoch stays N images, of N / R samples: each sample comes in one of
     R epochs. Copies stand B / R places apart, so that mixing inside groups of 8 seldom meets its own copy.
+    The random numbers are those of samples numbered from `first`.
     Raises UserError for a batch that R does not divide, and for balancing without one class a sample.
     """
 
-    def __init__(self, labels_N: Index, batch_size: int, seed: int, *, balance: str = "none", repeats: int = 1) -> None:
+    def __init__(
+        self, labels_N: Index, batch_size: int, seed: int, *, balance: str = "none", repeats: int = 1, first: int = 0
+    ) -> None:
         if batch_size % repeats:
             raise UserError(
                 "repeated augmentation needs a batch that it divides", where="augment.repeats", got=repeats,
@@ -58,7 +61,8 @@ class Sampler:
         if balance != "none" and labels_N.ndim != 1:
             raise UserError("balancing needs data with one class an image", where="data.balance", got=balance)
         self.count, self.batch_size, self.seed, self.repeats = len(labels_N), batch_size, seed, repeats
-        self._classes = _ClassStreams(labels_N, seed, balance) if balance != "none" else None
+        self.first = first
+        self._classes = _ClassStreams(labels_N, seed, balance, first) if balance != "none" else None
         self._epochs: dict[int, Places] = {}
 
     def rows(self, step: int, start: int, stop: int) -> Places:
@@ -75,7 +79,7 @@ class Sampler:
     def _epoch(self, epoch: int) -> Places:
         if epoch not in self._epochs:
             self._epochs = {e: places for e, places in self._epochs.items() if abs(e - epoch) < _EPOCHS_KEPT}
-            order_N = permutation(self.seed, epoch, self.count)
+            order_N = permutation(self.seed, epoch, self.count, self.first)
             if self._classes is None:
                 self._epochs[epoch] = Places(order_N, np.full(self.count, epoch, np.int64))
             else:
@@ -87,8 +91,8 @@ class Sampler:
 class _ClassStreams:
     """For each class an endless row of keyed permutations of its samples, of which every epoch takes the next piece."""
 
-    def __init__(self, labels_N: Index, seed: int, balance: str) -> None:
-        self.seed, self.count = seed, len(labels_N)
+    def __init__(self, labels_N: Index, seed: int, balance: str, first: int) -> None:
+        self.seed, self.count, self.first = seed, len(labels_N), first
         self.members = [np.flatnonzero(labels_N == label) for label in np.unique(labels_N)]
         shares_K = class_shares(labels_N, int(labels_N.max()) + 1, balance)
         self.ends_K = np.cumsum(shares_K[shares_K > 0]) * self.count
@@ -107,7 +111,7 @@ class _ClassStreams:
             cycle_D, place_D = np.divmod(np.arange(start, stop, dtype=np.int64), len(members_M))
             picked_D = np.empty_like(place_D)
             for cycle in np.unique(cycle_D).tolist():
-                words_M = bits(self.seed, cycle, 0, members_M, int(Stream.CLASS_SHUFFLE))
+                words_M = bits(self.seed, cycle, 0, members_M + self.first, int(Stream.CLASS_SHUFFLE))
                 picked_D[cycle_D == cycle] = members_M[np.argsort(words_M, kind="stable")][place_D[cycle_D == cycle]]
             index.append(picked_D)
             draw.append(cycle_D)

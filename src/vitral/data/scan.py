@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -86,26 +86,8 @@ def scan(
             sums.append(part_3C)
             tick(len(part))
     sums_3C = np.sum([np.zeros((3, channels)), *sums], axis=0)
-    return Scan(
-        found.digest_N2, found.size_N2, found.constant_N, found.grey_N, found.hash_N, found.thumbs_NCTT,
-        found.grey_NSS, found.windows_NW,
-        dict(sorted(found.damaged.items())), int(sums_3C[0, 0]), sums_3C[1], sums_3C[2],
-    )  # fmt: skip
-
-
-def find_damaged(split: Split, workers: int | None = None) -> dict[int, str]:
-    """What is wrong, by place, with every image of the split that cannot be decoded; nothing else is computed."""
-
-    def cause(index: int) -> str | None:
-        try:
-            split.read(index)
-        except UserError as error:
-            return error.what
-        return None
-
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        causes = list(pool.map(cause, range(len(split))))
-    return {index: what for index, what in enumerate(causes) if what is not None}
+    damaged = dict(sorted(found.damaged.items()))
+    return replace(found, damaged=damaged, pixels=int(sums_3C[0, 0]), sums_C=sums_3C[1], squares_C=sums_3C[2])
 
 
 def _part(split: Split, part: range, found: Scan) -> Array:

@@ -1,13 +1,11 @@
-"""A few train images of each class: what is left to learn from where labels are scarce. Shape letter: N samples."""
+"""A few train images of each class: what is left to learn from where labels are scarce."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from vitral.data.dataset import Dataset
-from vitral.data.keyed import Stream, bits
+from vitral.data.unlabeled import drawn_per_class
 from vitral.errors import UserError, plural
 
 
@@ -20,11 +18,8 @@ def with_shots(dataset: Dataset, shots: int, seed: int) -> Dataset:
     train = dataset.splits["train"]
     if train.multi_label:
         raise UserError("images with several classes cannot be counted so", where="data.shots", got=shots)
-    order_N = np.argsort(bits(seed, 0, 0, np.arange(len(train), dtype=np.int64), int(Stream.SHOTS)), kind="stable")
-    labels_N = train.labels_N[order_N]
-    chosen = [order_N[labels_N == label][:shots] for label in range(len(dataset.classes))]
-    kept = np.sort(np.concatenate(chosen))
-    fewer = sum(0 < len(places) < shots for places in chosen)
+    kept = drawn_per_class(train, len(dataset.classes), shots, seed)
+    fewer = int(((counts_K := train.class_counts(len(dataset.classes))) < shots)[counts_K > 0].sum())
     note = f"{len(kept)} of {len(train)} train images, {shots} of each class (data.shots), drawn by seed {seed}"
     note += f"; {plural(fewer, 'class has', 'classes have')} fewer" if fewer else ""
     splits = {**dataset.splits, "train": train.subset(kept)}

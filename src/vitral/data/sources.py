@@ -13,25 +13,16 @@ from vitral.data.dataset import Dataset
 from vitral.data.describe import open_description
 from vitral.data.digits import open_digits
 from vitral.data.filename import fits, looks_flat, open_filename
-from vitral.data.files import hidden, is_image, some
+from vitral.data.files import loose_images, some, subfolders
 from vitral.data.folder import IMAGE_FILES, LAYOUT, has_classes, is_unlabelled, open_folder, open_images
 from vitral.data.hf import find_shards, is_saved, open_hf
-from vitral.data.holdout import VAL_SEED, iteratively_stratified, stratified, with_val_in_train, with_validation
+from vitral.data.holdout import with_val_in_train, with_validation
 from vitral.data.table import ENDINGS, describes_images, open_table
 from vitral.data.value_range import find_value_range
 from vitral.errors import UserError, nearest
 
-__all__ = [
-    "BUILT_IN", "SOURCES", "VAL_SEED", "find_source", "held_out", "iteratively_stratified", "open_dataset",
-    "refuse_unequal", "stratified", "with_validation",
-]  # fmt: skip
-
 BUILT_IN = ("digits",)
 MANIFESTS = ("metadata", "manifest", "labels", "index")  # a folder with one of these, .csv or .jsonl, is a table
-
-
-def _open_yaml(config: DataConfig) -> Dataset:
-    return open_description(config, _open)
 
 
 SOURCES: dict[str, Callable[[DataConfig], Dataset]] = {
@@ -42,7 +33,7 @@ SOURCES: dict[str, Callable[[DataConfig], Dataset]] = {
     "table": open_table,
     "cifar": open_cifar,
     "hf": open_hf,
-    "yaml": _open_yaml,
+    "yaml": lambda config: open_description(config, _open),
 }
 # Keys that only some sources read: given to another one, they would be ignored.
 _ONLY = {
@@ -53,7 +44,6 @@ _ONLY = {
     "label_separator": ("table",),
     "classes": ("folder", "filename", "table", "hf"),
     "subset": ("hf",),
-    "streaming": ("hf",),
 }
 _LOOKED_FOR = (
     "CIFAR files; a folder that save_to_disk wrote, .parquet, .arrow or .tar shards; metadata.csv or metadata.jsonl; "
@@ -198,8 +188,6 @@ def _look_into(path: Path, config: DataConfig) -> tuple[str, DataConfig]:
         return "cifar", config
     if is_saved(path):
         return "hf", config
-    entries = [entry for entry in path.iterdir() if not hidden(entry.name)]
-    files = [entry for entry in entries if entry.is_file()]
     manifests = _manifests(path, config)
     if len(manifests) > 1:
         names = some(file.name for file in manifests)
@@ -208,10 +196,10 @@ def _look_into(path: Path, config: DataConfig) -> tuple[str, DataConfig]:
         return "table", config.model_copy(update={"path": str(manifests[0])})
     if looks_flat(path):
         return "filename", config
-    images = any(is_image(str(file)) for file in files)
+    images = any(loose_images(path))
     if not images and find_shards(str(path)):
         return "hf", config
-    if not images and not any(entry.is_dir() for entry in entries):
+    if not images and not subfolders(path):
         raise UserError("no images here that are laid out in a known way", where=str(path), wanted=_LOOKED_FOR)
     return "folder", config
 
@@ -276,9 +264,7 @@ def _check_path(config: DataConfig) -> None:
     if config.path is None:
         raise UserError(f"source {config.source} needs a {kind}", where="data.path", hint="Say where: data=DIR.")
     path = Path(config.path).expanduser()
-    if path.is_dir() and not file_wanted:
-        return
-    if path.is_file() and file_wanted:
+    if path.is_file() if file_wanted else path.is_dir():
         return
     if path.is_dir():
         raise UserError(
@@ -297,7 +283,6 @@ def _near(path: Path, written: str) -> str | None:
     missing = path
     while not missing.parent.is_dir() and missing.parent != missing:
         missing = missing.parent
-    options = {child.name: str(child) for child in missing.parent.iterdir() if not child.name.startswith(".")} | {
-        name: name for name in BUILT_IN if missing.name == written
-    }
+    options = {child.name: str(child) for child in missing.parent.iterdir() if not child.name.startswith(".")}
+    options |= {name: name for name in BUILT_IN if missing.name == written}
     return options.get(nearest(missing.name, options) or "")

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitral.data.config import DataConfig
-from vitral.data.dataset import Dataset, fingerprint
+from vitral.data.dataset import SPLITS, Dataset, fingerprint
 from vitral.data.decode import Decoding
-from vitral.data.files import class_map, file_channels, file_split, indices, multi_hot, size_in_bytes, some
+from vitral.data.files import class_map, file_channels, file_split, known_column, label_array, size_in_bytes, some
 from vitral.data.folder_words import SPLIT_OF
 from vitral.data.label_vectors import named, text_vectors
-from vitral.errors import UserError, nearest, plural
+from vitral.errors import UserError, plural
 from vitral.files import parse_json, read_text
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -110,23 +110,17 @@ def _dataset(
     rows: Sequence[_Row], sizes: Sequence[int], several: bool, columns: _Columns, config: DataConfig, path: Path
 ) -> Dataset:
     index_of = class_map((label for row in rows for label in row.labels), config.classes, str(path))
-    splits = {split: [row for row in rows if row.split == split] for split in ("train", "val", "test")}
-    splits = {split: found for split, found in splits.items() if found}
+    splits = {split: found for split in SPLITS if (found := [row for row in rows if row.split == split])}
     if "train" not in splits:
         raise UserError(f"rows for {' and '.join(splits)} but none for train", where=str(path))
     channels = file_channels(path.parent, [row.path for row in splits["train"]], config)
     rules = Decoding.of(config)
-
-    def labels(found: Sequence[_Row]) -> Any:
-        if several:
-            return multi_hot([row.labels for row in found], index_of)
-        return indices([row.labels[0] for row in found], index_of)
-
+    labels = {split: label_array([row.labels for row in found], index_of, several) for split, found in splits.items()}
     return Dataset(
         name=path.stem,
         classes=tuple(index_of),
         splits={
-            split: file_split(path.parent, [row.path for row in found], labels(found), channels, rules)
+            split: file_split(path.parent, [row.path for row in found], labels[split], channels, rules)
             for split, found in splits.items()
         },
         channels=channels,
@@ -140,11 +134,8 @@ def _dataset(
 
 def _records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """(line, fields) of every row."""
-    text = read_text(path, _BYTES)
-    if path.suffix.lower() in (".jsonl", ".ndjson"):
-        yield from _json_rows(text, path)
-    else:
-        yield from _csv_rows(text, path)
+    rows = _json_rows if path.suffix.lower() in (".jsonl", ".ndjson") else _csv_rows
+    yield from rows(read_text(path, _BYTES), path)
 
 
 def _json_rows(text: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -189,12 +180,7 @@ def _columns(records: Sequence[Mapping[str, Any]], config: DataConfig, path: Pat
         if asked is None:
             lower = {name.lower(): name for name in reversed(names)}
             return next((lower[name] for name in _NAMES[kind] if name in lower), None)
-        if asked not in names:
-            raise UserError(
-                "no such column", where=f"data.{kind}_column", got=asked, wanted=some(names, 20),
-                nearest=nearest(asked, names),
-            )  # fmt: skip
-        return asked
+        return known_column(kind, asked, names)
 
     image, label = one("image", config.image_column), one("label", config.label_column)
     for kind, found in (("image", image), ("label", label)):

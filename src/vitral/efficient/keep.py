@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vitral.errors import UserError
-from vitral.models.reduction import Fewer, Seen, Step, TokenReduction, highest, take_rows
+from vitral.models.reduction import CapturedQK, Reduction, Step, TokenReduction, highest, take_rows
 
 
 @dataclass(frozen=True)
@@ -43,20 +43,20 @@ class ClassAttention(TokenReduction):
             left.append(patches)
         return left
 
-    def reduce(self, x_BTD: Tensor, seen: Seen, sizes_BM: Tensor, step: Step) -> Fewer:
+    def reduce(self, x_BTD: Tensor, qk: CapturedQK, sizes_BM: Tensor, step: Step) -> Reduction:
         """The kept tokens in their order and the fused one behind them; see `TokenReduction.reduce`."""
         P, K = step.prefix, step.left - 1
-        attention_BN = attention_to(seen, 1 if step.has_class else None)[:, P:]
+        attention_BN = attention_to(qk, 1 if step.has_class else None)[:, P:]
         kept_BK, target_BN = highest(attention_BN, K, others=K)
         weight_BN = attention_BN.masked_fill(target_BN < K, 0.0)
         weight_BN = weight_BN / weight_BN.sum(1, keepdim=True)
         fused_B1D = weight_BN.unsqueeze(1).to(x_BTD.dtype) @ x_BTD[:, P:]
-        return Fewer(torch.cat([x_BTD[:, :P], take_rows(x_BTD[:, P:], kept_BK), fused_B1D], dim=1), target_BN)
+        return Reduction(torch.cat([x_BTD[:, :P], take_rows(x_BTD[:, P:], kept_BK), fused_B1D], dim=1), target_BN)
 
 
-def attention_to(seen: Seen, queries: int | None) -> Tensor:
+def attention_to(qk: CapturedQK, queries: int | None) -> Tensor:
     """Attention that each token gets, [B, T] float32: the mean over the heads and the first `queries` tokens (None:
     all). Rows sum to 1."""
-    q_BhQd = seen.q_BhTd.float() if queries is None else seen.q_BhTd[:, :, :queries].float()
-    scores_BhQT = (q_BhQd * q_BhQd.shape[-1] ** -0.5) @ seen.k_BhTd.float().transpose(-2, -1)
+    q_BhQd = qk.q_BhTd.float() if queries is None else qk.q_BhTd[:, :, :queries].float()
+    scores_BhQT = (q_BhQd * q_BhQd.shape[-1] ** -0.5) @ qk.k_BhTd.float().transpose(-2, -1)
     return scores_BhQT.softmax(-1).mean((1, 2))

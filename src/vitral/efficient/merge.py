@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vitral.models.reduction import Fewer, Seen, Step, TokenReduction, depth_list
+from vitral.models.reduction import CapturedQK, Reduction, Step, TokenReduction, depth_list
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class TokenMerging(TokenReduction):
         total = [round(self.r * i * (2 * depth - 1 - i) / (depth - 1)) for i in range(depth + 1)]
         return [after - before for before, after in itertools.pairwise(total)]
 
-    def reduce(self, x_BTD: Tensor, seen: Seen, sizes_BM: Tensor, step: Step) -> Fewer:
+    def reduce(self, x_BTD: Tensor, qk: CapturedQK, sizes_BM: Tensor, step: Step) -> Reduction:
         """The tokens with the most similar ones merged, as means weighted by size; see `TokenReduction.reduce`."""
-        target_BN, kept_BM, sources_BR = match(seen.k_BhTd[:, :, step.prefix :], step.left)
-        return Fewer(merge(x_BTD, sizes_BM, target_BN, kept_BM, sources_BR, step.prefix), target_BN)
+        target_BN, kept_BM, sources_BR = match(qk.k_BhTd[:, :, step.prefix :], step.left)
+        return Reduction(merge(x_BTD, sizes_BM, target_BN, kept_BM, sources_BR, step.prefix), target_BN)
 
 
 @torch.no_grad()

@@ -122,8 +122,8 @@ def _per_class(confusion_CC: Ints, classes: Sequence[str]) -> dict[str, dict[str
 def collect_logits(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Logits float32 [N,C] and labels int64 [N] of every sample in `batches` of (images_BCHW, labels_B), in order;
-    multi-label labels are [B,C] and stay so.
+    """Logits float32 [N,C] and labels int64 [N], or floats, of every sample in `batches` of (images_BCHW, labels_B), in
+    order; multi-label labels are [B,C] and stay so.
 
     Runs the model in eval mode on its own device, without gradients; every module's mode is afterwards as it was, also
     after an error. Nothing is padded, repeated or dropped: N is the sum of the batch sizes. Raises UserError for no
@@ -149,7 +149,7 @@ def collect_logits(
                     got = f"logits {tuple(logits_BC.shape)} for labels {tuple(labels_B.shape)}"
                     raise UserError("logits and labels don't fit", got=got, wanted="(B, C) and (B,)")
                 logits.append(logits_BC.float().cpu())
-                labels.append(labels_B.to("cpu", torch.int64))
+                labels.append(labels_B.cpu() if labels_B.is_floating_point() else labels_B.to("cpu", torch.int64))
     finally:
         for module, training in modes:
             module.training = training

@@ -1,15 +1,59 @@
-"""How features are judged: the keys of each kind of probe."""
+"""Keys of each evaluator and of each kind of probe."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from pydantic import Field, Strict, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, Strict, model_validator
 
-from vitral.config import Config, Count
+from vitral.config import Config, Count, build
+from vitral.errors import UserError, nearest
 
 Counts = Annotated[tuple[Count, ...], Strict(False), Field(min_length=1)]
 Positives = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Strict(False), Field(min_length=1)]
+
+
+class EvaluatorConfig(Config):
+    """Keys of an evaluator: none by default."""
+
+    def images(self, counts: Mapping[str, int]) -> int:
+        """How many images one validation computes, of splits with so many."""
+        return counts.get("val", 0)
+
+
+class NeighborsConfig(EvaluatorConfig):
+    """Keys of the evaluator `knn`, which classifies by the nearest train images."""
+
+    k: Count = Field(default=20, description="train images that vote for the class of an image")
+    samples: Count = Field(
+        default=50_000, description="most train images that vote, and most that are evaluated, evenly spaced"
+    )
+
+    def images(self, counts: Mapping[str, int]) -> int:
+        """Those of both splits."""
+        return sum(min(counts.get(name, 0), self.samples) for name in ("train", "val"))
+
+
+EVALUATORS: dict[str, type[EvaluatorConfig]] = {"clean": EvaluatorConfig, "knn": NeighborsConfig}
+
+
+def _evaluators(tree: Any) -> Any:
+    """The configurations of evaluators by name. Raises UserError for an unknown name and unknown keys."""
+    if not isinstance(tree, Mapping):
+        return tree
+    for name in tree:
+        if name not in EVALUATORS:
+            raise UserError(
+                "unknown evaluator", got=name, wanted=", ".join(EVALUATORS), nearest=nearest(name, EVALUATORS)
+            )
+    return {
+        name: keys if isinstance(keys, Config) else build(EVALUATORS[name], {} if keys is None else keys)
+        for name, keys in tree.items()
+    }
+
+
+Evaluators = Annotated[dict[str, SerializeAsAny[EvaluatorConfig]], BeforeValidator(_evaluators)]
 
 
 class KnnConfig(Config):

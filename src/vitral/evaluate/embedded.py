@@ -5,14 +5,18 @@ Shape letters: N samples, D width of the features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from vitral import distributed
 from vitral.errors import UserError
 from vitral.evaluate.classify import wilson_interval
+
+if TYPE_CHECKING:
+    from vitral.models.model import ImageModel
 
 Metrics = Iterator[tuple[str, Any]]
 
@@ -22,6 +26,19 @@ class Embedded(NamedTuple):
 
     features_ND: Tensor
     labels_N: Tensor
+
+
+@torch.inference_mode()
+def embed_batches(model: ImageModel, batches: Iterable[tuple[Tensor, Tensor]]) -> Embedded:
+    """Pooled features and labels of every image, on every process; each gives its share of the batches."""
+    model.eval()
+    rows, labels = list[Tensor](), list[Tensor]()
+    for images_BCHW, labels_B in batches:
+        rows.append(model.pool(model.encode(images_BCHW)).float().cpu())
+        labels.append(labels_B.cpu())
+    device = next(model.parameters()).device
+    found = (torch.from_numpy(distributed.gather_rows(torch.cat(each).numpy())).to(device) for each in (rows, labels))
+    return Embedded(*found)
 
 
 def check(train: Embedded, judged: Embedded, classes: int) -> None:

@@ -23,32 +23,27 @@ PIXELS, RESIZED = "pixels", "resized"
 
 
 class Whole(nn.Module):
-    """From images to (logits [B, S], probabilities [B, S]), both float32; to (features,) without a head.
+    """From images to (outputs [B, S], scores [B, S]), both float32; to (features,) without a head.
 
     takes "pixels": uint8 [B, H, W, C] of any height and width; "resized": float32 [B, C, h, w] in [0,1] as
-    `Predictor.preprocess` gives them. Probabilities are of the logits over the folder's temperature.
+    `Predictor.preprocess` gives them. Scores are what the outputs mean, by the folder's task: probabilities, say.
     """
 
     def __init__(self, network: ImageModel, config: FolderConfig, takes: str) -> None:
         super().__init__()
         shown = config.preprocessing
-        self.fit = FitAnySize(shown.image_size, shown.fitting) if takes == PIXELS else nn.Identity()
-        self.network, self.temperature = network, config.temperature
-        self.many = config.problem_type == "multi_label_classification"
-        self.has_head = config.architecture.num_classes > 0
+        self.fit = FitAnySize(shown.image_size, shown) if takes == PIXELS else nn.Identity()
+        self.network, self.task = network, config.make_task()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """See the class."""
         logits_BS = self.network(self.fit(images)).float()
-        if not self.has_head:
-            return (logits_BS,)
-        scaled_BS = logits_BS / self.temperature
-        return logits_BS, scaled_BS.sigmoid() if self.many else scaled_BS.softmax(-1)
+        return (logits_BS, self.task.scores(logits_BS)) if self.task.has_head else (logits_BS,)
 
     @property
     def outputs(self) -> list[str]:
         """Their names, in order."""
-        return ["logits", "scores"] if self.has_head else ["features"]
+        return ["logits", "scores"] if self.task.has_head else ["features"]
 
 
 def capture(network: ImageModel, shipment: Shipment) -> tuple[torch.export.ExportedProgram, list[str]]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vitral.export.package import Package, refuse, resized_sides, square, with_learned_positions
+from vitral.export.package import Package, key_biases, misfits, refuse, resized_sides, square, with_learned_positions
 from vitral.models.config import ViTConfig
 from vitral.models.model import ImageModel
 from vitral.weights import hf
@@ -52,7 +52,7 @@ def package(model: ImageModel, config: FolderConfig) -> Package:
     tensors, c = with_learned_positions(dict(model.state_dict()), architecture)
     family = _family(c)
     refuse(f"transformers {family.name}", _misfits(c, family))
-    key_bias = family is _DINOV3 and bool(_key_biases(tensors, c).any())
+    key_bias = family is _DINOV3 and bool(key_biases(tensors, c).any())
     foreign = _renamed(tensors, c, family, key_bias)
     dtype = str(model.dtype).removeprefix("torch.")
     tree = _config(c, family, config, key_bias) | {"dtype": dtype}
@@ -82,19 +82,15 @@ def _misfits(c: ViTConfig, family: _Family) -> list[str]:
         (c.num_classes > 0 and family.classifier is None, "a head: model.num_classes has to be 0"),
         (not c.class_token, "no class token"),
         (c.pool != pool or c.norm_after_pool, f"pool={c.pool}, it has {pool} after the norm"),
-        (c.head != "linear", "head=mlp"),
         (c.qk_norm, "qk_norm"),
-        (not c.is_even, "blocks of different sizes (pruned)"),
-        (bool(c.pruner_blocks), "a pruner of patches"),
         (c.positions not in ("learned", "rope"), f"positions={c.positions}"),
-        (c.positions_at not in (None, "stem", "layers_shared" if dinov3 else None), f"positions_at={c.positions_at}"),
         (c.registers > 0 and family not in (_REGISTERS, _DINOV3), "registers without layer scale or rotation"),
         (swiglu and not (dinov2 or dinov3), "mlp=swiglu"),
         (dinov3 and c.layer_scale is None, "no layer scale"),
         (dinov2 and c.image_size[0] != c.image_size[1], "images that are not square"),
         (dinov2 and _mlp_ratio(c) is None, f"mlp_dim={c.mlp_dim}, of no whole mlp_ratio"),
     ]
-    return [what for wrong, what in found if wrong]
+    return misfits(c, found)
 
 
 def _mlp_ratio(c: ViTConfig) -> int | None:
@@ -104,10 +100,6 @@ def _mlp_ratio(c: ViTConfig) -> int | None:
         if c.mlp_dim == ((int(hidden * 2 / 3) + 7) // 8 * 8 if c.mlp == "swiglu" else hidden):
             return ratio
     return None
-
-
-def _key_biases(tensors: Mapping[str, Tensor], c: ViTConfig) -> Tensor:
-    return torch.stack([tensors[f"blocks.{i}.attn.qkv.bias"].chunk(3)[1] for i in range(c.depth)])
 
 
 def _renamed(tensors: Mapping[str, Tensor], c: ViTConfig, family: _Family, key_bias: bool) -> dict[str, Tensor]:
@@ -158,7 +150,7 @@ def _config(c: ViTConfig, family: _Family, folder: FolderConfig, key_bias: bool)
         tree |= {
             "id2label": folder.id2label,
             "label2id": {name: int(index) for index, name in folder.id2label.items()},
-            "problem_type": folder.problem_type,
+            "problem_type": folder.make_task().hf_problem_type,
         }
     return tree
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from vitral.errors import UserError
@@ -25,6 +26,23 @@ def refuse(library: str, misfits: list[str]) -> None:
     """Raises UserError that names all that the library does not have."""
     if misfits:
         raise UserError(f"{library} has no such model", where="format", got="; ".join(misfits))
+
+
+def misfits(c: ViTConfig, found: list[tuple[bool, str]]) -> list[str]:
+    """What a library does not compute: of `found` that which is true, and what no other library has."""
+    rope = c.positions == "rope"
+    everywhere = [
+        (c.head != "linear", "head=mlp"),
+        (not c.is_even, "blocks of different sizes (pruned)"),
+        (bool(c.pruner_blocks), "a pruner of patches"),
+        (c.positions_at not in (None, "stem", "layers_shared" if rope else None), f"positions_at={c.positions_at}"),
+    ]
+    return [what for wrong, what in (*found, *everywhere) if wrong]
+
+
+def key_biases(tensors: Mapping[str, Tensor], c: ViTConfig) -> Tensor:
+    """Biases of the keys of all blocks, [depth, width]."""
+    return torch.stack([tensors[f"blocks.{i}.attn.qkv.bias"].chunk(3)[1] for i in range(c.depth)])
 
 
 def with_learned_positions(tensors: dict[str, Tensor], config: ViTConfig) -> tuple[dict[str, Tensor], ViTConfig]:
@@ -48,8 +66,5 @@ def square(config: FolderConfig) -> bool:
 
 
 def resized_sides(config: FolderConfig) -> tuple[int, int]:
-    """Height and width in pixels that images are scaled to before the middle is cut out; as `data.resize` rounds."""
-    height, width = (
-        math.floor(side / config.preprocessing.crop_ratio + 1e-6) for side in config.preprocessing.image_size
-    )
-    return height, width
+    """Height and width in pixels that images are scaled to before the middle is cut out."""
+    return config.preprocessing.scaled(config.preprocessing.image_size)

@@ -16,7 +16,7 @@ from torch import Tensor
 from vitral.config import Config
 from vitral.data.decode import as_image
 from vitral.data.resize import fit_image
-from vitral.engines import Engine
+from vitral.engines import Engine, logits_of
 from vitral.errors import RunFailed
 from vitral.export.package import resized_sides
 from vitral.weights.folder import FolderConfig
@@ -70,12 +70,22 @@ def compare(
     reference: Callable[[Tensor], Tensor], engine: Engine, config: FolderConfig, images: Sequence[Tensor], source: str
 ) -> Parity:
     """Both on uint8 images [C, H, W] of any sizes. reference: logits of [B, C, h, w] in [0,1]."""
-    likeness = liken(reference, engine, config, images, source)
+    spec, fitted = config.preprocessing, [fit(image, config) for image in images]
+    mine_NS = outputs_of(reference, fitted)
+    if engine.takes == "resized":
+        theirs_NS, behind = outputs_of(engine.logits, fitted), None
+    else:
+        theirs_NS = torch.cat([logits_of(engine, spec, [image]) for image in images])
+        behind = max(
+            _apart(_of(reference, [fit(each, config)]), logits_of(engine, spec, [each]))
+            for each in (_own_size(image, config) for image in images[:8])
+        )
+    likeness = likeness_of(mine_NS, theirs_NS, config, source, behind)
     batch = [_own_size(image, config) for image in (list(images) * _BATCH)[:_BATCH]]
     eager_s, theirs_s = take_turns(
         [
             lambda: _of(reference, [fit(image, config) for image in batch]),
-            lambda: engine_logits(engine, config, batch),
+            lambda: logits_of(engine, spec, batch),
         ],
         rounds=_ROUNDS,
     )
@@ -87,27 +97,11 @@ def compare(
     )  # fmt: skip
 
 
-def liken(
-    reference: Callable[[Tensor], Tensor], engine: Engine, config: FolderConfig, images: Sequence[Tensor], source: str
-) -> Likeness:
-    """As `compare`, without the speed."""
-    fitted = [fit(image, config) for image in images]
-    mine_NS = outputs_of(reference, fitted)
-    if engine.takes == "resized":
-        return likeness_of(mine_NS, outputs_of(engine.logits, fitted), config, source)
-    theirs_NS = torch.cat([engine_logits(engine, config, [image]) for image in images])
-    behind = max(
-        _apart(_of(reference, [fit(each, config)]), engine_logits(engine, config, [each]))
-        for each in (_own_size(image, config) for image in images[:8])
-    )
-    return likeness_of(mine_NS, theirs_NS, config, source, behind)
-
-
 def likeness_of(
     mine_NS: Tensor, theirs_NS: Tensor, config: FolderConfig, source: str, behind_resize: float | None = None
 ) -> Likeness:
     """Of the logits of N images by the model and by an engine."""
-    difference, has_head = _apart(mine_NS, theirs_NS), config.architecture.num_classes > 0
+    difference, has_head = _apart(mine_NS, theirs_NS), config.make_task().has_classes
     return Likeness(
         images=len(mine_NS), source=source, max_difference=max(difference, behind_resize or 0.0),
         behind_resize=difference if behind_resize is None else behind_resize, largest_logit=float(mine_NS.abs().max()),
@@ -162,13 +156,6 @@ def take_turns(
     return times
 
 
-def engine_logits(engine: Engine, config: FolderConfig, images: Sequence[Tensor]) -> Tensor:
-    """Logits [B, S] of uint8 images [C, H, W]: of one size, where the engine takes pixels."""
-    if engine.takes == "resized":
-        return _of(engine.logits, [fit(image, config) for image in images])
-    return engine.logits(torch.stack(list(images)).permute(0, 2, 3, 1).contiguous())
-
-
 def builtin_images(count: int, config: FolderConfig) -> list[Tensor]:
     """Cut-outs of scikit-learn's two photographs, uint8 [C, H, W], of the model's own and of six other sizes."""
     from sklearn.datasets import load_sample_images
@@ -191,13 +178,14 @@ def builtin_images(count: int, config: FolderConfig) -> list[Tensor]:
 
 def fit(image_CHW: Tensor, config: FolderConfig) -> Tensor:
     """An image as the model takes it, float32 in [0,1]."""
-    return fit_image(image_CHW, config.preprocessing.image_size, config.preprocessing.fitting)
+    return fit_image(image_CHW, config.preprocessing.image_size, config.preprocessing)
 
 
 def _own_size(image_CHW: Tensor, config: FolderConfig) -> Tensor:
     """The image at the size that needs no scaling."""
     size = resized_sides(config)
-    return (fit_image(image_CHW, size, config.preprocessing.fitting._replace(crop_ratio=1.0)) * 255).round().byte()
+    whole = config.preprocessing.model_copy(update={"crop_ratio": 1.0})
+    return (fit_image(image_CHW, size, whole) * 255).round().byte()
 
 
 def _of(function: Callable[[Tensor], Tensor], images: Sequence[Tensor]) -> Tensor:

@@ -18,7 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vitral.data.resize import LONGEST, Fit, Size
+from vitral.data.image_spec import ResizeSpec
+from vitral.data.resize import LONGEST, Size
 
 
 def _bilinear(x: Tensor) -> Tensor:
@@ -61,9 +62,9 @@ class FitAnySize(nn.Module):
     Of uint8 [B, H, W, C] it makes float32 [B, C, h, w] in [0,1], within 3e-6 of `fit_image`.
     """
 
-    def __init__(self, size: Size, fit: Fit) -> None:
+    def __init__(self, size: Size, spec: ResizeSpec) -> None:
         super().__init__()
-        self.size, self.fit = size, fit
+        self.size, self.spec = size, spec
 
     def forward(self, images_BHWC: Tensor) -> Tensor:
         """See the class."""
@@ -77,10 +78,10 @@ class FitAnySize(nn.Module):
 
     def _sides(self, H: Tensor, W: Tensor) -> tuple[_Side, _Side]:
         """What becomes of height and width; the integers of `data.resize`."""
-        height, width = (math.floor(side / self.fit.crop_ratio + 1e-6) for side in self.size)
+        height, width = self.spec.scaled(self.size)
         high, wide = torch.full_like(H, height), torch.full_like(W, width)
         zero = torch.zeros_like(H)
-        if self.fit.mode == "squash":
+        if self.spec.fit == "squash":
             top, left, tall, broad, scaled = zero, zero, H, W, (high, wide)
         else:
             most_H = (LONGEST * W * height // width).clamp_min(1)
@@ -98,7 +99,7 @@ class FitAnySize(nn.Module):
         ratio = side.have.float() / side.scaled.float()
         centre_K1 = ((torch.arange(want) + side.start + 0.5) * ratio)[:, None]
         place_1N = (torch.arange(length) - side.low)[None]
-        weights_KN = _FILTERS[self.fit.interpolation]((place_1N + 0.5 - centre_K1) / ratio.clamp_min(1))
+        weights_KN = _FILTERS[self.spec.interpolation]((place_1N + 0.5 - centre_K1) / ratio.clamp_min(1))
         inside_1N = (place_1N >= 0) & (place_1N < side.have)
         weights_KN = torch.where(inside_1N, weights_KN, torch.zeros_like(weights_KN))
         return weights_KN / weights_KN.sum(1, keepdim=True)

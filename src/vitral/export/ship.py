@@ -20,8 +20,8 @@ from vitral.processor import instruction_sets
 from vitral.proof import PROOF, prove
 from vitral.version import __version__
 from vitral.weights.digests import CONFIG, signed
-from vitral.weights.folder import CARD, FolderConfig, free_place, save_json
-from vitral.whole import whole_folder, write_text
+from vitral.weights.folder import CARD, FolderConfig, free_place
+from vitral.whole import whole_folder, write_json, write_text
 
 PARITY = "parity.json"
 CALIBRATION = 64
@@ -67,8 +67,8 @@ def ship(network: ImageModel, config: FolderConfig, card: str, options: ExportOp
             engine = open_export(file)
             parity = compare(network, engine, config, samples.compared, samples.source)
         check(parity, options.precision, options.max_difference, options.min_agreement)
-        save_json(folder / PARITY, parity.model_dump(mode="json"))
-        save_json(folder / PROOF, prove(network, engine, config).model_dump(mode="json"))
+        write_json(folder / PARITY, parity.model_dump(mode="json"))
+        write_json(folder / PROOF, prove(network, engine, config).model_dump(mode="json"))
     return Shipped(out, file.name, parity, _notes(shipment, options, calibration is not None, samples))
 
 
@@ -94,7 +94,7 @@ def _calibration(shipment: Shipment, options: ExportOptions, samples: Samples) -
             if shipment.takes == "pixels":
                 one = image_CHW.permute(1, 2, 0)
             else:
-                one = fit_image(image_CHW, shown.image_size, shown.fitting)
+                one = fit_image(image_CHW, shown.image_size, shown)
             yield one.expand(count, *one.shape).contiguous()
 
     return batches

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitral.export.package import Package, refuse, with_learned_positions
+from vitral.export.package import Package, key_biases, misfits, refuse, with_learned_positions
 from vitral.models.config import ResNetConfig, ViTConfig
 from vitral.models.model import ImageModel
 from vitral.models.presets import PRESETS
@@ -59,17 +59,11 @@ def _resnet(c: ResNetConfig) -> str:
 
 def _misfits(c: ViTConfig, tensors: dict[str, Tensor]) -> list[str]:
     rope, hybrid, eps = c.positions == "rope", c.stem_blocks is not None, 1e-5 if c.positions == "rope" else 1e-6
-    qk = (torch.zeros(1), torch.zeros(1))
-    keys = [tensors[f"blocks.{i}.attn.qkv.bias"].chunk(3)[1] for i in range(c.depth)] if rope else qk
     found = [
         (c.norm_eps != eps, f"norm_eps={c.norm_eps:g}, it has {eps:g}"),
-        (c.head != "linear", "head=mlp"),
-        (not c.is_even, "blocks of different sizes (pruned)"),
-        (bool(c.pruner_blocks), "a pruner of patches"),
         (c.pool not in _POOL, f"pool={c.pool}"),
         (c.pool == "map" and c.class_token, "attention pooling beside a class token"),
         (c.positions not in ("learned", "rope", "none"), f"positions={c.positions}"),
-        (c.positions_at not in (None, "stem", "layers_shared" if rope else None), f"positions_at={c.positions_at}"),
         (c.distill_token and (c.registers > 0 or not c.prefix_positions), "a distillation token beside registers"),
         (c.mlp == "swiglu" and (c.layer_scale is None or hybrid or c.distill_token), "mlp=swiglu without layer scale"),
         (c.mlp == "swiglu" and c.gelu == "tanh", "mlp=swiglu with gelu=tanh"),
@@ -77,9 +71,9 @@ def _misfits(c: ViTConfig, tensors: dict[str, Tensor]) -> list[str]:
         (rope and (not c.class_token or c.layer_scale is None or c.qk_norm), "rope without class token or layer scale"),
         (rope and (c.pool == "map" or c.norm_after_pool), "rope with this pooling"),
         (rope and c.gelu == "tanh" and c.mlp == "gelu", "rope with gelu=tanh"),
-        (rope and any(bool(key.any()) for key in keys), "rope with biases of keys"),
+        (rope and bool(key_biases(tensors, c).any()), "rope with biases of keys"),
     ]
-    return [what for wrong, what in found if wrong]
+    return misfits(c, found)
 
 
 def _hybrid(c: ViTConfig) -> str | None:

@@ -17,9 +17,9 @@ from vitral.models.model import ImageModel
 from vitral.weights.convert import read_foreign
 from vitral.weights.digests import WEIGHTS
 from vitral.weights.find import load_model
-from vitral.weights.folder import FolderConfig, free_place, save_json
+from vitral.weights.folder import FolderConfig, free_place
 from vitral.weights.tensors import save_tensors
-from vitral.whole import whole_folder
+from vitral.whole import whole_folder, write_json
 
 FORMATS: dict[str, Callable[[ImageModel, FolderConfig], Package]] = {"hf": hf.package, "timm": timm.package}
 
@@ -48,7 +48,7 @@ def export(model: str, options: ExportOptions) -> Written:
     with whole_folder(out) as folder:
         save_tensors(folder / WEIGHTS, packed.tensors, {"format": "pt"})
         for name, tree in packed.files.items():
-            save_json(folder / name, tree)
+            write_json(folder / name, tree)
         difference = _difference(network, config, folder)
     return Written(out, difference, _IMAGES, notes)
 

@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from vitral.config import Config, Count, Pair, Shares, build, refuse_idle
+from vitral.data.config import MAX_INPUT_PIXELS
 from vitral.errors import UserError
 
 Blocks = Annotated[tuple[Count, ...], Field(strict=False)]
 
 _RELATIVE = ("relative", "rope")
-MAX_INPUT_PIXELS = 4096**2  # of a model's input, which takes 12 bytes per pixel of color
 MAX_PATCHES = 2**18
 
 

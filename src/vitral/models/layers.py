@@ -1,7 +1,7 @@
 """The parts of a Vision Transformer block. Equations are those of arXiv 2010.11929.
 
 Shape letters: B batch, C channels, H W image height and width, N tokens, Q query tokens (the first of the N), D width,
-M hidden width of the MLP, h heads, d features of a head, P patch side, K kept samples, 3 query, key, value.
+M hidden width of the MLP or tokens of a memory, h heads, d features of a head, P patch side, K kept samples.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitral.models.position import AttentionPlaces, relative_scores, rotate
-from vitral.models.reduction import Between, Seen
+from vitral.models.attention import PLAIN, AttentionContext, attention
+from vitral.models.position import relative_scores, rotate
+from vitral.models.reduction import CapturedQK
 
 # nn.init.trunc_normal_ cuts at two standard deviations, which leaves this share of the standard deviation.
 _TRUNCATED = 0.87962566103423978
@@ -106,65 +107,69 @@ class Attention(nn.Module):
         xavier(self.qkv, parts=3)
         xavier(self.proj)
 
-    def forward(
-        self,
-        x_BND: Tensor,
-        bias: Tensor | None = None,
-        causal: bool = False,
-        queries: int | None = None,
-        captured: dict[str, Tensor] | None = None,
-        places: AttentionPlaces | None = None,
-        offsets_OD: Tensor | None = None,
-        seen: list[Seen] | None = None,
-    ) -> Tensor:
-        """[B, N, D] to [B, Q, D].
-
-        bias: added to the scores before the softmax, broadcast to [B, h, Q, N]; -inf forbids, and a row that is all
-        -inf gives NaN. causal: no token sees later ones. queries: only the first that many tokens ask (default all).
-        captured: where to leave "attn.q", "attn.k" [B, h, N, d] and "attn.map" [B, h, Q, N] (rows sum to 1); the result
-        is then computed from that map, so gradients flow through it. places: rotation or offsets of the tokens, whose
-        vectors in this block are `offsets_OD`. seen: a list to leave queries and keys in. There is never dropout on
-        attention weights.
-        """
-        # Split along the packed axis before moving heads: the backward pass then writes one contiguous gradient.
-        qkv = self.qkv(x_BND).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        q_BhNd, k_BhNd, v_BhNd = (part.transpose(1, 2) for part in qkv)
+    def forward(self, x_BND: Tensor, context: AttentionContext = PLAIN) -> Tensor:
+        """[B, N, D] to [B, Q, D], Q = N without `context.queries`."""
+        q_BhNd, k_BhNd, v_BhNd = _heads(self.qkv(x_BND), 3, self.heads)
         q_BhNd, k_BhNd = self.q_norm(q_BhNd), self.k_norm(k_BhNd)
+        places, bias, earlier = context.places, context.bias, 0
         if places is not None and places.rope_2BNd is not None:
             q_BhNd, k_BhNd = (rotate(part, places.rope_2BNd, places.prefix) for part in (q_BhNd, k_BhNd))
-        if seen is not None:
-            seen.append(Seen(q_BhNd, k_BhNd))
-        q_BhQd = q_BhNd if queries is None else q_BhNd[:, :, :queries]
+        if context.cache is not None:
+            earlier = context.cache.length
+            k_BhNd, v_BhNd = context.cache.append(k_BhNd, v_BhNd)
+        q_BhQd = q_BhNd if context.queries is None else q_BhNd[:, :, : context.queries]
         if places is not None and places.index_BNN is not None:
-            assert offsets_OD is not None
+            assert context.offsets_OD is not None
             scaled = q_BhQd * q_BhQd.shape[-1] ** -0.5
-            extra = relative_scores(scaled, offsets_OD, places.index_BNN, places.prefix, x_BND.shape[1])
+            extra = relative_scores(scaled, context.offsets_OD, places.index_BNN, places.prefix, k_BhNd.shape[2])
             bias = extra if bias is None or extra is None else bias + extra
-        if causal and (bias is not None or captured is not None):
-            later_QN = torch.ones(q_BhQd.shape[2], x_BND.shape[1], dtype=torch.bool, device=x_BND.device).triu(1)
-            base = torch.zeros((), dtype=q_BhQd.dtype, device=x_BND.device) if bias is None else bias
-            bias, causal = base.masked_fill(later_QN, float("-inf")), False
-        if captured is not None:
-            map_BhQN = _attention_map(q_BhQd, k_BhNd, bias)
-            out_BhQd = map_BhQN @ v_BhNd
-            captured |= {"attn.q": q_BhNd, "attn.k": k_BhNd, "attn.map": map_BhQN}
-        elif bias is None and not causal and _fused_is_slow(q_BhQd):
-            out_BhQd = _attention_map(q_BhQd, k_BhNd, None) @ v_BhNd
-        else:
-            out_BhQd = F.scaled_dot_product_attention(q_BhQd, k_BhNd, v_BhNd, attn_mask=bias, is_causal=causal)
+        causal_from = earlier if context.causal else None
+        explicit = context.explicit
+        out_BhQd, map_BhQN = attention(q_BhQd, k_BhNd, v_BhNd, bias, context.attend_BN, causal_from, explicit=explicit)
+        context.leave("attn", q_BhNd, k_BhNd, map_BhQN if explicit else None)
         return self.proj_drop(self.proj(out_BhQd.transpose(1, 2).flatten(2)))
 
 
-def _fused_is_slow(q_BhQd: Tensor) -> bool:
-    """Whether two matrix products and a softmax train faster than torch's fused attention: in bfloat16 on a CPU they
-    take a quarter to six tenths of its time (docs/LOG.md), for the memory of the map."""
-    return q_BhQd.is_cpu and q_BhQd.dtype == torch.bfloat16 and q_BhQd.requires_grad
+class CrossAttention(nn.Module):
+    """Multi-head attention of tokens to those of a memory, M of another width D' (arXiv 1706.03762, section 3.2.3).
+
+    Queries have a projection of their own, keys and values a packed one.
+    """
+
+    def __init__(self, width: int, heads: int, memory_width: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = Linear(width, width)
+        self.kv = Linear(memory_width, 2 * width)
+        self.proj = Linear(width, width)
+        self.proj_drop = nn.Dropout(dropout)
+
+    def init_weights(self) -> None:
+        """Xavier uniform; key and value are each drawn for their own size."""
+        xavier(self.q, self.proj)
+        xavier(self.kv, parts=2)
+
+    def forward(self, x_BQD: Tensor, context: AttentionContext) -> Tensor:
+        """[B, Q, D] to [B, Q, D]; keys and values are made of `context.memory_BMD`, or read from its `memory_cache`."""
+        (q_BhQd,) = _heads(self.q(x_BQD), 1, self.heads)
+        cache = context.memory_cache
+        if cache is not None and cache.length:
+            k_BhMd, v_BhMd = cache.read()
+        else:
+            assert context.memory_BMD is not None
+            k_BhMd, v_BhMd = _heads(self.kv(context.memory_BMD), 2, self.heads)
+            if cache is not None:
+                k_BhMd, v_BhMd = cache.append(k_BhMd, v_BhMd)
+        explicit = context.explicit
+        out_BhQd, map_BhQM = attention(q_BhQd, k_BhMd, v_BhMd, attend_BN=context.attend_BM, explicit=explicit)
+        context.leave("cross_attn", q_BhQd, k_BhMd, map_BhQM if explicit else None)
+        return self.proj_drop(self.proj(out_BhQd.transpose(1, 2).flatten(2)))
 
 
-def _attention_map(q_BhQd: Tensor, k_BhNd: Tensor, bias: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt(d) + bias), eq. 6."""
-    scores_BhQN = (q_BhQd * q_BhQd.shape[-1] ** -0.5) @ k_BhNd.transpose(-2, -1)
-    return (scores_BhQN if bias is None else scores_BhQN + bias).softmax(-1)
+def _heads(packed_BNX: Tensor, parts: int, heads: int) -> list[Tensor]:
+    """The packed projections, [B, h, N, d] each. They are split along the packed axis before heads are moved, so that
+    the backward pass writes one contiguous gradient."""
+    return [part.transpose(1, 2) for part in packed_BNX.unflatten(-1, (parts, heads, -1)).unbind(2)]
 
 
 class Mlp(nn.Module):
@@ -247,13 +252,12 @@ class AttentionPool(nn.Module):
         xavier(self.kv, parts=2)
         self.mlp.init_weights()
 
-    def forward(self, patches_BND: Tensor, bias: Tensor | None = None) -> Tensor:
-        """[B, N, D] to [B, D]; `bias` as in `Attention.forward`."""
-        q_1h1d = self.q(self.latent).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        kv = self.kv(patches_BND).unflatten(-1, (2, self.heads, -1)).unbind(2)
-        k_BhNd, v_BhNd = (part.transpose(1, 2) for part in kv)
+    def forward(self, patches_BND: Tensor, context: AttentionContext = PLAIN) -> Tensor:
+        """[B, N, D] to [B, D], with `bias` and `attend_BN` of the context."""
+        (q_1h1d,) = _heads(self.q(self.latent), 1, self.heads)
+        k_BhNd, v_BhNd = _heads(self.kv(patches_BND), 2, self.heads)
         q_Bh1d = q_1h1d.expand(patches_BND.shape[0], -1, -1, -1)
-        out_Bh1d = F.scaled_dot_product_attention(q_Bh1d, k_BhNd, v_BhNd, attn_mask=bias)
+        out_Bh1d, _ = attention(q_Bh1d, k_BhNd, v_BhNd, context.bias, context.attend_BN)
         x_BD = self.proj(out_Bh1d.flatten(1))
         return x_BD + self.mlp(self.norm(x_BD))
 
@@ -289,7 +293,11 @@ def add_branch(x_BND: Tensor, branch_KND: Tensor, kept_K: Tensor | None) -> Tens
 
 
 class Block(nn.Module):
-    """One pre-norm encoder block: eq. 2 (attention) and eq. 3 (MLP), each with a residual connection."""
+    """One pre-norm block: eq. 2 (attention) and eq. 3 (MLP), each with a residual connection.
+
+    memory_width: None, or the width of the tokens of a memory, to which a second attention between the two attends, as
+    in a decoder (arXiv 1706.03762, section 3.1; its norms come behind the residual connections, here before).
+    """
 
     def __init__(
         self,
@@ -304,14 +312,24 @@ class Block(nn.Module):
         qk_norm: bool = False,
         layer_scale: float | None = None,
         head_width: int | None = None,
+        memory_width: int | None = None,
     ) -> None:
         super().__init__()
+
+        def scale() -> nn.Module:
+            return nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
         self.attn = Attention(width, heads, dropout, norm_eps if qk_norm else None, head_width)
-        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+        self.ls1 = scale()
+        self.cross_attn = None
+        if memory_width is not None:
+            self.norm_cross = nn.LayerNorm(width, eps=norm_eps)
+            self.cross_attn = CrossAttention(width, heads, memory_width, dropout)
+            self.ls_cross = scale()
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = Mlp(width, mlp_dim, dropout, gelu) if mlp == "gelu" else SwiGLU(width, mlp_dim, dropout)
-        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+        self.ls2 = scale()
         self.drop_path = drop_path
 
     def init_weights(self) -> None:
@@ -320,39 +338,32 @@ class Block(nn.Module):
             if isinstance(module, nn.LayerNorm):
                 nn.init.ones_(module.weight)
                 nn.init.zeros_(module.bias)
-            elif isinstance(module, Attention | Mlp | SwiGLU | LayerScale):
+            elif isinstance(module, Attention | CrossAttention | Mlp | SwiGLU | LayerScale):
                 module.init_weights()
 
-    def forward(
-        self,
-        x_BND: Tensor,
-        bias: Tensor | None = None,
-        causal: bool = False,
-        queries: int | None = None,
-        captured: dict[str, Tensor] | None = None,
-        places: AttentionPlaces | None = None,
-        offsets_OD: Tensor | None = None,
-        between: Between | None = None,
-    ) -> Tensor:
-        """[B, N, D] to [B, Q, D]; the arguments are those of `Attention.forward`, Q = N without `queries`.
+    def forward(self, x_BND: Tensor, context: AttentionContext = PLAIN) -> Tensor:
+        """[B, N, D] to [B, Q, D], Q = N without `context.queries`.
 
-        With `captured` it also leaves "attn", the attention module's output for every sample: drop-path then skips
-        samples only after the attention. between: makes the tokens fewer before the MLP, by what the attention has seen
-        (of every sample, likewise).
+        What is captured, or makes tokens fewer, is computed for every sample: drop-path then skips samples only after
+        the attention.
         """
         rate = self.drop_path if self.training else 0.0
+        if context.reduce is not None and context.captured is None:
+            context = context._replace(captured={}, maps=False)
+        captured = context.captured
         kept_K = draw_kept(x_BND, rate)
-        early_K, late_K = (kept_K, None) if captured is None and between is None else (None, kept_K)
-        bias = take(bias, early_K) if bias is not None and bias.dim() == 4 and bias.shape[0] > 1 else bias
-        near = places if places is None or early_K is None else places.take(early_K)
-        normed = self.norm1(take(x_BND, early_K))
-        seen: list[Seen] | None = None if between is None else []
-        attended = self.attn(normed, bias, causal, queries, captured, near, offsets_OD, seen)
+        early_K, late_K = (kept_K, None) if captured is None else (None, kept_K)
+        attended = self.attn(self.norm1(take(x_BND, early_K)), context.take(early_K))
         if captured is not None:
             captured["attn"] = attended
-        x_BQD = add_branch(x_BND if queries is None else x_BND[:, :queries], self.ls1(take(attended, late_K)), kept_K)
-        if between is not None and seen is not None:
-            x_BQD = between(x_BQD, seen[0])
-
+        x_BQD = x_BND if context.queries is None else x_BND[:, : context.queries]
+        x_BQD = add_branch(x_BQD, self.ls1(take(attended, late_K)), kept_K)
+        if context.reduce is not None and captured is not None:
+            x_BQD = context.reduce(x_BQD, CapturedQK(captured["attn.q"], captured["attn.k"]))
+        if self.cross_attn is not None:
+            kept_K = draw_kept(x_BQD, rate)
+            early_K, late_K = (kept_K, None) if captured is None else (None, kept_K)
+            attended = self.cross_attn(self.norm_cross(take(x_BQD, early_K)), context.take(early_K))
+            x_BQD = add_branch(x_BQD, self.ls_cross(take(attended, late_K)), kept_K)
         kept_K = draw_kept(x_BQD, rate)
         return add_branch(x_BQD, self.ls2(self.mlp(self.norm2(take(x_BQD, kept_K)))), kept_K)

@@ -15,7 +15,16 @@ from torch import Tensor, nn
 
 from vitral.models.config import ViTConfig
 from vitral.models.layers import Linear, xavier
-from vitral.models.reduction import Between, Course, Fewer, Seen, Step, TokenReduction, highest, take_rows
+from vitral.models.reduction import (
+    Between,
+    CapturedQK,
+    Reduction,
+    Step,
+    TokenReduction,
+    TokenReductionState,
+    highest,
+    take_rows,
+)
 
 _NEARLY_NOTHING = 1e-6  # what is left of a masked token's weight in the attention, so that its logarithm has a gradient
 
@@ -62,7 +71,7 @@ class LearnedPruner(nn.Module, TokenReduction):
     """Keeps the patch tokens that its predictors score highest, in the blocks and by the share of the configuration.
 
     The paper decides before a block, this between its attention and its MLP, as all reductions here do. It is trained
-    by `objectives.pruned`, with masks in place of dropped tokens (`MaskedCourse`).
+    by `objectives.pruned`, with masks in place of dropped tokens (`MaskedPruner`).
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -83,12 +92,12 @@ class LearnedPruner(nn.Module, TokenReduction):
         rounded up."""
         return self.config.pruned_counts(patches)
 
-    def reduce(self, x_BTD: Tensor, seen: Seen, sizes_BM: Tensor, step: Step) -> Fewer:
+    def reduce(self, x_BTD: Tensor, qk: CapturedQK, sizes_BM: Tensor, step: Step) -> Reduction:
         """The tokens with the highest scores, in their order; the others are gone. See `TokenReduction.reduce`."""
         patches_BND = x_BTD[:, step.prefix :]
         logits_BN2 = self.predictors[str(step.block)](patches_BND)
         kept_BK, target_BN = highest(logits_BN2[..., 0] - logits_BN2[..., 1], step.left, others=-1)
-        return Fewer(torch.cat([x_BTD[:, : step.prefix], take_rows(patches_BND, kept_BK)], dim=1), target_BN)
+        return Reduction(torch.cat([x_BTD[:, : step.prefix], take_rows(patches_BND, kept_BK)], dim=1), target_BN)
 
 
 class MaskedPruner(TokenReduction):
@@ -108,17 +117,17 @@ class MaskedPruner(TokenReduction):
         """All of them stay."""
         return [patches] * depth
 
-    def course(self, patches: int, depth: int, prefix: int, has_class: bool) -> Course:
+    def state(self, patches: int, depth: int, prefix: int, has_class: bool) -> TokenReductionState:
         """A pass that draws masks."""
         self.mask_BN, self.shares_B = None, []
-        return _MaskedCourse(self, patches, depth, prefix, has_class)
+        return _MaskedState(self, patches, depth, prefix, has_class)
 
-    def reduce(self, x_BTD: Tensor, seen: Seen, sizes_BM: Tensor, step: Step) -> Fewer:
+    def reduce(self, x_BTD: Tensor, qk: CapturedQK, sizes_BM: Tensor, step: Step) -> Reduction:
         """Never asked for: no block leaves fewer tokens."""
         raise AssertionError("all tokens stay")
 
 
-class _MaskedCourse(Course):
+class _MaskedState(TokenReductionState):
     def __init__(self, masked: MaskedPruner, patches: int, depth: int, prefix: int, has_class: bool) -> None:
         super().__init__(masked, patches, depth, prefix, has_class)
         self.masked = masked
@@ -129,7 +138,7 @@ class _MaskedCourse(Course):
             return None
         predictor = self.masked.pruner.predictors[str(block)]
 
-        def draw(x_BTD: Tensor, seen: Seen) -> Tensor:
+        def draw(x_BTD: Tensor, qk: CapturedQK) -> Tensor:
             logits_BN2 = predictor(x_BTD[:, self.prefix :], self.masked.mask_BN)
             uniform_BN = self.masked.uniform(block, logits_BN2.shape[1])
             kept_BN = _draw(logits_BN2, uniform_BN, self.masked.mask_BN)

@@ -33,7 +33,7 @@ def reduced_by(model: Reduced, reduction: TokenReduction | None) -> Generator[No
         model.reduce = before
 
 
-class Seen(NamedTuple):
+class CapturedQK(NamedTuple):
     """What a block's attention has compared: queries and keys of every token, after their norm and rotation."""
 
     q_BhTd: Tensor
@@ -50,7 +50,7 @@ class Step(NamedTuple):
     has_class: bool
 
 
-class Fewer(NamedTuple):
+class Reduction(NamedTuple):
     """What a reduction leaves: the tokens [B, P + M, D], and into which of the M patch tokens each of those before
     went, int64, -1 for one that is gone."""
 
@@ -58,7 +58,7 @@ class Fewer(NamedTuple):
     target_BM: Tensor
 
 
-Between = Callable[[Tensor, Seen], Tensor]
+Between = Callable[[Tensor, CapturedQK], Tensor]
 
 
 class TokenReduction(ABC):
@@ -76,19 +76,19 @@ class TokenReduction(ABC):
         Raises UserError where the reduction does not fit so many blocks.
         """
 
-    def course(self, patches: int, depth: int, prefix: int, has_class: bool) -> Course:
+    def state(self, patches: int, depth: int, prefix: int, has_class: bool) -> TokenReductionState:
         """What a forward pass over `patches` patches remembers."""
-        return Course(self, patches, depth, prefix, has_class)
+        return TokenReductionState(self, patches, depth, prefix, has_class)
 
     @abstractmethod
-    def reduce(self, x_BTD: Tensor, seen: Seen, sizes_BM: Tensor, step: Step) -> Fewer:
+    def reduce(self, x_BTD: Tensor, qk: CapturedQK, sizes_BM: Tensor, step: Step) -> Reduction:
         """The tokens after a block's attention, so many fewer that `step.left` patch tokens are left.
 
         sizes_BM: patches that each patch token stands for, float32.
         """
 
 
-class Course:
+class TokenReductionState:
     """One forward pass on which tokens become fewer: sizes and groups so far, and who is next."""
 
     def __init__(self, reduction: TokenReduction, patches: int, depth: int, prefix: int, has_class: bool) -> None:
@@ -107,12 +107,12 @@ class Course:
         if count == before:
             return None
 
-        def reduce(x_BTD: Tensor, seen: Seen) -> Tensor:
+        def reduce(x_BTD: Tensor, qk: CapturedQK) -> Tensor:
             sizes_BM = self.sizes_BM
             if sizes_BM is None:
                 sizes_BM = torch.ones(x_BTD.shape[0], before, device=x_BTD.device)
             step = Step(block, count, self.prefix, self.has_class)
-            fewer = self.reduction.reduce(x_BTD, seen, sizes_BM, step)
+            fewer = self.reduction.reduce(x_BTD, qk, sizes_BM, step)
             assert fewer.x_BTD.shape[1] == self.prefix + count, (fewer.x_BTD.shape, count)
             groups_BN = fewer.target_BM if self.groups_BN is None else follow(self.groups_BN, fewer.target_BM)
             self.groups_BN, self.sizes_BM = groups_BN, group_sizes(groups_BN, count)

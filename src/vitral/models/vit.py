@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitral.models.attention import AttentionContext
 from vitral.models.checkpoint import recomputed
 from vitral.models.config import ViTConfig
 from vitral.models.layers import AttentionPool, Block, Linear, PatchEmbed, lecun_normal
@@ -30,7 +31,14 @@ from vitral.models.position import (
     turned,
 )
 from vitral.models.pruner import LearnedPruner
-from vitral.models.reduction import Course, TokenReduction, group_sizes, mean_of_patches, refuse_reduction, take_rows
+from vitral.models.reduction import (
+    TokenReduction,
+    TokenReductionState,
+    group_sizes,
+    mean_of_patches,
+    refuse_reduction,
+    take_rows,
+)
 from vitral.models.resnet import HybridEmbed
 from vitral.structs import EncoderOutput
 
@@ -159,19 +167,21 @@ class VisionTransformer(ImageModel):
         grid: (rows, columns) with rows * columns = N; positions are interpolated where it is not the model's own.
         keep_BK: indices into N of the patches that are encoded at all, in any order; `patches_BND` of the result then
         has K rows in that order. attend_BN: bool, false for patches that no token may attend to (their own rows are
-        still computed); without a prefix token at least one has to be true. capture: "blocks.3", "blocks.3.attn"
-        [B, T, D], "blocks.3.attn.map" [B, heads, T, T], "blocks.3.attn.q", ".k" [B, heads, T, D / heads]. reduce: makes
-        the patch tokens fewer, in place of the model's own `reduce`; `patches_BND` of the result then has M rows, and
-        `groups_BN` says which of them each encoded patch is in (-1: none), unless all stayed. Raises UserError for an
-        unknown name to capture, and for tokens that cannot become fewer: relative positions, masked patches.
+        still computed). capture: "blocks.3", "blocks.3.attn" [B, T, D], "blocks.3.attn.map" [B, heads, T, T],
+        "blocks.3.attn.q", ".k" [B, heads, T, D / heads]. reduce: makes the patch tokens fewer, in place of the model's
+        own `reduce`; `patches_BND` of the result then has M rows, and `groups_BN` says which of them each encoded patch
+        is in (-1: none), unless all stayed. Raises UserError for an unknown name to capture, and for tokens that cannot
+        become fewer: relative positions, masked patches.
         """
         check_capture(capture, self.capture_names())
-        bias_B11T = None if attend_BN is None else self._attention_bias(attend_BN, keep_BK, patches_BND.dtype)
+        if attend_BN is not None:
+            attend_BK = attend_BN if keep_BK is None else attend_BN.gather(1, keep_BK)
+            attend_BN = nn.functional.pad(attend_BK, (self.prefix_tokens, 0), value=True)
         captured: dict[str, Tensor] = {}
         count = patches_BND.shape[1] if keep_BK is None else keep_BK.shape[1]
-        course = self._course(count, attend_BN is not None, reduce)
-        tokens_BTD = self._run(patches_BND, grid, keep_BK, bias_B11T, capture, captured, course)
-        return self._split(self.norm(tokens_BTD), grid, captured, None if course is None else course.groups_BN)
+        state = self._reduced(count, attend_BN is not None, reduce)
+        tokens_BTD = self._run(patches_BND, grid, keep_BK, attend_BN, capture, captured, state)
+        return self._split(self.norm(tokens_BTD), grid, captured, None if state is None else state.groups_BN)
 
     def encode(
         self,
@@ -196,11 +206,11 @@ class VisionTransformer(ImageModel):
         if attend_BN is not None and keep_BK is not None:
             attend_BN = attend_BN.gather(1, keep_BK)
         if self.attn_pool is not None:
-            bias = None if attend_BN is None else self._attention_bias(attend_BN, None, out.patches_BND.dtype, prefix=0)
+            bias = None
             if out.groups_BN is not None:
                 sizes_BM = group_sizes(out.groups_BN, out.patches_BND.shape[1])
                 bias = sizes_BM.log()[:, None, None, :].to(out.patches_BND.dtype)
-            return self.fc_norm(self.attn_pool(out.patches_BND, bias))
+            return self.fc_norm(self.attn_pool(out.patches_BND, AttentionContext(bias, attend_BN=attend_BN)))
         parts = [out.cls_BD] if kind in ("cls", "cls_avg") else []
         if kind in ("avg", "cls_avg"):
             average_BD = _mean(out.patches_BND, attend_BN)
@@ -222,8 +232,8 @@ class VisionTransformer(ImageModel):
         if self.config.pool != "cls":
             return self.classify(self.pool(self.encode_tokens(patches_BND, grid)))
         asked = 1 + self.config.distill_token
-        course = self._course(patches_BND.shape[1], False, None)
-        tokens_BQD = self.norm(self._run(patches_BND, grid, None, None, (), {}, course, asked))
+        state = self._reduced(patches_BND.shape[1], False, None)
+        tokens_BQD = self.norm(self._run(patches_BND, grid, None, None, (), {}, state, asked))
         return self.classify(self.fc_norm(tokens_BQD.flatten(1)))
 
     def classify(self, pooled_BD: Tensor) -> Tensor:
@@ -238,23 +248,23 @@ class VisionTransformer(ImageModel):
         ends = (".attn.map", ".attn.q", ".attn.k", ".attn", "")
         return [f"blocks.{i}{end}" for i in range(len(self.blocks)) for end in ends]
 
-    def _course(self, patches: int, is_masked: bool, reduce: TokenReduction | None) -> Course | None:
+    def _reduced(self, patches: int, is_masked: bool, reduce: TokenReduction | None) -> TokenReductionState | None:
         """What this forward pass remembers of its tokens, where they become fewer."""
         reduce = reduce or self.reduce
         if reduce is None:
             return None
         refuse_reduction(self.config.positions, is_masked)
-        return reduce.course(patches, self.config.depth, self.prefix_tokens, self.config.class_token)
+        return reduce.state(patches, self.config.depth, self.prefix_tokens, self.config.class_token)
 
     def _run(
         self,
         patches_BND: Tensor,
         grid: Grid,
         keep_BK: Tensor | None,
-        bias: Tensor | None,
+        attend_BT: Tensor | None,
         capture: Sequence[str],
         captured: dict[str, Tensor],
-        course: Course | None = None,
+        state: TokenReductionState | None = None,
         queries: int | None = None,
     ) -> Tensor:
         """Tokens after the last block, [B, T, D], or of the first `queries` alone; leaves what `capture` names.
@@ -270,43 +280,46 @@ class VisionTransformer(ImageModel):
         everywhere = self.config.positions_at in ("layers", "layers_shared")
         for i, block in enumerate(self.blocks):
             if tables and (i == 0 or everywhere):
-                tokens_BTD = tokens_BTD + self._fewer_rows(tables[min(i, len(tables) - 1)], course)
+                tokens_BTD = tokens_BTD + self._fewer_rows(tables[min(i, len(tables) - 1)], state)
             if i == 0:
                 tokens_BTD = self.pos_drop(tokens_BTD)
             name, last = f"blocks.{i}", i == len(self.blocks) - 1
             inside: dict[str, Tensor] | None = {} if any(n.startswith(f"{name}.attn") for n in capture) else None
-            offsets_OD = None if offsets_LOD is None else offsets_LOD[min(i, len(offsets_LOD) - 1)]
-            asked, between, sizes = queries if last else None, None, bias
-            if course is not None:
-                between = course.between(i) if asked is None else None
-                sizes, places = course.bias(tokens_BTD.dtype), self._fewer_places(places, grid, keep_BK, course)
-            arguments = tokens_BTD, sizes, False, asked, inside, places, offsets_OD, between
+            context = AttentionContext(
+                attend_BN=attend_BT, queries=queries if last else None, places=places, captured=inside,
+                offsets_OD=None if offsets_LOD is None else offsets_LOD[min(i, len(offsets_LOD) - 1)],
+            )  # fmt: skip
+            if state is not None:
+                context = context._replace(
+                    bias=state.bias(tokens_BTD.dtype), places=self._fewer_places(places, grid, keep_BK, state),
+                    reduce=state.between(i) if context.queries is None else None,
+                )  # fmt: skip
             # What a capture or a reduction leaves behind must be left once.
-            again = inside is None and between is None and self.recomputes(i)
-            tokens_BTD = recomputed(block, *arguments) if again else block(*arguments)
+            again = inside is None and context.reduce is None and self.recomputes(i)
+            tokens_BTD = recomputed(block, tokens_BTD, context) if again else block(tokens_BTD, context)
             found = {name: tokens_BTD} | {f"{name}.{part}": value for part, value in (inside or {}).items()}
             captured |= {n: found[n] for n in capture if n in found}
         return tokens_BTD
 
-    def _fewer_rows(self, table_BTD: Tensor, course: Course | None) -> Tensor:
+    def _fewer_rows(self, table_BTD: Tensor, state: TokenReductionState | None) -> Tensor:
         """A table of positions for the tokens that are left: means over the patches of each."""
-        if course is None or course.groups_BN is None:
+        if state is None or state.groups_BN is None:
             return table_BTD
         P = self.prefix_tokens
-        patches_BMD = course.mean(table_BTD[:, P:])
+        patches_BMD = state.mean(table_BTD[:, P:])
         return torch.cat([table_BTD[:, :P].expand(len(patches_BMD), -1, -1), patches_BMD], dim=1)
 
     def _fewer_places(
-        self, places: AttentionPlaces | None, grid: Grid, keep_BK: Tensor | None, course: Course
+        self, places: AttentionPlaces | None, grid: Grid, keep_BK: Tensor | None, state: TokenReductionState
     ) -> AttentionPlaces | None:
         """Rotation by the mean place of each token's patches."""
-        if places is None or course.groups_BN is None:
+        if places is None or state.groups_BN is None:
             return places
         c = self.config
-        angles_BNd = rope_angles(grid, c.width // c.heads, c.rope_theta, course.groups_BN.device)
+        angles_BNd = rope_angles(grid, c.width // c.heads, c.rope_theta, state.groups_BN.device)
         if keep_BK is not None:
             angles_BNd = take_rows(angles_BNd.expand(len(keep_BK), -1, -1), keep_BK)
-        return places._replace(rope_2BNd=turned(course.mean(angles_BNd.float())))
+        return places._replace(rope_2BNd=turned(state.mean(angles_BNd.float())))
 
     def _with_prefix(self, patches_BND: Tensor) -> Tensor:
         """Class token, distillation token and registers in front of the patches."""
@@ -376,15 +389,6 @@ class VisionTransformer(ImageModel):
             groups_BN=groups_BN,
             captured=captured,
         )
-
-    def _attention_bias(
-        self, attend_BN: Tensor, keep_BK: Tensor | None, dtype: torch.dtype, prefix: int | None = None
-    ) -> Tensor:
-        """-inf for keys that may not be attended to and 0 for the others, prefix tokens among them: [B, 1, 1, T]."""
-        attend_BK = attend_BN if keep_BK is None else attend_BN.gather(1, keep_BK)
-        bias_BK = torch.zeros(attend_BK.shape, dtype=dtype, device=attend_BK.device)
-        bias_BK = bias_BK.masked_fill(~attend_BK, float("-inf"))
-        return nn.functional.pad(bias_BK, (self.prefix_tokens if prefix is None else prefix, 0))[:, None, None, :]
 
 
 class _TanhLayer(nn.Module):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
 
 from vitral.errors import UserError
-from vitral.objectives.config import SupervisedConfig
+from vitral.objectives.config import SupervisedConfig, ViewedConfig
 
 
 class ClassBalance(NamedTuple):
@@ -24,6 +24,11 @@ class ClassBalance(NamedTuple):
 
 
 NO_BALANCE = ClassBalance()
+
+
+def needs_balance(config: ViewedConfig) -> TypeGuard[SupervisedConfig]:
+    """Whether the objective corrects for classes of unequal size."""
+    return isinstance(config, SupervisedConfig) and (config.class_weights != "none" or config.logit_adjustment > 0)
 
 
 def class_balance(config: SupervisedConfig, shares: Sequence[float], classes: Sequence[str]) -> ClassBalance:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, Strict, model_validator
 
@@ -13,12 +14,48 @@ from vitral.errors import UserError
 Size = tuple[int, int]
 
 
-class ViewedConfig(Config):
-    """What every objective says: what it wants to see."""
+class StreamTraits(NamedTuple):
+    """What an objective asks of one of its streams. labeled: its batches hold labels. mixed: mixup and CutMix, where
+    they are on, mix its images and labels."""
 
-    def views(self, augment: AugmentConfig, size: Size, stride: int) -> tuple[ViewConfig, ...]:
-        """How each sample is shown: of images of `size` (height, width) and patches of `stride` pixels."""
-        return (ViewConfig(augment, size),)
+    labeled: bool
+    mixed: bool = False
+
+
+class ViewedConfig(Config):
+    """What every objective says: what it learns, from which streams of batches, and how their samples are shown.
+
+    `task`: the name of the task, or None, that of the annotations of the data. `needs_labels`: whether data without
+    annotations are refused. `needs_patches`: whether the model must be a Vision Transformer. `keeps_last`: whether the
+    last weights are kept, not those of the best validation. `estimates_memory`: whether `memory` and plans know what it
+    takes.
+
+    The first stream of `streams` counts steps and epochs, with `train.batch_size` samples a step. Streams read the
+    train split, but for one called `unlabeled`, which reads the images without labels (`data.unlabeled`,
+    `data.labels_per_class`), `data.unlabeled_ratio` times as many a step.
+    """
+
+    streams: ClassVar[dict[str, StreamTraits]] = {"train": StreamTraits(labeled=True, mixed=True)}
+    task: ClassVar[str | None] = None
+    needs_labels: ClassVar[bool] = True
+    needs_patches: ClassVar[bool] = False
+    keeps_last: ClassVar[bool] = False
+    estimates_memory: ClassVar[bool] = False
+
+    if TYPE_CHECKING:
+        kind: Any  # of each class a Literal: its name
+
+    def views(self, augment: AugmentConfig, size: Size, stride: int) -> dict[str, tuple[ViewConfig, ...]]:
+        """How each sample of a stream is shown: of images of `size` (height, width) and patches of `stride` pixels."""
+        return dict.fromkeys(self.streams, (ViewConfig(augment, size),))
+
+    def check(self, run: Any) -> None:
+        """Raise ValueError for keys of the run, a RunConfig, that do not fit this objective."""
+
+    @property
+    def head_only(self) -> float:
+        """Share of the run in which only the head learns."""
+        return 0.0
 
 
 class LabelledConfig(ViewedConfig):
@@ -57,6 +94,23 @@ class SupervisedConfig(LabelledConfig):
         "2022)",
     )
 
+    estimates_memory: ClassVar[bool] = True
+
+    @property
+    def head_only(self) -> float:
+        """See `head_first`."""
+        return self.head_first
+
+    def check(self, run: Any) -> None:
+        """Corrections for classes of unequal size exclude each other."""
+        if run.data.balance == "class":
+            if self.class_weights == "balanced":
+                raise ValueError("objective.class_weights=balanced has no effect with data.balance=class")
+            if self.logit_adjustment:
+                raise ValueError("objective.logit_adjustment has no effect with data.balance=class")
+        if self.loss == "sigmoid" and (self.class_weights != "none" or self.logit_adjustment):
+            raise ValueError("class_weights and logit_adjustment are of objective.loss=softmax")
+
 
 class PrunedConfig(LabelledConfig):
     """Classification by labels, and a pruner of patches that learns with it from the whole model."""
@@ -74,23 +128,63 @@ class PrunedConfig(LabelledConfig):
         default=2.0, gt=0, description="weight of the squared distance of the kept shares from model.pruner_keep"
     )
 
+    def check(self, run: Any) -> None:
+        """There must be a trained model to learn from."""
+        if run.init is None or not run.init_head:
+            raise ValueError("objective.kind=pruned learns from a trained model: init=MODEL init_head=true")
+        if run.train.parallel == "fsdp":
+            raise ValueError(
+                "objective.kind=pruned calls parts of the model: not with train.parallel=fsdp, but with ddp"
+            )
+
 
 class SelfSupervisedConfig(ViewedConfig):
     """What learning without labels has in common: the encoder is saved without a head, its last weights are kept, and
-    where the data have classes it is judged by its nearest neighbours, at train.eval_every."""
+    where the data have classes it is evaluated by its nearest neighbors, at train.eval_every."""
 
-    knn_k: Count = Field(default=20, description="k-NN validation: number of neighbors that vote")
-    knn_samples: Count = Field(
-        default=50_000,
-        description="k-NN validation: largest number of train images that vote, and of images that are classified, "
-        "evenly spaced",
-    )
-
+    streams: ClassVar[dict[str, StreamTraits]] = {"train": StreamTraits(labeled=False)}
+    task: ClassVar[str | None] = "features"
+    needs_labels: ClassVar[bool] = False
+    needs_patches: ClassVar[bool] = True
+    keeps_last: ClassVar[bool] = True
     has_teacher: ClassVar[bool] = False
 
     def idle(self) -> dict[str, Any]:
         """Keys of `augment` that this kind of objective decides by itself, with the values that they must have."""
         return {}
+
+    def check(self, run: Any) -> None:
+        """What learning without labels has no use for, or what isn't built for it."""
+        model = run.model.options()
+        wrong: dict[str, tuple[Any, Any]] = {
+            "init_head": (run.init_head, False), "model.head_bias": (run.model.head_bias, 0.0),
+            "model.head": (model.get("head", "linear"), "linear"),
+            "model.distill_token": (model.get("distill_token", False), False),
+            "data.shots": (run.data.shots, None), "memory": (run.memory, None), "lora.rank": (run.lora.rank, None),
+            "train.freeze": (run.train.freeze, "none"), "train.patience": (run.train.patience, None),
+            "train.ema": (run.train.ema if self.has_teacher else None, None),
+            "augment.mixup": (run.augment.mixup, 0.0),
+            "augment.cutmix": (run.augment.cutmix, 0.0), "augment.repeats": (run.augment.repeats, 1),
+            **{f"augment.{key}": (getattr(run.augment, key), value) for key, value in self.idle().items()},
+        }  # fmt: skip
+        refuse_useless(run, wrong)
+        if run.train.parallel == "fsdp" or run.precision == "bfloat16_params":
+            raise ValueError(
+                f"objective.kind={run.objective.kind} keeps whole models in float32: not with train.parallel=fsdp, nor "
+                "with precision=bfloat16_params, but with ddp and bfloat16"
+            )
+
+
+def refuse_useless(run: Any, wrong: Mapping[str, tuple[Any, Any]]) -> None:
+    """Raise ValueError for keys without a use for the objective of this run: their values, and those wanted."""
+    useless = {key: wanted for key, (got, wanted) in wrong.items() if got != wanted}
+    if useless:
+        words = " ".join(f"{key}={_word(wanted)}" for key, wanted in useless.items())
+        raise ValueError(f"of no use with objective.kind={run.objective.kind}: {', '.join(useless)}. Set {words}")
+
+
+def _word(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}".removesuffix(".0")
 
 
 class MaskedPatchConfig(SelfSupervisedConfig):
@@ -217,7 +311,7 @@ class DistillationConfig(SelfSupervisedConfig):
         })  # fmt: skip
         return self
 
-    def views(self, augment: AugmentConfig, size: Size, stride: int) -> tuple[ViewConfig, ...]:
+    def views(self, augment: AugmentConfig, size: Size, stride: int) -> dict[str, tuple[ViewConfig, ...]]:
         """Two large views of the model's size, then the small ones, each a random resized crop. Raises UserError
         where patches do not divide a small view."""
         small = self._small(size, stride)
@@ -232,7 +326,8 @@ class DistillationConfig(SelfSupervisedConfig):
                 strict=True,
             )
         )
-        return ViewConfig(first, size), ViewConfig(second, size), *[ViewConfig(local, small)] * self.local_crops
+        views = ViewConfig(first, size), ViewConfig(second, size), *[ViewConfig(local, small)] * self.local_crops
+        return {"train": views}
 
     def _small(self, size: Size, stride: int) -> Size:
         if self.local_size == "auto":
@@ -292,10 +387,13 @@ def _supervised(tree: Any) -> Any:
     return {"kind": "supervised", **tree} if isinstance(tree, dict) else tree
 
 
-ObjectiveConfig = Annotated[
-    Annotated[
-        SupervisedConfig | PrunedConfig | MaskedPatchConfig | MaeConfig | DinoConfig | IbotConfig,
-        Field(discriminator="kind"),
-    ],
-    BeforeValidator(_supervised),
-]
+if TYPE_CHECKING:
+    ObjectiveConfig = ViewedConfig  # `register_objective` adds others
+else:
+    ObjectiveConfig = Annotated[
+        Annotated[
+            SupervisedConfig | PrunedConfig | MaskedPatchConfig | MaeConfig | DinoConfig | IbotConfig,
+            Field(discriminator="kind"),
+        ],
+        BeforeValidator(_supervised),
+    ]

@@ -6,7 +6,7 @@ width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -26,8 +26,9 @@ class Dino(Distillation):
         super().__init__(factory, config, setting)
         self.start()
 
-    def forward(self, batch: Batch, step: int) -> StepOutput:
+    def forward(self, batches: Mapping[str, Batch], step: int) -> StepOutput:
         """The loss in nats, and what a collapse shows in (see `monitors`)."""
+        batch = batches["train"]
         config = self.distilled
         large, small = self.large_and_small(batch)
         with torch.no_grad():

@@ -78,8 +78,9 @@ class Ibot(Distillation):
         """All that follow."""
         return super().teachers + ([] if self.teacher_own_head is None else [self.teacher_own_head])
 
-    def forward(self, batch: Batch, step: int) -> StepOutput:
+    def forward(self, batches: Mapping[str, Batch], step: int) -> StepOutput:
         """The loss in nats with its parts, `loss_views` and `loss_patches`, and what a collapse shows in."""
+        batch = batches["train"]
         config = self.config
         large, small = self.large_and_small(batch)
         masked = draw_masks(config, self.setting.seed, step, batch.keys_B.to(large.device), self.model.grid)

@@ -7,7 +7,7 @@ decoder), T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from vitral.data.masking import kept_count, noise
 from vitral.errors import UserError
+from vitral.models.attention import AttentionContext
 from vitral.models.config import ViTConfig
 from vitral.models.layers import Block, Linear, xavier
 from vitral.models.model import ImageModel
@@ -80,8 +81,9 @@ class MAE(Objective):
         """All steps: what is drawn follows the step inside the graph."""
         return 0
 
-    def forward(self, batch: Batch, step: int | Tensor) -> StepOutput:
+    def forward(self, batches: Mapping[str, Batch], step: int | Tensor) -> StepOutput:
         """The loss, a mean over the values of the hidden patches, and how much the seen patches' features differ."""
+        batch = batches["train"]
         images_BCHW = batch.views[0].images_BCHW
         patches_BND, grid = self.model.embed(images_BCHW)
         seen_BK, hidden_BM = self.hide(batch.keys_B.to(patches_BND.device), step, grid)
@@ -108,7 +110,8 @@ class MAE(Objective):
         cls_BTD, seen_BKD = encoded_BTD.to(places_ND.dtype).split([len(front), seen_BK.shape[1]], dim=1)
         x_BTD = torch.cat([self.mask_token + places_ND[hidden_BM], cls_BTD, seen_BKD + places_ND[seen_BK]], dim=1)
         for i, block in enumerate(self.decoder_blocks, 1):
-            x_BTD = block(x_BTD, queries=hidden_BM.shape[1] if i == len(self.decoder_blocks) else None)
+            last = i == len(self.decoder_blocks)
+            x_BTD = block(x_BTD, AttentionContext(queries=hidden_BM.shape[1] if last else None))
         return self.decoder_pred(self.decoder_norm(x_BTD))
 
     def pixels(self, images_BCHW: Tensor) -> Tensor:

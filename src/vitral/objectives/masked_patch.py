@@ -56,9 +56,10 @@ class MaskedPatch(Objective):
         """All steps: what is drawn follows the step inside the graph."""
         return 0
 
-    def forward(self, batch: Batch, step: int | Tensor) -> StepOutput:
+    def forward(self, batches: Mapping[str, Batch], step: int | Tensor) -> StepOutput:
         """The loss over the corrupted patches in nats (for pixels: mean squared error in [0,1]), and `mask_top1`, the
         share of them whose colour is found."""
+        batch = batches["train"]
         images_BCHW = batch.views[0].images_BCHW
         patches_BND, grid = self.model.embed(images_BCHW)
         B, N, D = patches_BND.shape

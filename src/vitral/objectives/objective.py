@@ -50,9 +50,12 @@ class Objective(nn.Module, ABC):
         return False
 
     @abstractmethod
-    def forward(self, batch: Batch, step: int) -> StepOutput:
-        """The loss, a mean over the batch's samples, scalars to log, and what `after_update` wants. Nothing that is
-        kept from step to step changes here: steps are cut into micro-batches, run again, and skipped."""
+    def forward(self, batches: Mapping[str, Batch], step: int) -> StepOutput:
+        """Return the loss, scalars to log, and what `after_update` wants.
+
+        `batches` holds one batch for each stream that the configuration names, the whole one or the same share of each.
+        Nothing that is kept from step to step changes here: steps are cut into micro-batches, run again, and skipped.
+        """
 
     def alike(self, step: int) -> int | None:
         """A step in whose place this one may be computed, the same for as many steps as possible: a compiled run has a

@@ -6,7 +6,7 @@ Shape letters: B batch, N patches, D width of the model, C classes, S blocks tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -53,11 +53,12 @@ class Pruned(Objective):
         self.teacher.eval()
         return self
 
-    def forward(self, batch: Batch, step: int) -> StepOutput:
+    def forward(self, batches: Mapping[str, Batch], step: int) -> StepOutput:
         """The loss in nats, `train_top1`, and `train_kept`: the share of the patches that reaches the end.
 
         Raises UserError where images have several classes.
         """
+        batch = batches["train"]
         images_BCHW = batch.views[0].images_BCHW
         if batch.targets["label"].ndim == 2:
             raise UserError(

@@ -6,7 +6,7 @@ batch, C classes, H W of an image, D width of the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -58,9 +58,10 @@ class Supervised(Objective):
         """Only whether the head learns alone depends on the step."""
         return 0 if step < self.head_steps else self.head_steps
 
-    def forward(self, batch: Batch, step: int) -> StepOutput:
+    def forward(self, batches: Mapping[str, Batch], step: int) -> StepOutput:
         """The loss in nats, and `train_top1`: the share whose own label wins (of the mixed image, where mixed); or,
         multi-label, `train_exact_match`: the share with all its own labels right at a probability of 0.5."""
+        batch = batches["train"]
         images_BCHW = batch.views[0].images_BCHW
         rests = self.frozen or step < self.head_steps
         if self.model.training != (self.training and not rests):

@@ -2,7 +2,7 @@
 
 Importing this file imports matplotlib; import it only when a figure is wanted. Figures are drawn on Figure objects with
 rc settings of their own, so neither pyplot's state nor a user's matplotlibrc is touched or heeded.
-Shape letters: C classes, K bins of confidence, H W height and width, D image channels.
+Shape letters: C classes, K bins of confidence.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 
 from vitral.evaluate.calibration import ReliabilityBins
 from vitral.evaluate.classify import wilson_interval
+from vitral.evaluate.metric import Metric
 
 # Okabe and Ito 2008, "Color Universal Design".
 BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#767676", "#1b1f24"
@@ -50,12 +50,7 @@ _STYLE: dict[str, Any] = {
 _MAX_POINTS = 400  # of one curve
 _MAX_NUMBERS = 20  # classes up to which the cells of a confusion matrix hold numbers
 _MAX_LABELS = 100  # classes up to which every one is named in the figure
-_PERCENT = {
-    "Validation accuracy": "top-1 accuracy (%)", "Validation mAP": "mean average precision (%)",
-    "Nearest neighbours": "top-1 of the k-NN vote (%)",
-}  # fmt: skip
 _MONITORS = {"Entropy of the teacher": "entropy (nats)", "Spread of the features": "deviation, 1 is all ways"}
-_PHOTO_SIDE = 256  # pixels; larger pictures are made smaller for the report
 
 
 @contextmanager
@@ -77,19 +72,18 @@ def _svg(figure: Figure, crop: bool = False) -> bytes:
     return buffer.getvalue()
 
 
-def training_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
-    """SVG panels over the steps: "Loss" (nats), "Validation accuracy", "Validation mAP" or "Nearest neighbours" (%),
-    "Learning rate", and what shows a collapse of learning without labels.
+def training_curves(rows: Sequence[Mapping[str, Any]], primary: Metric, loss_unit: str = "") -> dict[str, bytes]:
+    """SVG panels over the steps: "Loss", the primary metric on validation data, "Learning rate", and what shows a
+    collapse of learning without labels.
 
-    `rows` are those of metrics.jsonl: `step` with `loss`, `lr`, `val_loss`, `val_top1`, `val_map`, `val_knn_top1`
-    (fractions), `teacher_entropy` (nats), `feature_std`. A panel without a finite value is left out. Long curves are
-    drawn as means of neighbouring rows.
+    `rows` are those of metrics.jsonl: `step` with `loss`, `lr`, `val_loss`, `val_NAME` of the primary metric,
+    `teacher_entropy` (nats), `feature_std`. A panel without a finite value is left out. Long curves are drawn as means
+    of neighbouring rows.
     """
+    validated = f"Validation {primary.label}"
     panels = {
         "Loss": {"training": ("loss", BLUE, "-"), "validation": ("val_loss", ORANGE, "--")},
-        "Validation accuracy": {"validation": ("val_top1", ORANGE, "--")},
-        "Validation mAP": {"validation": ("val_map", ORANGE, "--")},
-        "Nearest neighbours": {"validation": ("val_knn_top1", ORANGE, "--")},
+        validated: {"validation": (f"val_{primary.name}", ORANGE, "--")},
         "Entropy of the teacher": {"teacher": ("teacher_entropy", BLUE, "-")},
         "Spread of the features": {"deviation": ("feature_std", BLUE, "-")},
         "Learning rate": {"learning rate": ("lr", BLUE, "-")},
@@ -99,37 +93,43 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
         curves = {label: (_curve(rows, key), colour, dash) for label, (key, colour, dash) in lines.items()}
         if any(len(steps) for (steps, _), _, _ in curves.values()):
             with style():
-                figures[title] = _svg(_panel(title, curves, any("feature_std" in row for row in rows)))
+                unit = "%" if primary.format == "percent" else primary.unit
+                labels = {"Loss": _with_unit("loss", loss_unit), validated: _with_unit(primary.label, unit)}
+                is_percent = title == validated and unit == "%"
+                figures[title] = _svg(_panel(title, curves, labels.get(title, ""), percent=is_percent))
     return figures
 
 
+def _with_unit(label: str, unit: str) -> str:
+    return f"{label} ({unit})" if unit else label
+
+
 def _panel(
-    title: str, curves: Mapping[str, tuple[tuple[list[float], list[float]], str, str]], unlabelled: bool
+    title: str, curves: Mapping[str, tuple[tuple[list[float], list[float]], str, str]], label: str, *, percent: bool
 ) -> Figure:
     figure = Figure(figsize=(3.9, 2.7), layout="constrained")
     axes = figure.add_subplot()
-    for label, ((steps, values), colour, dash) in curves.items():
+    for name, ((steps, values), colour, dash) in curves.items():
         if steps:
             marker = "o" if len(steps) <= 30 else ""
-            axes.plot(steps, values, dash, color=colour, label=label, marker=marker, markersize=3)
+            axes.plot(steps, values, dash, color=colour, label=name, marker=marker, markersize=3)
     axes.set(xlabel="step", title=title)
     axes.set_xlim(0, 1.02 * max(step for (steps, _), _, _ in curves.values() for step in [*steps, 1]))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    if title in _PERCENT:
-        axes.set_ylabel(_PERCENT[title])
+    if percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
-    elif title == "Loss":
-        axes.set_ylabel("loss" if unlabelled else "loss (nats)")
+    if title == "Loss":
         if _all_positive(curves):
             _from_zero(axes)
         axes.legend()
     elif title in _MONITORS:
-        axes.set_ylabel(_MONITORS[title])
+        label = _MONITORS[title]
         _from_zero(axes)
-    else:
-        axes.set_ylabel("learning rate")
+    elif title == "Learning rate":
+        label = "learning rate"
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=False)
         _from_zero(axes)
+    axes.set_ylabel(label)
     return figure
 
 
@@ -290,22 +290,3 @@ def short(text: str, length: int) -> str:
     """
     text = "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
     return text if len(text) <= length else f"{text[: length - length // 3 - 1]}…{text[-(length // 3) :]}"
-
-
-def photo(image: NDArray[Any]) -> tuple[str, bytes, tuple[int, int]]:
-    """A picture's media type, file bytes and (width, height), for a page. Takes [H,W] or [H,W,D], uint8 or floats in
-    [0,1]; D = 1 and 2 are shown as grey (the first channel), 3 and 4 as red, green, blue (the first three). At most 256
-    pixels a side; small ones are PNG and exact, large ones JPEG. Raises ValueError for other shapes."""
-    pixels = np.asarray(image)
-    if pixels.ndim not in (2, 3) or pixels.size == 0 or (pixels.ndim == 3 and pixels.shape[2] > 4):
-        raise ValueError(f"no picture: shape {pixels.shape}, wanted [H,W] or [H,W,D] with D from 1 to 4")
-    if pixels.ndim == 3:
-        pixels = pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, 0]
-    if pixels.dtype != np.uint8:
-        pixels = np.rint(np.nan_to_num(pixels.astype(np.float64)).clip(0, 1) * 255).astype(np.uint8)
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
-    picture.thumbnail((_PHOTO_SIDE, _PHOTO_SIDE), Image.Resampling.LANCZOS)
-    kind = "png" if max(picture.size) <= 64 else "jpeg"
-    buffer = io.BytesIO()
-    picture.save(buffer, format=kind, **({"quality": 85} if kind == "jpeg" else {}))
-    return f"image/{kind}", buffer.getvalue(), picture.size

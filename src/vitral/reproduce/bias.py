@@ -50,7 +50,7 @@ def inductive_bias(options: BiasOptions | None = None, overrides: Mapping[str, A
     shared = {key: value for key, value in keys.items() if not key.startswith("model.")} | {"check.skip": True}
     checked = load_config(recipe, keys)
     dataset, _ = open_checked(checked, checked.data, None)
-    if dataset.multi_label:
+    if dataset.task != "classification":
         raise UserError("images with one class each are wanted", where=dataset.name)
     shared["data.image_size"] = _settled(load_config(recipe, {**shared, **models["ViT"]}), dataset)
     _settled(load_config(recipe, {**shared, **models["CNN"]}), dataset)  # at the ViT's size

@@ -13,8 +13,8 @@ from vitral.data.damage import find_damage, without_damage
 from vitral.data.dataset import Dataset
 from vitral.data.findings import CheckReport
 from vitral.data.sources import held_out, open_dataset, unlabelled_source
+from vitral.data.unlabeled import with_unlabeled, without_held_out
 from vitral.errors import UserError, command
-from vitral.objectives.config import SelfSupervisedConfig
 from vitral.run.config import RunConfig
 from vitral.training.journal import counted, log
 
@@ -39,7 +39,7 @@ def open_checked(
     Raises UserError that lists every error which `check.allow` doesn't name, and all that opening raises.
     """
     workers = data.workers if data.workers != "auto" else None
-    labelled = not isinstance(config.objective, SelfSupervisedConfig)
+    labelled = config.objective.needs_labels
     if not labelled:
         data = unlabelled_source(data)
         allow = tuple(dict.fromkeys((*config.check.allow, *_OF_LABELS)))
@@ -47,14 +47,14 @@ def open_checked(
     if config.check.skip:
         allow = set(config.check.allow)
         equal = not allow & {"split-classes", "empty-class"}
-        dataset = open_dataset(data, hold_out=False, equal_classes=equal, one_class="one-class" in allow)
+        dataset = _beside(open_dataset(data, hold_out=False, equal_classes=equal, one_class="one-class" in allow), data)
         if data.max_bad:
             dataset = without_damage(dataset, find_damage(dataset, workers), data.max_bad)
         dataset = replace(dataset, notes=(*dataset.notes, "DATA NOT CHECKED (check.skip=true)"))
         return _held_out(dataset, data, labelled), None
-    dataset = open_dataset(data, hold_out=False, equal_classes=False, one_class=True)
+    dataset = _beside(open_dataset(data, hold_out=False, equal_classes=False, one_class=True), data)
     started = time.perf_counter()
-    with counted("checking images", sum(map(len, dataset.splits.values()))) as tick:
+    with counted("checking images", sum(map(len, dataset.parts.values()))) as tick:
         report = check_dataset(
             dataset, workers=workers, normalisation=normalisation, max_bad=data.max_bad, variant=decoding(data),
             cache=cache_folder(), tick=tick,
@@ -65,13 +65,17 @@ def open_checked(
     return _held_out(whole, data, labelled), report
 
 
+def _beside(dataset: Dataset, data: DataConfig) -> Dataset:
+    return dataset if data.unlabeled is None else with_unlabeled(dataset, data)
+
+
 def _held_out(dataset: Dataset, data: DataConfig, labelled: bool) -> Dataset:
     """With a validation split as `data` says; images without classes are all for training."""
     if not labelled and len(dataset.classes) < 2:
         return replace(
             dataset, notes=(*dataset.notes, "trained on all images; without classes there is nothing to judge by")
         )
-    return held_out(dataset, data.val_fraction, data.validation, to_judge=labelled)
+    return without_held_out(held_out(dataset, data.val_fraction, data.validation, to_judge=labelled))
 
 
 def check_given(dataset: Dataset, config: RunConfig) -> CheckReport | None:

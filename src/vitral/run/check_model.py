@@ -38,11 +38,13 @@ def check_model(model: str, *, accept: bool = False) -> dict[str, Any]:
     network, config = load_model(model, verify=False)
     predictor = Predictor(network, config, "cpu")
     height, width = config.preprocessing.image_size
-    gray = predictor.ready(torch.full((height, width, config.preprocessing.channels), 128, dtype=torch.uint8).numpy())
+    gray = predictor.preprocess(
+        torch.full((height, width, config.preprocessing.channels), 128, dtype=torch.uint8).numpy()
+    )
     if predictor.classes:
-        predictor.logits_of([gray])
+        predictor.forward([gray])
     else:
-        predictor.features(gray[None])
+        predictor.forward([gray], "pooled")
     if accept:
         write_text(path / CONFIG, signed(read_json(path / CONFIG), path / WEIGHTS))
     sizes = {name: (path / name).stat().st_size for name in (CONFIG, WEIGHTS)} if ours else {}

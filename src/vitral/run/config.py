@@ -11,11 +11,12 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from vitral.config import Config, Count, Tree, build, describe, flatten, load_yaml, nullable, with_overrides
-from vitral.data.config import AugmentConfig, CheckConfig, DataConfig
+from vitral.data.config import UNLABELED, AugmentConfig, CheckConfig, DataConfig, StreamConfig
 from vitral.errors import UserError, nearest
+from vitral.evaluate.config import Evaluators
 from vitral.models.config import ResNetConfig, ViTConfig
 from vitral.models.presets import PRESETS, resolve
-from vitral.objectives.config import ObjectiveConfig, PrunedConfig, SelfSupervisedConfig, SupervisedConfig
+from vitral.objectives.config import ObjectiveConfig, SupervisedConfig
 from vitral.optim.config import OptimConfig
 from vitral.training.config import LoraConfig, TrainConfig
 
@@ -81,6 +82,11 @@ class RunConfig(Config):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     lora: LoraConfig = LoraConfig()
+    eval: Evaluators = Field(
+        default_factory=dict,
+        description="evaluators by name, each with its keys, as {clean: {}}; the first one's metric chooses the best "
+        "checkpoint; none: the default of the task",
+    )
     objective: ObjectiveConfig = SupervisedConfig()
 
     @model_validator(mode="after")
@@ -97,12 +103,8 @@ class RunConfig(Config):
             )
         if self.init_head and (self.init is None or self.model.head_bias):
             raise ValueError("init_head takes over the head of init: it needs init, and leaves model.head_bias nothing")
-        if isinstance(self.objective, SupervisedConfig):
-            self._check_supervised(self.objective)
-        elif isinstance(self.objective, PrunedConfig):
-            self._check_pruned()
-        else:
-            self._check_unlabelled(self.objective)
+        self.objective.check(self)
+        self._check_streams()
         if self.train.patience is not None and (self.data.validation == "none" or self.train.eval_every == "end"):
             raise ValueError("train.patience needs validations during the run")
         self._check_frozen()
@@ -112,54 +114,34 @@ class RunConfig(Config):
             raise ValueError("precision=bfloat16_params keeps whole copies: not with train.parallel=fsdp, but with ddp")
         return self
 
-    def _check_supervised(self, objective: SupervisedConfig) -> None:
-        if self.data.balance == "class":
-            if objective.class_weights == "balanced":
-                raise ValueError("objective.class_weights=balanced has no effect with data.balance=class")
-            if objective.logit_adjustment:
-                raise ValueError("objective.logit_adjustment has no effect with data.balance=class")
-        if objective.loss == "sigmoid" and (objective.class_weights != "none" or objective.logit_adjustment):
-            raise ValueError("class_weights and logit_adjustment are of objective.loss=softmax")
-
-    def _check_pruned(self) -> None:
-        if self.init is None or not self.init_head:
-            raise ValueError("objective.kind=pruned learns from a trained model: init=MODEL init_head=true")
-        if self.train.parallel == "fsdp":
+    def _check_streams(self) -> None:
+        """Images without labels, for a stream of them; mixing, where a stream is mixed."""
+        data, streams = self.data, self.objective.streams
+        ways = {"data.unlabeled": data.unlabeled, "data.labels_per_class": data.labels_per_class}
+        given = [key for key, value in ways.items() if value is not None]
+        if UNLABELED not in streams:
+            if given or data.unlabeled_ratio != 1:
+                keys = ", ".join([*given, *(["data.unlabeled_ratio"] if data.unlabeled_ratio != 1 else [])])
+                hint = ". data.shots=N trains on N images of each class and leaves the others out"
+                raise ValueError(
+                    f"objective.kind={self.objective.kind} learns from no unlabeled images, so {keys} would have no "
+                    "effect" + (hint if data.labels_per_class is not None else "")
+                )
+        elif len(given) != 1:
             raise ValueError(
-                "objective.kind=pruned calls parts of the model: not with train.parallel=fsdp, but with ddp"
+                f"objective.kind={self.objective.kind} learns from unlabeled images too, of one source: expected "
+                f"data.unlabeled=PATH or data.labels_per_class=N, got {' and '.join(given) or 'neither'}"
             )
-
-    def _check_unlabelled(self, objective: SelfSupervisedConfig) -> None:
-        """What learning without labels has no use for, or what isn't built for it."""
-        model = self.model
-        wrong: dict[str, tuple[Any, Any]] = {
-            "init_head": (self.init_head, False), "model.head_bias": (model.head_bias, 0.0),
-            "model.head": (model.options().get("head", "linear"), "linear"),
-            "model.distill_token": (model.options().get("distill_token", False), False),
-            "data.shots": (self.data.shots, None), "memory": (self.memory, None), "lora.rank": (self.lora.rank, None),
-            "train.freeze": (self.train.freeze, "none"), "train.patience": (self.train.patience, None),
-            "train.ema": (self.train.ema if objective.has_teacher else None, None),
-            "augment.mixup": (self.augment.mixup, 0.0),
-            "augment.cutmix": (self.augment.cutmix, 0.0), "augment.repeats": (self.augment.repeats, 1),
-            **{f"augment.{key}": (getattr(self.augment, key), value) for key, value in objective.idle().items()},
-        }  # fmt: skip
-        useless = {key: wanted for key, (got, wanted) in wrong.items() if got != wanted}
-        if useless:
-            words = " ".join(f"{key}={_word(wanted)}" for key, wanted in useless.items())
-            raise ValueError(f"of no use with objective.kind={self._kind}: {', '.join(useless)}. Set {words}")
-        if self.train.parallel == "fsdp" or self.precision == "bfloat16_params":
+        elif data.labels_per_class is not None and data.shots is not None:
+            raise ValueError("data.shots leaves out the images that data.labels_per_class would use without labels")
+        if (self.augment.mixup or self.augment.cutmix) and not any(traits.mixed for traits in streams.values()):
             raise ValueError(
-                f"objective.kind={self._kind} keeps whole models in float32: not with train.parallel=fsdp, nor with "
-                "precision=bfloat16_params, but with ddp and bfloat16"
+                f"objective.kind={self.objective.kind} mixes no images: set augment.mixup=0 augment.cutmix=0"
             )
-
-    @property
-    def _kind(self) -> str:
-        return self.objective.kind
 
     def _check_frozen(self) -> None:
         alone = self.train.freeze == "encoder"
-        first = self.objective.head_first if isinstance(self.objective, SupervisedConfig) else 0.0
+        first = self.objective.head_only
         keys = {"objective.head_first": first, "lora.rank": self.lora.rank, "train.freeze": alone}
         for key, value in keys.items():
             if value and self.init is None:
@@ -176,10 +158,6 @@ class RunConfig(Config):
             names = ", ".join(word.partition("=")[0] for word in off)
             # A recipe may have set it: the user then needs the words that turn it off.
             raise ValueError(f"no effect with train.freeze=encoder: {names}. Set {' '.join(off)}")
-
-
-def _word(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}".removesuffix(".0")
 
 
 def recipes() -> dict[str, Path]:
@@ -302,10 +280,25 @@ def draft_architecture(config: RunConfig) -> ViTConfig | ResNetConfig | None:
     return resolve(config.model.name, **options)
 
 
+def streams_of(config: RunConfig, architecture: ViTConfig | ResNetConfig) -> dict[str, StreamConfig]:
+    """The streams of a run's batches, by name: views and samples a batch, and how these are drawn."""
+    stride = architecture.patch_size if isinstance(architecture, ViTConfig) else architecture.stride
+    views = config.objective.views(config.augment, architecture.image_size, stride)
+    streams: dict[str, StreamConfig] = {}
+    for name, traits in config.objective.streams.items():
+        off: dict[str, Any] = {} if traits.mixed else {"mixup": 0.0, "cutmix": 0.0}
+        batch_size, balance = config.train.batch_size, config.data.balance
+        if name == UNLABELED:
+            batch_size, balance, off["repeats"] = batch_size * config.data.unlabeled_ratio, "none", 1
+        augment = config.augment.model_copy(update=off)
+        streams[name] = StreamConfig(views[name], batch_size, traits.labeled, augment, balance)
+    return streams
+
+
 # Keys that do not change what is computed: a run may go on with others.
 FREE = {
     "memory", "resume", "overwrite", "finish", "out", "recipe", "report", "device", "check.allow", "check.skip",
-    "data.workers", "data.worker_kind", "data.cache_mb", "train.log_every", "train.save_seconds", "train.parallel",
+    "data.workers", "data.cache_mb", "train.log_every", "train.save_seconds", "train.parallel",
     "train.max_bad_steps", "train.tensorboard", "train.checkpointing",
 }  # fmt: skip
 

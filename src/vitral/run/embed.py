@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vitral.data.damage import find_damaged
 from vitral.data.dataset import Dataset, Split
-from vitral.data.scan import find_damaged
 from vitral.errors import UserError
 from vitral.predictor import Floats, Predictor
 from vitral.run.images import image_batches, load_used, open_images
@@ -67,7 +67,7 @@ def embeddings(
 
 
 def _embedded(predictor: Predictor, options: EmbedOptions, paths: Sequence[str]) -> Iterator[Row | Failed]:
-    rows = predictor.attempt_embeddings(paths, options.features, options.batch_size)
+    rows = predictor.embed(paths, options.features, options.batch_size, stream=True)
     for path, row in zip(paths, rows, strict=True):
         yield Failed(path, str(row)) if isinstance(row, UserError) else Row(path, row)
 
@@ -96,7 +96,7 @@ def _of_split(predictor: Predictor, name: str, split: Split, options: EmbedOptio
 def _rows(predictor: Predictor, name: str, split: Split, options: EmbedOptions) -> Iterator[Row]:
     place = 0
     for images_BCHW, _ in image_batches(predictor, split, options.batch_size):
-        for embedding in predictor.features(images_BCHW, options.features):
+        for embedding in predictor.forward(images_BCHW, options.features).cpu().numpy():
             yield Row(split.names[place], embedding, name, split.labels_N[place])
             place += 1
 

@@ -12,7 +12,8 @@ from vitral.files import read_json
 from vitral.interpret.tokens import require_transformer
 from vitral.models.vit import VisionTransformer
 from vitral.predictor import Predictor
-from vitral.report.explain_page import Section, write_explain_page
+from vitral.report.render import write_page
+from vitral.report.sections import Bullets, Figure, Note, Section
 from vitral.run.explain_image import explain_image
 from vitral.run.explain_model import explain_model
 from vitral.run.images import load_used
@@ -22,6 +23,12 @@ from vitral.whole import tidy, write_json
 
 PAGE, RECORD = "explain.html", "explain.json"
 _MOST = 50  # images of one page
+_CAUTION = (
+    "Attention is not an explanation. It shows which tokens a layer mixes, not what the prediction depends on: a patch "
+    "with high attention may change nothing, and by then a token may hold information from any other patch. Rollout "
+    "ignores the MLPs and the values that are mixed. Gradients are valid for this image and this class only. Where the "
+    "pictures disagree, mask the patch and run the model again."
+)
 _OF_IMAGES = {"token", "layers", "heads", "fuse", "label", "gradients"}
 
 
@@ -44,27 +51,29 @@ def explain(model: str, images: Sequence[str], options: ExplainOptions) -> dict[
     if "groups" in options.methods and reduction is None:
         raise UserError("nothing makes this model's tokens fewer", where="methods", got="groups", hint="reduce=merge")
     methods = _methods(predictor, bool(images), options, notes)
-    sections: list[Section] = []
+    views: list[tuple[Section, dict[str, Any]]] = []
     for number, path in enumerate(images, 1):
         log.info("looking at %s", path)
-        sections.append(explain_image(predictor, path, number, methods, options, reduction))
-    views = explain_model(model, predictor, methods, options, notes)
-    if not sections and not views:
+        views.append(explain_image(predictor, path, number, methods, options, reduction))
+    views += explain_model(model, predictor, methods, options, notes)
+    if not views:
         raise UserError("nothing to show of this model alone", where=model, hint=" ".join(notes) or None)
-    pictures = [picture for each in (*sections, *views) for picture in each.pictures]
-    names = [PAGE, RECORD, *(picture.name for picture in pictures)]
+    sections, found_of = [section for section, _ in views], [found for _, found in views]
+    figures = [part for section in sections for part in section.parts if isinstance(part, Figure)]
+    names = [PAGE, RECORD, *(figure.name for figure in figures)]
     found = {
         "model": model, "page": str(folder / PAGE), "files": names,
-        "images": [each.found for each in sections],
-        "views": {name: value for each in views for name, value in each.found.items()}, "notes": notes,
+        "images": found_of[: len(images)],
+        "views": {name: value for each in found_of[len(images) :] for name, value in each.items()}, "notes": notes,
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RECORD, {**found, "files": [*names, *old]})  # of ours, even after a kill
     for name in set(old) - set(names):
         (folder / name).unlink(missing_ok=True)
-    for picture in pictures:
-        (folder / picture.name).write_bytes(picture.png)
-    write_explain_page(folder / PAGE, f"Inside {model}", [*sections, *views], notes)
+    for figure in figures:
+        (folder / figure.name).write_bytes(figure.content)
+    left_out = [Section("Left out", [Bullets(notes)])] if notes else []
+    write_page(folder / PAGE, f"Inside {model}", [Section("", [Note(_CAUTION)]), *sections, *left_out])
     write_json(folder / RECORD, found)
     return found
 
@@ -121,9 +130,11 @@ def _methods(predictor: Predictor, images: bool, options: ExplainOptions, notes:
     of_class = {"gradient_attention", "integrated_gradients", "lens"}
     if not predictor.classes and of_class & set(asked):
         if options.methods:
-            predictor.require_head()
+            predictor.require_answers()
         notes.append("This model has no head: no class to follow gradients from, and no answers of layers.")
         asked = tuple(name for name in asked if name not in of_class)
+    if not predictor.task.has_classes and not options.methods:
+        asked = tuple(name for name in asked if name != "lens")
     if "distance" in asked and not options.methods and "data" not in options.model_fields_set:
         notes.append("Attention distance needs several images: add data=FOLDER")
         asked = tuple(name for name in asked if name != "distance")

@@ -26,10 +26,10 @@ from vitral.models.reduction import TokenReduction
 from vitral.models.vit import VisionTransformer
 from vitral.predictor import Predictor
 from vitral.report import explain_plots as plots
-from vitral.report.explain_page import Picture, Section, Table
+from vitral.report.sections import Figure, Section, Table
 from vitral.run.options import ExplainOptions
+from vitral.tasks.class_names import numbered_of
 from vitral.training.journal import log
-from vitral.weights.class_names import numbered_of
 
 _FEW_LAYERS, _FEW_HEADS = 6, 12
 _SHOWN = 5  # classes of the lens
@@ -67,9 +67,9 @@ def explain_image(
     methods: Collection[str],
     options: ExplainOptions,
     reduction: TokenReduction | None,
-) -> Section:
-    """Every asked-for picture of one image. Raises UserError for one that can't be read, and for a token, layer, head
-    or class that the model lacks."""
+) -> tuple[Section, dict[str, Any]]:
+    """Every asked-for picture of one image, and the numbers behind them. Raises UserError for one that can't be
+    read, and for a token, layer, head or class that the model lacks."""
     x_BCHW = predictor.preprocess(path)[None].to(predictor.device)
     picture = plots.as_picture(x_BCHW[0].permute(1, 2, 0).cpu().numpy())
     stem = re.sub(r"[^\w.-]+", "_", Path(path).stem)[:40]
@@ -77,17 +77,18 @@ def explain_image(
     target, text = None, list[str]()
     if predictor.classes:
         with torch.no_grad():
-            scores_S = predictor.scores(predictor.model(x_BCHW))[0]
+            scores_S = predictor.scores(predictor.model(x_BCHW))[0].cpu().numpy()
         target = int(scores_S.argmax()) if options.label is None else _class(predictor, options.label)
         best = int(scores_S.argmax())
-        found["prediction"] = _answer(predictor, scores_S, best)
-        found["class"] = _answer(predictor, scores_S, target)
-        text.append(f"Predicted: {predictor.classes[best]}, {100 * float(scores_S[best]):.1f} %.")
+        task = predictor.task
+        found["prediction"] = task.answer_of(scores_S, best)
+        found["class"] = task.answer_of(scores_S, target)
+        text.append(f"Predicted: {task.answer_text(scores_S, best)}.")
         if target != best:
-            text.append(f"Explained: {predictor.classes[target]}, {100 * float(scores_S[target]):.1f} %.")
+            text.append(f"Explained: {task.answer_text(scores_S, target)}.")
     look = Look(predictor, options, f"{number:02d}-{stem}", x_BCHW, picture, target, reduction)
     parts = [part for draw in _DRAWN for part in draw(look, methods, found)]
-    return Section(f"Image {number}: {Path(path).name}", [" ".join(text), *parts] if text else parts, found)
+    return Section(f"Image {number}: {Path(path).name}", [" ".join(text), *parts] if text else parts), found
 
 
 def _class(predictor: Predictor, label: str) -> int:
@@ -102,10 +103,6 @@ def _class(predictor: Predictor, label: str) -> int:
         return int(label)
     few = ", ".join(classes) if len(classes) <= 20 else f"one of {len(classes)} names, or 0 to {len(classes) - 1}"
     raise UserError("no such class", where="class", got=label, wanted=few, nearest=nearest(label, classes))
-
-
-def _answer(predictor: Predictor, scores_S: Tensor, index: int) -> dict[str, Any]:
-    return {"label": predictor.classes[index], "index": index, "score": round(float(scores_S[index]), 6)}
 
 
 def _token_text(look: Look) -> str:
@@ -124,17 +121,17 @@ def _mark(look: Look) -> tuple[int, int] | None:
     return patch_of(look.options.token) if look.options.token else None
 
 
-def _attributions(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Picture | Table]:
+def _attributions(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Figure | Table]:
     """The image, and beside it what single maps say: rollout, gradient-weighted attention, integrated gradients."""
     token, fuse = look.options.token, look.options.fuse
     panels, names, bars, says = [plots.plain_panel(look.picture, _SIDE)], ["image"], list[plots.Bar](), list[str]()
     heats: dict[str, Tensor] = {}
     if "rollout" in methods:
         heats["rollout"] = rollout(look.vit, look.x_BCHW, token, fuse)
-        says.append(f"Rollout ({fuse} over the heads): which patches reach {_token_text(look)} through all layers.")
+        says.append(f"Rollout ({fuse} over the heads): how much {_token_text(look)} draws on each patch, all layers.")
     if "gradient_attention" in methods:
         heats["gradient-weighted attention"] = gradient_attention(look.vit, look.x_BCHW, _target(look), token)
-        says.append(f"Gradient-weighted attention: where attention raises the logit of {_label(look)}.")
+        says.append(f"Gradient-weighted attention: patches whose attention increases the logit of {_label(look)}.")
     for name, values_BT in heats.items():
         heat_rc = look.on_patches(values_BT[0])
         panels.append(plots.heat_panel(look.picture, heat_rc, _SIDE, float(heat_rc.max()), _mark(look)))
@@ -151,7 +148,7 @@ def _attributions(look: Look, methods: Collection[str], found: dict[str, Any]) -
         return []
     alt = f"{look.name}: {', '.join(names)}, side by side"
     png = plots.sheet([panels], names, [""], bars)
-    return [Picture(f"{look.name}-attributions.png", png, alt, " ".join(says), wide=True)]
+    return [Figure(png, alt, " ".join(says), wide=True, name=f"{look.name}-attributions.png")]
 
 
 def _integrated(look: Look, found: dict[str, Any]) -> tuple[plots.Array, str]:
@@ -163,11 +160,11 @@ def _integrated(look: Look, found: dict[str, Any]) -> tuple[plots.Array, str]:
         "steps": keys.steps, "baseline": keys.baseline, "logit_difference": above, "gap": gap
     }  # fmt: skip
     says = (
-        f"Integrated gradients of {_label(look)}, {keys.steps} steps from grey level {keys.baseline:g}: they sum to "
-        f"{above + gap:.4f}, the logit rises by {above:.4f}, a gap of {gap:.2g}."
+        f"Integrated gradients of {_label(look)}, {keys.steps} steps from gray level {keys.baseline:g}: their sum is "
+        f"{above + gap:.4f}, the difference of the logits is {above:.4f}, the gap is {gap:.2g}."
     )
     if abs(gap) > _LARGE_GAP * abs(above):
-        more = "The gap is large, so trust them little: more steps (gradients.steps) make it smaller."
+        more = "The gap is large, so the map is inaccurate. Increase gradients.steps to reduce it."
         log.warning("%s: %s", look.name, more)
         says += f" {more}"
     value_HW = sums.attributions_BCHW[0].sum(0).cpu().numpy()
@@ -190,7 +187,7 @@ def _chosen_layers(look: Look) -> list[int]:
     return sorted({round(place) for place in np.linspace(0, depth - 1, min(depth, _FEW_LAYERS))})
 
 
-def _attention(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Picture | Table]:
+def _attention(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Figure | Table]:
     """Layers downwards, heads across: what the token attends to."""
     if "attention" not in methods:
         return []
@@ -215,18 +212,18 @@ def _attention(look: Look, methods: Collection[str], found: dict[str, Any]) -> l
         "token": look.options.token or default_token(look.vit.config), "layers": layers,
         "prefix_share": [round(share, 6) for share in prefix_L],
     }  # fmt: skip
-    caption = f"Attention of {_token_text(look)}, in each layer and head; every panel has its own scale."
+    caption = f"Attention of {_token_text(look)} in each layer and head. Each panel has its own color scale."
     if np.isnan(shown).any():
-        caption += " Empty: a head that this layer does not have."
+        caption += " Empty panels: the layer has fewer heads."
     if look.vit.prefix_tokens:
         shares = ", ".join(f"{100 * share:.0f} %" for share in prefix_L)
-        caption += f" Share of attention on class token and registers, mean of the heads, by layer: {shares}."
+        caption += f" Attention on class token and registers, mean of the heads, per layer: {shares}."
     alt = f"{look.name}: attention of {len(layers)} layers and {len(heads)} heads over the image"
     png = plots.sheet(panels, names, [f"layer {layer}" for layer in layers], [_HEAT])
-    return [Picture(f"{look.name}-attention.png", png, alt, caption, wide=True)]
+    return [Figure(png, alt, caption, wide=True, name=f"{look.name}-attention.png")]
 
 
-def _layers(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Picture | Table]:
+def _layers(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Figure | Table]:
     """Likeness to one patch and length of every patch, layer by layer."""
     if not {"similarity", "norms"} & set(methods):
         return []
@@ -247,9 +244,9 @@ def _layers(look: Look, methods: Collection[str], found: dict[str, Any]) -> list
         columns["Largest norm"] = norms_Lrc.max(axis=(1, 2)).tolist()
     found["layers"] = {"layers": layers, **{key.lower().replace(" ", "_"): value for key, value in columns.items()}}
     says = {
-        "similarity": f"Similarity: cosine of each patch with the one in row {patch[0]}, column {patch[1]}, after the "
-        "layer; 0 or less is the lowest colour.",
-        "norm": "Norm: length of each patch's token as a share of the layer's longest.",
+        "similarity": f"Similarity: cosine between each patch and the patch in row {patch[0]}, column {patch[1]}, "
+        "after the layer. Values below 0 have the color of 0.",
+        "norm": "Norm: L2 norm of each patch token, divided by the largest of the layer.",
     }
     png = plots.sheet(
         lines,
@@ -259,30 +256,36 @@ def _layers(look: Look, methods: Collection[str], found: dict[str, Any]) -> list
     )
     alt = f"{look.name}: {' and '.join(rows)} of the patches in {len(layers)} layers"
     cells = [[f"{layer}", *(f"{each[i]:.3g}" for each in columns.values())] for i, layer in enumerate(layers)]
-    picture = Picture(f"{look.name}-layers.png", png, alt, " ".join(says[row] for row in rows), wide=True)
-    return [picture, Table(["Layer", *columns], cells, "Of all pairs of two patches, and of all patches.")]
+    figure = Figure(png, alt, " ".join(says[row] for row in rows), wide=True, name=f"{look.name}-layers.png")
+    return [
+        figure,
+        Table(["Layer", *columns], cells, "Similarity: mean over all pairs of patches. Norms: over all patches."),
+    ]
 
 
-def _lens(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Picture | Table]:
+def _lens(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Figure | Table]:
     """What the model would answer after each layer."""
     if "lens" not in methods:
         return []
     scores_LS = look.predictor.scores(logit_lens(look.vit, look.x_BCHW)[0]).cpu()
     shown = list(dict.fromkeys([_target(look), *scores_LS[-1].argsort(descending=True).tolist()]))[:_SHOWN]
     best_L, classes = scores_LS.argmax(1).tolist(), look.predictor.classes
-    found["lens"] = [_answer(look.predictor, row_S, best) for row_S, best in zip(scores_LS, best_L, strict=True)]
+    answer_of = look.predictor.task.answer_of
+    found["lens"] = [answer_of(row_S, best) for row_S, best in zip(scores_LS.numpy(), best_L, strict=True)]
     png = plots.lens_curves(scores_LS.numpy(), classes, shown)
     caption = (
-        "Logit lens: the answer if the model ended after this layer, by its own last norm, pooling and head. The head "
-        "was trained for the last layer alone, so early answers may be wrong though the tokens know better."
+        "Logit lens: the prediction from the tokens after each layer, by the model's last norm, pooling and head. The "
+        "head was trained on the last layer only, so early predictions may be wrong although the tokens suffice."
     )
     rows = [[str(i), classes[row["index"]], f"{100 * row['score']:.1f}"] for i, row in enumerate(found["lens"])]
     alt = f"{look.name}: probability of {len(shown)} classes after each of {len(best_L)} layers"
-    table = Table(["Layer", "Prediction", "Probability %"], rows, "Logit lens: the likeliest class after each layer.")
-    return [Picture(f"{look.name}-lens.png", png, alt, caption), table]
+    table = Table(
+        ["Layer", "Prediction", "Probability %"], rows, "Logit lens: the most probable class after each layer."
+    )
+    return [Figure(png, alt, caption, name=f"{look.name}-lens.png"), table]
 
 
-def _groups(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Picture | Table]:
+def _groups(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Figure | Table]:
     """Into which token each patch went, and what the answer is then."""
     if "groups" not in methods or look.reduction is None:
         return []
@@ -298,19 +301,21 @@ def _groups(look: Look, methods: Collection[str], found: dict[str, Any]) -> list
     likeness = float(torch.nn.functional.cosine_similarity(pooled_BD, whole_BD)[0])
     found["groups"] = {"tokens": counts, "dropped": dropped, "cosine": likeness, "of_patches": groups_rc.tolist()}
     caption = (
-        f"Patches that end in one token have its mean colour, with lines where tokens meet: {counts[-1]} of "
-        f"{groups_rc.size} are left. The image's vector has a cosine of {likeness:.3f} with that of the whole model."
+        f"Patches that were merged into one token have its mean color; lines separate tokens. {counts[-1]} of "
+        f"{groups_rc.size} tokens remain. The cosine between the image's features with and without the reduction is "
+        f"{likeness:.3f}."
     )
     if dropped:
         caption += f" {dropped} hatched patches were dropped."
     if look.predictor.classes:
-        scores_S = look.predictor.scores(vit.classify(pooled_BD).detach())[0]
-        found["groups"]["prediction"] = said = _answer(look.predictor, scores_S, int(scores_S.argmax()))
-        caption += f" The answer is then {said['label']}, {100 * said['score']:.1f} %."
+        task = look.predictor.task
+        scores_S = look.predictor.scores(vit.classify(pooled_BD).detach())[0].cpu().numpy()
+        found["groups"]["prediction"] = task.answer_of(scores_S, int(scores_S.argmax()))
+        caption += f" The prediction is then {task.answer_text(scores_S, int(scores_S.argmax()))}."
     panels = [plots.plain_panel(look.picture, _SIDE), plots.group_panel(look.picture, groups_rc, _SIDE)]
     png = plots.sheet([panels], ["image", f"{counts[-1]} token{'s' * (counts[-1] != 1)}"], [""], [])
     alt = f"{look.name}: which of the {groups_rc.size} patches went into the same token"
-    return [Picture(f"{look.name}-groups.png", png, alt, caption)]
+    return [Figure(png, alt, caption, name=f"{look.name}-groups.png")]
 
 
 # In the order of the page; each gives its pictures and tables and adds its numbers to what `--json` says.

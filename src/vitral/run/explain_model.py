@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -16,66 +17,68 @@ from vitral.interpret.similarity import LEAST, compare_layers, layer_names
 from vitral.interpret.tokens import require_transformer
 from vitral.predictor import Predictor, load
 from vitral.report import explain_plots as plots
-from vitral.report.explain_page import Picture, Section, Table
+from vitral.report.sections import Figure, Section, Table
 from vitral.run.images import image_batches, open_images, split_name
 from vitral.run.options import ExplainOptions
 from vitral.training.journal import log
 
+View = tuple[Section, dict[str, Any]]  # with what `--json` says of it
+
 
 def explain_model(
     model: str, predictor: Predictor, methods: Collection[str], options: ExplainOptions, notes: list[str]
-) -> list[Section]:
-    """Every asked-for view. What the model has not got is a note, or, where it was asked for by name, a UserError.
+) -> list[View]:
+    """Every asked-for view, and the numbers behind it. What the model has not got is a note, or, where it was
+    asked for by name, a UserError.
 
     model: its name, as the user said it.
     """
-    views: dict[str, Callable[[Predictor, ExplainOptions], Section]] = {
+    views: dict[str, Callable[[Predictor, ExplainOptions], View]] = {
         "filters": _filters, "positions": _positions, "distance": partial(_distance, model),
         "cka": partial(_cka, model),
     }  # fmt: skip
-    sections: list[Section] = []
+    found: list[View] = []
     for name in (name for name in views if name in methods):
         try:
-            sections.append(views[name](predictor, options))
+            found.append(views[name](predictor, options))
         except UserError as error:
             if options.methods or name in ("distance", "cka"):
                 raise
             notes.append(f"{name}: {error.what}.")
-    return sections
+    return found
 
 
-def _filters(predictor: Predictor, options: ExplainOptions) -> Section:
+def _filters(predictor: Predictor, options: ExplainOptions) -> View:
     found = filter_components(require_transformer(predictor.model, "filters"))
     shares = found.shares_K.tolist()
     caption = (
         f"The first {len(shares)} principal components of the patch filters, row by row (figure 7, left, of arXiv "
         f"2010.11929). They explain {100 * sum(shares):.1f} % of the filters' variance, the first one "
-        f"{100 * shares[0]:.1f} %. A component's sign means nothing."
+        f"{100 * shares[0]:.1f} %. The sign of a component has no meaning."
     )
     png = plots.filter_sheet(found.filters_KCPP.float().cpu().numpy())
-    picture = Picture(
-        "filters.png", png, f"{len(shares)} principal components of the patch filters", caption, wide=True
-    )
-    return Section("Patch filters", [picture], {"filters": {"variance_shares": [round(s, 6) for s in shares]}})
+    alt = f"{len(shares)} principal components of the patch filters"
+    figure = Figure(png, alt, caption, wide=True, name="filters.png")
+    return Section("Patch filters", [figure]), {"filters": {"variance_shares": [round(s, 6) for s in shares]}}
 
 
-def _positions(predictor: Predictor, options: ExplainOptions) -> Section:
+def _positions(predictor: Predictor, options: ExplainOptions) -> View:
     vit = require_transformer(predictor.model, "positions")
     similarity_NN = position_similarity(vit).cpu().numpy()
     rows, columns = vit.grid
     caption = (
-        f"Cosine of position embeddings: one tile for a patch, where it lies, and in it its likeness to all {rows} x "
-        f"{columns} patches (figure 7, centre, of arXiv 2010.11929). A model that has learned where its patches are "
-        "shows a spot that moves with the tile."
+        f"Cosine similarity of position embeddings: one tile per patch, at its position, compares it with all {rows} x "
+        f"{columns} patches (figure 7, center, of arXiv 2010.11929). Where the model has learned the positions, a "
+        "bright spot follows the tile."
     )
     alt = f"Similarity of the position embeddings of {rows} x {columns} patches"
-    picture = Picture("positions.png", plots.position_sheet(similarity_NN, vit.grid), alt, caption, wide=True)
+    figure = Figure(plots.position_sheet(similarity_NN, vit.grid), alt, caption, wide=True, name="positions.png")
     count = rows * columns
     mean = (similarity_NN.sum() - count) / max(count * (count - 1), 1)
-    return Section("Positions", [picture], {"positions": {"grid": [rows, columns], "mean_cosine": mean}})
+    return Section("Positions", [figure]), {"positions": {"grid": [rows, columns], "mean_cosine": mean}}
 
 
-def _distance(model: str, predictor: Predictor, options: ExplainOptions) -> Section:
+def _distance(model: str, predictor: Predictor, options: ExplainOptions) -> View:
     vit = require_transformer(predictor.model, "attention distance")
     dataset, name, split = _some_images(model, predictor, predictor, options)
     log.info("attention distance over %d %s images", len(split), name)
@@ -88,22 +91,22 @@ def _distance(model: str, predictor: Predictor, options: ExplainOptions) -> Sect
     between_NN = patch_distances(vit.grid, vit.config.patch_size)
     uniform = float(between_NN.mean())
     caption = (
-        f"Mean distance in pixels between a patch and what it attends to, over {len(split)} {name} images of "
-        f"{dataset.name}: every head of every layer (figure 7, right, and figure 11 of arXiv 2010.11929). Attention to "
-        f"all patches alike would reach {uniform:.1f} px."
+        f"Mean distance in pixels between a patch and the patches it attends to, weighted by attention, over "
+        f"{len(split)} {name} images of {dataset.name}, for every head of every layer (figure 7, right, and figure 11 "
+        f"of arXiv 2010.11929). Uniform attention gives {uniform:.1f} px."
     )
     png = plots.distance_plot(distances_Lh, uniform, float(between_NN.max()))
-    picture = Picture("distance.png", png, "Mean attention distance of every head over its layer", caption)
+    figure = Figure(png, "Mean attention distance of every head over its layer", caption, name="distance.png")
     rows = [
         [str(layer), f"{each.min():.1f}", f"{each.mean():.1f}", f"{each.max():.1f}"]
         for layer, each in enumerate(distances_Lh)
     ]
-    table = Table(["Layer", "Least px", "Mean px", "Most px"], rows, "Mean attention distance of the heads of a layer.")
+    table = Table(["Layer", "Min px", "Mean px", "Max px"], rows, "Mean attention distance of the heads per layer.")
     found = {
         "data": dataset.name, "split": name, "count": len(split), "unit": "px", "uniform": uniform,
         "layers": distances_Lh.tolist(),
     }  # fmt: skip
-    return Section("Attention distance", [picture, table], {"distance": found})
+    return Section("Attention distance", [figure, table]), {"distance": found}
 
 
 def _some_images(
@@ -118,7 +121,7 @@ def _some_images(
     return dataset, name, whole.subset(spaced(len(whole), options.images))
 
 
-def _cka(model: str, predictor: Predictor, options: ExplainOptions) -> Section:
+def _cka(model: str, predictor: Predictor, options: ExplainOptions) -> View:
     if options.batch_size < LEAST:
         raise UserError("too few images at once for cka", where="batch_size", got=options.batch_size, wanted=LEAST)
     other, second = predictor, model
@@ -140,8 +143,8 @@ def _cka(model: str, predictor: Predictor, options: ExplainOptions) -> Section:
     names = [layer_names(each.model) for each in (predictor, other)]
     caption = (
         f"Linear CKA of every block with every block, unbiased, over {len(mine)} {name} images of {dataset.name} in "
-        f"batches of {options.batch_size}: 1 where two blocks tell the same images alike, about 0 where they have "
-        "nothing in common. From the input upwards, and to the right."
+        f"batches of {options.batch_size}: 1 where two blocks represent the images in the same way, about 0 where "
+        "their representations are unrelated. The input is at the bottom left."
     )
     png = plots.cka_plot(similar_LM, [model, second])
     alt = f"Similarity of {similar_LM.shape[0]} layers with {similar_LM.shape[1]} of {second}"
@@ -150,9 +153,9 @@ def _cka(model: str, predictor: Predictor, options: ExplainOptions) -> Section:
         [mine_name, names[1][column], f"{similar_LM[row, column]:.3f}"]
         for row, (mine_name, column) in enumerate(zip(names[0], best, strict=True))
     ]
-    table = Table(["Block", f"Most similar of {second}", "CKA"], rows, "For each block the most similar one.")
+    table = Table(["Block", f"Most similar of {second}", "CKA"], rows, "The most similar block for each block.")
     found = {
         "compare": second, "data": dataset.name, "split": name, "count": len(mine), "layers": names,
         "values": similar_LM.tolist(),
     }  # fmt: skip
-    return Section("Blocks that say the same", [Picture("cka.png", png, alt, caption), table], {"cka": found})
+    return Section("Similarity of blocks (CKA)", [Figure(png, alt, caption, name="cka.png"), table]), {"cka": found}

@@ -48,7 +48,6 @@ def load_used(model: str, use: ModelUse) -> Predictor:
     if given:
         recipe = predictor.config.preprocessing.model_copy(update=given)
         predictor.config = predictor.config.model_copy(update={"preprocessing": recipe})
-        predictor.max_pixels = recipe.max_pixels
     if use.reduce != "auto":
         _reduce(predictor, model, use)
     if not isinstance(use, EngineUse) or not {"engine", "precision"} & use.model_fields_set:
@@ -212,7 +211,7 @@ def image_batches(predictor: Predictor, split: Split, batch_size: int) -> Iterat
     """Every image of the split once, in order, as the model takes it, with its label: ([0,1] images, labels)."""
     recipe = predictor.config.preprocessing
     with ImageStore(
-        split, recipe.image_size, recipe.fitting, exact=True, workers=os.cpu_count() or 1, cache_mb=_CACHE_MB,
+        split, recipe.image_size, recipe, exact=True, workers=os.cpu_count() or 1, cache_mb=_CACHE_MB,
         device=predictor.device, batch=batch_size,
     ) as store:  # fmt: skip
         yield from eval_batches(store, batch_size)
@@ -230,7 +229,7 @@ def split_logits(predictor: Predictor, split: Split, batch_size: int) -> tuple[A
     else:
         places = range(len(split))
         rows = [
-            predictor.logits([split.read(place) for place in places[start : start + batch_size]])
+            predictor.forward([split.read(place) for place in places[start : start + batch_size]])
             for start in range(0, len(split), batch_size)
         ]
     return require_finite(torch.cat(rows), predictor.config.name).numpy(), split.labels_N

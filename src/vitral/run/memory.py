@@ -9,7 +9,6 @@ from vitral.models.config import ResNetConfig, ViTConfig
 from vitral.models.create import build_model
 from vitral.models.lora import add_lora
 from vitral.models.parameters import freeze_encoder
-from vitral.objectives.config import SupervisedConfig
 from vitral.run.config import RunConfig
 from vitral.training.plan import (
     Choice,
@@ -32,7 +31,7 @@ def make_job(config: RunConfig, architecture: Architecture, device: torch.device
     Raises UserError for objectives that hold more than one model (a teacher, a decoder, several views).
     """
     assert config.precision != "auto"
-    if not isinstance(config.objective, SupervisedConfig):
+    if not config.objective.estimates_memory:
         raise UserError(
             "memory is estimated for supervised training only", where="objective.kind", got=config.objective.kind,
             wanted="supervised", hint="If a run is out of memory, lower train.micro_batch or train.batch_size.",
@@ -110,7 +109,7 @@ def smaller_plan(config: RunConfig, architecture: Architecture, device: torch.de
 
     Without a number where memory is not estimated.
     """
-    if not isinstance(config.objective, SupervisedConfig):
+    if not config.objective.estimates_memory:
         return "A smaller train.micro_batch or train.checkpointing=all takes less memory."
     job = make_job(config, architecture, device, validation)
     micro, blocks = config.train.micro_batch or config.train.batch_size, checkpointed_blocks(config, architecture)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, Strict, model_validator
 
 from vitral.config import Config, Count, Pair
 from vitral.data.config import SourceConfig, ValueRange
 from vitral.efficient.config import KeepConfig, MergeConfig
-from vitral.evaluate.config import FewshotConfig, KnnConfig, LinearConfig
+from vitral.evaluate.config import Evaluators, FewshotConfig, KnnConfig, LinearConfig
 from vitral.export.config import ExportOptions
 from vitral.interpret.config import GradientsConfig
 from vitral.serve.config import ServeConfig
@@ -102,7 +103,26 @@ class EvalOptions(EngineUse):
     min_map: float | None = Field(
         default=None, ge=0, le=1, description="multi-label: smallest allowed mAP, as a share, else exit code 3"
     )
+    eval: Evaluators = Field(
+        default_factory=dict,
+        description="evaluators by name, each with its keys; none: the default of the task",
+    )
     batch_size: int = Field(default=256, ge=1, description="number of images per batch")
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits that are set, by key: min_METRIC or max_METRIC."""
+        keys = [key for key in EvalOptions.model_fields if key.startswith(("min_", "max_"))]
+        return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
+
+    def missed(self, found: Mapping[str, Any]) -> list[str]:
+        """A sentence for each metric that is beyond its limit."""
+        rows = [(key, limit, found[key[4:]]) for key, limit in self.limits.items()]
+        return [
+            f"{key[4:]} {value:.4f} is {'below' if key.startswith('min') else 'above'} {key}={limit}"
+            for key, limit, value in rows
+            if (value < limit if key.startswith("min") else value > limit)
+        ]
 
 
 class ProbeOptions(ModelUse):

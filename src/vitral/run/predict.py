@@ -26,12 +26,12 @@ def predictions(model: str, paths: Sequence[str], options: PredictOptions) -> It
 
 def _opened(model: str, options: PredictOptions) -> Predictor:
     predictor = load_used(model, options)
-    predictor.require_head()
+    predictor.require_answers()
     return predictor
 
 
 def _answers(predictor: Predictor, options: PredictOptions) -> Callable[[Sequence[str]], Iterator[Answer]]:
-    return lambda paths: predictor.predictions(paths, options.topk, options.batch_size, tolerant=True)
+    return lambda paths: predictor.predict(paths, options.topk, options.batch_size, stream=True, tolerant=True)
 
 
 def _work(model: str, options: PredictOptions, device: str) -> Callable[[Sequence[str]], Iterator[Answer]]:

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from vitral import distributed
 from vitral.data.check import Normalisation
-from vitral.data.config import DataConfig, ViewConfig
+from vitral.data.config import UNLABELED, DataConfig, StreamConfig, ViewConfig
 from vitral.data.dataset import Dataset, Split, spaced
 from vitral.data.findings import CheckReport
+from vitral.data.image_spec import ResizeSpec
 from vitral.data.loader import ImageStore
 from vitral.data.reading import RandomCrop
-from vitral.data.resize import Fit
 from vitral.data.shots import with_shots
+from vitral.data.unlabeled import with_labels_per_class, with_unlabeled, without_held_out
 from vitral.errors import UserError
 from vitral.models.activations import Precision
 from vitral.models.config import ResNetConfig, ViTConfig, build_config
@@ -30,11 +31,13 @@ from vitral.models.lora import add_lora
 from vitral.models.model import ImageModel
 from vitral.models.parameters import freeze_encoder, is_pruner
 from vitral.models.presets import PRESETS, changed_name, resolve
-from vitral.objectives.config import SelfSupervisedConfig
 from vitral.predictor import pick_device
 from vitral.run.check import open_checked
-from vitral.run.config import ModelOptions, RunConfig
+from vitral.run.config import ModelOptions, RunConfig, streams_of
 from vitral.run.memory import checkpointed_blocks, settle_memory
+from vitral.structs import STREAM_SPAN
+from vitral.tasks.registry import TASKS
+from vitral.tasks.task import Task
 from vitral.training.journal import log
 from vitral.weights.find import load_model
 from vitral.weights.folder import FolderConfig
@@ -48,23 +51,31 @@ _STATISTICS_SAMPLES = 4096
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that a run computes with. `config` has every `auto` of `asked` replaced by what it became."""
+    """All that a run computes with. `config` has every `auto` of `asked` replaced by what it became. `stores` are those
+    of the `streams`, by name."""
 
     config: RunConfig
     asked: RunConfig
     device: torch.device
     dataset: Dataset
-    train: ImageStore
+    streams: dict[str, StreamConfig]
+    stores: dict[str, ImageStore]
     judged: dict[str, ImageStore]
     architecture: ViTConfig | ResNetConfig
     name: str
     init: dict[str, Tensor] | None
     report: CheckReport | None
     init_fingerprint: str
+    task: Task
+
+    @property
+    def train(self) -> ImageStore:
+        """The images of the first stream: those that steps and epochs count."""
+        return next(iter(self.stores.values()))
 
     def close(self) -> None:
         """End what reads images: threads and processes."""
-        for store in (self.train, *self.judged.values()):
+        for store in (*self.stores.values(), *self.judged.values()):
             store.close()
 
     def build(self) -> ImageModel:
@@ -98,8 +109,13 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
             dataset, report = open_checked(
                 config, data, _normalisation(config, source[1] if source else None, channels)
             )
+    elif config.data.unlabeled is not None:
+        dataset = without_held_out(with_unlabeled(dataset, config.data))
     if config.data.shots is not None:
         dataset = with_shots(dataset, config.data.shots, config.seed)
+    if config.data.labels_per_class is not None:
+        dataset = with_labels_per_class(dataset, config.data.labels_per_class, config.seed)
+    task = task_of(config, dataset)
     # Everything about the architecture that can be wrong is found before images are read.
     name, draft = choose_architecture(config, dataset, source[1] if source else None)
     size = draft.image_size
@@ -110,27 +126,33 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
             "workers": _workers(config.data), **_resizing(config.data, source[1] if source else None),
         }
     )  # fmt: skip
-    views = views_of(config, draft)
-    is_cut = any(view.augment.crop != "none" for view in views)
-    uncut = data.model_copy(update={"crop_ratio": 1.0}) if is_cut else data
-    crops = _decode_crops(config, dataset.splits["train"], views)
-    batch = config.train.batch_size // distributed.world()
+    streams = streams_of(config, draft)
     with ExitStack() as opened:
-        train = opened.enter_context(
-            open_store(dataset.splits["train"], uncut, device, exact=False, crops=crops, batch=batch)
-        )
+        parts = {name: task.encode(split) for name, split in dataset.parts.items()}
+        stores = {
+            name: opened.enter_context(_open_stream(config, data, parts[_part(name)], stream, number, device))
+            for number, (name, stream) in enumerate(streams.items())
+        }
         judged = {
             split: opened.enter_context(open_store(dataset.splits[split], data, device, exact=True))
             for split in dataset.splits
             if split != "train"
         }
-        mean, std = _statistics(config, train, source[1] if source else None, dataset.channels)
+        mean, std = _statistics(config, next(iter(stores.values())), source[1] if source else None, dataset.channels)
         architecture = build_config({**draft.model_dump(), "mean": mean, "std": std}, where="data")
-        data = data.model_copy(update={"mean": mean, "std": std, "path": _absolute(config.data.path)})
+        data = data.model_copy(
+            update={
+                "mean": mean,
+                "std": std,
+                "path": _absolute(config.data.path),
+                "unlabeled": _absolute(config.data.unlabeled),
+            }
+        )
         kept = {key: value for key, value in architecture.model_dump().items() if key in ModelOptions.model_fields}
         model = config.model.model_copy(update=kept)
         precision = settle_precision(config, device)
-        settled = config.model_copy(update={"data": data, "model": model, "precision": precision})
+        evaluators = task.evaluators_of(config.eval)
+        settled = config.model_copy(update={"data": data, "model": model, "precision": precision, "eval": evaluators})
         settled = settle_memory(settled, architecture, device, EVAL_BATCH)
         if source and config.init_head and source[1].classes != dataset.classes:
             raise UserError(
@@ -140,7 +162,13 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
         init = _initial_weights(architecture, source, config) if source else None
         fingerprint = checksum(source[0].state_dict(), {}) if source else ""
         opened.pop_all()
-        return Prepared(settled, config, device, dataset, train, judged, architecture, name, init, report, fingerprint)
+        parts = device, dataset, streams, stores, judged, architecture, name, init, report, fingerprint, task
+        return Prepared(settled, config, *parts)
+
+
+def task_of(config: RunConfig, dataset: Dataset) -> Task:
+    """The task that the objective learns on these data."""
+    return TASKS[config.objective.task or dataset.task].of(dataset)
 
 
 def _normalisation(
@@ -158,7 +186,7 @@ def _normalisation(
 
 def _resizing(data: DataConfig, init: FolderConfig | None) -> dict[str, Any]:
     """Interpolation and crop ratio: as set, else of init, else the defaults."""
-    other = init.preprocessing.fitting if init is not None else Fit()
+    other = init.preprocessing if init is not None else ResizeSpec(fit="crop")
     return {
         "interpolation": other.interpolation if data.interpolation == "auto" else data.interpolation,
         "crop_ratio": other.crop_ratio if data.crop_ratio == "auto" else data.crop_ratio,
@@ -174,32 +202,42 @@ def open_store(
     crops: tuple[RandomCrop, ...] = (),
     batch: int = 64,
 ) -> ImageStore:
-    """A split at the settled image size. What is judged, `exact`, is read by threads, whatever reads the rest."""
+    """A split at the settled image size."""
     assert isinstance(data.image_size, tuple)
     assert data.crop_ratio != "auto"
-    kind = "threads" if exact else data.worker_kind
-    fit = Fit(data.fit, data.interpolation, data.crop_ratio)
+    assert data.interpolation != "auto"
+    fit = ResizeSpec(fit=data.fit, interpolation=data.interpolation, crop_ratio=data.crop_ratio)
     return ImageStore(
         split, data.image_size, fit, exact=exact, workers=_workers(data), cache_mb=data.cache_mb, device=device,
-        worker_kind=kind, batch=batch, crops=crops,
+        batch=batch, crops=crops,
     )  # fmt: skip
 
 
-def views_of(config: RunConfig, architecture: ViTConfig | ResNetConfig) -> tuple[ViewConfig, ...]:
-    """How the objective wants each sample to be shown."""
-    stride = architecture.patch_size if isinstance(architecture, ViTConfig) else architecture.stride
-    return config.objective.views(config.augment, architecture.image_size, stride)
+def _part(stream: str) -> str:
+    """The part of the data that a stream of batches reads."""
+    return UNLABELED if stream == UNLABELED else "train"
 
 
-def _decode_crops(config: RunConfig, train: Split, views: Sequence[ViewConfig]) -> tuple[RandomCrop, ...]:
+def _open_stream(
+    config: RunConfig, data: DataConfig, split: Split, stream: StreamConfig, number: int, device: torch.device
+) -> ImageStore:
+    """The images of a stream of batches, as training reads them."""
+    is_cut = any(view.augment.crop != "none" for view in stream.views)
+    uncut = data.model_copy(update={"crop_ratio": 1.0}) if is_cut else data
+    crops = _decode_crops(config, split, stream.views, number)
+    batch = stream.batch_size // distributed.world()
+    return open_store(split, uncut, device, exact=False, crops=crops, batch=batch)
+
+
+def _decode_crops(config: RunConfig, split: Split, views: Sequence[ViewConfig], number: int) -> tuple[RandomCrop, ...]:
     """The random resized crops, where the images are files: cut from them at their own resolution, not from what a
     cache holds at the model's size. Images in memory are cropped in batches on the device."""
-    if train.file is None or any(view.augment.crop == "none" for view in views):
+    if split.file is None or any(view.augment.crop == "none" for view in views):
         return ()
-    limit = config.data.max_pixels
+    limit, first = config.data.max_pixels, number * STREAM_SPAN
     return tuple(
-        RandomCrop(config.seed, view.augment.crop_scale, view.augment.crop_ratio, limit, view.size, number)
-        for number, view in enumerate(views)
+        RandomCrop(config.seed, view.augment.crop_scale, view.augment.crop_ratio, limit, view.size, place, first)
+        for place, view in enumerate(views)
     )
 
 
@@ -224,13 +262,11 @@ def choose_architecture(
     """The model's name, with what differs from a preset, and its shape for these data; mean and std are not settled
     yet."""
     size, options = _settle_size(config, dataset, init)
-    labelled = not isinstance(config.objective, SelfSupervisedConfig)
-    base = dict(
-        options, image_size=size, in_channels=dataset.channels, num_classes=len(dataset.classes) if labelled else 0
-    )
+    outputs = len(task_of(config, dataset).labels)
+    base = dict(options, image_size=size, in_channels=dataset.channels, num_classes=outputs)
     name, architecture = _architecture(config, base, init)
     name = changed_name(name, architecture)
-    if not labelled and not isinstance(architecture, ViTConfig):
+    if config.objective.needs_patches and not isinstance(architecture, ViTConfig):
         raise UserError(
             f"objective.kind={config.objective.kind} learns from patches", where="model.name", got=name,
             wanted="a Vision Transformer",

@@ -37,16 +37,18 @@ def probe(model: str, options: ProbeOptions | None = None) -> dict[str, Any]:
     train, judged = (_embedded(predictor, dataset.splits[part], options) for part in ("train", name))
     log.info("judging %d features of %d %s images by %d of train", train.features_ND.shape[1], len(judged.labels_N),
              name, len(train.labels_N))  # fmt: skip
+    values = dict(_metrics(train, judged, len(dataset.classes), options))
     return {
         "model": model, "data": dataset.name, "kind": options.kind, "features": options.features, "split": name,
-        "train_count": len(train.labels_N), **dict(_metrics(train, judged, len(dataset.classes), options)),
+        "train_count": len(train.labels_N),
+        "primary": {"name": "top1", "value": values["top1"], "interval": values.get("top1_interval")}, **values,
         "skipped": [*skipped.get("train", []), *skipped.get(name, [])],
     }  # fmt: skip
 
 
 def _with_two_splits(dataset: Dataset) -> Dataset:
     """The data, with a validation split carved out of train if there is nothing but train."""
-    if dataset.multi_label:
+    if dataset.task != "classification":
         raise UserError(
             "a probe tells apart classes of which an image has one, and these images have several", where=dataset.name,
             hint="`vitral train` takes them, and `vitral embed` gives their features.",
@@ -61,7 +63,7 @@ def _with_two_splits(dataset: Dataset) -> Dataset:
 
 def _embedded(predictor: Predictor, split: Split, options: ProbeOptions) -> Embedded:
     batches = image_batches(predictor, split, options.batch_size)
-    rows = [torch.from_numpy(predictor.features(images_BCHW, options.features)) for images_BCHW, _ in batches]
+    rows = [predictor.forward(images_BCHW, options.features).cpu() for images_BCHW, _ in batches]
     return Embedded(torch.cat(rows).to(predictor.device), torch.from_numpy(split.labels_N).to(predictor.device))
 
 

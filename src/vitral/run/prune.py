@@ -13,7 +13,6 @@ from vitral.models.flops import count_macs
 from vitral.models.presets import changed_name, count_parameters
 from vitral.models.vit import VisionTransformer
 from vitral.predictor import load
-from vitral.run.evaluate import in_classes_of
 from vitral.run.images import image_batches, open_images, split_name
 from vitral.run.options import PruneOptions
 from vitral.training.journal import console_logging, log
@@ -36,13 +35,13 @@ def prune_model(model: str, options: PruneOptions) -> dict[str, Any]:
         raise UserError("a folder for the smaller model is wanted", where="out", hint="vitral prune MODEL out=DIR")
     out = free_place(options.out, options.overwrite)
     predictor = load(model, options.device)
-    predictor.require_head()
+    predictor.require_answers()
     network, folder = predictor.model, predictor.config
     if not isinstance(network, VisionTransformer):
         raise UserError("this model has no heads and no MLPs to prune", where=model, got="a ResNet")
     dataset, skipped = open_images(folder, options.data, folder, model)
     name = split_name(dataset, options.split)
-    split = _some(in_classes_of(predictor, dataset, dataset.splits[name]), options.images)
+    split = _some(predictor.task.match(dataset, dataset.splits[name]), options.images)
     log.info("measuring on %d %s images what matters", len(split), name)
     importance = measure_importance(network, image_batches(predictor, split, options.batch_size))
     kept = choose_kept(network.config, importance, options.flops)

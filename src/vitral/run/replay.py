@@ -13,7 +13,8 @@ from vitral.errors import UserError
 from vitral.run.config import RunConfig
 from vitral.run.prepare import prepare
 from vitral.run.train import assemble, train_loader
-from vitral.training.guard import STATE, first_non_finite
+from vitral.structs import sample_places
+from vitral.training.guard import STATE, by_stream, first_non_finite
 from vitral.training.state import SHARDED, WHOLE
 
 
@@ -45,10 +46,13 @@ def replay(folder: Path) -> dict[str, Any]:
             state.load(path)
             objective.train()
             step, loader = state.progress.step, train_loader(prepared)
-            batch = loader.batch(step)
+            batches = loader.batch(step)
             autocast = torch.bfloat16 if prepared.config.precision == "bfloat16" else None
-            found = first_non_finite(objective, batch, step, micro=config.train.micro_batch, autocast=autocast)
-            names = [str(prepared.train.split.names[key]) for key in batch.keys_B.tolist()]
-            return {"step": step + 1, "first_not_finite": found, "images": names}
+            found = first_non_finite(objective, batches, step, micro=config.train.micro_batch, autocast=autocast)
+            names = {
+                stream: [str(prepared.stores[stream].split.names[place]) for place in sample_places(batch).tolist()]
+                for stream, batch in batches.items()
+            }
+            return {"step": step + 1, "first_not_finite": found, **by_stream("images", names)}
     finally:
         torch.set_num_threads(threads)

@@ -61,7 +61,6 @@ def _host(name: str, model: str, options: ServeOptions) -> Host:
 
     def load() -> Predictor:
         predictor = load_used(model, options)
-        predictor.max_pixels = options.max_pixels
         warm_up(predictor, 1)
         return predictor
 

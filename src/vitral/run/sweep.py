@@ -16,12 +16,14 @@ from vitral.config import build, flatten
 from vitral.data.dataset import Dataset
 from vitral.data.sources import held_out, open_dataset
 from vitral.errors import Interrupted, RunFailed, UserError, command, taken
-from vitral.evaluate.problems import PROBLEMS
+from vitral.evaluate.metric import Metric
 from vitral.files import read_json
 from vitral.keys import as_word
 from vitral.run.config import RunConfig, difference, draft_architecture, expand_data, load_config
 from vitral.run.folder import occupied
+from vitral.run.prepare import task_of
 from vitral.run.train import run, settle_steps
+from vitral.tasks.task import Task
 from vitral.training.journal import console_logging, log, write_csv
 from vitral.training.signals import signum_of
 from vitral.weights.stopped import SWEEP
@@ -63,10 +65,11 @@ def sweep(
         hint = "retrain=false compares the points and ends there."
         raise UserError("the data have no test split to judge the winner by", where=dataset.name, hint=hint)
     _check_points(points, dataset)
-    score = PROBLEMS[dataset.problem_type].score
+    task = task_of(points[0], dataset)
+    score = _score(points[0], task, dataset)
     rows = [_row(number, point, grid) for number, point in enumerate(points, 1)]
     found: dict[str, Any] = {
-        "recipe": points[0].recipe, "dev": points[0].data.val_fraction, "score": score,
+        "recipe": points[0].recipe, "dev": points[0].data.val_fraction, "task": task.name, "score": score.name,
         "grid": {key: list(dict.fromkeys(row[key] for row in rows)) for key in grid},
         "points": rows, "best": None, "result": None, "config": points[0].model_dump(mode="json"),
         "command": _command(recipe, grid, keys, retrain),
@@ -131,14 +134,14 @@ def _said(row: Mapping[str, Any], grid: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={row[key]}" for key in grid)
 
 
-def _measure(folder: Path, point: RunConfig, score: str) -> dict[str, Any]:
+def _measure(folder: Path, point: RunConfig, score: Metric) -> dict[str, Any]:
     """Score, loss and cost of a point; of one that failed (a rate too high ends in NaN), why."""
     try:
         summary = _run(folder, point)
     except RunFailed as error:
         log.error("%s", error)
         return {"error": str(error)}
-    kept = {f"val_{score}": summary[score], "val_loss": summary["loss"]}
+    kept = {f"val_{score.name}": summary[score.name], "val_loss": summary.get("loss")}
     return {**kept, "steps": summary["steps"], "train_seconds": summary["train_seconds"]}
 
 
@@ -150,11 +153,22 @@ def _run(folder: Path, config: RunConfig) -> dict[str, Any]:
     return {key: value for key, value in summary.items() if key != "out"}
 
 
-def _best(rows: Sequence[Mapping[str, Any]], score: str) -> int:
+def _score(point: RunConfig, task: Task, dataset: Dataset) -> Metric:
+    """The metric that points are compared by. Raises UserError where there is nothing to compare."""
+    default = next(iter(task.evaluators))
+    if not task.can_evaluate(dataset):
+        raise UserError("these data have nothing to evaluate by", where=dataset.name, wanted="one class per image")
+    if default not in task.evaluators_of(point.eval):
+        raise UserError(f"points are compared by the evaluator {default}", where="eval", got=", ".join(point.eval))
+    return task.metrics[0]
+
+
+def _best(rows: Sequence[Mapping[str, Any]], score: Metric) -> int:
     done = [place for place, row in enumerate(rows) if "error" not in row]
     if not done:
         raise RunFailed("no point of the sweep reached its end")
-    return max(done, key=lambda place: (rows[place][f"val_{score}"], -rows[place]["val_loss"]))
+    sign = 1 if score.higher_is_better else -1
+    return max(done, key=lambda place: (sign * rows[place][f"val_{score.name}"], -(rows[place]["val_loss"] or 0)))
 
 
 def _check(folder: Path, found: Mapping[str, Any], resume: bool, overwrite: bool) -> None:

@@ -14,45 +14,37 @@ import torch
 from torch.nn import Module
 
 from vitral import distributed
-from vitral.config import dump_yaml
 from vitral.data.dataset import Dataset
-from vitral.data.loader import ImageStore, TrainLoader, eval_batches
+from vitral.data.loader import StreamLoader, TrainLoader
 from vitral.data.sampling import class_shares
-from vitral.data.workers import refuse_unguarded
 from vitral.errors import Interrupted, RunFailed, UserError, command, plural
-from vitral.evaluate.classify import collect_logits
-from vitral.evaluate.problems import PROBLEMS
+from vitral.evaluate.metric import Metric
 from vitral.models.config import ViTConfig
 from vitral.models.flops import count_macs
-from vitral.models.lora import merge_lora
 from vitral.models.model import ImageModel
-from vitral.objectives.balance import NO_BALANCE, ClassBalance, class_balance
-from vitral.objectives.config import SelfSupervisedConfig, SupervisedConfig
+from vitral.objectives.balance import NO_BALANCE, ClassBalance, class_balance, needs_balance
 from vitral.objectives.objective import Objective, Setting
 from vitral.objectives.table import OBJECTIVES
 from vitral.optim.ema import WeightEMA
 from vitral.optim.masters import Bfloat16Copy
 from vitral.optim.optimizer import make_optimizer
 from vitral.optim.schedules import learning_rate, weight_decay
-from vitral.report.html import write_report
 from vitral.run import outputs
-from vitral.run.check import noted
 from vitral.run.config import RunConfig, load_config
-from vitral.run.folder import CHECKPOINTS, SUMMARY, claimed, open_folder, resume_with, write_length
+from vitral.run.finish import finish, is_validated
+from vitral.run.folder import CHECKPOINTS, claimed, open_folder, resume_with, write_length
 from vitral.run.memory import say_memory, smaller_plan
-from vitral.run.prepare import EVAL_BATCH, Prepared, prepare, views_of
+from vitral.run.prepare import EVAL_BATCH, Prepared, prepare
 from vitral.run.remembered import save_split
-from vitral.run.resume import resume, take_best
-from vitral.run.unlabelled import NEIGHBOURS, finish_unlabelled, neighbours_judge
-from vitral.training.journal import Journal, console_logging, console_silence, log, log_file
+from vitral.run.resume import resume
+from vitral.run.subject import EvalData
+from vitral.tasks.registry import TASKS
+from vitral.training.journal import console_logging, console_silence, log, log_file
 from vitral.training.loggers import Logger, Loggers, TensorBoard
 from vitral.training.loop import Plan, fit, total_steps
 from vitral.training.parallel import Parallel
 from vitral.training.signals import StopSignal, signum_of
 from vitral.training.state import Progress, TrainState, has_checkpoint
-from vitral.weights.card import model_card
-from vitral.weights.folder import save_folder
-from vitral.whole import write_json
 
 
 def train(
@@ -84,7 +76,6 @@ def run(
     Every process of a launcher calls this; the main one writes and speaks. folder: the run folder, where the caller has
     claimed it already.
     """
-    refuse_unguarded()
     alone = _mode(config) == "fsdp"
     with (
         distributed.processes(config.device, alone=alone),
@@ -125,6 +116,7 @@ def _run(
     with ExitStack() as closes:
         with distributed.together():
             prepared = closes.enter_context(closing(prepare(config, dataset)))
+            data = closes.enter_context(closing(EvalData(prepared)))
         with distributed.together():
             state, objective, steps = assemble(prepared)
             loader = train_loader(prepared)
@@ -148,8 +140,9 @@ def _run(
         else:
             if resuming:
                 log.info("going on at step %d", state.progress.step)
-            _fit(prepared, state, objective, loader, steps, folder, loggers)
-        return _finish(prepared, state, objective, folder)
+            _fit(prepared, state, objective, loader, steps, folder, loggers, data)
+        model = prepared.build() if _mode(config) == "fsdp" else objective.judged
+        return finish(prepared, state, objective, model, folder, data)
 
 
 @contextmanager
@@ -245,11 +238,11 @@ def assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
         ema = WeightEMA(objective.model, cut(prepared.build()), decay, config.train.ema_warmup)
     low = Bfloat16Copy(objective) if config.precision == "bfloat16_params" else None
     computing = _compiled(config, low.module if low else objective, mode)
-    unused = isinstance(config.objective, SupervisedConfig) and config.objective.head_first > 0
+    unused = config.objective.head_only > 0
     parallel = Parallel(computing, ddp=mode == "ddp", unused=unused, each=low is not None)
     if distributed.rank():  # equal weights were drawn on all; what dropout drops differs
         torch.manual_seed(config.seed + distributed.rank() * 0x9E3779B9)
-    started = prepared.dataset.fingerprint, prepared.init_fingerprint
+    started = prepared.dataset.whole_fingerprint, prepared.init_fingerprint
     return TrainState(objective, optimizer, ema, Progress(), *started, low, parallel, steps), objective, steps
 
 
@@ -287,9 +280,9 @@ def settle_steps(config: RunConfig, samples: int) -> int:
 def _class_balance(prepared: Prepared) -> ClassBalance:
     """The loss's correction for classes of unequal size, from their shares among the images as training draws them."""
     config, dataset, asked = prepared.config, prepared.dataset, prepared.config.objective
-    if not isinstance(asked, SupervisedConfig) or (asked.class_weights == "none" and not asked.logit_adjustment):
+    if not needs_balance(asked):
         return NO_BALANCE
-    if dataset.multi_label:
+    if not prepared.task.is_exclusive:
         raise UserError(
             "class weights and logit adjustment need one class an image", where="objective", got="multi-label data",
             hint="Set objective.class_weights=none objective.logit_adjustment=0.",
@@ -299,7 +292,7 @@ def _class_balance(prepared: Prepared) -> ClassBalance:
 
 
 def _say_start(prepared: Prepared, objective: Objective, steps: int, folder: Path) -> None:
-    splits = ", ".join(f"{len(split)} {name}" for name, split in prepared.dataset.splits.items())
+    splits = ", ".join(f"{len(split)} {name}" for name, split in prepared.dataset.parts.items())
     height, width = prepared.architecture.image_size
     count = sum(parameter.numel() for parameter in objective.model.parameters())
     config = prepared.config
@@ -309,7 +302,7 @@ def _say_start(prepared: Prepared, objective: Objective, steps: int, folder: Pat
         "data: %s: %s images, %s, %dx%dx%d",
         prepared.dataset.name,
         splits,
-        plural(len(prepared.dataset.classes), "class", "classes"),
+        TASKS[prepared.dataset.task].count_outputs(len(prepared.dataset.classes)),
         height,
         width,
         prepared.dataset.channels,
@@ -327,7 +320,10 @@ def _say_start(prepared: Prepared, objective: Objective, steps: int, folder: Pat
     log.info(
         "run: %s of %s on %s, %s, into %s",
         plural(steps, "step"),
-        plural(config.train.batch_size, "image"),
+        " and ".join(
+            plural(stream.batch_size, "image") if len(prepared.streams) == 1 else f"{stream.batch_size} {name}"
+            for name, stream in prepared.streams.items()
+        ),
         prepared.device,
         config.precision,
         folder,
@@ -336,15 +332,14 @@ def _say_start(prepared: Prepared, objective: Objective, steps: int, folder: Pat
 
 def _fit(
     prepared: Prepared, state: TrainState, objective: Objective, loader: TrainLoader, steps: int, folder: Path,
-    loggers: Sequence[Logger],
+    loggers: Sequence[Logger], data: EvalData,
 ) -> None:  # fmt: skip
-    config, problem = prepared.config, PROBLEMS[prepared.dataset.problem_type]
-    labelled = not isinstance(config.objective, SelfSupervisedConfig)
+    config, task = prepared.config, prepared.task
+    first = dict([next(iter(config.eval.items()))])
 
-    def validate(model: torch.nn.Module) -> dict[str, float]:
-        logits_NC, labels_N = _logits(model, prepared.judged["val"])
-        found = problem.metrics(logits_NC, labels_N, prepared.dataset.classes, 1.0)
-        return {"val_loss": found["loss"], f"val_{problem.score}": found[problem.score]}
+    def validate(model: torch.nn.Module) -> tuple[Metric, Metric | None]:
+        found = task.evaluate(data.subject(model, "val"), first)
+        return found.primary, found.metric(task.tie_breaker or "")
 
     plan = Plan(
         steps=steps,
@@ -353,28 +348,19 @@ def _fit(
         autocast=torch.bfloat16 if config.precision == "bfloat16" else None,
         folder=folder / CHECKPOINTS,
         resume_command=resume_with(folder, config),
-        score=(problem.score, problem.says) if labelled else NEIGHBOURS,
         replay_command=command("vitral", "doctor", str(folder)),
-        image_flops=_image_flops(prepared) if labelled else 0.0,
+        image_flops=_image_flops(prepared) if task.has_head else 0.0,
         clip_each=config.optim.clip_each,
         decay=None if config.optim.weight_decay_final is None else _decay(config, steps),
-        keep_last=not labelled,
-        validation_images=_validation_images(prepared),
+        keep_last=config.objective.keeps_last,
+        validation_images=next(iter(first.values())).images(_counts(prepared)),
     )
     told = Loggers(loggers, config.model_dump(mode="json"))
-    if labelled:
-        fit(state, objective, loader, config.train, plan, validate if config.data.validation != "none" else None, told)
-        return
-    with neighbours_judge(prepared) as judge:
-        fit(state, objective, loader, config.train, plan, judge, told)
+    fit(state, objective, loader, config.train, plan, validate if is_validated(prepared) else None, told)
 
 
-def _validation_images(prepared: Prepared) -> int:
-    """Images that one validation computes: the validation split, or the samples of both splits that k-NN compares."""
-    objective, splits = prepared.config.objective, prepared.dataset.splits
-    if isinstance(objective, SelfSupervisedConfig):
-        return sum(min(len(splits[name]), objective.knn_samples) for name in ("train", "val") if name in splits)
-    return len(splits.get("val", ()))
+def _counts(prepared: Prepared) -> dict[str, int]:
+    return {name: len(split) for name, split in prepared.dataset.splits.items()}
 
 
 def _decay(config: RunConfig, steps: int) -> Callable[[int], float]:
@@ -382,97 +368,22 @@ def _decay(config: RunConfig, steps: int) -> Callable[[int], float]:
 
 
 def train_loader(prepared: Prepared) -> TrainLoader:
-    """The run's stream of batches; of many processes each has its share of every batch."""
-    config = prepared.config
-    return TrainLoader(
-        prepared.train, config.train.batch_size, config.augment, config.seed, balance=config.data.balance,
-        rank=distributed.rank(), world=distributed.world(), views=views_of(config, prepared.architecture),
-    )  # fmt: skip
+    """The run's streams of batches; of many processes each has its share of every batch."""
+    return TrainLoader({
+        name: StreamLoader(
+            prepared.stores[name], stream.batch_size, stream.augment, prepared.config.seed, balance=stream.balance,
+            rank=distributed.rank(), world=distributed.world(), views=stream.views, number=number,
+            labeled=stream.labeled,
+        )
+        for number, (name, stream) in enumerate(prepared.streams.items())
+    })  # fmt: skip
 
 
 def _image_flops(prepared: Prepared) -> float:
-    """Operations for one trained image: two a multiply-accumulate, and twice as many backward as forward. 0, unknown,
-    where only a part is trained, and less is computed backward."""
-    config = prepared.config
+    """Operations for one image of a step, of any stream, in all its views: two a multiply-accumulate, and twice as many
+    backward as forward. 0, unknown, where only a part is trained, and less is computed backward."""
+    config, streams = prepared.config, prepared.streams.values()
     is_whole = config.train.freeze == "none" and config.lora.rank is None
-    return 6.0 * sum(count_macs(prepared.architecture).values()) if is_whole else 0.0
-
-
-def _logits(model: torch.nn.Module, store: ImageStore) -> tuple[Any, Any]:
-    """Logits and labels of every sample of a split, once, on every process; each has computed its share."""
-    logits_NC, labels_N = collect_logits(model, eval_batches(store, EVAL_BATCH))
-    return distributed.gather_rows(logits_NC), distributed.gather_rows(labels_N)
-
-
-def _finish(prepared: Prepared, state: TrainState, objective: Objective, folder: Path) -> dict[str, Any]:
-    """Judge the best weights (without validation the last), write what the run leaves, say the number."""
-    config, progress, dataset = prepared.config, state.progress, prepared.dataset
-    model = prepared.build() if _mode(config) == "fsdp" else objective.judged
-    is_best = take_best(model, state, objective, folder)
-    if isinstance(config.objective, SelfSupervisedConfig):
-        return finish_unlabelled(prepared, state, objective, folder)
-    merge_lora(model)
-    problem = PROBLEMS[dataset.problem_type]
-    validated, temperature = config.data.validation != "none", 1.0
-    if validated:
-        val_NC, val_labels_N = _logits(model, prepared.judged["val"])
-        temperature = problem.temperature(val_NC, val_labels_N)
-        if not is_best:
-            progress.best_score = problem.metrics(val_NC, val_labels_N, dataset.classes, 1.0)[problem.score]
-        if temperature == 1 and not dataset.multi_label:
-            log.info("calibration: temperature scaling does not help on the validation images and is left out")
-    split = "test" if "test" in prepared.judged else "val"
-    store: ImageStore = prepared.judged[split]
-    logits_NC, labels_N = _logits(model, store)
-    found = problem.metrics(logits_NC, labels_N, dataset.classes, temperature)
-    probabilities_NC = problem.probabilities(logits_NC / temperature)
-    summary = {
-        "recipe": config.recipe, "split": split,
-        **{key: value for key, value in found.items() if key not in ("per_class", "confusion")},
-        **({f"val_{problem.score}": progress.best_score} if validated else {}),
-        "train_seconds": round(progress.seconds, 1), "steps": progress.step, "best_step": progress.best_step,
-        "weights": "averaged (EMA) weights" if state.ema else "plain weights",
-        **({"skipped_steps": progress.skipped} if progress.skipped else {}),
-        "seed": config.seed, "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "temperature": temperature,
-    }  # fmt: skip
-    if not distributed.is_main():
-        return summary
-    kept = outputs.folder_config(prepared, summary, temperature, found["per_class"])
-    save_folder(folder / "model", model, kept, model_card(kept))
-    outputs.write_predictions(
-        folder / "predictions.csv", list(store.split.names), dataset.classes, labels_N, probabilities_NC
-    )
-    if config.report:
-        _report(prepared, folder, summary, found, probabilities_NC)
-    write_json(folder / SUMMARY, summary)  # last: a folder that has it is complete
-    log.info("%s %s, %.0f s", split, outputs.result_line(summary), progress.seconds)
-    if "baseline" in summary:
-        log.info(
-            "always answering %s, the commonest class: %.2f %%", summary["baseline_class"], 100 * summary["baseline"]
-        )
-    log.info("in %s: model, summary.json%s", folder, ", report.html" if config.report else "")
-    ways = command("vitral", "predict", str(folder), "IMAGE"), command("vitral", "eval", str(folder))
-    log.info("next: %s, or %s", *ways)
-    return summary
-
-
-def _report(
-    prepared: Prepared, folder: Path, summary: dict[str, Any], found: dict[str, Any], probabilities_NC: Any
-) -> None:
-    config, dataset, store = prepared.config, prepared.dataset, prepared.judged[summary["split"]]
-    write_report(
-        folder / "report.html",
-        title=f"{config.recipe}: {prepared.name} on {dataset.name}",
-        summary=summary,
-        metrics_rows=Journal.read(folder),
-        evaluation={
-            **found,
-            "split": summary["split"],
-            "probabilities": probabilities_NC,
-            "labels": store.split.labels_N,
-        },
-        mistakes=outputs.worst_mistakes(store, dataset.classes, probabilities_NC),
-        config_yaml=dump_yaml(config.model_dump(mode="json")),
-        notes=noted(prepared.report, config, dataset),
-    )
+    views = sum(stream.batch_size * len(stream.views) for stream in streams)
+    images = sum(stream.batch_size for stream in streams)
+    return 6.0 * sum(count_macs(prepared.architecture).values()) * views / images if is_whole else 0.0

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from vitral.serve.config import ServeConfig
 from vitral.serve.explore import explorer_router
 from vitral.serve.gate import Exchange, Gate, answer_json, refusal, shortened
-from vitral.serve.host import Host, Refused, Upload
+from vitral.serve.host import Host, Refused
 from vitral.serve.intake import Images, read_images
 from vitral.serve.metrics import Metrics
 from vitral.serve.reload import watch
@@ -84,10 +84,7 @@ def create_app(hosts: Mapping[str, Host], options: ServeConfig, key: str | None 
     _add_images(app, service)
     _add_operations(app, service, metrics)
 
-    async def read(request: Request) -> list[Upload]:
-        return (await read_images(request, options.max_images)).uploads
-
-    app.include_router(explorer_router(hosts, read, service.ready))
+    app.include_router(explorer_router(service))
     return app
 
 

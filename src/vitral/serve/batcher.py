@@ -12,31 +12,28 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
-from vitral.errors import UserError
-from vitral.predictor import Floats, NotFinite, Predictor
+from vitral.predictor import NotFinite, Predictor
 from vitral.serve.host import Host, Refused
 from vitral.serve.metrics import Metrics
 
 log = logging.getLogger("vitral")
 
 
-class Scored(NamedTuple):
-    """Probabilities of one image [C], and how many images were computed with it."""
+class Computed(NamedTuple):
+    """Logits of one image [C], and how many images were computed with it."""
 
-    scores_C: Floats
+    logits_C: Tensor
     batch: int
 
 
 class _Entry(NamedTuple):
     predictor: Predictor
     image: Tensor
-    answer: asyncio.Future[Scored]
-    request: Sequence[asyncio.Future[Scored]]  # the answers of all its images
+    answer: asyncio.Future[Computed]
+    request: Sequence[asyncio.Future[Computed]]  # the answers of all its images
 
 
 class Batcher:
@@ -58,11 +55,11 @@ class Batcher:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def score(self, predictor: Predictor, images: Sequence[Tensor]) -> list[Scored]:
-        """Scores of images that `predictor.ready` has made, computed by that predictor. Whoever stops waiting takes
-        them out of the queue. Raises Refused, 500, where the computation of one of them fails."""
+    async def compute(self, predictor: Predictor, images: Sequence[Tensor]) -> list[Computed]:
+        """Logits of images that `predictor.preprocess` has made, computed by that predictor. Whoever stops waiting
+        takes them out of the queue. Raises Refused, 500, where the computation of one of them fails."""
         loop = asyncio.get_running_loop()
-        answers: list[asyncio.Future[Scored]] = [loop.create_future() for _ in images]
+        answers: list[asyncio.Future[Computed]] = [loop.create_future() for _ in images]
         self._entries.extend(_Entry(predictor, image, answers[k], answers) for k, image in enumerate(images))
         self._filled.set()
         return await asyncio.gather(*answers)
@@ -76,7 +73,9 @@ class Batcher:
                 continue
             images = [entry.image for entry in batch]
             try:
-                rows = await self._host.run(lambda _, by=batch[0].predictor, x=images: _scores(by, x), len(batch))
+                logits_BC = await self._host.run(
+                    lambda _, by=batch[0].predictor, x=images: by.forward(x).cpu(), len(batch)
+                )
             except NotFinite as error:
                 self._fail(batch, Refused(500, "not_finite", error.what))
             except Exception:  # memory that is not there, say: its own requests fail, the next may not
@@ -84,7 +83,7 @@ class Batcher:
                 self._fail(batch, Refused(500, "model_failed", "the model failed on these images"))
             else:
                 self._metrics.computed(self._host.name, len(batch))
-                self._answer(batch, rows)
+                self._answer(batch, logits_BC)
 
     def _take(self) -> list[_Entry]:
         """The first in the queue that belong to one predictor, without those nobody waits for."""
@@ -98,25 +97,16 @@ class Batcher:
                 batch.append(self._entries.popleft())
         return batch
 
-    def _answer(self, batch: Sequence[_Entry], rows: Floats) -> None:
-        for entry, row_C in zip(batch, rows, strict=True):
-            if entry.answer.done():
-                continue
-            if np.isfinite(row_C).all():
-                entry.answer.set_result(Scored(row_C, len(batch)))
-            else:
-                entry.answer.set_exception(Refused(500, "not_finite", "the model's answer is not finite"))
+    def _answer(self, batch: Sequence[_Entry], logits_BC: Tensor) -> None:
+        for entry, row_C in zip(batch, logits_BC, strict=True):
+            if not entry.answer.done():
+                entry.answer.set_result(Computed(row_C, len(batch)))
 
     def _fail(self, batch: Sequence[_Entry], why: Refused) -> None:
         """All images of the requests that have one in this batch: those still in the queue need not be computed."""
         for answer in (answer for entry in batch for answer in entry.request):
             if not answer.done():
                 answer.set_exception(why)
-
-
-@torch.inference_mode()
-def _scores(predictor: Predictor, images: Sequence[Tensor]) -> Floats:
-    return predictor.scores(predictor.logits_of(images)).cpu().numpy()
 
 
 def warm_up(predictor: Predictor, max_batch: int) -> None:
@@ -126,11 +116,8 @@ def warm_up(predictor: Predictor, max_batch: int) -> None:
     file = io.BytesIO()
     Image.new("L", (width, height), 128).save(file, "PNG")
     gray = file.getvalue()
-    found: list[Floats] = []
     if predictor.classes:
-        found = [_scores(predictor, [predictor.ready(gray)] * count) for count in (1, max_batch)]
+        for count in (1, max_batch):
+            predictor.postprocess(predictor.forward([predictor.preprocess(gray)] * count))
     elif not predictor.is_export:
-        found = [predictor.features(predictor.preprocess(gray)[None])]
-    if not all(np.isfinite(each).all() for each in found):
-        hint = "Its weights are damaged, or they do not fit the precision."
-        raise UserError("the model's answers are not finite", where=predictor.config.name, hint=hint)
+        predictor.forward([predictor.preprocess(gray)], "pooled")

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from vitral.predictor import Preparation
+from vitral.data.image_spec import ImageSpec
 from vitral.serve.config import ServeConfig
 from vitral.serve.decoding import Heavy, Job, Prepared, Problem, Step, try_light, work
 from vitral.serve.host import Refused, Upload
@@ -37,7 +37,7 @@ class Decoders:
     """Threads and processes of one server. Processes start when they are needed, as many as there are processors."""
 
     def __init__(self, options: ServeConfig) -> None:
-        self._options, self._most = options, os.cpu_count() or 1
+        self.options, self._most = options, os.cpu_count() or 1
         # Beside the model's thread; Pillow and torch let go of the interpreter while they work.
         self._light = ThreadPoolExecutor(self._most, "decode", torch.set_num_threads, (1,))
         self._waiters = ThreadPoolExecutor(self._most, "decoder")  # each waits for a process
@@ -57,14 +57,14 @@ class Decoders:
 
         self._waiters.submit(start)
 
-    async def prepare(self, preparation: Preparation, uploads: Sequence[Upload], step: Step) -> list[Prepared]:
+    async def prepare(self, spec: ImageSpec, uploads: Sequence[Upload], step: Step) -> list[Prepared]:
         """What becomes of all images of a request. Raises Refused that names the first one that is none, is too large
         or takes too long."""
         turns = asyncio.Semaphore(self._most)  # so that the next request waits for a few images, not for 64
 
         async def one(number: int) -> Prepared | Problem:
             async with turns:
-                job = Job(uploads[number].data, preparation, step)
+                job = Job(uploads[number].data, spec, step)
                 found = await asyncio.get_running_loop().run_in_executor(self._light, try_light, job)
             return await self._process(job, found.counted, number) if isinstance(found, Heavy) else found
 
@@ -76,7 +76,7 @@ class Decoders:
             results = [task.result() for task in tasks]
         for number, found in enumerate(results):
             if isinstance(found, Problem):
-                raise Refused(found.status, found.code, f"{called(uploads[number], number)}: {found.text}")
+                raise Refused(found.status, found.code, f"{uploads[number].name or f'image {number}'}: {found.text}")
         return [found for found in results if isinstance(found, Prepared)]
 
     async def _process(self, job: Job, count: int, number: int) -> Prepared | Problem:
@@ -102,7 +102,7 @@ class Decoders:
             raise
 
     def _admit(self) -> None:
-        limit = PICTURES * self._options.max_pixels
+        limit = PICTURES * self.options.max_pixels
         while self._queue:
             _, _, count, turn = self._queue[0]
             if not turn.done():
@@ -124,7 +124,7 @@ class Decoders:
                 if decoder.is_alive:
                     return decoder
                 self.discard(decoder)
-        decoder = _Decoder(self._options.max_pixels)
+        decoder = _Decoder(self.options.max_pixels)
         self._alive.add(decoder)
         if self._is_closed:
             decoder.kill()
@@ -139,11 +139,6 @@ class Decoders:
         decoder.kill()
         decoder.close()
         self._alive.discard(decoder)
-
-    @property
-    def seconds(self) -> float:
-        """Of decoding one image, at most."""
-        return self._options.decode_seconds
 
     def close(self) -> None:
         """End all of them at once: they only read."""
@@ -168,12 +163,10 @@ class _Call:
     def run(self) -> Prepared | Problem:
         """In a thread of its own, which waits. A process that has ended before it got the job, killed by the system for
         want of memory say, is replaced once."""
-        try:
-            return self._run()
-        except NotSent:
+        for _ in range(2):
             with suppress(NotSent):
                 return self._run()
-            return Problem(503, "no_decoder", "the processes that decode images end before they begin; try again")
+        return Problem(503, "no_decoder", "the processes that decode images end before they begin; try again")
 
     def _run(self) -> Prepared | Problem:
         try:
@@ -185,29 +178,22 @@ class _Call:
             self._decoder = decoder
             if self._is_ended:
                 decoder.kill()
-        seconds = self._decoders.seconds
+        seconds, has_answered = self._decoders.options.decode_seconds, False
         try:
             answer = decoder.ask(self._job, seconds)
+            has_answered = True
         except TimeoutError:
             answer = Problem(422, "slow_image", f"not decoded within {seconds:g} seconds (decode_seconds)")
-        except NotSent:
-            self._drop(decoder)
-            raise
         except (EOFError, OSError):
             answer = Problem(422, "bad_image", "its decoder crashed")
-        else:
+        finally:
             with self._lock:
                 self._decoder = None
-            if not self._is_ended:
+            if has_answered and not self._is_ended:
                 self._decoders.give_back(decoder)
-                return answer
-        self._drop(decoder)
+            else:
+                self._decoders.discard(decoder)
         return answer
-
-    def _drop(self, decoder: _Decoder) -> None:
-        with self._lock:
-            self._decoder = None
-        self._decoders.discard(decoder)
 
     def end(self) -> None:
         """Nobody waits any more."""
@@ -276,8 +262,3 @@ class _Decoder:
         self._process.join(5)
         with suppress(ValueError):  # not gone yet
             self._process.close()
-
-
-def called(upload: Upload, number: int) -> str:
-    """The image in a message."""
-    return f"image {number}" if upload.name is None else upload.name

@@ -19,8 +19,10 @@ import torch
 from PIL import Image
 
 from vitral.data.decode import PILLOWS_LIMIT_OFF, pixels
+from vitral.data.image_spec import ImageSpec
+from vitral.data.resize import fit_image
 from vitral.errors import UserError
-from vitral.predictor import Preparation
+from vitral.predictor import decode_image
 from vitral.serve.structure import outline
 
 Step = Literal["count", "decode", "fit"]
@@ -34,7 +36,7 @@ class Job(NamedTuple):
     """An image, and what to do with it: count its pixels, decode it, or also resize it to the model's size."""
 
     data: bytes
-    preparation: Preparation
+    spec: ImageSpec
     step: Step
 
 
@@ -68,10 +70,10 @@ def try_light(job: Job) -> Prepared | Problem | Heavy:
     if found.is_endless:
         return Problem(413, "too_many_segments", "more segments than any encoder writes")
     if found.width is None or found.height is None or found.pixel_bytes is None:
-        return Heavy(job.preparation.max_pixels)
+        return Heavy(job.spec.max_pixels)
     count = _count(found.width, found.height, found.pixel_bytes)
-    if count > job.preparation.max_pixels:
-        return _too_large(found.width, found.height, found.pixel_bytes, job.preparation.max_pixels)
+    if count > job.spec.max_pixels:
+        return _too_large(found.width, found.height, found.pixel_bytes, job.spec.max_pixels)
     return _answer(job) if found.is_light else Heavy(count)
 
 
@@ -81,14 +83,14 @@ def do(job: Job) -> Prepared | Problem:
         width, height = pixels(job.data)  # `header` would read a PNG to its end, for its EXIF
         each = _pixel_bytes(job.data)
         count = _count(width, height, each)
-        if count > job.preparation.max_pixels:
-            return _too_large(width, height, each, job.preparation.max_pixels)
+        if count > job.spec.max_pixels:
+            return _too_large(width, height, each, job.spec.max_pixels)
         if job.step == "count":
             return Prepared(None, (height, width), count)
-        image_CHW = job.preparation.decoded(job.data)
+        image_CHW = decode_image(job.data, job.spec)
         size = (image_CHW.shape[1], image_CHW.shape[2])
         if job.step == "fit":
-            image_CHW = job.preparation.fitted(image_CHW)
+            image_CHW = fit_image(image_CHW, job.spec.image_size, job.spec)
         return Prepared(image_CHW.numpy(), size, count)
     except UserError as error:
         if isinstance(error.__cause__, MemoryError):

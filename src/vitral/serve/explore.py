@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import weakref
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -22,15 +21,14 @@ from torch import Tensor
 from vitral.interpret.rollout import Fuse
 from vitral.predictor import Predictor
 from vitral.serve import explore_views as views
-from vitral.serve.decoding import Prepared
 from vitral.serve.explore_kept import MOST_MAP_BYTES, Given, Kept
 from vitral.serve.explore_samples import sample, sample_names
 from vitral.serve.gate import answer_json
 from vitral.serve.host import Host, Refused, Upload
+from vitral.serve.intake import read_images
+from vitral.serve.service import Service
 
 T = TypeVar("T")
-ReadImages = Callable[[Request], Awaitable[list[Upload]]]
-Ready = Callable[[Predictor, Sequence[Upload]], AbstractAsyncContextManager[list[Prepared]]]
 Key = Annotated[str, InPath(pattern="^[0-9a-f]{64}$", description="SHA-256 of the image's bytes")]
 Model = Annotated[str | None, Query(description="a served model's name; without it the first one")]
 Token = Annotated[str | None, Query(description="cls, distill, register:0, mean, or a patch as row,column")]
@@ -41,19 +39,17 @@ _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".
 _GONE = "The server no longer keeps this image: give it again."
 
 
-def explorer_router(hosts: Mapping[str, Host], read_images: ReadImages, ready: Ready) -> APIRouter:
+def explorer_router(service: Service) -> APIRouter:
     """The page at `/`, its files, and what it asks for under /v1/explore.
 
-    hosts: the served models by name, at least one; they may be replaced while the server runs. read_images: what takes
-    images out of a request. ready: what makes them ready for a model, beside the event loop and beside the model, keeps
-    room for them in memory, and refuses too large ones. What is wrong is raised as `Refused` or `UserError`.
+    What is wrong is raised as `Refused` or `UserError`.
     """
     router = APIRouter(tags=["explorer"])
     router.add_api_route("/", _file_of("index.html"), include_in_schema=False)
     for path in sorted(_FOLDER.iterdir()):
         if path.suffix in _TYPES:
             router.add_api_route(f"/explorer/{path.name}", _file_of(path.name), include_in_schema=False)
-    explorer = _Explorer(hosts, read_images, ready)
+    explorer = _Explorer(service)
     get = {
         "models": explorer.models, "samples/{name}": explorer.sample, "{key}": explorer.again,
         "{key}/attention": explorer.attention, "{key}/rollout": explorer.rollout,
@@ -70,13 +66,13 @@ class _Explorer:
     """What the page asks for. Images are kept for all visitors alike: an id is the SHA-256 of an image's bytes, which
     nobody guesses."""
 
-    def __init__(self, hosts: Mapping[str, Host], read_images: ReadImages, ready: Ready) -> None:
-        self.hosts, self.read_images, self.ready, self.kept = hosts, read_images, ready, Kept()
+    def __init__(self, service: Service) -> None:
+        self.service, self.kept = service, Kept()
 
     async def models(self) -> Response:
         """The served models, and what can be seen of each."""
         found: list[dict[str, Any]] = []
-        for name, host in self.hosts.items():
+        for name, host in self.service.hosts.items():
             each = await host.compute(views.describe)
             samples = [{"id": key, "title": title} for key, title in sample_names(each["channels"]).items()]
             found.append(each | {"name": name, "samples": samples})
@@ -91,15 +87,15 @@ class _Explorer:
 
     async def look(self, request: Request, model: Model = None, topk: TopK = 5) -> Response:
         """The answer to one image, the model's input as a PNG, and the id under which its views are asked for."""
-        host = self._host(model)
-        uploads = await self.read_images(request)
+        host = self.service.pick(model)
+        uploads = (await read_images(request, self.service.options.max_images)).uploads
         if len(uploads) != 1:
             raise Refused(422, "one_image", f"One image is wanted at a time, not {len(uploads)}.")
         return await self._answer(host, uploads[0], topk)
 
     async def again(self, key: Key, model: Model = None, topk: TopK = 5) -> Response:
         """The same of an image that was given before, to this model or another, and is still kept."""
-        host = self._host(model)
+        host = self.service.pick(model)
         data = self.kept.data(key)
         if data is None:
             raise Refused(404, "gone", _GONE)
@@ -109,7 +105,7 @@ class _Explorer:
         predictor = host.predictor
         with host.places(1):
             key = await asyncio.to_thread(lambda: hashlib.sha256(upload.data).hexdigest())
-            async with self.ready(predictor, [upload]) as (image,):
+            async with self.service.ready(predictor, [upload]) as (image,):
                 found, x_CHW = await host.run(lambda _: views.answer(predictor, image, topk))
         self.kept.put(host.name, key, Given(weakref.ref(predictor), x_CHW, upload.data))
         return answer_json({"id": key, "model": host.name, **found})
@@ -142,14 +138,6 @@ class _Explorer:
         """Token merging: which patches end in one token, the answer then, and the time of a pass with and without."""
         return answer_json(await self._of(key, model, lambda predictor, x_CHW: views.merged(predictor, x_CHW, r, topk)))
 
-    def _host(self, model: str | None) -> Host:
-        """The model of this name, or the first one."""
-        if model is None:
-            return next(iter(self.hosts.values()))
-        if model not in self.hosts:
-            raise Refused(404, "no_model", f"No model {model!r} is served here, but {', '.join(self.hosts)}.")
-        return self.hosts[model]
-
     def _given(self, host: Host, key: str) -> Given:
         """The kept image."""
         given = self.kept.get(host.name, key, host.predictor)
@@ -159,7 +147,7 @@ class _Explorer:
 
     async def _of(self, key: str, model: str | None, function: Callable[[Predictor, Tensor], T]) -> T:
         """What `function` makes of the kept image, on the model's thread."""
-        host = self._host(model)
+        host = self.service.pick(model)
         given = self._given(host, key)
 
         def compute(predictor: Predictor) -> T:
@@ -172,7 +160,7 @@ class _Explorer:
     async def _of_maps(self, key: str, model: str | None, function: Callable[[Predictor, Iterable[Tensor]], T]) -> T:
         """The same of the image's attention maps, which stay for the next question unless they are too large; then no
         more than one is there at a time."""
-        given = self._given(self._host(model), key)
+        given = self._given(self.service.pick(model), key)
 
         def compute(predictor: Predictor, x_CHW: Tensor) -> tuple[list[Tensor] | None, T]:
             maps = views.attention_maps(predictor, x_CHW) if given.maps is None else given.maps

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitral.data.decode import MODES
+from vitral.data.resize import fit_image
 from vitral.efficient.merge import TokenMerging
 from vitral.errors import UserError
 from vitral.interpret.attention import fill_heads, stream_maps
@@ -45,7 +46,7 @@ def describe(predictor: Predictor) -> dict[str, Any]:
     found: dict[str, Any] = {
         "name": predictor.config.name, "classes": len(predictor.classes), "image_size": shown.image_size,
         "channels": shown.channels, "can": can, "why": why,
-        "multi_label": predictor.config.problem_type == "multi_label_classification",
+        "multi_label": not predictor.task.is_exclusive,
     }  # fmt: skip
     if "attention" in can:
         vit = require_transformer(predictor.model, "this view")
@@ -61,10 +62,10 @@ def describe(predictor: Predictor) -> dict[str, Any]:
 def _views(predictor: Predictor) -> tuple[list[str], dict[str, str]]:
     """Which groups of views a model has; for each other one, a sentence that says why not."""
     can, why = list[str](), dict[str, str]()
-    if predictor.classes:
+    if predictor.task.has_classes:
         can.append("predict")
     else:
-        why["predict"] = why["lens"] = "This model has no head, so it has features but no answers."
+        why["predict"] = why["lens"] = "This model has no head for classes, so there are no answers to show here."
     if predictor.is_export:
         why["attention"] = (
             "This is an export, one closed function from image to classes. The model folder that it was made from "
@@ -73,7 +74,7 @@ def _views(predictor: Predictor) -> tuple[list[str], dict[str, str]]:
     elif not isinstance(predictor.model, VisionTransformer):
         why["attention"] = "This is a convolutional network: it has neither patches nor attention."
     else:
-        can += ["attention", *(["lens"] if predictor.classes else [])]
+        can += ["attention", *(["lens"] if predictor.task.has_classes else [])]
         if predictor.model.config.positions == "relative":
             why["merge"] = "Positions are relative: their table has no offset for a merged place."
         else:
@@ -86,12 +87,12 @@ def answer(predictor: Predictor, image: Prepared, topk: int) -> tuple[dict[str, 
     itself, [C, H, W] in [0,1]."""
     assert image.array_CHW is not None
     ready_CHW = torch.from_numpy(image.array_CHW)
-    x_CHW = ready_CHW if ready_CHW.is_floating_point() else predictor.preparation.fitted(ready_CHW)
+    spec = predictor.config.preprocessing
+    x_CHW = ready_CHW if ready_CHW.is_floating_point() else fit_image(ready_CHW, spec.image_size, spec)
     start = time.perf_counter()
     predictions: list[dict[str, Any]] = []
-    if predictor.classes:
-        scores_C = predictor.scores(predictor.logits_of([ready_CHW])).cpu().numpy()[0]
-        predictions = predictor.likeliest(scores_C, topk)
+    if predictor.task.has_classes:
+        predictions = predictor.postprocess(predictor.forward([ready_CHW]), topk)[0]["predictions"]
     milliseconds = 1000 * (time.perf_counter() - start)
     found = {
         "size": image.size, "input": as_png_url(x_CHW), "predictions": predictions,
@@ -170,13 +171,14 @@ def norms(predictor: Predictor, x_CHW: Tensor) -> Floats:
 
 def lens(predictor: Predictor, x_CHW: Tensor, topk: int) -> dict[str, Any]:
     """The answer after each layer, and after each the probability of what the last one says."""
-    predictor.require_head()
+    predictor.require_answers()
     with _whole(predictor, x_CHW) as (vit, x_BCHW):
-        scores_LS = predictor.scores(logit_lens(vit, x_BCHW)[0]).cpu()
+        logits_LS = logit_lens(vit, x_BCHW)[0]
+    scores_LS = predictor.scores(logits_LS).cpu()
     final = int(scores_LS[-1].argmax())
     layers = [
-        {"predictions": _best(predictor, row_S, topk), "final_score": round(float(row_S[final]), 6)}
-        for row_S in scores_LS
+        {**answer, "final_score": round(float(row_S[final]), 6)}
+        for answer, row_S in zip(predictor.postprocess(logits_LS, topk), scores_LS, strict=True)
     ]
     return {"final": {"label": predictor.classes[final], "index": final}, "layers": layers}
 
@@ -197,9 +199,8 @@ def merged(predictor: Predictor, x_CHW: Tensor, r: int, topk: int) -> dict[str, 
             "ms": _race(vit, x_BCHW, merging),
         }  # fmt: skip
         for name, vector_BD in (("whole", vit.pool(whole)), ("merged", pooled_BD)):
-            if predictor.classes:
-                scores_S = predictor.scores(vit.classify(vector_BD))[0].cpu()
-                found[name] = _best(predictor, scores_S, topk)
+            if predictor.task.has_classes:
+                found[name] = predictor.postprocess(vit.classify(vector_BD), topk)[0]["predictions"]
     return found
 
 
@@ -227,9 +228,3 @@ def _now(x_BCHW: Tensor) -> float:
     if x_BCHW.is_cuda:
         torch.cuda.synchronize(x_BCHW.device)
     return time.perf_counter()
-
-
-def _best(predictor: Predictor, scores_S: Tensor, topk: int) -> list[dict[str, Any]]:
-    """The likeliest classes, best first."""
-    order = scores_S.argsort(descending=True, stable=True)[:topk].tolist()
-    return [{"label": predictor.classes[i], "index": i, "score": round(float(scores_S[i]), 6)} for i in order]

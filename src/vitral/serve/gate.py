@@ -95,7 +95,7 @@ class Gate:
         key: str | None,
         is_ending: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._app, self._options, self._metrics, self._is_ending = app, options, metrics, is_ending
+        self._app, self.options, self._metrics, self._is_ending = app, options, metrics, is_ending
         self._key = None if key is None else key.encode()
         self._hosts = set(options.allow_hosts)
         if options.host in LOOPBACK or options.allow_hosts:
@@ -179,21 +179,16 @@ class Gate:
         """`count` more bytes of a body are in memory. Raises Refused, 413 or 429, beyond the limits."""
         exchange.held += count
         self._held += count
-        if exchange.held > self._options.max_bytes:
-            raise too_large(self._options)
-        is_large = exchange.held > self._options.max_bytes // _BODIES
-        if is_large and self._held > _BODIES * self._options.max_bytes:
+        if exchange.held > self.options.max_bytes:
+            raise too_large(self.options)
+        is_large = exchange.held > self.options.max_bytes // _BODIES
+        if is_large and self._held > _BODIES * self.options.max_bytes:
             raise Refused(429, "busy", "too many large requests at once", {"Retry-After": "1"})
-
-    @property
-    def options(self) -> ServeConfig:
-        """The limits."""
-        return self._options
 
     def _too_slow(self, exchange: Exchange) -> Refused:
         if exchange.is_whole:
-            return Refused(504, "deadline", f"no answer within {self._options.deadline:g} seconds")
-        message = f"the body was not there within {self._options.body_seconds:g} seconds"
+            return Refused(504, "deadline", f"no answer within {self.options.deadline:g} seconds")
+        message = f"the body was not there within {self.options.body_seconds:g} seconds"
         return Refused(408, "slow_body", message, {"Connection": "close"})
 
     def _complete(self, exchange: Exchange, headers: MutableHeaders) -> None:

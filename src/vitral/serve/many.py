@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import socket
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vitral.errors import RunFailed, UserError
 from vitral.optional import optional
 from vitral.serve.cluster import cluster, resources, share_out
+from vitral.serve.server import listen_at
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -34,7 +34,7 @@ def deployed(
     that others put beside it stay. Raises UserError for what does not fit, for a port that is taken and for a cluster
     that has a Ray Serve already, RunFailed where the application does not start.
     """
-    _check_free(host, port)
+    listen_at(host, port).close()  # on an address that is taken Ray Serve would try for minutes
     with cluster() as ray:
         serve: Any = optional("ray.serve")
         _check_none_runs(serve)
@@ -61,16 +61,6 @@ def deployed(
             yield f"http://{host}:{port}"
         finally:
             _end(serve)
-
-
-def _check_free(host: str, port: int) -> None:
-    """Raises UserError for an address of this machine that is taken: Ray Serve would try for minutes."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise UserError("cannot listen there", where="port", got=f"{host}:{port}: {error}") from None
 
 
 def _check_none_runs(serve: Any) -> None:

@@ -63,18 +63,18 @@ async def _replaced(host: Host, origin: Origin, found: Signature, max_batch: int
         return predictor
 
     try:
-        predictor = await asyncio.to_thread(apart, load, host.threads)
-        if await asyncio.to_thread(signature, origin.path) != found:
-            return False  # changed in the meantime, so it may be a mixture
+        loaded = await asyncio.to_thread(apart, load, host.threads)
     except Exception as error:
-        if await asyncio.to_thread(signature, origin.path) != found:
-            return False
-        host.failure = str(error).splitlines()[0] if str(error) else type(error).__name__
+        loaded = error
+    if await asyncio.to_thread(signature, origin.path) != found:
+        return False  # changed in the meantime, so it may be a mixture
+    if isinstance(loaded, Exception):
+        host.failure = str(loaded).splitlines()[0] if str(loaded) else type(loaded).__name__
         metrics.reloads.labels(host.name, "failed").inc()
         fields = {"model": host.name, "reason": host.failure}
         log.error("the replaced model cannot be loaded, the old one stays", extra={"fields": fields})
     else:
-        host.replace(predictor)
+        host.replace(loaded)
         metrics.reloads.labels(host.name, "ok").inc()
-        log.info("reloaded", extra={"fields": {"model": host.name, "engine": predictor.engine.name}})
+        log.info("reloaded", extra={"fields": {"model": host.name, "engine": loaded.engine.name}})
     return True

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitral.data.image_spec import ImageSpec
 from vitral.interpret.attention import grid_of, token_attention
 from vitral.interpret.tokens import default_token, pick, require_transformer, token_names
 from vitral.models.reduction import reduced_by
-from vitral.predictor import Floats, Predictor, Preparation
-from vitral.serve.batcher import Batcher, Scored, warm_up
+from vitral.predictor import Floats, Predictor
+from vitral.serve.batcher import Batcher, Computed, warm_up
 from vitral.serve.config import ServeConfig
 from vitral.serve.decoders import PICTURES, Decoders
 from vitral.serve.decoding import Prepared
@@ -90,15 +91,16 @@ class Service:
     async def predict(self, host: Host, uploads: Sequence[Upload], topk: int) -> tuple[list[dict[str, Any]], int]:
         """What `vitral predict` prints of each image, and how many images the last one was computed with."""
         predictor = host.predictor
-        predictor.require_head()
+        predictor.require_answers()
         with host.places(len(uploads)):
             async with self.ready(predictor, uploads) as images:
-                scored: list[Scored] = await self._batchers[host.name].score(predictor, tensors(images))
-        answers = [
-            {"image": _called(upload, number), "predictions": predictor.likeliest(row.scores_C, topk)}
-            for number, (upload, row) in enumerate(zip(uploads, scored, strict=True))
+                computed: list[Computed] = await self._batchers[host.name].compute(predictor, tensors(images))
+        answers = predictor.postprocess(torch.stack([each.logits_C for each in computed]), topk)
+        rows = [
+            {"image": _called(upload, number), **answer}
+            for number, (upload, answer) in enumerate(zip(uploads, answers, strict=True))
         ]
-        return answers, scored[-1].batch
+        return rows, computed[-1].batch
 
     async def embed(self, host: Host, uploads: Sequence[Upload], features: str) -> list[str]:
         """What `vitral embed` prints of each image, as JSON. Raises Refused, 413, where that would be too much."""
@@ -109,10 +111,10 @@ class Service:
             images = await self._inputs(predictor, uploads)
             for start in range(0, len(images), self.options.max_batch):
                 batch = images[start : start + self.options.max_batch]
-                found = await host.run(lambda _, x=batch: predictor.features(torch.stack(x), features), len(batch))
+                found = await host.run(lambda _, x=batch: predictor.forward(x, features).cpu(), len(batch))
                 self._metrics.computed(host.name, len(batch))
-                rows += list(found)
-                count = found[0].size * len(uploads)
+                rows += list(found.numpy())
+                count = rows[0].size * len(uploads)
                 if count > _NUMBERS:
                     message = f"features={features} of {len(uploads)} images are {count:,} numbers"
                     raise Refused(413, "too_large_answer", f"{message}, and an answer may hold {_NUMBERS:,}")
@@ -136,7 +138,7 @@ class Service:
         if predictor.engine.takes == "resized":
             yield
             return
-        found = await self._decoders.prepare(self._preparation(predictor), uploads, "count")
+        found = await self._decoders.prepare(self._spec(predictor), uploads, "count")
         count, room = sum(each.counted for each in found), PICTURES * self.options.max_pixels
         if count > room:
             message = f"this model takes images as they are, and these have {count:,} pixels together; at most {room:,}"
@@ -155,14 +157,14 @@ class Service:
         Refused that names the first one that is none, and what `_room` refuses."""
         step = "fit" if predictor.engine.takes == "resized" else "decode"
         async with self._room(predictor, uploads):
-            yield await self._decoders.prepare(self._preparation(predictor), uploads, step)
+            yield await self._decoders.prepare(self._spec(predictor), uploads, step)
 
     async def _inputs(self, predictor: Predictor, uploads: Sequence[Upload]) -> list[Tensor]:
         """Images as the model itself takes them."""
-        return tensors(await self._decoders.prepare(self._preparation(predictor), uploads, "fit"))
+        return tensors(await self._decoders.prepare(self._spec(predictor), uploads, "fit"))
 
-    def _preparation(self, predictor: Predictor) -> Preparation:
-        return predictor.preparation._replace(max_pixels=self.options.max_pixels)
+    def _spec(self, predictor: Predictor) -> ImageSpec:
+        return predictor.config.preprocessing.model_copy(update={"max_pixels": self.options.max_pixels})
 
     def describe(self, host: Host) -> dict[str, Any]:
         """What /v1/models says of a model."""

@@ -6,7 +6,7 @@ the optimizer stay outside; they are a few kernels for all parameters already. I
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from vitral.errors import RunFailed
 from vitral.objectives.objective import Objective
-from vitral.structs import Batch, StepOutput
+from vitral.structs import Batch, StepOutput, device_of
 
 
 class Compiled(nn.Module):
@@ -28,21 +28,21 @@ class Compiled(nn.Module):
         super().__init__()
         torch.compiler.reset()  # the graphs of runs before this one, in this process, would count towards its limit
         self.objective = objective
-        self._graphs: dict[int, Callable[[Batch, Tensor], StepOutput]] = {}
+        self._graphs: dict[int, Callable[[Mapping[str, Batch], Tensor], StepOutput]] = {}
 
-    def forward(self, batch: Batch, step: int) -> StepOutput:
+    def forward(self, batches: Mapping[str, Batch], step: int) -> StepOutput:
         """As of the objective."""
         alike = self.objective.alike(step)
         assert alike is not None
         if alike not in self._graphs:
             objective, number = self.objective, None if self.objective.step_in_graph else alike
 
-            def graph(batch: Batch, moment: Tensor) -> StepOutput:
-                return objective(batch, moment if number is None else number)
+            def graph(batches: Mapping[str, Batch], moment: Tensor) -> StepOutput:
+                return objective(batches, moment if number is None else number)
 
             self._graphs[alike] = torch.compile(graph, fullgraph=True, dynamic=False)
         try:
-            return self._graphs[alike](batch, torch.full((), step, device=batch.views[0].images_BCHW.device))
+            return self._graphs[alike](batches, torch.full((), step, device=device_of(batches)))
         except TorchDynamoException as error:
             said = " ".join(str(error).split("\n\n")[0].split())
             raise RunFailed(f"the step could not be compiled: {said}. train.compile=none runs without") from error

@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from vitral import distributed
 from vitral.errors import RunFailed
 from vitral.objectives.objective import Objective
-from vitral.structs import Batch
+from vitral.structs import Batch, device_of, micro_batches, sample_places
 from vitral.training.journal import log
 from vitral.training.state import SHARDED, WHOLE, TrainState
 from vitral.whole import remove
@@ -36,11 +36,11 @@ BOUND = "not looked for, as no process can compute its loss without the others"
 @dataclass(frozen=True)
 class Watch:
     """What the guard is told. folder: where bad steps are written down. most: bad steps in a row that end the run.
-    batch: the batch of a step. command: replays the last one. micro, autocast: as in the update."""
+    batches: those of a step, by stream. command: replays the last one. micro, autocast: as in the update."""
 
     folder: Path
     most: int
-    batch: Callable[[int], Batch]
+    batches: Callable[[int], Mapping[str, Batch]]
     command: str
     micro: int | None = None
     autocast: torch.dtype | None = None
@@ -106,26 +106,27 @@ class Guard:
         loss = distributed.mean([step.loss])[0]
         values = f"the loss is {loss.item()}, the gradient's norm {step.norm.item()}"
         with _random_of(self.device, step.random):
-            found, keys = self._trace(step.number)
+            found, places = self._trace(step.number)
             log.warning("step %d is skipped: %s; first not finite: %s", step.number + 1, values, found)
-            self._write(step.number, {"step": step.number, "said": values, "found": found, "keys": keys})
+            self._write(step.number, {"step": step.number, "said": values, "found": found, **by_stream("keys", places)})
         if self.streak >= self.watch.most:
             raise RunFailed(
                 f"{self.streak} steps in a row were not finite; at step {step.number + 1} {values}; a lower optim.lr "
                 f"may help.\n  First not finite: {found}. Replay that batch with:\n  {self.watch.command}"
             )
 
-    def _trace(self, number: int) -> tuple[str, list[int]]:
-        """What is first not finite, on the first process that finds something, and the samples of all."""
-        batch, objective = self.watch.batch(number), self.state.objective
+    def _trace(self, number: int) -> tuple[str, dict[str, list[int]]]:
+        """What is first not finite, on the first process that finds something, and the samples of all, by stream."""
+        batches, objective = self.watch.batches(number), self.state.objective
         if any(map(distributed.is_sharded, objective.parameters())):  # looking would have to be in step on all
             found = CUT
         elif distributed.world() > 1 and isinstance(objective, Objective) and objective.exchanges:
             found = BOUND
         else:
-            found = first_non_finite(objective, batch, number, micro=self.watch.micro, autocast=self.watch.autocast)
-        told = distributed.gather((found, batch.keys_B.tolist()))
-        return next((text for text, _ in told if text != NOTHING), NOTHING), [key for _, keys in told for key in keys]
+            found = first_non_finite(objective, batches, number, micro=self.watch.micro, autocast=self.watch.autocast)
+        told = distributed.gather((found, {name: sample_places(batch).tolist() for name, batch in batches.items()}))
+        places = {name: [place for _, each in told for place in each[name]] for name in batches}
+        return next((text for text, _ in told if text != NOTHING), NOTHING), places
 
     def _write(self, number: int, row: Mapping[str, Any]) -> None:
         """A line for the step; with the last one that is borne the state that it met, too, to which all add."""
@@ -153,28 +154,33 @@ def _reported() -> Generator[None]:
         log.error("the bad step could not be written down: %s", error)
 
 
+def by_stream(key: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The first stream's value under `key`, the others' under STREAM_key."""
+    return {key if number == 0 else f"{name}_{key}": value for number, (name, value) in enumerate(values.items())}
+
+
 def first_non_finite(
-    objective: nn.Module, batch: Batch, step: int, *, micro: int | None, autocast: torch.dtype | None
+    objective: nn.Module, batches: Mapping[str, Batch], step: int, *, micro: int | None, autocast: torch.dtype | None
 ) -> str:
-    """Run the batch once more, with hooks on every module, and say where numbers first stop to be finite.
+    """Run the batches of a step once more, with hooks on every module, and say where numbers first stop to be finite.
 
     Looks at images, weights, outputs of modules in the order of the computation, the loss; then at the gradients of
     these outputs, from the loss back. Gradients in `.grad`, running statistics and weights stay as they are.
     """
-    for view in batch.views:
-        images_BCHW = view.images_BCHW
-        is_wrong_B = ~images_BCHW.isfinite().flatten(1).all(dim=1).cpu()
-        if is_wrong_B.any():
-            return f"the images, samples {batch.keys_B[is_wrong_B].tolist()[:10]}"
+    for number, (name, batch) in enumerate(batches.items()):
+        for view in batch.views:
+            is_wrong_B = ~view.images_BCHW.isfinite().flatten(1).all(dim=1).cpu()
+            if is_wrong_B.any():
+                which = "" if number == 0 else f" of the stream {name}"
+                return f"the images{which}, samples {sample_places(batch)[is_wrong_B].tolist()[:10]}"
     for name, parameter in objective.named_parameters():
         if not parameter.isfinite().all():
             return f"the parameter {name}"
     running = _running_statistics(objective)
     before = [buffer.clone() for buffer in running]
     try:
-        size = len(batch.keys_B)
-        for start in range(0, size, micro or size):
-            found = _trace(objective, batch.slice(start, start + (micro or size)), step, autocast)
+        for part in micro_batches(batches, micro):
+            found = _trace(objective, part, step, autocast)
             if found is not None:
                 return found
     finally:
@@ -183,7 +189,7 @@ def first_non_finite(
     return NOTHING
 
 
-def _trace(objective: nn.Module, part: Batch, step: int, autocast: torch.dtype | None) -> str | None:
+def _trace(objective: nn.Module, part: Mapping[str, Batch], step: int, autocast: torch.dtype | None) -> str | None:
     forward, backward = list[str](), list[str]()
 
     def look(name: str) -> Callable[..., None]:
@@ -197,7 +203,7 @@ def _trace(objective: nn.Module, part: Batch, step: int, autocast: torch.dtype |
         return hook
 
     hooks = [module.register_forward_hook(look(name)) for name, module in objective.named_modules() if name]
-    device = part.views[0].images_BCHW.device.type
+    device = device_of(part).type
     try:
         with torch.enable_grad(), torch.autocast(device, autocast or torch.bfloat16, enabled=autocast is not None):
             loss = objective(part, step).loss

@@ -17,9 +17,10 @@ from torch import nn
 from vitral import distributed
 from vitral.data.loader import TrainLoader
 from vitral.errors import Interrupted
+from vitral.evaluate.metric import Metric
 from vitral.objectives.objective import Objective
 from vitral.optim.clipping import clip_gradients
-from vitral.structs import Batch
+from vitral.structs import Batch, count_samples, device_of, micro_batches
 from vitral.training.config import TrainConfig
 from vitral.training.guard import Guard, Watch
 from vitral.training.journal import Journal, NoJournal, log
@@ -30,6 +31,8 @@ from vitral.training.speed import Speed, peak_flops
 from vitral.training.state import BEST, LAST, WHOLE, Progress, TrainState
 from vitral.weights.tensors import save_tensors
 
+# Of a model on the validation images: the primary metric, and the one that decides where it is equal, lower is better.
+Validate = Callable[[nn.Module], tuple[Metric, Metric | None]]
 VALIDATIONS = 20  # of a run, by default
 VALIDATED = 0.5  # images validated, by default, for each that is trained: about a sixth of the run's time
 
@@ -43,9 +46,8 @@ def total_steps(config: TrainConfig, samples: int) -> int:
 class Plan:
     """What the loop is told beside its parts. rate, decay: learning rate and weight decay by step (None: as the groups
     say). clip: largest gradient norm or None, of each parameter by itself with clip_each. autocast: the precision of
-    matrix products, or None for that of the weights. score: the validated value, "val_" in front of it, by which the
-    best weights are chosen, and how the log calls it; with keep_last the last weights are kept all the same.
-    validation_images: those of one validation.
+    matrix products, or None for that of the weights. keep_last: keep the last weights, not those of the
+    best validation. validation_images: those of one validation.
     replay_command: looks at the batch that ended the run. image_flops: operations for one trained image, 0: unknown."""
 
     steps: int
@@ -54,7 +56,6 @@ class Plan:
     autocast: torch.dtype | None
     folder: Path
     resume_command: str
-    score: tuple[str, str] = ("top1", "top-1")
     replay_command: str = ""
     image_flops: float = 0.0
     clip_each: bool = False
@@ -69,27 +70,27 @@ def fit(
     loader: TrainLoader,
     config: TrainConfig,
     plan: Plan,
-    validate: Callable[[nn.Module], Mapping[str, float]] | None,
+    validate: Validate | None,
     loggers: Loggers | None = None,
 ) -> None:
-    """Train from where `state` is to the end, or to an early stop. `validate` gives "val_loss" and the score; `loggers`
-    get every row of the journal.
+    """Train from where `state` is to the end, or to an early stop. `loggers` get every row of the
+    journal.
 
     Saves the run's state by time and at every stop, the best validated weights when there are new ones; without
     `validate`, or with `plan.keep_last`, the last weights. Raises Interrupted after a signal (state saved), RunFailed
     after too many steps in a row that were not finite.
     """
     progress, last = state.progress, plan.folder / f"{LAST}{WHOLE}"
-    epochs_a_step = config.batch_size / len(loader.store.split)
+    epochs_a_step = config.batch_size / loader.samples
     due = _validations_a_step(config, plan, epochs_a_step)
     saved = started = time.monotonic()
     before = progress.seconds
     guard, speed, told = Guard(state, _watch(loader, config, plan)), _speed(loader, plan), set[str]()
     with StopSignal() as stop, _journal(plan, progress.step, loggers or Loggers()) as journal, _settled(state):
         objective.train()
-        for batch in speed.batches(loader.stream(progress.step, plan.steps if not progress.done else progress.step)):
+        for batches in speed.batches(loader.stream(progress.step, plan.steps if not progress.done else progress.step)):
             rate = plan.rate(progress.step)
-            loss, metrics, norm = update(state, objective, batch, config, plan, rate, guard)
+            loss, metrics, norm = update(state, objective, batches, config, plan, rate, guard)
             progress.step = journal.at(progress.step + 1)
             progress.seconds = before + time.monotonic() - started
             epoch = progress.step * epochs_a_step
@@ -153,8 +154,8 @@ def _watch(loader: TrainLoader, config: TrainConfig, plan: Plan) -> Watch:
 
 def _speed(loader: TrainLoader, plan: Plan) -> Speed:
     """Of all processes together; use of the device: of each, which computes its share of the images."""
-    flops, peak = plan.image_flops / distributed.world(), peak_flops(loader.store.device, plan.autocast)
-    return Speed(loader.batch_size, flops, peak)
+    flops, peak = plan.image_flops / distributed.world(), peak_flops(loader.device, plan.autocast)
+    return Speed(loader.images, flops, peak)
 
 
 def _numbers(means: Mapping[str, torch.Tensor], norm: torch.Tensor) -> dict[str, float]:
@@ -196,7 +197,7 @@ def _validations_a_step(config: TrainConfig, plan: Plan, epochs_a_step: float) -
 def judge(
     state: TrainState,
     objective: Objective,
-    validate: Callable[[nn.Module], Mapping[str, float]],
+    validate: Validate,
     journal: Journal,
     plan: Plan,
     epoch: float,
@@ -204,19 +205,22 @@ def judge(
 ) -> None:
     """Validate the averaged weights (the plain ones without an average) and keep them if they are the best so far."""
     progress = state.progress
-    found = validate(_judged(state, objective))
+    primary, second = validate(_judged(state, objective))
     objective.train()
-    journal.row({"step": progress.step, "epoch": round(epoch, 4), **found})
-    loss, score = found.get("val_loss", math.inf), found[f"val_{plan.score[0]}"]
+    metrics = [metric for metric in (second, primary) if metric is not None]
+    row = {f"val_{metric.name}": metric.value for metric in metrics}
+    journal.row({"step": progress.step, "epoch": round(epoch, 4), **row})
+    loss = math.inf if second is None or second.value is None else float(second.value)
+    score = None if primary.value is None else float(primary.value)
     if plan.keep_last:
         progress.best_score = score
-    elif progress.better(score, loss) and _keep(state, objective, plan):
+    elif progress.better(primary, loss) and _keep(state, objective, plan):
         progress.best_step, progress.best_score, progress.best_loss, progress.stale = progress.step, score, loss, 0
     else:
         progress.stale += 1
-    shown = f"val loss {loss:.4f}  " if "val_loss" in found else ""
-    line = "epoch %5.1f  step %d/%d  %sval %s %.2f %%  %s"
-    log.info(line, epoch, progress.step, plan.steps, shown, plan.score[1], 100 * score, speed.last or speed.read())
+    shown = "  ".join(f"val {metric.label} {metric.text()}" for metric in metrics)
+    line = "epoch %5.1f  step %d/%d  %s  %s"
+    log.info(line, epoch, progress.step, plan.steps, shown, speed.last or speed.read())
 
 
 def _judged(state: TrainState, objective: Objective) -> nn.Module:
@@ -234,26 +238,26 @@ def _keep(state: TrainState, objective: Objective, plan: Plan) -> bool:
 
 
 def update(
-    state: TrainState, objective: Objective, batch: Batch, config: TrainConfig, plan: Plan, rate: float, guard: Guard
-) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
-    """One weight update from one global batch, cut into micro-batches (the last may be short).
+    state: TrainState, objective: Objective, batches: Mapping[str, Batch], config: TrainConfig, plan: Plan, rate: float,
+    guard: Guard,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:  # fmt: skip
+    """One weight update from one global batch of each stream, cut into micro-batches (the last may be short).
 
-    With several processes, each computes the micro-batches of its slice of the batch. The gradient is that of the sum
+    With several processes, each computes the micro-batches of its slice of the batches. The gradient is that of the sum
     of all losses over the sum of all weights, whatever the cut. Where the loss or the gradient is not finite on any
     process, nothing moves. Returns this process's part of the loss (its mean over the processes is the loss), the mean
     metrics of the slice, and the gradient's global norm before clipping.
     """
-    step, size = state.progress.step, len(batch.keys_B)
+    step, size = state.progress.step, count_samples(batches)
     parallel = state.parallel or Parallel(state.low.module if state.low else objective)
-    micro = config.micro_batch or size
-    device = batch.views[0].images_BCHW.device
+    device = device_of(batches)
     total, weight = torch.zeros((), device=device), 0
     metrics, means = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
     guard.begin()
-    for start in range(0, size, micro):
-        part = batch.slice(start, start + micro)
-        share = len(part.keys_B) / size
-        with parallel.micro_batch(last=start + micro >= size):
+    parts = list(micro_batches(batches, config.micro_batch))
+    for number, part in enumerate(parts, 1):
+        share = count_samples(part) / size
+        with parallel.micro_batch(last=number == len(parts)):
             with torch.autocast(device.type, plan.autocast or torch.bfloat16, enabled=plan.autocast is not None):
                 out = parallel.call(part, step)
             (out.loss_sum / size).backward()
@@ -261,6 +265,7 @@ def update(
             state.low.collect()
         total += out.loss_sum.detach() / size
         weight = weight + out.weight
+        assert isinstance(weight, torch.Tensor) or out.weight == count_samples(part), "not the first stream's samples"
         for sums, values in ((metrics, out.metrics), (means, out.means)):
             for name, value in values.items():
                 sums[name] = sums.get(name, 0) + value.detach() * share

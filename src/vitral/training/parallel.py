@@ -5,7 +5,7 @@ DDP: Li et al. 2020, arXiv 2006.15704.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 
 from torch import nn
@@ -21,7 +21,7 @@ class Parallel:
     def __init__(self, objective: nn.Module, *, ddp: bool = False, unused: bool = False, each: bool = False) -> None:
         """unused: some parameters take part in some steps only. each: gradients are exchanged after each micro-batch,
         for what is taken from there at once."""
-        self.call: Callable[[Batch, int], StepOutput] = objective
+        self.call: Callable[[Mapping[str, Batch], int], StepOutput] = objective
         self.each = each
         self._ddp: DistributedDataParallel | None = None
         if ddp and distributed.world() > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -53,24 +53,25 @@ class Reading:
 
 
 class Speed:
-    """A stopwatch for the loop's steps. image_flops: operations for one trained image; peak: the device's, or None."""
+    """A stopwatch for the loop's steps. images: those of a step, of all streams. image_flops: operations for one of
+    them; peak: the device's, or None."""
 
-    def __init__(self, batch_size: int, image_flops: float = 0.0, peak: float | None = None) -> None:
-        self.batch_size, self.image_flops, self.peak = batch_size, image_flops, peak
+    def __init__(self, images: int, image_flops: float = 0.0, peak: float | None = None) -> None:
+        self.images, self.image_flops, self.peak = images, image_flops, peak
         self.steps, self.seconds, self.waited = 0, 0.0, 0.0
         self.last: Reading | None = None
         self._started: float | None = None
 
-    def batches(self, stream: Iterator[Batch]) -> Generator[Batch]:
-        """The stream, with the time taken from the moment in which a batch is asked for until `stop` or the next."""
+    def batches(self, stream: Iterator[Mapping[str, Batch]]) -> Generator[Mapping[str, Batch]]:
+        """The stream, with the time taken from the moment in which batches are asked for until `stop` or the next."""
         while True:
             self._started = time.perf_counter()
-            batch = next(stream, None)
-            if batch is None:
+            batches = next(stream, None)
+            if batches is None:
                 self._started = None
                 return
             self.waited += time.perf_counter() - self._started
-            yield batch
+            yield batches
             self.stop()
 
     def stop(self) -> None:
@@ -83,7 +84,7 @@ class Speed:
     def read(self) -> Reading:
         """What was measured since the last reading, of at least one step."""
         self.stop()
-        rate = self.steps * self.batch_size / self.seconds
+        rate = self.steps * self.images / self.seconds
         mfu = rate * self.image_flops / self.peak if self.peak and self.image_flops else None
         self.last = Reading(rate, 1000 * self.seconds / self.steps, self.waited / self.seconds, mfu)
         self.steps, self.seconds, self.waited = 0, 0.0, 0.0

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vitral import distributed
 from vitral.errors import UserError
+from vitral.evaluate.metric import Metric
 from vitral.files import parse_json
 from vitral.optim.ema import WeightEMA
 from vitral.optim.masters import Bfloat16Copy
@@ -39,19 +40,23 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     best_step: int = -1
-    best_score: float = -1.0
+    best_score: float | None = None
     best_loss: float = float("inf")
     stale: int = 0
     skipped: int = 0
     done: bool = False
 
-    def better(self, score: float, loss: float) -> bool:
-        """Whether a validation beats the best one: by top-1 or mAP, and by loss where that is equal."""
-        return (score, -loss) > (self.best_score, -self.best_loss)
+    def better(self, primary: Metric, loss: float) -> bool:
+        """Whether a validation beats the best one: by its primary metric, and by `loss` where that is equal."""
+        if self.best_score is None:
+            return primary.value is not None
+        if primary.value == self.best_score:
+            return loss < self.best_loss
+        return primary.better(self.best_score)
 
     def forget_best(self) -> None:
         """The next validation is the best one."""
-        self.best_step, self.best_score, self.best_loss, self.stale = -1, -1.0, float("inf"), 0
+        self.best_step, self.best_score, self.best_loss, self.stale = -1, None, float("inf"), 0
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from vitral.errors import UserError
 from vitral.models.config import ViTConfig
 from vitral.models.presets import PRESETS, resolve
-from vitral.weights.image_processor import hf_looks, numbers
+from vitral.weights.image_processor import hf_looks, numbers, refuse
 from vitral.weights.reading import Source
 
 Fields = dict[str, Any]
@@ -189,9 +189,7 @@ def _timm_looks(tree: Mapping[str, Any], where: str) -> Fields:
         ("crop_mode", mode, "center, squash", mode in ("center", "squash")),
     ):
         if not right:
-            hint = "Other preprocessing gives other answers; change the key to accept that."
-            raise UserError("this preprocessing is not computed here", where=f"{where}: {key}", got=got, wanted=wanted,
-                            hint=hint)  # fmt: skip
+            refuse(where, key, got, wanted)
     if filter_:
         looks["interpolation"] = filter_
     if ratio is not None:

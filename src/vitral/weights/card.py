@@ -8,16 +8,16 @@ from typing import Any
 
 import yaml
 
+from vitral import markdown
 from vitral.config import parse_yaml
 from vitral.errors import UserError, shown
+from vitral.evaluate.metric import Metric
 from vitral.models.config import ViTConfig
 from vitral.models.presets import count_parameters
 from vitral.weights.folder import FolderConfig
 
 _SHOWN = 20  # classes by name
 _LICENSE = re.compile(r"^\* License: (not stated\..*|that of the original weights, .*|[\w.-]+\.)$", re.MULTILINE)
-# What begins emphasis, code, a link, an image or mathematics; an underscore inside of a word begins nothing.
-_MARKUP = re.compile(r"[\\`*\[\]~$]|(?<!\w)_|_(?!\w)|^(?=[#+-])|^\d+(?=[.)])")
 _CHANNELS = {1: "grey", 2: "two channels", 3: "colour (RGB)", 4: "four channels"}
 
 
@@ -34,13 +34,12 @@ def model_card(config: FolderConfig, notes: Sequence[str] = ()) -> str:
 def header_of(config: FolderConfig) -> dict[str, Any]:
     """The YAML header. It names no license: that is for the owners of the weights and of the images to say."""
     tags = ["vision-transformer" if isinstance(config.architecture, ViTConfig) else "resnet"]
-    task = "image-classification" if config.classes else "image-feature-extraction"
-    if config.problem_type == "multi_label_classification":
-        tags.append("multi-label")
+    task = config.make_task().hub_type
+    tags += config.make_task().tags
     if _objective(config) != "supervised":
         tags.append(_objective(config))
     header: dict[str, Any] = {"library_name": "vitral", "pipeline_tag": task, "tags": [task, *tags]}
-    scores = _scores(config)
+    scores = config.make_task().hub_scores(config.provenance.get("metrics") or {})
     if scores:
         data, split = _data(config), config.provenance["metrics"]["split"]
         dataset = {"name": _data_name(config), "type": str(data.get("source", "unknown")), "split": split}
@@ -74,77 +73,40 @@ def _yaml(tree: dict[str, Any]) -> str:
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=110)
 
 
-def _scores(config: FolderConfig) -> list[dict[str, Any]]:
-    """As a model-index has them. The hub knows no intervals: they are part of the name."""
-    metrics = config.provenance.get("metrics") or {}
-    if "map" in metrics:
-        low, high = metrics["exact_match_interval"]
-        return [
-            {"type": "mean_average_precision", "value": metrics["map"], "name": "mAP"},
-            {"type": "f1", "value": metrics["micro_f1"], "name": "F1, micro, at a probability of 0.5"},
-            {
-                "type": "exact_match", "value": metrics["exact_match"],
-                "name": f"every class right (95 % interval {low:.4f} to {high:.4f})",
-            },
-        ]  # fmt: skip
-    if "top1" not in metrics:
-        return []
-    low, high = metrics["top1_interval"]
-    by = f" by {metrics['judged_by']}" if "judged_by" in metrics else ""
-    top1 = {"type": "accuracy", "value": metrics["top1"]}
-    return [{**top1, "name": f"top-1{by} (95 % interval {low:.4f} to {high:.4f})"}]
-
-
 def _title(config: FolderConfig) -> str:
-    a, classes = config.architecture, config.classes
+    a, classes, task = config.architecture, config.classes, config.make_task()
     kind = "Vision Transformer" if isinstance(a, ViTConfig) else "residual network"
     height, width = config.preprocessing.image_size
     images = f"{height} x {width} pixels, {_CHANNELS[config.preprocessing.channels]}"
-    body = f"A {kind} ({_code(config.name)}, {count_parameters(a):,} parameters) for images of {images}"
-    if not classes:
+    body = f"A {kind} ({markdown.code(config.name)}, {count_parameters(a):,} parameters) for images of {images}"
+    if not task.has_head:
         how = "" if _objective(config) == "supervised" else f", trained without labels ({_objective(config)})"
-        return f"# {_text(config.name)}{how}\n\n{body}. An encoder: it gives features and names nothing."
-    several = config.problem_type == "multi_label_classification"
-    shown = ", ".join(map(_text, classes[:_SHOWN])) + (
+        return f"# {markdown.text(config.name)}{how}\n\n{body}. An encoder: it gives features and names nothing."
+    shown = ", ".join(map(markdown.text, classes[:_SHOWN])) + (
         f", ... ({len(classes):,} in all)" if len(classes) > _SHOWN else ""
     )
-    gives = "a probability for each class by itself" if several else "probabilities of these classes"
-    return f"# {_text(config.name)}, {len(classes):,} classes\n\n{body}. It gives {gives}: {shown}."
+    outputs = task.count_outputs(len(classes))
+    return f"# {markdown.text(config.name)}, {outputs}\n\n{body}. It gives {task.gives}: {shown}."
 
 
 def _numbers(config: FolderConfig) -> str:
     metrics = config.provenance.get("metrics") or {}
-    if not metrics.keys() & {"top1", "map"}:
+    primary = metrics.get("primary")
+    said = config.make_task().numbers(metrics)
+    if primary is None and said is None:
         return "## Numbers\n\nNone: nothing has been measured with these weights. `vitral eval . data=FOLDER` does it."
-    split, count = metrics["split"], metrics.get("count")
-    if "map" in metrics:
-        said = (
-            f"mAP **{100 * metrics['map']:.2f} %** on {count} {split} images; every class right in "
-            f"{_share(metrics, 'exact_match')}.\nF1 at a probability of 0.5: {100 * metrics['micro_f1']:.2f} % micro, "
-            f"{100 * metrics['macro_f1']:.2f} % macro."
-        )
-    elif not config.classes:
-        by = metrics.get("judged_by", "nearest neighbours")
-        said = (
-            f"**{100 * metrics['top1']:.2f} %** of {'the' if count is None else count} {split} images are named right "
-            f"by their {by} among the train images\n({_interval(metrics['top1_interval'])})."
-        )
-    else:
-        calibrated = " after temperature scaling on validation images" if config.temperature != 1 else ""
-        said = (
-            f"**{100 * metrics['top1']:.2f} %** of {count} {split} images right\n"
-            f"({_interval(metrics['top1_interval'])}). "
-            f"Expected calibration error {metrics['ece']:.4f}{calibrated}."
-        )
-    return f"## Numbers\n\n{said}{_worst(config)}"
+    rows: list[dict[str, Any]] = config.provenance.get("more_metrics", [])
+    more = [Metric(**row) for row in rows]
+    lines = [
+        f"- {markdown.text(each.label)}: **{each.text()}**" + (f" ({each.interval_text()})" if each.interval else "")
+        for each in more
+    ]
+    body = "\n\n".join(part for part in (said, "\n".join(lines)) if part)
+    return f"## Numbers\n\n{body}{_worst(config)}"
 
 
 def _interval(pair: Sequence[float]) -> str:
     return f"95 % interval {100 * pair[0]:.2f} to {100 * pair[1]:.2f} %"
-
-
-def _share(metrics: dict[str, Any], key: str) -> str:
-    return f"{100 * metrics[key]:.2f} % ({_interval(metrics[f'{key}_interval'])})"
 
 
 def _worst(config: FolderConfig) -> str:
@@ -152,28 +114,10 @@ def _worst(config: FolderConfig) -> str:
     if not rows:
         return ""
     lines = "\n".join(
-        f"| {_cell(row['class'])} | {row['found']} of {row['count']} | {_interval(row['interval'])[14:]} |"
+        f"| {markdown.cell(row['class'])} | {row['found']} of {row['count']} | {_interval(row['interval'])[14:]} |"
         for row in rows
     )
     return f"\n\nThe classes that are found least often:\n\n| class | found | 95 % interval |\n|---|---|---|\n{lines}"
-
-
-def _text(text: object) -> str:
-    """One line that Markdown and HTML show as it is: names come from files and folders of anybody."""
-    line = shown(str(text)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _MARKUP.sub(r"\\\g<0>", line)
-
-
-def _code(text: object) -> str:
-    """A code span, behind as many backticks as the text needs."""
-    line = shown(str(text))
-    ticks = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
-    pad = " " if line.startswith("`") or line.endswith("`") else ""
-    return f"{ticks}{pad}{line}{pad}{ticks}"
-
-
-def _cell(text: object) -> str:
-    return _text(text).replace("|", "\\|")
 
 
 def _making(config: FolderConfig, notes: Sequence[str]) -> str:
@@ -183,27 +127,26 @@ def _making(config: FolderConfig, notes: Sequence[str]) -> str:
     if "counts" in data:
         counts = ", ".join(f"{count:,} {split}" for split, count in data["counts"].items())
         lines.append(
-            f"Data: {_text(_data_name(config))} (source {_code(data['source'])}, "
-            f"fingerprint {_code(data['fingerprint'])}), "
+            f"Data: {markdown.text(_data_name(config))} (source {markdown.code(data['source'])}, "
+            f"fingerprint {markdown.code(data['fingerprint'])}), "
             f"{counts} images."
         )
     if "recipe" in told:
-        start = f", from the weights of {_text(_last(told['init']))}" if told.get("init") else ""
+        start = f", from the weights of {markdown.text(_last(told['init']))}" if told.get("init") else ""
         steps = f", {told['steps']:,} steps" if "steps" in told else ""
-        recipe = f"Recipe {_code(told['recipe'])}, seed {told['seed']}"
+        recipe = f"Recipe {markdown.code(told['recipe'])}, seed {told['seed']}"
         lines.append(f"{recipe}{steps}{start}; the weights are {_which(config)}.")
     parts = ["\n".join(lines)]
     if told.get("command"):
-        command = shown(told["command"])
-        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
-        parts.append(f"To train it again, with the images in place:\n\n{fence}\n{command}\n{fence}")
+        command = markdown.code_block(shown(told["command"]))
+        parts.append(f"To train it again, with the images in place:\n\n{command}")
     if "converted_from" in told:
         source = told["converted_from"]
-        file, how = _text(source["file"]), _code(source["format"])
+        file, how = markdown.text(source["file"]), markdown.code(source["format"])
         parts.append(f"Converted by `vitral weights convert` from {file} (format {how}).")
     if "pruned" in told:
         parts.append(_pruned(told["pruned"]))
-    facts = "\n".join(f"- {_text(note)}" for note in (*data.get("notes", ()), *notes))
+    facts = "\n".join(f"- {markdown.text(note)}" for note in (*data.get("notes", ()), *notes))
     made = told.get("versions") or {}
     by = f"Made with Vitral {made['vitral']} and torch {made['torch']}." if {"vitral", "torch"} <= made.keys() else ""
     body = "\n\n".join(part for part in (*parts, facts, by) if part)
@@ -212,7 +155,7 @@ def _making(config: FolderConfig, notes: Sequence[str]) -> str:
 
 def _which(config: FolderConfig) -> str:
     told = config.provenance
-    if not config.classes:
+    if not config.make_task().has_head:
         return f"{told['weights']} of the last step"
     chosen = "the best on validation data" if told.get("validated", True) else "the last"
     return f"{told['weights']} of step {told['step']}, {chosen}"
@@ -220,7 +163,7 @@ def _which(config: FolderConfig) -> str:
 
 def _pruned(pruned: dict[str, Any]) -> str:
     (before, after), (work, left) = pruned["parameters"], pruned["macs"]
-    source, data = _text(_last(pruned["model"])), _text(pruned["data"])
+    source, data = markdown.text(_last(pruned["model"])), markdown.text(pruned["data"])
     return (
         f"Then made smaller by `vitral prune` from {source}: {after:,} of {before:,} parameters,\n"
         f"{100 * left / work:.1f} % of the multiply-accumulates. What matters was measured on {pruned['images']} "
@@ -230,14 +173,15 @@ def _pruned(pruned: dict[str, Any]) -> str:
 
 
 def _use(config: FolderConfig) -> str:
-    verb = "predict" if config.classes else "embed"
+    has_head = config.make_task().has_head
+    verb = "predict" if has_head else "embed"
     lines = [
         f"vitral {verb} . photo.jpg",
         "vitral eval . data=FOLDER",
         "vitral export . format=onnx out=for-onnxruntime",
     ]
     more = "\n\n`format=hf` and `format=timm` write it for transformers and timm, where these have such a model."
-    if not config.classes:
+    if not has_head:
         lines[1:] = ["vitral probe . data=FOLDER", "vitral train finetune init=. data=FOLDER"]
         more = ""
     return f"""## Use
@@ -267,15 +211,7 @@ def _limits(config: FolderConfig) -> str:
         "The numbers hold for images like those that they were measured on; other cameras, crops, places or people "
         "need a test of their own."
     )
-    if config.classes and config.problem_type == "single_label_classification":
-        lines.append(
-            "It knows these classes and no other: whatever an image shows, one of them is the likeliest. A low "
-            "probability hints at a foreign image, a high one does not rule it out."
-        )
-    elif config.classes:
-        lines.append("It knows these classes and no other; a foreign image may get any of them, or none.")
-    else:
-        lines.append("What its features are good for needs a test on the images at hand.")
+    lines.append(config.make_task().limits)
     lines.append(
         "Not tested: foreign images, damaged or altered ones, images made to deceive, and whether groups of people or "
         "things are treated alike."

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from vitral.config import build
+from vitral.data.image_spec import ImageSpec, ResizeSpec
 from vitral.errors import UserError
 from vitral.models.config import ResNetConfig, ViTConfig, build_config
 from vitral.models.create import build_model
 from vitral.models.model import ImageModel
+from vitral.tasks.class_names import LISTS, distinct_names, imagenet_names, numbered_names, renamed_classes
 from vitral.weights.beside import Beside, read_beside
-from vitral.weights.class_names import LISTS, distinct_names, imagenet_names, numbered_names, renamed_classes
 from vitral.weights.config import ReadOptions
-from vitral.weights.folder import FolderConfig, Preprocessing, resized
+from vitral.weights.folder import FolderConfig, resized
 from vitral.weights.formats import FORMATS, Format, closest_format, find_format
 from vitral.weights.google import unstack
 from vitral.weights.infer import infer
@@ -150,17 +151,9 @@ def understand(source: Source, options: ReadOptions) -> Understood:
     if found.dropped:
         notes.append(f"not needed: {_listed(found.dropped)}")
     return Understood(
-        source,
-        each,
-        ours,
-        architecture,
-        found.unexpected,
-        found.dropped,
-        ignored,
-        beside,
-        looks,
+        source, each, ours, architecture, found.unexpected, found.dropped, ignored, beside, looks,
         [*notes, *beside.notes],
-    )
+    )  # fmt: skip
 
 
 def _format(tensors: Mapping[str, Tensor], own: Map | None, where: str) -> Format:
@@ -260,14 +253,14 @@ def _name(path: Path) -> str:
 def _folder_config(found: Understood, name: str) -> FolderConfig:
     architecture = found.architecture
     labels = _labels(found, architecture.num_classes)
-    looks = {key: found.looks[key] for key in ("fit", "interpolation", "crop_ratio") if key in found.looks}
+    looks = {key: found.looks[key] for key in ResizeSpec.model_fields if key in found.looks}
     shown = {"image_size": architecture.image_size, "channels": architecture.in_channels, "fit": "crop", **looks}
-    preprocessing = build(Preprocessing, shown, where=found.source.where)
+    preprocessing = build(ImageSpec, shown, where=found.source.where)
     several = bool(found.beside.multi_label) and bool(labels)
     provenance = {"converted_from": {"file": Path(found.source.where).name, "format": found.format.name}}
     return FolderConfig(
         name=name, architecture=architecture, id2label=labels, preprocessing=preprocessing, provenance=provenance,
-        problem_type="multi_label_classification" if several else "single_label_classification",
+        task="multilabel" if several else "classification" if labels else "features",
     )  # fmt: skip
 
 

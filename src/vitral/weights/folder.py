@@ -13,17 +13,18 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from torch import nn
 
-from vitral.config import Config, Count, Pair, build
-from vitral.data.config import MAX_PIXELS, Interpolation, ValueRange
-from vitral.data.resize import Fit
+from vitral.config import Config, build
+from vitral.data.image_spec import ImageSpec
 from vitral.errors import UserError, command, nearest, taken
-from vitral.files import JSON_BYTES, CannotOpen, json_text, parse_json, read_json, read_text
-from vitral.models.config import MAX_INPUT_PIXELS, AnyModelConfig, ViTConfig, build_config
+from vitral.files import JSON_BYTES, CannotOpen, parse_json, read_json, read_text
+from vitral.models.config import AnyModelConfig, ViTConfig, build_config
 from vitral.models.create import build_model
 from vitral.models.model import ImageModel
 from vitral.models.position import Resize
 from vitral.models.presets import PRESETS, count_parameters
-from vitral.weights.class_names import distinct_names
+from vitral.tasks.class_names import distinct_names
+from vitral.tasks.registry import TASKS
+from vitral.tasks.task import Task
 from vitral.weights.digests import (
     CONFIG,
     KEY,
@@ -57,40 +58,9 @@ _SPARE = 2**20  # parameters that cost nothing to build, whatever the file holds
 CARD = "README.md"
 
 
-class Preprocessing(Config):
-    """How an image becomes the model's input. Normalisation is inside the model: architecture.mean, .std.
-    `background` is the colour behind transparency; `value_range` black and white of samples of more than 8 bits (null:
-    as each file's format says); larger images than `max_pixels` are refused. fit, interpolation and crop_ratio: see
-    `data.resize.Fit`."""
-
-    image_size: Pair
-    channels: int = Field(ge=1, le=4)
-    fit: Literal["crop", "squash"]
-    interpolation: Interpolation = "bicubic"
-    antialias: Literal[True] = True
-    crop_ratio: float = Field(default=1.0, gt=0, le=1)
-    background: str = "#ffffff"
-    value_range: ValueRange | None = None
-    max_pixels: Count = MAX_PIXELS
-
-    @model_validator(mode="after")
-    def _check_size(self) -> Preprocessing:
-        if math.prod(self.image_size) > MAX_INPUT_PIXELS * self.crop_ratio**2:
-            raise ValueError(
-                f"images would be resized to {self.image_size} / {self.crop_ratio} pixels before they are cut, "
-                f"more than {MAX_INPUT_PIXELS:,}"
-            )
-        return self
-
-    @property
-    def fitting(self) -> Fit:
-        """How images are brought to `image_size`."""
-        return Fit(self.fit, self.interpolation, self.crop_ratio)
-
-
 class FolderConfig(Config):
-    """config.json. `temperature` divides the logits before the softmax (fitted on validation data; 1: not fitted, as
-    always where an image may have several classes and each has a sigmoid of its own).
+    """config.json. `task`: the kind of answer, a name in `tasks.registry.TASKS`. `temperature` divides the logits
+    before they become scores (fitted on validation data; 1: not fitted). `task_state`: what else the task keeps.
 
     `provenance` holds recipe, seed, data (path, source, fingerprint), versions, metrics with their split, and which
     weights these are (of which step, averaged or not).
@@ -100,9 +70,10 @@ class FolderConfig(Config):
     name: str
     architecture: AnyModelConfig
     id2label: dict[str, str]
-    problem_type: Literal["single_label_classification", "multi_label_classification"] = "single_label_classification"
-    preprocessing: Preprocessing
+    task: str
+    preprocessing: ImageSpec
     temperature: float = Field(default=1.0, gt=0)
+    task_state: dict[str, Any] = Field(default_factory=dict)
     provenance: dict[str, Any]
 
     @model_validator(mode="after")
@@ -110,6 +81,11 @@ class FolderConfig(Config):
         count, architecture, shown = len(self.id2label), self.architecture, self.preprocessing
         if count != architecture.num_classes or set(self.id2label) != {str(index) for index in range(count)}:
             raise ValueError(f"id2label must name the {architecture.num_classes} outputs, 0 to N-1, one by one")
+        if self.task not in TASKS:
+            close = nearest(self.task, TASKS)
+            raise UserError("unknown task", where="task", got=self.task, wanted=", ".join(TASKS), nearest=close)
+        if TASKS[self.task].has_head != (count > 0):
+            raise ValueError(f"the task {self.task} does not fit a head of {count} outputs")
         if shown.image_size != architecture.image_size or shown.channels != architecture.in_channels:
             raise ValueError("preprocessing gives other images than the architecture takes")
         return self
@@ -118,6 +94,10 @@ class FolderConfig(Config):
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the logits."""
         return tuple(self.id2label[str(index)] for index in range(len(self.id2label)))
+
+    def make_task(self) -> Task:
+        """The task, which turns the outputs of this model into answers."""
+        return TASKS[self.task](self.classes, self.temperature, self.task_state)
 
 
 def bundled() -> list[str]:
@@ -173,11 +153,6 @@ def save_folder(path: Path, model: nn.Module, config: FolderConfig, card: str) -
         save_tensors(temporary / WEIGHTS, model.state_dict(), {"format": "pt"})
         (temporary / CONFIG).write_text(signed(tree, temporary / WEIGHTS), encoding="utf-8")
         write_text(temporary / CARD, card)
-
-
-def save_json(path: Path, tree: Mapping[str, Any]) -> None:
-    """Indented, for people too."""
-    path.write_text(json_text(tree, 2) + "\n", encoding="utf-8")
 
 
 def load_folder(
@@ -273,6 +248,9 @@ def _read_config(path: Path, *, verify: bool) -> tuple[FolderConfig, dict[str, s
     digests = take_digests(tree, where, WEIGHTS) if verify else tree.pop(KEY, None)
     if verify and digests is not None:
         verify_text(text, digests[CONFIG], path / CONFIG)
+    if "task" not in tree:
+        hint = "This folder is of an older version: train again, or convert the weights again."
+        raise UserError("the task of this model is not stated", where=where, wanted=", ".join(TASKS), hint=hint)
     config = build(FolderConfig, tree, where=where)
     twice = [name for name, count in Counter(config.classes).items() if count > 1]
     if twice:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from vitral.errors import UserError
 
@@ -40,9 +40,9 @@ def hf_looks(tree: Mapping[str, Any], where: str, notes: list[str]) -> Fields:
     where = f"{where}: preprocessor_config.json"
     for key, value in tree.items():
         if key.startswith("do_") and value and key not in _STEPS:
-            _refuse(where, key, value, "false")
+            refuse(where, key, value, "false")
         if value is not None and value not in _OTHERS.get(key, (value,)):
-            _refuse(where, key, value, ", ".join(map(str, _OTHERS[key])) or "no such key")
+            refuse(where, key, value, ", ".join(map(str, _OTHERS[key])) or "no such key")
         if value and not key.startswith("do_") and key not in (*_READ, *_NEUTRAL, *_OTHERS, "interpolation"):
             notes.append(f"preprocessor_config.json: {key} is not known and not heeded: {str(value)[:40]}")
     looks = _normalization(tree, where)
@@ -52,21 +52,22 @@ def hf_looks(tree: Mapping[str, Any], where: str, notes: list[str]) -> Fields:
         by_name = {word: key for key, filter_ in _FILTERS.items() for word in (filter_, str(key))}
         found = by_name.get(str(name).lower())
         if found is None or resample not in (None, found):
-            _refuse(where, "interpolation", name, ", ".join(_FILTERS.values()) + ", the same as resample")
+            refuse(where, "interpolation", name, ", ".join(_FILTERS.values()) + ", the same as resample")
         resample = found
     if resample is not None:
         if not _is_number(resample) or resample not in _FILTERS:
-            _refuse(where, "resample", resample, ", ".join(f"{n} ({name})" for n, name in _FILTERS.items()))
+            refuse(where, "resample", resample, ", ".join(f"{n} ({name})" for n, name in _FILTERS.items()))
         looks["interpolation"] = _FILTERS[int(resample)]
     if tree.get("do_resize") is False:
         if tree.get("do_center_crop"):
-            _refuse(where, "do_resize", False, "true: images are cut at the center after they are resized")
+            refuse(where, "do_resize", False, "true: images are cut at the center after they are resized")
         notes.append("do_resize is false: transformers takes images of the model's size alone; here others are resized")
         return looks
     return looks | _geometry(tree, where, notes)
 
 
-def _refuse(where: str, key: str, got: object, wanted: str) -> None:
+def refuse(where: str, key: str, got: object, wanted: str) -> NoReturn:
+    """Raise UserError for a key that changes pixels in a way that is not computed here."""
     hint = "Other preprocessing gives other answers; change the key to accept that."
     raise UserError("this preprocessing is not computed here", where=f"{where}: {key}", got=got, wanted=wanted,
                     hint=hint)  # fmt: skip
@@ -81,7 +82,7 @@ def _normalization(tree: Mapping[str, Any], where: str) -> Fields:
     scale = 255 * factor
     scale = 1.0 if abs(scale - 1) < 1e-6 else scale
     if not scale > 0:
-        _refuse(where, "rescale_factor", factor, "above 0")
+        refuse(where, "rescale_factor", factor, "above 0")
     offset = 1.0 if tree.get("offset") or tree.get("rescale_offset") else 0.0
     if tree.get("do_normalize") is False:
         mean, std = (0.0,), (1.0,)
@@ -92,10 +93,10 @@ def _normalization(tree: Mapping[str, Any], where: str) -> Fields:
         if values:
             looks[key] = tuple((value + shift) / scale for value in values)
         elif scale != 1 or offset:
-            _refuse(where, f"image_{key}", tree.get(f"image_{key}"), "a list, beside another rescale_factor than 1/255")
+            refuse(where, f"image_{key}", tree.get(f"image_{key}"), "a list, beside another rescale_factor than 1/255")
     if not all(0 <= value <= 1 for key in looks for value in looks[key]):
         shown = "; ".join(f"{key} {looks[key]}" for key in looks)
-        _refuse(where, "image_mean, image_std, rescale_factor", shown, "mean and std in [0,1], of images in [0,1]")
+        refuse(where, "image_mean, image_std, rescale_factor", shown, "mean and std in [0,1], of images in [0,1]")
     return looks
 
 
@@ -104,7 +105,7 @@ def number(tree: Mapping[str, Any], key: str, where: str, default: float) -> flo
     anything else."""
     found = tree.get(key, default)
     if not _is_number(found):
-        _refuse(where, key, found, "a number")
+        refuse(where, key, found, "a number")
     return float(found)
 
 
@@ -116,7 +117,7 @@ def numbers(tree: Mapping[str, Any], key: str, where: str) -> tuple[float, ...]:
         return ()
     values: list[Any] = list(found) if isinstance(found, list | tuple) else [found]
     if not all(map(_is_number, values)) or len(values) not in (1, 2, 3, 4):
-        _refuse(where, key, found, "a number, or a list of one per channel")
+        refuse(where, key, found, "a number, or a list of one per channel")
     return tuple(map(float, values))
 
 
@@ -133,12 +134,12 @@ def _geometry(tree: Mapping[str, Any], where: str, notes: list[str]) -> Fields:
     height, width, shorter = _sides(size, where, is_shorter=is_shorter)
     cut = tree.get("crop_size")
     if percent is not None and not (isinstance(percent, int | float) and 0 < percent <= 1):
-        _refuse(where, "crop_pct", percent, "above 0, at most 1")
+        refuse(where, "crop_pct", percent, "above 0, at most 1")
     if kind.startswith(("ConvNext", "ConvNeXT")) and height >= _FIRST_SQUASHED:
         return {"fit": "squash", "crop_ratio": 1.0, "pixels": height}
     if percent not in (None, 1):
         if not shorter:
-            _refuse(where, "crop_pct", percent, "1, or size.shortest_edge")
+            refuse(where, "crop_pct", percent, "1, or size.shortest_edge")
         return {"fit": "crop", "crop_ratio": float(percent), "pixels": height}
     looks: Fields = {"fit": "crop" if shorter else "squash"}
     if not tree.get("do_center_crop"):
@@ -150,10 +151,10 @@ def _geometry(tree: Mapping[str, Any], where: str, notes: list[str]) -> Fields:
         )
         return looks | {"crop_ratio": 1.0, "pixels": [high, wide]}
     if not (0 < high <= height and 0 < wide <= width):
-        _refuse(where, "crop_size", cut, f"at most {height} x {width}, the resized image")
+        refuse(where, "crop_size", cut, f"at most {height} x {width}, the resized image")
     if high * width != wide * height:
         wanted = "a square" if shorter else f"the shape of size, {height} x {width}"
-        _refuse(where, "crop_size", cut, wanted)
+        refuse(where, "crop_size", cut, wanted)
     return looks | {"crop_ratio": high / height, "pixels": high if high == wide else [high, wide]}
 
 
@@ -167,8 +168,7 @@ def _sides(size: Any, where: str, *, is_shorter: bool) -> tuple[int, int, bool]:
             return named["shortest_edge"], named["shortest_edge"], True
         if set(named) == {"height", "width"} and all(isinstance(value, int) for value in named.values()):
             return named["height"], named["width"], False
-    _refuse(where, "size", size, "shortest_edge, or height and width")
-    raise AssertionError
+    refuse(where, "size", size, "shortest_edge, or height and width")
 
 
 def _crop(cut: Any, where: str) -> tuple[int, int]:
@@ -176,5 +176,4 @@ def _crop(cut: Any, where: str) -> tuple[int, int]:
         return cut["height"], cut.get("width", cut["height"])
     if isinstance(cut, int):
         return cut, cut
-    _refuse(where, "crop_size", cut, "height and width, since do_center_crop is true")
-    raise AssertionError
+    refuse(where, "crop_size", cut, "height and width, since do_center_crop is true")

@@ -17,6 +17,7 @@ from pydantic import Field, Strict, model_validator
 from torch import Tensor
 
 from vitral.config import Config, Shares, build, load_yaml
+from vitral.data.image_spec import ResizeSpec
 from vitral.errors import UserError
 
 Values = dict[str, str]
@@ -156,14 +157,12 @@ def rule(source: str | Sequence[str], target: str | Sequence[str] | None, op: Op
     return Rule.model_validate({"from": source, "to": target, "op": "drop" if target is None else op})
 
 
-class Looks(Config):
+class MapImages(ResizeSpec):
     """How images are prepared; mean and std per channel, or one for all, in units of [0,1] images."""
 
+    fit: Literal["crop", "squash"] = "crop"
     mean: Shares = ()
     std: Shares = ()
-    fit: Literal["crop", "squash"] = "crop"
-    interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
-    crop_ratio: float = Field(default=1.0, gt=0, le=1)
 
 
 class Map(Config):
@@ -171,7 +170,7 @@ class Map(Config):
 
     rules: tuple[Rule, ...] = Field(strict=False)
     architecture: dict[str, Any] = Field(default_factory=dict)
-    preprocessing: Looks = Looks()
+    preprocessing: MapImages = MapImages()
     classes: Annotated[tuple[str, ...], Strict(False)] = ()
 
 

@@ -68,7 +68,7 @@ def read(path: Path) -> Source:
         _refuse_checkpoint(file)
     tree: dict[str, Any] = {}
     for file in files:
-        tree |= _read_file(file)
+        tree |= read_tree(file)
     tensors, notes = _unwrap(tree, str(path))
     folder = path if path.is_dir() else path.parent
     return Source(str(path), tensors, _json(folder / "config.json"), _json(folder / "preprocessor_config.json"), notes)
@@ -91,11 +91,6 @@ def _refuse_checkpoint(path: Path) -> None:
         hint = f"Use the run: {command('vitral', 'predict', str(run), 'IMAGE')}"
         raise UserError("a checkpoint of a Vitral run, which does not hold classes and preprocessing", where=str(path),
                         hint=hint)  # fmt: skip
-
-
-def read_tree(path: Path) -> dict[str, Any]:
-    """What one file holds, as it is nested there. Raises UserError as `read` does."""
-    return _read_file(path)
 
 
 def is_weights(path: Path) -> bool:
@@ -142,8 +137,9 @@ def _json(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _read_file(path: Path) -> dict[str, Any]:
-    """One file, told by its first bytes, whatever its ending says. What it asks for is added up first."""
+def read_tree(path: Path) -> dict[str, Any]:
+    """What one file holds, as it is nested there: told by its first bytes, whatever its ending says. What it asks for
+    is added up first. Raises UserError as `read` does."""
     where = str(path)
     with open_regular(path) as file:
         start = file.read(9)

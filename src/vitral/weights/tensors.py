@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -86,16 +88,22 @@ def _mode() -> int:
     return 0o666 & ~mask
 
 
-def load_tensors(path: Path, *, checked: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a safetensors file, on the CPU, and its metadata. Raises DamagedFile for anything else, where the
-    file carries a checksum of something else and, with `checked`, where it carries none."""
+@contextmanager
+def _opened(path: Path) -> Generator[Any]:
     try:
         require_regular(path)
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
+            yield file
     except Exception as error:  # beside its own, the library raises what torch and Python say to shapes and types
         raise DamagedFile("not readable as safetensors", where=str(path), got=error) from None
+
+
+def load_tensors(path: Path, *, checked: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a safetensors file, on the CPU, and its metadata. Raises DamagedFile for anything else, where the
+    file carries a checksum of something else and, with `checked`, where it carries none."""
+    with _opened(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata() or {}
     if checked and CHECKSUM not in metadata:
         raise DamagedFile("damaged: its checksum is missing", where=str(path))
     if CHECKSUM in metadata and metadata[CHECKSUM] != checksum(tensors, metadata):
@@ -105,12 +113,8 @@ def load_tensors(path: Path, *, checked: bool = False) -> tuple[dict[str, Tensor
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Return the shapes of all tensors of a safetensors file, from its header alone. Raises DamagedFile."""
-    try:
-        require_regular(path)
-        with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, UserError) as error:
-        raise DamagedFile("not readable as safetensors", where=str(path), got=error) from None
+    with _opened(path) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import vitral
 from tests.helpers import random_model
+from vitral.data.image_spec import ImageSpec
 from vitral.models.create import create_model
 from vitral.models.model import ImageModel
 from vitral.predictor import Predictor
@@ -25,7 +26,7 @@ from vitral.serve.app import create_app
 from vitral.serve.config import ServeConfig
 from vitral.serve.gate import refusal
 from vitral.serve.host import Host, Refused
-from vitral.weights.folder import FolderConfig, Preprocessing
+from vitral.weights.folder import FolderConfig
 
 LARGEST = 2_000_000  # bytes of an upload
 
@@ -99,9 +100,14 @@ def conv_host() -> Host:
     network = create_model("resnet20_cifar", num_classes=4).eval()
     sharpened(network)
     names = {str(place): name for place, name in enumerate(("cat", "dog", "owl", "eel"))}
-    shown = Preprocessing(image_size=network.config.image_size, channels=3, fit="crop")
+    shown = ImageSpec(image_size=network.config.image_size, channels=3, fit="crop")
     config = FolderConfig(
-        name="resnet20_cifar", architecture=network.config, id2label=names, preprocessing=shown, provenance={}
+        task="classification",
+        name="resnet20_cifar",
+        architecture=network.config,
+        id2label=names,
+        preprocessing=shown,
+        provenance={},
     )
     return Host("conv", Predictor(network, config, "cpu"))
 

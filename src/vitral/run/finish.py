@@ -1,0 +1,126 @@
+"""The end of a run: evaluate the weights that it keeps, write what it leaves, say the result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitral import distributed
+from vitral.config import dump_yaml
+from vitral.errors import command
+from vitral.models.lora import merge_lora
+from vitral.objectives.objective import Objective
+from vitral.report.run_report import write_report
+from vitral.run import outputs
+from vitral.run.check import noted
+from vitral.run.folder import SUMMARY
+from vitral.run.prepare import Prepared
+from vitral.run.resume import take_best
+from vitral.run.subject import EvalData
+from vitral.run.unlabelled import pictures_of
+from vitral.tasks.task import Array, Evaluation, Samples, Task
+from vitral.training.journal import Journal, log
+from vitral.training.state import TrainState
+from vitral.weights.card import model_card
+from vitral.weights.folder import save_folder
+from vitral.whole import write_json
+
+
+def is_validated(prepared: Prepared) -> bool:
+    """Whether there are validation images to evaluate by during the run."""
+    config = prepared.config
+    has_val = "val" in prepared.judged and config.data.validation != "none"
+    return has_val and prepared.task.can_evaluate(prepared.dataset)
+
+
+def finish(
+    prepared: Prepared, state: TrainState, objective: Objective, model: nn.Module, folder: Path, data: EvalData
+) -> dict[str, Any]:
+    """Evaluate the best weights (without validation the last), write what the run leaves, say the number; `model` is
+    given these weights. Returns what summary.json holds."""
+    config, progress, task = prepared.config, state.progress, prepared.task
+    is_best = take_best(model, state, objective, folder)
+    merge_lora(model)
+    subjects = {split: data.subject(model, split) for split in prepared.judged}
+    chosen = is_validated(prepared) and not config.objective.keeps_last
+    if chosen:
+        task = task.calibrated(*subjects["val"].outputs())
+        if not is_best:
+            first = dict([next(iter(config.eval.items()))])
+            progress.best_score = prepared.task.evaluate(subjects["val"], first).primary.value
+    split = next((name for name in ("test", "val") if name in subjects), None)
+    evaluation = None
+    if split is not None and task.can_evaluate(prepared.dataset):
+        evaluation = task.evaluate(subjects[split], config.eval)
+    has_average = state.ema is not None or objective.judged is not objective.model
+    summary: dict[str, Any] = {
+        "recipe": config.recipe, "objective": config.objective.kind,
+        **({"split": split, **evaluation.summary(task)} if evaluation else {}),
+        **({f"val_{evaluation.primary.name}": progress.best_score} if chosen and evaluation else {}),
+        "train_seconds": round(progress.seconds, 1), "steps": progress.step, "best_step": progress.best_step,
+        "weights": "averaged (EMA) weights" if has_average else "plain weights",
+        **({"skipped_steps": progress.skipped} if progress.skipped else {}),
+        "seed": config.seed, "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        **({"temperature": task.temperature} if task.has_head else {}),
+    }  # fmt: skip
+    if not distributed.is_main():
+        return summary
+    kept = outputs.folder_config(prepared, task, summary, evaluation, validated=chosen)
+    save_folder(folder / "model", model, kept, model_card(kept))
+    scores_NS = None
+    if task.has_head and split is not None:
+        scores_NS, part = task.scores_of(subjects[split].outputs()[0]), prepared.dataset.splits[split]
+        rows = task.prediction_rows(part.names, part.labels_N, scores_NS)
+        outputs.write_predictions(folder / "predictions.csv", rows)
+    if config.report:
+        _report(prepared, objective, folder, summary, task, evaluation, scores_NS)
+    write_json(folder / SUMMARY, summary)  # last: a folder that has it is complete
+    _say(task, evaluation, progress.seconds, folder, has_report=config.report)
+    return summary
+
+
+def _say(task: Task, evaluation: Evaluation | None, seconds: float, folder: Path, *, has_report: bool) -> None:
+    if evaluation is not None:
+        line, *more = task.log_lines(evaluation)
+        for text in (f"{evaluation.split} {line}, {seconds:.0f} s", *more):
+            log.info("%s", text)
+    log.info("in %s: model, summary.json%s", folder, ", report.html" if has_report else "")
+    if task.has_head:
+        ways = command("vitral", "predict", str(folder), "IMAGE"), command("vitral", "eval", str(folder))
+        log.info("next: %s, or %s", *ways)
+
+
+def _report(
+    prepared: Prepared,
+    objective: Objective,
+    folder: Path,
+    summary: dict[str, Any],
+    task: Task,
+    evaluation: Evaluation | None,
+    scores_NS: Array | None,
+) -> None:
+    config, dataset = prepared.config, prepared.dataset
+    split = next((name for name in ("test", "val") if name in prepared.judged), "train")
+    store = prepared.judged.get(split, prepared.train)
+
+    def image(place: int) -> Array:
+        return store.get(torch.tensor([place]))[0].permute(1, 2, 0).cpu().numpy()
+
+    part = dataset.splits[split]
+    samples = Samples(scores_NS, part.labels_N, part.names, image, pictures_of(store, objective))
+    without = ", without labels" if not config.objective.needs_labels else ""
+    write_report(
+        folder / "report.html",
+        title=f"{config.recipe}: {prepared.name} on {dataset.name}{without}",
+        sections=task.sections(evaluation, samples),
+        summary=summary,
+        metrics_rows=Journal.read(folder),
+        primary=evaluation.primary if evaluation else task.metrics[0],
+        loss_unit=task.loss_unit,
+        loss_note=task.loss_note,
+        config_yaml=dump_yaml(config.model_dump(mode="json")),
+        notes=noted(prepared.report, config, dataset),
+    )

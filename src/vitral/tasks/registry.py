@@ -1,0 +1,8 @@
+"""Every task, by the name that config.json has."""
+
+from vitral.tasks.classification import Classification
+from vitral.tasks.features import Features
+from vitral.tasks.multilabel import Multilabel
+from vitral.tasks.task import Task
+
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification, Multilabel, Features)}

@@ -1,0 +1,333 @@
+"""The contract of a task: the kind of answer that a model gives. Nothing outside this room asks which kind it is.
+
+Shape letters: N samples, S outputs of the head, B batch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from vitral.data.dataset import Dataset, Split
+from vitral.errors import UserError, nearest, plural
+from vitral.evaluate.config import EVALUATORS, EvaluatorConfig
+from vitral.evaluate.metric import Metric
+from vitral.report.sections import Part, Section
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Array = np.ndarray[Any, Any]
+Found = Metric | tuple[str, Any]
+
+
+class Subject:
+    """What evaluators measure: a model on the images of one split.
+
+    model: gives outputs [B, S] of images in [0,1], [B, C, H, W]; None for an export. batches(split, most): all images
+    of a split, or `most` evenly spaced ones, with their annotations, as the model takes them; of many processes each
+    gets its share. outputs: outputs and annotations of every sample of `split` without any change, computed once.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        batches: Callable[[str, int | None], Iterable[tuple[Tensor, Tensor]]],
+        collect: Callable[[], tuple[Array, Array]],
+        model: nn.Module | None = None,
+    ) -> None:
+        self.split, self.batches, self._collect, self._model = split, batches, collect, model
+        self._outputs: tuple[Array, Array] | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The network. Raises UserError for an export, which is one closed function."""
+        if self._model is None:
+            raise UserError("this evaluator needs the model, and an export gives answers only", where="eval")
+        return self._model
+
+    def outputs(self) -> tuple[Array, Array]:
+        """Outputs float32 [N, S] and annotations [N, ...] of the split."""
+        if self._outputs is None:
+            self._outputs = self._collect()
+        return self._outputs
+
+
+class Samples(NamedTuple):
+    """The samples of an evaluated split, for what shows them: scores [N, S] and annotations [N, ...] with their names,
+    one image [H, W, C] in [0,1] by its place; `pictures`: columns of images [B, H, W, C] of what an objective shows."""
+
+    scores_NS: Array | None
+    annotations: Array
+    names: Sequence[str]
+    image: Callable[[int], Array]
+    pictures: Mapping[str, Array]
+
+
+Evaluator = Callable[["Task", Subject, Any], Iterable[Found]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What evaluators found: `metrics`, the primary one first, and `values`, all of it as JSON: every metric by its
+    name, its interval as NAME_interval, and what else there is, such as rows of a confusion matrix."""
+
+    split: str
+    metrics: tuple[Metric, ...]
+    values: dict[str, Any]
+
+    @property
+    def primary(self) -> Metric:
+        """The metric that chooses the best checkpoint and stands in every headline."""
+        return self.metrics[0]
+
+    def summary(self, task: Task) -> dict[str, Any]:
+        """`values` without tables, and the primary metric: what summary.json holds."""
+        short = {key: value for key, value in self.values.items() if key not in task.tables}
+        return {"primary": self.primary.row(), **short}
+
+    def more(self, task: Task) -> list[Metric]:
+        """What other evaluators than the task's default one found."""
+        own = {metric.name for metric in task.metrics}
+        return [metric for metric in self.metrics if metric.name not in own]
+
+    def metric(self, name: str) -> Metric | None:
+        """The metric of that name, if it was measured."""
+        return next((metric for metric in self.metrics if metric.name == name), None)
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """A kind of answer, for a model whose head has outputs of these names.
+
+    labels: names of the outputs, in order. temperature: divides the outputs before they become scores. state: what
+    else turns outputs into answers; the model folder keeps it. Class attributes:
+
+    name: as config.json and messages have it. metrics: templates of what `measure` finds, the primary one first.
+    evaluators: by name, the default first. headline: keys of an evaluation that a model folder keeps. tables: keys that
+    are too long for summary.json. tie_breaker: the metric, lower is better, that decides between checkpoints of equal
+    primary metrics. has_head: whether there are answers beside features. has_classes: whether outputs are classes and
+    scores their probabilities. is_exclusive: whether a sample has one answer, so that probabilities sum to 1.
+    hf_problem_type, hub_type, tags: what transformers and the Hugging Face hub call it. outputs_name, gives, limits:
+    what the model card says of the outputs, of answers, and of what nobody has tested. loss_unit, loss_note: what the
+    report says of the curves of the loss.
+    """
+
+    labels: tuple[str, ...] = ()
+    temperature: float = 1.0
+    state: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    name: ClassVar[str]
+    metrics: ClassVar[tuple[Metric, ...]]
+    evaluators: ClassVar[dict[str, Evaluator]]
+    headline: ClassVar[tuple[str, ...]]
+    has_head: ClassVar[bool] = True
+    has_classes: ClassVar[bool] = False
+    is_exclusive: ClassVar[bool] = True
+    tables: ClassVar[tuple[str, ...]] = ()
+    tie_breaker: ClassVar[str | None] = None
+    hf_problem_type: ClassVar[str] = ""
+    hub_type: ClassVar[str]
+    tags: ClassVar[tuple[str, ...]] = ()
+    outputs_name: ClassVar[tuple[str, str]] = ("class", "classes")
+    gives: ClassVar[str] = ""
+    limits: ClassVar[str]
+    loss_unit: ClassVar[str] = ""
+    loss_note: ClassVar[str] = "The training loss includes what augmentation does; the validation loss does not."
+
+    # Annotations and outputs
+
+    @classmethod
+    def count_outputs(cls, count: int) -> str:
+        """So many outputs, in words, as "10 classes"."""
+        return plural(count, *cls.outputs_name)
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Self:
+        """The task for a model that learns from these data. Raises UserError for annotations of another kind."""
+        return cls(dataset.classes)
+
+    def encode(self, split: Split) -> Split:
+        """The split with targets as the loss takes them, in place of its annotations. The same by default."""
+        return split
+
+    def match(self, dataset: Dataset, split: Split) -> Split:
+        """The split with annotations in the order of `labels`. Raises UserError where the data are not for the task."""
+        if dataset.task != self.name:
+            raise UserError(
+                "the labels of the data are not of the model's kind", where=dataset.name, got=dataset.task,
+                wanted=self.name,
+            )  # fmt: skip
+        return split
+
+    # Answers
+
+    def scores(self, outputs: Tensor) -> Tensor:
+        """What outputs [..., S] mean, float32 or wider: probabilities, or numbers in units. Can be exported."""
+        wide = outputs if outputs.element_size() > 4 else outputs.float()
+        return wide / self.temperature
+
+    def scores_of(self, outputs_NS: Array) -> Array:
+        """The scores of all samples, float64."""
+        import torch
+
+        return self.scores(torch.from_numpy(outputs_NS).double()).numpy()
+
+    def answer(self, scores_S: Array, topk: int) -> dict[str, Any]:
+        """The JSON of one image beside its name: what `predict`, the server and exports give."""
+        raise NotImplementedError
+
+    def answer_of(self, scores_S: Array, index: int) -> dict[str, Any]:
+        """One output of an image as JSON: its label, its index and what it says."""
+        raise NotImplementedError
+
+    def answer_text(self, scores_S: Array, index: int) -> str:
+        """The same in words, as "owl, 97.3 %"."""
+        raise NotImplementedError
+
+    def require_answers(self, where: str) -> None:
+        """Raise UserError for a model that gives features only."""
+        if not self.has_head:
+            hint = "`vitral probe` says how good its features are, `vitral embed` gives them."
+            raise UserError("this model has no head, so it predicts no classes", where=where, hint=hint)
+
+    def prediction_rows(self, names: Sequence[str], annotations: Array, scores_NS: Array) -> Iterator[Sequence[str]]:
+        """The lines of predictions.csv, the header first."""
+        raise NotImplementedError
+
+    # Report, console and model card
+
+    def sections(self, evaluation: Evaluation | None, samples: Samples) -> list[Section]:
+        """The sections of the report, the headline first."""
+        if evaluation is None:
+            return self.own_sections(None, samples)
+        has_own = any(metric.name in evaluation.values for metric in self.metrics)
+        sections = self.own_sections(evaluation, samples) if has_own else []
+        if evaluation.primary in evaluation.more(self):
+            sections = [self._headline(evaluation, frozenset({"report"})), *sections]
+        return [*sections, *self.more_sections(evaluation)]
+
+    @abstractmethod
+    def own_sections(self, evaluation: Evaluation | None, samples: Samples) -> list[Section]:
+        """The sections of what the default evaluator found, the headline first; None: these data have nothing to
+        evaluate by."""
+
+    def _headline(self, evaluation: Evaluation, where: frozenset[str], *others: Metric) -> Section:
+        primary, count = evaluation.primary, evaluation.values.get("count")
+        of = f"{evaluation.split} images" if count is None else f"{count:,} {evaluation.split} images"
+        return Section("", [replace(primary, label=f"{primary.label} of {of}"), *others], where)
+
+    def more_sections(self, evaluation: Evaluation) -> list[Section]:
+        """A section of what other evaluators than the default one found, if there are any."""
+        more = evaluation.more(self)
+        parts: list[Part] = ["", *more]
+        return [Section("Other evaluators", parts, frozenset({"report", "console"}))] if more else []
+
+    def console(self, evaluation: Evaluation) -> list[Section]:
+        """What `vitral eval` prints: the metrics, then tables of the task."""
+        more = evaluation.more(self)
+        others = (metric for metric in evaluation.metrics[1:] if metric not in more)
+        return [self._headline(evaluation, frozenset({"console"}), *others), *self.more_sections(evaluation)]
+
+    def comparison(self, found: Mapping[str, Any]) -> str:
+        """What `compare` found, in a line for the console."""
+        raise NotImplementedError
+
+    def numbers(self, metrics: Mapping[str, Any]) -> str | None:
+        """The result, as Markdown, of what `provenance` kept; None where nothing was measured."""
+        raise NotImplementedError
+
+    def hub_scores(self, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The rows of a model-index, of what `provenance` kept. The hub knows no intervals: they are in the name."""
+        raise NotImplementedError
+
+    # Evaluation
+
+    def calibrated(self, outputs_NS: ArrayLike, annotations: ArrayLike) -> Self:
+        """The same task with what is fitted on validation data. The same by default."""
+        return self
+
+    @abstractmethod
+    def measure(self, outputs_NS: Array, annotations: Array) -> dict[str, Any]:
+        """Everything that the evaluator `clean` reports, ready for JSON."""
+
+    def log_lines(self, evaluation: Evaluation) -> list[str]:
+        """The result in lines of the log: the primary metric with its interval, then those of other evaluators."""
+        primary, count = evaluation.primary, evaluation.values.get("count")
+        of = "" if count is None else f" of {count:,} images"
+        interval = f" ({primary.interval_text()})" if primary.interval else ""
+        more = [f"{metric.label} {metric.text()}" for metric in evaluation.more(self) if metric is not primary]
+        return [f"{primary.label} {primary.text()}{of}{interval}", *more]
+
+    def provenance(self, evaluation: Evaluation) -> dict[str, Any]:
+        """What a model folder keeps of an evaluation: the headline, and the metrics of other evaluators."""
+        kept = {key: evaluation.values[key] for key in self.headline if key in evaluation.values}
+        metrics = {"split": evaluation.split, **kept, "primary": evaluation.primary.row()}
+        more = [asdict(metric) for metric in evaluation.more(self)]
+        return {"metrics": metrics, **({"more_metrics": more} if more else {})}
+
+    def per_sample(self, outputs_NS: Array, annotations: Array) -> Array:
+        """How good each answer is, [N]: what `compare` compares."""
+        raise NotImplementedError
+
+    def compare(self, own_N: Array, other_N: Array) -> dict[str, Any]:
+        """A paired comparison with another model on the same samples, by `per_sample` of both, ready for JSON."""
+        raise NotImplementedError
+
+    def can_evaluate(self, dataset: Dataset) -> bool:
+        """Whether these data have annotations to evaluate by."""
+        return True
+
+    def evaluators_of(self, config: Mapping[str, EvaluatorConfig]) -> dict[str, EvaluatorConfig]:
+        """The evaluators that are configured, or else the default one. Raises UserError for one that the task lacks."""
+        for name in config:
+            if name not in self.evaluators:
+                raise UserError(
+                    f"the task {self.name} has no such evaluator", where="eval", got=name,
+                    wanted=", ".join(self.evaluators), nearest=nearest(name, self.evaluators),
+                )  # fmt: skip
+        default = next(iter(self.evaluators))
+        return dict(config) or {default: EVALUATORS[default]()}
+
+    def evaluate(self, subject: Subject, evaluators: Mapping[str, EvaluatorConfig]) -> Evaluation:
+        """What these evaluators find; see `evaluators_of`."""
+        metrics, values = list[Metric](), dict[str, Any]()
+        for name, config in evaluators.items():
+            for found in self.evaluators[name](self, subject, config):
+                if isinstance(found, Metric):
+                    metrics.append(found)
+                    values[found.name] = found.value
+                    if found.interval is not None:
+                        values[f"{found.name}_interval"] = list(found.interval)
+                else:
+                    values[found[0]] = found[1]
+        assert metrics, "an evaluator without a metric"
+        return Evaluation(subject.split, tuple(metrics), values)
+
+    def of_values(self, values: Mapping[str, Any]) -> list[Metric]:
+        """The task's metrics with the values of an evaluation, the primary one first; those that it lacks are left
+        out."""
+        found = (
+            replace(metric, value=values[metric.name], interval=_pair(values.get(f"{metric.name}_interval")))
+            for metric in self.metrics
+            if metric.name in values
+        )
+        return list(found)
+
+
+def clean(task: Task, subject: Subject, config: EvaluatorConfig) -> Iterator[Found]:
+    """The metrics of the task on unchanged images."""
+    found = task.measure(*subject.outputs())
+    metrics = task.of_values(found)
+    yield from metrics
+    names = {name for metric in metrics for name in (metric.name, f"{metric.name}_interval")}
+    yield from ((name, value) for name, value in found.items() if name not in names)
+
+
+def _pair(values: Sequence[float] | None) -> tuple[float, float] | None:
+    return None if values is None else (values[0], values[1])
