@@ -24,7 +24,7 @@ from tests.oracles import load_oracle
 from vitral.config import parse_yaml, split_words
 from vitral.models.config import ResNetConfig
 from vitral.models.resnet import ResNet
-from vitral.models.resnet_counts import RESNETS
+from vitral.models.resnet_presets import RESNETS
 
 
 def main() -> None:

@@ -25,9 +25,9 @@ import torch
 from PIL import Image
 
 from vitral.config import parse_yaml, split_words
+from vitral.data.channels import Decoding
 from vitral.data.check import check_dataset
 from vitral.data.dataset import Dataset
-from vitral.data.decode import Decoding
 from vitral.data.files import file_split
 from vitral.data.folder import images_below
 from vitral.version import __version__

@@ -16,9 +16,8 @@ import torch
 
 from vitral.config import parse_yaml, split_words
 from vitral.models.create import create_model
-from vitral.models.presets import count_parameters
 from vitral.optim.masters import Bfloat16Copy
-from vitral.training.plan import Job, count_blocks, predict, show_bytes
+from vitral.training.plan import model_job, predict, show_bytes
 
 MODELS = {"vit_small_patch16_224": 256, "vit_base_patch16_224": 128, "vit_large_patch16_224": 64}
 
@@ -47,7 +46,7 @@ def measure(name: str, batch: int, precision: Any, share: float) -> dict[str, An
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     model = create_model(name, pool="avg").cuda().train()
-    blocks = round(share * count_blocks(model.config))
+    blocks = round(share * model.config.block_count)
     model.checkpointed = blocks
     low = Bfloat16Copy(model) if precision == "bfloat16_params" else None
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
@@ -63,8 +62,7 @@ def measure(name: str, batch: int, precision: Any, share: float) -> dict[str, An
         optimizer.zero_grad(set_to_none=True)
         if low is not None:
             low.refresh()
-    count = count_parameters(model.config)
-    parts = predict(Job(model.config, count, count, batch, precision, device="cuda"), batch, blocks)
+    parts = predict(model_job(model.config, batch, precision, device="cuda"), batch, blocks)
     planned = sum(parts) - parts.images // 2  # these images are not augmented
     peak = torch.cuda.max_memory_allocated() - before
     return {

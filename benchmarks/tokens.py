@@ -33,7 +33,8 @@ from vitral.efficient.keep import ClassAttention
 from vitral.efficient.merge import TokenMerging
 from vitral.models.config import ViTConfig
 from vitral.models.create import create_model
-from vitral.models.flops import count_macs
+from vitral.models.reduction import TokenReduction
+from vitral.models.summary import count_macs
 from vitral.models.vit import VisionTransformer
 from vitral.report.plots import accuracy_over_work
 from vitral.run.evaluate import evaluate
@@ -107,12 +108,12 @@ def run(model: VisionTransformer, r: int, images: torch.Tensor, compiled: bool) 
     return torch.compile(forward, fullgraph=True) if compiled else forward
 
 
-def work_ratio(config: ViTConfig, reduction: TokenMerging | ClassAttention) -> float:
+def work_ratio(config: ViTConfig, reduction: TokenReduction) -> float:
     """Multiply-accumulates without over those with it."""
-    return sum(count_macs(config).values()) / sum(count_macs(config, counts(config, reduction)).values())
+    return sum(count_macs(config).values()) / sum(count_macs(config, reduce=reduction).values())
 
 
-def counts(config: ViTConfig, reduction: TokenMerging | ClassAttention) -> list[int]:
+def counts(config: ViTConfig, reduction: TokenReduction) -> list[int]:
     return reduction.counts(config.grid[0] * config.grid[1], config.depth)
 
 
@@ -125,22 +126,20 @@ def accuracy(model: str, others: list[str], picture: str | None) -> None:
     config = load_config(find_folder(model)).architecture
     assert isinstance(config, ViTConfig)
     patches, whole = config.grid[0] * config.grid[1], sum(count_macs(config).values())
-    settings: list[tuple[str, str, EvalOptions, list[int] | None]] = []
+    settings: list[tuple[str, str, EvalOptions, TokenReduction]] = []
     for schedule in ("constant", "decreasing"):
         for r in range(patches // config.depth + 1):
             options = EvalOptions(reduce="merge", merge=MergeConfig(r=r, schedule=schedule))
-            left = counts(config, TokenMerging(r, schedule))
-            settings.append((f"merging, {schedule} r", f"{r}", options, left))
+            settings.append((f"merging, {schedule} r", f"{r}", options, TokenMerging(r, schedule)))
     for share in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4):
-        left = counts(config, ClassAttention(share))
-        settings.append(
-            ("keeping by attention", f"{share:g}", EvalOptions(reduce="keep", keep=KeepConfig(share=share)), left)
-        )
+        options = EvalOptions(reduce="keep", keep=KeepConfig(share=share))
+        settings.append(("keeping by attention", f"{share:g}", options, ClassAttention(share)))
     print("| way | r or share | patch tokens | work, % | top-1, % | 95 % interval |\n|---|---|---|---|---|---|")
     curves: dict[str, list[tuple[float, float, float, float]]] = {}
-    for way, value, options, left in settings:
+    for way, value, options, reduction in settings:
         found = evaluate(model, options)
-        row(curves, way, value, left, sum(count_macs(config, left).values()) / whole, found)
+        work = sum(count_macs(config, reduce=reduction).values()) / whole
+        row(curves, way, value, counts(config, reduction), work, found)
     for other in others:
         architecture = load_config(find_folder(other)).architecture
         work = sum(count_macs(architecture).values()) / whole

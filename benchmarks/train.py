@@ -43,8 +43,8 @@ from peers import PEERS, Weights, comparable, fits, from_peer, make_peer
 from tests.oracles import load_oracle
 from vitral.config import parse_yaml, split_words
 from vitral.models.create import create_model
-from vitral.models.flops import count_macs
 from vitral.models.presets import resolve
+from vitral.models.summary import count_macs
 from vitral.models.vit import VisionTransformer
 from vitral.optim.config import OptimConfig
 from vitral.optim.masters import Bfloat16Copy

@@ -50,14 +50,22 @@ class Entropy(Objective):
 
 
 @contextmanager
-def registered() -> Generator[None]:
-    """The objective as `objective.kind=entropy`, for a while."""
+def kinds_kept() -> Generator[None]:
+    """Objectives that are registered inside are gone afterwards."""
     known: Any = RunConfig.model_fields["objective"]
-    before = known.annotation
-    register_objective(EntropyConfig, Entropy)
+    before, kinds = known.annotation, dict(OBJECTIVES)
     try:
         yield
     finally:
-        del OBJECTIVES["entropy"]
+        OBJECTIVES.clear()
+        OBJECTIVES.update(kinds)
         known.annotation = before
         RunConfig.model_rebuild(force=True)
+
+
+@contextmanager
+def registered() -> Generator[None]:
+    """The objective as `objective.kind=entropy`, for a while."""
+    with kinds_kept():
+        register_objective(EntropyConfig, Entropy)
+        yield

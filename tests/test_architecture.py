@@ -28,7 +28,7 @@ LIGHT = (
     "files",
     "config",
     "models.presets",
-    "models.resnet_counts",
+    "models.registry",
     "run",
     "run.options",
 )
@@ -111,6 +111,22 @@ def test_imports_are_whole_and_direct():
             elif module == "vitral" and not (names and all(map(_is_room, names))):
                 wrong.append(f"{where}: imports the package itself")
     assert not wrong, "\n".join(wrong)
+
+
+FAMILY_CLASSES = {"ViTConfig", "ResNetConfig", "VisionTransformer", "ResNet"}
+
+
+def test_the_registry_alone_asks_which_family_a_model_is_of():
+    """Others ask the properties of its configuration, or `token_config` and `token_encoder`."""
+    asked: list[str] = []
+    for path in SOURCES:
+        if path == PACKAGE / "models" / "registry.py":
+            continue
+        for node in ast.walk(_tree(path)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
+                named = {each.id for each in ast.walk(node.args[1]) if isinstance(each, ast.Name)}
+                asked += [f"{_name(path)}:{node.lineno}"] * bool(named & FAMILY_CLASSES)
+    assert not asked, "\n".join(asked)
 
 
 # Bounded readers of what strangers write, and what opens a file for them. `serve.intake` has counted the structure.

@@ -13,10 +13,11 @@ from PIL import Image
 
 import vitral
 from tests.helpers import assert_same_answers, random_model, write_digits
+from vitral.data.config import DataSource
 from vitral.errors import UserError
 from vitral.predictor import Predictor, load, pick_device
 from vitral.run.evaluate import evaluate
-from vitral.run.options import EvalData, EvalOptions
+from vitral.run.options import EvalOptions
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -149,7 +150,7 @@ def test_predict_and_eval_of_the_same_files_agree(trained: Path, tmp_path: Path)
     files = write_digits(tmp_path / "digits", range(60, 160))
     answers = vitral.load(trained).predict([path for path, _, _ in files])
     first = [answer["predictions"][0]["index"] for answer in answers]
-    measured = evaluate(str(trained), EvalOptions(data=EvalData(path=str(tmp_path / "digits"))))
+    measured = evaluate(str(trained), EvalOptions(data=DataSource(path=str(tmp_path / "digits"))))
     assert measured["count"] == 100
     confusion_CC = np.zeros((10, 10), int)
     for answer, (_, _, label) in zip(first, files, strict=True):

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from vitral.data.ahead import in_batches
-from vitral.data.decode import Decoding, as_image, colour
+from vitral.data.channels import Decoding, colour
+from vitral.data.decode import as_image
 from vitral.data.image_spec import ImageSpec
 from vitral.data.resize import fit_image
 from vitral.engines import Engine, Exported, TorchEngine, find_export, open_export, verify_export

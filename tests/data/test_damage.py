@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import TINY, random_model, write_colours
-from vitral.data.config import DataConfig
+from vitral.data.config import DataConfig, DataSource
 from vitral.data.damage import find_damage, without_damage
 from vitral.data.dataset import Dataset
 from vitral.data.sources import open_dataset
 from vitral.errors import UserError
 from vitral.run.config import load_config
 from vitral.run.evaluate import evaluate
-from vitral.run.options import EvalData, EvalOptions
+from vitral.run.options import EvalOptions
 from vitral.run.train import run
 
 RUN = {**TINY, "model.name": "vit_micro_patch2_8", "model.patch_size": None, "data.image_size": 8}
@@ -58,11 +58,11 @@ def test_runs_and_evaluations_leave_out_the_same(capsys: pytest.CaptureFixture[s
     summary = run(load_config("small", keys))
     again = evaluate("run")
     assert (again["top1"], again["count"], again["loss"]) == (summary["top1"], summary["count"], summary["loss"])
-    named = evaluate("run", EvalOptions(data=EvalData(path="pets")))
+    named = evaluate("run", EvalOptions(data=DataSource(path="pets")))
     assert (named["split"], named["count"], named["loss"]) == ("val", again["count"], again["loss"])
     random_model(Path("model"), ("cat", "dog"), in_channels=3)
     with pytest.raises(UserError, match=r"(cat/3|dog/0)\.png"):
-        evaluate("model", EvalOptions(data=EvalData(path="pets")))
-    found = evaluate("model", EvalOptions(data=EvalData(path="pets", max_bad=2)))
+        evaluate("model", EvalOptions(data=DataSource(path="pets")))
+    found = evaluate("model", EvalOptions(data=DataSource(path="pets", max_bad=2)))
     assert found["count"] == 22
     assert [line.split(":")[0] for line in found["skipped"]] == ["cat/3.png", "dog/0.png"]

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image, ImageFile, ImageOps
 
-from vitral.data.decode import Decoding, as_image, colour, decode, header, pixels, readable_extensions
+from vitral.data.channels import Decoding, colour
+from vitral.data.decode import as_image, decode, header, pixels, readable_extensions
 from vitral.errors import UserError
 
 RNG = np.random.default_rng(0)

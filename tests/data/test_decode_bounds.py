@@ -12,7 +12,8 @@ from PIL import Image
 
 from tests.data.test_value_range import png16
 from vitral.data import decode as decoding
-from vitral.data.decode import Decoding, as_image, decode, decoded_bytes, pixels
+from vitral.data.channels import Decoding
+from vitral.data.decode import as_image, decode, decoded_bytes, pixels
 from vitral.errors import UserError
 
 SIDE = 2400
@@ -25,7 +26,8 @@ _SAVED: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 _MEASURE = """
 import os, sys
-from vitral.data.decode import Decoding, decode, decoded_bytes
+from vitral.data.channels import Decoding
+from vitral.data.decode import decode, decoded_bytes
 from vitral.data.image_spec import ResizeSpec
 from vitral.data.resize import fit_image
 

@@ -15,16 +15,16 @@ import vitral
 from tests.helpers import TINY, edit_config, random_model
 from vitral.cli.main import main
 from vitral.data import check_cache, value_range
-from vitral.data.channels import Extent, own_range
-from vitral.data.config import DataConfig
+from vitral.data.channels import Decoding, Extent, own_range
+from vitral.data.config import DataConfig, DataSource
 from vitral.data.dataset import Dataset
-from vitral.data.decode import Decoding, as_image, decode, is_deep
+from vitral.data.decode import as_image, decode, is_deep
 from vitral.data.sources import open_dataset
 from vitral.data.value_range import range_of
 from vitral.errors import UserError
 from vitral.run.config import load_config
 from vitral.run.evaluate import evaluate
-from vitral.run.options import EvalData, EvalOptions
+from vitral.run.options import EvalOptions
 from vitral.run.train import run
 from vitral.weights.folder import load_config as load_config_of
 
@@ -277,7 +277,7 @@ def test_the_rule_travels_with_the_model(tmp_path: Path, capsys: pytest.CaptureF
     edit_config(tmp_path / "ruled", lambda tree: tree["preprocessing"].update(value_range=[0, 1023]))
     ruled = vitral.load(str(tmp_path / "ruled"))
     assert ruled.predict(image)[0]["predictions"] == said["predictions"]
-    data = EvalData(path=str(root))
+    data = DataSource(path=str(root))
     with pytest.raises(UserError, match=r"uses 10 bits[^.]*. Set value_range=0,1023"):
         evaluate(str(tmp_path / "plain"), EvalOptions(data=data))
     assert evaluate(str(tmp_path / "plain"), EvalOptions(data=data, value_range=(0.0, 1023.0)))["count"] == 8
@@ -305,7 +305,7 @@ def test_training_keeps_the_rule_and_every_command_uses_it(tmp_path: Path) -> No
     exact = np.asarray(Image.open(image)).astype(np.float64) / 1023
     assert np.abs(predictor.preprocess(image)[0].numpy() - exact).max() <= 0.5 / 255 + 1e-6
     assert evaluate(str(tmp_path / "run"))["count"] == 16
-    assert evaluate(str(tmp_path / "run"), EvalOptions(data=EvalData(path=str(root))))["count"] == 16
+    assert evaluate(str(tmp_path / "run"), EvalOptions(data=DataSource(path=str(root))))["count"] == 16
 
 
 def test_one_extreme_sample_does_not_set_the_range(tmp_path: Path) -> None:

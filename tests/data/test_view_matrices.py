@@ -19,7 +19,7 @@ from torch import Tensor
 from vitral.data.config import AugmentConfig, DataConfig, Interpolation, ViewConfig
 from vitral.data.dataset import Split, memory_split
 from vitral.data.image_spec import ResizeSpec
-from vitral.data.loader import ImageStore, TrainLoader
+from vitral.data.loader import ImageStore, StreamLoader
 from vitral.data.policies import Draws, Op, plan
 from vitral.data.reading import RandomCrop
 from vitral.data.resize import shown_box
@@ -97,11 +97,11 @@ def opened(
     *,
     cached: bool = True,
     crops: tuple[RandomCrop, ...] = (),
-    kind: str = "threads",
+    workers: int = 2,
 ) -> ImageStore:
     return ImageStore(
-        split, SIZE, fit, exact=False, workers=2, cache_mb=100 if cached else 0, device=torch.device("cpu"),
-        worker_kind=kind, batch=len(split), crops=crops,
+        split, SIZE, fit, exact=False, workers=workers, cache_mb=100 if cached else 0, device=torch.device("cpu"),
+        crops=crops,
     )  # fmt: skip
 
 
@@ -132,7 +132,7 @@ def check(view: View, sizes: list[tuple[int, int]], which: Tensor | None = None,
     assert checked > share * total, checked / max(total, 1)
 
 
-def geometric(loader: TrainLoader, step: int, size: tuple[int, int]) -> Tensor:
+def geometric(loader: StreamLoader, step: int, size: tuple[int, int]) -> Tensor:
     """Which samples of a step a policy moves alone, and leaves the values of."""
     rows = loader.sampler.rows(step, loader.first, loader.last)
     draws = Draws(loader.seed, torch.from_numpy(rows.draw_B), 0, torch.from_numpy(rows.index_B))
@@ -152,7 +152,7 @@ def test_views_of_files_tell_where_their_pixels_were(
         pytest.skip("nothing is cut")
     crops = (RandomCrop(3, config.crop_scale, config.crop_ratio),) if how == "cut" else ()
     with opened(split, cached=how == "cached", crops=crops) as store:
-        loader = TrainLoader(store, len(split), config, 3)
+        loader = StreamLoader(store, len(split), config, 3)
         for step in range(2):
             batch = loader.batch(step)
             mine = [sizes[key] for key in batch.keys_B.tolist()]
@@ -173,7 +173,7 @@ def test_views_tell_how_the_store_resized(
         with opened(
             split, ResizeSpec(fit=mode, interpolation=interpolation, crop_ratio=crop_ratio), cached=cached
         ) as store:
-            batch = TrainLoader(store, len(split), AugmentConfig(flip=0.5), 3).batch(0)
+            batch = StreamLoader(store, len(split), AugmentConfig(flip=0.5), 3).batch(0)
         check(batch.views[0], [sizes[key] for key in batch.keys_B.tolist()])
 
 
@@ -185,7 +185,7 @@ def test_views_of_each_size_have_their_own_matrices(files: tuple[Split, list[tup
     )
     for cut in ((), crops):
         with opened(split, crops=cut) as store:
-            batch = TrainLoader(store, len(split), AugmentConfig(), 3, views=views).batch(1)
+            batch = StreamLoader(store, len(split), AugmentConfig(), 3, views=views).batch(1)
         mine = [sizes[key] for key in batch.keys_B.tolist()]
         for view in batch.views:
             check(view, mine, share=0.04)
@@ -197,18 +197,18 @@ def test_views_of_images_in_memory_tell_where_their_pixels_were(size: tuple[int,
     split = memory_split(images, np.arange(16) % 2, [str(i) for i in range(16)], 3)
     for name in ("none", "all"):
         with opened(split) as store:
-            batch = TrainLoader(store, 16, AUGMENTS[name], 3).batch(0)
+            batch = StreamLoader(store, 16, AUGMENTS[name], 3).batch(0)
         check(batch.views[0], [size] * 16, share=0.04 if min(size) > 11 else 0.0)
 
 
-def test_processes_tell_what_threads_tell(files: tuple[Split, list[tuple[int, int]]]) -> None:
+def test_any_number_of_workers_tells_the_same(files: tuple[Split, list[tuple[int, int]]]) -> None:
     split, _ = files
     crop = AUGMENTS["crop"]
     for crops in ((), (RandomCrop(3, crop.crop_scale, crop.crop_ratio),)):
         found: list[View] = []
-        for kind in ("threads", "fork"):
-            with opened(split, cached=False, crops=crops, kind=kind) as store:
-                found.append(list(TrainLoader(store, len(split), crop, 3).stream(0, 4))[-1].views[0])
+        for workers in (0, 2):
+            with opened(split, cached=False, crops=crops, workers=workers) as store:
+                found.append(list(StreamLoader(store, len(split), crop, 3).stream(0, 4))[-1].views[0])
         assert torch.equal(found[0].images_BCHW, found[1].images_BCHW)
         assert torch.equal(found[0].matrix_B33, found[1].matrix_B33)
 
@@ -217,7 +217,7 @@ def test_mixing_moves_nothing(files: tuple[Split, list[tuple[int, int]]]) -> Non
     split, _ = files
     with opened(split) as store:
         plain, mixed = (
-            TrainLoader(store, 16, config, 3).batch(0)
+            StreamLoader(store, 16, config, 3).batch(0)
             for config in (AugmentConfig(rotate=20), AugmentConfig(rotate=20, mixup=0.5, cutmix=0.5))
         )
     assert torch.equal(plain.views[0].matrix_B33, mixed.views[0].matrix_B33)

@@ -13,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.models.test_vit import images, tiny
 from vitral.efficient.prune_channels import Importance, Kept, choose_kept, measure_importance, prune
 from vitral.errors import UserError
-from vitral.models.config import build_config
 from vitral.models.create import build_model
-from vitral.models.flops import count_macs
-from vitral.models.presets import count_parameters, resolve
+from vitral.models.presets import resolve
+from vitral.models.registry import build_config
+from vitral.models.summary import count_macs, count_parameters
 from vitral.models.vit import VisionTransformer
 
 VARIANTS: tuple[dict[str, Any], ...] = (

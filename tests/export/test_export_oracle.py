@@ -16,9 +16,9 @@ from tests.models.test_vit_oracle import randomised
 from vitral.data.image_spec import ImageSpec
 from vitral.export.config import ExportOptions
 from vitral.export.write import Written, export
-from vitral.models.config import build_config
 from vitral.models.create import build_model
 from vitral.models.model import ImageModel
+from vitral.models.registry import build_config
 from vitral.predictor import Predictor
 from vitral.weights.convert import read_foreign
 from vitral.weights.folder import FolderConfig, save_folder

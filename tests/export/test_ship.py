@@ -15,6 +15,7 @@ from PIL import Image
 import vitral
 from tests.helpers import edit_config, random_model, write_colours
 from vitral.cli.main import main
+from vitral.data.config import DataSource
 from vitral.data.decode import as_image
 from vitral.data.image_spec import ImageSpec
 from vitral.engines import FILES, open_export
@@ -29,7 +30,7 @@ from vitral.models.presets import resolve
 from vitral.predictor import Predictor
 from vitral.run import spread
 from vitral.run.export import _samples
-from vitral.run.options import ExportData, PredictOptions, ShipOptions
+from vitral.run.options import PredictOptions, ShipOptions
 from vitral.run.predict import predictions
 from vitral.weights.find import load_model
 from vitral.weights.folder import FolderConfig
@@ -439,7 +440,7 @@ def test_int8_is_judged_on_other_images_than_its_scales_are_from() -> None:
     need("onnx")
     random_model(Path("model"), ("cat", "dog"), in_channels=3)
     write_colours(Path("pets"), count=20)
-    options = ShipOptions(format="onnx", precision="int8", quantise="static", out="o", data=ExportData(path="pets"))
+    options = ShipOptions(format="onnx", precision="int8", quantise="static", out="o", data=DataSource(path="pets"))
     config = load_model("model")[1]
     samples = _samples(config, options)
     assert (len(samples.compared), len(samples.calibration)) == (32, 8)

@@ -1,4 +1,5 @@
-"""The closed form of kept activations is what autograd's hooks see, each storage once, parameters left out."""
+"""What is kept by the run on the meta device is what autograd's hooks see of a real one, each storage once, parameters
+left out."""
 
 from __future__ import annotations
 
@@ -8,15 +9,16 @@ import pytest
 import torch
 
 from tests.memory import kept_bytes
-from vitral.models.activations import Precision, kept_activations
 from vitral.models.create import create_model
-from vitral.optim.masters import bfloat16_copy
+from vitral.models.measure import Precision
+from vitral.models.parameters import bfloat16_copy
+from vitral.models.summary import kept_activations
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "bfloat16_params")
 
 
 def kept(name: str, batch: int, precision: Precision, checkpointed: int, **options: Any) -> tuple[int, int]:
-    """What the hooks see, and what the closed form says."""
+    """What the hooks see, and what the meta device says."""
     model = create_model(name, **options).train()
     if precision == "bfloat16_params":
         model = bfloat16_copy(model)

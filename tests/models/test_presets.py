@@ -8,13 +8,14 @@ import sys
 from typing import Any
 
 import pytest
-import torch
+from tools.model_table import TABLE, table
 
 from vitral.errors import UserError
-from vitral.models.config import ResNetConfig, ViTConfig
+from vitral.models.config import ViTConfig
 from vitral.models.create import build_model
-from vitral.models.presets import PRESETS, count_parameters, list_models, resolve
-from vitral.models.resnet_counts import RESNETS
+from vitral.models.presets import PRESETS, list_models, preset_table, resolve
+from vitral.models.resnet_presets import RESNETS
+from vitral.models.summary import count_parameters
 
 WITH_HEAD = {
     "vit_micro_patch2_8": 202_698,
@@ -122,10 +123,9 @@ VARIANTS: tuple[dict[str, Any], ...] = (
 )
 
 
-def built(config: ViTConfig | ResNetConfig) -> int:
-    """Parameters of the real module, without memory for them."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in build_model(config).parameters())
+def built(name: str, **options: Any) -> int:
+    """Parameters of the real module."""
+    return sum(p.numel() for p in build_model(resolve(name, **options)).parameters())
 
 
 def test_every_preset_has_a_row() -> None:
@@ -134,9 +134,8 @@ def test_every_preset_has_a_row() -> None:
 
 @pytest.mark.parametrize(("name", "count"), WITH_HEAD.items())
 def test_exact_count(name: str, count: int) -> None:
-    config = resolve(name)
-    assert count_parameters(config) == count
-    assert built(config) == count
+    assert count_parameters(resolve(name)) == count
+    assert preset_table()[name]["parameters"] == count
 
 
 @pytest.mark.parametrize(("name", "count"), PUBLISHED_BACKBONES.items())
@@ -150,9 +149,13 @@ def test_counts_of_timm(name: str, count: int, less: int) -> None:
 
 
 @pytest.mark.parametrize("options", VARIANTS)
-def test_closed_form_is_the_module(options: dict[str, Any]) -> None:
-    config = resolve("vit_micro_patch2_8", **options)
-    assert count_parameters(config) == built(config)
+def test_the_count_is_that_of_the_module(options: dict[str, Any]) -> None:
+    assert count_parameters(resolve("vit_micro_patch2_8", **options)) == built("vit_micro_patch2_8", **options)
+
+
+def test_the_table_of_presets_is_what_its_tool_measures() -> None:
+    """`vitral models` reads it, without torch."""
+    assert table() == TABLE.read_text(encoding="utf-8")
 
 
 def test_options_reach_the_config() -> None:

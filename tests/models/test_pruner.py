@@ -14,10 +14,10 @@ from tests.models.test_vit import images, tiny
 from vitral.efficient.merge import TokenMerging
 from vitral.errors import UserError
 from vitral.models.create import build_model
-from vitral.models.flops import count_macs
-from vitral.models.presets import count_parameters, resolve
+from vitral.models.presets import resolve
 from vitral.models.pruner import LearnedPruner, MaskedPruner, _draw
 from vitral.models.reduction import reduced_by
+from vitral.models.summary import count_macs, count_parameters
 from vitral.models.vit import VisionTransformer
 
 VARIANTS: tuple[dict[str, Any], ...] = (

@@ -12,16 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitral.errors import UserError
-from vitral.models.config import ResNetConfig, build_config
+from vitral.models.config import ResNetConfig
 from vitral.models.convolution import Block, Conv, Style, Zeros, pad_same
+from vitral.models.registry import build_config
 from vitral.models.resnet import HybridEmbed, ResNet
-from vitral.models.resnet_counts import (
-    HYBRIDS,
-    RESNETS,
-    hybrid_stem_parameters,
-    resnet_parameters,
-    stem_channels,
-)
+from vitral.models.resnet_presets import RESNETS
+from vitral.models.summary import count_parameters
+from vitral.models.vit_presets import HYBRIDS
 
 COUNTS = {
     "resnetv2_50x1_bit": 25_549_352,
@@ -86,15 +83,7 @@ def test_every_row_has_a_count() -> None:
 @pytest.mark.parametrize(("name", "count"), COUNTS.items())
 def test_exact_count(name: str, count: int) -> None:
     found = config(**{"width": 64, **RESNETS[name]})
-    assert resnet_parameters(found) == count
-    with torch.device("meta"):
-        assert built(ResNet(found)) == count
-
-
-@pytest.mark.parametrize("options", VARIANTS)
-def test_closed_form_is_the_module(options: dict[str, Any]) -> None:
-    with torch.device("meta"):
-        assert built(ResNet(config(**options))) == resnet_parameters(config(**options))
+    assert count_parameters(found) == count
 
 
 def test_counts_of_table_6() -> None:
@@ -105,18 +94,29 @@ def test_counts_of_table_6() -> None:
     added = 16 * 32 + 32 * 64 + 2 * 32 + 2 * 64
     for depth in (20, 56):
         row = {**RESNETS[f"resnet{depth}_cifar"], "shortcut": "projection"}
-        assert resnet_parameters(config(**row)) == COUNTS[f"resnet{depth}_cifar"] + added
+        assert count_parameters(config(**row)) == COUNTS[f"resnet{depth}_cifar"] + added
+
+
+# Parameters of the ResNet in front, of 1 and 3 channels, and channels of its last map.
+STEMS = {
+    "vit_tiny_r_s16_p8": (3_264, 9_536, 64),
+    "vit_small_r26_s32": (13_939_904, 13_946_176, 2048),
+    "vit_base_r26_s32": (13_939_904, 13_946_176, 2048),
+    "vit_base_r50_s16": (11_888_576, 11_894_848, 1024),
+    "vit_large_r50_s32": (23_501_760, 23_508_032, 2048),
+}
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", HYBRIDS)
 def test_count_of_a_hybrid(name: str, channels: int) -> None:
     _, blocks, patch = HYBRIDS[name]
+    grey, color, width = STEMS[name]
     with torch.device("meta"):
         embed = HybridEmbed(channels, blocks, patch, 24)
     assert embed.patch_size == patch
-    assert embed.proj.weight.shape[1] == stem_channels(blocks)
-    assert built(embed.backbone) == hybrid_stem_parameters(channels, blocks)
+    assert embed.proj.weight.shape[1] == width
+    assert built(embed.backbone) == (grey if channels == 1 else color)
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (7, 2), (5, 3), (1, 2)])

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vitral.models.config import ResNetConfig, build_config
+from vitral.models.config import ResNetConfig
+from vitral.models.registry import build_config
 from vitral.models.resnet import HybridEmbed, ResNet
-from vitral.models.resnet_counts import HYBRIDS, RESNETS
+from vitral.models.resnet_presets import RESNETS
+from vitral.models.vit_presets import HYBRIDS
 
 pytestmark = pytest.mark.oracle
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.models.test_vit_oracle import randomised
-from vitral.models.config import build_config
 from vitral.models.create import build_model, create_model
 from vitral.models.presets import PRESETS, list_models
+from vitral.models.registry import build_config
 from vitral.models.vit import VisionTransformer
 from vitral.weights.hf import dinov3_rules
 from vitral.weights.keymap import translate

@@ -86,7 +86,7 @@ def test_the_same_table_in_three_media() -> None:
     )
     page = to_html("t", [section])
     assert '<tr><th class="name" scope="row">b|c</th><td>–</td><td>3,400</td></tr>' in page
-    assert page.index("<summary>Show the other 1</summary>") < page.index('scope="row">d</th>')
+    assert page.index("<summary>Show 1 more</summary>") < page.index('scope="row">d</th>')
 
 
 def test_the_headline_and_metrics_after_it() -> None:

@@ -294,6 +294,14 @@ def test_curves_have_units_and_skip_what_is_not_finite() -> None:
     assert all(len(figure) < 60_000 for figure in figures.values())
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_percentages_stay_between_0_and_100(share: float) -> None:
+    figure = plots.training_curves([{"step": s, "val_top1": share} for s in range(1, 9)], TOP1)["Validation top-1"]
+    ticks = [float(text.replace("\u2212", "-")) for text in texts(figure) if re.fullmatch(r"[-\u2212\d.]+", text)]
+    assert 0 <= min(ticks) <= max(ticks) <= 100
+    assert 100 * share in ticks
+
+
 def test_accuracy_over_work_is_in_percent() -> None:
     curves = {"merging": [(1.0, 0.99, 0.97, 1.0), (0.5, 0.86, 0.82, 0.9)], "one": [(0.7, 0.98, 0.96, 0.99)]}
     text = plots.accuracy_over_work(curves).decode()

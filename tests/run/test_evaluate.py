@@ -15,6 +15,7 @@ import torch
 
 import vitral
 from tests.helpers import TINY, edit_config, random_model, write_colours
+from vitral.data.config import DataSource
 from vitral.data.decode import decode
 from vitral.data.image_spec import ResizeSpec
 from vitral.data.resize import fit_image
@@ -22,7 +23,7 @@ from vitral.errors import UserError
 from vitral.run.config import load_config
 from vitral.run.embed import embeddings
 from vitral.run.evaluate import evaluate
-from vitral.run.options import EmbedOptions, EvalData, EvalOptions
+from vitral.run.options import EmbedOptions, EvalOptions
 from vitral.run.outputs import write_predictions
 from vitral.run.train import run
 from vitral.tasks.classification import Classification
@@ -31,7 +32,7 @@ from vitral.weights.folder import load_config as load_config_of
 
 
 def on(path: str, **more: Any) -> EvalOptions:
-    return EvalOptions(data=EvalData(path=path), **more)
+    return EvalOptions(data=DataSource(path=path), **more)
 
 
 def tiny_run(data: str, out: str) -> dict[str, Any]:
@@ -175,7 +176,7 @@ def test_moved_and_changed_data_are_known_by_content(capsys: pytest.CaptureFixtu
     again = evaluate("run", on("moved"))
     assert (again["split"], again["count"]) == ("val", 4)
     assert (again["loss"], again["confusion"]) == (pytest.approx(first["loss"], abs=1e-5), first["confusion"])
-    embedded = embeddings("run", None, EmbedOptions(data=EvalData(path="moved"), split="val"))[1]
+    embedded = embeddings("run", None, EmbedOptions(data=DataSource(path="moved"), split="val"))[1]
     assert {row.image for row in embedded} == held
     write_colours(Path("others"), count=8, first=100)
     capsys.readouterr()
@@ -241,7 +242,7 @@ def test_the_model_folder_says_all_of_preprocessing_and_everything_follows_it() 
         predictor.predict("large/cat/1.png")
     with pytest.raises(UserError, match="larger than the limit of 1,000 pixels"):
         evaluate("run", on("large"))
-    assert evaluate("run", EvalOptions(data=EvalData(path="large", max_pixels=1200)))["count"] == 4
+    assert evaluate("run", EvalOptions(data=DataSource(path="large", max_pixels=1200)))["count"] == 4
     tuned = {key: value for key, value in keys.items() if not key.startswith("model.")}
     for given, result in (({}, ("bilinear", 0.7)), ({"data.crop_ratio": 1.0}, ("bilinear", 1.0))):
         run(load_config("small", {**tuned, **given, "init": "run", "model.name": "auto", "out": f"from{len(given)}"}))

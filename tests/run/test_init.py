@@ -10,9 +10,10 @@ import torch
 
 import vitral
 from tests.helpers import random_model, weights, write_colours
+from vitral.data.config import DataSource
 from vitral.errors import UserError
 from vitral.run.evaluate import evaluate
-from vitral.run.options import EvalData, EvalOptions
+from vitral.run.options import EvalOptions
 
 STILL: dict[str, Any] = {
     "train.steps": 1, "train.batch_size": 4, "train.ema": None, "optim.lr": 1e-30, "optim.warmup": 0.0, "report": False,
@@ -88,7 +89,7 @@ def test_the_head_of_the_distillation_token_starts_as_the_other() -> None:
 def test_eval_at_another_size(caplog: pytest.LogCaptureFixture) -> None:
     random_model(Path("model"), ("cat", "dog"), in_channels=3)
     with caplog.at_level("INFO", logger="vitral"):
-        found = evaluate("model", EvalOptions(data=EvalData(path="pets"), image_size=12, position_resize="google"))
+        found = evaluate("model", EvalOptions(data=DataSource(path="pets"), image_size=12, position_resize="google"))
     assert "a grid of 4 x 4 to 6 x 6 patches" in caplog.text
     predictor = vitral.load("model", image_size=12, position_resize="google")
     answers = [answer["predictions"][0]["label"] for answer in predictor.predict(sorted(Path("pets").rglob("*.png")))]

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from tests.data.test_cifar import binary10
+from tests.entropy import registered
 from tests.helpers import TINY, random_model, write_colours
 from tests.run.dino_cases import DINO, DINO_CASES
 from tests.run.mae_cases import MAE_CASES
@@ -196,6 +197,7 @@ ELSEWHERE = {
     ),
     "data.subset": "test_subset_reaches_hugging_face",
     **dict.fromkeys(("data.max_bad", "data.max_pixels"), "test_limits_of_reading_are_held"),
+    **dict.fromkeys(("data.unlabeled", "data.labels_per_class", "data.unlabeled_ratio"), "test_unlabeled_images"),
     "data.source": "test_source_is_not_guessed_where_it_is_said",
     "data.verify": "test_verify_refuses_files_that_are_not_the_published_ones",
     **dict.fromkeys(("data.workers", "data.cache_mb"), "test_workers_and_cache_reach_the_store"),
@@ -310,6 +312,18 @@ def test_deterministic_is_switched_on_during_the_run_only(tmp_path: Path, monkey
     tiny(tmp_path / "b", train__steps=1)
     assert seen == [True, False]
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_unlabeled_images(tmp_path: Path) -> None:
+    """With an objective that has a stream of them."""
+    few, pets = {"objective.kind": "entropy"}, {**PETS, "objective.kind": "entropy"}
+    ways = [{**few, "data.labels_per_class": n} for n in (5, 6)] + [
+        {**pets, "data.unlabeled": n} for n in ("pets", "more")
+    ]
+    with registered():
+        for n, keys in enumerate([*ways, *({**way, "data.unlabeled_ratio": 2} for way in ways)]):
+            run(load_config("digits", {**TINY, **keys, "out": str(tmp_path / str(n))}))
+    assert len({weights(tmp_path / str(n)) for n in range(8)}) == 8
 
 
 def test_source_is_not_guessed_where_it_is_said(tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ from PIL import Image
 import vitral
 from tests.helpers import TINY, random_model
 from vitral.cli.main import main
+from vitral.data.config import DataSource
 from vitral.errors import UserError
 from vitral.run.config import load_config
 from vitral.run.evaluate import evaluate
-from vitral.run.options import EvalData, EvalOptions
+from vitral.run.options import EvalOptions
 from vitral.run.train import run
 
 CLASSES = ("blue", "green", "red")
@@ -110,7 +111,7 @@ def test_predictions_are_sigmoids_sorted(trained: tuple[Path, dict[str, Any]], m
 
 def test_the_classes_are_matched_by_name(trained: tuple[Path, dict[str, Any]], manifest: Path) -> None:
     out, summary = trained
-    data = EvalData(path=str(manifest), label_separator=";", classes=("red", "green", "blue"))
+    data = DataSource(path=str(manifest), label_separator=";", classes=("red", "green", "blue"))
     found = evaluate(str(out), EvalOptions(data=data))
     assert found["map"] == pytest.approx(summary["map"])
     assert list(found["per_class"]) == list(CLASSES)
@@ -119,6 +120,6 @@ def test_the_classes_are_matched_by_name(trained: tuple[Path, dict[str, Any]], m
 def test_single_label_models_and_multi_label_data_do_not_mix(manifest: Path) -> None:
     random_model(Path("model"), CLASSES, in_channels=3)
     with pytest.raises(UserError, match=r"(?s)not of the model's kind.*multilabel.*classification"):
-        evaluate("model", EvalOptions(data=EvalData(path=str(manifest), label_separator=";")))
+        evaluate("model", EvalOptions(data=DataSource(path=str(manifest), label_separator=";")))
     with pytest.raises(UserError, match=r"(?s)min_map: this model is for classification.*min_top1"):
         evaluate("model", EvalOptions(min_map=0.5))

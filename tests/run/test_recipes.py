@@ -23,10 +23,11 @@ from tests.helpers import (
     write_colours,
     write_shapes,
 )
+from vitral.data.config import DataSource
 from vitral.errors import UserError
 from vitral.run.config import load_config, recipes
 from vitral.run.evaluate import evaluate
-from vitral.run.options import EvalData, EvalOptions
+from vitral.run.options import EvalOptions
 from vitral.run.train import run
 
 BETTER_THAN_CHANCE = 0.6  # of three classes; 30 images, 0.33 by chance: one in a thousand guessers gets there
@@ -63,7 +64,7 @@ def width_and_height(path: Path) -> tuple[int, int]:
 
 
 def unseen(model: Path, data: Path) -> float:
-    found = evaluate(str(model), EvalOptions(data=EvalData(path=str(data))))
+    found = evaluate(str(model), EvalOptions(data=DataSource(path=str(data))))
     assert found["count"] == 30
     return found["top1"]
 

@@ -10,17 +10,24 @@ import pytest
 from PIL import Image
 
 from vitral.cli.main import main
-from vitral.models.activations import kept_activations
 from vitral.models.create import build_model
-from vitral.models.flops import count_macs
-from vitral.models.presets import count_parameters, resolve
-from vitral.training.plan import Job, alternatives, choose, count_blocks, micro_batches, predict, read_bytes, show_bytes
+from vitral.models.presets import resolve
+from vitral.models.summary import count_macs, count_parameters, kept_activations
+from vitral.training.plan import (
+    Job,
+    alternatives,
+    choose,
+    micro_batches,
+    model_job,
+    predict,
+    read_bytes,
+    show_bytes,
+)
 
 
 def job(name: str = "vit_base_patch16_224", batch: int = 64, *, drop_path: float | None = None, **more: Any) -> Job:
     architecture = resolve(name) if drop_path is None else resolve(name, drop_path=drop_path)
-    count = count_parameters(architecture)
-    return Job(architecture, count, count, batch, **more)
+    return model_job(architecture, batch, **more)
 
 
 def test_state_is_bytes_a_parameter() -> None:
@@ -79,7 +86,7 @@ def test_drop_path_leaves_out_a_whole_sample() -> None:
 
 def test_less_memory_for_more_blocks() -> None:
     work = job(batch=32)
-    peaks = [sum(predict(work, 32, blocks)) for blocks in range(count_blocks(work.architecture) + 1)]
+    peaks = [sum(predict(work, 32, blocks)) for blocks in range(work.architecture.block_count + 1)]
     assert peaks == sorted(peaks, reverse=True)
     rows = alternatives(work, peaks[0] / 2)
     assert [row.checkpointing for row in rows] == [0, 3, 6, 9, 12]
@@ -137,5 +144,5 @@ def test_growth_is_that_of_models_built_so(capsys: pytest.CaptureFixture[str], t
     capsys.readouterr()
     assert main(["summary", "resnet20_cifar"]) == 0
     text = capsys.readouterr().out
-    assert "stage 2, 3 blocks" in text
+    assert "stages.2 " in text
     assert "by the formula" not in text

@@ -13,8 +13,8 @@ from tests.entropy import Entropy, EntropyConfig
 from tests.processes import in_processes
 from vitral import distributed
 from vitral.data.config import AugmentConfig, DataConfig
+from vitral.data.image_spec import ResizeSpec
 from vitral.data.loader import ImageStore, StreamLoader, TrainLoader
-from vitral.data.resize import Fit
 from vitral.data.sources import open_dataset
 from vitral.data.unlabeled import with_labels_per_class
 from vitral.models.create import create_model
@@ -35,7 +35,9 @@ def a_loader() -> TrainLoader:
     data = with_labels_per_class(open_dataset(DataConfig(source="digits")), 10, 0)
     keys: dict[str, Any] = {"exact": False, "workers": 0, "cache_mb": 100, "device": torch.device("cpu")}
     place: dict[str, Any] = {"rank": distributed.rank(), "world": distributed.world()}
-    labeled, others = (ImageStore(data.parts[name], (8, 8), Fit(), **keys) for name in ("train", "unlabeled"))
+    labeled, others = (
+        ImageStore(data.parts[name], (8, 8), ResizeSpec(fit="crop"), **keys) for name in ("train", "unlabeled")
+    )
     mixed, moved = AugmentConfig(rotate=10, mixup=0.5, cutmix=0.5), AugmentConfig(rotate=10)
     return TrainLoader({
         "labeled": StreamLoader(labeled, BATCH, mixed, 0, **place),

@@ -19,9 +19,9 @@ from tests.helpers import random_model
 from tests.models.test_vit_oracle import randomised
 from vitral.cli.main import main
 from vitral.errors import UserError
-from vitral.models.config import build_config
 from vitral.models.create import build_model
 from vitral.models.model import ImageModel
+from vitral.models.registry import build_config
 from vitral.tasks.class_names import imagenet_names
 from vitral.weights.config import ReadOptions
 from vitral.weights.convert import read_foreign
@@ -227,7 +227,7 @@ def test_shards_of_safetensors_and_of_bin(tmp_path: Path) -> None:
 
 
 def test_heads_of_published_sizes_and_of_others() -> None:
-    from vitral.weights.infer import infer
+    from vitral.models.registry import infer
 
     for name, heads in (("vit_tiny_patch16_224", 3), ("vit_huge_patch14_224", 16), ("vit_micro_patch2_8", 4)):
         from vitral.models.presets import resolve

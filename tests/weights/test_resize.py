@@ -14,7 +14,7 @@ from PIL import Image
 from tests.models.test_vit import tiny
 from vitral.data.decode import as_image
 from vitral.errors import UserError
-from vitral.models.config import build_config
+from vitral.models.registry import build_config
 from vitral.weights.resize import adapt, channel_mix, resize_patches, without_head
 
 

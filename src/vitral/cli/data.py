@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vitral.cli.command import Answer, Arguments, command, group
 from vitral.cli.table import table
 from vitral.data.findings import CODES, CheckReport
-from vitral.data.options import CheckOptions, ConvertOptions, ReadConfig, StatsOptions
+from vitral.data.options import CheckOptions, ConvertOptions, ReadOptions, StatsOptions
 from vitral.errors import UserError, plural, shown_lines
 from vitral.errors import command as command_line
 
@@ -86,7 +86,7 @@ _SHOWN = 5  # images of a finding
 _MARGIN = " " * 4
 
 
-def _located(arguments: Arguments, data: ReadConfig) -> ReadConfig:
+def _located(arguments: Arguments, data: ReadOptions) -> ReadOptions:
     """With the path that is an argument. Raises UserError unless there is one, as an argument or a key."""
     paths = [*arguments.words, *([data.path] if data.path is not None else [])]
     if len(paths) != 1:
@@ -94,7 +94,7 @@ def _located(arguments: Arguments, data: ReadConfig) -> ReadConfig:
     return data.model_copy(update={"path": paths[0]})
 
 
-def _open(data: ReadConfig, **how: bool) -> Dataset:
+def _open(data: ReadOptions, **how: bool) -> Dataset:
     from vitral.data.sources import open_dataset
 
     return open_dataset(data.as_data(), hold_out=False, **how)

@@ -8,7 +8,7 @@ from typing import Any
 
 from vitral.cli.command import Answer, Arguments, command
 from vitral.cli.table import table
-from vitral.data.config import SourceConfig
+from vitral.data.config import DataSource
 from vitral.errors import UserError
 from vitral.run.config import recipe_and_data, recipe_values
 
@@ -39,7 +39,7 @@ examples:
 
 _FLAGS = {"true": True, "false": False}
 # A comma in these is a part of the text.
-_WHOLE = {"data", "out", "recipe", *(f"data.{name}" for name in SourceConfig.model_fields)}
+_WHOLE = {"data", "out", "recipe", *(f"data.{name}" for name in DataSource.model_fields)}
 
 
 @command(HELP)
@@ -88,5 +88,5 @@ def _text(found: Mapping[str, Any]) -> str:
     text = table(("run", *found["grid"], score, "val_loss", "seconds", ""), rows)
     if (result := found["result"]) is None:
         return text
-    value = f"{metric.label} {metric.text(result[metric.name])}"
-    return f"{text}\n\nbest, trained on all: {value} of {result['count']} {result['split']} images"
+    share = metric.text(result[metric.name])
+    return f"{text}\n\nbest, trained on all: {metric.label} {share} of {result['count']} {result['split']} images"

@@ -38,7 +38,7 @@ examples:
 
 @command(HELP, ConvertOptions)
 def _convert(arguments: Arguments, options: ConvertOptions) -> Answer:
-    from vitral.models.presets import count_parameters
+    from vitral.models.summary import count_parameters
     from vitral.weights.card import model_card
     from vitral.weights.convert import read_foreign
     from vitral.weights.find import find_model

@@ -81,14 +81,15 @@ def decoding(data: DataConfig) -> str:
 def _examine(dataset: Dataset, scans: dict[str, Scan]) -> CheckReport:
     every, (samples, labels) = scans, _samples(dataset)
     scans = {name: scans[name] for name in dataset.splits}
+    has_classes = dataset.task != "regression"
     labels_N = np.concatenate([split.labels_N for split in dataset.splits.values()])
     split_N = np.repeat(np.arange(len(scans)), list(map(len, dataset.splits.values())))
     scan = joined(list(scans.values()))
     findings = [
-        *_classes(dataset),
-        *class_name_findings(dataset.classes),
+        *(_classes(dataset) if has_classes else []),
+        *(class_name_findings(dataset.classes) if has_classes else []),
         *_left_out(dataset),
-        *_names(dataset, samples[: len(labels)], labels),
+        *(_names(dataset, samples[: len(labels)], labels) if has_classes else []),
         *duplicate_findings(scan, split_N, labels_N, samples.__getitem__),
         *_images(dataset, scan, joined(list(every.values())).damaged, samples),
         *_unlabeled(every, samples),
@@ -113,10 +114,7 @@ def _samples(dataset: Dataset) -> tuple[list[Sample], list[tuple[str, ...]]]:
         if name == UNLABELED:
             samples += [Sample(name, index, shown(str(each)), "no label") for index, each in enumerate(split.names)]
             continue
-        if split.labels_N.ndim == 2:
-            own = [tuple(dataset.classes[k] for k in np.flatnonzero(row_K)) for row_K in split.labels_N]
-        else:
-            own = [(dataset.classes[label],) for label in split.labels_N.tolist()]
+        own = dataset.labels(name)
         labels += own
         samples += [
             Sample(name, index, shown(str(each)), " + ".join(mine))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from vitral.data.findings import Finding, Severity
+from vitral.data.findings import Finding, Severity, finding
 
 _BETWEEN = re.compile(r"(?<=[^\W\d])[\s_\-.]+(?=\w)")  # words, but not digits: 1.5 and 1-5 are two
 # What programs write for a value that is not there; the first kind is never a name, the second may be one (no defect).
@@ -21,14 +21,13 @@ def class_name_findings(classes: Sequence[str]) -> list[Finding]:
     width, signs without width, other spaces); a warning where they differ by case, by spaces, `_`, `-` and `.`, or by
     the form of a sign (m2 and m²) alone. And `missing-label`: nan, N/A and -1 beside numbers; a warning
     for words that may be names (none, NA)."""
-    found: list[Finding] = []
     same = _groups(classes, _looks)
-    if same:
-        found.append(_alike("error", same, "look the same and are different text"))
-    near = [group for group in _groups(classes, _folded) if len({_looks(name) for name in group}) > 1]
-    if near:
-        found.append(_alike("warning", near, "differ only by case, spaces, punctuation or form"))
-    return [*found, *_missing(classes)]
+    near = [group for group in _groups(classes, _folded) if len(set(map(_looks, group))) > 1]
+    return [
+        *_alike("error", same, "look the same and are different text"),
+        *_alike("warning", near, "differ only by case, spaces, punctuation or form"),
+        *_missing(classes),
+    ]
 
 
 def _groups(classes: Sequence[str], key: Callable[[str], str]) -> list[list[str]]:
@@ -53,14 +52,15 @@ def _folded(name: str) -> str:
     return _BETWEEN.sub(" ", unicodedata.normalize("NFKC", _looks(name)).casefold())
 
 
-def _alike(severity: Severity, groups: Sequence[Sequence[str]], what: str) -> Finding:
+def _alike(severity: Severity, groups: Sequence[Sequence[str]], what: str) -> Iterator[Finding]:
+    if not groups:
+        return
     shown = ", ".join(" and ".join(map(ascii, group)) for group in groups[:_SHOWN])
     more = f" and {len(groups) - _SHOWN:,} more" if len(groups) > _SHOWN else ""
-    text = f"class names {what}: {shown}{more}"
-    return Finding("alike-classes", severity, text, (), {"classes": sum(map(len, groups))})
+    yield finding("alike-classes", f"class names {what}: {shown}{more}", (), severity, classes=sum(map(len, groups)))
 
 
-def _missing(classes: Sequence[str]) -> list[Finding]:
+def _missing(classes: Sequence[str]) -> Iterator[Finding]:
     never = [name for name in classes if name.strip().casefold() in _MISSING or not _looks(name)]
     perhaps = [name for name in classes if name.strip().casefold() in _PERHAPS]
     others = [name for name in classes if name not in ("-1", "-1.0")]
@@ -69,11 +69,7 @@ def _missing(classes: Sequence[str]) -> list[Finding]:
         few = perhaps if len(others) == 2 else never  # -1, 0, 1 may be grades
         few += [name for name in classes if name not in others]
     kinds: tuple[tuple[Severity, list[str]], ...] = (("error", never), ("warning", perhaps))
-    return [
-        Finding(
-            "missing-label", severity, f"classes named like a missing label: {', '.join(map(ascii, names))}", (),
-            {"classes": len(names)},
-        )
-        for severity, names in kinds
-        if names
-    ]  # fmt: skip
+    for severity, names in kinds:
+        if names:
+            text = f"classes named like a missing label: {', '.join(map(ascii, names))}"
+            yield finding("missing-label", text, (), severity, classes=len(names))

@@ -42,11 +42,13 @@ ValueRange = Annotated[tuple[float, float], Strict(False), AfterValidator(_apart
 ShareRange = Annotated[tuple[float, float], Strict(False), AfterValidator(_shares)]
 
 
-class SourceConfig(Config):
-    """Where the images come from, and how the source is read: the same keys for training and for evaluation."""
+class DataSource(Config):
+    """Where the images are, and how the source is read: the same keys for training, evaluation and export."""
 
     path: str | None = Field(
-        default=None, description="folder, manifest, shards or YAML of the images; `data=X` is short for data.path=X"
+        default=None,
+        description="folder, manifest, shards or YAML file with the images; `data=X` is short for data.path=X; null: "
+        "the images of the training run to measure a model on, built-in images to compare an export on",
     )
     source: SourceName = Field(default="auto", description="format of the data; auto: detect it from the path")
     pattern: str | None = Field(
@@ -56,6 +58,10 @@ class SourceConfig(Config):
     label_column: str | None = Field(default=None, description="column of label or labels; null: by its name or type")
     split_column: str | None = Field(
         default=None, description="column with train, val or test; null: the column `split` if there is one"
+    )
+    target: Annotated[Names, Field(min_length=1)] | None = Field(
+        default=None,
+        description="columns with the numbers to learn with objective.kind=regression, as x,y; null: learn labels",
     )
     label_separator: str | None = Field(
         default=None, min_length=1, description="separator between labels of one image (multi-label); null: one label"
@@ -71,6 +77,11 @@ class SourceConfig(Config):
         "in the file header before decoding",
     )
     verify: bool = Field(default=True, description="compare CIFAR files with the published MD5 checksums")
+
+    @property
+    def named(self) -> bool:
+        """Whether it says where the images are."""
+        return self.path is not None or self.source != "auto"
 
 
 class Description(Config):
@@ -96,18 +107,30 @@ class Description(Config):
         return self
 
 
-class DataConfig(SourceConfig):
-    """Where the images come from and what the model sees of them."""
+class ReadConfig(DataSource):
+    """The keys that change the pixels which are read."""
 
     range_key: ClassVar[str] = "data.value_range"  # what messages call it
+
+    channels: Channels | Literal["auto"] = Field(
+        default="auto", description="number of channels: 1 gray, 3 RGB, 4 RGBA; auto: detect from the data"
+    )
+    background: str = Field(default="#ffffff", description="color behind transparent pixels: a name or #rrggbb")
+    value_range: ValueRange | Literal["auto"] | None = Field(
+        default="auto",
+        description="[black, white] level of images with more than 8 bits per sample (float, 16 and 32 bits); auto: "
+        "the range over all images; null: the range of the file format (16 bits: 0 to 65535, floats: 0 to "
+        "1)",
+    )
+
+
+class DataConfig(ReadConfig):
+    """Where the images are, and what the model sees of them."""
 
     image_size: Count | Pair | Literal["auto"] = Field(
         default="auto",
         description="side length, or height,width, in pixels; auto: that of init or the preset, or of the data if "
         "model.patch_size=auto",
-    )
-    channels: Channels | Literal["auto"] = Field(
-        default="auto", description="number of channels: 1 gray, 3 RGB, 4 RGBA; auto: detect from the data"
     )
     fit: Literal["crop", "squash"] = Field(
         default="crop",
@@ -154,15 +177,9 @@ class DataConfig(SourceConfig):
     unlabeled_ratio: Count = Field(
         default=1, description="unlabeled images per labeled image in a step (mu of FixMatch)"
     )
-    background: str = Field(default="#ffffff", description="color behind transparent pixels: a name or #rrggbb")
-    value_range: ValueRange | Literal["auto"] | None = Field(
-        default="auto",
-        description="[black, white] level of images with more than 8 bits per sample (float, 16 and 32 bits); auto: "
-        "the range over all images; null: the range of the file format (16 bits: 0 to 65535, floats: 0 to "
-        "1)",
-    )
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
-        default="auto", description="threads that decode files, in addition to the main thread; auto: one per core"
+        default="auto",
+        description="number of threads that decode files, in addition to the main thread; auto: one per core",
     )
     balance: Literal["none", "class", "sqrt"] = Field(
         default="none",

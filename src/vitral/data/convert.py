@@ -144,19 +144,18 @@ def _write(split: Split, index: int, path: Path) -> _Written:
 
 
 def _manifest(dataset: Dataset, out: Path, names: dict[str, list[str]]) -> Path:
-    if dataset.multi_label:
-        path = out / "manifest.jsonl"
-        with path.open("w", encoding="utf-8", newline="\n") as file:
-            for split, paths in names.items():
-                for name, row_K in zip(paths, dataset.splits[split].labels_N, strict=True):
-                    labels = [dataset.classes[label] for label in np.flatnonzero(row_K)]
-                    file.write(json.dumps({"path": name, "labels": labels, "split": split}, ensure_ascii=False) + "\n")
-        return path
-    path = out / "manifest.csv"
+    rows = [
+        (name, labels, split)
+        for split, paths in names.items()
+        for name, labels in zip(paths, dataset.labels(split), strict=True)
+    ]
+    path = out / ("manifest.jsonl" if dataset.multi_label else "manifest.csv")
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", "split"])
-        for split, paths in names.items():
-            labels = dataset.splits[split].labels_N.tolist()
-            writer.writerows([name, dataset.classes[label], split] for name, label in zip(paths, labels, strict=True))
+        if dataset.multi_label:
+            trees = ({"path": name, "labels": labels, "split": split} for name, labels, split in rows)
+            file.writelines(json.dumps(tree, ensure_ascii=False) + "\n" for tree in trees)
+        else:
+            writer = csv.writer(file)
+            writer.writerow(["path", "label", "split"])
+            writer.writerows((name, *labels, split) for name, labels, split in rows)
     return path

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageFile
 from torch import Tensor
 
-from vitral.data.decode import PILLOWS_LIMIT_OFF, TRANSPOSE, orientation, to_channels
+from vitral.data.channels import TRANSPOSE
+from vitral.data.decode import PILLOWS_LIMIT_OFF, orientation, to_channels
 from vitral.files import open_regular
 
 Box = tuple[int, int, int, int]

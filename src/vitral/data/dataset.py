@@ -19,7 +19,8 @@ from vitral.data.config import UNLABELED
 from vitral.data.decode import as_image
 from vitral.errors import UserError, shown
 
-Labels = np.ndarray[Any, np.dtype[Any]]  # int64 [N], or bool [N, K] where an image may have several classes
+# int64 [N]; bool [N, K] where an image may have several classes; float64 [N, K] where it has numbers.
+Labels = np.ndarray[Any, np.dtype[Any]]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 T = TypeVar("T")
 
@@ -31,7 +32,8 @@ _SIZE_SAMPLES = 256
 class Split:
     """One part of a dataset.
 
-    labels_N: class indices, int64 [N]; or, multi-label, which classes are there, bool [N, K]. names: one unique name a
+    labels_N: class indices, int64 [N]; or, multi-label, which classes are there, bool [N, K]; or numbers, float64
+    [N, K]. names: one unique name a
     sample, relative to the dataset. read(i): image i as uint8 [C, H, W] at its own size with the dataset's channel
     count; raises UserError, naming it, for an unreadable one; safe to call from many threads. size(i): its (height,
     width) without decoding, if cheap. file(i): where it is a file, its path or bytes; a part of it can then be read
@@ -48,8 +50,8 @@ class Split:
     made_up: bool = False
 
     def __post_init__(self) -> None:
-        assert self.labels_N.dtype == (np.bool_ if self.multi_label else np.int64), self.labels_N.dtype
-        assert self.labels_N.ndim in (1, 2), self.labels_N.shape
+        found = self.labels_N.dtype, self.labels_N.ndim
+        assert found in ((np.int64, 1), (np.bool_, 2), (np.float64, 2)), found
         assert len(self.labels_N) == len(self.names), self.labels_N.shape
 
     def __len__(self) -> int:
@@ -58,12 +60,18 @@ class Split:
     @property
     def multi_label(self) -> bool:
         """Whether an image may have several classes, or none."""
-        return self.labels_N.ndim == 2
+        return self.labels_N.dtype == np.bool_
+
+    @property
+    def task(self) -> str:
+        """The task that the annotations are for, as config.json of a model folder calls it."""
+        kinds = {"b": "multilabel", "f": "regression"}
+        return kinds.get(self.labels_N.dtype.kind, "classification")
 
     def class_counts(self, classes: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Images of each of so many classes; in a multi-label split an image counts once for each of its classes."""
-        if self.multi_label:
-            return self.labels_N.sum(axis=0, dtype=np.int64)
+        if self.labels_N.ndim == 2:  # every image has a number in each column
+            return (self.labels_N if self.multi_label else np.ones_like(self.labels_N)).sum(axis=0, dtype=np.int64)
         return np.bincount(self.labels_N, minlength=classes)
 
     def subset(self, indices: Iterable[int]) -> Split:
@@ -89,9 +97,10 @@ class Carved(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images with one class each or, multi-label, with any number of them.
+    """Images with one class each or, multi-label, with any number of them; or with numbers.
 
-    classes: names, by class index, the same for every split. splits: train always, val and test where there are any.
+    classes: names, by class index (of numbers: of their columns), the same for every split. splits: train
+    always, val and test where there are any.
     channels: of every image read. value_range: black and white of samples of more than 8 bits, if there is such a
     rule. notes: sentences for the log. fingerprint: 16 hex digits over the samples of all
     splits as the source holds them (names, classes, and content: see the source); the same before and after a
@@ -113,7 +122,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         assert {"train"} <= set(self.splits) <= set(SPLITS), self.splits.keys()
-        assert len({split.multi_label for split in self.splits.values()}) == 1, "single-label and multi-label splits"
+        assert len({split.task for split in self.splits.values()}) == 1, "splits of different tasks"
         # Folders, tables and shards may hold any bytes; reports, cards and model folders get names that can be written.
         for name in ("classes", "notes"):
             object.__setattr__(self, name, tuple(map(shown, getattr(self, name))))
@@ -127,7 +136,7 @@ class Dataset:
     @property
     def task(self) -> str:
         """The task that the annotations are for, as config.json of a model folder calls it."""
-        return "multilabel" if self.multi_label else "classification"
+        return self.splits["train"].task
 
     @property
     def parts(self) -> dict[str, Split]:
@@ -156,6 +165,17 @@ class Dataset:
             for name, counts_K in counts.items()
         }
         return {name: labels for name, labels in missing.items() if labels}
+
+    def labels(self, split: str) -> list[tuple[str, ...]]:
+        """The names of the classes of each sample of a split, or the columns with its numbers."""
+        labels_N = self.splits[split].labels_N
+        if self.task == "regression":
+            rows = [zip(self.classes, row_K, strict=True) for row_K in labels_N.tolist()]
+            return [tuple(f"{column} {value:g}" for column, value in row) for row in rows]
+        places = (
+            [np.flatnonzero(row_K).tolist() for row_K in labels_N] if self.multi_label else labels_N[:, None].tolist()
+        )
+        return [tuple(self.classes[place] for place in own) for own in places]
 
     def typical_size(self) -> tuple[int, int]:
         """Median (height, width) in pixels of up to 256 evenly spaced train images; unreadable ones don't count.

@@ -35,11 +35,9 @@ from vitral.data.channels import (
     DEFAULT,
     GRAY_WORDS,
     MODES,
-    TRANSPOSE,
     Array,
     Decoding,
     Extent,
-    colour,
     deep_array,
     extent,
     extent_of_high_bytes,
@@ -48,12 +46,6 @@ from vitral.data.channels import (
 )
 from vitral.errors import UserError
 from vitral.files import open_regular
-
-__all__ = [
-    "GREY_MODES", "MODES", "PILLOWS_LIMIT_OFF", "PLUGINS", "TRANSPOSE", "Decoding", "Header", "Source", "as_image",
-    "colour", "decode", "decoded_bytes", "header", "is_deep", "orientation", "pixels", "readable_extensions",
-    "readable_formats", "sample_extent", "to_channels",
-]  # fmt: skip
 
 Source = str | os.PathLike[str] | bytes | IO[bytes]
 
@@ -370,17 +362,12 @@ def _label(source: object) -> str:
     return str(getattr(source, "name", "") or getattr(source, "filename", "") or "image")
 
 
-def _start(source: object) -> bytes | None:
+def _start(source: Any) -> bytes | None:
     """The first bytes of a file; None where they can't be had."""
     try:
-        if isinstance(source, bytes):
-            return source[:_START]
-        if isinstance(source, str | os.PathLike):
-            with open_regular(source) as file:
-                return file.read(_START)
-        stream: Any = source
-        stream.seek(0)
-        return stream.read(_START)
+        with _stream(source) as stream:
+            stream.seek(0)
+            return stream.read(_START)
     except (OSError, AttributeError, TypeError, ValueError):
         return None
 

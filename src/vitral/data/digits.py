@@ -11,6 +11,7 @@ import numpy as np
 
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, fingerprint, memory_split
+from vitral.data.numbers import as_targets, check_targets
 from vitral.errors import UserError
 
 TEST_SIZE = 360
@@ -18,6 +19,7 @@ TEST_SIZE = 360
 
 def open_digits(config: DataConfig) -> Dataset:
     """The digits: grey 8 x 8, values 0..16 scaled to 0..255; test = 360 samples, stratified, random_state 0.
+    Columns for `config.target`: digit, its value, and ink, the mean of the pixels in [0,1].
 
     The fingerprint covers names, labels and pixels. Raises UserError if a path to somewhere else is given.
     """
@@ -30,16 +32,22 @@ def open_digits(config: DataConfig) -> Dataset:
 
     bunch: Any = load_digits()
     images_NCHW = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
-    labels_N = bunch.target.astype(np.int64)
+    digits_N = bunch.target.astype(np.int64)
+    labels_N, classes = digits_N, tuple(str(digit) for digit in range(10))
+    if config.target is not None:
+        columns = {"digit": digits_N, "ink": bunch.images.mean(axis=(1, 2)) / 16}
+        check_targets(config.target, columns)
+        rows = zip(*(columns[name] for name in config.target), strict=True)
+        labels_N, classes = as_targets(rows, len(config.target)), config.target
     names = [f"digits/{index:04d}" for index in range(len(labels_N))]
     channels = 1 if config.channels == "auto" else config.channels
     whole = memory_split(images_NCHW, labels_N, names, channels)
-    parts: Any = train_test_split(range(len(labels_N)), test_size=TEST_SIZE, stratify=labels_N, random_state=0)
+    parts: Any = train_test_split(range(len(labels_N)), test_size=TEST_SIZE, stratify=digits_N, random_state=0)
     train, test = (whole.subset(sorted(part)) for part in parts)
     content = [part.tobytes() for part in (images_NCHW, labels_N)]
     return Dataset(
         name="digits",
-        classes=tuple(str(digit) for digit in range(10)),
+        classes=classes,
         splits={"train": train, "test": test},
         channels=channels,
         notes=(),

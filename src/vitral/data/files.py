@@ -16,9 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from vitral.data.channels import Decoding
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Labels, Split, fingerprint, spaced
-from vitral.data.decode import GREY_MODES, PLUGINS, Decoding, Source, decode, header, readable_extensions
+from vitral.data.decode import GREY_MODES, PLUGINS, Source, decode, header, readable_extensions
 from vitral.data.folder_words import SPLIT_FOLDERS
 from vitral.errors import UserError, nearest, plural, shown
 
@@ -38,11 +39,7 @@ _CAPITAL = re.compile(r"RECYCLED|FOUND\.[0-9]{3}")  # of FAT volumes; in small l
 _THUMBNAILS = frozenset({"_thumbs", "thumbs", "thumbnails", "_thumbnails"})  # beside images, else names like others
 
 
-class Ignored(NamedTuple):
-    """What is in a folder of images and is none: one of the kind, and several."""
-
-    one: str
-    several: str
+Ignored = tuple[str, str]  # what is in a folder of images and is none: one of the kind, and several
 
 
 def said_ignored(ignored: Counter[Ignored]) -> list[str]:
@@ -80,18 +77,18 @@ def walk(folder: Path, ignored: Counter[Ignored], above: frozenset[str] = frozen
                 continue
             if entry.is_dir() and entry.name.lower() in _THUMBNAILS and any(loose_images(folder)):
                 said = f"of thumbnails beside images ({entry.name})"
-                ignored[Ignored(f"folder {said}", f"folders {said}")] += 1
+                ignored[f"folder {said}", f"folders {said}"] += 1
             elif entry.is_dir():
                 if not entry.is_symlink() or os.path.realpath(entry.path) not in above:
                     yield from walk(Path(entry.path), ignored, above)
             elif not entry.is_file() and os.path.exists(entry.path):
-                ignored[Ignored("pipe, socket or device", "pipes, sockets or devices")] += 1
+                ignored["pipe, socket or device", "pipes, sockets or devices"] += 1
             elif is_image(entry.path):
                 yield entry.path, size_in_bytes(entry.path)
             else:
                 ending = os.path.splitext(entry.name)[1].lower() or "nothing"
                 said = f"{ending}, no image format"
-                ignored[Ignored(f"file that ends in {said}", f"files that end in {said}")] += 1
+                ignored[f"file that ends in {said}", f"files that end in {said}"] += 1
 
 
 def loose_images(folder: Path) -> Iterator[str]:

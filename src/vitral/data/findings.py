@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
+from pydantic import TypeAdapter
+
 from vitral.errors import nearest
 
 Severity = Literal["error", "warning"]
@@ -71,7 +73,7 @@ class Finding:
     severity: Severity
     message: str
     groups: Groups = ()
-    numbers: Mapping[str, float] = ()  # pyright: ignore[reportAssignmentType]
+    numbers: Mapping[str, int | float] = ()  # pyright: ignore[reportAssignmentType]
 
     def __post_init__(self) -> None:
         assert self.code in CODES, self.code
@@ -137,19 +139,8 @@ class CheckReport:
 
     @staticmethod
     def from_json(tree: Mapping[str, Any]) -> CheckReport:
-        """The report of a tree that `to_json` made. Raises KeyError, TypeError or ValueError for other trees."""
-        findings = [
-            Finding(
-                each["code"], each["severity"], each["message"],
-                tuple(tuple(Sample(**sample) for sample in group) for group in each["groups"]), each["numbers"],
-            )
-            for each in tree["findings"]
-        ]  # fmt: skip
-        return CheckReport(
-            tree["name"], tree["fingerprint"], dict(tree["counts"]), tuple(findings),
-            {split: {int(i): text for i, text in each.items()} for split, each in tree["damaged"].items()},
-            tuple(tree["mean"]), tuple(tree["std"]),
-        )  # fmt: skip
+        """The report of a tree that `to_json` made. Raises ValueError for other trees."""
+        return TypeAdapter(CheckReport).validate_python(tree)
 
     @staticmethod
     def refused(name: str, message: str) -> CheckReport:

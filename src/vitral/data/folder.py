@@ -115,7 +115,7 @@ def _scan(root: Path, folder: Path, labels: list[str], ignored: Counter[Ignored]
     if not files:
         raise UserError("no images here", where=str(folder), wanted=f"{LAYOUT} ({IMAGE_FILES})")
     place = f"outside of the class folders, in {folder.name}"
-    ignored.update({Ignored(f"image {place}", f"images {place}"): len(loose)} if loose else {})
+    ignored.update({(f"image {place}", f"images {place}"): len(loose)} if loose else {})
     return files
 
 

@@ -15,12 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vitral.data.channels import Decoding
 from vitral.data.config import DataConfig
 from vitral.data.dataset import SPLITS, Dataset, Split, fingerprint
-from vitral.data.decode import Decoding
 from vitral.data.files import asked_channels, class_map, encoded_split, hidden, known_column, label_array, some
 from vitral.data.folder_words import SPLIT_OF, any_of
 from vitral.data.label_vectors import named, text_vectors, vector_width
+from vitral.data.numbers import as_number, as_targets, check_targets
 from vitral.errors import UserError
 from vitral.optional import install, optional
 
@@ -79,7 +80,9 @@ def open_hf(config: DataConfig) -> Dataset:
     assert config.path is not None
     parts, content, root = _load(config)
     columns = _columns(next(iter(parts.values())), config)
-    labels = {split: _values(part, columns) for split, part in parts.items()}
+    if config.target is not None:
+        return _with_numbers(parts, columns, [*content, *config.target], config.target, root, config)
+    labels = {split: _values(part, columns.label) for split, part in parts.items()}
     labels, columns = _without_vectors(labels, columns, config)
     for split, values in labels.items():
         _refuse_unlabelled(values, columns, split)
@@ -205,6 +208,28 @@ def _named(found: Any, where: str) -> dict[str, Any]:
     return {split: parts[split] for split in SPLITS if split in parts}
 
 
+def _with_numbers(
+    parts: Mapping[str, Any], columns: _Columns, content: Sequence[str], targets: tuple[str, ...], root: str | None,
+    config: DataConfig,
+) -> Dataset:  # fmt: skip
+    """The dataset with numbers of these columns in place of labels."""
+    images = {split: _images(part, columns.image, root) for split, part in parts.items()}
+    channels, splits = asked_channels(len(parts["train"]), images["train"], config), dict[str, Split]()
+    for split, part in parts.items():
+        values = [
+            [as_number(value, name, f"{split}, row {place}") for place, value in enumerate(_values(part, name))]
+            for name in targets
+        ]
+        numbers = as_targets(zip(*values, strict=True), len(targets))
+        names = [f"{split}/{place:06d}" for place in range(len(part))]
+        splits[split] = encoded_split(numbers, names, images[split], channels, Decoding.of(config), made_up=True)
+    parts_of = [part for name, found in splits.items() for part in (name.encode(), found.labels_N.tobytes())]
+    texts = [text.encode("utf-8", "surrogatepass") for text in content]
+    note = f"columns: {', '.join((columns.image, *targets))}"
+    name = Path(str(config.path)).name
+    return Dataset(name, targets, splits, channels, (note,), fingerprint([*texts, *parts_of]))
+
+
 def _columns(part: Any, config: DataConfig) -> _Columns:
     types: dict[str, Any] = _flat(part.features)
     kinds = {name: type(feature).__name__ for name, feature in types.items()}
@@ -212,6 +237,9 @@ def _columns(part: Any, config: DataConfig) -> _Columns:
     image = _one("image", config.image_column, types, typed, _PATH_NAMES)
     inner = {name: getattr(feature, "feature", feature) for name, feature in types.items()}
     typed = [name for name, feature in inner.items() if type(feature).__name__ == "ClassLabel"]
+    if config.target is not None:
+        check_targets(config.target, types)
+        return _Columns(image, "", None, False)
     label = _one("label", config.label_column, types, typed, _LABEL_NAMES)
     names = getattr(inner[label], "names", None)
     return _Columns(image, label, None if names is None else tuple(names), inner[label] is not types[label])
@@ -261,9 +289,9 @@ def _images(part: Any, column: str, root: str | None) -> Callable[[int], str | b
     return encoded
 
 
-def _values(part: Any, columns: _Columns) -> list[Any]:
-    """The raw labels of a split, in order: numbers or text, or lists of them."""
-    top, *inner = columns.label.split(".")
+def _values(part: Any, column: str) -> list[Any]:
+    """The raw values of a column in a split, in order: numbers or text, or lists of them."""
+    top, *inner = column.split(".")
     values: list[Any] = part.select_columns([top]).with_format(None)[:][top]
     for name in inner:
         values = [None if value is None else value.get(name) for value in values]

@@ -30,9 +30,9 @@ def stratified(labels_N: Labels, fraction: float, seed: int, first_N: Array | No
     its class's share is kept, so that up to a group's size less is held out. Every class that occurs must do so twice
     or more, copies not counted.
     """
-    size_N = np.bincount(np.arange(len(labels_N)) if first_N is None else first_N, minlength=len(labels_N))
-    own_N = labels_N if first_N is None else labels_N[first_N]
-    occurs_K, inverse_N, counts_K = np.unique(own_N, return_inverse=True, return_counts=True)
+    first_N = np.arange(len(labels_N)) if first_N is None else first_N
+    size_N = np.bincount(first_N, minlength=len(labels_N))
+    occurs_K, inverse_N, counts_K = np.unique(labels_N[first_N], return_inverse=True, return_counts=True)
     assert np.bincount(inverse_N[size_N > 0]).min() >= 2, "a class with one distinct sample"
     total = min(max(round(fraction * len(labels_N)), len(occurs_K)), len(labels_N) - len(occurs_K))
     ideal_K = total * counts_K / len(labels_N)
@@ -47,7 +47,7 @@ def stratified(labels_N: Labels, fraction: float, seed: int, first_N: Array | No
     taken_N = np.zeros(len(labels_N), bool)
     for own_U, take in zip(np.split(by_class_U, np.cumsum(np.bincount(inverse_N[order_U]))[:-1]), take_K, strict=True):
         taken_N[_filling(own_U, size_N[own_U], int(take))] = True
-    return np.flatnonzero(taken_N if first_N is None else taken_N[first_N])
+    return np.flatnonzero(taken_N[first_N])
 
 
 def _filling(places_U: Array, size_U: Array, room: int) -> Array:
@@ -70,7 +70,8 @@ def iteratively_stratified(labels_NK: Labels, fraction: float, seed: int, first_
     two sides. Every class that occurs must occur twice or more, copies not counted.
     """
     count = len(labels_NK)
-    size_N = np.bincount(np.arange(count) if first_N is None else first_N, minlength=count)
+    first_N = np.arange(count) if first_N is None else first_N
+    size_N = np.bincount(first_N, minlength=count)
     order_N = np.random.RandomState(seed).permutation(count)
     order_U = order_N[size_N[order_N] > 0]
     hot_UK, size_U = labels_NK[order_U], size_N[order_U]
@@ -97,7 +98,7 @@ def iteratively_stratified(labels_NK: Labels, fraction: float, seed: int, first_
                 side_U[own[0]] = side
     taken_N = np.zeros(count, bool)
     taken_N[order_U[side_U == 1]] = True
-    return np.flatnonzero(taken_N if first_N is None else taken_N[first_N])
+    return np.flatnonzero(taken_N[first_N])
 
 
 def with_val_in_train(dataset: Dataset) -> Dataset:
@@ -114,10 +115,13 @@ def with_validation(dataset: Dataset, fraction: float, why: str = "no validation
     train = dataset.splits["train"]
     ids_N2, first_N = known(dataset)
     copies = int((first_N != np.arange(len(train))).sum())
-    counts_K = train.class_counts(len(dataset.classes))
-    labels_U = train.labels_N[first_N == np.arange(len(train))]
+    names, labels_N, how = dataset.classes, train.labels_N, "stratified"
+    if dataset.task == "regression":  # numbers have no shares to keep
+        names, labels_N, how = ("numbers",), np.zeros(len(train), np.int64), "at random"
+    counts_K = labels_N.sum(axis=0) if train.multi_label else np.bincount(labels_N, minlength=len(names))
+    labels_U = labels_N[first_N == np.arange(len(train))]
     distinct_K = labels_U.sum(axis=0) if train.multi_label else np.bincount(labels_U, minlength=len(counts_K))
-    single = [name for name, n, all_n in zip(dataset.classes, distinct_K, counts_K, strict=True) if all_n and n < 2]
+    single = [name for name, n, all_n in zip(names, distinct_K, counts_K, strict=True) if all_n and n < 2]
     if single:
         raise UserError(
             f"one image is too few to train on and to hold one out for validation: {some(single)}",
@@ -125,11 +129,11 @@ def with_validation(dataset: Dataset, fraction: float, why: str = "no validation
             wanted=f"2 or more {'different ' if copies else ''}images a class, or a validation split",
         )
     choose = iteratively_stratified if train.multi_label else stratified
-    held_out = choose(train.labels_N, fraction, VAL_SEED, first_N)
+    held_out = choose(labels_N, fraction, VAL_SEED, first_N)
     kept = np.setdiff1d(np.arange(len(train)), held_out)
     splits = {"train": train.subset(kept), "val": train.subset(held_out)}
     splits |= {name: split for name, split in dataset.splits.items() if name not in splits}
-    note = f"{why}: {len(held_out)} of {len(train)} train images held out, stratified, seed {VAL_SEED}"
+    note = f"{why}: {len(held_out)} of {len(train)} train images held out, {how}, seed {VAL_SEED}"
     note += f"; {plural(copies, 'exact copy', 'exact copies')} on the side of their originals" if copies else ""
     carved = Carved(ids_N2[kept, 0], ids_N2[held_out, 0])
     return replace(dataset, splits=splits, notes=(*dataset.notes, note), carved=carved)

@@ -9,7 +9,6 @@ that all of them together make the batch of one. Shape letters: B batch, N sampl
 from __future__ import annotations
 
 import contextlib
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -23,7 +22,7 @@ from vitral.data.crop import box_matrix
 from vitral.data.dataset import Split
 from vitral.data.image_spec import ResizeSpec
 from vitral.data.mixing import GROUP, Mixer
-from vitral.data.reading import ImageReader, Index, RandomCrop, Reading, Request
+from vitral.data.reading import ImageReader, RandomCrop, Reading, Request
 from vitral.data.sampling import Sampler
 from vitral.data.workers import AHEAD, Threads
 from vitral.errors import UserError
@@ -34,10 +33,10 @@ class ImageStore:
     """A split's images at the model's size: in memory, on `device`, if they fit in `cache_mb`, else read on demand.
 
     exact: float32 [0,1] by the one resize that evaluation and prediction share; otherwise uint8 by the fast one, for
-    training. `workers` threads decode, whole splits in portions of `batch` images; 0 workers: the caller does. With
-    `crops`, boxes are cut out while decoding, from the files at their own resolution, and nothing is kept: the system's
-    file cache holds the encoded files, and each epoch wants another part of them. A context, or to be closed: it may
-    hold threads. Raises UserError, naming the file, for an image that cannot be read.
+    training. `workers` threads decode; 0 workers: the caller does. With `crops`, boxes are cut out while decoding, from
+    the files at their own resolution, and nothing is kept: the system's file cache holds the encoded files, and each
+    epoch wants another part of them. A context, or to be closed: it may hold threads. Raises UserError, naming the
+    file, for an image that cannot be read.
     """
 
     def __init__(
@@ -50,11 +49,10 @@ class ImageStore:
         workers: int,
         cache_mb: int,
         device: torch.device,
-        batch: int = 64,
         crops: tuple[RandomCrop, ...] = (),
     ) -> None:
         self.split, self.size, self.fit, self.exact, self.device, self.crops = split, size, fit, exact, device, crops
-        self.workers, self.batch = workers, batch
+        self.workers = workers
         channels = len(split.read(0))
         self.reader = ImageReader(split, size, fit, exact, channels, crops)
         self._pool: Threads | None = None
@@ -63,7 +61,7 @@ class ImageStore:
         self.images_NCHW = None
         if self.cached:
             try:
-                read = self._read(np.arange(len(split), dtype=np.int64))
+                read = self.submit(Request(np.arange(len(split), dtype=np.int64)))()
                 self.images_NCHW = read.views[0].to(device)
                 self.source_N33 = box_matrix(read.boxes_BV4[:, 0], size).to(device)
             finally:
@@ -72,20 +70,15 @@ class ImageStore:
     def submit(self, request: Request) -> Callable[[], Reading]:
         """Start reading images; the returned function waits for them, in memory of the processor."""
         if self._pool is None:
-            self._pool = Threads(self.reader, self.workers, pinned=self.device.type == "cuda")
+            pinned = self.device.type == "cuda" and not self.cached
+            self._pool = Threads(self.reader, self.workers, pinned=pinned)
         return self._pool.submit(request)
 
     def get(self, index_B: Tensor) -> Tensor:
         """The whole images of these samples, on the store's device."""
         if self.images_NCHW is not None:
             return self.images_NCHW[index_B.to(self.device)]
-        return to_device(self._read(index_B.cpu().numpy()).views[0], self.device)
-
-    def reserve(self, batch: int) -> None:
-        """Make room for requests of so many images."""
-        if batch > self.batch:
-            self.close()
-            self.batch = batch
+        return to_device(self.submit(Request(index_B.cpu().numpy()))().views[0], self.device)
 
     def close(self) -> None:
         """End the threads, if any. The next request starts them anew."""
@@ -98,29 +91,6 @@ class ImageStore:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _read(self, index_N: Index) -> Reading:
-        """Any number of whole images, in portions of `batch`, of which the next is read while one is copied."""
-        with torch.inference_mode(False):
-            room = self.reader.empty(len(index_N))
-        waiting: deque[tuple[int, Callable[[], Reading]]] = deque()
-
-        def take() -> None:
-            place, ready = waiting.popleft()
-            read, part = ready(), slice(place, place + self.batch)
-            room.views[0][part], room.boxes_BV4[part] = read.views[0], read.boxes_BV4
-
-        try:
-            for start in range(0, len(index_N), self.batch):
-                waiting.append((start, self.submit(Request(index_N[start : start + self.batch]))))
-                if len(waiting) > AHEAD:
-                    take()
-            while waiting:
-                take()
-        except BaseException:
-            self.close()  # with it go the requests that nobody waits for any more
-            raise
-        return room
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -189,7 +159,6 @@ class StreamLoader:
             store.split.labels_N, batch_size, seed, balance=balance, repeats=augment_config.repeats, first=self.first_id
         )
         self.first, self.last = rank * batch_size // world, (rank + 1) * batch_size // world
-        store.reserve(self.last - self.first)
         self._ahead: dict[int, Callable[[], Reading]] = {}
 
     def batch(self, step: int) -> Batch:

@@ -7,20 +7,13 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from vitral.config import Config, Count
-from vitral.data.config import Channels, DataConfig, Names, SourceConfig, ValueRange
+from vitral.data.config import DataConfig, Names, ReadConfig
 from vitral.data.findings import known_codes
 
 
-class ReadConfig(SourceConfig):
-    """Which images, and how they are read: the keys of a run that change the pixels."""
+class ReadOptions(ReadConfig):
+    """Which images, and how they are read."""
 
-    channels: Channels | Literal["auto"] = Field(
-        default="auto", description="number of channels: 1 gray, 3 RGB, 4 RGBA; auto: detect from the data"
-    )
-    background: str = Field(default="#ffffff", description="color behind transparent pixels: a name or #rrggbb")
-    value_range: ValueRange | Literal["auto"] | None = Field(
-        default="auto", description=DataConfig.model_fields["value_range"].description
-    )
     workers: Count | Literal["auto"] = Field(
         default="auto", description="number of threads that decode files; auto: one per core"
     )
@@ -31,14 +24,14 @@ class ReadConfig(SourceConfig):
 
     @property
     def threads(self) -> int | None:
-        """Number of threads; None: one a core."""
+        """Number of threads; None: one per core."""
         return None if self.workers == "auto" else self.workers
 
 
 class CheckOptions(Config):
     """Keys of `vitral data check`."""
 
-    data: ReadConfig = ReadConfig()
+    data: ReadOptions = ReadOptions()
     allow: Annotated[Names, AfterValidator(known_codes)] = Field(
         default=(), description="finding codes that are reported as warnings instead of errors"
     )
@@ -50,7 +43,7 @@ class CheckOptions(Config):
 class StatsOptions(Config):
     """Keys of `vitral data stats`."""
 
-    data: ReadConfig = ReadConfig()
+    data: ReadOptions = ReadOptions()
     out: str | None = Field(default=None, description="HTML file to write, with statistics and images of each class")
     images: int = Field(default=24, ge=1, le=500, description="number of images per class in the HTML file")
 
@@ -58,7 +51,7 @@ class StatsOptions(Config):
 class ConvertOptions(Config):
     """Keys of `vitral data convert`."""
 
-    data: ReadConfig = ReadConfig()
+    data: ReadOptions = ReadOptions()
     out: str = Field(description="folder to write; must be new or empty")
     layout: Literal["folder", "flat", "csv"] = Field(
         default="folder",

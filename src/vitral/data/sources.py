@@ -40,6 +40,7 @@ _ONLY = {
     "pattern": ("filename",),
     "image_column": ("table", "hf"),
     "label_column": ("table", "hf"),
+    "target": ("table", "hf", "digits"),
     "split_column": ("table",),
     "label_separator": ("table",),
     "classes": ("folder", "filename", "table", "hf"),
@@ -64,7 +65,7 @@ def open_dataset(
     no data, for classes too small to split, and all that the source raises.
     """
     dataset = _open_ranged(config)
-    if len(dataset.classes) < 2 and not dataset.multi_label and not one_class:
+    if len(dataset.classes) < 2 and dataset.task == "classification" and not one_class:
         _refuse_one_class(dataset, config.path)
     if not dataset.classes:
         raise UserError("no image has any class", where=config.path)
@@ -115,29 +116,24 @@ def _refuse_one_class(dataset: Dataset, where: str | None) -> NoReturn:
 
 def refuse_unequal(dataset: Dataset, where: str | None) -> None:
     """Raises UserError for a split without any image of a class that another split, or data.classes, has."""
-    absent = dataset.absent()
-    if not absent:
+    found = dataset.absent()
+    if not found:
         return
-    if "train" in absent:
-        others = [
-            name for name in dataset.splits if name != "train" and set(absent["train"]) - set(absent.get(name, ()))
-        ]
-        if not others:
-            raise UserError(f"classes without any image: {some(absent['train'])}", where=where, wanted=IMAGE_FILES)
-    present = [name for name in dataset.classes if name not in absent.get("train", ())]
-    lines = [
-        f"split {split!r}: its classes differ from train's; " + "; ".join(
-            f"{kind}: {some(names)}"
-            for kind, names in (
-                ("missing", [name for name in present if name in absent.get(split, ())]),
-                ("extra", [name for name in absent.get("train", ()) if name not in absent.get(split, ())]),
-            )
-            if names
-        )
-        for split in dataset.splits
-        if split != "train" and set(absent.get(split, ())) != set(absent.get("train", ()))
-    ]  # fmt: skip
-    raise UserError("\n  ".join(lines), where=where, wanted=some(present))
+    absent = {name: set(found.get(name, ())) for name in dataset.splits}
+
+    def named(classes: set[str]) -> str:
+        return some([name for name in dataset.classes if name in classes])
+
+    lacking = absent["train"]
+    if lacking and not any(lacking - own for own in absent.values()):
+        raise UserError(f"classes without any image: {named(lacking)}", where=where, wanted=IMAGE_FILES)
+    lines: list[str] = []
+    for split, own in absent.items():
+        if own != lacking:
+            kinds = (("missing", own - lacking), ("extra", lacking - own))
+            differ = "; ".join(f"{kind}: {named(classes)}" for kind, classes in kinds if classes)
+            lines.append(f"split {split!r}: its classes differ from train's; {differ}")
+    raise UserError("\n  ".join(lines), where=where, wanted=named(set(dataset.classes) - lacking))
 
 
 def unlabelled_source(config: DataConfig) -> DataConfig:

@@ -14,12 +14,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vitral.data.channels import Decoding
 from vitral.data.config import DataConfig
 from vitral.data.dataset import SPLITS, Dataset, fingerprint
-from vitral.data.decode import Decoding
 from vitral.data.files import class_map, file_channels, file_split, known_column, label_array, size_in_bytes, some
 from vitral.data.folder_words import SPLIT_OF
 from vitral.data.label_vectors import named, text_vectors
+from vitral.data.numbers import as_number, as_targets, check_targets
 from vitral.errors import UserError, plural
 from vitral.files import parse_json, read_text
 
@@ -63,7 +64,8 @@ def open_table(config: DataConfig) -> Dataset:
     if not records:
         raise UserError("no rows", where=str(path))
     columns = _columns([record for _, record in records[:100]], config, path)
-    records = _without_vectors(records, columns.label, config, path)
+    if config.target is None:
+        records = _without_vectors(records, columns.label, config, path)
     several = config.label_separator is not None or any(isinstance(r.get(columns.label), list) for _, r in records)
     rows = [_row(line, record, columns, config, several, path) for line, record in records]
     _refuse_twice(rows, path)
@@ -109,22 +111,28 @@ def _lost_hint(name: str, path: Path) -> str:
 def _dataset(
     rows: Sequence[_Row], sizes: Sequence[int], several: bool, columns: _Columns, config: DataConfig, path: Path
 ) -> Dataset:
-    index_of = class_map((label for row in rows for label in row.labels), config.classes, str(path))
+    targets = config.target
+    index_of = {} if targets else class_map((each for row in rows for each in row.labels), config.classes, str(path))
     splits = {split: found for split in SPLITS if (found := [row for row in rows if row.split == split])}
     if "train" not in splits:
         raise UserError(f"rows for {' and '.join(splits)} but none for train", where=str(path))
     channels = file_channels(path.parent, [row.path for row in splits["train"]], config)
     rules = Decoding.of(config)
-    labels = {split: label_array([row.labels for row in found], index_of, several) for split, found in splits.items()}
+    labels = {
+        split: as_targets(([float(each) for each in row.labels] for row in found), len(targets))
+        if targets
+        else label_array([row.labels for row in found], index_of, several)
+        for split, found in splits.items()
+    }
     return Dataset(
         name=path.stem,
-        classes=tuple(index_of),
+        classes=targets or tuple(index_of),
         splits={
             split: file_split(path.parent, [row.path for row in found], labels[split], channels, rules)
             for split, found in splits.items()
         },
         channels=channels,
-        notes=(f"columns of {path.name}: {', '.join(column for column in columns if column)}",),
+        notes=(f"columns of {path.name}: {', '.join(filter(None, [*columns, *(targets or ())]))}",),
         fingerprint=fingerprint(
             "\0".join((row.split, row.path, *row.labels, str(size))).encode("utf-8", "surrogatepass")
             for row, size in zip(rows, sizes, strict=True)
@@ -182,7 +190,11 @@ def _columns(records: Sequence[Mapping[str, Any]], config: DataConfig, path: Pat
             return next((lower[name] for name in _NAMES[kind] if name in lower), None)
         return known_column(kind, asked, names)
 
-    image, label = one("image", config.image_column), one("label", config.label_column)
+    image, label = one("image", config.image_column), ""
+    if config.target is None:
+        label = one("label", config.label_column)
+    else:
+        check_targets(config.target, names)
     for kind, found in (("image", image), ("label", label)):
         if found is None:
             raise UserError(
@@ -224,7 +236,10 @@ def _row(
     image = record.get(columns.image)
     if not isinstance(image, str) or not image.strip():
         raise UserError(f"no path in the column {columns.image}", where=where, got=repr(image))
-    labels = _labels(record.get(columns.label), columns.label, config.label_separator, several, where)
+    if config.target is not None:  # as text, which is exact; see `_dataset`
+        labels = tuple(repr(as_number(record.get(name), name, where)) for name in config.target)
+    else:
+        labels = _labels(record.get(columns.label), columns.label, config.label_separator, several, where)
     if columns.split is None:
         return _Row(line, image.strip(), labels, "train")
     split = record.get(columns.split)

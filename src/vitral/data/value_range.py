@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -46,12 +45,12 @@ def find_value_range(dataset: Dataset, config: DataConfig) -> Range | None:
 
 def range_of(extents: dict[str, Extent], where: str | None) -> Range:
     """Return the same of images whose extents are known, by name."""
-    scale = _range_of(extents, where)
+    scale = _ends(extents, where)
     _refuse_few_levels(extents, scale, where)
     return scale
 
 
-def _range_of(extents: dict[str, Extent], where: str | None) -> Range:
+def _ends(extents: dict[str, Extent], where: str | None) -> Range:
     floats = [name for name, found in extents.items() if found.is_float]
     if 0 < len(floats) < len(extents):
         other = next(name for name in extents if name not in set(floats))
@@ -124,16 +123,13 @@ def _extents(dataset: Dataset, rules: Decoding, workers: int) -> dict[str, Exten
         }
     except (OSError, ValueError, TypeError, AttributeError, IndexError):
         pass
+    found: dict[str, Extent] = {}
     with ThreadPoolExecutor(workers) as pool:
-        found = {name: extent for name, extent in _read(pool, dataset, rules) if extent is not None}
+        for split, own in dataset.splits.items():
+            extents = zip(own.names, pool.map(partial(_extent, own, rules), range(len(own))), strict=True)
+            found |= {f"{split}: {name}": extent for name, extent in extents if extent is not None}
     check_cache.store_tree(folder, key, found)
     return found
-
-
-def _read(pool: ThreadPoolExecutor, dataset: Dataset, rules: Decoding) -> Iterator[tuple[str, Extent | None]]:
-    for split_name, split in dataset.splits.items():
-        names = (f"{split_name}: {name}" for name in split.names)
-        yield from zip(names, pool.map(partial(_extent, split, rules), range(len(split))), strict=True)
 
 
 def _extent(split: Split, rules: Decoding, index: int) -> Extent | None:

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitral.errors import UserError
-from vitral.models.config import ViTConfig, build_config
-from vitral.models.flops import block_macs, count_macs, tokens_of_blocks
+from vitral.models.config import ViTConfig
+from vitral.models.registry import build_config, token_config
+from vitral.models.summary import count_macs, module_macs
 from vitral.models.vit import VisionTransformer
 
 
@@ -104,9 +105,8 @@ def choose_kept(config: ViTConfig, importance: Importance, share: float) -> Kept
     """
     limit, macs = share * sum(count_macs(config).values()), sum(count_macs(config).values())
     units: list[tuple[float, int, int, int, int]] = []
-    tokens = tokens_of_blocks(config)
-    for i, (T, Q, R) in enumerate(tokens):
-        costs = [_cost(config, T, Q, R, heads, features) for heads, features in ((1, 0), (0, 1))]
+    for i in range(config.depth):
+        costs = _costs(config, i)
         for kind, values in enumerate((importance.heads[i], importance.features[i])):
             if kind == 0 and config.positions == "relative":
                 continue
@@ -125,8 +125,12 @@ def choose_kept(config: ViTConfig, importance: Importance, share: float) -> Kept
     return Kept(heads, features)
 
 
-def _cost(config: ViTConfig, T: int, Q: int, R: int, heads: int, features: int) -> int:
-    return sum(block_macs(config, heads, features, T, Q, R).values())
+def _costs(config: ViTConfig, block: int) -> tuple[int, int]:
+    """Multiply-accumulates of one head and of one hidden feature of a block."""
+    macs = module_macs(config)
+    heads = sum(macs[f"blocks.{block}.attn.{part}"] for part in ("qkv", "scores", "values", "proj"))
+    features = sum(macs[f"blocks.{block}.mlp.{part}"] for part in ("fc1", "fc2"))
+    return heads // config.heads_of_blocks[block], features // config.mlp_dims_of_blocks[block]
 
 
 def prune(model: VisionTransformer, kept: Kept) -> VisionTransformer:
@@ -135,8 +139,8 @@ def prune(model: VisionTransformer, kept: Kept) -> VisionTransformer:
     c = model.config
     heads, features = tuple(map(len, kept.heads)), tuple(map(len, kept.features))
     changed = {"block_heads": None if c.positions == "relative" else heads, "block_mlp_dims": features}
-    config = build_config({**c.model_dump(), **changed})
-    assert isinstance(config, ViTConfig)
+    config = token_config(build_config({**c.model_dump(), **changed}))
+    assert config is not None
     smaller = VisionTransformer(config)
     state = dict(model.state_dict())
     d, gates = c.width // c.heads, 1 + (c.mlp == "swiglu")

@@ -122,8 +122,8 @@ def _per_class(confusion_CC: Ints, classes: Sequence[str]) -> dict[str, dict[str
 def collect_logits(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Logits float32 [N,C] and labels int64 [N], or floats, of every sample in `batches` of (images_BCHW, labels_B), in
-    order; multi-label labels are [B,C] and stay so.
+    """Logits float32 [N,C] and labels int64 [N] of every sample in `batches` of (images_BCHW, labels_B), in order;
+    multi-label labels are [B,C], and numbers as targets float64 [B,C]; they stay so.
 
     Runs the model in eval mode on its own device, without gradients; every module's mode is afterwards as it was, also
     after an error. Nothing is padded, repeated or dropped: N is the sum of the batch sizes. Raises UserError for no

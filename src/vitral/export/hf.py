@@ -11,6 +11,7 @@ from torch import Tensor
 from vitral.export.package import Package, key_biases, misfits, refuse, resized_sides, square, with_learned_positions
 from vitral.models.config import ViTConfig
 from vitral.models.model import ImageModel
+from vitral.models.registry import token_config
 from vitral.weights import hf
 from vitral.weights.folder import FolderConfig
 from vitral.weights.keymap import Rule, invert
@@ -45,8 +46,8 @@ def package(model: ImageModel, config: FolderConfig) -> Package:
 
     Raises UserError for models that no family there computes.
     """
-    architecture = config.architecture
-    if not isinstance(architecture, ViTConfig) or architecture.stem_blocks is not None:
+    architecture = token_config(config.architecture)
+    if architecture is None or architecture.has_convolutional_stem:
         refuse("transformers", ["networks of convolutions, alone or in front of a transformer"])
         raise AssertionError
     tensors, c = with_learned_positions(dict(model.state_dict()), architecture)

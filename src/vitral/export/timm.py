@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from vitral.export.package import Package, key_biases, misfits, refuse, with_learned_positions
-from vitral.models.config import ResNetConfig, ViTConfig
+from vitral.models.config import ModelConfig, ViTConfig
 from vitral.models.model import ImageModel
-from vitral.models.presets import PRESETS
-from vitral.models.resnet_counts import HYBRIDS
+from vitral.models.presets import PRESETS, resolve
+from vitral.models.registry import token_config
+from vitral.models.vit_presets import HYBRIDS
 from vitral.weights.folder import FolderConfig
 from vitral.weights.keymap import invert
 from vitral.weights.timm import eva_rules
@@ -26,10 +27,11 @@ def package(model: ImageModel, config: FolderConfig) -> Package:
     Raises UserError for models that timm does not compute.
     """
     tensors, architecture = dict(model.state_dict()), config.architecture
-    if isinstance(architecture, ResNetConfig):
-        name, arguments = _resnet(architecture), dict[str, Any]()
+    tokens = token_config(architecture)
+    if tokens is None:
+        name, arguments = _convolutional(architecture), dict[str, Any]()
     else:
-        tensors, architecture = with_learned_positions(tensors, architecture)
+        tensors, architecture = with_learned_positions(tensors, tokens)
         rope = architecture.positions == "rope"
         refuse("timm", _misfits(architecture, tensors))
         name, arguments = _name(architecture), _arguments(architecture)
@@ -47,13 +49,13 @@ def package(model: ImageModel, config: FolderConfig) -> Package:
     return Package(tensors, {"config.json": tree}, [f"timm {name}"])
 
 
-def _resnet(c: ResNetConfig) -> str:
+def _convolutional(c: ModelConfig) -> str:
     known = {"num_classes", "image_size", "in_channels", "mean", "std"}
     mine = c.model_dump(exclude=known)
-    for name, preset in PRESETS.items():
-        if name.endswith("_bit") and ResNetConfig.model_validate(preset).model_dump(exclude=known) == mine:
+    for name in PRESETS:
+        if name.endswith("_bit") and resolve(name).model_dump(exclude=known) == mine:
             return name
-    refuse("timm", [f"a ResNet of {c.blocks} blocks and width {c.width}; of ours it has BiT's"])
+    refuse("timm", [f"{c.description}; of ours without tokens it has BiT's"])
     raise AssertionError
 
 
@@ -137,14 +139,14 @@ def _with_register_rows(tensors: dict[str, Tensor], c: ViTConfig) -> dict[str, T
 
 def _pretrained(config: FolderConfig, name: str) -> dict[str, Any]:
     architecture, shown = config.architecture, config.preprocessing
-    resnet = isinstance(architecture, ResNetConfig)
-    first = "stem.conv" if resnet else "patch_embed.proj"
-    if isinstance(architecture, ViTConfig) and architecture.stem_blocks is not None:
-        first = f"patch_embed.backbone.{'stem.' if architecture.stem_blocks else ''}conv"
+    tokens = token_config(architecture)
+    first = "stem.conv" if tokens is None else "patch_embed.proj"
+    if tokens is not None and tokens.stem_blocks is not None:
+        first = f"patch_embed.backbone.{'stem.' if tokens.stem_blocks else ''}conv"
     return {
-        "input_size": [architecture.in_channels, *architecture.image_size], "fixed_input_size": not resnet,
+        "input_size": [architecture.in_channels, *architecture.image_size], "fixed_input_size": tokens is not None,
         "mean": list(architecture.mean), "std": list(architecture.std), "interpolation": shown.interpolation,
         "crop_pct": shown.crop_ratio, "crop_mode": "center" if shown.fit == "crop" else "squash",
         "num_classes": architecture.num_classes, "pool_size": None, "first_conv": first,
-        "classifier": ["head", "head_dist"] if name.startswith("deit") else "head.fc" if resnet else "head",
+        "classifier": ["head", "head_dist"] if name.startswith("deit") else "head.fc" if tokens is None else "head",
     }  # fmt: skip

@@ -14,18 +14,14 @@ from torch import Tensor
 
 from vitral.errors import UserError
 from vitral.models.model import ImageModel
-from vitral.models.resnet import ResNet
-from vitral.models.vit import VisionTransformer
 
 LEAST = 4  # images of a batch: the estimator divides by B - 3
 
 
 def layer_names(model: ImageModel) -> list[str]:
     """Names of the layers that are compared, from the first to the last: the blocks."""
-    if isinstance(model, VisionTransformer):
-        return [f"blocks.{i}" for i in range(model.config.depth)]
-    assert isinstance(model, ResNet)
-    return [f"stages.{i}.blocks.{j}" for i, count in enumerate(model.config.blocks) for j in range(count)]
+    names = {id(module): name for name, module in model.named_modules()}
+    return [names[id(block)] for block in model.checkpointable]
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import Tensor
 from vitral.errors import UserError, nearest
 from vitral.models.config import ViTConfig
 from vitral.models.model import ImageModel
+from vitral.models.registry import token_encoder
 from vitral.models.vit import VisionTransformer
 from vitral.structs import EncoderOutput
 
@@ -22,8 +23,8 @@ Grid = tuple[int, int]
 def require_transformer(model: ImageModel, what: str) -> VisionTransformer:
     """The model itself. Raises UserError for a convolutional network, which has neither tokens nor attention; hybrids
     have both."""
-    if isinstance(model, VisionTransformer):
-        return model
+    if (encoder := token_encoder(model)) is not None:
+        return encoder
     raise UserError(
         f"{what} is for Vision Transformers, and this is a convolutional network", got=model.config.family,
         wanted="vit", hint="Integrated gradients work on any model: methods=integrated_gradients.",

@@ -1,16 +1,16 @@
-"""The configurations of the two families, Vision Transformer and ResNet. Nothing here imports torch."""
+"""The configurations of the families of models: Vision Transformer and ResNet. Nothing here imports torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
-from vitral.config import Config, Count, Pair, Shares, build, refuse_idle
+from vitral.config import Config, Count, Pair, Shares, refuse_idle
 from vitral.data.config import MAX_INPUT_PIXELS
-from vitral.errors import UserError
 
 Blocks = Annotated[tuple[Count, ...], Field(strict=False)]
 
@@ -18,8 +18,11 @@ _RELATIVE = ("relative", "rope")
 MAX_PATCHES = 2**18
 
 
-class ModelConfig(Config):
-    """What every architecture has; equal configs mean parameters of equal names and shapes."""
+class ModelConfig(Config, ABC):
+    """What every architecture has; equal configs mean parameters of equal names and shapes.
+
+    `models.registry.FAMILIES` lists the families. What other modules have to know of one, its properties tell.
+    """
 
     image_size: Pair = Field(description="height,width of the input in pixels; one number: a square")
     in_channels: int = Field(default=3, ge=1, le=4, description="number of input channels: 1 gray, 3 RGB, 4 RGBA")
@@ -30,6 +33,7 @@ class ModelConfig(Config):
     std: Shares = Field(
         default=(), description="standard deviation per channel for normalization, in [0,1]; empty: 0.5 for each"
     )
+    family: str
 
     @model_validator(mode="before")
     @classmethod
@@ -53,6 +57,80 @@ class ModelConfig(Config):
         if min(self.std) <= 0:
             raise ValueError(f"std has to be positive in every channel, but is {list(self.std)}")
         return self
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """The architecture in a few words, with its size."""
+
+    @property
+    @abstractmethod
+    def stride(self) -> int:
+        """Pixels between neighbors of the grid."""
+
+    @property
+    @abstractmethod
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of what the encoder makes of an image: patches, or cells of the last map."""
+
+    @property
+    @abstractmethod
+    def pooled_width(self) -> int:
+        """Features of a pooled image."""
+
+    @property
+    def has_patches(self) -> bool:
+        """Whether images are encoded as tokens that can be masked, dropped and attended to."""
+        return False
+
+    @property
+    def cells(self) -> str:
+        """What the grid is made of."""
+        return f"stride {self.stride}"
+
+    @property
+    def block_count(self) -> int:
+        """Blocks in a row that can be checkpointed."""
+        return 0
+
+    @property
+    def stem_block_count(self) -> int:
+        """Blocks in front of these."""
+        return 0
+
+    @property
+    def head_count(self) -> int | None:
+        """Attention heads of a block, where there are any."""
+        return None
+
+    @property
+    def dropped_samples(self) -> float:
+        """Share of a micro-batch's samples that the last block skips in training (drop-path)."""
+        return 0.0
+
+    @property
+    def bare_head(self) -> dict[str, Any]:
+        """Fields that put a new head on the bare representation, whatever head there was."""
+        return {}
+
+    @property
+    def uses_batch_statistics(self) -> bool:
+        """Whether an image's output depends, in training, on the others in its micro-batch."""
+        return False
+
+    @property
+    def has_convolutional_stem(self) -> bool:
+        """Whether the first layer's weights are standardized, so that other channels or patches do not fit it."""
+        return True
+
+    @property
+    def block_formula(self) -> dict[str, int]:
+        """Multiply-accumulates of a block by a closed form, where there is one; its parts first."""
+        return {}
+
+    def part_of(self, module: str) -> str:
+        """The part of the model, as `count_macs` names it, that a module is in."""
+        return module.partition(".")[0]
 
 
 class ViTConfig(ModelConfig):
@@ -196,6 +274,75 @@ class ViTConfig(ModelConfig):
             raise ValueError(f"positions=rope needs heads of 4, 8, 12 ... features, not {self.width // self.heads}")
 
     @property
+    def description(self) -> str:
+        """Its kind, width and depth."""
+        return f"a Vision Transformer of width {self.width}, depth {self.depth}"
+
+    @property
+    def stride(self) -> int:
+        """Side of a patch, in pixels."""
+        return self.patch_size
+
+    @property
+    def has_patches(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def cells(self) -> str:
+        """Patches."""
+        return f"patch {self.patch_size}"
+
+    @property
+    def block_count(self) -> int:
+        """Its depth."""
+        return self.depth
+
+    @property
+    def stem_block_count(self) -> int:
+        """Residual blocks of a hybrid's stem."""
+        return sum(self.stem_blocks or ())
+
+    @property
+    def head_count(self) -> int:
+        """Those of a block by `heads`."""
+        return self.heads
+
+    @property
+    def bare_head(self) -> dict[str, Any]:
+        """No tanh layer in front of the output."""
+        return {"head": "linear"}
+
+    @property
+    def dropped_samples(self) -> float:
+        """Drop-path's maximum."""
+        return self.drop_path
+
+    @property
+    def has_convolutional_stem(self) -> bool:
+        """Of hybrids alone."""
+        return self.stem_blocks is not None
+
+    @property
+    def block_formula(self) -> dict[str, int]:
+        """A block on all N tokens of D features: 4 N D^2 + 2 N^2 D + 2 N D D_h for projections, attention and MLP (D_h
+        its hidden width; a gated MLP takes 3 N D D_h), and the sum over all blocks."""
+        N, D = self.grid[0] * self.grid[1] + self.prefix_tokens, self.width
+        gates = 3 if self.mlp == "swiglu" else 2
+        one = {"4 N D^2": 4 * N * D * D, "2 N^2 D": 2 * N * N * D, f"{gates} N D D_h": gates * N * D * self.mlp_dim}
+        return {**one, "a block": sum(one.values()), f"{self.depth} blocks": self.depth * sum(one.values())}
+
+    def part_of(self, module: str) -> str:
+        """Stem, patches, the parts of attention, mlp, pruner, pool or head."""
+        names = module.split(".")
+        if names[0] == "blocks":
+            inner = {"proj": "projection"} | {name: name for name in ("qkv", "scores", "values")}
+            return "mlp" if names[2] == "mlp" else inner.get(names[-1], "positions")
+        if names[0] == "patch_embed":
+            return "stem" if "backbone" in names else "patches"
+        return {"reduce": "pruner", "attn_pool": "pool"}.get(names[0], "head")
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
@@ -298,6 +445,21 @@ class ResNetConfig(ModelConfig):
         return self
 
     @property
+    def description(self) -> str:
+        """Its kind and blocks."""
+        return f"a ResNet of {self.blocks} blocks"
+
+    @property
+    def block_count(self) -> int:
+        """Residual blocks of all stages."""
+        return sum(self.blocks)
+
+    @property
+    def uses_batch_statistics(self) -> bool:
+        """With batch norm."""
+        return self.norm == "batch"
+
+    @property
     def stride(self) -> int:
         """Pixels between neighbours of the last map."""
         return (4 if self.stem == "imagenet" else 1) * 2 ** (len(self.blocks) - 1)
@@ -318,26 +480,3 @@ def stage_channels(
 ) -> list[int]:
     """Channels of each stage's maps, behind a first layer of `width`."""
     return [width * (4 if block == "bottleneck" else 1) * 2**i for i in range(len(blocks))]
-
-
-FAMILIES: dict[str, type[ViTConfig] | type[ResNetConfig]] = {"vit": ViTConfig, "resnet": ResNetConfig}
-
-
-def _family(value: Any) -> Any:
-    return value.get("family", "vit") if isinstance(value, dict) else getattr(value, "family", None)
-
-
-AnyModelConfig = Annotated[
-    Annotated[ViTConfig, Tag("vit")] | Annotated[ResNetConfig, Tag("resnet")], Discriminator(_family)
-]
-
-
-def build_config(tree: Mapping[str, Any], where: str | None = None) -> ViTConfig | ResNetConfig:
-    """The validated configuration of the family that the tree names; without a name a Vision Transformer.
-
-    Raises UserError for an unknown family or key, a value of the wrong kind, or fields that do not fit each other.
-    """
-    family = tree.get("family", "vit")
-    if family not in FAMILIES:
-        raise UserError("unknown family of models", where=where, got=family, wanted=", ".join(FAMILIES))
-    return build(FAMILIES[family], tree, where=where)

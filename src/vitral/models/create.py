@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
-from vitral.models.config import ResNetConfig, ViTConfig
+from vitral.models.config import ModelConfig
 from vitral.models.model import ImageModel
 from vitral.models.presets import resolve
-from vitral.models.resnet import ResNet
-from vitral.models.vit import VisionTransformer
+from vitral.models.registry import FAMILIES
 
 
 def create_model(
@@ -22,14 +22,15 @@ def create_model(
 
     num_classes: outputs of the head, 0 for pooled features; None means 1000 for presets of 224 pixels and more
     (ImageNet-1k), else 10. image_size: pixels, one number or (height, width), multiples of the patch size; None means
-    the preset's. in_channels: 1 to 4; None means 3. options: any other field of `ViTConfig` or `ResNetConfig`,
-    patch_size or drop_path for instance. Random values come from torch's global state. Raises UserError for anything
-    that does not fit.
+    the preset's. in_channels: 1 to 4; None means 3. options: any other field of the family's configuration, patch_size
+    or drop_path for instance. Random values come from torch's global state. Raises UserError for anything that does not
+    fit.
     """
     given = {"num_classes": num_classes, "image_size": image_size, "in_channels": in_channels}
     return build_model(resolve(name, **{key: value for key, value in given.items() if value is not None}, **options))
 
 
-def build_model(config: ViTConfig | ResNetConfig) -> ImageModel:
+def build_model(config: ModelConfig) -> ImageModel:
     """A freshly initialised model of this configuration, from torch's global random state."""
-    return VisionTransformer(config) if isinstance(config, ViTConfig) else ResNet(config)
+    module, _, name = FAMILIES[config.family].model.partition(":")
+    return getattr(import_module(module), name)(config)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vitral.errors import UserError, nearest
-from vitral.models.config import ResNetConfig, ViTConfig
+from vitral.models.config import ModelConfig
 from vitral.structs import EncoderOutput
 
 
@@ -25,13 +25,13 @@ class ImageModel(nn.Module, ABC):
     the backward pass instead of keeping them.
     """
 
-    config: ViTConfig | ResNetConfig
+    config: ModelConfig
     grid: tuple[int, int]
     checkpointed: int = 0
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: ViTConfig | ResNetConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config, self.grid = config, config.grid
         self._set_constants(None)
@@ -78,6 +78,11 @@ class ImageModel(nn.Module, ABC):
     def recomputes(self, block: int) -> bool:
         """Whether this block is checkpointed, here and now: evaluation has no backward pass to save memory for."""
         return block < self.checkpointed and self.training and torch.is_grad_enabled()
+
+    @property
+    def checkpointable(self) -> list[nn.Module]:
+        """The blocks, in order, that `checkpointed` counts; as many as the config's `block_count`."""
+        return []
 
     @property
     def dtype(self) -> torch.dtype:

@@ -1,19 +1,23 @@
-"""What the name of a model's parameter says: its layer, and whether it belongs to the head."""
+"""A model's parameters: what their names say (the layer, whether they belong to the head), and copies of them."""
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable
+from typing import TypeVar
 
+import torch
 from torch import nn
 
-_HEAD = ("head", "head_dist", "pre_logits")  # what a new task replaces
-_LAST = ("norm", "fc_norm", "attn_pool", "reduce", *_HEAD)
+from vitral.models.registry import FAMILIES
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def is_head(name: str) -> bool:
     """Whether a parameter belongs to the head: the part that is not taken over from another model."""
-    return name.split(".")[0] in _HEAD
+    return name.split(".")[0] in {part for family in FAMILIES.values() for part in family.head}
 
 
 def is_pruner(name: str) -> bool:
@@ -27,10 +31,12 @@ def layer_of(name: str, depth: int) -> int:
     Block i of a Transformer, or stage i of a CNN, is layer i + 1; final norm, pooling, pruner and head are layer depth
     + 1; everything before the blocks (patch embedding, positions, class token, registers) is layer 0.
     """
-    found = re.match(r"(?:blocks|stages)\.(\d+)\.", name)
+    blocks = "|".join({re.escape(family.blocks) for family in FAMILIES.values()})
+    found = re.match(rf"(?:{blocks})\.(\d+)\.", name)
     if found:
         return int(found[1]) + 1
-    return depth + 1 if name.split(".")[0] in _LAST else 0
+    last = {part for family in FAMILIES.values() for part in (*family.last, *family.head)}
+    return depth + 1 if name.split(".")[0] in last else 0
 
 
 def depth_of(names: Iterable[str]) -> int:
@@ -42,3 +48,14 @@ def freeze_encoder(model: nn.Module) -> None:
     """Leave only the head to be trained."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_head(name))
+
+
+def bfloat16_copy(module: Module) -> Module:
+    """A copy with parameters in bfloat16 and the same buffers; batch norms keep float32, as their statistics do."""
+    shared: dict[int, torch.Tensor] = {id(buffer): buffer for buffer in module.buffers()}
+    copied = copy.deepcopy(module, shared)  # pyright: ignore[reportArgumentType] - a memo of what is not to be copied
+    for part in copied.modules():
+        if not isinstance(part, nn.BatchNorm2d):
+            for parameter in part.parameters(recurse=False):
+                parameter.data = parameter.data.to(torch.bfloat16)
+    return copied

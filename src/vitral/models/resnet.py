@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitral.models.checkpoint import recomputed
-from vitral.models.config import ResNetConfig
+from vitral.models.config import ResNetConfig, stage_channels
 from vitral.models.convolution import (
     Block,
     Conv,
@@ -27,8 +27,9 @@ from vitral.models.convolution import (
 )
 from vitral.models.layers import lecun_normal
 from vitral.models.model import ImageModel, check_capture
-from vitral.models.resnet_counts import HYBRID_WIDTH, stem_channels
 from vitral.structs import EncoderOutput
+
+HYBRID_WIDTH = 64
 
 
 class HybridEmbed(nn.Module):
@@ -56,7 +57,8 @@ class HybridEmbed(nn.Module):
         named = OrderedDict[str, nn.Module](stem=stem, stages=stages)
         self.backbone = nn.Sequential(named) if blocks else stem
         cells = patch_size // (4 * 2 ** max(len(blocks) - 1, 0))
-        self.proj = nn.Conv2d(stem_channels(blocks), width, cells, cells)
+        channels = [HYBRID_WIDTH, *stage_channels(blocks, HYBRID_WIDTH)][-1]
+        self.proj = nn.Conv2d(channels, width, cells, cells)
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -128,6 +130,11 @@ class ResNet(ImageModel):
             maps_BCHW = F.relu(self.norm(maps_BCHW), inplace=True)
         rows, columns = maps_BCHW.shape[-2:]
         return EncoderOutput(None, None, maps_BCHW.flatten(2).transpose(1, 2), (rows, columns), None, None, captured)
+
+    @property
+    def checkpointable(self) -> list[nn.Module]:
+        """The blocks of all stages."""
+        return [block for stage in self.stages for block in stage.get_submodule("blocks").children()]
 
     def _names(self) -> list[str]:
         blocks = [f"stages.{i}.blocks.{j}" for i, count in enumerate(self.config.blocks) for j in range(count)]

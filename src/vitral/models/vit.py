@@ -243,6 +243,11 @@ class VisionTransformer(ImageModel):
             return (self.head(cls_BD) + self.head_dist(distill_BD)) / 2
         return self.head(self.pre_logits(pooled_BD))
 
+    @property
+    def checkpointable(self) -> list[nn.Module]:
+        """Its blocks."""
+        return list(self.blocks)
+
     def capture_names(self) -> list[str]:
         """Every name that `capture` takes."""
         ends = (".attn.map", ".attn.q", ".attn.k", ".attn", "")

@@ -27,8 +27,7 @@ class ViewedConfig(Config):
 
     `task`: the name of the task, or None, that of the annotations of the data. `needs_labels`: whether data without
     annotations are refused. `needs_patches`: whether the model must be a Vision Transformer. `keeps_last`: whether the
-    last weights are kept, not those of the best validation. `estimates_memory`: whether `memory` and plans know what it
-    takes.
+    last weights are kept, not those of the best validation.
 
     The first stream of `streams` counts steps and epochs, with `train.batch_size` samples a step. Streams read the
     train split, but for one called `unlabeled`, which reads the images without labels (`data.unlabeled`,
@@ -40,7 +39,6 @@ class ViewedConfig(Config):
     needs_labels: ClassVar[bool] = True
     needs_patches: ClassVar[bool] = False
     keeps_last: ClassVar[bool] = False
-    estimates_memory: ClassVar[bool] = False
 
     if TYPE_CHECKING:
         kind: Any  # of each class a Literal: its name
@@ -94,8 +92,6 @@ class SupervisedConfig(LabelledConfig):
         "2022)",
     )
 
-    estimates_memory: ClassVar[bool] = True
-
     @property
     def head_only(self) -> float:
         """See `head_first`."""
@@ -103,6 +99,7 @@ class SupervisedConfig(LabelledConfig):
 
     def check(self, run: Any) -> None:
         """Corrections for classes of unequal size exclude each other."""
+        refuse_target(run)
         if run.data.balance == "class":
             if self.class_weights == "balanced":
                 raise ValueError("objective.class_weights=balanced has no effect with data.balance=class")
@@ -130,12 +127,36 @@ class PrunedConfig(LabelledConfig):
 
     def check(self, run: Any) -> None:
         """There must be a trained model to learn from."""
+        refuse_target(run)
         if run.init is None or not run.init_head:
             raise ValueError("objective.kind=pruned learns from a trained model: init=MODEL init_head=true")
         if run.train.parallel == "fsdp":
             raise ValueError(
                 "objective.kind=pruned calls parts of the model: not with train.parallel=fsdp, but with ddp"
             )
+
+
+class RegressionConfig(ViewedConfig):
+    """Numbers, of the columns data.target."""
+
+    kind: Literal["regression"] = Field(description="numbers from the columns data.target")
+    loss: Literal["l1", "l2", "huber"] = Field(
+        default="huber",
+        description="absolute error, squared error, or squared below 1 and absolute above; of targets in standard "
+        "deviations of the train images",
+    )
+
+    task: ClassVar[str | None] = "regression"
+
+    def check(self, run: Any) -> None:
+        """There must be numbers, and nothing that needs classes."""
+        if run.data.target is None and run.data.source != "yaml":
+            raise ValueError("objective.kind=regression learns numbers: data.target=COLUMN names their columns")
+        refuse_useless(run, {
+            "augment.mixup": (run.augment.mixup, 0.0), "augment.cutmix": (run.augment.cutmix, 0.0),
+            "data.balance": (run.data.balance, "none"), "data.shots": (run.data.shots, None),
+            "memory": (run.memory, None),
+        })  # fmt: skip
 
 
 class SelfSupervisedConfig(ViewedConfig):
@@ -173,6 +194,13 @@ class SelfSupervisedConfig(ViewedConfig):
                 f"objective.kind={run.objective.kind} keeps whole models in float32: not with train.parallel=fsdp, nor "
                 "with precision=bfloat16_params, but with ddp and bfloat16"
             )
+
+
+def refuse_target(run: Any) -> None:
+    """Raise ValueError for columns of numbers, where classes are learned."""
+    if run.data.target is not None:
+        kind = run.objective.kind
+        raise ValueError(f"objective.kind={kind} learns classes: data.target is for objective.kind=regression")
 
 
 def refuse_useless(run: Any, wrong: Mapping[str, tuple[Any, Any]]) -> None:
@@ -392,7 +420,13 @@ if TYPE_CHECKING:
 else:
     ObjectiveConfig = Annotated[
         Annotated[
-            SupervisedConfig | PrunedConfig | MaskedPatchConfig | MaeConfig | DinoConfig | IbotConfig,
+            SupervisedConfig
+            | PrunedConfig
+            | RegressionConfig
+            | MaskedPatchConfig
+            | MaeConfig
+            | DinoConfig
+            | IbotConfig,
             Field(discriminator="kind"),
         ],
         BeforeValidator(_supervised),

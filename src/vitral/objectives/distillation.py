@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vitral import distributed
 from vitral.models.model import ImageModel
+from vitral.models.registry import token_encoder
 from vitral.models.vit import VisionTransformer
 from vitral.objectives.config import DistillationConfig
 from vitral.objectives.koleo import koleo
@@ -44,8 +45,8 @@ class Distillation(Objective):
     ) -> None:
         """second: the heads have other prototypes for patches."""
         super().__init__(factory, config, setting)
-        model, teacher = factory(), factory()
-        assert isinstance(model, VisionTransformer)
+        model, teacher = token_encoder(factory()), factory()
+        assert model is not None
         self.model = model  # pyright: ignore[reportIncompatibleVariableOverride] - a narrower one
         self.distilled, self.setting, self.second = config, setting, second
         self.head = self.make_head()
@@ -84,8 +85,9 @@ class Distillation(Objective):
     @property
     def taught(self) -> VisionTransformer:
         """The teacher's encoder, to be called without gradients."""
-        module = self.teacher.module
-        assert isinstance(module, VisionTransformer)
+        assert isinstance(self.teacher.module, ImageModel)
+        module = token_encoder(self.teacher.module)
+        assert module is not None
         return module
 
     @property

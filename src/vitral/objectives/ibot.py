@@ -74,6 +74,11 @@ class Ibot(Distillation):
         return self.head.last_parameters + ([] if self.own_head is None else self.own_head.last_parameters)
 
     @property
+    def adds_up(self) -> bool:
+        """Not with `mask_spread` either, which deals out the ratios of a micro-batch."""
+        return super().adds_up and not self.config.mask_spread
+
+    @property
     def teachers(self) -> list[EMATeacher]:
         """All that follow."""
         return super().teachers + ([] if self.teacher_own_head is None else [self.teacher_own_head])

@@ -22,7 +22,8 @@ def koleo(features_BD: Tensor) -> Tensor:
     The distance is sqrt(d^2 + 1e-16): about log(d + 1e-8) of the paper's code, but smooth. Neighbours are sought among
     the images of all processes, and gradients flow to both of a pair. Asserts that there are two images or more.
     """
-    with torch.autocast(features_BD.device.type, enabled=False):
+    device = features_BD.device.type
+    with torch.autocast("cpu" if device == "meta" else device, enabled=False):
         own_BD = normalize(wide(features_BD), dim=1)
         all_AD = distributed.all_rows(own_BD)
         B, A = len(own_BD), len(all_AD)

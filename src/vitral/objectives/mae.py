@@ -21,6 +21,7 @@ from vitral.models.config import ViTConfig
 from vitral.models.layers import Block, Linear, xavier
 from vitral.models.model import ImageModel
 from vitral.models.position import Grid, sincos_table
+from vitral.models.registry import token_encoder
 from vitral.models.vit import VisionTransformer
 from vitral.objectives.config import MaeConfig
 from vitral.objectives.monitors import feature_rank, feature_std
@@ -56,8 +57,8 @@ class MAE(Objective):
 
     def __init__(self, factory: Callable[[], ImageModel], config: MaeConfig, setting: Setting) -> None:
         super().__init__(factory, config, setting)
-        model = factory()
-        assert isinstance(model, VisionTransformer)
+        model = token_encoder(factory())
+        assert model is not None
         _check(model.config, config)
         self.model = model  # pyright: ignore[reportIncompatibleVariableOverride] - a narrower one
         self.config, self.seed = config, setting.seed

@@ -17,6 +17,7 @@ from vitral.data.keyed import Stream
 from vitral.data.masking import kept_count, noise
 from vitral.models.layers import Linear
 from vitral.models.model import ImageModel
+from vitral.models.registry import token_encoder
 from vitral.models.vit import VisionTransformer
 from vitral.objectives.config import MaskedPatchConfig
 from vitral.objectives.losses import wide
@@ -39,8 +40,8 @@ class MaskedPatch(Objective):
 
     def __init__(self, factory: Callable[[], ImageModel], config: MaskedPatchConfig, setting: Setting) -> None:
         super().__init__(factory, config, setting)
-        model = factory()
-        assert isinstance(model, VisionTransformer)
+        model = token_encoder(factory())
+        assert model is not None
         self.model = model  # pyright: ignore[reportIncompatibleVariableOverride] - a narrower one
         self.config, self.seed = config, setting.seed
         encoder = model.config

@@ -49,6 +49,11 @@ class Objective(nn.Module, ABC):
         """Whether `forward` waits for what the other processes say, so that one alone cannot call it."""
         return False
 
+    @property
+    def adds_up(self) -> bool:
+        """Whether micro-batches give the result of the whole batch: not where samples are compared with each other."""
+        return not self.exchanges
+
     @abstractmethod
     def forward(self, batches: Mapping[str, Batch], step: int) -> StepOutput:
         """Return the loss, scalars to log, and what `after_update` wants.

@@ -17,6 +17,7 @@ from vitral.data.masking import noise
 from vitral.errors import UserError
 from vitral.models.model import ImageModel
 from vitral.models.pruner import LearnedPruner, MaskedPruner
+from vitral.models.registry import token_encoder
 from vitral.models.vit import VisionTransformer
 from vitral.objectives.config import PrunedConfig
 from vitral.objectives.losses import cross_entropy, soft_targets, wide
@@ -32,17 +33,19 @@ class Pruned(Objective):
     without a pruner.
     """
 
+    model: VisionTransformer  # pyright: ignore[reportIncompatibleVariableOverride] - set once, by the constructor
+
     def __init__(self, factory: Callable[[], ImageModel], config: PrunedConfig, setting: Setting) -> None:
         super().__init__(factory, config, setting)
-        model, teacher = factory(), factory()
-        if not isinstance(model, VisionTransformer) or not isinstance(model.reduce, LearnedPruner):
+        model, teacher = token_encoder(factory()), token_encoder(factory())
+        if model is None or teacher is None or not isinstance(model.reduce, LearnedPruner):
             raise UserError(
                 "there is no pruner to learn", where="objective.kind", got="pruned",
                 hint="model.pruner_blocks=1,2 says in which blocks patches are dropped.",
             )  # fmt: skip
-        assert isinstance(teacher, VisionTransformer)
         teacher.reduce = None
-        self.model, self.teacher, self.config = model, teacher.requires_grad_(False).eval(), config
+        self.model = model  # pyright: ignore[reportIncompatibleVariableOverride] - a narrower one
+        self.teacher, self.config = teacher.requires_grad_(False).eval(), config
         keep = model.config.pruner_keep
         self.seed = setting.seed
         self.shares = [keep ** (stage + 1) for stage in range(len(model.config.pruner_blocks))]
@@ -64,7 +67,6 @@ class Pruned(Objective):
             raise UserError(
                 "pruners learn where an image has one class", where="objective.kind", got="multi-label data"
             )
-        assert isinstance(self.model, VisionTransformer)
         assert isinstance(self.model.reduce, LearnedPruner)
 
         def uniform(block: int, patches: int) -> Tensor:

@@ -6,11 +6,13 @@ from vitral.objectives.mae import MAE
 from vitral.objectives.masked_patch import MaskedPatch
 from vitral.objectives.objective import Objective
 from vitral.objectives.pruned import Pruned
+from vitral.objectives.regression import Regression
 from vitral.objectives.supervised import Supervised
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "supervised": Supervised,
     "pruned": Pruned,
+    "regression": Regression,
     "masked_patch": MaskedPatch,
     "mae": MAE,
     "dino": Dino,

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-from typing import TypeVar
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-Module = TypeVar("Module", bound=nn.Module)
+from vitral.models.parameters import bfloat16_copy
 
 
 class Bfloat16Copy:
@@ -39,14 +36,3 @@ class Bfloat16Copy:
         """Round the masters' values into the copy; to be called when they have moved."""
         for master, parameter in self._pairs:
             parameter.copy_(master)
-
-
-def bfloat16_copy(module: Module) -> Module:
-    """A copy with parameters in bfloat16 and the same buffers; batch norms keep float32, as their statistics do."""
-    shared: dict[int, Tensor] = {id(buffer): buffer for buffer in module.buffers()}
-    copied = copy.deepcopy(module, shared)  # pyright: ignore[reportArgumentType] - a memo of what is not to be copied
-    for part in copied.modules():
-        if not isinstance(part, nn.BatchNorm2d):
-            for parameter in part.parameters(recurse=False):
-                parameter.data = parameter.data.to(torch.bfloat16)
-    return copied

@@ -109,7 +109,7 @@ def _finding(finding: Finding, read: ReadImage, elsewhere: dict[Sample, str]) ->
     if rest:
         lines = [finding.sign.join(map(str, group)) for group in rest[:_NAMES]]
         lines += [f"and {len(rest) - _NAMES:,} more"] if len(rest) > _NAMES else []
-        parts.append(Code("\n".join(lines), f"Show the other {len(rest):,}"))
+        parts.append(Code("\n".join(lines), f"Show {len(rest):,} more"))
     title = f"{_TITLES[finding.code]} ({finding.code})" if finding.code in _TITLES else finding.code
     return Section(f"{finding.severity.capitalize()}: {title}", parts)
 

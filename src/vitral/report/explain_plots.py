@@ -61,11 +61,6 @@ def enlarged(picture_HW3: Array, side: int) -> Array:
     return np.asarray(Image.fromarray(picture_HW3).resize(size, Image.Resampling.LANCZOS))
 
 
-def plain_panel(picture_HW3: Array, side: int) -> Array:
-    """The picture alone."""
-    return enlarged(picture_HW3, side)
-
-
 def heat_panel(
     picture_HW3: Array, heat_rc: Array, side: int, high: float, mark: tuple[int, int] | None = None
 ) -> Array:
@@ -212,7 +207,7 @@ def filter_sheet(filters_KCPP: Array) -> bytes:
     level_KCPP = 0.5 + filters_KCPP / np.where(largest_K > 0, 2 * largest_K, 1)
     across = min(len(level_KCPP), 7)
     side = max(64, min(96, 6 * level_KCPP.shape[-1]))
-    panels = [plain_panel(as_picture(each.transpose(1, 2, 0)), side) for each in level_KCPP]
+    panels = [enlarged(as_picture(each.transpose(1, 2, 0)), side) for each in level_KCPP]
     lines = [panels[start : start + across] for start in range(0, len(panels), across)]
     rows = [f"{1 + start} to {start + len(line)}" for start, line in zip(range(0, 99, across), lines, strict=False)]
     bars = [Bar("gray", -1, 1, "share of its largest value")] if level_KCPP.shape[1] < 3 else []

@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import matplotlib
 import numpy as np
@@ -50,7 +50,6 @@ _STYLE: dict[str, Any] = {
 _MAX_POINTS = 400  # of one curve
 _MAX_NUMBERS = 20  # classes up to which the cells of a confusion matrix hold numbers
 _MAX_LABELS = 100  # classes up to which every one is named in the figure
-_MONITORS = {"Entropy of the teacher": "entropy (nats)", "Spread of the features": "deviation, 1 is all ways"}
 
 
 @contextmanager
@@ -72,31 +71,39 @@ def _svg(figure: Figure, crop: bool = False) -> bytes:
     return buffer.getvalue()
 
 
+class _Panel(NamedTuple):
+    """A panel of the training curves: keys of the rows by the names of their lines, and how the values are shown."""
+
+    label: str  # of the axis
+    lines: Mapping[str, str]
+    format: str = ""
+    from_zero: bool = True
+
+
 def training_curves(rows: Sequence[Mapping[str, Any]], primary: Metric, loss_unit: str = "") -> dict[str, bytes]:
     """SVG panels over the steps: "Loss", the primary metric on validation data, "Learning rate", and what shows a
     collapse of learning without labels.
 
     `rows` are those of metrics.jsonl: `step` with `loss`, `lr`, `val_loss`, `val_NAME` of the primary metric,
     `teacher_entropy` (nats), `feature_std`. A panel without a finite value is left out. Long curves are drawn as means
-    of neighbouring rows.
+    of neighboring rows.
     """
-    validated = f"Validation {primary.label}"
+    unit = "%" if primary.format == "percent" else primary.unit
     panels = {
-        "Loss": {"training": ("loss", BLUE, "-"), "validation": ("val_loss", ORANGE, "--")},
-        validated: {"validation": (f"val_{primary.name}", ORANGE, "--")},
-        "Entropy of the teacher": {"teacher": ("teacher_entropy", BLUE, "-")},
-        "Spread of the features": {"deviation": ("feature_std", BLUE, "-")},
-        "Learning rate": {"learning rate": ("lr", BLUE, "-")},
+        "Loss": _Panel(_with_unit("loss", loss_unit), {"training": "loss", "validation": "val_loss"}),
+        f"Validation {primary.label}": _Panel(
+            _with_unit(primary.label, unit), {"validation": f"val_{primary.name}"}, primary.format, from_zero=False
+        ),
+        "Teacher entropy": _Panel("entropy (nats)", {"teacher": "teacher_entropy"}),
+        "Spread of the features": _Panel("standard deviation (1: uniform)", {"features": "feature_std"}),
+        "Learning rate": _Panel("learning rate", {"learning rate": "lr"}, "scientific"),
     }
     figures: dict[str, bytes] = {}
-    for title, lines in panels.items():
-        curves = {label: (_curve(rows, key), colour, dash) for label, (key, colour, dash) in lines.items()}
-        if any(len(steps) for (steps, _), _, _ in curves.values()):
+    for title, panel in panels.items():
+        curves = {name: curve for name, key in panel.lines.items() if (curve := _curve(rows, key))[0]}
+        if curves:
             with style():
-                unit = "%" if primary.format == "percent" else primary.unit
-                labels = {"Loss": _with_unit("loss", loss_unit), validated: _with_unit(primary.label, unit)}
-                is_percent = title == validated and unit == "%"
-                figures[title] = _svg(_panel(title, curves, labels.get(title, ""), percent=is_percent))
+                figures[title] = _svg(_drawn(title, panel, curves))
     return figures
 
 
@@ -104,32 +111,26 @@ def _with_unit(label: str, unit: str) -> str:
     return f"{label} ({unit})" if unit else label
 
 
-def _panel(
-    title: str, curves: Mapping[str, tuple[tuple[list[float], list[float]], str, str]], label: str, *, percent: bool
-) -> Figure:
+def _drawn(title: str, panel: _Panel, curves: Mapping[str, tuple[list[float], list[float]]]) -> Figure:
     figure = Figure(figsize=(3.9, 2.7), layout="constrained")
     axes = figure.add_subplot()
-    for name, ((steps, values), colour, dash) in curves.items():
-        if steps:
-            marker = "o" if len(steps) <= 30 else ""
-            axes.plot(steps, values, dash, color=colour, label=name, marker=marker, markersize=3)
-    axes.set(xlabel="step", title=title)
-    axes.set_xlim(0, 1.02 * max(step for (steps, _), _, _ in curves.values() for step in [*steps, 1]))
+    for name, (steps, values) in curves.items():
+        colour, dash = (ORANGE, "--") if name == "validation" else (BLUE, "-")
+        marker = "o" if len(steps) <= 30 else ""
+        axes.plot(steps, values, dash, color=colour, label=name, marker=marker, markersize=3)
+    axes.set(xlabel="step", ylabel=panel.label, title=title)
+    axes.set_xlim(0, 1.02 * max(1, *(step for steps, _ in curves.values() for step in steps)))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    if percent:
+    if panel.from_zero and axes.dataLim.y0 >= 0:
+        _from_zero(axes)
+    if panel.format == "percent":
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
-    if title == "Loss":
-        if _all_positive(curves):
-            _from_zero(axes)
-        axes.legend()
-    elif title in _MONITORS:
-        label = _MONITORS[title]
-        _from_zero(axes)
-    elif title == "Learning rate":
-        label = "learning rate"
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -0.005), min(high, 1.005))
+    elif panel.format == "scientific":
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=False)
-        _from_zero(axes)
-    axes.set_ylabel(label)
+    if len(panel.lines) > 1:
+        axes.legend()
     return figure
 
 
@@ -183,8 +184,30 @@ def accuracy_over_work(curves: Mapping[str, Sequence[tuple[float, float, float, 
         return _svg(figure)
 
 
-def _all_positive(curves: Mapping[str, tuple[tuple[list[float], list[float]], str, str]]) -> bool:
-    return all(value >= 0 for (_, values), _, _ in curves.values() for value in values)
+def predicted_over_true(true_N: Any, predicted_N: Any, name: str) -> bytes:
+    """SVG: a point per image, and the line where the prediction is right."""
+    with style():
+        figure = Figure(figsize=(4.4, 4.0), layout="constrained")
+        axes = figure.add_subplot()
+        ends = [min(true_N.min(), predicted_N.min()), max(true_N.max(), predicted_N.max())]
+        axes.plot(ends, ends, "--", color=GREY, linewidth=1)
+        axes.plot(true_N, predicted_N, "o", color=BLUE, markersize=3, alpha=0.5, rasterized=len(true_N) > _MAX_POINTS)
+        axes.set(xlabel=f"true {short(name, 40)}", ylabel=f"predicted {short(name, 40)}")
+        return _svg(figure)
+
+
+def residuals(true_N: Any, predicted_N: Any, name: str) -> bytes:
+    """SVG: the error of each image over the true number."""
+    with style():
+        figure = Figure(figsize=(4.4, 3.0), layout="constrained")
+        axes = figure.add_subplot()
+        axes.axhline(0, color=GREY, linestyle="--", linewidth=1)
+        axes.plot(
+            true_N, predicted_N - true_N, "o", color=ORANGE, markersize=3, alpha=0.5,
+            rasterized=len(true_N) > _MAX_POINTS,
+        )  # fmt: skip
+        axes.set(xlabel=f"true {short(name, 40)}", ylabel="predicted - true")
+        return _svg(figure)
 
 
 def _curve(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:

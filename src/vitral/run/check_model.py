@@ -10,7 +10,7 @@ import torch
 from vitral.engines import find_export, open_export
 from vitral.errors import UserError
 from vitral.files import read_json
-from vitral.models.presets import count_parameters
+from vitral.models.summary import count_parameters
 from vitral.predictor import Predictor
 from vitral.proof import PROOF, compare_here
 from vitral.weights.digests import CONFIG, WEIGHTS, accept_command, signed, verify_weights

@@ -14,8 +14,9 @@ from vitral.config import Config, Count, Tree, build, describe, flatten, load_ya
 from vitral.data.config import UNLABELED, AugmentConfig, CheckConfig, DataConfig, StreamConfig
 from vitral.errors import UserError, nearest
 from vitral.evaluate.config import Evaluators
-from vitral.models.config import ResNetConfig, ViTConfig
+from vitral.models.config import ModelConfig
 from vitral.models.presets import PRESETS, resolve
+from vitral.models.registry import FAMILIES
 from vitral.objectives.config import ObjectiveConfig, SupervisedConfig
 from vitral.optim.config import OptimConfig
 from vitral.training.config import LoraConfig, TrainConfig
@@ -24,7 +25,7 @@ _NULL = (None, "null", "")
 _FROM_DATA = ("family", "image_size", "in_channels", "num_classes", "mean", "std")
 
 
-class ModelOptions(nullable(ViTConfig, ResNetConfig, exclude=_FROM_DATA)):  # pyright: ignore[reportUntypedBaseClass]
+class ModelOptions(nullable(*(f.config for f in FAMILIES.values()), exclude=_FROM_DATA)):  # pyright: ignore[reportUntypedBaseClass]
     """A preset and what is changed of it; null keeps the preset's value."""
 
     name: str = Field(default="auto", description="model preset (see `vitral models`); auto: the architecture of init")
@@ -265,7 +266,7 @@ def recipe_values(recipe: str) -> Tree:
     return flatten(load_yaml(_recipe_path(recipe)))
 
 
-def draft_architecture(config: RunConfig) -> ViTConfig | ResNetConfig | None:
+def draft_architecture(config: RunConfig) -> ModelConfig | None:
     """What model.name and its options stand for, without the data that settle an `auto`; None for that of init.
 
     Raises UserError for an unknown name, and for options that it does not have or that do not fit each other.
@@ -280,10 +281,9 @@ def draft_architecture(config: RunConfig) -> ViTConfig | ResNetConfig | None:
     return resolve(config.model.name, **options)
 
 
-def streams_of(config: RunConfig, architecture: ViTConfig | ResNetConfig) -> dict[str, StreamConfig]:
+def streams_of(config: RunConfig, architecture: ModelConfig) -> dict[str, StreamConfig]:
     """The streams of a run's batches, by name: views and samples a batch, and how these are drawn."""
-    stride = architecture.patch_size if isinstance(architecture, ViTConfig) else architecture.stride
-    views = config.objective.views(config.augment, architecture.image_size, stride)
+    views = config.objective.views(config.augment, architecture.image_size, architecture.stride)
     streams: dict[str, StreamConfig] = {}
     for name, traits in config.objective.streams.items():
         off: dict[str, Any] = {} if traits.mixed else {"mixup": 0.0, "cutmix": 0.0}

@@ -8,14 +8,15 @@ import torch
 
 from vitral.data.sources import open_dataset
 from vitral.errors import UserError
-from vitral.models.config import build_config
+from vitral.models.config import ModelConfig
 from vitral.models.presets import resolve
+from vitral.models.registry import build_config
 from vitral.predictor import pick_device
 from vitral.run.config import RunConfig
-from vitral.run.memory import Architecture, checkpointed_blocks, make_job, memory_limit
+from vitral.run.memory import checkpointed_blocks, make_job, memory_limit
 from vitral.run.prepare import EVAL_BATCH, choose_architecture, settle_precision
 from vitral.run.summary import compute
-from vitral.training.plan import alternatives, choose, count_blocks, free_bytes, micro_batches, predict
+from vitral.training.plan import alternatives, choose, free_bytes, micro_batches, predict
 from vitral.weights.folder import find_folder, load_config
 
 
@@ -38,13 +39,13 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     parts = predict(job, choice.micro_batch, choice.checkpointing)
     return {
         **compute(architecture), **choice._asdict(), "limit_bytes": limit, "fits": fits, "batch_size": job.batch_size,
-        "precision": job.precision, "device": device.type, "blocks": count_blocks(architecture),
+        "precision": job.precision, "device": device.type, "blocks": architecture.block_count,
         "image_size": list(architecture.image_size), "parts": parts._asdict(),
         "alternatives": [row._asdict() for row in alternatives(job, limit)],
     }  # fmt: skip
 
 
-def _architecture(config: RunConfig) -> Architecture:
+def _architecture(config: RunConfig) -> ModelConfig:
     source = load_config(find_folder(config.init)) if config.init else None
     if config.data.path is not None or config.data.source == "digits":
         return choose_architecture(config, open_dataset(config.data, hold_out=False, one_class=True), source)[1]

@@ -10,7 +10,7 @@ from typing import Any
 from vitral.errors import UserError, taken
 from vitral.files import read_json
 from vitral.interpret.tokens import require_transformer
-from vitral.models.vit import VisionTransformer
+from vitral.models.registry import token_encoder
 from vitral.predictor import Predictor
 from vitral.report.render import write_page
 from vitral.report.sections import Bullets, Figure, Note, Section
@@ -46,8 +46,8 @@ def explain(model: str, images: Sequence[str], options: ExplainOptions) -> dict[
     predictor.model.requires_grad_(False)  # gradients are of images and attention: so nothing is kept for the weights'
     notes: list[str] = []
     reduction = None
-    if isinstance(predictor.model, VisionTransformer):  # only one view has fewer tokens, the others look at all
-        reduction, predictor.model.reduce = predictor.model.reduce, None
+    if (encoder := token_encoder(predictor.model)) is not None:  # only one view has fewer tokens
+        reduction, encoder.reduce = encoder.reduce, None
     if "groups" in options.methods and reduction is None:
         raise UserError("nothing makes this model's tokens fewer", where="methods", got="groups", hint="reduce=merge")
     methods = _methods(predictor, bool(images), options, notes)

@@ -124,7 +124,7 @@ def _mark(look: Look) -> tuple[int, int] | None:
 def _attributions(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Figure | Table]:
     """The image, and beside it what single maps say: rollout, gradient-weighted attention, integrated gradients."""
     token, fuse = look.options.token, look.options.fuse
-    panels, names, bars, says = [plots.plain_panel(look.picture, _SIDE)], ["image"], list[plots.Bar](), list[str]()
+    panels, names, bars, says = [plots.enlarged(look.picture, _SIDE)], ["image"], list[plots.Bar](), list[str]()
     heats: dict[str, Tensor] = {}
     if "rollout" in methods:
         heats["rollout"] = rollout(look.vit, look.x_BCHW, token, fuse)
@@ -197,7 +197,7 @@ def _attention(look: Look, methods: Collection[str], found: dict[str, Any]) -> l
     mean_LT = shares_LhT.nanmean(1, keepdim=True)
     shown = look.on_patches(torch.cat([mean_LT, shares_LhT[:, heads]], 1))
     names = ["mean of heads", *(f"head {head}" for head in heads)]
-    blank = plots.plain_panel(np.ones_like(look.picture), _SMALL_SIDE)
+    blank = plots.enlarged(np.ones_like(look.picture), _SMALL_SIDE)
     panels = [
         [
             blank
@@ -312,7 +312,7 @@ def _groups(look: Look, methods: Collection[str], found: dict[str, Any]) -> list
         scores_S = look.predictor.scores(vit.classify(pooled_BD).detach())[0].cpu().numpy()
         found["groups"]["prediction"] = task.answer_of(scores_S, int(scores_S.argmax()))
         caption += f" The prediction is then {task.answer_text(scores_S, int(scores_S.argmax()))}."
-    panels = [plots.plain_panel(look.picture, _SIDE), plots.group_panel(look.picture, groups_rc, _SIDE)]
+    panels = [plots.enlarged(look.picture, _SIDE), plots.group_panel(look.picture, groups_rc, _SIDE)]
     png = plots.sheet([panels], ["image", f"{counts[-1]} token{'s' * (counts[-1] != 1)}"], [""], [])
     alt = f"{look.name}: which of the {groups_rc.size} patches went into the same token"
     return [Figure(png, alt, caption, name=f"{look.name}-groups.png")]

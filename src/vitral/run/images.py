@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vitral.config import build
-from vitral.data.config import DataConfig, SourceConfig, Validation
+from vitral.data.config import DataConfig, DataSource, Validation
 from vitral.data.damage import find_damage, said, without_damage
 from vitral.data.dataset import Carved, Dataset, Split
 from vitral.data.files import some
@@ -27,9 +27,9 @@ from vitral.engines import TorchEngine
 from vitral.errors import UserError, plural, shown
 from vitral.evaluate.classify import collect_logits
 from vitral.models.reduction import refuse_reduction
-from vitral.models.vit import VisionTransformer
+from vitral.models.registry import token_encoder
 from vitral.predictor import Predictor, load, require_finite
-from vitral.run.options import EngineUse, EvalData, ModelUse
+from vitral.run.options import EngineUse, ModelUse
 from vitral.run.remembered import load_split
 from vitral.training.journal import log
 from vitral.weights.folder import FolderConfig
@@ -59,8 +59,8 @@ def load_used(model: str, use: ModelUse) -> Predictor:
 
 def _reduce(predictor: Predictor, model: str, use: ModelUse) -> None:
     """Make its tokens fewer as asked, or leave its own pruner out."""
-    network = predictor.model
-    if not isinstance(network, VisionTransformer):
+    network = token_encoder(predictor.model)
+    if network is None:
         raise UserError("a CNN has no tokens", where="reduce", got=use.reduce, wanted="auto")
     if use.reduce == "none":
         network.reduce = None
@@ -83,7 +83,7 @@ class UsedData(DataConfig):
 class Recorded(NamedTuple):
     """What a model folder says of its data."""
 
-    source: SourceConfig
+    source: DataSource
     val_fraction: float
     validation: Validation
     fingerprint: str
@@ -94,13 +94,13 @@ def recorded(folder: FolderConfig) -> Recorded | None:
     data = folder.provenance.get("data")
     if not isinstance(data, dict) or not {"path", "source", "val_fraction", "fingerprint"} <= data.keys():
         return None
-    keys = {key: data[key] for key in SourceConfig.model_fields if key in data}
-    source = build(SourceConfig, keys, where=f"{folder.name}: recorded data")
+    keys = {key: data[key] for key in DataSource.model_fields if key in data}
+    source = build(DataSource, keys, where=f"{folder.name}: recorded data")
     return Recorded(source, data["val_fraction"], data.get("validation", "own"), data["fingerprint"])
 
 
 def open_images(
-    folder: FolderConfig, asked: EvalData, reader: FolderConfig, model: str | None = None
+    folder: FolderConfig, asked: DataSource, reader: FolderConfig, model: str | None = None
 ) -> tuple[Dataset, dict[str, list[str]]]:
     """The images asked for, or those of `folder`'s training, as `reader` sees them; and the damaged ones that were left
     out, "name: cause", by split. Where the images asked for are those of the training, only the part that was held out
@@ -110,8 +110,7 @@ def open_images(
     Raises UserError for changed data of which nothing is remembered, where a part would have to be held out once more.
     """
     known = recorded(folder)
-    named = asked.path is not None or asked.source != "auto"
-    if named:
+    if asked.named:
         keys = asked.model_dump()
     elif known is not None:
         keys = known.source.model_dump() | {"verify": known.source.verify and asked.verify}
@@ -134,13 +133,13 @@ def open_images(
     if dataset.fingerprint == known.fingerprint:
         dataset, skipped = _readable(dataset, max(asked.max_bad, known.source.max_bad))
         return held_out(dataset, known.val_fraction, known.validation), skipped
-    here = not named or _same_place(asked.path, known.source.path)
+    here = not asked.named or _same_place(asked.path, known.source.path)
     dataset, skipped = _readable(dataset, max(asked.max_bad, known.source.max_bad) if here else asked.max_bad)
     carved = load_split(model, known.fingerprint) if model is not None else None
     if not here and (carved is None or not _is_trained_on(dataset, carved)):
         return dataset, skipped
     log.warning("the data at %s have changed since the training", config.path)
-    return _as_then(dataset, known, carved, named=named), skipped
+    return _as_then(dataset, known, carved, named=asked.named), skipped
 
 
 def _is_trained_on(dataset: Dataset, carved: Carved) -> bool:
@@ -212,7 +211,7 @@ def image_batches(predictor: Predictor, split: Split, batch_size: int) -> Iterat
     recipe = predictor.config.preprocessing
     with ImageStore(
         split, recipe.image_size, recipe, exact=True, workers=os.cpu_count() or 1, cache_mb=_CACHE_MB,
-        device=predictor.device, batch=batch_size,
+        device=predictor.device,
     ) as store:  # fmt: skip
         yield from eval_batches(store, batch_size)
 

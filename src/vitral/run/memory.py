@@ -2,71 +2,158 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache, partial
+
 import torch
 
 from vitral.errors import UserError
-from vitral.models.config import ResNetConfig, ViTConfig
+from vitral.models.config import ModelConfig
 from vitral.models.create import build_model
 from vitral.models.lora import add_lora
+from vitral.models.measure import Device, Kept, Precision, recording
+from vitral.models.model import ImageModel
 from vitral.models.parameters import freeze_encoder
-from vitral.run.config import RunConfig
+from vitral.objectives.config import DistillationConfig, ObjectiveConfig
+from vitral.objectives.objective import Objective, Setting
+from vitral.objectives.table import OBJECTIVES
+from vitral.optim.config import OptimConfig
+from vitral.optim.masters import Bfloat16Copy
+from vitral.optim.optimizer import parameter_groups
+from vitral.run.config import RunConfig, streams_of
+from vitral.structs import Batch, View
+from vitral.tasks.registry import TASKS
+from vitral.training.config import LoraConfig
 from vitral.training.plan import (
     Choice,
     Job,
     choose,
-    count_blocks,
     free_bytes,
+    interpolated,
     micro_batches,
     predict,
     read_bytes,
     show_bytes,
 )
 
-Architecture = ViTConfig | ResNetConfig
+Size = tuple[int, int]
+Shape = tuple[str, int, tuple[Size, ...], bool]  # of a stream: name, samples for each of the first, views, labels
+_STEPS = 1000  # of the run that is measured, at its last one: what is done at its start alone takes less
 
 
-def make_job(config: RunConfig, architecture: Architecture, device: torch.device, validation: int) -> Job:
-    """What the memory of this run depends on; `config.precision` is settled.
+def limit_training(model: ImageModel, freeze: str, lora: LoraConfig) -> ImageModel:
+    """Return the model after what the run does not train is frozen, and low-rank adapters are added."""
+    if freeze == "encoder":
+        freeze_encoder(model)
+    if lora.rank is not None:
+        add_lora(model, lora.rank, lora.alpha, lora.targets)
+    return model
 
-    Raises UserError for objectives that hold more than one model (a teacher, a decoder, several views).
-    """
+
+def make_job(config: RunConfig, architecture: ModelConfig, device: torch.device, validation: int) -> Job:
+    """Return what the memory of this run depends on, from its own objective on the meta device; `config.precision` is
+    settled. Raises UserError for an objective that does not run there."""
     assert config.precision != "auto"
-    if not config.objective.estimates_memory:
-        raise UserError(
-            "memory is estimated for supervised training only", where="objective.kind", got=config.objective.kind,
-            wanted="supervised", hint="If a run is out of memory, lower train.micro_batch or train.batch_size.",
-        )  # fmt: skip
-    with torch.device("meta"):
-        model = build_model(architecture)
-        if config.train.freeze == "encoder":
-            freeze_encoder(model)
-        if config.lora.rank is not None:
-            add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets)
-    values = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    kind = config.objective
+    if isinstance(kind, DistillationConfig):
+        kind = kind.model_copy(update={"checkpoint": None})
+    objective = _objective(kind, architecture, config.train.freeze, config.lora)
+    streams = streams_of(config, architecture)
+    shapes = tuple(
+        (name, stream.batch_size // config.train.batch_size, tuple(view.size for view in stream.views), stream.labeled)
+        for name, stream in streams.items()
+    )
+    measure = partial(
+        _step, kind, architecture, config.train.freeze, config.lora, shapes, config.precision,
+        "cuda" if device.type == "cuda" else "cpu",
+    )  # fmt: skip
+    values = [(parameter.numel(), parameter.requires_grad) for parameter in objective.parameters()]
+    pixels = sum(
+        ratio * sum(height * width for height, width in (architecture.image_size, *sizes))
+        for _, ratio, sizes, _ in shapes
+    )
     return Job(
         architecture=architecture,
         parameters=sum(count for count, _ in values),
         trained=sum(count for count, is_trained in values if is_trained),
         batch_size=config.train.batch_size,
+        kept=interpolated(measure, config.train.batch_size),
+        sample_bytes=4 * architecture.in_channels * pixels,
         precision=config.precision,
-        # Muon keeps one value of the matrices and two of the rest: at most two.
-        state=2 if config.optim.name in ("adamw", "adam", "muon") else int(config.optim.momentum != 0),
-        ema=config.train.ema is not None,
-        encoder_trained=config.train.freeze != "encoder",
+        optimizer=_state_values(objective, config.optim),
+        average=sum(p.numel() for p in objective.model.parameters()) * (config.train.ema is not None),
         validation=validation,
-        device="cuda" if device.type == "cuda" else "cpu",
+        adds_up=objective.adds_up and not architecture.uses_batch_statistics,
     )
 
 
-def checkpointed_blocks(config: RunConfig, architecture: Architecture) -> int:
+@lru_cache(maxsize=8)
+def _objective(kind: ObjectiveConfig, architecture: ModelConfig, freeze: str, lora: LoraConfig) -> Objective:
+    with torch.device("meta"):
+        return OBJECTIVES[kind.kind](
+            lambda: limit_training(build_model(architecture), freeze, lora), kind, Setting(_STEPS)
+        ).train()
+
+
+@lru_cache(maxsize=32)
+def _step(
+    kind: ObjectiveConfig, architecture: ModelConfig, freeze: str, lora: LoraConfig, shapes: Sequence[Shape],
+    precision: Precision, device: Device, samples: int,
+) -> Kept:  # fmt: skip
+    """What one step on so many samples keeps, with everything that the objective computes: views, teacher, decoder."""
+    objective = _objective(kind, architecture, freeze, lora)
+    if precision == "bfloat16_params":
+        copied = Bfloat16Copy(objective).module
+        assert isinstance(copied, Objective)
+        objective = copied
+    batches = _batches(kind, architecture, shapes, samples)
+    try:
+        with recording(objective, objective.model.checkpointable, precision, device) as recorder:
+            recorder.ignore([view.images_BCHW for batch in batches.values() for view in batch.views])
+            output = objective(batches, _STEPS - 1)
+            recorder.backward(output.loss)
+    except (RuntimeError, NotImplementedError) as error:
+        raise UserError(
+            "memory cannot be estimated: this objective's step depends on the values of its images",
+            where="objective.kind", got=kind.kind, hint=str(error).splitlines()[0],
+        ) from error  # fmt: skip
+    return recorder.kept()
+
+
+def _batches(
+    kind: ObjectiveConfig, architecture: ModelConfig, shapes: Sequence[Shape], samples: int
+) -> dict[str, Batch]:
+    """Batches without values: every view of each sample, and its annotation."""
+    task, batches = TASKS[kind.task or "classification"], dict[str, Batch]()
+    with torch.device("meta"):
+        for name, ratio, sizes, labeled in shapes:
+            count = ratio * samples
+            views = [
+                View(torch.empty(count, architecture.in_channels, *size), torch.empty(count, 3, 3)) for size in sizes
+            ]
+            targets = {"label": task.blank_targets(count, architecture.num_classes)} if labeled else {}
+            batches[name] = Batch(tuple(views), targets, torch.empty(count, dtype=torch.long))
+    return batches
+
+
+def _state_values(objective: Objective, config: OptimConfig) -> int:
+    """Float32 values that the optimizer keeps: Adam two for each trained one, momentum one; Muon one of the matrices
+    that it moves."""
+    groups = parameter_groups(objective, 0.0, muon=config.name == "muon")
+    adam = config.name in ("adamw", "adam", "muon")
+    each = [1 if group["parts"] else 2 if adam else int(config.momentum != 0) for group in groups]
+    return sum(values * sum(p.numel() for p in group["params"]) for values, group in zip(each, groups, strict=True))
+
+
+def checkpointed_blocks(config: RunConfig, architecture: ModelConfig) -> int:
     """train.checkpointing as a number; `auto` that no memory= has settled is none. Raises UserError for too many."""
-    asked, total = config.train.checkpointing, count_blocks(architecture)
+    asked, total = config.train.checkpointing, architecture.block_count
     if isinstance(asked, int) and asked > total:
         raise UserError("more blocks than there are", where="train.checkpointing", got=asked, wanted=f"up to {total}")
     return asked if isinstance(asked, int) else total * (asked == "all")
 
 
-def settle_memory(config: RunConfig, architecture: Architecture, device: torch.device, validation: int) -> RunConfig:
+def settle_memory(config: RunConfig, architecture: ModelConfig, device: torch.device, validation: int) -> RunConfig:
     """The configuration with the micro-batch and checkpointing of the plan for `config.memory`, where it is set.
 
     Raises UserError where nothing fits.
@@ -79,7 +166,7 @@ def settle_memory(config: RunConfig, architecture: Architecture, device: torch.d
     free = config.train.checkpointing == "auto"
     choice = choose(job, limit, config.train.micro_batch, None if free else blocks)
     if choice is None:
-        least = choose(job, float("inf"), micro_batches(job)[-1], count_blocks(architecture))
+        least = choose(job, float("inf"), micro_batches(job)[-1], architecture.block_count)
         assert least is not None
         raise UserError(
             "the run does not fit", where="memory", got=show_bytes(limit),
@@ -94,30 +181,34 @@ def _settled(config: RunConfig, micro_batch: int | None, blocks: int) -> RunConf
     return config.model_copy(update={"train": config.train.model_copy(update=update)})
 
 
-def say_memory(config: RunConfig, architecture: Architecture, device: torch.device, validation: int) -> str:
+def say_memory(config: RunConfig, architecture: ModelConfig, device: torch.device, validation: int) -> str:
     """The plan of a settled run in one line."""
     job, micro = make_job(config, architecture, device, validation), config.train.micro_batch or config.train.batch_size
     blocks = checkpointed_blocks(config, architecture)
     needed = show_bytes(sum(predict(job, micro, blocks)))
     updates = -(-job.batch_size // micro)
-    total = count_blocks(architecture)
+    total = architecture.block_count
     return f"about {needed}: {updates} x {micro} images an update, {blocks} of {total} blocks computed twice"
 
 
-def smaller_plan(config: RunConfig, architecture: Architecture, device: torch.device, validation: int) -> str:
+def smaller_plan(config: RunConfig, architecture: ModelConfig, device: torch.device, validation: int) -> str:
     """What to set after a run was out of memory: a way that takes three quarters of what this one was to take.
 
-    Without a number where memory is not estimated.
+    Without a number where memory cannot be estimated.
     """
-    if not config.objective.estimates_memory:
-        return "A smaller train.micro_batch or train.checkpointing=all takes less memory."
-    job = make_job(config, architecture, device, validation)
     micro, blocks = config.train.micro_batch or config.train.batch_size, checkpointed_blocks(config, architecture)
-    limit = 0.75 * sum(predict(job, micro, blocks))
+    try:
+        job = make_job(config, architecture, device, validation)
+        limit = 0.75 * sum(predict(job, micro, blocks))
+    except UserError:
+        return "A smaller train.micro_batch or train.checkpointing=all takes less memory."
     found = choose(job, limit)
     if found is None:
         return "No smaller micro-batch helps: the model itself is too large for this memory."
-    return f"About {show_bytes(found.memory_bytes)} and the same result: {shown(found)}"
+    same = (
+        "and the same result" if job.adds_up else "(each micro-batch is normalized alone, so results differ a little)"
+    )
+    return f"About {show_bytes(found.memory_bytes)} {same}: {shown(found)}"
 
 
 def shown(choice: Choice) -> str:

@@ -8,21 +8,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Strict, model_validator
 
 from vitral.config import Config, Count, Pair
-from vitral.data.config import SourceConfig, ValueRange
+from vitral.data.config import DataSource, ValueRange
 from vitral.efficient.config import KeepConfig, MergeConfig
 from vitral.evaluate.config import Evaluators, FewshotConfig, KnnConfig, LinearConfig
 from vitral.export.config import ExportOptions
 from vitral.interpret.config import GradientsConfig
 from vitral.serve.config import ServeConfig
-
-
-class EvalData(SourceConfig):
-    """Which images to measure on; without a path, those of the training run."""
-
-    path: str | None = Field(
-        default=None, description="labeled images; `data=X` is short for data.path=X; null: those of the training run"
-    )
-
 
 _MAX_PIXELS = Field(
     default=None,
@@ -92,7 +83,7 @@ def check_ray(engine: str, keys: set[str]) -> None:
 class EvalOptions(EngineUse):
     """Keys of `vitral eval`."""
 
-    data: EvalData = EvalData()
+    data: DataSource = DataSource()
     split: Literal["auto", "train", "val", "test"] = Field(
         default="auto", description="images to measure on; auto: test, else val, else all images"
     )
@@ -102,6 +93,9 @@ class EvalOptions(EngineUse):
     )
     min_map: float | None = Field(
         default=None, ge=0, le=1, description="multi-label: smallest allowed mAP, as a share, else exit code 3"
+    )
+    max_mae: float | None = Field(
+        default=None, ge=0, description="regression: exit code 3 if the mean absolute error, in units, is above"
     )
     eval: Evaluators = Field(
         default_factory=dict,
@@ -131,7 +125,7 @@ class ProbeOptions(ModelUse):
     kind: Literal["knn", "linear", "fewshot"] = Field(
         default="knn", description="type of probe: k nearest neighbors, a linear classifier, or few-shot least squares"
     )
-    data: EvalData = EvalData()
+    data: DataSource = DataSource()
     split: Literal["auto", "val", "test"] = Field(default="auto", description="images to measure on; auto: test or val")
     features: Literal["pooled", "cls", "avg", "cls_avg"] = Field(
         default="pooled",
@@ -157,7 +151,7 @@ class ProbeOptions(ModelUse):
 class EmbedOptions(ModelUse):
     """Keys of `vitral embed`."""
 
-    data: EvalData = EvalData()
+    data: DataSource = DataSource()
     split: Literal["all", "train", "val", "test"] = Field(default="all", description="images of the data set to embed")
     features: Literal["pooled", "cls", "avg", "cls_avg", "patches"] = Field(
         default="pooled",
@@ -249,7 +243,7 @@ class ExplainOptions(ModelUse):
         default=None, alias="class", description="name or index of the class to explain; null: the predicted class"
     )
     gradients: GradientsConfig = GradientsConfig()
-    data: EvalData = EvalData()
+    data: DataSource = DataSource()
     split: Literal["auto", "train", "val", "test"] = Field(
         default="auto", description="images of the data set to use; auto: test, else val, else train"
     )
@@ -273,7 +267,7 @@ class ExplainOptions(ModelUse):
 class PruneOptions(Config):
     """Keys of `vitral prune`."""
 
-    data: EvalData = EvalData()
+    data: DataSource = DataSource()
     split: Literal["auto", "train", "val", "test"] = Field(
         default="train", description="images for the importance estimate; auto: test, else val, else all"
     )
@@ -304,23 +298,10 @@ class SummaryOptions(Config):
         return self
 
 
-class ExportData(EvalData):
-    """Which images an export is compared on."""
-
-    path: str | None = Field(
-        default=None, description="images for the comparison; `data=X` is short for data.path=X; null: built-in images"
-    )
-
-    @property
-    def named(self) -> bool:
-        """Whether there are any."""
-        return self.path is not None or self.source != "auto"
-
-
 class ShipOptions(ExportOptions):
     """Keys of `vitral export`."""
 
-    data: ExportData = ExportData()
+    data: DataSource = DataSource()
     split: Literal["auto", "train", "val", "test"] = Field(
         default="auto", description="images of the data set for the comparison; auto: test, else val"
     )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitral.data.config import SourceConfig
+from vitral.data.config import DataSource
 from vitral.data.dataset import Dataset
 from vitral.data.image_spec import ImageSpec
 from vitral.errors import NAMES, UserError, command
@@ -113,7 +113,7 @@ def folder_config(
             "command": again_command(prepared.asked),
             "data": {
                 "name": dataset.name,
-                **config.data.model_dump(mode="json", include=set(SourceConfig.model_fields)),
+                **config.data.model_dump(mode="json", include=set(DataSource.model_fields)),
                 "val_fraction": config.data.val_fraction, "validation": config.data.validation,
                 "fingerprint": dataset.fingerprint,
                 "content": prepared.report.fingerprint if prepared.report else None,

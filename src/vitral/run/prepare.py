@@ -24,17 +24,17 @@ from vitral.data.reading import RandomCrop
 from vitral.data.shots import with_shots
 from vitral.data.unlabeled import with_labels_per_class, with_unlabeled, without_held_out
 from vitral.errors import UserError
-from vitral.models.activations import Precision
-from vitral.models.config import ResNetConfig, ViTConfig, build_config
+from vitral.models.config import ModelConfig
 from vitral.models.create import build_model
-from vitral.models.lora import add_lora
+from vitral.models.measure import Precision
 from vitral.models.model import ImageModel
-from vitral.models.parameters import freeze_encoder, is_pruner
+from vitral.models.parameters import is_pruner
 from vitral.models.presets import PRESETS, changed_name, resolve
+from vitral.models.registry import build_config
 from vitral.predictor import pick_device
 from vitral.run.check import open_checked
 from vitral.run.config import ModelOptions, RunConfig, streams_of
-from vitral.run.memory import checkpointed_blocks, settle_memory
+from vitral.run.memory import checkpointed_blocks, limit_training, settle_memory
 from vitral.structs import STREAM_SPAN
 from vitral.tasks.registry import TASKS
 from vitral.tasks.task import Task
@@ -61,7 +61,7 @@ class Prepared:
     streams: dict[str, StreamConfig]
     stores: dict[str, ImageStore]
     judged: dict[str, ImageStore]
-    architecture: ViTConfig | ResNetConfig
+    architecture: ModelConfig
     name: str
     init: dict[str, Tensor] | None
     report: CheckReport | None
@@ -88,33 +88,14 @@ class Prepared:
         for name, parameter in model.named_parameters():
             if name.split(".")[0] in ("head", "head_dist") and name.endswith("bias") and not config.init_head:
                 torch.nn.init.constant_(parameter, config.model.head_bias)
-        if config.train.freeze == "encoder":
-            freeze_encoder(model)
-        if config.lora.rank is not None:
-            add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets)
-        return model.to(self.device)
+        return limit_training(model, config.train.freeze, config.lora).to(self.device)
 
 
 def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
     """Open the data (unless given), decode what fits in memory, settle every `auto`. Writes nothing."""
     device = pick_device(distributed.own_device(config.device))
     source = load_model(config.init) if config.init else None
-    channels = config.data.channels
-    if source is not None and channels == "auto":
-        channels = source[1].architecture.in_channels
-    report: CheckReport | None = None
-    if dataset is None:
-        data = config.data.model_copy(update={"channels": channels})
-        with distributed.first_of_machine_first():
-            dataset, report = open_checked(
-                config, data, _normalisation(config, source[1] if source else None, channels)
-            )
-    elif config.data.unlabeled is not None:
-        dataset = without_held_out(with_unlabeled(dataset, config.data))
-    if config.data.shots is not None:
-        dataset = with_shots(dataset, config.data.shots, config.seed)
-    if config.data.labels_per_class is not None:
-        dataset = with_labels_per_class(dataset, config.data.labels_per_class, config.seed)
+    dataset, report = _open_data(config, source[1] if source else None, dataset)
     task = task_of(config, dataset)
     # Everything about the architecture that can be wrong is found before images are read.
     name, draft = choose_architecture(config, dataset, source[1] if source else None)
@@ -171,6 +152,25 @@ def task_of(config: RunConfig, dataset: Dataset) -> Task:
     return TASKS[config.objective.task or dataset.task].of(dataset)
 
 
+def _open_data(
+    config: RunConfig, init: FolderConfig | None, dataset: Dataset | None
+) -> tuple[Dataset, CheckReport | None]:
+    """The data of the run, checked unless they are given; of few labels, where that is asked for."""
+    data, report = config.data, None
+    if dataset is None:
+        channels = init.architecture.in_channels if init and data.channels == "auto" else data.channels
+        with distributed.first_of_machine_first():
+            normalisation = _normalisation(config, init, channels)
+            dataset, report = open_checked(config, data.model_copy(update={"channels": channels}), normalisation)
+    elif data.unlabeled is not None:
+        dataset = without_held_out(with_unlabeled(dataset, data))
+    if data.shots is not None:
+        dataset = with_shots(dataset, data.shots, config.seed)
+    if data.labels_per_class is not None:
+        dataset = with_labels_per_class(dataset, data.labels_per_class, config.seed)
+    return dataset, report
+
+
 def _normalisation(
     config: RunConfig, init: FolderConfig | None, channels: int | Literal["auto"]
 ) -> Normalisation | None:
@@ -200,7 +200,6 @@ def open_store(
     *,
     exact: bool,
     crops: tuple[RandomCrop, ...] = (),
-    batch: int = 64,
 ) -> ImageStore:
     """A split at the settled image size."""
     assert isinstance(data.image_size, tuple)
@@ -209,7 +208,7 @@ def open_store(
     fit = ResizeSpec(fit=data.fit, interpolation=data.interpolation, crop_ratio=data.crop_ratio)
     return ImageStore(
         split, data.image_size, fit, exact=exact, workers=_workers(data), cache_mb=data.cache_mb, device=device,
-        batch=batch, crops=crops,
+        crops=crops,
     )  # fmt: skip
 
 
@@ -225,8 +224,7 @@ def _open_stream(
     is_cut = any(view.augment.crop != "none" for view in stream.views)
     uncut = data.model_copy(update={"crop_ratio": 1.0}) if is_cut else data
     crops = _decode_crops(config, split, stream.views, number)
-    batch = stream.batch_size // distributed.world()
-    return open_store(split, uncut, device, exact=False, crops=crops, batch=batch)
+    return open_store(split, uncut, device, exact=False, crops=crops)
 
 
 def _decode_crops(config: RunConfig, split: Split, views: Sequence[ViewConfig], number: int) -> tuple[RandomCrop, ...]:
@@ -256,9 +254,7 @@ def settle_precision(config: RunConfig, device: torch.device) -> Precision:
     return "bfloat16" if device.type == "cuda" else "float32"
 
 
-def choose_architecture(
-    config: RunConfig, dataset: Dataset, init: FolderConfig | None
-) -> tuple[str, ViTConfig | ResNetConfig]:
+def choose_architecture(config: RunConfig, dataset: Dataset, init: FolderConfig | None) -> tuple[str, ModelConfig]:
     """The model's name, with what differs from a preset, and its shape for these data; mean and std are not settled
     yet."""
     size, options = _settle_size(config, dataset, init)
@@ -266,7 +262,7 @@ def choose_architecture(
     base = dict(options, image_size=size, in_channels=dataset.channels, num_classes=outputs)
     name, architecture = _architecture(config, base, init)
     name = changed_name(name, architecture)
-    if config.objective.needs_patches and not isinstance(architecture, ViTConfig):
+    if config.objective.needs_patches and not architecture.has_patches:
         raise UserError(
             f"objective.kind={config.objective.kind} learns from patches", where="model.name", got=name,
             wanted="a Vision Transformer",
@@ -308,14 +304,12 @@ def _auto_patch(*sides: int) -> int:
     return min(fitting, key=lambda patch: abs(math.log(shortest / patch / 8)), default=max(shortest // 8, 2))
 
 
-def _architecture(
-    config: RunConfig, base: dict[str, Any], init: FolderConfig | None
-) -> tuple[str, ViTConfig | ResNetConfig]:
+def _architecture(config: RunConfig, base: dict[str, Any], init: FolderConfig | None) -> tuple[str, ModelConfig]:
     if config.model.name != "auto":
         return config.model.name, resolve(config.model.name, **base)
     assert init is not None
     # A new head sits on the bare representation (section 3.2 of the paper), whatever head init was trained with.
-    bare = {"head": "linear"} if isinstance(init.architecture, ViTConfig) and not config.init_head else {}
+    bare = {} if config.init_head else init.architecture.bare_head
     return init.name, build_config({**init.architecture.model_dump(), **bare, **base, "mean": (), "std": ()})
 
 
@@ -348,7 +342,7 @@ def _pixel_statistics(train: ImageStore) -> tuple[tuple[float, ...], tuple[float
 
 
 def _initial_weights(
-    architecture: ViTConfig | ResNetConfig, source: tuple[ImageModel, FolderConfig], config: RunConfig
+    architecture: ModelConfig, source: tuple[ImageModel, FolderConfig], config: RunConfig
 ) -> dict[str, Tensor]:
     """init's weights at the run's image size, without its head unless that is asked for. UserError where they don't
     fit."""

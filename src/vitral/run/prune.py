@@ -9,8 +9,9 @@ from typing import Any
 from vitral.data.dataset import Split, spaced
 from vitral.efficient.prune_channels import choose_kept, measure_importance, prune
 from vitral.errors import UserError, command
-from vitral.models.flops import count_macs
-from vitral.models.presets import changed_name, count_parameters
+from vitral.models.presets import changed_name
+from vitral.models.registry import token_encoder
+from vitral.models.summary import count_macs, count_parameters
 from vitral.models.vit import VisionTransformer
 from vitral.predictor import load
 from vitral.run.images import image_batches, open_images, split_name
@@ -36,9 +37,11 @@ def prune_model(model: str, options: PruneOptions) -> dict[str, Any]:
     out = free_place(options.out, options.overwrite)
     predictor = load(model, options.device)
     predictor.require_answers()
-    network, folder = predictor.model, predictor.config
-    if not isinstance(network, VisionTransformer):
-        raise UserError("this model has no heads and no MLPs to prune", where=model, got="a ResNet")
+    network, folder = token_encoder(predictor.model), predictor.config
+    if network is None:
+        raise UserError(
+            "this model has no heads and no MLPs to prune", where=model, got=predictor.model.config.description
+        )
     dataset, skipped = open_images(folder, options.data, folder, model)
     name = split_name(dataset, options.split)
     split = _some(predictor.task.match(dataset, dataset.splits[name]), options.images)
@@ -60,7 +63,7 @@ def prune_model(model: str, options: PruneOptions) -> dict[str, Any]:
 
 def _next(folder: FolderConfig, options: PruneOptions, out: Path) -> str:
     """The command that fine-tunes the smaller model, head and all, on the images that it was pruned with."""
-    data = options.data if options.data.path or options.data.source != "auto" else folder.provenance.get("data", {})
+    data = options.data if options.data.named else folder.provenance.get("data", {})
     get = data.get if isinstance(data, dict) else partial(getattr, data)
     words = ["vitral", "train", "finetune", f"init={out}", "init_head=true", "objective.head_first=0"]
     words.append(f"data={get('path') or ('digits' if get('source') == 'digits' else 'PHOTOS')}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 from vitral.errors import UserError
 from vitral.objectives.config import ViewedConfig
@@ -27,6 +27,6 @@ def register_objective(config: type[ViewedConfig], objective: type[Objective]) -
     if names[0] in OBJECTIVES:
         raise UserError("an objective of this kind exists", where=config.__name__, got=names[0])
     OBJECTIVES[names[0]] = objective
-    known = RunConfig.model_fields["objective"]
-    known.annotation = known.annotation | config  # pyright: ignore[reportOperatorIssue, reportOptionalOperand]
+    known: Any = RunConfig.model_fields["objective"]
+    known.annotation = known.annotation | config
     RunConfig.model_rebuild(force=True)

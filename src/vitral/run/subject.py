@@ -50,7 +50,7 @@ class EvalData:
         if (split, most) not in self._opened:
             few = part if most is None else part.subset(spaced(len(part), most))
             data, device = self.prepared.config.data, self.prepared.device
-            self._opened[split, most] = open_store(few, data, device, exact=True, batch=EVAL_BATCH)
+            self._opened[split, most] = open_store(few, data, device, exact=True)
         return self._opened[split, most]
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 from vitral.errors import UserError, taken
-from vitral.models.activations import Precision, kept_activations
-from vitral.models.config import ViTConfig, build_config
-from vitral.models.flops import count_macs
-from vitral.models.presets import PRESETS, count_parameters, resolve
-from vitral.models.walk import formula, walk
-from vitral.run.memory import Architecture
+from vitral.models.config import ModelConfig
+from vitral.models.measure import Precision
+from vitral.models.presets import PRESETS, resolve
+from vitral.models.registry import build_config
+from vitral.models.summary import count_macs, count_parameters, forward_bytes, kept_activations
+from vitral.models.summary import summarize as stages_of
 from vitral.run.options import SummaryOptions
-from vitral.training.plan import Job, forward_bytes, predict
+from vitral.training.plan import model_job, predict
 from vitral.weights.find import model_config
 from vitral.whole import whole_file
 
@@ -28,21 +29,21 @@ def summarize(name: str, options: SummaryOptions) -> dict[str, Any]:
     precision = options.precision
     grown = {
         "sizes": [_grown(architecture, {"image_size": size}, precision) for size in _sizes(architecture)],
-        **({key: _series(architecture, key, precision) for key in ("patch_size", "depth")}
-           if isinstance(architecture, ViTConfig) else {}),
+        **{key: _series(architecture, key, precision) for key in ("patch_size", "depth")
+           if key in type(architecture).model_fields},
     }  # fmt: skip
     if target is not None:
         from vitral.report.growth import growth_plot
 
         with whole_file(target) as partial:
             partial.write_bytes(growth_plot(grown))
-    count = count_parameters(architecture)
-    parts = predict(Job(architecture, count, count, 1, precision), 1)  # AdamW, no average
+    parts = predict(model_job(architecture, 1, precision), 1)  # AdamW, no average
     return {
         **compute(architecture), "memory_bytes": sum(parts), "precision": precision, "parts": parts._asdict(),
         "image_size": list(architecture.image_size), **grown,
-        "walk": [{"stage": stage.name, "shape": list(stage.shape)} for stage in walk(architecture)],
-        **({"formula": formula(architecture)} if isinstance(architecture, ViTConfig) else {}),
+        "walk": [{"stage": row.name, "shape": list(row.shape)} for row in stages_of(architecture)
+                 if row.shape and not re.search(r"\.[1-9]\d*\.", row.name)],  # the inside of the first block alone
+        **({"formula": architecture.block_formula} if architecture.block_formula else {}),
     }  # fmt: skip
 
 
@@ -60,14 +61,16 @@ def _picture(options: SummaryOptions) -> Path | None:
     return path
 
 
-def _sizes(architecture: Architecture) -> list[tuple[int, ...]]:
+def _sizes(architecture: ModelConfig) -> list[tuple[int, ...]]:
     factors = (0.5, 1.0, 1.5, 2.0)
     return [tuple(_multiple(side * factor, architecture) for side in architecture.image_size) for factor in factors]
 
 
-def _series(architecture: ViTConfig, key: Literal["patch_size", "depth"], precision: Precision) -> list[dict[str, Any]]:
+def _series(
+    architecture: ModelConfig, key: Literal["patch_size", "depth"], precision: Precision
+) -> list[dict[str, Any]]:
     """Half, once, one and a half times and twice the model's own value, as far as such a model can be."""
-    own = architecture.patch_size if key == "patch_size" else architecture.depth
+    own = architecture.model_dump()[key]
     rows: list[dict[str, Any]] = []
     for value in dict.fromkeys(max(1, round(own * factor)) for factor in (0.5, 1, 1.5, 2)):
         try:
@@ -77,23 +80,23 @@ def _series(architecture: ViTConfig, key: Literal["patch_size", "depth"], precis
     return rows
 
 
-def _grown(architecture: Architecture, changes: dict[str, Any], precision: Precision) -> dict[str, Any]:
+def _grown(architecture: ModelConfig, changes: dict[str, Any], precision: Precision) -> dict[str, Any]:
     """Parameters, compute and memory per image of the architecture with changes."""
     other = build_config({**architecture.model_dump(), **changes}, where="summary")
     kept = kept_activations(other, 1, precision)
     return {
         "image_size": list(other.image_size), "parameters": count_parameters(other),
         "macs": sum(count_macs(other).values()), "forward_bytes": forward_bytes(other, 1),
-        "training_bytes": kept.total() + kept.workspace,
+        "training_bytes": kept.total() + kept.passing,
     }  # fmt: skip
 
 
-def _multiple(side: float, architecture: Architecture) -> int:
-    step = architecture.patch_size if isinstance(architecture, ViTConfig) else 1
+def _multiple(side: float, architecture: ModelConfig) -> int:
+    step = architecture.stride if architecture.has_patches else 1
     return max(round(side / step), 1) * step
 
 
-def compute(architecture: Architecture) -> dict[str, Any]:
+def compute(architecture: ModelConfig) -> dict[str, Any]:
     """Parameters and multiply-accumulates per forward image: in all, by part, and with all tokens in the last block."""
     parts = {name: count for name, count in count_macs(architecture).items() if count}
     macs = sum(parts.values())

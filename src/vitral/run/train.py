@@ -19,9 +19,8 @@ from vitral.data.loader import StreamLoader, TrainLoader
 from vitral.data.sampling import class_shares
 from vitral.errors import Interrupted, RunFailed, UserError, command, plural
 from vitral.evaluate.metric import Metric
-from vitral.models.config import ViTConfig
-from vitral.models.flops import count_macs
 from vitral.models.model import ImageModel
+from vitral.models.summary import count_macs
 from vitral.objectives.balance import NO_BALANCE, ClassBalance, class_balance, needs_balance
 from vitral.objectives.objective import Objective, Setting
 from vitral.objectives.table import OBJECTIVES
@@ -218,8 +217,7 @@ def assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
     objective = OBJECTIVES[config.objective.kind](prepared.build, config.objective, setting).to(prepared.device)
     own = config.train.batch_size // distributed.world()
     micro = min(config.train.micro_batch or own, own)
-    architecture = prepared.architecture
-    drop_path = architecture.drop_path if isinstance(architecture, ViTConfig) else 0.0
+    drop_path = prepared.architecture.dropped_samples
     if drop_path and round(micro * (1 - drop_path)) == micro:
         raise UserError(
             "has no effect: no whole sample of a micro-batch is dropped",
@@ -307,11 +305,9 @@ def _say_start(prepared: Prepared, objective: Objective, steps: int, folder: Pat
         width,
         prepared.dataset.channels,
     )
-    a = prepared.architecture
-    cells = f"patch {a.patch_size}" if isinstance(a, ViTConfig) else f"stride {a.stride}"
     trained = sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad)
     part = f", {trained:,} of them trained" if trained != count else ""
-    log.info("model: %s, %s, %s parameters%s", prepared.name, cells, f"{count:,}", part)
+    log.info("model: %s, %s, %s parameters%s", prepared.name, prepared.architecture.cells, f"{count:,}", part)
     if config.memory is not None:
         said = say_memory(config, prepared.architecture, prepared.device, EVAL_BATCH)
         log.info("memory: %s (limit: %s)", said, config.memory)
@@ -320,10 +316,9 @@ def _say_start(prepared: Prepared, objective: Objective, steps: int, folder: Pat
     log.info(
         "run: %s of %s on %s, %s, into %s",
         plural(steps, "step"),
-        " and ".join(
-            plural(stream.batch_size, "image") if len(prepared.streams) == 1 else f"{stream.batch_size} {name}"
-            for name, stream in prepared.streams.items()
-        ),
+        " and ".join(f"{stream.batch_size} {name}" for name, stream in prepared.streams.items()) + " images"
+        if len(prepared.streams) > 1
+        else plural(config.train.batch_size, "image"),
         prepared.device,
         config.precision,
         folder,

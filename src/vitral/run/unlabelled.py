@@ -12,8 +12,8 @@ from vitral.config import build, load_yaml
 from vitral.data.dataset import spaced
 from vitral.data.loader import ImageStore
 from vitral.errors import UserError
-from vitral.models.config import build_config
 from vitral.models.create import build_model
+from vitral.models.registry import build_config
 from vitral.objectives.objective import Objective, Setting
 from vitral.objectives.table import OBJECTIVES
 from vitral.run.config import RunConfig

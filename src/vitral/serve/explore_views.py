@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vitral.data.decode import MODES
+from vitral.data.channels import MODES
 from vitral.data.resize import fit_image
 from vitral.efficient.merge import TokenMerging
 from vitral.errors import UserError
@@ -30,6 +30,7 @@ from vitral.interpret.patches import patch_norms, patch_similarity
 from vitral.interpret.rollout import Fuse, roll
 from vitral.interpret.tokens import default_token, patch_of, require_transformer, token_names, token_rows
 from vitral.models.reduction import TokenReduction, reduced_by
+from vitral.models.registry import token_encoder
 from vitral.models.vit import VisionTransformer
 from vitral.predictor import Predictor
 from vitral.serve.decoding import Prepared
@@ -71,11 +72,11 @@ def _views(predictor: Predictor) -> tuple[list[str], dict[str, str]]:
             "This is an export, one closed function from image to classes. The model folder that it was made from "
             "shows what is inside."
         )
-    elif not isinstance(predictor.model, VisionTransformer):
+    elif (encoder := token_encoder(predictor.model)) is None:
         why["attention"] = "This is a convolutional network: it has neither patches nor attention."
     else:
         can += ["attention", *(["lens"] if predictor.task.has_classes else [])]
-        if predictor.model.config.positions == "relative":
+        if encoder.config.positions == "relative":
             why["merge"] = "Positions are relative: their table has no offset for a merged place."
         else:
             can.append("merge")

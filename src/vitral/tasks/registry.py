@@ -3,6 +3,7 @@
 from vitral.tasks.classification import Classification
 from vitral.tasks.features import Features
 from vitral.tasks.multilabel import Multilabel
+from vitral.tasks.regression import Regression
 from vitral.tasks.task import Task
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification, Multilabel, Features)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification, Multilabel, Features, Regression)}

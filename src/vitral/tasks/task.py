@@ -156,6 +156,13 @@ class Task(ABC):
         """The split with targets as the loss takes them, in place of its annotations. The same by default."""
         return split
 
+    @classmethod
+    def blank_targets(cls, count: int, outputs: int) -> Tensor:
+        """Targets of so many samples, of the type and shape that a batch has, without values."""
+        import torch
+
+        return torch.empty(count, dtype=torch.long)
+
     def match(self, dataset: Dataset, split: Split) -> Split:
         """The split with annotations in the order of `labels`. Raises UserError where the data are not for the task."""
         if dataset.task != self.name:

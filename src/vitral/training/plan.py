@@ -1,6 +1,6 @@
 """How much memory a run takes, before anything runs, and which micro-batch and checkpointing fit into a limit.
 
-docs/memory.md has the formula. It is of one process and its own allocations: a CUDA context, a decoder's buffers and
+docs/memory.md explains the parts. It is of one process and its own allocations: a CUDA context, a decoder's buffers and
 images that are kept decoded come on top.
 """
 
@@ -9,16 +9,17 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from vitral.models.activations import Kept, Precision, kept_activations
-from vitral.models.config import ResNetConfig, ViTConfig
-from vitral.models.flops import total_tokens
+from vitral.models.config import ModelConfig
+from vitral.models.measure import Device, Kept, Precision
+from vitral.models.summary import count_parameters, forward_bytes, kept_activations
 
 CPU_SHARE = 0.8  # of the available memory that memory=auto takes: the rest of the machine works too
 _UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
@@ -26,20 +27,55 @@ _UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**
 
 @dataclass(frozen=True)
 class Job:
-    """What decides a run's memory. trained: parameters that take gradients; encoder_trained: whether gradients pass
-    through the encoder. state: values that the optimizer keeps for each trained one. validation: images judged at once.
+    """What decides a run's memory.
+
+    architecture: the model that learns. parameters: all that the objective holds (heads, decoder, teacher), trained:
+    those that take gradients. kept: what a step on so many samples keeps. sample_bytes: one sample's images, as loaded
+    and in all views. optimizer, average: float32 values in the optimizer's state and in the moving average. validation:
+    images evaluated at once. adds_up: whether micro-batches give the result of the whole batch.
     """
 
-    architecture: ViTConfig | ResNetConfig
+    architecture: ModelConfig
     parameters: int
     trained: int
     batch_size: int
+    kept: Callable[[int], Kept]
+    sample_bytes: int
     precision: Precision = "float32"
-    state: int = 2
-    ema: bool = False
-    encoder_trained: bool = True
+    optimizer: int = 0
+    average: int = 0
     validation: int = 0
-    device: Literal["cpu", "cuda"] = "cpu"
+    adds_up: bool = True
+
+
+def model_job(
+    architecture: ModelConfig, batch_size: int, precision: Precision = "float32", *, device: Device = "cpu",
+    state: int = 2, ema: bool = False, validation: int = 0,
+) -> Job:  # fmt: skip
+    """Return the job of training a whole model on labels. state: values that the optimizer keeps for each parameter."""
+    count = count_parameters(architecture)
+    measure = partial(kept_activations, architecture, precision=precision, device=device)
+    pixels = architecture.in_channels * architecture.image_size[0] * architecture.image_size[1]
+    return Job(
+        architecture, count, count, batch_size, interpolated(measure, batch_size), 8 * pixels, precision,
+        state * count, count * ema, validation,
+    )  # fmt: skip
+
+
+def interpolated(measure: Callable[[int], Kept], largest: int) -> Callable[[int], Kept]:
+    """Return what is kept of any number of samples up to `largest`, from two measurements at most: it is linear in the
+    samples, up to the rounding of drop-path."""
+    small = max(largest // 2, min(largest, 2))
+
+    def kept(samples: int) -> Kept:
+        high = measure(largest)
+        if samples == largest:
+            return high
+        if small == largest:
+            return high.nothing().between(high, samples / largest)
+        return measure(small).between(high, (samples - small) / (largest - small))
+
+    return kept
 
 
 class Parts(NamedTuple):
@@ -63,32 +99,39 @@ class Choice(NamedTuple):
     memory_bytes: int
 
 
-def count_blocks(architecture: ViTConfig | ResNetConfig) -> int:
-    """Blocks that can be checkpointed."""
-    return architecture.depth if isinstance(architecture, ViTConfig) else sum(architecture.blocks)
-
-
 def predict(job: Job, micro_batch: int, checkpointing: int = 0) -> Parts:
-    """The peak of a run: in a backward pass, in the optimizer's step or in a validation."""
+    """The peak of a run: in a forward or a backward pass, in the optimizer's step or in a validation."""
     a, low = job.architecture, job.precision == "bfloat16_params"
-    pixels = a.in_channels * a.image_size[0] * a.image_size[1]
-    weights = job.parameters * (6 if low else 4)
     lasting = {
-        "weights": weights, "optimizer": 4 * job.state * job.trained, "average": 4 * job.parameters * job.ema,
+        "weights": job.parameters * (6 if low else 4), "optimizer": 4 * job.optimizer, "average": 4 * job.average,
     }  # fmt: skip
-    images = 8 * pixels * job.batch_size  # in float32, as loaded and as augmented
+    images = job.sample_bytes * job.batch_size
     summed = 4 * job.trained * (micro_batch < job.batch_size) * low  # of earlier micro-batches, beside the copy's own
     arriving = job.trained * (2 if low else 4)
     moments = [Parts(gradients=4 * job.trained, images=images, activations=0, workspace=0, **lasting)]
-    kept = kept_activations(a, micro_batch, job.precision, job.device)
-    for activations, done in _backward(kept, checkpointing if job.encoder_trained else 0):
-        gradients = summed + (arriving if micro_batch < job.batch_size else round(arriving * done))
-        activations = activations if job.encoder_trained else kept.head
-        moments.append(
-            Parts(gradients=gradients, images=images, activations=activations, workspace=kept.workspace, **lasting)
+    kept = job.kept(micro_batch)
+    waiting = summed + arriving * (micro_batch < job.batch_size)
+    passing = kept.peak - kept.total()
+    moments.append(
+        Parts(
+            gradients=waiting,
+            images=images,
+            activations=kept.total(checkpointing),
+            workspace=max(passing, 0),
+            **lasting,
         )
-    judged = forward_bytes(a, job.validation)
-    moments.append(Parts(gradients=0, images=4 * pixels * job.validation, activations=0, workspace=judged, **lasting))
+    )
+    for activations, done in _backward(kept, checkpointing):
+        gradients = summed + (arriving if micro_batch < job.batch_size else round(arriving * done))
+        moments.append(
+            Parts(gradients=gradients, images=images, activations=activations, workspace=kept.passing, **lasting)
+        )
+    if job.validation:
+        evaluated = forward_bytes(a, job.validation)
+        pixels = a.in_channels * a.image_size[0] * a.image_size[1]
+        moments.append(
+            Parts(gradients=0, images=4 * pixels * job.validation, activations=0, workspace=evaluated, **lasting)
+        )
     return max(moments, key=sum)
 
 
@@ -102,27 +145,17 @@ def _backward(kept: Kept, checkpointing: int) -> Iterator[tuple[int, float]]:
         yield kept.stem + inputs + alive, (count - 1 - j) / count
 
 
-def forward_bytes(architecture: ViTConfig | ResNetConfig, samples: int) -> int:
-    """The largest moment of a forward pass in float32 that keeps nothing: inside a block's MLP, or its attention."""
-    a = architecture
-    if isinstance(a, ViTConfig):
-        gates = 2 if a.mlp == "swiglu" else 1
-        inner = max((gates + 1) * max(a.mlp_dims_of_blocks), 4 * max(a.heads_of_blocks) * (a.width // a.heads))
-        return 4 * samples * total_tokens(a) * (2 * a.width + inner)
-    return 3 * kept_activations(a, samples, "float32").workspace // 2 if samples else 0
-
-
 def choose(job: Job, limit: float, micro_batch: int | None = None, checkpointing: int | None = None) -> Choice | None:
     """The way through a batch that fits into `limit` bytes with the fewest blocks computed twice, and of those the
     largest micro-batch; None if nothing fits. What is given stays.
 
     A batch norm's statistics are of a micro-batch, so there the micro-batch stays whole as long as it can.
     """
-    total = count_blocks(job.architecture)
+    total = job.architecture.block_count
     blocks = range(total + 1) if checkpointing is None else [checkpointing]
     sizes = micro_batches(job) if micro_batch is None else [micro_batch]
     ways = [(size, again) for again in blocks for size in sizes]
-    if isinstance(job.architecture, ResNetConfig) and job.architecture.norm == "batch":
+    if job.architecture.uses_batch_statistics:
         ways = [(size, again) for size in sizes for again in blocks]
     return next((found for way in ways if (found := _choice(job, *way)).memory_bytes <= limit), None)
 
@@ -130,7 +163,7 @@ def choose(job: Job, limit: float, micro_batch: int | None = None, checkpointing
 def alternatives(job: Job, limit: float) -> list[Choice]:
     """For none, a quarter, half, three quarters and all of the blocks computed twice: the largest micro-batch that
     fits, and where none does the smallest."""
-    total = count_blocks(job.architecture)
+    total = job.architecture.block_count
     counts = sorted({round(total * quarter / 4) for quarter in range(5)})
     return [choose(job, limit, None, count) or _choice(job, micro_batches(job)[-1], count) for count in counts]
 
@@ -143,7 +176,7 @@ def _choice(job: Job, micro_batch: int, checkpointing: int) -> Choice:
 def micro_batches(job: Job) -> list[int]:
     """Sizes into which the batch can be cut evenly, up to a shorter last one, the largest first; drop-path has to leave
     out one whole sample at least."""
-    rate = job.architecture.drop_path if isinstance(job.architecture, ViTConfig) else 0.0
+    rate = job.architecture.dropped_samples
     sizes = {math.ceil(job.batch_size / count) for count in range(1, job.batch_size + 1)}
     useful = [size for size in sizes if not rate or round(size * (1 - rate)) != size]
     return sorted(useful or [job.batch_size], reverse=True)

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from vitral.errors import UserError
-from vitral.models.config import ViTConfig
 from vitral.models.presets import PRESETS, resolve
+from vitral.models.registry import token_config
 from vitral.weights.image_processor import hf_looks, numbers, refuse
 from vitral.weights.reading import Source
 
@@ -138,10 +138,8 @@ def _timm_facts(config: Mapping[str, Any], where: str) -> Fields:
         facts["gelu"] = _GELU[arguments["act_layer"]]
     elif _TIMM_TANH.match(architecture):
         facts["gelu"] = "tanh"
-    preset = PRESETS.get(architecture)
-    if preset is not None and preset.get("family") != "resnet":
-        known = resolve(architecture)
-        assert isinstance(known, ViTConfig)
+    known = token_config(resolve(architecture)) if architecture in PRESETS else None
+    if known is not None:
         facts |= {"heads": known.heads, "norm_eps": known.norm_eps}
     names = {
         "num_heads": "heads", "img_size": "image_size", "init_values": "layer_scale", "rope_temperature": "rope_theta",

@@ -12,8 +12,8 @@ from vitral import markdown
 from vitral.config import parse_yaml
 from vitral.errors import UserError, shown
 from vitral.evaluate.metric import Metric
-from vitral.models.config import ViTConfig
-from vitral.models.presets import count_parameters
+from vitral.models.registry import FAMILIES
+from vitral.models.summary import count_parameters
 from vitral.weights.folder import FolderConfig
 
 _SHOWN = 20  # classes by name
@@ -33,7 +33,7 @@ def model_card(config: FolderConfig, notes: Sequence[str] = ()) -> str:
 
 def header_of(config: FolderConfig) -> dict[str, Any]:
     """The YAML header. It names no license: that is for the owners of the weights and of the images to say."""
-    tags = ["vision-transformer" if isinstance(config.architecture, ViTConfig) else "resnet"]
+    tags = [FAMILIES[config.architecture.family].tag]
     task = config.make_task().hub_type
     tags += config.make_task().tags
     if _objective(config) != "supervised":
@@ -75,7 +75,7 @@ def _yaml(tree: dict[str, Any]) -> str:
 
 def _title(config: FolderConfig) -> str:
     a, classes, task = config.architecture, config.classes, config.make_task()
-    kind = "Vision Transformer" if isinstance(a, ViTConfig) else "residual network"
+    kind = FAMILIES[a.family].title
     height, width = config.preprocessing.image_size
     images = f"{height} x {width} pixels, {_CHANNELS[config.preprocessing.channels]}"
     body = f"A {kind} ({markdown.code(config.name)}, {count_parameters(a):,} parameters) for images of {images}"

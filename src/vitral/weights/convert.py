@@ -15,16 +15,16 @@ from torch import Tensor
 from vitral.config import build
 from vitral.data.image_spec import ImageSpec, ResizeSpec
 from vitral.errors import UserError
-from vitral.models.config import ResNetConfig, ViTConfig, build_config
+from vitral.models.config import ModelConfig
 from vitral.models.create import build_model
 from vitral.models.model import ImageModel
+from vitral.models.registry import build_config, infer
 from vitral.tasks.class_names import LISTS, distinct_names, imagenet_names, numbered_names, renamed_classes
 from vitral.weights.beside import Beside, read_beside
 from vitral.weights.config import ReadOptions
 from vitral.weights.folder import FolderConfig, resized
 from vitral.weights.formats import FORMATS, Format, closest_format, find_format
 from vitral.weights.google import unstack
-from vitral.weights.infer import infer
 from vitral.weights.keymap import Map, load_map, translate
 from vitral.weights.reading import Source, by_known_names, read
 
@@ -41,7 +41,7 @@ class Understood(NamedTuple):
     source: Source
     format: Format
     tensors: dict[str, Tensor]
-    architecture: ViTConfig | ResNetConfig
+    architecture: ModelConfig
     unexpected: list[str]
     dropped: list[str]
     ignored: list[str]
@@ -227,15 +227,9 @@ def _check(found: Understood, options: ReadOptions) -> None:
     raise UserError(
         "these weights do not fit the architecture that they seem to be of", where=found.source.where,
         got="; ".join(f"{len(names)} {what} ({_listed(names)})" for what, names in wrong.items()),
-        wanted=f"{_shape(found.architecture)}, as {found.format.what}",
+        wanted=f"{found.architecture.description}, as {found.format.what}",
         hint=f"{hint}ignore=PATTERN declares names; vitral weights inspect shows all.",
     )  # fmt: skip
-
-
-def _shape(architecture: ViTConfig | ResNetConfig) -> str:
-    if isinstance(architecture, ResNetConfig):
-        return f"a ResNet of {architecture.blocks} blocks"
-    return f"a Vision Transformer of width {architecture.width}, depth {architecture.depth}"
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -17,11 +17,13 @@ from vitral.config import Config, build
 from vitral.data.image_spec import ImageSpec
 from vitral.errors import UserError, command, nearest, taken
 from vitral.files import JSON_BYTES, CannotOpen, parse_json, read_json, read_text
-from vitral.models.config import AnyModelConfig, ViTConfig, build_config
+from vitral.models.config import ModelConfig
 from vitral.models.create import build_model
 from vitral.models.model import ImageModel
 from vitral.models.position import Resize
-from vitral.models.presets import PRESETS, count_parameters
+from vitral.models.presets import PRESETS
+from vitral.models.registry import AnyModelConfig, build_config
+from vitral.models.summary import count_parameters
 from vitral.tasks.class_names import distinct_names
 from vitral.tasks.registry import TASKS
 from vitral.tasks.task import Task
@@ -197,7 +199,7 @@ def resized(
     """The same model for images of another size, and its config; see `load_folder`."""
     asked: dict[str, Any] = {"image_size": image_size}
     if position_resize is not None:
-        if not isinstance(config.architecture, ViTConfig):
+        if not config.architecture.has_patches:
             raise UserError("this model has no positions", where="position_resize", got=position_resize)
         asked["position_resize"] = position_resize
     architecture = build_config({**config.architecture.model_dump(), **asked}, where=where)
@@ -260,14 +262,13 @@ def _read_config(path: Path, *, verify: bool) -> tuple[FolderConfig, dict[str, s
     return config, digests
 
 
-def refuse_larger(architecture: AnyModelConfig, shapes: Mapping[str, Sequence[int]], where: str) -> None:
+def refuse_larger(architecture: ModelConfig, shapes: Mapping[str, Sequence[int]], where: str) -> None:
     """Raise UserError for an architecture far larger than these tensors, before it is built.
 
     Every block has tensors of its own, and every parameter is in the file. What is at most twice as large is cheap to
     build, and `check_match` then names what is missing.
     """
-    is_vit = isinstance(architecture, ViTConfig)
-    blocks = architecture.depth + sum(architecture.stem_blocks or ()) if is_vit else sum(architecture.blocks)
+    blocks = architecture.block_count + architecture.stem_block_count
     there = sum(math.prod(shape) for shape in shapes.values())
     if blocks > len(shapes):
         raise UserError(

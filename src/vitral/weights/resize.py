@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitral.errors import UserError
-from vitral.models.config import ResNetConfig, ViTConfig
+from vitral.models.config import ModelConfig, ViTConfig
 from vitral.models.parameters import is_head
 from vitral.models.position import interpolate_positions, resize_offsets, resize_table, sincos_table
+from vitral.models.registry import token_config
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, how images are read as grey
 
@@ -22,9 +23,7 @@ def without_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if not is_head(name)}
 
 
-def adapt(
-    state: dict[str, Tensor], old: ViTConfig | ResNetConfig, new: ViTConfig | ResNetConfig
-) -> tuple[dict[str, Tensor], list[str]]:
+def adapt(state: dict[str, Tensor], old: ModelConfig, new: ModelConfig) -> tuple[dict[str, Tensor], list[str]]:
     """The weights of an `old` model for a `new` one that takes other images, and a line on each change.
 
     Positions are interpolated to the new grid (arXiv 2010.11929, section 3.2), by what `new.position_resize` says;
@@ -34,23 +33,11 @@ def adapt(
     does not change comes back as it is. Raises UserError where other channels or patches meet a convolutional stem.
     """
     state, notes = dict(state), list[str]()
-    if isinstance(old, ViTConfig) and isinstance(new, ViTConfig):
-        notes += _learn_positions(state, old, new) + _move_norm(state, old, new)
-        if old.grid != new.grid and new.positions == old.positions:
-            _resize_positions(state, old, new)
-            if new.positions != "none":
-                notes.append(f"positions brought from a grid of {_by(old.grid)} to {_by(new.grid)} patches")
-        if old.patch_size != new.patch_size and old.stem_blocks is not None:
-            raise UserError(
-                "a convolutional stem keeps its patches", where="model.patch_size", got=new.patch_size,
-                wanted=old.patch_size,
-            )  # fmt: skip
-        if old.patch_size != new.patch_size:
-            name = "patch_embed.proj.weight"
-            state[name] = resize_patches(state[name], new.patch_size)
-            notes.append(f"patches resampled from {old.patch_size} to {new.patch_size} pixels a side")
+    mine, theirs = token_config(old), token_config(new)
+    if mine is not None and theirs is not None:
+        notes += _adapt_tokens(state, mine, theirs)
     if old.in_channels != new.in_channels:
-        if isinstance(old, ResNetConfig) or old.stem_blocks is not None:
+        if old.has_convolutional_stem:
             raise UserError(
                 "a convolutional stem keeps its channels: its weights are standardised, which undoes any scale",
                 where="data.channels", got=new.in_channels, wanted=old.in_channels,
@@ -58,6 +45,24 @@ def adapt(
         _exchange_channels(state, old, new)
         notes.append(f"channels exchanged from {old.in_channels} to {new.in_channels}")
     return state, notes
+
+
+def _adapt_tokens(state: dict[str, Tensor], old: ViTConfig, new: ViTConfig) -> list[str]:
+    notes = _learn_positions(state, old, new) + _move_norm(state, old, new)
+    if old.grid != new.grid and new.positions == old.positions:
+        _resize_positions(state, old, new)
+        if new.positions != "none":
+            notes.append(f"positions brought from a grid of {_by(old.grid)} to {_by(new.grid)} patches")
+    if old.patch_size != new.patch_size:
+        if old.has_convolutional_stem:
+            raise UserError(
+                "a convolutional stem keeps its patches", where="model.patch_size", got=new.patch_size,
+                wanted=old.patch_size,
+            )  # fmt: skip
+        name = "patch_embed.proj.weight"
+        state[name] = resize_patches(state[name], new.patch_size)
+        notes.append(f"patches resampled from {old.patch_size} to {new.patch_size} pixels a side")
+    return notes
 
 
 def _learn_positions(state: dict[str, Tensor], old: ViTConfig, new: ViTConfig) -> list[str]:
@@ -110,7 +115,7 @@ def resize_patches(weight_DCPP: Tensor, size: int) -> Tensor:
     return (weight_DCX @ torch.linalg.pinv(resize_YX)).unflatten(-1, (size, size)).to(weight_DCPP.dtype)
 
 
-def _exchange_channels(state: dict[str, Tensor], old: ViTConfig, new: ViTConfig | ResNetConfig) -> None:
+def _exchange_channels(state: dict[str, Tensor], old: ModelConfig, new: ModelConfig) -> None:
     """Both normalisations and the change of channels are linear, so they fold into the projection: exact."""
     name, bias = "patch_embed.proj.weight", "patch_embed.proj.bias"
     weight_DCPP = state[name].to(torch.float64)

@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from vitral.errors import UserError
-from vitral.models.presets import SIZES
+from vitral.models.vit_presets import SIZES
 
-Tensors = Mapping[str, Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Tensors = Mapping[str, Tensor]
 Fields = dict[str, Any]
 Size = int | tuple[int, int]
 
 
-def infer(
+def infer_vit(
     tensors: Tensors, facts: Mapping[str, Any], where: str, asked: Size | None = None
 ) -> tuple[Fields, list[str]]:
-    """Fields of a configuration, and a line on each that had to be guessed. Facts win where shapes leave a choice.
-
-    asked: height and width in pixels, where positions are for these if they are as many; another size is for later.
-    Raises UserError where an essential tensor is missing or the size of the images cannot be told.
-    """
-    return _resnet(tensors, facts, asked) if "stem.conv.weight" in tensors else _vit(tensors, facts, where, asked)
-
-
-def _vit(tensors: Tensors, facts: Mapping[str, Any], where: str, asked: Size | None) -> tuple[Fields, list[str]]:
+    """Fields of a Vision Transformer; see `models.registry.infer`."""
     notes: list[str] = []
     proj, fc1, fc2 = (
         _need(tensors, name, where)
@@ -171,7 +164,10 @@ def _size(
     raise UserError("the size of the images cannot be told", where=where, got=got, hint="Say it: image_size=H,W")
 
 
-def _resnet(tensors: Tensors, facts: Mapping[str, Any], asked: Size | None) -> tuple[Fields, list[str]]:
+def infer_resnet(
+    tensors: Tensors, facts: Mapping[str, Any], where: str, asked: Size | None = None
+) -> tuple[Fields, list[str]]:
+    """Fields of a ResNet; see `models.registry.infer`."""
     stem, head = tensors["stem.conv.weight"], tensors.get("head.fc.weight")
     size = facts.get("image_size", asked)
     fields: Fields = {

@@ -1,0 +1,131 @@
+"""Shapes, parameters, work and memory of a model, layer by layer, from one run on the meta device."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitral.models.config import ModelConfig
+from vitral.models.create import build_model
+from vitral.models.measure import Device, Kept, Precision, Recorder, recording
+from vitral.models.model import ImageModel
+from vitral.models.parameters import bfloat16_copy
+from vitral.models.reduction import TokenReduction
+from vitral.models.registry import token_encoder
+
+
+class Row(NamedTuple):
+    """One module, or the queries or the map of a fused attention ("blocks.0.attn.q": heads, tokens, features).
+
+    shape: of what leaves it, for one image, empty where that is no tensor. parameters, macs (multiply-accumulates of a
+    forward pass) and activations (bytes kept for the backward pass, of one image) are its own, without those of the
+    modules in it, so that a column adds up to the whole.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    parameters: int
+    macs: int
+    activations: int
+
+
+@lru_cache(maxsize=64)
+def summarize(config: ModelConfig, precision: Precision = "float32", device: Device = "cpu") -> tuple[Row, ...]:
+    """Return a row for each module that a forward pass runs, in the order in which they begin; the first is the image
+    (height, width, channels), the last, named "", what the model does itself."""
+    own = Counter[str]()
+    for name, parameter in meta_model(config).named_parameters():
+        own[name.rpartition(".")[0]] += parameter.numel()
+    step, work = _step(config, 1, precision, device), _forward(config, 1)
+    names = [*dict.fromkeys([*step.shapes, *work.shapes])]
+    loose = [name for name in [*own, *work.macs, *step.saved] if name not in names]  # never called, only held
+    rows = [
+        Row(name, step.shapes.get(name, ()), own[name], work.macs[name], step.saved[name])
+        for name in [*names, *dict.fromkeys([*filter(None, loose), ""])]
+    ]
+    return (Row("image", (*config.image_size, config.in_channels), 0, 0, 0), *rows)
+
+
+def count_parameters(config: ModelConfig) -> int:
+    """Return the exact number of trained values, head included (table 1 of arXiv 2010.11929 rounds them)."""
+    return sum(parameter.numel() for parameter in meta_model(config).parameters())
+
+
+def count_macs(config: ModelConfig, whole: bool = False, reduce: TokenReduction | None = None) -> dict[str, int]:
+    """Return the multiply-accumulates of `model(images)` for one image of the model's own size, by part; their sum is
+    the whole.
+
+    Counted are matrix products and convolutions, as torch's FlopCounterMode counts them (two operations each); norms,
+    activations and additions are not. The parts are those of the family, of a Vision Transformer: stem (a hybrid's
+    ResNet), patches, qkv, scores (queries times keys), values (attention times values), projection, mlp, positions
+    (those inside the attention), pruner, pool, head. whole: the last block computes all tokens, as papers and other
+    tools count, also where the head reads the class token alone. reduce: what makes the patch tokens fewer; the work of
+    finding them is in the parts of their block.
+    """
+    parts = Counter[str]()
+    for name, macs in _forward(config, 1, whole, reduce).macs.items():
+        parts[config.part_of(name)] += macs
+    return dict(parts)
+
+
+def module_macs(config: ModelConfig) -> dict[str, int]:
+    """Return the multiply-accumulates of one image by module, named as in `summarize`."""
+    return dict(_forward(config, 1).macs)
+
+
+def kept_activations(
+    config: ModelConfig, samples: int, precision: Precision = "float32", device: Device = "cpu"
+) -> Kept:
+    """Return what training on `samples` images at once keeps, logits and cross-entropy included."""
+    return _step(config, samples, precision, device).kept()
+
+
+def forward_bytes(config: ModelConfig, samples: int) -> int:
+    """Return the largest moment of a forward pass in float32 that keeps nothing, without parameters and images."""
+    return _forward(config, samples).peak
+
+
+@lru_cache(maxsize=16)
+def meta_model(config: ModelConfig) -> ImageModel:
+    """Return the model without memory for its values; to be looked at, not to be changed."""
+    with torch.device("meta"):
+        return build_model(config)
+
+
+def _images(config: ModelConfig, samples: int) -> Tensor:
+    return torch.empty(samples, config.in_channels, *config.image_size, device="meta")
+
+
+@lru_cache(maxsize=64)
+def _forward(config: ModelConfig, samples: int, whole: bool = False, reduce: TokenReduction | None = None) -> Recorder:
+    model, images_BCHW = meta_model(config).eval(), _images(config, samples)
+    if reduce is not None:
+        encoder = token_encoder(model := copy.deepcopy(model))
+        assert encoder is not None
+        encoder.reduce = reduce
+    with torch.no_grad(), recording(model) as recorder:
+        recorder.ignore([images_BCHW])
+        if whole:
+            model.classify(model.pool(model.encode(images_BCHW)))
+        else:
+            model(images_BCHW)
+    return recorder
+
+
+@lru_cache(maxsize=64)
+def _step(config: ModelConfig, samples: int, precision: Precision, device: Device) -> Recorder:
+    model = meta_model(config).train()
+    if precision == "bfloat16_params":
+        model = bfloat16_copy(model)
+    images_BCHW, labels_B = _images(config, samples), torch.empty(samples, dtype=torch.long, device="meta")
+    with recording(model, model.checkpointable, precision, device) as recorder:
+        recorder.ignore([images_BCHW, labels_B])
+        logits_BC = model(images_BCHW).float()
+        recorder.backward(F.cross_entropy(logits_BC, labels_B) if config.num_classes else logits_BC.sum())
+    return recorder

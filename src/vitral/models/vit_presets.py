@@ -1,0 +1,97 @@
+"""The named Vision Transformers. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Base, Large, Huge: table 1 of arXiv 2010.11929. Tiny, Small: DeiT, 2012.12877. Giant, Gigantic: 2106.04560.
+# Plus, 7B: 2508.10104.
+SIZES: dict[str, dict[str, int]] = {
+    "micro": {"width": 64, "depth": 4, "heads": 4, "mlp_dim": 256},
+    "nano": {"width": 128, "depth": 6, "heads": 4, "mlp_dim": 512},
+    "tiny": {"width": 192, "depth": 12, "heads": 3, "mlp_dim": 768},
+    "small": {"width": 384, "depth": 12, "heads": 6, "mlp_dim": 1536},
+    "small_plus": {"width": 384, "depth": 12, "heads": 6, "mlp_dim": 1536},
+    "base": {"width": 768, "depth": 12, "heads": 12, "mlp_dim": 3072},
+    "large": {"width": 1024, "depth": 24, "heads": 16, "mlp_dim": 4096},
+    "huge": {"width": 1280, "depth": 32, "heads": 16, "mlp_dim": 5120},
+    "huge_plus": {"width": 1280, "depth": 32, "heads": 20, "mlp_dim": 5120},
+    "giant": {"width": 1408, "depth": 40, "heads": 16, "mlp_dim": 6144},
+    "gigantic": {"width": 1664, "depth": 48, "heads": 16, "mlp_dim": 8192},
+    "7b": {"width": 4096, "depth": 40, "heads": 32, "mlp_dim": 8192},
+}
+
+# Size: (patch, image) in pixels. Names are timm's, `vit_base_patch16_224`; images below 224 are for small data sets.
+PUBLISHED: dict[str, tuple[tuple[int, int], ...]] = {
+    "micro": ((2, 8),),
+    "nano": ((4, 32), (8, 64)),
+    "tiny": ((4, 32), (8, 64), (16, 224), (16, 384)),
+    "small": ((4, 32), (8, 224), (16, 224), (16, 384), (32, 224), (32, 384)),
+    "base": ((8, 224), (16, 224), (16, 384), (32, 224), (32, 384)),
+    "large": ((14, 224), (16, 224), (16, 384), (32, 224), (32, 384)),
+    "huge": ((14, 224),),
+    "giant": ((14, 224),),
+    "gigantic": ((14, 224),),
+}
+
+_SQUARE: dict[str, dict[str, Any]] = {
+    f"vit_{size}_patch{patch}_{image}": {**SIZES[size], "image_size": image, "patch_size": patch}
+    for size, pairs in PUBLISHED.items()
+    for patch, image in pairs
+}
+
+# The hybrids of arXiv 2010.11929 and 2106.10270, each for 224 and 384 pixels: size of the transformer, bottlenecks of
+# each stage, pixels a token.
+HYBRIDS: dict[str, tuple[str, tuple[int, ...], int]] = {
+    "vit_tiny_r_s16_p8": ("tiny", (), 32),
+    "vit_small_r26_s32": ("small", (2, 2, 2, 2), 32),
+    "vit_base_r26_s32": ("base", (2, 2, 2, 2), 32),
+    "vit_base_r50_s16": ("base", (3, 4, 9), 16),
+    "vit_large_r50_s32": ("large", (3, 4, 6, 3), 32),
+}
+
+_HYBRIDS: dict[str, dict[str, Any]] = {
+    f"{name}_{image}": {**SIZES[size], "image_size": image, "patch_size": patch, "stem_blocks": blocks}
+    for name, (size, blocks, patch) in HYBRIDS.items()
+    for image in (224, 384)
+}
+
+# DeiT with its distillation token (arXiv 2012.12877), DINOv2 (2304.07193, 2309.16588), DINOv3 (2508.10104).
+_LATER: dict[str, dict[str, Any]] = {
+    **{
+        f"deit_{size}_distilled_patch16_{image}": {
+            **SIZES[size],
+            "image_size": image,
+            "patch_size": 16,
+            "distill_token": True,
+        }
+        for size, image in (("tiny", 224), ("small", 224), ("base", 224), ("base", 384))
+    },
+    **{
+        f"vit_{size}_patch14_{'reg4_' * bool(registers)}dinov2": {
+            **SIZES[size],
+            "image_size": 518,
+            "patch_size": 14,
+            "registers": registers,
+            "layer_scale": 1e-5,
+            **({"heads": 24, "width": 1536, "mlp_dim": 4096, "mlp": "swiglu"} if size == "giant" else {}),
+        }
+        for registers in (0, 4)
+        for size in ("small", "base", "large", "giant")
+    },
+    **{
+        f"vit_{size}_patch16_dinov3": {
+            **SIZES[size],
+            "image_size": 256,
+            "patch_size": 16,
+            "registers": 4,
+            "layer_scale": 1e-5,
+            "positions": "rope",
+            "norm_eps": 1e-5,
+            "mlp": "swiglu" if size in ("small_plus", "huge_plus", "7b") else "gelu",
+        }
+        for size in ("small", "small_plus", "base", "large", "huge_plus", "7b")
+    },
+}
+
+VITS: dict[str, dict[str, Any]] = {**_SQUARE, **_HYBRIDS, **_LATER}
