@@ -36,12 +36,8 @@ def run(arguments: Arguments, options: ProbeOptions) -> Answer:
     from vitral.run.probe import probe
 
     found = probe(arguments.words[0], options)
-    low = (
-        [f"top-1 {found['top1']:.4f} is below min_top1={options.min_top1}"]
-        if found["top1"] < (options.min_top1 or 0)
-        else []
-    )
-    return Answer(found, lambda: _table(found), missed(low))
+    text = f"top-1 {found['top1']:.4f} is below min_top1={options.min_top1}"
+    return Answer(found, lambda: _table(found), missed([text] * (found["top1"] < (options.min_top1 or 0))))
 
 
 def _table(found: dict[str, Any]) -> str:
