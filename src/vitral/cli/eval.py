@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
-from vitral.cli.command import Answer, Arguments, command
+from vitral.cli.command import Answer, Arguments, command, missed
 from vitral.errors import plural
 from vitral.run.options import EvalOptions
 
@@ -35,10 +34,7 @@ def run(arguments: Arguments, options: EvalOptions) -> Answer:
     from vitral.run.evaluate import measure
 
     measured = measure(arguments.words[0], options)
-    missed = options.missed(measured.result)
-    for text in missed:
-        print(text, file=sys.stderr)
-    return Answer(measured.result, lambda: _text(measured), 3 if missed else 0)
+    return Answer(measured.result, lambda: _text(measured), missed(options.missed(measured.result)))
 
 
 def _text(measured: Measured) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vitral.cli.command import Answer, Arguments, below, command
+from vitral.cli.command import Answer, Arguments, command, missed
 from vitral.cli.table import table
 from vitral.errors import plural
 from vitral.run.options import ProbeOptions
@@ -36,7 +36,8 @@ def run(arguments: Arguments, options: ProbeOptions) -> Answer:
     from vitral.run.probe import probe
 
     found = probe(arguments.words[0], options)
-    return Answer(found, lambda: _table(found), below(found, {"top1": "top-1"}, top1=options.min_top1))
+    text = f"top-1 {found['top1']:.4f} is below min_top1={options.min_top1}"
+    return Answer(found, lambda: _table(found), missed([text] * (found["top1"] < (options.min_top1 or 0))))
 
 
 def _table(found: dict[str, Any]) -> str:
