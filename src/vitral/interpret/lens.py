@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vitral.errors import UserError
-from vitral.interpret.tokens import pick, split_tokens
+from vitral.interpret.tokens import pick
 from vitral.models.vit import VisionTransformer
 
 
@@ -30,5 +30,5 @@ def logit_lens(model: VisionTransformer, images_BCHW: Tensor, layers: Sequence[i
     logits: list[Tensor] = []
     for name in names:
         tokens_BTD = model.norm(out.captured[name])
-        logits.append(model.classify(model.pool(split_tokens(model.config, tokens_BTD, out.grid))))
+        logits.append(model.classify(model.pool(model.split(tokens_BTD, out.grid))))
     return torch.stack(logits, dim=1)

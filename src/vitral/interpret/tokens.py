@@ -1,6 +1,6 @@
 """Which layers, heads and tokens are meant, by the names that people type, and where tokens lie.
 
-Shape letters: B batch, N patches, P prefix tokens, T tokens (prefix and patches), D width.
+Shape letters: T tokens (prefix and patches).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from vitral.models.config import ViTConfig
 from vitral.models.model import ImageModel
 from vitral.models.registry import token_encoder
 from vitral.models.vit import VisionTransformer
-from vitral.structs import EncoderOutput
 
 Grid = tuple[int, int]
 
@@ -84,17 +83,3 @@ def patch_of(token: str) -> Grid | None:
 def on_grid(values_T: Tensor, prefix: int, grid: Grid) -> Tensor:
     """Values of all tokens, [..., T], as those of the patches where they lie, [..., rows, columns]."""
     return values_T[..., prefix:].unflatten(-1, grid)
-
-
-def split_tokens(config: ViTConfig, tokens_BTD: Tensor, grid: Grid) -> EncoderOutput:
-    """Tokens of any layer as the encoder would hand out those of the last."""
-    prefix, rest = config.prefix_tokens, config.class_token + config.distill_token
-    return EncoderOutput(
-        cls_BD=tokens_BTD[:, 0] if config.class_token else None,
-        registers_BRD=tokens_BTD[:, rest:prefix] if config.registers else None,
-        patches_BND=tokens_BTD[:, prefix:],
-        grid=grid,
-        distill_BD=tokens_BTD[:, int(config.class_token)] if config.distill_token else None,
-        groups_BN=None,
-        captured={},
-    )

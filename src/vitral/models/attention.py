@@ -1,7 +1,7 @@
 """Scaled dot-product attention (arXiv 1706.03762, section 3.2), and all that an attention layer takes besides tokens.
 
 Shape letters: B batch, T tokens that enter a layer, Q queries (the first of the T), N keys (those of the cache, then
-the T), M tokens of the memory, D width, h heads, d features of a head, K kept samples, L room of a cache, O offsets.
+the T), M tokens of the memory, D width, h heads, d features of a head, K kept samples, L room of a cache.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class AttentionContext(NamedTuple):
     gives NaN. causal: no token attends to later ones; with a cache the tokens come after those in it. attend_BN: bool,
     false for keys that no token may attend to (padding); a query whose keys are all forbidden, by this and `causal`,
     attends to nothing: its row of the map and of the weighted values is 0. queries: only the first that many tokens
-    are computed (default all). places: rotation or offsets of the tokens, whose vectors in this block are `offsets_OD`.
-    cache: keys and values of earlier tokens, to which those of this call are appended.
+    are computed (default all). places: rotation or offsets of the tokens. cache: keys and values of earlier tokens, to
+    which those of this call are appended.
 
     Cross-attention: memory_BMD: tokens that keys and values are made of. attend_BM: bool, as `attend_BN`, for the
     memory. memory_cache: keeps keys and values of the memory after the first call, which later calls read.
@@ -75,7 +75,6 @@ class AttentionContext(NamedTuple):
     attend_BN: Tensor | None = None
     queries: int | None = None
     places: AttentionPlaces | None = None
-    offsets_OD: Tensor | None = None
     cache: KVCache | None = None
     memory_BMD: Tensor | None = None
     attend_BM: Tensor | None = None

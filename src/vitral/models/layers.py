@@ -119,9 +119,9 @@ class Attention(nn.Module):
             k_BhNd, v_BhNd = context.cache.append(k_BhNd, v_BhNd)
         q_BhQd = q_BhNd if context.queries is None else q_BhNd[:, :, : context.queries]
         if places is not None and places.index_BNN is not None:
-            assert context.offsets_OD is not None
+            assert places.offsets_OD is not None
             scaled = q_BhQd * q_BhQd.shape[-1] ** -0.5
-            extra = relative_scores(scaled, context.offsets_OD, places.index_BNN, places.prefix, k_BhNd.shape[2])
+            extra = relative_scores(scaled, places.offsets_OD, places.index_BNN, places.prefix, k_BhNd.shape[2])
             bias = extra if bias is None or extra is None else bias + extra
         causal_from = earlier if context.causal else None
         explicit = context.explicit

@@ -20,13 +20,13 @@ Grid = tuple[int, int]
 class AttentionPlaces(NamedTuple):
     """What positions do inside the attention. The first `prefix` tokens are nowhere and are left as they are.
 
-    rope_2BNd: cosine and sine of the angles by which queries and keys are turned. offsets_LOD, index_BNN: the vector of
+    rope_2BNd: cosine and sine of the angles by which queries and keys are turned. offsets_OD, index_BNN: the vector of
     each offset, and which offset the pair (query, key) has. Batch axes may be 1.
     """
 
     prefix: int
     rope_2BNd: Tensor | None = None
-    offsets_LOD: Tensor | None = None
+    offsets_OD: Tensor | None = None
     index_BNN: Tensor | None = None
 
     def take(self, kept_K: Tensor) -> AttentionPlaces:

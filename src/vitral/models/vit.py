@@ -181,7 +181,7 @@ class VisionTransformer(ImageModel):
         count = patches_BND.shape[1] if keep_BK is None else keep_BK.shape[1]
         state = self._reduced(count, attend_BN is not None, reduce)
         tokens_BTD = self._run(patches_BND, grid, keep_BK, attend_BN, capture, captured, state)
-        return self._split(self.norm(tokens_BTD), grid, captured, None if state is None else state.groups_BN)
+        return self.split(self.norm(tokens_BTD), grid, None if state is None else state.groups_BN, captured)
 
     def encode(
         self,
@@ -213,8 +213,7 @@ class VisionTransformer(ImageModel):
             return self.fc_norm(self.attn_pool(out.patches_BND, AttentionContext(bias, attend_BN=attend_BN)))
         parts = [out.cls_BD] if kind in ("cls", "cls_avg") else []
         if kind in ("avg", "cls_avg"):
-            average_BD = _mean(out.patches_BND, attend_BN)
-            parts.append(average_BD if out.groups_BN is None else mean_of_patches(out.patches_BND, out.groups_BN))
+            parts.append(_mean(out, attend_BN))
         if self.config.distill_token:
             parts.append(out.distill_BD)
         present = [part for part in parts if part is not None]
@@ -277,7 +276,7 @@ class VisionTransformer(ImageModel):
         Of the tokens that are asked for alone, no other is merged or dropped in the last block: none is computed.
         """
         assert patches_BND.shape[1] == grid[0] * grid[1], (patches_BND.shape, grid)
-        places, offsets_LOD = self._attention_places(grid, keep_BK)
+        places = self._attention_places(grid, keep_BK)
         tables = self._position_tables(grid, keep_BK)
         if keep_BK is not None:
             patches_BND = take_rows(patches_BND, keep_BK)
@@ -291,12 +290,12 @@ class VisionTransformer(ImageModel):
             name, last = f"blocks.{i}", i == len(self.blocks) - 1
             inside: dict[str, Tensor] | None = {} if any(n.startswith(f"{name}.attn") for n in capture) else None
             context = AttentionContext(
-                attend_BN=attend_BT, queries=queries if last else None, places=places, captured=inside,
-                offsets_OD=None if offsets_LOD is None else offsets_LOD[min(i, len(offsets_LOD) - 1)],
+                attend_BN=attend_BT, queries=queries if last else None, places=places[min(i, len(places) - 1)],
+                captured=inside,
             )  # fmt: skip
             if state is not None:
                 context = context._replace(
-                    bias=state.bias(tokens_BTD.dtype), places=self._fewer_places(places, grid, keep_BK, state),
+                    bias=state.bias(tokens_BTD.dtype), places=self._fewer_places(context.places, grid, keep_BK, state),
                     reduce=state.between(i) if context.queries is None else None,
                 )  # fmt: skip
             # What a capture or a reduction leaves behind must be left once.
@@ -357,18 +356,19 @@ class VisionTransformer(ImageModel):
             tables.append(placed)
         return tables
 
-    def _attention_places(self, grid: Grid, keep_BK: Tensor | None) -> tuple[AttentionPlaces | None, Tensor | None]:
-        """What positions do inside the attention, and the vectors of the offsets, if they do."""
+    def _attention_places(self, grid: Grid, keep_BK: Tensor | None) -> list[AttentionPlaces | None]:
+        """What positions do inside the attention: in all blocks, or one for each."""
         if self.offset_embed is not None:
             count = grid[0] * grid[1]
             index_BNN = offset_index(count, keep_BK, self.offset_embed.device)
-            return AttentionPlaces(self.prefix_tokens, index_BNN=index_BNN), resize_offsets(self.offset_embed, count)
+            vectors_LOD = resize_offsets(self.offset_embed, count)
+            return [AttentionPlaces(self.prefix_tokens, None, offsets_OD, index_BNN) for offsets_OD in vectors_LOD]
         if self.config.positions == "rope":
             rope_2BNd = self._places_of(grid)
             if keep_BK is not None:
                 rope_2BNd = torch.stack([take_rows(part.expand(len(keep_BK), -1, -1), keep_BK) for part in rope_2BNd])
-            return AttentionPlaces(self.prefix_tokens, rope_2BNd), None
-        return None, None
+            return [AttentionPlaces(self.prefix_tokens, rope_2BNd)]
+        return [None]
 
     def _places_of(self, grid: Grid) -> Tensor:
         """The constant table of this grid."""
@@ -380,9 +380,14 @@ class VisionTransformer(ImageModel):
         assert other is not None
         return other
 
-    def _split(
-        self, tokens_BTD: Tensor, grid: Grid, captured: dict[str, Tensor], groups_BN: Tensor | None
+    def split(
+        self,
+        tokens_BTD: Tensor,
+        grid: Grid,
+        groups_BN: Tensor | None = None,
+        captured: dict[str, Tensor] | None = None,
     ) -> EncoderOutput:
+        """Tokens [B, T, D] of any layer by their kind."""
         c, P = self.config, self.prefix_tokens
         ends = int(c.class_token), c.class_token + c.distill_token
         return EncoderOutput(
@@ -392,7 +397,7 @@ class VisionTransformer(ImageModel):
             grid=grid,
             distill_BD=tokens_BTD[:, ends[0]] if c.distill_token else None,
             groups_BN=groups_BN,
-            captured=captured,
+            captured=captured or {},
         )
 
 
@@ -417,11 +422,11 @@ def _token(count: int, width: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(1, count, width))
 
 
-def _mean(patches_BND: Tensor, attend_BN: Tensor | None) -> Tensor:
-    if attend_BN is None:
-        return patches_BND.mean(1)
-    weight_BN1 = attend_BN.to(patches_BND.dtype).unsqueeze(-1)
-    return (patches_BND * weight_BN1).sum(1) / weight_BN1.sum(1)
+def _mean(out: EncoderOutput, attend_BN: Tensor | None) -> Tensor:
+    if attend_BN is None or out.groups_BN is not None:
+        return mean_of_patches(out.patches_BND, out.groups_BN)
+    weight_BN1 = attend_BN.to(out.patches_BND.dtype).unsqueeze(-1)
+    return (out.patches_BND * weight_BN1).sum(1) / weight_BN1.sum(1)
 
 
 def _blocks(config: ViTConfig) -> list[Block]:
