@@ -24,6 +24,8 @@ from vitral.training.plan import alternatives, choose, free_bytes, micro_batches
 from vitral.weights.folder import find_folder, load_config
 from vitral.whole import whole_file
 
+_INSIDE_LATER = re.compile(r"\.[1-9]\d*\.(?:.*\.)?\d*[^.\d][^.]*$")  # blocks but the first are shown as a whole
+
 
 def plan_recipe(config: RunConfig) -> dict[str, Any]:
     """Work, parts of the memory at its peak, the way through a batch that fits and the alternatives.
@@ -87,7 +89,7 @@ def plan_model(name: str, options: PlanOptions) -> dict[str, Any]:
         **_work(architecture), "memory_bytes": sum(parts), "precision": precision, "parts": parts._asdict(),
         "image_size": list(architecture.image_size), **grown,
         "walk": [{"stage": row.name, "shape": list(row.shape)} for row in summarize(architecture)
-                 if row.shape and not re.search(r"\.[1-9]\d*\.", row.name)],  # the inside of the first block alone
+                 if row.shape and not _INSIDE_LATER.search(row.name)],
         **({"formula": architecture.block_formula} if architecture.block_formula else {}),
     }  # fmt: skip
 
