@@ -145,4 +145,6 @@ def test_growth_is_that_of_models_built_so(capsys: pytest.CaptureFixture[str], t
     assert main(["summary", "resnet20_cifar"]) == 0
     text = capsys.readouterr().out
     assert "stages.2.blocks.2 " in text
+    assert "stages.2.blocks.0 " in text
+    assert "stages.2.blocks.0.conv1" not in text
     assert "by the formula" not in text

@@ -18,6 +18,9 @@ from vitral.training.plan import model_job, predict
 from vitral.weights.find import model_config
 from vitral.whole import whole_file
 
+# A module inside of a block, but for the first block of all: blocks.1.attn, stages.1.blocks.0.conv1.
+_INSIDE = re.compile(r"\.[1-9]\d*\.(?:.*\.)?[^.\d][^.]*$")
+
 
 def summarize(name: str, options: SummaryOptions) -> dict[str, Any]:
     """Compute and memory per image of a preset or a model folder, their growth with image size, patch size and depth,
@@ -42,7 +45,7 @@ def summarize(name: str, options: SummaryOptions) -> dict[str, Any]:
         **compute(architecture), "memory_bytes": sum(parts), "precision": precision, "parts": parts._asdict(),
         "image_size": list(architecture.image_size), **grown,
         "walk": [{"stage": row.name, "shape": list(row.shape)} for row in stages_of(architecture)
-                 if row.shape and not re.search(r"\.[1-9]\d*\.", row.name)],  # the inside of the first block alone
+                 if row.shape and not _INSIDE.search(row.name)],
         **({"formula": architecture.block_formula} if architecture.block_formula else {}),
     }  # fmt: skip
 
