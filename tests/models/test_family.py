@@ -20,8 +20,8 @@ from vitral.models.registry import FAMILIES
 from vitral.models.summary import count_macs, count_parameters, kept_activations
 from vitral.run.config import load_config
 from vitral.run.memory import make_job
-from vitral.run.options import PlanOptions
-from vitral.run.plan import plan_model
+from vitral.run.options import SummaryOptions
+from vitral.run.summary import summarize
 from vitral.run.train import run
 from vitral.training.plan import predict
 from vitral.weights.folder import FolderConfig
@@ -66,7 +66,7 @@ def test_its_memory_is_estimated() -> None:
     config = load_config("digits", {"model.name": "toy_8", "precision": "float32", "train.ema": None})
     job = make_job(config, resolve("toy_8"), torch.device("cpu"), 0)
     assert sum(predict(job, 16)) > 16 * job.parameters
-    found = plan_model("toy_8", PlanOptions())
+    found = summarize("toy_8", SummaryOptions())
     assert [row["stage"] for row in found["walk"]] == ["image", "stem", "head"]
     assert "formula" not in found
 

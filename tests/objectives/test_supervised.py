@@ -27,9 +27,8 @@ def batch(size: int = 12) -> Batch:
 
 def objective(**keys: float) -> Supervised:
     torch.manual_seed(0)
-    made = Supervised(
-        lambda: create_vit("vit_micro_patch2_8").double(), SupervisedConfig(**keys), ObjectiveContext(100)
-    )  # type: ignore[arg-type]
+    config = SupervisedConfig(**keys)  # type: ignore[arg-type]
+    made = Supervised(lambda: create_vit("vit_micro_patch2_8").double(), config, ObjectiveContext(100))
     torch.nn.init.normal_(made.model.get_parameter("head.weight"))
     return made
 

@@ -14,7 +14,7 @@ import torch
 from vitral.models.create import build_model
 from vitral.models.model import ImageModel
 from vitral.models.presets import resolve
-from vitral.objectives.objective import Setting
+from vitral.objectives.objective import ObjectiveContext
 from vitral.objectives.table import OBJECTIVES
 from vitral.optim.optimizer import make_optimizer
 from vitral.run.config import load_config
@@ -56,12 +56,13 @@ def main(objective: dict[str, Any], checkpointed: int) -> tuple[int, int]:
 
     warm_up()
     before = resident()
-    real = OBJECTIVES[config.objective.kind](build, config.objective, Setting(1000)).train()
+    real = OBJECTIVES[config.objective.kind](build, config.objective, ObjectiveContext(1000)).train()
     optimizer = make_optimizer(real, config.optim)
     loaded = torch.rand(SAMPLES, 3, *model.image_size)
-    sizes = [view.size for view in config.objective.views(config.augment, model.image_size, model.stride)]
+    shown = config.objective.views(config.augment, model.image_size, model.stride)["train"]
+    sizes = [view.size for view in shown]
     views = tuple(View(torch.rand(SAMPLES, 3, *size), torch.eye(3).expand(SAMPLES, 3, 3)) for size in sizes)
-    batch = Batch(views, {"label": torch.arange(SAMPLES) % 10}, torch.arange(len(loaded)))
+    batches = {"train": Batch(views, {"label": torch.arange(SAMPLES) % 10}, torch.arange(len(loaded)))}
     peaks, done = [0], threading.Event()
 
     def watch() -> None:
@@ -72,7 +73,7 @@ def main(objective: dict[str, Any], checkpointed: int) -> tuple[int, int]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     for _ in range(2):
-        real(batch, 999).loss.backward()
+        real(batches, 999).loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     done.set()

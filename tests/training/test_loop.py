@@ -51,7 +51,7 @@ def updated(micro: int | None, clip: float | None = 1.0, steps: int = 3) -> tupl
     state = TrainState(objective, optimizer, ema, Progress())
     plan = Plan(100, lambda _: 0.1, clip, None, Path(), "")
     config, norms = TrainConfig(batch_size=SIZE, micro_batch=micro), list[float]()
-    guard = Guard(state, Watch(Path(), 3, lambda _: batch(), ""))
+    guard = Guard(state, Watch(Path(), 3, lambda _: {"train": batch()}, ""))
     for _ in range(steps):
         norms.append(update(state, objective, {"train": batch()}, config, plan, 0.1, guard)[2].item())
         state.progress.step += 1

@@ -25,7 +25,7 @@ def test_waiting_working_and_what_is_not_counted(monkeypatch: pytest.MonkeyPatch
     now = 100.0
     monkeypatch.setattr(speed.time, "perf_counter", lambda: now)
 
-    def stream() -> Iterator[Batch]:
+    def stream() -> Iterator[dict[str, Batch]]:
         nonlocal now
         for _ in range(6):
             now += 0.5  # to make a batch
