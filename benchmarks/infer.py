@@ -138,8 +138,8 @@ def _of_all_precisions(ours: VisionTransformer, config: FolderConfig) -> list[En
 def _config(name: str, ours: VisionTransformer) -> FolderConfig:
     c = ours.config
     return FolderConfig(
-        name=name, architecture=c, id2label={str(i): str(i) for i in range(c.num_classes)}, provenance={},
-        preprocessing=ImageSpec(image_size=c.image_size, channels=c.in_channels, fit="crop"),
+        name=name, task="classification", architecture=c, id2label={str(i): str(i) for i in range(c.num_classes)},
+        provenance={}, preprocessing=ImageSpec(image_size=c.image_size, channels=c.in_channels, fit="crop"),
     )  # fmt: skip
 
 

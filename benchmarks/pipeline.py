@@ -113,8 +113,9 @@ def save_model(name: str, folder: Path) -> None:
     nn.init.normal_(model.get_parameter("head.weight"), std=0.3)
     c = model.config
     config = FolderConfig(
-        name=name, architecture=c, id2label={str(i): f"class {i}" for i in range(c.num_classes)}, provenance={},
-        preprocessing=ImageSpec(image_size=c.image_size, channels=c.in_channels, fit="crop", crop_ratio=0.875),
+        name=name, task="classification", architecture=c,
+        id2label={str(i): f"class {i}" for i in range(c.num_classes)},
+        provenance={}, preprocessing=ImageSpec(image_size=c.image_size, channels=c.in_channels, fit="crop", crop_ratio=0.875),
     )  # fmt: skip
     save_folder(folder, model, config, "# random weights\n")
 

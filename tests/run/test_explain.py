@@ -122,7 +122,13 @@ def test_two_models_are_compared_on_the_same_images(digit: str, capsys: Capture)
     np.testing.assert_allclose(values, values.T, atol=1e-6)
     architecture = resolve("resnet20_cifar", num_classes=1, image_size=(9, 9), in_channels=3)
     shown = ImageSpec(image_size=(9, 9), channels=3, fit="crop")
-    folder = {"name": "cnn", "architecture": architecture, "id2label": {"0": "a"}, "preprocessing": shown}
+    folder = {
+        "name": "cnn",
+        "task": "classification",
+        "architecture": architecture,
+        "id2label": {"0": "a"},
+        "preprocessing": shown,
+    }
     save_folder(Path("cnn"), build_model(architecture), build(FolderConfig, {**folder, "provenance": {}}), "a card\n")
     both = looked(capsys, "cnn", "compare=model", "out=cnns", "data=digits", "images=20")["views"]["cka"]
     assert np.shape(both["values"]) == (9, len(values))

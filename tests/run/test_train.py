@@ -162,9 +162,7 @@ def test_a_finished_run_resumed_changes_nothing() -> None:
     assert again == first
 
 
-@pytest.mark.parametrize(
-    ("place", "says"), [("prepare", "The same command"), ("_finish", "vitral train a/config.yaml")]
-)
+@pytest.mark.parametrize(("place", "says"), [("prepare", "The same command"), ("finish", "vitral train a/config.yaml")])
 def test_sigterm_before_and_after_the_loop_says_what_goes_on(
     monkeypatch: pytest.MonkeyPatch, place: str, says: str
 ) -> None:
@@ -172,7 +170,7 @@ def test_sigterm_before_and_after_the_loop_says_what_goes_on(
     with pytest.raises(Interrupted, match=f"(?s)outside of training.*{says}") as caught:
         quick("a", train__steps=2)
     assert caught.value.exit_code == 143
-    assert Path("a").exists() == (place == "_finish")
+    assert Path("a").exists() == (place == "finish")
 
 
 def test_resume_with_other_weights_under_the_name_of_init_is_refused() -> None:
