@@ -114,8 +114,8 @@ def save_model(name: str, folder: Path) -> None:
     c = model.config
     config = FolderConfig(
         name=name, task="classification", architecture=c,
-        id2label={str(i): f"class {i}" for i in range(c.num_classes)},
-        provenance={}, preprocessing=ImageSpec(image_size=c.image_size, channels=c.in_channels, fit="crop", crop_ratio=0.875),
+        id2label={str(i): f"class {i}" for i in range(c.num_classes)}, provenance={},
+        preprocessing=ImageSpec(image_size=c.image_size, channels=c.in_channels, fit="crop", crop_ratio=0.875),
     )  # fmt: skip
     save_folder(folder, model, config, "# random weights\n")
 
