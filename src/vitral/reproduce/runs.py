@@ -97,7 +97,7 @@ def finished(folder: Path, recipe: str, keys: Mapping[str, Any], dataset: Datase
 def _check_same(folder: Path, config: RunConfig) -> None:
     """Where a key says `auto` or leaves it to a preset, the finished run says what that became."""
     before = load_config(str(folder / "config.yaml"), {})
-    given = {key for key, value in flatten(config.model_dump()).items() if value not in (None, "auto")}
+    given = {key for key, value in flatten(config.model_dump()).items() if value not in (None, "auto", {})}
     changed = [f"{key}: {theirs}, now {mine}" for key, mine, theirs in difference(config, before) if key in given]
     if changed:
         raise UserError("a run in here was configured otherwise", where=str(folder), got="; ".join(changed))

@@ -305,8 +305,14 @@ FREE = {
 
 def difference(one: RunConfig, other: RunConfig) -> list[tuple[str, Any, Any]]:
     """Keys in which two configurations differ, with both values, but for those that don't change what is computed."""
-    mine, theirs = flatten(one.model_dump()), flatten(other.model_dump())
-    names = [
-        key.name for key in describe(RunConfig) if key.name not in FREE and (key.name in mine or key.name in theirs)
-    ]
-    return [(name, mine.get(name), theirs.get(name)) for name in names if mine.get(name) != theirs.get(name)]
+    mine, theirs = one.model_dump(), other.model_dump()
+    names = [key.name for key in describe(RunConfig) if key.name not in FREE]
+    rows = [(name, _value(mine, name), _value(theirs, name)) for name in names]
+    return [row for row in rows if row[1] != row[2]]
+
+
+def _value(tree: Any, key: str) -> Any:
+    """The value of a dotted key, None where there is no such key."""
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
+    return tree
