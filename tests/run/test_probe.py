@@ -144,7 +144,7 @@ def test_below_the_threshold_is_exit_code_3(digits: Path, capsys: Capture) -> No
     out = capsys.readouterr().out
     assert f"{100 * found['top1']:.2f} %" in out
     assert "the best of these on the evaluated images" in out
-    for kind, says in (("linear", "chosen on held-out train images"), ("fewshot", "mean of 3 choices")):
+    for kind, says in (("linear", "chosen on held-out train images"), ("fewshot", "mean of 3 draws")):
         assert main([*words, f"kind={kind}"]) == 0
         assert says in capsys.readouterr().out
 
