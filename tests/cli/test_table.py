@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 import unicodedata
 
@@ -45,7 +43,7 @@ def test_a_pipe_gets_whole_rows_and_a_terminal_all_letters(monkeypatch: pytest.M
     name, other = "n" * 500, "words " * 60
     assert table(("class", "text"), [(name, other)]).splitlines()[1] == f"{name}  {other.rstrip()}"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda *_: os.terminal_size((60, 24)))
+    monkeypatch.setenv("COLUMNS", "60")
     lines = table(("class", "text"), [(name, other)]).splitlines()
     assert max(map(len, lines)) <= 60
     text = "".join(lines[1:])
