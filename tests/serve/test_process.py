@@ -116,6 +116,11 @@ def test_slow_cut_and_senseless_connections_harm_nobody(server: Process) -> None
     assert 'vitral_queue_images{model="m"} 0.0' in text
 
 
+def lines_since(server: Process, before: str) -> list[dict[str, Any]]:
+    """Whole lines of the log after `before`."""
+    return [json.loads(line) for line in server.log().removeprefix(before).splitlines(True) if line.endswith("\n")]
+
+
 def test_who_hangs_up_in_the_middle_of_a_body_is_logged_and_counted_as_gone(server: Process) -> None:
     cut = connected(server)
     cut.sendall(request_of(IMAGE)[:-20])
@@ -127,8 +132,9 @@ def test_who_hangs_up_in_the_middle_of_a_body_is_logged_and_counted_as_gone(serv
     while gone not in (text := server.client.get("/metrics").text):
         time.sleep(0.01)
     assert 'status="500"' not in text
-    lines = [json.loads(line) for line in server.log().removeprefix(before).splitlines()]
-    assert [(line["status"], line["level"]) for line in lines if line["path"] == "/v1/predict"] == [(499, "info")]
+    while not (found := [line for line in lines_since(server, before) if line["path"] == "/v1/predict"]):
+        time.sleep(0.01)  # the line follows the count
+    assert [(line["status"], line["level"]) for line in found] == [(499, "info")]
 
 
 def test_requests_in_one_connection_and_in_pieces_are_answered(server: Process) -> None:
