@@ -47,7 +47,12 @@ def saved(folder: Path, shown: dict[str, Any] | None = None, **options: Any) -> 
     shape = {"image_size": c.image_size, "channels": c.in_channels}
     preprocessing = ImageSpec.model_validate({"fit": "crop", **(shown or {}), **shape})
     config = FolderConfig(
-        task="classification", name="mine", architecture=c, id2label=names, preprocessing=preprocessing, provenance={}
+        task="classification" if c.num_classes else "features",
+        name="mine",
+        architecture=c,
+        id2label=names,
+        preprocessing=preprocessing,
+        provenance={},
     )
     save_folder(folder, model, config, "# mine\n")
     return model, config
