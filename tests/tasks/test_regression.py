@@ -16,7 +16,15 @@ import vitral
 from tests.helpers import TINY
 from vitral.cli.main import main
 from vitral.engines import Shipment
+from vitral.errors import UserError
+from vitral.evaluate.regression import regression_metrics
 from vitral.export.graph import capture
+from vitral.export.parity import BeyondLimit, check, likeness_of
+from vitral.models.create import create_model
+from vitral.models.parameters import freeze_encoder
+from vitral.objectives.config import RegressionConfig
+from vitral.objectives.objective import ObjectiveContext
+from vitral.objectives.regression import Regression
 from vitral.run.config import load_config
 from vitral.run.train import run
 
@@ -150,3 +158,81 @@ def test_a_constant_target_and_classes_are_refused(
     assert "level = 3" in err
     assert main(["train", "digits", "data.target=digit", f"out={tmp_path / 'b'}"]) == 2
     assert "objective.kind=regression" in capfd.readouterr().err
+
+
+def test_commands_that_need_classes_say_so(
+    trained: tuple[Path, dict[str, Any]], table: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model, image, numbers = str(trained[0]), str(table.parent / "0.png"), [str(table), "data.target=level"]
+    for words, says in (
+        (["explain", model, image, "methods=lens", "out=lens"], "logit lens"),
+        (["prune", model, "out=small"], "loss of classes"),
+        (["probe", model, "data=digits", "data.target=digit"], "one class per image"),
+        (["data", "stats", *numbers, "out=s.html"], "numbers instead of classes"),
+        (["data", "convert", *numbers, "out=c"], "numbers instead of classes"),
+        (["data", "check", *numbers, "data.label_column=kind"], "has no effect with data.target"),
+    ):
+        assert main(words) == 2, words
+        err = capfd.readouterr().err
+        assert says in err
+        assert "Traceback" not in err
+
+
+def test_a_folder_knows_its_columns_and_embeddings_keep_numbers(
+    trained: tuple[Path, dict[str, Any]], table: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = str(trained[0])
+    assert main(["eval", model, f"data={table}", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["mae"] == pytest.approx(trained[1]["mae"])
+    assert main(["embed", model, f"data={table}", "data.target=level,noise", "split=test"]) == 0
+    first = table.read_text(encoding="utf-8").splitlines()[1 + 72].split(",")
+    assert json.loads(capfd.readouterr().out.splitlines()[0])["values"] == {
+        "level": float(first[2]), "noise": float(first[3]),
+    }  # fmt: skip
+    head, *rows = table.read_text(encoding="utf-8").splitlines()
+    for split in ("train", "test"):
+        own = [head, *(row for row in rows if f",{split}," in row)]
+        table.with_name(f"{split}.csv").write_text("\n".join(own).replace(f",{split},", ",train,"), encoding="utf-8")
+    yaml = table.with_name("both.yaml")
+    yaml.write_text("splits: {train: train.csv, test: test.csv}", encoding="utf-8")
+    keys = {**KEYS, "data": str(yaml), "data.target": "noise,level", "train.steps": 2, "train.eval_every": "end"}
+    assert run(load_config("small", {**keys, "out": str(tmp_path / "a")}))["count"] == ROWS - 72
+    assert main(["estimate", "small", f"data={table}", "data.target=level", "objective.kind=regression",
+                 "augment.mixup=0", "memory=1GB"]) == 0  # fmt: skip
+
+
+def test_exports_of_numbers_are_compared_in_standard_deviations(trained: tuple[Path, dict[str, Any]]) -> None:
+    config, mine = vitral.load(trained[0]).config, torch.linspace(-2, 2, 32)[:, None]
+    for precision, error, is_near in (
+        ("float32", 1e-4, True), ("float32", 1e-2, False), ("bfloat16", 0.04, True), ("bfloat16", 0.06, False),
+        ("int8", 0.19, True), ("int8", 0.21, False),
+    ):  # fmt: skip
+        found = likeness_of(mine, mine + error, config, "made up")
+        assert (found.agreement, found.cosine) == (None, None)
+        if is_near:
+            check(found, precision, None, None)
+        else:
+            with pytest.raises(BeyondLimit, match="differs from the model"):
+                check(found, precision, None, None)
+    with pytest.raises(UserError, match="min_agreement"):
+        check(likeness_of(mine, mine, config, "made up"), "int8", None, 0.9)
+
+
+def test_validations_draw_no_intervals_and_a_frozen_encoder_rests() -> None:
+    random = np.random.default_rng(0)
+    true, predicted = random.normal(size=(50, 2)), random.normal(size=(50, 2))
+    quick = regression_metrics(predicted, true, ("a", "b"), (0.0, 0.0), resamples=0)
+    whole = regression_metrics(predicted, true, ("a", "b"), (0.0, 0.0))
+    assert not [key for key in quick if key.endswith("interval")]
+    assert {key: whole[key] for key in quick if key != "per_target"} == {
+        key: value for key, value in quick.items() if key != "per_target"
+    }
+
+    def build() -> Any:
+        model = create_model("vit_micro_patch2_8", num_classes=2, drop_path=0.5, dropout=0.5)
+        freeze_encoder(model)
+        return model
+
+    objective = Regression(build, RegressionConfig(kind="regression"), ObjectiveContext(10)).train()
+    assert objective.training
+    assert not any(module.training for module in objective.model.modules())

@@ -148,3 +148,9 @@ def test_growth_is_that_of_models_built_so(capsys: pytest.CaptureFixture[str], t
     assert "stages.2.blocks.0 " in text
     assert "stages.2.blocks.0.conv1" not in text
     assert "by the formula" not in text
+
+
+def test_sizes_that_no_model_can_have_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["summary", "vit_micro_patch2_8", "image_size=768", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["image_size"][0] for row in found["sizes"]] == [384, 768]

@@ -86,7 +86,9 @@ def _line(row: Row, classes: Sequence[str]) -> dict[str, Any]:
     if row.label is None:
         return line
     line["split"] = row.split
-    if row.label.ndim:
+    if row.label.dtype.kind == "f":
+        line["values"] = dict(zip(classes, row.label.tolist(), strict=True))
+    elif row.label.ndim:
         line["labels"] = [name for name, there in zip(classes, row.label, strict=True) if there]
     else:
         line["label"] = classes[row.label]

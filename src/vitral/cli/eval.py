@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 HELP = """usage: vitral eval MODEL [key=value ...] [--json]
 
 Measures a model on labeled images: top-1 with a 95 % Wilson interval, top-5, precision and recall of each class,
-confusions, calibration; for multi-label data mean average precision and F1. Without data= the images are those of the
-training run. A metric below min_top1 or min_map gives exit code 3.
+confusions, calibration; for multi-label data mean average precision and F1; for numbers mean absolute error, R2 and
+more. Without data= the images are those of the training run. A metric beyond min_top1, min_map or max_mae gives exit
+code 3.
 
 key=default, meaning (type):
 

@@ -21,6 +21,7 @@ from vitral.config import dump_yaml
 from vitral.data.damage import without_damage
 from vitral.data.dataset import Dataset, Split
 from vitral.data.filename import DEFAULT
+from vitral.data.numbers import refuse_numbers
 from vitral.errors import UserError, taken
 from vitral.whole import interrupted, recover, whole_folder
 
@@ -89,6 +90,7 @@ def _description(dataset: Dataset, path: Path, layout: Layout) -> str | None:
 
 
 def _refuse(dataset: Dataset, out: Path, layout: Layout) -> None:
+    refuse_numbers(dataset)
     recover(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not interrupted(out):
         raise taken(out)

@@ -73,7 +73,10 @@ def _joined(config: DataConfig, paths: Mapping[str, str], file: Path, opener: Op
     parts = {s: part if part.channels == channels else opened(paths[s], channels) for s, part in parts.items()}
     if len({part.multi_label for part in parts.values()}) > 1:
         raise UserError("one label an image in one split, several in another", where=str(file))
-    index_of = class_map((name for part in parts.values() for name in part.classes), _order(config, parts), str(file))
+    targets = config.target  # numbers, not classes: the same columns in the same order in every part
+    index_of = class_map(
+        (name for part in parts.values() for name in part.classes), targets or _order(config, parts), str(file)
+    )
     return Dataset(
         name=file.stem,
         classes=tuple(index_of),
@@ -96,6 +99,8 @@ def _order(config: DataConfig, parts: Mapping[str, Dataset]) -> tuple[str, ...] 
 def _renumbered(split: str, part: Dataset, index_of: Mapping[str, int]) -> Split:
     own = part.splits["train"]
     place_K = np.array([index_of[name] for name in part.classes], np.int64)
+    if own.task == "regression":
+        return replace(own, names=[f"{split}/{name}" for name in own.names])
     if own.multi_label:
         labels: Labels = np.zeros((len(own), len(index_of)), np.bool_)
         labels[:, place_K] = own.labels_N

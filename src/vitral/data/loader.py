@@ -58,6 +58,7 @@ class ImageStore:
         self._pool: Threads | None = None
         bytes_each = channels * size[0] * size[1] * (4 if exact else 1)
         self.cached = not crops and len(split) * bytes_each <= cache_mb * 2**20
+        self.reads_ahead = not self.cached and workers > 0
         self.images_NCHW = None
         if self.cached:
             try:
@@ -185,7 +186,7 @@ class StreamLoader:
         """Batches of the steps start..stop; where images are read on demand, the next ones are read meanwhile."""
         try:
             for step in range(start, stop):
-                for ahead in range(step, min(step + 1 + AHEAD, stop)) if not self.store.cached else ():
+                for ahead in range(step, min(step + 1 + AHEAD, stop)) if self.store.reads_ahead else ():
                     if ahead not in self._ahead:
                         self._ahead[ahead] = self._ask(ahead)
                 yield self.batch(step)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vitral.data.dataset import Labels
+from vitral.data.dataset import Dataset, Labels
 from vitral.errors import UserError, nearest
 
 
@@ -21,6 +21,13 @@ def check_targets(targets: Sequence[str], known: Iterable[str]) -> None:
             raise UserError("no such column", where="data.target", got=name, wanted=shown, nearest=nearest(name, names))
     if len(set(targets)) < len(targets):
         raise UserError("a column that is named twice", where="data.target", got=", ".join(targets))
+
+
+def refuse_numbers(dataset: Dataset) -> None:
+    """Raise UserError for a dataset of numbers where only classes have a place."""
+    if dataset.task == "regression":
+        hint = "Leave out data.target to read labels."
+        raise UserError("numbers instead of classes", where="data.target", got=", ".join(dataset.classes), hint=hint)
 
 
 def as_number(value: Any, column: str, where: str) -> float:

@@ -245,6 +245,9 @@ def _open(config: DataConfig) -> Dataset:
 
 def _refuse_ignored(source: str, config: DataConfig) -> None:
     default = DataConfig()
+    for key in ("label_column", "label_separator", "classes") if config.target is not None else ():
+        if getattr(config, key) is not None:
+            raise UserError("has no effect with data.target", where=f"data.{key}", got=getattr(config, key))
     for key, readers in _ONLY.items():
         if source not in readers and getattr(config, key) != getattr(default, key):
             raise UserError(

@@ -10,6 +10,7 @@ import numpy as np
 from vitral.data.damage import without_damage
 from vitral.data.dataset import Dataset, spaced
 from vitral.data.findings import Sample
+from vitral.data.numbers import refuse_numbers
 from vitral.data.scan import scan
 
 
@@ -19,7 +20,8 @@ def dataset_stats(
     """Each split's images, images that can't be decoded, images a class, sizes ("height x width", the most frequent
     first), and per channel the mean and std over all its pixels at their own size, in [0,1]; and the dataset without
     the damaged images, which are counted. Decodes each image once. Raises UserError for more than `max_bad` damaged
-    images (None: however many), and as `without_damage` does."""
+    images (None: however many), for numbers instead of classes, and as `without_damage` does."""
+    refuse_numbers(dataset)
     scans = {name: scan(split, dataset.channels, workers) for name, split in dataset.splits.items()}
     damage = {name: found.damaged for name, found in scans.items()}
     dataset = without_damage(dataset, damage, sum(map(len, damage.values())) if max_bad is None else max_bad)

@@ -46,8 +46,8 @@ def with_labels_per_class(dataset: Dataset, count: int, seed: int) -> Dataset:
     Raises UserError for a class with fewer images, where no image is left, and where an image may have several classes.
     """
     train, where = dataset.splits["train"], "data.labels_per_class"
-    if train.multi_label:
-        raise UserError("images with several classes cannot be counted per class", where=where, got=count)
+    if dataset.task != "classification":
+        raise UserError("images need one class each to be counted per class", where=where, got=dataset.task)
     counts_K = train.class_counts(len(dataset.classes))
     few = int(counts_K.argmin())
     if counts_K[few] < count:

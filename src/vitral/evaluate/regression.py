@@ -19,15 +19,20 @@ NAMES = ("mae", "rmse", "r2", "spearman")
 
 
 def regression_metrics(
-    predicted_NT: ArrayLike, true_NT: ArrayLike, targets: Sequence[str], train_mean: Sequence[float]
+    predicted_NT: ArrayLike,
+    true_NT: ArrayLike,
+    targets: Sequence[str],
+    train_mean: Sequence[float],
+    resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
     """Everything that an evaluation of numbers reports, ready for JSON; errors are in the units of the targets.
 
     `mae` and `rmse`, mean absolute and root mean squared error; `r2`, 1 - squared error over the variance of these
     samples; `spearman`, the correlation of ranks; each with its interval NAME_interval, percentiles 2.5 and 97.5 of
-    1,000 bootstrap resamples of the images (seed 0; Efron 1979); `baseline_mae` of always predicting `train_mean`;
-    `count`. Of several targets these are means over the targets, and `per_target` has each. R2 and Spearman are None
-    where the true numbers are all equal. Raises UserError for other shapes, no samples and numbers that are not finite.
+    `resamples` bootstrap resamples of the images (seed 0; Efron 1979; 0: no intervals); `baseline_mae` of always
+    predicting `train_mean`; `count`. Of several targets these are means over the targets, and `per_target` has each. R2
+    and Spearman are None where the true numbers are all equal. Raises UserError for other shapes, no samples and
+    numbers that are not finite.
     """
     predicted, true = np.asarray(predicted_NT, np.float64), np.asarray(true_NT, np.float64)
     if predicted.ndim != 2 or predicted.shape != true.shape or predicted.shape[1] != len(targets):
@@ -37,9 +42,12 @@ def regression_metrics(
         raise UserError("no samples to evaluate", got="no numbers")
     if not np.isfinite(predicted).all():
         raise UserError("the model's outputs aren't finite", hint="Did the training diverge?")
-    rows_RN = np.random.default_rng(0).integers(0, len(true), (RESAMPLES, len(true)))
     found = {name: function(predicted.T, true.T) for name, function in _METRICS.items()}
-    drawn = {name: np.stack([_METRICS[name](predicted[row_N].T, true[row_N].T) for row_N in rows_RN]) for name in NAMES}
+    draw, drawn = np.random.default_rng(0), {name: np.empty((resamples, len(targets))) for name in NAMES}
+    for place in range(resamples):
+        row_N = draw.integers(0, len(true), len(true))
+        for name in NAMES:
+            drawn[name][place] = _METRICS[name](predicted[row_N].T, true[row_N].T)
     baseline_T = np.abs(true - np.asarray(train_mean, np.float64)).mean(0)
     values: dict[str, Any] = {}
     for name in NAMES:
@@ -55,6 +63,8 @@ def regression_metrics(
 def _with_interval(name: str, value: float, drawn_R: Floats) -> dict[str, Any]:
     if not np.isfinite(value):
         return {name: None}
+    if not len(drawn_R):
+        return {name: float(value)}
     low, high = np.quantile(drawn_R[np.isfinite(drawn_R)], (0.025, 0.975))
     return {name: float(value), f"{name}_interval": [float(low), float(high)]}
 

@@ -17,13 +17,14 @@ from vitral.config import Config
 from vitral.data.decode import as_image
 from vitral.data.resize import fit_image
 from vitral.engines import Engine, logits_of
-from vitral.errors import RunFailed
+from vitral.errors import RunFailed, UserError
 from vitral.export.package import resized_sides
 from vitral.weights.folder import FolderConfig
 
 MAX_DIFFERENCE = {"float32": 1e-3, "bfloat16": None, "int8": None}
 MIN_AGREEMENT = {"float32": 1.0, "bfloat16": 0.95, "int8": 0.95}
 MIN_COSINE = {"float32": 0.9999, "bfloat16": 0.99, "int8": 0.95}
+NUMBERS = {"float32": 1e-3, "bfloat16": 0.05, "int8": 0.2}  # of outputs without classes, in standard deviations
 # float32 itself is as far as that from float64, so of large logits no more can be asked.
 OF_LARGEST = 1e-4
 _ROUNDS, _BATCH = 7, 8
@@ -101,12 +102,12 @@ def likeness_of(
     mine_NS: Tensor, theirs_NS: Tensor, config: FolderConfig, source: str, behind_resize: float | None = None
 ) -> Likeness:
     """Of the logits of N images by the model and by an engine."""
-    difference, has_head = _apart(mine_NS, theirs_NS), config.make_task().has_classes
+    difference, task = _apart(mine_NS, theirs_NS), config.make_task()
     return Likeness(
         images=len(mine_NS), source=source, max_difference=max(difference, behind_resize or 0.0),
         behind_resize=difference if behind_resize is None else behind_resize, largest_logit=float(mine_NS.abs().max()),
-        agreement=float((mine_NS.argmax(1) == theirs_NS.argmax(1)).double().mean()) if has_head else None,
-        cosine=None if has_head else float(torch.cosine_similarity(mine_NS.double(), theirs_NS.double()).mean()),
+        agreement=float((mine_NS.argmax(1) == theirs_NS.argmax(1)).double().mean()) if task.has_classes else None,
+        cosine=None if task.has_head else float(torch.cosine_similarity(mine_NS.double(), theirs_NS.double()).mean()),
     )  # fmt: skip
 
 
@@ -117,7 +118,10 @@ def outputs_of(function: Callable[[Tensor], Tensor], images: Sequence[Tensor]) -
 
 def check(likeness: Likeness, precision: str, max_difference: float | None, min_agreement: float | None) -> None:
     """Raises BeyondLimit where the report is beyond the limits; None means those of the precision."""
-    most, found = max_difference or MAX_DIFFERENCE[precision], likeness.max_difference
+    is_number = likeness.agreement is None and likeness.cosine is None
+    most, found = max_difference or (NUMBERS if is_number else MAX_DIFFERENCE)[precision], likeness.max_difference
+    if is_number and min_agreement is not None:
+        raise UserError("numbers have no agreement of classes", where="min_agreement", hint="Set max_difference.")
     if most is not None and max_difference is None:
         most = max(most, OF_LARGEST * likeness.largest_logit)
     shares = MIN_COSINE if likeness.agreement is None else MIN_AGREEMENT

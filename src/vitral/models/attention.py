@@ -55,12 +55,12 @@ class AttentionContext(NamedTuple):
     """What a block and its attention layers take besides their tokens; the model builds it.
 
     Self-attention:
-    bias: added to the scores before the softmax, broadcast to [B, h, Q, N]; -inf forbids, and a row that is all -inf
-    gives NaN. causal: no token attends to later ones; with a cache the tokens come after those in it. attend_BN: bool,
-    false for keys that no token may attend to (padding); a query whose keys are all forbidden, by this and `causal`,
-    attends to nothing: its row of the map and of the weighted values is 0. queries: only the first that many tokens
-    are computed (default all). places: rotation or offsets of the tokens. cache: keys and values of earlier tokens, to
-    which those of this call are appended.
+    bias: added to the scores before the softmax, broadcast to [B, h, Q, N]; -inf forbids; a row that is all -inf by
+    itself is undefined. causal: no token attends to later ones; with a cache the tokens come after those in it.
+    attend_BN: bool, false for keys that no token may attend to (padding); a query whose keys are all forbidden, by this
+    and `causal`, attends to nothing: its row of the map and of the weighted values is 0. queries: only the first that
+    many tokens are computed (default all). places: rotation or offsets of the tokens. cache: keys and values of earlier
+    tokens, to which those of this call are appended.
 
     Cross-attention: memory_BMD: tokens that keys and values are made of. attend_BM: bool, as `attend_BN`, for the
     memory. memory_cache: keeps keys and values of the memory after the first call, which later calls read.
@@ -147,7 +147,7 @@ def attention(
         bias = base.masked_fill(~allowed, float("-inf"))
     if explicit:
         scores_BhQN = (q_BhQd * q_BhQd.shape[-1] ** -0.5) @ k_BhNd.transpose(-2, -1)
-        map_BhQN = (scores_BhQN if bias is None else scores_BhQN + bias).softmax(-1)
+        map_BhQN = (scores_BhQN if bias is None else scores_BhQN + bias.to(scores_BhQN.dtype)).softmax(-1)
         map_BhQN = map_BhQN if empty is None else map_BhQN.masked_fill(empty, 0.0)
         return map_BhQN @ v_BhNd, map_BhQN
     out_BhQd = F.scaled_dot_product_attention(q_BhQd, k_BhNd, v_BhNd, attn_mask=bias)

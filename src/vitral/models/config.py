@@ -333,8 +333,10 @@ class ViTConfig(ModelConfig):
         return {**one, "a block": sum(one.values()), f"{self.depth} blocks": self.depth * sum(one.values())}
 
     def part_of(self, module: str) -> str:
-        """Stem, patches, the parts of attention, mlp, pruner, pool or head."""
+        """Stem, patches, the parts of attention, mlp, reduction, pruner, pool or head."""
         names = module.split(".")
+        if names[0] == "blocks" and len(names) == 2:
+            return "reduction"  # of tokens, by what is beside the layers
         if names[0] == "blocks":
             inner = {"proj": "projection"} | {name: name for name in ("qkv", "scores", "values")}
             return "mlp" if names[2] == "mlp" else inner.get(names[-1], "positions")

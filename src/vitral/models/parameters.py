@@ -20,6 +20,11 @@ def is_head(name: str) -> bool:
     return name.split(".")[0] in {part for family in FAMILIES.values() for part in family.head}
 
 
+def trains_head_only(model: nn.Module) -> bool:
+    """Whether nothing but the head takes gradients: the encoder is frozen and runs as in evaluation."""
+    return all(is_head(name) for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
 def is_pruner(name: str) -> bool:
     """Whether a parameter belongs to a learned pruner, which a model may have or not."""
     return name.startswith("reduce.")

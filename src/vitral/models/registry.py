@@ -88,7 +88,7 @@ def build_config(tree: Mapping[str, Any], where: str | None = None) -> ModelConf
     Raises UserError for an unknown family or key, a value of the wrong kind, or fields that do not fit each other.
     """
     family = tree.get("family", "vit")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise UserError("unknown family of models", where=where, got=family, wanted=", ".join(FAMILIES))
     return build(FAMILIES[family].config, tree, where=where)
 

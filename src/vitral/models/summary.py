@@ -69,7 +69,8 @@ def count_macs(config: ModelConfig, whole: bool = False, reduce: TokenReduction 
     finding them is in the parts of their block.
     """
     parts = Counter[str]()
-    for name, macs in _forward(config, 1, whole, reduce).macs.items():
+    recorder = _forward(config, 1, whole) if reduce is None else _reduced(config, whole, reduce)
+    for name, macs in recorder.macs.items():
         parts[config.part_of(name)] += macs
     return dict(parts)
 
@@ -110,12 +111,19 @@ def _images(config: ModelConfig, samples: int) -> Tensor:
 
 
 @cached(64)
-def _forward(config: ModelConfig, samples: int, whole: bool = False, reduce: TokenReduction | None = None) -> Recorder:
-    model, images_BCHW = meta_model(config).eval(), _images(config, samples)
-    if reduce is not None:
-        encoder = token_encoder(model := copy.deepcopy(model))
-        assert encoder is not None
-        encoder.reduce = reduce
+def _forward(config: ModelConfig, samples: int, whole: bool = False) -> Recorder:
+    return _recorded(meta_model(config), config, samples, whole)
+
+
+def _reduced(config: ModelConfig, whole: bool, reduce: TokenReduction) -> Recorder:
+    encoder = token_encoder(model := copy.deepcopy(meta_model(config)))
+    assert encoder is not None
+    encoder.reduce = reduce
+    return _recorded(model, config, 1, whole)
+
+
+def _recorded(model: ImageModel, config: ModelConfig, samples: int, whole: bool) -> Recorder:
+    model, images_BCHW = model.eval(), _images(config, samples)
     with torch.no_grad(), recording(model) as recorder:
         recorder.ignore([images_BCHW])
         if whole:

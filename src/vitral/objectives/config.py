@@ -159,7 +159,6 @@ class RegressionConfig(ViewedConfig):
         refuse_useless(run, {
             "augment.mixup": (run.augment.mixup, 0.0), "augment.cutmix": (run.augment.cutmix, 0.0),
             "data.balance": (run.data.balance, "none"), "data.shots": (run.data.shots, None),
-            "memory": (run.memory, None),
         })  # fmt: skip
 
 
@@ -185,7 +184,7 @@ class SelfSupervisedConfig(ViewedConfig):
             "init_head": (run.init_head, False), "model.head_bias": (run.model.head_bias, 0.0),
             "model.head": (model.get("head", "linear"), "linear"),
             "model.distill_token": (model.get("distill_token", False), False),
-            "data.shots": (run.data.shots, None), "memory": (run.memory, None), "lora.rank": (run.lora.rank, None),
+            "data.shots": (run.data.shots, None), "lora.rank": (run.lora.rank, None),
             "train.freeze": (run.train.freeze, "none"), "train.patience": (run.train.patience, None),
             "train.ema": (run.train.ema if self.has_teacher else None, None),
             "augment.mixup": (run.augment.mixup, 0.0),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor, nn
 
@@ -31,6 +31,7 @@ class Objective(nn.Module, ABC):
     its layers apart by their names in it."""
 
     model: ImageModel
+    frozen: bool = False  # the encoder is not trained: it runs as in evaluation
     step_in_graph: ClassVar[bool] = False  # forward takes the step as a tensor too: one compiled graph is for all steps
 
     @abstractmethod
@@ -38,6 +39,13 @@ class Objective(nn.Module, ABC):
         """`factory` builds the model anew at each call: a teacher is built fresh, never aliased. `config` is the one of
         this kind of objective."""
         super().__init__()
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, but for a frozen encoder."""
+        super().train(mode)
+        if self.frozen:
+            self.model.eval()
+        return self
 
     @property
     def judged(self) -> ImageModel:

@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from vitral.models.model import ImageModel
+from vitral.models.parameters import trains_head_only
 from vitral.objectives.config import RegressionConfig
+from vitral.objectives.losses import wide
 from vitral.objectives.objective import Objective, ObjectiveContext
 from vitral.structs import Batch, StepOutput
 
@@ -29,6 +31,7 @@ class Regression(Objective):
     def __init__(self, factory: Callable[[], ImageModel], config: RegressionConfig, context: ObjectiveContext) -> None:
         super().__init__(factory, config, context)
         self.model, self.loss = factory(), LOSSES[config.loss]
+        self.frozen = trains_head_only(self.model)
 
     def alike(self, step: int) -> int:
         """No step differs from the others."""
@@ -37,7 +40,7 @@ class Regression(Objective):
     def forward(self, batches: Mapping[str, Batch], step: int) -> StepOutput:
         """The loss, and `train_mae`, the mean absolute error in standard deviations."""
         batch = batches["train"]
-        outputs_BT = self.model(batch.views[0].images_BCHW).float()
-        target_BT = batch.targets["label"].float()
+        outputs_BT = wide(self.model(batch.views[0].images_BCHW))
+        target_BT = batch.targets["label"].to(outputs_BT.dtype)
         mae = functional.l1_loss(outputs_BT.detach(), target_BT)
         return StepOutput.mean(self.loss(outputs_BT, target_BT), len(target_BT), {"train_mae": mae})

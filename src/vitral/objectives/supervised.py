@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vitral.models.model import ImageModel
-from vitral.models.parameters import is_head
+from vitral.models.parameters import trains_head_only
 from vitral.objectives.balance import ClassBalance
 from vitral.objectives.config import SupervisedConfig
 from vitral.objectives.losses import (
@@ -42,17 +42,10 @@ class Supervised(Objective):
         super().__init__(factory, config, context)
         self.model = factory()
         self.config, self.head_steps = config, round(config.head_first * context.steps)
-        trained = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
-        self.frozen = all(map(is_head, trained))
+        self.frozen = trains_head_only(self.model)
         # Buffers, so that they are where the model is; not saved, as they follow from the configuration and the data.
         self.register_buffer("weights_C", context.balance.weights_C, persistent=False)
         self.register_buffer("offset_C", context.balance.offset_C, persistent=False)
-
-    def train(self, mode: bool = True) -> Supervised:
-        """Training mode, but for a frozen encoder."""
-        super().train(mode)
-        self.model.train(mode and not self.frozen)
-        return self
 
     def alike(self, step: int) -> int:
         """Only whether the head learns alone depends on the step."""

@@ -192,6 +192,7 @@ def load_config(recipe: str | None, overrides: Mapping[str, Any]) -> RunConfig:
     kind = overrides.get("objective.kind")
     if kind is not None and kind != flatten(tree).get("objective.kind", "supervised"):
         tree.pop("objective", None)
+        tree.pop("eval", None)  # of another task, maybe
     return build(RunConfig, with_overrides(RunConfig, tree, overrides))
 
 

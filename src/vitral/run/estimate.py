@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vitral.data.sources import open_dataset
+from vitral.data.sources import open_dataset, unlabelled_source
 from vitral.errors import UserError
 from vitral.models.config import ModelConfig
 from vitral.models.presets import resolve
@@ -48,7 +48,9 @@ def estimate(config: RunConfig) -> dict[str, Any]:
 def _architecture(config: RunConfig) -> ModelConfig:
     source = load_config(find_folder(config.init)) if config.init else None
     if config.data.path is not None or config.data.source == "digits":
-        return choose_architecture(config, open_dataset(config.data, hold_out=False, one_class=True), source)[1]
+        data = config.data if config.objective.needs_labels else unlabelled_source(config.data)
+        dataset = open_dataset(data, hold_out=False, equal_classes=False, one_class=True)
+        return choose_architecture(config, dataset, source)[1]
     name = config.model.name if source is None else source.name
     size = {} if config.data.image_size == "auto" else {"image_size": config.data.image_size}
     channels = {} if config.data.channels == "auto" else {"in_channels": config.data.channels}

@@ -40,7 +40,7 @@ def measure(model: str, options: EvalOptions) -> Measured:
     _check_limits(task, options)
     dataset, skipped = open_images(predictor.config, options.data, predictor.config, model)
     name = split_name(dataset, options.split)
-    splits = {**dataset.splits, name: task.match(dataset, dataset.splits[name])}
+    splits = {part: task.match(dataset, split) for part, split in dataset.splits.items()}
     subject = loaded_subject(predictor, splits, name, options.batch_size)
     found = task.evaluate(subject, evaluators)
     result = {

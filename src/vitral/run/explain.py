@@ -133,7 +133,9 @@ def _methods(predictor: Predictor, images: bool, options: ExplainOptions, notes:
             predictor.require_answers()
         notes.append("This model has no head: no class to follow gradients from, and no answers of layers.")
         asked = tuple(name for name in asked if name not in of_class)
-    if not predictor.task.has_classes and not options.methods:
+    if not predictor.task.has_classes and "lens" in asked:
+        if options.methods:
+            raise UserError("the logit lens shows probabilities of classes", where="methods", got=predictor.task.name)
         asked = tuple(name for name in asked if name != "lens")
     if "distance" in asked and not options.methods and "data" not in options.model_fields_set:
         notes.append("Attention distance needs several images: add data=FOLDER")

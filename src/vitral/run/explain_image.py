@@ -78,13 +78,13 @@ def explain_image(
     if predictor.classes:
         with torch.no_grad():
             scores_S = predictor.scores(predictor.model(x_BCHW))[0].cpu().numpy()
-        target = int(scores_S.argmax()) if options.label is None else _class(predictor, options.label)
-        best = int(scores_S.argmax())
         task = predictor.task
+        best = task.chosen(scores_S)
+        target = best if options.label is None else _class(predictor, options.label)
         found["prediction"] = task.answer_of(scores_S, best)
         found["class"] = task.answer_of(scores_S, target)
-        found["answer"] = task.answer_text(scores_S, best)
-        text.append(f"Predicted: {task.answer_text(scores_S, best)}.")
+        found["answer"] = task.answer_line(scores_S)
+        text.append(f"Predicted: {task.answer_line(scores_S)}.")
         if target != best:
             text.append(f"Explained: {task.answer_text(scores_S, target)}.")
     look = Look(predictor, options, f"{number:02d}-{stem}", x_BCHW, picture, target, reduction)
@@ -311,8 +311,8 @@ def _groups(look: Look, methods: Collection[str], found: dict[str, Any]) -> list
     if look.predictor.classes:
         task = look.predictor.task
         scores_S = look.predictor.scores(vit.classify(pooled_BD).detach())[0].cpu().numpy()
-        found["groups"]["prediction"] = task.answer_of(scores_S, int(scores_S.argmax()))
-        caption += f" The prediction is then {task.answer_text(scores_S, int(scores_S.argmax()))}."
+        found["groups"]["prediction"] = task.answer_of(scores_S, task.chosen(scores_S))
+        caption += f" The prediction is then {task.answer_line(scores_S)}."
     panels = [plots.enlarged(look.picture, _SIDE), plots.group_panel(look.picture, groups_rc, _SIDE)]
     png = plots.sheet([panels], ["image", f"{counts[-1]} token{'s' * (counts[-1] != 1)}"], [""], [])
     alt = f"{look.name}: which of the {groups_rc.size} patches went into the same token"

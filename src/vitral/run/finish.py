@@ -66,13 +66,14 @@ def finish(
         "seed": config.seed, "parameters": sum(parameter.numel() for parameter in model.parameters()),
         **({"temperature": task.temperature} if task.has_head else {}),
     }  # fmt: skip
+    # By all processes, whatever the evaluators asked for.
+    scores_NS = task.scores_of(subjects[split].outputs()[0]) if task.has_head and split is not None else None
     if not distributed.is_main():
         return summary
     kept = outputs.folder_config(prepared, task, summary, evaluation, validated=chosen)
     save_folder(folder / "model", model, kept, model_card(kept))
-    scores_NS = None
-    if task.has_head and split is not None:
-        scores_NS, part = task.scores_of(subjects[split].outputs()[0]), prepared.dataset.splits[split]
+    if scores_NS is not None and split is not None:
+        part = prepared.dataset.splits[split]
         rows = task.prediction_rows(part.names, part.labels_N, scores_NS)
         outputs.write_predictions(folder / "predictions.csv", rows)
     if config.report:

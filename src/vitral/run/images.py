@@ -112,6 +112,8 @@ def open_images(
     known = recorded(folder)
     if asked.named:
         keys = asked.model_dump()
+        if asked.target is None and known is not None:
+            keys["target"] = known.source.target
     elif known is not None:
         keys = known.source.model_dump() | {"verify": known.source.verify and asked.verify}
         keys["max_pixels"] = asked.max_pixels

@@ -99,23 +99,29 @@ def _step(
     precision: Precision, device: Device, samples: int,
 ) -> Kept:  # fmt: skip
     """What one step on so many samples keeps, with everything that the objective computes: views, teacher, decoder."""
+    try:
+        return _measured(kind, architecture, freeze, lora, shapes, precision, device, samples)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise UserError(
+            "memory cannot be estimated: this objective's step depends on the values of its images",
+            where="objective.kind", got=kind.kind, hint=str(error).partition("\n")[0],
+        ) from error  # fmt: skip
+
+
+def _measured(
+    kind: ObjectiveConfig, architecture: ModelConfig, freeze: str, lora: LoraConfig, shapes: Sequence[Shape],
+    precision: Precision, device: Device, samples: int,
+) -> Kept:  # fmt: skip
     objective = _objective(kind, architecture, freeze, lora)
     if precision == "bfloat16_params":
         copied = Bfloat16Copy(objective).module
         assert isinstance(copied, Objective)
         objective = copied
     batches = _batches(kind, architecture, shapes, samples)
-    try:
-        images = [view.images_BCHW for batch in batches.values() for view in batch.views]
-        recorder = record_step(
-            objective, objective.model, lambda: objective(batches, _STEPS - 1).loss, images, precision, device
-        )
-    except (RuntimeError, NotImplementedError) as error:
-        raise UserError(
-            "memory cannot be estimated: this objective's step depends on the values of its images",
-            where="objective.kind", got=kind.kind, hint=str(error).splitlines()[0],
-        ) from error  # fmt: skip
-    return recorder.kept()
+    images = [view.images_BCHW for batch in batches.values() for view in batch.views]
+    return record_step(
+        objective, objective.model, lambda: objective(batches, _STEPS - 1).loss, images, precision, device
+    ).kept()
 
 
 def _batches(
@@ -198,7 +204,7 @@ def smaller_plan(config: RunConfig, architecture: ModelConfig, device: torch.dev
     try:
         job = make_job(config, architecture, device, validation)
         limit = 0.75 * sum(predict(job, micro, blocks))
-    except UserError:
+    except (UserError, RuntimeError, TypeError):
         return "A smaller train.micro_batch or train.checkpointing=all takes less memory."
     found = choose(job, limit)
     if found is None:

@@ -75,7 +75,7 @@ def again_command(asked: RunConfig) -> str | None:
     ]  # a path's own default
     words = ["vitral", "train", asked.recipe]
     for key, value in [*given.items(), *keys]:
-        if key in ("data.path", "init") and Path(value or "").exists():
+        if key in ("data.path", "data.unlabeled", "init") and Path(value or "").exists():
             value = Path(value).name
         words.append(f"{key}={as_word(value)}")
     return command(*words)

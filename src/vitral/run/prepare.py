@@ -97,6 +97,7 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
     source = load_model(config.init) if config.init else None
     dataset, report = _open_data(config, source[1] if source else None, dataset)
     task = task_of(config, dataset)
+    evaluators = task.evaluators_of(config.eval)
     # Everything about the architecture that can be wrong is found before images are read.
     name, draft = choose_architecture(config, dataset, source[1] if source else None)
     size = draft.image_size
@@ -109,7 +110,7 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
     )  # fmt: skip
     streams = streams_of(config, draft)
     with ExitStack() as opened:
-        parts = {name: task.encode(split) for name, split in dataset.parts.items()}
+        parts = {part: split if part == UNLABELED else task.encode(split) for part, split in dataset.parts.items()}
         stores = {
             name: opened.enter_context(_open_stream(config, data, parts[_part(name)], stream, number, device))
             for number, (name, stream) in enumerate(streams.items())
@@ -132,7 +133,6 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
         kept = {key: value for key, value in architecture.model_dump().items() if key in ModelOptions.model_fields}
         model = config.model.model_copy(update=kept)
         precision = settle_precision(config, device)
-        evaluators = task.evaluators_of(config.eval)
         settled = config.model_copy(update={"data": data, "model": model, "precision": precision, "eval": evaluators})
         settled = settle_memory(settled, architecture, device, EVAL_BATCH)
         if source and config.init_head and source[1].classes != dataset.classes:

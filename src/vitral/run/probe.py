@@ -50,7 +50,7 @@ def _with_two_splits(dataset: Dataset) -> Dataset:
     """The data, with a validation split carved out of train if there is nothing but train."""
     if dataset.task != "classification":
         raise UserError(
-            "a probe tells apart classes of which an image has one, and these images have several", where=dataset.name,
+            "a probe needs one class per image", where=dataset.name, got=f"annotations for {dataset.task}",
             hint="`vitral train` takes them, and `vitral embed` gives their features.",
         )  # fmt: skip
     if "train" in dataset.absent():

@@ -20,7 +20,7 @@ from vitral.training.journal import console_logging, log
 from vitral.weights.card import model_card
 from vitral.weights.folder import FolderConfig, free_place, save_folder
 
-_MEASURED = ("metrics", "worst_classes")  # of the old weights
+_MEASURED = ("metrics", "more_metrics", "worst_classes")  # of the old weights
 
 
 def prune_model(model: str, options: PruneOptions) -> dict[str, Any]:
@@ -37,6 +37,8 @@ def prune_model(model: str, options: PruneOptions) -> dict[str, Any]:
     out = free_place(options.out, options.overwrite)
     predictor = load(model, options.device)
     predictor.require_answers()
+    if not predictor.task.has_classes:
+        raise UserError("importance is measured by the loss of classes", where=model, got=predictor.task.name)
     network, folder = token_encoder(predictor.model), predictor.config
     if network is None:
         raise UserError(

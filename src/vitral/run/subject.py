@@ -25,9 +25,9 @@ class EvalData:
         self.prepared = prepared
         self._opened: dict[tuple[str, int | None], ImageStore] = {}
 
-    def subject(self, model: nn.Module, split: str) -> Subject:
+    def subject(self, model: nn.Module, split: str, *, in_training: bool = False) -> Subject:
         """The model, to be evaluated on a split, by all processes together."""
-        return Subject(split, self.batches, partial(self._outputs, model, split), model)
+        return Subject(split, self.batches, partial(self._outputs, model, split), model, in_training=in_training)
 
     def batches(self, split: str, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's share of the images of a split, or of `most` evenly spaced ones."""

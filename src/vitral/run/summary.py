@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +32,7 @@ def summarize(name: str, options: SummaryOptions) -> dict[str, Any]:
         architecture = build_config({**architecture.model_dump(), "image_size": options.image_size}, where="image_size")
     precision = options.precision
     grown = {
-        "sizes": [_grown(architecture, {"image_size": size}, precision) for size in _sizes(architecture)],
+        "sizes": _rows(architecture, "image_size", _sizes(architecture), precision),
         **{key: _series(architecture, key, precision) for key in ("patch_size", "depth")
            if key in type(architecture).model_fields},
     }  # fmt: skip
@@ -74,11 +75,16 @@ def _series(
 ) -> list[dict[str, Any]]:
     """Half, once, one and a half times and twice the model's own value, as far as such a model can be."""
     own = architecture.model_dump()[key]
+    values = dict.fromkeys(max(1, round(own * factor)) for factor in (0.5, 1, 1.5, 2))
+    return _rows(architecture, key, values, precision)
+
+
+def _rows(architecture: ModelConfig, key: str, values: Iterable[Any], precision: Precision) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for value in dict.fromkeys(max(1, round(own * factor)) for factor in (0.5, 1, 1.5, 2)):
+    for value in values:
         try:
             rows.append({key: value, **_grown(architecture, {key: value}, precision)})
-        except UserError:  # a patch that the image is no multiple of, lists of as many values as blocks
+        except UserError:  # a patch that the image is no multiple of, lists of as many values as blocks, too large
             continue
     return rows
 

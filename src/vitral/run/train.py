@@ -333,7 +333,7 @@ def _fit(
     first = dict([next(iter(config.eval.items()))])
 
     def validate(model: torch.nn.Module) -> tuple[Metric, Metric | None]:
-        found = task.evaluate(data.subject(model, "val"), first)
+        found = task.evaluate(data.subject(model, "val", in_training=True), first)
         return found.primary, found.metric(task.tie_breaker or "")
 
     plan = Plan(

@@ -71,6 +71,10 @@ class Classes(Task):
         """One class with its probability."""
         return f"{self.labels[index]}, {100 * float(scores_S[index]):.1f} %"
 
+    def chosen(self, scores_S: Array) -> int:
+        """The likeliest class."""
+        return int(scores_S.argmax())
+
     def provenance(self, evaluation: Evaluation) -> dict[str, Any]:
         """Also the classes that are found least often."""
         worst = worst_classes(evaluation.values.get("per_class", {}))

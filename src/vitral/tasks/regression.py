@@ -113,7 +113,7 @@ class Regression(Task):
 
     def prediction_rows(self, names: Sequence[str], annotations: Array, scores_NS: Array) -> Iterator[Sequence[str]]:
         """Name, and for each target the true number, the predicted one and their difference."""
-        yield "image", *(f"{name}{end}" for name in self.labels for end in ("", "_predicted", "_error"))
+        yield "image", *(cell(f"{name}{end}") for name in self.labels for end in ("", "_predicted", "_error"))
         for name, true_T, predicted_T in zip(names, annotations.tolist(), scores_NS.tolist(), strict=True):
             cells = (f"{v:.7g}" for t, p in zip(true_T, predicted_T, strict=True) for v in (t, p, p - t))
             yield cell(name), *cells
@@ -122,6 +122,15 @@ class Regression(Task):
         """See `regression_metrics`."""
         return regression_metrics(self.scores_of(outputs_NS), annotations, self.labels, self.state["mean"])
 
+    def measure_quickly(self, outputs_NS: Array, annotations: Array) -> dict[str, Any]:
+        """Without intervals."""
+        scores_NT = self.scores_of(outputs_NS)
+        return regression_metrics(scores_NT, annotations, self.labels, self.state["mean"], resamples=0)
+
+    def answer_line(self, scores_S: Array) -> str:
+        """All numbers."""
+        return ", ".join(self.answer_text(scores_S, index) for index in range(len(self.labels)))
+
     def per_sample(self, outputs_NS: Array, annotations: Array) -> Array:
         """Absolute errors, mean over the targets, [N]."""
         return np.abs(self.scores_of(outputs_NS) - annotations).mean(1)
@@ -129,8 +138,9 @@ class Regression(Task):
     def compare(self, own_N: Array, other_N: Array) -> dict[str, Any]:
         """The difference of the errors with its paired bootstrap interval (seed 0)."""
         gap_N = own_N - other_N
-        rows_RN = np.random.default_rng(0).integers(0, len(gap_N), (_RESAMPLES, len(gap_N)))
-        low, high = np.quantile(gap_N[rows_RN].mean(1), (0.025, 0.975))
+        draw = np.random.default_rng(0)
+        means_R = [gap_N[draw.integers(0, len(gap_N), len(gap_N))].mean() for _ in range(_RESAMPLES)]
+        low, high = map(float, np.quantile(means_R, (0.025, 0.975)))
         return {"mae": float(other_N.mean()), "difference": float(gap_N.mean()), "difference_interval": [low, high]}
 
     def comparison(self, found: Mapping[str, Any]) -> str:
@@ -174,4 +184,8 @@ class Regression(Task):
     def hub_scores(self, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Both errors and R2."""
         names = {"mae": "mean absolute error", "rmse": "root mean squared error", "r2": "R2"}
-        return [{"type": key, "value": metrics[key], "name": name} for key, name in names.items() if key in metrics]
+        return [
+            {"type": key, "value": metrics[key], "name": name}
+            for key, name in names.items()
+            if metrics.get(key) is not None
+        ]

@@ -31,7 +31,8 @@ class Subject:
 
     model: gives outputs [B, S] of images in [0,1], [B, C, H, W]; None for an export. batches(split, most): all images
     of a split, or `most` evenly spaced ones, with their annotations, as the model takes them; of many processes each
-    gets its share. outputs: outputs and annotations of every sample of `split` without any change, computed once.
+    gets its share. in_training: it is a validation during a run, of which there are many. outputs: outputs and
+    annotations of every sample of `split` without any change, computed once.
     """
 
     def __init__(
@@ -40,8 +41,11 @@ class Subject:
         batches: Callable[[str, int | None], Iterable[tuple[Tensor, Tensor]]],
         collect: Callable[[], tuple[Array, Array]],
         model: nn.Module | None = None,
+        *,
+        in_training: bool = False,
     ) -> None:
         self.split, self.batches, self._collect, self._model = split, batches, collect, model
+        self.in_training = in_training
         self._outputs: tuple[Array, Array] | None = None
 
     @property
@@ -197,6 +201,14 @@ class Task(ABC):
         """The same in words, as "owl, 97.3 %"."""
         raise NotImplementedError
 
+    def chosen(self, scores_S: Array) -> int:
+        """The output that is explained unless another one is named; the first by default."""
+        return 0
+
+    def answer_line(self, scores_S: Array) -> str:
+        """The whole answer in words."""
+        return self.answer_text(scores_S, self.chosen(scores_S))
+
     def require_answers(self, where: str) -> None:
         """Raise UserError for a model that gives features only."""
         if not self.has_head:
@@ -262,6 +274,10 @@ class Task(ABC):
     @abstractmethod
     def measure(self, outputs_NS: Array, annotations: Array) -> dict[str, Any]:
         """Everything that the evaluator `clean` reports, ready for JSON."""
+
+    def measure_quickly(self, outputs_NS: Array, annotations: Array) -> dict[str, Any]:
+        """The same during training, where it is done often: without what takes long. The same by default."""
+        return self.measure(outputs_NS, annotations)
 
     def log_lines(self, evaluation: Evaluation) -> list[str]:
         """The result in lines of the log: the primary metric with its interval, then those of other evaluators."""
@@ -329,7 +345,7 @@ class Task(ABC):
 
 def clean(task: Task, subject: Subject, config: EvaluatorConfig) -> Iterator[Found]:
     """The metrics of the task on unchanged images."""
-    found = task.measure(*subject.outputs())
+    found = (task.measure_quickly if subject.in_training else task.measure)(*subject.outputs())
     metrics = task.of_values(found)
     yield from metrics
     names = {name for metric in metrics for name in (metric.name, f"{metric.name}_interval")}

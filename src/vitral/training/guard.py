@@ -206,7 +206,7 @@ def _trace(objective: nn.Module, part: Mapping[str, Batch], step: int, autocast:
     device = device_of(part).type
     try:
         with torch.enable_grad(), torch.autocast(device, autocast or torch.bfloat16, enabled=autocast is not None):
-            loss = objective(part, step).loss
+            loss = objective(part, step).loss_sum
         if forward:
             return f"the output of {forward[0]}"
         if not loss.isfinite():
