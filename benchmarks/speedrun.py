@@ -34,8 +34,10 @@ from vitral.config import parse_yaml, split_words
 from vitral.data.config import DataConfig
 from vitral.data.sources import open_dataset
 from vitral.errors import UserError
+from vitral.files import read_json
 from vitral.run.config import load_config
 from vitral.version import __version__
+from vitral.weights.digests import signed
 from vitral.weights.folder import CARD, CONFIG, WEIGHTS, whole_folder
 from vitral.weights.tensors import load_tensors, save_tensors
 
@@ -125,9 +127,9 @@ def bundle(model: Path, place: Path) -> None:
     """The model folder with its weights in bfloat16: half the size, and no more of it is needed to predict."""
     tensors, metadata = load_tensors(model / WEIGHTS)
     with whole_folder(place) as folder:
-        for name in (CONFIG, CARD):
-            shutil.copy(model / name, folder / name)
+        shutil.copy(model / CARD, folder / CARD)
         save_tensors(folder / WEIGHTS, {name: tensor.bfloat16() for name, tensor in tensors.items()}, metadata)
+        (folder / CONFIG).write_text(signed(read_json(model / CONFIG), folder / WEIGHTS), encoding="utf-8")
 
 
 def line(found: dict[str, Any]) -> str:
