@@ -84,7 +84,7 @@ class Features(Task):
     def hub_scores(self, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Accuracy of the votes."""
         by = f" by {metrics['judged_by']}" if "judged_by" in metrics else ""
-        return [accuracy_row(metrics, f"top-1{by}")] if "top1" in metrics else []
+        return [accuracy_row(metrics, f"top-1{by}")] if metrics.get("top1") is not None else []
 
     def measure(self, outputs_NS: Array, annotations: Array) -> dict[str, Any]:
         """Features have no answers to measure."""
