@@ -157,7 +157,7 @@ def test_what_cannot_be_judged_is_refused() -> None:
         probe("model", on("pets"))
     rows = [f"pets/train/{name}/{i}.png,{name};all" for name in ("cat", "dog") for i in range(4)]
     Path("many.csv").write_text("\n".join(["path,label", *rows]), encoding="utf-8")
-    with pytest.raises(UserError, match=r"(?s)these images have several.*vitral embed"):
+    with pytest.raises(UserError, match=r"(?s)one class per image.*multilabel.*vitral embed"):
         probe("model", on("many.csv", data__label_separator=";"))
     with pytest.raises(UserError, match="doesn't say what it was trained on"):
         probe("model")

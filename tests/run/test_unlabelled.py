@@ -103,11 +103,20 @@ def test_images_need_no_labels(layout: str, tmp_path: Path) -> None:
     assert load_yaml(tmp_path / "a/config.yaml")["objective"]["kind"] == "masked_patch"
 
 
+@pytest.mark.parametrize("memory", ["1GB", "5MB"])
+def test_memory_chooses_the_micro_batch_without_labels_too(memory: str, tmp_path: Path) -> None:
+    keys = {"objective.kind": "mae", "objective.decoder_width": 32, "objective.decoder_depth": 1,
+            "objective.decoder_heads": 2, "train.batch_size": 256}  # fmt: skip
+    run(load_config("digits", {**BASE, **keys, "memory": memory, "out": str(tmp_path / "a")}))
+    chosen = load_yaml(tmp_path / "a/config.yaml")["train"]["micro_batch"]
+    assert (chosen == 256) == (memory == "1GB"), chosen
+
+
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
         ({"augment.mixup": 0.2}, "augment.mixup"), ({"train.patience": 3}, "train.patience"),
-        ({"lora.rank": 2, "init": "vitral-digits"}, "lora.rank"), ({"memory": "auto"}, "memory"),
+        ({"lora.rank": 2, "init": "vitral-digits"}, "lora.rank"),
         ({"train.parallel": "fsdp"}, "fsdp"), ({"precision": "bfloat16_params"}, "bfloat16_params"),
         ({"augment.repeats": 2}, "augment.repeats"), ({"model.head": "mlp"}, "model.head"),
         ({"objective.label_smoothing": 0.1}, "no key of this kind"), ({"objective.kind": "made_up"}, "wrong value"),

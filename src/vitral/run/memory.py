@@ -192,7 +192,10 @@ def say_memory(config: RunConfig, architecture: ModelConfig, device: torch.devic
     needed = show_bytes(sum(predict(job, micro, blocks)))
     updates = -(-job.batch_size // micro)
     total = architecture.block_count
-    return f"about {needed}: {updates} x {micro} images an update, {blocks} of {total} blocks computed twice"
+    differs = (
+        "" if job.adds_up or updates == 1 else "; each micro-batch is normalized alone, so results differ a little"
+    )
+    return f"about {needed}: {updates} x {micro} images per update, {blocks} of {total} blocks computed twice{differs}"
 
 
 def smaller_plan(config: RunConfig, architecture: ModelConfig, device: torch.device, validation: int) -> str:
