@@ -73,6 +73,7 @@ def test_a_flood_of_one_error_is_counted(log: Log, monkeypatch: pytest.MonkeyPat
     assert len(lines) == 106
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 11)
+    monkeypatch.setattr(time, "time_ns", lambda: int((now + 11) * 1e9))  # Ray's records are dated by it
     logger.error("no room for %d", 100)
     last = next(line for line in map(json.loads, stream.getvalue().splitlines()) if line["event"] == "no room for 100")
     assert last["left_out"] == 99
