@@ -26,7 +26,7 @@ def distil(out: str, kind: str = "dino", **more: Any) -> dict[str, Any]:
 def test_a_run_leaves_the_teachers_encoder_and_others_start_from_it(kind: str) -> None:
     summary = distil("a", kind, report=True)
     assert (summary["weights"], summary["split"], summary["count"]) == ("averaged (EMA) weights", "test", 360)
-    assert "20 nearest neighbours" in summary["judged_by"]
+    assert "20 nearest neighbors" in summary["judged_by"]
     assert "features of its patches" in Path("a/report.html").read_text(encoding="utf-8")
     row = next(row for row in Journal.read(Path("a")) if "loss" in row)
     assert {"teacher_entropy", "teacher_mean_entropy", "feature_std", "feature_rank"} <= row.keys()

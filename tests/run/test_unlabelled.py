@@ -39,7 +39,7 @@ def test_the_summary_is_what_the_probe_says_of_the_folder(tmp_path: Path) -> Non
     assert found["top1"] == summary["top1"]
     assert found["count"] == summary["count"] == 360
     page = (tmp_path / "a/report.html").read_text(encoding="utf-8")
-    assert "20 nearest neighbours" in page
+    assert "20 nearest neighbors" in page
     assert "no label" in page
     card = (tmp_path / "a/model/README.md").read_text(encoding="utf-8")
     assert "without labels (masked_patch)" in card

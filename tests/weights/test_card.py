@@ -33,10 +33,11 @@ def test_numbers_are_those_of_the_summary(trained: Path) -> None:
     summary = json.loads((trained / "summary.json").read_text(encoding="utf-8"))
     card = (trained / "model/README.md").read_text(encoding="utf-8")
     low, high = summary["top1_interval"]
-    assert f"**{100 * summary['top1']:.2f} %** of {summary['count']} test images right" in card
-    assert f"(95 % interval {100 * low:.2f} to {100 * high:.2f} %)" in card
-    calibrated = " after temperature scaling" if summary["temperature"] != 1 else "."
-    assert f"Expected calibration error {summary['ece']:.4f}{calibrated}" in card
+    assert f"On {summary['count']} test images:" in card
+    interval = f"(95 % interval {100 * low:.2f} to {100 * high:.2f} %)"
+    assert f"- top-1: {100 * summary['top1']:.2f} % {interval}" in card
+    assert f"- ECE: {100 * summary['ece']:.2f} %" in card
+    assert ("scaled by a temperature" in card) == (summary["temperature"] != 1)
     assert f"{summary['parameters']:,} parameters" in card
     assert f"of step {summary['best_step']}, the best on validation data" in card
     assert "1,293 train, 144 val, 360 test images" in card

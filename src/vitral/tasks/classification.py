@@ -80,6 +80,18 @@ class Classes(Task):
         worst = worst_classes(evaluation.values.get("per_class", {}))
         return {"worst_classes": worst, **super().provenance(evaluation)}
 
+    def card(self, provenance: Mapping[str, Any]) -> list[Section]:
+        """Also the classes that are found least often."""
+        sections, worst = super().card(provenance), provenance.get("worst_classes")
+        if not sections or not worst:
+            return sections
+        rows: list[list[Any]] = []
+        for row in worst:
+            low, high = (100 * end for end in row["interval"])
+            rows.append([row["class"], f"{row['found']} of {row['count']}", f"{low:.2f} to {high:.2f} %"])
+        table = Table(["class", "found", "95 % interval"], rows, "The classes that are found least often:")
+        return [*sections, Section("", [table], frozenset({"card"}))]
+
     def compare(self, own_N: Array, other_N: Array) -> dict[str, Any]:
         """McNemar's paired test, and the other model's share of right samples."""
         return {self.right_metric: float(np.mean(other_N)), **mcnemar(own_N, other_N)}
@@ -184,17 +196,6 @@ class Classification(Classes):
             name = evaluation.values["baseline_class"]
             lines.append(f"always answering {name}, the commonest class: {baseline.text()}")
         return lines
-
-    def numbers(self, metrics: Mapping[str, Any]) -> str | None:
-        """Top-1 with its interval, and the calibration error."""
-        if not self.of_values(metrics):
-            return None
-        top1, ece = self.of_values(metrics)[0], metrics["ece"]
-        calibrated = " after temperature scaling on validation images" if self.temperature != 1 else ""
-        return (
-            f"**{top1.text()}** of {metrics['count']} {metrics['split']} images right\n({top1.interval_text()}). "
-            f"Expected calibration error {ece:.4f}{calibrated}."
-        )
 
     def hub_scores(self, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Top-1."""

@@ -33,7 +33,7 @@ def neighbors(task: Task, subject: Subject, config: NeighborsConfig) -> Iterator
     low, high = found["top1_interval"]
     yield Metric("knn_top1", "k-NN top-1", found["top1"], (low, high))
     yield from ((key, found[key]) for key in ("top1", "top1_interval", "count"))
-    yield "judged_by", f"{config.k} nearest neighbours"
+    yield "judged_by", f"{config.k} nearest neighbors"
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,11 @@ class Features(Task):
         found = {} if evaluation is None else evaluation.values | {"split": evaluation.split}
         return features_sections(found, samples.pictures)
 
-    def numbers(self, metrics: Mapping[str, Any]) -> str | None:
+    def kept(self, metrics: Mapping[str, Any]) -> list[Metric]:
         """The share of images that the nearest neighbors name right."""
-        by_votes = {"knn_top1": metrics.get("top1"), "knn_top1_interval": metrics.get("top1_interval")}
-        if by_votes["knn_top1"] is None:
-            return None
-        top1, count = self.of_values(by_votes)[0], metrics.get("count", "the")
-        by = metrics.get("judged_by", "nearest neighbours")
-        return (
-            f"**{top1.text()}** of {count} {metrics['split']} images are named right by their {by} among the train "
-            f"images\n({top1.interval_text()})."
-        )
+        if metrics.get("top1") is None:
+            return []
+        return self.of_values({"knn_top1": metrics["top1"], "knn_top1_interval": metrics.get("top1_interval")})
 
     def hub_scores(self, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Accuracy of the votes."""

@@ -90,18 +90,6 @@ class Multilabel(Classes):
         lines = super().log_lines(evaluation)
         return [*lines, f"{exact.label}: {exact.text()} ({exact.interval_text()})"] if exact else lines
 
-    def numbers(self, metrics: Mapping[str, Any]) -> str | None:
-        """Mean average precision, the share with every class right with its interval, and F1."""
-        found = {metric.name: metric for metric in self.of_values(metrics)}
-        if not found:
-            return None
-        exact = found["exact_match"]
-        return (
-            f"mAP **{found['map'].text()}** on {metrics['count']} {metrics['split']} images; every class right in "
-            f"{exact.text()} ({exact.interval_text()}).\nF1 at a probability of 0.5: {found['micro_f1'].text()} micro, "
-            f"{found['macro_f1'].text()} macro."
-        )
-
     def hub_scores(self, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Mean average precision, micro F1 and exact matches."""
         if not self.of_values(metrics):

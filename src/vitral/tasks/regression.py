@@ -169,18 +169,6 @@ class Regression(Task):
         sections = super().console(evaluation)
         return [*sections, Section("", [table], frozenset({"console"}))] if len(rows) > 1 else sections
 
-    def numbers(self, metrics: Mapping[str, Any]) -> str | None:
-        """The error beside that of the baseline."""
-        found = {metric.name: metric for metric in self.of_values(metrics)}
-        if not found:
-            return None
-        mae, rmse, baseline = found["mae"], found["rmse"], found["baseline_mae"]
-        return (
-            f"Mean absolute error **{mae.text()}** on {metrics['count']} {metrics['split']} images\n"
-            f"({mae.interval_text()}), root mean squared error {rmse.text()}, R2 {found['r2'].text()}, Spearman "
-            f"correlation {found['spearman'].text()}. Always the mean of the train images: {baseline.text()}."
-        )
-
     def hub_scores(self, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Both errors and R2."""
         names = {"mae": "mean absolute error", "rmse": "root mean squared error", "r2": "R2"}

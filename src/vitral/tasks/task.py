@@ -257,9 +257,21 @@ class Task(ABC):
         """What `compare` found, in a line for the console."""
         raise NotImplementedError
 
-    def numbers(self, metrics: Mapping[str, Any]) -> str | None:
-        """The result, as Markdown, of what `provenance` kept; None where nothing was measured."""
-        raise NotImplementedError
+    def kept(self, metrics: Mapping[str, Any]) -> list[Metric]:
+        """The metrics of what `provenance` kept, the primary one first."""
+        return self.of_values(metrics)
+
+    def card(self, provenance: Mapping[str, Any]) -> list[Section]:
+        """The sections of the model card, of what `provenance` kept; none where nothing was measured."""
+        metrics, rows = provenance.get("metrics") or {}, provenance.get("more_metrics", [])
+        found: list[Part] = [*self.kept(metrics), *(Metric(**row) for row in rows)]
+        if not found:
+            return []
+        by = f", by the {metrics['judged_by']} among the train images" if "judged_by" in metrics else ""
+        of = f"{metrics['count']:,} {metrics['split']}" if "count" in metrics else metrics["split"]
+        scaled = ["Probabilities are scaled by a temperature that was fitted on validation images."]
+        parts = [f"On {of} images{by}:", *found, *(scaled if self.temperature != 1 else [])]
+        return [Section("Numbers", parts, frozenset({"card"}))]
 
     def hub_scores(self, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The rows of a model-index, of what `provenance` kept. The hub knows no intervals: they are in the name."""

@@ -11,9 +11,9 @@ import yaml
 from vitral import markdown
 from vitral.config import parse_yaml
 from vitral.errors import UserError, shown
-from vitral.evaluate.metric import Metric
 from vitral.models.registry import FAMILIES
 from vitral.models.summary import count_parameters
+from vitral.report.render import to_markdown
 from vitral.weights.folder import FolderConfig
 
 _SHOWN = 20  # classes by name
@@ -90,34 +90,9 @@ def _title(config: FolderConfig) -> str:
 
 
 def _numbers(config: FolderConfig) -> str:
-    metrics = config.provenance.get("metrics") or {}
-    primary = metrics.get("primary")
-    said = config.make_task().numbers(metrics)
-    if primary is None and said is None:
-        return "## Numbers\n\nNone: nothing has been measured with these weights. `vitral eval . data=FOLDER` does it."
-    rows: list[dict[str, Any]] = config.provenance.get("more_metrics", [])
-    more = [Metric(**row) for row in rows]
-    lines = [
-        f"- {markdown.text(each.label)}: **{each.text()}**" + (f" ({each.interval_text()})" if each.interval else "")
-        for each in more
-    ]
-    body = "\n\n".join(part for part in (said, "\n".join(lines)) if part)
-    return f"## Numbers\n\n{body}{_worst(config)}"
-
-
-def _interval(pair: Sequence[float]) -> str:
-    return f"95 % interval {100 * pair[0]:.2f} to {100 * pair[1]:.2f} %"
-
-
-def _worst(config: FolderConfig) -> str:
-    rows = config.provenance.get("worst_classes") or []
-    if not rows:
-        return ""
-    lines = "\n".join(
-        f"| {markdown.cell(row['class'])} | {row['found']} of {row['count']} | {_interval(row['interval'])[14:]} |"
-        for row in rows
-    )
-    return f"\n\nThe classes that are found least often:\n\n| class | found | 95 % interval |\n|---|---|---|\n{lines}"
+    sections = config.make_task().card(config.provenance)
+    nothing = "## Numbers\n\nNone: nothing has been measured with these weights. `vitral eval . data=FOLDER` does it."
+    return to_markdown(sections) if sections else nothing
 
 
 def _making(config: FolderConfig, notes: Sequence[str]) -> str:
