@@ -219,7 +219,7 @@ def test_the_metrics_of_the_run_travel_with_the_model(trained: Path) -> None:
     assert config["temperature"] == summary["temperature"]
     assert config["provenance"]["data"]["counts"] == {"train": 1293, "val": 144, "test": 360}
     card = (trained / "model/README.md").read_text(encoding="utf-8")
-    assert f"**{100 * summary['top1']:.2f} %** of 360 test images" in card
+    assert f"On 360 test images:\n\n- top-1: {100 * summary['top1']:.2f} %" in card
 
 
 def test_the_model_folder_says_all_of_preprocessing_and_everything_follows_it() -> None:
