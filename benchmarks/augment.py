@@ -83,14 +83,16 @@ def contestants(interpolation: str) -> dict[str, Run]:
     transforms = importlib.import_module("torchvision.transforms.v2")
     auto = importlib.import_module("kornia.augmentation.auto")
     images_BCHW = torch.randint(0, 256, SIZE, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    images_BCHW = torch.nn.functional.avg_pool2d(images_BCHW.float(), 5, 1, 2).byte()  # neighbours alike, as in photos
+    images_BCHW = torch.nn.functional.avg_pool2d(images_BCHW.float(), 5, 1, 2).byte()  # neighbors alike, as in photos
     floats_BCHW = images_BCHW.float() / 255
-    keys_B = torch.arange(len(images_BCHW))
+    sample_ids_B = torch.arange(len(images_BCHW))
     config = AugmentConfig.model_validate({"policy": "randaugment", "interpolation": interpolation})
     theirs = transforms.RandAugment(2, 9, interpolation=transforms.InterpolationMode(interpolation))
     kornia = auto.RandAugment(n=2, m=9)
     return {
-        "vitral": lambda turn: augment(images_BCHW, config, 0, torch.full_like(keys_B, turn), keys_B).images_BCHW,
+        "vitral": lambda turn: (
+            augment(images_BCHW, config, 0, torch.full_like(sample_ids_B, turn), sample_ids_B).images_BCHW
+        ),
         "kornia": lambda _: kornia(floats_BCHW),
         "torchvision v2 loop": lambda _: torch.stack([theirs(image) for image in images_BCHW]).float().div_(255),
     }

@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.oracles import load_oracle
 from vitral.config import parse_yaml, split_words
 from vitral.data.crop import draw_boxes
-from vitral.data.crop_decode import Box, crop_jpeg, open_jpeg
+from vitral.data.jpeg_crop import Box, crop_jpeg, open_jpeg
 from vitral.version import __version__
 
 SIDE = 224
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def photo(size: tuple[int, int], number: int) -> Image.Image:
-    """Grey structure with amplitudes that fall as 1/f (van der Schaaf and van Hateren 1996), and fainter colour."""
+    """Gray structure with amplitudes that fall as 1/f (van der Schaaf and van Hateren 1996), and fainter color."""
     dice = np.random.default_rng(number)
     frequency = np.hypot(np.fft.fftfreq(size[0])[:, None], np.fft.rfftfreq(size[1]))
     frequency[0, 0] = 1
@@ -140,11 +140,13 @@ def contestants() -> dict[str, Contestant]:
 
 
 def measure(kind: str, size: tuple[int, int], files: list[str], rounds: int) -> dict[str, Any]:
-    keys_B, sizes_B2 = torch.arange(len(files)), torch.tensor([size] * len(files))
+    sample_ids_B, sizes_B2 = torch.arange(len(files)), torch.tensor([size] * len(files))
     who, seconds = contestants(), {name: [] for name in contestants()}
     dice = random.Random(0)
     for turn in range(rounds + 1):  # the first one warms up, and its outputs are compared
-        boxes = [tuple(row) for row in draw_boxes(0, turn, 0, keys_B, sizes_B2, (0.08, 1.0), (3 / 4, 4 / 3)).tolist()]
+        boxes = [
+            tuple(row) for row in draw_boxes(0, turn, 0, sample_ids_B, sizes_B2, (0.08, 1.0), (3 / 4, 4 / 3)).tolist()
+        ]
         total = dict.fromkeys(who, 0.0)
         for number, (path, box) in enumerate(zip(files, boxes, strict=True)):
             outputs: dict[str, Tensor] = {}

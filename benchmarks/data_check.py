@@ -91,23 +91,23 @@ def look_alikes(
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Plant changed copies of some of these files in `folder` and check all; numbers, and the other pairs found."""
     folder.mkdir(parents=True, exist_ok=True)
-    wanted: set[tuple[str, str]] = set()
+    expected: set[tuple[str, str]] = set()
     for number, place in enumerate(random.permutation(len(paths))[:planted].tolist()):
         copy = folder / f"{number:05d}.jpg"
         with Image.open(paths[place]) as image:
             changed(CHANGES[change](image.convert("RGB"), random), random).save(copy, "JPEG", quality=70)
-        wanted.add((paths[place], str(copy.resolve())))
-    copies = [copy for _, copy in wanted]
+        expected.add((paths[place], str(copy.resolve())))
+    copies = [copy for _, copy in expected]
     started = time.perf_counter()
     report = check_dataset(flat([*paths, *copies]), workers=workers)
     seconds = time.perf_counter() - started
     groups = [group for each in report.findings if each.code == "near" for group in each.groups]
     found = {(group[0].name, group[1].name) for group in groups}
-    others = sorted((one, other) for one, other in found - wanted if not {one, other} & set(copies))
-    beside = len(found - wanted) - len(others)  # a copy beside a true look-alike of its original
+    others = sorted((one, other) for one, other in found - expected if not {one, other} & set(copies))
+    beside = len(found - expected) - len(others)  # a copy beside a true look-alike of its original
     return {
-        "images": len(paths), "planted": len(wanted), "found": len(found & wanted),
-        "recall": round(len(found & wanted) / len(wanted), 4), "change": change, "other_pairs": len(others),
+        "images": len(paths), "planted": len(expected), "found": len(found & expected),
+        "recall": round(len(found & expected) / len(expected), 4), "change": change, "other_pairs": len(others),
         "pairs_of_copies_with_others": beside, "seconds": round(seconds, 1),
     }, others  # fmt: skip
 

@@ -56,10 +56,10 @@ def measure(name: str, rounds: int, batch: int) -> dict[str, Any]:
     captures = {
         BASE: (), "one layer": (map_name(depth // 2),), "all layers": tuple(map_name(layer) for layer in range(depth))
     }  # fmt: skip
-    wanted_BND = model.encode_tokens(patches_BND, grid).patches_BND
+    expected_BND = model.encode_tokens(patches_BND, grid).patches_BND
     for capture in captures.values():  # the warm-up, too
         found_BND = model.encode_tokens(patches_BND, grid, capture=capture).patches_BND
-        assert (found_BND - wanted_BND).abs().max() < 1e-4
+        assert (found_BND - expected_BND).abs().max() < 1e-4
     names = list(captures)
     seconds: dict[str, list[float]] = {each: [] for each in names}
     processor_seconds: dict[str, list[float]] = {each: [] for each in names}

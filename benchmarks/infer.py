@@ -45,9 +45,9 @@ from vitral.config import parse_yaml, split_words
 from vitral.data.image_spec import ImageSpec
 from vitral.engines import Engine, Precision, open_export
 from vitral.export.config import ExportOptions
+from vitral.export.exporter import builtin_samples, export_network
 from vitral.export.graph import quiet
-from vitral.export.live import engines, fastest
-from vitral.export.ship import builtin_samples, ship
+from vitral.export.runtime_engine import engines, fastest
 from vitral.models.create import create_model
 from vitral.models.vit import VisionTransformer
 from vitral.weights.folder import FolderConfig
@@ -71,12 +71,12 @@ def main() -> None:
     for name in MODELS:
         for precision in (*PRECISIONS, "best"):
             titles = {f"{name}, {precision}, batch {batch}": batch for batch in BATCHES}
-            wanted = {title: batch for title, batch in titles.items() if str(options["rows"]) in title}
-            if not wanted:
+            expected = {title: batch for title, batch in titles.items() if str(options["rows"]) in title}
+            if not expected:
                 continue
             brief = "base" in name and not options["all"]
             found = contestants(name, precision, compiled=options["compiled"] and not brief, brief=brief)
-            for title, batch in wanted.items():
+            for title, batch in expected.items():
                 auto = fastest(found.ours, found.config, batch)
                 runs = {"vitral auto": auto.logits, **found.others}
                 results.append(measure(title, batch, runs, found.reference, options["rounds"]))
@@ -105,9 +105,9 @@ def contestants(name: str, precision: str, *, compiled: bool, brief: bool) -> Co
     nn.init.normal_(ours.get_parameter("head.weight"), std=0.3)
     config = _config(name, ours)
     timm = make_peer("timm", ours).eval()
-    reference = _normalised(timm, torch.float32)
+    reference = _normalized(timm, torch.float32)
     if precision == "best":
-        low = _normalised(copy.deepcopy(timm).bfloat16(), torch.bfloat16)
+        low = _normalized(copy.deepcopy(timm).bfloat16(), torch.bfloat16)
         others = {"timm eager, float32": reference, "timm eager, bfloat16": low}
         return Contestants(_of_all_precisions(ours, config), others, reference, config)
     assert precision in PRECISIONS
@@ -115,11 +115,11 @@ def contestants(name: str, precision: str, *, compiled: bool, brief: bool) -> Co
     runs: dict[str, Run] = {} if brief else {"vitral torch": plain}
     with quiet():
         runs |= _plain_runtimes(timm, precision)
-    runs["timm eager"] = _normalised(copy.deepcopy(timm).to(dtype), dtype)
+    runs["timm eager"] = _normalized(copy.deepcopy(timm).to(dtype), dtype)
     if not brief and importlib.util.find_spec("transformers"):
-        runs["transformers eager"] = _normalised(make_peer("transformers", ours).eval().to(dtype), dtype)
+        runs["transformers eager"] = _normalized(make_peer("transformers", ours).eval().to(dtype), dtype)
     if compiled:
-        runs["timm compiled"] = _normalised(torch.compile(copy.deepcopy(timm).to(dtype), dynamic=True), dtype)
+        runs["timm compiled"] = _normalized(torch.compile(copy.deepcopy(timm).to(dtype), dynamic=True), dtype)
     return Contestants(engines(ours, config, precision), runs, reference, config)
 
 
@@ -130,7 +130,7 @@ def _of_all_precisions(ours: VisionTransformer, config: FolderConfig) -> list[En
             options = ExportOptions(
                 format=kind, out=f"{folder}/{kind}", takes="resized", precision="int8", min_agreement=0
             )
-            shipped = ship(ours, config, "", options, builtin_samples(8, config))
+            shipped = export_network(ours, config, "", options, builtin_samples(8, config))
             found.append(open_export(shipped.out / shipped.file))
     return found
 
@@ -139,11 +139,11 @@ def _config(name: str, ours: VisionTransformer) -> FolderConfig:
     c = ours.config
     return FolderConfig(
         name=name, task="classification", architecture=c, id2label={str(i): str(i) for i in range(c.num_classes)},
-        provenance={}, preprocessing=ImageSpec(image_size=c.image_size, channels=c.in_channels, fit="crop"),
+        provenance={}, preprocessing=ImageSpec(image_size=c.image_size, channels=c.in_channels, resize_mode="crop"),
     )  # fmt: skip
 
 
-def _normalised(model: Any, dtype: torch.dtype) -> Run:
+def _normalized(model: Any, dtype: torch.dtype) -> Run:
     def run(images_BCHW: Tensor) -> Tensor:
         out = model(((images_BCHW - 0.5) / 0.5).to(dtype))
         return (out if isinstance(out, Tensor) else out.logits).float()
@@ -176,12 +176,12 @@ def _plain_runtimes(model: nn.Module, precision: str) -> dict[str, Run]:
 def measure(title: str, batch: int, runs: dict[str, Run], reference: Run, rounds: int) -> dict[str, Any]:
     """Times in milliseconds of every contestant, a batch each in turn; the order turns with the rounds."""
     images_BCHW = torch.rand(batch, 3, 224, 224)
-    wanted_BS = reference(images_BCHW)
+    expected_BS = reference(images_BCHW)
     said: dict[str, dict[str, float]] = {}
     for name, run in runs.items():
         found_BS = run(images_BCHW)
-        same = float((found_BS.argmax(1) == wanted_BS.argmax(1)).float().mean())
-        said[name] = {"agreement": same, "differs": float((found_BS - wanted_BS).abs().max())}
+        same = float((found_BS.argmax(1) == expected_BS.argmax(1)).float().mean())
+        said[name] = {"agreement": same, "differs": float((found_BS - expected_BS).abs().max())}
         run(images_BCHW)
     times: dict[str, list[float]] = {name: [] for name in runs}
     repeats = {name: max(1, math.ceil(LONG / _timed(run, images_BCHW, 1))) for name, run in runs.items()}

@@ -1,11 +1,11 @@
-"""Weighted nearest neighbours of 10,000 among 50,000 features of width 384: ours beside scikit-learn's.
+"""Weighted nearest neighbors of 10,000 among 50,000 features of width 384: ours beside scikit-learn's.
 
     python benchmarks/knn.py
     python benchmarks/knn.py rounds=15 threads=2 save=benchmarks/results/knn.json
     python benchmarks/knn.py peer=false                 # ours alone, to see its memory
 
 Features are Gaussian clouds of 1,000 classes, float32. Ours votes with k of 10, 20, 100 and 200 in one go; scikit-learn
-(brute force, cosine) finds the 200 nearest once, and its time is that search alone. Both find the same neighbours: the
+(brute force, cosine) finds the 200 nearest once, and its time is that search alone. Both find the same neighbors: the
 mean similarity of the 200 must agree to 1e-5. They take turns, the order turns with the rounds. Printed as JSON:
 seconds, median and quartiles of peer time / our time (above 1 we are faster), and the most memory that the process ever
 held, in MB: that of ours, data and torch included, where peer=false. Processor seconds are summed over the threads, and
@@ -31,7 +31,7 @@ from torch.nn.functional import normalize
 from vitral.config import parse_yaml, split_words
 from vitral.evaluate import knn as module
 from vitral.evaluate.config import KnnConfig
-from vitral.evaluate.embedded import Embedded
+from vitral.evaluate.features import Embedded
 from vitral.evaluate.knn import knn
 from vitral.version import __version__
 
@@ -53,10 +53,10 @@ def main() -> None:
 
 def measure(rounds: int, peer: bool) -> dict[str, Any]:
     """Seconds of every contestant, each in turn."""
-    train, judged = features()
-    runs: dict[str, Callable[[], object]] = {"vitral": lambda: dict(knn(train, judged, CLASSES, KnnConfig()))}
+    train, evaluated = features()
+    runs: dict[str, Callable[[], object]] = {"vitral": lambda: dict(knn(train, evaluated, CLASSES, KnnConfig()))}
     if peer:
-        runs["scikit-learn"] = neighbours(train, judged)
+        runs["scikit-learn"] = neighbors(train, evaluated)
     names = list(runs)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     processor_seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -84,26 +84,26 @@ def quartiles(seconds: dict[str, list[float]]) -> list[float] | None:
 
 
 def features() -> tuple[Embedded, Embedded]:
-    """The train and the judged samples."""
+    """The train and the evaluated samples."""
     torch.manual_seed(0)
-    centres_CD = torch.randn(CLASSES, WIDTH)
+    centers_CD = torch.randn(CLASSES, WIDTH)
     parts: list[Embedded] = []
     for count in (TRAIN, JUDGED):
         labels_N = torch.randint(0, CLASSES, (count,))
-        parts.append(Embedded(centres_CD[labels_N] + 4 * torch.randn(count, WIDTH), labels_N))
+        parts.append(Embedded(centers_CD[labels_N] + 4 * torch.randn(count, WIDTH), labels_N))
     return parts[0], parts[1]
 
 
-def neighbours(train: Embedded, judged: Embedded) -> Callable[[], object]:
+def neighbors(train: Embedded, evaluated: Embedded) -> Callable[[], object]:
     """scikit-learn's search, after a check that it finds what ours does."""
     from sklearn.neighbors import NearestNeighbors
 
     search = NearestNeighbors(n_neighbors=MOST, algorithm="brute", metric="cosine").fit(train.features_ND.numpy())
-    queries_BD = judged.features_ND[:100]
+    queries_BD = evaluated.features_ND[:100]
     distance_BK, _ = search.kneighbors(queries_BD.numpy())
     ours_BK, _ = module._nearest(normalize(queries_BD, dim=1), normalize(train.features_ND, dim=1), MOST)
     assert abs((1 - distance_BK).mean() - ours_BK.mean().item()) < 1e-5
-    return lambda: search.kneighbors(judged.features_ND.numpy())
+    return lambda: search.kneighbors(evaluated.features_ND.numpy())
 
 
 def environment(peer: bool) -> dict[str, Any]:

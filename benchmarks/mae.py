@@ -131,10 +131,10 @@ def objectives(name: str, images_BCHW: Tensor, precision: str) -> dict[str, Step
     # Numbers as random as those of the hash, so that both hide the same patches; drawing them is no part of the row.
     mae.noise = lambda *_: noise_BN
     batch = Batch((View(images_BCHW, torch.eye(3).expand(len(images_BCHW), 3, 3)),), {}, torch.arange(len(images_BCHW)))
-    normalised_BCHW = (images_BCHW - 0.5) / 0.5
+    normalized_BCHW = (images_BCHW - 0.5) / 0.5
     our_call, their_call = compiled(ours, images_BCHW), compiled(theirs, images_BCHW)
     losses = {
-        "transformers": (theirs, lambda: their_call(normalised_BCHW, noise=noise_BN).loss),
+        "transformers": (theirs, lambda: their_call(normalized_BCHW, noise=noise_BN).loss),
         "vitral": (ours, lambda: our_call({"train": batch}, 0).loss),
     }
     steps = {side: make_step(module, loss, device, precision) for side, (module, loss) in losses.items()}
@@ -185,7 +185,7 @@ def transformers_model(name: str) -> nn.Module:
             hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, attn_implementation="sdpa",
             decoder_hidden_size=d.decoder_width, decoder_num_hidden_layers=d.decoder_depth,
             decoder_num_attention_heads=d.decoder_heads, decoder_intermediate_size=4 * d.decoder_width,
-            mask_ratio=d.hidden, norm_pix_loss=d.target_norm,
+            mask_ratio=d.hidden, norm_pix_loss=d.norm_pix_loss,
         )
     )  # fmt: skip
     with torch.no_grad():  # as its files have them; a new model of version 5 has zeros

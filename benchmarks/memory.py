@@ -16,8 +16,8 @@ import torch
 
 from vitral.config import parse_yaml, split_words
 from vitral.models.create import create_model
-from vitral.optim.masters import Bfloat16Copy
-from vitral.training.plan import model_job, predict, show_bytes
+from vitral.optim.master_weights import ComputeCopy
+from vitral.training.memory_estimate import model_job, predict, show_bytes
 
 MODELS = {"vit_small_patch16_224": 256, "vit_base_patch16_224": 128, "vit_large_patch16_224": 64}
 
@@ -48,25 +48,25 @@ def measure(name: str, batch: int, precision: Any, share: float) -> dict[str, An
     model = create_model(name, pool="avg").cuda().train()
     blocks = round(share * model.config.block_count)
     model.checkpointed = blocks
-    low = Bfloat16Copy(model) if precision == "bfloat16_params" else None
+    compute_copy = ComputeCopy(model) if precision == "bfloat16_params" else None
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     images_BCHW = torch.rand(batch, 3, *model.config.image_size, device="cuda")
     labels_B = torch.zeros(batch, dtype=torch.long, device="cuda")
     for _ in range(3):
         with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bfloat16"):
-            logits_BC = (model if low is None else low.module)(images_BCHW)
+            logits_BC = (model if compute_copy is None else compute_copy.module)(images_BCHW)
         torch.nn.functional.cross_entropy(logits_BC.float(), labels_B).backward()
-        if low is not None:
-            low.collect()
+        if compute_copy is not None:
+            compute_copy.collect()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if low is not None:
-            low.refresh()
+        if compute_copy is not None:
+            compute_copy.refresh()
     parts = predict(model_job(model.config, batch, precision, device="cuda"), batch, blocks)
     planned = sum(parts) - parts.images // 2  # these images are not augmented
     peak = torch.cuda.max_memory_allocated() - before
     return {
-        "model": name, "batch": batch, "precision": precision, "checkpointing": blocks, "planned": planned,
+        "model": name, "batch": batch, "precision": precision, "activation_checkpointing": blocks, "planned": planned,
         "peak": peak, "ratio": planned / peak,
     }  # fmt: skip
 

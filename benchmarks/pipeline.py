@@ -39,7 +39,7 @@ from vitral.config import parse_yaml, split_words
 from vitral.data.image_spec import ImageSpec
 from vitral.engines import Precision
 from vitral.export.config import ExportOptions
-from vitral.export.live import with_engine
+from vitral.export.runtime_engine import with_engine
 from vitral.export.write import export
 from vitral.models.create import create_model
 from vitral.models.model import ImageModel
@@ -101,8 +101,8 @@ def contestants(name: str, precision: Precision, images: Path, place: Path) -> t
 
     runs: dict[str, Run] = {each: ours(each) for each in predictors}
     runs |= {f"transformers, batch_size={batch}": peer(batch) for batch in (1, 8)}
-    wanted = [row["predictions"][0]["label"] for row in plain.predict(image_paths([str(images)]))]
-    return {"": lambda: wanted, **runs}, predictors["vitral auto"].engine.name
+    expected = [row["predictions"][0]["label"] for row in plain.predict(image_paths([str(images)]))]
+    return {"": lambda: expected, **runs}, predictors["vitral auto"].engine.name
 
 
 def save_model(name: str, folder: Path) -> None:
@@ -115,16 +115,16 @@ def save_model(name: str, folder: Path) -> None:
     config = FolderConfig(
         name=name, task="classification", architecture=c,
         id2label={str(i): f"class {i}" for i in range(c.num_classes)}, provenance={},
-        preprocessing=ImageSpec(image_size=c.image_size, channels=c.in_channels, fit="crop", crop_ratio=0.875),
+        preprocessing=ImageSpec(image_size=c.image_size, channels=c.in_channels, resize_mode="crop", crop_pct=0.875),
     )  # fmt: skip
     save_folder(folder, model, config, "# random weights\n")
 
 
 def measure(title: str, runs: dict[str, Run], rounds: int) -> dict[str, Any]:
     """Seconds of every contestant, all files each in turn; the order turns with the rounds."""
-    wanted = runs.pop("")()
+    expected = runs.pop("")()
     agreement = {
-        name: statistics.mean(a == b for a, b in zip(run(), wanted, strict=True)) for name, run in runs.items()
+        name: statistics.mean(a == b for a, b in zip(run(), expected, strict=True)) for name, run in runs.items()
     }
     times: dict[str, list[float]] = {name: [] for name in runs}
     names = list(runs)
@@ -135,8 +135,8 @@ def measure(title: str, runs: dict[str, Run], rounds: int) -> dict[str, Any]:
             times[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(values) for name, values in times.items()}
     return {
-        "row": title, "ratio": "time of the peer / our time", "rounds": rounds, "files": len(wanted),
-        "images_per_second": {name: round(len(wanted) / value, 1) for name, value in medians.items()},
+        "row": title, "ratio": "time of the peer / our time", "rounds": rounds, "files": len(expected),
+        "images_per_second": {name: round(len(expected) / value, 1) for name, value in medians.items()},
         "ratio_quartiles": {name: quartiles(times[name], times[names[0]]) for name in names[1:]},
         "best_peer": min(names[2:], key=lambda name: medians[name]), "agreement": agreement,
     }  # fmt: skip

@@ -149,7 +149,7 @@ def alone(name: str, running: dict[str, Server]) -> Generator[None]:
 
 
 def jpegs(count: int, size: tuple[int, int]) -> list[bytes]:
-    """Pictures as compressible as photographs: smooth colour with some noise, at quality 90."""
+    """Pictures as compressible as photographs: smooth color with some noise, at quality 90."""
     random, found = np.random.default_rng(0), list[bytes]()
     for _ in range(count):
         coarse = Image.fromarray(random.integers(0, 255, (8, 10, 3), np.uint8)).resize(
@@ -217,7 +217,7 @@ def request_of(server: Server, image: bytes) -> bytes:
 def check_equal(offline: Predictor, running: dict[str, Server], images: Sequence[bytes]) -> None:
     """Everybody gives the same classes, and scores within 1e-5."""
     for number, image in enumerate(images[:4]):
-        wanted = offline.predict(image)[0]["predictions"]
+        expected = offline.predict(image)[0]["predictions"]
         for name, server in running.items():
             connection = HTTPConnection("127.0.0.1", server.port)
             _, body = request_of(server, image).split(b"\r\n\r\n", 1)
@@ -226,8 +226,8 @@ def check_equal(offline: Predictor, running: dict[str, Server], images: Sequence
             answer = response.read()
             assert response.status == 200, (name, response.status, answer)
             got = json.loads(answer).get("predictions", answer)
-            differs = max(abs(a["score"] - b["score"]) for a, b in zip(wanted, got, strict=True))
-            assert differs < 1e-4, (name, number, wanted, got)
+            differs = max(abs(a["score"] - b["score"]) for a, b in zip(expected, got, strict=True))
+            assert differs < 1e-4, (name, number, expected, got)
 
 
 def processor_seconds(group: int) -> float:

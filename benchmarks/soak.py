@@ -67,7 +67,7 @@ def main() -> None:
 async def soak(pid: int, port: int, options: dict[str, Any]) -> dict[str, Any]:
     """All requests, by so many clients; statuses, wrong answers, and the memory meanwhile."""
     predictor, images = load(options["model"], "cpu"), [picture(number) for number in range(50)]
-    wanted = [predictor.predict(image)[0]["predictions"] for image in images]
+    answers = [predictor.predict(image)[0]["predictions"] for image in images]
     bad = bad_requests()
     total, done, wrong = options["requests"], [0], [0]
     statuses: dict[str, int] = {}
@@ -86,7 +86,7 @@ async def soak(pid: int, port: int, options: dict[str, Any]) -> dict[str, Any]:
                 wrong[0] += status != expected
             else:
                 status, answer = await ask(port, raw(images[number % len(images)], "image/png"), False)
-                wrong[0] += status != 200 or not alike(json.loads(answer)["predictions"], wanted[number % len(images)])
+                wrong[0] += status != 200 or not alike(json.loads(answer)["predictions"], answers[number % len(images)])
             statuses[str(status)] = statuses.get(str(status), 0) + 1
 
     await asyncio.gather(*(client() for _ in range(options["clients"])))
@@ -140,9 +140,9 @@ def picture(number: int) -> bytes:
     return out.getvalue()
 
 
-def alike(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> bool:
+def alike(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> bool:
     """Equal classes and scores, to the millionth that another batch may make of difference."""
-    pairs = list(zip(found, wanted, strict=True))
+    pairs = list(zip(found, expected, strict=True))
     return all(a["label"] == b["label"] and abs(a["score"] - b["score"]) <= 3e-6 for a, b in pairs)
 
 

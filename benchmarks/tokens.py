@@ -27,18 +27,18 @@ from typing import Any
 
 import torch
 
+from vitral.compression.config import EViTConfig, ToMeConfig
+from vitral.compression.evit import EViT
+from vitral.compression.tome import ToMe
 from vitral.config import parse_yaml, split_words
-from vitral.efficient.config import KeepConfig, MergeConfig
-from vitral.efficient.keep import ClassAttention
-from vitral.efficient.merge import TokenMerging
 from vitral.models.config import ViTConfig
 from vitral.models.create import create_model
 from vitral.models.reduction import TokenReduction
 from vitral.models.summary import count_macs
 from vitral.models.vit import VisionTransformer
 from vitral.report.plots import accuracy_over_work
+from vitral.run.command_options import EvalOptions
 from vitral.run.evaluate import evaluate
-from vitral.run.options import EvalOptions
 from vitral.version import __version__
 from vitral.weights.folder import find_folder, load_config
 
@@ -82,7 +82,7 @@ def speed(options: dict[str, Any]) -> dict[str, Any]:
                 processor[r].append(time.process_time() - start_processor)
     rows: list[dict[str, Any]] = []
     for r in options["r"]:
-        work = work_ratio(model.config, TokenMerging(r))
+        work = work_ratio(model.config, ToMe(r))
         by_time, by_processor = (
             [whole / fewer for whole, fewer in zip(kind[0], kind[r], strict=True)] for kind in (seconds, processor)
         )
@@ -102,7 +102,7 @@ def run(model: VisionTransformer, r: int, images: torch.Tensor, compiled: bool) 
     """A forward pass with r tokens merged in each block."""
 
     def forward() -> torch.Tensor:
-        model.reduce = TokenMerging(r)
+        model.reduce = ToMe(r)
         return model(images)
 
     return torch.compile(forward, fullgraph=True) if compiled else forward
@@ -129,11 +129,11 @@ def accuracy(model: str, others: list[str], picture: str | None) -> None:
     settings: list[tuple[str, str, EvalOptions, TokenReduction]] = []
     for schedule in ("constant", "decreasing"):
         for r in range(patches // config.depth + 1):
-            options = EvalOptions(reduce="merge", merge=MergeConfig(r=r, schedule=schedule))
-            settings.append((f"merging, {schedule} r", f"{r}", options, TokenMerging(r, schedule)))
+            options = EvalOptions(reduce="tome", tome=ToMeConfig(r=r, schedule=schedule))
+            settings.append((f"merging, {schedule} r", f"{r}", options, ToMe(r, schedule)))
     for share in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4):
-        options = EvalOptions(reduce="keep", keep=KeepConfig(share=share))
-        settings.append(("keeping by attention", f"{share:g}", options, ClassAttention(share)))
+        options = EvalOptions(reduce="evit", evit=EViTConfig(share=share))
+        settings.append(("keeping by attention", f"{share:g}", options, EViT(share)))
     print("| way | r or share | patch tokens | work, % | top-1, % | 95 % interval |\n|---|---|---|---|---|---|")
     curves: dict[str, list[tuple[float, float, float, float]]] = {}
     for way, value, options, reduction in settings:

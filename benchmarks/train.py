@@ -47,7 +47,7 @@ from vitral.models.presets import resolve
 from vitral.models.summary import count_macs
 from vitral.models.vit import VisionTransformer
 from vitral.optim.config import OptimConfig
-from vitral.optim.masters import Bfloat16Copy
+from vitral.optim.master_weights import ComputeCopy
 from vitral.optim.optimizer import make_optimizer
 from vitral.version import __version__
 
@@ -175,7 +175,7 @@ def contestants(row: dict[str, Any], is_lever: bool) -> tuple[dict[str, Step], d
     if is_lever:
         both = {"without": {**plain, **row.get("without", {})}, "with": {**plain, **row.get("with", {})}}
         return {name: make_step(ours_of(one), images_BCHW, labels_B, one) for name, one in both.items()}, {}
-    normalised_BCHW = (images_BCHW - 0.5) / 0.5
+    normalized_BCHW = (images_BCHW - 0.5) / 0.5
     start = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
     first = after_one_step(copy.deepcopy(ours), images_BCHW, labels_B, plain)
     steps = {"vitral": make_step(ours, images_BCHW, labels_B, plain)}
@@ -187,11 +187,11 @@ def contestants(row: dict[str, Any], is_lever: bool) -> tuple[dict[str, Step], d
         peer = make_peer(name, ours).to(images_BCHW.device)
         if not ours.config.drop_path:
             same = comparable(name, peer, ours.config.norm_eps)
-            theirs = after_one_step(same, normalised_BCHW, labels_B, plain)
+            theirs = after_one_step(same, normalized_BCHW, labels_B, plain)
             differences[name] = compare(name, first, theirs, start)
             limits = LIMITS[plain.get("precision", "float32")]
             assert all(a <= b for a, b in zip(differences[name], limits, strict=True)), (name, differences[name])
-        steps[name] = make_step(peer, normalised_BCHW, labels_B, plain)
+        steps[name] = make_step(peer, normalized_BCHW, labels_B, plain)
     return steps, differences
 
 
@@ -248,8 +248,8 @@ def make_step(
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, fused=row.get("fused", True))
     if row.get("optimizer") == "muon":
         optimizer = make_optimizer(model, OptimConfig(name="muon", lr=RATE))
-    low = Bfloat16Copy(model.train()) if precision == "bfloat16_params" else None
-    computing: Any = model if low is None else low.module
+    compute_copy = ComputeCopy(model.train()) if precision == "bfloat16_params" else None
+    computing: Any = model if compute_copy is None else compute_copy.module
 
     def compute() -> Tensor:
         out = computing.classify(computing.pool(computing.encode(images_BCHW))) if row.get("whole") else None
@@ -263,15 +263,15 @@ def make_step(
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"), attention(row):
             loss = forward()
         loss.backward()
-        if low is not None:
-            low.collect()
+        if compute_copy is not None:
+            compute_copy.collect()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         if keep is not None:
             keep()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if low is not None:
-            low.refresh()
+        if compute_copy is not None:
+            compute_copy.refresh()
         return loss.item() if device == "cpu" else (torch.cuda.synchronize(), loss.item())[1]
 
     model.train()

@@ -1,4 +1,4 @@
-"""What every test gets: one thread a process, no network, no colours, a folder of its own to write in."""
+"""What every test gets: one thread a process, no network, no colors, a folder of its own to write in."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _isolated(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypa
 
 @pytest.fixture
 def digits_png(tmp_path: Path) -> Path:
-    """A grey 8 x 8 PNG of a handwritten zero: the first of scikit-learn's digits."""
+    """A gray 8 x 8 PNG of a handwritten zero: the first of scikit-learn's digits."""
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_digits
@@ -109,7 +109,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """30 colour images of each of three shapes, of different sizes: one folder a class. Not to be changed."""
+    """30 color images of each of three shapes, of different sizes: one folder a class. Not to be changed."""
     from tests.helpers import write_shapes
 
     return write_shapes(tmp_path_factory.mktemp("data") / "shapes")

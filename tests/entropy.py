@@ -9,16 +9,16 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from vitral.models.model import ImageModel
-from vitral.objectives.config import LabelledConfig, StreamTraits
+from vitral.objectives.config import LabeledConfig, StreamTraits
 from vitral.objectives.losses import cross_entropy, soft_targets, wide
 from vitral.objectives.objective import Objective, ObjectiveContext
-from vitral.objectives.table import OBJECTIVES
+from vitral.objectives.registry import OBJECTIVES
 from vitral.run.config import RunConfig
-from vitral.run.register import register_objective
+from vitral.run.register_objective import register_objective
 from vitral.structs import Batch, StepOutput
 
 
-class EntropyConfig(LabelledConfig):
+class EntropyConfig(LabeledConfig):
     """Entropy minimization (Grandvalet and Bengio 2004)."""
 
     streams: ClassVar[dict[str, StreamTraits]] = {
@@ -46,7 +46,7 @@ class Entropy(Objective):
         log_p_UC = wide(self.model(unlabeled.views[0].images_BCHW)).log_softmax(-1)
         entropy = -(log_p_UC.exp() * log_p_UC).sum(-1).mean()
         loss = cross_entropy(logits_BC, target_BC) + self.config.entropy_weight * entropy
-        return StepOutput.mean(loss, len(labeled.keys_B), {"entropy": entropy.detach()})
+        return StepOutput.mean(loss, len(labeled.sample_ids_B), {"entropy": entropy.detach()})
 
 
 @contextmanager

@@ -42,40 +42,40 @@ SHAPES = ("circle", "cross", "square")
 COLOURS = ((220, 60, 50), (60, 180, 70), (60, 80, 220))
 
 
-def shape_image(label: str, number: int, *, grey: bool = False) -> Image.Image:
-    """A shape on noise: in its class's colour, at sizes from 40 to 90 pixels; or grey, 12 x 12."""
+def shape_image(label: str, number: int, *, gray: bool = False) -> Image.Image:
+    """A shape on noise: in its class's color, at sizes from 40 to 90 pixels; or gray, 12 x 12."""
     random = np.random.default_rng([number, SHAPES.index(label)])
-    height, width = (12, 12) if grey else (int(v) for v in random.integers(40, 90, 2))
+    height, width = (12, 12) if gray else (int(v) for v in random.integers(40, 90, 2))
     noise = random.integers(0, 50, (height, width, 3), dtype=np.uint8)
     image = Image.fromarray(noise)
     draw = ImageDraw.Draw(image)
     side = min(height, width) * random.uniform(0.5, 0.7)
     left, top = random.uniform(0, width - side), random.uniform(0, height - side)
-    colour = (230, 230, 230) if grey else COLOURS[SHAPES.index(label)]
+    color = (230, 230, 230) if gray else COLOURS[SHAPES.index(label)]
     box = (left, top, left + side, top + side)
     if label == "circle":
-        draw.ellipse(box, fill=None if grey else colour, outline=colour, width=1 if grey else 3)
+        draw.ellipse(box, fill=None if gray else color, outline=color, width=1 if gray else 3)
     elif label == "square":
-        draw.rectangle(box, fill=colour)
+        draw.rectangle(box, fill=color)
     else:
-        draw.line(box, fill=colour, width=max(2, int(side / 6)))
-        draw.line((left, top + side, left + side, top), fill=colour, width=max(2, int(side / 6)))
-    return image.convert("L") if grey else image
+        draw.line(box, fill=color, width=max(2, int(side / 6)))
+        draw.line((left, top + side, left + side, top), fill=color, width=max(2, int(side / 6)))
+    return image.convert("L") if gray else image
 
 
-def write_shapes(root: Path, count: int = 30, *, grey: bool = False, first: int = 0) -> Path:
+def write_shapes(root: Path, count: int = 30, *, gray: bool = False, first: int = 0) -> Path:
     """root/<shape>/<number>.png, `count` of each of three shapes."""
     for label in SHAPES:
         (root / label).mkdir(parents=True)
         for number in range(first, first + count):
-            shape_image(label, number, grey=grey).save(root / label / f"{number:03d}.png")
+            shape_image(label, number, gray=gray).save(root / label / f"{number:03d}.png")
     return root
 
 
-def write_colours(
+def write_colors(
     root: Path, classes: str = "cat dog", count: int = 4, size: tuple[int, int] = (12, 12), *, first: int = 0
 ) -> Path:
-    """root/<class>/<number>.png of two colours each: images whose content doesn't matter, all different."""
+    """root/<class>/<number>.png of two colors each: images whose content doesn't matter, all different."""
     for index, label in enumerate(classes.split()):
         (root / label).mkdir(parents=True)
         for number in range(first, first + count):
@@ -104,7 +104,7 @@ def write_digits(root: Path, numbers: range) -> list[tuple[Path, np.ndarray[Any,
 def random_model(
     path: Path, classes: tuple[str, ...] = ("cat", "dog", "owl"), preset: str = "vit_micro_patch2_8", **options: Any
 ) -> Path:
-    """A model folder with random weights: two narrow blocks, 8 x 8 grey images, temperature 2."""
+    """A model folder with random weights: two narrow blocks, 8 x 8 gray images, temperature 2."""
     small = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 32, "in_channels": 1, "num_classes": len(classes)}
     architecture = resolve(preset, **{**small, **options})
     config = build(
@@ -112,7 +112,7 @@ def random_model(
         {
             "name": preset, "architecture": architecture, "id2label": {str(i): name for i, name in enumerate(classes)},
             "preprocessing": ImageSpec(
-                image_size=architecture.image_size, channels=architecture.in_channels, fit="crop"
+                image_size=architecture.image_size, channels=architecture.in_channels, resize_mode="crop"
             ),
             "task": "classification" if classes else "features", "temperature": 2.0, "provenance": {},
         },

@@ -30,7 +30,7 @@ LIGHT = (
     "models.presets",
     "models.registry",
     "run",
-    "run.options",
+    "run.command_options",
 )
 HEAVY = ("torch", "sklearn", "scipy", "matplotlib")
 
@@ -129,8 +129,8 @@ def test_the_registry_alone_asks_which_family_a_model_is_of():
     assert not asked, "\n".join(asked)
 
 
-# Bounded readers of what strangers write, and what opens a file for them. `serve.intake` has counted the structure.
-GATES = {"config", "files", "bounds", "weights.tensors", "serve.intake"}
+# Bounded readers of what strangers write, and what opens a file for them. `serve.request_parsing` has counted the structure.
+GATES = {"config", "files", "archive_limits", "weights.tensors", "serve.request_parsing"}
 UNBOUNDED = {("json", "load"), ("json", "loads"), ("yaml", "load"), ("yaml", "safe_load"), ("", "safe_open")}
 
 
@@ -172,7 +172,7 @@ def test_light_module_imports_nothing_heavy(module: str):
 
 # What kind of answer a model gives is the task's to say: no key of a metrics dictionary, no class of a configuration.
 ASKS_A_KEY = re.compile(r"""["'](top1|map|knn_top1|mae|ece|exact_match|per_class|confusion)["'] (not )?in\b""")
-OBJECTIVE_CONFIG = re.compile(r"(Supervised|Pruned|MaskedPatch|Mae|Distillation|Dino|Ibot|Regression)Config")
+OBJECTIVE_CONFIG = re.compile(r"(Supervised|DynamicViT|MaskedPatch|Mae|SelfDistillation|Dino|Ibot|Regression)Config")
 OBJECTIVE_ROOMS = ("objectives", "tasks")
 
 

@@ -10,8 +10,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 import vitral
+from vitral.run.command_options import EvalOptions
 from vitral.run.evaluate import evaluate
-from vitral.run.options import EvalOptions
 from vitral.weights.folder import bundled, load_config
 
 FOLDER = Path(str(resources.files("vitral") / "bundled" / "vitral-digits"))

@@ -13,7 +13,7 @@ import pytest
 from pydantic import Field, Strict
 
 import vitral
-from vitral import complaints
+from vitral import validation_messages
 from vitral.cli.usage import key_lines
 from vitral.config import (
     Config,
@@ -28,10 +28,10 @@ from vitral.config import (
     split_words,
     with_overrides,
 )  # fmt: skip
+from vitral.config_keys import as_word
 from vitral.errors import UserError
-from vitral.keys import as_word
+from vitral.run.command_options import EvalOptions
 from vitral.run.config import RunConfig
-from vitral.run.options import EvalOptions
 
 
 class Inner(Config):
@@ -98,7 +98,7 @@ def test_bad_yaml_and_bad_bytes_name_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        ({"inner__rate": "-1"}, "inner.rate: wrong value\n  got:    -1\n  wanted: greater than 0"),
+        ({"inner__rate": "-1"}, "inner.rate: wrong value\n  got:    -1\n  expected: greater than 0"),
         ({"inner__rate": ".nan"}, "finite"),
         ({"inner__rate": "nan"}, "number"),
         ({"inner__rate": "fast"}, "number"),
@@ -217,7 +217,7 @@ def refusal(model: type[Config], name: str, value: Any) -> str:
 
 def test_suggested_keys_of_other_tools_exist() -> None:
     known = {key.name for model in configs() for key in describe(model)}
-    assert {ours for names in complaints._ALIASES.values() for ours in names} <= known
+    assert {ours for names in validation_messages._ALIASES.values() for ours in names} <= known
 
 
 def test_a_group_of_keys_is_no_value_and_a_value_no_group() -> None:

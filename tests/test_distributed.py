@@ -170,13 +170,13 @@ def test_a_killed_worker_ends_torchrun_and_a_restart_goes_on(parallel: str) -> N
 @pytest.mark.slow
 def test_doctor_replays_the_batch_that_ended_a_run_of_two_processes() -> None:
     """On one process, from the shards of both: the step, the images of the whole batch, and where it begins."""
-    words = tiny(train__steps=9, train__parallel="fsdp", train__max_bad_steps=2, optim__lr=1e30)
+    words = tiny(train__steps=9, train__parallel="fsdp", train__max_nonfinite_steps=2, optim__lr=1e30)
     done = run(*words, "out=a")
     assert done.returncode != 0
     assert "2 steps in a row were not finite" in done.stderr
     assert "vitral doctor a" in done.stderr
     found = json.loads(run("doctor", "a", "--json", start=VITRAL).stdout)
-    rows = [json.loads(line) for line in Path("a/bad/steps.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in Path("a/nonfinite/steps.jsonl").read_text(encoding="utf-8").splitlines()]
     assert found["step"] == rows[-1]["step"] + 1
     assert len(found["images"]) == len(rows[-1]["keys"]) == TINY["train.batch_size"]
     names = open_dataset(DataConfig(source="digits")).splits["train"].names

@@ -31,11 +31,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the README speaks of: a folder of photos of two classes, a photo, a digit."""
     root = tmp_path_factory.mktemp("readme")
     random = np.random.default_rng(0)
-    for name, colour in (("cat", (200, 60, 60)), ("dog", (60, 60, 200))):
+    for name, color in (("cat", (200, 60, 60)), ("dog", (60, 60, 200))):
         (root / "PHOTOS" / name).mkdir(parents=True)
         for number in range(20):
             noise = random.integers(-40, 40, (24, 32, 3))
-            Image.fromarray(np.uint8(np.clip(noise + colour, 0, 255))).save(root / "PHOTOS" / name / f"{number}.jpg")
+            Image.fromarray(np.uint8(np.clip(noise + color, 0, 255))).save(root / "PHOTOS" / name / f"{number}.jpg")
     Image.open(root / "PHOTOS" / "cat" / "0.jpg").save(root / "photo.jpg")
     (digit,) = [line for line in "".join(blocks("bash")).splitlines() if line.startswith("python -c")]
     subprocess.run([sys.executable, *shlex.split(digit)[1:]], cwd=root, check=True)
@@ -87,7 +87,7 @@ def test_python_blocks(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch)
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})  # the documentation itself
 
 
-@pytest.mark.parametrize("name", ["judging", "lighter", "looking-inside", "training"])
+@pytest.mark.parametrize("name", ["probing", "efficiency", "interpretability", "training"])
 def test_the_blocks_of_a_page(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     page = (ROOT / f"docs/{name}.md").read_text(encoding="utf-8")

@@ -96,7 +96,7 @@ def test_the_same_images_in_other_forms_give_the_same_model(digits: tuple[Array,
     np.testing.assert_array_equal(quick().fit(X * 1.0, y).predict_proba(X), expected, "floats to 255 train, uint8 asks")
 
 
-def test_colour_images_names_and_shapes() -> None:
+def test_color_images_names_and_shapes() -> None:
     X, y = stripes()
     names = np.array(["left", "right"])[y]
     model = quick(overrides=LEARNS).fit(X, names)
@@ -233,7 +233,7 @@ def test_arrays_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
     X[int(np.flatnonzero(y == y[first])[1])] = 7
     with pytest.warns(UserWarning, match=r"X: 1 group.*with different labels \[duplicates-labels\]"):
         quick(verbose=True).fit(X, y)
-    assert "of one colour all over [constant]: X[" in capsys.readouterr().err
+    assert "of one color all over [constant]: X[" in capsys.readouterr().err
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         quick(overrides={**QUICK, "check.allow": ["duplicates-labels"]}).fit(X, y)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from vitral.atomic_files import write_text
 from vitral.errors import NAMES, UserError, shown
 from vitral.files import CannotOpen, open_regular, parse_json, read_bounded, read_json, read_text
-from vitral.whole import write_text
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -147,7 +147,7 @@ def test_names_are_written_everywhere_alike(tmp_path: Path):
 
 
 def test_a_message_stays_short():
-    error = UserError("wrong value", where="a" * 5000, got="b" * 10**6, wanted="a number")
+    error = UserError("wrong value", where="a" * 5000, got="b" * 10**6, expected="a number")
     assert len(str(error)) < 5000
     assert "1,000,000 characters" in str(error)
 

@@ -28,12 +28,12 @@ from tests.helpers import random_model, shape_image
 from vitral.cli.main import main
 from vitral.config import dump_yaml
 from vitral.data.config import DataConfig
-from vitral.data.crop_decode import crop_jpeg, open_jpeg
 from vitral.data.decode import decode, header, pixels
+from vitral.data.jpeg_crop import crop_jpeg, open_jpeg
 from vitral.data.sources import open_dataset
 from vitral.errors import UserError
 from vitral.run.config import load_config, recipe_values
-from vitral.weights.convert import read_foreign
+from vitral.weights.convert import read_external
 from vitral.weights.find import load_model
 from vitral.weights.keymap import load_map
 from vitral.weights.reading import read
@@ -46,7 +46,7 @@ MAP = """rules:
   - {from: ["cls", "positions[0:1]"], to: cls_token, op: add}
   - {from: "decoder.{rest:[12]+}", to: null}
 architecture: {heads: 6, norm_eps: 1.0e-5}
-preprocessing: {mean: [0.5], std: [0.5], fit: crop, interpolation: bicubic, crop_ratio: 0.875}
+preprocessing: {mean: [0.5], std: [0.5], resize_mode: crop, interpolation: bicubic, crop_pct: 0.875}
 """
 # What is put where something else was: numbers, nesting, tags and signs that readers take for more than text.
 STRANGE = (
@@ -107,9 +107,9 @@ def _models(root: Path) -> dict[str, Kind]:
         kinds[name] = Kind(root / name, partial(read, root / name))
     for name in ("config.json", "model.safetensors"):
         kinds[f"model/{name}"] = Kind(folder / name, partial(load_model, str(folder)))
-        kinds[f"timm/{name}"] = Kind(timm / name, partial(read_foreign, timm))
+        kinds[f"timm/{name}"] = Kind(timm / name, partial(read_external, timm))
     for name in ("config.json", "preprocessor_config.json"):
-        kinds[f"hf/{name}"] = Kind(root / "hf" / name, partial(read_foreign, root / "hf"))
+        kinds[f"hf/{name}"] = Kind(root / "hf" / name, partial(read_external, root / "hf"))
     return kinds
 
 
@@ -119,7 +119,7 @@ def _texts(root: Path) -> dict[str, Kind]:
     for label in ("circle", "cross"):
         (data / label).mkdir(parents=True)
         for number in range(4):
-            shape_image(label, number, grey=True).save(data / label / f"{number}.png")
+            shape_image(label, number, gray=True).save(data / label / f"{number}.png")
     recipe, described, rules = root / "recipe.yaml", root / "data.yaml", root / "map.yaml"
     tree: dict[str, Any] = {}
     for key, value in recipe_values("digits").items():

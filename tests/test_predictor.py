@@ -16,8 +16,8 @@ from tests.helpers import assert_same_answers, random_model, write_digits
 from vitral.data.config import DataSource
 from vitral.errors import UserError
 from vitral.predictor import Predictor, load, pick_device
+from vitral.run.command_options import EvalOptions
 from vitral.run.evaluate import evaluate
-from vitral.run.options import EvalOptions
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -98,14 +98,14 @@ def test_reading_ahead_changes_no_image(predictor: Predictor, tmp_path: Path) ->
     for number, file in enumerate(files):
         Image.fromarray(draw.integers(0, 256, (9 + number, 14, 3), dtype=np.uint8)).save(file)
     with torch.inference_mode():
-        wanted = [
+        expected = [
             predictor.scores(
                 predictor.model(torch.stack([predictor.preprocess(file) for file in files[start : start + 4]]))
             )
             for start in range(0, len(files), 4)
         ]
     np.testing.assert_allclose(
-        predictor.probabilities(files, batch_size=4), torch.cat(wanted).numpy(), rtol=0, atol=1e-5
+        predictor.probabilities(files, batch_size=4), torch.cat(expected).numpy(), rtol=0, atol=1e-5
     )
     lazy = Image.open(files[3])
     same = predictor.probabilities([lazy] * 16, batch_size=8)

@@ -52,12 +52,12 @@ def take_cpu_torch() -> None:
     pinned = re.search(r"^torch==([\w.]+)", CONSTRAINTS.read_text(encoding="utf-8"), re.MULTILINE)
     assert pinned is not None
     # With the local version +cpu nothing else matches: no other build is downloaded by mistake.
-    wanted = f"torch=={pinned[1]}+cpu"
+    expected = f"torch=={pinned[1]}+cpu"
     quick = ["--no-deps", "--timeout", "15", "--retries", "1", "--index-url", CPU_INDEX]
-    done = subprocess.run([*PIP, *quick, wanted], capture_output=True, encoding="utf-8")
+    done = subprocess.run([*PIP, *quick, expected], capture_output=True, encoding="utf-8")
     if done.returncode:
         reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no reason given")
-        print(f"No {wanted} in {CPU_INDEX}, nor in the local wheels of pip's configuration ({reason.strip()}).")
+        print(f"No {expected} in {CPU_INDEX}, nor in the local wheels of pip's configuration ({reason.strip()}).")
         print(
             "Taking what pip is configured to take: usually the CUDA build, several GB. Ctrl-C stops this.", flush=True
         )

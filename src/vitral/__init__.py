@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vitral.models.create import create_model
     from vitral.models.presets import list_models
     from vitral.predictor import Predictor, load
-    from vitral.run.register import register_objective
+    from vitral.run.register_objective import register_objective
     from vitral.run.sweep import sweep
     from vitral.run.train import train
 
@@ -32,7 +32,7 @@ _HOMES = {
     "create_model": "vitral.models.create",
     "list_models": "vitral.models.presets",
     "load": "vitral.predictor",
-    "register_objective": "vitral.run.register",
+    "register_objective": "vitral.run.register_objective",
     "sweep": "vitral.run.sweep",
     "train": "vitral.run.train",
 }

@@ -16,12 +16,12 @@ from annotated_types import Ge, Le
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
-from vitral.complaints import complaint
+from vitral.config_keys import Key as Key
+from vitral.config_keys import describe, item_type, plain_types
+from vitral.config_keys import flatten as flatten
 from vitral.errors import UserError, shown
 from vitral.files import MAX_DEPTH, MIB, read_text, whole_number
-from vitral.keys import Key as Key
-from vitral.keys import describe, item_type, plain_types
-from vitral.keys import flatten as flatten
+from vitral.validation_messages import complaint
 
 Tree = dict[str, Any]
 
@@ -32,7 +32,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
 
 
-def refuse_idle(config: Config, used: Mapping[str, bool]) -> None:
+def reject_unused(config: Config, used: Mapping[str, bool]) -> None:
     """Raise ValueError for the first field that is set although nothing reads it: `used` says which are read."""
     for name, is_read in used.items():
         info = type(config).model_fields[name]
@@ -199,7 +199,7 @@ def load_yaml(path: Path) -> Tree:
     if tree is None:
         return {}
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
-        raise UserError("a mapping of names to values is wanted at the top", where=str(path), got=type(tree).__name__)
+        raise UserError("a mapping of names to values is expected at the top", where=str(path), got=type(tree).__name__)
     return tree
 
 
@@ -294,7 +294,7 @@ def build(model: type[ConfigT], tree: Any, *, where: str | None = None) -> Confi
     """The validated model, or one UserError that names every wrong key, what it got and what it wants. tree: a mapping;
     anything else is refused."""
     if not isinstance(tree, Mapping):
-        raise UserError("not readable", where=where, got=type(tree).__name__, wanted="an object of names and values")
+        raise UserError("not readable", where=where, got=type(tree).__name__, expected="an object of names and values")
     try:
         return model.model_validate(dict(tree))
     except ValidationError as error:

@@ -113,12 +113,12 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def share(count: int) -> tuple[int, int]:
+def shard_range(count: int) -> tuple[int, int]:
     """First and last + 1 of `count` things that are this process's: contiguous, sizes differ by one at most."""
     return count * rank() // world(), count * (rank() + 1) // world()
 
 
-def any_of(*flags: bool) -> tuple[bool, ...]:
+def any_rank(*flags: bool) -> tuple[bool, ...]:
     """For each flag, whether it is set on any process."""
     if world() == 1:
         return flags
@@ -142,14 +142,14 @@ def mean(values: Iterable[Tensor]) -> list[Tensor]:
     return [part.view(value.shape).to(value.dtype) for part, value in zip(parts, values, strict=True)]
 
 
-def largest(value: Tensor) -> Tensor:
+def all_reduce_max(value: Tensor) -> Tensor:
     """The largest of the processes' values, on each of them; nobody waits for the device."""
     if world() > 1:
         _group().all_reduce(value := value.clone(), _group().ReduceOp.MAX)
     return value
 
 
-def total(value: Tensor) -> Tensor:
+def all_reduce_sum(value: Tensor) -> Tensor:
     """The sum of the processes' values, on each of them; gradients flow back to all of them. All processes call this,
     in the forward pass and, where gradients are taken, in the backward pass."""
     if world() == 1:
@@ -168,7 +168,7 @@ def all_rows(rows_BX: Tensor) -> Tensor:
     own = len(rows_BX)
     before, behind = rank() * own, (world() - 1 - rank()) * own
     empty = [rows_BX.new_zeros(count, *rows_BX.shape[1:]) for count in (before, behind)]
-    return total(torch.cat([empty[0], rows_BX, empty[1]]))
+    return all_reduce_sum(torch.cat([empty[0], rows_BX, empty[1]]))
 
 
 def gather_rows(rows_NX: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -195,7 +195,7 @@ def gather(value: T, group: Any = None) -> list[T]:
     return values
 
 
-def from_main(value: T, group: Any = None) -> T:
+def broadcast_from_main(value: T, group: Any = None) -> T:
     """The main process's value, on all; `group` as for `gather`."""
     return gather(value, group)[0]
 
@@ -216,14 +216,14 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")  # a DTensor; its class is not imported where there is none
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gather_full(tensor: Tensor) -> Tensor:
     """The tensor itself, put together again if it is cut; then all processes must call this."""
     cut: Any = tensor
     return cut.full_tensor() if is_sharded(tensor) else tensor
 
 
 @contextmanager
-def together() -> Generator[None]:
+def error_barrier() -> Generator[None]:
     """A stretch in which a UserError on any process becomes one on all, so that none waits for another in vain."""
     mine: UserError | None = None
     try:

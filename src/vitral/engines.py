@@ -17,14 +17,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vitral.archive import check_archive
 from vitral.config import Config, build
 from vitral.data.image_spec import ImageSpec
 from vitral.data.resize import fit_image
 from vitral.errors import UserError
 from vitral.files import JSON_BYTES, parse_json, read_json, read_text, require_regular
 from vitral.models.model import ImageModel
-from vitral.optional import require
+from vitral.optional_imports import require
+from vitral.pt2_archive import check_archive
 from vitral.weights.digests import CONFIG, KEY, take_digests, verify_text, verify_weights
 from vitral.weights.folder import FolderConfig, bundled
 
@@ -36,7 +36,7 @@ _KINDS = {".onnx": "onnx", ".pt2": "pt2", ".xml": "openvino"}
 METADATA = "vitral"
 
 
-class Shipment(Config):
+class ExportMetadata(Config):
     """What an export says of itself, as JSON inside its file and as config.json beside it.
 
     takes "pixels": uint8 [B, H, W, C] of any size, resized inside; "resized": float32 [B, C, h, w] in [0,1]. batch: the
@@ -57,7 +57,7 @@ class Shipment(Config):
 
 class Engine(Protocol):
     """Something that computes logits. name: torch, onnxruntime, openvino or pt2; precision: float32, bfloat16 or int8;
-    takes: see `Shipment`."""
+    takes: see `ExportMetadata`."""
 
     name: str
     precision: str
@@ -88,13 +88,13 @@ class Exported(ABC):
     name: str
 
     def __init__(self, said: str | None, path: Path) -> None:
-        self.shipment = _shipment(said, path)
-        self.takes: Takes = self.shipment.takes
-        self.precision: str = self.shipment.precision
+        self.metadata = _shipment(said, path)
+        self.takes: Takes = self.metadata.takes
+        self.precision: str = self.metadata.precision
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits, of as many runs as a fixed batch needs: the last one is filled up with zeros."""
-        count, size = len(images), self.shipment.batch
+        count, size = len(images), self.metadata.batch
         if size is not None:
             images = torch.cat([images, images.new_zeros(-count % size, *images.shape[1:])])
         try:
@@ -203,7 +203,7 @@ def find_export(model: str) -> Path | None:
         return None
     file = path / FILES.get(str(tree.get("kind")), "?")
     if not file.is_file():
-        raise UserError("the export is not complete", where=model, wanted=file.name)
+        raise UserError("the export is not complete", where=model, expected=file.name)
     return file
 
 
@@ -238,9 +238,9 @@ def verify_export(path: Path) -> None:
         verify_weights(path.parent / name, digests[name])
 
 
-def _shipment(text: str | None, path: Path) -> Shipment:
+def _shipment(text: str | None, path: Path) -> ExportMetadata:
     where = str(path)
     if text is None:
         hint = "`vitral export MODEL format=... out=DIR` writes files that say it."
         raise UserError("this file doesn't say its classes and preprocessing", where=where, hint=hint)
-    return build(Shipment, parse_json(text, where=where), where=where)
+    return build(ExportMetadata, parse_json(text, where=where), where=where)

@@ -26,7 +26,7 @@ class _Brief(Exception):
 class UserError(_Brief, ValueError):
     """A mistake the user can mend: usage, config or data. The command line shows it without a traceback, exit code 2.
 
-    what: one sentence without a full stop. where: a file, a line or a dotted key. got, wanted: the two sides of a
+    what: one sentence without a full stop. where: a file, a line or a dotted key. got, expected: the two sides of a
     mismatch. nearest: the closest legal name. hint: the next thing to do, often a command.
     """
 
@@ -38,7 +38,7 @@ class UserError(_Brief, ValueError):
         *,
         where: str | None = None,
         got: object = None,
-        wanted: object = None,
+        expected: object = None,
         nearest: str | None = None,
         hint: str | None = None,
     ) -> None:
@@ -46,7 +46,7 @@ class UserError(_Brief, ValueError):
         what = _bounded(what, 4 * _LONGEST)
         lines = [what if where is None else f"{shown(_bounded(where))}: {what}"]
         lines += [f"  got:    {_bounded(got)}"] if got is not None else []
-        lines += [f"  wanted: {_bounded(wanted)}"] if wanted is not None else []
+        lines += [f"  expected: {_bounded(expected)}"] if expected is not None else []
         lines += [f"  did you mean {nearest!r}?"] if nearest is not None else []
         lines += [f"  {hint}"] if hint is not None else []
         super().__init__(shown_lines("\n".join(lines)))

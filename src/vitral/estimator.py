@@ -16,13 +16,13 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from vitral.data.dataset import Dataset, fingerprint, memory_split
-from vitral.data.holdout import with_validation
+from vitral.data.splits import with_validation
 from vitral.errors import UserError
 from vitral.predictor import Predictor, load
 from vitral.run.check import check_given
 from vitral.run.config import load_config
 from vitral.run.train import run
-from vitral.training.journal import console_logging, console_silence
+from vitral.training.metrics_log import console_logging, console_silence
 
 Array = np.ndarray[Any, Any]
 
@@ -70,7 +70,7 @@ class VitralClassifier(ClassifierMixin, BaseEstimator):
         check_classification_targets(y)
         self.classes_, labels_N = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise UserError("at least two classes are wanted", got=f"1 class: {self.classes_[0]}")
+            raise UserError("at least two classes are expected", got=f"1 class: {self.classes_[0]}")
         self.range_ = _value_range(pixels)
         images_NCHW = self._images(pixels)
         config = load_config("small", self._keys(images_NCHW))
@@ -131,8 +131,8 @@ class VitralClassifier(ClassifierMixin, BaseEstimator):
         if pixels.ndim == 3:
             pixels = pixels[..., None]
         if pixels.ndim != 4 or not 1 <= pixels.shape[-1] <= 4:
-            wanted = "[n, height, width], [n, height, width, 1 to 4 channels] or [n, features]"
-            raise UserError("not an array of images", where="X", got=list(pixels.shape), wanted=wanted)
+            expected = "[n, height, width], [n, height, width, 1 to 4 channels] or [n, features]"
+            raise UserError("not an array of images", where="X", got=list(pixels.shape), expected=expected)
         return np.ascontiguousarray(self._bytes(pixels).transpose(0, 3, 1, 2))
 
     def _bytes(self, pixels: Array) -> Array:
@@ -140,7 +140,7 @@ class VitralClassifier(ClassifierMixin, BaseEstimator):
             return pixels
         if self.range_ is None and _value_range(pixels) != (0.0, 1.0):
             got = f"{pixels.dtype} from {pixels.min()} to {pixels.max()}"
-            raise UserError("the training images were uint8", where="X", got=got, wanted="uint8, or floats in [0,1]")
+            raise UserError("the training images were uint8", where="X", got=got, expected="uint8, or floats in [0,1]")
         low, high = self.range_ or (0.0, 1.0)
         return np.round(np.clip((pixels - low) / (high - low), 0, 1) * 255).astype(np.uint8)
 
@@ -153,7 +153,7 @@ class VitralClassifier(ClassifierMixin, BaseEstimator):
                 "image_shape doesn't fit the features",
                 where="image_shape",
                 got=self.image_shape,
-                wanted=f"a product of {features}",
+                expected=f"a product of {features}",
             )
         return tuple(self.image_shape)
 

@@ -82,7 +82,7 @@ def read_bounded(path: str | os.PathLike[str], limit: int) -> bytes:
         except OSError as error:
             raise CannotOpen(f"cannot be read: {error.strerror or error}", where=shown(os.fspath(path))) from None
     if content is None or len(content) > limit:
-        raise UserError("file too large", where=shown(os.fspath(path)), wanted=f"at most {limit:,} bytes")
+        raise UserError("file too large", where=shown(os.fspath(path)), expected=f"at most {limit:,} bytes")
     return content
 
 

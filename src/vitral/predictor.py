@@ -15,17 +15,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitral.data.ahead import in_batches
-from vitral.data.channels import Decoding, colour
+from vitral.data.channels import Decoding, color
 from vitral.data.decode import as_image
 from vitral.data.image_spec import ImageSpec
+from vitral.data.prefetch import in_batches
 from vitral.data.resize import fit_image
 from vitral.engines import Engine, Exported, TorchEngine, find_export, open_export, verify_export
 from vitral.errors import UserError
+from vitral.export_check import check_here
 from vitral.models.features import KINDS, extract_features
 from vitral.models.model import ImageModel
 from vitral.models.position import Resize
-from vitral.proof import check_here
 from vitral.weights.card import model_card
 from vitral.weights.find import load_model
 from vitral.weights.folder import FolderConfig, save_folder
@@ -39,17 +39,17 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError("no such device", where="device", got=name, wanted="auto, cpu, cuda or cuda:N") from None
+        raise UserError("no such device", where="device", got=name, expected="auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
         raise UserError(
             "this device is not there",
             where="device",
             got=name,
-            wanted="auto or cpu",
+            expected="auto or cpu",
             hint="`vitral doctor` shows what is.",
         )
     if device.type not in ("cpu", "cuda"):
-        raise UserError("this device is not supported", where="device", got=name, wanted="auto, cpu, cuda or cuda:N")
+        raise UserError("this device is not supported", where="device", got=name, expected="auto, cpu, cuda or cuda:N")
     return device
 
 
@@ -61,7 +61,7 @@ T = TypeVar("T")
 
 def decode_image(image: Any, spec: ImageSpec) -> Tensor:
     """The image as large as it is, uint8 [C,H,W] with the model's channels."""
-    rules = Decoding(colour(spec.background), spec.max_pixels, spec.value_range, "max_pixels", "value_range")
+    rules = Decoding(color(spec.background), spec.max_pixels, spec.value_range, "max_pixels", "value_range")
     is_open = isinstance(image, Image.Image) or hasattr(image, "read")
     with _READING if is_open else nullcontext():  # one thread at a time: the same one may be in a list twice
         return as_image(image, spec.channels, rules=rules)
@@ -79,7 +79,7 @@ class Predictor:
     ) -> None:
         self.device = pick_device("cpu" if model is None and device == "auto" else device)
         if self.device.type != "cpu" and not isinstance(engine, TorchEngine | None):
-            raise UserError("exports run on the processor", where="device", got=device, wanted="auto or cpu")
+            raise UserError("exports run on the processor", where="device", got=device, expected="auto or cpu")
         self._model = None if model is None else model.to(self.device).eval()
         self.engine, self.config, self.classes = engine or TorchEngine(self.model), config, config.classes
         self.task = config.make_task()
@@ -127,7 +127,7 @@ class Predictor:
         alike: dict[tuple[int, ...], list[int]] = {}
         for place, image in enumerate(images):
             alike.setdefault(tuple(image.shape), []).append(place)
-        fixed = (self.engine.shipment.batch if isinstance(self.engine, Exported) else None) or 1
+        fixed = (self.engine.metadata.batch if isinstance(self.engine, Exported) else None) or 1
         rows: dict[int, Tensor] = {}
         for (_, height, width), places in alike.items():
             step = max(_PIXELS_AT_ONCE // (height * width) // fixed, 1) * fixed
@@ -197,7 +197,7 @@ class Predictor:
         self, images: Sequence[Any], topk: int, batch_size: int, tolerant: bool
     ) -> Iterator[dict[str, Any]]:
         if topk < 1:
-            raise UserError("at least one class is wanted", where="topk", got=topk)
+            raise UserError("at least one class is expected", where="topk", got=topk)
         self.require_answers()
         for number, (image, row_C) in enumerate(zip(images, self._outputs(images, batch_size), strict=True)):
             name = str(image) if isinstance(image, str | Path) else number
@@ -217,7 +217,7 @@ class Predictor:
     def embed(
         self, images: Any, features: str = "pooled", batch_size: int = 64, *, stream: bool = False
     ) -> Floats | Iterator[Floats | UserError]:
-        """What the encoder makes of each image, before any head: float32 [images, D], not normalised.
+        """What the encoder makes of each image, before any head: float32 [images, D], not normalized.
 
         images: as for `predict`, one or many. features: "pooled" (what the head would read), "cls", "avg" (mean over
         the patches), "cls_avg" [images, 2 D], or "patches" [images, N, D], row by row; `models.features` says more.
@@ -226,14 +226,14 @@ class Predictor:
         lacks.
         """
         if features not in KINDS:
-            raise UserError("no such features", where="features", got=features, wanted=", ".join(KINDS))
+            raise UserError("no such features", where="features", got=features, expected=", ".join(KINDS))
         outputs = self._outputs(_as_sequence(images), batch_size, features)
         rows = (row if isinstance(row, UserError) else row.numpy() for row in outputs)
         if stream:
             return rows
         found = [_or_raise(row) for row in rows]
         if not found:
-            raise UserError("at least one image is wanted", where="images")
+            raise UserError("at least one image is expected", where="images")
         return np.stack(found)
 
     def push_to_hub(
@@ -306,5 +306,5 @@ def load(
             verify_export(exported)
         engine = open_export(exported)
         check_here(exported, engine)
-        return Predictor(None, engine.shipment.model, device, engine)
+        return Predictor(None, engine.metadata.model, device, engine)
     return Predictor(*load_model(str(model), image_size, position_resize, verify=verify), device)

@@ -14,7 +14,7 @@ STREAM_SPAN = 2**30  # sample numbers of one stream of batches
 
 
 class View(NamedTuple):
-    """One look at the images: [0,1] float32 or uint8, and the map from source to view pixel centres (x, y, 1).
+    """One look at the images: [0,1] float32 or uint8, and the map from source to view pixel centers (x, y, 1).
 
     The source is the decoded image at its own size, upright (EXIF orientation applied). Mixing and erasing change no
     place: what mixup and CutMix add of the partner lies where the partner's own view has it.
@@ -27,25 +27,25 @@ class View(NamedTuple):
 class Batch(NamedTuple):
     """One global batch of one stream. `targets["label"]` holds class indices [B], or, multi-label, bool [B, classes]; a
     mixing step adds `"partner"` (the other label) and `"weight"` (share of the own label [B], in [0,1]); a stream
-    without labels has no targets. `keys_B` number the samples: place in the split plus STREAM_SPAN times the number of
-    the stream, from 0, so that random numbers by these keys differ between streams."""
+    without labels has no targets. `sample_ids_B` number the samples: place in the split plus STREAM_SPAN times the
+    number of the stream, from 0, so that random numbers by these keys differ between streams."""
 
     views: tuple[View, ...]
     targets: dict[str, Tensor]
-    keys_B: Tensor
+    sample_ids_B: Tensor
 
     def slice(self, start: int, stop: int) -> Batch:
         """Samples start..stop of every part: how a batch is cut into micro-batches."""
         return Batch(
             tuple(View(v.images_BCHW[start:stop], v.matrix_B33[start:stop]) for v in self.views),
             {name: value[start:stop] for name, value in self.targets.items()},
-            self.keys_B[start:stop],
+            self.sample_ids_B[start:stop],
         )
 
 
 def sample_places(batch: Batch) -> Tensor:
     """Places of the samples in their split, [B]."""
-    return batch.keys_B % STREAM_SPAN
+    return batch.sample_ids_B % STREAM_SPAN
 
 
 def device_of(batches: Mapping[str, Batch]) -> torch.device:
@@ -55,7 +55,7 @@ def device_of(batches: Mapping[str, Batch]) -> torch.device:
 
 def count_samples(batches: Mapping[str, Batch]) -> int:
     """Samples of the first stream: those by which steps are measured and cut."""
-    return len(next(iter(batches.values())).keys_B)
+    return len(next(iter(batches.values())).sample_ids_B)
 
 
 def micro_batches(batches: Mapping[str, Batch], size: int | None) -> Iterator[dict[str, Batch]]:
@@ -66,7 +66,7 @@ def micro_batches(batches: Mapping[str, Batch], size: int | None) -> Iterator[di
     for start in range(0, whole, size or whole):
         stop = min(start + (size or whole), whole)
         yield {
-            name: batch.slice(start * len(batch.keys_B) // whole, stop * len(batch.keys_B) // whole)
+            name: batch.slice(start * len(batch.sample_ids_B) // whole, stop * len(batch.sample_ids_B) // whole)
             for name, batch in batches.items()
         }
 

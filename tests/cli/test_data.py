@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_usage import refused
-from tests.helpers import write_colours
+from tests.helpers import write_colors
 from tests.report.test_report import Page
 from vitral.cli.main import main
 from vitral.data.findings import CODES, CheckReport, Finding, Sample
@@ -20,7 +20,7 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def pets(tmp_path: Path) -> Path:
-    return write_colours(tmp_path / "pets", "cat dog", 12, (40, 36))
+    return write_colors(tmp_path / "pets", "cat dog", 12, (40, 36))
 
 
 def output(argv: str, code: int, capsys: Capture) -> str:
@@ -132,7 +132,7 @@ def test_convert_says_what_to_open(pets: Path, capsys: Capture) -> None:
 
 
 def test_what_was_left_out_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    write_colours(tmp_path / "pets", "cat dog", 4, (12, 9))
+    write_colors(tmp_path / "pets", "cat dog", 4, (12, 9))
     (tmp_path / "pets" / "cat" / "notes.txt").write_text("mine", encoding="utf-8")
     (tmp_path / "pets" / "dog" / "broken.png").write_bytes(b"no image")
     for action in (["stats"], ["convert", "out=copy"]):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import vitral
-from tests.helpers import random_model, write_colours, write_digits
+from tests.helpers import random_model, write_colors, write_digits
 from vitral.cli.main import main
 from vitral.errors import UserError
 
@@ -52,7 +52,7 @@ def test_the_library_gives_the_encoders_tensors(files: list[str]) -> None:
     np.testing.assert_allclose(found, pooled_BD, atol=1e-5)
     np.testing.assert_allclose(predictor.embed(files, "patches", batch_size=3), out.patches_BND, atol=1e-5)
     np.testing.assert_allclose(predictor.embed(files[3]), found[3:4], atol=1e-5)
-    with pytest.raises(UserError, match="wanted: pooled, cls"):
+    with pytest.raises(UserError, match="expected: pooled, cls"):
         predictor.embed(files, "polled")
     with pytest.raises(UserError, match="at least one image"):
         predictor.embed([])
@@ -73,8 +73,8 @@ def test_a_file_of_images(files: list[str], capsys: Capture) -> None:
 
 def test_a_file_of_data_has_labels_and_splits(capsys: Capture) -> None:
     random_model(Path("model"))
-    write_colours(Path("data/train"), "ant bee", count=4)
-    write_colours(Path("data/test"), "ant bee", count=2, first=4)
+    write_colors(Path("data/train"), "ant bee", count=4)
+    write_colors(Path("data/test"), "ant bee", count=2, first=4)
     lines(capsys, "model", "data=data", "out=x.npz")
     with np.load("x.npz", allow_pickle=False) as arrays:
         assert arrays["classes"].tolist() == ["ant", "bee"]
@@ -89,7 +89,7 @@ def test_a_file_of_data_has_labels_and_splits(capsys: Capture) -> None:
 
 def test_images_of_several_classes(capsys: Capture) -> None:
     random_model(Path("model"))
-    write_colours(Path("pets"), "cat", count=3)
+    write_colors(Path("pets"), "cat", count=3)
     rows = ["path,label", "pets/cat/0.png,cat;dog", "pets/cat/1.png,dog", "pets/cat/2.png,cat"]
     Path("many.csv").write_text("\n".join(rows), encoding="utf-8")
     words = ["model", "data=many.csv", "data.label_separator=;"]
@@ -127,7 +127,7 @@ def test_an_image_that_cannot_be_read_is_named_and_the_others_are_embedded(files
 @pytest.mark.parametrize("size", [1, 3, 256])
 def test_a_damaged_image_of_the_data_does_not_cost_the_others(size: int, capsys: Capture) -> None:
     random_model(Path("model"), ("cat", "dog"))
-    write_colours(Path("pets"), count=4)
+    write_colors(Path("pets"), count=4)
     words = ["embed", "model", "data=pets", f"batch_size={size}"]
     assert main(words) == 0
     good = {row["image"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
@@ -143,9 +143,9 @@ def test_a_damaged_image_of_the_data_does_not_cost_the_others(size: int, capsys:
         assert ("data.max_bad=2 accepts" in err) == bool(code)
         for row in rows:
             if "error" not in row:
-                found, wanted = row, good[row["image"]]
-                assert found["label"] == wanted["label"]
-                np.testing.assert_allclose(found["embedding"], wanted["embedding"], rtol=1e-4, atol=1e-5)
+                found, expected = row, good[row["image"]]
+                assert found["label"] == expected["label"]
+                np.testing.assert_allclose(found["embedding"], expected["embedding"], rtol=1e-4, atol=1e-5)
     assert main([*words, "out=x.npz"]) == 2
     with np.load("x.npz", allow_pickle=False) as arrays:
         assert arrays["failed"].tolist() == ["cat/0.png", "dog/2.png"]

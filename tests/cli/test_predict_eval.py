@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import vitral
-from tests.helpers import TINY, random_model, write_colours, write_digits
+from tests.helpers import TINY, random_model, write_colors, write_digits
 from vitral.cli.main import main
 from vitral.data.digits import TEST_SIZE
 
@@ -116,7 +116,7 @@ def test_eval_of_a_folder_and_of_wrong_folders(trained: Path, capsys: Capture) -
     write_digits(Path("digits"), range(40))
     found = lines(capsys, "eval", trained, "data=digits/", "--json")[0]
     assert (found["split"], found["count"]) == ("train", 40)
-    write_colours(Path("pets"))
+    write_colors(Path("pets"))
     assert main(["eval", str(trained), "data=pets"]) == 2
     err = capsys.readouterr().err
     assert "classes of the data are not those of the model" in err

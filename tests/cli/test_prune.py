@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers import random_model, weights, write_colours
+from tests.helpers import random_model, weights, write_colors
 from vitral import load
 from vitral.cli.main import main
 from vitral.errors import UserError
@@ -20,7 +20,7 @@ from vitral.weights.folder import load_config
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("prune")
-    write_colours(root / "pets", "cat dog owl", 8, (8, 8))
+    write_colors(root / "pets", "cat dog owl", 8, (8, 8))
     random_model(root / "model")
     random_model(root / "headless", ())
     random_model(root / "relative", positions="relative")
@@ -69,7 +69,7 @@ def test_a_pruned_folder_is_a_model_folder(capsys: pytest.CaptureFixture[str], t
 
 
 def test_what_cannot_be_pruned_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert "a folder for the smaller model is wanted" in refusal(capsys, "prune", "model", "data=pets")
+    assert "a folder for the smaller model is expected" in refusal(capsys, "prune", "model", "data=pets")
     assert "missing argument: MODEL" in refusal(capsys, "prune")
     assert "predicts no classes" in refusal(capsys, "prune", "headless", "data=pets", f"out={tmp_path / 'a'}")
     assert "classes of the data" in refusal(capsys, "prune", "vitral-digits", "data=pets", f"out={tmp_path / 'a'}")
@@ -86,35 +86,35 @@ def test_what_cannot_be_pruned_is_refused(capsys: pytest.CaptureFixture[str], tm
 
 def test_fewer_tokens_on_request(capsys: pytest.CaptureFixture[str]) -> None:
     plain = answer(capsys, "eval", "vitral-digits")
-    none = answer(capsys, "eval", "vitral-digits", "reduce=merge", "merge.r=0")
+    none = answer(capsys, "eval", "vitral-digits", "reduce=tome", "tome.r=0")
     assert none == plain
-    for words in (["reduce=merge", "merge.r=2"], ["reduce=merge", "merge.r=[0,4,0,0]"], ["reduce=keep"]):
+    for words in (["reduce=tome", "tome.r=2"], ["reduce=tome", "tome.r=[0,4,0,0]"], ["reduce=evit"]):
         fewer = answer(capsys, "eval", "vitral-digits", *words)
         assert fewer["count"] == 360
         assert 0.9 < fewer["top1"] < 1
         assert fewer["loss"] != plain["loss"]
-    main(["eval", "vitral-digits", "reduce=keep", "keep.share=0.5", "keep.after=[1]"])
+    main(["eval", "vitral-digits", "reduce=evit", "evit.share=0.5", "evit.after=[1]"])
     assert "patch tokens after each block: 16, 9, 9, 9" in capsys.readouterr().err
 
 
 def test_features_of_fewer_tokens(capsys: pytest.CaptureFixture[str]) -> None:
     image = next(Path("pets").rglob("*.png"))
     for kind, shape in (("pooled", 16), ("avg", 16), ("cls_avg", 32), ("patches", 16)):
-        assert main(["embed", "model", str(image), f"features={kind}", "reduce=merge", "merge.r=3"]) == 0
+        assert main(["embed", "model", str(image), f"features={kind}", "reduce=tome", "tome.r=3"]) == 0
         row = json.loads(capsys.readouterr().out)["embedding"]
         assert len(row) == shape if kind != "patches" else (len(row), len(row[0])) == (16, 16)
 
 
 def test_wrong_reductions_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("eval", "vitral-digits")
-    assert "keep.* mean nothing to reduce=merge" in refusal(capsys, *words, "reduce=merge", "keep.share=0.5")
-    assert "merge.* mean nothing to reduce=auto" in refusal(capsys, *words, "merge.r=1")
-    assert "one number for each block" in refusal(capsys, *words, "reduce=merge", "merge.r=[1,2]")
-    assert "no such block" in refusal(capsys, *words, "reduce=keep", "keep.after=[9]")
+    assert "keep.* mean nothing to reduce=tome" in refusal(capsys, *words, "reduce=tome", "evit.share=0.5")
+    assert "merge.* mean nothing to reduce=auto" in refusal(capsys, *words, "tome.r=1")
+    assert "one number for each block" in refusal(capsys, *words, "reduce=tome", "tome.r=[1,2]")
+    assert "no such block" in refusal(capsys, *words, "reduce=evit", "evit.after=[9]")
     assert "schedule=decreasing has no effect" in refusal(
-        capsys, *words, "reduce=merge", "merge.r=[1,1,1,1]", "merge.schedule=decreasing"
+        capsys, *words, "reduce=tome", "tome.r=[1,1,1,1]", "tome.schedule=decreasing"
     )
-    assert "positions=relative" in refusal(capsys, "eval", "relative", "data=pets", "reduce=merge")
+    assert "positions=relative" in refusal(capsys, "eval", "relative", "data=pets", "reduce=tome")
 
 
 @pytest.mark.slow
@@ -132,7 +132,7 @@ def test_the_documented_way_keeps_the_accuracy(capsys: pytest.CaptureFixture[str
 
 
 def test_user_error_is_imported_for_python_too() -> None:
-    from vitral.run.options import PruneOptions
+    from vitral.run.command_options import PruneOptions
     from vitral.run.prune import prune_model
 
     with pytest.raises(UserError, match="no such model"):

@@ -14,13 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.helpers import VITRAL, random_model, write_colours
+from tests.helpers import VITRAL, random_model, write_colors
 from vitral.cli.main import COMMANDS, main
 from vitral.config import Config, describe
-from vitral.keys import as_word
+from vitral.config_keys import as_word
+from vitral.run.command_options import EmbedOptions, EvalOptions, ExplainOptions, PredictOptions, ProbeOptions
 from vitral.run.config import RunConfig, recipes
-from vitral.run.options import EmbedOptions, EvalOptions, ExplainOptions, PredictOptions, ProbeOptions
-from vitral.training.journal import log
+from vitral.training.metrics_log import log
 from vitral.version import __version__
 
 Capture = pytest.CaptureFixture[str]
@@ -61,7 +61,7 @@ def test_a_path_of_any_length_is_a_short_message(capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
-        ("trian digits", ("trian: unknown command", "did you mean 'train'?", "wanted: train, sweep")),
+        ("trian digits", ("trian: unknown command", "did you mean 'train'?", "expected: train, sweep")),
         ("train digitz", ("digitz: no such recipe", "did you mean 'digits'?", "finetune")),
         ("train nowhere.yaml", ("nowhere.yaml: no such file",)),
         ("train digits finetune", ("one recipe at a time",)),
@@ -185,20 +185,20 @@ def test_wrong_files_get_one_message(text: str, parts: tuple[str, ...], capsys: 
 def test_wrong_folders_get_one_message(capsys: Capture) -> None:
     Path("empty").mkdir()
     refused("train small data=empty", capsys, "no images here", "empty", "DIR/<class>/")
-    write_colours(Path("one"), "cat")
+    write_colors(Path("one"), "cat")
     refused("train small data=one", capsys, "one-class", "only one class", "cat")
-    write_colours(Path("both/train"))
-    write_colours(Path("both/val"), "cat dgo", first=4)
+    write_colors(Path("both/train"))
+    write_colors(Path("both/val"), "cat dgo", first=4)
     refused("train small data=both", capsys, "split-classes", "train has none of dgo", "val has none of dog")
     Path("photo.zip").touch()
     refused("train small data=photo.zip", capsys, "this is a file", "Unpack it")
-    write_colours(Path("cats"))
+    write_colors(Path("cats"))
     refused("train small data=cast", capsys, "no such folder", "did you mean 'cats'?")
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture at all", None])
 def test_an_unreadable_image_is_named(content: bytes | None, capsys: Capture) -> None:
-    bad = write_colours(Path("photos")) / "dog" / "2.png"
+    bad = write_colors(Path("photos")) / "dog" / "2.png"
     bad.write_bytes(bad.read_bytes()[:40] if content is None else content)
     refused("train small data=photos out=run", capsys, "photos: ", "dog/2.png", "data.max_bad=1")
     random_model(Path("model"), ("cat", "dog"))
@@ -358,7 +358,7 @@ def test_help_and_version_are_commands_too(capsys: Capture) -> None:
 
 @pytest.mark.parametrize("other", [[], ["small"]])
 def test_a_folder_in_place_of_a_key_is_the_data(other: list[str], capsys: Capture) -> None:
-    write_colours(Path("photos"), "cat")
+    write_colors(Path("photos"), "cat")
     refused(" ".join(["train", *other, "photos"]), capsys, "photos: the data have errors", "one-class")
     refused("train photos data=elsewhere", capsys, "one path of data at a time", "photos data=elsewhere")
     refused("train photos/cat photos", capsys, "one path of data at a time")

@@ -80,8 +80,8 @@ def test_the_matrix_carries_points_to_where_the_pixels_went() -> None:
     view = augment(blob, config, 3, EPOCH, KEYS)
     weight = view.images_BCHW[:, 0] / view.images_BCHW[:, 0].sum((1, 2), keepdim=True)
     found = torch.stack([(weight * x).sum((1, 2)), (weight * y).sum((1, 2))], 1)
-    wanted = (view.matrix_B33 @ torch.tensor([20.0, 13.0, 1.0]))[:, :2]
-    torch.testing.assert_close(found, wanted, atol=0.1, rtol=0)
+    expected = (view.matrix_B33 @ torch.tensor([20.0, 13.0, 1.0]))[:, :2]
+    torch.testing.assert_close(found, expected, atol=0.1, rtol=0)
 
 
 def test_angles_zooms_and_shifts_stay_in_their_range_and_reach_its_ends() -> None:

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitral.data import colour
+from vitral.data import color
 from vitral.data.affine import warp
 from vitral.data.config import AugmentConfig
 from vitral.data.crop import draw_boxes
 from vitral.data.erasing import erase
-from vitral.data.policies import Draws, Op, Plan, motion, perform, randaugment_table, recolour, trivial_table
+from vitral.data.policies import Draws, Op, Plan, motion, perform, randaugment_table, recolor, trivial_table
 
 pytestmark = pytest.mark.oracle
 
@@ -85,7 +85,7 @@ def test_pixel_operations(v2: Any, op: Op, channels: int, size: tuple[int, int],
     images = photo(6, channels, size)
     images[0] = 77  # without contrast, hue and histogram
     images = images.float() / 255 if floating else images
-    ours = recolour(op, images, torch.tensor(AMOUNTS[op], dtype=torch.float32))
+    ours = recolor(op, images, torch.tensor(AMOUNTS[op], dtype=torch.float32))
     assert ours.dtype == images.dtype
     level = 1 / 255 + 1e-6 if floating else 1
     for image, mine, amount in zip(images, ours, AMOUNTS[op], strict=True):
@@ -108,7 +108,7 @@ def test_pixel_operations(v2: Any, op: Op, channels: int, size: tuple[int, int],
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
 def test_geometric_operations(v2: Any, op: Op, name: str, size: tuple[int, int], interpolation: str) -> None:
     """All 31 strengths of TrivialAugment, both ways. Where a source point lies halfway between two pixels, nearest is a
-    matter of the last bit: up to 2 % of the pixels may be the neighbour's."""
+    matter of the last bit: up to 2 % of the pixels may be the neighbor's."""
     images = photo(62, 3, size, seed=int(op))
     strengths = torch.cat([trivial_table(size)[op], -trivial_table(size)[op]])
     ours = warp(images, motion(torch.full((62,), int(op)), strengths.trunc() if "Trans" in name else strengths, size),
@@ -198,8 +198,8 @@ def test_erased_boxes_have_the_distribution_of_random_erasing(v2: Any) -> None:
     count, (height, width) = 2000, (24, 40)
     theirs = v2.RandomErasing(p=1.0, scale=(0.02, 0.33), ratio=(0.3, 3.3))
     blank = torch.ones(1, height, width)
-    wanted = torch.stack([theirs(blank) for _ in range(count)])[:, 0]
-    config = AugmentConfig(erase=1.0, erase_scale=(0.02, 0.33), erase_ratio=(0.3, 3.3))
+    expected = torch.stack([theirs(blank) for _ in range(count)])[:, 0]
+    config = AugmentConfig(random_erasing=1.0, erase_scale=(0.02, 0.33), erase_ratio=(0.3, 3.3))
     got = erase(torch.ones(count, 1, height, width), config, Draws(0, 0, 0, torch.arange(count)))[:, 0]
     for measure in (
         lambda m: (1 - m).sum((1, 2)),
@@ -208,17 +208,17 @@ def test_erased_boxes_have_the_distribution_of_random_erasing(v2: Any) -> None:
         lambda m: (1 - m).amax(2).argmax(1),
         lambda m: (1 - m).amax(1).argmax(1),
     ):
-        assert _distances(measure(got).numpy(), measure(wanted).numpy()) > 1e-3
+        assert _distances(measure(got).numpy(), measure(expected).numpy()) > 1e-3
 
 
 def test_hue_is_a_turn_of_colorsys() -> None:
     """A second implementation of HSV, Python's own."""
     import colorsys
 
-    colours = torch.rand(200, 3, generator=torch.Generator().manual_seed(1))
+    colors = torch.rand(200, 3, generator=torch.Generator().manual_seed(1))
     turns = torch.linspace(-0.5, 0.5, 200)
-    ours = colour.hue(colours[:, :, None, None], turns)[:, :, 0, 0]
-    for rgb, turn, mine in zip(colours.tolist(), turns.tolist(), ours.tolist(), strict=True):
+    ours = color.hue(colors[:, :, None, None], turns)[:, :, 0, 0]
+    for rgb, turn, mine in zip(colors.tolist(), turns.tolist(), ours.tolist(), strict=True):
         h, s, v = colorsys.rgb_to_hsv(*rgb)
         assert all(
             math.isclose(a, b, abs_tol=1e-5)

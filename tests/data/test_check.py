@@ -27,7 +27,7 @@ from vitral.data.sources import open_dataset
 
 
 def picture(number: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
-    """A smooth random colour picture, unlike every other."""
+    """A smooth random color picture, unlike every other."""
     random = np.random.default_rng([7, number])
     coarse = Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8))
     return coarse.resize(size, Image.Resampling.BICUBIC)
@@ -107,7 +107,7 @@ def test_look_alikes_inside_and_across(pets: Path) -> None:
 
 
 def test_look_alikes_are_not_looked_for_under_32_pixels_nor_among_equal_ones(tmp_path: Path) -> None:
-    for side, wanted in ((31, {}), (32, {"near"})):
+    for side, expected in ((31, {}), (32, {"near"})):
         root = tmp_path / str(side)
         for label, first in (("cat", 0), ("dog", 50)):
             (root / label).mkdir(parents=True)
@@ -116,7 +116,7 @@ def test_look_alikes_are_not_looked_for_under_32_pixels_nor_among_equal_ones(tmp
         almost = np.array(picture(0, (side, 40)))
         almost[0, 0] ^= 1
         Image.fromarray(almost).save(root / "cat/almost.png")
-        assert found(checked(root)).keys() == set(wanted)
+        assert found(checked(root)).keys() == set(expected)
 
 
 def test_constant_and_damaged_images(pets: Path) -> None:
@@ -253,7 +253,7 @@ FLAT = "flat-folder"
 
 
 @pytest.mark.parametrize(
-    ("files", "wanted"),
+    ("files", "expected"),
     [
         ({"mine": "cat dog"}, {FLAT: "error", "one-class": "error"}),
         ({"batch_1": "cat dog", "batch_2": "cat dog"}, {FLAT: "error"}),
@@ -272,12 +272,12 @@ FLAT = "flat-folder"
         ({"train": "steam_train train_s", "bus": "dsc"}, {}),
     ],
 )
-def test_flat_folders_are_found_and_subjects_are_not(files: dict[str, str], wanted: dict[str, str]) -> None:
+def test_flat_folders_are_found_and_subjects_are_not(files: dict[str, str], expected: dict[str, str]) -> None:
     names = [f"{folder}/{labels.split()[i % 2 if ' ' in labels else 0]}_{i:03d}.png" for folder, labels in files.items()
              for i in range(12)]  # fmt: skip
     labels_N = np.repeat(np.arange(len(files)), 12)
     report = check_dataset(in_memory(labels_N, names, tuple(files)))
-    assert {each.code: each.severity for each in report.findings} == wanted
+    assert {each.code: each.severity for each in report.findings} == expected
 
 
 @pytest.mark.parametrize(
@@ -298,14 +298,14 @@ def test_a_forgotten_separator_of_labels_is_told(classes: tuple[str, ...], joine
     assert all(repr(sign) in each.message for sign, each in zip(joined, report.findings, strict=True))
 
 
-def test_sizes_aspects_and_grey(pets: Path) -> None:
+def test_sizes_aspects_and_gray(pets: Path) -> None:
     picture(900, (8, 9)).save(pets / "train/cat/tiny.png")
     picture(901, (400, 40)).save(pets / "train/dog/strip.png")
-    picture(902).convert("L").save(pets / "test/cat/grey.png")
+    picture(902).convert("L").save(pets / "test/cat/gray.png")
     assert found(checked(pets)) == {
         "sizes": [{"train/cat/tiny.png"}],
         "aspect": [{"train/dog/strip.png"}],
-        "grey-mix": [{"test/cat/grey.png"}],
+        "gray-mix": [{"test/cat/gray.png"}],
     }
 
 
@@ -332,8 +332,8 @@ def test_several_labels_an_image(tmp_path: Path) -> None:
 )
 def test_statistics_against_a_checkpoint(mean: float, std: float, far: bool) -> None:
     """Uniform noise has mean 0.5 and std 0.29: too dark, too bright, too flat and too wild are all told."""
-    report = checked_memory(np.array([0, 1] * 8), normalisation=((mean,) * 3, (std,) * 3))
-    assert found(report).keys() == ({"normalisation"} if far else set())
+    report = checked_memory(np.array([0, 1] * 8), normalization=((mean,) * 3, (std,) * 3))
+    assert found(report).keys() == ({"normalization"} if far else set())
 
 
 def test_sums_are_those_of_numpy_in_any_number_of_threads(pets: Path) -> None:

@@ -136,7 +136,7 @@ def test_pickles_of_any_numpy_and_with_text_keys(tmp_path: Path) -> None:
     same(reference, opened(other))
 
 
-def test_grey_on_request(tmp_path: Path) -> None:
+def test_gray_on_request(tmp_path: Path) -> None:
     data = opened(python10(tmp_path), channels=1)
     luma = np.array([0.299, 0.587, 0.114]) @ PIXELS["test"][0].reshape(3, -1)
     assert np.abs(data.splits["test"].read(0).numpy().ravel() - luma).max() <= 0.51
@@ -180,7 +180,7 @@ def test_stand_ins_are_harmless(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], "a dict is wanted"),
+        ([1, 2], "a dict is expected"),
         ({b"data": PIXELS[1]}, "not a CIFAR batch"),
         ({b"data": PIXELS[1][:, :3000], b"labels": LABELS[1]}, "not a CIFAR batch"),
         ({b"data": PIXELS[1].astype(np.int32), b"labels": LABELS[1]}, "not a CIFAR batch"),

@@ -8,7 +8,7 @@ from vitral.data.class_names import class_name_findings
 
 
 @pytest.mark.parametrize(
-    ("classes", "wanted"),
+    ("classes", "expected"),
     [
         (("cat", "dog"), {}),
         (("caf\u00e9", "cafe\u0301"), {"alike-classes": "error"}),  # composed, decomposed
@@ -40,8 +40,8 @@ from vitral.data.class_names import class_name_findings
         (("nanny", "naan"), {}),
     ],
 )
-def test_class_names(classes: tuple[str, ...], wanted: dict[str, str]) -> None:
-    assert {each.code: each.severity for each in class_name_findings(classes)} == wanted
+def test_class_names(classes: tuple[str, ...], expected: dict[str, str]) -> None:
+    assert {each.code: each.severity for each in class_name_findings(classes)} == expected
 
 
 def test_names_are_written_so_that_the_difference_is_seen() -> None:

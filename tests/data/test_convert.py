@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers import write_colours
+from tests.helpers import write_colors
 from vitral.data.config import DataConfig
 from vitral.data.convert import Layout, convert
 from vitral.data.dataset import Dataset, memory_split
@@ -48,7 +48,7 @@ def test_the_way_there_and_back(layout: Layout, channels: int, tmp_path: Path) -
 
 @pytest.mark.parametrize("layout", ["folder", "flat", "csv"])
 def test_files_are_copied_as_they_are(layout: Layout, tmp_path: Path) -> None:
-    write_colours(tmp_path / "pets", "cat dog", 3)
+    write_colors(tmp_path / "pets", "cat dog", 3)
     Image.new("RGB", (9, 7), (1, 2, 3)).save(tmp_path / "pets/cat/photo.JPG", "JPEG")
     found = convert(open_dataset(DataConfig(path=str(tmp_path / "pets")), hold_out=False), tmp_path / "out", layout)
     assert found.copied == 7
@@ -135,7 +135,7 @@ def test_several_labels_keep_the_order_of_classes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", ["folder", "csv"])
 def test_damaged_images_are_left_out_or_nothing_is_written(layout: Layout, tmp_path: Path) -> None:
-    write_colours(tmp_path / "pets", "cat dog", 4)
+    write_colors(tmp_path / "pets", "cat dog", 4)
     (tmp_path / "pets/dog/0.png").write_bytes(b"no image")
     dataset = open_dataset(DataConfig(path=str(tmp_path / "pets")), hold_out=False)
     (tmp_path / "out").mkdir()

@@ -11,9 +11,9 @@ from vitral.config import build
 from vitral.data import sources
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Labels, fingerprint, memory_split, spaced
-from vitral.data.holdout import iteratively_stratified, stratified, with_validation
 from vitral.data.identity import first_copies
 from vitral.data.sources import SOURCES, open_dataset
+from vitral.data.splits import iteratively_stratified, stratified, with_validation
 from vitral.errors import UserError
 
 
@@ -30,13 +30,13 @@ def labels_of(*counts: int) -> Labels:
 @pytest.mark.parametrize("counts", [(100, 100), (7, 50, 300), (20,) * 30, (33, 34, 35)])
 def test_the_held_out_part_is_exact_and_stratified(counts: tuple[int, ...], fraction: float) -> None:
     labels = labels_of(*counts)
-    held_out = stratified(labels, fraction, 0)
-    assert len(held_out) == round(fraction * len(labels))
-    assert np.array_equal(held_out, np.unique(held_out))
-    taken = np.bincount(labels[held_out], minlength=len(counts))
-    assert np.abs(taken - len(held_out) * np.array(counts) / len(labels)).max() <= 1
-    assert np.array_equal(held_out, stratified(labels, fraction, 0))
-    assert not np.array_equal(held_out, stratified(labels, fraction, 1))
+    held = stratified(labels, fraction, 0)
+    assert len(held) == round(fraction * len(labels))
+    assert np.array_equal(held, np.unique(held))
+    taken = np.bincount(labels[held], minlength=len(counts))
+    assert np.abs(taken - len(held) * np.array(counts) / len(labels)).max() <= 1
+    assert np.array_equal(held, stratified(labels, fraction, 0))
+    assert not np.array_equal(held, stratified(labels, fraction, 1))
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.1, 0.5, 0.999])
@@ -176,17 +176,17 @@ def copied(labels: Labels, copies: int) -> tuple[Labels, Labels]:
 @pytest.mark.parametrize("counts", [(100, 100), (7, 50, 300), (20,) * 30])
 def test_copies_are_on_one_side(counts: tuple[int, ...], copies: int) -> None:
     labels, first = copied(labels_of(*counts), copies)
-    held_out = stratified(labels, 0.1, 0, first)
-    kept = np.setdiff1d(np.arange(len(labels)), held_out)
-    assert not set(first[held_out]) & set(first[kept])
-    assert len(held_out) == pytest.approx(0.1 * len(labels), abs=len(counts))
-    taken, all_of_it = (np.bincount(part, minlength=len(counts)) for part in (labels[held_out], labels))
+    held = stratified(labels, 0.1, 0, first)
+    kept = np.setdiff1d(np.arange(len(labels)), held)
+    assert not set(first[held]) & set(first[kept])
+    assert len(held) == pytest.approx(0.1 * len(labels), abs=len(counts))
+    taken, all_of_it = (np.bincount(part, minlength=len(counts)) for part in (labels[held], labels))
     assert np.abs(taken - 0.1 * all_of_it).max() <= 3
     hot = labels[:, None] == np.arange(len(counts))
-    held_out = iteratively_stratified(hot, 0.1, 0, first)
-    kept = np.setdiff1d(np.arange(len(labels)), held_out)
-    assert not set(first[held_out]) & set(first[kept])
-    assert np.abs(np.bincount(labels[held_out], minlength=len(counts)) - 0.1 * all_of_it).max() <= 4
+    held = iteratively_stratified(hot, 0.1, 0, first)
+    kept = np.setdiff1d(np.arange(len(labels)), held)
+    assert not set(first[held]) & set(first[kept])
+    assert np.abs(np.bincount(labels[held], minlength=len(counts)) - 0.1 * all_of_it).max() <= 4
 
 
 def test_without_copies_nothing_changes() -> None:
@@ -201,24 +201,24 @@ def test_nothing_but_copies() -> None:
     """Every image four times: whole groups, also where each is larger than its class's share."""
     first = np.repeat(np.arange(20) * 4, 4)
     labels = np.repeat(np.arange(2, dtype=np.int64), 40)
-    held_out = stratified(labels, 0.1, 0, first)
-    assert np.bincount(labels[held_out]).tolist() == [4, 4]
-    assert len(set(first[held_out])) == 2
+    held = stratified(labels, 0.1, 0, first)
+    assert np.bincount(labels[held]).tolist() == [4, 4]
+    assert len(set(first[held])) == 2
     labels, first = np.repeat(np.arange(2, dtype=np.int64), 12), np.repeat(np.arange(6) * 4, 4)
     assert np.bincount(labels[stratified(labels, 0.01, 0, first)]).tolist() == [4, 4]
 
 
 def test_copies_are_found_by_content(tmp_path: Path) -> None:
     """Files byte by byte; images in memory by their pixels, however many channels they are read with."""
-    for name, colour in (("a/0", 1), ("a/1", 2), ("a/2", 1), ("b/0", 3), ("b/1", 1), ("b/2", 4)):
+    for name, color in (("a/0", 1), ("a/1", 2), ("a/2", 1), ("b/0", 3), ("b/1", 1), ("b/2", 4)):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        Image.new("L", (5, 4), colour).save(tmp_path / f"{name}.png")
+        Image.new("L", (5, 4), color).save(tmp_path / f"{name}.png")
     data = open_dataset(DataConfig(path=str(tmp_path)), hold_out=False)
     assert first_copies(data.splits["train"]).tolist() == [0, 1, 0, 3, 0, 5]
     assert first_copies(data.splits["train"].subset([5, 4, 2])).tolist() == [0, 1, 1]
-    colours = np.array([[9, 9, 9], [9, 10, 9], [9, 9, 9]], np.uint8)[:, :, None, None]
+    colors = np.array([[9, 9, 9], [9, 10, 9], [9, 9, 9]], np.uint8)[:, :, None, None]
     for channels in (1, 3):
-        split = memory_split(colours, np.zeros(3, np.int64), list("abc"), channels)
+        split = memory_split(colors, np.zeros(3, np.int64), list("abc"), channels)
         assert first_copies(split).tolist() == [0, 1, 0]
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageFile, ImageOps
 
-from vitral.data.channels import Decoding, colour
+from vitral.data.channels import Decoding, color
 from vitral.data.decode import as_image, decode, header, pixels, readable_extensions
 from vitral.errors import UserError
 
@@ -26,8 +26,8 @@ def saved(path: Path, image: Image.Image, **options) -> Path:
     return path
 
 
-def over_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    exact = (colour.astype(np.int64) * alpha + 255 * (255 - alpha.astype(np.int64))) / 255
+def over_white(color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    exact = (color.astype(np.int64) * alpha + 255 * (255 - alpha.astype(np.int64))) / 255
     return np.rint(exact).astype(np.uint8)
 
 
@@ -37,7 +37,7 @@ def hwc(image_CHW: torch.Tensor) -> np.ndarray:
     return image_CHW.permute(1, 2, 0).numpy()
 
 
-def test_rgb_is_kept_and_grey_is_its_luma(tmp_path: Path) -> None:
+def test_rgb_is_kept_and_gray_is_its_luma(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.png", Image.fromarray(RGB))
     assert np.array_equal(hwc(decode(path, 3)), RGB)
     luma = RGB @ np.array([0.299, 0.587, 0.114])
@@ -47,7 +47,7 @@ def test_rgb_is_kept_and_grey_is_its_luma(tmp_path: Path) -> None:
     assert (rgba[..., 3] == 255).all()
 
 
-def test_grey_and_bilevel(tmp_path: Path) -> None:
+def test_gray_and_bilevel(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.png", Image.fromarray(GREY))
     assert np.array_equal(hwc(decode(path, 1))[..., 0], GREY)
     assert np.array_equal(hwc(decode(path, 3)), np.repeat(GREY[..., None], 3, 2))
@@ -85,7 +85,7 @@ def test_palette_with_and_without_transparency(tmp_path: Path) -> None:
         assert hwc(decode(path, 4))[0, :, 3].tolist() == [255, 0]
 
 
-def test_colour_key(tmp_path: Path) -> None:
+def test_color_key(tmp_path: Path) -> None:
     path = saved(tmp_path / "rgb.png", Image.fromarray(RGB), transparency=tuple(map(int, RGB[0, 0])))
     assert hwc(decode(path, 3))[0, 0].tolist() == [255, 255, 255]
     assert np.array_equal(hwc(decode(path, 3))[1], RGB[1])
@@ -96,8 +96,8 @@ def test_colour_key(tmp_path: Path) -> None:
 def test_cmyk(tmp_path: Path) -> None:
     inks = np.array([[[255, 0, 0, 0], [0, 255, 0, 0], [0, 0, 255, 0], [0, 0, 0, 255], [0, 0, 0, 0]]], np.uint8)
     image = Image.frombytes("CMYK", (5, 1), inks.tobytes())
-    wanted = [[[0, 255, 255], [255, 0, 255], [255, 255, 0], [0, 0, 0], [255, 255, 255]]]
-    assert hwc(decode(saved(tmp_path / "a.tif", image), 3)).tolist() == wanted
+    expected = [[[0, 255, 255], [255, 0, 255], [255, 255, 0], [0, 0, 0], [255, 255, 255]]]
+    assert hwc(decode(saved(tmp_path / "a.tif", image), 3)).tolist() == expected
     jpeg = saved(tmp_path / "a.jpg", Image.new("CMYK", (16, 16), (255, 0, 0, 0)), quality=100)
     assert np.abs(hwc(decode(jpeg, 3)).astype(int) - [0, 255, 255]).max() <= 3
     assert abs(int(decode(jpeg, 1)[0, 0, 0]) - 179) <= 3
@@ -121,23 +121,23 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path, ending: str) -> Non
 
 @pytest.mark.parametrize(("factor", "offset"), [(1 / 255, 0), (1, 0), (257, 0), (1000, -5)])
 def test_floats_are_scaled_by_the_rule(tmp_path: Path, factor: float, offset: float) -> None:
-    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    path = saved(tmp_path / "a.tif", Image.fromarray((grey.astype(np.float32) * factor + offset).astype(np.float32)))
+    gray = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    path = saved(tmp_path / "a.tif", Image.fromarray((gray.astype(np.float32) * factor + offset).astype(np.float32)))
     assert header(path).mode == "F"
     rules = Decoding(value_range=(offset, 255 * factor + offset))
-    assert np.array_equal(hwc(decode(path, 1, rules=rules))[..., 0], grey)
+    assert np.array_equal(hwc(decode(path, 1, rules=rules))[..., 0], gray)
     if (factor, offset) == (1 / 255, 0):
-        assert np.array_equal(hwc(decode(path, 1))[..., 0], grey)
+        assert np.array_equal(hwc(decode(path, 1))[..., 0], gray)
     else:
         with pytest.raises(UserError, match=r"a\.tif: floats outside of \[0,1\].*Set data\.value_range=LOW,HIGH"):
             decode(path, 1)
 
 
 def test_integers_of_32_bits_need_a_rule(tmp_path: Path) -> None:
-    grey = np.arange(256, dtype=np.int32).reshape(16, 16)
-    path = saved(tmp_path / "a.tif", Image.fromarray(grey * 100_000 - 7))
+    gray = np.arange(256, dtype=np.int32).reshape(16, 16)
+    path = saved(tmp_path / "a.tif", Image.fromarray(gray * 100_000 - 7))
     rules = Decoding(value_range=(-7, 25_500_000 - 7))
-    assert np.array_equal(hwc(decode(path, 1, rules=rules))[..., 0], grey)
+    assert np.array_equal(hwc(decode(path, 1, rules=rules))[..., 0], gray)
     with pytest.raises(UserError, match=r"integers without a known range \(values from -7 to 25499993\)"):
         decode(path, 1)
 
@@ -155,11 +155,11 @@ def test_exif_orientation(tmp_path: Path, orientation: int, ending: str) -> None
     exif[0x0112] = orientation
     options = {"lossless": True} if ending == "webp" else {}
     path = saved(tmp_path / f"a.{ending}", Image.fromarray(RGB), exif=exif, **options)
-    wanted = np.array(ImageOps.exif_transpose(Image.open(path)))
-    assert np.array_equal(hwc(decode(path, 3)), wanted)
-    assert header(path)[1:] == wanted.shape[:2]
+    expected = np.array(ImageOps.exif_transpose(Image.open(path)))
+    assert np.array_equal(hwc(decode(path, 3)), expected)
+    assert header(path)[1:] == expected.shape[:2]
     if orientation == 6:  # the stored rows run down the right-hand side: a quarter turn clockwise
-        assert np.array_equal(wanted, np.rot90(RGB, -1))
+        assert np.array_equal(expected, np.rot90(RGB, -1))
 
 
 def test_exif_orientation_of_a_jpeg(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_broken_exif_leaves_the_pixels(tmp_path: Path) -> None:
 
 
 def test_first_frame(tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime", "blue")]
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "lime", "blue")]
     for name in ("a.gif", "a.png", "a.tif"):
         path = saved(tmp_path / name, frames[0], save_all=True, append_images=frames[1:])
         assert (hwc(decode(path, 3)) == [255, 0, 0]).all(), name
@@ -279,7 +279,7 @@ def test_other_pictures_are_refused(picture: object, message: str) -> None:
 )
 def test_background_is_the_users(tmp_path: Path, name: str, behind: tuple[int, int, int]) -> None:
     alpha = RNG.integers(0, 256, (5, 7, 1), np.uint8)
-    rules = Decoding(colour(name))
+    rules = Decoding(color(name))
     assert rules.background == behind
 
     def over(pixels: np.ndarray) -> np.ndarray:
@@ -305,9 +305,9 @@ def test_a_transparent_value_of_16_bits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "whitish", "#12", "#11223344", "rgba(1,2,3,4)"])
-def test_what_is_no_colour(text: str) -> None:
-    with pytest.raises(UserError, match=r"data\.background: not a colour"):
-        colour(text)
+def test_what_is_no_color(text: str) -> None:
+    with pytest.raises(UserError, match=r"data\.background: not a color"):
+        color(text)
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -388,7 +388,7 @@ def test_between_pillows_limits_nothing_is_warned(tmp_path: Path, monkeypatch: p
         assert limit == Image.MAX_IMAGE_PIXELS
 
 
-def test_sixteen_bits_of_colour_are_within_one_level(tmp_path: Path) -> None:
+def test_sixteen_bits_of_color_are_within_one_level(tmp_path: Path) -> None:
     """Pillow keeps the high byte of each channel: value // 256, where value / 257 rounded is exact."""
     values = RNG.integers(0, 65536, (64, 64, 3)).astype(np.uint16)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)

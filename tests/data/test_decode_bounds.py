@@ -39,7 +39,7 @@ small = decode(sys.argv[1], 3)
 for path in sys.argv[2:]:
     if os.fork() == 0:
         before = high("VmRSS")
-        fit_image(decode(path, 3, rules=Decoding(value_range=(0, 4000))), (224, 224), ResizeSpec(fit="crop"))
+        fit_image(decode(path, 3, rules=Decoding(value_range=(0, 4000))), (224, 224), ResizeSpec(resize_mode="crop"))
         print(os.path.basename(path), high("VmHWM") - before, decoded_bytes(path), flush=True)
         os._exit(0)
     os.wait()

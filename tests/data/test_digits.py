@@ -39,11 +39,11 @@ def test_splits_are_disjoint_whole_and_stratified() -> None:
     names = [name for split in DIGITS.splits.values() for name in split.names]
     assert len(names) == len(set(names)) == 1797
     before = np.bincount(np.concatenate([DIGITS.splits[name].labels_N for name in ("train", "val")]))
-    held_out = np.bincount(DIGITS.splits["val"].labels_N)
-    assert np.abs(held_out - before * 144 / 1437).max() < 1
+    held = np.bincount(DIGITS.splits["val"].labels_N)
+    assert np.abs(held - before * 144 / 1437).max() < 1
 
 
-def test_three_channels_repeat_the_grey() -> None:
+def test_three_channels_repeat_the_gray() -> None:
     image = open_dataset(build(DataConfig, {"source": "digits", "channels": 3})).splits["test"].read(0)
     assert image.shape == (3, 8, 8)
     assert (image == DIGITS.splits["test"].read(0)).all()

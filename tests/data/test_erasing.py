@@ -20,7 +20,7 @@ def draws(count: int) -> Draws:
 
 
 def test_share_of_samples_and_of_area() -> None:
-    config = AugmentConfig(erase=0.25, erase_scale=(0.1, 0.3), erase_ratio=(0.5, 2.0))
+    config = AugmentConfig(random_erasing=0.25, erase_scale=(0.1, 0.3), erase_ratio=(0.5, 2.0))
     erased = 1 - erase(torch.ones(4000, 2, 40, 50), config, draws(4000))
     assert torch.equal(erased[:, 0], erased[:, 1]), "all channels alike"
     area = erased[:, 0].mean((1, 2))
@@ -38,9 +38,9 @@ def test_share_of_samples_and_of_area() -> None:
 @pytest.mark.parametrize("fill", ["zeros", "mean", "noise"])
 def test_what_replaces_it(fill: str) -> None:
     x = torch.rand(400, 3, 24, 20, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.25
-    config = AugmentConfig.model_validate({"erase": 1.0, "erase_fill": fill})
+    config = AugmentConfig.model_validate({"random_erasing": 1.0, "erase_fill": fill})
     done = erase(x, config, draws(400))
-    inside = erase(torch.ones_like(x), AugmentConfig(erase=1.0), draws(400)) == 0
+    inside = erase(torch.ones_like(x), AugmentConfig(random_erasing=1.0), draws(400)) == 0
     assert torch.equal(done[~inside], x[~inside])
     assert 0.1 < inside.float().mean() < 0.25
     if fill == "zeros":
@@ -59,7 +59,7 @@ def test_what_replaces_it(fill: str) -> None:
 @pytest.mark.parametrize("fill", ["zeros", "mean", "noise"])
 def test_alone_as_in_a_batch(fill: str) -> None:
     x = torch.rand(30, 3, 9, 7, generator=torch.Generator().manual_seed(0))
-    config = AugmentConfig.model_validate({"erase": 0.7, "erase_fill": fill})
+    config = AugmentConfig.model_validate({"random_erasing": 0.7, "erase_fill": fill})
     whole = erase(x, config, Draws(3, torch.arange(30), torch.arange(30) % 4, torch.arange(30)))
     for i in range(30):
         place = torch.tensor([i])
@@ -102,8 +102,8 @@ def test_the_boxs_map_takes_its_edges_to_the_images_edges() -> None:
     [
         ("crop_scale", [0.5, 0.1], "the smaller one first"),
         ("crop_scale", [0.5, 1.5], "shares end at 1"),
-        ("crop_ratio", [0.0, 1.0], "above 0"),
-        ("crop_ratio", [1.0], "crop_ratio"),
+        ("crop_pct", [0.0, 1.0], "above 0"),
+        ("crop_pct", [1.0], "crop_pct"),
         ("erase_scale", [-0.1, 0.2], "above 0"),
         ("erase_ratio", [3.0, 0.3], "the smaller one first"),
         ("blur_sigma", [0.0, 2.0], "above 0"),

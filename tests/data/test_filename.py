@@ -22,7 +22,7 @@ NAMES = ("cat", "dog", "polar_bear")
 
 
 def flat(root: Path, names: tuple[str, ...] = NAMES, count: int = 4, first: int = 0) -> Path:
-    """root/<name>_<number>.png, a colour for each name."""
+    """root/<name>_<number>.png, a color for each name."""
     root.mkdir(parents=True, exist_ok=True)
     for place, name in enumerate(names):
         for number in range(first, first + count):

@@ -17,20 +17,20 @@ from vitral.data.sources import open_dataset
 from vitral.errors import UserError
 
 
-def write(path: Path, colour: tuple[int, int, int] | int = 0, size: tuple[int, int] = (6, 4)) -> Path:
-    """An image of one colour; PNG files say their path, so that no two are equal."""
+def write(path: Path, color: tuple[int, int, int] | int = 0, size: tuple[int, int] = (6, 4)) -> Path:
+    """An image of one color; PNG files say their path, so that no two are equal."""
     path.parent.mkdir(parents=True, exist_ok=True)
     own = PngInfo()
     own.add_text("path", str(path))
-    image = Image.new("L" if isinstance(colour, int) else "RGB", size, colour)
+    image = Image.new("L" if isinstance(color, int) else "RGB", size, color)
     image.save(path, pnginfo=own) if path.suffix == ".png" else image.save(path)
     return path
 
 
-def fill(root: Path, classes: str = "cat dog", count: int = 3, colour: tuple[int, int, int] | int = (9, 8, 7)) -> Path:
+def fill(root: Path, classes: str = "cat dog", count: int = 3, color: tuple[int, int, int] | int = (9, 8, 7)) -> Path:
     for label in classes.split():
         for index in range(count):
-            write(root / label / f"{index}.png", colour)
+            write(root / label / f"{index}.png", color)
     return root
 
 
@@ -96,7 +96,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
 
 
 def test_channels_come_from_the_headers(tmp_path: Path) -> None:
-    fill(tmp_path, colour=50)
+    fill(tmp_path, color=50)
     assert opened(tmp_path).channels == 1
     assert opened(tmp_path).splits["train"].read(0).tolist() == [[[50] * 6] * 4]
     assert opened(tmp_path, channels=3).splits["train"].read(0).shape == (3, 4, 6)
@@ -184,10 +184,10 @@ def test_strays_beside_classes_are_told(tmp_path: Path) -> None:
     fill(tmp_path / "train")
     fill(tmp_path / "val")
     write(tmp_path / "train" / "stray.png")
-    fill(tmp_path / "unlabelled", "x")
+    fill(tmp_path / "unlabeled", "x")
     notes = opened(tmp_path).notes
     assert "ignored 1 image outside of the class folders, in train" in notes
-    assert "ignored 1 folder beside train: unlabelled" in notes
+    assert "ignored 1 folder beside train: unlabeled" in notes
 
 
 def test_one_class_and_one_image(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vitral.data.affine import about_centre
+from vitral.data.affine import about_center
 from vitral.data.crop import box_matrix
 from vitral.data.geometry import transform_boxes, transform_points
 
@@ -19,7 +19,7 @@ FLIP = torch.tensor([[[-1.0, 0, 19], [0, 1, 0], [0, 0, 1]]])  # of an image that
 
 def turned(degrees: float, size: tuple[int, int]) -> Tensor:
     cos, sin = (torch.tensor([f(math.radians(degrees))]) for f in (math.cos, math.sin))
-    return about_centre(cos, sin, -sin, cos, size)
+    return about_center(cos, sin, -sin, cos, size)
 
 
 def test_points_go_where_their_pixels_go() -> None:

@@ -121,7 +121,7 @@ def test_columns_are_found_by_type_or_named(datasets: Any, tmp_path: Path) -> No
     refused(tmp_path / "two", r"image_column: no such column", image_column="picture", label_column="id")
 
 
-def test_lists_of_labels_are_multi_label_and_the_unlabelled_are_named(datasets: Any, tmp_path: Path) -> None:
+def test_lists_of_labels_are_multi_label_and_the_unlabeled_are_named(datasets: Any, tmp_path: Path) -> None:
     several = datasets.List(datasets.ClassLabel(names=["a", "b", "c"]))
     rows = {"image": [{"bytes": png(n), "path": None} for n in range(3)], "tags": [[0, 2], [], [1]]}
     part = datasets.Dataset.from_dict(rows, features=datasets.Features(image=datasets.Image(), tags=several))

@@ -13,9 +13,9 @@ from vitral.config import build
 from vitral.data import identity
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset
-from vitral.data.holdout import with_remembered, with_validation
 from vitral.data.identity import PART, first_copies, identities
 from vitral.data.sources import open_dataset
+from vitral.data.splits import with_remembered, with_validation
 from vitral.errors import UserError
 
 

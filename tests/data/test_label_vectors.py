@@ -56,7 +56,7 @@ def test_declared_classes_give_the_vectors_their_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "wanted"),
+    ("values", "expected"),
     [
         (["0 1", "1 0"], [["0", "1"], ["1", "0"]]),
         (["1,0", "0,1"], [["1", "0"], ["0", "1"]]),
@@ -71,8 +71,8 @@ def test_declared_classes_give_the_vectors_their_names() -> None:
         ([], None),
     ],
 )
-def test_vectors_as_text(values: list[Any], wanted: Rows | None) -> None:
-    assert text_vectors(values) == wanted
+def test_vectors_as_text(values: list[Any], expected: Rows | None) -> None:
+    assert text_vectors(values) == expected
 
 
 def test_the_same_labels_everywhere_are_an_error(tmp_path: Path) -> None:

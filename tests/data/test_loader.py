@@ -26,7 +26,7 @@ def split() -> Split:
 
 def store(split: Split, *, exact: bool = False, cache_mb: int = 100, workers: int = 2, size: int = 8) -> ImageStore:
     return ImageStore(
-        split, (size, size), ResizeSpec(fit="crop"), exact=exact, workers=workers, cache_mb=cache_mb, device=CPU
+        split, (size, size), ResizeSpec(resize_mode="crop"), exact=exact, workers=workers, cache_mb=cache_mb, device=CPU
     )
 
 
@@ -34,7 +34,7 @@ def same(one: Batch, other: Batch) -> bool:
     return (
         torch.equal(one.views[0].images_BCHW, other.views[0].images_BCHW)
         and all(torch.equal(one.targets[key], other.targets[key]) for key in one.targets)
-        and torch.equal(one.keys_B, other.keys_B)
+        and torch.equal(one.sample_ids_B, other.sample_ids_B)
     )
 
 
@@ -46,8 +46,8 @@ def test_every_sample_comes_once_an_epoch_and_every_batch_is_full(split: Split, 
     loader = StreamLoader(store(split), batch_size, AugmentConfig(), 0)
     steps = 3 * 144 // batch_size + 1
     batches = [loader.batch(step) for step in range(steps)]
-    assert {len(batch.keys_B) for batch in batches} == {batch_size}
-    keys = torch.cat([batch.keys_B for batch in batches]).tolist()
+    assert {len(batch.sample_ids_B) for batch in batches} == {batch_size}
+    keys = torch.cat([batch.sample_ids_B for batch in batches]).tolist()
     for epoch in range(len(keys) // 144):
         assert Counter(keys[epoch * 144 : (epoch + 1) * 144]) == Counter(range(144))
     assert keys[:144] != keys[144:288]
@@ -56,7 +56,7 @@ def test_every_sample_comes_once_an_epoch_and_every_batch_is_full(split: Split, 
 def test_label_and_image_belong_together(split: Split) -> None:
     batch = StreamLoader(store(split), 32, AugmentConfig(), 0).batch(11)
     for image, label, key in zip(
-        batch.views[0].images_BCHW, batch.targets["label"], batch.keys_B.tolist(), strict=True
+        batch.views[0].images_BCHW, batch.targets["label"], batch.sample_ids_B.tolist(), strict=True
     ):
         assert torch.equal(image, split.read(key).float() / 255)
         assert label == split.labels_N[key]
@@ -97,5 +97,5 @@ def test_evaluation_sees_each_sample_once_through_the_exact_resize(split: Split,
     images, labels = torch.cat([b[0] for b in batches]), torch.cat([b[1] for b in batches])
     assert np.array_equal(labels.numpy(), split.labels_N)
     assert torch.equal(
-        images, torch.stack([fit_image(split.read(i), (12, 12), ResizeSpec(fit="crop")) for i in range(144)])
+        images, torch.stack([fit_image(split.read(i), (12, 12), ResizeSpec(resize_mode="crop")) for i in range(144)])
     )

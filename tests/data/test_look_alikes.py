@@ -14,8 +14,8 @@ from torch.nn.functional import interpolate
 from vitral.data.check import check_dataset
 from vitral.data.dataset import Dataset, memory_split
 from vitral.data.findings import Finding
-from vitral.data.hashes import WINDOWS, cross_pairs, mirrored, perceptual_hash, seen_through, window_hashes
-from vitral.data.likeness import likeness, part_likeness, similarity
+from vitral.data.near_duplicates import likeness, part_likeness, similarity
+from vitral.data.perceptual_hash import WINDOWS, cross_pairs, mirrored, perceptual_hash, seen_through, window_hashes
 
 SIDE = 64
 COPIES = 40
@@ -83,9 +83,9 @@ def test_copies_are_found_and_nothing_else(
     originals = [photo(number) for number in range(150)]
     copies = [change(image, random) for image in originals[:COPIES]]
     near = findings(originals + copies)["near"]
-    wanted = {(place, 150 + place) for place in range(COPIES)}
-    assert len(wanted & set(pairs(near))) >= recall * COPIES
-    assert set(pairs(near)) <= wanted
+    expected = {(place, 150 + place) for place in range(COPIES)}
+    assert len(expected & set(pairs(near))) >= recall * COPIES
+    assert set(pairs(near)) <= expected
     if kind is not None:
         assert near.numbers[kind] >= 0.5 * near.numbers["pairs"]  # small crops are near as they are
         assert f"{near.numbers[kind]:,} {kind}" in near.message

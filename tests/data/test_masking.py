@@ -48,7 +48,7 @@ def test_a_mask_belongs_to_its_sample_step_view_and_seed() -> None:
 
 
 def test_blocks_hang_together_more_than_single_patches_do() -> None:
-    """Masked neighbours of masked patches: by chance the share of masked ones (0.4), in blocks far more."""
+    """Masked neighbors of masked patches: by chance the share of masked ones (0.4), in blocks far more."""
     count = torch.full((400,), 78)
     keys = torch.arange(400)
     mask = blocks(0, 0, 0, keys, (14, 14), count).view(-1, 14, 14).float()

@@ -24,21 +24,21 @@ def reference(image_CHW: torch.Tensor, size: tuple[int, int], interpolation: Int
     return np.stack([np.asarray(plane.resize((size[1], size[0]), how)) for plane in planes]).clip(0, 1)
 
 
-@pytest.mark.parametrize("fit", ["crop", "squash"])
-def test_the_right_size_is_left_alone(fit: Literal["crop", "squash"]) -> None:
+@pytest.mark.parametrize("resize_mode", ["crop", "squash"])
+def test_the_right_size_is_left_alone(resize_mode: Literal["crop", "squash"]) -> None:
     image = noise(24, 40)
-    assert torch.equal(fit_image(image, (24, 40), ResizeSpec(fit=fit)), image.float() / 255)
-    assert torch.equal(fit_image_fast(image, (24, 40), ResizeSpec(fit=fit)), image)
+    assert torch.equal(fit_image(image, (24, 40), ResizeSpec(resize_mode=resize_mode)), image.float() / 255)
+    assert torch.equal(fit_image_fast(image, (24, 40), ResizeSpec(resize_mode=resize_mode)), image)
 
 
 @pytest.mark.parametrize("source", [(100, 75), (31, 47), (8, 8), (224, 300)])
 @pytest.mark.parametrize("size", [(32, 32), (48, 20), (7, 64)])
 def test_squash_equals_pillow(source: tuple[int, int], size: tuple[int, int]) -> None:
     image = noise(*source)
-    ours = fit_image(image, size, ResizeSpec(fit="squash"))
+    ours = fit_image(image, size, ResizeSpec(resize_mode="squash"))
     assert ours.dtype == torch.float32
     assert np.abs(ours.numpy() - reference(image, size)).max() < 3e-6
-    fast = fit_image_fast(image, size, ResizeSpec(fit="squash"))
+    fast = fit_image_fast(image, size, ResizeSpec(resize_mode="squash"))
     assert fast.dtype == torch.uint8
     difference = np.abs(fast.numpy() / 255 - reference(image, size))
     assert difference.max() < 0.08
@@ -55,13 +55,13 @@ def test_squash_equals_pillow(source: tuple[int, int], size: tuple[int, int]) ->
         ((8, 10), (32, 32), (32, 40)),
     ],
 )
-def test_crop_covers_then_cuts_the_centre(
+def test_crop_covers_then_cuts_the_center(
     source: tuple[int, int], size: tuple[int, int], covering: tuple[int, int]
 ) -> None:
     image = noise(*source)
     top, left = (covering[0] - size[0]) // 2, (covering[1] - size[1]) // 2
-    wanted = reference(image, covering)[:, top : top + size[0], left : left + size[1]]
-    assert np.abs(fit_image(image, size, ResizeSpec(fit="crop")).numpy() - wanted).max() < 3e-6
+    expected = reference(image, covering)[:, top : top + size[0], left : left + size[1]]
+    assert np.abs(fit_image(image, size, ResizeSpec(resize_mode="crop")).numpy() - expected).max() < 3e-6
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
@@ -76,7 +76,7 @@ def test_crop_covers_then_cuts_the_centre(
         ((20, 20), (32, 32), 0.5, (64, 64)),
     ],
 )
-def test_a_crop_ratio_resizes_to_more_and_cuts_the_centre(
+def test_a_crop_ratio_resizes_to_more_and_cuts_the_center(
     source: tuple[int, int],
     size: tuple[int, int],
     ratio: float,
@@ -86,16 +86,17 @@ def test_a_crop_ratio_resizes_to_more_and_cuts_the_centre(
     image = noise(*source)
     top, left = (round((covering[axis] - size[axis]) / 2) for axis in (0, 1))
     part = (slice(None), slice(top, top + size[0]), slice(left, left + size[1]))
-    ours = fit_image(image, size, ResizeSpec(fit="crop", interpolation=interpolation, crop_ratio=ratio))
+    ours = fit_image(image, size, ResizeSpec(resize_mode="crop", interpolation=interpolation, crop_pct=ratio))
     assert np.abs(ours.numpy() - reference(image, covering, interpolation)[part]).max() < 5e-5
     fast = (
-        fit_image_fast(image, size, ResizeSpec(fit="crop", interpolation=interpolation, crop_ratio=ratio)).numpy() / 255
+        fit_image_fast(image, size, ResizeSpec(resize_mode="crop", interpolation=interpolation, crop_pct=ratio)).numpy()
+        / 255
     )
     assert np.abs(fast - reference(image, covering, interpolation)[part]).mean() < 0.01
     whole = int(size[0] / ratio + 1e-6), int(size[1] / ratio + 1e-6)
     top, left = (round((whole[axis] - size[axis]) / 2) for axis in (0, 1))
     part = (slice(None), slice(top, top + size[0]), slice(left, left + size[1]))
-    squashed = fit_image(image, size, ResizeSpec(fit="squash", interpolation=interpolation, crop_ratio=ratio))
+    squashed = fit_image(image, size, ResizeSpec(resize_mode="squash", interpolation=interpolation, crop_pct=ratio))
     assert np.abs(squashed.numpy() - reference(image, whole, interpolation)[part]).max() < 5e-5
 
 
@@ -110,9 +111,10 @@ def test_the_usual_256_and_224_are_those_of_torchvision_and_timm(
 
     image = noise(*source)
     steps = [v2.Resize(256, v2.InterpolationMode(interpolation), antialias=True), v2.CenterCrop(224)]
-    wanted = v2.Compose(steps)(image.float() / 255).clamp(0, 1)
+    expected = v2.Compose(steps)(image.float() / 255).clamp(0, 1)
     assert (
-        fit_image(image, (224, 224), ResizeSpec(fit="crop", interpolation=interpolation, crop_ratio=0.875)) - wanted
+        fit_image(image, (224, 224), ResizeSpec(resize_mode="crop", interpolation=interpolation, crop_pct=0.875))
+        - expected
     ).abs().max() < 1e-6
     load_oracle("timm")
     from timm.data import create_transform
@@ -123,42 +125,42 @@ def test_the_usual_256_and_224_are_those_of_torchvision_and_timm(
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
     # timm resizes 8-bit pictures, rounding after each pass: a level on average is how far that goes.
     assert (
-        fit_image(image, (224, 224), ResizeSpec(fit="crop", interpolation=interpolation, crop_ratio=0.875))
+        fit_image(image, (224, 224), ResizeSpec(resize_mode="crop", interpolation=interpolation, crop_pct=0.875))
         - theirs(picture)
     ).abs().mean() < 1 / 255
 
 
 @pytest.mark.parametrize("width", [16, 24, 64, 200])
 def test_a_linear_ramp_stays_one(width: int) -> None:
-    """Bicubic reproduces straight lines: away from the borders a ramp resized is the ramp at the new pixel centres
+    """Bicubic reproduces straight lines: away from the borders a ramp resized is the ramp at the new pixel centers
     (to 4e-5 where the kernel, stretched against aliasing, is sampled unevenly)."""
     step = 250 // 63
     ramp = (torch.arange(64) * step).to(torch.uint8).expand(1, 8, 64)
-    ours = fit_image(ramp, (8, width), ResizeSpec(fit="squash"))[0, 0].double()
-    centres = ((torch.arange(width).double() + 0.5) * 64 / width - 0.5) * step / 255
-    inner = (centres > 9 * step / 255) & (centres < 54 * step / 255)
+    ours = fit_image(ramp, (8, width), ResizeSpec(resize_mode="squash"))[0, 0].double()
+    centers = ((torch.arange(width).double() + 0.5) * 64 / width - 0.5) * step / 255
+    inner = (centers > 9 * step / 255) & (centers < 54 * step / 255)
     assert inner.any()
-    assert (ours - centres)[inner].abs().max() < 5e-5
+    assert (ours - centers)[inner].abs().max() < 5e-5
 
 
 def test_overshoot_is_clamped_and_flat_stays_flat() -> None:
     edge = torch.zeros(1, 16, 16, dtype=torch.uint8)
     edge[..., 8:] = 255
-    ours = fit_image(edge, (50, 50), ResizeSpec(fit="squash"))
+    ours = fit_image(edge, (50, 50), ResizeSpec(resize_mode="squash"))
     assert ours.min() == 0
     assert ours.max() == 1
     flat = torch.full((3, 33, 21), 77, dtype=torch.uint8)
-    assert (fit_image(flat, (10, 10), ResizeSpec(fit="crop")) - 77 / 255).abs().max() < 1e-6
+    assert (fit_image(flat, (10, 10), ResizeSpec(resize_mode="crop")) - 77 / 255).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize(
     ("source", "size"), [((1, 20_000), (224, 224)), ((20_000, 1), (224, 224)), ((3, 5000), (8, 64))]
 )
 def test_strips_do_not_explode(source: tuple[int, int], size: tuple[int, int]) -> None:
-    """A strip's centre crop is its middle: equal to the crop of a strip cut shorter, and cheap."""
+    """A strip's center crop is its middle: equal to the crop of a strip cut shorter, and cheap."""
     strip = (torch.arange(max(source)) % 251).to(torch.uint8).reshape(1, *source) if 1 in source else noise(*source)
-    ours = fit_image(strip, size, ResizeSpec(fit="crop"))
+    ours = fit_image(strip, size, ResizeSpec(resize_mode="crop"))
     assert ours.shape[1:] == size
     if source == (1, 20_000):
-        middle = strip[:, :, 9_996:10_004]  # 8 pixels around the centre, of which the crop shows one
-        assert torch.equal(ours, fit_image(middle, size, ResizeSpec(fit="crop")))
+        middle = strip[:, :, 9_996:10_004]  # 8 pixels around the center, of which the crop shows one
+        assert torch.equal(ours, fit_image(middle, size, ResizeSpec(resize_mode="crop")))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitral.data.keyed import permutation
+from vitral.data.counter_rng import permutation
 from vitral.data.sampling import Index, Sampler, class_shares
 from vitral.errors import UserError
 

@@ -80,7 +80,7 @@ def test_files_named_after_their_class_hide_no_splits(folders: str, names: str, 
 
 
 @pytest.mark.parametrize(
-    ("folders", "wanted"),
+    ("folders", "expected"),
     [
         ("cat dog", {}),
         ("cat/images dog/images", {}),
@@ -109,8 +109,8 @@ def test_files_named_after_their_class_hide_no_splits(folders: str, names: str, 
         ("restaurant contest", {}),
     ],
 )
-def test_classes_are_no_splits(folders: str, wanted: dict[str, str], tmp_path: Path) -> None:
-    assert found(check_dataset(opened(plant(tmp_path / "d", folders)))) == wanted
+def test_classes_are_no_splits(folders: str, expected: dict[str, str], tmp_path: Path) -> None:
+    assert found(check_dataset(opened(plant(tmp_path / "d", folders)))) == expected
 
 
 def test_the_way_out_that_is_named_works(tmp_path: Path) -> None:

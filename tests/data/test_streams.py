@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.helpers import write_colours, write_shapes
+from tests.helpers import write_colors, write_shapes
 from vitral.data.config import AugmentConfig, DataConfig
 from vitral.data.dataset import Dataset, Split
 from vitral.data.image_spec import ResizeSpec
@@ -21,8 +21,8 @@ from vitral.data.unlabeled import with_labels_per_class, with_unlabeled, without
 from vitral.errors import UserError
 from vitral.structs import STREAM_SPAN, Batch, count_samples, micro_batches, sample_places
 
-VARIED = AugmentConfig(crop="random_resized", flip=0.5, rotate=10, mixup=0.5, cutmix=0.5, repeats=2)
-PLAIN = VARIED.model_copy(update={"mixup": 0.0, "cutmix": 0.0, "repeats": 1})
+VARIED = AugmentConfig(crop="random_resized", flip=0.5, rotate=10, mixup=0.5, cutmix=0.5, repeated_aug=2)
+PLAIN = VARIED.model_copy(update={"mixup": 0.0, "cutmix": 0.0, "repeated_aug": 1})
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def loader(data: Dataset, rank: int = 0, world: int = 1, **more: Any) -> TrainLo
     both = with_labels_per_class(data, 5, 0)
     streams: dict[str, StreamLoader] = {}
     for number, (name, size, augment) in enumerate((("train", 16, VARIED), ("unlabeled", 48, PLAIN))):
-        crop = RandomCrop(5, VARIED.crop_scale, VARIED.crop_ratio, first=number * STREAM_SPAN)
+        crop = RandomCrop(5, VARIED.crop_scale, VARIED.aspect_ratio, first=number * STREAM_SPAN)
         keys: dict[str, Any] = {
             "exact": False,
             "workers": 2,
@@ -48,7 +48,7 @@ def loader(data: Dataset, rank: int = 0, world: int = 1, **more: Any) -> TrainLo
             "crops": (crop,),
             **more,
         }
-        store = ImageStore(both.parts[name], (24, 20), ResizeSpec(fit="crop"), **keys)
+        store = ImageStore(both.parts[name], (24, 20), ResizeSpec(resize_mode="crop"), **keys)
         streams[name] = StreamLoader(
             store, size, augment, 5, rank=rank, world=world, number=number, labeled=number == 0
         )
@@ -67,7 +67,7 @@ def assert_same(one: dict[str, Batch], other: dict[str, Batch]) -> None:
     assert one.keys() == other.keys()
     for name, mine in one.items():
         theirs = other[name]
-        assert torch.equal(mine.keys_B, theirs.keys_B)
+        assert torch.equal(mine.sample_ids_B, theirs.sample_ids_B)
         assert torch.equal(mine.views[0].images_BCHW, theirs.views[0].images_BCHW)
         assert torch.equal(mine.views[0].matrix_B33, theirs.views[0].matrix_B33)
         assert mine.targets.keys() == theirs.targets.keys()
@@ -85,7 +85,7 @@ def test_both_streams_are_bit_equal_for_any_workers_and_after_a_resume(photos: D
 def test_ranks_have_their_rows_of_every_stream(photos: Dataset) -> None:
     whole = take(loader(photos), 2, 3)[0]
     parts = [take(loader(photos, rank, 2), 2, 3)[0] for rank in range(2)]
-    assert [{name: len(batch.keys_B) for name, batch in part.items()} for part in parts] == [
+    assert [{name: len(batch.sample_ids_B) for name, batch in part.items()} for part in parts] == [
         {"train": 8, "unlabeled": 24}
     ] * 2
     for name, batch in whole.items():
@@ -112,7 +112,13 @@ def test_the_same_place_of_two_streams_is_drawn_and_cropped_differently(photos: 
     split, images = photos.splits["train"], dict[str, Batch]()
     for number in (0, 1):
         store = ImageStore(
-            split, (24, 20), ResizeSpec(fit="crop"), exact=False, workers=0, cache_mb=99, device=torch.device("cpu")
+            split,
+            (24, 20),
+            ResizeSpec(resize_mode="crop"),
+            exact=False,
+            workers=0,
+            cache_mb=99,
+            device=torch.device("cpu"),
         )
         images[str(number)] = StreamLoader(store, len(split), PLAIN, 5, number=number).batch(0)
     one, other = images["0"], images["1"]
@@ -130,9 +136,9 @@ def test_micro_batches_cut_all_streams_in_proportion(photos: Dataset, size: int 
     assert [count_samples(part) for part in parts] == [
         min(size or 16, 16 - start) for start in range(0, 16, size or 16)
     ]
-    assert all(len(part["unlabeled"].keys_B) == 3 * count_samples(part) for part in parts)
+    assert all(len(part["unlabeled"].sample_ids_B) == 3 * count_samples(part) for part in parts)
     for name, batch in whole.items():
-        assert torch.equal(torch.cat([part[name].keys_B for part in parts]), batch.keys_B)
+        assert torch.equal(torch.cat([part[name].sample_ids_B for part in parts]), batch.sample_ids_B)
 
 
 def test_labels_per_class_keeps_so_many_labels_and_all_images(photos: Dataset) -> None:
@@ -144,7 +150,7 @@ def test_labels_per_class_keeps_so_many_labels_and_all_images(photos: Dataset) -
     assert not few.parts["unlabeled"].labels_N.any()
     assert few.splits["train"].names != with_labels_per_class(photos, 2, 4).splits["train"].names
     assert "6 labeled train images, 2 of each class" in few.notes[-1]
-    with pytest.raises(UserError, match=r"(?s)data\.labels_per_class: the class circle has 14.*wanted: at most 14"):
+    with pytest.raises(UserError, match=r"(?s)data\.labels_per_class: the class circle has 14.*expected: at most 14"):
         with_labels_per_class(photos, 15, 0)
     with pytest.raises(UserError, match="every training image keeps its label"):
         with_labels_per_class(photos, 14, 0)
@@ -155,7 +161,7 @@ def beside(data: Dataset, path: Path, **keys: Any) -> Dataset:
 
 
 def test_unlabeled_images_come_from_any_source_and_lose_their_labels(photos: Dataset, tmp_path: Path) -> None:
-    write_colours(tmp_path / "pets", "cat dog", 3)
+    write_colors(tmp_path / "pets", "cat dog", 3)
     found = beside(photos, tmp_path / "pets").parts["unlabeled"]
     assert len(found) == 6
     assert not found.labels_N.any()
@@ -170,12 +176,12 @@ def test_unlabeled_images_come_from_any_source_and_lose_their_labels(photos: Dat
 
 
 def test_unlabeled_images_of_other_channels_or_of_no_place_are_refused(photos: Dataset, tmp_path: Path) -> None:
-    (tmp_path / "grey").mkdir()
+    (tmp_path / "gray").mkdir()
     for number in range(4):
-        Image.new("L", (30, 20), 9 * number).save(tmp_path / "grey" / f"{number}.png")
-    with pytest.raises(UserError, match=r"(?s)data\.unlabeled: .*other channels.*got: +1.*wanted: 3"):
-        beside(photos, tmp_path / "grey")
-    assert beside(photos, tmp_path / "grey", channels=3).parts["unlabeled"].read(0).shape == (3, 20, 30)
+        Image.new("L", (30, 20), 9 * number).save(tmp_path / "gray" / f"{number}.png")
+    with pytest.raises(UserError, match=r"(?s)data\.unlabeled: .*other channels.*got: +1.*expected: 3"):
+        beside(photos, tmp_path / "gray")
+    assert beside(photos, tmp_path / "gray", channels=3).parts["unlabeled"].read(0).shape == (3, 20, 30)
     with pytest.raises(UserError, match=r"data\.unlabeled: no such folder") as caught:
         beside(photos, tmp_path / "nowhere")
     assert "data.path" not in str(caught.value)

@@ -88,11 +88,11 @@ def test_multi_label_csv_and_jsonl_agree() -> None:
     one = opened(manifest("\n".join(["path,label", *lines])), label_separator=";")
     objects = [json.dumps({"path": f"images/{n}.png", "label": own}) for n, own in enumerate(tags)]
     two = opened(manifest("\n".join(objects), "list.jsonl"))
-    wanted = np.array([[label in own for label in ("cat", "dog", "owl")] for own in tags])
+    expected = np.array([[label in own for label in ("cat", "dog", "owl")] for own in tags])
     for data in (one, two):
         assert data.multi_label
         assert data.classes == ("cat", "dog", "owl")
-        assert np.array_equal(data.splits["train"].labels_N, wanted)
+        assert np.array_equal(data.splits["train"].labels_N, expected)
     assert one.task == "multilabel"
 
 

@@ -22,9 +22,9 @@ from vitral.data.decode import as_image, decode, is_deep
 from vitral.data.sources import open_dataset
 from vitral.data.value_range import range_of
 from vitral.errors import UserError
+from vitral.run.command_options import EvalOptions
 from vitral.run.config import load_config
 from vitral.run.evaluate import evaluate
-from vitral.run.options import EvalOptions
 from vitral.run.train import run
 from vitral.weights.folder import load_config as load_config_of
 
@@ -101,8 +101,8 @@ def test_bits_used_in_16_bit_files_are_the_scale(tmp_path: Path, bits: int) -> N
     assert f"data.value_range=0,{top})" in data.notes[0]
     read = {name: data.splits["train"].read(place) for place, name in enumerate(data.splits["train"].names)}
     for number, image in enumerate(images):
-        wanted = np.rint(image.astype(np.float64) * 255 / top)
-        assert np.array_equal(read[f"train/{'ab'[number % 2]}/{number}.tif"][0].numpy(), wanted)
+        expected = np.rint(image.astype(np.float64) * 255 / top)
+        assert np.array_equal(read[f"train/{'ab'[number % 2]}/{number}.tif"][0].numpy(), expected)
 
 
 def test_16_bit_color_keeps_the_bits_that_are_used(tmp_path: Path) -> None:
@@ -120,8 +120,8 @@ def test_16_bit_color_keeps_the_bits_that_are_used(tmp_path: Path) -> None:
     assert data.channels == 3
     for split in data.splits.values():
         for place, name in enumerate(split.names):
-            wanted = np.rint(words[int(name[-5])].astype(np.float64) * 255 / 1023)
-            assert np.array_equal(split.read(place).numpy().transpose(1, 2, 0), wanted)
+            expected = np.rint(words[int(name[-5])].astype(np.float64) * 255 / 1023)
+            assert np.array_equal(split.read(place).numpy().transpose(1, 2, 0), expected)
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4])
@@ -140,15 +140,15 @@ def test_16_bit_samples_are_read_whole(tmp_path: Path, channels: int, kind: str)
         tiff(path, words, photometric=2)
     rules = Decoding(value_range=(0, 4095))
     color = words[..., : 3 if channels > 2 else 1].astype(np.float64)
-    wanted = np.rint(color * 255 / 4095)
+    expected = np.rint(color * 255 / 4095)
     if channels != 3:
-        wanted = np.dstack([wanted, np.rint(words[..., -1:] / 257)])
+        expected = np.dstack([expected, np.rint(words[..., -1:] / 257)])
     for source in (path, path.read_bytes()):
-        assert np.array_equal(decode(source, channels, rules=rules).numpy().transpose(1, 2, 0), wanted)
+        assert np.array_equal(decode(source, channels, rules=rules).numpy().transpose(1, 2, 0), expected)
     with Image.open(path) as image:
-        assert np.array_equal(as_image(image, channels, rules=rules).numpy().transpose(1, 2, 0), wanted)
+        assert np.array_equal(as_image(image, channels, rules=rules).numpy().transpose(1, 2, 0), expected)
     with path.open("rb") as stream:
-        assert np.array_equal(as_image(stream, channels, rules=rules).numpy().transpose(1, 2, 0), wanted)
+        assert np.array_equal(as_image(stream, channels, rules=rules).numpy().transpose(1, 2, 0), expected)
     assert is_deep(path)
     with pytest.raises(UserError, match="uses 12 bits"):
         decode(path, channels)
@@ -182,7 +182,7 @@ def test_unsigned_integers_of_32_bits_do_not_wrap(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("extents", "wanted"),
+    ("extents", "expected"),
     [
         ([(0.1, 0.9, True), (0, 0.3, True)], (0, 1)),
         ([(0, 1.0001, True), (0.2, 0.9, True)], (0, 1.0001)),
@@ -197,8 +197,8 @@ def test_unsigned_integers_of_32_bits_do_not_wrap(tmp_path: Path) -> None:
         ([(0, 0, True)], (0, 1)),
     ],
 )
-def test_the_range_of_a_set(extents: list[tuple[float, float, bool]], wanted: tuple[float, float]) -> None:
-    assert range_of({str(number): Extent(*each) for number, each in enumerate(extents)}, "x") == wanted
+def test_the_range_of_a_set(extents: list[tuple[float, float, bool]], expected: tuple[float, float]) -> None:
+    assert range_of({str(number): Extent(*each) for number, each in enumerate(extents)}, "x") == expected
 
 
 def test_images_of_one_set_in_different_ranges_are_refused(tmp_path: Path) -> None:
@@ -251,10 +251,10 @@ def test_what_lies_beyond_is_clipped_with_a_note_or_refused(tmp_path: Path, capl
 
 def test_arrays_follow_the_same_rule() -> None:
     words = RNG.integers(0, 1024, (6, 5, 3)).astype(np.uint16)
-    wanted = np.rint(words.astype(np.float64) * 255 / 1023)
+    expected = np.rint(words.astype(np.float64) * 255 / 1023)
     for kind in (np.uint16, np.int32, np.int64, np.float32):
         found = as_image(words.astype(kind), 3, rules=Decoding(value_range=(0, 1023)))
-        assert np.array_equal(found.numpy().transpose(1, 2, 0), wanted)
+        assert np.array_equal(found.numpy().transpose(1, 2, 0), expected)
     with pytest.raises(UserError, match="uses 10 bits"):
         as_image(words, 3)
     assert own_range(Extent(0, 0, False), True) == (0, 65535)  # black, whatever white would be

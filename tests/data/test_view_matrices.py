@@ -28,7 +28,7 @@ from vitral.structs import View
 
 EVEN, FLOOR = 200, 10  # levels of the third channel, and of the first pixel of the others
 SIZE = (24, 20)
-PLAIN = ResizeSpec(fit="crop")
+PLAIN = ResizeSpec(resize_mode="crop")
 JPEGS = {1: (187, 251), 2: (251, 187), 3: (187, 251), 4: (131, 97), 5: (97, 131), 6: (187, 251), 7: (131, 97),
          8: (251, 187)}  # fmt: skip
 PNGS = ((47, 61), (61, 47), (33, 25), (20, 331), (187, 3 * 97), (41, 41), (29, 71), (100, 99))
@@ -45,7 +45,7 @@ AUGMENTS = {
         "shear": {"shear": 12},
         "translate": {"translate": 0.2},
         "pad_crop": {"pad_crop": 3},
-        "erase": {"erase": 1.0, "erase_fill": "zeros"},
+        "erase": {"random_erasing": 1.0, "erase_fill": "zeros"},
         "crop": CROP,
         "trivial": {"policy": "trivial"},
         "randaugment": {"policy": "randaugment", "num_ops": 2},
@@ -55,7 +55,7 @@ AUGMENTS = {
 }
 
 
-def slope(size: tuple[int, int]) -> float:
+def grad(size: tuple[int, int]) -> float:
     """Levels per pixel."""
     return 235 / (max(size) - 1)
 
@@ -63,7 +63,7 @@ def slope(size: tuple[int, int]) -> float:
 def ramp(size: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """[H, W, 3] with the coordinates as values."""
     y, x = np.mgrid[: size[0], : size[1]].astype(float)
-    return np.rint(np.stack([x * slope(size) + FLOOR, y * slope(size) + FLOOR, 0 * x + EVEN], -1)).astype(np.uint8)
+    return np.rint(np.stack([x * grad(size) + FLOOR, y * grad(size) + FLOOR, 0 * x + EVEN], -1)).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -121,12 +121,12 @@ def check(view: View, sizes: list[tuple[int, int]], which: Tensor | None = None,
         limits = torch.tensor([sizes[i][1], sizes[i][0]])[:, None] - 1
         margin = 2 + 2.5 * axes
         mine = inner[i].flatten() & ((source_2X > margin) & (source_2X < limits - margin)).all(0)
-        found_2X = (images_BCHW[i, :2].flatten(1).double() - FLOOR) / slope(sizes[i])
+        found_2X = (images_BCHW[i, :2].flatten(1).double() - FLOOR) / grad(sizes[i])
         error_2X = (found_2X - source_2X)[:, mine]
         checked, total = checked + int(mine.sum()), total + mine.numel()
         if mine.sum() < 12:
             continue
-        levels = 3 / slope(sizes[i])  # rounded to whole levels up to three times, and by the JPEG
+        levels = 3 / grad(sizes[i])  # rounded to whole levels up to three times, and by the JPEG
         assert error_2X.abs().max() < 0.15 * axes + levels, (i, sizes[i], error_2X.abs().max())
         assert error_2X.mean(1).abs().max() < 0.06 * axes + 0.2 * levels, (i, sizes[i], error_2X.mean(1))
     assert checked > share * total, checked / max(total, 1)
@@ -150,43 +150,43 @@ def test_views_of_files_tell_where_their_pixels_were(
     config = AUGMENTS[name]
     if how == "cut" and config.crop == "none":
         pytest.skip("nothing is cut")
-    crops = (RandomCrop(3, config.crop_scale, config.crop_ratio),) if how == "cut" else ()
+    crops = (RandomCrop(3, config.crop_scale, config.aspect_ratio),) if how == "cut" else ()
     with opened(split, cached=how == "cached", crops=crops) as store:
         loader = StreamLoader(store, len(split), config, 3)
         for step in range(2):
             batch = loader.batch(step)
-            mine = [sizes[key] for key in batch.keys_B.tolist()]
+            mine = [sizes[key] for key in batch.sample_ids_B.tolist()]
             check(batch.views[0], mine, geometric(loader, step, SIZE), share=0.04)
 
 
 @pytest.mark.parametrize("mode", ["crop", "squash"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-@pytest.mark.parametrize("crop_ratio", [1.0, 0.875, 0.7])
+@pytest.mark.parametrize("crop_pct", [1.0, 0.875, 0.7])
 def test_views_tell_how_the_store_resized(
     files: tuple[Split, list[tuple[int, int]]],
     mode: Literal["crop", "squash"],
     interpolation: Interpolation,
-    crop_ratio: float,
+    crop_pct: float,
 ) -> None:
     split, sizes = files
     for cached in (True, False):
         with opened(
-            split, ResizeSpec(fit=mode, interpolation=interpolation, crop_ratio=crop_ratio), cached=cached
+            split, ResizeSpec(resize_mode=mode, interpolation=interpolation, crop_pct=crop_pct), cached=cached
         ) as store:
             batch = StreamLoader(store, len(split), AugmentConfig(flip=0.5), 3).batch(0)
-        check(batch.views[0], [sizes[key] for key in batch.keys_B.tolist()])
+        check(batch.views[0], [sizes[key] for key in batch.sample_ids_B.tolist()])
 
 
 def test_views_of_each_size_have_their_own_matrices(files: tuple[Split, list[tuple[int, int]]]) -> None:
     split, sizes = files
     views = tuple(ViewConfig(AUGMENTS[name], size) for name, size in (("crop", (24, 20)), ("all", (40, 32))))
     crops = tuple(
-        RandomCrop(3, v.augment.crop_scale, v.augment.crop_ratio, size=v.size, view=n) for n, v in enumerate(views)
+        RandomCrop(3, v.augment.crop_scale, v.augment.aspect_ratio, size=v.size, view=n) for n, v in enumerate(views)
     )
     for cut in ((), crops):
         with opened(split, crops=cut) as store:
             batch = StreamLoader(store, len(split), AugmentConfig(), 3, views=views).batch(1)
-        mine = [sizes[key] for key in batch.keys_B.tolist()]
+        mine = [sizes[key] for key in batch.sample_ids_B.tolist()]
         for view in batch.views:
             check(view, mine, share=0.04)
 
@@ -204,7 +204,7 @@ def test_views_of_images_in_memory_tell_where_their_pixels_were(size: tuple[int,
 def test_any_number_of_workers_tells_the_same(files: tuple[Split, list[tuple[int, int]]]) -> None:
     split, _ = files
     crop = AUGMENTS["crop"]
-    for crops in ((), (RandomCrop(3, crop.crop_scale, crop.crop_ratio),)):
+    for crops in ((), (RandomCrop(3, crop.crop_scale, crop.aspect_ratio),)):
         found: list[View] = []
         for workers in (0, 2):
             with opened(split, cached=False, crops=crops, workers=workers) as store:
@@ -225,26 +225,26 @@ def test_mixing_moves_nothing(files: tuple[Split, list[tuple[int, int]]]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("source", "size", "fit", "box"),
+    ("source", "size", "resize_mode", "box"),
     [
-        ((24, 20), (24, 20), ResizeSpec(fit="crop"), (0, 0, 24, 20)),
-        ((48, 60), (24, 20), ResizeSpec(fit="crop"), (0, 10, 48, 40)),
-        ((60, 40), (24, 20), ResizeSpec(fit="crop"), (6, 0, 48, 40)),
-        ((9, 30), (3, 5), ResizeSpec(fit="squash"), (0, 0, 9, 30)),
+        ((24, 20), (24, 20), ResizeSpec(resize_mode="crop"), (0, 0, 24, 20)),
+        ((48, 60), (24, 20), ResizeSpec(resize_mode="crop"), (0, 10, 48, 40)),
+        ((60, 40), (24, 20), ResizeSpec(resize_mode="crop"), (6, 0, 48, 40)),
+        ((9, 30), (3, 5), ResizeSpec(resize_mode="squash"), (0, 0, 9, 30)),
         (
             (256, 512),
             (224, 224),
-            ResizeSpec(fit="crop", interpolation="bicubic", crop_ratio=0.875),
+            ResizeSpec(resize_mode="crop", interpolation="bicubic", crop_pct=0.875),
             (16, 144, 224, 224),
         ),
         (
             (512, 256),
             (224, 224),
-            ResizeSpec(fit="squash", interpolation="bicubic", crop_ratio=0.875),
+            ResizeSpec(resize_mode="squash", interpolation="bicubic", crop_pct=0.875),
             (32, 16, 448, 224),
         ),
         # 8 times the target's aspect is kept, then the middle of that.
-        ((10, 1000), (20, 20), ResizeSpec(fit="crop"), (0, 495, 10, 10)),
+        ((10, 1000), (20, 20), ResizeSpec(resize_mode="crop"), (0, 495, 10, 10)),
     ],
 )
 def test_the_box_that_a_resized_image_shows(

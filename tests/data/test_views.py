@@ -8,9 +8,9 @@ from torch import Tensor
 from tests.helpers import write_shapes
 from vitral.data.augment import augment
 from vitral.data.config import AugmentConfig, DataConfig, ViewConfig
-from vitral.data.crop_decode import crop_jpeg, open_jpeg
 from vitral.data.dataset import Split
 from vitral.data.image_spec import ResizeSpec
+from vitral.data.jpeg_crop import crop_jpeg, open_jpeg
 from vitral.data.loader import ImageStore, StreamLoader
 from vitral.data.reading import RandomCrop
 from vitral.data.resize import shown_box
@@ -32,12 +32,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Split:
 
 def store(split: Split, *, cut: bool = True) -> ImageStore:
     crops = tuple(
-        RandomCrop(5, v.augment.crop_scale, v.augment.crop_ratio, size=v.size, view=n) for n, v in enumerate(VIEWS)
+        RandomCrop(5, v.augment.crop_scale, v.augment.aspect_ratio, size=v.size, view=n) for n, v in enumerate(VIEWS)
     )
     return ImageStore(
-        split, (24, 20), ResizeSpec(fit="crop"), exact=False, workers=2, cache_mb=100, device=torch.device("cpu"),
-        crops=crops if cut else (),
-    )  # fmt: skip
+        split, (24, 20), ResizeSpec(resize_mode="crop"), exact=False, workers=2, cache_mb=100,
+        device=torch.device("cpu"), crops=crops if cut else (), )  # fmt: skip
 
 
 def test_views_from_files_are_equal_read_ahead_and_for_any_processes(photos: Split) -> None:
@@ -67,7 +66,7 @@ def test_the_share_of_the_image_that_a_view_shows_is_as_asked(photos: Split) -> 
     with store(photos, cut=False) as opened:
         batches = list(StreamLoader(opened, 16, AugmentConfig(), 5, views=VIEWS).stream(0, 12))
     boxes = [
-        shown_box((image.shape[1], image.shape[2]), (24, 20), ResizeSpec(fit="crop"))
+        shown_box((image.shape[1], image.shape[2]), (24, 20), ResizeSpec(resize_mode="crop"))
         for image in map(photos.read, range(len(photos)))
     ]
     areas = torch.tensor([height * width for _, _, height, width in boxes])
@@ -77,7 +76,7 @@ def test_the_share_of_the_image_that_a_view_shows_is_as_asked(photos: Split) -> 
             view = batch.views[number]
             height, width = view.images_BCHW.shape[-2:]
             determinant = torch.linalg.det(view.matrix_B33[:, :2, :2]).abs()
-            shares += (height * width / determinant / areas[batch.keys_B]).tolist()
+            shares += (height * width / determinant / areas[batch.sample_ids_B]).tolist()
         assert low - 0.03 < min(shares) < max(shares) < high + 0.03, (min(shares), max(shares))
         assert max(shares) - min(shares) > 0.5 * (high - low)
 

@@ -25,8 +25,8 @@ from vitral.run.train import run
 from vitral.structs import Batch
 from vitral.training.state import TrainState
 
-VARIED = AugmentConfig(crop="random_resized", flip=0.5, rotate=10, mixup=0.5, cutmix=0.5, repeats=2)
-CROPS = (RandomCrop(5, VARIED.crop_scale, VARIED.crop_ratio),)
+VARIED = AugmentConfig(crop="random_resized", flip=0.5, rotate=10, mixup=0.5, cutmix=0.5, repeated_aug=2)
+CROPS = (RandomCrop(5, VARIED.crop_scale, VARIED.aspect_ratio),)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def split(photos: Path) -> Split:
 
 def store(split: Split, **more: Any) -> ImageStore:
     keys: dict[str, Any] = {"exact": False, "workers": 2, "cache_mb": 0, "device": torch.device("cpu"), "crops": CROPS}
-    return ImageStore(split, (24, 20), ResizeSpec(fit="crop"), **{**keys, **more})
+    return ImageStore(split, (24, 20), ResizeSpec(resize_mode="crop"), **{**keys, **more})
 
 
 def batches(split: Split, start: int, stop: int, **more: Any) -> list[Batch]:
@@ -59,7 +59,7 @@ def same(one: Batch, other: Batch) -> bool:
         torch.equal(one.views[0].images_BCHW, other.views[0].images_BCHW)
         and torch.equal(one.views[0].matrix_B33, other.views[0].matrix_B33)
         and all(torch.equal(one.targets[key], other.targets[key]) for key in one.targets)
-        and torch.equal(one.keys_B, other.keys_B)
+        and torch.equal(one.sample_ids_B, other.sample_ids_B)
     )
 
 
@@ -94,9 +94,9 @@ def test_ranks_joined_are_the_whole_batch(split: Split, world: int) -> None:
                     ),
                 ),
                 {key: torch.cat([part.targets[key] for part in found]) for key in expected.targets},
-                torch.cat([part.keys_B for part in found]),
+                torch.cat([part.sample_ids_B for part in found]),
             )
-            assert {len(part.keys_B) for part in found} == {32 // world}
+            assert {len(part.sample_ids_B) for part in found} == {32 // world}
             assert same(joined, expected)
 
 
@@ -111,7 +111,7 @@ def test_the_view_matrix_says_where_the_crop_lies(split: Split) -> None:
     ramp = torch.stack([rows, columns, rows * 0]).byte()
     ramps = Split(split.labels_N, split.names, lambda index: ramp)
     config = AugmentConfig(crop="random_resized", crop_scale=(0.3, 0.9))
-    with store(ramps, crops=(RandomCrop(5, config.crop_scale, config.crop_ratio),)) as opened:
+    with store(ramps, crops=(RandomCrop(5, config.crop_scale, config.aspect_ratio),)) as opened:
         view = StreamLoader(opened, 16, config, 5).batch(0).views[0]
     middle = torch.linalg.inv(view.matrix_B33) @ torch.tensor([9.0, 11.0, 1.0])
     found = view.images_BCHW[:, :2, 11, 9] * 255
@@ -155,7 +155,7 @@ def test_a_run_ends_without_threads_and_resumes_to_the_same_bits(photos: Path, m
     """Stopped in the middle of an epoch, with another number of workers afterwards."""
     keys = {
         **TINY, "data.path": str(photos), "data.source": "folder", "data.image_size": 16, "model.patch_size": 8,
-        "data.cache_mb": 0, "train.steps": 6, "augment.crop": "random_resized", "augment.repeats": 2,
+        "data.cache_mb": 0, "train.steps": 6, "augment.crop": "random_resized", "augment.repeated_aug": 2,
         "data.balance": "class", "data.workers": 2, "train.save_seconds": 0.0,
     }  # fmt: skip
     run(load_config("small", {**keys, "out": "whole"}))
@@ -233,8 +233,8 @@ def test_the_crop_is_cut_from_the_file_and_not_from_the_model_s_size(photos: Pat
     for name in ("a/1.png", "a/2.png", "b/1.png", "b/2.png"):
         Image.fromarray(pattern).convert("RGB").save(Path("fine") / name)
     fine = open_dataset(DataConfig(path="fine", source="folder"), hold_out=False).splits["train"]
-    config = AugmentConfig(crop="random_resized", crop_scale=(0.0078125, 0.0078125), crop_ratio=(1.0, 1.0))
-    with store(fine, crops=(RandomCrop(5, config.crop_scale, config.crop_ratio),)) as opened:
+    config = AugmentConfig(crop="random_resized", crop_scale=(0.0078125, 0.0078125), aspect_ratio=(1.0, 1.0))
+    with store(fine, crops=(RandomCrop(5, config.crop_scale, config.aspect_ratio),)) as opened:
         assert not opened.cached
         images = StreamLoader(opened, 8, config, 5).batch(0).views[0].images_BCHW
     assert images.std(dim=(1, 2, 3)).min() > 0.1, "0.02 and less of what was shrunk to the model's size"

@@ -83,9 +83,9 @@ def test_likelihood_is_torchs_cross_entropy() -> None:
     torch = pytest.importorskip("torch")
     logits_NC, labels_N = random_case()
     for temperature in (1.0, 2.5):
-        wanted = torch.nn.functional.cross_entropy(torch.tensor(logits_NC) / temperature, torch.tensor(labels_N))
+        expected = torch.nn.functional.cross_entropy(torch.tensor(logits_NC) / temperature, torch.tensor(labels_N))
         found = negative_log_likelihood(logits_NC, labels_N, temperature)
-        assert found == pytest.approx(float(wanted), rel=1e-12)
+        assert found == pytest.approx(float(expected), rel=1e-12)
 
 
 @pytest.mark.parametrize("factor", [0.2, 1.0, 3.0, 12.0])

@@ -37,15 +37,15 @@ def test_closed_form() -> None:
 
 
 @pytest.mark.parametrize(
-    ("counts", "wanted"),
+    ("counts", "expected"),
     [
         ((36, 12, 2, 0), (0.0569, 0.3404)),  # Newcombe 1998 (Stat. in Medicine 17:2635), method 10
         ((1, 1, 7, 12), (-0.507, -0.026)),  # Fagerland, Lydersen, Laake 2014 (Stat. in Medicine 33:2850), Bentur's data
     ],
 )
-def test_published_intervals(counts: tuple[int, int, int, int], wanted: tuple[float, float]) -> None:
-    places = 1e-4 if abs(wanted[0]) < 0.1 else 1e-3
-    assert paired_interval(*counts) == pytest.approx(wanted, abs=places / 2)
+def test_published_intervals(counts: tuple[int, int, int, int], expected: tuple[float, float]) -> None:
+    places = 1e-4 if abs(expected[0]) < 0.1 else 1e-3
+    assert paired_interval(*counts) == pytest.approx(expected, abs=places / 2)
 
 
 def test_swapping_the_models_mirrors_the_answer() -> None:

@@ -32,8 +32,8 @@ def test_equal_to_scikit_learn(count: int, classes: int, ties: bool) -> None:
     for k, name in enumerate(names):
         row = found["per_class"][name]
         for key, score in (("precision", precision_score), ("recall", recall_score), ("f1", f1_score)):
-            wanted = score(labels[:, k], said[:, k], zero_division=undefined)
-            assert (row[key] if row[key] is not None else np.nan) == pytest.approx(wanted, nan_ok=True), (name, key)
+            expected = score(labels[:, k], said[:, k], zero_division=undefined)
+            assert (row[key] if row[key] is not None else np.nan) == pytest.approx(expected, nan_ok=True), (name, key)
     assert found["exact_match"] == (labels == said).all(axis=1).mean()
 
 

@@ -19,9 +19,9 @@ from PIL import Image
 
 import vitral
 from tests.helpers import random_model
-from vitral.archive import check_archive, is_expression
 from vitral.cli.main import main
 from vitral.errors import UserError
+from vitral.pt2_archive import check_archive, is_expression
 
 
 def test_an_archive_that_may_hold_code_is_not_opened() -> None:
@@ -180,14 +180,14 @@ def test_no_text_of_a_graph_is_run(
     WRONG[case](tree)
     inside[name] = json.dumps(tree).encode()
     Path("evil.py").write_text(f"{CODE}\nA = int\n", encoding="utf-8")
-    Image.new("L", (8, 8)).save("grey.png")
+    Image.new("L", (8, 8)).save("gray.png")
     model = "evil.pt2"
     if as_folder:
         model = "plain"
         Path("plain").mkdir()
         Path("plain/config.json").write_text('{"format": "vitral-export-1", "kind": "pt2"}', encoding="utf-8")
     write(inside, f"{model}/model.pt2" if as_folder else model)
-    assert main(["predict", model, "grey.png"]) == 2
+    assert main(["predict", model, "gray.png"]) == 2
     said = capsys.readouterr()
     assert not Path("was-here").exists()
     assert said.out == ""

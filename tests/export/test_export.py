@@ -15,20 +15,20 @@ from vitral.errors import RunFailed, UserError
 from vitral.export import write
 from vitral.export.config import ExportOptions
 from vitral.export.write import export
-from vitral.weights.convert import read_foreign
+from vitral.weights.convert import read_external
 from vitral.weights.folder import is_ours
 
 
 @pytest.mark.parametrize("kind", ["hf", "timm"])
 def test_the_command_says_how_far_the_outputs_are_apart(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    _, config = saved(Path("mine"), {"crop_ratio": 0.875, "interpolation": "bilinear"})
+    _, config = saved(Path("mine"), {"crop_pct": 0.875, "interpolation": "bilinear"})
     assert main(["export", "mine", f"format={kind}", "out=there"]) == 0
     out, err = capsys.readouterr()
     assert out == "there: read back, outputs differ by at most 0.0e+00 (4 images)\n"
     assert ("transformers ViT" if kind == "hf" else "vit_tiny_patch16_224") in err
-    found = read_foreign(Path("there")).config
+    found = read_external(Path("there")).config
     assert (found.id2label, found.architecture.mean) == (config.id2label, config.architecture.mean)
-    assert (found.preprocessing.fit, found.preprocessing.interpolation) == ("crop", "bilinear")
+    assert (found.preprocessing.resize_mode, found.preprocessing.interpolation) == ("crop", "bilinear")
     assert not is_ours(Path("there"))
     assert main(["export", "mine", f"format={kind}", "out=there"]) == 2  # not over what is there
     assert main(["export", "there", f"format={kind}", "out=there", "overwrite=true", "--json"]) == 0
@@ -82,4 +82,4 @@ def test_another_size_and_the_temperature(tmp_path: Path) -> None:
     edit_config(tmp_path / "mine", lambda tree: tree.update(temperature=2.0))
     found = export(str(tmp_path / "mine"), ExportOptions(format="hf", out=str(tmp_path / "out"), image_size=32))
     assert any("temperature 2 stays behind" in note for note in found.notes)
-    assert read_foreign(found.out).model.config.image_size == (32, 32)
+    assert read_external(found.out).model.config.image_size == (32, 32)

@@ -20,7 +20,7 @@ from vitral.models.create import build_model
 from vitral.models.model import ImageModel
 from vitral.models.registry import build_config
 from vitral.predictor import Predictor
-from vitral.weights.convert import read_foreign
+from vitral.weights.convert import read_external
 from vitral.weights.folder import FolderConfig, save_folder
 
 pytestmark = pytest.mark.oracle
@@ -45,7 +45,7 @@ def saved(folder: Path, shown: dict[str, Any] | None = None, **options: Any) -> 
                     parameter[c.pooled_width : 2 * c.pooled_width] = 0
     names = {str(i): name for i, name in enumerate(("cat", "dog", "cow")[: c.num_classes])}
     shape = {"image_size": c.image_size, "channels": c.in_channels}
-    preprocessing = ImageSpec.model_validate({"fit": "crop", **(shown or {}), **shape})
+    preprocessing = ImageSpec.model_validate({"resize_mode": "crop", **(shown or {}), **shape})
     config = FolderConfig(
         task="classification" if c.num_classes else "features",
         name="mine",
@@ -60,7 +60,7 @@ def saved(folder: Path, shown: dict[str, Any] | None = None, **options: Any) -> 
 
 def round_trip(model: ImageModel, out: Path) -> None:
     """Out and in again is the identity, bit for bit."""
-    again = read_foreign(out).model
+    again = read_external(out).model
     mine, theirs = model.state_dict(), again.state_dict()
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
@@ -81,8 +81,8 @@ def equal_outputs(model: ImageModel, other: nn.Module, pick: str | None = None) 
     x = torch.rand(3, model.config.in_channels, *model.config.image_size)
     with torch.no_grad():
         found: Any = other.eval()((x - model.mean) / model.std)
-        wanted: Tensor = model(x)
-    torch.testing.assert_close(getattr(found, pick) if pick else found, wanted, rtol=1e-4, atol=1e-5)
+        expected: Tensor = model(x)
+    torch.testing.assert_close(getattr(found, pick) if pick else found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_bit_of_timm(timm: ModuleType, tmp_path: Path) -> None:
     wide = resolve("resnetv2_50x1_bit", num_classes=3, image_size=48).model_dump()
     model = randomised(build_model(build_config(wide)))
     assert isinstance(model, ImageModel)
-    shown = ImageSpec(image_size=(48, 48), channels=3, fit="squash", crop_ratio=0.875)
+    shown = ImageSpec(image_size=(48, 48), channels=3, resize_mode="squash", crop_pct=0.875)
     names = {str(i): str(i) for i in range(3)}
     config = FolderConfig(
         task="classification",
@@ -189,13 +189,13 @@ def test_bit_of_timm(timm: ModuleType, tmp_path: Path) -> None:
 
 
 # Theirs round to 8 bits after each of two passes, ours does not. What is cut off is even here: where it is odd,
-# transformers rounds the half down, timm and we to the even neighbour.
+# transformers rounds the half down, timm and we to the even neighbor.
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-@pytest.mark.parametrize(("fit", "ratio"), [("crop", 0.875), ("crop", 1.0), ("squash", 1.0), ("squash", 0.875)])
+@pytest.mark.parametrize(("resize_mode", "ratio"), [("crop", 0.875), ("crop", 1.0), ("squash", 1.0), ("squash", 0.875)])
 def test_their_pipelines_give_our_pixels(
     timm: ModuleType, transformers: ModuleType, tmp_path: Path, interpolation: str, fit: str, ratio: float
 ) -> None:
-    shown = {"fit": fit, "crop_ratio": ratio, "interpolation": interpolation}
+    shown = {"resize_mode": fit, "crop_pct": ratio, "interpolation": interpolation}
     model, config = saved(tmp_path / "mine", shown, image_size=56)
     random = np.random.default_rng(0)
     coarse = Image.fromarray(random.integers(0, 256, (9, 12, 3), np.uint8))

@@ -23,16 +23,16 @@ SIZES = [
     (40, 60),
 ]
 FITS = [
-    ResizeSpec(fit="crop"),
-    ResizeSpec(fit="crop", interpolation="bilinear", crop_ratio=0.875),
-    ResizeSpec(fit="crop", interpolation="bicubic", crop_ratio=0.8),
-    ResizeSpec(fit="squash"),
-    ResizeSpec(fit="squash", interpolation="bilinear", crop_ratio=0.9),
-    ResizeSpec(fit="crop", interpolation="lanczos", crop_ratio=0.9),
+    ResizeSpec(resize_mode="crop"),
+    ResizeSpec(resize_mode="crop", interpolation="bilinear", crop_pct=0.875),
+    ResizeSpec(resize_mode="crop", interpolation="bicubic", crop_pct=0.8),
+    ResizeSpec(resize_mode="squash"),
+    ResizeSpec(resize_mode="squash", interpolation="bilinear", crop_pct=0.9),
+    ResizeSpec(resize_mode="crop", interpolation="lanczos", crop_pct=0.9),
 ]
 
 
-@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("resize_mode", FITS)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_it_is_the_resize_that_evaluation_has(fit: ResizeSpec, channels: int) -> None:
     graph = FitAnySize((32, 48), fit)
@@ -40,22 +40,26 @@ def test_it_is_the_resize_that_evaluation_has(fit: ResizeSpec, channels: int) ->
         draw = torch.Generator().manual_seed(number)
         images = torch.randint(0, 256, (2, channels, height, width), dtype=torch.uint8, generator=draw)
         found = graph(images.permute(0, 2, 3, 1))
-        wanted = torch.stack([fit_image(image, (32, 48), fit) for image in images])
-        assert found.shape == wanted.shape
+        expected = torch.stack([fit_image(image, (32, 48), fit) for image in images])
+        assert found.shape == expected.shape
         torch.testing.assert_close(
-            found, wanted, rtol=0, atol=3e-6, msg=lambda text, at=(height, width): f"{at}: {text}"
+            found, expected, rtol=0, atol=3e-6, msg=lambda text, at=(height, width): f"{at}: {text}"
         )
 
 
 def test_an_image_of_the_right_size_is_only_divided() -> None:
     images = torch.randint(0, 256, (3, 32, 48, 3), dtype=torch.uint8)
-    for fit in (ResizeSpec(fit="crop"), ResizeSpec(fit="squash"), ResizeSpec(fit="crop", interpolation="bilinear")):
+    for fit in (
+        ResizeSpec(resize_mode="crop"),
+        ResizeSpec(resize_mode="squash"),
+        ResizeSpec(resize_mode="crop", interpolation="bilinear"),
+    ):
         assert torch.equal(FitAnySize((32, 48), fit)(images), images.permute(0, 3, 1, 2) / 255)
 
 
-def test_one_colour_stays_that_colour() -> None:
+def test_one_color_stays_that_color() -> None:
     for interpolation in ("bilinear", "bicubic", "lanczos"):
-        grey = FitAnySize((32, 48), ResizeSpec(fit="crop", interpolation=interpolation, crop_ratio=0.9))(
+        gray = FitAnySize((32, 48), ResizeSpec(resize_mode="crop", interpolation=interpolation, crop_pct=0.9))(
             torch.full((1, 77, 130, 3), 153, dtype=torch.uint8)
         )
-        torch.testing.assert_close(grey, torch.full_like(grey, 0.6), rtol=0, atol=1e-6)
+        torch.testing.assert_close(gray, torch.full_like(gray, 0.6), rtol=0, atol=1e-6)

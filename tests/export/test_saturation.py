@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.export.test_ship import need
+from tests.export.test_exporter import need
 from tests.helpers import random_model
-from vitral import proof
+from vitral import export_check
 from vitral.cli.main import main
 from vitral.data.config import DataConfig
 from vitral.data.digits import open_digits
@@ -69,12 +69,12 @@ def test_the_emulation_saturates_where_the_instruction_does() -> None:
     np.testing.assert_array_equal(saturating(a_NK, b_KS, 100), exact)
 
 
-@pytest.mark.parametrize(("quantise", "takes"), [("dynamic", "resized"), ("static", "pixels")])
-def test_no_pair_of_stored_weights_can_saturate(quantise: str, takes: str) -> None:
+@pytest.mark.parametrize(("quantize", "takes"), [("dynamic", "resized"), ("static", "pixels")])
+def test_no_pair_of_stored_weights_can_saturate(quantize: str, takes: str) -> None:
     need("onnx")
     random_model(Path("model"), ("cat", "dog"), mlp="swiglu", width=32)
     for model in ("model", "vitral-digits"):
-        words = ["format=onnx", "precision=int8", f"quantise={quantise}", f"takes={takes}", "min_agreement=0.5"]
+        words = ["format=onnx", "precision=int8", f"quantize={quantize}", f"takes={takes}", "min_agreement=0.5"]
         assert main(["export", model, *words, f"out={model}-there"]) == 0
         for weights in weights_of(Path(f"{model}-there/model.onnx")).values():
             assert weights.dtype == np.int8
@@ -105,15 +105,15 @@ def test_int8_gives_the_same_classes_on_processors_that_saturate(bits: int, monk
     test = open_digits(DataConfig()).splits["test"]
     images_BCHW = torch.stack([predictor.preprocess(test.read(place).permute(1, 2, 0).numpy()) for place in range(360)])
     with torch.inference_mode():
-        wanted_NS = network(images_BCHW).numpy()
+        expected_NS = network(images_BCHW).numpy()
     graph = ReferenceEvaluator("there/model.onnx", new_ops=[MatMulInteger])
     runs: list[Any] = [
         graph.run(["logits"], {"images": images_BCHW[start : start + 60].numpy()}) for start in range(0, 360, 60)
     ]
     found_NS = np.concatenate([each[0] for each in runs])
-    agreement = float((found_NS.argmax(1) == wanted_NS.argmax(1)).mean())
-    distance = float(np.abs(found_NS - wanted_NS).max())
-    monkeypatch.setattr(proof, "instruction_sets", lambda: ["avx2", "fma"])
+    agreement = float((found_NS.argmax(1) == expected_NS.argmax(1)).mean())
+    distance = float(np.abs(found_NS - expected_NS).max())
+    monkeypatch.setattr(export_check, "instruction_sets", lambda: ["avx2", "fma"])
 
     def logits(_: Any, images: torch.Tensor) -> torch.Tensor:
         found: Any = graph.run(["logits"], {"images": images.numpy()})

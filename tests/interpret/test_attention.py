@@ -36,8 +36,8 @@ def test_rows_are_the_encoders(name: str) -> None:
     for token in every:
         found_BLhT = token_attention(model, x, token)
         rows = token_rows(model.config, token, model.grid)
-        wanted = torch.stack([map_BhTT[:, :, rows].mean(2) for map_BhTT in maps], 1)
-        torch.testing.assert_close(found_BLhT, wanted, rtol=0, atol=1e-5)
+        expected = torch.stack([map_BhTT[:, :, rows].mean(2) for map_BhTT in maps], 1)
+        torch.testing.assert_close(found_BLhT, expected, rtol=0, atol=1e-5)
         torch.testing.assert_close(found_BLhT.sum(-1), torch.ones(found_BLhT.shape[:-1]))
     row, columns = 1, model.grid[1]
     assert token_rows(model.config, "1,2", model.grid) == [prefix + row * columns + 2]
@@ -48,8 +48,8 @@ def test_layers_and_heads_are_those_asked_for() -> None:
     model = variant("registers")
     x, maps = images(model), direct(variant("registers"), images(model))
     found_BLhT = token_attention(model, x, "register:1", layers=[-1, 0], heads=[1])
-    wanted = torch.stack([maps[2][:, 1:, 2], maps[0][:, 1:, 2]], 1)
-    torch.testing.assert_close(found_BLhT, wanted, rtol=0, atol=1e-5)
+    expected = torch.stack([maps[2][:, 1:, 2], maps[0][:, 1:, 2]], 1)
+    torch.testing.assert_close(found_BLhT, expected, rtol=0, atol=1e-5)
     grid_BLhij = on_grid(found_BLhT, model.prefix_tokens, model.grid)
     assert grid_BLhij.shape == (2, 2, 1, *model.grid)
     assert torch.equal(grid_BLhij[0, 0, 0, 1, 2], found_BLhT[0, 0, 0, 4 + 1 * 4 + 2])
@@ -136,7 +136,7 @@ def test_unknown_tokens_get_one_message(token: str, parts: tuple[str, ...]) -> N
 
 def test_unknown_layers_and_heads_get_one_message() -> None:
     model = variant("class token")
-    with pytest.raises(UserError, match="layers: no such layer\n  got:    3\n  wanted: 0 to 2"):
+    with pytest.raises(UserError, match="layers: no such layer\n  got:    3\n  expected: 0 to 2"):
         token_attention(model, images(model), layers=[3])
     with pytest.raises(UserError, match="heads: no such head"):
         token_attention(model, images(model), heads=[-3])

@@ -42,8 +42,8 @@ def test_a_linear_model_in_closed_form() -> None:
     x, base = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)
     for steps in (1, 5):
         found = integrated_gradients(model, x, 1, base, steps)
-        wanted = weight[1].view(3, 8, 8) * (x - base)
-        torch.testing.assert_close(found.attributions_BCHW, wanted.double(), rtol=1e-5, atol=1e-6)
+        expected = weight[1].view(3, 8, 8) * (x - base)
+        torch.testing.assert_close(found.attributions_BCHW, expected.double(), rtol=1e-5, atol=1e-6)
         assert found.gap_B.abs().max() < 1e-4
 
 
@@ -83,13 +83,13 @@ def test_weighted_attention_equals_a_direct_computation(
 ) -> None:
     model = variant(name).requires_grad_(not frozen)
     found = gradient_attention(model, images(model), torch.tensor([3, 0]))
-    wanted = by_hand(name, [3, 0])
-    np.testing.assert_allclose(found.numpy(), wanted, rtol=0, atol=1e-5 * max(1, wanted.max()))
-    assert wanted.max() > 1e-3
+    expected = by_hand(name, [3, 0])
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-5 * max(1, expected.max()))
+    assert expected.max() > 1e-3
     assert found.min() >= 0
     monkeypatch.setattr(attention.in_groups, "__defaults__", (1,))  # one layer a pass
     again = gradient_attention(model, images(model), torch.tensor([3, 0]))
-    torch.testing.assert_close(again, found, rtol=0, atol=1e-5 * max(1, wanted.max()))
+    torch.testing.assert_close(again, found, rtol=0, atol=1e-5 * max(1, expected.max()))
 
 
 def test_another_class_rests_on_other_patches() -> None:

@@ -34,13 +34,13 @@ def test_attention_equals_transformers_output_attentions(transformers: ModuleTyp
     model.load_state_dict(translate(vit_rules(state), state).tensors)
     x = torch.rand(2, 3, 96, 128)
     with torch.no_grad():
-        wanted = other(pixel_values=(x - 0.5) / 0.5, output_attentions=True).attentions
+        expected = other(pixel_values=(x - 0.5) / 0.5, output_attentions=True).attentions
     maps = dict(stream_maps(model, x))
     assert list(maps) == list(range(c.depth))
     for layer, map_BhTT in maps.items():
-        torch.testing.assert_close(map_BhTT, wanted[layer], rtol=0, atol=1e-5)
+        torch.testing.assert_close(map_BhTT, expected[layer], rtol=0, atol=1e-5)
     found_BLhT = token_attention(model, x, "2,3", heads=[1])
-    theirs_BLhT = torch.stack([each[:, 1:2, 1 + 2 * 8 + 3] for each in wanted], 1)
+    theirs_BLhT = torch.stack([each[:, 1:2, 1 + 2 * 8 + 3] for each in expected], 1)
     torch.testing.assert_close(found_BLhT, theirs_BLhT, rtol=0, atol=1e-5)
 
 

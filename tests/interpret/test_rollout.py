@@ -39,5 +39,5 @@ def test_identity_and_uniform_attention() -> None:
     rolled = roll([uniform] * 3)
     assert rolled.dtype == torch.float32
     stays = 0.5**3  # what the residual connections keep in place; the rest is spread evenly
-    wanted = stays * torch.eye(7) + (1 - stays) / 7
-    torch.testing.assert_close(rolled[0], wanted, rtol=0, atol=2e-3)  # 1 / 7 in bfloat16
+    expected = stays * torch.eye(7) + (1 - stays) / 7
+    torch.testing.assert_close(rolled[0], expected, rtol=0, atol=2e-3)  # 1 / 7 in bfloat16

@@ -52,8 +52,8 @@ def test_similarity_of_positions(name: str) -> None:
         model.encode_tokens(blank, model.grid)
     hook.remove()
     places_ND = first[0][0, model.prefix_tokens :].double()
-    wanted = torch.nn.functional.cosine_similarity(places_ND[:, None], places_ND[None], dim=-1)
-    torch.testing.assert_close(position_similarity(model), wanted, rtol=0, atol=1e-6)
+    expected = torch.nn.functional.cosine_similarity(places_ND[:, None], places_ND[None], dim=-1)
+    torch.testing.assert_close(position_similarity(model), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["rope", "relative"])
@@ -76,9 +76,9 @@ def test_uniform_attention_in_closed_form(name: str) -> None:
     rows, columns = model.grid
     places = list(itertools.product(range(rows), range(columns)))
     pairs = [math.dist(one, other) for one in places for other in places]
-    wanted = model.config.patch_size * sum(pairs) / len(pairs)
+    expected = model.config.patch_size * sum(pairs) / len(pairs)
     found_Lh = attention_distance(model, [images(model), images(model, 1)])
-    torch.testing.assert_close(found_Lh, torch.full((3, 2), wanted, dtype=torch.float64), rtol=1e-6, atol=0)
+    torch.testing.assert_close(found_Lh, torch.full((3, 2), expected, dtype=torch.float64), rtol=1e-6, atol=0)
 
 
 def test_a_row_of_patches() -> None:
@@ -93,14 +93,14 @@ def test_distance_by_hand(name: str) -> None:
     model = variant(name)
     x, (rows, columns), prefix = images(model, 3), model.grid, model.prefix_tokens
     places = list(itertools.product(range(rows), range(columns)))
-    wanted = torch.zeros(3, 2, dtype=torch.float64)
+    expected = torch.zeros(3, 2, dtype=torch.float64)
     for layer, map_BhTT in enumerate(direct(model, x)):
         weights = map_BhTT[:, :, prefix:, prefix:].double()
         for (q, one), (k, other) in itertools.product(enumerate(places), repeat=2):
             share_Bh = weights[:, :, q, k] / weights[:, :, q].sum(-1)
-            wanted[layer] += model.config.patch_size * math.dist(one, other) * share_Bh.mean(0) / len(places)
-    torch.testing.assert_close(attention_distance(model, x.split(2)), wanted, rtol=1e-5, atol=0)
-    torch.testing.assert_close(attention_distance(model, [x], [2]), wanted[2:], rtol=1e-5, atol=0)
+            expected[layer] += model.config.patch_size * math.dist(one, other) * share_Bh.mean(0) / len(places)
+    torch.testing.assert_close(attention_distance(model, x.split(2)), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(attention_distance(model, [x], [2]), expected[2:], rtol=1e-5, atol=0)
 
 
 def test_a_data_set_is_not_in_memory() -> None:

@@ -11,7 +11,7 @@ import torch
 from tests.memory import kept_bytes
 from vitral.models.create import create_model
 from vitral.models.measure import Precision
-from vitral.models.parameters import bfloat16_copy
+from vitral.models.parameters import compute_copy_of
 from vitral.models.summary import kept_activations
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "bfloat16_params")
@@ -21,7 +21,7 @@ def kept(name: str, batch: int, precision: Precision, checkpointed: int, **optio
     """What the hooks see, and what the meta device says."""
     model = create_model(name, **options).train()
     if precision == "bfloat16_params":
-        model = bfloat16_copy(model)
+        model = compute_copy_of(model)
     model.checkpointed = checkpointed
     images_BCHW = torch.rand(batch, model.config.in_channels, *model.config.image_size)
     labels_B = torch.zeros(batch, dtype=torch.long)

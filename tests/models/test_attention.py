@@ -38,8 +38,8 @@ def padding(lengths: list[int], count: int) -> Tensor:
     return torch.arange(count)[None] < torch.tensor(lengths)[:, None]
 
 
-def close(found: Tensor, wanted: Tensor, atol: float = 1e-10) -> None:
-    torch.testing.assert_close(found, wanted, rtol=0, atol=atol)
+def close(found: Tensor, expected: Tensor, atol: float = 1e-10) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
 
 
 @pytest.fixture(autouse=True)
@@ -78,12 +78,12 @@ def test_attention_is_torchs_with_one_mask(case: dict[str, Any]) -> None:
     if causal_from is not None:
         places = torch.arange(Q)[:, None] + causal_from
         mask = mask.masked_fill(torch.arange(N)[None] > places, -INF)
-    wanted = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    slopes = torch.autograd.grad(wanted.square().sum(), (q, k, v))
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    grads = torch.autograd.grad(expected.square().sum(), (q, k, v))
     for explicit in (False, True):
         found, rows = attention(q, k, v, bias, attend, causal_from, explicit=explicit)
-        close(found, wanted)
-        for mine, theirs in zip(torch.autograd.grad(found.square().sum(), (q, k, v)), slopes, strict=True):
+        close(found, expected)
+        for mine, theirs in zip(torch.autograd.grad(found.square().sum(), (q, k, v)), grads, strict=True):
             close(mine, theirs)
         if explicit:
             assert rows is not None
@@ -103,9 +103,9 @@ def test_a_query_without_any_key_attends_to_nothing(explicit: bool, causal_from:
     assert found[1, :, 0].eq(0).all() == (causal_from is not None)
     assert found[1, :, 1:].ne(0).all()
     assert rows is None or (rows[0].eq(0).all() and rows.isfinite().all())
-    for slope in torch.autograd.grad(found.sum(), (q, k, v)):
-        assert slope.isfinite().all()
-        assert slope[0].eq(0).all()
+    for grad in torch.autograd.grad(found.sum(), (q, k, v)):
+        assert grad.isfinite().all()
+        assert grad[0].eq(0).all()
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-10), (torch.float32, 1e-5), (torch.bfloat16, 0.1)])
@@ -120,15 +120,15 @@ def test_self_attention_is_torchs_layer(causal: bool, padded: bool, dtype: torch
     x, attend = double(3, 7, 12), padding([7, 4, 1], 7)
     later = torch.ones(7, 7, dtype=torch.bool).triu(1)
     kept = torch.ones(3, 7, dtype=torch.bool) if not padded else attend
-    wanted, maps = theirs(
+    expected, maps = theirs(
         x, x, x, key_padding_mask=~kept, attn_mask=later if causal else None, average_attn_weights=False
     )
     mine.to(dtype)
     given_N = attend if padded else None
-    close(mine(x.to(dtype), AttentionContext(causal=causal, attend_BN=given_N)).double(), wanted, atol)
+    close(mine(x.to(dtype), AttentionContext(causal=causal, attend_BN=given_N)).double(), expected, atol)
     captured: dict[str, Tensor] = {}
     explicit = mine(x.to(dtype), AttentionContext(causal=causal, attend_BN=given_N, captured=captured))
-    close(explicit.double(), wanted, atol)
+    close(explicit.double(), expected, atol)
     close(captured["attn.map"].double(), maps, atol)
 
 
@@ -145,16 +145,16 @@ def test_cross_attention_is_torchs_layer_of_another_length_and_width() -> None:
     for kept in (None, attend):
         context = AttentionContext(memory_BMD=memory, attend_BM=kept)
         found, captured = mine(x, context), cast("dict[str, Tensor]", {})
-        wanted, maps = theirs(
+        expected, maps = theirs(
             x, memory, memory, key_padding_mask=None if kept is None else ~kept, average_attn_weights=False
         )
-        close(found, wanted)
-        close(mine(x, context._replace(captured=captured)), wanted)
+        close(found, expected)
+        close(mine(x, context._replace(captured=captured)), expected)
         close(captured["cross_attn.map"], maps)
-        slopes = zip(
-            *(torch.autograd.grad(out.square().sum(), (x, memory)) for out in (found, wanted)), strict=True
+        grads = zip(
+            *(torch.autograd.grad(out.square().sum(), (x, memory)) for out in (found, expected)), strict=True
         )  # fmt: skip
-        for own, other in slopes:
+        for own, other in grads:
             close(own, other)
 
 
@@ -175,14 +175,14 @@ def test_block_with_a_memory_is_torchs_decoder_layer() -> None:
     theirs.load_state_dict(weights)
     x, memory = double(2, 5, 12), double(2, 7, 12)
     kept, seen = padding([5, 3], 5), padding([4, 7], 7)
-    wanted = theirs(
+    expected = theirs(
         x, memory, tgt_mask=torch.ones(5, 5, dtype=torch.bool).triu(1), tgt_key_padding_mask=~kept,
         memory_key_padding_mask=~seen,
     )  # fmt: skip
     context = AttentionContext(causal=True, attend_BN=kept, memory_BMD=memory, attend_BM=seen)
-    close(mine(x, context), wanted)
+    close(mine(x, context), expected)
     captured: dict[str, Tensor] = {}
-    close(mine(x, context._replace(captured=captured)), wanted)
+    close(mine(x, context._replace(captured=captured)), expected)
     names = [f"{layer}.{part}" for layer in ("attn", "cross_attn") for part in ("q", "k", "map")]
     assert captured.keys() == {"attn", *names}
 
@@ -193,9 +193,9 @@ def test_decoding_with_a_cache_is_the_whole_causal_pass(chunks: list[int]) -> No
     x, memory = double(2, 7, 12), double(2, 5, 8)
     attend, seen = padding([7, 7], 7), padding([5, 3], 5)
     attend[1, :2] = False  # padded on the left, as prompts of unequal lengths are
-    wanted = x
+    expected = x
     for block in blocks:
-        wanted = block(wanted, AttentionContext(causal=True, attend_BN=attend, memory_BMD=memory, attend_BM=seen))
+        expected = block(expected, AttentionContext(causal=True, attend_BN=attend, memory_BMD=memory, attend_BM=seen))
     own, other = ([KVCache(2, 3, 4, length, torch.float64) for _ in blocks] for length in (9, 5))
     parts: list[Tensor] = []
     with torch.no_grad():
@@ -208,14 +208,14 @@ def test_decoding_with_a_cache_is_the_whole_causal_pass(chunks: list[int]) -> No
                 )  # fmt: skip
                 part = block(part, context)
             parts.append(part)
-    close(torch.cat(parts, dim=1), wanted)
+    close(torch.cat(parts, dim=1), expected)
     assert [cache.length for cache in (*own, *other)] == [7, 7, 5, 5]
 
 
 def test_decoding_turns_the_new_tokens_by_their_own_places() -> None:
     layer, x = filled(Attention(16, 2)), double(1, 5, 16)
     rope = rope_table((1, 5), 8, 100.0).double()
-    wanted = layer(x, AttentionContext(causal=True, places=AttentionPlaces(0, rope)))
+    expected = layer(x, AttentionContext(causal=True, places=AttentionPlaces(0, rope)))
     cache = KVCache(1, 2, 8, 5, torch.float64)
     with torch.no_grad():
         parts = [
@@ -223,7 +223,7 @@ def test_decoding_turns_the_new_tokens_by_their_own_places() -> None:
                                                     cache=cache))
             for i in range(5)
         ]  # fmt: skip
-    close(torch.cat(parts, dim=1), wanted)
+    close(torch.cat(parts, dim=1), expected)
 
 
 def test_a_cache_takes_no_gradient_and_no_more_than_it_has_room_for() -> None:
@@ -294,8 +294,8 @@ def test_blocks_compile_to_one_graph_with_every_context(name: str) -> None:
     contexts = [context._replace(memory_BMD=contexts[0].memory_BMD, bias=contexts[0].bias) for context in contexts]
     with torch.set_grad_enabled(name != "cache"):
         for x in (torch.randn(2, 6, 12), torch.randn(2, 6, 12)):  # the second time after what the cache keeps
-            wanted, found = block(x, contexts[0]), compiled(x, contexts[1])
-            close(found, wanted, 1e-5)
+            expected, found = block(x, contexts[0]), compiled(x, contexts[1])
+            close(found, expected, 1e-5)
     if name == "captured":
         mine, theirs = contexts[1].captured, contexts[0].captured
         assert mine is not None

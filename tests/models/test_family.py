@@ -18,12 +18,12 @@ from vitral.models.parameters import layer_of
 from vitral.models.presets import resolve
 from vitral.models.registry import FAMILIES
 from vitral.models.summary import count_macs, count_parameters, kept_activations
+from vitral.run.command_options import SummaryOptions
 from vitral.run.config import load_config
 from vitral.run.memory import make_job
-from vitral.run.options import SummaryOptions
 from vitral.run.summary import summarize
 from vitral.run.train import run
-from vitral.training.plan import predict
+from vitral.training.memory_estimate import predict
 from vitral.weights.folder import FolderConfig
 
 

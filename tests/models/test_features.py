@@ -10,7 +10,7 @@ import torch
 from tests.helpers import create_vit
 from vitral.errors import UserError
 from vitral.models.features import KINDS, extract_features
-from vitral.run.options import EmbedOptions, ProbeOptions
+from vitral.run.command_options import EmbedOptions, ProbeOptions
 
 SMALL = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 32}
 

@@ -30,9 +30,9 @@ def test_patch_embedding_is_a_convolution(channels: int, patch: int, size: tuple
     embed = filled(PatchEmbed(channels, patch, 5), torch.float64)
     assert isinstance(embed, PatchEmbed)
     images = torch.rand(2, channels, *size, dtype=torch.float64)
-    wanted = F.conv2d(images, embed.proj.weight, embed.proj.bias, stride=patch).flatten(2).transpose(1, 2)
-    torch.testing.assert_close(embed(images), wanted)
-    torch.testing.assert_close(embed(images.to(memory_format=torch.channels_last)), wanted)
+    expected = F.conv2d(images, embed.proj.weight, embed.proj.bias, stride=patch).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(embed(images), expected)
+    torch.testing.assert_close(embed(images.to(memory_format=torch.channels_last)), expected)
 
 
 def by_hand(attention: Attention, x_BND: Tensor, bias_NN: Tensor) -> Tensor:
@@ -60,11 +60,11 @@ def test_attention_is_the_formula(
     x = torch.randn(2, 5, 12, dtype=torch.float64)
     bias = torch.randn(5, 5, dtype=torch.float64) if biased else torch.zeros(5, 5, dtype=torch.float64)
     later = torch.ones(5, 5, dtype=torch.bool).triu(1) if causal else torch.zeros(5, 5, dtype=torch.bool)
-    wanted = by_hand(attention, x, bias.masked_fill(later, float("-inf")))
+    expected = by_hand(attention, x, bias.masked_fill(later, float("-inf")))
     given = bias[:queries] if biased else None
     kept = None if captured is None else dict(captured)
     torch.testing.assert_close(
-        attention(x, AttentionContext(given, causal, queries=queries, captured=kept)), wanted[:, :queries]
+        attention(x, AttentionContext(given, causal, queries=queries, captured=kept)), expected[:, :queries]
     )
     if kept is not None:
         assert set(kept) == {"attn.map", "attn.q", "attn.k"}
@@ -95,9 +95,9 @@ def test_dropout_stands_where_the_paper_has_it() -> None:
     x = torch.randn(2, 3, 8)
     captured: dict[str, Tensor] = {}
     block.train()(x, AttentionContext(captured=captured))
-    wanted = [outputs["attn.proj"], outputs["mlp.act"], outputs["mlp.fc2"]]
+    expected = [outputs["attn.proj"], outputs["mlp.act"], outputs["mlp.fc2"]]
     assert len(inputs) == 3
-    assert all(torch.equal(got, want) for got, want in zip(inputs, wanted, strict=True))
+    assert all(torch.equal(got, want) for got, want in zip(inputs, expected, strict=True))
     torch.testing.assert_close(captured["attn.map"].sum(-1), torch.ones(2, 2, 3))
     assert torch.equal(block.eval()(x), block(x))
     with torch.no_grad():
@@ -219,9 +219,9 @@ def test_training_in_bfloat16_on_a_cpu_is_as_near_to_float32_as_the_fused_attent
             for p in [layer.proj.weight]
         )
         error.append(((mine.double() - theirs).norm() / theirs.norm()).item())
-        slopes = [torch.autograd.grad(out.square().sum(), layer.qkv.weight)[0].double()
+        grads = [torch.autograd.grad(out.square().sum(), layer.qkv.weight)[0].double()
                   for out, layer in ((mine, low), (theirs, exact))]  # fmt: skip
-        error.append(((slopes[0] - slopes[1]).norm() / slopes[1].norm()).item())
+        error.append(((grads[0] - grads[1]).norm() / grads[1].norm()).item())
         found.append(error)
     for explicit, fused in zip(*found, strict=True):
         assert explicit < 0.03

@@ -44,8 +44,8 @@ def test_adapters_change_nothing_at_first_and_merge_into_plain_weights(targets: 
         name for name, tensor in plain.state_dict().items() if not torch.equal(tensor, adapted.state_dict()[name])
     }
     ends = {"attn": ("attn.qkv", "attn.proj"), "mlp": ("mlp.fc1", "mlp.fc2")}
-    wanted = [end for key, both in ends.items() if targets in (key, "both") for end in both]
-    assert changed == {f"blocks.{i}.{end}.weight" for i in range(4) for end in wanted}
+    expected = [end for key, both in ends.items() if targets in (key, "both") for end in both]
+    assert changed == {f"blocks.{i}.{end}.weight" for i in range(4) for end in expected}
 
 
 def test_query_key_and_value_have_a_low_rank_change_each() -> None:

@@ -33,9 +33,9 @@ def _seed() -> None:
 def test_google_zoom_is_scipys(old: tuple[int, int], new: tuple[int, int]) -> None:
     table = torch.randn(1, old[0] * old[1], 6, dtype=torch.float64)
     grid = table[0].reshape(*old, 6).numpy()
-    wanted: Any = ndimage.zoom(grid, (new[0] / old[0], new[1] / old[1], 1), order=1)
+    expected: Any = ndimage.zoom(grid, (new[0] / old[0], new[1] / old[1], 1), order=1)
     found = resize_table(table, old, new, "google")
-    np.testing.assert_allclose(found[0].reshape(*new, 6).numpy(), wanted, atol=1e-12)
+    np.testing.assert_allclose(found[0].reshape(*new, 6).numpy(), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("how", ["bicubic_antialias", "bicubic", "google"])
@@ -59,16 +59,16 @@ def test_rows_and_columns_by_hand() -> None:
     rows, columns = torch.randn(2, 3, 2), torch.randn(2, 5, 2)
     table = rows_and_columns(rows, columns, (3, 5))
     for place in range(15):
-        wanted = torch.cat([rows[:, place // 5], columns[:, place % 5]], -1)
-        assert torch.equal(table[:, place], wanted)
+        expected = torch.cat([rows[:, place // 5], columns[:, place % 5]], -1)
+        assert torch.equal(table[:, place], expected)
 
 
 def test_sincos_by_hand() -> None:
     table = sincos_table((2, 3), (2, 3), 8)
     for place in range(6):
         row, column = divmod(place, 3)
-        wanted = [f(at / 10_000**k) for at in (column, row) for f in (math.sin, math.cos) for k in (0, 0.5)]
-        np.testing.assert_allclose(table[0, place].numpy(), wanted, atol=1e-6)
+        expected = [f(at / 10_000**k) for at in (column, row) for f in (math.sin, math.cos) for k in (0, 0.5)]
+        np.testing.assert_allclose(table[0, place].numpy(), expected, atol=1e-6)
     # A grid twice as fine has its cells between the old ones: the mean place of a pair is the old place.
     fine = sincos_table((4, 6), (2, 3), 4)[0].reshape(4, 6, 4)
     np.testing.assert_allclose(fine[0, :2, 0].numpy(), np.sin([-0.25, 0.25]), atol=1e-6)

@@ -1,4 +1,4 @@
-"""Residual networks: exact counts, closed forms of their parts, initialisation, what `encode` gives."""
+"""Residual networks: exact counts, closed forms of their parts, initialization, what `encode` gives."""
 
 from __future__ import annotations
 
@@ -111,12 +111,12 @@ STEMS = {
 @pytest.mark.parametrize("name", HYBRIDS)
 def test_count_of_a_hybrid(name: str, channels: int) -> None:
     _, blocks, patch = HYBRIDS[name]
-    grey, color, width = STEMS[name]
+    gray, color, width = STEMS[name]
     with torch.device("meta"):
         embed = HybridEmbed(channels, blocks, patch, 24)
     assert embed.patch_size == patch
     assert embed.proj.weight.shape[1] == width
-    assert built(embed.backbone) == (grey if channels == 1 else color)
+    assert built(embed.backbone) == (gray if channels == 1 else color)
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (7, 2), (5, 3), (1, 2)])
@@ -125,10 +125,10 @@ def test_same_padding(kernel: int, stride: int) -> None:
     for height, width in ((1, 2), (7, 8), (9, 12), (30, 31)):
         padded = pad_same(torch.ones(1, 1, height, width), kernel, stride)
         for axis, size in ((2, height), (3, width)):
-            wanted = -(-size // stride)
+            expected = -(-size // stride)
             length = padded.shape[axis]
-            assert (length - kernel) // stride + 1 == wanted
-            assert length == size or (length - 1 - kernel) // stride + 1 < wanted
+            assert (length - kernel) // stride + 1 == expected
+            assert length == size or (length - 1 - kernel) // stride + 1 < expected
             line = padded.amax([d for d in range(4) if d != axis])
             before, after = int(line.argmax()), int(line.flip(0).argmax())
             assert before + after + size == length
@@ -136,7 +136,7 @@ def test_same_padding(kernel: int, stride: int) -> None:
 
 
 @pytest.mark.parametrize("epsilons", ["timm", "google"])
-def test_weights_are_standardised(epsilons: Any) -> None:
+def test_weights_are_standardized(epsilons: Any) -> None:
     style = Style(preactivation=True, epsilons=epsilons)
     conv = Conv(5, 4, 3, 1, style).double()
     torch.manual_seed(0)
@@ -224,8 +224,8 @@ def test_init_sets_every_value(options: dict[str, Any]) -> None:
         assert not name.endswith(("running_mean", "tracked")) or not value.any(), name
         assert not name.endswith("running_var") or (value == 1).all(), name
     weight = model.stages[0].blocks[0].conv1.weight  # pyright: ignore
-    wanted = (2 / (weight.shape[0] * weight.shape[-1] ** 2)) ** 0.5
-    assert 0.8 * wanted < weight.std().item() < 1.2 * wanted
+    expected = (2 / (weight.shape[0] * weight.shape[-1] ** 2)) ** 0.5
+    assert 0.8 * expected < weight.std().item() < 1.2 * expected
     if model.config.num_classes:
         images = torch.rand(2, model.config.in_channels, *model.config.image_size)
         assert not model.eval()(images).any()

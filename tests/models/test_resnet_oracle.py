@@ -171,7 +171,7 @@ def test_training_equals_torchvision(torchvision: ModuleType) -> None:
             loss.backward()
             torch.optim.SGD(network.parameters(), lr=0.1).step()
             network.zero_grad()
-    wanted = from_torchvision(other.state_dict())
-    assert wanted.keys() == model.state_dict().keys()
+    expected = from_torchvision(other.state_dict())
+    assert expected.keys() == model.state_dict().keys()
     for name, value in model.state_dict().items():
-        torch.testing.assert_close(value, wanted[name], rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-9)

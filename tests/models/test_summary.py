@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.interpret.variants import VARIANTS, variant
-from vitral.efficient.keep import ClassAttention
-from vitral.efficient.merge import TokenMerging
+from vitral.compression.evit import EViT
+from vitral.compression.tome import ToMe
 from vitral.models.create import build_model, create_model
 from vitral.models.model import ImageModel
 from vitral.models.presets import resolve
@@ -79,7 +79,7 @@ def test_the_formula_is_the_count_of_a_block_on_all_tokens(preset: str) -> None:
 def test_what_finds_the_tokens_that_go_is_a_part_of_its_own() -> None:
     """ToMe compares half of the 64 patches' keys, mean over the heads, with the other half."""
     config = resolve("vit_tiny_patch4_32", depth=2, num_classes=0)
-    merged, kept = (count_macs(config, reduce=each) for each in (TokenMerging([4, 0]), ClassAttention(0.5, (0,))))
+    merged, kept = (count_macs(config, reduce=each) for each in (ToMe([4, 0]), EViT(0.5, (0,))))
     assert merged["reduction"] == 32 * 32 * 192 // 3, "features of a head"
     assert kept["mlp"] < merged["mlp"] < count_macs(config)["mlp"]
     assert "reduction" not in count_macs(config)

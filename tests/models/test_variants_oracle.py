@@ -120,8 +120,8 @@ def test_tokens_equal_dinov3(transformers: ModuleType, gated: bool, registers: i
     for size in ((20, 28), (12, 36)):
         x = torch.rand(2, 3, *size)
         with torch.no_grad():
-            wanted: Tensor = other((x - 0.5) / 0.5).last_hidden_state  # pyright: ignore[reportCallIssue]
+            expected: Tensor = other((x - 0.5) / 0.5).last_hidden_state  # pyright: ignore[reportCallIssue]
             out = model.encode(x)
         assert out.cls_BD is not None
-        torch.testing.assert_close(out.cls_BD, wanted[:, 0], rtol=0, atol=1e-5)
-        torch.testing.assert_close(out.patches_BND, wanted[:, 1 + registers :], rtol=0, atol=1e-5)
+        torch.testing.assert_close(out.cls_BD, expected[:, 0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(out.patches_BND, expected[:, 1 + registers :], rtol=0, atol=1e-5)

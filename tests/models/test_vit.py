@@ -65,7 +65,7 @@ def _seed() -> None:
 
 
 @pytest.mark.parametrize("options", VARIANTS)
-def test_initialisation_covers_every_parameter(options: dict[str, Any]) -> None:
+def test_initialization_covers_every_parameter(options: dict[str, Any]) -> None:
     model = create_vit("vit_micro_patch2_8", **options)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -74,7 +74,7 @@ def test_initialisation_covers_every_parameter(options: dict[str, Any]) -> None:
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
-def test_initialisation_is_the_stated_one() -> None:
+def test_initialization_is_the_stated_one() -> None:
     model = create_vit("vit_tiny_patch4_32", depth=1, head="mlp")
     block = model.blocks[0]
     assert isinstance(block, Block)
@@ -138,7 +138,7 @@ def test_tokens_by_hand() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_channels_and_their_normalisation(channels: int) -> None:
+def test_channels_and_their_normalization(channels: int) -> None:
     mean, std = [0.1 * (i + 1) for i in range(channels)], [0.2 * (i + 1) for i in range(channels)]
     model = tiny(in_channels=channels, mean=mean, std=std)
     plain = tiny(in_channels=channels, mean=[0.0] * channels, std=[1.0] * channels)
@@ -154,7 +154,7 @@ def test_uint8_is_float_over_255() -> None:
     assert torch.equal(model(x), model(x.float() / 255))
 
 
-def test_casting_keeps_the_normalisation() -> None:
+def test_casting_keeps_the_normalization() -> None:
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     model = tiny(mean=[0.485, 0.456, 0.406], std=[0.2, 0.2, 0.2])
     assert "mean" not in model.state_dict()
@@ -190,11 +190,11 @@ def test_keep_gathers() -> None:
         assert model.pos_embed is not None
         alone.pos_embed = nn.Parameter(torch.cat([model.pos_embed[:, :1], model.pos_embed[:, 1:][:, keep[i]]], 1))
         alone.grid = (1, 5)
-        wanted = alone.encode_tokens(patches[i : i + 1, keep[i]], (1, 5))
+        expected = alone.encode_tokens(patches[i : i + 1, keep[i]], (1, 5))
         assert out.cls_BD is not None
-        assert wanted.cls_BD is not None
-        torch.testing.assert_close(out.cls_BD[i], wanted.cls_BD[0])
-        torch.testing.assert_close(out.patches_BND[i], wanted.patches_BND[0])
+        assert expected.cls_BD is not None
+        torch.testing.assert_close(out.cls_BD[i], expected.cls_BD[0])
+        torch.testing.assert_close(out.patches_BND[i], expected.patches_BND[0])
 
 
 @pytest.mark.parametrize("options", PLACED)
@@ -368,9 +368,9 @@ def test_one_graph_without_breaks(options: dict[str, Any]) -> None:
     whole: Any = torch.compile(model, fullgraph=True, backend="aot_eager")
     x = images(model)
     torch.manual_seed(5)
-    wanted = model(x)
+    expected = model(x)
     torch.manual_seed(5)
-    torch.testing.assert_close(whole(x), wanted)
+    torch.testing.assert_close(whole(x), expected)
 
     def masked(x_BCHW: Tensor, keep_BK: Tensor) -> tuple[Tensor, Tensor]:
         out = model.encode(x_BCHW, keep_BK, capture=("blocks.1.attn.map",))

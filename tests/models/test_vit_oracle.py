@@ -50,8 +50,8 @@ def test_logits_equal_timm(timm: ModuleType, name: str, ours: dict[str, Any], th
     model.load_state_dict(other.state_dict())
     x = torch.rand(2, model.config.in_channels, *model.config.image_size)
     with torch.no_grad():
-        wanted: Tensor = other((x - 0.5) / 0.5)
-        torch.testing.assert_close(model(x), wanted, rtol=0, atol=1e-5)
+        expected: Tensor = other((x - 0.5) / 0.5)
+        torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-5)
         features: Tensor = other.forward_features((x - 0.5) / 0.5)  # pyright: ignore[reportCallIssue]
         out = model.encode(x)
     torch.testing.assert_close(out.patches_BND, features[:, model.prefix_tokens :], rtol=0, atol=2e-5)
@@ -74,7 +74,7 @@ def test_logits_and_attention_equal_transformers(transformers: ModuleType) -> No
     model.load_state_dict(translate(vit_rules(state), state).tensors)
     x = torch.rand(2, 3, 224, 224)
     with torch.no_grad():
-        wanted = other(pixel_values=(x - 0.5) / 0.5, output_attentions=True)
-        torch.testing.assert_close(model(x), wanted.logits, rtol=0, atol=1e-5)
+        expected = other(pixel_values=(x - 0.5) / 0.5, output_attentions=True)
+        torch.testing.assert_close(model(x), expected.logits, rtol=0, atol=1e-5)
         out = model.encode(x, capture=("blocks.7.attn.map",))
-    torch.testing.assert_close(out.captured["blocks.7.attn.map"], wanted.attentions[7], rtol=0, atol=1e-5)
+    torch.testing.assert_close(out.captured["blocks.7.attn.map"], expected.attentions[7], rtol=0, atol=1e-5)

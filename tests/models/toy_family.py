@@ -62,7 +62,7 @@ class Toy(ImageModel):
 
     def encode(self, images_BCHW: Tensor, *, capture: Sequence[str] = ()) -> EncoderOutput:
         """Cells of the map."""
-        maps_BCHW = self.stem(self.normalise(images_BCHW)).relu()
+        maps_BCHW = self.stem(self.normalize(images_BCHW)).relu()
         grid = (maps_BCHW.shape[2], maps_BCHW.shape[3])
         return EncoderOutput(None, None, maps_BCHW.flatten(2).mT, grid, None, None, {})
 

@@ -12,19 +12,19 @@ from tests.helpers import create_vit
 from vitral.models.vit import VisionTransformer
 from vitral.objectives.config import DinoConfig, IbotConfig
 from vitral.objectives.dino import Dino
-from vitral.objectives.distillation import Distillation
 from vitral.objectives.ibot import Ibot
 from vitral.objectives.objective import ObjectiveContext
+from vitral.objectives.self_distillation import Distillation
 from vitral.optim.config import OptimConfig
 from vitral.optim.optimizer import make_optimizer
 from vitral.structs import Batch, StepOutput, View
 from vitral.training.config import TrainConfig
-from vitral.training.guard import Guard, Watch
 from vitral.training.loop import Plan, update
+from vitral.training.nonfinite import Guard, Watch
 from vitral.training.parallel import Parallel
 from vitral.training.state import Progress, TrainState
 
-SMALL: dict[str, Any] = {"prototypes": 12, "head_hidden": 10, "head_bottleneck": 6}
+SMALL: dict[str, Any] = {"out_dim": 12, "head_hidden": 10, "head_bottleneck": 6}
 DOUBLE = torch.float64
 
 
@@ -67,7 +67,7 @@ def views(count: int = 12, local: int = 2, dtype: torch.dtype = DOUBLE, first: i
     return Batch(tuple(View(one, matrix) for one in images), {}, torch.arange(first, first + count))
 
 
-def slopes(objective: nn.Module, out: StepOutput) -> dict[str, torch.Tensor]:
+def grads(objective: nn.Module, out: StepOutput) -> dict[str, torch.Tensor]:
     trained = {name: p for name, p in objective.named_parameters() if p.requires_grad}
     found = torch.autograd.grad(out.loss, list(trained.values()))
     return dict(zip(trained, found, strict=True))

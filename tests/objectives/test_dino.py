@@ -10,24 +10,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.objectives.distilled import DOUBLE, encoder, make, slopes, state_of, step, views
+from tests.objectives.distilled import DOUBLE, encoder, grads, make, state_of, step, views
 from tests.processes import in_processes
 from vitral import distributed
 from vitral.data.config import AugmentConfig
 from vitral.errors import UserError
 from vitral.objectives.config import DinoConfig, IbotConfig
-from vitral.objectives.distillation import Distillation
 from vitral.objectives.objective import ObjectiveContext
+from vitral.objectives.self_distillation import Distillation
 from vitral.optim.config import OptimConfig
 from vitral.structs import Batch
-from vitral.training.guard import BOUND, STEPS
+from vitral.training.nonfinite import BOUND, STEPS
 
 SGD = OptimConfig(name="sgd", lr=0.1, weight_decay=0.1)
 KINDS: list[dict[str, Any]] = [
     {"kind": "dino"},
-    {"kind": "dino", "targets": "sinkhorn", "head_norm": "batch", "koleo": 0.1},
+    {"kind": "dino", "centering": "sinkhorn", "head_norm": "batch", "koleo": 0.1},
     {"kind": "ibot"},
-    {"kind": "ibot", "targets": "sinkhorn", "head_norm": "batch", "patch_head": "own"},
+    {"kind": "ibot", "centering": "sinkhorn", "head_norm": "batch", "patch_head": "own"},
 ]
 
 
@@ -38,7 +38,7 @@ def plain_loss(objective: Distillation, batch: Batch) -> torch.Tensor:
     for i, seen in enumerate(images[:2]):
         model = objective.taught
         logits = objective.teacher_head(model.pool(model.encode(seen)))
-        target = F.softmax((logits - objective.centre_K) / objective.temperature(0), dim=-1)
+        target = F.softmax((logits - objective.center_K) / objective.temperature(0), dim=-1)
         for j, other in enumerate(images):
             if i != j:
                 said = objective.head(objective.model.pool(objective.model.encode(other)))
@@ -50,7 +50,7 @@ def plain_loss(objective: Distillation, batch: Batch) -> torch.Tensor:
 @pytest.mark.parametrize("pool", ["cls", "avg", "cls_avg", "map"])
 def test_the_loss_is_the_papers(local: int, pool: str) -> None:
     objective, batch = make(model={"pool": pool}), views(5, local)
-    torch.nn.init.normal_(objective.centre_K, std=0.1)
+    torch.nn.init.normal_(objective.center_K, std=0.1)
     torch.testing.assert_close(
         objective({"train": batch}, 0).loss, plain_loss(objective, batch), rtol=1e-10, atol=1e-12
     )
@@ -67,7 +67,7 @@ def test_teacher_and_student_are_two_and_equal_at_first(keys: dict[str, Any]) ->
     images = batch.views[0].images_BCHW
     first = objective.taught.encode(images)
     assert torch.equal(first.patches_BND, objective.taught.encode(images).patches_BND), "never dropout"
-    assert objective.judged is objective.taught
+    assert objective.eval_model is objective.taught
     objective.model.eval()
     assert torch.equal(first.patches_BND, objective.model.encode(images).patches_BND)
     objective.train()
@@ -77,12 +77,12 @@ def test_teacher_and_student_are_two_and_equal_at_first(keys: dict[str, Any]) ->
 
 @pytest.mark.parametrize("keys", KINDS)
 def test_every_parameter_and_no_teachers_takes_part_in_the_loss(keys: dict[str, Any]) -> None:
-    objective = make(**keys, freeze_last=0.0, fixed_lengths=False)
-    for name, slope in slopes(objective, objective({"train": views(12)}, 0)).items():
-        assert slope.isfinite().all(), name
+    objective = make(**keys, freeze_last_layer=0.0, norm_last_layer=False)
+    for name, grad in grads(objective, objective({"train": views(12)}, 0)).items():
+        assert grad.isfinite().all(), name
         # A bias before a batch norm, or of keys, moves nothing.
         if not name.endswith("bias"):
-            assert slope.norm() > 0, name
+            assert grad.norm() > 0, name
 
 
 @pytest.mark.parametrize("momentum", [0.0, 1.0])
@@ -95,18 +95,18 @@ def test_the_ends_of_the_teachers_momentum(momentum: float) -> None:
         assert torch.equal(tensor, want[name]), name
 
 
-def test_the_centre_is_a_moving_mean_outside_of_the_graph() -> None:
-    objective, batch = make(centre_momentum=0.8), views(6)
+def test_the_center_is_a_moving_mean_outside_of_the_graph() -> None:
+    objective, batch = make(center_momentum=0.8), views(6)
     out = objective({"train": batch}, 0)
     assert not out.means["logits"].requires_grad
-    assert torch.equal(objective.centre_K, torch.zeros(12, dtype=DOUBLE)), "a forward pass changes nothing"
+    assert torch.equal(objective.center_K, torch.zeros(12, dtype=DOUBLE)), "a forward pass changes nothing"
     images = torch.cat([view.images_BCHW for view in batch.views[:2]])
     logits = objective.teacher_head(objective.taught.pool(objective.taught.encode(images)))
     objective.after_update(0, out.means, torch.zeros(()))
-    torch.testing.assert_close(objective.centre_K, 0.2 * logits.mean(0))
-    before = objective.centre_K.clone()
+    torch.testing.assert_close(objective.center_K, 0.2 * logits.mean(0))
+    before = objective.center_K.clone()
     objective.after_update(1, {"logits": torch.full((12,), math.nan)}, torch.ones(()))
-    assert torch.equal(objective.centre_K, before)
+    assert torch.equal(objective.center_K, before)
 
 
 @pytest.mark.parametrize("keys", KINDS)
@@ -124,7 +124,7 @@ def test_a_step_that_is_not_finite_moves_nothing(keys: dict[str, Any], caplog: p
 
 @pytest.mark.parametrize("keys", KINDS)
 def test_prototypes_rest_in_the_first_epoch(keys: dict[str, Any]) -> None:
-    objective = make(**keys, context=ObjectiveContext(steps=20, epoch_steps=2.0), fixed_lengths=False)
+    objective = make(**keys, context=ObjectiveContext(steps=20, epoch_steps=2.0), norm_last_layer=False)
     state = state_of(objective, OptimConfig(name="adamw", lr=0.1, weight_decay=0.5))
     before = [p.clone() for p in objective.prototypes]
     for _ in range(2):
@@ -135,7 +135,7 @@ def test_prototypes_rest_in_the_first_epoch(keys: dict[str, Any]) -> None:
 
 
 def test_directions_of_prototypes_decay_and_lengths_do_not() -> None:
-    objective = make(fixed_lengths=False)
+    objective = make(norm_last_layer=False)
     groups = state_of(objective, SGD).optimizer.param_groups
     decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
     assert [id(p) in decayed for p in objective.prototypes] == [False, True]
@@ -159,7 +159,7 @@ def test_the_temperature_rises_and_stays(warmup: float, epoch_steps: float, want
 
 
 @pytest.mark.parametrize("keys", [KINDS[0], KINDS[2], {"kind": "ibot", "mask": "random", "patch_head": "last_layer"}])
-def test_micro_batches_with_centring_are_the_whole_batch(keys: dict[str, Any]) -> None:
+def test_micro_batches_with_centering_are_the_whole_batch(keys: dict[str, Any]) -> None:
     found = list[dict[str, torch.Tensor]]()
     for micro in (None, 5):
         objective = make(**keys)
@@ -174,7 +174,7 @@ def test_micro_batches_with_centring_are_the_whole_batch(keys: dict[str, Any]) -
 def test_micro_batches_with_sinkhorn_are_balanced_each_by_itself() -> None:
     found = list[torch.Tensor]()
     for micro in (None, 6):
-        objective = make(targets="sinkhorn")
+        objective = make(centering="sinkhorn")
         found.append(step(state_of(objective, SGD), objective, views(12), micro=micro))
     assert (found[0] - found[1]).abs() > 1e-6
 
@@ -184,7 +184,7 @@ def trained(keys: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(1)
     objective = make(**keys)
     state = state_of(objective, SGD, ddp=distributed.world() > 1)
-    first, last = distributed.share(16)
+    first, last = distributed.shard_range(16)
     losses = [distributed.mean([step(state, objective, views(16).slice(first, last))])[0] for _ in range(3)]
     return {"loss": torch.stack(losses), **objective.state_dict()}
 
@@ -192,7 +192,7 @@ def trained(keys: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "keys",
-    [*KINDS, {"kind": "ibot", "targets": "sinkhorn", "patch_head": "last_layer", "koleo": 0.1, "mask": "random"}],
+    [*KINDS, {"kind": "ibot", "centering": "sinkhorn", "patch_head": "last_layer", "koleo": 0.1, "mask": "random"}],
 )
 def test_two_processes_are_one(keys: dict[str, Any]) -> None:
     alone = trained(keys)
@@ -207,14 +207,14 @@ def skipped(keys: dict[str, Any], folder: str) -> tuple[int, bool, str]:
     objective = make(**keys)
     before = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
     state = state_of(objective, SGD, ddp=True)
-    first, last = distributed.share(16)
+    first, last = distributed.shard_range(16)
     batch = views(16).slice(first, last)
     if distributed.rank():
         batch.views[0].images_BCHW[2] = math.nan
-    step(state, objective, batch, folder=Path(folder) / "bad")
+    step(state, objective, batch, folder=Path(folder) / "nonfinite")
     distributed.barrier()  # the main process has written
     kept = all(torch.equal(tensor, before[name]) for name, tensor in objective.state_dict().items())
-    return state.progress.skipped, kept, (Path(folder) / "bad" / STEPS).read_text(encoding="utf-8")
+    return state.progress.skipped, kept, (Path(folder) / "nonfinite" / STEPS).read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -264,7 +264,7 @@ def test_a_small_view_has_its_own_tokens_and_places() -> None:
 def test_what_has_no_effect_is_refused(config: Any) -> None:
     kind = {"kind": "dino" if config is DinoConfig else "ibot"}
     idle: list[dict[str, Any]] = [
-        {"targets": "sinkhorn", "centre_momentum": 0.5}, {"sinkhorn_rounds": 5}, {"head_depth": 1, "head_hidden": 3},
+        {"centering": "sinkhorn", "center_momentum": 0.5}, {"sinkhorn_rounds": 5}, {"head_depth": 1, "head_hidden": 3},
         {"local_crops": 0, "local_size": 4},
     ]  # fmt: skip
     for keys in idle:
@@ -275,11 +275,11 @@ def test_what_has_no_effect_is_refused(config: Any) -> None:
 def test_a_collapse_is_named_by_its_direction() -> None:
     objective = make()
     healthy = {"feature_std": 0.8, "teacher_entropy": 1.5, "teacher_mean_entropy": 2.3}
-    assert objective.alarm(healthy) is None
+    assert objective.check_collapse(healthy) is None
     most = math.log(12)
-    assert "says the same of every prototype" in str(objective.alarm({**healthy, "teacher_entropy": most}))
-    assert "to one prototype" in str(objective.alarm({**healthy, "teacher_mean_entropy": 0.01}))
-    assert "nearly equal" in str(objective.alarm({**healthy, "feature_std": 0.001}))
+    assert "says the same of every prototype" in str(objective.check_collapse({**healthy, "teacher_entropy": most}))
+    assert "to one prototype" in str(objective.check_collapse({**healthy, "teacher_mean_entropy": 0.01}))
+    assert "nearly equal" in str(objective.check_collapse({**healthy, "feature_std": 0.001}))
 
 
 @pytest.mark.parametrize("pool", ["cls", "avg"])
@@ -293,4 +293,4 @@ def test_pictures_are_of_the_patches_and_of_the_token_that_is_read(pool: str) ->
         assert 0 <= pictures.min() <= pictures.max() <= 1
         if name != "image":
             cells = pictures.unflatten(3, (4, 2)).unflatten(2, (4, 2))
-            assert torch.equal(cells, cells[:, :, :, :1, :, :1].expand_as(cells)), "one colour a patch"
+            assert torch.equal(cells, cells[:, :, :, :1, :, :1].expand_as(cells)), "one color a patch"

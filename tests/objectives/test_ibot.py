@@ -1,4 +1,4 @@
-"""iBOT: exact masks, a loss at masked patches only, heads that are shared or not, centres that add up."""
+"""iBOT: exact masks, a loss at masked patches only, heads that are shared or not, centers that add up."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.objectives.distilled import DOUBLE, SMALL, make, slopes, state_of, step, views
+from tests.objectives.distilled import DOUBLE, SMALL, grads, make, state_of, step, views
 from vitral.errors import UserError
 from vitral.objectives.config import IbotConfig
 from vitral.objectives.ibot import Ibot, Masked, draw_masks, masked_mean, patch_loss
@@ -65,7 +65,7 @@ def test_spread_ratios_are_even_over_the_masked_half() -> None:
 def plain(objective: Ibot, batch: Any, found: Masked) -> torch.Tensor:
     """The patches' loss, one view and one patch after the other."""
     config, total = objective.config, torch.zeros((), dtype=DOUBLE)
-    B = len(batch.keys_B)
+    B = len(batch.sample_ids_B)
     for view in range(2):
         images = batch.views[view].images_BCHW
         model = objective.taught
@@ -74,7 +74,7 @@ def plain(objective: Ibot, batch: Any, found: Masked) -> torch.Tensor:
         if objective.teacher_own_head is not None:
             logits = objective.teacher_own_head(seen)
         assert logits is not None
-        target = F.softmax((logits - objective.patch_centre_K) / objective.temperature(0), dim=-1)
+        target = F.softmax((logits - objective.patch_center_K) / objective.temperature(0), dim=-1)
         patches, grid = objective.model.embed(images)
         patches = patches.clone()
         mask_BN = found.mask_RN[view * B : (view + 1) * B]
@@ -93,10 +93,10 @@ def plain(objective: Ibot, batch: Any, found: Masked) -> torch.Tensor:
 @pytest.mark.parametrize("pool", ["cls", "avg"])
 def test_the_loss_of_patches_is_the_papers(patch_head: str, pool: str) -> None:
     objective, batch = ibot(patch_head=patch_head, model={"pool": pool}), views(7)
-    torch.nn.init.normal_(objective.patch_centre_K, std=0.1)
+    torch.nn.init.normal_(objective.patch_center_K, std=0.1)
     torch.nn.init.normal_(objective.mask_token)
     out = objective({"train": batch}, 0)
-    want = plain(objective, batch, draw_masks(objective.config, 3, 0, batch.keys_B, (4, 4)))
+    want = plain(objective, batch, draw_masks(objective.config, 3, 0, batch.sample_ids_B, (4, 4)))
     assert want > 0
     torch.testing.assert_close(out.metrics["loss_patches"], want.detach(), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(out.loss.detach(), out.metrics["loss_views"] + want.detach(), rtol=1e-10, atol=1e-12)
@@ -105,19 +105,19 @@ def test_the_loss_of_patches_is_the_papers(patch_head: str, pool: str) -> None:
 def test_only_masked_patches_have_a_gradient() -> None:
     found = masks((4, 4), 6)
     said = torch.randn(len(found.place_M), 5, dtype=DOUBLE, requires_grad=True)
-    wanted = torch.randn(len(found.place_M), 5, dtype=DOUBLE).softmax(-1)
-    slope = torch.autograd.grad(patch_loss(wanted, said, found), said)[0]
-    assert torch.equal(slope.abs().sum(1) > 0, found.is_real_M)
+    expected = torch.randn(len(found.place_M), 5, dtype=DOUBLE).softmax(-1)
+    grad = torch.autograd.grad(patch_loss(expected, said, found), said)[0]
+    assert torch.equal(grad.abs().sum(1) > 0, found.is_real_M)
 
 
-def test_without_a_masked_patch_the_loss_is_zero_and_the_centre_stays() -> None:
-    for targets in ("centred", "sinkhorn"):
+def test_without_a_masked_patch_the_loss_is_zero_and_the_center_stays() -> None:
+    for targets in ("centered", "sinkhorn"):
         objective, batch = ibot(mask_ratio=(1e-6, 1e-6), targets=targets), views(4)
         out = objective({"train": batch}, 0)
         assert out.metrics["loss_patches"] == 0
-        assert all(slope.isfinite().all() for slope in slopes(objective, out).values())
+        assert all(grad.isfinite().all() for grad in grads(objective, out).values())
         step(state_of(objective, OptimConfig(name="sgd")), objective, batch)
-        assert torch.equal(objective.patch_centre_K, torch.zeros(12, dtype=DOUBLE))
+        assert torch.equal(objective.patch_center_K, torch.zeros(12, dtype=DOUBLE))
 
 
 def test_the_teacher_never_sees_the_mask_token() -> None:
@@ -145,17 +145,17 @@ def test_a_shared_head_is_one_and_the_teachers_another() -> None:
         assert len(places) == len(set(places)), "no tensor has two names"
 
 
-def test_the_patches_centre_is_the_mean_over_masked_patches_each_view_alike() -> None:
-    objective, batch = ibot(centre_momentum=0.75), views(9)
+def test_the_patches_center_is_the_mean_over_masked_patches_each_view_alike() -> None:
+    objective, batch = ibot(center_momentum=0.75), views(9)
     out = objective({"train": batch}, 0)
     objective.after_update(0, out.means, torch.zeros(()))
-    found, rows = draw_masks(objective.config, 3, 0, batch.keys_B, (4, 4)), list[torch.Tensor]()
+    found, rows = draw_masks(objective.config, 3, 0, batch.sample_ids_B, (4, 4)), list[torch.Tensor]()
     model, images = objective.taught, torch.cat([view.images_BCHW for view in batch.views[:2]])
     logits = objective.teacher_head(model.fc_norm(model.encode(images).patches_BND)).detach()
     for mask_N, logits_NK in zip(found.mask_RN, logits, strict=True):
         if mask_N.any():
             rows.append(logits_NK[mask_N].mean(0))
-    torch.testing.assert_close(objective.patch_centre_K, 0.25 * torch.stack(rows).mean(0))
+    torch.testing.assert_close(objective.patch_center_K, 0.25 * torch.stack(rows).mean(0))
     parts = masked_mean(torch.ones(len(found.place_M), 2, dtype=DOUBLE), found)
     torch.testing.assert_close(parts["patch_logits"] / parts["patch_share"], torch.ones(2, dtype=DOUBLE))
 

@@ -27,8 +27,8 @@ from vitral.optim.config import OptimConfig
 from vitral.optim.optimizer import make_optimizer
 from vitral.structs import Batch, View
 from vitral.training.config import TrainConfig
-from vitral.training.guard import Guard, Watch
 from vitral.training.loop import Plan, update
+from vitral.training.nonfinite import Guard, Watch
 from vitral.training.parallel import Parallel
 from vitral.training.state import Progress, TrainState
 from vitral.weights.config import ReadOptions
@@ -47,7 +47,7 @@ def vit(**options: Any) -> VisionTransformer:
 
 def objective(dtype: torch.dtype = torch.float32, seed: int = 0, hidden: float = 0.75, **options: Any) -> MAE:
     keys = {key: options.pop(key) for key in list(options) if key in MaeConfig.model_fields}
-    config = MaeConfig(kind="mae", hidden=hidden, **{**DECODER, **keys})
+    config = MaeConfig(kind="mae", mask_ratio=hidden, **{**DECODER, **keys})
     made = MAE(lambda: vit(**options), config, ObjectiveContext(10, seed=seed))
     torch.manual_seed(1)
     for parameter in made.parameters():
@@ -57,8 +57,8 @@ def objective(dtype: torch.dtype = torch.float32, seed: int = 0, hidden: float =
 
 def batch(count: int = 4, dtype: torch.dtype = torch.float32, channels: int = 3, first: int = 0) -> Batch:
     images = [torch.rand(channels, 12, 20, generator=torch.Generator().manual_seed(i)) for i in range(count)]
-    keys_B = torch.arange(count)
-    whole = Batch((View(torch.stack(images).to(dtype), torch.eye(3).expand(count, 3, 3)),), {}, keys_B)
+    sample_ids_B = torch.arange(count)
+    whole = Batch((View(torch.stack(images).to(dtype), torch.eye(3).expand(count, 3, 3)),), {}, sample_ids_B)
     return whole.slice(first, count)
 
 
@@ -67,7 +67,7 @@ def plain_loss(made: MAE, given: Batch, step: int) -> tuple[Tensor, Tensor]:
     and its gradient by the prediction [B, N, X]."""
     images = given.views[0].images_BCHW
     model, (rows, columns) = made.model, made.model.grid
-    seen, hidden = made.hide(given.keys_B, step, (rows, columns))
+    seen, hidden = made.hide(given.sample_ids_B, step, (rows, columns))
     B, K, N = len(images), seen.shape[1], rows * columns
     out = model.encode(images, seen)
     tokens = out.patches_BND if out.cls_BD is None else torch.cat([out.cls_BD[:, None], out.patches_BND], 1)
@@ -89,10 +89,10 @@ def plain_loss(made: MAE, given: Batch, step: int) -> tuple[Tensor, Tensor]:
     for n in range(N):
         r, c = divmod(n, columns)
         target[:, n] = normal[:, :, r * P : r * P + P, c * P : c * P + P].permute(0, 2, 3, 1).reshape(B, -1)
-    if made.config.target_norm:
+    if made.config.norm_pix_loss:
         count = target.shape[-1]
-        centred = target - target.mean(-1, keepdim=True)
-        target = centred / (centred.square().sum(-1, keepdim=True) / (count - 1) + 1e-6).sqrt()
+        centered = target - target.mean(-1, keepdim=True)
+        target = centered / (centered.square().sum(-1, keepdim=True) / (count - 1) + 1e-6).sqrt()
     loss = ((said - target).square().mean(-1) * mask).sum() / mask.sum()
     loss.backward()
     assert said.grad is not None
@@ -101,25 +101,25 @@ def plain_loss(made: MAE, given: Batch, step: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("options", [
     {}, {"pool": "avg"}, {"positions": "sincos"}, {"class_token": False, "pool": "avg"}, {"registers": 2},
-    {"hidden": 0.4, "target_norm": False}, {"positions": "rope", "heads": 2, "decoder_depth": 1},
+    {"hidden": 0.4, "norm_pix_loss": False}, {"positions": "rope", "heads": 2, "decoder_depth": 1},
     {"in_channels": 1, "mean": (), "std": ()},
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_loss_and_gradients_are_the_plain_ones(options: dict[str, Any], dtype: torch.dtype) -> None:
     made = objective(dtype, **options)
     given = batch(dtype=dtype, channels=options.get("in_channels", 3))
-    wanted, on_seen = plain_loss(made, given, 3)
-    slopes = {name: parameter.grad for name, parameter in made.named_parameters()}
+    expected, on_seen = plain_loss(made, given, 3)
+    grads = {name: parameter.grad for name, parameter in made.named_parameters()}
     made.zero_grad()
     out = made({"train": given}, 3)
     out.loss.backward()
     limit = 1e-11 if dtype == torch.float64 else 2e-4
     assert out.loss.dtype == dtype
-    torch.testing.assert_close(out.loss.detach(), wanted, rtol=0, atol=limit)
+    torch.testing.assert_close(out.loss.detach(), expected, rtol=0, atol=limit)
     assert not on_seen.any(), "the loss does not know what is said of seen patches"
     for name, parameter in made.named_parameters():
         assert parameter.grad is not None, f"{name} is unused"
-        torch.testing.assert_close(parameter.grad, slopes[name], rtol=limit, atol=limit)
+        torch.testing.assert_close(parameter.grad, grads[name], rtol=limit, atol=limit)
 
 
 def test_encoder_runs_the_seen_patches_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +127,7 @@ def test_encoder_runs_the_seen_patches_alone(monkeypatch: pytest.MonkeyPatch) ->
     made = objective()
     made.model.blocks[0].register_forward_hook(lambda _, inputs, __: lengths.append(inputs[0].shape[1]))
     for ratio in (0.1, 0.5, 0.75, 0.9, 0.99):
-        monkeypatch.setattr(made, "config", made.config.model_copy(update={"hidden": ratio}))
+        monkeypatch.setattr(made, "config", made.config.model_copy(update={"mask_ratio": ratio}))
         made({"train": batch()}, 0)
         seen, hidden = made.hide(torch.arange(4), 0, (3, 5))
         assert lengths.pop() == 1 + kept_count(15, ratio) == 1 + seen.shape[1]
@@ -170,18 +170,18 @@ def test_patches_and_back() -> None:
 def test_targets_have_mean_0_and_variance_1() -> None:
     made = objective(torch.float64)
     images = batch(dtype=torch.float64).views[0].images_BCHW * 0.5
-    standard, mean, scale = made.standardise(made.pixels(images))
+    standard, mean, scale = made.standardize(made.pixels(images))
     torch.testing.assert_close(standard.mean(-1), torch.zeros(4, 15, dtype=torch.float64), rtol=0, atol=1e-12)
     torch.testing.assert_close(standard.var(-1), torch.ones(4, 15, dtype=torch.float64), rtol=0, atol=1e-4)
     torch.testing.assert_close(standard * scale + mean, made.pixels(images))
-    flat = made.standardise(torch.full((1, 1, 48), 0.3))[0]
-    assert flat.isfinite().all(), "a patch of one colour has no variance"
+    flat = made.standardize(torch.full((1, 1, 48), 0.3))[0]
+    assert flat.isfinite().all(), "a patch of one color has no variance"
 
 
 def test_hidden_pixels_change_no_prediction_and_seen_pixels_no_target() -> None:
     made, given = objective(), batch()
     images = given.views[0].images_BCHW
-    seen, hidden = made.hide(given.keys_B, 0, (3, 5))
+    seen, hidden = made.hide(given.sample_ids_B, 0, (3, 5))
 
     def said(x: Tensor) -> Tensor:
         return made.decode(made.model.encode(x, seen), seen, hidden)
@@ -198,7 +198,7 @@ def test_hidden_pixels_change_no_prediction_and_seen_pixels_no_target() -> None:
 def test_order_of_seen_and_hidden_patches_does_not_matter() -> None:
     made, given = objective(torch.float64), batch(dtype=torch.float64)
     images = given.views[0].images_BCHW
-    seen, hidden = made.hide(given.keys_B, 0, (3, 5))
+    seen, hidden = made.hide(given.sample_ids_B, 0, (3, 5))
     first = made.decode(made.model.encode(images, seen), seen, hidden)
     second = made.decode(made.model.encode(images, seen.flip(1)), seen.flip(1), hidden.flip(1))
     torch.testing.assert_close(second.flip(1), first, rtol=0, atol=1e-12)
@@ -210,10 +210,12 @@ def test_other_grids_than_the_models_own() -> None:
     assert all(image.shape == (2, 3, 20, 12) for image in shown)
 
 
-@pytest.mark.parametrize("target_norm", [True, False])
-def test_reconstruction_shows_what_is_said_where_it_is_said(target_norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+def test_reconstruction_shows_what_is_said_where_it_is_said(
+    norm_pix_loss: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A decoder that says the truth gives the image back; seen pixels are always the image's."""
-    made = objective(torch.float64, target_norm=target_norm).eval()
+    made = objective(torch.float64, norm_pix_loss=norm_pix_loss).eval()
     images = batch(dtype=torch.float64).views[0].images_BCHW
     seen, hidden = made.hide(torch.arange(4), 0, (3, 5))
     shown = made.reconstruct(images)
@@ -223,7 +225,7 @@ def test_reconstruction_shows_what_is_said_where_it_is_said(target_norm: bool, m
         torch.testing.assert_close(patchify(image, 4).gather(1, index), patchify(images, 4).gather(1, index))
     assert (patchify(shown.masked_BCHW, 4).gather(1, hidden[..., None].expand(-1, -1, 48)) == 0.5).all()
     assert not torch.allclose(shown.predicted_BCHW, images, atol=0.05)
-    truth = made.standardise(made.pixels(images).gather(1, hidden[..., None].expand(-1, -1, 48)))[0]
+    truth = made.standardize(made.pixels(images).gather(1, hidden[..., None].expand(-1, -1, 48)))[0]
     monkeypatch.setattr(made, "decode", lambda *_: truth)
     torch.testing.assert_close(made.reconstruct(images).predicted_BCHW, images)
     assert list(made.pictures(images)) == ["original", "what is seen", "reconstruction"]
@@ -233,8 +235,8 @@ def test_bytes_are_images_too() -> None:
     made = objective()
     given = batch()
     as_bytes = (given.views[0].images_BCHW * 255).round().byte()
-    floats = Batch((View(as_bytes.float() / 255, given.views[0].matrix_B33),), {}, given.keys_B)
-    as_batch = Batch((View(as_bytes, given.views[0].matrix_B33),), {}, given.keys_B)
+    floats = Batch((View(as_bytes.float() / 255, given.views[0].matrix_B33),), {}, given.sample_ids_B)
+    as_batch = Batch((View(as_bytes, given.views[0].matrix_B33),), {}, given.sample_ids_B)
     assert torch.equal(made({"train": as_batch}, 0).loss, made({"train": floats}, 0).loss)
 
 
@@ -302,7 +304,7 @@ def test_not_finite_is_skipped(tmp_path: Path) -> None:
         0.1,
         guard,
     )
-    guard.settle()
+    guard.sync()
     assert state.progress.skipped == 1
     assert all(torch.equal(tensor, before[name]) for name, tensor in made.state_dict().items())
 
@@ -340,11 +342,11 @@ def write_checkpoint(made: MAE, path: Path) -> None:
 
 def test_whole_checkpoints_load_by_name(tmp_path: Path) -> None:
     square: dict[str, Any] = {"positions": "sincos", "image_size": (16, 16), "mean": (), "std": ()}
-    made = objective(**square, target_norm=False).eval()
+    made = objective(**square, norm_pix_loss=False).eval()
     write_checkpoint(made, tmp_path / "mae.pth")
-    found = load_mae(tmp_path / "mae.pth", ReadOptions(heads=2), decoder_heads=2, target_norm=False)
+    found = load_mae(tmp_path / "mae.pth", ReadOptions(heads=2), decoder_heads=2, norm_pix_loss=False)
     images = torch.rand(3, 3, 16, 16)
-    for one in (made, found):  # files hold no normalisation
+    for one in (made, found):  # files hold no normalization
         one.model.mean, one.model.std = torch.full((3, 1, 1), 0.5), torch.full((3, 1, 1), 0.25)
     for mine, theirs in zip(made.reconstruct(images), found.reconstruct(images), strict=True):
         torch.testing.assert_close(theirs, mine, rtol=0, atol=1e-6)

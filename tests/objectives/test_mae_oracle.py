@@ -26,37 +26,37 @@ HF: dict[str, Any] = {
 }  # fmt: skip
 
 
-def pair(transformers: ModuleType, folder: Path, target_norm: bool) -> tuple[MAE, Any]:
+def pair(transformers: ModuleType, folder: Path, norm_pix_loss: bool) -> tuple[MAE, Any]:
     """Theirs with random weights and the fixed positions as they compute them; ours, loaded from their file."""
-    other = transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**HF, norm_pix_loss=target_norm))
+    other = transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**HF, norm_pix_loss=norm_pix_loss))
     randomised(other)
     other.vit.embeddings.initialize_weights()
     other.decoder.initialize_weights(25)
     other.save_pretrained(folder)
-    ours = load_mae(folder, ReadOptions(heads=4), decoder_heads=3, target_norm=target_norm)
+    ours = load_mae(folder, ReadOptions(heads=4), decoder_heads=3, norm_pix_loss=norm_pix_loss)
     return ours, other.eval()
 
 
-@pytest.mark.parametrize("target_norm", [True, False])
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 def test_equal_loss_and_gradients(
-    transformers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target_norm: bool, dtype: torch.dtype,
+    transformers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, norm_pix_loss: bool, dtype: torch.dtype,
     limit: float,
 ) -> None:  # fmt: skip
-    ours, other = pair(transformers, tmp_path, target_norm)
+    ours, other = pair(transformers, tmp_path, norm_pix_loss)
     ours, other = ours.to(dtype), other.to(dtype)
     # Fixed positions are computed in float32 by both, and by different formulas.
     ours.decoder_places.copy_(other.decoder.decoder_pos_embed[0, 1:])
     images = torch.rand(5, 3, 20, 20, dtype=dtype)
     noise = torch.rand(5, 25)
     monkeypatch.setattr(mae, "noise", lambda *_: noise)
-    wanted = other((images - ours.model.mean) / ours.model.std, noise=noise)
-    wanted.loss.backward()
+    expected = other((images - ours.model.mean) / ours.model.std, noise=noise)
+    expected.loss.backward()
     given = Batch((View(images, torch.eye(3).expand(5, 3, 3)),), {}, torch.arange(5))
     loss = ours({"train": given}, 0).loss
     loss.backward()
     assert loss.dtype == dtype
-    assert abs(loss.item() - wanted.loss.item()) <= limit
+    assert abs(loss.item() - expected.loss.item()) <= limit
     for mine, theirs in (
         (ours.mask_token, other.decoder.mask_token),
         (ours.decoder_pred.weight, other.decoder.decoder_pred.weight),
@@ -80,9 +80,9 @@ def test_equal_reconstruction(transformers: ModuleType, tmp_path: Path, monkeypa
     images, noise = torch.rand(2, 3, 20, 20), torch.rand(2, 25)
     monkeypatch.setattr(mae, "noise", lambda *_: noise)
     with torch.no_grad():
-        wanted = other((images - ours.model.mean) / ours.model.std, noise=noise)
-    said: Tensor = unpatchify(wanted.logits, (5, 5), 3) * ours.model.std + ours.model.mean
-    hidden = wanted.mask[..., None].expand(-1, -1, 48)
+        expected = other((images - ours.model.mean) / ours.model.std, noise=noise)
+    said: Tensor = unpatchify(expected.logits, (5, 5), 3) * ours.model.std + ours.model.mean
+    hidden = expected.mask[..., None].expand(-1, -1, 48)
     where = unpatchify(hidden, (5, 5), 3).bool()
     shown = ours.reconstruct(images)
     torch.testing.assert_close(shown.predicted_BCHW[where], said.clamp(0, 1)[where], rtol=0, atol=1e-4)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from tests.helpers import create_vit
 from vitral.data.masking import noise
 from vitral.objectives.config import MaskedPatchConfig
-from vitral.objectives.masked_patch import MaskedPatch, colours, part_means
+from vitral.objectives.masked_patch import MaskedPatch, colors, part_means
 from vitral.objectives.objective import ObjectiveContext
 from vitral.structs import Batch, View
 
@@ -31,10 +31,10 @@ def objective(seed: int = 0, channels: int = 3, pool: str = "avg", **keys: objec
 
 
 def test_white_is_511_and_black_is_0() -> None:
-    assert colours(torch.ones(3)).item() == 511
-    assert colours(torch.zeros(3)).item() == 0
-    assert colours(torch.tensor([0.5, 0.0, 0.99])).item() == 4 * 64 + 7
-    assert colours(torch.tensor([[0.13], [0.99]])).tolist() == [1, 7], "one channel: 8 classes"
+    assert colors(torch.ones(3)).item() == 511
+    assert colors(torch.zeros(3)).item() == 0
+    assert colors(torch.tensor([0.5, 0.0, 0.99])).item() == 4 * 64 + 7
+    assert colors(torch.tensor([[0.13], [0.99]])).tolist() == [1, 7], "one channel: 8 classes"
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
@@ -57,7 +57,7 @@ def test_targets_come_from_the_image_as_it_is_uint8_or_not() -> None:
 
 
 def test_the_corruption_is_at_the_shares_asked_for() -> None:
-    made = objective(masked=0.8, swapped=0.1)
+    made = objective(mask_token_prob=0.8, swap_prob=0.1)
     N, M, size = 64, 32, 2000
     patches = torch.arange(size * N, dtype=torch.float64).view(size, N, 1).expand(-1, -1, made.model.config.width)
     chosen = torch.rand(size, N, generator=torch.Generator().manual_seed(0)).argsort(1)[:, :M]
@@ -86,18 +86,18 @@ def test_the_loss_is_that_of_the_chosen_patches_alone(pool: str, channels: int, 
     assert made.predict.weight.shape[0] == width
     torch.nn.init.normal_(made.predict.weight)
     patches, grid = made.model.embed(one.views[0].images_BCHW)
-    chosen = noise(3, 2, 0, one.keys_B, 16).argsort(1)[:, :8]
-    out = made.model.encode_tokens(made.corrupt(patches, chosen, one.keys_B, 2), grid)
+    chosen = noise(3, 2, 0, one.sample_ids_B, 16).argsort(1)[:, :8]
+    out = made.model.encode_tokens(made.corrupt(patches, chosen, one.sample_ids_B, 2), grid)
     said = made.predict(made.model.fc_norm(out.patches_BND)).view(6, 16, made.parts**2, -1)
-    wanted = part_means(one.views[0].images_BCHW, grid, made.parts)
+    expected = part_means(one.views[0].images_BCHW, grid, made.parts)
     losses = []
     for image in range(6):
         for patch in chosen[image].tolist():
             for part in range(made.parts**2):
                 if target == "pixels":
-                    losses.append((said[image, patch, part] - wanted[image, patch, part]).square().mean())
+                    losses.append((said[image, patch, part] - expected[image, patch, part]).square().mean())
                 else:
-                    losses.append(F.cross_entropy(said[image, patch, part], colours(wanted[image, patch, part])))
+                    losses.append(F.cross_entropy(said[image, patch, part], colors(expected[image, patch, part])))
     assert made({"train": one}, 2).loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-12)
 
 
@@ -132,5 +132,5 @@ def test_bfloat16_is_near() -> None:
 
 def test_equal_features_raise_the_alarm() -> None:
     made = objective()
-    assert made.alarm({"feature_std": 0.5}) is None
-    assert "collapse" in (made.alarm({"feature_std": 1e-4}) or "")
+    assert made.check_collapse({"feature_std": 0.5}) is None
+    assert "collapse" in (made.check_collapse({"feature_std": 1e-4}) or "")

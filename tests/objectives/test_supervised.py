@@ -67,7 +67,7 @@ def test_an_untrained_model_has_the_loss_of_guessing() -> None:
 
 
 def test_in_the_first_steps_only_the_head_learns() -> None:
-    made = objective(head_first=0.3)
+    made = objective(head_only_fraction=0.3)
     for step, frozen in ((0, True), (29, True), (30, False)):
         made.zero_grad()
         made({"train": batch()}, step).loss.backward()
@@ -76,7 +76,7 @@ def test_in_the_first_steps_only_the_head_learns() -> None:
 
 
 def test_the_frozen_phase_computes_the_same_loss() -> None:
-    assert objective(head_first=1.0)({"train": batch()}, 0).loss.item() == pytest.approx(
+    assert objective(head_only_fraction=1.0)({"train": batch()}, 0).loss.item() == pytest.approx(
         objective()({"train": batch()}, 0).loss.item(), abs=1e-12
     )
 
@@ -140,8 +140,8 @@ def test_multi_hot_targets_are_mixed_and_smoothed_class_by_class() -> None:
         smooth = hot.float() * 0.9 + 0.05
         return F.binary_cross_entropy_with_logits(logits, smooth, reduction="none").mean(1)
 
-    wanted = (weight * loss(labels) + (1 - weight) * loss(partners)).mean()
-    torch.testing.assert_close(binary_cross_entropy(logits, target), wanted)
+    expected = (weight * loss(labels) + (1 - weight) * loss(partners)).mean()
+    torch.testing.assert_close(binary_cross_entropy(logits, target), expected)
 
 
 def test_multi_hot_labels_choose_the_loss() -> None:

@@ -15,7 +15,9 @@ def test_two_steps_equal_the_papers() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(5, 3).double()
     w, b = layer.weight.detach().clone(), layer.bias.detach().clone()
-    optimizer = make_optimizer(layer, OptimConfig(name="lars", lr=0.5, weight_decay=0.1, momentum=0.8, trust=0.02))
+    optimizer = make_optimizer(
+        layer, OptimConfig(name="lars", lr=0.5, weight_decay=0.1, momentum=0.8, trust_coefficient=0.02)
+    )
     v, u = torch.zeros_like(w), torch.zeros_like(b)
     for _ in range(2):
         g, h = torch.randn_like(w), torch.randn_like(b)

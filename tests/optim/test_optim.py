@@ -30,8 +30,8 @@ def test_warmup_is_linear_and_reaches_the_peak_as_the_schedule_starts() -> None:
 
 
 def test_cosine_and_linear_follow_their_formulas() -> None:
-    cosine = rates(110, lr=1.0, warmup=10, schedule="cosine", final=0.1)
-    linear = rates(110, lr=1.0, warmup=10, schedule="linear", final=0.1)
+    cosine = rates(110, lr=1.0, warmup=10, schedule="cosine", min_lr_ratio=0.1)
+    linear = rates(110, lr=1.0, warmup=10, schedule="linear", min_lr_ratio=0.1)
     for k in range(100):
         assert cosine[10 + k] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * k / 100)))
         assert linear[10 + k] == pytest.approx(0.1 + 0.9 * (1 - k / 100))
@@ -39,7 +39,7 @@ def test_cosine_and_linear_follow_their_formulas() -> None:
 
 
 def test_wsd_is_constant_until_its_last_share() -> None:
-    found = rates(200, lr=2.0, warmup=0.05, schedule="wsd", cooldown=0.25, final=0.1)
+    found = rates(200, lr=2.0, warmup=0.05, schedule="wsd", cooldown=0.25, min_lr_ratio=0.1)
     assert found[:10] == pytest.approx([2 * (k + 1) / 11 for k in range(10)])
     assert found[10:150] == [2.0] * 140
     assert found[150:] == pytest.approx([2 * (0.1 + 0.9 * (1 - math.sqrt(k / 50))) for k in range(50)])
@@ -49,7 +49,7 @@ def test_wsd_is_constant_until_its_last_share() -> None:
 
 
 def test_a_step_schedule_falls_where_it_is_told_to() -> None:
-    found = rates(10, lr=1.0, warmup=0, schedule="step", drops=(0.3, 0.5), drop_factor=0.5)
+    found = rates(10, lr=1.0, warmup=0, schedule="step", milestones=(0.3, 0.5), gamma=0.5)
     assert found == pytest.approx([1.0] * 3 + [0.5] * 2 + [0.25] * 5)
 
 
@@ -140,8 +140,8 @@ def test_adam_adds_the_decay_to_the_gradient() -> None:
     optimizer = make_optimizer(layer, OptimConfig(name="adam", lr=0.1, weight_decay=0.5))
     layer.weight.grad = torch.randn_like(before)
     optimizer.step()
-    slope = layer.weight.grad + 0.5 * before  # Kingma and Ba 2014, algorithm 1, of the loss with an L2 term
-    torch.testing.assert_close(layer.weight.detach(), before - 0.1 * slope / (slope.abs() + 1e-8))
+    grad = layer.weight.grad + 0.5 * before  # Kingma and Ba 2014, algorithm 1, of the loss with an L2 term
+    torch.testing.assert_close(layer.weight.detach(), before - 0.1 * grad / (grad.abs() + 1e-8))
 
 
 def test_adamw_step_equals_the_paper() -> None:

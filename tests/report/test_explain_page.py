@@ -42,8 +42,8 @@ def test_the_image_is_seen_under_the_map(size: tuple[int, int]) -> None:
     picture[:] = picture[:, :, :1]
     for heat in (np.zeros((4, 4)), np.ones((4, 4))):
         panel = plots.heat_panel(picture, heat, 96, 1.0)
-        grey = plots.enlarged(picture, 96)[:, :, 0].ravel()
-        assert np.corrcoef(grey, panel.astype(float).sum(2).ravel())[0, 1] > 0.99
+        gray = plots.enlarged(picture, 96)[:, :, 0].ravel()
+        assert np.corrcoef(gray, panel.astype(float).sum(2).ravel())[0, 1] > 0.99
     low, high = (plots.heat_panel(picture, np.full((4, 4), v), 96, 2.0).mean((0, 1)) for v in (0.0, 2.0))
     assert high[1] > low[1] + 80, "viridis: yellow against violet"
 

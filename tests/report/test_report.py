@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from vitral.evaluate.calibration import reliability_bins, softmax
-from vitral.evaluate.classify import classification_metrics
+from vitral.evaluate.classification import classification_metrics
 from vitral.evaluate.metric import percent
 from vitral.report import plots
 from vitral.report.classification import classification_sections
@@ -260,12 +260,12 @@ def test_percent_is_never_a_false_zero_or_hundred(share: float, text: str) -> No
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 1), (5, 7, 2), (5, 7, 3), (5, 7, 4)])
-def test_photo_keeps_bytes_and_colours(shape: tuple[int, ...]) -> None:
+def test_photo_keeps_bytes_and_colors(shape: tuple[int, ...]) -> None:
     image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     media, content, size = photo(image)
-    wanted = image if len(shape) == 2 else image[:, :, :3] if shape[2] > 2 else image[:, :, 0]
+    expected = image if len(shape) == 2 else image[:, :, :3] if shape[2] > 2 else image[:, :, 0]
     assert (media, size) == ("image/png", (7, 5))
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(content))), wanted)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(content))), expected)
     with pytest.raises(ValueError, match="no picture"):
         photo(np.zeros((2, 2, 5)))
 

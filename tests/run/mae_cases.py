@@ -14,8 +14,8 @@ MAE: Mapping[str, Any] = {
 
 MAE_CASES: dict[str, Case] = {
     "data.shots": Case(5),
-    "objective.hidden": Case(0.5, weights, MAE),
-    "objective.target_norm": Case(False, weights, MAE),
+    "objective.mask_ratio": Case(0.5, weights, MAE),
+    "objective.norm_pix_loss": Case(False, weights, MAE),
     "objective.decoder_width": Case(8, weights, MAE),
     "objective.decoder_depth": Case(2, weights, MAE),
     "objective.decoder_heads": Case(4, weights, MAE),

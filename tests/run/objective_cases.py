@@ -12,8 +12,8 @@ MASKED_PATCH: Mapping[str, Any] = {"objective.kind": "masked_patch", "train.eval
 OBJECTIVE_CASES: dict[str, Case] = {
     "eval": Case({"knn": {"k": 1}}, judged, MASKED_PATCH),
     "data.target": Case(["ink"], weights, {"objective.kind": "regression", "data.target": ["digit"]}),
-    "objective.ratio": Case(0.2, weights, MASKED_PATCH),
-    "objective.masked": Case(0.0, weights, MASKED_PATCH),
-    "objective.swapped": Case(0.0, weights, MASKED_PATCH),
+    "objective.mask_ratio": Case(0.2, weights, MASKED_PATCH),
+    "objective.mask_token_prob": Case(0.0, weights, MASKED_PATCH),
+    "objective.swap_prob": Case(0.0, weights, MASKED_PATCH),
     "objective.target": Case("pixels", weights, MASKED_PATCH),
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from vitral.training.journal import Journal
+from vitral.training.metrics_log import MetricsLog
 
 
 def weights(out: Path) -> object:
@@ -18,8 +18,8 @@ def weights(out: Path) -> object:
 
 
 def rows(out: Path) -> object:
-    """The journal's rows by step and kind."""
-    return [(row["step"], "val_loss" in row) for row in Journal.read(out)]
+    """The metrics_log's rows by step and kind."""
+    return [(row["step"], "val_loss" in row) for row in MetricsLog.read(out)]
 
 
 def summary(out: Path) -> Any:
@@ -49,9 +49,9 @@ def card(out: Path) -> object:
 
 
 def judged(out: Path) -> object:
-    """What the nearest neighbours said."""
+    """What the nearest neighbors said."""
     tree = json.loads((out / "summary.json").read_text(encoding="utf-8"))
-    return tree["judged_by"], tree["top1_interval"]
+    return tree["evaluated_by"], tree["top1_interval"]
 
 
 class Case(NamedTuple):

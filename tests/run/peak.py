@@ -15,12 +15,12 @@ from vitral.models.create import build_model
 from vitral.models.model import ImageModel
 from vitral.models.presets import resolve
 from vitral.objectives.objective import ObjectiveContext
-from vitral.objectives.table import OBJECTIVES
+from vitral.objectives.registry import OBJECTIVES
 from vitral.optim.optimizer import make_optimizer
 from vitral.run.config import load_config
 from vitral.run.memory import make_job
 from vitral.structs import Batch, View
-from vitral.training.plan import predict
+from vitral.training.memory_estimate import predict
 
 SAMPLES = 32
 
@@ -42,11 +42,11 @@ def warm_up() -> None:
 
 def main(objective: dict[str, Any], checkpointed: int) -> tuple[int, int]:
     """Bytes at the peak more than before, and as predicted."""
-    pruned, labelled = objective["kind"] == "pruned", objective["kind"] in ("pruned", "supervised")
+    pruned, labeled = objective["kind"] == "dynamic_vit", objective["kind"] in ("dynamic_vit", "supervised")
     keys = {"precision": "float32", "train.ema": None, "train.batch_size": SAMPLES, "objective": objective}
     config = load_config("digits", keys | ({"init": "any", "init_head": True} if pruned else {}))
     options: dict[str, Any] = {"pruner_blocks": (1, 2)} if pruned else {}
-    model = resolve("vit_tiny_patch16_224", image_size=112, depth=6, num_classes=10 * labelled, **options)
+    model = resolve("vit_tiny_patch16_224", image_size=112, depth=6, num_classes=10 * labeled, **options)
     predicted = sum(predict(make_job(config, model, torch.device("cpu"), 0), SAMPLES, checkpointed))
 
     def build() -> ImageModel:

@@ -10,22 +10,22 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import TINY, random_model, write_colours
+from tests.helpers import TINY, random_model, write_colors
 from vitral.data import check as data_check
 from vitral.data.scan import scan
 from vitral.errors import UserError
+from vitral.run.command_options import EvalOptions
 from vitral.run.config import load_config
 from vitral.run.evaluate import evaluate
-from vitral.run.images import open_images
-from vitral.run.options import EvalOptions
+from vitral.run.inference_inputs import open_images
 from vitral.run.train import run
-from vitral.training.journal import log
+from vitral.training.metrics_log import log
 from vitral.weights.folder import load_config as load_config_of
 
 
 @pytest.fixture
 def pets(tmp_path: Path) -> Path:
-    return write_colours(tmp_path / "pets", "cat dog", 12, (12, 9))
+    return write_colors(tmp_path / "pets", "cat dog", 12, (12, 9))
 
 
 def tiny(out: str, **more: Any) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def test_copies_inside_train_do_not_refuse_and_stay_on_one_side_of_the_carved_va
     assert len(recorded.splits["val"]) == pytest.approx(0.3 * 42, abs=2)
 
 
-def test_far_normalisation_of_init_is_told(pets: Path) -> None:
+def test_far_normalization_of_init_is_told(pets: Path) -> None:
     random_model(Path("model"), ("cat", "dog"), mean=(0.99,) * 3, std=(0.02,) * 3, in_channels=3)
     keys = {f"model__{key}": None for key in ("width", "depth", "heads", "mlp_dim", "pool")}
     lines: list[str] = []
@@ -123,7 +123,7 @@ def test_far_normalisation_of_init_is_told(pets: Path) -> None:
         tiny("out", init="model", **{**keys, "model__name": "auto"})
     finally:
         log.removeHandler(handler)
-    assert any("[normalisation]" in line for line in lines)
+    assert any("[normalization]" in line for line in lines)
 
 
 def test_one_class_and_empty_classes_can_be_allowed(pets: Path) -> None:

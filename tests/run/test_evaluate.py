@@ -14,17 +14,17 @@ import pytest
 import torch
 
 import vitral
-from tests.helpers import TINY, edit_config, random_model, write_colours
+from tests.helpers import TINY, edit_config, random_model, write_colors
 from vitral.data.config import DataSource
 from vitral.data.decode import decode
 from vitral.data.image_spec import ResizeSpec
 from vitral.data.resize import fit_image
 from vitral.errors import UserError
+from vitral.run.artifacts import write_predictions
+from vitral.run.command_options import EmbedOptions, EvalOptions
 from vitral.run.config import load_config
 from vitral.run.embed import embeddings
 from vitral.run.evaluate import evaluate
-from vitral.run.options import EmbedOptions, EvalOptions
-from vitral.run.outputs import write_predictions
 from vitral.run.train import run
 from vitral.tasks.classification import Classification
 from vitral.tasks.multilabel import Multilabel
@@ -44,7 +44,7 @@ def test_labels_are_matched_by_name_not_by_place() -> None:
     """The model's classes are in another order than the folder's, which is alphabetical."""
     classes = ("owl", "cat", "dog")
     random_model(Path("model"), classes, in_channels=3)
-    write_colours(Path("pets"), "cat dog owl", count=12)
+    write_colors(Path("pets"), "cat dog owl", count=12)
     found = evaluate("model", on("pets"))
     predictor = vitral.load("model")
     files = sorted(Path("pets").rglob("*.png"))
@@ -59,8 +59,8 @@ def test_labels_are_matched_by_name_not_by_place() -> None:
 @pytest.mark.parametrize("batch_size", [1, 5, 7, 1000])
 def test_every_sample_counts_once_whatever_the_batch_size(batch_size: int) -> None:
     random_model(Path("model"), ("cat", "dog"))
-    write_colours(Path("pets"), "cat", count=9)
-    write_colours(Path("pets"), "dog", count=4)
+    write_colors(Path("pets"), "cat", count=9)
+    write_colors(Path("pets"), "dog", count=4)
     found = evaluate("model", on("pets", batch_size=batch_size))
     assert found["count"] == 13
     assert {name: row["count"] for name, row in found["per_class"].items()} == {"cat": 9, "dog": 4}
@@ -71,7 +71,7 @@ def test_every_sample_counts_once_whatever_the_batch_size(batch_size: int) -> No
 
 def test_a_model_is_as_good_as_itself() -> None:
     random_model(Path("model"), ("cat", "dog"))
-    write_colours(Path("pets"), count=10)
+    write_colors(Path("pets"), count=10)
     found = evaluate("model", on("pets", compare="model"))
     assert found["compare"] == {
         "model": "model", "top1": found["top1"], "only_a": 0, "only_b": 0, "p_value": 1.0, "difference": 0.0,
@@ -80,17 +80,17 @@ def test_a_model_is_as_good_as_itself() -> None:
 
 
 def test_models_of_other_sizes_channels_and_class_orders_can_be_compared() -> None:
-    random_model(Path("grey"), ("cat", "dog"))
-    random_model(Path("colour"), ("dog", "cat"), in_channels=3, image_size=12)
-    write_colours(Path("pets"), count=10)
-    found = evaluate("grey", on("pets", compare="colour"))
-    alone = evaluate("colour", on("pets"))
+    random_model(Path("gray"), ("cat", "dog"))
+    random_model(Path("color"), ("dog", "cat"), in_channels=3, image_size=12)
+    write_colors(Path("pets"), count=10)
+    found = evaluate("gray", on("pets", compare="color"))
+    alone = evaluate("color", on("pets"))
     assert found["compare"]["top1"] == alone["top1"]
-    assert found["top1"] == evaluate("grey", on("pets"))["top1"]
+    assert found["top1"] == evaluate("gray", on("pets"))["top1"]
 
 
 def test_without_data_the_recorded_ones_are_used_from_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    write_colours(Path("pets"), count=10)
+    write_colors(Path("pets"), count=10)
     summary = tiny_run("pets", "run")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -101,14 +101,14 @@ def test_without_data_the_recorded_ones_are_used_from_anywhere(monkeypatch: pyte
     }
     whole = evaluate("../run", on("../pets"))
     assert (whole["split"], whole["count"]) == ("val", 2), "the same images by name: most of them were trained on"
-    write_colours(Path("others"), count=9, first=100)
+    write_colors(Path("others"), count=9, first=100)
     others = evaluate("../run", on("others"))
     assert (others["split"], others["count"]) == ("train", 18), "other data are taken as they are, nothing held out"
 
 
 def test_splits_of_a_folder() -> None:
     for split, first, count in (("train", 0, 6), ("val", 6, 3), ("test", 9, 2)):
-        write_colours(Path("pets") / split, count=count, first=first)
+        write_colors(Path("pets") / split, count=count, first=first)
     tiny_run("pets", "run")
     for options, split, count in (
         (None, "test", 4), (on("pets"), "test", 4), (on("pets", split="val"), "val", 6),
@@ -123,7 +123,7 @@ def test_splits_of_a_folder() -> None:
 
 
 def test_data_that_changed_since_the_training_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
-    write_colours(Path("pets"), count=10)
+    write_colors(Path("pets"), count=10)
     tiny_run("pets", "run")
     evaluate("run")
     assert "changed" not in capsys.readouterr().err
@@ -137,13 +137,13 @@ def test_data_that_changed_since_the_training_are_reported(capsys: pytest.Captur
 
 def test_the_validation_images_are_remembered_by_content(capsys: pytest.CaptureFixture[str]) -> None:
     """Images that are added, renamed or removed later change nothing about what was trained on."""
-    write_colours(Path("pets"), count=20)
+    write_colors(Path("pets"), count=20)
     summary = tiny_run("pets", "run")
     with Path("run/predictions.csv").open(encoding="utf-8") as file:
         held = sorted(row.split(",")[0] for row in list(file)[1:])
     assert len(held) == summary["count"] == 4
     first = evaluate("run")
-    write_colours(Path("more"), count=30, first=100)
+    write_colors(Path("more"), count=30, first=100)
     for path in Path("more").rglob("*.png"):
         path.rename(Path("pets") / path.parent.name / f"new_{path.name}")
     for how in (None, on("pets"), on(str(Path("pets").absolute()))):
@@ -164,7 +164,7 @@ def test_the_validation_images_are_remembered_by_content(capsys: pytest.CaptureF
 
 def test_moved_and_changed_data_are_known_by_content(capsys: pytest.CaptureFixture[str]) -> None:
     """A copy at another place, of which one image is gone, is still the training's; other images are not."""
-    write_colours(Path("pets"), count=20)
+    write_colors(Path("pets"), count=20)
     tiny_run("pets", "run")
     first = evaluate("run")
     held = {row.split(",")[0] for row in Path("run/predictions.csv").read_text(encoding="utf-8").splitlines()[1:]}
@@ -178,7 +178,7 @@ def test_moved_and_changed_data_are_known_by_content(capsys: pytest.CaptureFixtu
     assert (again["loss"], again["confusion"]) == (pytest.approx(first["loss"], abs=1e-5), first["confusion"])
     embedded = embeddings("run", None, EmbedOptions(data=DataSource(path="moved"), split="val"))[1]
     assert {row.image for row in embedded} == held
-    write_colours(Path("others"), count=8, first=100)
+    write_colors(Path("others"), count=8, first=100)
     capsys.readouterr()
     assert evaluate("run", on("others"))["count"] == 16
     assert "too good" not in capsys.readouterr().err
@@ -188,7 +188,7 @@ def test_moved_and_changed_data_are_known_by_content(capsys: pytest.CaptureFixtu
 
 
 def test_without_memory_changed_data_are_not_divided_once_more() -> None:
-    write_colours(Path("pets"), count=20)
+    write_colors(Path("pets"), count=20)
     tiny_run("pets", "run")
     Path("run/split.safetensors").unlink()
     assert evaluate("run")["count"] == 4, "the same data are divided as they were"
@@ -198,7 +198,7 @@ def test_without_memory_changed_data_are_not_divided_once_more() -> None:
 
 
 def test_a_damaged_memory_of_the_held_out_images_is_named() -> None:
-    write_colours(Path("pets"), count=20)
+    write_colors(Path("pets"), count=20)
     tiny_run("pets", "run")
     Path("pets/cat/0.png").unlink()
     path = Path("run/split.safetensors")
@@ -224,38 +224,38 @@ def test_the_metrics_of_the_run_travel_with_the_model(trained: Path) -> None:
 
 def test_the_model_folder_says_all_of_preprocessing_and_everything_follows_it() -> None:
     """Training's own result, eval, predict and a run from it see the same pixels."""
-    write_colours(Path("pets"), count=10, size=(31, 23))
+    write_colors(Path("pets"), count=10, size=(31, 23))
     keys: dict[str, Any] = {**TINY, "model.name": "vit_micro_patch2_8", "data": "pets", "data.image_size": 8}
-    more = {"data.interpolation": "bilinear", "data.crop_ratio": 0.7, "data.max_pixels": 1000, "check.allow": ["near"]}
+    more = {"data.interpolation": "bilinear", "data.crop_pct": 0.7, "data.max_pixels": 1000, "check.allow": ["near"]}
     summary = run(load_config("small", {**keys, **more, "out": "run"}))
     kept = load_config_of(Path("run/model")).preprocessing
-    assert (kept.interpolation, kept.crop_ratio, kept.max_pixels) == ("bilinear", 0.7, 1000)
+    assert (kept.interpolation, kept.crop_pct, kept.max_pixels) == ("bilinear", 0.7, 1000)
     found = evaluate("run")
     assert {key: found[key] for key in ("top1", "loss")} == {key: summary[key] for key in ("top1", "loss")}
     predictor = vitral.load("run")
     image = decode("pets/cat/3.png", 3)
-    wanted = fit_image(image, (8, 8), ResizeSpec(fit="crop", interpolation="bilinear", crop_ratio=0.7))
-    assert torch.equal(predictor.preprocess("pets/cat/3.png"), wanted)
-    assert not torch.equal(fit_image(image, (8, 8), ResizeSpec(fit="crop")), wanted)
-    write_colours(Path("large"), count=2, size=(40, 30))
+    expected = fit_image(image, (8, 8), ResizeSpec(resize_mode="crop", interpolation="bilinear", crop_pct=0.7))
+    assert torch.equal(predictor.preprocess("pets/cat/3.png"), expected)
+    assert not torch.equal(fit_image(image, (8, 8), ResizeSpec(resize_mode="crop")), expected)
+    write_colors(Path("large"), count=2, size=(40, 30))
     with pytest.raises(UserError, match="larger than the limit of 1,000 pixels"):
         predictor.predict("large/cat/1.png")
     with pytest.raises(UserError, match="larger than the limit of 1,000 pixels"):
         evaluate("run", on("large"))
     assert evaluate("run", EvalOptions(data=DataSource(path="large", max_pixels=1200)))["count"] == 4
     tuned = {key: value for key, value in keys.items() if not key.startswith("model.")}
-    for given, result in (({}, ("bilinear", 0.7)), ({"data.crop_ratio": 1.0}, ("bilinear", 1.0))):
+    for given, result in (({}, ("bilinear", 0.7)), ({"data.crop_pct": 1.0}, ("bilinear", 1.0))):
         run(load_config("small", {**tuned, **given, "init": "run", "model.name": "auto", "out": f"from{len(given)}"}))
         kept = load_config_of(Path(f"from{len(given)}/model")).preprocessing
-        assert (kept.interpolation, kept.crop_ratio) == result
+        assert (kept.interpolation, kept.crop_pct) == result
 
 
 def test_a_folder_that_says_nothing_of_interpolation_is_read_as_before() -> None:
     random_model(Path("model"), ("cat", "dog"))
-    keys = ("interpolation", "crop_ratio", "max_pixels")
+    keys = ("interpolation", "crop_pct", "max_pixels")
     edit_config(Path("model"), lambda tree: [tree["preprocessing"].pop(key) for key in keys])
     found = load_config_of(Path("model")).preprocessing
-    assert (found.fit, found.interpolation, found.crop_ratio) == ("crop", "bicubic", 1.0)
+    assert (found.resize_mode, found.interpolation, found.crop_pct) == ("crop", "bicubic", 1.0)
 
 
 def test_cells_that_begin_like_a_formula_are_text(tmp_path: Path) -> None:

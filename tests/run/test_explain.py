@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 
 import vitral
-from tests.helpers import random_model, write_colours, write_digits
+from tests.helpers import random_model, write_colors, write_digits
 from vitral.cli.main import main
+from vitral.compression.tome import ToMe
 from vitral.config import build, describe, with_overrides
 from vitral.data.config import DataConfig
 from vitral.data.image_spec import ImageSpec
 from vitral.data.sources import open_dataset
-from vitral.efficient.merge import TokenMerging
 from vitral.errors import UserError
 from vitral.interpret.attention import token_attention
 from vitral.interpret.distance import attention_distance
@@ -31,9 +31,9 @@ from vitral.interpret.rollout import rollout
 from vitral.models.create import build_model
 from vitral.models.presets import resolve
 from vitral.models.vit import VisionTransformer
+from vitral.run.command_options import IMAGE_METHODS, MODEL_METHODS, ExplainOptions
 from vitral.run.config import expand_data
 from vitral.run.explain import explain
-from vitral.run.options import IMAGE_METHODS, MODEL_METHODS, ExplainOptions
 from vitral.weights.folder import FolderConfig, save_folder
 
 Capture = pytest.CaptureFixture[str]
@@ -121,7 +121,7 @@ def test_two_models_are_compared_on_the_same_images(digit: str, capsys: Capture)
     np.testing.assert_allclose(values.diagonal(), 1, atol=1e-6)
     np.testing.assert_allclose(values, values.T, atol=1e-6)
     architecture = resolve("resnet20_cifar", num_classes=1, image_size=(9, 9), in_channels=3)
-    shown = ImageSpec(image_size=(9, 9), channels=3, fit="crop")
+    shown = ImageSpec(image_size=(9, 9), channels=3, resize_mode="crop")
     folder = {
         "name": "cnn",
         "task": "classification",
@@ -137,14 +137,14 @@ def test_two_models_are_compared_on_the_same_images(digit: str, capsys: Capture)
 
 def test_groups_are_those_of_the_encoder_and_the_other_pictures_of_the_whole_model(digit: str, capsys: Capture) -> None:
     plain = looked(capsys, "model", digit, "out=plain")["images"][0]
-    found = looked(capsys, "model", digit, "out=seen", "reduce=merge", "merge.r=[3,2]")["images"][0]
+    found = looked(capsys, "model", digit, "out=seen", "reduce=tome", "tome.r=[3,2]")["images"][0]
     groups = found.pop("groups")
     assert groups["tokens"] == [13, 11]
     predictor = vitral.load("model")
     model = predictor.model
     assert isinstance(model, VisionTransformer)
     x = predictor.preprocess(digit)[None]
-    out = model.encode_tokens(*model.embed(x), reduce=TokenMerging([3, 2]))
+    out = model.encode_tokens(*model.embed(x), reduce=ToMe([3, 2]))
     assert out.groups_BN is not None
     assert groups["of_patches"] == out.groups_BN[0].view(4, 4).tolist()
     assert len(np.unique(groups["of_patches"])) == 11
@@ -174,7 +174,7 @@ def test_text_for_people(digit: str, capsys: Capture) -> None:
 )
 def test_every_kind_of_transformer(options: dict[str, Any], capsys: Capture) -> None:
     random_model(Path("model"), **options)
-    write_colours(Path("photos"), "a", 1, (70, 90))
+    write_colors(Path("photos"), "a", 1, (70, 90))
     found = looked(capsys, "model", "photos", "out=seen")
     views = {"filters", "positions"} - ({"filters"} if "stem_blocks" in options else set())
     views -= {"positions"} if options.get("positions") in ("rope", "relative", "none") else set()
@@ -184,7 +184,7 @@ def test_every_kind_of_transformer(options: dict[str, Any], capsys: Capture) -> 
 
 def test_a_model_without_a_head(capsys: Capture) -> None:
     random_model(Path("model"), ())
-    write_colours(Path("photos"), "a", 1)
+    write_colors(Path("photos"), "a", 1)
     found = looked(capsys, "model", "photos", "out=seen")
     assert found["images"][0].keys() == {"image", "rollout", "attention", "layers"}
     assert "no head" in found["notes"][0]
@@ -194,11 +194,11 @@ def test_a_model_without_a_head(capsys: Capture) -> None:
 
 def test_a_network_of_convolutions(capsys: Capture) -> None:
     architecture = resolve("resnet20_cifar", num_classes=2, image_size=8)
-    shown = ImageSpec(image_size=(8, 8), channels=3, fit="crop")
+    shown = ImageSpec(image_size=(8, 8), channels=3, resize_mode="crop")
     config = FolderConfig(name="cnn", architecture=architecture, id2label={"0": "cat", "1": "dog"},
                           task="classification", preprocessing=shown, provenance={})  # fmt: skip
     save_folder(Path("cnn"), build_model(architecture), config, "a card\n")
-    write_colours(Path("photos"), "a", 1)
+    write_colors(Path("photos"), "a", 1)
     assert main(["explain", "cnn", "photos", "out=seen"]) == 2
     err = capsys.readouterr().err
     assert "for Vision Transformers" in err
@@ -238,7 +238,7 @@ def test_a_record_names_no_other_files(digit: str, capsys: Capture) -> None:
     ("words", "parts"),
     [
         ("", ("missing argument: MODEL",)),
-        ("model DIGIT", ("out: a folder for the pictures is wanted", "out=DIR")),
+        ("model DIGIT", ("out: a folder for the pictures is expected", "out=DIR")),
         ("model DIGIT out=bad.png/seen", ("out: nothing can be written here",)),
         ("model gone.png out=seen", ("gone.png: no such image",)),
         ("model bad.png out=seen", ("bad.png",)),
@@ -255,12 +255,12 @@ def test_a_record_names_no_other_files(digit: str, capsys: Capture) -> None:
         ("model DIGIT out=seen methods=attention class=cat", ("class has no effect without", "lens")),
         ("model DIGIT out=seen split=val", ("split has no effect without data= or methods=distance",)),
         ("model DIGIT out=seen methods=positions gradients.steps=0", ("gradients.steps", "1 or more")),
-        ("model out=seen methods=rollout", ("an image is wanted", "rollout")),
-        ("model out=seen class=cat", ("an image is wanted", "class")),
+        ("model out=seen methods=rollout", ("an image is expected", "rollout")),
+        ("model out=seen class=cat", ("an image is expected", "class")),
         ("model out=seen methods=distance", ("doesn't say what it was trained on", "data=DIR")),
         ("model out=seen data=nowhere", ("nowhere",)),
-        ("model DIGIT out=seen methods=groups", ("tokens fewer", "reduce=merge")),
-        ("model DIGIT out=seen methods=rollout reduce=merge", ("reduce has no effect without groups",)),
+        ("model DIGIT out=seen methods=groups", ("tokens fewer", "reduce=tome")),
+        ("model DIGIT out=seen methods=rollout reduce=tome", ("reduce has no effect without groups",)),
         ("model out=seen compare=nowhere data=digits", ("nowhere",)),
         ("model out=seen compare=model data=digits batch_size=3", ("batch_size: too few images at once for cka",)),
         ("model DIGIT out=seen methods=rollout compare=model", ("compare has no effect without cka",)),
@@ -296,11 +296,11 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "split": ("train", {"data.path": "digits"}),
     "images": (9, {"data.path": "digits"}),
     "compare": ("vitral-digits", {"methods": ["cka"], "data.path": "digits", "images_of": []}),
-    "reduce": ("merge", {}),
-    "merge.r": (2, {"reduce": "merge"}),
-    "merge.schedule": ("decreasing", {"reduce": "merge", "merge.r": 3}),
-    "keep.share": (0.3, {"reduce": "keep"}),
-    "keep.after": ([0], {"reduce": "keep"}),
+    "reduce": ("tome", {}),
+    "tome.r": (2, {"reduce": "tome"}),
+    "tome.schedule": ("decreasing", {"reduce": "tome", "tome.r": 3}),
+    "evit.share": (0.3, {"reduce": "evit"}),
+    "evit.after": ([0], {"reduce": "evit"}),
     "image_size": (12, {}),
     "position_resize": ("google", {"image_size": 12, "methods": ["positions"], "images_of": []}),
 }

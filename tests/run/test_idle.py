@@ -20,8 +20,8 @@ from vitral.run.train import run
         {"model.positions": "none", "model.positions_at": "stem"},
         {"model.positions": "rope", "model.heads": 2, "model.position_resize": "google"},
         {"model.mlp": "swiglu", "model.gelu": "tanh"}, {"model.positions": "sincos", "model.prefix_positions": False},
-        {"optim.momentum": 0.8}, {"optim.timescale": 5}, {"optim.trust": 0.1}, {"optim.drop_factor": 0.5},
-        {"optim.cooldown": 0.5}, {"optim.drops": [0.5]}, {"optim.schedule": "constant", "optim.final": 0.5},
+        {"optim.momentum": 0.8}, {"optim.timescale": 5}, {"optim.trust_coefficient": 0.1}, {"optim.gamma": 0.5},
+        {"optim.cooldown": 0.5}, {"optim.milestones": [0.5]}, {"optim.schedule": "constant", "optim.min_lr_ratio": 0.5},
         {"optim.name": "sgd", "optim.betas": [0.8, 0.9]}, {"lora.alpha": 4.0}, {"lora.targets": "attn"},
     ],
 )  # fmt: skip

@@ -60,6 +60,6 @@ def test_a_correction_without_effect_is_refused(keys: dict[str, Any]) -> None:
 
 
 def test_wrong_factors_end_before_anything_is_written() -> None:
-    with pytest.raises(UserError, match=r"(?s)objective\.class_weights.*got: +2.*wanted: 10"):
+    with pytest.raises(UserError, match=r"(?s)objective\.class_weights.*got: +2.*expected: 10"):
         run(load_config("digits", {"objective.class_weights": [1.0, 2.0], "out": "a"}))
     assert not Path("a").exists()

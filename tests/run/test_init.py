@@ -9,22 +9,22 @@ import pytest
 import torch
 
 import vitral
-from tests.helpers import random_model, weights, write_colours
+from tests.helpers import random_model, weights, write_colors
 from vitral.data.config import DataSource
 from vitral.errors import UserError
+from vitral.run.command_options import EvalOptions
 from vitral.run.evaluate import evaluate
-from vitral.run.options import EvalOptions
 
 STILL: dict[str, Any] = {
     "train.steps": 1, "train.batch_size": 4, "train.ema": None, "optim.lr": 1e-30, "optim.warmup": 0.0, "report": False,
-    "objective.head_first": 0.0, "data.path": "pets", "init": "model", "data.image_size": 8,
+    "objective.head_only_fraction": 0.0, "data.path": "pets", "init": "model", "data.image_size": 8,
 }  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    write_colours(Path("pets"), "cat dog", 8, (8, 8))
+    write_colors(Path("pets"), "cat dog", 8, (8, 8))
 
 
 def tuned(caplog: pytest.LogCaptureFixture, **keys: Any) -> vitral.Predictor:
@@ -71,7 +71,7 @@ def test_a_new_head_learns_first_and_nothing_else_moves(monkeypatch: pytest.Monk
     small = {"model.name": "resnet20_cifar", "model.blocks": [1, 1], "data.path": "pets", "report": False}
     more = {"model.patch_size": None, "data.image_size": 8, "train.batch_size": 4, "train.ema": None}
     vitral.train("small", {**small, **more, "train.steps": 2}, out="first")
-    vitral.train("finetune", {**STILL, "optim.lr": 0.1, "init": "first", "objective.head_first": 1.0}, out="b")
+    vitral.train("finetune", {**STILL, "optim.lr": 0.1, "init": "first", "objective.head_only_fraction": 1.0}, out="b")
     before, after = weights("first"), weights("b")
     assert [name for name in before if not torch.equal(before[name], after[name])] == ["head.fc.bias", "head.fc.weight"]
     vitral.train("finetune", {**STILL, "optim.lr": 0.1, "init": "first", "train.steps": 2}, out="c")

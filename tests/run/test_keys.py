@@ -20,7 +20,7 @@ from PIL import Image
 
 from tests.data.test_cifar import binary10
 from tests.entropy import registered
-from tests.helpers import TINY, random_model, write_colours
+from tests.helpers import TINY, random_model, write_colors
 from tests.run.dino_cases import DINO, DINO_CASES
 from tests.run.mae_cases import MAE_CASES
 from tests.run.objective_cases import OBJECTIVE_CASES
@@ -41,7 +41,7 @@ FINETUNE = {
     "model.name": "auto",
     **{f"model.{k}": None for k in ("width", "depth", "heads", "mlp_dim", "pool")},
 }
-PRUNED = {**FINETUNE, "init_head": True, "objective.kind": "pruned", "model.pruner_blocks": [0]}
+PRUNED = {**FINETUNE, "init_head": True, "objective.kind": "dynamic_vit", "model.pruner_blocks": [0]}
 RESNET = {
     "model.name": "resnet20_cifar",
     "model.blocks": [1, 1, 1],
@@ -60,9 +60,9 @@ CASES: dict[str, Case] = {
     "data.path": Case("more", weights, PETS),
     "data.image_size": Case(10, shapes),
     "data.channels": Case(3, shapes),
-    "data.fit": Case("squash", weights, PETS),
+    "data.resize_mode": Case("squash", weights, PETS),
     "data.interpolation": Case("bilinear", weights, {**PETS, "data.image_size": (6, 6)}),
-    "data.crop_ratio": Case(0.7, weights, PETS),
+    "data.crop_pct": Case(0.7, weights, PETS),
     "data.mean": Case([0.3]), "data.std": Case([0.3]),
     "data.val_fraction": Case(0.2), "data.validation": Case("none"),
     "data.background": Case("#ff0000", weights, {**PETS, "data.path": "clear"}),
@@ -75,7 +75,7 @@ CASES: dict[str, Case] = {
     "augment.fill": Case("border", weights, {"augment.translate": 0.5, "data.mean": [0.3]}),
     "augment.crop": Case("random_resized"),
     "augment.crop_scale": Case([0.5, 0.6], weights, {"augment.crop": "random_resized"}),
-    "augment.crop_ratio": Case([0.4, 0.5], weights, {"augment.crop": "random_resized"}),
+    "augment.aspect_ratio": Case([0.4, 0.5], weights, {"augment.crop": "random_resized"}),
     "augment.flip_vertical": Case(0.5),
     "augment.policy": Case("trivial"),
     "augment.num_ops": Case(1, weights, {"augment.policy": "randaugment"}),
@@ -86,7 +86,7 @@ CASES: dict[str, Case] = {
     "augment.saturation": Case(0.4, weights, PETS),
     "augment.hue": Case(0.3, weights, PETS),
     "augment.jitter_prob": Case(0.5, weights, {"augment.brightness": 0.4}),
-    "augment.grey": Case(0.5, weights, PETS),
+    "augment.gray": Case(0.5, weights, PETS),
     "augment.solarize": Case(0.5),
     "augment.solarize_from": Case(0.2, weights, {"augment.solarize": 1.0}),
     "augment.posterize": Case(0.5, weights, PETS),
@@ -97,11 +97,11 @@ CASES: dict[str, Case] = {
     "augment.sharpen_factor": Case(0.0, weights, {"augment.sharpen": 1.0}),
     "augment.blur": Case(0.5),
     "augment.blur_sigma": Case([0.5, 0.6], weights, {"augment.blur": 1.0}),
-    "augment.erase": Case(0.5),
-    "augment.erase_scale": Case([0.5, 0.6], weights, {"augment.erase": 1.0}),
-    "augment.erase_ratio": Case([0.9, 1.1], weights, {"augment.erase": 1.0}),
-    "augment.erase_fill": Case("noise", weights, {"augment.erase": 1.0}),
-    "augment.repeats": Case(2),
+    "augment.random_erasing": Case(0.5),
+    "augment.erase_scale": Case([0.5, 0.6], weights, {"augment.random_erasing": 1.0}),
+    "augment.erase_ratio": Case([0.9, 1.1], weights, {"augment.random_erasing": 1.0}),
+    "augment.erase_fill": Case("noise", weights, {"augment.random_erasing": 1.0}),
+    "augment.repeated_aug": Case(2),
     "data.balance": Case("class"),
     "augment.mixup": Case(0.5),
     "augment.cutmix": Case(1.0),
@@ -148,13 +148,14 @@ CASES: dict[str, Case] = {
     "optim.weight_decay": Case(0.5),
     "optim.betas": Case([0.5, 0.9]),
     "optim.momentum": Case(0.1, weights, {"optim.name": "sgd"}),
-    "optim.trust": Case(0.1, weights, {"optim.name": "lars", "optim.lr": 1.0}),
+    "optim.trust_coefficient": Case(0.1, weights, {"optim.name": "lars", "optim.lr": 1.0}),
     "optim.cooldown": Case(0.9, weights, {"optim.schedule": "wsd"}),
     "optim.layer_decay": Case(0.5),
-    "optim.drops": Case([0.5], weights, {"optim.schedule": "step"}),
-    "optim.drop_factor": Case(0.5, weights, {"optim.schedule": "step"}),
+    "optim.milestones": Case([0.5], weights, {"optim.schedule": "step"}),
+    "optim.gamma": Case(0.5, weights, {"optim.schedule": "step"}),
     "optim.timescale": Case(1, weights, {"optim.schedule": "rsqrt"}),
-    "optim.schedule": Case("linear"), "optim.warmup": Case(2), "optim.final": Case(0.5), "optim.clip": Case(0.01),
+    "optim.schedule": Case("linear"), "optim.warmup": Case(2), "optim.min_lr_ratio": Case(0.5),
+    "optim.clip": Case(0.01),
     "train.epochs": Case(0.1, summary, {"train.steps": None, "train.epochs": 0.05}),
     "train.steps": Case(2, summary),
     "train.batch_size": Case(24),
@@ -172,7 +173,7 @@ CASES: dict[str, Case] = {
     "objective.label_smoothing": Case(0.3),
     "objective.class_weights": Case("balanced"),
     "objective.logit_adjustment": Case(1.0),
-    "objective.head_first": Case(0.5, weights, FINETUNE),
+    "objective.head_only_fraction": Case(0.5, weights, FINETUNE),
     "objective.kind": Case("masked_patch", shapes),
     "optim.weight_decay_final": Case(5.0),
     "optim.clip_each": Case(True, weights, {"optim.clip": 0.01}),
@@ -188,7 +189,7 @@ ELSEWHERE = {
     **dict.fromkeys(("resume", "overwrite"), "test_resume_and_overwrite_are_asked_for"),
     "finish": "test_finish_ends_a_run_where_it_is",
     "memory": "test_memory_cuts_the_batch",
-    "train.checkpointing": "test_checkpointing_reaches_the_model",
+    "train.activation_checkpointing": "test_checkpointing_reaches_the_model",
     "train.compile": "test_compile_makes_one_graph_of_a_step",
     "deterministic": "test_deterministic_is_switched_on_during_the_run_only",
     **dict.fromkeys(
@@ -204,7 +205,7 @@ ELSEWHERE = {
     "check.allow": "test_allowed_findings_do_not_refuse",
     "train.save_seconds": "test_save_seconds_is_the_time_between_checkpoints",
     "train.parallel": "test_parallel_is_how_the_processes_share_the_work",
-    "train.max_bad_steps": "test_bad_steps_in_a_row_are_counted",
+    "train.max_nonfinite_steps": "test_bad_steps_in_a_row_are_counted",
     "train.tensorboard": "test_tensorboard_is_asked_for",
     "model.pruner_blocks": "test_kinds_of_objectives",
     "objective.checkpoint": "test_a_training_checkpoint_is_asked_for",
@@ -216,7 +217,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data and models that the cases name."""
     root = tmp_path_factory.mktemp("keys")
     for name, count in (("pets", 8), ("more", 9), ("clear", 8)):
-        write_colours(root / name, "cat dog", count, (12, 9))
+        write_colors(root / name, "cat dog", count, (12, 9))
     for number, path in enumerate(sorted((root / "clear").rglob("*.png"))):
         Image.new("RGBA", (12, 9), (10 * number, 90, 0, 128)).save(path)
     for number, path in enumerate(sorted((root / "clear").rglob("*.png"))):
@@ -433,21 +434,21 @@ def test_memory_cuts_the_batch(tmp_path: Path) -> None:
     settled = load_config(str(tmp_path / "a/config.yaml"), {})
     assert (settled.train.micro_batch or 512) < settled.train.batch_size == 512
     assert "memory: about" in (tmp_path / "a/train.log").read_text(encoding="utf-8")
-    with pytest.raises(UserError, match=r"(?s)memory: the run does not fit.*got: *1 KB.*checkpointing=2"):
+    with pytest.raises(UserError, match=r"(?s)memory: the run does not fit.*got: *1 KB.*activation_checkpointing=2"):
         tiny(tmp_path / "b", memory="1KB")
 
 
 def test_checkpointing_reaches_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same bits come out, so what is looked at is which blocks are computed twice."""
-    make, calls = vit.recomputed, list[int]()
-    monkeypatch.setattr(vit, "recomputed", lambda *arguments: (calls.append(1), make(*arguments))[1])
+    make, calls = vit.checkpointed_call, list[int]()
+    monkeypatch.setattr(vit, "checkpointed_call", lambda *arguments: (calls.append(1), make(*arguments))[1])
     for value, count in (("none", 0), (1, 3), ("all", 6)):
         calls.clear()
-        tiny(tmp_path / str(value), train__checkpointing=value)
+        tiny(tmp_path / str(value), train__activation_checkpointing=value)
         assert len(calls) == count
     assert weights(tmp_path / "none") == weights(tmp_path / "1") == weights(tmp_path / "all")
-    with pytest.raises(UserError, match=r"(?s)train\.checkpointing: more blocks.*wanted: up to 2"):
-        tiny(tmp_path / "b", train__checkpointing=3)
+    with pytest.raises(UserError, match=r"(?s)train\.activation_checkpointing: more blocks.*expected: up to 2"):
+        tiny(tmp_path / "b", train__activation_checkpointing=3)
 
 
 def test_compile_makes_one_graph_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,10 +459,10 @@ def test_compile_makes_one_graph_of_a_step(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_kinds_of_objectives(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"(?s)objective\.kind.*supervised.*pruned"):
+    with pytest.raises(UserError, match=r"(?s)objective\.kind.*supervised.*dynamic_vit"):
         tiny(tmp_path / "a", objective__kind="made_up")
     with pytest.raises(UserError, match=r"init=MODEL init_head=true"):
-        tiny(tmp_path / "a", objective__kind="pruned", model__pruner_blocks=[0])
+        tiny(tmp_path / "a", objective__kind="dynamic_vit", model__pruner_blocks=[0])
     for wrong in ({"objective.kind": "supervised"}, {"model.pruner_blocks": []}, {"train.parallel": "fsdp"}):
         with pytest.raises(UserError, match="prune"):
             run(load_config("digits", {**TINY, **PRUNED, **wrong, "out": str(tmp_path / "a")}))
@@ -474,7 +475,7 @@ def test_a_diverging_run_fails_with_a_message(tmp_path: Path) -> None:
 
 def test_bad_steps_in_a_row_are_counted(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match=r"5 steps in a row.*nan.*lower optim\.lr"):
-        tiny(tmp_path / "a", optim__lr=1e30, train__steps=30, train__max_bad_steps=5)
+        tiny(tmp_path / "a", optim__lr=1e30, train__steps=30, train__max_nonfinite_steps=5)
 
 
 def test_tensorboard_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -485,7 +486,7 @@ def test_tensorboard_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_allowed_findings_do_not_refuse(tmp_path: Path) -> None:
-    write_colours(tmp_path / "pets", "cat dog", 8, (12, 9))
+    write_colors(tmp_path / "pets", "cat dog", 8, (12, 9))
     shutil.copy(tmp_path / "pets/cat/1.png", tmp_path / "pets/dog/copy.png")
     keys: dict[str, Any] = {"data__path": str(tmp_path / "pets"), "data__image_size": 8}
     with pytest.raises(UserError, match=r"(?s)duplicates-labels.*check\.allow=duplicates-labels"):

@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers import LEARNS, TINY, random_model, weights, write_colours
+from tests.helpers import LEARNS, TINY, random_model, weights, write_colors
 from tests.kills import after_each_kill
+from vitral.atomic_files import locked
 from vitral.cli.main import main
 from vitral.data.config import DataConfig
 from vitral.data.convert import convert
@@ -32,10 +33,9 @@ from vitral.run.config import RunConfig, load_config
 from vitral.run.folder import CHECKPOINTS, claimed, open_folder
 from vitral.run.train import run
 from vitral.structs import Batch
-from vitral.training.journal import Journal
+from vitral.training.metrics_log import MetricsLog
 from vitral.training.state import has_checkpoint
 from vitral.weights.tensors import load_tensors, save_tensors
-from vitral.whole import locked
 
 unix = pytest.mark.skipif(os.name == "nt", reason="needs fork and signals of Unix")
 
@@ -69,7 +69,7 @@ def test_an_overwrite_killed_at_any_write_is_resumed_or_overwritten(tmp_path: Pa
         open_folder(place, old, {})
         for name in ("last", "previous", "best"):
             (place / CHECKPOINTS / f"{name}.safetensors").touch()
-        for name in ("summary.json", "report.html", "model/config.json", "bad/step-3.npz"):
+        for name in ("summary.json", "report.html", "model/config.json", "nonfinite/step-3.npz"):
             (place / name).parent.mkdir(exist_ok=True)
             (place / name).touch()
     place.rename(template)
@@ -106,9 +106,7 @@ def test_a_save_killed_at_any_write_leaves_one_whole_file_and_no_litter(tmp_path
 @unix
 @pytest.mark.parametrize("there", [True, False])
 def test_a_conversion_killed_at_any_write_is_whole_or_absent(tmp_path: Path, there: bool) -> None:
-    data = open_dataset(
-        DataConfig(path=str(write_colours(tmp_path / "pets", count=2)), source="folder"), hold_out=False
-    )
+    data = open_dataset(DataConfig(path=str(write_colors(tmp_path / "pets", count=2)), source="folder"), hold_out=False)
     template, place = tmp_path / "template", tmp_path / "images"
     if there:
         template.mkdir()
@@ -146,8 +144,8 @@ def test_a_sweep_replaced_under_kills_stays_a_sweep(tmp_path: Path) -> None:
 
 @unix
 def test_pictures_half_written_are_replaced(tmp_path: Path) -> None:
+    from vitral.run.command_options import ExplainOptions
     from vitral.run.explain import explain
-    from vitral.run.options import ExplainOptions
 
     model = str(random_model(tmp_path / "model"))
 
@@ -234,7 +232,7 @@ def test_a_folder_is_claimed_before_torch_is_imported(tmp_path: Path) -> None:
 
 
 def test_two_sweeps_are_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitral.whole.PATIENCE", 0.0)
+    monkeypatch.setattr("vitral.atomic_files.PATIENCE", 0.0)
     keys = {key: value for key, value in TINY.items() if key != "train.eval_every"}
     (tmp_path / "a").mkdir()
     for words in ({}, {"overwrite": True}, {"resume": True}):
@@ -253,16 +251,16 @@ def test_damaged_rows_of_metrics_do_not_stop_a_resume(
     lines = [b'{"step": %d, "loss": 0.5}\n' % step for step in (1, 2, 3)]
     lines.insert(line if line >= 0 else 3, garbage)
     path.write_bytes(b"".join(lines))
-    with Journal(tmp_path, 10, 2) as journal:
-        journal.row({"step": 3, "loss": 0.25})
-    assert [(row["step"], row["loss"]) for row in Journal.read(tmp_path)] == [(1, 0.5), (2, 0.5), (3, 0.25)]
+    with MetricsLog(tmp_path, 10, 2) as metrics_log:
+        metrics_log.row({"step": 3, "loss": 0.25})
+    assert [(row["step"], row["loss"]) for row in MetricsLog.read(tmp_path)] == [(1, 0.5), (2, 0.5), (3, 0.25)]
     assert says in caplog.text
     assert len((tmp_path / "metrics.csv").read_text(encoding="utf-8").splitlines()) == 4
 
 
 def test_a_row_of_a_step_gone_by_is_no_row(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 5}\n{"step": 1}\n{"step": 5, "val_loss": 1}\n', encoding="utf-8")
-    assert [row["step"] for row in Journal.read(tmp_path)] == [5, 5]
+    assert [row["step"] for row in MetricsLog.read(tmp_path)] == [5, 5]
 
 
 @unix
@@ -301,7 +299,7 @@ def test_a_stopped_run_is_named_and_finished_with_its_best_weights(
     stopped_at(60, str(tmp_path / "a"), monkeypatch, **keys)
     out = str(tmp_path / "a")
     assert (tmp_path / "a/split.safetensors").is_file(), "which is no model either"
-    write_colours(tmp_path / "pets", count=1)
+    write_colors(tmp_path / "pets", count=1)
     image = str(next((tmp_path / "pets").rglob("*.png")))
     for words in (
         ["doctor", out], ["serve", out, "port=0"], ["probe", out, f"data={tmp_path / 'pets'}"], ["push", out, "me/it"],
@@ -325,7 +323,7 @@ def test_a_stopped_run_is_named_and_finished_with_its_best_weights(
     assert main(["eval", out, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["top1"] == pytest.approx(summary["top1"])
     run(load_config(f"{out}/config.yaml", {"out": out, "resume": True, "train.steps": 61}))
-    assert [row["step"] for row in Journal.read(tmp_path / "a")][-1] == 61, "and it can go on all the same"
+    assert [row["step"] for row in MetricsLog.read(tmp_path / "a")][-1] == 61, "and it can go on all the same"
 
 
 @unix
@@ -415,7 +413,7 @@ COMMANDS = {
 def test_forty_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
     """After each the same command ends well, with resume=true or overwrite=true where it says so."""
     random_model(Path("model"), ("cat", "dog"))
-    write_colours(Path("pets"), count=8)
+    write_colors(Path("pets"), count=8)
     keys = {key: value for key, value in TINY.items() if key != "train.eval_every"} | {"train.steps": 20}
     tiny = [f"{key}={json.dumps(value)}" for key, value in keys.items()]
     dice, seconds = random.Random(0), dict[str, float]()

@@ -13,8 +13,8 @@ from tests.helpers import TINY, create_vit, random_model, weights
 from vitral.errors import UserError
 from vitral.objectives.mae import MAE
 from vitral.run.config import load_config
+from vitral.run.self_supervised import load_objective
 from vitral.run.train import run
-from vitral.run.unlabelled import load_objective
 from vitral.weights.folder import load_folder
 from vitral.weights.tensors import load_tensors
 
@@ -51,9 +51,9 @@ def test_the_folder_holds_the_encoder_and_the_checkpoint_the_decoder() -> None:
 def test_what_has_no_objective_to_load() -> None:
     with pytest.raises(UserError, match=r"config.yaml is missing"):
         load_objective("nothing")
-    run(load_config("digits", {**TINY, "check.skip": True, "out": "labelled"}))
+    run(load_config("digits", {**TINY, "check.skip": True, "out": "labeled"}))
     with pytest.raises(UserError, match="a run with labels"):
-        load_objective("labelled")
+        load_objective("labeled")
 
 
 def test_the_report_shows_what_is_hidden_and_what_is_said() -> None:
@@ -108,7 +108,7 @@ def test_few_labels_of_each_class(caplog: pytest.LogCaptureFixture) -> None:
         ({"model.pool": "map"}, "trains no pooling"),
         ({"model.name": "resnet20_cifar"}, "learns from patches"),
         ({"objective.decoder_heads": 3}, "has to be a multiple"),
-        ({"objective.hidden": 0.02}, "hides no patch"),
+        ({"objective.mask_ratio": 0.02}, "hides no patch"),
         ({"train.batch_size": 16, "model.patch_size": 8}, "hides no patch"),
     ],
 )

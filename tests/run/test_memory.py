@@ -19,7 +19,7 @@ from vitral.models.config import ModelConfig
 from vitral.models.create import build_model
 from vitral.models.presets import resolve
 from vitral.objectives.objective import ObjectiveContext
-from vitral.objectives.table import OBJECTIVES
+from vitral.objectives.registry import OBJECTIVES
 from vitral.optim.optimizer import make_optimizer
 from vitral.run.config import load_config
 from vitral.run.memory import make_job, smaller_plan
@@ -56,7 +56,7 @@ def test_out_of_memory_says_what_fits(tmp_path: Path, monkeypatch: pytest.Monkey
         raise RuntimeError(message)
 
     monkeypatch.setattr(loop, "update", fail)
-    with pytest.raises(RunFailed, match=r"(?s)out of memory.*same result: train\.micro_batch=\d+ train\.check"):
+    with pytest.raises(RunFailed, match=r"(?s)out of memory.*same result: train\.micro_batch=\d+ train\.act"):
         run(load_config("digits", {**TINY, "train.batch_size": 1024, "out": str(tmp_path / "a")}))
 
 
@@ -72,12 +72,12 @@ def test_out_of_memory_counts_all_that_an_objective_holds(
     monkeypatch.setattr(loop, "update", fail)
     keys = {"data.source": "digits", "data.path": None, "data.image_size": 8, "model.patch_size": 2, "report": False}
     keys |= {key: value for key, value in TINY.items() if key.startswith("model.")} | {"train.batch_size": 720}
-    with pytest.raises(RunFailed, match=r"(?s)About [\d.]+ MB .*result.*: train\.micro_batch=\d+ train\.check"):
+    with pytest.raises(RunFailed, match=r"(?s)About [\d.]+ MB .*result.*: train\.micro_batch=\d+ train\.act"):
         run(load_config(recipe, {**keys, "out": str(tmp_path / "a")}))
 
 
 def test_where_micro_batches_do_not_add_up_the_hint_says_so() -> None:
-    objective = {"kind": "dino", "prototypes": 64, "head_hidden": 64, "targets": "sinkhorn"}
+    objective = {"kind": "dino", "out_dim": 64, "head_hidden": 64, "centering": "sinkhorn"}
     keys = {**SMALL, "train.batch_size": 128, "objective": objective}
     text = smaller_plan(load_config("digits", keys), architecture(False), torch.device("cpu"), 16)
     assert "results differ a little" in text
@@ -89,27 +89,27 @@ OBJECTIVES_TRIED: tuple[dict[str, Any], ...] = (
     {"kind": "supervised"},
     {"kind": "mae", "decoder_width": 64, "decoder_depth": 2, "decoder_heads": 4},
     {"kind": "masked_patch"},
-    {"kind": "dino", "prototypes": 64, "head_hidden": 64, "local_crops": 3},
-    {"kind": "dino", "prototypes": 64, "targets": "sinkhorn", "koleo": 0.1, "head_norm": "batch"},
-    {"kind": "ibot", "prototypes": 64, "head_hidden": 64, "local_crops": 3},
-    {"kind": "ibot", "prototypes": 64, "patch_head": "own", "mask": "random", "mask_spread": True},
-    {"kind": "pruned"},
+    {"kind": "dino", "out_dim": 64, "head_hidden": 64, "local_crops": 3},
+    {"kind": "dino", "out_dim": 64, "centering": "sinkhorn", "koleo": 0.1, "head_norm": "batch"},
+    {"kind": "ibot", "out_dim": 64, "head_hidden": 64, "local_crops": 3},
+    {"kind": "ibot", "out_dim": 64, "patch_head": "own", "mask": "random", "mask_spread": True},
+    {"kind": "dynamic_vit"},
 )
 
 
-def architecture(labelled: bool, pruned: bool = False) -> ModelConfig:
+def architecture(labeled: bool, pruned: bool = False) -> ModelConfig:
     options: dict[str, Any] = {"pruner_blocks": (1, 2)} if pruned else {}
-    return resolve("vit_tiny_patch4_32", depth=4, num_classes=10 * labelled, **options)
+    return resolve("vit_tiny_patch4_32", depth=4, num_classes=10 * labeled, **options)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("objective", OBJECTIVES_TRIED, ids=str)
 def test_what_a_step_keeps_is_what_autograd_keeps(objective: dict[str, Any], precision: str) -> None:
     """Of the real objective, with all views; and nothing of it is computed to say so."""
-    pruned = objective["kind"] == "pruned"
+    pruned = objective["kind"] == "dynamic_vit"
     keys = {**SMALL, "precision": precision, "objective": objective}
     config = load_config("digits", keys | ({"init": "any", "init_head": True} if pruned else {}))
-    model = architecture(objective["kind"] in ("supervised", "pruned"), pruned)
+    model = architecture(objective["kind"] in ("supervised", "dynamic_vit"), pruned)
     job = make_job(config, model, torch.device("cpu"), 0)
     real = OBJECTIVES[config.objective.kind](
         lambda: build_model(model), config.objective, ObjectiveContext(1000)
@@ -165,7 +165,7 @@ def test_a_frozen_encoder_keeps_nothing_and_adapters_little() -> None:
 
 
 def test_two_measurements_stand_for_all_sizes() -> None:
-    keys = {**SMALL, "objective": {"kind": "ibot", "prototypes": 64}}
+    keys = {**SMALL, "objective": {"kind": "ibot", "out_dim": 64}}
     job = make_job(load_config("digits", {**keys, "train.batch_size": 24}), architecture(False), torch.device("cpu"), 0)
     for size in (24, 16, 5):
         other = load_config("digits", {**keys, "train.batch_size": size})

@@ -16,9 +16,9 @@ from tests.helpers import TINY, random_model
 from vitral.cli.main import main
 from vitral.data.config import DataSource
 from vitral.errors import UserError
+from vitral.run.command_options import EvalOptions
 from vitral.run.config import load_config
 from vitral.run.evaluate import evaluate
-from vitral.run.options import EvalOptions
 from vitral.run.train import run
 
 CLASSES = ("blue", "green", "red")

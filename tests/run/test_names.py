@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
         os.makedirs(root + b"/" + label)
         for number in range(20):
             path = root + b"/" + label + b"/\xe9t\xe9%d.png" % number
-            shape_image(shape, number, grey=True).save(os.fsdecode(path))
+            shape_image(shape, number, gray=True).save(os.fsdecode(path))
     return Path(os.fsdecode(root))
 
 

@@ -8,7 +8,7 @@ from vitral.run.prepare import _auto_patch
 
 
 @pytest.mark.parametrize(
-    ("sides", "wanted"),
+    ("sides", "expected"),
     [
         ((28,), 4),  # MNIST: 7 patches of 4, not 9 of 3 and a pixel cut off
         ((32,), 4),
@@ -22,5 +22,5 @@ from vitral.run.prepare import _auto_patch
         ((3,), 2),
     ],
 )
-def test_patches_cut_the_image_whole(sides: tuple[int, ...], wanted: int) -> None:
-    assert _auto_patch(*sides) == wanted
+def test_patches_cut_the_image_whole(sides: tuple[int, ...], expected: int) -> None:
+    assert _auto_patch(*sides) == expected

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 import vitral
-from tests.helpers import random_model, write_colours, write_digits
+from tests.helpers import random_model, write_colors, write_digits
 from vitral.cli.main import main
 from vitral.config import build, describe, with_overrides
 from vitral.errors import UserError
 from vitral.evaluate.config import KnnConfig
-from vitral.evaluate.embedded import Embedded
+from vitral.evaluate.features import Embedded
 from vitral.evaluate.knn import knn
-from vitral.run.options import ProbeOptions
+from vitral.run.command_options import ProbeOptions
 from vitral.run.probe import probe
 
 Capture = pytest.CaptureFixture[str]
@@ -31,7 +31,7 @@ def on(path: str, **keys: Any) -> ProbeOptions:
 
 def three_splits(root: str) -> None:
     for split, first, count in (("train", 0, 9), ("val", 9, 3), ("test", 12, 4)):
-        write_colours(Path(root) / split, "ant bee fly", count=count, first=first)
+        write_colors(Path(root) / split, "ant bee fly", count=count, first=first)
 
 
 def test_it_judges_the_features_that_embed_gives() -> None:
@@ -44,9 +44,9 @@ def test_it_judges_the_features_that_embed_gives() -> None:
         paths = sorted(Path("data", split).rglob("*.png"))
         labels = [("ant", "bee", "fly").index(path.parent.name) for path in paths]
         parts.append(Embedded(torch.from_numpy(predictor.embed(paths)), torch.tensor(labels)))
-    wanted = dict(knn(parts[0], parts[1], 3, KnnConfig(k=(1, 5))))
+    expected = dict(knn(parts[0], parts[1], 3, KnnConfig(k=(1, 5))))
     found = probe("model", on("data", knn__k=(1, 5)))
-    assert {key: found[key] for key in wanted} == wanted
+    assert {key: found[key] for key in expected} == expected
     assert (found["split"], found["count"], found["train_count"], found["skipped"]) == ("test", 12, 27, [])
     assert probe("model", on("data", split="val"))["count"] == 9
     one_by_one = probe("model", on("data", knn__k=(1, 5), batch_size=1))
@@ -55,7 +55,7 @@ def test_it_judges_the_features_that_embed_gives() -> None:
 
 def test_without_other_splits_a_tenth_of_train_judges(capsys: Capture) -> None:
     random_model(Path("model"), ())
-    write_colours(Path("pets"), count=20)
+    write_colors(Path("pets"), count=20)
     found = probe("model", on("pets", knn__k=[1]))
     assert (found["split"], found["count"], found["train_count"]) == ("val", 4, 36)
     assert "4 of 40 train images held out" in capsys.readouterr().err
@@ -79,7 +79,7 @@ CASES: dict[str, tuple[str, Any]] = {
     "knn.k": ("knn", [3]),
     "knn.temperature": ("knn", 50.0),
     "linear.l2": ("linear", [1.0, 1e-3]),
-    "linear.held_out": ("linear", 0.4),
+    "linear.val_fraction": ("linear", 0.4),
     "linear.batchnorm": ("linear", False),
     "linear.steps": ("linear", 1),
     "fewshot.shots": ("fewshot", [2]),
@@ -106,13 +106,13 @@ def test_another_value_changes_the_outcome(key: str, digits: Path) -> None:
     keys = {"kind": kind, **(fast if key != "kind" else {})}
     base = probe(str(digits / "model"), on(str(digits / "digits"), **keys))
     other = probe(str(digits / "model"), on(str(digits / "digits"), **{**keys, key.replace(".", "__"): value}))
-    kept = ("top1", "count", "per_k", "held_out", "per_shot")
+    kept = ("top1", "count", "per_k", "val_top1", "per_shot")
     assert {name: base.get(name) for name in kept} != {name: other.get(name) for name in kept}
 
 
 def test_every_key_has_its_case() -> None:
     names = {key.name for key in describe(ProbeOptions) if not key.name.startswith("data.")}
-    reduced = {"reduce", "merge.r", "merge.schedule", "keep.share", "keep.after"}  # tests/cli/test_prune.py
+    reduced = {"reduce", "tome.r", "tome.schedule", "evit.share", "evit.after"}  # tests/cli/test_prune.py
     assert names == CASES.keys() | ELSEWHERE | reduced
 
 
@@ -151,8 +151,8 @@ def test_below_the_threshold_is_exit_code_3(digits: Path, capsys: Capture) -> No
 
 def test_what_cannot_be_judged_is_refused() -> None:
     random_model(Path("model"))
-    write_colours(Path("pets/train"), "cat dog")
-    write_colours(Path("pets/test"), "cat dog owl", first=4)
+    write_colors(Path("pets/train"), "cat dog")
+    write_colors(Path("pets/test"), "cat dog owl", first=4)
     with pytest.raises(UserError, match="no train image of owl"):
         probe("model", on("pets"))
     rows = [f"pets/train/{name}/{i}.png,{name};all" for name in ("cat", "dog") for i in range(4)]
@@ -161,8 +161,8 @@ def test_what_cannot_be_judged_is_refused() -> None:
         probe("model", on("many.csv", data__label_separator=";"))
     with pytest.raises(UserError, match="doesn't say what it was trained on"):
         probe("model")
-    with pytest.raises(UserError, match=r"held_out has no effect with one linear\.l2"):
-        on("pets", kind="linear", linear__l2=[1.0], linear__held_out=0.2)
+    with pytest.raises(UserError, match=r"val_fraction has no effect with one linear\.l2"):
+        on("pets", kind="linear", linear__l2=[1.0], linear__val_fraction=0.2)
     with pytest.raises(UserError, match=r"linear\.\* mean nothing to kind=knn"):
         on("pets", linear__steps=3)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.helpers import VITRAL, assert_same_answers, random_model, write_colours, write_digits
+from tests.helpers import VITRAL, assert_same_answers, random_model, write_colors, write_digits
 from vitral.cli.main import main
-from vitral.serve.cluster import cluster
+from vitral.serve.ray_cluster import cluster
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore:::ray")]
 SOURCES = str(Path(__file__).parents[2] / "src")
@@ -88,8 +88,8 @@ def test_an_image_that_cannot_be_read_is_named_in_both_at_the_same_place(capsys:
 @pytest.mark.usefixtures("_connected")
 def test_features_of_files_and_of_data(capsys: pytest.CaptureFixture[str]) -> None:
     random_model(Path("model"))
-    write_colours(Path("data/train"), "ant bee", count=9)
-    write_colours(Path("data/test"), "ant bee", count=5, first=9)
+    write_colors(Path("data/train"), "ant bee", count=9)
+    write_colors(Path("data/test"), "ant bee", count=5, first=9)
     for words in (["data"], ["data=data", "split=all"]):
         for name, more in (("one", []), ("many", ["engine=ray"])):
             assert main(["embed", "model", *words, "batch_size=4", f"out={name}.npz", "overwrite=true", *more]) == 0

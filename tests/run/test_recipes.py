@@ -20,14 +20,14 @@ from tests.helpers import (
     random_model,
     skip_unless_built,
     weights,
-    write_colours,
+    write_colors,
     write_shapes,
 )
 from vitral.data.config import DataSource
 from vitral.errors import UserError
+from vitral.run.command_options import EvalOptions
 from vitral.run.config import load_config, recipes
 from vitral.run.evaluate import evaluate
-from vitral.run.options import EvalOptions
 from vitral.run.train import run
 
 BETTER_THAN_CHANCE = 0.6  # of three classes; 30 images, 0.33 by chance: one in a thousand guessers gets there
@@ -46,7 +46,7 @@ NARROW = {"name": "vit_micro_patch2_8", "patch_size": 4, "width": 16, "depth": 2
 def test_every_recipe_runs(name: str) -> None:
     skip_unless_built(name)
     for split, first in (("train", 0), ("test", 50)):
-        write_colours(Path("pets") / split, "cat dog", 16, (12, 12), first=first)
+        write_colors(Path("pets") / split, "cat dog", 16, (12, 12), first=first)
     keys = {**SMALL, "data": "pets"}
     if load_config(name, {"init": "vitral-digits"}).model.name == "auto":
         keys["init"] = str(random_model(Path("init"), in_channels=3, head="mlp"))
@@ -104,12 +104,12 @@ def test_small_learns_a_folder_of_photos(small_run: Path, shapes: Path, other_sh
     assert "no test split" in text
 
 
-def test_small_learns_tiny_grey_images(tmp_path: Path) -> None:
-    write_shapes(tmp_path / "grey", grey=True)
-    run(load_config("small", {"data": "grey", "out": "run", **SHORT, "train.epochs": 15}))
+def test_small_learns_tiny_gray_images(tmp_path: Path) -> None:
+    write_shapes(tmp_path / "gray", gray=True)
+    run(load_config("small", {"data": "gray", "out": "run", **SHORT, "train.epochs": 15}))
     found = architecture(Path("run"))
     assert (found["image_size"], found["patch_size"], found["in_channels"]) == ([12, 12], 2, 1)
-    assert unseen(Path("run"), write_shapes(tmp_path / "more", 10, grey=True, first=500)) > BETTER_THAN_CHANCE
+    assert unseen(Path("run"), write_shapes(tmp_path / "more", 10, gray=True, first=500)) > BETTER_THAN_CHANCE
 
 
 def test_finetune_learns_from_a_trained_model(small_run: Path, other_shapes: Path, tmp_path: Path) -> None:
@@ -122,13 +122,13 @@ def test_finetune_learns_from_a_trained_model(small_run: Path, other_shapes: Pat
 
 
 def test_finetune_replaces_the_head_and_keeps_the_encoder(small_run: Path) -> None:
-    write_colours(Path("pets"), "cat dog", 10)
+    write_colors(Path("pets"), "cat dog", 10)
     run(
         load_config(
             "finetune",
             {
                 "data": "pets", "init": str(small_run / "model"), "out": "run", "report": False, "train.steps": 4,
-                "objective.head_first": 1.0,
+                "objective.head_only_fraction": 1.0,
             },
         )
     )  # fmt: skip
@@ -146,10 +146,10 @@ def test_finetune_replaces_the_head_and_keeps_the_encoder(small_run: Path) -> No
 
 
 def test_finetune_at_another_size_interpolates_positions(small_run: Path) -> None:
-    write_colours(Path("pets"), "cat dog", 10)
+    write_colors(Path("pets"), "cat dog", 10)
     patch = architecture(small_run)["patch_size"]
     keys = {"data": "pets", "init": str(small_run), "out": "run", "report": False, "train.steps": 1}
-    run(load_config("finetune", {**keys, "data.image_size": 4 * patch, "objective.head_first": 1.0}))
+    run(load_config("finetune", {**keys, "data.image_size": 4 * patch, "objective.head_only_fraction": 1.0}))
     assert weights("run")["pos_embed"].shape[1] == 17
     with pytest.raises(UserError, match="no multiple of patch_size"):
         run(load_config("finetune", {**keys, "out": "other", "data.image_size": 4 * patch + 1}))

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.helpers import TINY, VITRAL, assert_equal_tensors, weights
-from vitral.training.journal import Journal
+from vitral.training.metrics_log import MetricsLog
 from vitral.weights.tensors import load_tensors
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
@@ -38,7 +38,7 @@ def finishes(*words: str) -> bool:
 
 
 def wait_for(path: Path, run: subprocess.Popen[Any], rows: int = 3) -> None:
-    """Until the journal of a run holds so many rows."""
+    """Until the metrics_log of a run holds so many rows."""
     end = time.monotonic() + 120
     while not (path.exists() and path.read_text(encoding="utf-8").count("\n") >= rows):
         assert run.poll() is None, run.stderr.read() if run.stderr else ""
@@ -63,7 +63,7 @@ def test_a_stopped_command_prints_the_command_that_goes_on(signum: int, code: in
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert "going on at step" in done.stderr
-    steps = [row["step"] for row in Journal.read(Path("my runs/a")) if "loss" in row]
+    steps = [row["step"] for row in MetricsLog.read(Path("my runs/a")) if "loss" in row]
     assert steps == list(range(1, 151)), "every step once"
     assert Path("my runs/a/model/config.json").is_file()
 
@@ -104,7 +104,7 @@ def test_a_lock_that_a_killed_run_left_is_no_obstacle() -> None:
 
 
 def untimed(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of the journal without what depends on the clock."""
+    """A row of the metrics_log without what depends on the clock."""
     return {key: value for key, value in row.items() if key not in ("images_per_second", "step_ms", "data_wait")}
 
 
@@ -170,6 +170,6 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits() -> None:
     for name in ("last", "best"):
         both = [load_tensors(Path(out) / f"checkpoints/{name}.safetensors") for out in ("whole", "parts")]
         assert_equal_tensors(both[0][0], both[1][0])
-    rows = [[untimed(row) for row in Journal.read(Path(out))] for out in ("whole", "parts")]
+    rows = [[untimed(row) for row in MetricsLog.read(Path(out))] for out in ("whole", "parts")]
     assert rows[0] == rows[1]
     assert not list(Path("parts").rglob(".*")), "nothing half-written is left"

@@ -14,19 +14,19 @@ import torch
 from PIL import Image
 
 from tests.entropy import Entropy, EntropyConfig, kinds_kept, registered
-from tests.helpers import TINY, shape_image, write_colours, write_shapes
+from tests.helpers import TINY, shape_image, write_colors, write_shapes
 from vitral.cli.main import main
+from vitral.config_keys import as_word, describe
 from vitral.data.loader import StreamLoader
 from vitral.errors import RunFailed, UserError
-from vitral.keys import as_word, describe
 from vitral.objectives.config import SupervisedConfig, ViewedConfig
 from vitral.run.config import RunConfig, load_config, streams_of
 from vitral.run.prepare import prepare
-from vitral.run.register import register_objective
-from vitral.run.replay import replay
+from vitral.run.register_objective import register_objective
+from vitral.run.replay_step import replay
 from vitral.run.train import run
 from vitral.structs import Batch
-from vitral.training.journal import Journal
+from vitral.training.metrics_log import MetricsLog
 from vitral.weights.tensors import load_tensors
 
 FEW = {**TINY, "objective.kind": "entropy", "data.labels_per_class": 5, "data.unlabeled_ratio": 2}
@@ -68,7 +68,7 @@ def photos(count: int = 8) -> None:
 
 def test_a_run_counts_all_images_and_says_where_they_came_from() -> None:
     start("a", FEW, train__log_every=1)
-    rows = [row for row in Journal.read(Path("a")) if "images_per_second" in row]
+    rows = [row for row in MetricsLog.read(Path("a")) if "images_per_second" in row]
     assert [row["epoch"] for row in rows] == [0.32, 0.64, 0.96], "of 50 labeled images, 16 a step"
     for row in rows:
         assert row["images_per_second"] * row["step_ms"] / 1000 == pytest.approx(48, rel=0.01)
@@ -84,14 +84,14 @@ def test_a_run_counts_all_images_and_says_where_they_came_from() -> None:
 
 def test_streams_of_a_run_in_numbers() -> None:
     """What an estimate of memory needs: views and samples of each stream."""
-    config = load_config("digits", {**FEW, "augment.mixup": 0.5, "augment.repeats": 2, "data.balance": "class"})
+    config = load_config("digits", {**FEW, "augment.mixup": 0.5, "augment.repeated_aug": 2, "data.balance": "class"})
     prepared = prepare(config)
     prepared.close()
     found = streams_of(prepared.config, prepared.architecture)
     assert {name: (s.batch_size, len(s.views), s.labeled) for name, s in found.items()} == {
         "labeled": (16, 1, True), "unlabeled": (32, 1, False),
     }  # fmt: skip
-    assert [(s.augment.mixup, s.augment.repeats, s.balance) for s in found.values()] == [
+    assert [(s.augment.mixup, s.augment.repeated_aug, s.balance) for s in found.values()] == [
         (0.5, 2, "class"), (0.0, 1, "none"),
     ]  # fmt: skip
     single = prepared.config.model_copy(update={"objective": SupervisedConfig()})
@@ -138,7 +138,7 @@ def test_test_images_among_the_unlabeled_ones_are_refused() -> None:
     assert "copy.png (unlabeled, no label)" in str(one.value)
     Path("others/copy.png").unlink()
     Image.open("photos/test/cross/101.png").save("others/again.jpg", quality=92)
-    with pytest.raises(UserError, match=r"unlabeled-leak: .*0 with equal pixels, [1-9]\d* that look alike"):
+    with pytest.raises(UserError, match=r"unlabeled-leak: .*0 with equal pixels, [1-9]\d* that look compile_key"):
         start("a", PHOTOS)
     assert not Path("a").exists()
     start("a", PHOTOS, check__allow=["unlabeled-leak"])
@@ -147,8 +147,8 @@ def test_test_images_among_the_unlabeled_ones_are_refused() -> None:
 
 def test_unlabeled_images_of_another_size_are_refused() -> None:
     """Where all training images have one."""
-    write_colours(Path("photos"), count=8, size=(12, 9))
-    write_colours(Path("others"), "x", 3, (12, 9), first=20)
+    write_colors(Path("photos"), count=8, size=(12, 9))
+    write_colors(Path("others"), "x", 3, (12, 9), first=20)
     Image.new("RGB", (14, 9), (1, 2, 3)).save("others/x/wide.png")
     said = r"unlabeled-size: 1 unlabeled image of other size \(9 x 14\) than all training images \(9 x 12\)"
     with pytest.raises(UserError, match=said):
@@ -179,8 +179,8 @@ def test_a_bad_step_is_replayed_with_the_images_of_both_streams(
 
     monkeypatch.setattr(StreamLoader, "batch", broken)
     with pytest.raises(RunFailed, match="the images of the stream unlabeled"):
-        start("a", FEW, train__max_bad_steps=1)
-    row = json.loads(Path("a/bad/steps.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        start("a", FEW, train__max_nonfinite_steps=1)
+    row = json.loads(Path("a/nonfinite/steps.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     assert (len(row["keys"]), len(row["unlabeled_keys"]), max(row["unlabeled_keys"]) < 1243) == (16, 32, True)
     found = replay(Path("a"))
     assert found["first_not_finite"] == f"the images of the stream unlabeled, samples [{row['unlabeled_keys'][3]}]"
@@ -236,6 +236,6 @@ def test_the_page_about_streams_runs_as_it_stands() -> None:
         exec(
             compile(code, "streams.md", "exec", dont_inherit=True), {"__name__": "streams"}
         )  # the documentation itself
-    rows = Journal.read(Path("runs/confident"))
+    rows = MetricsLog.read(Path("runs/confident"))
     assert rows[-1]["step"] == 30
     assert any("entropy" in row for row in rows)

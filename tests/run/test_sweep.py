@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import vitral
-from tests.helpers import TINY, assert_equal_tensors, weights, write_colours
+from tests.helpers import TINY, assert_equal_tensors, weights, write_colors
 from vitral.cli.main import main
 from vitral.cli.sweep import split_values
 from vitral.data.loader import StreamLoader
@@ -126,7 +126,7 @@ def test_a_point_that_diverges_is_marked_and_the_others_go_on(capsys: pytest.Cap
 
 def test_validation_images_belong_to_train_where_there_are_test_images() -> None:
     for place, (split, count) in enumerate((("train", 8), ("val", 4), ("test", 3))):
-        write_colours(Path("pets") / split, "cat dog", count, (12, 12), first=100 * place)
+        write_colors(Path("pets") / split, "cat dog", count, (12, 12), first=100 * place)
     keys = {**KEYS, "model.name": "vit_micro_patch2_8", "data.image_size": 8, "data": "pets", "check.skip": True}
     grid = {"optim.lr": [1e-3, 1e-2]}
     found = sweep("digits", grid, keys, dev=0.25, out="a")

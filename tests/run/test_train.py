@@ -18,7 +18,7 @@ import torch
 
 import vitral
 from tests.disk import disk_full_beyond
-from tests.helpers import edit_config, random_model, skip_unless_built, write_colours
+from tests.helpers import edit_config, random_model, skip_unless_built, write_colors
 from vitral.config import dump_yaml, load_yaml
 from vitral.data.loader import StreamLoader
 from vitral.errors import Interrupted, RunFailed, UserError
@@ -289,7 +289,7 @@ def test_losses_that_are_not_finite_are_skipped_and_then_stop_the_run(monkeypatc
     monkeypatch.setattr(StreamLoader, "batch", lambda self, at: poisoned(make(self, at), at == 3))
     assert quick("a")["skipped_steps"] == 1
     with pytest.raises(RunFailed, match=r"at step 4 the loss is nan"):
-        quick("b", train__max_bad_steps=1)
+        quick("b", train__max_nonfinite_steps=1)
 
 
 def poisoned(batch: Batch, now: bool) -> Batch:
@@ -362,7 +362,7 @@ def test_a_model_that_the_user_names_is_that_model() -> None:
 
 
 def test_the_name_of_a_changed_preset_says_so_everywhere() -> None:
-    write_colours(Path("photos"), count=10)
+    write_colors(Path("photos"), count=10)
     keys = {"train.steps": 1, "train.ema": None, "optim.warmup": 0.0, "data": "photos", "check.skip": True}
     run(load_config("small", {**keys, "out": "plain", "model.name": "vit_micro_patch2_8", "data.image_size": 8}))
     assert json.loads(Path("plain/model/config.json").read_text(encoding="utf-8"))["name"] == "vit_micro_patch2_8"

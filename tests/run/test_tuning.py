@@ -105,7 +105,7 @@ def test_a_new_head_is_zero_and_sits_on_the_bare_representation() -> None:
         ({"train.freeze": "encoder", "init": None, "model.name": "vit_micro_patch2_8"}, "train.freeze needs init"),
         ({"lora.rank": 2, "init": None, "model.name": "vit_micro_patch2_8"}, "lora.rank needs init"),
         ({"train.freeze": "encoder", "lora.rank": 2}, "no effect with train.freeze=encoder: lora.rank"),
-        ({"train.freeze": "encoder", "objective.head_first": 0.2}, "Set objective.head_first=0$"),
+        ({"train.freeze": "encoder", "objective.head_only_fraction": 0.2}, "Set objective.head_only_fraction=0$"),
         ({"train.freeze": "encoder", "optim.layer_decay": 0.5}, "no effect .*optim.layer_decay"),
         ({"train.freeze": "encoder", "model.dropout": 0.5}, "no effect .*model.dropout"),
         ({"objective.loss": "sigmoid", "objective.class_weights": "balanced"}, "objective.loss=softmax"),

@@ -23,7 +23,7 @@ from tests.helpers import VITRAL
 from vitral.predictor import Predictor, load
 from vitral.serve.app import create_app
 from vitral.serve.config import ServeConfig
-from vitral.serve.host import Host, Origin
+from vitral.serve.model_worker import ModelSource, ModelWorker
 
 T = TypeVar("T")
 URL = "http://127.0.0.1"
@@ -59,13 +59,13 @@ async def application(
     models: Mapping[str, Predictor | Path] | Predictor | Path,
     key: str | None = None,
     *,
-    origin: Origin | None = None,
+    origin: ModelSource | None = None,
     **options: Any,
 ) -> AsyncGenerator[httpx.AsyncClient]:
     """A client of an application that is warm; `client.hosts` are its models, `client.service` what works behind it."""
     named = models if isinstance(models, Mapping) else {"one": models}
     hosts = {
-        name: Host(name, model if isinstance(model, Predictor) else load(model, "cpu"), origin)
+        name: ModelWorker(name, model if isinstance(model, Predictor) else load(model, "cpu"), origin)
         for name, model in named.items()
     }
     app = create_app(hosts, ServeConfig(**options), key)

@@ -26,8 +26,8 @@ from tests.serve.serving import base64_of, files, picture, serving, with_applica
 from vitral.data.image_spec import ImageSpec
 from vitral.predictor import Predictor, load
 from vitral.serve import decoders, decoding
-from vitral.serve.decoding import Heavy, Job, Prepared, Problem, try_light
-from vitral.serve.structure import outline
+from vitral.serve.decoding import DecodedImage, Heavy, Job, Problem, try_light
+from vitral.serve.image_headers import outline
 
 SIZE = 8 * 2**20  # bytes of a large request
 IMAGE = picture(0)
@@ -162,14 +162,14 @@ def test_structure_is_counted_while_the_body_arrives(model: Predictor) -> None:
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"])
 def test_threads_and_processes_give_the_same(model: Predictor, kind: str) -> None:
     data = picture(1, mode="P" if kind == "GIF" else "RGB", size=(90, 40), kind=kind)
-    wanted = model.predict(data)[0]["predictions"]
+    expected = model.predict(data)[0]["predictions"]
 
     async def use(client: Client) -> None:
         light = try_light(Job(data, model.config.preprocessing, "fit"))
-        assert isinstance(light, Prepared if kind in ("PNG", "JPEG") else Heavy)
+        assert isinstance(light, DecodedImage if kind in ("PNG", "JPEG") else Heavy)
         got = (await client.post("/v1/predict", content=data, headers=TIFF)).json()["predictions"]
-        assert [each["label"] for each in got] == [each["label"] for each in wanted]
-        assert [each["score"] for each in got] == pytest.approx([each["score"] for each in wanted], abs=2e-6)
+        assert [each["label"] for each in got] == [each["label"] for each in expected]
+        assert [each["score"] for each in got] == pytest.approx([each["score"] for each in expected], abs=2e-6)
 
     with_application(model, use)
 
@@ -179,8 +179,8 @@ def test_bytes_of_a_pixel_count() -> None:
     data = deep_png(200)
     found = outline(data)
     assert (found.width, found.height, found.pixel_bytes) == (200, 200, 8)
-    recipe = ImageSpec(image_size=(8, 8), channels=3, fit="crop")
-    assert isinstance(try_light(Job(data, recipe.model_copy(update={"max_pixels": 80_000}), "count")), Prepared)
+    recipe = ImageSpec(image_size=(8, 8), channels=3, resize_mode="crop")
+    assert isinstance(try_light(Job(data, recipe.model_copy(update={"max_pixels": 80_000}), "count")), DecodedImage)
     refused = try_light(Job(data, recipe.model_copy(update={"max_pixels": 79_999}), "count"))
     assert isinstance(refused, Problem)
     assert (refused.status, refused.code) == (413, "too_many_pixels")
@@ -228,7 +228,7 @@ def test_a_deadline_and_a_client_that_goes_end_the_work(model: Predictor) -> Non
 def test_a_process_that_ended_while_idle_is_replaced(
     model: Predictor, monkeypatch: pytest.MonkeyPatch, is_seen: bool
 ) -> None:
-    """Seen before it gets its job, or because it cannot be given."""
+    """CapturedQK before it gets its job, or because it cannot be given."""
     if not is_seen:
         monkeypatch.setattr(decoders._Decoder, "is_alive", True)
 
@@ -340,9 +340,9 @@ def test_base64_of_every_kind_is_taken(model: Predictor, text: str) -> None:
         return [(await client.post("/v1/predict", content=body, headers=kind)).json() for body in bodies]
 
     one, many = with_application(model, use)
-    wanted = model.predict(IMAGE)[0]["predictions"]
+    expected = model.predict(IMAGE)[0]["predictions"]
     for got in (one, many[0]):
-        assert [each["label"] for each in got["predictions"]] == [each["label"] for each in wanted]
+        assert [each["label"] for each in got["predictions"]] == [each["label"] for each in expected]
     for wrong in ("a", "ab=c", "a!bc", "\u00e9abc", "AAA=AAAA"):
 
         async def refused(client: Client, wrong: str = wrong) -> Any:
@@ -360,11 +360,11 @@ def test_forms_are_taken_apart_as_they_are_written(model: Predictor) -> None:
             body = before + b"--b" + blanks + b"\r\n" + head + b"\r\n\r\n" + data + b"\r\n--b" + blanks + b"--\r\nafter"
             return client.post("/v1/predict", content=body, headers={"Content-Type": FORM})
 
-        wanted = (await client.post("/v1/predict", files=files(IMAGE, names=("a.png",)))).json()
+        expected = (await client.post("/v1/predict", files=files(IMAGE, names=("a.png",)))).json()
         padded = IMAGE + b"\r\n--bx\r\n--b\nmore"
         for answer in (await form(IMAGE), await form(IMAGE, b"preamble\r\n"), await form(IMAGE, blanks=b" \t")):
-            assert answer.json() == wanted
-        assert (await form(padded)).json() == wanted
+            assert answer.json() == expected
+        assert (await form(padded)).json() == expected
         long = await client.post("/v1/predict", content=b"", headers={"Content-Type": FORM + "b" * 256})
         assert (long.status_code, long.json()["error"]["code"]) == (400, "bad_form")
 

@@ -15,8 +15,8 @@ from vitral.config import describe
 from vitral.errors import UserError
 from vitral.predictor import load
 from vitral.run import serve
-from vitral.run.options import ServeOptions
-from vitral.serve.host import Host
+from vitral.run.command_options import ServeOptions
+from vitral.serve.model_worker import ModelWorker
 
 Capture = pytest.CaptureFixture[str]
 
@@ -131,19 +131,19 @@ def test_a_key_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch:
     assert "two" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("asked", "wanted"), [("auto", ["cpu", "cuda"]), ("cuda", ["cuda", "cuda"])])
+@pytest.mark.parametrize(("asked", "expected"), [("auto", ["cpu", "cuda"]), ("cuda", ["cuda", "cuda"])])
 def test_exports_leave_a_clusters_gpus_to_models(
-    monkeypatch: pytest.MonkeyPatch, asked: str, wanted: list[str]
+    monkeypatch: pytest.MonkeyPatch, asked: str, expected: list[str]
 ) -> None:
     opened: list[str] = []
 
-    def open_host(name: str, _: str, options: ServeOptions) -> Host:
+    def open_host(name: str, _: str, options: ServeOptions) -> ModelWorker:
         opened.append(options.device)
-        return Host(name, load("vitral-digits", "cpu"))
+        return ModelWorker(name, load("vitral-digits", "cpu"))
 
     monkeypatch.setattr(serve, "_host", open_host)
     monkeypatch.setattr(serve, "find_export", lambda model: Path(model) if model.endswith("onnx") else None)
     monkeypatch.setattr(serve, "log_lines", lambda _: None)
     options = ServeOptions(engine="ray", device=asked)
     serve._application(["model.onnx", "model"], ["one", "two"], options, None, "cuda")
-    assert opened == wanted
+    assert opened == expected

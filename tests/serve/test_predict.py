@@ -18,7 +18,7 @@ from tests.serve.serving import Slow, base64_of, files, picture, with_applicatio
 from vitral.cli.main import main
 from vitral.data.resize import fit_image
 from vitral.engines import Takes, TorchEngine
-from vitral.export.live import with_engine
+from vitral.export.runtime_engine import with_engine
 from vitral.interpret.attention import token_attention
 from vitral.models.vit import VisionTransformer
 from vitral.predictor import Predictor, load
@@ -29,14 +29,14 @@ Client = httpx.AsyncClient
 
 
 @pytest.fixture(scope="module")
-def grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_model(tmp_path_factory.mktemp("m") / "grey")
+def gray(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_model(tmp_path_factory.mktemp("m") / "gray")
 
 
 @pytest.fixture(scope="module")
-def colour(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def color(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_model(
-        tmp_path_factory.mktemp("m") / "colour", in_channels=3, registers=2, class_token=True, pool="cls"
+        tmp_path_factory.mktemp("m") / "color", in_channels=3, registers=2, class_token=True, pool="cls"
     )
 
 
@@ -52,7 +52,7 @@ def encoded(index: int) -> tuple[str, bytes]:
     return f"{index}.{kind.lower()}", picture(index, mode if mode != "1" else "L", (5 + 3 * index, 31 - index), kind)
 
 
-@pytest.mark.parametrize("kind", ["grey", "colour"])
+@pytest.mark.parametrize("kind", ["gray", "color"])
 def test_predict_answers_what_the_command_prints(
     kind: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,25 +82,25 @@ def test_predict_answers_what_the_command_prints(
     with_application(model, use)
 
 
-def test_scores_are_those_of_python_bit_for_bit(grey: Path) -> None:
+def test_scores_are_those_of_python_bit_for_bit(gray: Path) -> None:
     """Of the same batch; and to 1e-6 of another one."""
-    predictor, images = load(grey, "cpu"), [picture(number, size=(9, 30 - number)) for number in range(7)]
-    wanted_BC = torch.from_numpy(predictor.probabilities(images))
+    predictor, images = load(gray, "cpu"), [picture(number, size=(9, 30 - number)) for number in range(7)]
+    expected_BC = torch.from_numpy(predictor.probabilities(images))
 
     async def use(client: Any) -> None:
         ready = [predictor.preprocess(image) for image in images]
         found = await client.service._batchers["one"].compute(predictor, ready)
         assert [row.batch for row in found] == [7] * 7
-        for row_C, row in zip(wanted_BC, found, strict=True):
+        for row_C, row in zip(expected_BC, found, strict=True):
             assert torch.equal(row_C, predictor.scores(row.logits_C))
-        for row_C, image in zip(wanted_BC, ready, strict=True):
+        for row_C, image in zip(expected_BC, ready, strict=True):
             (row,) = await client.service._batchers["one"].compute(predictor, [image])
             assert torch.allclose(row_C, predictor.scores(row.logits_C), atol=1e-6, rtol=0)
 
     with_application(predictor, use)
 
 
-def test_embed_answers_what_the_command_prints(colour: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_embed_answers_what_the_command_prints(color: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = {f"{number}.png": picture(number) for number in range(3)}
     for name, data in images.items():
         Path(name).write_bytes(data)
@@ -115,15 +115,15 @@ def test_embed_answers_what_the_command_prints(colour: Path, capsys: pytest.Capt
         assert torch.allclose(torch.tensor(one.json()["embedding"]), torch.tensor(lines[1]["embedding"]), atol=1e-6)
 
     for features in ("pooled", "cls_avg", "patches"):
-        lines = printed(capsys, "embed", str(colour), *images, f"features={features}")
-        with_application(colour, lambda client, f=features, x=lines: use(client, f, x))
+        lines = printed(capsys, "embed", str(color), *images, f"features={features}")
+        with_application(color, lambda client, f=features, x=lines: use(client, f, x))
 
 
-def test_attention_is_that_of_python(colour: Path, grey: Path) -> None:
+def test_attention_is_that_of_python(color: Path, gray: Path) -> None:
     image = picture(5, size=(40, 21))
 
     async def use(client: Client) -> None:
-        for model, name in ((colour, "colour"), (grey, "grey")):
+        for model, name in ((color, "color"), (gray, "gray")):
             predictor = load(model, "cpu")
             network = predictor.model
             assert isinstance(network, VisionTransformer)
@@ -133,13 +133,13 @@ def test_attention_is_that_of_python(colour: Path, grey: Path) -> None:
             ):  # fmt: skip
                 answer = await client.post(f"/v1/attention?model={name}{query}", files=files(image))
                 found = answer.json()
-                wanted = token_attention(network, input_BCHW, token, layers)[0]
-                assert torch.equal(torch.tensor(found["attention"]), wanted)
+                expected = token_attention(network, input_BCHW, token, layers)[0]
+                assert torch.equal(torch.tensor(found["attention"]), expected)
                 assert found["layers"] == (layers or [0, 1])
                 assert found["image"] == "0.png"
                 assert (found["grid"], found["heads"]) == ([4, 4], [0, 1])
                 assert len(found["attention"][0][0]) == len(found["prefix"]) + 16
-        assert (await client.post("/v1/attention?model=colour", files=files(image))).json()["prefix"] == [
+        assert (await client.post("/v1/attention?model=color", files=files(image))).json()["prefix"] == [
             "cls", "register:0", "register:1",
         ]  # fmt: skip
         for query, part in (("token=nose", "no such token"), ("layers=7", "no such layer"), ("layers=a", "layers")):
@@ -148,23 +148,23 @@ def test_attention_is_that_of_python(colour: Path, grey: Path) -> None:
             assert part in answer.json()["error"]["message"]
         assert (await client.post("/v1/attention", files=files(image, image))).status_code == 400
 
-    with_application({"colour": colour, "grey": grey}, use)
+    with_application({"color": color, "gray": gray}, use)
 
 
-def test_attention_of_a_model_with_fewer_tokens_is_of_all_of_them(colour: Path) -> None:
-    from vitral.efficient.merge import TokenMerging
+def test_attention_of_a_model_with_fewer_tokens_is_of_all_of_them(color: Path) -> None:
+    from vitral.compression.tome import ToMe
 
-    predictor, image = load(colour, "cpu"), picture(1)
+    predictor, image = load(color, "cpu"), picture(1)
     network = predictor.model
     assert isinstance(network, VisionTransformer)
-    wanted = token_attention(network, predictor.preprocess(image)[None])[0]
-    network.reduce = TokenMerging(4, "constant")
+    expected = token_attention(network, predictor.preprocess(image)[None])[0]
+    network.reduce = ToMe(4, "constant")
 
     async def use(client: Client) -> None:
         for _ in range(2):
             found = await client.post("/v1/attention", files=files(image))
-            assert torch.equal(torch.tensor(found.json()["attention"]), wanted)
-            assert isinstance(network.reduce, TokenMerging)
+            assert torch.equal(torch.tensor(found.json()["attention"]), expected)
+            assert isinstance(network.reduce, ToMe)
             scores = (await client.post("/v1/predict", files=files(image))).json()["predictions"]
             assert scores == predictor.predict(image)[0]["predictions"]
 
@@ -172,21 +172,21 @@ def test_attention_of_a_model_with_fewer_tokens_is_of_all_of_them(colour: Path) 
 
 
 @pytest.mark.parametrize("engine", ["onnx", "openvino"])
-def test_other_engines_predict_the_same_and_attention_is_still_torchs(colour: Path, engine: str) -> None:
+def test_other_engines_predict_the_same_and_attention_is_still_torchs(color: Path, engine: str) -> None:
     pytest.importorskip({"onnx": "onnxruntime"}.get(engine, engine), reason=f"the extra for {engine} is not installed")
-    plain, images = load(colour, "cpu"), [picture(number, size=(40, 9 + number)) for number in range(5)]
-    wanted, network = plain.predict(images), plain.model
+    plain, images = load(color, "cpu"), [picture(number, size=(40, 9 + number)) for number in range(5)]
+    expected, network = plain.predict(images), plain.model
     assert isinstance(network, VisionTransformer)
 
     async def use(client: Client) -> None:
-        for line, image in zip(wanted, images, strict=True):
+        for line, image in zip(expected, images, strict=True):
             found = (await client.post("/v1/predict", files=files(image))).json()["predictions"]
             for one, other in zip(found, line["predictions"], strict=True):
                 assert one["label"] == other["label"]
                 assert one["score"] == pytest.approx(other["score"], abs=1e-4)
         attention = (await client.post("/v1/attention", files=files(images[0]))).json()["attention"]
-        wanted_LhT = token_attention(network, plain.preprocess(images[0])[None])[0]
-        assert torch.equal(torch.tensor(attention), wanted_LhT)
+        expected_LhT = token_attention(network, plain.preprocess(images[0])[None])[0]
+        assert torch.equal(torch.tensor(attention), expected_LhT)
         assert (await client.get("/v1/models")).json()[0]["engine"] == {"onnx": "onnxruntime"}.get(engine, engine)
 
     with_application(with_engine(plain, engine), use)
@@ -208,9 +208,9 @@ class Closed(TorchEngine):
         )
 
 
-def test_what_a_model_cannot_do_is_said(tmp_path: Path, grey: Path) -> None:
+def test_what_a_model_cannot_do_is_said(tmp_path: Path, gray: Path) -> None:
     """Of one without a head, and of an export, which takes images of all sizes as they are."""
-    headless, plain = load(random_model(tmp_path / "headless", ()), "cpu"), load(grey, "cpu")
+    headless, plain = load(random_model(tmp_path / "headless", ()), "cpu"), load(gray, "cpu")
     exported = Predictor(None, plain.config, "cpu", Closed(plain))
     images = [picture(number, size=(9 + number // 2, 20)) for number in range(4)]
 
@@ -229,8 +229,8 @@ def test_what_a_model_cannot_do_is_said(tmp_path: Path, grey: Path) -> None:
     with_application({"headless": headless, "exported": exported}, use)
 
 
-def test_an_export_gets_a_few_large_images_at_a_time(grey: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = load(grey, "cpu")
+def test_an_export_gets_a_few_large_images_at_a_time(gray: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = load(gray, "cpu")
     engine = Closed(plain)
     exported = Predictor(None, plain.config, "cpu", engine)
     images = [picture(number, size=(20, 10) if number != 3 else (50, 30)) for number in range(7)]
@@ -244,9 +244,9 @@ def test_an_export_gets_a_few_large_images_at_a_time(grey: Path, monkeypatch: py
     assert engine.sizes == [4, 2, 1]
 
 
-def test_large_images_wait_for_an_export_only_where_there_is_room(grey: Path) -> None:
+def test_large_images_wait_for_an_export_only_where_there_is_room(gray: Path) -> None:
     """Four of the largest size at once, all requests together."""
-    slow = Slow(load(grey, "cpu"))
+    slow = Slow(load(gray, "cpu"))
     slow.engine = Closed(slow)
     largest = picture(0, size=(20, 20))
 
@@ -284,7 +284,7 @@ def test_large_images_wait_for_an_export_only_where_there_is_room(grey: Path) ->
     with_application(slow, use, max_pixels=400)
 
 
-def test_embed_computes_max_batch_at_once_and_limits_its_answer(grey: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embed_computes_max_batch_at_once_and_limits_its_answer(gray: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [picture(number) for number in range(5)]
 
     async def use(client: Any) -> None:
@@ -298,10 +298,10 @@ def test_embed_computes_max_batch_at_once_and_limits_its_answer(grey: Path, monk
         assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large_answer")
         assert "5 images are 1,280 numbers" in answer.json()["error"]["message"]
 
-    with_application(grey, use, max_batch=2)
+    with_application(gray, use, max_batch=2)
 
 
-def test_two_models_answer_by_name(grey: Path, colour: Path, tmp_path: Path) -> None:
+def test_two_models_answer_by_name(gray: Path, color: Path, tmp_path: Path) -> None:
     other = random_model(tmp_path / "other", ("x", "y"))
 
     async def use(client: Client) -> None:
@@ -317,28 +317,28 @@ def test_two_models_answer_by_name(grey: Path, colour: Path, tmp_path: Path) -> 
             ("first", 3, [8, 8]), ("second", 2, [8, 8])
         ]  # fmt: skip
 
-    with_application({"first": grey, "second": other}, use)
+    with_application({"first": gray, "second": other}, use)
 
 
-def test_each_of_many_clients_gets_its_own_answer(grey: Path) -> None:
+def test_each_of_many_clients_gets_its_own_answer(gray: Path) -> None:
     """Requests of one to three images, all at once."""
-    predictor = load(grey, "cpu")
+    predictor = load(gray, "cpu")
     requests = [[picture(10 * n + k, size=(8 + n, 8 + k)) for k in range(1 + n % 3)] for n in range(32)]
-    wanted = [predictor.predict(images) for images in requests]
+    expected = [predictor.predict(images) for images in requests]
 
     async def use(client: Any) -> None:
         answers = await asyncio.gather(*(client.post("/v1/predict", files=files(*images)) for images in requests))
-        for answer, lines in zip(answers, wanted, strict=True):
+        for answer, lines in zip(answers, expected, strict=True):
             found = answer.json() if len(lines) > 1 else [answer.json()]
             for one, line in zip(found, lines, strict=True):
                 for a, b in zip(one["predictions"], line["predictions"], strict=True):
                     assert a["label"] == b["label"]
                     assert a["score"] == pytest.approx(b["score"], abs=2e-6)
 
-    with_application(grey, use)
+    with_application(gray, use)
 
 
-def test_the_description_lists_the_routes(grey: Path) -> None:
+def test_the_description_lists_the_routes(gray: Path) -> None:
     async def use(client: Client) -> None:
         tree = (await client.get("/openapi.json")).json()
         assert tree["openapi"].startswith("3.")
@@ -355,7 +355,7 @@ def test_the_description_lists_the_routes(grey: Path) -> None:
         assert all(_resolves(tree, name) for name in names)
         assert (await client.get("/docs")).status_code == 404
 
-    with_application(grey, use)
+    with_application(gray, use)
 
 
 def _references(tree: Any) -> list[dict[str, str]]:

@@ -49,8 +49,8 @@ def test_what_gathers_while_the_model_works_is_one_batch(slow: Slow) -> None:
         for n, answer in enumerate(answers[1:], 1):
             assert [each["image"] for each in answer] == ["0.png", "1.png", "2.png"]
             for k, each in enumerate(answer):
-                wanted = slow.predict(picture(10 * n + k))[0]["predictions"]
-                assert [one["label"] for one in each["predictions"]] == [one["label"] for one in wanted]
+                expected = slow.predict(picture(10 * n + k))[0]["predictions"]
+                assert [one["label"] for one in each["predictions"]] == [one["label"] for one in expected]
         assert host.waiting == 0
 
     with_application(slow, use, max_batch=8)

@@ -19,7 +19,7 @@ import torch
 from tests.helpers import VITRAL, edit_config, random_model
 from tests.serve.serving import application, files, picture, serving
 from vitral.predictor import load
-from vitral.serve.host import Origin
+from vitral.serve.model_worker import ModelSource
 from vitral.serve.reload import signature
 from vitral.weights.tensors import load_tensors, save_tensors
 
@@ -42,8 +42,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return random_model(root / "old", OLD), random_model(root / "new", NEW, in_channels=3, image_size=16)
 
 
-def origin_of(path: Path) -> Origin:
-    return Origin(path, signature(path), lambda: load(path, "cpu"))
+def origin_of(path: Path) -> ModelSource:
+    return ModelSource(path, signature(path), lambda: load(path, "cpu"))
 
 
 async def until_served(client: httpx.AsyncClient, classes: tuple[str, ...]) -> None:
@@ -64,7 +64,7 @@ def test_under_load_each_answer_is_one_models_and_none_fails(models: tuple[Path,
     served = tmp_path / "served"
     place(models[0], served)
     image = picture(3)
-    wanted = [
+    expected = [
         {each["label"]: each["score"] for each in load(model, "cpu").predict(image)[0]["predictions"]}
         for model in models
     ]
@@ -79,9 +79,9 @@ def test_under_load_each_answer_is_one_models_and_none_fails(models: tuple[Path,
                     assert answer.status_code == 200
                     lines = answer.json() if isinstance(answer.json(), list) else [answer.json()]
                     found = [{each["label"]: each["score"] for each in line["predictions"]} for line in lines]
-                    which = int(found[0].keys() == wanted[1].keys())
+                    which = int(found[0].keys() == expected[1].keys())
                     for scores in found:
-                        assert scores == pytest.approx(wanted[which], abs=2e-6)
+                        assert scores == pytest.approx(expected[which], abs=2e-6)
                     seen[which] += 1
 
             clients = [asyncio.create_task(ask(number)) for number in range(8)]
@@ -149,7 +149,7 @@ def test_nothing_is_looked_at_that_did_not_change(models: tuple[Path, Path], tmp
         return load(served, "cpu")
 
     async def run() -> None:
-        async with application(served, origin=Origin(served, found, again), reload=0.02) as client:
+        async with application(served, origin=ModelSource(served, found, again), reload=0.02) as client:
             (served / "notes.txt").write_text("not part of the model", encoding="utf-8")
             await asyncio.sleep(0.3)
             assert not loads
@@ -198,14 +198,14 @@ def test_of_many_replacements_in_a_moment_the_last_one_is_served(models: tuple[P
             for number in range(30):
                 rewritten(served, 1.5 if number % 2 == 0 else 0.9)
                 await asyncio.sleep(0.05)
-            wanted = {each["label"]: each["score"] for each in load(served, "cpu").predict(image)[0]["predictions"]}
+            expected = {each["label"]: each["score"] for each in load(served, "cpu").predict(image)[0]["predictions"]}
             end = time.monotonic() + 30
             while True:
                 answer = await client.post("/v1/predict", files=files(image))
                 found = {each["label"]: each["score"] for each in answer.json()["predictions"]}
-                if found == pytest.approx(wanted, abs=2e-6):
+                if found == pytest.approx(expected, abs=2e-6):
                     break
-                assert time.monotonic() < end, (found, wanted)
+                assert time.monotonic() < end, (found, expected)
                 await asyncio.sleep(0.05)
 
     asyncio.run(run())

@@ -20,7 +20,7 @@ from vitral.run.train import run
 from vitral.tasks.classification import Classification
 from vitral.tasks.features import Features
 from vitral.tasks.task import Evaluator, Found, Subject, Task
-from vitral.training.journal import Journal
+from vitral.training.metrics_log import MetricsLog
 
 
 class DarkConfig(EvaluatorConfig):
@@ -69,7 +69,7 @@ def test_a_later_evaluator_is_shown_everywhere(tmp_path: Path, capfd: pytest.Cap
         text = (out / path).read_text(encoding="utf-8")
         assert "top-1 in the dark" in text, path
         assert shown in text, path
-    assert all("val_dark_top1" not in row for row in Journal.read(out)), "the first evaluator alone validates"
+    assert all("val_dark_top1" not in row for row in MetricsLog.read(out)), "the first evaluator alone validates"
     assert main(["eval", str(out), "eval.clean={}", "eval.dark.factor=0.0", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
     assert found["dark_top1"] == summary["dark_top1"]
@@ -83,7 +83,7 @@ def test_a_later_evaluator_is_shown_everywhere(tmp_path: Path, capfd: pytest.Cap
 @pytest.mark.usefixtures("toy")
 def test_the_first_evaluator_chooses_the_checkpoint(tmp_path: Path) -> None:
     summary = tiny(tmp_path / "a", eval={"dark": {"factor": 0.9}, "clean": {}}, **{"train.steps": 6})
-    rows = [row for row in Journal.read(tmp_path / "a") if "val_dark_top1" in row]
+    rows = [row for row in MetricsLog.read(tmp_path / "a") if "val_dark_top1" in row]
     best = max(row["val_dark_top1"] for row in rows)
     assert summary["val_dark_top1"] == best
     assert summary["best_step"] == next(row["step"] for row in rows if row["val_dark_top1"] == best)

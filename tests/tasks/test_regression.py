@@ -15,11 +15,11 @@ from PIL import Image
 import vitral
 from tests.helpers import TINY
 from vitral.cli.main import main
-from vitral.engines import Shipment
+from vitral.engines import ExportMetadata
 from vitral.errors import UserError
 from vitral.evaluate.regression import regression_metrics
 from vitral.export.graph import capture
-from vitral.export.parity import BeyondLimit, check, likeness_of
+from vitral.export.parity import BeyondLimit, check, compare_outputs
 from vitral.models.create import create_model
 from vitral.models.parameters import freeze_encoder
 from vitral.objectives.config import RegressionConfig
@@ -90,8 +90,10 @@ def test_predictions_are_in_units_everywhere(
     state = predictor.config.task_state
     raw = predictor.model(predictor.preprocess(image)[None])[0, 0].item()
     assert value == pytest.approx(raw * state["std"][0] + state["mean"][0], rel=1e-5)
-    shipment = Shipment(kind="pt2", takes="resized", precision="float32", model=predictor.config, card="", versions={})
-    program, names = capture(predictor.model, shipment)
+    metadata = ExportMetadata(
+        kind="pt2", takes="resized", precision="float32", model=predictor.config, card="", versions={}
+    )
+    program, names = capture(predictor.model, metadata)
     assert names == ["logits", "scores"]
     found = program.module()(predictor.preprocess(image)[None].expand(3, -1, -1, -1))[1]
     assert found.shape == (3, 1)
@@ -207,7 +209,7 @@ def test_exports_of_numbers_are_compared_in_standard_deviations(trained: tuple[P
         ("float32", 1e-4, True), ("float32", 1e-2, False), ("bfloat16", 0.04, True), ("bfloat16", 0.06, False),
         ("int8", 0.19, True), ("int8", 0.21, False),
     ):  # fmt: skip
-        found = likeness_of(mine, mine + error, config, "made up")
+        found = compare_outputs(mine, mine + error, config, "made up")
         assert (found.agreement, found.cosine) == (None, None)
         if is_near:
             check(found, precision, None, None)
@@ -215,7 +217,7 @@ def test_exports_of_numbers_are_compared_in_standard_deviations(trained: tuple[P
             with pytest.raises(BeyondLimit, match="differs from the model"):
                 check(found, precision, None, None)
     with pytest.raises(UserError, match="min_agreement"):
-        check(likeness_of(mine, mine, config, "made up"), "int8", None, 0.9)
+        check(compare_outputs(mine, mine, config, "made up"), "int8", None, 0.9)
 
 
 def test_validations_draw_no_intervals_and_a_frozen_encoder_rests() -> None:

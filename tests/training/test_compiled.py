@@ -16,19 +16,19 @@ from vitral.errors import UserError
 from vitral.models.vit import VisionTransformer
 from vitral.objectives.config import MaeConfig, MaskedPatchConfig, SupervisedConfig
 from vitral.objectives.objective import ObjectiveContext
+from vitral.objectives.registry import OBJECTIVES
 from vitral.objectives.supervised import Supervised
-from vitral.objectives.table import OBJECTIVES
 from vitral.optim.config import OptimConfig
 from vitral.optim.ema import WeightEMA
-from vitral.optim.masters import Bfloat16Copy
+from vitral.optim.master_weights import ComputeCopy
 from vitral.optim.optimizer import make_optimizer
 from vitral.run.config import load_config
 from vitral.run.train import run
 from vitral.structs import Batch, View
 from vitral.training.compiled import Compiled
 from vitral.training.config import TrainConfig
-from vitral.training.guard import Guard, Watch
 from vitral.training.loop import Plan, update
+from vitral.training.nonfinite import Guard, Watch
 from vitral.training.parallel import Parallel
 from vitral.training.state import Progress, TrainState
 
@@ -49,17 +49,19 @@ def build() -> VisionTransformer:
     return create_vit("vit_micro_patch2_8", width=32, depth=2, heads=2, mlp_dim=64, num_classes=10)
 
 
-def updated(compiled: bool, head_first: float, low: bool) -> TrainState:
+def updated(compiled: bool, head_only_fraction: float, low: bool) -> TrainState:
     """The state after five updates of micro-batches of 16, 16, 16 and 2."""
     torch.manual_seed(0)
-    objective = Supervised(build, SupervisedConfig(head_first=head_first, label_smoothing=0.1), ObjectiveContext(10))
+    objective = Supervised(
+        build, SupervisedConfig(head_only_fraction=head_only_fraction, label_smoothing=0.1), ObjectiveContext(10)
+    )
     torch.nn.init.normal_(objective.model.get_parameter("head.weight"), std=0.1)
-    copy = Bfloat16Copy(objective) if low else None
+    copy = ComputeCopy(objective) if low else None
     called = copy.module if copy else objective
     assert isinstance(called, Supervised)
     parallel = Parallel(Compiled(called) if compiled else called, each=low)
     ema, optimizer = WeightEMA(objective.model, build(), 0.9), make_optimizer(objective, OptimConfig(name="sgd"))
-    state = TrainState(objective, optimizer, ema, Progress(), low=copy, parallel=parallel)
+    state = TrainState(objective, optimizer, ema, Progress(), compute_copy=copy, parallel=parallel)
     plan, config = Plan(10, lambda _: 0.1, 1.0, None, Path(), ""), TrainConfig(batch_size=SIZE, micro_batch=16)
     guard = Guard(state, Watch(Path(), 3, lambda step: {"train": batch(step)}, ""))
     objective.train()
@@ -72,14 +74,14 @@ def updated(compiled: bool, head_first: float, low: bool) -> TrainState:
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("head_first", "low", "limit", "graphs"),
+    ("head_only_fraction", "low", "limit", "graphs"),
     [(0.0, False, 1e-5, 2), (0.0, True, 2e-2, 2), (0.3, False, 1e-5, 6)],
 )
-def test_compiled_steps_equal_eager_ones(head_first: float, low: bool, limit: float, graphs: int) -> None:
+def test_compiled_steps_equal_eager_ones(head_only_fraction: float, low: bool, limit: float, graphs: int) -> None:
     """Weights and average after five updates of micro-batches of which the last is short. No break in a graph, and none
     compiled again: one for each size; where the head learns first, one more as each stage begins, in the other mode."""
     counters.clear()
-    eager, compiled = (updated(how, head_first, low) for how in (False, True))
+    eager, compiled = (updated(how, head_only_fraction, low) for how in (False, True))
     assert counters["stats"]["unique_graphs"] == graphs
     assert not counters["graph_break"]
     for name, tensor in eager._tensors().items():
@@ -104,9 +106,9 @@ def test_masks_follow_the_step_inside_one_graph(kind: str) -> None:
         for part in (batch(step).slice(0, 16), batch(step).slice(0, 5)):
             mine, theirs = compiled({"train": part}, step).loss, made({"train": part}, step).loss
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
-            slopes = [torch.autograd.grad(loss, made.model.get_parameter("blocks.0.mlp.fc1.weight"))[0]
+            grads = [torch.autograd.grad(loss, made.model.get_parameter("blocks.0.mlp.fc1.weight"))[0]
                       for loss in (mine, theirs)]  # fmt: skip
-            torch.testing.assert_close(*slopes, rtol=1e-3, atol=1e-6)
+            torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-6)
             losses.append(mine.item())
     assert len(set(losses)) == 6
     assert counters["stats"]["unique_graphs"] == 2
@@ -147,10 +149,10 @@ class StopAtThree:
 
 
 def test_what_cannot_be_compiled_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for key, value in (("parallel", "fsdp"), ("checkpointing", "all"), ("checkpointing", 1)):
+    for key, value in (("parallel", "fsdp"), ("activation_checkpointing", "all"), ("activation_checkpointing", 1)):
         with pytest.raises(UserError, match=r"train\.compile=step goes neither with"):
             load_config("digits", {**TINY, "train.compile": "step", f"train.{key}": value})
-    monkeypatch.setattr(Supervised, "alike", lambda *_: None)
+    monkeypatch.setattr(Supervised, "compile_key", lambda *_: None)
     with pytest.raises(UserError, match=r"(?s)train\.compile: this step cannot be compiled"):
         run(load_config("digits", {**TINY, "train.compile": "step", "out": str(tmp_path / "a")}))
 

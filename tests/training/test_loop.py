@@ -23,8 +23,8 @@ from vitral.optim.ema import WeightEMA
 from vitral.optim.optimizer import make_optimizer
 from vitral.structs import Batch, StepOutput, View
 from vitral.training.config import TrainConfig
-from vitral.training.guard import Guard, Watch
 from vitral.training.loop import Plan, _validations_a_step, total_steps, update
+from vitral.training.nonfinite import Guard, Watch
 from vitral.training.parallel import Parallel
 from vitral.training.state import Progress, TrainState
 
@@ -178,7 +178,7 @@ def test_the_loss_is_a_mean_over_what_weighs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("every", "images", "wanted"),
+    ("every", "images", "expected"),
     [
         ("auto", 0, 20),  # nothing to validate: as often as asked
         ("auto", 80, 20),  # 20 x 80 images are half of 100 x 32
@@ -188,8 +188,8 @@ def test_the_loss_is_a_mean_over_what_weighs() -> None:
         ("end", 80, 0),
     ],
 )
-def test_validation_takes_a_bounded_share_of_a_run(every: Any, images: int, wanted: int) -> None:
+def test_validation_takes_a_bounded_share_of_a_run(every: Any, images: int, expected: int) -> None:
     """Validations of a run of 100 steps of 32 images, 1,000 images an epoch."""
     plan = Plan(100, lambda _: 0.1, None, None, Path(), "", validation_images=images)
     config = TrainConfig(batch_size=32, eval_every=every)
-    assert math.floor(100 * _validations_a_step(config, plan, 32 / 1000) + 1e-9) == wanted
+    assert math.floor(100 * _validations_a_step(config, plan, 32 / 1000) + 1e-9) == expected

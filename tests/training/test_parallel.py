@@ -20,19 +20,19 @@ from vitral.data.image_spec import ResizeSpec
 from vitral.data.loader import ImageStore, StreamLoader, TrainLoader, eval_batches
 from vitral.data.sources import open_dataset
 from vitral.errors import RunFailed, UserError
-from vitral.evaluate.classify import collect_logits
+from vitral.evaluate.classification import collect_logits
 from vitral.models.create import create_model
 from vitral.objectives.config import SupervisedConfig
 from vitral.objectives.objective import ObjectiveContext
 from vitral.objectives.supervised import Supervised
 from vitral.optim.config import OptimConfig
 from vitral.optim.ema import WeightEMA
-from vitral.optim.masters import Bfloat16Copy
+from vitral.optim.master_weights import ComputeCopy
 from vitral.optim.optimizer import make_optimizer
 from vitral.structs import Batch, View
 from vitral.training.config import TrainConfig
-from vitral.training.guard import CUT, Guard, Watch
 from vitral.training.loop import Plan, update
+from vitral.training.nonfinite import CUT, Guard, Watch
 from vitral.training.parallel import Parallel
 from vitral.training.sharded import read_shards, shard
 from vitral.training.state import Progress, TrainState
@@ -50,11 +50,18 @@ def build(dtype: torch.dtype, checkpointed: int = 0) -> Any:
 
 
 def make(
-    mode: str, dtype: torch.dtype, head_first: float = 0.0, name: Any = "sgd", checkpointed: int = 0, low: bool = False
+    mode: str,
+    dtype: torch.dtype,
+    head_only_fraction: float = 0.0,
+    name: Any = "sgd",
+    checkpointed: int = 0,
+    low: bool = False,
 ) -> tuple[TrainState, Supervised]:
     torch.manual_seed(0)
     objective = Supervised(
-        lambda: build(dtype, checkpointed), SupervisedConfig(head_first=head_first), ObjectiveContext(10)
+        lambda: build(dtype, checkpointed),
+        SupervisedConfig(head_only_fraction=head_only_fraction),
+        ObjectiveContext(10),
     )
     torch.nn.init.normal_(objective.model.get_parameter("head.weight"), std=0.1)
     average = build(dtype)
@@ -62,16 +69,18 @@ def make(
         shard(objective.model, CPU)
         shard(average, CPU)
     optimizer = make_optimizer(objective, OptimConfig(name=name))
-    copy = Bfloat16Copy(objective) if low else None
-    parallel = Parallel(copy.module if copy else objective, ddp=mode == "ddp", unused=head_first > 0, each=low)
+    copy = ComputeCopy(objective) if low else None
+    parallel = Parallel(copy.module if copy else objective, ddp=mode == "ddp", unused=head_only_fraction > 0, each=low)
     ema = WeightEMA(objective.model, average, 0.9)
-    return TrainState(objective, optimizer, ema, Progress(), low=copy, parallel=parallel), objective
+    return TrainState(objective, optimizer, ema, Progress(), compute_copy=copy, parallel=parallel), objective
 
 
 def a_store(split: str, count: int | None = None) -> ImageStore:
     data = open_dataset(DataConfig(source="digits")).splits[split]
     data = replace(data, labels_N=data.labels_N[:count], names=data.names[:count])
-    return ImageStore(data, (8, 8), ResizeSpec(fit="crop"), exact=split != "train", workers=1, cache_mb=100, device=CPU)
+    return ImageStore(
+        data, (8, 8), ResizeSpec(resize_mode="crop"), exact=split != "train", workers=1, cache_mb=100, device=CPU
+    )
 
 
 def train_loader() -> TrainLoader:
@@ -82,13 +91,13 @@ def train_loader() -> TrainLoader:
 def as_type(batch: Batch, dtype: torch.dtype) -> Batch:
     views = tuple(View(view.images_BCHW.to(dtype), view.matrix_B33) for view in batch.views)
     targets = {name: value.to(dtype) if value.is_floating_point() else value for name, value in batch.targets.items()}
-    return Batch(views, targets, batch.keys_B)
+    return Batch(views, targets, batch.sample_ids_B)
 
 
 def results(state: TrainState, objective: Supervised) -> dict[str, Any]:
     assert state.ema is not None
-    tensors = {f"model.{k}": distributed.whole(v).double() for k, v in objective.model.state_dict().items()}
-    tensors |= {f"ema.{k}": distributed.whole(v).double() for k, v in state.ema.average.state_dict().items()}
+    tensors = {f"model.{k}": distributed.gather_full(v).double() for k, v in objective.model.state_dict().items()}
+    tensors |= {f"ema.{k}": distributed.gather_full(v).double() for k, v in state.ema.average.state_dict().items()}
     return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
@@ -101,7 +110,7 @@ class Case(NamedTuple):
     kind: str = "float64"
     limit: float = 1e-12
     micro: int | None = None
-    head_first: float = 0.0
+    head_only_fraction: float = 0.0
     name: str = "sgd"
     checkpointed: int = 0
     low: bool = False
@@ -112,7 +121,7 @@ CASES = (
     Case(),
     Case("float32", 1e-5),
     Case(micro=10),
-    Case(micro=7, head_first=0.4),
+    Case(micro=7, head_only_fraction=0.4),
     Case(name="adamw", limit=1e-9),
     Case(checkpointed=2, micro=10),
     Case(name="muon", limit=1e-9, modes=("ddp",)),
@@ -127,7 +136,7 @@ def steps(
 ) -> tuple[dict[str, Any], list[float], list[int]]:
     """Weights after some steps; of each the loss, the metric and the norm; and the samples that this process saw."""
     dtype = getattr(torch, case.kind)
-    state, objective = make(mode, dtype, case.head_first, case.name, case.checkpointed, case.low)
+    state, objective = make(mode, dtype, case.head_only_fraction, case.name, case.checkpointed, case.low)
     if load is not None:
         assert state.load_newest(Path(load)) == []
     loader = train_loader()
@@ -137,7 +146,7 @@ def steps(
     objective.train()
     for _ in range(count):
         batch = as_type(loader.batch(state.progress.step)["train"], dtype)
-        seen += batch.keys_B.tolist()
+        seen += batch.sample_ids_B.tolist()
         rate = 1e-3 if case.name in ("adamw", "muon") else 0.05
         loss, metrics, norm = update(state, objective, {"train": batch}, config, plan, rate, guard)
         said += [value.item() for value in (*distributed.mean([loss, *metrics.values()]), norm)]
@@ -197,7 +206,9 @@ def skipping(folder: str) -> list[Any]:
             for step in range(5):
                 update(state, objective, batch(step), config, plan, 0.01, guard)
                 state.progress.step += 1
-                tensors = {key: distributed.whole(value).clone().numpy() for key, value in state._tensors().items()}
+                tensors = {
+                    key: distributed.gather_full(value).clone().numpy() for key, value in state._tensors().items()
+                }
                 seen.append((tensors, state.progress.skipped))
         except RunFailed as error:
             found.append((seen, str(error)))
@@ -278,13 +289,13 @@ COUNTS = (144, 101, 2)  # of which three processes get equal shares, unequal one
 
 
 def test_every_sample_is_judged_once() -> None:
-    for found in in_processes(3, "tests.training.test_parallel:judged", "none", "fsdp"):
-        for (logits_NC, labels_N), (found_NC, found_N) in zip(judged("none", "none"), found, strict=True):
+    for found in in_processes(3, "tests.training.test_parallel:evaluated", "none", "fsdp"):
+        for (logits_NC, labels_N), (found_NC, found_N) in zip(evaluated("none", "none"), found, strict=True):
             assert np.array_equal(found_N, labels_N)
             assert np.abs(found_NC - logits_NC).max() < 1e-6
 
 
-def judged(*modes: str) -> list[tuple[Any, Any]]:
+def evaluated(*modes: str) -> list[tuple[Any, Any]]:
     """Logits and labels of so many samples, on every process."""
     found: list[tuple[Any, Any]] = []
     for mode in modes:
@@ -298,12 +309,15 @@ def judged(*modes: str) -> list[tuple[Any, Any]]:
 def talk() -> dict[str, Any]:
     """What each process hears of the others."""
     rank = distributed.rank()
-    told: dict[str, Any] = {"any": distributed.any_of(rank == 1, False, True), "main": distributed.from_main(rank)}
+    told: dict[str, Any] = {
+        "any": distributed.any_rank(rank == 1, False, True),
+        "main": distributed.broadcast_from_main(rank),
+    }
     told["mean"] = [value.item() for value in distributed.mean([torch.tensor(float(rank)), torch.tensor(3.0)])]
     told["rows"] = distributed.gather_rows(np.full((rank, 2), rank)).tolist()
-    told["shares"] = distributed.gather(distributed.share(10))
+    told["shares"] = distributed.gather(distributed.shard_range(10))
     try:
-        with distributed.together():
+        with distributed.error_barrier():
             if rank == 1:
                 raise UserError("only here", where="data")
     except UserError as error:
@@ -318,14 +332,14 @@ def test_what_processes_tell_each_other() -> None:
     }  # fmt: skip
     assert in_processes(3, "tests.training.test_parallel:talk") == [expected] * 3
     assert talk()["rows"] == []
-    assert distributed.whole(torch.ones(2)).tolist() == [1.0, 1.0]
+    assert distributed.gather_full(torch.ones(2)).tolist() == [1.0, 1.0]
 
 
 def beside(folder: str) -> list[Any]:
     """A checkpoint that is written while its weights move; one that fails on a process; one after that."""
     place, said = Path(folder), list[Any]()
     state, _ = make("fsdp", torch.float64, name="adamw")
-    before = {name: distributed.whole(tensor).clone() for name, tensor in state._tensors().items()}
+    before = {name: distributed.gather_full(tensor).clone() for name, tensor in state._tensors().items()}
     state.save(place / "last.safetensors", beside=True)
     said.append([path.name for path in place.iterdir()])
     with torch.no_grad():
@@ -334,7 +348,7 @@ def beside(folder: str) -> list[Any]:
     state.settle(wait=True)
     said.append(sorted(path.name for path in place.iterdir()))
     assert state.load_newest(place) == []
-    after = {name: distributed.whole(tensor) for name, tensor in state._tensors().items()}
+    after = {name: distributed.gather_full(tensor) for name, tensor in state._tensors().items()}
     said.append(before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before))
     for size in (2000, 10**9):  # bytes a file may have; too few on one process
         state.progress.step += 1

@@ -23,8 +23,8 @@ from vitral.optim.config import OptimConfig
 from vitral.optim.optimizer import make_optimizer
 from vitral.structs import Batch, View
 from vitral.training.config import TrainConfig
-from vitral.training.guard import Guard, Watch, first_non_finite
 from vitral.training.loop import Plan, update
+from vitral.training.nonfinite import Guard, Watch, first_non_finite
 from vitral.training.parallel import Parallel
 from vitral.training.state import Progress, TrainState
 
@@ -36,7 +36,7 @@ def a_loader() -> TrainLoader:
     keys: dict[str, Any] = {"exact": False, "workers": 0, "cache_mb": 100, "device": torch.device("cpu")}
     place: dict[str, Any] = {"rank": distributed.rank(), "world": distributed.world()}
     labeled, others = (
-        ImageStore(data.parts[name], (8, 8), ResizeSpec(fit="crop"), **keys) for name in ("train", "unlabeled")
+        ImageStore(data.parts[name], (8, 8), ResizeSpec(resize_mode="crop"), **keys) for name in ("train", "unlabeled")
     )
     mixed, moved = AugmentConfig(rotate=10, mixup=0.5, cutmix=0.5), AugmentConfig(rotate=10)
     return TrainLoader({
@@ -47,7 +47,7 @@ def a_loader() -> TrainLoader:
 
 def wide(batch: Batch) -> Batch:
     targets = {name: value.double() if value.is_floating_point() else value for name, value in batch.targets.items()}
-    return Batch(tuple(View(v.images_BCHW.double(), v.matrix_B33) for v in batch.views), targets, batch.keys_B)
+    return Batch(tuple(View(v.images_BCHW.double(), v.matrix_B33) for v in batch.views), targets, batch.sample_ids_B)
 
 
 def make(*, ddp: bool = False) -> tuple[TrainState, Entropy]:
@@ -104,6 +104,6 @@ def test_what_is_not_finite_names_its_stream() -> None:
     batches = {name: wide(batch) for name, batch in a_loader().batch(0).items()}
     assert "nothing in this batch" in first_non_finite(objective, batches, 0, micro=5, autocast=None)
     batches["unlabeled"].views[0].images_BCHW[3] = float("nan")
-    place = int(batches["unlabeled"].keys_B[3]) % 2**30
+    place = int(batches["unlabeled"].sample_ids_B[3]) % 2**30
     found = first_non_finite(objective, batches, 0, micro=5, autocast=None)
     assert found == f"the images of the stream unlabeled, samples [{place}]"

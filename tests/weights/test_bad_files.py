@@ -15,7 +15,7 @@ from tests.weights.test_convert import small
 from vitral.cli.main import main
 from vitral.errors import UserError
 from vitral.weights.config import ReadOptions
-from vitral.weights.convert import read_foreign
+from vitral.weights.convert import read_external
 
 BAD = ("truncated.pth", "truncated.npz", "truncated.safetensors", "code.pth", "text.pth", "objects.npz", "empty.pth")
 
@@ -73,7 +73,7 @@ class Bomb:
 def test_weights_of_other_networks(tmp_path: Path, names: dict[str, tuple[int, ...]], part: str) -> None:
     save_file({name: torch.zeros(shape) for name, shape in names.items()}, tmp_path / "other.safetensors")
     with pytest.raises(UserError) as caught:
-        read_foreign(tmp_path / "other.safetensors")
+        read_external(tmp_path / "other.safetensors")
     assert part in str(caught.value)
     assert next(iter(names)) in str(caught.value)
 
@@ -82,7 +82,7 @@ def test_two_tensors_that_would_have_one_name(tmp_path: Path) -> None:
     state = small().state_dict()
     torch.save(state | {"module.norm.bias": state["norm.bias"] + 1}, tmp_path / "vit.pt")
     with pytest.raises(UserError, match=r"two tensors of one name\n.*norm\.bias and module\.norm\.bias"):
-        read_foreign(tmp_path / "vit.pt")
+        read_external(tmp_path / "vit.pt")
 
 
 def test_what_is_missing_superfluous_or_of_another_shape_is_named(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_what_is_missing_superfluous_or_of_another_shape_is_named(tmp_path: Path
     state |= {"blocks.0.norm1.weight": torch.zeros(63), "extra.weight": torch.zeros(2)}
     torch.save(state, tmp_path / "vit.pt")
     with pytest.raises(UserError) as caught:
-        read_foreign(tmp_path / "vit.pt")
+        read_external(tmp_path / "vit.pt")
     for part in (
         "1 missing (blocks.1.norm2.bias)",
         "1 unexpected (extra.weight)",
@@ -99,7 +99,7 @@ def test_what_is_missing_superfluous_or_of_another_shape_is_named(tmp_path: Path
     ):
         assert part in str(caught.value)
     allowed = ReadOptions(ignore=("extra.*", "blocks.1.norm2.bias", "blocks.0.norm1.weight"))
-    found = read_foreign(tmp_path / "vit.pt", allowed)
+    found = read_external(tmp_path / "vit.pt", allowed)
     assert torch.equal(found.model.state_dict()["blocks.0.norm1.weight"], torch.ones(64))
     assert any("initial values: blocks.0.norm1.weight, blocks.1.norm2.bias" in note for note in found.notes)
 
@@ -114,4 +114,4 @@ def test_activations_and_rotations_that_are_not_computed_here_are_refused(tmp_pa
     ):
         (tmp_path / "config.json").write_text(json.dumps(tree), encoding="utf-8")
         with pytest.raises(UserError, match=part):
-            read_foreign(tmp_path)
+            read_external(tmp_path)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vitral.bounds import check_pickle, open_zip
+from vitral.archive_limits import check_pickle, open_zip
 from vitral.cli.main import main
 from vitral.errors import UserError
 from vitral.weights.keymap import load_map

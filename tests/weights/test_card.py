@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.helpers import TINY, random_model, write_colours
+from tests.helpers import TINY, random_model, write_colors
 from vitral.cli.main import main
 from vitral.config import split_words
-from vitral.evaluate.classify import wilson_interval
+from vitral.evaluate.classification import wilson_interval
+from vitral.run.artifacts import reproduce_command
 from vitral.run.config import RunConfig, difference, load_config
 from vitral.run.evaluate import evaluate
-from vitral.run.outputs import again_command
 from vitral.run.train import run
 from vitral.tasks.classification import worst_classes
 from vitral.weights.card import model_card, with_header
@@ -63,7 +63,7 @@ def test_the_worst_classes_are_those_of_an_evaluation(trained: Path) -> None:
 
 
 def test_the_command_trains_so_again(tmp_path: Path) -> None:
-    write_colours(Path("pets and more"))
+    write_colors(Path("pets and more"))
     random_model(Path("model"))
     cases: list[tuple[str, dict[str, Any]]] = [
         ("digits", {"optim.lr": 3e-4, "train.epochs": 2, "model.depth": 2, "seed": 5}),
@@ -72,22 +72,22 @@ def test_the_command_trains_so_again(tmp_path: Path) -> None:
     ]
     for recipe, keys in cases:
         asked = load_config(recipe, keys)
-        command = again_command(asked)
+        command = reproduce_command(asked)
         assert command is not None
         words, pairs = split_words(shlex.split(command))
         assert words == ["vitral", "train", recipe]
         assert difference(load_config(recipe, pairs), asked) == []
         assert len(pairs) <= len(keys) + 1, "nothing that the recipe says by itself"
-    away = str(again_command(load_config("small", {"data": str(tmp_path / "pets and more")})))
+    away = str(reproduce_command(load_config("small", {"data": str(tmp_path / "pets and more")})))
     assert away.endswith("'data.path=pets and more'"), "where it is is nobody else's business"
     own = RunConfig.model_validate({**load_config("digits", {}).model_dump(), "recipe": "mine"})
-    assert again_command(own) is None
+    assert reproduce_command(own) is None
 
 
 def test_names_of_any_kind_stay_valid(tmp_path: Path) -> None:
     """YAML words, Markdown's own signs and colons in names of classes and data."""
     for number, name in enumerate(("no", "a: b", "x|y")):
-        write_colours(Path("on: # 1"), name, count=6, first=6 * number)
+        write_colors(Path("on: # 1"), name, count=6, first=6 * number)
     keys = {**TINY, "data": "on: # 1", "data.image_size": 8, "model.name": "vit_micro_patch2_8", "check.skip": True}
     run(load_config("small", {**keys, "out": "run"}))
     card = Path("run/model/README.md").read_text(encoding="utf-8")

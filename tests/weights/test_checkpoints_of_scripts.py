@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.helpers import TINY, random_model, write_colours
+from tests.helpers import TINY, random_model, write_colors
 from tests.weights.test_convert import same, small
 from vitral.cli.main import main
 from vitral.errors import UserError
@@ -25,7 +25,7 @@ from vitral.export.hf import package
 from vitral.models.model import ImageModel
 from vitral.run.train import train
 from vitral.weights.config import ReadOptions
-from vitral.weights.convert import read_foreign
+from vitral.weights.convert import read_external
 from vitral.weights.find import find_model, load_model
 from vitral.weights.folder import load_folder
 
@@ -73,12 +73,12 @@ def moments(state: State) -> State:
 def test_whatever_is_around_the_weights(name: str) -> None:
     found = model()
     torch.save(WRAPPED[name](dict(found.state_dict())), "vit.pth")
-    same(read_foreign(Path("vit.pth")).model, found)
+    same(read_external(Path("vit.pth")).model, found)
 
 
 def test_what_is_taken_and_left_is_named() -> None:
     torch.save(WRAPPED["lightning"](dict(model().state_dict())), "vit.pth")
-    notes = "\n".join(read_foreign(Path("vit.pth")).notes)
+    notes = "\n".join(read_external(Path("vit.pth")).notes)
     assert "weights of 'state_dict'" in notes
     assert "names without 'model.', and none of criterion" in notes
 
@@ -94,7 +94,7 @@ def test_what_is_taken_and_left_is_named() -> None:
 def test_harmless_values_beside_the_weights_are_read_past(beside: Any) -> None:
     found = model()
     torch.save({"model": found.state_dict(), "beside": beside}, "vit.pth")
-    same(read_foreign(Path("vit.pth")).model, found)
+    same(read_external(Path("vit.pth")).model, found)
 
 
 class Callback:
@@ -104,7 +104,7 @@ class Callback:
 def test_other_classes_are_still_refused() -> None:
     torch.save({"model": model().state_dict(), "callback": Callback()}, "vit.pth")
     with pytest.raises(UserError, match=r"(?s)wants to run code.*Callback"):
-        read_foreign(Path("vit.pth"))
+        read_external(Path("vit.pth"))
 
 
 def hf_folder(model: ImageModel, config: dict[str, Any] | None = None, shown: dict[str, Any] | None = None) -> Path:
@@ -132,7 +132,7 @@ def hf_folder(model: ImageModel, config: dict[str, Any] | None = None, shown: di
     ],
 )
 def test_problem_types_of_transformers(config: dict[str, Any], several: bool) -> None:
-    found = read_foreign(hf_folder(model(), config)).config
+    found = read_external(hf_folder(model(), config)).config
     assert (found.task == "multilabel") == several
 
 
@@ -158,7 +158,7 @@ def test_several_labels_go_to_transformers_and_come_back() -> None:
 )
 def test_what_transformers_would_compute_otherwise_is_refused(config: dict[str, Any], part: str) -> None:
     with pytest.raises(UserError, match=part):
-        read_foreign(hf_folder(model(), config))
+        read_external(hf_folder(model(), config))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_what_transformers_would_compute_otherwise_is_refused(config: dict[str, 
 )
 def test_preprocessing_that_is_not_computed_here_is_refused(shown: dict[str, Any], part: str) -> None:
     with pytest.raises(UserError, match=part):
-        read_foreign(hf_folder(model(), {}, {"size": {"height": 8, "width": 8}, **shown}))
+        read_external(hf_folder(model(), {}, {"size": {"height": 8, "width": 8}, **shown}))
 
 
 @pytest.mark.parametrize(
@@ -197,14 +197,14 @@ def test_preprocessing_that_is_not_computed_here_is_refused(shown: dict[str, Any
 def test_pixels_are_scaled_as_transformers_does(shown: dict[str, Any]) -> None:
     """(255 x factor - mean) / std, by the steps that are on."""
     tree: dict[str, Any] = {"rescale_factor": 1 / 255, "image_mean": [0.5] * 3, "image_std": [0.25] * 3, **shown}
-    found = read_foreign(hf_folder(model(), {}, tree)).model
+    found = read_external(hf_folder(model(), {}, tree)).model
     values: Tensor = torch.arange(0, 256, 5, dtype=torch.float64)
-    wanted = values * (tree["rescale_factor"] if tree.get("do_rescale", True) else 1)
+    expected = values * (tree["rescale_factor"] if tree.get("do_rescale", True) else 1)
     if tree.get("do_normalize", True):
         mean, std = (tree[key][0] if isinstance(tree[key], list) else tree[key] for key in ("image_mean", "image_std"))
-        wanted = (wanted - mean) / std
+        expected = (expected - mean) / std
     got = (values / 255 - found.config.mean[0]) / found.config.std[0]
-    torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
 
 
 def timm_folder(model: ImageModel, tree: dict[str, Any]) -> Path:
@@ -236,7 +236,7 @@ def timm_folder(model: ImageModel, tree: dict[str, Any]) -> Path:
 )
 def test_look_alikes_of_timm_are_refused(tree: dict[str, Any], part: str) -> None:
     with pytest.raises(UserError, match=part):
-        read_foreign(timm_folder(model(), tree))
+        read_external(timm_folder(model(), tree))
 
 
 @pytest.mark.parametrize(
@@ -245,31 +245,31 @@ def test_look_alikes_of_timm_are_refused(tree: dict[str, Any], part: str) -> Non
      ("vit_large_patch16_siglip_gap_512.v2_webli", "tanh"), ("vit_large_patch16_siglip_256", "exact")],
 )  # fmt: skip
 def test_forms_of_gelu_by_timms_names(architecture: str, gelu: str) -> None:
-    found = read_foreign(timm_folder(model(), {"architecture": architecture})).model.config
+    found = read_external(timm_folder(model(), {"architecture": architecture})).model.config
     assert found.gelu == gelu  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_blocks_without_positions_are_remarked() -> None:
     torch.save(small(positions="none", pool="avg", num_classes=2).state_dict(), "vit.pth")
-    assert any("no positions" in note for note in read_foreign(Path("vit.pth")).notes)
+    assert any("no positions" in note for note in read_external(Path("vit.pth")).notes)
 
 
 def test_a_square_is_assumed_aloud_or_not_at_all() -> None:
     wide = small(image_size=(8, 32), num_classes=2)  # 2 x 8 = 4 x 4 patches
     torch.save(wide.state_dict(), "line.pth")
-    notes = read_foreign(Path("line.pth")).notes
+    notes = read_external(Path("line.pth")).notes
     assert any("16 positions are taken for a square, images of 16 x 16" in note for note in notes)
-    found = read_foreign(Path("line.pth"), ReadOptions(image_size=(8, 32)))
+    found = read_external(Path("line.pth"), ReadOptions(image_size=(8, 32)))
     same(found.model, wide)
     assert not any("square" in note for note in found.notes)
     same(load_model("line.pth", (8, 32))[0], wide)
     tree = {"architecture": "vit_wee", "model_args": {"img_size": [8, 32]}}
     Path("config.json").write_text(json.dumps(tree), encoding="utf-8")
     save_file(dict(wide.state_dict()), "model.safetensors")
-    found = read_foreign(Path("model.safetensors"))
+    found = read_external(Path("model.safetensors"))
     same(found.model, wide)
     assert not any("square" in note for note in found.notes)
-    square = read_foreign(Path("model.safetensors"), ReadOptions(image_size=16)).model
+    square = read_external(Path("model.safetensors"), ReadOptions(image_size=16)).model
     assert square.config.image_size == (16, 16)
     assert not torch.equal(square.state_dict()["pos_embed"], wide.state_dict()["pos_embed"]), "resized, not renamed"
 
@@ -277,10 +277,10 @@ def test_a_square_is_assumed_aloud_or_not_at_all() -> None:
 def test_one_name_of_two_classes(capsys: pytest.CaptureFixture[str]) -> None:
     names = {"0": "crane", "1": "crane", "2": "heron"}
     folder = hf_folder(model(), {"id2label": names})
-    found = read_foreign(folder)
+    found = read_external(folder)
     assert found.config.classes == ("crane", "crane (2)", "heron")
     assert any("'crane (2)' is class 1" in note for note in found.notes)
-    write_colours(Path("data"), "crane heron", 3, (8, 8))
+    write_colors(Path("data"), "crane heron", 3, (8, 8))
     assert main(["eval", "theirs", "data=data", "--json"]) == 0
     out, err = capsys.readouterr()
     rows = json.loads(out)["per_class"]
@@ -289,30 +289,30 @@ def test_one_name_of_two_classes(capsys: pytest.CaptureFixture[str]) -> None:
     image = "data/crane/0.png"
     explain = ["explain", "theirs", image, "methods=[gradient_attention]"]
     assert main([*explain, "out=a", "class=crane"]) == 2
-    assert "wanted: 0, 1" in capsys.readouterr().err
+    assert "expected: 0, 1" in capsys.readouterr().err
     assert main([*explain, "out=a", "class=1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["images"][0]["class"]["index"] == 1
 
 
 def test_names_given_by_hand() -> None:
     torch.save(model().state_dict(), "vit.pth")
-    found = read_foreign(Path("vit.pth"), ReadOptions(classes=("a", "b", "c")))
+    found = read_external(Path("vit.pth"), ReadOptions(classes=("a", "b", "c")))
     assert found.config.classes == ("a", "b", "c")
     assert not any("class names" in note for note in found.notes)
     Path("names.txt").write_text("tench, Tinca\ngoldfish\n\nshark\n", encoding="utf-8")
-    found = read_foreign(Path("vit.pth"), ReadOptions(classes=("names.txt",)))
+    found = read_external(Path("vit.pth"), ReadOptions(classes=("names.txt",)))
     assert found.config.classes == ("tench, Tinca", "goldfish", "shark")
-    with pytest.raises(UserError, match=r"(?s)classes: .*got:    2\n.*wanted: 3"):
-        read_foreign(Path("vit.pth"), ReadOptions(classes=("a", "b")))
+    with pytest.raises(UserError, match=r"(?s)classes: .*got:    2\n.*expected: 3"):
+        read_external(Path("vit.pth"), ReadOptions(classes=("a", "b")))
 
 
 def test_a_map_states_names_and_preprocessing(capsys: pytest.CaptureFixture[str]) -> None:
     found = model()
     torch.save({f"x.{name.replace('blocks', 'units')}": value for name, value in found.state_dict().items()}, "own.pt")
     text = "rules: [{from: 'x.units.{rest}', to: 'blocks.{rest}'}, {from: 'x.{rest}', to: '{rest}'}]\n"
-    text += "preprocessing: {mean: [0.5], std: [0.5], fit: squash, interpolation: bilinear, crop_ratio: 1.0}\n"
+    text += "preprocessing: {mean: [0.5], std: [0.5], resize_mode: squash, interpolation: bilinear, crop_pct: 1.0}\n"
     Path("map.yaml").write_text(text + "classes: [a, b, c]\n", encoding="utf-8")
-    read = read_foreign(Path("own.pt"), ReadOptions(map="map.yaml"))
+    read = read_external(Path("own.pt"), ReadOptions(map="map.yaml"))
     same(read.model, found)
     assert read.config.classes == ("a", "b", "c")
     assert not any("preprocessing" in note or "class names" in note for note in read.notes)

@@ -24,7 +24,7 @@ from vitral.models.model import ImageModel
 from vitral.models.registry import build_config
 from vitral.tasks.class_names import imagenet_names
 from vitral.weights.config import ReadOptions
-from vitral.weights.convert import read_foreign
+from vitral.weights.convert import read_external
 from vitral.weights.find import find_model, load_model
 from vitral.weights.google import big_vision_rules, rules
 from vitral.weights.keymap import invert
@@ -79,7 +79,7 @@ def test_mae_pretraining_checkpoint(tmp_path: Path) -> None:
     }  # fmt: skip
     tree = {"model": {**model.state_dict(), **decoder}, "epoch": 3, "args": argparse.Namespace(lr=0.1)}
     torch.save(tree, tmp_path / "mae.pth")
-    found = read_foreign(tmp_path / "mae.pth")
+    found = read_external(tmp_path / "mae.pth")
     same(found.model, model)
     assert found.config.provenance["converted_from"]["format"] == "mae"
     assert any("decoder_pred.bias" in note or "decoder_embed" in note for note in found.notes)
@@ -89,7 +89,7 @@ def test_mae_finetuned_checkpoint(tmp_path: Path) -> None:
     """With its norm after the average."""
     model = small(pool="avg", num_classes=5)
     torch.save({"model": model.state_dict()}, tmp_path / "mae.pth")
-    found = read_foreign(tmp_path / "mae.pth")
+    found = read_external(tmp_path / "mae.pth")
     assert found.model.config.pool == "avg"  # pyright: ignore[reportAttributeAccessIssue]
     same(found.model, model)
 
@@ -103,7 +103,7 @@ def test_dino_teacher_is_taken_before_its_student(tmp_path: Path) -> None:
         "args": argparse.Namespace(arch="vit_small"), "epoch": 100,
     }  # fmt: skip
     torch.save(tree, tmp_path / "dino.pth")
-    found = read_foreign(tmp_path / "dino.pth")
+    found = read_external(tmp_path / "dino.pth")
     same(found.model, model)
     assert any("'teacher', not of 'student'" in note for note in found.notes)
     assert any("head.mlp.0.weight" in note for note in found.notes)
@@ -113,7 +113,7 @@ def test_ibot_checkpoint(tmp_path: Path) -> None:
     model = small(layer_scale=0.1)
     tree = {f"module.{name}": value for name, value in {**model.state_dict(), "masked_embed": numbers(1, 64)}.items()}
     torch.save({"state_dict": tree}, tmp_path / "ibot.pth")
-    found = read_foreign(tmp_path / "ibot.pth", ReadOptions(heads=1))
+    found = read_external(tmp_path / "ibot.pth", ReadOptions(heads=1))
     assert found.config.provenance["converted_from"]["format"] == "ibot"
     same(found.model, model)
 
@@ -126,7 +126,7 @@ def test_dinov2_repository(tmp_path: Path, chunked: bool) -> None:
         name = name.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3").replace("reg_token", "register_tokens")
         tree[name.replace("blocks.", "blocks.0.") if chunked else name] = value
     torch.save(tree, tmp_path / "dinov2.pth")
-    found = read_foreign(tmp_path / "dinov2.pth")
+    found = read_external(tmp_path / "dinov2.pth")
     assert found.config.provenance["converted_from"]["format"] == "dinov2"
     same(found.model, model)
 
@@ -145,7 +145,7 @@ def test_dinov3_repository_masks_the_biases_of_keys(tmp_path: Path) -> None:
             tree[f"{name}_mask"] = mask
             value.mul_(mask)
     torch.save(tree, tmp_path / "dinov3.pth")
-    same(read_foreign(tmp_path / "dinov3.pth", ReadOptions(image_size=20)).model, model)
+    same(read_external(tmp_path / "dinov3.pth", ReadOptions(image_size=20)).model, model)
 
 
 @pytest.mark.parametrize("classes", [5, 1000])
@@ -153,11 +153,11 @@ def test_google_file_with_its_tanh_layer(tmp_path: Path, classes: int) -> None:
     """timm leaves that layer out; its own logits need it. A thousand classes are ImageNet's."""
     model = small(head="mlp", num_classes=classes, gelu="tanh")
     write_npz(tmp_path / "vit.npz", rules, model, prefix="opt/target/", beside={"opt/state/step": np.zeros(())})
-    found = read_foreign(tmp_path / "vit.npz")
+    found = read_external(tmp_path / "vit.npz")
     same(found.model, model)
     c, shown = found.config.architecture, found.config.preprocessing
     assert (c.head, c.gelu, c.norm_eps, c.position_resize) == ("mlp", "tanh", 1e-6, "google")  # pyright: ignore[reportAttributeAccessIssue]
-    assert (c.mean, shown.fit, shown.interpolation) == ((0.5,) * 3, "squash", "bilinear")
+    assert (c.mean, shown.resize_mode, shown.interpolation) == ((0.5,) * 3, "squash", "bilinear")
     assert found.config.classes[0] == ("tench, Tinca tinca" if classes == 1000 else "class 0")
     assert any("preprocessing is not in the files" in note for note in found.notes)
 
@@ -179,7 +179,7 @@ def test_a_tanh_layer_goes_with_the_head_when_a_run_starts_from_it(tmp_path: Pat
 def test_google_hybrid_keeps_the_small_constants_of_the_paper(tmp_path: Path) -> None:
     model = small(stem_blocks=[1, 1], patch_size=8, image_size=40, stem_epsilons="google", gelu="tanh")
     write_npz(tmp_path / "r.npz", rules, model)
-    same(read_foreign(tmp_path / "r.npz").model, model)
+    same(read_external(tmp_path / "r.npz").model, model)
 
 
 @pytest.mark.parametrize("stacked", [False, True])
@@ -198,7 +198,7 @@ def test_big_vision_file(tmp_path: Path, stacked: bool) -> None:
         "params/txt/head/kernel": np.zeros((2, 2))
     }
     np.savez(tmp_path / "siglip.npz", allow_pickle=False, **arrays)
-    same(read_foreign(tmp_path / "siglip.npz").model, model)
+    same(read_external(tmp_path / "siglip.npz").model, model)
 
 
 def write_npz(
@@ -220,10 +220,10 @@ def test_shards_of_safetensors_and_of_bin(tmp_path: Path) -> None:
         for n, half in enumerate(halves):
             (save_file if kind == "safetensors" else torch.save)(half, folder / f"part-{n}.{kind}")  # pyright: ignore[reportArgumentType]
         (folder / index).write_text(json.dumps({"weight_map": where}), encoding="utf-8")
-        same(read_foreign(folder).model, model)
+        same(read_external(folder).model, model)
         (folder / f"part-1.{kind}").unlink()
         with pytest.raises(UserError, match=r"shards are missing\n.*part-1"):
-            read_foreign(folder)
+            read_external(folder)
 
 
 def test_heads_of_published_sizes_and_of_others() -> None:
@@ -245,13 +245,13 @@ def test_a_map_of_ones_own(tmp_path: Path) -> None:
     model = small(width=48, heads=3, num_classes=2)
     torch.save({f"net.{name}": value for name, value in model.state_dict().items()}, tmp_path / "own.pt")
     with pytest.raises(UserError, match="how many attention heads"):
-        read_foreign(tmp_path / "own.pt")
+        read_external(tmp_path / "own.pt")
     text = "rules: [{from: 'net.{rest}', to: '{rest}'}]\narchitecture: {heads: 3, mean: [0.4, 0.4, 0.3]}\n"
-    text += "preprocessing: {fit: squash, crop_ratio: 0.5, mean: [0.4], std: [0.5]}\n"
+    text += "preprocessing: {resize_mode: squash, crop_pct: 0.5, mean: [0.4], std: [0.5]}\n"
     (tmp_path / "map.yaml").write_text(text, encoding="utf-8")
-    found = read_foreign(tmp_path / "own.pt", ReadOptions(map=str(tmp_path / "map.yaml")))
+    found = read_external(tmp_path / "own.pt", ReadOptions(map=str(tmp_path / "map.yaml")))
     same(found.model, model)
-    assert (found.config.preprocessing.crop_ratio, found.config.architecture.mean) == (0.5, (0.4, 0.4, 0.3))
+    assert (found.config.preprocessing.crop_pct, found.config.architecture.mean) == (0.5, (0.4, 0.4, 0.3))
 
 
 def test_a_map_says_nothing_in_vain(tmp_path: Path) -> None:
@@ -261,11 +261,11 @@ def test_a_map_says_nothing_in_vain(tmp_path: Path) -> None:
         ("architecture: {hedas: 3}", "hedas"),
         ("architecture: {width: 32}", "other shape"),
         ("preprocessing: {interpolaton: bicubic}", "interpolaton"),
-        ("preprocessing: {crop_ratio: 2}", "crop_ratio"),
+        ("preprocessing: {crop_pct: 2}", "crop_pct"),
     ):
         (tmp_path / "map.yaml").write_text(rename + text, encoding="utf-8")
         with pytest.raises(UserError, match=part):
-            read_foreign(tmp_path / "own.pt", ReadOptions(map=str(tmp_path / "map.yaml")))
+            read_external(tmp_path / "own.pt", ReadOptions(map=str(tmp_path / "map.yaml")))
 
 
 def test_sizes_of_images_that_are_no_square(tmp_path: Path) -> None:
@@ -273,19 +273,19 @@ def test_sizes_of_images_that_are_no_square(tmp_path: Path) -> None:
     model = small(image_size=(20, 24))
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"cannot be told.*\n.*31 positions"):
-        read_foreign(tmp_path)
-    same(read_foreign(tmp_path, ReadOptions(image_size=(20, 24))).model, model)
+        read_external(tmp_path)
+    same(read_external(tmp_path, ReadOptions(image_size=(20, 24))).model, model)
     said = {"architecture": "vit_tiny_patch16_224", "model_args": {"img_size": [20, 24], "num_heads": 1}}
     (tmp_path / "config.json").write_text(json.dumps(said), encoding="utf-8")
-    same(read_foreign(tmp_path).model, model)
-    assert read_foreign(tmp_path, ReadOptions(image_size=24)).model.config.image_size == (24, 24)
+    same(read_external(tmp_path).model, model)
+    assert read_external(tmp_path, ReadOptions(image_size=24)).model.config.image_size == (24, 24)
 
 
 def test_an_absurd_number_of_a_block_builds_nothing(tmp_path: Path) -> None:
     state = small().state_dict() | {"blocks.1000000000.ls1.gamma": torch.zeros(64)}
     torch.save(state, tmp_path / "vit.pt")
     with pytest.raises(UserError, match=r"blocks\.1000000000"):
-        read_foreign(tmp_path / "vit.pt")
+        read_external(tmp_path / "vit.pt")
 
 
 def test_other_rotations_under_the_same_names_are_refused(tmp_path: Path) -> None:
@@ -295,11 +295,11 @@ def test_other_rotations_under_the_same_names_are_refused(tmp_path: Path) -> Non
     }
     torch.save(tree, tmp_path / "eva.pt")
     with pytest.raises(UserError, match="only DINOv3's rotation"):
-        read_foreign(tmp_path / "eva.pt")
+        read_external(tmp_path / "eva.pt")
 
 
 @pytest.mark.parametrize(
-    ("tree", "wanted"),
+    ("tree", "expected"),
     [
         ({"size": 224, "resample": 2}, ("squash", "bilinear", 1.0)),
         ({"size": {"height": 224, "width": 224}, "resample": 3}, ("squash", "bicubic", 1.0)),
@@ -316,14 +316,14 @@ def test_other_rotations_under_the_same_names_are_refused(tmp_path: Path) -> Non
          ("crop", "bicubic", 0.875)),
     ],
 )  # fmt: skip
-def test_preprocessor_configs_of_transformers(tmp_path: Path, tree: dict[str, Any], wanted: tuple[Any, ...]) -> None:
+def test_preprocessor_configs_of_transformers(tmp_path: Path, tree: dict[str, Any], expected: tuple[Any, ...]) -> None:
     """As Google's ViT, DeiT and DINOv2 have them on the hub, older and newer."""
     save_file(small().state_dict(), tmp_path / "model.safetensors")
     tree |= {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(tree), encoding="utf-8")
-    found = read_foreign(tmp_path).config
+    found = read_external(tmp_path).config
     shown = found.preprocessing
-    assert (shown.fit, shown.interpolation, shown.crop_ratio) == wanted
+    assert (shown.resize_mode, shown.interpolation, shown.crop_pct) == expected
     assert (found.architecture.mean, found.architecture.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
 
@@ -349,7 +349,7 @@ def test_preprocessor_configs_that_are_not_computed_name_the_key(tmp_path: Path,
     save_file(small().state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(tree), encoding="utf-8")
     with pytest.raises(UserError, match=rf"(?s){tmp_path.name}.*{key}"):
-        read_foreign(tmp_path)
+        read_external(tmp_path)
 
 
 def test_preprocessor_keys_that_are_not_known_are_noted(tmp_path: Path) -> None:
@@ -357,8 +357,8 @@ def test_preprocessor_keys_that_are_not_known_are_noted(tmp_path: Path) -> None:
     tree = {"interpolation": "lanczos", "size": 224, "default_to_square": False, "antialias": True, "some_step": 3}
     tree |= {"processor_class": "X", "do_pad": False, "pad_size": None, "image_color": "RGB", "other_step": False}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(tree), encoding="utf-8")
-    found = read_foreign(tmp_path)
-    assert (found.config.preprocessing.interpolation, found.config.preprocessing.fit) == ("lanczos", "crop")
+    found = read_external(tmp_path)
+    assert (found.config.preprocessing.interpolation, found.config.preprocessing.resize_mode) == ("lanczos", "crop")
     assert [note for note in found.notes if "_step" in note] == [
         "preprocessor_config.json: some_step is not known and not heeded: 3"
     ]
@@ -366,7 +366,7 @@ def test_preprocessor_keys_that_are_not_known_are_noted(tmp_path: Path) -> None:
 
 def test_image_size_resizes_positions(tmp_path: Path) -> None:
     torch.save(small().state_dict(), tmp_path / "vit.pt")
-    found = read_foreign(tmp_path / "vit.pt", ReadOptions(image_size=(24, 40)))
+    found = read_external(tmp_path / "vit.pt", ReadOptions(image_size=(24, 40)))
     assert found.model.config.image_size == found.config.preprocessing.image_size == (24, 40)
     assert found.model.state_dict()["pos_embed"].shape == (1, 61, 64)
 
@@ -380,7 +380,7 @@ def test_imagenet_names() -> None:
         "toilet tissue, toilet paper, bathroom tissue",
     )
     assert small_list["134"].startswith("crane (n0201")
-    assert google["0"] == fall["0"] == "organism, being"
+    assert google["0"] == fall["0"] == "organizm, being"
     assert (len(google), len(fall)) == (21843, 21841)
     assert all(len(set(names.values())) == len(names) for names in (small_list, google, fall))
     assert imagenet_names(10) is None

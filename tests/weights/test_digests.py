@@ -202,7 +202,7 @@ def test_an_architecture_is_held_against_the_weights_before_it_is_built(change: 
 
 def test_a_crop_ratio_near_zero_is_refused() -> None:
     folder = random_model(Path("model"))
-    edit_config(folder, lambda tree: tree["preprocessing"].update(crop_ratio=1e-9))
+    edit_config(folder, lambda tree: tree["preprocessing"].update(crop_pct=1e-9))
     with pytest.raises(UserError, match="would be resized"):
         vitral.load("model")
 

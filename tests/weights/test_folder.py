@@ -115,7 +115,7 @@ def drop(name: str) -> Callable[[Path], object]:
         (edit(lambda t: t["preprocessing"].update(channels=3)), "preprocessing"),
         (edit(lambda t: t.update(temperature=-1)), "temperature"),
         (edit(lambda t: t.update(format="vitral-model-9")), "vitral-model-9"),
-        (edit(lambda t: t["architecture"].update(colour="red")), "architecture.colour: unknown key"),
+        (edit(lambda t: t["architecture"].update(color="red")), "architecture.color: unknown key"),
     ],
 )
 def test_damaged_folders_are_refused_by_what_is_wrong(damage: Callable[[Path], object], message: str) -> None:

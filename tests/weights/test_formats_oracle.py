@@ -17,7 +17,7 @@ from tests.models.test_vit_oracle import randomised
 from vitral.models.resnet import ResNet
 from vitral.models.vit import VisionTransformer
 from vitral.weights.config import ReadOptions
-from vitral.weights.convert import Foreign, read_foreign
+from vitral.weights.convert import ExternalModel, read_external
 from vitral.weights.google import bit_rules, rules
 from vitral.weights.keymap import invert
 
@@ -39,18 +39,18 @@ NAMES = {"id2label": {0: "cat", 1: "dog", 2: "cow"}, "label2id": {"cat": 0, "dog
 DINOV3: dict[str, Any] = {"layer_norm_eps": 1e-5, "num_register_tokens": 4}
 
 
-def normal(found: Foreign, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Images in [0,1], and normalised as a foreign model wants them."""
+def normal(found: ExternalModel, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Images in [0,1], and normalized as a foreign model wants them."""
     c = found.config.architecture
     x = torch.rand(2, c.in_channels, *c.image_size, generator=torch.Generator().manual_seed(seed))
     return x, (x - found.model.mean) / found.model.std
 
 
-def check(found: Foreign, other: nn.Module, pick: str | None = None, atol: float = 1e-4) -> None:
-    x, normalised = normal(found)
+def check(found: ExternalModel, other: nn.Module, pick: str | None = None, atol: float = 1e-4) -> None:
+    x, normalized = normal(found)
     with torch.no_grad():
-        wanted: Any = other(normalised)
-        torch.testing.assert_close(found.model(x), getattr(wanted, pick) if pick else wanted, rtol=0, atol=atol)
+        expected: Any = other(normalized)
+        torch.testing.assert_close(found.model(x), getattr(expected, pick) if pick else expected, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_classifiers_of_transformers(
     config = getattr(transformers, f"{kind}Config")(**{**HF, **options, **NAMES})
     other = randomised(getattr(transformers, f"{kind}ForImageClassification")(config))
     other.save_pretrained(tmp_path)  # pyright: ignore[reportCallIssue]
-    found = read_foreign(tmp_path)
+    found = read_external(tmp_path)
     check(found, other, "logits")
     assert found.config.classes == ("cat", "dog", "cow")
 
@@ -78,7 +78,7 @@ def test_classifiers_of_transformers(
 def test_distilled_classifier_of_transformers(transformers: ModuleType, tmp_path: Path) -> None:
     other = randomised(transformers.DeiTForImageClassificationWithTeacher(transformers.DeiTConfig(**HF, **NAMES)))
     other.save_pretrained(tmp_path)  # pyright: ignore[reportCallIssue]
-    check(read_foreign(tmp_path), other, "logits")
+    check(read_external(tmp_path), other, "logits")
 
 
 @pytest.mark.parametrize(("gated", "registers"), [(False, 1), (True, 4), (False, 0)])
@@ -92,14 +92,14 @@ def test_dinov3_of_transformers(
     )  # fmt: skip
     other = randomised(transformers.DINOv3ViTModel(config))
     other.save_pretrained(tmp_path)  # pyright: ignore[reportCallIssue]
-    found = read_foreign(tmp_path)
+    found = read_external(tmp_path)
     check(found, other, "pooler_output")
     x = torch.rand(2, 3, 12, 36)
     with torch.no_grad():
-        wanted: Tensor = other((x - found.model.mean) / found.model.std).last_hidden_state  # pyright: ignore[reportCallIssue]
+        expected: Tensor = other((x - found.model.mean) / found.model.std).last_hidden_state  # pyright: ignore[reportCallIssue]
         assert isinstance(found.model, VisionTransformer)
         out = found.model.encode(x)
-    torch.testing.assert_close(out.patches_BND, wanted[:, 1 + registers :], rtol=0, atol=1e-4)
+    torch.testing.assert_close(out.patches_BND, expected[:, 1 + registers :], rtol=0, atol=1e-4)
 
 
 def test_encoder_of_transformers_mae(transformers: ModuleType, tmp_path: Path) -> None:
@@ -110,14 +110,14 @@ def test_encoder_of_transformers_mae(transformers: ModuleType, tmp_path: Path) -
     )  # fmt: skip
     other = randomised(transformers.ViTMAEForPreTraining(config))
     other.save_pretrained(tmp_path)  # pyright: ignore[reportCallIssue]
-    found = read_foreign(tmp_path)
-    x, normalised = normal(found)
+    found = read_external(tmp_path)
+    x, normalized = normal(found)
     noise = torch.arange(25.0).expand(2, -1)
     with torch.no_grad():
-        wanted = other.vit(normalised, noise=noise).last_hidden_state  # pyright: ignore[reportCallIssue]
+        expected = other.vit(normalized, noise=noise).last_hidden_state  # pyright: ignore[reportCallIssue]
         out = found.model.encode(x)
-    torch.testing.assert_close(out.patches_BND, wanted[:, 1:], rtol=0, atol=1e-4)
-    torch.testing.assert_close(out.cls_BD, wanted[:, 0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(out.patches_BND, expected[:, 1:], rtol=0, atol=1e-4)
+    torch.testing.assert_close(out.cls_BD, expected[:, 0], rtol=0, atol=1e-4)
 
 
 def test_names_in_memory_are_read_too(transformers: ModuleType, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_names_in_memory_are_read_too(transformers: ModuleType, tmp_path: Path) 
         other = randomised(getattr(transformers, f"{kind}ForImageClassification")(config))
         file = tmp_path / f"{kind}.pth"
         torch.save({"state_dict": other.state_dict()}, file)
-        check(read_foreign(file, ReadOptions(heads=4)), other, "logits")
+        check(read_external(file, ReadOptions(heads=4)), other, "logits")
 
 
 @pytest.mark.parametrize(
@@ -145,13 +145,13 @@ def test_names_in_memory_are_read_too(transformers: ModuleType, tmp_path: Path) 
 def test_vit_of_timm(timm: ModuleType, tmp_path: Path, options: dict[str, Any], heads: int | None) -> None:
     other = randomised(timm.models.vision_transformer.VisionTransformer(**{**TIMM, "num_classes": 7, **options}))
     save_file(other.state_dict(), tmp_path / "model.safetensors")
-    check(read_foreign(tmp_path, ReadOptions(heads=heads, image_size=options.get("img_size", (20, 28)))), other)
+    check(read_external(tmp_path, ReadOptions(heads=heads, image_size=options.get("img_size", (20, 28)))), other)
 
 
 def test_distilled_vit_of_timm(timm: ModuleType, tmp_path: Path) -> None:
     other = randomised(timm.models.deit.VisionTransformerDistilled(**TIMM, num_classes=7))
     torch.save({"model": other.state_dict()}, tmp_path / "deit.pth")
-    check(read_foreign(tmp_path / "deit.pth", ReadOptions(heads=4, image_size=(20, 28))), other)
+    check(read_external(tmp_path / "deit.pth", ReadOptions(heads=4, image_size=(20, 28))), other)
 
 
 @pytest.mark.parametrize(
@@ -162,14 +162,14 @@ def test_dinov3_of_timm(timm: ModuleType, tmp_path: Path, name: str) -> None:
     arguments = {"embed_dim": 48, "depth": 2, "num_heads": 4, "num_classes": 5, "global_pool": "token", "img_size": 32}
     other = randomised(timm.create_model(name, **arguments))
     timm.models.save_for_hf(other, tmp_path, model_args=arguments)
-    check(read_foreign(tmp_path), other)
+    check(read_external(tmp_path), other)
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_r_s16_p8_224", "vit_small_r26_s32_224"])
 def test_hybrids_of_timm(timm: ModuleType, tmp_path: Path, name: str) -> None:
     other = randomised(timm.create_model(name, num_classes=5, depth=1, embed_dim=64, num_heads=4, img_size=64))
     torch.save(other.state_dict(), tmp_path / "hybrid.pt")
-    check(read_foreign(tmp_path / "hybrid.pt", ReadOptions(heads=4)), other)
+    check(read_external(tmp_path / "hybrid.pt", ReadOptions(heads=4)), other)
 
 
 def test_bit_of_timm(timm: ModuleType, tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_bit_of_timm(timm: ModuleType, tmp_path: Path) -> None:
         timm.models.resnetv2.ResNetV2(layers=(1, 2), channels=(256, 512), num_classes=5, stem_type="fixed")
     )
     torch.save(other.state_dict(), tmp_path / "bit.pt")
-    check(read_foreign(tmp_path / "bit.pt", ReadOptions(image_size=(48, 80))), other)
+    check(read_external(tmp_path / "bit.pt", ReadOptions(image_size=(48, 80))), other)
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_tiny_r_s16_p8_224", "vit_small_r26_s32_224"])
@@ -190,7 +190,7 @@ def test_google_files_are_read_as_timm_reads_them(timm: ModuleType, tmp_path: Pa
     other.load_pretrained(str(tmp_path / "vit.npz"))
     for key, tensor in other.state_dict().items():
         assert torch.equal(tensor, ours.state_dict()[key]), key
-    found = read_foreign(tmp_path / "vit.npz", ReadOptions(heads=4))
+    found = read_external(tmp_path / "vit.npz", ReadOptions(heads=4))
     assert set(found.model.state_dict()) == set(other.state_dict())
     assert all(torch.equal(tensor, other.state_dict()[key]) for key, tensor in found.model.state_dict().items())
     config = found.config.architecture
@@ -204,7 +204,7 @@ def test_a_google_vit_computes_what_timm_computes_with_tanh(timm: ModuleType, tm
         )
     )
     write_npz(other, tmp_path / "vit.npz", rules, heads=4)
-    check(read_foreign(tmp_path / "vit.npz", ReadOptions(heads=4)), other)
+    check(read_external(tmp_path / "vit.npz", ReadOptions(heads=4)), other)
 
 
 def test_bit_files_are_read_as_timm_reads_them(timm: ModuleType, tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_bit_files_are_read_as_timm_reads_them(timm: ModuleType, tmp_path: Path)
     ours, other = (timm.models.resnetv2.ResNetV2(**small).eval() for _ in "ab")
     write_npz(randomised(ours), tmp_path / "bit.npz", bit_rules, heads=1)
     other.load_pretrained(str(tmp_path / "bit.npz"))
-    found = read_foreign(tmp_path / "bit.npz", ReadOptions(image_size=64))
+    found = read_external(tmp_path / "bit.npz", ReadOptions(image_size=64))
     assert isinstance(found.model, ResNet)
     check(found, other)
 
@@ -237,7 +237,7 @@ def write_npz(model: nn.Module, path: Path, layout: Any, heads: int) -> None:
 def test_hub_folder_of_timm_says_its_preprocessing(timm: ModuleType, tmp_path: Path) -> None:
     other = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=3)
     timm.models.save_for_hf(other, tmp_path, model_args={"depth": 1, "num_classes": 3})
-    found = read_foreign(tmp_path).config
+    found = read_external(tmp_path).config
     theirs = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["pretrained_cfg"]
     assert list(found.architecture.mean) == theirs["mean"]
-    assert (found.preprocessing.crop_ratio, found.preprocessing.interpolation) == (theirs["crop_pct"], "bicubic")
+    assert (found.preprocessing.crop_pct, found.preprocessing.interpolation) == (theirs["crop_pct"], "bicubic")

@@ -40,7 +40,7 @@ def test_templates(text: str, name: str, values: dict[str, str] | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("op", "shapes", "wanted"),
+    ("op", "shapes", "expected"),
     [
         ("rename", [(2, 3)], lambda a: a),
         ("transpose", [(2, 3)], lambda a: a.T),
@@ -56,11 +56,11 @@ def test_templates(text: str, name: str, values: dict[str, str] | None) -> None:
         ("heads_out", [(2, 3, 6)], lambda a: a.reshape(6, 6).T),
     ],
 )
-def test_operations(op: Op, shapes: list[tuple[int, ...]], wanted) -> None:
+def test_operations(op: Op, shapes: list[tuple[int, ...]], expected) -> None:
     parts = [tensor(*shape, seed=seed) for seed, shape in enumerate(shapes)]
     foreign = {f"x{n}": part for n, part in enumerate(parts)}
     found = translate([rule(list(foreign), "y", op)], foreign).tensors
-    torch.testing.assert_close(found["y"], wanted(*parts), rtol=0, atol=0)
+    torch.testing.assert_close(found["y"], expected(*parts), rtol=0, atol=0)
 
 
 def test_split_is_merge_backwards() -> None:

@@ -35,8 +35,8 @@ def test_smaller_patches_are_the_least_squares_answer() -> None:
     weight = torch.randn(2, 1, 6, 6).double()
     patches = torch.eye(36).double().reshape(36, 1, 6, 6)
     smaller = F.interpolate(patches, size=(4, 4), mode="bilinear", antialias=True).flatten(1)
-    wanted = torch.linalg.lstsq(smaller, weight.flatten(1).T).solution.T
-    torch.testing.assert_close(resize_patches(weight, 4).flatten(1), wanted)
+    expected = torch.linalg.lstsq(smaller, weight.flatten(1).T).solution.T
+    torch.testing.assert_close(resize_patches(weight, 4).flatten(1), expected)
     assert resize_patches(weight, 6) is weight
 
 
@@ -44,8 +44,8 @@ def test_smaller_patches_are_the_least_squares_answer() -> None:
 @pytest.mark.parametrize(("old", "new"), [(16, 32), (16, 12), (14, 16)])
 def test_patches_resize_as_in_timm(timm: ModuleType, old: int, new: int) -> None:
     weight = torch.randn(8, 3, old, old)
-    wanted = timm.layers.resample_patch_embed(weight, [new, new], interpolation="bilinear", antialias=True)
-    torch.testing.assert_close(resize_patches(weight, new), wanted, rtol=0, atol=1e-4)
+    expected = timm.layers.resample_patch_embed(weight, [new, new], interpolation="bilinear", antialias=True)
+    torch.testing.assert_close(resize_patches(weight, new), expected, rtol=0, atol=1e-4)
 
 
 CHANNELS = [(3, 1), (3, 4), (1, 3), (1, 2), (4, 2), (3, 2)]
@@ -60,11 +60,11 @@ def test_an_image_without_transparency_is_answered_as_before(old: int, new: int)
     after = tiny(torch.float64, in_channels=new)
     after.load_state_dict(adapt(dict(before.state_dict()), before.config, config)[0])
     rng = np.random.default_rng(0)
-    colours = 1 if new < 3 and old < 3 else 3
-    grey = rng.integers(0, 256, (8, 8, 1), dtype=np.uint8).repeat(3, 2)
-    # What one side cannot see of the colours, the other does not get: grey pictures, where either is grey.
-    pixels = grey if min(old, new) < 3 else rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    image = Image.fromarray(pixels[..., 0] if colours == 1 else pixels)
+    colors = 1 if new < 3 and old < 3 else 3
+    gray = rng.integers(0, 256, (8, 8, 1), dtype=np.uint8).repeat(3, 2)
+    # What one side cannot see of the colors, the other does not get: gray pictures, where either is gray.
+    pixels = gray if min(old, new) < 3 else rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels[..., 0] if colors == 1 else pixels)
     theirs, ours = (as_image(image, channels)[None] for channels in (old, new))
     torch.testing.assert_close(after(ours), before(theirs), rtol=0, atol=1e-9)
 
@@ -133,9 +133,9 @@ def test_a_model_with_larger_patches_says_the_same_of_enlarged_patches() -> None
 
 def test_convolutional_stems_keep_their_channels() -> None:
     config = build_config({**tiny().config.model_dump(), "stem_blocks": [], "patch_size": 4, "image_size": 8})
-    grey = build_config({**config.model_dump(), "in_channels": 1, "mean": (), "std": ()})
+    gray = build_config({**config.model_dump(), "in_channels": 1, "mean": (), "std": ()})
     with pytest.raises(UserError, match="keeps its channels"):
-        adapt({}, config, grey)
+        adapt({}, config, gray)
     with pytest.raises(UserError, match="keeps its patches"):
         adapt({}, config, build_config({**config.model_dump(), "patch_size": 8}))
 
@@ -150,8 +150,8 @@ def test_fixed_positions_become_the_same_learned_ones() -> None:
     """On their own grid, and on another one where the fixed ones lie between."""
     fixed = tiny(torch.float64, positions="sincos", num_classes=0)
     for size in ((8, 8), (8, 12)):
-        wanted = {**fixed.config.model_dump(), "positions": "learned", "image_size": size}
-        config = build_config(wanted)
+        expected = {**fixed.config.model_dump(), "positions": "learned", "image_size": size}
+        config = build_config(expected)
         state, notes = adapt(dict(fixed.state_dict()), fixed.config, config)
         learned = tiny(torch.float64, positions="learned", num_classes=0, image_size=size)
         learned.load_state_dict(state)

@@ -84,7 +84,7 @@ def group(usage: str, commands: Mapping[str, Run], options: type[Config] | None 
         name, *words = arguments.words
         if name not in commands:
             close = nearest(name, commands)
-            raise UserError("unknown subcommand", where=name, wanted=", ".join(commands), nearest=close)
+            raise UserError("unknown subcommand", where=name, expected=", ".join(commands), nearest=close)
         return commands[name](arguments._replace(words=words))
 
     return run

@@ -111,7 +111,7 @@ def _writable(out: str | None) -> None:
     """Checked before minutes are spent on the images."""
     if out is not None and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()):
         raise UserError(
-            "not a file that can be written", where="out", got=out, wanted="an HTML file in an existing folder"
+            "not a file that can be written", where="out", got=out, expected="an HTML file in an existing folder"
         )
 
 
@@ -122,12 +122,12 @@ def _check(arguments: Arguments, options: CheckOptions) -> Answer:
     from vitral.data.check import check_dataset, decoding
     from vitral.data.check_cache import cache_folder, forget
 
-    normalisation = None
+    normalization = None
     if options.init is not None:
         from vitral.weights.find import model_config
 
         architecture = model_config(options.init).architecture
-        normalisation = architecture.mean, architecture.std
+        normalization = architecture.mean, architecture.std
     try:
         dataset = _noted(_open(data, equal_classes=False, one_class=True))
     except UserError as error:
@@ -138,12 +138,12 @@ def _check(arguments: Arguments, options: CheckOptions) -> Answer:
     variant = decoding(data.as_data())
     if options.fresh:
         forget(cache_folder(), dataset, variant)
-    from vitral.training.journal import console_logging, counted
+    from vitral.training.metrics_log import console_logging, counted
 
     console_logging()
     with counted("checking images", sum(map(len, dataset.splits.values()))) as tick:
         report = check_dataset(
-            dataset, workers=data.threads, normalisation=normalisation, max_bad=data.max_bad,
+            dataset, workers=data.threads, normalization=normalization, max_bad=data.max_bad,
             variant=variant, cache=cache_folder(), tick=tick,
         )  # fmt: skip
     return _report(report, options, _picture(dataset))

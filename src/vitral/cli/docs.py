@@ -32,7 +32,7 @@ def run(arguments: Arguments, _: NoKeys) -> Answer:
         return Answer(titles, lambda: table((), titles.items()))
     name = arguments.words[0].removeprefix("docs/").removesuffix(".md")
     if name not in found:
-        raise UserError("no such page", where=name, wanted=", ".join(found), nearest=nearest(name, found))
+        raise UserError("no such page", where=name, expected=", ".join(found), nearest=nearest(name, found))
     text = found[name].read_text(encoding="utf-8")
     return Answer({"page": name, "markdown": text}, lambda: text.removesuffix("\n"))
 

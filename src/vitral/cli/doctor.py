@@ -13,7 +13,7 @@ from typing import Any
 from vitral.cli.command import Answer, Arguments, command
 from vitral.cli.table import table
 from vitral.errors import UserError
-from vitral.run.options import DoctorOptions
+from vitral.run.command_options import DoctorOptions
 from vitral.version import __version__
 
 HELP = """usage: vitral doctor [MODEL | RUN] [key=value] [--json]
@@ -61,12 +61,12 @@ def _text(value: Any) -> str:
 
 def _look_at(name: str, options: DoctorOptions) -> dict[str, Any]:
     """Facts of a run that ended on non-finite steps, or of a model."""
-    from vitral.run.replay import bad_state, replay
+    from vitral.run.replay_step import bad_state, replay
 
     if bad_state(Path(name)) is not None and not options.accept:
         return replay(Path(name))
     from vitral.run.check_model import check_model
-    from vitral.training.journal import console_logging
+    from vitral.training.metrics_log import console_logging
 
     console_logging()
     return check_model(name, accept=options.accept)
@@ -78,7 +78,7 @@ def examine() -> dict[str, Any]:
     import PIL
     import torch
 
-    from vitral.processor import instruction_sets
+    from vitral.cpu import instruction_sets
 
     cuda = torch.cuda.is_available()
     return {

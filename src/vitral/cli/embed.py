@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vitral.cli.command import Arguments, command
 from vitral.cli.images import Bad, check_exist, image_paths
 from vitral.errors import UserError, taken
-from vitral.run.options import EmbedOptions
+from vitral.run.command_options import EmbedOptions
 
 if TYPE_CHECKING:
     from vitral.run.embed import Row
@@ -49,7 +49,7 @@ def run(arguments: Arguments, options: EmbedOptions) -> int:
     check_exist(names)
     out = None if options.out is None else _writable(Path(options.out), options.overwrite)
     from vitral.run.embed import Failed, Row, embeddings, write_npz
-    from vitral.training.journal import console_logging
+    from vitral.training.metrics_log import console_logging
 
     console_logging()
     paths = image_paths(names) if names else None
@@ -75,7 +75,9 @@ def run(arguments: Arguments, options: EmbedOptions) -> int:
 def _writable(out: Path, overwrite: bool) -> Path:
     """Checked before minutes are spent on the images."""
     if out.suffix != ".npz" or out.is_dir() or not out.absolute().parent.is_dir():
-        raise UserError("not a file that can be written", where="out", got=out, wanted="FILE.npz in an existing folder")
+        raise UserError(
+            "not a file that can be written", where="out", got=out, expected="FILE.npz in an existing folder"
+        )
     if out.exists() and not overwrite:
         raise taken(out, overwrite=True)
     return out

@@ -40,7 +40,7 @@ def run(arguments: Arguments) -> Answer:
 
 
 def _text(found: dict[str, Any]) -> str:
-    from vitral.training.plan import show_bytes
+    from vitral.training.memory_estimate import show_bytes
 
     limit = found["limit_bytes"]
     rows = [
@@ -54,7 +54,8 @@ def _text(found: dict[str, Any]) -> str:
             f"a step of {found['batch_size']} images on {found['device']}, {found['precision']}: about"
             f" {show_bytes(found['memory_bytes'])}, {'fits' if found['fits'] else 'DOES NOT FIT'} into"
             f" {show_bytes(limit)} with",
-            f"  train.micro_batch={found['micro_batch']} train.checkpointing={found['checkpointing'] or 'none'}", "",
+            f"  train.micro_batch={found['micro_batch']}"
+            f" train.activation_checkpointing={found['checkpointing'] or 'none'}", "",
             parts_table(found["parts"]), "",
             table(("micro-batch", "accumulation", "checkpointed blocks", "memory", ""), rows),
         ]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vitral.cli.command import Answer, Arguments, command, missed
 from vitral.errors import plural
-from vitral.run.options import EvalOptions
+from vitral.run.command_options import EvalOptions
 
 if TYPE_CHECKING:
     from vitral.run.evaluate import Measured

@@ -7,7 +7,7 @@ from typing import Any
 from vitral.cli.command import Answer, Arguments, command
 from vitral.cli.images import check_exist, image_paths
 from vitral.errors import plural
-from vitral.run.options import ExplainOptions
+from vitral.run.command_options import ExplainOptions
 
 HELP = """usage: vitral explain MODEL [IMAGE|FOLDER...] out=DIR [key=value ...] [--json]
 
@@ -15,7 +15,7 @@ Visualizes a model as PNG pictures and one HTML page. For each image: rollout, g
 gradients, the attention of layers and heads, similarity and norm of the patch tokens, the prediction after each layer,
 and with reduce= which patches become one token. For the model, with or without images: patch filters, positions, and
 with data= the attention distance. With compare=OTHER: the similarity (CKA) of its blocks with those of another model,
-ResNets included. MODEL is as in `vitral predict`. `vitral docs looking-inside` explains each picture.
+ResNets included. MODEL is as in `vitral predict`. `vitral docs interpretability` explains each picture.
 
 key=default, meaning (type):
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitral.cli.command import Answer, Arguments, command
 from vitral.errors import shown_lines
-from vitral.run.options import ShipOptions
+from vitral.run.command_options import ExportCommandOptions
 
 if TYPE_CHECKING:
     from vitral.export.parity import Parity
@@ -34,8 +34,8 @@ examples:
 """
 
 
-@command(HELP, ShipOptions)
-def run(arguments: Arguments, options: ShipOptions) -> Answer:
+@command(HELP, ExportCommandOptions)
+def run(arguments: Arguments, options: ExportCommandOptions) -> Answer:
     """Export and compare."""
     from vitral.export.write import Written
     from vitral.run.export import export_model

@@ -155,7 +155,7 @@ def _dispatch(argv: list[str]) -> int:
         here = ELSEWHERE.get(command)
         close = nearest(command, COMMANDS) if here is None else None
         hint = f"Use: vitral {here}" if here else None
-        raise UserError("unknown command", where=command, wanted=", ".join(COMMANDS), nearest=close, hint=hint)
+        raise UserError("unknown command", where=command, expected=", ".join(COMMANDS), nearest=close, hint=hint)
     if launch().world > 1 and command != "train":
         what = f"`vitral {command}` cannot run under torchrun ({launch().world} processes found)"
         raise UserError(what, hint="Only `vitral train` can.")

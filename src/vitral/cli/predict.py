@@ -6,7 +6,7 @@ import json
 
 from vitral.cli.command import Arguments, command
 from vitral.cli.images import Bad, check_exist, image_paths
-from vitral.run.options import PredictOptions
+from vitral.run.command_options import PredictOptions
 
 HELP = """usage: vitral predict MODEL IMAGE|FOLDER... [key=value ...]
 
@@ -22,7 +22,7 @@ key=default, meaning (type):
 examples:
   vitral predict vitral-digits digit.png
   vitral predict runs/mine photo.jpg holiday/ topk=1
-  vitral predict runs/mine /data/photos engine=ray        on all machines of a Ray cluster (vitral docs many-machines)
+  vitral predict runs/mine /data/photos engine=ray        on all machines of a Ray cluster (vitral docs ray)
 """
 
 
@@ -32,7 +32,7 @@ def run(arguments: Arguments, options: PredictOptions) -> int:
     model, *names = arguments.words
     check_exist(names)
     from vitral.run.predict import predictions
-    from vitral.training.journal import console_logging
+    from vitral.training.metrics_log import console_logging
 
     console_logging()
     paths = image_paths(names)

@@ -7,7 +7,7 @@ from typing import Any
 from vitral.cli.command import Answer, Arguments, command, missed
 from vitral.cli.table import table
 from vitral.errors import plural
-from vitral.run.options import ProbeOptions
+from vitral.run.command_options import ProbeOptions
 
 HELP = """usage: vitral probe MODEL [key=value ...] [--json]
 
@@ -66,7 +66,7 @@ def _knn(found: dict[str, Any]) -> list[str]:
 
 
 def _linear(found: dict[str, Any]) -> list[str]:
-    rows = [(l2, _percent(share)) for l2, share in found["held_out"].items()]
+    rows = [(l2, _percent(share)) for l2, share in found["val_top1"].items()]
     title = f"kind=linear with l2 = {found['l2']:g}"
     return [f"{title}, chosen on held-out train images", "", table(("l2", "held-out top-1"), rows)] if rows else [title]
 

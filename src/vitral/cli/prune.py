@@ -6,7 +6,7 @@ from typing import Any
 
 from vitral.cli.command import Answer, Arguments, command
 from vitral.cli.table import table
-from vitral.run.options import PruneOptions
+from vitral.run.command_options import PruneOptions
 
 HELP = """usage: vitral prune MODEL out=DIR [flops=0.7] [key=value ...] [--json]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vitral.cli.command import Answer, Arguments, command
-from vitral.run.options import PushOptions
+from vitral.run.command_options import PushOptions
 
 HELP = """usage: vitral push MODEL OWNER/NAME [key=value ...] [--json]
 

@@ -6,8 +6,8 @@ from importlib.util import find_spec
 
 from vitral.cli.command import Arguments, command
 from vitral.errors import UserError
-from vitral.optional import install
-from vitral.run.options import ServeOptions
+from vitral.optional_imports import install
+from vitral.run.command_options import ServeOptions
 
 HELP = """usage: vitral serve MODEL... [key=value ...]
 

@@ -9,8 +9,8 @@ from vitral.cli.command import Answer, Arguments, command
 from vitral.cli.table import table
 from vitral.errors import UserError, nearest
 from vitral.models.presets import PRESETS
+from vitral.run.command_options import SummaryOptions
 from vitral.run.config import is_recipe
-from vitral.run.options import SummaryOptions
 
 HELP = """usage: vitral summary MODEL|NAME [key=value ...] [--json]
 
@@ -46,7 +46,7 @@ def run(arguments: Arguments, options: SummaryOptions) -> Answer:
 
 
 def _text(found: dict[str, Any]) -> str:
-    from vitral.training.plan import show_bytes
+    from vitral.training.memory_estimate import show_bytes
 
     closed = [(name, f"{count:,}") for name, count in found.get("formula", {}).items()]
     formula = ["", "by the formula, N tokens of D features, D_h in the MLP:", table((), closed, 2)] if closed else []
@@ -67,7 +67,7 @@ _SERIES = {"sizes": "image_size", "patch_size": "patch_size", "depth": "depth"}
 
 
 def _growth(rows: list[dict[str, Any]], key: str) -> str:
-    from vitral.training.plan import show_bytes
+    from vitral.training.memory_estimate import show_bytes
 
     cells = [
         (" x ".join(map(str, row[key])) if isinstance(row[key], list) else row[key], f"{row['parameters']:,}",
@@ -98,6 +98,6 @@ def compute_lines(found: dict[str, Any]) -> list[str]:
 
 def parts_table(parts: dict[str, int]) -> str:
     """Parts of the memory, without those that are empty."""
-    from vitral.training.plan import show_bytes
+    from vitral.training.memory_estimate import show_bytes
 
     return table((), [(name, show_bytes(count)) for name, count in parts.items() if count], 2)

@@ -65,7 +65,7 @@ def split_values(text: str) -> list[str]:
 
 def _flag(name: str, text: str) -> bool:
     if text not in _FLAGS:
-        raise UserError("wrong value", where=name, got=repr(text), wanted="true or false")
+        raise UserError("wrong value", where=name, got=repr(text), expected="true or false")
     return _FLAGS[text]
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from vitral.cli.command import Answer, Arguments, command
 from vitral.cli.usage import LISTS, fitted, key_lines, picked, text_width, wrapped
+from vitral.config_keys import Key, describe
 from vitral.distributed import launch
 from vitral.errors import UserError
-from vitral.keys import Key, describe
 from vitral.run.config import RunConfig, is_recipe, load_config, recipe_and_data, recipe_values
 from vitral.run.folder import claimed
 
@@ -102,7 +102,7 @@ def run(arguments: Arguments) -> Answer | int:
     config = load_config(recipe, pairs)
     with claimed(config) if launch().world == 1 else nullcontext() as folder:  # before the wait for torch
         from vitral.run.train import run as train
-        from vitral.training.journal import console_logging
+        from vitral.training.metrics_log import console_logging
 
         console_logging()
         summary = train(config, folder=folder)

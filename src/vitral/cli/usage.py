@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from vitral.config_keys import REQUIRED, Key, as_word, describe
 from vitral.errors import UserError
-from vitral.keys import REQUIRED, Key, as_word, describe
 
 _COLUMN = 26  # where the meaning of a key begins
 LISTS = "Lists are written with commas, without brackets: KEY=A,B; `none` is an empty one."

@@ -13,7 +13,7 @@ from vitral.errors import UserError, shown_lines
 from vitral.weights.config import ConvertOptions, InspectOptions
 
 if TYPE_CHECKING:
-    from vitral.weights.convert import Understood
+    from vitral.weights.convert import ParsedCheckpoint
     from vitral.weights.reading import Source
 
 HELP = """usage: vitral weights convert SOURCE out=DIR [key=value ...] [--json]
@@ -40,7 +40,7 @@ examples:
 def _convert(arguments: Arguments, options: ConvertOptions) -> Answer:
     from vitral.models.summary import count_parameters
     from vitral.weights.card import model_card
-    from vitral.weights.convert import read_foreign
+    from vitral.weights.convert import read_external
     from vitral.weights.find import find_model
     from vitral.weights.folder import free_place, is_ours, save_folder
 
@@ -48,7 +48,7 @@ def _convert(arguments: Arguments, options: ConvertOptions) -> Answer:
     path = find_model(arguments.words[0])
     if is_ours(path):
         raise UserError("already a model folder of Vitral", where=str(path))
-    found = read_foreign(path, options)
+    found = read_external(path, options)
     for note in found.notes:
         print(shown_lines(note), file=sys.stderr)
     config = found.config
@@ -62,7 +62,7 @@ def _convert(arguments: Arguments, options: ConvertOptions) -> Answer:
 
 @command(HELP, InspectOptions)
 def _inspect(arguments: Arguments, options: InspectOptions) -> Answer:
-    from vitral.weights.convert import understand
+    from vitral.weights.convert import parse_checkpoint
     from vitral.weights.find import find_model
     from vitral.weights.folder import is_ours
     from vitral.weights.reading import read
@@ -72,7 +72,7 @@ def _inspect(arguments: Arguments, options: InspectOptions) -> Answer:
         raise UserError("already a model folder of Vitral", where=str(path), hint="See its config.json.")
     source = read(Path(path))
     try:
-        tree = _tree(understand(source, options))
+        tree = _tree(parse_checkpoint(source, options))
     except UserError as error:  # the tensors are shown anyway: a map is written from them
         tree = {"source": source.where, "format": None, "tensors": _tensors(source), "error": str(error)}
         print(json.dumps(tree) if arguments.json else _table(tree))
@@ -87,7 +87,7 @@ def _tensors(source: Source) -> dict[str, Any]:
     }
 
 
-def _tree(found: Understood) -> dict[str, Any]:
+def _tree(found: ParsedCheckpoint) -> dict[str, Any]:
     return {
         "source": found.source.where,
         "format": found.format.name,

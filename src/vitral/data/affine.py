@@ -1,7 +1,7 @@
 """Affine maps of a batch, and images resampled by them.
 
 Shape letters: B samples, C channels, H W height and width, 2 the coordinates (x, y), 33 a homogeneous 3 x 3 matrix on
-pixel centres (x, y, 1), from the source to the result.
+pixel centers (x, y, 1), from the source to the result.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ def matrices(a_B: Tensor, b_B: Tensor, x_B: Tensor, c_B: Tensor, d_B: Tensor, y_
     return torch.stack([a_B, b_B, x_B, c_B, d_B, y_B, zero_B, zero_B, one_B], dim=1).view(-1, 3, 3)
 
 
-def about_centre(a_B: Tensor, b_B: Tensor, c_B: Tensor, d_B: Tensor, size: tuple[int, int]) -> Tensor:
+def about_center(a_B: Tensor, b_B: Tensor, c_B: Tensor, d_B: Tensor, size: tuple[int, int]) -> Tensor:
     """The linear maps (a b; c d) that leave the middle of an image of `size` (height, width) where it is."""
-    centre_x, centre_y = (size[1] - 1) / 2, (size[0] - 1) / 2
-    x_B = centre_x - a_B * centre_x - b_B * centre_y
-    y_B = centre_y - c_B * centre_x - d_B * centre_y
+    center_x, center_y = (size[1] - 1) / 2, (size[0] - 1) / 2
+    x_B = center_x - a_B * center_x - b_B * center_y
+    y_B = center_y - c_B * center_x - d_B * center_y
     return matrices(a_B, b_B, x_B, c_B, d_B, y_B)
 
 
@@ -38,17 +38,17 @@ def warp(
     """Images resampled so that source pixel p lands at matrix @ p; float32 or uint8 (rounded) in and out, of `size`
     (height, width), by default their own. Nothing is smoothed: a map that shrinks much aliases.
 
-    `fill` is what lies outside: "zeros", "grey" (half of white, 128 of 255), "border" or "reflection"; `interpolation`
-    is "bilinear" or "nearest". As torchvision's affine with fill=None for "zeros"; its bilinear mixes any other colour
+    `fill` is what lies outside: "zeros", "gray" (half of white, 128 of 255), "border" or "reflection"; `interpolation`
+    is "bilinear" or "nearest". As torchvision's affine with fill=None for "zeros"; its bilinear mixes any other color
     in twice at the border, ours once.
     """
     if images_BCHW.dtype == torch.uint8:
-        middle = 128.0 if fill == "grey" else 0.0
+        middle = 128.0 if fill == "gray" else 0.0
         images_BCHW = images_BCHW.float().sub_(middle) if middle else images_BCHW.float()
         return (
             warp(images_BCHW, matrix_B33, "zeros" if middle else fill, interpolation, size).add_(middle).round_().byte()
         )
-    if fill == "grey":
+    if fill == "gray":
         return warp(images_BCHW - 0.5, matrix_B33, "zeros", interpolation, size).add_(0.5)
     source = (images_BCHW.shape[-2], images_BCHW.shape[-1])
     grid_BHW2 = _source_grid(matrix_B33, source, size or source)

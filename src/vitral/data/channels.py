@@ -65,20 +65,20 @@ class Decoding(NamedTuple):
     def of(cls, config: DataConfig) -> Decoding:
         """The rules of a data configuration; its value_range `auto` is none yet."""
         limits = config.value_range if config.value_range != "auto" else None
-        return cls(colour(config.background), config.max_pixels, limits, range_key=config.range_key)
+        return cls(color(config.background), config.max_pixels, limits, range_key=config.range_key)
 
 
 DEFAULT = Decoding()
 
 
-def colour(text: str) -> Rgb:
+def color(text: str) -> Rgb:
     """Red, green and blue, 0 to 255, of a color's name or #rrggbb. Raises UserError for anything else."""
     try:
         values = ImageColor.getrgb(text)
     except ValueError:
         values = ()
     if len(values) != 3:
-        raise UserError("not a colour", where="data.background", got=repr(text), wanted="a name (white) or #rrggbb")
+        raise UserError("not a color", where="data.background", got=repr(text), expected="a name (white) or #rrggbb")
     return values[0], values[1], values[2]
 
 

@@ -25,15 +25,15 @@ from vitral.data.scan_parts import forget_parts, joined, scan_in_parts
 from vitral.data.split_names import split_findings
 from vitral.errors import plural, shown
 
-Normalisation = tuple[Sequence[float], Sequence[float]]
+Normalization = tuple[Sequence[float], Sequence[float]]
 
 FEW = 5  # training images of a class
 IMBALANCE = 10  # times the smallest class
 OUTLIER = 4  # times, or a fraction of, the median size
 LONG = 3  # times the median aspect
-MIXED = 0.25  # share of the rarer of grey and coloured images up to which they are odd ones
+MIXED = 0.25  # share of the rarer of gray and colored images up to which they are odd ones
 FEW_NAMES = 0.01  # share of the images up to which names against labels are a warning: as many are wrong in public sets
-SHIFT = 1.0  # of the data's mean after the checkpoint's normalisation
+SHIFT = 1.0  # of the data's mean after the checkpoint's normalization
 SPREAD = (0.4, 2.5)  # of the data's standard deviation after it
 
 
@@ -41,7 +41,7 @@ def check_dataset(
     dataset: Dataset,
     *,
     workers: int | None = None,
-    normalisation: Normalisation | None = None,
+    normalization: Normalization | None = None,
     max_bad: int = 0,
     variant: str = "",
     cache: Path | None = None,
@@ -49,7 +49,7 @@ def check_dataset(
 ) -> CheckReport:
     """All that is wrong or odd with a dataset, as its source gives it (before a validation split is carved).
 
-    normalisation: the mean and std of a checkpoint, per channel in [0,1]; the data's own are compared with them. Up to
+    normalization: the mean and std of a checkpoint, per channel in [0,1]; the data's own are compared with them. Up to
     `max_bad` damaged images are a warning instead of an error. `workers` threads decode. `cache`: a folder where the
     result is kept; it is taken from there while names, labels, sizes and times of the files, and `variant` (how images
     are decoded, in words), stay the same. Nothing about the data raises; their findings say it. `tick` is told
@@ -69,7 +69,7 @@ def check_dataset(
         if cache is not None and keep is not None:
             check_cache.store_tree(cache, key, report.to_json())
             forget_parts(keep)
-    more = _normalisation(report, normalisation) if normalisation is not None else []
+    more = _normalization(report, normalization) if normalization is not None else []
     return replace(report, findings=in_order([*report.findings, *more])).with_max_bad(max_bad)
 
 
@@ -207,7 +207,7 @@ def _names(dataset: Dataset, samples: list[Sample], labels: list[tuple[str, ...]
         first = samples[wrong[0]]
         text = (
             f"{plural(len(wrong), 'image')} named after another class than {'its' if len(wrong) == 1 else 'their'} "
-            f"label ({first.name} is labelled {first.label})"
+            f"label ({first.name} is labeled {first.label})"
         )
         severity = "warning" if len(wrong) <= FEW_NAMES * len(samples) else "error"
         yield finding("name-label", text, _alone(samples, wrong), severity, images=len(wrong))
@@ -225,9 +225,9 @@ def _images(dataset: Dataset, scan: Scan, damaged: Mapping[int, str], samples: l
         yield from odd(
             "damaged", list(damaged), f"that cannot be decoded ({samples[place].name}: {cause.splitlines()[0]})"
         )
-    yield from odd("constant", np.flatnonzero(scan.constant_N).tolist(), "of one colour all over")
+    yield from odd("constant", np.flatnonzero(scan.constant_N).tolist(), "of one color all over")
     whole_M = np.flatnonzero(scan.size_N2[:, 0] > 0)
-    size_M2, grey_M = scan.size_N2[whole_M].astype(float), scan.grey_N[whole_M]
+    size_M2, gray_M = scan.size_N2[whole_M].astype(float), scan.gray_N[whole_M]
     if len(whole_M) >= 8:
         side_M, aspect_M = np.sqrt(size_M2.prod(1)), np.log(size_M2[:, 1] / size_M2[:, 0])
         typical, middle = float(np.median(side_M)), float(np.median(aspect_M))
@@ -241,12 +241,12 @@ def _images(dataset: Dataset, scan: Scan, damaged: Mapping[int, str], samples: l
             f"more than {LONG} times longer or taller than usual (width / height about {np.exp(middle):.2f}): much of "
             "them is cut off or squashed", typical=float(np.exp(middle)),
         )  # fmt: skip
-    if len(whole_M) and dataset.channels >= 3 and 0 < min(grey_M.mean(), 1 - grey_M.mean()) <= MIXED:
-        rare = bool(grey_M.mean() <= 0.5)
-        kinds = ("grey", "coloured") if rare else ("coloured", "grey")
-        places_M = whole_M[grey_M == rare]
+    if len(whole_M) and dataset.channels >= 3 and 0 < min(gray_M.mean(), 1 - gray_M.mean()) <= MIXED:
+        rare = bool(gray_M.mean() <= 0.5)
+        kinds = ("gray", "colored") if rare else ("colored", "gray")
+        places_M = whole_M[gray_M == rare]
         text = f"{kinds[0]} among {len(whole_M) - len(places_M):,} {kinds[1]} ones"
-        yield from odd("grey-mix", places_M.tolist(), text)
+        yield from odd("gray-mix", places_M.tolist(), text)
 
 
 def _alone(samples: Sequence[Sample], places: Sequence[int]) -> list[list[Sample]]:
@@ -273,9 +273,9 @@ def _unlabeled(scans: dict[str, Scan], samples: list[Sample]) -> list[Finding]:
     return findings
 
 
-def _normalisation(report: CheckReport, normalisation: Normalisation) -> list[Finding]:
-    """Warns where the data, normalised as the checkpoint does, are far from mean 0 and standard deviation 1."""
-    mean_C, std_C = (np.array(values, float) for values in normalisation)
+def _normalization(report: CheckReport, normalization: Normalization) -> list[Finding]:
+    """Warns where the data, normalized as the checkpoint does, are far from mean 0 and standard deviation 1."""
+    mean_C, std_C = (np.array(values, float) for values in normalization)
     if len(mean_C) != len(report.mean) or not sum(report.counts.values()):
         return []
     shift_C, spread_C = (np.array(report.mean) - mean_C) / std_C, np.array(report.std) / std_C
@@ -284,11 +284,11 @@ def _normalisation(report: CheckReport, normalisation: Normalisation) -> list[Fi
     worst = float(shift_C[np.abs(shift_C).argmax()])
     text = (
         f"the images (mean {_numbers(report.mean)}, std {_numbers(report.std)}) are far from what the checkpoint "
-        f"normalises with (mean {_numbers(mean_C.tolist())}, std {_numbers(std_C.tolist())}): "
+        f"normalizes with (mean {_numbers(mean_C.tolist())}, std {_numbers(std_C.tolist())}): "
         "inverted, scaled or another kind of image?"
     )
     low, high = float(spread_C.min()), float(spread_C.max())
-    return [finding("normalisation", text, shift=worst, spread_low=low, spread_high=high)]
+    return [finding("normalization", text, shift=worst, spread_low=low, spread_high=high)]
 
 
 def _named(dataset: Dataset, mask_K: Array) -> list[str]:

@@ -14,10 +14,10 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from vitral.atomic_files import write_cache
 from vitral.data.dataset import Dataset
 from vitral.data.findings import CheckReport
 from vitral.files import parse_json, read_text
-from vitral.whole import write_cache
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

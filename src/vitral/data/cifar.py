@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitral.bounds import check_pickle
+from vitral.archive_limits import check_pickle
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Labels, Pixels, fingerprint, memory_split
 from vitral.errors import UserError
@@ -124,7 +124,9 @@ def _one_layout(path: Path) -> tuple[Layout, Path]:
     found = find_cifar(path)
     if not found:
         folders = ", ".join(layout.folder for layout in LAYOUTS)
-        raise UserError("no CIFAR files here", where=str(path), wanted=f"the files of one of {folders}, or that folder")
+        raise UserError(
+            "no CIFAR files here", where=str(path), expected=f"the files of one of {folders}, or that folder"
+        )
     if len({layout.name for layout, _ in found}) > 1:
         here = ", ".join(str(folder) for _, folder in found)
         raise UserError("both CIFAR-10 and CIFAR-100 are here", where=str(path), hint=f"Name one of them: {here}.")
@@ -153,7 +155,7 @@ def _classes(layout: Layout, folder: Path, verify: bool) -> tuple[str, ...]:
         names = [_text(name) for name in found] if isinstance(found, list) else []
     if len(names) != layout.classes or len(set(names)) != len(names):
         raise UserError(
-            "not the class names of this set", where=str(path), got=f"{len(names)} names", wanted=layout.classes
+            "not the class names of this set", where=str(path), got=f"{len(names)} names", expected=layout.classes
         )
     return tuple(names)
 
@@ -173,18 +175,18 @@ def _bytes(path: Path, layout: Layout, verify: bool) -> bytes:
     if not verify or (path.name == layout.meta and path.name not in layout.md5):
         return raw
     hint = "data.verify=false switches this check off, if the files are meant to differ."
-    wanted = layout.md5.get(path.name)
-    if wanted is not None:
+    expected = layout.md5.get(path.name)
+    if expected is not None:
         got = hashlib.md5(raw, usedforsecurity=False).hexdigest()
-        if got != wanted:
+        if got != expected:
             raise UserError(
-                "not the published CIFAR file (md5 sums differ)", where=str(path), got=got, wanted=wanted, hint=hint
+                "not the published CIFAR file (md5 sums differ)", where=str(path), got=got, expected=expected, hint=hint
             )
         return raw
     size = (10_000 if path.name == layout.test else layout.rows) * (layout.label_bytes + _BYTES)
     if len(raw) != size:
         raise UserError(
-            "not the size of this CIFAR file", where=str(path), got=len(raw), wanted=f"{size} bytes", hint=hint
+            "not the size of this CIFAR file", where=str(path), got=len(raw), expected=f"{size} bytes", hint=hint
         )
     return raw
 
@@ -193,7 +195,7 @@ def _read_binary(path: Path, raw: bytes, layout: Layout) -> tuple[Pixels, Labels
     row = layout.label_bytes + _BYTES
     if not raw or len(raw) % row:
         raise UserError(
-            "cut off, or not CIFAR's binary layout", where=str(path), got=f"{len(raw)} bytes", wanted=f"rows of {row}"
+            "cut off, or not CIFAR's binary layout", where=str(path), got=f"{len(raw)} bytes", expected=f"rows of {row}"
         )
     rows = np.frombuffer(raw, np.uint8).reshape(-1, row)
     return rows[:, layout.label_bytes :], _labels(rows[:, layout.label_bytes - 1], path, layout)
@@ -204,8 +206,10 @@ def _read_python(path: Path, raw: bytes, layout: Layout) -> tuple[Pixels, Labels
     data, labels = content.get("data"), content.get(layout.label_key)
     pixels = _whole_numbers(data, path) if isinstance(data, _Inert) else None
     if pixels is None or pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != _BYTES or labels is None:
-        wanted = f"a dict with data, uint8 [N, {_BYTES}], and {layout.label_key}"
-        raise UserError("not a CIFAR batch", where=str(path), got=f"keys {', '.join(sorted(content))}", wanted=wanted)
+        expected = f"a dict with data, uint8 [N, {_BYTES}], and {layout.label_key}"
+        raise UserError(
+            "not a CIFAR batch", where=str(path), got=f"keys {', '.join(sorted(content))}", expected=expected
+        )
     labels_N = _labels(_whole_numbers(labels, path) if isinstance(labels, _Inert) else labels, path, layout)
     if len(labels_N) != len(pixels):
         raise UserError("labels and images differ in number", where=str(path), got=f"{len(labels_N)} and {len(pixels)}")
@@ -219,7 +223,9 @@ def _labels(values: Any, path: Path, layout: Layout) -> Labels:
     except ValueError:  # nested lists of unequal lengths
         whole, labels_N = False, np.zeros(0)
     if not whole or labels_N.min() < 0 or labels_N.max() >= layout.classes:
-        raise UserError("labels out of range", where=str(path), wanted=f"whole numbers from 0 to {layout.classes - 1}")
+        raise UserError(
+            "labels out of range", where=str(path), expected=f"whole numbers from 0 to {layout.classes - 1}"
+        )
     return labels_N.astype(np.int64)
 
 
@@ -280,5 +286,5 @@ def _unpickle(raw: bytes, path: Path) -> dict[str, Any]:
     except Exception as error:  # damaged pickles raise nearly anything
         raise UserError(f"unreadable pickle: {error or type(error).__name__}", where=str(path)) from None
     if not isinstance(content, dict):
-        raise UserError("not a CIFAR file: a dict is wanted", where=str(path), got=type(content).__name__)
+        raise UserError("not a CIFAR file: a dict is expected", where=str(path), got=type(content).__name__)
     return {_text(key): value for key, value in content.items()}

@@ -21,7 +21,7 @@ MAX_PIXELS = 150_000_000  # three bytes each: 450 MB; the largest phone cameras 
 
 def _rising(pair: tuple[float, float]) -> tuple[float, float]:
     if not 0 < pair[0] <= pair[1]:
-        raise ValueError(f"two numbers above 0, the smaller one first, are wanted, got {list(pair)}")
+        raise ValueError(f"two numbers above 0, the smaller one first, are expected, got {list(pair)}")
     return pair
 
 
@@ -132,7 +132,7 @@ class DataConfig(ReadConfig):
         description="side length, or height,width, in pixels; auto: that of init or the preset, or of the data if "
         "model.patch_size=auto",
     )
-    fit: Literal["crop", "squash"] = Field(
+    resize_mode: Literal["crop", "squash"] = Field(
         default="crop",
         description="how images are brought to the model's shape; crop: resize and center-crop; squash: resize without "
         "keeping the aspect ratio",
@@ -140,7 +140,7 @@ class DataConfig(ReadConfig):
     interpolation: Interpolation | Literal["auto"] = Field(
         default="auto", description="resize filter, antialiased; auto: that of init, else bicubic"
     )
-    crop_ratio: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
         default="auto",
         description="share of the resized image's side that the center crop keeps (timm's crop_pct); auto: that of "
         "init, else 1; 1 when training with augment.crop",
@@ -198,7 +198,7 @@ class AugmentConfig(Config):
     crop_scale: ShareRange = Field(
         default=(0.08, 1.0), description="smallest and largest area of the random crop, as shares of the image"
     )
-    crop_ratio: Rising = Field(
+    aspect_ratio: Rising = Field(
         default=(0.75, 1.3333), description="smallest and largest aspect ratio (width / height) of the random crop"
     )
     pad_crop: int = Field(default=0, ge=0, description="largest random shift in whole pixels (pad, then crop)")
@@ -212,12 +212,12 @@ class AugmentConfig(Config):
     translate: float = Field(
         default=0.0, ge=0, le=1, description="largest shift as a share of the side length, with subpixel precision"
     )
-    fill: Literal["zeros", "grey", "border", "reflection"] = Field(
+    fill: Literal["zeros", "gray", "border", "reflection"] = Field(
         default="zeros",
-        description="fill outside the image; zeros: black; grey: mid-gray; border: the edge pixels; reflection: the "
+        description="fill outside the image; zeros: black; gray: mid-gray; border: the edge pixels; reflection: the "
         "mirrored image",
     )
-    policy: Literal["none", "randaugment", "trivial", "three"] = Field(
+    policy: Literal["none", "randaugment", "trivial", "three_augment"] = Field(
         default="none",
         description="augmentation policy: RandAugment, TrivialAugment (wide), or three: DeiT III's 3-Augment (one of "
         "grayscale, solarize, blur)",
@@ -241,7 +241,7 @@ class AugmentConfig(Config):
     )
     hue: float = Field(default=0.0, ge=0, le=0.5, description="color jitter: largest hue rotation, in turns")
     jitter_prob: float = Field(default=1.0, ge=0, le=1, description="probability of color jitter")
-    grey: float = Field(default=0.0, ge=0, le=1, description="probability of conversion to grayscale")
+    gray: float = Field(default=0.0, ge=0, le=1, description="probability of conversion to grayscale")
     solarize: float = Field(default=0.0, ge=0, le=1, description="probability of solarization (inverted bright pixels)")
     solarize_from: float = Field(default=0.5, ge=0, le=1, description="brightness in [0,1] from which solarize inverts")
     posterize: float = Field(default=0.0, ge=0, le=1, description="probability of posterization (fewer color levels)")
@@ -255,7 +255,7 @@ class AugmentConfig(Config):
     blur_sigma: Rising = Field(
         default=(0.1, 2.0), description="smallest and largest standard deviation of blur, pixels; also of policy=three"
     )
-    erase: float = Field(default=0.0, ge=0, le=1, description="probability of random erasing")
+    random_erasing: float = Field(default=0.0, ge=0, le=1, description="probability of random erasing")
     erase_scale: ShareRange = Field(
         default=(0.02, 0.3333), description="smallest and largest erased area, as shares of the image"
     )
@@ -267,7 +267,7 @@ class AugmentConfig(Config):
         description="fill of the erased area; zeros: black; mean: the image's mean color; noise: uniform noise per "
         "pixel",
     )
-    repeats: Count = Field(
+    repeated_aug: Count = Field(
         default=1,
         description="repeated augmentation: number of copies of each sample in a batch, each augmented differently; "
         "divides the batch size",
@@ -289,7 +289,7 @@ class AugmentConfig(Config):
 
     @property
     def jitters(self) -> bool:
-        """Whether colour jitter is asked for."""
+        """Whether color jitter is asked for."""
         return bool(self.jitter_prob and (self.brightness or self.contrast or self.saturation or self.hue))
 
 

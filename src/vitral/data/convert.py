@@ -17,13 +17,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
+from vitral.atomic_files import interrupted, recover, whole_folder
 from vitral.config import dump_yaml
-from vitral.data.damage import without_damage
+from vitral.data.corrupt_images import without_damage
 from vitral.data.dataset import Dataset, Split
 from vitral.data.filename import DEFAULT
-from vitral.data.numbers import refuse_numbers
+from vitral.data.regression_targets import refuse_numbers
 from vitral.errors import UserError, taken
-from vitral.whole import interrupted, recover, whole_folder
 
 Layout = Literal["folder", "flat", "csv"]
 
@@ -98,7 +98,7 @@ def _refuse(dataset: Dataset, out: Path, layout: Layout) -> None:
         return
     if dataset.multi_label:
         raise UserError(
-            "images with several labels have no place in this layout", where="layout", got=layout, wanted="csv"
+            "images with several labels have no place in this layout", where="layout", got=layout, expected="csv"
         )
     lowered: dict[str, str] = {}
     for label in dataset.classes:

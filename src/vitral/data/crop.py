@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitral.data.keyed import Stream, uniform_runs, uniforms
+from vitral.data.counter_rng import Stream, uniform_runs, uniforms
 
 _TRIES = 10
 
@@ -25,7 +25,7 @@ def draw_boxes(
     seed: int,
     epoch_B: Any,
     view: Any,
-    keys_B: Tensor,
+    sample_ids_B: Tensor,
     sizes_B2: Tensor,
     scale: tuple[float, float],
     ratio: tuple[float, float],
@@ -33,21 +33,21 @@ def draw_boxes(
     """One box an image, int64 [B, 4] (top, left, height, width) in whole pixels, inside the image.
 
     Up to ten tries of an area, uniform within `scale` shares of the image, and of a width / height, log-uniform within
-    `ratio`; a box that does not fit is tried anew, and if none fits, it is the largest centred one whose shape is in
-    `ratio`. A pure function of its arguments: `sizes_B2` (height, width) int64 on the device of `keys_B`; `epoch_B` and
-    `view` are ints, or int64 tensors [B].
+    `ratio`; a box that does not fit is tried anew, and if none fits, it is the largest centered one whose shape is in
+    `ratio`. A pure function of its arguments: `sizes_B2` (height, width) int64 on the device of `sample_ids_B`;
+    `epoch_B` and `view` are ints, or int64 tensors [B].
     """
-    boxes_B4, found_B = try_boxes(seed, epoch_B, view, keys_B, sizes_B2, sizes_B2, scale, ratio, CROP_STREAMS)
+    boxes_B4, found_B = try_boxes(seed, epoch_B, view, sample_ids_B, sizes_B2, sizes_B2, scale, ratio, CROP_STREAMS)
     whole_B2 = _largest(sizes_B2, ratio)
-    centred_B4 = torch.cat([(sizes_B2 - whole_B2) // 2, whole_B2], dim=1)
-    return torch.where(found_B[:, None], boxes_B4, centred_B4)
+    centered_B4 = torch.cat([(sizes_B2 - whole_B2) // 2, whole_B2], dim=1)
+    return torch.where(found_B[:, None], boxes_B4, centered_B4)
 
 
 def try_boxes(
     seed: int,
     epoch_B: Any,
     view: Any,
-    keys_B: Tensor,
+    sample_ids_B: Tensor,
     sizes_B2: Tensor,
     limits_B2: Tensor,
     scale: tuple[float, float],
@@ -56,7 +56,9 @@ def try_boxes(
 ) -> tuple[Tensor, Tensor]:
     """Boxes [B, 4] as in `draw_boxes`, the first of ten tries that is no larger than `limits_B2`, and whether there was
     one, [B]. `streams` are those of area, shape, top and left."""
-    area_TB, ratio_TB = (draw_TB.double() for draw_TB in uniform_runs(seed, epoch_B, view, keys_B, streams[:2], _TRIES))
+    area_TB, ratio_TB = (
+        draw_TB.double() for draw_TB in uniform_runs(seed, epoch_B, view, sample_ids_B, streams[:2], _TRIES)
+    )
     area_TB = sizes_B2.prod(1).double() * (scale[0] + area_TB * (scale[1] - scale[0]))
     low, high = math.log(ratio[0]), math.log(ratio[1])
     ratio_TB = torch.exp(low + ratio_TB * (high - low))
@@ -64,7 +66,7 @@ def try_boxes(
     fits_TB = ((side_TB2 > 0) & (side_TB2 <= limits_B2)).all(2)
     first_1B2 = fits_TB.int().argmax(0)[None, :, None].expand(1, -1, 2)
     side_B2 = side_TB2.gather(0, first_1B2)[0]
-    place_B2 = torch.stack(uniforms(seed, epoch_B, view, keys_B, streams[2:]), dim=1).double()
+    place_B2 = torch.stack(uniforms(seed, epoch_B, view, sample_ids_B, streams[2:]), dim=1).double()
     start_B2 = (place_B2 * (sizes_B2 - side_B2 + 1)).long()
     return torch.cat([start_B2, side_B2], dim=1), fits_TB.any(0)
 
@@ -79,7 +81,7 @@ def _largest(sizes_B2: Tensor, ratio: tuple[float, float]) -> Tensor:
 
 
 def box_matrix(boxes_B4: Tensor, size: tuple[int, int]) -> Tensor:
-    """The map [B, 3, 3] float32 from source pixel centres to those of the boxes resized to `size` (height, width)."""
+    """The map [B, 3, 3] float32 from source pixel centers to those of the boxes resized to `size` (height, width)."""
     top_B, left_B, height_B, width_B = boxes_B4.float().unbind(1)
     zoom_x_B, zoom_y_B = size[1] / width_B, size[0] / height_B
     matrix_B33 = torch.zeros(len(boxes_B4), 3, 3, device=boxes_B4.device)

@@ -1,9 +1,9 @@
 """Any picture becomes a uint8 tensor: every mode that Pillow reads, arrays and tensors, by one set of rules.
 
 Order: load, first frame, EXIF orientation, samples of more than 8 bits scaled by one rule (see `channels`), palettes
-and CMYK to colour, transparency over a background colour where the result has no alpha channel. The format is read from
+and CMYK to color, transparency over a background color where the result has no alpha channel. The format is read from
 the content, never from the name. A limit on pixels and bytes is held to the header, before memory is taken. Channels: 1
-grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha.
+gray, 2 gray + alpha, 3 RGB, 4 RGB + alpha.
 Shape letters: C channels, H height, W width.
 """
 
@@ -52,7 +52,7 @@ Source = str | os.PathLike[str] | bytes | IO[bytes]
 GREY_MODES = frozenset({"1", "L", "LA", "La"}) | DEEP_MODES
 BYTES_OF_A_PIXEL = 4  # that `max_pixels` counts on: RGB and alpha, 8 bits each
 # EPS starts Ghostscript, IPTC opens whatever it holds; the others are vector, video or containers that Pillow only
-# recognises.
+# recognizes.
 _REFUSED_FORMATS = frozenset({"EPS", "IPTC", "WMF", "MPEG", "BUFR", "GRIB", "HDF5", "FPX", "MIC"})
 _ORIENTATION_TAG = 0x0112
 # Formats that need a plugin of Pillow's: by the file's ending, and by the brand in its first bytes.
@@ -178,7 +178,7 @@ def as_image(picture: Any, channels: int, *, name: str | None = None, rules: Dec
         picture_HWC = picture
     else:
         raise UserError(
-            "no image", where=name, got=type(picture).__name__, wanted="path, bytes, array, tensor or PIL image"
+            "no image", where=name, got=type(picture).__name__, expected="path, bytes, array, tensor or PIL image"
         )
     return to_channels(_from_array(picture_HWC, name, rules), channels, rules)
 
@@ -301,8 +301,8 @@ def _is_deep(image: Image.Image) -> bool:
 def _low_bytes(source: Source, rawmode: str) -> Image.Image:
     """The low bytes of 16-bit color, of which Pillow itself keeps the high ones: read in the other order of bytes."""
     order = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}[rawmode[-1]]
-    grey = rawmode == "LA;16B"  # two samples are four bytes
-    other = "RGBA" if grey else rawmode[:-1] + order
+    gray = rawmode == "LA;16B"  # two samples are four bytes
+    other = "RGBA" if gray else rawmode[:-1] + order
     with _open(source) as image:
         assert isinstance(image, ImageFile.ImageFile)
         image.tile = [
@@ -310,7 +310,7 @@ def _low_bytes(source: Source, rawmode: str) -> Image.Image:
             for tile in image.tile
         ]
         image.load()
-    if grey:
+    if gray:
         image.info[GRAY_WORDS] = True
     return image
 
@@ -430,7 +430,7 @@ def _channels_last(image: Tensor, name: str | None) -> Array:
     if first == last:
         cause = "channels first or last cannot be told" if first else "neither first nor last axis is 1 to 4 channels"
         raise UserError(
-            f"a tensor of this shape is ambiguous: {cause}", where=name, got=tuple(image.shape), wanted="[C,H,W]"
+            f"a tensor of this shape is ambiguous: {cause}", where=name, got=tuple(image.shape), expected="[C,H,W]"
         )
     return (image.permute(1, 2, 0) if first else image).numpy()
 
@@ -442,14 +442,14 @@ def _from_array(image: Array, name: str | None, rules: Decoding) -> Image.Image:
         hint = "Channels come last in arrays: array.transpose(1, 2, 0)." if image.ndim == 3 else None
         hint = "One image at a time." if image.ndim == 4 else hint
         raise UserError(
-            "not the shape of one image", where=name, got=image.shape, wanted="[H,W] or [H,W,1..4]", hint=hint
+            "not the shape of one image", where=name, got=image.shape, expected="[H,W] or [H,W,1..4]", hint=hint
         )
     if image_HWC.dtype == np.bool_:
         image_HWC = image_HWC * np.uint8(255)
     elif image_HWC.dtype != np.uint8:
         if image_HWC.dtype.kind not in "uif" or (image_HWC.dtype.kind != "f" and not _has_rule(image_HWC, rules)):
-            wanted = f"uint8, floats in [0,1], or {rules.range_key}=LOW,HIGH"
-            raise UserError("not the type of an image", where=name, got=str(image_HWC.dtype), wanted=wanted)
+            expected = f"uint8, floats in [0,1], or {rules.range_key}=LOW,HIGH"
+            raise UserError("not the type of an image", where=name, got=str(image_HWC.dtype), expected=expected)
         color = image_HWC.shape[2] - (1 if image_HWC.shape[2] in (2, 4) else 0)
         parts = [deep_array(image_HWC[..., :color], rules, name)]
         if color < image_HWC.shape[2]:

@@ -11,21 +11,21 @@ import numpy as np
 
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, fingerprint, memory_split
-from vitral.data.numbers import as_targets, check_targets
+from vitral.data.regression_targets import as_targets, check_targets
 from vitral.errors import UserError
 
 TEST_SIZE = 360
 
 
 def open_digits(config: DataConfig) -> Dataset:
-    """The digits: grey 8 x 8, values 0..16 scaled to 0..255; test = 360 samples, stratified, random_state 0.
+    """The digits: gray 8 x 8, values 0..16 scaled to 0..255; test = 360 samples, stratified, random_state 0.
     Columns for `config.target`: digit, its value, and ink, the mean of the pixels in [0,1].
 
     The fingerprint covers names, labels and pixels. Raises UserError if a path to somewhere else is given.
     """
     if config.path not in (None, "digits"):
         raise UserError(
-            "the digits are built in and read no folder", where="data.path", got=config.path, wanted="digits"
+            "the digits are built in and read no folder", where="data.path", got=config.path, expected="digits"
         )
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split

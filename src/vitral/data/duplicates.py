@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from vitral.data.findings import MOST, Finding, Sample, finding
-from vitral.data.hashes import CROPS_UP_TO, RADIUS_OF_PARTS, SIDE, WINDOWS, cross_pairs, hash_pairs, mirrored
-from vitral.data.likeness import SAME, SAME_PART, likeness, part_likeness
+from vitral.data.near_duplicates import SAME, SAME_PART, likeness, part_likeness
+from vitral.data.perceptual_hash import CROPS_UP_TO, RADIUS_OF_PARTS, SIDE, WINDOWS, cross_pairs, hash_pairs, mirrored
 from vitral.data.scan import Scan
 from vitral.data.scan_parts import joined
 
@@ -88,7 +88,7 @@ def _exact(groups: list[Array], split_N: Array, labels_N: Array, sample: Sampler
 
 def _near(scan: Scan, places_R: Array, split_N: Array, labels_N: Array, sample: Sampler) -> Iterator[Finding]:
     """Look-alikes, the likest first, those with different labels before all others. Not looked for under 32 pixels or
-    in images of one colour."""
+    in images of one color."""
     places_R = places_R[(scan.size_N2[places_R].min(1) >= SIDE) & ~scan.constant_N[places_R]]
     pairs_P2, likeness_P, kind_P, complete = _alike(scan, places_R)
     labels_NK = labels_N if labels_N.ndim == 2 else labels_N[:, None]
@@ -124,7 +124,7 @@ def _alike(scan: Scan, places_R: Array) -> tuple[Array, Array, Array, bool]:
     """Pairs i < j of these places [P, 2], their likeness, their kind (0 as they are, 1 one of them mirrored, 2 one of
     them a part of the other), and whether all were compared."""
     hash_R, windows_RW, colors_NCTT, gray_NSS = (
-        scan.hash_N[places_R], scan.windows_NW[places_R], scan.thumbs_NCTT, scan.grey_NSS,
+        scan.hash_N[places_R], scan.windows_NW[places_R], scan.thumbs_NCTT, scan.gray_NSS,
     )  # fmt: skip
     direct_P2, whole = hash_pairs(hash_R)
     mirrored_P2, also = cross_pairs(mirrored(hash_R), hash_R)

@@ -9,22 +9,22 @@ import torch
 from torch import Tensor
 
 from vitral.data.config import AugmentConfig
+from vitral.data.counter_rng import Stream, bits, numbered
 from vitral.data.crop import try_boxes
-from vitral.data.keyed import Stream, bits, numbered
 from vitral.data.policies import Draws
 
 ERASE_STREAMS = (Stream.ERASE_AREA, Stream.ERASE_RATIO, Stream.ERASE_TOP, Stream.ERASE_LEFT)
 
 
 def erase(images_BCHW: Tensor, config: AugmentConfig, draws: Draws) -> Tensor:
-    """[0,1] float32 images, a share `config.erase` of them with a rectangle painted over, all channels alike.
+    """[0,1] float32 images, a share `config.random_erasing` of them with a rectangle painted over, all channels alike.
 
     Its area is uniform within `erase_scale` shares of the image, its height / width log-uniform within `erase_ratio`.
     Of ten tries the first smaller than the image in both directions is taken, and without one the image stays, as in
     torchvision. `erase_fill`: black, the sample's own mean of each channel, or uniform noise for each value, as in the
     paper.
     """
-    index_E = torch.nonzero(draws.one(Stream.ERASE) < config.erase)[:, 0]
+    index_E = torch.nonzero(draws.one(Stream.ERASE) < config.random_erasing)[:, 0]
     if len(index_E) == 0:
         return images_BCHW
     draws = _select(draws, index_E)
@@ -44,11 +44,11 @@ def erase(images_BCHW: Tensor, config: AugmentConfig, draws: Draws) -> Tensor:
 def _select(draws: Draws, index: Tensor) -> Draws:
     """The draws of some of the samples."""
     epoch_B, view = (v[index] if isinstance(v, Tensor) and v.ndim else v for v in (draws.epoch_B, draws.view))
-    return Draws(draws.seed, epoch_B, view, draws.keys_B[index])
+    return Draws(draws.seed, epoch_B, view, draws.sample_ids_B[index])
 
 
 def _boxes(config: AugmentConfig, draws: Draws, height: int, width: int) -> tuple[Tensor, Tensor]:
-    sizes_E2 = torch.tensor([height, width], device=draws.keys_B.device).expand(len(draws.keys_B), 2)
+    sizes_E2 = torch.tensor([height, width], device=draws.sample_ids_B.device).expand(len(draws.sample_ids_B), 2)
     # Boxes are drawn by width / height.
     ratio = (1 / config.erase_ratio[1], 1 / config.erase_ratio[0])
     return try_boxes(*draws, sizes_E2, sizes_E2 - 1, config.erase_scale, ratio, ERASE_STREAMS)
@@ -65,7 +65,7 @@ def _inside(boxes_E4: Tensor, found_E: Tensor, height: int, width: int) -> Tenso
 def _noise(draws: Draws, pixel_P: Tensor, channels: int) -> Tensor:
     """[P, C] in [0,1), by sample, pixel and channel."""
     number_CP = torch.arange(channels, device=pixel_P.device)[:, None] + channels * pixel_P
-    words_CP = bits(draws.seed, draws.epoch_B, draws.view, draws.keys_B, numbered(Stream.ERASE_NOISE, number_CP))
+    words_CP = bits(draws.seed, draws.epoch_B, draws.view, draws.sample_ids_B, numbered(Stream.ERASE_NOISE, number_CP))
     return ((words_CP >> 8).float() * 2.0**-24).T
 
 

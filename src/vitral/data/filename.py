@@ -11,9 +11,9 @@ from vitral.data.config import DataConfig
 from vitral.data.dataset import SPLITS, Dataset
 from vitral.data.files import (
     Ignored,
-    LabelledFile,
+    LabeledFile,
     files_dataset,
-    labelled_files,
+    labeled_files,
     loose_images,
     said_ignored,
     some,
@@ -50,7 +50,7 @@ def looks_flat(root: Path) -> bool:
 
 
 def open_filename(config: DataConfig) -> Dataset:
-    """The images below `config.path`, labelled by the group `label` of `config.pattern` (default: label_index.ext).
+    """The images below `config.path`, labeled by the group `label` of `config.pattern` (default: label_index.ext).
 
     The pattern is searched in the path below the folder, written with "/". Its group `split`, if it has one, says the
     split (train, val, valid, validation or test); else the folders of these names do; else all is train. Class indices
@@ -59,9 +59,9 @@ def open_filename(config: DataConfig) -> Dataset:
     """
     assert config.path is not None
     root, ignored = Path(config.path).expanduser(), Counter[Ignored]()
-    files = labelled_files(root, root, "", ignored)
+    files = labeled_files(root, root, "", ignored)
     if not files:
-        raise UserError("no images here", where=str(root), wanted="image files named label_index.ext")
+        raise UserError("no images here", where=str(root), expected="image files named label_index.ext")
     splits = _match(files, config, root)
     if "train" not in splits:
         raise UserError(f"images for {' and '.join(splits)} but none for train", where=str(root))
@@ -80,16 +80,16 @@ def _pattern(config: DataConfig) -> re.Pattern[str]:
     if "label" not in pattern.groupindex:
         raise UserError(
             "the pattern has no group named label", where="data.pattern", got=config.pattern,
-            wanted=r"such as (?P<label>.+)_\d+",
+            expected=r"such as (?P<label>.+)_\d+",
         )  # fmt: skip
     return pattern
 
 
-def _match(found: list[LabelledFile], config: DataConfig, root: Path) -> dict[str, list[LabelledFile]]:
+def _match(found: list[LabeledFile], config: DataConfig, root: Path) -> dict[str, list[LabeledFile]]:
     """Every file with its class, by split: those that there are, train first."""
     pattern = _pattern(config)
     folders = {path.name: split for split, path in split_folders(root).items()}
-    files, misfits, unknown = dict[str, list[LabelledFile]](), list[str](), dict[str, str]()
+    files, misfits, unknown = dict[str, list[LabeledFile]](), list[str](), dict[str, str]()
     for name, _, size in found:
         match = pattern.search(name)
         if match is None or not match["label"]:
@@ -105,18 +105,18 @@ def _match(found: list[LabelledFile], config: DataConfig, root: Path) -> dict[st
             if split is None:
                 misfits.append(name)
                 continue
-        files.setdefault(split, []).append(LabelledFile(name, shown(match["label"]), size))
+        files.setdefault(split, []).append(LabeledFile(name, shown(match["label"]), size))
     if misfits:
         says = "lie outside of train, val and test, or have" if folders else "have"
         raise UserError(
             f"{len(misfits)} of {len(found)} images {says} names that the pattern doesn't fit: {some(misfits, 5)}",
-            where=str(root), wanted=config.pattern or "label_index.ext, such as cat_00017.png",
+            where=str(root), expected=config.pattern or "label_index.ext, such as cat_00017.png",
             hint="data.pattern='(?P<label>...)...' is another regular expression; its group `label` is the class.",
         )  # fmt: skip
     if unknown:
         name, got = next(iter(unknown.items()))
         raise UserError(
             f"{len(unknown)} images of unknown splits, such as {name}", where="data.pattern", got=got,
-            wanted=", ".join(SPLIT_OF),
+            expected=", ".join(SPLIT_OF),
         )  # fmt: skip
     return {split: files[split] for split in SPLITS if split in files}

@@ -137,31 +137,31 @@ def some(names: Iterable[str], most: int = 10) -> str:
     return ", ".join(listed[:most]) + (f" and {len(listed) - most:,} more" if len(listed) > most else "")
 
 
-def known_column(kind: str, wanted: str, columns: Iterable[str]) -> str:
+def known_column(kind: str, expected: str, columns: Iterable[str]) -> str:
     """The column that a key names. Raises UserError where there is no such column."""
-    if wanted not in (names := list(columns)):
+    if expected not in (names := list(columns)):
         raise UserError(
-            "no such column", where=f"data.{kind}_column", got=wanted, wanted=some(names, 20),
-            nearest=nearest(wanted, names),
+            "no such column", where=f"data.{kind}_column", got=expected, expected=some(names, 20),
+            nearest=nearest(expected, names),
         )  # fmt: skip
-    return wanted
+    return expected
 
 
-def class_map(labels: Iterable[str], wanted: Sequence[str] | None, where: str) -> dict[str, int]:
-    """The one map from class name to index: in the order of `wanted`, else sorted. Raises UserError for a class that
-    `wanted` doesn't name or names twice."""
+def class_map(labels: Iterable[str], expected: Sequence[str] | None, where: str) -> dict[str, int]:
+    """The one map from class name to index: in the order of `expected`, else sorted. Raises UserError for a class that
+    `expected` doesn't name or names twice."""
     found = set(labels)
-    if wanted is None:
+    if expected is None:
         return {label: index for index, label in enumerate(sorted(found))}
-    twice = sorted(name for name, count in Counter(wanted).items() if count > 1)
+    twice = sorted(name for name, count in Counter(expected).items() if count > 1)
     if twice:
         raise UserError(f"classes named twice: {some(twice)}", where="data.classes")
-    unknown = sorted(found - set(wanted))
+    unknown = sorted(found - set(expected))
     if unknown:
         raise UserError(
-            f"classes that data.classes doesn't name: {some(unknown)}", where=where, wanted=some(list(wanted), 20)
+            f"classes that data.classes doesn't name: {some(unknown)}", where=where, expected=some(list(expected), 20)
         )
-    return {label: index for index, label in enumerate(wanted)}
+    return {label: index for index, label in enumerate(expected)}
 
 
 def label_array(labels: Sequence[Sequence[str]], index_of: dict[str, int], several: bool) -> Labels:
@@ -203,7 +203,7 @@ def encoded_split(
     return Split(labels_N, names, read, size, file, made_up=made_up)
 
 
-class LabelledFile(NamedTuple):
+class LabeledFile(NamedTuple):
     """An image file of a class; its name is below the dataset's folder, with "/"."""
 
     name: str
@@ -211,15 +211,15 @@ class LabelledFile(NamedTuple):
     bytes: int
 
 
-def labelled_files(root: Path, folder: Path, label: str, ignored: Counter[Ignored]) -> list[LabelledFile]:
+def labeled_files(root: Path, folder: Path, label: str, ignored: Counter[Ignored]) -> list[LabeledFile]:
     """Every image below a folder in `root`, at any depth, sorted by name."""
     found = sorted(walk(folder, ignored))
-    return [LabelledFile(Path(path).relative_to(root).as_posix(), label, size) for path, size in found]
+    return [LabeledFile(Path(path).relative_to(root).as_posix(), label, size) for path, size in found]
 
 
 def files_dataset(
     root: Path,
-    found: Mapping[str, Sequence[LabelledFile]],
+    found: Mapping[str, Sequence[LabeledFile]],
     classes: Iterable[str],
     config: DataConfig,
     notes: Callable[[Sequence[str]], Iterable[str]],
@@ -241,7 +241,7 @@ def files_dataset(
 
 
 def file_channels(root: Path, names: Sequence[str], config: DataConfig) -> int:
-    """`config.channels`; auto is 1 if the headers of all files (up to 2,000, evenly spaced) say grey, else 3."""
+    """`config.channels`; auto is 1 if the headers of all files (up to 2,000, evenly spaced) say gray, else 3."""
     return asked_channels(len(names), lambda index: root / names[index], config)
 
 

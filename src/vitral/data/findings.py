@@ -35,13 +35,13 @@ CODES: dict[str, tuple[Severity, str]] = {
     "unlabeled-leak": ("error", "unlabeled images that are, or look like, validation or test images"),
     "unlabeled-size": ("error", "unlabeled images of another size than the training images, which all have one"),
     "near-stopped": ("warning", "so many look-alikes that the search was stopped"),
-    "constant": ("warning", "images of one colour"),
+    "constant": ("warning", "images of one color"),
     "sizes": ("warning", "images far smaller or larger than the others"),
     "aspect": ("warning", "images far longer or taller than the others"),
-    "grey-mix": ("warning", "grey images among coloured ones, or the other way round"),
+    "gray-mix": ("warning", "gray images among colored ones, or the other way round"),
     "small-class": ("warning", "classes with very few training images"),
     "imbalance": ("warning", "classes of very different sizes"),
-    "normalisation": ("warning", "brightness or contrast far from what the checkpoint normalises with"),
+    "normalization": ("warning", "brightness or contrast far from what the checkpoint normalizes with"),
 }
 
 

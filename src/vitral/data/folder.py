@@ -14,9 +14,9 @@ from vitral.data.dataset import Dataset
 from vitral.data.filename import fits
 from vitral.data.files import (
     Ignored,
-    LabelledFile,
+    LabeledFile,
     files_dataset,
-    labelled_files,
+    labeled_files,
     loose_images,
     said_ignored,
     some,
@@ -39,7 +39,7 @@ def open_folder(config: DataConfig) -> Dataset:
     or `config.classes`.
 
     A file is an image by the ending of its name or, where that says nothing, by its first bytes. channels "auto": 1 if
-    the headers of all train images (up to 2,000, evenly spaced) say grey, else 3. The fingerprint covers relative path,
+    the headers of all train images (up to 2,000, evenly spaced) say gray, else 3. The fingerprint covers relative path,
     class and size in bytes of every file, not the pixels. An empty folder is a class too. Raises UserError where there
     is no image, or no class folder.
     """
@@ -63,14 +63,14 @@ def open_images(config: DataConfig) -> Dataset:
     assert config.path is not None
     root = Path(config.path).expanduser()
     ignored: Counter[Ignored] = Counter()
-    files = labelled_files(root, root, NO_LABEL, ignored)
+    files = labeled_files(root, root, NO_LABEL, ignored)
     if not files:
-        raise UserError("no images here", where=str(root), wanted=IMAGE_FILES)
+        raise UserError("no images here", where=str(root), expected=IMAGE_FILES)
     said = said_ignored(ignored)
     return files_dataset(root, {"train": files}, [NO_LABEL], config, lambda _: said)
 
 
-def is_unlabelled(folder: Path) -> bool:
+def is_unlabeled(folder: Path) -> bool:
     """Whether images lie in this folder, and no folders that could be classes."""
     return not subfolders(folder) and any(loose_images(folder))
 
@@ -98,22 +98,22 @@ def _split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
         return {"train": root}, []  # no split folders, or classes that happen to be called train or test
     if "train" not in splits:
         names = ", ".join(path.name for path in splits.values())
-        raise UserError(f"a folder for {names} but none named train", where=str(root), wanted=LAYOUT)
+        raise UserError(f"a folder for {names} but none named train", where=str(root), expected=LAYOUT)
     return splits, others
 
 
-def _scan(root: Path, folder: Path, labels: list[str], ignored: Counter[Ignored]) -> list[LabelledFile]:
+def _scan(root: Path, folder: Path, labels: list[str], ignored: Counter[Ignored]) -> list[LabeledFile]:
     """Every image below the class folders of one split, sorted by class, then name."""
-    files = [file for label in labels for file in labelled_files(root, folder / label, shown(label), ignored)]
+    files = [file for label in labels for file in labeled_files(root, folder / label, shown(label), ignored)]
     loose = list(loose_images(folder))
     if not files and loose:
         raise UserError(
             f"{plural(len(loose), 'image lies', 'images lie')} directly in this folder, so their classes are unknown "
             f"(one is {min(loose)})",
-            where=str(folder), wanted=LAYOUT, hint=_flat_hint(folder) or _alone_hint(root, folder),
+            where=str(folder), expected=LAYOUT, hint=_flat_hint(folder) or _alone_hint(root, folder),
         )  # fmt: skip
     if not files:
-        raise UserError("no images here", where=str(folder), wanted=f"{LAYOUT} ({IMAGE_FILES})")
+        raise UserError("no images here", where=str(folder), expected=f"{LAYOUT} ({IMAGE_FILES})")
     place = f"outside of the class folders, in {folder.name}"
     ignored.update({(f"image {place}", f"images {place}"): len(loose)} if loose else {})
     return files

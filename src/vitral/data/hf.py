@@ -21,9 +21,9 @@ from vitral.data.dataset import SPLITS, Dataset, Split, fingerprint
 from vitral.data.files import asked_channels, class_map, encoded_split, hidden, known_column, label_array, some
 from vitral.data.folder_words import SPLIT_OF, any_of
 from vitral.data.label_vectors import named, text_vectors, vector_width
-from vitral.data.numbers import as_number, as_targets, check_targets
+from vitral.data.regression_targets import as_number, as_targets, check_targets
 from vitral.errors import UserError
-from vitral.optional import install, optional
+from vitral.optional_imports import install, optional
 
 _BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 _LABEL_NAMES = ("label", "labels", "class", "cls", "target", "fine_label")
@@ -52,7 +52,7 @@ def find_shards(path: str) -> list[Path]:
     """The shards that a path means: a file, a pattern such as x-{000..009}.tar or x-*.parquet, or a folder of them."""
     counts = [int(last) - int(first) + 1 for first, last in _RANGE.findall(path)]
     if math.prod(max(count, 1) for count in counts) > _SHARDS:
-        raise UserError("too many shards", where="data.path", got=path, wanted=f"at most {_SHARDS:,} of one pattern")
+        raise UserError("too many shards", where="data.path", got=path, expected=f"at most {_SHARDS:,} of one pattern")
     expanded = [found for pattern in _expand(os.path.expanduser(path)) for found in _glob(pattern)]
     if len(expanded) == 1 and expanded[0].is_dir():
         expanded = sorted(
@@ -75,7 +75,7 @@ def open_hf(config: DataConfig) -> Dataset:
     or the one of type Image and the one of type ClassLabel or called label; a dotted name reaches into a record.
     ClassLabel names keep their order; other labels are sorted, whole numbers by value. A list of labels is multi-label.
     Local data need no network. The fingerprint covers shard names and sizes (local) or the dataset's own (hub), labels
-    and class names. Raises UserError for a missing extra, unknown columns, unlabelled samples, and what can't be had.
+    and class names. Raises UserError for a missing extra, unknown columns, unlabeled samples, and what can't be had.
     """
     assert config.path is not None
     parts, content, root = _load(config)
@@ -85,7 +85,7 @@ def open_hf(config: DataConfig) -> Dataset:
     labels = {split: _values(part, columns.label) for split, part in parts.items()}
     labels, columns = _without_vectors(labels, columns, config)
     for split, values in labels.items():
-        _refuse_unlabelled(values, columns, split)
+        _refuse_unlabeled(values, columns, split)
     index_of = _class_map(labels, columns, config)
     images = {split: _images(part, columns.image, root) for split, part in parts.items()}
     channels = asked_channels(len(parts["train"]), images["train"], config)
@@ -140,7 +140,7 @@ def _load(config: DataConfig) -> tuple[dict[str, Any], list[str], str | None]:
         if path.exists() or written.startswith((".", "/", "~")) or _wild(written):
             raise UserError(
                 "no dataset here", where=written,
-                wanted="a folder of save_to_disk, or files that end in .parquet, .arrow or .tar",
+                expected="a folder of save_to_disk, or files that end in .parquet, .arrow or .tar",
             )  # fmt: skip
         found = datasets.load_dataset(written, config.subset)
     except UserError:
@@ -164,7 +164,7 @@ def _expand(pattern: str) -> list[str]:
         return [pattern]
     first, last = int(match[1]), int(match[2])
     if last < first:
-        raise UserError("an empty range of shards", where="data.path", got=match[0], wanted="{first..last}")
+        raise UserError("an empty range of shards", where="data.path", got=match[0], expected="{first..last}")
     numbers = [str(number).zfill(len(match[1])) for number in range(first, last + 1)]
     return [
         whole for number in numbers for whole in _expand(pattern[: match.start()] + number + pattern[match.end() :])
@@ -204,7 +204,7 @@ def _named(found: Any, where: str) -> dict[str, Any]:
         return {"train": found}
     parts = {SPLIT_OF[str(name)]: part for name, part in found.items() if str(name) in SPLIT_OF}
     if "train" not in parts:
-        raise UserError("no split for training", where=where, got=some(map(str, found)), wanted="train")
+        raise UserError("no split for training", where=where, got=some(map(str, found)), expected="train")
     return {split: parts[split] for split in SPLITS if split in parts}
 
 
@@ -283,7 +283,7 @@ def _images(part: Any, column: str, root: str | None) -> Callable[[int], str | b
         if isinstance(record, str) and root is not None:
             record = os.path.join(root, record)
         if not isinstance(record, str | bytes):
-            raise UserError("no image in this row", got=type(record).__name__, wanted="encoded bytes, or a path")
+            raise UserError("no image in this row", got=type(record).__name__, expected="encoded bytes, or a path")
         return record
 
     return encoded
@@ -298,7 +298,7 @@ def _values(part: Any, column: str) -> list[Any]:
     return values
 
 
-def _refuse_unlabelled(values: Sequence[Any], columns: _Columns, split: str) -> None:
+def _refuse_unlabeled(values: Sequence[Any], columns: _Columns, split: str) -> None:
     """Raises UserError for a value that is no label."""
     for place, value in enumerate(values):
         listed = value if columns.several else [value]
@@ -308,7 +308,7 @@ def _refuse_unlabelled(values: Sequence[Any], columns: _Columns, split: str) -> 
             if columns.names is not None and not 0 <= each < len(columns.names):
                 raise UserError(
                     "a sample without a label", where=f"{split}, row {place}", got=f"{columns.label} = {each}",
-                    wanted=f"0 to {len(columns.names) - 1}",
+                    expected=f"0 to {len(columns.names) - 1}",
                 )  # fmt: skip
 
 

@@ -14,20 +14,20 @@ from vitral.data.config import MAX_INPUT_PIXELS, MAX_PIXELS, Interpolation, Valu
 class ResizeSpec(Config):
     """How an image is resized.
 
-    fit "crop": scaled until it covers size / crop_ratio, keeping its aspect, then cropped at the center; "squash": each
-    side scaled to size / crop_ratio separately, then cropped. interpolation: antialiased, with Pillow's filters.
-    crop_ratio: (0,1]; torchvision's 256 then 224 is 0.875, timm calls it crop_pct.
+    fit "crop": scaled until it covers size / crop_pct, keeping its aspect, then cropped at the center; "squash": each
+    side scaled to size / crop_pct separately, then cropped. interpolation: antialiased, with Pillow's filters.
+    crop_pct: (0,1]; torchvision's 256 then 224 is 0.875, timm calls it crop_pct.
     """
 
-    fit: Literal["crop", "squash"]
+    resize_mode: Literal["crop", "squash"]
     interpolation: Interpolation = "bicubic"
-    crop_ratio: float = Field(default=1.0, gt=0, le=1)
+    crop_pct: float = Field(default=1.0, gt=0, le=1)
 
     def scaled(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width in pixels that images are scaled to before they are cropped to `size`."""
         height, width = size
         # Rounded down as timm does; the millionth keeps 224 / (224 / 232) from becoming 231.
-        return math.floor(height / self.crop_ratio + 1e-6), math.floor(width / self.crop_ratio + 1e-6)
+        return math.floor(height / self.crop_pct + 1e-6), math.floor(width / self.crop_pct + 1e-6)
 
 
 class ImageSpec(ResizeSpec):
@@ -46,9 +46,9 @@ class ImageSpec(ResizeSpec):
 
     @model_validator(mode="after")
     def _check_size(self) -> ImageSpec:
-        if math.prod(self.image_size) > MAX_INPUT_PIXELS * self.crop_ratio**2:
+        if math.prod(self.image_size) > MAX_INPUT_PIXELS * self.crop_pct**2:
             raise ValueError(
-                f"images would be resized to {self.image_size} / {self.crop_ratio} pixels before they are cut, "
+                f"images would be resized to {self.image_size} / {self.crop_pct} pixels before they are cut, "
                 f"more than {MAX_INPUT_PIXELS:,}"
             )
         return self

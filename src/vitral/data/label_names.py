@@ -27,10 +27,10 @@ def flat_folders(samples_by_class: Mapping[str, Sequence[Sample]]) -> dict[str, 
     """Classes whose files are named label_index with two or more labels: {class: {label in the names: files}}.
 
     Nine tenths of its files are named so, and each label occurs twice or more. Breeds in the names of cats say nothing,
-    nor do labels that hold the class's own name (steam_train); so it is also wanted that the class is the only one, or
-    called like a container (train, batch_2) while no class of another kind has files named by several labels, or that
-    these labels are names of other classes, or that the files of all others, two or more, are named after their own
-    class.
+    nor do labels that hold the class's own name (steam_train); so it is also expected that the class is the only one,
+    or called like a container (train, batch_2) while no class of another kind has files named by several labels, or
+    that these labels are names of other classes, or that the files of all others, two or more, are named after their
+    own class.
     """
     told = {name: _labels(samples) for name, samples in samples_by_class.items()}
     names = {_plain(name) for name in told}

@@ -47,7 +47,7 @@ def named(rows: Sequence[Sequence[Any]], classes: Sequence[str] | None, where: s
             f"the labels are vectors of {width} numbers ({_values(found)}), and the names of the {width} classes are "
             "not declared",
             where=where, got=None if classes is None else f"{len(classes)} names in data.classes",
-            wanted='lists of class names, such as ["cat", "dog"], or vectors with data.classes in their order',
+            expected='lists of class names, such as ["cat", "dog"], or vectors with data.classes in their order',
             hint="Name the classes in the order of the vectors: data.classes=FIRST,SECOND" + ",..." * (width > 2),
         )  # fmt: skip
     return [[name for name, value in zip(classes, row, strict=True) if value == high] for row in found]

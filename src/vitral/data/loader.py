@@ -22,7 +22,7 @@ from vitral.data.crop import box_matrix
 from vitral.data.dataset import Split
 from vitral.data.image_spec import ResizeSpec
 from vitral.data.mixing import GROUP, Mixer
-from vitral.data.reading import ImageReader, RandomCrop, Reading, Request
+from vitral.data.reading import ImageReader, RandomCrop, ReadRequest, ReadResult
 from vitral.data.sampling import Sampler
 from vitral.data.workers import AHEAD, Threads
 from vitral.errors import UserError
@@ -62,13 +62,13 @@ class ImageStore:
         self.images_NCHW = None
         if self.cached:
             try:
-                read = self.submit(Request(np.arange(len(split), dtype=np.int64)))()
+                read = self.submit(ReadRequest(np.arange(len(split), dtype=np.int64)))()
                 self.images_NCHW = read.views[0].to(device)
                 self.source_N33 = box_matrix(read.boxes_BV4[:, 0], size).to(device)
             finally:
                 self.close()
 
-    def submit(self, request: Request) -> Callable[[], Reading]:
+    def submit(self, request: ReadRequest) -> Callable[[], ReadResult]:
         """Start reading images; the returned function waits for them, in memory of the processor."""
         if self._pool is None:
             pinned = self.device.type == "cuda" and not self.cached
@@ -79,7 +79,7 @@ class ImageStore:
         """The whole images of these samples, on the store's device."""
         if self.images_NCHW is not None:
             return self.images_NCHW[index_B.to(self.device)]
-        return to_device(self.submit(Request(index_B.cpu().numpy()))().views[0], self.device)
+        return to_device(self.submit(ReadRequest(index_B.cpu().numpy()))().views[0], self.device)
 
     def close(self) -> None:
         """End the threads, if any. The next request starts them anew."""
@@ -144,7 +144,7 @@ class StreamLoader:
         if world > 1 and batch_size % (world * GROUP):
             raise UserError(
                 f"every one of {world} processes takes a multiple of {GROUP} images", where="train.batch_size",
-                got=batch_size, wanted=f"a multiple of {world * GROUP}",
+                got=batch_size, expected=f"a multiple of {world * GROUP}",
             )  # fmt: skip
         self.store, self.batch_size, self.seed, self.first_id = store, batch_size, seed, number * STREAM_SPAN
         self.views = tuple(views) or (ViewConfig(augment_config, store.size),)
@@ -157,19 +157,24 @@ class StreamLoader:
         # One weight of the own label serves all views: a box cut into whole pixels has one area only at one size.
         assert not self.mixer.active or (labeled and len({view.size for view in self.views}) == 1), self.views
         self.sampler = Sampler(
-            store.split.labels_N, batch_size, seed, balance=balance, repeats=augment_config.repeats, first=self.first_id
+            store.split.labels_N,
+            batch_size,
+            seed,
+            balance=balance,
+            repeats=augment_config.repeated_aug,
+            first=self.first_id,
         )
         self.first, self.last = rank * batch_size // world, (rank + 1) * batch_size // world
-        self._ahead: dict[int, Callable[[], Reading]] = {}
+        self._ahead: dict[int, Callable[[], ReadResult]] = {}
 
     def batch(self, step: int) -> Batch:
         """This process's rows of the batch of this step (from 0): augmented views, labels, sample numbers."""
         index_B, draw_B = self.sampler.rows(step, self.first, self.last)
         device, place_B = self.store.device, torch.from_numpy(index_B)
         sources = self._images(step, place_B)
-        draws_B, keys_B = torch.from_numpy(draw_B).to(device), place_B + self.first_id
+        draws_B, sample_ids_B = torch.from_numpy(draw_B).to(device), place_B + self.first_id
         views = [
-            augment(images_BCHW, self.augments[number], self.seed, draws_B, keys_B.to(device), number,
+            augment(images_BCHW, self.augments[number], self.seed, draws_B, sample_ids_B.to(device), number,
                     source_B33=source_B33, size=view.size)
             for number, (view, (images_BCHW, source_B33)) in enumerate(zip(self.views, sources, strict=True))
         ]  # fmt: skip
@@ -180,7 +185,7 @@ class StreamLoader:
             mixed = [self.mixer(view.images_BCHW, targets["label"], position_B) for view in views]
             views = [view._replace(images_BCHW=images) for view, (images, _) in zip(views, mixed, strict=True)]
             targets = mixed[0][1]
-        return Batch(tuple(views), targets, keys_B)
+        return Batch(tuple(views), targets, sample_ids_B)
 
     def stream(self, start: int, stop: int) -> Generator[Batch]:
         """Batches of the steps start..stop; where images are read on demand, the next ones are read meanwhile."""
@@ -196,9 +201,9 @@ class StreamLoader:
                     ready()
             self._ahead.clear()
 
-    def _ask(self, step: int) -> Callable[[], Reading]:
+    def _ask(self, step: int) -> Callable[[], ReadResult]:
         places = self.sampler.rows(step, self.first, self.last)
-        return self.store.submit(Request(places.index_B, places.draw_B if self.store.crops else None))
+        return self.store.submit(ReadRequest(places.index_B, places.draw_B if self.store.crops else None))
 
     def _images(self, step: int, place_B: Tensor) -> list[tuple[Tensor, Tensor]]:
         """For each view the images of a step before augmentation, and how they came from the decoded upright ones."""
@@ -247,7 +252,7 @@ def eval_batches(store: ImageStore, batch_size: int) -> Iterator[tuple[Tensor, T
     model may exchange weights at each.
     """
     labels_N = torch.from_numpy(store.split.labels_N)
-    first, last = distributed.share(len(labels_N))
+    first, last = distributed.shard_range(len(labels_N))
     rounds = max(1, -(-len(labels_N) // (distributed.world() * batch_size)))
     parts = torch.arange(first, last)
     for index_B in parts.split(batch_size) if distributed.world() == 1 else parts.tensor_split(rounds):

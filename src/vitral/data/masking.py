@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from vitral.data.keyed import Stream, uniform_runs
+from vitral.data.counter_rng import Stream, uniform_runs
 
 Grid = tuple[int, int]
 # Rectangles that are tried for a mask; what they leave open is filled at random.
@@ -24,17 +24,17 @@ def kept_count(patches: int, ratio: float) -> int:
 
 
 def noise(
-    seed: int, step: int | Tensor, view: int, keys_B: Tensor, patches: int, stream: Stream = Stream.MASK
+    seed: int, step: int | Tensor, view: int, sample_ids_B: Tensor, patches: int, stream: Stream = Stream.MASK
 ) -> Tensor:
     """Uniform numbers [B, N] in [0, 1): those of a sample, at a step, for a view."""
-    return uniform_runs(seed, step, view, keys_B, (stream,), patches)[0].T
+    return uniform_runs(seed, step, view, sample_ids_B, (stream,), patches)[0].T
 
 
 def blocks(
     seed: int,
     step: int,
     view: int,
-    keys_B: Tensor,
+    sample_ids_B: Tensor,
     grid: Grid,
     count_B: Tensor,
     ratio: tuple[float, float] = (0.3, 3.3),
@@ -47,23 +47,23 @@ def blocks(
     """
     rows, columns = grid
     streams = (Stream.MASK_AREA, Stream.MASK_RATIO, Stream.MASK_TOP, Stream.MASK_LEFT)
-    area_RB, shape_RB, top_RB, left_RB = uniform_runs(seed, step, view, keys_B, streams, _RECTANGLES)
+    area_RB, shape_RB, top_RB, left_RB = uniform_runs(seed, step, view, sample_ids_B, streams, _RECTANGLES)
     aspect_RB = torch.exp(math.log(ratio[0]) + shape_RB * math.log(ratio[1] / ratio[0]))
     least = (min(grid) // 3) ** 2
-    row_H1 = torch.arange(rows, device=keys_B.device)[:, None]
-    column_1W = torch.arange(columns, device=keys_B.device)[None]
-    mask_BHW = torch.zeros(len(keys_B), rows, columns, dtype=torch.bool, device=keys_B.device)
+    row_H1 = torch.arange(rows, device=sample_ids_B.device)[:, None]
+    column_1W = torch.arange(columns, device=sample_ids_B.device)[None]
+    mask_BHW = torch.zeros(len(sample_ids_B), rows, columns, dtype=torch.bool, device=sample_ids_B.device)
     for area_B, aspect_B, top_B, left_B in zip(area_RB, aspect_RB, top_RB, left_RB, strict=True):
         missing_B = count_B - mask_BHW.sum((1, 2))
-        wanted_B = least + area_B * (missing_B - least).clamp(min=0)
-        height_B = torch.sqrt(wanted_B * aspect_B).round().clamp(1, rows)
-        width_B = torch.sqrt(wanted_B / aspect_B).round().clamp(1, columns)
+        expected_B = least + area_B * (missing_B - least).clamp(min=0)
+        height_B = torch.sqrt(expected_B * aspect_B).round().clamp(1, rows)
+        width_B = torch.sqrt(expected_B / aspect_B).round().clamp(1, columns)
         start_B, first_B = (top_B * (rows - height_B + 1)).floor(), (left_B * (columns - width_B + 1)).floor()
         inside_BHW = _span(row_H1, start_B, height_B) & _span(column_1W, first_B, width_B)
         added_B = (inside_BHW & ~mask_BHW).sum((1, 2))
         taken_B = (added_B > 0) & (added_B <= missing_B)
         mask_BHW |= inside_BHW & taken_B[:, None, None]
-    order_BN = mask_BHW.flatten(1) + noise(seed, step, view, keys_B, rows * columns)  # the rectangles' come first
+    order_BN = mask_BHW.flatten(1) + noise(seed, step, view, sample_ids_B, rows * columns)  # the rectangles' come first
     rank_BN = order_BN.argsort(dim=1, descending=True).argsort(dim=1)
     return rank_BN < count_B[:, None]
 

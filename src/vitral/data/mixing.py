@@ -1,6 +1,6 @@
 """Mixup (Zhang et al. 2018, arXiv 1710.09412) and CutMix (Yun et al. 2019, arXiv 1905.04899) inside groups of eight.
 
-Partners are drawn within fixed groups of 8 neighbours of the global batch, so that slices that are multiples of 8 mix
+Partners are drawn within fixed groups of 8 neighbors of the global batch, so that slices that are multiples of 8 mix
 the same on any number of processes. Shape letters: B samples, C channels, H W height and width, G groups.
 """
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vitral.data.config import AugmentConfig
-from vitral.data.keyed import Stream, uniform
+from vitral.data.counter_rng import Stream, uniform
 
 GROUP = 8
 _QUANTILES = 4097
@@ -84,7 +84,7 @@ def _quantile(table_Q: np.ndarray[Any, np.dtype[np.float64]], draw_B: Tensor) ->
 
 
 def _boxes(images_BCHW: Tensor, weight_B: Tensor, seed: int, position_B: Tensor) -> Tensor:
-    """CutMix boxes as a mask [B,H,W]: area share 1 - weight, centre uniform over the image, cut off at the border."""
+    """CutMix boxes as a mask [B,H,W]: area share 1 - weight, center uniform over the image, cut off at the border."""
     masks: list[Tensor] = []
     for size, stream in ((images_BCHW.shape[-2], Stream.CUT_Y), (images_BCHW.shape[-1], Stream.CUT_X)):
         side_B = (torch.sqrt(1 - weight_B) * size).round()

@@ -1,4 +1,4 @@
-"""Which operation each sample gets, and how strong: RandAugment, TrivialAugment, 3-Augment, colour jitter, single ones.
+"""Which operation each sample gets, and how strong: RandAugment, TrivialAugment, 3-Augment, color jitter, single ones.
 
 A plan is some rounds; in each, every sample has one operation (or none) and one amount. `perform` carries it out: the
 samples of a round are grouped by operation, so only chosen work is done, and a round's geometric operations are one
@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vitral.data import colour
-from vitral.data.affine import about_centre, compose, matrices, warp
+from vitral.data import color
+from vitral.data.affine import about_center, compose, matrices, warp
 from vitral.data.config import AugmentConfig
-from vitral.data.keyed import Stream, uniform, uniform_runs
+from vitral.data.counter_rng import Stream, uniform, uniform_runs
 
 STRENGTHS = 31
 
@@ -62,24 +62,25 @@ class Plan(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """Where a batch's random numbers come from: `epoch_B` and `view` are ints or int64 [B], `keys_B` int64 [B]."""
+    """Where a batch's random numbers come from: `epoch_B` and `view` are ints or int64 [B], `sample_ids_B` int64
+    [B]."""
 
     seed: int
     epoch_B: Any
     view: Any
-    keys_B: Tensor
+    sample_ids_B: Tensor
 
     def one(self, stream: Stream) -> Tensor:
         """[B] in [0,1)."""
-        return uniform(self.seed, self.epoch_B, self.view, self.keys_B, stream)
+        return uniform(self.seed, self.epoch_B, self.view, self.sample_ids_B, stream)
 
     def runs(self, streams: Sequence[Stream], count: int) -> list[Tensor]:
         """[count, B] in [0,1) for each stream."""
-        return uniform_runs(self.seed, self.epoch_B, self.view, self.keys_B, streams, count)
+        return uniform_runs(self.seed, self.epoch_B, self.view, self.sample_ids_B, streams, count)
 
 
 def plan(config: AugmentConfig, draws: Draws, size: tuple[int, int]) -> Plan | None:
-    """What `config` asks for after crop and geometry: the policy, then colour jitter, then single operations.
+    """What `config` asks for after crop and geometry: the policy, then color jitter, then single operations.
 
     `size` is the images' (height, width). None where nothing is asked for.
     """
@@ -88,7 +89,7 @@ def plan(config: AugmentConfig, draws: Draws, size: tuple[int, int]) -> Plan | N
         parts.append(randaugment(draws, size, config.num_ops, config.magnitude, config.magnitude_std))
     elif config.policy == "trivial":
         parts.append(trivial_augment(draws, size))
-    elif config.policy == "three":
+    elif config.policy == "three_augment":
         parts.append(three_augment(draws, config.solarize_from, config.blur_sigma))
     if config.jitters:
         parts.append(jitter(config, draws))
@@ -126,9 +127,9 @@ def trivial_augment(draws: Draws, size: tuple[int, int]) -> Plan:
 
 
 def three_augment(draws: Draws, threshold: float = 0.5, sigma: tuple[float, float] = (0.1, 2.0)) -> Plan:
-    """DeiT III's 3-Augment: greyscale, solarize (from `threshold`) or Gaussian blur (`sigma` pixels), one of them.
+    """DeiT III's 3-Augment: grayscale, solarize (from `threshold`) or Gaussian blur (`sigma` pixels), one of them.
 
-    The paper's recipe adds a flip and colour jitter of 0.3; they have keys of their own. Its blur is Pillow's three box
+    The paper's recipe adds a flip and color jitter of 0.3; they have keys of their own. Its blur is Pillow's three box
     filters; ours is a Gaussian.
     """
     kind_RB, size_RB = draws.runs((Stream.POLICY_OP, Stream.BLUR_SIGMA), 1)
@@ -139,12 +140,12 @@ def three_augment(draws: Draws, threshold: float = 0.5, sigma: tuple[float, floa
 
 
 def jitter(config: AugmentConfig, draws: Draws) -> Plan:
-    """Colour jitter: brightness, contrast, saturation, hue, in one of the 24 orders, evenly drawn for each sample."""
+    """Color jitter: brightness, contrast, saturation, hue, in one of the 24 orders, evenly drawn for each sample."""
     kinds = (Op.BRIGHTNESS, Op.CONTRAST, Op.SATURATION, Op.HUE)
     widths = (config.brightness, config.contrast, config.saturation, config.hue)
     streams = (Stream.BRIGHTNESS, Stream.CONTRAST, Stream.SATURATION, Stream.HUE, Stream.JITTER_ORDER, Stream.JITTER)
     *factors, order, chosen = draws.runs(streams, 1)
-    device = draws.keys_B.device
+    device = draws.sample_ids_B.device
     middle_R1 = torch.tensor([1.0, 1.0, 1.0, 0.0], device=device)[:, None]
     width_R1 = torch.tensor(widths, device=device)[:, None]
     amount_KB = middle_R1 + (torch.cat(factors) * 2 - 1) * width_R1
@@ -157,8 +158,8 @@ def jitter(config: AugmentConfig, draws: Draws) -> Plan:
 
 def _single(config: AugmentConfig, draws: Draws) -> list[Plan]:
     """One round for each single operation that has a probability, in this order."""
-    wanted = [
-        (Op.GREY, Stream.GREY, config.grey, 0.0),
+    expected = [
+        (Op.GREY, Stream.GREY, config.gray, 0.0),
         (Op.BLUR, Stream.BLUR, config.blur, 0.0),
         (Op.SOLARIZE, Stream.SOLARIZE, config.solarize, config.solarize_from),
         (Op.POSTERIZE, Stream.POSTERIZE, config.posterize, float(config.posterize_bits)),
@@ -167,13 +168,13 @@ def _single(config: AugmentConfig, draws: Draws) -> list[Plan]:
         (Op.INVERT, Stream.INVERT, config.invert, 0.0),
         (Op.SHARPNESS, Stream.SHARPEN, config.sharpen, config.sharpen_factor),
     ]
-    wanted = [row for row in wanted if row[2]]
-    if not wanted:
+    expected = [row for row in expected if row[2]]
+    if not expected:
         return []
     low, high = config.blur_sigma
-    *chosen, size_1B = draws.runs([*(stream for _, stream, _, _ in wanted), Stream.BLUR_SIGMA], 1)
+    *chosen, size_1B = draws.runs([*(stream for _, stream, _, _ in expected), Stream.BLUR_SIGMA], 1)
     plans: list[Plan] = []
-    for (op, _, probability, amount), draw_1B in zip(wanted, chosen, strict=True):
+    for (op, _, probability, amount), draw_1B in zip(expected, chosen, strict=True):
         amount_1B = low + size_1B * (high - low) if op == Op.BLUR else torch.full_like(draw_1B, amount)
         plans.append(Plan(torch.where(draw_1B < probability, int(op), int(Op.IDENTITY)), amount_1B))
     return plans
@@ -218,7 +219,7 @@ def perform(
     Of two or four channels the last is taken for opacity: it moves along, its values stay.
     """
     channels, size = images_BCHW.shape[1], (images_BCHW.shape[-2], images_BCHW.shape[-1])
-    colours = channels - 1 if channels in (2, 4) else channels
+    colors = channels - 1 if channels in (2, 4) else channels
     place_B = torch.arange(len(images_BCHW), device=images_BCHW.device)  # where each sample is now
     matrix_B33 = torch.eye(3, device=images_BCHW.device).repeat(len(images_BCHW), 1, 1)
     order_RB = todo.op_RB.argsort(dim=1, stable=True)
@@ -240,8 +241,8 @@ def perform(
         for op in map(Op, range(Op.BRIGHTNESS, len(Op))):
             group = slice(ends[op], ends[op + 1])
             if group.stop > group.start:
-                group_GCHW = images_BCHW[group, :colours]
-                group_GCHW.copy_(recolour(op, group_GCHW, amount_B[group], blur_radius))
+                group_GCHW = images_BCHW[group, :colors]
+                group_GCHW.copy_(recolor(op, group_GCHW, amount_B[group], blur_radius))
     return images_BCHW.index_select(0, place_B), matrix_B33
 
 
@@ -256,24 +257,24 @@ def motion(op_G: Tensor, amount_G: Tensor, size: tuple[int, int]) -> Tensor:
     x_G, y_G = of(Op.TRANSLATE_X) - shear_x_G / 2, of(Op.TRANSLATE_Y) - shear_y_G / 2
     slid_G33 = matrices(one_G, -shear_x_G, x_G, -shear_y_G, one_G, y_G)
     cos_G, sin_G = torch.cos(angle_G), torch.sin(angle_G)
-    turned_G33 = about_centre(cos_G, sin_G, -sin_G, cos_G, size)
+    turned_G33 = about_center(cos_G, sin_G, -sin_G, cos_G, size)
     return torch.where((op_G == Op.ROTATE)[:, None, None], turned_G33, slid_G33)
 
 
-def recolour(op: Op, images_GCHW: Tensor, amount_G: Tensor, blur_radius: int = 6) -> Tensor:
+def recolor(op: Op, images_GCHW: Tensor, amount_G: Tensor, blur_radius: int = 6) -> Tensor:
     """One operation on pixel values, each sample by its own amount."""
     if op in _BY_AMOUNT:
         return _BY_AMOUNT[op](images_GCHW, amount_G)
     if op == Op.BLUR:
-        return colour.gaussian_blur(images_GCHW, amount_G, blur_radius)
+        return color.gaussian_blur(images_GCHW, amount_G, blur_radius)
     return _PLAIN[op](images_GCHW)
 
 
 _BY_AMOUNT = {
-    Op.BRIGHTNESS: colour.brightness, Op.SATURATION: colour.saturation, Op.CONTRAST: colour.contrast,
-    Op.SHARPNESS: colour.sharpness, Op.POSTERIZE: colour.posterize, Op.SOLARIZE: colour.solarize, Op.HUE: colour.hue,
+    Op.BRIGHTNESS: color.brightness, Op.SATURATION: color.saturation, Op.CONTRAST: color.contrast,
+    Op.SHARPNESS: color.sharpness, Op.POSTERIZE: color.posterize, Op.SOLARIZE: color.solarize, Op.HUE: color.hue,
 }  # fmt: skip
 _PLAIN = {
-    Op.AUTOCONTRAST: colour.autocontrast, Op.EQUALIZE: colour.equalize, Op.GREY: colour.greyscale,
-    Op.INVERT: colour.invert,
+    Op.AUTOCONTRAST: color.autocontrast, Op.EQUALIZE: color.equalize, Op.GREY: color.grayscale,
+    Op.INVERT: color.invert,
 }  # fmt: skip

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from vitral.data.config import MAX_PIXELS
 from vitral.data.crop import draw_boxes
-from vitral.data.crop_decode import Box, random_crops
 from vitral.data.dataset import Split
 from vitral.data.image_spec import ResizeSpec
+from vitral.data.jpeg_crop import Box, random_crops
 from vitral.data.resize import fit_image, fit_image_fast, shown_box
 
 Index = np.ndarray[Any, np.dtype[np.int64]]
@@ -41,7 +41,7 @@ class RandomCrop:
     first: int = 0
 
 
-class Request(NamedTuple):
+class ReadRequest(NamedTuple):
     """Which images, and for each the draw number of its crop; without them the whole image is fitted."""
 
     index_B: Index
@@ -50,21 +50,21 @@ class Request(NamedTuple):
     def __len__(self) -> int:
         return len(self.index_B)
 
-    def part(self, start: int, stop: int) -> Request:
+    def part(self, start: int, stop: int) -> ReadRequest:
         """Images start..stop of it."""
-        return Request(self.index_B[start:stop], None if self.draw_B is None else self.draw_B[start:stop])
+        return ReadRequest(self.index_B[start:stop], None if self.draw_B is None else self.draw_B[start:stop])
 
 
-class Reading(NamedTuple):
+class ReadResult(NamedTuple):
     """Images of each view, and the boxes float32 [B, V, 4] of the decoded upright images that they show (the first one
     alone where whole images are asked for)."""
 
     views: tuple[Tensor, ...]
     boxes_BV4: Tensor
 
-    def rows(self, start: int, stop: int) -> Reading:
+    def rows(self, start: int, stop: int) -> ReadResult:
         """Images start..stop: the same memory."""
-        return Reading(tuple(images_BCHW[start:stop] for images_BCHW in self.views), self.boxes_BV4[start:stop])
+        return ReadResult(tuple(images_BCHW[start:stop] for images_BCHW in self.views), self.boxes_BV4[start:stop])
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,14 @@ class ImageReader:
     channels: int
     crops: tuple[RandomCrop, ...] = ()
 
-    def empty(self, count: int, *, pinned: bool = False) -> Reading:
+    def empty(self, count: int, *, pinned: bool = False) -> ReadResult:
         """Room for so many images, in page-locked memory if asked for."""
         dtype = torch.float32 if self.exact else torch.uint8
         sizes = [crop.size or self.size for crop in self.crops] or [self.size]
         views = [torch.empty(count, self.channels, *size, dtype=dtype, pin_memory=pinned) for size in sizes]
-        return Reading(tuple(views), torch.zeros(count, len(sizes), 4))
+        return ReadResult(tuple(views), torch.zeros(count, len(sizes), 4))
 
-    def fill(self, request: Request, room: Reading) -> None:
+    def fill(self, request: ReadRequest, room: ReadResult) -> None:
         """Read the images into `room`. Raises UserError, naming the file, for one that cannot be read."""
         if request.draw_B is None:
             fit, boxes = fit_image if self.exact else fit_image_fast, list[tuple[float, ...]]()
@@ -99,14 +99,16 @@ class ImageReader:
         for start in range(0, len(request), CHUNK):
             self._crops(request.part(start, start + CHUNK), room.rows(start, start + CHUNK))
 
-    def _crops(self, request: Request, room: Reading) -> None:
+    def _crops(self, request: ReadRequest, room: ReadResult) -> None:
         crops, draw_B = self.crops, request.draw_B
         assert crops
         assert draw_B is not None
 
         def boxes(which: list[int], sizes_B2: Tensor) -> Tensor:
-            keys_B, draws_B = torch.from_numpy(request.index_B[which]), torch.from_numpy(draw_B[which])
-            each = [draw_boxes(c.seed, draws_B, c.view, keys_B + c.first, sizes_B2, c.scale, c.ratio) for c in crops]
+            sample_ids_B, draws_B = torch.from_numpy(request.index_B[which]), torch.from_numpy(draw_B[which])
+            each = [
+                draw_boxes(c.seed, draws_B, c.view, sample_ids_B + c.first, sizes_B2, c.scale, c.ratio) for c in crops
+            ]
             return torch.stack(each, dim=1)
 
         def place(slot: int, images: Sequence[Tensor], shown: Sequence[Box]) -> None:

@@ -17,7 +17,7 @@ from vitral.errors import UserError
 
 Size = tuple[int, int]
 Box = tuple[float, float, float, float]  # top, left, height, width in pixels
-# Beyond this many times the target's own aspect the ends of a picture are cut off first: the centre crop never sees
+# Beyond this many times the target's own aspect the ends of a picture are cut off first: the center crop never sees
 # them, and a 1 x 10000 strip would otherwise become gigabytes.
 LONGEST = 8
 _STRIPE = 1 << 22  # pixels that become floats together: 12 bytes each
@@ -26,7 +26,7 @@ _STRIPE = 1 << 22  # pixels that become floats together: 12 bytes each
 def fit_image(image_CHW: Tensor, size: Size, spec: ResizeSpec) -> Tensor:
     """A uint8 image [C, H, W] as float32 [C, height, width] in [0,1], size = (height, width) in pixels.
 
-    Resized in float32, clamped to [0,1]; an image that already has the size / crop_ratio is exactly image / 255.
+    Resized in float32, clamped to [0,1]; an image that already has the size / crop_pct is exactly image / 255.
     """
     assert image_CHW.dtype == torch.uint8, image_CHW.dtype
     return _fit(image_CHW, size, spec, _resize_exactly).clamp_(0, 1)
@@ -68,7 +68,7 @@ def _layout(source: Size, size: Size, spec: ResizeSpec) -> _Layout:
     height, width = spec.scaled(size)
     h, w = source
     part, resized = (0, 0, h, w), (height, width)
-    if spec.fit == "crop":
+    if spec.resize_mode == "crop":
         # The middle alone of a picture far longer than the target's aspect.
         most_h, most_w = max(1, LONGEST * w * height // width), max(1, LONGEST * h * width // height)
         part = max(0, (h - most_h) // 2), max(0, (w - most_w) // 2), min(h, most_h), min(w, most_w)
@@ -80,7 +80,7 @@ def _layout(source: Size, size: Size, spec: ResizeSpec) -> _Layout:
 
 def _resize_exactly(image_CHW: Tensor, size: Size, interpolation: str) -> Tensor:
     """uint8 to float32 in [0,1], before clamping. Of a large image some rows at a time become floats and are made as
-    wide as wanted, then all of them as high: the same two passes, in 12 bytes per pixel less memory."""
+    wide as expected, then all of them as high: the same two passes, in 12 bytes per pixel less memory."""
     channels, height, width = image_CHW.shape
     rows = max(_STRIPE // width, 1)
     if rows >= height:

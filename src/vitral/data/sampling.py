@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitral.data.keyed import Stream, bits, permutation
+from vitral.data.counter_rng import Stream, bits, permutation
 from vitral.errors import UserError
 
 Index = np.ndarray[Any, np.dtype[np.int64]]
@@ -55,8 +55,8 @@ class Sampler:
     ) -> None:
         if batch_size % repeats:
             raise UserError(
-                "repeated augmentation needs a batch that it divides", where="augment.repeats", got=repeats,
-                wanted=f"a divisor of train.batch_size={batch_size}",
+                "repeated augmentation needs a batch that it divides", where="augment.repeated_aug", got=repeats,
+                expected=f"a divisor of train.batch_size={batch_size}",
             )  # fmt: skip
         if balance != "none" and labels_N.ndim != 1:
             raise UserError("balancing needs data with one class an image", where="data.balance", got=balance)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from vitral.data.dataset import Split
-from vitral.data.hashes import CROPS_UP_TO, SIDE, WINDOWS, perceptual_hash, window_hashes
+from vitral.data.perceptual_hash import CROPS_UP_TO, SIDE, WINDOWS, perceptual_hash, window_hashes
 from vitral.errors import UserError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -33,8 +33,8 @@ class Scan:
     """What is known of each image of a split after decoding it once.
 
     digest_N2: 128 bits over shape and pixels (equal exactly where the images are). size_N2: height, width in pixels;
-    0, 0 where damaged. constant_N: one colour all over. grey_N: all colour channels equal. hash_N: see `hashes`.
-    thumbs_NCTT: uint8, 16 x 16. grey_NSS: uint8, 32 x 32. windows_NW: hashes of
+    0, 0 where damaged. constant_N: one color all over. gray_N: all color channels equal. hash_N: see `hashes`.
+    thumbs_NCTT: uint8, 16 x 16. gray_NSS: uint8, 32 x 32. windows_NW: hashes of
     parts (see `hashes`), 0 in large splits. damaged: what is wrong, by place. pixels, sums_C, squares_C: number of
     pixels, and over them the sums of values and of squares, 0..255, exact.
     """
@@ -42,10 +42,10 @@ class Scan:
     digest_N2: Array
     size_N2: Array
     constant_N: Array
-    grey_N: Array
+    gray_N: Array
     hash_N: Array
     thumbs_NCTT: Array
-    grey_NSS: Array
+    gray_NSS: Array
     windows_NW: Array
     damaged: dict[int, str]
     pixels: int
@@ -128,7 +128,7 @@ def _measure(images: list[tuple[int, Array]], found: Scan) -> Array:
     found.constant_N[places] = (flat_NCX.min(2) == flat_NCX.max(2)).all(1)
     if channels > 2:
         equal_NX = (flat_NCX[:, 0] == flat_NCX[:, 1]) & (flat_NCX[:, 1] == flat_NCX[:, 2])
-        found.grey_N[places] = equal_NX.all(1)
+        found.gray_N[places] = equal_NX.all(1)
     shown = torch.from_numpy(images_NCHW[:, : found.thumbs_NCTT.shape[1]])
     if (height, width) != (SIDE, SIDE):
         shown = F.interpolate(shown, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
@@ -137,7 +137,7 @@ def _measure(images: list[tuple[int, Array]], found: Scan) -> Array:
     if len(found.hash_N) <= CROPS_UP_TO:
         found.windows_NW[places] = window_hashes(thumbs_NCSS)
     weight_C = np.array([1.0] if thumbs_NCSS.shape[1] == 1 else [0.299, 0.587, 0.114], np.float32)
-    found.grey_NSS[places] = np.rint(np.tensordot(thumbs_NCSS.astype(np.float32), weight_C, axes=(1, 0)))
+    found.gray_NSS[places] = np.rint(np.tensordot(thumbs_NCSS.astype(np.float32), weight_C, axes=(1, 0)))
     quarters = thumbs_NCSS.reshape(count, -1, THUMB, 2, THUMB, 2).astype(np.uint16)
     found.thumbs_NCTT[places] = (quarters.sum((3, 5)) + 2) // 4
     sums_C = flat_NCX.sum((0, 2), dtype=np.float64)

@@ -10,15 +10,15 @@ from typing import NoReturn
 from vitral.data.cifar import find_cifar, open_cifar
 from vitral.data.config import DataConfig, Validation
 from vitral.data.dataset import Dataset
-from vitral.data.describe import open_description
 from vitral.data.digits import open_digits
 from vitral.data.filename import fits, looks_flat, open_filename
 from vitral.data.files import loose_images, some, subfolders
-from vitral.data.folder import IMAGE_FILES, LAYOUT, has_classes, is_unlabelled, open_folder, open_images
+from vitral.data.folder import IMAGE_FILES, LAYOUT, has_classes, is_unlabeled, open_folder, open_images
 from vitral.data.hf import find_shards, is_saved, open_hf
-from vitral.data.holdout import with_val_in_train, with_validation
+from vitral.data.splits import with_val_in_train, with_validation
 from vitral.data.table import ENDINGS, describes_images, open_table
 from vitral.data.value_range import find_value_range
+from vitral.data.yaml_source import open_description
 from vitral.errors import UserError, nearest
 
 BUILT_IN = ("digits",)
@@ -71,10 +71,12 @@ def open_dataset(
         raise UserError("no image has any class", where=config.path)
     if equal_classes:
         refuse_unequal(dataset, config.path)
-    return held_out(dataset, config.val_fraction, config.validation) if hold_out else dataset
+    return make_val_split(dataset, config.val_fraction, config.validation) if hold_out else dataset
 
 
-def held_out(dataset: Dataset, fraction: float, validation: Validation = "own", *, to_judge: bool = True) -> Dataset:
+def make_val_split(
+    dataset: Dataset, fraction: float, validation: Validation = "own", *, to_judge: bool = True
+) -> Dataset:
     """The dataset with a validation split, carved out of train where there is none; notes say what is amiss.
 
     validation "dev": the split is carved out of train always, and the judged split (test, or else val) is gone. "none":
@@ -107,7 +109,9 @@ def _refuse_one_class(dataset: Dataset, where: str | None) -> NoReturn:
     names = [name.rsplit("/", 1)[-1] for split in dataset.splits.values() for name in split.names]
     labels = fits(names)
     if labels is None:
-        raise UserError("only one class, so there is nothing to tell apart", where=where, got=only, wanted="2 or more")
+        raise UserError(
+            "only one class, so there is nothing to tell apart", where=where, got=only, expected="2 or more"
+        )
     raise UserError(
         f"one class, {only}, whose file names tell {len(labels)} classes: {some(labels)}", where=where,
         hint=f"data.source=filename reads the classes from the names of the files below {where}.",
@@ -126,23 +130,23 @@ def refuse_unequal(dataset: Dataset, where: str | None) -> None:
 
     lacking = absent["train"]
     if lacking and not any(lacking - own for own in absent.values()):
-        raise UserError(f"classes without any image: {named(lacking)}", where=where, wanted=IMAGE_FILES)
+        raise UserError(f"classes without any image: {named(lacking)}", where=where, expected=IMAGE_FILES)
     lines: list[str] = []
     for split, own in absent.items():
         if own != lacking:
             kinds = (("missing", own - lacking), ("extra", lacking - own))
             differ = "; ".join(f"{kind}: {named(classes)}" for kind, classes in kinds if classes)
             lines.append(f"split {split!r}: its classes differ from train's; {differ}")
-    raise UserError("\n  ".join(lines), where=where, wanted=named(set(dataset.classes) - lacking))
+    raise UserError("\n  ".join(lines), where=where, expected=named(set(dataset.classes) - lacking))
 
 
-def unlabelled_source(config: DataConfig) -> DataConfig:
+def unlabeled_source(config: DataConfig) -> DataConfig:
     """`config`, for learning without labels: a folder of nothing but images, whose classes nobody knows, will do."""
     if config.source != "auto" or config.path is None or not Path(config.path).expanduser().is_dir():
         return config
     name, found = find_source(config)
     path = Path(config.path).expanduser()
-    return found.model_copy(update={"source": "images"}) if name == "folder" and is_unlabelled(path) else config
+    return found.model_copy(update={"source": "images"}) if name == "folder" and is_unlabeled(path) else config
 
 
 def find_source(config: DataConfig) -> tuple[str, DataConfig]:
@@ -196,7 +200,7 @@ def _look_into(path: Path, config: DataConfig) -> tuple[str, DataConfig]:
     if not images and find_shards(str(path)):
         return "hf", config
     if not images and not subfolders(path):
-        raise UserError("no images here that are laid out in a known way", where=str(path), wanted=_LOOKED_FOR)
+        raise UserError("no images here that are laid out in a known way", where=str(path), expected=_LOOKED_FOR)
     return "folder", config
 
 
@@ -252,7 +256,7 @@ def _refuse_ignored(source: str, config: DataConfig) -> None:
         if source not in readers and getattr(config, key) != getattr(default, key):
             raise UserError(
                 f"this key means nothing to the source {source}", where=f"data.{key}", got=getattr(config, key),
-                wanted=f"a source that reads it: {', '.join(readers)}",
+                expected=f"a source that reads it: {', '.join(readers)}",
             )  # fmt: skip
 
 
@@ -272,7 +276,7 @@ def _check_path(config: DataConfig) -> None:
     if path.exists():
         archive = path.suffix.lower() in (".gz", ".tgz", ".zip", ".xz", ".bz2", ".7z", ".tar")
         hint = "Unpack it and give the folder." if archive else None
-        raise UserError("a folder is wanted, and this is a file", where="data.path", got=config.path, hint=hint)
+        raise UserError("a folder is expected, and this is a file", where="data.path", got=config.path, hint=hint)
     hub = "A name on the Hugging Face hub needs data.source=hf." if config.source == "auto" else None
     raise UserError(f"no such {kind}", where="data.path", got=config.path, nearest=_near(path, config.path), hint=hub)
 

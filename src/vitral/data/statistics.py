@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from vitral.data.damage import without_damage
+from vitral.data.corrupt_images import without_damage
 from vitral.data.dataset import Dataset, spaced
 from vitral.data.findings import Sample
-from vitral.data.numbers import refuse_numbers
+from vitral.data.regression_targets import refuse_numbers
 from vitral.data.scan import scan
 
 

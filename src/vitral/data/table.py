@@ -20,7 +20,7 @@ from vitral.data.dataset import SPLITS, Dataset, fingerprint
 from vitral.data.files import class_map, file_channels, file_split, known_column, label_array, size_in_bytes, some
 from vitral.data.folder_words import SPLIT_OF
 from vitral.data.label_vectors import named, text_vectors
-from vitral.data.numbers import as_number, as_targets, check_targets
+from vitral.data.regression_targets import as_number, as_targets, check_targets
 from vitral.errors import UserError, plural
 from vitral.files import parse_json, read_text
 
@@ -152,7 +152,7 @@ def _json_rows(text: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]
             continue
         record = parse_json(words, where=f"{path}:{line}")
         if not isinstance(record, dict):
-            raise UserError("an object of names and values is wanted", where=f"{path}:{line}", got=words[:60])
+            raise UserError("an object of names and values is expected", where=f"{path}:{line}", got=words[:60])
         yield line, record
 
 
@@ -174,7 +174,7 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             if len(fields) != len(header):
                 raise UserError(
                     "a row with another number of fields than the first line", where=f"{path}:{reader.line_num}",
-                    got=len(fields), wanted=f"{len(header)}: {', '.join(header)}",
+                    got=len(fields), expected=f"{len(header)}: {', '.join(header)}",
                 )  # fmt: skip
             yield reader.line_num, dict(zip(header, fields, strict=True))
     except csv.Error as error:
@@ -199,7 +199,7 @@ def _columns(records: Sequence[Mapping[str, Any]], config: DataConfig, path: Pat
         if found is None:
             raise UserError(
                 f"no column for the {kind}", where=f"{path}:1", got=f"columns {some(names, 20)}",
-                wanted=", ".join(_NAMES[kind]), hint=_column_hint(kind, names, records, path),
+                expected=", ".join(_NAMES[kind]), hint=_column_hint(kind, names, records, path),
             )  # fmt: skip
     return _Columns(image or "", label or "", one("split", config.split_column))
 
@@ -244,7 +244,7 @@ def _row(
         return _Row(line, image.strip(), labels, "train")
     split = record.get(columns.split)
     if not isinstance(split, str) or split.strip().lower() not in SPLIT_OF:
-        raise UserError("unknown split", where=where, got=repr(split), wanted=", ".join(SPLIT_OF))
+        raise UserError("unknown split", where=where, got=repr(split), expected=", ".join(SPLIT_OF))
     return _Row(line, image.strip(), labels, SPLIT_OF[split.strip().lower()])
 
 
@@ -256,20 +256,20 @@ def _labels(value: Any, column: str, separator: str | None, several: bool, where
         parts = value
     elif several:
         raise UserError(
-            f"{column} is a list elsewhere, so it must be one here", where=where, got=repr(value), wanted="[...]"
+            f"{column} is a list elsewhere, so it must be one here", where=where, got=repr(value), expected="[...]"
         )
     else:
         parts = [value]
     if isinstance(value, str) and separator is None and _LIST.fullmatch(value.strip()):
         raise UserError(
             "a list written as text, which would be taken for the name of one class", where=where,
-            got=f"{column} = {value[:60]}", wanted="one class name, or several with a separator (cat;dog)",
+            got=f"{column} = {value[:60]}", expected="one class name, or several with a separator (cat;dog)",
             hint="data.label_separator=';' splits such text; lists belong into a JSONL file.",
         )  # fmt: skip
     words = [str(part).strip() if isinstance(part, str | int) and not isinstance(part, bool) else "" for part in parts]
     if not all(words):
         raise UserError("an empty label" if value in ("", None, []) or "" in parts else "not a label", where=where,
-                        got=f"{column} = {value!r}", wanted="text or a whole number")  # fmt: skip
+                        got=f"{column} = {value!r}", expected="text or a whole number")  # fmt: skip
     if len(set(words)) < len(words):
         raise UserError("a label that is there twice", where=where, got=f"{column} = {value!r}")
     return tuple(words)

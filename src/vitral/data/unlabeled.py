@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 
 from vitral.data.config import DataConfig
+from vitral.data.counter_rng import Stream, bits
 from vitral.data.dataset import Dataset, Split
 from vitral.data.identity import identities
-from vitral.data.keyed import Stream, bits
-from vitral.data.sources import open_dataset, unlabelled_source
+from vitral.data.sources import open_dataset, unlabeled_source
 from vitral.errors import UserError, plural
 
 
@@ -27,14 +27,14 @@ def with_unlabeled(dataset: Dataset, config: DataConfig) -> Dataset:
         max_pixels=config.max_pixels, verify=config.verify,
     )  # fmt: skip
     try:
-        found = open_dataset(unlabelled_source(source), hold_out=False, equal_classes=False, one_class=True)
+        found = open_dataset(unlabeled_source(source), hold_out=False, equal_classes=False, one_class=True)
     except UserError as error:
         lines = [line for line in str(error).splitlines() if "data.source=" not in line]
         raise UserError("\n".join(lines).replace("data.path: ", ""), where="data.unlabeled") from None
     if found.channels != dataset.channels:
         raise UserError(
             "the unlabeled images have other channels than the labeled ones", where="data.unlabeled",
-            got=found.channels, wanted=dataset.channels, hint="data.channels=N reads both with N channels.",
+            got=found.channels, expected=dataset.channels, hint="data.channels=N reads both with N channels.",
         )  # fmt: skip
     return replace(dataset, unlabeled=_without_labels(found, found.splits["train"]))
 
@@ -53,7 +53,7 @@ def with_labels_per_class(dataset: Dataset, count: int, seed: int) -> Dataset:
     if counts_K[few] < count:
         raise UserError(
             f"the class {dataset.classes[few]} has {plural(int(counts_K[few]), 'training image')}", where=where,
-            got=count, wanted=f"at most {counts_K[few]}",
+            got=count, expected=f"at most {counts_K[few]}",
         )  # fmt: skip
     kept = drawn_per_class(train, len(dataset.classes), count, seed)
     rest = np.setdiff1d(np.arange(len(train)), kept)

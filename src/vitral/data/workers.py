@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from vitral.data.reading import ImageReader, Reading, Request
+from vitral.data.reading import ImageReader, ReadRequest, ReadResult
 
 AHEAD = 2  # batches that are read while one is in use
 _PARTS = 16  # images a task: small enough that all threads end together
@@ -25,7 +25,7 @@ class Threads:
         self.reader, self.pinned = reader, pinned
         self._pool = ThreadPoolExecutor(workers, "vitral-reader") if workers else None
 
-    def submit(self, request: Request) -> Callable[[], Reading]:
+    def submit(self, request: ReadRequest) -> Callable[[], ReadResult]:
         """Start reading; errors are raised when they are waited for, the first by place in the batch."""
         with torch.inference_mode(False):  # the threads that fill it are not in the caller's mode
             room = self.reader.empty(len(request), pinned=self.pinned)
@@ -35,7 +35,7 @@ class Threads:
                 part = room.rows(start, start + _PARTS)
                 jobs.append(self._pool.submit(self.reader.fill, request.part(start, start + _PARTS), part))
 
-        def ready() -> Reading:
+        def ready() -> ReadResult:
             if self._pool is None:
                 with torch.inference_mode(False):
                     self.reader.fill(request, room)

@@ -34,15 +34,15 @@ def checked(scores_NC: ArrayLike, labels_N: ArrayLike) -> tuple[Floats, Ints]:
     scores, labels = np.asarray(scores_NC), np.asarray(labels_N)
     if scores.ndim != 2 or labels.ndim != 1 or len(scores) != len(labels):
         raise UserError(
-            "scores and labels don't fit", got=f"{scores.shape} and {labels.shape}", wanted="(N, C) and (N,)"
+            "scores and labels don't fit", got=f"{scores.shape} and {labels.shape}", expected="(N, C) and (N,)"
         )
     if scores.size == 0:
         raise UserError("no samples to evaluate", got=f"scores of shape {scores.shape}")
     if not np.issubdtype(labels.dtype, np.integer):
-        raise UserError("labels must be class indices", got=labels.dtype, wanted="whole numbers")
+        raise UserError("labels must be class indices", got=labels.dtype, expected="whole numbers")
     if labels.min() < 0 or labels.max() >= scores.shape[1]:
-        wanted = f"0 to {scores.shape[1] - 1}, the classes that the model knows"
-        raise UserError("labels out of range", got=f"{labels.min()} to {labels.max()}", wanted=wanted)
+        expected = f"0 to {scores.shape[1] - 1}, the classes that the model knows"
+        raise UserError("labels out of range", got=f"{labels.min()} to {labels.max()}", expected=expected)
     if not np.isfinite(scores).all():
         broken = int((~np.isfinite(scores)).any(axis=1).sum())
         hint = "Did the training diverge, or do the images hold NaN?"
@@ -76,7 +76,7 @@ def _mean_loss(logits_NC: Floats, labels_N: Ints) -> float:
 def positive(temperature: float) -> float:
     """The temperature itself. Raises UserError unless it is positive and finite."""
     if not (math.isfinite(temperature) and temperature > 0):
-        raise UserError("wrong temperature", got=temperature, wanted="a positive number")
+        raise UserError("wrong temperature", got=temperature, expected="a positive number")
     return temperature
 
 
@@ -89,10 +89,12 @@ def reliability_bins(probabilities_NC: ArrayLike, labels_N: ArrayLike, bins: int
     """
     probabilities, labels = checked(probabilities_NC, labels_N)
     if bins < 1:
-        raise UserError("wrong number of bins", got=bins, wanted="1 or more")
+        raise UserError("wrong number of bins", got=bins, expected="1 or more")
     # Half precision sums to 1 within about 1e-2.
     if probabilities.min() < 0 or probabilities.max() > 1.01 or np.abs(probabilities.sum(axis=1) - 1).max() > 1e-2:
-        raise UserError("these aren't probabilities", wanted="rows in [0,1] that sum to 1", hint="Apply softmax first.")
+        raise UserError(
+            "these aren't probabilities", expected="rows in [0,1] that sum to 1", hint="Apply softmax first."
+        )
     confidence_N = np.minimum(probabilities.max(axis=1), 1.0)
     right_N = (probabilities.argmax(axis=1) == labels).astype(np.float64)
     edges = np.arange(bins + 1) / bins

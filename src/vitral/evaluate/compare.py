@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from vitral.errors import UserError
-from vitral.evaluate.classify import wilson_interval
+from vitral.evaluate.classification import wilson_interval
 
 
 def mcnemar(correct_a_N: ArrayLike, correct_b_N: ArrayLike) -> dict[str, Any]:
@@ -64,5 +64,7 @@ def paired_interval(both: int, only_a: int, only_b: int, neither: int) -> tuple[
 def _booleans(values_N: ArrayLike) -> np.ndarray[Any, np.dtype[np.bool_]]:
     values = np.asarray(values_N)
     if values.ndim != 1 or not np.isin(values, (0, 1)).all():
-        raise UserError("right or wrong for each sample is wanted", got=f"shape {values.shape}", wanted="booleans [N]")
+        raise UserError(
+            "right or wrong for each sample is expected", got=f"shape {values.shape}", expected="booleans [N]"
+        )
     return values.astype(np.bool_)

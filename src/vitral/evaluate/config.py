@@ -45,7 +45,7 @@ def _evaluators(tree: Any) -> Any:
     for name in tree:
         if name not in EVALUATORS:
             raise UserError(
-                "unknown evaluator", got=name, wanted=", ".join(EVALUATORS), nearest=nearest(name, EVALUATORS)
+                "unknown evaluator", got=name, expected=", ".join(EVALUATORS), nearest=nearest(name, EVALUATORS)
             )
     return {
         name: keys if isinstance(keys, Config) else build(EVALUATORS[name], {} if keys is None else keys)
@@ -57,7 +57,7 @@ Evaluators = Annotated[dict[str, SerializeAsAny[EvaluatorConfig]], BeforeValidat
 
 
 class KnnConfig(Config):
-    """Keys of the weighted nearest neighbours."""
+    """Keys of the weighted nearest neighbors."""
 
     k: Counts = Field(default=(10, 20, 100, 200), description="numbers of neighbors that vote; each is evaluated")
     temperature: float = Field(
@@ -73,7 +73,7 @@ class LinearConfig(Config):
         description="strengths of the penalty l2/2 |weights|^2 on the mean loss; the best one on held-out train images "
         "is used",
     )
-    held_out: float = Field(
+    val_fraction: float = Field(
         default=0.1, gt=0, lt=1, description="share of the train images held out to choose l2; the final fit uses all"
     )
     batchnorm: bool = Field(
@@ -83,8 +83,8 @@ class LinearConfig(Config):
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> LinearConfig:
-        if len(self.l2) == 1 and "held_out" in self.model_fields_set:
-            raise ValueError("linear.held_out has no effect with one linear.l2")
+        if len(self.l2) == 1 and "val_fraction" in self.model_fields_set:
+            raise ValueError("linear.val_fraction has no effect with one linear.l2")
         return self
 
 

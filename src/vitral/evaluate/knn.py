@@ -1,7 +1,7 @@
-"""Weighted nearest neighbours: how good features are without any training on top.
+"""Weighted nearest neighbors: how good features are without any training on top.
 
-Shape letters: N train samples, M judged samples, B judged samples of a block, D width, C classes, K neighbours, J
-numbers of neighbours that are tried.
+Shape letters: N train samples, M evaluated samples, B evaluated samples of a block, D width, C classes, K neighbors, J
+numbers of neighbors that are tried.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from vitral.evaluate.config import KnnConfig
-from vitral.evaluate.embedded import Embedded, Metrics, accuracy, check
+from vitral.evaluate.features import Embedded, Metrics, accuracy, check
 
 # Similarities are computed in blocks of 512 x 32,768, 64 MB: no full matrix ever exists.
 _QUERIES, _TRAIN = 512, 32_768
 
 
-def knn(train: Embedded, judged: Embedded, classes: int, config: KnnConfig) -> Metrics:
+def knn(train: Embedded, evaluated: Embedded, classes: int, config: KnnConfig) -> Metrics:
     """Top-1 of the vote of the k most similar train samples, for each k of the config.
 
-    A neighbour votes for its class with exp(cosine similarity / temperature): Wu et al. 2018 (arXiv 1805.01978) and
+    A neighbor votes for its class with exp(cosine similarity / temperature): Wu et al. 2018 (arXiv 1805.01978) and
     DINO (2104.14294). `per_k`: accuracy by k; `top1`, `top1_interval` and `count` are those of `best_k`, the best k on
-    the judged samples themselves (the smallest of equals), so with several k it is a little flattering. A k above N is
-    taken as N, with a warning. Similarities are float32: of neighbours that differ by less than its rounding, 1e-7, any
-    may come first. Raises UserError as `embedded.check` does.
+    the evaluated samples themselves (the smallest of equals), so with several k it is a little flattering. A k above N
+    is taken as N, with a warning. Similarities are float32: of neighbors that differ by less than its rounding, 1e-7,
+    any may come first. Raises UserError as `embedded.check` does.
     """
-    check(train, judged, classes)
+    check(train, evaluated, classes)
     most = len(train.labels_N)
     if max(config.k) > most:
         warning = "knn.k: %s clipped to the %d train samples"
         logging.getLogger("vitral").warning(warning, ", ".join(str(k) for k in config.k if k > most), most)
     ks = sorted({min(k, most) for k in config.k})
-    predicted_MJ = _votes(train, judged.features_ND, classes, ks, config.temperature)
-    per_k = {k: dict(accuracy(predicted_MJ[:, j], judged.labels_N)) for j, k in enumerate(ks)}
+    predicted_MJ = _votes(train, evaluated.features_ND, classes, ks, config.temperature)
+    per_k = {k: dict(accuracy(predicted_MJ[:, j], evaluated.labels_N)) for j, k in enumerate(ks)}
     best = max(ks, key=lambda k: per_k[k]["top1"])
     yield from per_k[best].items()
     yield "best_k", best
@@ -49,7 +49,7 @@ def _votes(train: Embedded, judged_MD: Tensor, classes: int, ks: Sequence[int], 
     rows: list[Tensor] = []
     for queries_BD in judged_MD.split(_QUERIES):
         similarity_BK, place_BK = _nearest(normalize(queries_BD.float(), dim=1), train_ND, ks[-1])
-        # Relative to the nearest neighbour, as exp(1 / temperature) alone may overflow.
+        # Relative to the nearest neighbor, as exp(1 / temperature) alone may overflow.
         weight_BK = ((similarity_BK - similarity_BK[:, :1]) / temperature).exp()
         label_BK = train.labels_N[place_BK]
         votes_BC = weight_BK.new_zeros(len(queries_BD), classes)

@@ -1,6 +1,6 @@
 """The linear probe: logistic regression on frozen features.
 
-Shape letters: N train samples, M judged samples, D width, C classes.
+Shape letters: N train samples, M evaluated samples, D width, C classes.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from vitral.data.holdout import VAL_SEED, stratified
+from vitral.data.splits import VAL_SEED, stratified
 from vitral.errors import UserError
 from vitral.evaluate.config import LinearConfig
-from vitral.evaluate.embedded import Embedded, Metrics, accuracy, check
+from vitral.evaluate.features import Embedded, Metrics, accuracy, check
 
 log = logging.getLogger("vitral")
 
@@ -39,21 +39,21 @@ class Head(NamedTuple):
         return torch.cat([logits_NC.argmax(1) for logits_NC in logits])
 
 
-def linear(train: Embedded, judged: Embedded, classes: int, config: LinearConfig) -> Metrics:
+def linear(train: Embedded, evaluated: Embedded, classes: int, config: LinearConfig) -> Metrics:
     """Top-1 of a linear classifier on the features, its penalty chosen on held-out train samples.
 
     Every l2 is fitted without a stratified part of train (a class's only sample is never held out), the one best there
-    (the largest of equals) is fitted again to all of train, and that head alone sees the judged samples: the protocol
-    of CLIP (arXiv 2103.00020, A.3) on a coarser grid. `l2` is the chosen one, `held_out` the accuracy of each where
-    there are several; the log says where the best lies at an end of the list, and which fit didn't converge. Fits run
-    in the features' own precision: float32 is enough, as the penalty keeps the problem well-conditioned. Raises
+    (the largest of equals) is fitted again to all of train, and that head alone sees the evaluated samples: the
+    protocol of CLIP (arXiv 2103.00020, A.3) on a coarser grid. `l2` is the chosen one, `val_top1` the accuracy of each
+    where there are several; the log says where the best lies at an end of the list, and which fit didn't converge. Fits
+    run in the features' own precision: float32 is enough, as the penalty keeps the problem well-conditioned. Raises
     UserError where no class has two samples to choose by, and as `embedded.check` does.
     """
-    check(train, judged, classes)
+    check(train, evaluated, classes)
     strengths = sorted(set(config.l2), reverse=True)
     best, shares = strengths[0], dict[str, float]()
     if len(strengths) > 1:
-        kept, held = _hold_out(train, config.held_out)
+        kept, held = _hold_out(train, config.val_fraction)
         head = None
         for l2 in strengths:  # from strong to weak: each fit starts where the last one ended
             head = fit(kept, classes, l2, batchnorm=config.batchnorm, steps=config.steps, start=head)
@@ -64,16 +64,16 @@ def linear(train: Embedded, judged: Embedded, classes: int, config: LinearConfig
             text = "linear.l2: the best, %g, is at an end of the list; one beyond it may be better"
             log.warning(text, best)
     head = fit(train, classes, best, batchnorm=config.batchnorm, steps=config.steps)
-    yield from accuracy(head.predict(judged.features_ND), judged.labels_N)
+    yield from accuracy(head.predict(evaluated.features_ND), evaluated.labels_N)
     yield "l2", best
-    yield "held_out", shares
+    yield "val_top1", shares
 
 
 def fit(train: Embedded, classes: int, l2: float, *, batchnorm: bool, steps: int, start: Head | None = None) -> Head:
     """The head with the least mean cross-entropy + l2 / 2 |weight|^2, by L-BFGS over all samples at once.
 
-    batchnorm: features are standardised first, which over a frozen, whole train set is what BatchNorm without scale and
-    shift does (MAE, arXiv 2111.06377, appendix A; its images are augmented, ours are not). The bias is not penalised.
+    batchnorm: features are standardized first, which over a frozen, whole train set is what BatchNorm without scale and
+    shift does (MAE, arXiv 2111.06377, appendix A; its images are augmented, ours are not). The bias is not penalized.
     """
     features_ND, labels_N = train
     shift_D, scale_D = torch.zeros_like(features_ND[0]), torch.ones_like(features_ND[0])
@@ -110,7 +110,9 @@ def _hold_out(train: Embedded, fraction: float) -> tuple[Embedded, Embedded]:
     divisible = np.flatnonzero(np.bincount(labels)[labels] > 1)
     if not len(divisible):
         raise UserError(
-            "no class has two train images, so none can be held out", where="linear.l2", wanted="one value, not several"
+            "no class has two train images, so none can be held out",
+            where="linear.l2",
+            expected="one value, not several",
         )
     held = divisible[stratified(labels[divisible], fraction, VAL_SEED)]
     kept = np.setdiff1d(np.arange(len(labels)), held)

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vitral.errors import UserError
 from vitral.evaluate.calibration import Floats
-from vitral.evaluate.classify import check_classes, wilson_interval
+from vitral.evaluate.classification import check_classes, wilson_interval
 
 Hot = NDArray[np.bool_]
 
@@ -29,12 +29,12 @@ def checked_hot(logits_NK: ArrayLike, labels_NK: ArrayLike) -> tuple[Floats, Hot
     logits, labels = np.asarray(logits_NK, np.float64), np.asarray(labels_NK)
     if logits.ndim != 2 or labels.shape != logits.shape:
         raise UserError(
-            "scores and labels don't fit", got=f"{logits.shape} and {labels.shape}", wanted="(N, K) and (N, K)"
+            "scores and labels don't fit", got=f"{logits.shape} and {labels.shape}", expected="(N, K) and (N, K)"
         )
     if logits.size == 0:
         raise UserError("no samples to evaluate", got=f"scores of shape {logits.shape}")
     if not np.isin(labels, (0, 1)).all():
-        raise UserError("labels must say of each class whether it is there", wanted="0 and 1")
+        raise UserError("labels must say of each class whether it is there", expected="0 and 1")
     if not np.isfinite(logits).all():
         broken = int((~np.isfinite(logits)).any(axis=1).sum())
         raise UserError(
@@ -83,13 +83,13 @@ def multilabel_metrics(
     occurring = [value for value in precisions if value is not None]
     if not occurring:
         raise UserError("no image has any class, so there is no average precision")
-    hits_K, truth_K, said_K = (array.sum(axis=0) for array in (predicted & labels, labels, predicted))
+    hits_K, truth_K, pred_K = (array.sum(axis=0) for array in (predicted & labels, labels, predicted))
     per_class = {
         name: {
             "ap": precisions[index],
-            "precision": _share(hits_K[index], said_K[index]),
+            "precision": _share(hits_K[index], pred_K[index]),
             "recall": _share(hits_K[index], truth_K[index]),
-            "f1": _share(2 * hits_K[index], truth_K[index] + said_K[index]),
+            "f1": _share(2 * hits_K[index], truth_K[index] + pred_K[index]),
             "count": int(truth_K[index]),
         }
         for index, name in enumerate(classes)
@@ -98,7 +98,7 @@ def multilabel_metrics(
     right, count = int((predicted == labels).all(axis=1).sum()), len(logits)
     return {
         "map": float(np.mean(occurring)),
-        "micro_f1": _share(2 * hits_K.sum(), truth_K.sum() + said_K.sum()),
+        "micro_f1": _share(2 * hits_K.sum(), truth_K.sum() + pred_K.sum()),
         "macro_f1": float(np.mean(f1s)),
         "exact_match": right / count,
         "exact_match_interval": list(wilson_interval(right, count)),

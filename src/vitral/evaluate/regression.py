@@ -37,7 +37,7 @@ def regression_metrics(
     predicted, true = np.asarray(predicted_NT, np.float64), np.asarray(true_NT, np.float64)
     if predicted.ndim != 2 or predicted.shape != true.shape or predicted.shape[1] != len(targets):
         got = f"{predicted.shape} and {true.shape} for {len(targets)} targets"
-        raise UserError("predictions and targets don't fit", got=got, wanted="(N, T) and (N, T)")
+        raise UserError("predictions and targets don't fit", got=got, expected="(N, T) and (N, T)")
     if not len(true):
         raise UserError("no samples to evaluate", got="no numbers")
     if not np.isfinite(predicted).all():

@@ -10,7 +10,7 @@ from vitral.config import Config, Count, Pair
 
 FOLDERS = ("hf", "timm")
 # Keys that folders of other libraries, which hold float32 weights and no graph, do not read.
-_OF_GRAPHS = ("takes", "batch", "precision", "quantise", "images", "max_difference", "min_agreement", "data", "split")
+_OF_GRAPHS = ("takes", "batch", "precision", "quantize", "images", "max_difference", "min_agreement", "data", "split")
 
 
 class ExportOptions(Config):
@@ -35,7 +35,7 @@ class ExportOptions(Config):
         "accelerators require",
     )
     precision: Literal["float32", "bfloat16", "int8"] = Field(default="float32", description="precision of computation")
-    quantise: Literal["dynamic", "static"] | None = Field(
+    quantize: Literal["dynamic", "static"] | None = Field(
         default=None,
         description="int8: scales of the activations; dynamic: computed per batch; static: calibrated once on 64 "
         "images; null: dynamic for onnx, static for openvino",
@@ -64,14 +64,14 @@ class ExportOptions(Config):
             for key in _OF_GRAPHS:
                 if key in self.model_fields_set:
                     raise ValueError(f"{key} has no effect with format={self.format}")
-        if self.quantise and self.precision != "int8":
-            raise ValueError("quantise has no effect without precision=int8")
+        if self.quantize and self.precision != "int8":
+            raise ValueError("quantize has no effect without precision=int8")
         refused = {
             ("onnx", "bfloat16"): "ONNX Runtime multiplies no bfloat16 matrices on processors: take openvino or pt2",
             ("pt2", "int8"): "int8 is for format=onnx and format=openvino",
         }
         if (self.format, self.precision) in refused:
             raise ValueError(refused[self.format, self.precision])
-        if self.format == "openvino" and self.quantise == "dynamic":
-            raise ValueError("OpenVINO would compute dynamic int8 in float32: take quantise=static")
+        if self.format == "openvino" and self.quantize == "dynamic":
+            raise ValueError("OpenVINO would compute dynamic int8 in float32: take quantize=static")
         return self

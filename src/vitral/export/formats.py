@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitral.engines import FILES, METADATA, Shipment
+from vitral.engines import FILES, METADATA, ExportMetadata
 from vitral.export.graph import capture, quiet
-from vitral.export.quantise import quantise
+from vitral.export.quantize import quantize
 from vitral.models.model import ImageModel
-from vitral.optional import require
+from vitral.optional_imports import require
 
 OPSET = 20
 # Protocol buffers end at 2 GB: larger weights go beside the file.
@@ -24,50 +24,50 @@ _INSIDE = 1_800_000_000
 Calibration = Callable[[], Iterable[Tensor]]
 
 
-def write_file(folder: Path, network: ImageModel, shipment: Shipment, calibration: Calibration | None) -> Path:
-    """The file of this shipment in the folder. calibration: batches of the graph's input, where int8 is static."""
-    path = folder / FILES[shipment.kind]
-    _WRITERS[shipment.kind](path, network, shipment, calibration)
+def write_file(folder: Path, network: ImageModel, metadata: ExportMetadata, calibration: Calibration | None) -> Path:
+    """The file of this metadata in the folder. calibration: batches of the graph's input, where int8 is static."""
+    path = folder / FILES[metadata.kind]
+    _WRITERS[metadata.kind](path, network, metadata, calibration)
     return path
 
 
-def said(shipment: Shipment) -> str:
+def said(metadata: ExportMetadata) -> str:
     """What goes into the file."""
-    return json.dumps(shipment.model_dump(mode="json"), ensure_ascii=False)
+    return json.dumps(metadata.model_dump(mode="json"), ensure_ascii=False)
 
 
-def _write_pt2(path: Path, network: ImageModel, shipment: Shipment, calibration: Calibration | None) -> None:
+def _write_pt2(path: Path, network: ImageModel, metadata: ExportMetadata, calibration: Calibration | None) -> None:
     assert calibration is None
-    program, _ = capture(network, shipment)
+    program, _ = capture(network, metadata)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
     program.example_inputs = None  # a pickle in the archive, which nothing needs
     with quiet():
-        torch.export.save(program, path, extra_files={f"{METADATA}.json": said(shipment)})
+        torch.export.save(program, path, extra_files={f"{METADATA}.json": said(metadata)})
 
 
-def _write_onnx(path: Path, network: ImageModel, shipment: Shipment, calibration: Calibration | None) -> None:
+def _write_onnx(path: Path, network: ImageModel, metadata: ExportMetadata, calibration: Calibration | None) -> None:
     onnx = require("onnx", "export")
     require("onnxscript", "export")
-    program, outputs = capture(network, shipment)
+    program, outputs = capture(network, metadata)
     with quiet():
         exported: Any = torch.onnx.export(
             program, (), dynamo=True, input_names=["images"], output_names=outputs, opset_version=OPSET, verbose=False
         )
         proto = exported.model_proto
-    # What the exporter notes of inner shapes keeps ONNX Runtime from quantising, and only costs space.
+    # What the exporter notes of inner shapes keeps ONNX Runtime from quantizing, and only costs space.
     del proto.graph.value_info[:]
-    names = (() if shipment.batch else ("batch",)) + (("height", "width") if shipment.takes == "pixels" else ())
+    names = (() if metadata.batch else ("batch",)) + (("height", "width") if metadata.takes == "pixels" else ())
     _name_open_sides(proto.graph, names)
     _keep_zeros(onnx, proto.graph)
     _write_proto(onnx, proto, path)
-    if shipment.precision == "int8":
+    if metadata.precision == "int8":
         whole = path.rename(path.with_name("whole.onnx"))
-        quantise(whole, path, calibration() if calibration else None)
+        quantize(whole, path, calibration() if calibration else None)
         for left in path.parent.glob("whole.onnx*"):
             left.unlink()
         proto = onnx.load(str(path))
-    onnx.helper.set_model_props(proto, {METADATA: said(shipment)})
+    onnx.helper.set_model_props(proto, {METADATA: said(metadata)})
     proto.producer_name = METADATA
     _write_proto(onnx, proto, path)
 
@@ -100,24 +100,24 @@ def _write_proto(onnx: Any, proto: Any, path: Path) -> None:
     onnx.save(proto, str(path), save_as_external_data=beside, **where)
 
 
-def _write_openvino(path: Path, network: ImageModel, shipment: Shipment, calibration: Calibration | None) -> None:
+def _write_openvino(path: Path, network: ImageModel, metadata: ExportMetadata, calibration: Calibration | None) -> None:
     """By way of an ONNX file: its reader takes int8 and, unlike the converter from torch, sends no telemetry."""
     require("openvino", "openvino")
     between = path.with_name("between.onnx")
-    _write_onnx(between, network, shipment, calibration)
-    openvino_of(between, path, shipment)
+    _write_onnx(between, network, metadata, calibration)
+    openvino_of(between, path, metadata)
     for left in path.parent.glob("between.onnx*"):
         left.unlink()
 
 
-def openvino_of(between: Path, path: Path, shipment: Shipment) -> None:
+def openvino_of(between: Path, path: Path, metadata: ExportMetadata) -> None:
     """The OpenVINO file of an ONNX file."""
     openvino = require("openvino", "openvino")
     graph = openvino.Core().read_model(str(between))
-    graph.set_rt_info(said(shipment), [METADATA])
+    graph.set_rt_info(said(metadata), [METADATA])
     openvino.save_model(graph, str(path), compress_to_fp16=False)
 
 
-_WRITERS: dict[str, Callable[[Path, ImageModel, Shipment, Calibration | None], None]] = {
+_WRITERS: dict[str, Callable[[Path, ImageModel, ExportMetadata, Calibration | None], None]] = {
     "onnx": _write_onnx, "pt2": _write_pt2, "openvino": _write_openvino,
 }  # fmt: skip

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from vitral.engines import Shipment
+from vitral.engines import ExportMetadata
 from vitral.export.resize import FitAnySize
 from vitral.models.model import ImageModel
 from vitral.weights.folder import FolderConfig
@@ -46,15 +46,15 @@ class Whole(nn.Module):
         return ["logits", "scores"] if self.task.has_head else ["features"]
 
 
-def capture(network: ImageModel, shipment: Shipment) -> tuple[torch.export.ExportedProgram, list[str]]:
+def capture(network: ImageModel, metadata: ExportMetadata) -> tuple[torch.export.ExportedProgram, list[str]]:
     """The graph, with the batch, unless its size is given, and height and width of pixels left open, and the names of
     its outputs."""
-    config = shipment.model
+    config = metadata.model
     weights = copy.deepcopy(network).cpu().eval().requires_grad_(False)
-    whole = Whole(weights.bfloat16() if shipment.precision == "bfloat16" else weights, config, shipment.takes).eval()
+    whole = Whole(weights.bfloat16() if metadata.precision == "bfloat16" else weights, config, metadata.takes).eval()
     channels, (h, w) = config.architecture.in_channels, config.preprocessing.image_size
-    count, shapes = shipment.batch or 2, {} if shipment.batch else {0: torch.export.Dim("batch")}
-    if shipment.takes == PIXELS:
+    count, shapes = metadata.batch or 2, {} if metadata.batch else {0: torch.export.Dim("batch")}
+    if metadata.takes == PIXELS:
         # Sides that are neither equal nor the model's: nothing may be taken for a constant.
         example = torch.zeros(count, h + 5, w + 9, channels, dtype=torch.uint8)
         shapes |= {1: torch.export.Dim("height"), 2: torch.export.Dim("width")}

@@ -59,7 +59,7 @@ def package(model: ImageModel, config: FolderConfig) -> Package:
     tree = _config(c, family, config, key_bias) | {"dtype": dtype}
     files = {"config.json": tree, "preprocessor_config.json": preprocessor(config)}
     notes = [f"transformers {family.name}"]
-    if config.preprocessing.fit == "crop" and not square(config):
+    if config.preprocessing.resize_mode == "crop" and not square(config):
         notes.append("its image processor cannot cut the middle of another shape than a square: resize images before")
     return Package(foreign, files, notes)
 
@@ -157,14 +157,15 @@ def _config(c: ViTConfig, family: _Family, folder: FolderConfig, key_bias: bool)
 
 
 def preprocessor(config: FolderConfig) -> dict[str, Any]:
-    """preprocessor_config.json: scale, cut the middle, divide by 255, normalise."""
+    """preprocessor_config.json: scale, cut the middle, divide by 255, normalize."""
     shown, architecture = config.preprocessing, config.architecture
     height, width = resized_sides(config)
-    cut = shown.crop_ratio < 1 or shown.fit == "crop"
+    cut = shown.crop_pct < 1 or shown.resize_mode == "crop"
+    sides = {"shortest_edge": min(height, width)} if shown.resize_mode == "crop" else {"height": height, "width": width}
     tree: dict[str, Any] = {
         "image_processor_type": "BitImageProcessor" if cut else "ViTImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": min(height, width)} if shown.fit == "crop" else {"height": height, "width": width},
+        "size": sides,
         "resample": _RESAMPLE[shown.interpolation],
         "do_rescale": True, "rescale_factor": 1 / 255,
         "do_normalize": True, "image_mean": list(architecture.mean), "image_std": list(architecture.std),

@@ -81,7 +81,7 @@ def compare(
             _apart(_of(reference, [fit(each, config)]), logits_of(engine, spec, [each]))
             for each in (_own_size(image, config) for image in images[:8])
         )
-    likeness = likeness_of(mine_NS, theirs_NS, config, source, behind)
+    likeness = compare_outputs(mine_NS, theirs_NS, config, source, behind)
     batch = [_own_size(image, config) for image in (list(images) * _BATCH)[:_BATCH]]
     eager_s, theirs_s = take_turns(
         [
@@ -98,7 +98,7 @@ def compare(
     )  # fmt: skip
 
 
-def likeness_of(
+def compare_outputs(
     mine_NS: Tensor, theirs_NS: Tensor, config: FolderConfig, source: str, behind_resize: float | None = None
 ) -> Likeness:
     """Of the logits of N images by the model and by an engine."""
@@ -188,7 +188,7 @@ def fit(image_CHW: Tensor, config: FolderConfig) -> Tensor:
 def _own_size(image_CHW: Tensor, config: FolderConfig) -> Tensor:
     """The image at the size that needs no scaling."""
     size = resized_sides(config)
-    whole = config.preprocessing.model_copy(update={"crop_ratio": 1.0})
+    whole = config.preprocessing.model_copy(update={"crop_pct": 1.0})
     return (fit_image(image_CHW, size, whole) * 255).round().byte()
 
 

@@ -2,7 +2,7 @@
 
 An antialiased resize is linear and acts on rows and columns apart: out = R image C^T, where each row of R holds the
 filter's weights for one row of the result. R and C follow from the image's height and width by arithmetic that every
-format has, so that nothing depends on how a runtime understands "antialias". Only the rows that the centre crop keeps
+format has, so that nothing depends on how a runtime understands "antialias". Only the rows that the center crop keeps
 are made, and so the result has a fixed size.
 
 Shape letters: B batch, C channels, H W height and width of the image, h w those of the model, N positions along a
@@ -81,7 +81,7 @@ class FitAnySize(nn.Module):
         height, width = self.spec.scaled(self.size)
         high, wide = torch.full_like(H, height), torch.full_like(W, width)
         zero = torch.zeros_like(H)
-        if self.spec.fit == "squash":
+        if self.spec.resize_mode == "squash":
             top, left, tall, broad, scaled = zero, zero, H, W, (high, wide)
         else:
             most_H = (LONGEST * W * height // width).clamp_min(1)
@@ -97,9 +97,9 @@ class FitAnySize(nn.Module):
     def _weights(self, length: int, side: _Side, want: int) -> Tensor:
         """The matrix [K, N] of one side; each row sums to 1."""
         ratio = side.have.float() / side.scaled.float()
-        centre_K1 = ((torch.arange(want) + side.start + 0.5) * ratio)[:, None]
+        center_K1 = ((torch.arange(want) + side.start + 0.5) * ratio)[:, None]
         place_1N = (torch.arange(length) - side.low)[None]
-        weights_KN = _FILTERS[self.spec.interpolation]((place_1N + 0.5 - centre_K1) / ratio.clamp_min(1))
+        weights_KN = _FILTERS[self.spec.interpolation]((place_1N + 0.5 - center_K1) / ratio.clamp_min(1))
         inside_1N = (place_1N >= 0) & (place_1N < side.have)
         weights_KN = torch.where(inside_1N, weights_KN, torch.zeros_like(weights_KN))
         return weights_KN / weights_KN.sum(1, keepdim=True)

@@ -146,7 +146,7 @@ def _pretrained(config: FolderConfig, name: str) -> dict[str, Any]:
     return {
         "input_size": [architecture.in_channels, *architecture.image_size], "fixed_input_size": tokens is not None,
         "mean": list(architecture.mean), "std": list(architecture.std), "interpolation": shown.interpolation,
-        "crop_pct": shown.crop_ratio, "crop_mode": "center" if shown.fit == "crop" else "squash",
+        "crop_pct": shown.crop_pct, "crop_mode": "center" if shown.resize_mode == "crop" else "squash",
         "num_classes": architecture.num_classes, "pool_size": None, "first_conv": first,
         "classifier": ["head", "head_dist"] if name.startswith("deit") else "head.fc" if tokens is None else "head",
     }  # fmt: skip

@@ -9,17 +9,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vitral.atomic_files import whole_folder, write_json
 from vitral.export import hf, timm
 from vitral.export.config import ExportOptions
 from vitral.export.package import Package, refuse, resized_sides
 from vitral.export.parity import BeyondLimit
 from vitral.models.model import ImageModel
-from vitral.weights.convert import read_foreign
+from vitral.weights.convert import read_external
 from vitral.weights.digests import WEIGHTS
 from vitral.weights.find import load_model
 from vitral.weights.folder import FolderConfig, free_place
 from vitral.weights.tensors import save_tensors
-from vitral.whole import whole_folder, write_json
 
 FORMATS: dict[str, Callable[[ImageModel, FolderConfig], Package]] = {"hf": hf.package, "timm": timm.package}
 
@@ -57,7 +57,7 @@ def export(model: str, options: ExportOptions) -> Written:
 @torch.inference_mode()
 def _difference(network: ImageModel, config: FolderConfig, folder: Path) -> float:
     """Of random images, between the model and the export as our own importer reads it."""
-    again = read_foreign(folder)
+    again = read_external(folder)
     mine, theirs = (_essence(each) for each in (config, again.config))
     if mine != theirs:
         wrong = ", ".join(f"{key} {theirs[key]}, not {mine[key]}" for key in mine if mine[key] != theirs[key])
@@ -75,6 +75,7 @@ def _essence(config: FolderConfig) -> dict[str, Any]:
     """What the JSON files have to say of a model besides its weights."""
     shown, architecture = config.preprocessing, config.architecture
     return {
-        "id2label": config.id2label, "mean": architecture.mean, "std": architecture.std, "fit": shown.fit,
-        "interpolation": shown.interpolation, "resized": resized_sides(config), "image_size": shown.image_size,
+        "id2label": config.id2label, "mean": architecture.mean, "std": architecture.std,
+        "resize_mode": shown.resize_mode, "interpolation": shown.interpolation,
+        "resized": resized_sides(config), "image_size": shown.image_size,
     }  # fmt: skip

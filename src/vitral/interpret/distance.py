@@ -17,7 +17,7 @@ from vitral.models.vit import VisionTransformer
 
 
 def patch_distances(grid: Grid, side: int) -> Tensor:
-    """Distances of the centres of every two patches in pixels, [N, N], for patches of `side` pixels."""
+    """Distances of the centers of every two patches in pixels, [N, N], for patches of `side` pixels."""
     row_N, column_N = (each.flatten() for each in torch.meshgrid(*map(torch.arange, grid), indexing="ij"))
     return side * torch.hypot(
         (row_N[:, None] - row_N).double(), (column_N[:, None] - column_N).double()
@@ -45,5 +45,5 @@ def attention_distance(
             total_Lh[place] += reach_BhN.mean(-1).sum(0).double().cpu()
         images += len(images_BCHW)
     if not images:
-        raise UserError("at least one image is wanted", where="attention distance")
+        raise UserError("at least one image is expected", where="attention distance")
     return total_Lh / images

@@ -37,8 +37,8 @@ def filter_components(model: VisionTransformer, count: int = 28) -> Components:
         raise UserError("the filters of a hybrid look at a map of its ResNet, not at pixels: no picture shows them")
     weight_DCPP = embed.proj.weight.double()
     flat_DX = weight_DCPP.flatten(1)
-    centred_DX = flat_DX - flat_DX.mean(0)
-    _, sizes_K, vectors_KX = torch.linalg.svd(centred_DX, full_matrices=False)
+    centered_DX = flat_DX - flat_DX.mean(0)
+    _, sizes_K, vectors_KX = torch.linalg.svd(centered_DX, full_matrices=False)
     largest_K1 = vectors_KX.gather(1, vectors_KX.abs().argmax(1, keepdim=True))
     vectors_KX = vectors_KX * torch.where(largest_K1 < 0, -1.0, 1.0)
     shares_K = sizes_K.square() / sizes_K.square().sum()
@@ -47,7 +47,7 @@ def filter_components(model: VisionTransformer, count: int = 28) -> Components:
 
 @torch.no_grad()
 def position_similarity(model: VisionTransformer) -> Tensor:
-    """Cosine of the position embeddings of every two patches, [N, N], row by row (figure 7, centre).
+    """Cosine of the position embeddings of every two patches, [N, N], row by row (figure 7, center).
 
     Of several tables, the first layer's. Raises UserError where positions are no vectors that are added to patches.
     """

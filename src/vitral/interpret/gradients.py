@@ -37,7 +37,7 @@ def integrated_gradients(
 ) -> Attribution:
     """(x - x') times the mean gradient of the class's logit on the straight way from x' to x (arXiv 1703.01365, eq. 1).
 
-    images_BCHW: [0,1] or uint8, of the model's own size. target_B: class indices. baseline x': a grey level in [0,1],
+    images_BCHW: [0,1] or uint8, of the model's own size. target_B: class indices. baseline x': a gray level in [0,1],
     or images. steps: equal ones, each seen at its middle (the paper sees each at its end, eq. 3; the gap is then
     larger). batch_size: steps at once. Logits are before softmax and temperature. Values that equal the baseline's get
     nothing, whatever they say. Sums are float64. Raises UserError for a model without a head and a class that is not
@@ -103,5 +103,5 @@ def _targets(model: ImageModel, images_BCHW: Tensor, target_B: Tensor | int) -> 
         raise UserError("this model has no head, so there is no class to explain", where="class")
     found_B = torch.as_tensor(target_B, device=images_BCHW.device).expand(len(images_BCHW))
     if int(found_B.min()) < 0 or int(found_B.max()) >= classes:
-        raise UserError("no such class", where="class", got=found_B.tolist(), wanted=f"0 to {classes - 1}")
+        raise UserError("no such class", where="class", got=found_B.tolist(), expected=f"0 to {classes - 1}")
     return found_B

@@ -1,4 +1,4 @@
-"""Which layers of two models say the same: centred kernel alignment (CKA), over any number of images.
+"""Which layers of two models say the same: centered kernel alignment (CKA), over any number of images.
 
 Linear CKA: Kornblith et al. 2019 (arXiv 1905.00414). Its unbiased estimate from batches: Nguyen et al. 2021
 (2010.15327, section 2), with the estimator of HSIC by Song et al. 2012. ViT and ResNet: Raghu et al. 2021 (2108.08810).
@@ -46,19 +46,19 @@ def cka(batches: Iterable[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> Tensor:
         size = len(one[0])
         if size < LEAST:
             continue
-        mine_LX, theirs_MX = _centred(one), _centred(other)
+        mine_LX, theirs_MX = _centered(one), _centered(other)
         weight = size / (size * (size - 3))
         cross_LM = cross_LM + weight * (mine_LX @ theirs_MX.T)
         own_L, own_M = own_L + weight * mine_LX.square().sum(1), own_M + weight * theirs_MX.square().sum(1)
         images += size
     if not images:
-        raise UserError(f"batches of at least {LEAST} images are wanted", where="CKA")
+        raise UserError(f"batches of at least {LEAST} images are expected", where="CKA")
     return cross_LM / (own_L[:, None] * own_M).sqrt()
 
 
-def _centred(layers: Sequence[Tensor]) -> Tensor:
-    """The layers' similarities of every two images, [L, B B] float64 on the CPU: U-centred (rows, columns and all of it
-    sum to 0), the diagonal 0. The inner product of two rows over B (B - 3) is the unbiased HSIC."""
+def _centered(layers: Sequence[Tensor]) -> Tensor:
+    """The layers' similarities of every two images, [L, B B] float64 on the CPU: U-centered (rows, columns and all of
+    it sum to 0), the diagonal 0. The inner product of two rows over B (B - 3) is the unbiased HSIC."""
     rows: list[Tensor] = []
     for features_BP in layers:
         # Shifts of the features fall out by themselves; taken out first, they cost no precision.

@@ -26,7 +26,7 @@ def require_transformer(model: ImageModel, what: str) -> VisionTransformer:
         return encoder
     raise UserError(
         f"{what} is for Vision Transformers, and this is a convolutional network", got=model.config.family,
-        wanted="vit", hint="Integrated gradients work on any model: methods=integrated_gradients.",
+        expected="vit", hint="Integrated gradients work on any model: methods=integrated_gradients.",
     )  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def pick(asked: Sequence[int] | None, count: int, what: str) -> list[int]:
         return list(range(count))
     for number in asked:
         if not -count <= number < count:
-            raise UserError(f"no such {what[:-1]}", where=what, got=number, wanted=f"0 to {count - 1}")
+            raise UserError(f"no such {what[:-1]}", where=what, got=number, expected=f"0 to {count - 1}")
     return list(dict.fromkeys(number % count for number in asked))
 
 
@@ -69,7 +69,7 @@ def token_rows(config: ViTConfig, token: str | None, grid: Grid) -> list[int]:
         return [prefix + place[0] * grid[1] + place[1]]
     patches = f"a patch from 0,0 to {grid[0] - 1},{grid[1] - 1}"
     raise UserError(
-        "this model has no such token", where="token", got=token, wanted=", ".join([*names, "mean", patches]),
+        "this model has no such token", where="token", got=token, expected=", ".join([*names, "mean", patches]),
         nearest=nearest(token, [*names, "mean"]),
     )  # fmt: skip
 

@@ -106,7 +106,7 @@ class AttentionContext(NamedTuple):
 
     @property
     def explicit(self) -> bool:
-        """Whether attention maps are wanted."""
+        """Whether attention maps are expected."""
         return self.captured is not None and self.maps
 
 

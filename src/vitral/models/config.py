@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from vitral.config import Config, Count, Pair, Shares, refuse_idle
+from vitral.config import Config, Count, Pair, Shares, reject_unused
 from vitral.data.config import MAX_INPUT_PIXELS
 
 Blocks = Annotated[tuple[Count, ...], Field(strict=False)]
@@ -252,7 +252,7 @@ class ViTConfig(ModelConfig):
         if self.norm_after_pool and self.pooled_width != self.width:
             raise ValueError("fc_norm=true reads one vector of model width: no distill_token, no pool=cls_avg")
         self._check_positions()
-        refuse_idle(self, {
+        reject_unused(self, {
             "stem_epsilons": self.stem_blocks is not None,
             "gelu": self.mlp == "gelu" or self.pool == "map",
             "positions_at": self.positions != "none",
@@ -351,7 +351,7 @@ class ViTConfig(ModelConfig):
 
     @property
     def stem_stride(self) -> int:
-        """Pixels between neighbours of the map that patches are cut from: 1 without a ResNet in front."""
+        """Pixels between neighbors of the map that patches are cut from: 1 without a ResNet in front."""
         return 1 if self.stem_blocks is None else 4 * 2 ** max(len(self.stem_blocks) - 1, 0)
 
     @property
@@ -463,7 +463,7 @@ class ResNetConfig(ModelConfig):
 
     @property
     def stride(self) -> int:
-        """Pixels between neighbours of the last map."""
+        """Pixels between neighbors of the last map."""
         return (4 if self.stem == "imagenet" else 1) * 2 ** (len(self.blocks) - 1)
 
     @property

@@ -21,7 +21,7 @@ class Style(NamedTuple):
     """What the blocks of one network have in common.
 
     preactivation: norm and ReLU before each convolution (arXiv 1603.05027), else after it (1512.03385). norm: batch
-    norm, or group norm of 32 groups with standardised weights (1903.10520). same: pad as TensorFlow does, by the size
+    norm, or group norm of 32 groups with standardized weights (1903.10520). same: pad as TensorFlow does, by the size
     of the map; else evenly. shortcut: where the shape changes, a 1x1 convolution, or every second cell and zeros for
     the new channels (1512.03385, option A). epsilons: timm's, or those of the ViT paper's code: 1e-6 instead of 1e-5
     in the norm, and weights over (deviation + 1e-5) instead of over sqrt(variance + 1e-8).
@@ -37,7 +37,7 @@ class Style(NamedTuple):
 class Conv(nn.Module):
     """A convolution without bias, of odd kernel size; the map shrinks by its stride alone, rounded up.
 
-    Leaves its values unset: the model's own initialisation fills them once.
+    Leaves its values unset: the model's own initialization fills them once.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, style: Style) -> None:
@@ -47,18 +47,18 @@ class Conv(nn.Module):
 
     def forward(self, maps_BCHW: Tensor) -> Tensor:
         """[B, C, H, W] to [B, out, ceil(H / stride), ceil(W / stride)]."""
-        weight = _standardise(self.weight, self.style.epsilons) if self.style.norm == "group" else self.weight
+        weight = _standardize(self.weight, self.style.epsilons) if self.style.norm == "group" else self.weight
         if self.style.same and self.stride > 1:  # without a stride, SAME is even on both sides
             return F.conv2d(pad_same(maps_BCHW, self.kernel, self.stride), weight, stride=self.stride)
         return F.conv2d(maps_BCHW, weight, stride=self.stride, padding=self.kernel // 2)
 
 
-def _standardise(weight_OCKK: Tensor, epsilons: Literal["timm", "google"]) -> Tensor:
+def _standardize(weight_OCKK: Tensor, epsilons: Literal["timm", "google"]) -> Tensor:
     """Mean 0 and variance 1 for each output channel (arXiv 1903.10520, eq. 3): a layer norm without scale and shift."""
     if epsilons == "timm":
         return F.layer_norm(weight_OCKK, weight_OCKK.shape[1:], eps=1e-8)
-    centred_OCKK = weight_OCKK - weight_OCKK.mean((1, 2, 3), keepdim=True)
-    return centred_OCKK / (centred_OCKK.square().mean((1, 2, 3), keepdim=True).sqrt() + 1e-5)
+    centered_OCKK = weight_OCKK - weight_OCKK.mean((1, 2, 3), keepdim=True)
+    return centered_OCKK / (centered_OCKK.square().mean((1, 2, 3), keepdim=True).sqrt() + 1e-5)
 
 
 def pad_same(maps_BCHW: Tensor, kernel: int, stride: int) -> Tensor:
@@ -154,7 +154,7 @@ class Block(nn.Module):
 
     @property
     def last_norm(self) -> Norm:
-        """The norm that comes last in the residual branch; of blocks that normalise after each convolution."""
+        """The norm that comes last in the residual branch; of blocks that normalize after each convolution."""
         return self.norm2 if self.norm3 is None else self.norm3
 
     def forward(self, maps_BCHW: Tensor) -> Tensor:

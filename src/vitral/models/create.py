@@ -18,7 +18,7 @@ def create_model(
     in_channels: int | None = None,
     **options: Any,
 ) -> ImageModel:
-    """A freshly initialised model, by a name that `list_models` gives (timm's names, "vit_base_patch16_224").
+    """A freshly initialized model, by a name that `list_models` gives (timm's names, "vit_base_patch16_224").
 
     num_classes: outputs of the head, 0 for pooled features; None means 1000 for presets of 224 pixels and more
     (ImageNet-1k), else 10. image_size: pixels, one number or (height, width), multiples of the patch size; None means
@@ -31,6 +31,6 @@ def create_model(
 
 
 def build_model(config: ModelConfig) -> ImageModel:
-    """A freshly initialised model of this configuration, from torch's global random state."""
+    """A freshly initialized model of this configuration, from torch's global random state."""
     module, _, name = FAMILIES[config.family].model.partition(":")
     return getattr(import_module(module), name)(config)

@@ -44,5 +44,5 @@ def extract_features(model: Encoder, images_BCHW: Tensor, kind: str = "pooled") 
         return average_BD
     assert kind in KINDS, kind
     if out.cls_BD is None:
-        raise UserError("this model has no class token", where="features", got=kind, wanted="pooled or avg")
+        raise UserError("this model has no class token", where="features", got=kind, expected="pooled or avg")
     return out.cls_BD if kind == "cls" else torch.cat([out.cls_BD, average_BD], dim=1)

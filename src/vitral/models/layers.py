@@ -21,7 +21,7 @@ _TRUNCATED = 0.87962566103423978
 
 
 class Linear(nn.Linear):
-    """A dense layer that leaves its values unset: the model's own initialisation fills every parameter once."""
+    """A dense layer that leaves its values unset: the model's own initialization fills every parameter once."""
 
     def reset_parameters(self) -> None:
         """Nothing: see the `init_weights` of what holds it."""

@@ -1,4 +1,4 @@
-"""What every architecture shares: [0,1] images in, normalised inside; encode, pool, classify.
+"""What every architecture shares: [0,1] images in, normalized inside; encode, pool, classify.
 
 Shape letters: B batch, C channels, H W image height and width, N patches, D width, S classes.
 """
@@ -18,7 +18,7 @@ from vitral.structs import EncoderOutput
 
 
 class ImageModel(nn.Module, ABC):
-    """An encoder and its head; images are [0,1] floats or uint8, normalisation happens inside.
+    """An encoder and its head; images are [0,1] floats or uint8, normalization happens inside.
 
     `model(images_BCHW)` gives logits [B, S], or pooled features [B, D] where the config has no classes; it equals
     `classify(pool(encode(images)))`. checkpointed: so many blocks, from the input on, compute their activations anew in
@@ -94,9 +94,9 @@ class ImageModel(nn.Module, ABC):
         size = tuple(images_BCHW.shape[-2:])
         if size != self.config.image_size:
             hint = "model.encode takes other sizes; for logits, resize the images or build the model for their size."
-            raise UserError("wrong image size", got=_text(size), wanted=_text(self.config.image_size), hint=hint)
+            raise UserError("wrong image size", got=_text(size), expected=_text(self.config.image_size), hint=hint)
 
-    def normalise(self, images_BCHW: Tensor, multiple: int = 1) -> Tensor:
+    def normalize(self, images_BCHW: Tensor, multiple: int = 1) -> Tensor:
         """(image - mean) / std in float32 or better, then the type of the parameters.
 
         Raises UserError for a shape, channel count or kind of number that the model does not take; `multiple` is what
@@ -104,13 +104,15 @@ class ImageModel(nn.Module, ABC):
         """
         shape, channels = tuple(images_BCHW.shape), self.config.in_channels
         if len(shape) != 4 or shape[1] != channels:
-            raise UserError("wrong shape of the images", got=_text(shape), wanted=f"B x {channels} x height x width")
+            raise UserError("wrong shape of the images", got=_text(shape), expected=f"B x {channels} x height x width")
         if shape[2] % multiple or shape[3] % multiple or not (shape[2] and shape[3]):
-            raise UserError("wrong image size", got=_text(shape[2:]), wanted=f"multiples of the patch size, {multiple}")
+            raise UserError(
+                "wrong image size", got=_text(shape[2:]), expected=f"multiples of the patch size, {multiple}"
+            )
         if images_BCHW.dtype == torch.uint8:
             images_BCHW = images_BCHW.to(torch.float32) / 255
         elif not images_BCHW.is_floating_point():
-            raise UserError("wrong kind of numbers", got=images_BCHW.dtype, wanted="uint8, or floats in [0,1]")
+            raise UserError("wrong kind of numbers", got=images_BCHW.dtype, expected="uint8, or floats in [0,1]")
         elif images_BCHW.dtype != torch.float64:
             images_BCHW = images_BCHW.to(torch.float32)
         return ((images_BCHW - self.mean) / self.std).to(self.dtype)

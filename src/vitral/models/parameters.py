@@ -55,7 +55,7 @@ def freeze_encoder(model: nn.Module) -> None:
         parameter.requires_grad_(is_head(name))
 
 
-def bfloat16_copy(module: Module) -> Module:
+def compute_copy_of(module: Module) -> Module:
     """A copy with parameters in bfloat16 and the same buffers; batch norms keep float32, as their statistics do."""
     shared: dict[int, torch.Tensor] = {id(buffer): buffer for buffer in module.buffers()}
     copied = copy.deepcopy(module, shared)  # pyright: ignore[reportArgumentType] - a memo of what is not to be copied

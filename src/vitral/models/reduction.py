@@ -189,16 +189,16 @@ def refuse_reduction(positions: str, is_masked: bool) -> None:
     if positions == "relative":
         raise UserError(
             "tokens cannot become fewer: the table of offsets has none for a merged place", where="reduce",
-            got="positions=relative", wanted="learned, learned_2d, sincos, rope or none",
+            got="positions=relative", expected="learned, learned_2d, sincos, rope or none",
         )  # fmt: skip
     if is_masked:
         raise UserError(
-            "no patch may be masked where tokens become fewer", where="attend_BN", wanted="keep_BK, or none"
+            "no patch may be masked where tokens become fewer", where="attend_BN", expected="keep_BK, or none"
         )
 
 
 def depth_list(values: Sequence[int], depth: int, where: str) -> list[int]:
     """One value for each block. Raises UserError for another number of them."""
     if len(values) != depth:
-        raise UserError("one number for each block is wanted", where=where, got=len(values), wanted=depth)
+        raise UserError("one number for each block is expected", where=where, got=len(values), expected=depth)
     return list(values)

@@ -89,7 +89,7 @@ def build_config(tree: Mapping[str, Any], where: str | None = None) -> ModelConf
     """
     family = tree.get("family", "vit")
     if not isinstance(family, str) or family not in FAMILIES:
-        raise UserError("unknown family of models", where=where, got=family, wanted=", ".join(FAMILIES))
+        raise UserError("unknown family of models", where=where, got=family, expected=", ".join(FAMILIES))
     return build(FAMILIES[family].config, tree, where=where)
 
 

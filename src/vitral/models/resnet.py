@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitral.models.checkpoint import recomputed
+from vitral.models.activation_checkpointing import checkpointed_call
 from vitral.models.config import ResNetConfig, stage_channels
 from vitral.models.convolution import (
     Block,
@@ -35,7 +35,7 @@ HYBRID_WIDTH = 64
 class HybridEmbed(nn.Module):
     """Patches cut from the map of a ResNet instead of from the image (arXiv 2010.11929, section 3.1, hybrids).
 
-    The ResNet normalises in groups after each convolution and pads as TensorFlow does, as the paper's code does.
+    The ResNet normalizes in groups after each convolution and pads as TensorFlow does, as the paper's code does.
     blocks: bottlenecks of each stage, () for the first layer alone. patch_size: pixels that a token stands for, a
     multiple of the ResNet's stride (4, 4, 8, 16, 32 for 0 to 4 stages). epsilons: timm's small constants, which its
     converted weights are used with, or those of the paper's code; see `Style`.
@@ -118,12 +118,12 @@ class ResNet(ImageModel):
         if capture:
             check_capture(capture, self._names())
         captured: dict[str, Tensor] = {}
-        maps_BCHW = self.stem(self.normalise(images_BCHW))
+        maps_BCHW = self.stem(self.normalize(images_BCHW))
         for i, stage in enumerate(self.stages):
             assert isinstance(stage, Stage)
             for j, block in enumerate(stage.blocks):
                 again = self.recomputes(sum(self.config.blocks[:i]) + j)
-                maps_BCHW = recomputed(block, maps_BCHW) if again else block(maps_BCHW)
+                maps_BCHW = checkpointed_call(block, maps_BCHW) if again else block(maps_BCHW)
                 _keep(captured, capture, f"stages.{i}.blocks.{j}", maps_BCHW)
             _keep(captured, capture, f"stages.{i}", maps_BCHW)
         if self.norm is not None:

@@ -15,7 +15,7 @@ from vitral.models.config import ModelConfig
 from vitral.models.create import build_model
 from vitral.models.measure import Device, Kept, Precision, Recorder, cached, record_step, recording
 from vitral.models.model import ImageModel
-from vitral.models.parameters import bfloat16_copy
+from vitral.models.parameters import compute_copy_of
 from vitral.models.reduction import TokenReduction
 from vitral.models.registry import token_encoder
 
@@ -137,7 +137,7 @@ def _recorded(model: ImageModel, config: ModelConfig, samples: int, whole: bool)
 def _step(config: ModelConfig, samples: int, precision: Precision, device: Device) -> Recorder:
     model = meta_model(config).train()
     if precision == "bfloat16_params":
-        model = bfloat16_copy(model)
+        model = compute_copy_of(model)
     images_BCHW, labels_B = _images(config, samples), torch.empty(samples, dtype=torch.long, device="meta")
 
     def loss() -> Tensor:

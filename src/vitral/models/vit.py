@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitral.models.activation_checkpointing import checkpointed_call
 from vitral.models.attention import AttentionContext
-from vitral.models.checkpoint import recomputed
 from vitral.models.config import ViTConfig
+from vitral.models.dynamic_vit import LearnedPruner
 from vitral.models.layers import AttentionPool, Block, Linear, PatchEmbed, lecun_normal
 from vitral.models.model import ImageModel, check_capture
 from vitral.models.position import (
@@ -30,7 +31,6 @@ from vitral.models.position import (
     sincos_table,
     turned,
 )
-from vitral.models.pruner import LearnedPruner
 from vitral.models.reduction import (
     TokenReduction,
     TokenReductionState,
@@ -144,14 +144,14 @@ class VisionTransformer(ImageModel):
             self.reduce.init_weights()
 
     def embed(self, images_BCHW: Tensor) -> tuple[Tensor, Grid]:
-        """Normalised, cut and projected images: patches [B, N, D] without positions, and the grid (rows, columns).
+        """Normalized, cut and projected images: patches [B, N, D] without positions, and the grid (rows, columns).
 
         Images are floats in [0,1] or uint8, of any height and width that the patch size divides. Raises UserError for
         another shape, channel count or kind of number.
         """
         patch = self.config.patch_size
-        normalised_BCHW = self.normalise(images_BCHW, multiple=patch)
-        return self.patch_embed(normalised_BCHW), (images_BCHW.shape[-2] // patch, images_BCHW.shape[-1] // patch)
+        normalized_BCHW = self.normalize(images_BCHW, multiple=patch)
+        return self.patch_embed(normalized_BCHW), (images_BCHW.shape[-2] // patch, images_BCHW.shape[-1] // patch)
 
     def encode_tokens(
         self,
@@ -300,7 +300,7 @@ class VisionTransformer(ImageModel):
                 )  # fmt: skip
             # What a capture or a reduction leaves behind must be left once.
             again = inside is None and context.reduce is None and self.recomputes(i)
-            tokens_BTD = recomputed(block, tokens_BTD, context) if again else block(tokens_BTD, context)
+            tokens_BTD = checkpointed_call(block, tokens_BTD, context) if again else block(tokens_BTD, context)
             found = {name: tokens_BTD} | {f"{name}.{part}": value for part, value in (inside or {}).items()}
             captured |= {n: found[n] for n in capture if n in found}
         return tokens_BTD

@@ -1,1 +1,1 @@
-"""What is minimised: one file an objective."""
+"""What is minimized: one file an objective."""

@@ -1,4 +1,4 @@
-"""What a run minimises: one configuration class for each kind of objective."""
+"""What a run minimizes: one configuration class for each kind of objective."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple,
 
 from pydantic import BeforeValidator, Field, Strict, model_validator
 
-from vitral.config import Config, Count, Floats, Share, refuse_idle
+from vitral.config import Config, Count, Floats, Share, reject_unused
 from vitral.data.config import AugmentConfig, ShareRange, ViewConfig
 from vitral.errors import UserError
 
@@ -60,7 +60,7 @@ class ViewedConfig(Config):
         return 0.0
 
 
-class LabelledConfig(ViewedConfig):
+class LabeledConfig(ViewedConfig):
     """What learning from labels has in common."""
 
     label_smoothing: float = Field(
@@ -68,7 +68,7 @@ class LabelledConfig(ViewedConfig):
     )
 
 
-class SupervisedConfig(LabelledConfig):
+class SupervisedConfig(LabeledConfig):
     """Classification by labels."""
 
     kind: Literal["supervised"] = Field(default="supervised", description="classification with labels")
@@ -88,7 +88,7 @@ class SupervisedConfig(LabelledConfig):
         description="logit adjustment for long-tailed data (Menon et al. 2021): tau, the factor of the log class "
         "frequencies added to the logits in the loss; 0: off",
     )
-    head_first: float = Field(
+    head_only_fraction: float = Field(
         default=0.0,
         ge=0,
         le=1,
@@ -98,8 +98,8 @@ class SupervisedConfig(LabelledConfig):
 
     @property
     def head_only(self) -> float:
-        """See `head_first`."""
-        return self.head_first
+        """See `head_only_fraction`."""
+        return self.head_only_fraction
 
     def check(self, run: Any) -> None:
         """Corrections for classes of unequal size exclude each other."""
@@ -113,11 +113,12 @@ class SupervisedConfig(LabelledConfig):
             raise ValueError("class_weights and logit_adjustment are of objective.loss=softmax")
 
 
-class PrunedConfig(LabelledConfig):
+class DynamicViTConfig(LabeledConfig):
     """Classification by labels, and a pruner of patches that learns with it from the whole model."""
 
-    kind: Literal["pruned"] = Field(
-        default="pruned", description="DynamicViT: classification with learned token pruning (needs init and init_head)"
+    kind: Literal["dynamic_vit"] = Field(
+        default="dynamic_vit",
+        description="DynamicViT: classification with learned token pruning (needs init and init_head)",
     )
     answer_weight: float = Field(
         default=0.5, ge=0, description="weight of the KL divergence from the unpruned model's predictions"
@@ -133,10 +134,10 @@ class PrunedConfig(LabelledConfig):
         """There must be a trained model to learn from."""
         refuse_target(run)
         if run.init is None or not run.init_head:
-            raise ValueError("objective.kind=pruned learns from a trained model: init=MODEL init_head=true")
+            raise ValueError("objective.kind=dynamic_vit learns from a trained model: init=MODEL init_head=true")
         if run.train.parallel == "fsdp":
             raise ValueError(
-                "objective.kind=pruned calls parts of the model: not with train.parallel=fsdp, but with ddp"
+                "objective.kind=dynamic_vit calls parts of the model: not with train.parallel=fsdp, but with ddp"
             )
 
 
@@ -188,7 +189,7 @@ class SelfSupervisedConfig(ViewedConfig):
             "train.freeze": (run.train.freeze, "none"), "train.patience": (run.train.patience, None),
             "train.ema": (run.train.ema if self.has_teacher else None, None),
             "augment.mixup": (run.augment.mixup, 0.0),
-            "augment.cutmix": (run.augment.cutmix, 0.0), "augment.repeats": (run.augment.repeats, 1),
+            "augment.cutmix": (run.augment.cutmix, 0.0), "augment.repeated_aug": (run.augment.repeated_aug, 1),
             **{f"augment.{key}": (getattr(run.augment, key), value) for key, value in self.idle().items()},
         }  # fmt: skip
         refuse_useless(run, wrong)
@@ -207,10 +208,10 @@ def refuse_target(run: Any) -> None:
 
 
 def refuse_useless(run: Any, wrong: Mapping[str, tuple[Any, Any]]) -> None:
-    """Raise ValueError for keys without a use for the objective of this run: their values, and those wanted."""
-    useless = {key: wanted for key, (got, wanted) in wrong.items() if got != wanted}
+    """Raise ValueError for keys without a use for the objective of this run: their values, and those expected."""
+    useless = {key: expected for key, (got, expected) in wrong.items() if got != expected}
     if useless:
-        words = " ".join(f"{key}={_word(wanted)}" for key, wanted in useless.items())
+        words = " ".join(f"{key}={_word(expected)}" for key, expected in useless.items())
         raise ValueError(f"of no use with objective.kind={run.objective.kind}: {', '.join(useless)}. Set {words}")
 
 
@@ -224,9 +225,11 @@ class MaskedPatchConfig(SelfSupervisedConfig):
     kind: Literal["masked_patch"] = Field(
         description="masked patch prediction (ViT, appendix B.1.2): predict the colors of corrupted patches"
     )
-    ratio: float = Field(default=0.5, gt=0, lt=1, description="share of the patches that are corrupted and predicted")
-    masked: Share = Field(default=0.8, description="share of the corrupted patches replaced by the mask token")
-    swapped: Share = Field(
+    mask_ratio: float = Field(
+        default=0.5, gt=0, lt=1, description="share of the patches that are corrupted and predicted"
+    )
+    mask_token_prob: Share = Field(default=0.8, description="share of the corrupted patches replaced by the mask token")
+    swap_prob: Share = Field(
         default=0.1, description="share of the corrupted patches replaced by another patch; the rest stay unchanged"
     )
     target: Literal["mean", "4x4", "pixels"] = Field(
@@ -237,9 +240,11 @@ class MaskedPatchConfig(SelfSupervisedConfig):
 
     @model_validator(mode="after")
     def _fits_together(self) -> MaskedPatchConfig:
-        if self.masked + self.swapped > 1:
-            raise ValueError(f"objective.masked and objective.swapped are shares of one whole, got {self.masked} and "
-                             f"{self.swapped}")  # fmt: skip
+        if self.mask_token_prob + self.swap_prob > 1:
+            raise ValueError(
+                f"the sum of objective.mask_token_prob ({self.mask_token_prob}) and objective.swap_prob "
+                f"({self.swap_prob}) must be at most 1"
+            )
         return self
 
 
@@ -249,8 +254,10 @@ class MaeConfig(SelfSupervisedConfig):
     kind: Literal["mae"] = Field(
         description="MAE: reconstruct the pixels of masked patches; the encoder sees only the visible ones"
     )
-    hidden: float = Field(default=0.75, gt=0, lt=1, description="mask ratio: share of patches hidden from the encoder")
-    target_norm: bool = Field(
+    mask_ratio: float = Field(
+        default=0.75, gt=0, lt=1, description="mask ratio: share of patches hidden from the encoder"
+    )
+    norm_pix_loss: bool = Field(
         default=True, description="normalize the pixels of each target patch to mean 0, variance 1 (MAE, section 4.1)"
     )
     decoder_width: Count = Field(default=512, description="features per token in the decoder; a multiple of 4")
@@ -269,7 +276,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Temperature = Annotated[float, Field(gt=0)]
 
 
-class DistillationConfig(SelfSupervisedConfig):
+class SelfDistillationConfig(SelfSupervisedConfig):
     """What DINO and iBOT have in common: views of an image, heads, and a teacher whose output is the target."""
 
     has_teacher: ClassVar[bool] = True
@@ -291,7 +298,7 @@ class DistillationConfig(SelfSupervisedConfig):
         description="probability of blur in the first large view, the second large view and the small views",
     )
     solarize: Probability = Field(default=0.2, description="probability that the second large view is solarized")
-    prototypes: Count = Field(default=4096, description="number of prototypes (output dimension of the head)")
+    out_dim: Count = Field(default=4096, description="number of prototypes (output dimension of the head)")
     head_depth: Count = Field(default=3, description="number of dense layers of the head before the prototypes")
     head_hidden: Count = Field(default=2048, description="number of hidden features of the head")
     head_bottleneck: Count = Field(default=256, description="number of features that are compared with the prototypes")
@@ -300,15 +307,15 @@ class DistillationConfig(SelfSupervisedConfig):
         description="normalization in the head; batch: batch norm after the hidden layers, synchronized over all "
         "processes",
     )
-    fixed_lengths: bool = Field(
+    norm_last_layer: bool = Field(
         default=True, description="normalize the prototypes to length 1 (DINO's norm_last_layer); false: train lengths"
     )
-    targets: Literal["centred", "sinkhorn"] = Field(
-        default="centred",
-        description="teacher targets, against collapse; centred: subtract the moving mean of the logits (DINO); "
+    centering: Literal["mean", "sinkhorn"] = Field(
+        default="mean",
+        description="teacher targets, against collapse; centered: subtract the moving mean of the logits (DINO); "
         "sinkhorn: Sinkhorn-Knopp balancing over the prototypes (SwAV)",
     )
-    centre_momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of the moving mean, per step")
+    center_momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of the moving mean, per step")
     sinkhorn_rounds: Count = Field(default=3, description="number of Sinkhorn-Knopp iterations")
     student_temperature: Temperature = Field(default=0.1, description="softmax temperature of the student")
     teacher_temperature: Temperature = Field(default=0.07, description="softmax temperature of the teacher, warmed up")
@@ -325,7 +332,9 @@ class DistillationConfig(SelfSupervisedConfig):
     momentum_final: Share = Field(
         default=1.0, description="EMA momentum of the teacher's weights at the end, reached along a half cosine"
     )
-    freeze_last: float = Field(default=1.0, ge=0, description="epochs at the start in which the prototypes are frozen")
+    freeze_last_layer: float = Field(
+        default=1.0, ge=0, description="epochs at the start in which the prototypes are frozen"
+    )
     checkpoint: str | None = Field(
         default=None,
         description="training checkpoint of the DINO or iBOT repository to continue from: both networks, heads and "
@@ -334,9 +343,9 @@ class DistillationConfig(SelfSupervisedConfig):
     koleo: float = Field(default=0.0, ge=0, description="weight of the KoLeo loss (DINOv2), spreading features; 0: off")
 
     @model_validator(mode="after")
-    def _targets_fit(self) -> DistillationConfig:
-        refuse_idle(self, {
-            "centre_momentum": self.targets == "centred", "sinkhorn_rounds": self.targets == "sinkhorn",
+    def _targets_fit(self) -> SelfDistillationConfig:
+        reject_unused(self, {
+            "center_momentum": self.centering == "mean", "sinkhorn_rounds": self.centering == "sinkhorn",
             "head_hidden": self.head_depth > 1, "head_norm": self.head_depth > 1,
             "local_scale": self.local_crops > 0, "local_size": self.local_crops > 0,
         })  # fmt: skip
@@ -371,7 +380,7 @@ class DistillationConfig(SelfSupervisedConfig):
         if self.local_size % stride:
             raise UserError(
                 "is not cut evenly into patches", where="objective.local_size", got=self.local_size,
-                wanted=f"a multiple of {stride}",
+                expected=f"a multiple of {stride}",
             )  # fmt: skip
         return self.local_size, self.local_size
 
@@ -381,13 +390,13 @@ class DistillationConfig(SelfSupervisedConfig):
         return {key: fields[key].default for key in ("crop", "crop_scale", "blur", "solarize")}
 
 
-class DinoConfig(DistillationConfig):
+class DinoConfig(SelfDistillationConfig):
     """DINO (arXiv 2104.14294)."""
 
     kind: Literal["dino"] = Field(description="DINO: self-distillation between views of an image")
 
 
-class IbotConfig(DistillationConfig):
+class IbotConfig(SelfDistillationConfig):
     """iBOT (arXiv 2111.07832), and by option what DINOv2 (2304.07193) changed."""
 
     kind: Literal["ibot"] = Field(description="iBOT: DINO plus prediction of the teacher's tokens of masked patches")
@@ -428,7 +437,7 @@ else:
     ObjectiveConfig = Annotated[
         Annotated[
             SupervisedConfig
-            | PrunedConfig
+            | DynamicViTConfig
             | RegressionConfig
             | MaskedPatchConfig
             | MaeConfig

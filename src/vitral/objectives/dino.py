@@ -12,9 +12,9 @@ import torch
 
 from vitral.models.model import ImageModel
 from vitral.objectives.config import DinoConfig
-from vitral.objectives.distillation import GLOBAL, Distillation
 from vitral.objectives.losses import wide
 from vitral.objectives.objective import ObjectiveContext
+from vitral.objectives.self_distillation import GLOBAL, Distillation
 from vitral.objectives.sinkhorn import cross_view_loss
 from vitral.structs import Batch, StepOutput
 
@@ -34,15 +34,15 @@ class Dino(Distillation):
         with torch.no_grad():
             taught_RD = self.taught.pool(self.taught.encode(large))
             logits_RK = self.teacher_head(taught_RD)
-            target_RK = self.targets(logits_RK, self.centre_K, step)
+            target_RK = self.targets(logits_RK, self.center_K, step)
         pooled = [self.model.pool(self.model.encode(images)) for images in (large, small) if images is not None]
-        said_RK = self.head(torch.cat(pooled))
+        pred_RK = self.head(torch.cat(pooled))
         views = len(batch.views)
         loss = cross_view_loss(
-            target_RK.unflatten(0, (GLOBAL, -1)), said_RK.unflatten(0, (views, -1)) / config.student_temperature
+            target_RK.unflatten(0, (GLOBAL, -1)), pred_RK.unflatten(0, (views, -1)) / config.student_temperature
         )
         metrics = self.monitors(target_RK, taught_RD)
         if config.koleo:
-            metrics["koleo"] = (spread := self.spread(pooled[0])).detach()
-            loss = loss + config.koleo * spread
-        return StepOutput.mean(loss, len(batch.keys_B), metrics, {"logits": wide(logits_RK).mean(0)})
+            metrics["koleo"] = (loss_koleo := self.koleo_loss(pooled[0])).detach()
+            loss = loss + config.koleo * loss_koleo
+        return StepOutput.mean(loss, len(batch.sample_ids_B), metrics, {"logits": wide(logits_RK).mean(0)})

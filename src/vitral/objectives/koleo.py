@@ -17,9 +17,9 @@ _NEAREST = 1e-8  # distances are counted from here, so that equal features have 
 
 
 def koleo(features_BD: Tensor) -> Tensor:
-    """-mean log(distance to the nearest other image) of the normalised features, in at least float32.
+    """-mean log(distance to the nearest other image) of the normalized features, in at least float32.
 
-    The distance is sqrt(d^2 + 1e-16): about log(d + 1e-8) of the paper's code, but smooth. Neighbours are sought among
+    The distance is sqrt(d^2 + 1e-16): about log(d + 1e-8) of the paper's code, but smooth. Neighbors are sought among
     the images of all processes, and gradients flow to both of a pair. Asserts that there are two images or more.
     """
     device = features_BD.device.type
@@ -27,7 +27,7 @@ def koleo(features_BD: Tensor) -> Tensor:
         own_BD = normalize(wide(features_BD), dim=1)
         all_AD = distributed.all_rows(own_BD)
         B, A = len(own_BD), len(all_AD)
-        assert A >= 2, "one image has no neighbour"
+        assert A >= 2, "one image has no neighbor"
         with torch.no_grad():
             near_BA = own_BD @ all_AD.T
             place_B = torch.arange(B, device=own_BD.device) + distributed.rank() * B

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitral.objectives.balance import NO_BALANCE, ClassBalance
+from vitral.objectives.class_balance import NO_BALANCE, ClassBalance
 
 
 def soft_targets(targets: dict[str, Tensor], classes: int, smoothing: float) -> Tensor:

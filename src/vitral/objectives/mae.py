@@ -28,12 +28,12 @@ from vitral.objectives.monitors import feature_rank, feature_std
 from vitral.objectives.objective import Objective, ObjectiveContext
 from vitral.structs import Batch, EncoderOutput, StepOutput
 
-_EPS = 1e-6  # added to a patch's variance, in units of normalised pixels
+_EPS = 1e-6  # added to a patch's variance, in units of normalized pixels
 _GREY = 0.5  # what is shown where the encoder sees nothing
 
 
 class Reconstruction(NamedTuple):
-    """Images [B, C, H, W] in [0,1]: as they are; what the encoder sees, the rest grey; and the rest as predicted."""
+    """Images [B, C, H, W] in [0,1]: as they are; what the encoder sees, the rest gray; and the rest as predicted."""
 
     original_BCHW: Tensor
     masked_BCHW: Tensor
@@ -43,7 +43,7 @@ class Reconstruction(NamedTuple):
 class MAE(Objective):
     """Mean squared error of the hidden patches' pixels, predicted by a small decoder.
 
-    The encoder computes the seen patches alone. What is predicted are the normalised image's pixels, by option with
+    The encoder computes the seen patches alone. What is predicted are the normalized image's pixels, by option with
     each patch brought to mean 0 and variance 1. Parameters of the decoder are named as in the published checkpoints,
     and so are values of a patch ordered: row, column, channel. Unlike in the paper's code hidden patches stand first
     among the decoder's tokens, each with the position of its place, so that its last block and its output are computed
@@ -78,7 +78,7 @@ class MAE(Objective):
         xavier(self.decoder_embed, self.decoder_pred)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def alike(self, step: int) -> int:
+    def compile_key(self, step: int) -> int:
         """All steps: what is drawn follows the step inside the graph."""
         return 0
 
@@ -87,20 +87,20 @@ class MAE(Objective):
         batch = batches["train"]
         images_BCHW = batch.views[0].images_BCHW
         patches_BND, grid = self.model.embed(images_BCHW)
-        seen_BK, hidden_BM = self.hide(batch.keys_B.to(patches_BND.device), step, grid)
+        seen_BK, hidden_BM = self.hide(batch.sample_ids_B.to(patches_BND.device), step, grid)
         out = self.model.encode_tokens(patches_BND, grid, seen_BK)
-        said_BMX = self.decode(out, seen_BK, hidden_BM)
-        wanted_BMX = self.standardise(_rows(self.pixels(images_BCHW), hidden_BM))[0]
+        pred_BMX = self.decode(out, seen_BK, hidden_BM)
+        target_BMX = self.standardize(_rows(self.pixels(images_BCHW), hidden_BM))[0]
         pooled_BD = self.model.pool(out).detach()
         metrics = {"feature_std": feature_std(pooled_BD), "feature_rank": feature_rank(pooled_BD)}
-        loss = F.mse_loss(said_BMX.to(wanted_BMX.dtype), wanted_BMX)
-        return StepOutput.mean(loss, len(batch.keys_B), metrics)
+        loss = F.mse_loss(pred_BMX.to(target_BMX.dtype), target_BMX)
+        return StepOutput.mean(loss, len(batch.sample_ids_B), metrics)
 
-    def hide(self, keys_B: Tensor, step: int | Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    def hide(self, sample_ids_B: Tensor, step: int | Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         """Places of the seen patches [B, K] and of the hidden ones [B, M], K = clamp(N - round(N hidden), 1, N)."""
         count = grid[0] * grid[1]
-        order_BN = noise(self.seed, step, 0, keys_B, count).argsort(dim=1)
-        kept = kept_count(count, self.config.hidden)
+        order_BN = noise(self.seed, step, 0, sample_ids_B, count).argsort(dim=1)
+        kept = kept_count(count, self.config.mask_ratio)
         return order_BN[:, :kept], order_BN[:, kept:]
 
     def decode(self, out: EncoderOutput, seen_BK: Tensor, hidden_BM: Tensor) -> Tensor:
@@ -116,35 +116,35 @@ class MAE(Objective):
         return self.decoder_pred(self.decoder_norm(x_BTD))
 
     def pixels(self, images_BCHW: Tensor) -> Tensor:
-        """The normalised images as patches [B, N, X], in float32 or better."""
-        patches_BNX = patchify(self.model.normalise(images_BCHW), self.model.config.patch_size)
+        """The normalized images as patches [B, N, X], in float32 or better."""
+        patches_BNX = patchify(self.model.normalize(images_BCHW), self.model.config.patch_size)
         return patches_BNX.to(torch.promote_types(patches_BNX.dtype, torch.float32))
 
-    def standardise(self, patches_BMX: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def standardize(self, patches_BMX: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(x - mean) / sqrt(unbiased variance + 1e-6) of each patch, its mean and this root; or 0 and 1 without
-        `target_norm`."""
-        if not self.config.target_norm:
+        `norm_pix_loss`."""
+        if not self.config.norm_pix_loss:
             return patches_BMX, patches_BMX.new_zeros(()), patches_BMX.new_ones(())
         mean_BM1 = patches_BMX.mean(-1, keepdim=True)
         scale_BM1 = (patches_BMX.var(-1, keepdim=True, correction=1) + _EPS).sqrt()
         return (patches_BMX - mean_BM1) / scale_BM1, mean_BM1, scale_BM1
 
     @torch.no_grad()
-    def reconstruct(self, images_BCHW: Tensor, keys_B: Tensor | None = None, step: int = 0) -> Reconstruction:
-        """Images in [0,1] or uint8 with their hidden patches predicted. Which ones these are depends on `keys_B` (one
-        for each image; default: their numbers), on `step` and on the run's seed.
+    def reconstruct(self, images_BCHW: Tensor, sample_ids_B: Tensor | None = None, step: int = 0) -> Reconstruction:
+        """Images in [0,1] or uint8 with their hidden patches predicted. Which ones these are depends on `sample_ids_B`
+        (one for each image; default: their numbers), on `step` and on the run's seed.
 
-        With `target_norm` the prediction knows a patch but for its brightness and contrast: these are the true ones.
+        With `norm_pix_loss` the prediction knows a patch but for its brightness and contrast: these are the true ones.
         Put the objective in evaluation mode before. Raises UserError as `model.embed` does.
         """
         patches_BND, grid = self.model.embed(images_BCHW)
-        keys_B = torch.arange(len(images_BCHW)) if keys_B is None else keys_B
-        seen_BK, hidden_BM = self.hide(keys_B.to(patches_BND.device), step, grid)
-        said_BMX = self.decode(self.model.encode_tokens(patches_BND, grid, seen_BK), seen_BK, hidden_BM)
+        sample_ids_B = torch.arange(len(images_BCHW)) if sample_ids_B is None else sample_ids_B
+        seen_BK, hidden_BM = self.hide(sample_ids_B.to(patches_BND.device), step, grid)
+        pred_BMX = self.decode(self.model.encode_tokens(patches_BND, grid, seen_BK), seen_BK, hidden_BM)
         original_BNX = self.pixels(images_BCHW)
-        _, mean, scale = self.standardise(_rows(original_BNX, hidden_BM))
-        index_BMX = hidden_BM[..., None].expand_as(said_BMX)
-        predicted_BNX = original_BNX.scatter(1, index_BMX, said_BMX.to(original_BNX.dtype) * scale + mean)
+        _, mean, scale = self.standardize(_rows(original_BNX, hidden_BM))
+        index_BMX = hidden_BM[..., None].expand_as(pred_BMX)
+        predicted_BNX = original_BNX.scatter(1, index_BMX, pred_BMX.to(original_BNX.dtype) * scale + mean)
         original_BCHW, predicted_BCHW = (
             (unpatchify(x_BNX, grid, self.model.config.in_channels) * self.model.std + self.model.mean).clamp(0, 1)
             for x_BNX in (original_BNX, predicted_BNX)
@@ -187,16 +187,16 @@ def _rows(x_BNX: Tensor, index_BM: Tensor) -> Tensor:
 def _check(encoder: ViTConfig, config: MaeConfig) -> None:
     """Raises UserError for encoders that cannot be trained so."""
     if encoder.pool == "map":
-        raise UserError("objective.kind=mae trains no pooling", where="model.pool", got="map", wanted="cls or avg")
+        raise UserError("objective.kind=mae trains no pooling", where="model.pool", got="map", expected="cls or avg")
     if encoder.stem_blocks is not None:
         raise UserError(
             "a convolutional stem looks from seen patches into hidden ones", where="model.stem_blocks",
-            got=list(encoder.stem_blocks), wanted="patches of pixels, for objective.kind=mae",
+            got=list(encoder.stem_blocks), expected="patches of pixels, for objective.kind=mae",
         )  # fmt: skip
     count = encoder.grid[0] * encoder.grid[1]
-    if kept_count(count, config.hidden) == count:
-        raise UserError("hides no patch", where="objective.hidden", got=f"{config.hidden} of {count} patches")
-    if config.target_norm and encoder.patch_size**2 * encoder.in_channels == 1:
+    if kept_count(count, config.mask_ratio) == count:
+        raise UserError("hides no patch", where="objective.mask_ratio", got=f"{config.mask_ratio} of {count} patches")
+    if config.norm_pix_loss and encoder.patch_size**2 * encoder.in_channels == 1:
         raise UserError(
-            "patches of one value have no variance", where="objective.target_norm", got="true", wanted="false"
+            "patches of one value have no variance", where="objective.norm_pix_loss", got="true", expected="false"
         )

@@ -11,33 +11,33 @@ from vitral.errors import UserError
 from vitral.objectives.config import MaeConfig
 from vitral.objectives.mae import MAE
 from vitral.objectives.objective import ObjectiveContext
-from vitral.weights import hf, repositories
+from vitral.weights import hf, ssl_checkpoints
 from vitral.weights.config import ReadOptions
-from vitral.weights.convert import read_foreign, understand
+from vitral.weights.convert import parse_checkpoint, read_external
 from vitral.weights.keymap import translate
 from vitral.weights.reading import read
 from vitral.weights.tensors import check_match
 
-_RULES = {"mae": repositories.mae_decoder_rules, "hf_mae": hf.mae_decoder_rules}
+_RULES = {"mae": ssl_checkpoints.mae_decoder_rules, "hf_mae": hf.mae_decoder_rules}
 _PREFIX = "decoder_"
 
 
 def load_mae(
-    path: str | Path, options: ReadOptions | None = None, *, decoder_heads: int = 16, target_norm: bool = True
+    path: str | Path, options: ReadOptions | None = None, *, decoder_heads: int = 16, norm_pix_loss: bool = True
 ) -> MAE:
     """The objective with all weights of a pretraining checkpoint, in evaluation mode: for `reconstruct`.
 
     Files say neither how many attention heads the decoder has (all published ones have 16) nor whether it predicts
-    standardised patches. Raises UserError for files without a decoder, and for weights that are damaged, unknown, or do
+    standardized patches. Raises UserError for files without a decoder, and for weights that are damaged, unknown, or do
     not fit.
     """
     path, options = Path(path), options or ReadOptions()
-    found = understand(read(path), options)
+    found = parse_checkpoint(read(path), options)
     rules = _RULES.get(found.format.name)
     if rules is None:
         raise UserError(
             "no checkpoint of a whole masked autoencoder", where=str(path), got=found.format.what,
-            wanted="encoder and decoder, as MAE's repository or transformers has them",
+            expected="encoder and decoder, as MAE's repository or transformers has them",
         )  # fmt: skip
     decoder = translate(rules(), {name: found.source.tensors[name] for name in found.dropped})
     tensors = {name if name == "mask_token" else _PREFIX + name: value for name, value in decoder.tensors.items()}
@@ -45,9 +45,9 @@ def load_mae(
     width = len(tensors[f"{_PREFIX}embed.weight"])
     depth = len({name.split(".")[1] for name in tensors if name.startswith(f"{_PREFIX}blocks.")})
     config = MaeConfig(
-        kind="mae", decoder_width=width, decoder_depth=depth, decoder_heads=decoder_heads, target_norm=target_norm
+        kind="mae", decoder_width=width, decoder_depth=depth, decoder_heads=decoder_heads, norm_pix_loss=norm_pix_loss
     )
-    model = read_foreign(path, options).model
+    model = read_external(path, options).model
     objective = MAE(lambda: model, config, ObjectiveContext(1))
     _check_places(objective, places, str(path))
     tensors |= {f"model.{name}": value for name, value in model.state_dict().items()}

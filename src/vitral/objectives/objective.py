@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 from torch import Tensor, nn
 
 from vitral.models.model import ImageModel
-from vitral.objectives.balance import NO_BALANCE, ClassBalance
+from vitral.objectives.class_balance import NO_BALANCE, ClassBalance
 from vitral.structs import Batch, StepOutput
 
 
@@ -48,19 +48,19 @@ class Objective(nn.Module, ABC):
         return self
 
     @property
-    def judged(self) -> ImageModel:
+    def eval_model(self) -> ImageModel:
         """What is evaluated and saved: the model, or a better one that follows it."""
         return self.model
 
     @property
-    def exchanges(self) -> bool:
+    def uses_collectives(self) -> bool:
         """Whether `forward` waits for what the other processes say, so that one alone cannot call it."""
         return False
 
     @property
     def adds_up(self) -> bool:
         """Whether micro-batches give the result of the whole batch: not where samples are compared with each other."""
-        return not self.exchanges
+        return not self.uses_collectives
 
     @abstractmethod
     def forward(self, batches: Mapping[str, Batch], step: int) -> StepOutput:
@@ -70,7 +70,7 @@ class Objective(nn.Module, ABC):
         Nothing that is kept from step to step changes here: steps are cut into micro-batches, run again, and skipped.
         """
 
-    def alike(self, step: int) -> int | None:
+    def compile_key(self, step: int) -> int | None:
         """A step in whose place this one may be computed, the same for as many steps as possible: a compiled run has a
         graph for each. None, as here, for an objective that is not to be compiled."""
         return None
@@ -82,7 +82,7 @@ class Objective(nn.Module, ABC):
         """Called when the weights have moved. `means` are those of StepOutput over this process's share of the batch;
         where `found_inf`, a number, is 1, the step was not finite: nothing has moved, and nothing may here."""
 
-    def alarm(self, metrics: Mapping[str, float]) -> str | None:
+    def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
         """What is wrong with the training, in one sentence, as far as the logged scalars of a step tell."""
 
     def pictures(self, images_BCHW: Tensor) -> dict[str, Tensor]:

@@ -50,10 +50,10 @@ class BatchNorm(nn.Module):
         """[R, X] to [R, X]; rows that are not real have no part in mean and variance."""
         x_RX = wide(x_RX)
         real_R1 = x_RX.new_ones(len(x_RX), 1) if is_real_R is None else is_real_R[:, None].to(x_RX.dtype)
-        count = distributed.total(real_R1.detach().sum()).clamp(min=1)
-        mean_X = distributed.total((x_RX * real_R1).sum(0)) / count
+        count = distributed.all_reduce_sum(real_R1.detach().sum()).clamp(min=1)
+        mean_X = distributed.all_reduce_sum((x_RX * real_R1).sum(0)) / count
         apart_RX = x_RX - mean_X
-        variance_X = distributed.total((apart_RX.square() * real_R1).sum(0)) / count
+        variance_X = distributed.all_reduce_sum((apart_RX.square() * real_R1).sum(0)) / count
         return apart_RX * (variance_X + self.eps).rsqrt() * self.weight + self.bias
 
 

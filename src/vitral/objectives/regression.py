@@ -33,7 +33,7 @@ class Regression(Objective):
         self.model, self.loss = factory(), LOSSES[config.loss]
         self.frozen = trains_head_only(self.model)
 
-    def alike(self, step: int) -> int:
+    def compile_key(self, step: int) -> int:
         """No step differs from the others."""
         return 0
 

@@ -1,4 +1,4 @@
-"""Targets from a teacher's logits, centred or balanced over the prototypes, and the loss between views.
+"""Targets from a teacher's logits, centered or balanced over the prototypes, and the loss between views.
 
 Caron et al. 2020 (SwAV, arXiv 2006.09882), 2021 (DINO, 2104.14294). Everything is computed in at least float32,
 whatever autocast says. Shape letters: R rows (views of images, or tokens), K prototypes, B images, G views of the
@@ -14,9 +14,9 @@ from vitral import distributed
 from vitral.objectives.losses import wide
 
 
-def centred(logits_RK: Tensor, centre_K: Tensor, temperature: float) -> Tensor:
-    """softmax((logits - centre) / temperature): DINO, equation 1 and section 3.1. Rows sum to 1."""
-    return ((wide(logits_RK) - centre_K) / temperature).softmax(-1)
+def centered(logits_RK: Tensor, center_K: Tensor, temperature: float) -> Tensor:
+    """softmax((logits - center) / temperature): DINO, equation 1 and section 3.1. Rows sum to 1."""
+    return ((wide(logits_RK) - center_K) / temperature).softmax(-1)
 
 
 def sinkhorn(logits_RK: Tensor, temperature: float, iterations: int = 3, is_real_R: Tensor | None = None) -> Tensor:
@@ -44,17 +44,17 @@ def _log_sums(x_RK: Tensor) -> Tensor:
     own_K = x_RK.logsumexp(0)
     if distributed.world() == 1:
         return own_K
-    top_K = distributed.largest(own_K)
+    top_K = distributed.all_reduce_max(own_K)
     top_K = top_K.masked_fill(top_K.isinf(), 0.0)
-    return distributed.total((own_K - top_K).exp()).log() + top_K
+    return distributed.all_reduce_sum((own_K - top_K).exp()).log() + top_K
 
 
-def cross_view_loss(target_GBK: Tensor, said_VBK: Tensor) -> Tensor:
+def cross_view_loss(target_GBK: Tensor, pred_VBK: Tensor) -> Tensor:
     """Cross-entropy of every view of the teacher with every other view of the student, mean over images and over the
-    G (V - 1) pairs, in nats (DINO, equation 3). `said_VBK` are logits over the temperature."""
-    views, count = len(target_GBK), said_VBK.shape[1]
-    log_VBK = wide(said_VBK).log_softmax(-1)
+    G (V - 1) pairs, in nats (DINO, equation 3). `pred_VBK` are logits over the temperature."""
+    views, count = len(target_GBK), pred_VBK.shape[1]
+    log_VBK = wide(pred_VBK).log_softmax(-1)
     all_BK = target_GBK.sum(0)
     others_GBK = all_BK - target_GBK  # what a view that the teacher saw too is compared with
     agreed = (others_GBK * log_VBK[:views]).sum() + (all_BK * log_VBK[views:].sum(0)).sum()
-    return -agreed / (views * (len(said_VBK) - 1) * count)
+    return -agreed / (views * (len(pred_VBK) - 1) * count)

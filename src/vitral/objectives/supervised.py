@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitral.models.model import ImageModel
 from vitral.models.parameters import trains_head_only
-from vitral.objectives.balance import ClassBalance
+from vitral.objectives.class_balance import ClassBalance
 from vitral.objectives.config import SupervisedConfig
 from vitral.objectives.losses import (
     binary_cross_entropy,
@@ -30,9 +30,9 @@ class Supervised(Objective):
     """Cross-entropy of the model's logits to the batch's (smoothed, mixed) labels, with factors of the classes and an
     offset of the logits where `balance` has them (not in multi-label data); or, on request, the binary one.
 
-    In the first `head_first` share of the run's `steps` the encoder is not trained: it runs without gradients, so its
-    weights and optimizer state stay untouched (a new head would otherwise spoil it), and as in evaluation: no dropout,
-    no drop-path, no new statistics. So does an encoder without any parameter that takes gradients, throughout.
+    In the first `head_only_fraction` share of the run's `steps` the encoder is not trained: it runs without gradients,
+    so its weights and optimizer state stay untouched (a new head would otherwise spoil it), and as in evaluation: no
+    dropout, no drop-path, no new statistics. So does an encoder without any parameter that takes gradients, throughout.
     """
 
     weights_C: Tensor | None
@@ -41,13 +41,13 @@ class Supervised(Objective):
     def __init__(self, factory: Callable[[], ImageModel], config: SupervisedConfig, context: ObjectiveContext) -> None:
         super().__init__(factory, config, context)
         self.model = factory()
-        self.config, self.head_steps = config, round(config.head_first * context.steps)
+        self.config, self.head_steps = config, round(config.head_only_fraction * context.steps)
         self.frozen = trains_head_only(self.model)
         # Buffers, so that they are where the model is; not saved, as they follow from the configuration and the data.
         self.register_buffer("weights_C", context.balance.weights_C, persistent=False)
         self.register_buffer("offset_C", context.balance.offset_C, persistent=False)
 
-    def alike(self, step: int) -> int:
+    def compile_key(self, step: int) -> int:
         """Only whether the head learns alone depends on the step."""
         return 0 if step < self.head_steps else self.head_steps
 

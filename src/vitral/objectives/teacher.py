@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitral.models.average import Follower
+from vitral.models.ema import EMA
 
 
 class EMATeacher(nn.Module):
@@ -26,7 +26,7 @@ class EMATeacher(nn.Module):
         super().__init__()
         module.load_state_dict(student.state_dict())
         self.module = module.requires_grad_(False).eval()
-        self._follower = Follower(module, student)
+        self._follower = EMA(module, student)
 
     def train(self, mode: bool = True) -> EMATeacher:
         """A teacher is never trained."""

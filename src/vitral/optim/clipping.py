@@ -15,11 +15,11 @@ from vitral import distributed
 def clip_gradients(parameters: Iterable[nn.Parameter], largest: float | None, *, each: bool = False) -> Tensor:
     """Scales gradients down so that their global norm, or with `each` the norm of every parameter's own, is at most
     `largest` (None: as they are). Returns the global norm before that, on their device."""
-    with_slopes = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = nn.utils.clip_grad_norm_(with_slopes, math.inf if largest is None or each else largest)
+    with_grads = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.clip_grad_norm_(with_grads, math.inf if largest is None or each else largest)
     if each and largest is not None:
-        slopes = [parameter.grad for parameter in with_slopes if parameter.grad is not None]
-        norms: list[Tensor] = list(torch._foreach_norm(slopes))  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage, reportUnknownArgumentType]
+        grads = [parameter.grad for parameter in with_grads if parameter.grad is not None]
+        norms: list[Tensor] = list(torch._foreach_norm(grads))  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage, reportUnknownArgumentType]
         factors = [(largest / (own + 1e-6)).clamp(max=1.0) for own in norms]
-        torch._foreach_mul_(slopes, factors)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-    return distributed.whole(norm)
+        torch._foreach_mul_(grads, factors)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+    return distributed.gather_full(norm)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Lt
 from pydantic import Field, Strict, model_validator
 
-from vitral.config import Config, Shares, refuse_idle
+from vitral.config import Config, Shares, reject_unused
 
 Beta = Annotated[float, Ge(0), Lt(1)]
 Betas = Annotated[tuple[Beta, Beta], Strict(False)]
@@ -33,7 +33,7 @@ class OptimConfig(Config):
     momentum: Beta | Literal["auto"] = Field(
         default="auto", description="momentum of sgd, lars and muon; auto: 0.9, for muon 0.95"
     )
-    trust: float = Field(
+    trust_coefficient: float = Field(
         default=1e-3, gt=0, description="lars: trust coefficient (step size relative to the weight norm, at lr 1)"
     )
     layer_decay: float = Field(
@@ -47,14 +47,14 @@ class OptimConfig(Config):
     warmup: int | float = Field(
         default=0.05, ge=0, description="length of the linear warm-up: steps if 1 or more, else a share of the run"
     )
-    final: float = Field(
+    min_lr_ratio: float = Field(
         default=0.0, ge=0, le=1, description="cosine, linear, wsd: learning rate at the end, as a share of the peak"
     )
     cooldown: float = Field(default=0.2, gt=0, le=1, description="wsd: share of the run in which the rate decays")
-    drops: Shares = Field(
+    milestones: Shares = Field(
         default=(0.3, 0.6, 0.9), description="step: points at which the learning rate drops, as shares of the run"
     )
-    drop_factor: float = Field(default=0.1, gt=0, lt=1, description="step: factor of the learning rate at each drop")
+    gamma: float = Field(default=0.1, gt=0, lt=1, description="step: factor of the learning rate at each drop")
     timescale: int = Field(
         default=10_000, ge=1, description="rsqrt: steps after the warm-up at which the rate is down to 0.71 of the peak"
     )
@@ -65,14 +65,14 @@ class OptimConfig(Config):
 
     @model_validator(mode="after")
     def _fits_together(self) -> OptimConfig:
-        refuse_idle(self, {
+        reject_unused(self, {
             "betas": self.name in ("adamw", "adam", "muon"),
             "momentum": self.name in ("sgd", "lars", "muon"),
-            "trust": self.name == "lars",
-            "final": self.schedule in ("cosine", "linear", "wsd"),
+            "trust_coefficient": self.name == "lars",
+            "min_lr_ratio": self.schedule in ("cosine", "linear", "wsd"),
             "cooldown": self.schedule == "wsd",
-            "drops": self.schedule == "step",
-            "drop_factor": self.schedule == "step",
+            "milestones": self.schedule == "step",
+            "gamma": self.schedule == "step",
             "timescale": self.schedule == "rsqrt",
             "clip_each": self.clip is not None,
         })  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from vitral.models.average import Follower
+from vitral.models.ema import EMA
 
 
 class WeightEMA:
@@ -23,7 +23,7 @@ class WeightEMA:
         self.model, self.average, self.decay, self.warmup, self.updates = model, average, decay, warmup, 0
         average.load_state_dict(model.state_dict())
         average.requires_grad_(False).eval()
-        self._follower = Follower(average, model)
+        self._follower = EMA(average, model)
 
     def update(self, found_inf: Tensor | None = None) -> None:
         """Move the average one step; to be called after each optimizer step. Where `found_inf`, a number, is 1, nothing

@@ -19,8 +19,17 @@ class LARS(torch.optim.Optimizer):
 
     found_inf: Tensor | None = None
 
-    def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float, trust: float) -> None:
-        super().__init__(groups, {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": 0.0, "adapt": True})
+    def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float, trust_coefficient: float) -> None:
+        super().__init__(
+            groups,
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "trust_coefficient": trust_coefficient,
+                "weight_decay": 0.0,
+                "adapt": True,
+            },
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -36,18 +45,18 @@ class LARS(torch.optim.Optimizer):
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(p)
         assert p.grad is not None
-        slope, buffer = p.grad.add(p, alpha=decay), state["momentum_buffer"]
-        ratio = _trust_ratio(p, p.grad, decay, group["trust"]) if group["adapt"] else 1.0
-        velocity = buffer * group["momentum"] + slope * (group["lr"] * ratio)
+        grad, buffer = p.grad.add(p, alpha=decay), state["momentum_buffer"]
+        ratio = _trust_ratio(p, p.grad, decay, group["trust_coefficient"]) if group["adapt"] else 1.0
+        velocity = buffer * group["momentum"] + grad * (group["lr"] * ratio)
         if self.found_inf is None:
             buffer.copy_(velocity)
             p.sub_(velocity)
         else:
-            is_bad = self.found_inf > 0
-            buffer.copy_(torch.where(is_bad, buffer, velocity))
-            p.sub_(torch.where(is_bad, 0, velocity))
+            is_nonfinite = self.found_inf > 0
+            buffer.copy_(torch.where(is_nonfinite, buffer, velocity))
+            p.sub_(torch.where(is_nonfinite, 0, velocity))
 
 
-def _trust_ratio(weight: Tensor, gradient: Tensor, decay: float, trust: float) -> Tensor:
-    size, slope = weight.norm(), gradient.norm()
-    return torch.where((size > 0) & (slope > 0), trust * size / (slope + decay * size), 1.0)
+def _trust_ratio(weight: Tensor, gradient: Tensor, decay: float, trust_coefficient: float) -> Tensor:
+    size, grad = weight.norm(), gradient.norm()
+    return torch.where((size > 0) & (grad > 0), trust_coefficient * size / (grad + decay * size), 1.0)

@@ -84,11 +84,11 @@ def make_optimizer(objective: nn.Module, config: OptimConfig) -> torch.optim.Opt
         case "muon":
             if not any(group["parts"] for group in groups):
                 raise UserError(
-                    "muon moves matrices of blocks, and none is trained here", where="optim.name", wanted="adamw, sgd"
+                    "muon moves matrices of blocks, and none is trained here", where="optim.name", expected="adamw, sgd"
                 )
             return Muon(groups, config.lr, config.betas, momentum)
         case "lars":
-            return LARS(groups, config.lr, momentum, config.trust)
+            return LARS(groups, config.lr, momentum, config.trust_coefficient)
         case "sgd":
             return _sgd(groups, config.lr, momentum)
 
@@ -101,8 +101,8 @@ class _ShardedSGD(torch.optim.SGD):
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         assert closure is None
-        is_bad, self.found_inf = self.found_inf, None
-        if is_bad is None or not is_bad:
+        is_nonfinite, self.found_inf = self.found_inf, None
+        if is_nonfinite is None or not is_nonfinite:
             super().step()
 
 

@@ -10,11 +10,11 @@ from vitral.optim.config import OptimConfig
 def learning_rate(step: int, total: int, config: OptimConfig) -> float:
     """The rate for step 0..total-1: linear warm-up to the peak, then the schedule.
 
-    The first step's rate is peak / (warm-up steps + 1), never 0. Cosine and linear end just above `final` times the
-    peak. rsqrt is peak / sqrt(1 + t / timescale), t steps after the warm-up: with a timescale equal to the warm-up, the
-    schedule of Vaswani et al. 2017 (arXiv 1706.03762, equation 3). wsd stays at the peak until the `cooldown`, the last
-    share of the run, and falls by 1 - sqrt(x) there to `final`, x from 0 to 1 (Hu et al. 2024, arXiv 2404.06395; the
-    form: Haegele et al. 2024, arXiv 2405.18392): a longer run shares its beginning with a shorter one.
+    The first step's rate is peak / (warm-up steps + 1), never 0. Cosine and linear end just above `min_lr_ratio` times
+    the peak. rsqrt is peak / sqrt(1 + t / timescale), t steps after the warm-up: with a timescale equal to the warm-up,
+    the schedule of Vaswani et al. 2017 (arXiv 1706.03762, equation 3). wsd stays at the peak until the `cooldown`, the
+    last share of the run, and falls by 1 - sqrt(x) there to `min_lr_ratio`, x from 0 to 1 (Hu et al. 2024, arXiv
+    2404.06395; the form: Haegele et al. 2024, arXiv 2405.18392): a longer run shares its beginning with a shorter one.
     """
     warmup = config.warmup if config.warmup >= 1 else config.warmup * total
     if step < warmup:
@@ -22,16 +22,16 @@ def learning_rate(step: int, total: int, config: OptimConfig) -> float:
     done = (step - warmup) / max(total - warmup, 1)
     match config.schedule:
         case "cosine":
-            share = config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * done))
+            share = config.min_lr_ratio + (1 - config.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * done))
         case "linear":
-            share = config.final + (1 - config.final) * (1 - done)
+            share = config.min_lr_ratio + (1 - config.min_lr_ratio) * (1 - done)
         case "constant":
             share = 1.0
         case "step":
-            share = config.drop_factor ** sum(step >= drop * total for drop in config.drops)
+            share = config.gamma ** sum(step >= drop * total for drop in config.milestones)
         case "wsd":
             fallen = max(step / total - (1 - config.cooldown), 0) / config.cooldown
-            share = config.final + (1 - config.final) * (1 - math.sqrt(fallen))
+            share = config.min_lr_ratio + (1 - config.min_lr_ratio) * (1 - math.sqrt(fallen))
         case "rsqrt":
             share = (1 + (step - warmup) / config.timescale) ** -0.5
     return config.lr * share

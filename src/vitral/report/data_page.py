@@ -22,7 +22,7 @@ ReadImage = Callable[[Sample], NDArray[Any] | None]
 
 _TITLES = {
     "near": "Look-alikes in one split", "near-across": "Look-alikes across splits (leak)",
-    "grey-mix": "Gray among color images",
+    "gray-mix": "Gray among color images",
 }  # fmt: skip
 _GROUPS = 48  # of one finding that are shown with pictures
 _TOGETHER = 6  # pictures of one group

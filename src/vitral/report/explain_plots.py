@@ -26,7 +26,7 @@ from vitral.report.plots import BLUE, GREY, ORANGE, short, style
 Array = NDArray[Any]
 
 SMALL = 64  # pixels; pictures up to this side are enlarged without blur
-HEAT, SIGNED = "viridis", "PuOr_r"  # both told apart by colour-blind readers
+HEAT, SIGNED = "viridis", "PuOr_r"  # both told apart by color-blind readers
 _DPI = 100
 _GAP = 6  # pixels between panels
 _SHOWN_THROUGH = 0.38  # share of the picture under a map
@@ -35,9 +35,9 @@ _MAX_TILES = 14  # positions of one axis that have a tile of their own
 
 
 class Bar(NamedTuple):
-    """A colour scale beside panels; mixed: of maps that a picture shines through."""
+    """A color scale beside panels; mixed: of maps that a picture shines through."""
 
-    colours: str
+    colors: str
     low: float
     high: float
     label: str
@@ -64,20 +64,20 @@ def enlarged(picture_HW3: Array, side: int) -> Array:
 def heat_panel(
     picture_HW3: Array, heat_rc: Array, side: int, high: float, mark: tuple[int, int] | None = None
 ) -> Array:
-    """Values of patches from 0 to `high` in colour over the picture in grey; `mark`: a patch with a frame."""
-    under_HW1 = _grey(enlarged(picture_HW3, side))
+    """Values of patches from 0 to `high` in color over the picture in gray; `mark`: a patch with a frame."""
+    under_HW1 = _gray(enlarged(picture_HW3, side))
     level_rc = np.clip(heat_rc / high, 0, 1) if high > 0 else np.zeros(heat_rc.shape)
     smooth = max(picture_HW3.shape[:2]) > SMALL
     level_HW = _spread(level_rc, under_HW1.shape[:2], smooth)
-    colour_HW3 = matplotlib.colormaps[HEAT](level_HW)[:, :, :3]
-    mixed_HW3 = _SHOWN_THROUGH * (0.1 + 0.8 * under_HW1) + (1 - _SHOWN_THROUGH) * colour_HW3
+    color_HW3 = matplotlib.colormaps[HEAT](level_HW)[:, :, :3]
+    mixed_HW3 = _SHOWN_THROUGH * (0.1 + 0.8 * under_HW1) + (1 - _SHOWN_THROUGH) * color_HW3
     if mark is not None:
         _frame(mixed_HW3, mark, heat_rc.shape)
     return _bytes(mixed_HW3)
 
 
 def group_panel(picture_HW3: Array, group_rc: Array, side: int) -> Array:
-    """Each group of patches in its mean colour, with lines where groups meet; patches of no group (-1) are hatched."""
+    """Each group of patches in its mean color, with lines where groups meet; patches of no group (-1) are hatched."""
     rows, columns = group_rc.shape
     height, width = enlarged(picture_HW3, side).shape[:2]
     row_H, column_W = np.arange(height) * rows // height, np.arange(width) * columns // width
@@ -98,13 +98,13 @@ def group_panel(picture_HW3: Array, group_rc: Array, side: int) -> Array:
 
 
 def signed_panel(picture_HW3: Array, value_HW: Array, side: int, high: float) -> Array:
-    """Values of pixels from -`high` to `high`: the further from 0, the less of the grey picture shines through."""
-    under_HW1 = 0.35 + 0.5 * _grey(enlarged(picture_HW3, side))
+    """Values of pixels from -`high` to `high`: the further from 0, the less of the gray picture shines through."""
+    under_HW1 = 0.35 + 0.5 * _gray(enlarged(picture_HW3, side))
     level_HW = np.clip(value_HW / high, -1, 1) if high > 0 else np.zeros(value_HW.shape)
     level_HW = _spread(level_HW, under_HW1.shape[:2], smooth=max(picture_HW3.shape[:2]) > SMALL)
-    colour_HW3 = matplotlib.colormaps[SIGNED]((level_HW + 1) / 2)[:, :, :3]
+    color_HW3 = matplotlib.colormaps[SIGNED]((level_HW + 1) / 2)[:, :, :3]
     weight_HW1 = np.sqrt(np.abs(level_HW))[:, :, None]
-    return _bytes((1 - weight_HW1) * under_HW1 + weight_HW1 * colour_HW3)
+    return _bytes((1 - weight_HW1) * under_HW1 + weight_HW1 * color_HW3)
 
 
 def sheet(panels: Sequence[Sequence[Array]], columns: Sequence[str], rows: Sequence[str], bars: Sequence[Bar]) -> bytes:
@@ -140,10 +140,10 @@ def sheet(panels: Sequence[Sequence[Array]], columns: Sequence[str], rows: Seque
 
 
 def _draw_bar(figure: Figure, axes: Any, bar: Bar) -> None:
-    colours_X4 = matplotlib.colormaps[bar.colours](np.linspace(0, 1, 256))
-    if bar.mixed:  # as over a picture of middle grey
-        colours_X4[:, :3] = _SHOWN_THROUGH / 2 + (1 - _SHOWN_THROUGH) * colours_X4[:, :3]
-    drawn = figure.colorbar(ScalarMappable(Normalize(bar.low, bar.high), ListedColormap(colours_X4)), cax=axes)
+    colors_X4 = matplotlib.colormaps[bar.colors](np.linspace(0, 1, 256))
+    if bar.mixed:  # as over a picture of middle gray
+        colors_X4[:, :3] = _SHOWN_THROUGH / 2 + (1 - _SHOWN_THROUGH) * colors_X4[:, :3]
+    drawn = figure.colorbar(ScalarMappable(Normalize(bar.low, bar.high), ListedColormap(colors_X4)), cax=axes)
     drawn.set_ticks([bar.low, (bar.low + bar.high) / 2, bar.high])
     drawn.ax.tick_params(labelsize=7.5)
     drawn.set_label(bar.label, fontsize=7.5, labelpad=2)
@@ -156,9 +156,9 @@ def lens_curves(probabilities_LS: Array, classes: Sequence[str], shown: Sequence
         axes = figure.add_subplot()
         layers = np.arange(len(probabilities_LS))
         names, drawn = [short(classes[number], 24) for number in shown], list[Line2D]()
-        for number, (colour, dash) in zip(shown, _LINES, strict=False):
+        for number, (color, dash) in zip(shown, _LINES, strict=False):
             line = probabilities_LS[:, number]
-            drawn += axes.plot(layers, line, dash, color=colour, marker="o", markersize=3)
+            drawn += axes.plot(layers, line, dash, color=color, marker="o", markersize=3)
         axes.set(xlabel="layer", ylabel="probability (%)", ylim=(-0.02, 1.02))
         axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
@@ -202,7 +202,7 @@ def cka_plot(similar_LM: Array, names: Sequence[str]) -> bytes:
 
 
 def filter_sheet(filters_KCPP: Array) -> bytes:
-    """Components of the patch filters, grey where they are 0; each from its own least to its own largest value."""
+    """Components of the patch filters, gray where they are 0; each from its own least to its own largest value."""
     largest_K = np.abs(filters_KCPP).max(axis=(1, 2, 3), keepdims=True)
     level_KCPP = 0.5 + filters_KCPP / np.where(largest_K > 0, 2 * largest_K, 1)
     across = min(len(level_KCPP), 7)
@@ -231,7 +231,7 @@ def _tile(cosine_rc: Array, side: int) -> Array:
     return _bytes(matplotlib.colormaps[HEAT](big)[:, :, :3])
 
 
-def _grey(picture_HW3: Array) -> Array:
+def _gray(picture_HW3: Array) -> Array:
     return (picture_HW3 @ np.array([0.299, 0.587, 0.114]) / 255)[:, :, None]
 
 

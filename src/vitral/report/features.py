@@ -15,8 +15,8 @@ from vitral.report.sections import Note, Picture, Section, Table
 
 
 def features_sections(evaluation: Mapping[str, Any], pictures: Mapping[str, NDArray[Any]]) -> list[Section]:
-    """The headline first. evaluation: `top1`, `top1_interval`, `count`, `split` and `judged_by`, or nothing where the
-    data have no classes. pictures: columns of images [B, H, W, C] in [0,1] by their captions, of equal B."""
+    """The headline first. evaluation: `top1`, `top1_interval`, `count`, `split` and `evaluated_by`, or nothing where
+    the data have no classes. pictures: columns of images [B, H, W, C] in [0,1] by their captions, of equal B."""
     sections = [_headline(evaluation)]
     if pictures:
         rows = [
@@ -32,8 +32,8 @@ def _headline(evaluation: Mapping[str, Any]) -> Section:
         return Section("", ["Not evaluated: these data have no classes to evaluate the features by."])
     low, high = evaluation["top1_interval"]
     label = (
-        f"of {evaluation['count']:,} {evaluation['split']} images right by their {evaluation['judged_by']} among the "
-        "train images"
+        f"of {evaluation['count']:,} {evaluation['split']} images classified correctly by their "
+        f"{evaluation['evaluated_by']} among the train images"
     )
     note = Note("The encoder was trained with no labels; only the vote of the neighbors uses them.")
     return Section("", [Metric("top1", label, evaluation["top1"], (low, high)), note])

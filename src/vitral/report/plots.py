@@ -1,8 +1,8 @@
-"""Figures of a run and its evaluation, as bytes: dark on light, in colours that colour-blind readers tell apart.
+"""Figures of a run and its evaluation, as bytes: dark on light, in colors that color-blind readers tell apart.
 
-Importing this file imports matplotlib; import it only when a figure is wanted. Figures are drawn on Figure objects with
-rc settings of their own, so neither pyplot's state nor a user's matplotlibrc is touched or heeded.
-Shape letters: C classes, K bins of confidence.
+Importing this file imports matplotlib; import it only when a figure is expected. Figures are drawn on Figure objects
+with rc settings of their own, so neither pyplot's state nor a user's matplotlibrc is touched or heeded. Shape letters:
+C classes, K bins of confidence.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from numpy.typing import ArrayLike, NDArray
 
 from vitral.evaluate.calibration import ReliabilityBins
-from vitral.evaluate.classify import wilson_interval
+from vitral.evaluate.classification import wilson_interval
 from vitral.evaluate.metric import Metric
 
 # Okabe and Ito 2008, "Color Universal Design".
@@ -115,9 +115,9 @@ def _drawn(title: str, panel: _Panel, curves: Mapping[str, tuple[list[float], li
     figure = Figure(figsize=(3.9, 2.7), layout="constrained")
     axes = figure.add_subplot()
     for name, (steps, values) in curves.items():
-        colour, dash = (ORANGE, "--") if name == "validation" else (BLUE, "-")
+        color, dash = (ORANGE, "--") if name == "validation" else (BLUE, "-")
         marker = "o" if len(steps) <= 30 else ""
-        axes.plot(steps, values, dash, color=colour, label=name, marker=marker, markersize=3)
+        axes.plot(steps, values, dash, color=color, label=name, marker=marker, markersize=3)
     axes.set(xlabel="step", ylabel=panel.label, title=title)
     axes.set_xlim(0, 1.02 * max(1, *(step for steps, _ in curves.values() for step in steps)))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -148,10 +148,10 @@ def fraction_curves(rows: Sequence[Mapping[str, Any]], shift: int) -> bytes:
                   ("consistency_mean", "consistency_std", f"same answer, moved by {shift} px (%)"))  # fmt: skip
         for place, (mean, std, title) in enumerate(panels, 1):
             axes = figure.add_subplot(1, 2, place)
-            for model, colour, dash in (("ViT", BLUE, "-"), ("CNN", ORANGE, "--")):
+            for model, color, dash in (("ViT", BLUE, "-"), ("CNN", ORANGE, "--")):
                 own = [row for row in rows if row["model"] == model]
                 x, y, bars = ([row[key] for row in own] for key in ("images", mean, std))
-                axes.errorbar(x, y, bars, color=colour, fmt=f"o{dash}", markersize=3, capsize=2, label=model)
+                axes.errorbar(x, y, bars, color=color, fmt=f"o{dash}", markersize=3, capsize=2, label=model)
             axes.set(xlabel="train images", title=title, xscale="log")
             counts = sorted({row["images"] for row in rows})
             axes.set_xticks(counts, [f"{count:,}" for count in counts])
@@ -172,10 +172,10 @@ def accuracy_over_work(curves: Mapping[str, Sequence[tuple[float, float, float, 
     with style():
         figure = Figure(figsize=(6.2, 3.6), layout="constrained")
         axes = figure.add_subplot()
-        for (name, points), (colour, look) in zip(curves.items(), looks, strict=False):
+        for (name, points), (color, look) in zip(curves.items(), looks, strict=False):
             x, y, low, high = (list(values) for values in zip(*sorted(points), strict=True))
             bars = [[b - a for a, b in zip(low, y, strict=True)], [b - a for a, b in zip(y, high, strict=True)]]
-            axes.errorbar(x, y, bars, color=colour, fmt=look, markersize=4, capsize=2, elinewidth=0.8, label=name)
+            axes.errorbar(x, y, bars, color=color, fmt=look, markersize=4, capsize=2, elinewidth=0.8, label=name)
         axes.set(xlabel="multiply-accumulates left (%)", ylabel="top-1 accuracy (%)")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))  # whole percents
@@ -223,9 +223,9 @@ def _curve(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], li
 
 
 def confusion_matrix(confusion_CC: ArrayLike, classes: Sequence[str]) -> bytes:
-    """SVG of a confusion matrix (row = truth), coloured by the share of the row.
+    """SVG of a confusion matrix (row = truth), colored by the share of the row.
 
-    The counts stand in the cells up to 20 classes, every class is named up to 100. The colour grows with the square
+    The counts stand in the cells up to 20 classes, every class is named up to 100. The color grows with the square
     root of the share, so that rare mistakes show.
     """
     counts_CC = np.asarray(confusion_CC, dtype=np.int64)
@@ -264,9 +264,9 @@ def _name_classes(axes: Axes, classes: Sequence[str], size: float) -> None:
 def _write_counts(axes: Axes, counts_CC: NDArray[np.int64], share_CC: NDArray[np.float64]) -> None:
     for (row, column), number in np.ndenumerate(counts_CC):
         if number:
-            colour = "white" if share_CC[row, column] > 0.35 else INK
+            color = "white" if share_CC[row, column] > 0.35 else INK
             size = 9 if number < 1000 else 7
-            axes.text(column, row, str(number), ha="center", va="center", color=colour, fontsize=size)
+            axes.text(column, row, str(number), ha="center", va="center", color=color, fontsize=size)
 
 
 def reliability_diagram(bins: ReliabilityBins) -> bytes:

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitral import markdown
+from vitral.atomic_files import whole_file
 from vitral.errors import shown, shown_lines
 from vitral.evaluate.metric import Metric
 from vitral.report.sections import Bullets, Code, Facts, Figure, Gallery, Note, Part, Picture, Section, Table
-from vitral.whole import whole_file
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -96,7 +96,7 @@ def photo(image: NDArray[Any]) -> tuple[str, bytes, tuple[int, int]]:
     pixels a side; small ones are PNG and exact, large ones JPEG. Raises ValueError for other shapes."""
     pixels = np.asarray(image)
     if pixels.ndim not in (2, 3) or pixels.size == 0 or (pixels.ndim == 3 and pixels.shape[2] > 4):
-        raise ValueError(f"no picture: shape {pixels.shape}, wanted [H,W] or [H,W,D] with D from 1 to 4")
+        raise ValueError(f"no picture: shape {pixels.shape}, expected [H,W] or [H,W,D] with D from 1 to 4")
     if pixels.ndim == 3:
         pixels = pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, 0]
     if pixels.dtype != np.uint8:

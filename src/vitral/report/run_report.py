@@ -24,7 +24,7 @@ _FACTS = {
     "best_step": ("Step of the best checkpoint", ""),
     "temperature": ("Temperature, fitted on validation data", ""),
 }
-_IN_SENTENCES = {"primary", "split", "count", "judged_by", "baseline_class"}  # of the headline
+_IN_SENTENCES = {"primary", "split", "count", "evaluated_by", "baseline_class"}  # of the headline
 
 
 def write_report(

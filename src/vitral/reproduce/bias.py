@@ -1,7 +1,7 @@
 """What convolutions know beforehand: ViT and ResNet on fractions of the data, and under shifts of the image.
 
 The question of arXiv 2010.11929, sections 3.1 ("inductive bias") and 4.3. Shape letters: B batch, C channels, H W
-height and width, N judged images, S shifts.
+height and width, N evaluated images, S shifts.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitral.atomic_files import whole_file
 from vitral.data.dataset import Dataset
-from vitral.data.holdout import stratified
+from vitral.data.splits import stratified
 from vitral.errors import UserError
 from vitral.models.presets import resolve
 from vitral.predictor import load
 from vitral.report.plots import fraction_curves
 from vitral.reproduce.config import BiasOptions
-from vitral.reproduce.runs import base_keys, comparison, finished, spread, write_table
+from vitral.reproduce.runs import base_keys, comparison, finished, mean_and_std, write_table
 from vitral.run.check import open_checked
 from vitral.run.config import RunConfig, load_config
-from vitral.run.images import image_batches
+from vitral.run.inference_inputs import image_batches
 from vitral.run.prepare import prepare
 from vitral.run.train import settle_steps
-from vitral.training.journal import console_logging, log
-from vitral.whole import whole_file
+from vitral.training.metrics_log import console_logging, log
 
 PLOT = "fractions.svg"
 SETS = {"model.name": "vit= and cnn= name the presets."}
@@ -39,9 +39,9 @@ SETS = {"model.name": "vit= and cnn= name the presets."}
 def inductive_bias(options: BiasOptions | None = None, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Train both kinds on every fraction with every seed; returns what table.json holds; draws fractions.svg.
 
-    Each row of "rows" has a model, a fraction, the number of train images, top-1 on the judged images of each seed, and
-    `consistency`: the share of the judged images, moved by `shift` pixels in 8 directions (what comes in repeats the
-    edge), that keep the class predicted for the image in place. Keys of `model` are the ViT's.
+    Each row of "rows" has a model, a fraction, the number of train images, top-1 on the evaluated images of each seed,
+    and `consistency`: the share of the evaluated images, moved by `shift` pixels in 8 directions (what comes in repeats
+    the edge), that keep the class predicted for the image in place. Keys of `model` are the ViT's.
     """
     console_logging()
     options = options or BiasOptions()
@@ -51,7 +51,7 @@ def inductive_bias(options: BiasOptions | None = None, overrides: Mapping[str, A
     checked = load_config(recipe, keys)
     dataset, _ = open_checked(checked, checked.data, None)
     if dataset.task != "classification":
-        raise UserError("images with one class each are wanted", where=dataset.name)
+        raise UserError("images with one class each are expected", where=dataset.name)
     shared["data.image_size"] = _settled(load_config(recipe, {**shared, **models["ViT"]}), dataset)
     _settled(load_config(recipe, {**shared, **models["CNN"]}), dataset)  # at the ViT's size
     rows: list[dict[str, Any]] = []
@@ -65,9 +65,9 @@ def inductive_bias(options: BiasOptions | None = None, overrides: Mapping[str, A
                     where = folder / f"{name.lower()}-{fraction:g}-{seed}"
                     top1.append(finished(where, recipe, {**shared, **model, "seed": seed}, part)["top1"])
                     kept.append(shift_consistency(where, dataset, options.shift))
-                agree = {f"consistency_{key}": value for key, value in spread(kept).items()}
+                agree = {f"consistency_{key}": value for key, value in mean_and_std(kept).items()}
                 rows.append({"model": name, "fraction": fraction, "images": len(part.splits["train"]), "top1": top1,
-                             **spread(top1), "consistency": kept, **agree})  # fmt: skip
+                             **mean_and_std(top1), "consistency": kept, **agree})  # fmt: skip
     found = {**options.model_dump(exclude={"out", "resume"}), "rows": rows}
     write_table(folder, found)
     with whole_file(folder / PLOT) as partial:

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vitral.reproduce.config import ReproduceOptions
-from vitral.reproduce.runs import base_keys, comparison, finished, spread, write_table
+from vitral.reproduce.runs import base_keys, comparison, finished, mean_and_std, write_table
 from vitral.run.config import draft_architecture, load_config
 from vitral.run.train import settle_steps
-from vitral.training.journal import console_logging, log
+from vitral.training.metrics_log import console_logging, log
 
 SETS = {f"model.{key}": "Every row has its own." for key in ("positions", "positions_at")}
 
@@ -66,7 +66,7 @@ def positions(options: ReproduceOptions | None = None, overrides: Mapping[str, A
                 summary = finished(where, recipe, {**keys, **places[variant], "seed": seed})
                 top1.append(summary["top1"])
                 split, count = summary["split"], summary["count"]
-            rows.append({"variant": variant.name, "top1": top1, **spread(top1), "paper": variant.paper})
+            rows.append({"variant": variant.name, "top1": top1, **mean_and_std(top1), "paper": variant.paper})
     found = {"data": options.data, "steps": options.steps, "seeds": options.seeds, "split": split, "count": count,
              "rows": rows, "claims": claims(rows)}  # fmt: skip
     write_table(folder, found)

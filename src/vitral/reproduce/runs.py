@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 
+from vitral.atomic_files import LOCK, tidy, write_json
 from vitral.config import flatten
+from vitral.config_keys import as_word
 from vitral.data.dataset import Dataset
 from vitral.errors import Interrupted, UserError, command, taken
 from vitral.files import read_json
-from vitral.keys import as_word
 from vitral.reproduce.config import ReproduceOptions
 from vitral.run.config import RunConfig, difference, load_config
 from vitral.run.folder import occupied
 from vitral.run.train import run
-from vitral.training.journal import log
+from vitral.training.metrics_log import log
 from vitral.training.signals import signum_of
-from vitral.whole import LOCK, tidy, write_json
 
 TABLE = "table.json"
 # Keys of a run that every comparison sets itself, and what to say instead.
@@ -109,6 +109,6 @@ def write_table(folder: Path, found: Mapping[str, Any]) -> None:
     log.info("written to %s", folder / TABLE)
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
+def mean_and_std(values: Sequence[float]) -> dict[str, float]:
     """Mean and standard deviation (of the sample) of a variant's runs."""
     return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1))}

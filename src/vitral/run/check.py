@@ -6,17 +6,17 @@ import time
 import warnings
 from dataclasses import replace
 
-from vitral.data.check import Normalisation, check_dataset, decoding
+from vitral.data.check import Normalization, check_dataset, decoding
 from vitral.data.check_cache import cache_folder
 from vitral.data.config import DataConfig
-from vitral.data.damage import find_damage, without_damage
+from vitral.data.corrupt_images import find_damage, without_damage
 from vitral.data.dataset import Dataset
 from vitral.data.findings import CheckReport
-from vitral.data.sources import held_out, open_dataset, unlabelled_source
+from vitral.data.sources import make_val_split, open_dataset, unlabeled_source
 from vitral.data.unlabeled import with_unlabeled, without_held_out
 from vitral.errors import UserError, command
 from vitral.run.config import RunConfig
-from vitral.training.journal import counted, log
+from vitral.training.metrics_log import counted, log
 
 _NAMED = 3  # images in one line of the log
 # What is wrong with classes only: of no matter to who learns without them.
@@ -32,16 +32,16 @@ _OF_LABELS = (
 
 
 def open_checked(
-    config: RunConfig, data: DataConfig, normalisation: Normalisation | None
+    config: RunConfig, data: DataConfig, normalization: Normalization | None
 ) -> tuple[Dataset, CheckReport | None]:
     """The data that `data` points at, checked before a validation split is carved; None for the report with check.skip.
 
     Raises UserError that lists every error which `check.allow` doesn't name, and all that opening raises.
     """
     workers = data.workers if data.workers != "auto" else None
-    labelled = config.objective.needs_labels
-    if not labelled:
-        data = unlabelled_source(data)
+    labeled = config.objective.needs_labels
+    if not labeled:
+        data = unlabeled_source(data)
         allow = tuple(dict.fromkeys((*config.check.allow, *_OF_LABELS)))
         config = config.model_copy(update={"check": config.check.model_copy(update={"allow": allow})})
     if config.check.skip:
@@ -51,31 +51,31 @@ def open_checked(
         if data.max_bad:
             dataset = without_damage(dataset, find_damage(dataset, workers), data.max_bad)
         dataset = replace(dataset, notes=(*dataset.notes, "DATA NOT CHECKED (check.skip=true)"))
-        return _held_out(dataset, data, labelled), None
+        return _held_out(dataset, data, labeled), None
     dataset = _beside(open_dataset(data, hold_out=False, equal_classes=False, one_class=True), data)
     started = time.perf_counter()
     with counted("checking images", sum(map(len, dataset.parts.values()))) as tick:
         report = check_dataset(
-            dataset, workers=workers, normalisation=normalisation, max_bad=data.max_bad, variant=decoding(data),
+            dataset, workers=workers, normalization=normalization, max_bad=data.max_bad, variant=decoding(data),
             cache=cache_folder(), tick=tick,
         )  # fmt: skip
     tell(report, config, time.perf_counter() - started)
     refuse(report, config)
     whole = without_damage(dataset, report.damaged, data.max_bad)
-    return _held_out(whole, data, labelled), report
+    return _held_out(whole, data, labeled), report
 
 
 def _beside(dataset: Dataset, data: DataConfig) -> Dataset:
     return dataset if data.unlabeled is None else with_unlabeled(dataset, data)
 
 
-def _held_out(dataset: Dataset, data: DataConfig, labelled: bool) -> Dataset:
+def _held_out(dataset: Dataset, data: DataConfig, labeled: bool) -> Dataset:
     """With a validation split as `data` says; images without classes are all for training."""
-    if not labelled and len(dataset.classes) < 2:
+    if not labeled and len(dataset.classes) < 2:
         return replace(
             dataset, notes=(*dataset.notes, "trained on all images; without classes there is nothing to judge by")
         )
-    return without_held_out(held_out(dataset, data.val_fraction, data.validation, to_judge=labelled))
+    return without_held_out(make_val_split(dataset, data.val_fraction, data.validation, to_judge=labeled))
 
 
 def check_given(dataset: Dataset, config: RunConfig) -> CheckReport | None:

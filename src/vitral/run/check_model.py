@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
+from vitral.atomic_files import write_text
 from vitral.engines import find_export, open_export
 from vitral.errors import UserError
+from vitral.export_check import PROOF, compare_here
 from vitral.files import read_json
 from vitral.models.summary import count_parameters
 from vitral.predictor import Predictor
-from vitral.proof import PROOF, compare_here
 from vitral.weights.digests import CONFIG, WEIGHTS, accept_command, signed, verify_weights
 from vitral.weights.find import find_model, load_model
 from vitral.weights.folder import folder_digests, is_ours
-from vitral.whole import write_text
 
 
 def check_model(model: str, *, accept: bool = False) -> dict[str, Any]:
@@ -67,15 +67,15 @@ def _check_export(path: Path, *, accept: bool) -> dict[str, Any]:
     if accept:
         raise _no_digests(path)
     engine = open_export(path)
-    shipment = engine.shipment
+    metadata = engine.metadata
     said = f"none: {PROOF} is missing, so this export cannot be compared with its model"
     if (path.parent / PROOF).is_file():
         found, most = compare_here(path, engine)
         said = f"outputs differ by {found:.2g} at most on this processor (allowed: {most:.2g})"
     return {
-        "export": str(path), "format": shipment.kind, "precision": shipment.precision, "comparison": said,
-        "classes": len(shipment.model.classes),
-        "made_on": ", ".join(shipment.instruction_sets) or "not recorded",
+        "export": str(path), "format": metadata.kind, "precision": metadata.precision, "comparison": said,
+        "classes": len(metadata.model.classes),
+        "made_on": ", ".join(metadata.instruction_sets) or "not recorded",
     }  # fmt: skip
 
 

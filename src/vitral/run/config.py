@@ -70,7 +70,7 @@ class RunConfig(Config):
         default=None,
         pattern=r"^(auto|\d+(\.\d+)?\s*[KMGT]i?B)$",
         description="memory limit for training, as 8GB; auto: the free memory; sets train.micro_batch and "
-        "train.checkpointing where they are not given",
+        "train.activation_checkpointing where they are not given",
     )
     deterministic: bool = Field(
         default=False, description="use deterministic CUDA kernels, which are slower; a CPU is always deterministic"
@@ -143,16 +143,16 @@ class RunConfig(Config):
     def _check_frozen(self) -> None:
         alone = self.train.freeze == "encoder"
         first = self.objective.head_only
-        keys = {"objective.head_first": first, "lora.rank": self.lora.rank, "train.freeze": alone}
+        keys = {"objective.head_only_fraction": first, "lora.rank": self.lora.rank, "train.freeze": alone}
         for key, value in keys.items():
             if value and self.init is None:
                 raise ValueError(f"{key} needs init: without it the encoder would stay random")
         model = self.model.options()
         idle = {
-            "objective.head_first=0": first, "lora.rank=null": self.lora.rank,
+            "objective.head_only_fraction=0": first, "lora.rank=null": self.lora.rank,
             "optim.layer_decay=1": self.optim.layer_decay != 1, "model.dropout=0": model.get("dropout"),
             "model.drop_path=0": model.get("drop_path"),
-            "train.checkpointing=none": self.train.checkpointing not in ("auto", "none"),
+            "train.activation_checkpointing=none": self.train.activation_checkpointing not in ("auto", "none"),
         }  # fmt: skip
         if alone and any(idle.values()):
             off = [word for word, is_on in idle.items() if is_on]
@@ -259,7 +259,7 @@ def _recipe_path(recipe: str) -> Path:
         if path.is_file():
             return path
         raise UserError("no such file", where=recipe)
-    raise UserError("no such recipe", where=recipe, wanted=", ".join(known), nearest=nearest(recipe, known))
+    raise UserError("no such recipe", where=recipe, expected=", ".join(known), nearest=nearest(recipe, known))
 
 
 def recipe_values(recipe: str) -> Tree:
@@ -300,7 +300,7 @@ def streams_of(config: RunConfig, architecture: ModelConfig) -> dict[str, Stream
 FREE = {
     "memory", "resume", "overwrite", "finish", "out", "recipe", "report", "device", "check.allow", "check.skip",
     "data.workers", "data.cache_mb", "train.log_every", "train.save_seconds", "train.parallel",
-    "train.max_bad_steps", "train.tensorboard", "train.checkpointing",
+    "train.max_nonfinite_steps", "train.tensorboard", "train.activation_checkpointing",
 }  # fmt: skip
 
 

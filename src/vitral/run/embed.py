@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitral.data.damage import find_damaged
+from vitral.atomic_files import whole_file
+from vitral.data.corrupt_images import find_damaged
 from vitral.data.dataset import Dataset, Split
 from vitral.errors import UserError
 from vitral.predictor import Floats, Predictor
-from vitral.run.images import image_batches, load_used, open_images
-from vitral.run.options import EmbedOptions
-from vitral.training.journal import log
-from vitral.whole import whole_file
+from vitral.run.command_options import EmbedOptions
+from vitral.run.inference_inputs import image_batches, load_used, open_images
+from vitral.training.metrics_log import log
 
 
 class Row(NamedTuple):
@@ -38,14 +38,17 @@ class Failed(NamedTuple):
 
 
 def open_embedded(model: str, predictor: Predictor, options: EmbedOptions) -> Dataset:
-    """The data whose images are wanted. Raises UserError where there is no such split."""
+    """The data whose images are expected. Raises UserError where there is no such split."""
     asked = options.data.model_copy(update={"max_bad": 0})  # nothing is decoded twice: see `_of_split`
     dataset, skipped = open_images(predictor.config, asked, predictor.config, model)
     for name in (text for texts in skipped.values() for text in texts):
         log.warning("damaged, left out: %s", name)
     if options.split != "all" and options.split not in dataset.splits:
         raise UserError(
-            "the data have no such split", where="split", got=options.split, wanted=", ".join(("all", *dataset.splits))
+            "the data have no such split",
+            where="split",
+            got=options.split,
+            expected=", ".join(("all", *dataset.splits)),
         )
     return dataset
 
@@ -54,7 +57,7 @@ def embeddings(
     model: str, paths: Sequence[str] | None, options: EmbedOptions
 ) -> tuple[Sequence[str], Iterator[Row | Failed]]:
     """What `vitral embed` writes: the classes of the data, if it is data, and the images one by one: files, or with
-    `paths` None the wanted splits of the data. Whatever is wrong with model or data is raised at once; an image that
+    `paths` None the expected splits of the data. Whatever is wrong with model or data is raised at once; an image that
     cannot be read is Failed."""
     if options.engine == "ray":
         return _spread(model, paths, options)
@@ -114,7 +117,7 @@ def _spread(
     model: str, paths: Sequence[str] | None, options: EmbedOptions
 ) -> tuple[Sequence[str], Iterator[Row | Failed]]:
     """By the processes of a Ray cluster. Model and data are opened here first, for what is wrong with them."""
-    from vitral.run.spread import alone, cut, spread
+    from vitral.run.ray_map import alone, cut, map_on_cluster
 
     predictor = load_used(model, alone(options, "cpu"))
     size, items, classes = options.batch_size, list[Any](), tuple[str, ...]()
@@ -128,12 +131,12 @@ def _spread(
                 ends = range(0, len(split), size)
                 items += [_Part(name, at, min(at + size, len(split)), dataset.fingerprint) for at in ends]
     work = partial(_work, model, paths is None, options)
-    return classes, spread(work, items, options.device, options.ray.workers)
+    return classes, map_on_cluster(work, items, options.device, options.ray.workers)
 
 
 def _work(model: str, is_data: bool, options: EmbedOptions, device: str) -> Callable[[Any], Iterator[Row | Failed]]:
     """In a process of the cluster."""
-    from vitral.run.spread import alone
+    from vitral.run.ray_map import alone
 
     options = alone(options, device)
     predictor = load_used(model, options)

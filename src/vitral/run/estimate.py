@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vitral.data.sources import open_dataset, unlabelled_source
+from vitral.data.sources import open_dataset, unlabeled_source
 from vitral.errors import UserError
 from vitral.models.config import ModelConfig
 from vitral.models.presets import resolve
@@ -16,7 +16,7 @@ from vitral.run.config import RunConfig
 from vitral.run.memory import checkpointed_blocks, make_job, memory_limit
 from vitral.run.prepare import EVAL_BATCH, choose_architecture, settle_precision
 from vitral.run.summary import compute
-from vitral.training.plan import alternatives, choose, free_bytes, micro_batches, predict
+from vitral.training.memory_estimate import alternatives, choose, free_bytes, micro_batches, predict
 from vitral.weights.folder import find_folder, load_config
 
 
@@ -30,7 +30,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     config = config.model_copy(update={"precision": settle_precision(config, device)})
     job = make_job(config, architecture, device, EVAL_BATCH)
     limit = free_bytes(device) if config.memory is None else memory_limit(config.memory, device)
-    asked = config.train.checkpointing
+    asked = config.train.activation_checkpointing
     blocks = None if asked == "auto" else checkpointed_blocks(config, architecture)
     choice = choose(job, limit, config.train.micro_batch, blocks)
     fits = choice is not None
@@ -48,7 +48,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
 def _architecture(config: RunConfig) -> ModelConfig:
     source = load_config(find_folder(config.init)) if config.init else None
     if config.data.path is not None or config.data.source == "digits":
-        data = config.data if config.objective.needs_labels else unlabelled_source(config.data)
+        data = config.data if config.objective.needs_labels else unlabeled_source(config.data)
         dataset = open_dataset(data, hold_out=False, equal_classes=False, one_class=True)
         return choose_architecture(config, dataset, source)[1]
     name = config.model.name if source is None else source.name

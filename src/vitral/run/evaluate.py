@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from vitral.errors import UserError
-from vitral.run.images import load_used, open_images, recorded, split_logits, split_name
-from vitral.run.options import EvalOptions
-from vitral.run.subject import loaded_subject
+from vitral.run.command_options import EvalOptions
+from vitral.run.eval_subject import loaded_subject
+from vitral.run.inference_inputs import load_used, open_images, recorded, split_logits, split_name
 from vitral.tasks.task import Evaluation, Task
-from vitral.training.journal import console_logging, log
+from vitral.training.metrics_log import console_logging, log
 
 
 def evaluate(model: str, options: EvalOptions | None = None) -> dict[str, Any]:
@@ -64,5 +64,5 @@ def _check_limits(task: Task, options: EvalOptions) -> None:
     ours = {f"{side}_{metric.name}" for metric in task.metrics for side in ("min", "max")}
     for key, value in options.limits.items():
         if key not in ours:
-            wanted = ", ".join(sorted(ours & EvalOptions.model_fields.keys()))
-            raise UserError(f"this model is for {task.name}", where=key, got=value, wanted=wanted)
+            expected = ", ".join(sorted(ours & EvalOptions.model_fields.keys()))
+            raise UserError(f"this model is for {task.name}", where=key, got=value, expected=expected)

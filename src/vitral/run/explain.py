@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vitral.atomic_files import tidy, write_json
 from vitral.errors import UserError, taken
 from vitral.files import read_json
 from vitral.interpret.tokens import require_transformer
@@ -14,12 +15,11 @@ from vitral.models.registry import token_encoder
 from vitral.predictor import Predictor
 from vitral.report.render import write_page
 from vitral.report.sections import Bullets, Figure, Note, Section
+from vitral.run.command_options import IMAGE_METHODS, MODEL_METHODS, ExplainOptions
 from vitral.run.explain_image import explain_image
 from vitral.run.explain_model import explain_model
-from vitral.run.images import load_used
-from vitral.run.options import IMAGE_METHODS, MODEL_METHODS, ExplainOptions
-from vitral.training.journal import console_logging, log
-from vitral.whole import tidy, write_json
+from vitral.run.inference_inputs import load_used
+from vitral.training.metrics_log import console_logging, log
 
 PAGE, RECORD = "explain.html", "explain.json"
 _MOST = 50  # images of one page
@@ -49,7 +49,7 @@ def explain(model: str, images: Sequence[str], options: ExplainOptions) -> dict[
     if (encoder := token_encoder(predictor.model)) is not None:  # only one view has fewer tokens
         reduction, encoder.reduce = encoder.reduce, None
     if "groups" in options.methods and reduction is None:
-        raise UserError("nothing makes this model's tokens fewer", where="methods", got="groups", hint="reduce=merge")
+        raise UserError("nothing makes this model's tokens fewer", where="methods", got="groups", hint="reduce=tome")
     methods = _methods(predictor, bool(images), options, notes)
     views: list[tuple[Section, dict[str, Any]]] = []
     for number, path in enumerate(images, 1):
@@ -81,10 +81,10 @@ def explain(model: str, images: Sequence[str], options: ExplainOptions) -> dict[
 def _target(options: ExplainOptions) -> tuple[Path, list[str]]:
     """The folder to write, and the files of ours that are in it."""
     if options.out is None:
-        raise UserError("a folder for the pictures is wanted", where="out", hint="out=DIR")
+        raise UserError("a folder for the pictures is expected", where="out", hint="out=DIR")
     folder = Path(options.out).expanduser()
     if folder.exists() and not folder.is_dir():
-        raise UserError("this is a file", where="out", got=folder, wanted="a new or empty folder")
+        raise UserError("this is a file", where="out", got=folder, expected="a new or empty folder")
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):  # found out before minutes are spent on the pictures
         raise UserError("nothing can be written here", where="out", got=folder)
@@ -97,7 +97,7 @@ def _target(options: ExplainOptions) -> tuple[Path, list[str]]:
         raise taken(folder, overwrite=True)
     if RECORD not in inside:
         raise UserError("vitral explain has not written this folder, and nothing in it is replaced", where="out",
-                        got=folder, wanted="a new or empty folder")  # fmt: skip
+                        got=folder, expected="a new or empty folder")  # fmt: skip
     try:
         named = read_json(folder / RECORD)["files"]
         return folder, [name for name in named if name in inside]
@@ -108,14 +108,14 @@ def _target(options: ExplainOptions) -> tuple[Path, list[str]]:
 def _check(images: Sequence[str], options: ExplainOptions) -> None:
     """Refuses before a model is loaded what no model could mend."""
     if len(images) > _MOST:
-        raise UserError("more images than a page can hold", got=len(images), wanted=f"at most {_MOST}")
+        raise UserError("more images than a page can hold", got=len(images), expected=f"at most {_MOST}")
     if images:
         return
     ignored = sorted(options.model_fields_set & _OF_IMAGES)
     asked = [name for name in options.methods if name in IMAGE_METHODS]
     if asked or ignored:
         what = ", ".join(asked) or ", ".join("class" if name == "label" else name for name in ignored)
-        raise UserError("an image is wanted to show this of", got=what, hint="vitral explain MODEL IMAGE [IMAGE ...]")
+        raise UserError("an image is expected to show this of", got=what, hint="vitral explain MODEL IMAGE [IMAGE ...]")
 
 
 def _methods(predictor: Predictor, images: bool, options: ExplainOptions, notes: list[str]) -> list[str]:

@@ -27,9 +27,9 @@ from vitral.models.vit import VisionTransformer
 from vitral.predictor import Predictor
 from vitral.report import explain_plots as plots
 from vitral.report.sections import Figure, Section, Table
-from vitral.run.options import ExplainOptions
+from vitral.run.command_options import ExplainOptions
 from vitral.tasks.class_names import numbered_of
-from vitral.training.journal import log
+from vitral.training.metrics_log import log
 
 _FEW_LAYERS, _FEW_HEADS = 6, 12
 _SHOWN = 5  # classes of the lens
@@ -96,14 +96,14 @@ def _class(predictor: Predictor, label: str) -> int:
     """Index of a class by its name, else by its number."""
     classes = list(predictor.classes)
     if same := [number for number, name in enumerate(classes) if numbered_of(name) == label]:
-        wanted = ", ".join(map(str, [*([classes.index(label)] if label in classes else []), *same]))
-        raise UserError("several classes have this name; give the number", where="class", got=label, wanted=wanted)
+        expected = ", ".join(map(str, [*([classes.index(label)] if label in classes else []), *same]))
+        raise UserError("several classes have this name; give the number", where="class", got=label, expected=expected)
     if label in classes:
         return classes.index(label)
     if label.isdecimal() and int(label) < len(classes):
         return int(label)
     few = ", ".join(classes) if len(classes) <= 20 else f"one of {len(classes)} names, or 0 to {len(classes) - 1}"
-    raise UserError("no such class", where="class", got=label, wanted=few, nearest=nearest(label, classes))
+    raise UserError("no such class", where="class", got=label, expected=few, nearest=nearest(label, classes))
 
 
 def _token_text(look: Look) -> str:

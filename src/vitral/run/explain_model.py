@@ -18,9 +18,9 @@ from vitral.interpret.tokens import require_transformer
 from vitral.predictor import Predictor, load
 from vitral.report import explain_plots as plots
 from vitral.report.sections import Figure, Section, Table
-from vitral.run.images import image_batches, open_images, split_name
-from vitral.run.options import ExplainOptions
-from vitral.training.journal import log
+from vitral.run.command_options import ExplainOptions
+from vitral.run.inference_inputs import image_batches, open_images, split_name
+from vitral.training.metrics_log import log
 
 View = tuple[Section, dict[str, Any]]  # with what `--json` says of it
 
@@ -123,7 +123,7 @@ def _some_images(
 
 def _cka(model: str, predictor: Predictor, options: ExplainOptions) -> View:
     if options.batch_size < LEAST:
-        raise UserError("too few images at once for cka", where="batch_size", got=options.batch_size, wanted=LEAST)
+        raise UserError("too few images at once for cka", where="batch_size", got=options.batch_size, expected=LEAST)
     other, second = predictor, model
     if options.compare is not None:
         other, second = load(options.compare, options.device), options.compare

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from vitral.data.dataset import spaced
 from vitral.export.config import FOLDERS
-from vitral.export.ship import CALIBRATION, Samples, Shipped, builtin_samples, ship
+from vitral.export.exporter import CALIBRATION, ExportResult, Samples, builtin_samples, export_network
 from vitral.export.write import Written, export
 from vitral.files import read_text
-from vitral.run.images import open_images, split_name
-from vitral.run.options import ShipOptions
-from vitral.training.journal import console_logging
+from vitral.run.command_options import ExportCommandOptions
+from vitral.run.inference_inputs import open_images, split_name
+from vitral.training.metrics_log import console_logging
 from vitral.weights.find import find_model, load_model
 from vitral.weights.folder import CARD, FolderConfig, free_place
 
 
-def export_model(model: str, options: ShipOptions) -> Written | Shipped:
+def export_model(model: str, options: ExportCommandOptions) -> Written | ExportResult:
     """What `vitral export` does. Raises UserError for what cannot be exported so, BeyondLimit where the export is not
     the model; nothing is written then."""
     console_logging()
@@ -22,7 +22,7 @@ def export_model(model: str, options: ShipOptions) -> Written | Shipped:
         return export(model, options)
     free_place(options.out, options.overwrite)
     network, config = load_model(model, options.image_size)
-    return ship(network, config, _card(model, config), options, _samples(config, options, model))
+    return export_network(network, config, _card(model, config), options, _samples(config, options, model))
 
 
 def _card(model: str, config: FolderConfig) -> str:
@@ -32,7 +32,7 @@ def _card(model: str, config: FolderConfig) -> str:
     return read_text(card) if card.is_file() else f"# {config.name}\n"
 
 
-def _samples(config: FolderConfig, options: ShipOptions, model: str | None = None) -> Samples:
+def _samples(config: FolderConfig, options: ExportCommandOptions, model: str | None = None) -> Samples:
     """Of the data the split asked for, evenly spaced, is compared; calibration takes train images that are not, where
     there are any."""
     if not options.data.named:

@@ -9,42 +9,42 @@ import torch
 from torch import nn
 
 from vitral import distributed
+from vitral.atomic_files import write_json
 from vitral.config import dump_yaml
 from vitral.errors import command
 from vitral.models.lora import merge_lora
 from vitral.objectives.objective import Objective
 from vitral.report.run_report import write_report
-from vitral.run import outputs
+from vitral.run import artifacts
 from vitral.run.check import noted
+from vitral.run.eval_subject import EvalData
 from vitral.run.folder import SUMMARY
-from vitral.run.prepare import Prepared
+from vitral.run.prepare import RunContext
 from vitral.run.resume import take_best
-from vitral.run.subject import EvalData
-from vitral.run.unlabelled import pictures_of
+from vitral.run.self_supervised import pictures_of
 from vitral.tasks.task import Array, Evaluation, Samples, Task
-from vitral.training.journal import Journal, log
+from vitral.training.metrics_log import MetricsLog, log
 from vitral.training.state import TrainState
 from vitral.weights.card import model_card
 from vitral.weights.folder import save_folder
-from vitral.whole import write_json
 
 
-def is_validated(prepared: Prepared) -> bool:
+def is_validated(prepared: RunContext) -> bool:
     """Whether there are validation images to evaluate by during the run."""
     config = prepared.config
-    has_val = "val" in prepared.judged and config.data.validation != "none"
+    has_val = "val" in prepared.val_stores and config.data.validation != "none"
     return has_val and prepared.task.can_evaluate(prepared.dataset)
 
 
 def finish(
-    prepared: Prepared, state: TrainState, objective: Objective, model: nn.Module, folder: Path, data: EvalData
+    prepared: RunContext, state: TrainState, objective: Objective, model: nn.Module, folder: Path, data: EvalData
 ) -> dict[str, Any]:
     """Evaluate the best weights (without validation the last), write what the run leaves, say the number; `model` is
     given these weights. Returns what summary.json holds."""
     config, progress, task = prepared.config, state.progress, prepared.task
     is_best = take_best(model, state, objective, folder)
     merge_lora(model)
-    subjects = {split: data.subject(model, split) for split in prepared.judged}
+    subjects = {split: data.subject(model, split) for split in prepared.val_stores}
     chosen = is_validated(prepared) and not config.objective.keeps_last
     if chosen:
         task = task.calibrated(*subjects["val"].outputs())
@@ -55,7 +55,7 @@ def finish(
     evaluation = None
     if split is not None and task.can_evaluate(prepared.dataset):
         evaluation = task.evaluate(subjects[split], config.eval)
-    has_average = state.ema is not None or objective.judged is not objective.model
+    has_average = state.ema is not None or objective.eval_model is not objective.model
     summary: dict[str, Any] = {
         "recipe": config.recipe, "objective": config.objective.kind,
         **({"split": split, **evaluation.summary(task)} if evaluation else {}),
@@ -70,12 +70,12 @@ def finish(
     scores_NS = task.scores_of(subjects[split].outputs()[0]) if task.has_head and split is not None else None
     if not distributed.is_main():
         return summary
-    kept = outputs.folder_config(prepared, task, summary, evaluation, validated=chosen)
+    kept = artifacts.folder_config(prepared, task, summary, evaluation, validated=chosen)
     save_folder(folder / "model", model, kept, model_card(kept))
     if scores_NS is not None and split is not None:
         part = prepared.dataset.splits[split]
         rows = task.prediction_rows(part.names, part.labels_N, scores_NS)
-        outputs.write_predictions(folder / "predictions.csv", rows)
+        artifacts.write_predictions(folder / "predictions.csv", rows)
     if config.report:
         _report(prepared, objective, folder, summary, task, evaluation, scores_NS)
     write_json(folder / SUMMARY, summary)  # last: a folder that has it is complete
@@ -95,7 +95,7 @@ def _say(task: Task, evaluation: Evaluation | None, seconds: float, folder: Path
 
 
 def _report(
-    prepared: Prepared,
+    prepared: RunContext,
     objective: Objective,
     folder: Path,
     summary: dict[str, Any],
@@ -104,8 +104,8 @@ def _report(
     scores_NS: Array | None,
 ) -> None:
     config, dataset = prepared.config, prepared.dataset
-    split = next((name for name in ("test", "val") if name in prepared.judged), "train")
-    store = prepared.judged.get(split, prepared.train)
+    split = next((name for name in ("test", "val") if name in prepared.val_stores), "train")
+    store = prepared.val_stores.get(split, prepared.train)
 
     def image(place: int) -> Array:
         return store.get(torch.tensor([place]))[0].permute(1, 2, 0).cpu().numpy()
@@ -118,7 +118,7 @@ def _report(
         title=f"{config.recipe}: {prepared.name} on {dataset.name}{without}",
         sections=task.sections(evaluation, samples),
         summary=summary,
-        metrics_rows=Journal.read(folder),
+        metrics_rows=MetricsLog.read(folder),
         primary=evaluation.primary if evaluation else task.metrics[0],
         loss_unit=task.loss_unit,
         loss_note=task.loss_note,

@@ -12,11 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vitral.atomic_files import LOCK, locked, remove, tidy, write_json, write_text
 from vitral.config import build, dump_yaml, flatten, load_yaml
+from vitral.config_keys import as_word
 from vitral.errors import UserError, taken
-from vitral.keys import as_word
 from vitral.run.config import FREE, RunConfig
-from vitral.weights.stopped import (
+from vitral.weights.stopped_run import (
     CHECKPOINTS,
     CONFIG,
     ENVIRONMENT,
@@ -26,11 +27,10 @@ from vitral.weights.stopped import (
     resume_command,
     strangers,
 )
-from vitral.whole import LOCK, locked, remove, tidy, write_json, write_text
 
 SUMMARY = "summary.json"
 _OURS = (
-    "train.log", "metrics.jsonl", "metrics.csv", SUMMARY, "model", "predictions.csv", SPLIT, "report.html", "bad",
+    "train.log", "metrics.jsonl", "metrics.csv", SUMMARY, "model", "predictions.csv", SPLIT, "report.html", "nonfinite",
     "tensorboard", CONFIG, ENVIRONMENT,
 )  # fmt: skip
 _OF_ONE_COMMAND = {"resume", "overwrite", "finish", "out", "recipe"}
@@ -40,7 +40,7 @@ _OF_ONE_COMMAND = {"resume", "overwrite", "finish", "out", "recipe"}
 def claimed(config: RunConfig) -> Generator[Path]:
     """The run folder, for this run alone; folders that were made for it and stay empty are removed afterwards.
 
-    Refused, before anything is computed: a file, a folder that holds something (unless told), files of our names that
+    APIError, before anything is computed: a file, a folder that holds something (unless told), files of our names that
     no run of ours wrote, a place that cannot be written, and a folder that another run works in.
     """
     for folder in _candidates(config):

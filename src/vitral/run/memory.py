@@ -16,15 +16,15 @@ from vitral.models.model import ImageModel
 from vitral.models.parameters import freeze_encoder
 from vitral.objectives.config import ObjectiveConfig
 from vitral.objectives.objective import Objective, ObjectiveContext
-from vitral.objectives.table import OBJECTIVES
+from vitral.objectives.registry import OBJECTIVES
 from vitral.optim.config import OptimConfig
-from vitral.optim.masters import Bfloat16Copy
+from vitral.optim.master_weights import ComputeCopy
 from vitral.optim.optimizer import parameter_groups
 from vitral.run.config import RunConfig, streams_of
 from vitral.structs import Batch, View
 from vitral.tasks.registry import TASKS
 from vitral.training.config import LoraConfig
-from vitral.training.plan import (
+from vitral.training.memory_estimate import (
     Choice,
     Job,
     choose,
@@ -114,7 +114,7 @@ def _measured(
 ) -> Kept:  # fmt: skip
     objective = _objective(kind, architecture, freeze, lora)
     if precision == "bfloat16_params":
-        copied = Bfloat16Copy(objective).module
+        copied = ComputeCopy(objective).module
         assert isinstance(copied, Objective)
         objective = copied
     batches = _batches(kind, architecture, shapes, samples)
@@ -150,10 +150,13 @@ def _state_values(objective: Objective, config: OptimConfig) -> int:
 
 
 def checkpointed_blocks(config: RunConfig, architecture: ModelConfig) -> int:
-    """train.checkpointing as a number; `auto` that no memory= has settled is none. Raises UserError for too many."""
-    asked, total = config.train.checkpointing, architecture.block_count
+    """train.activation_checkpointing as a number; `auto` that no memory= has settled is none. Raises UserError for too
+    many."""
+    asked, total = config.train.activation_checkpointing, architecture.block_count
     if isinstance(asked, int) and asked > total:
-        raise UserError("more blocks than there are", where="train.checkpointing", got=asked, wanted=f"up to {total}")
+        raise UserError(
+            "more blocks than there are", where="train.activation_checkpointing", got=asked, expected=f"up to {total}"
+        )
     return asked if isinstance(asked, int) else total * (asked == "all")
 
 
@@ -167,21 +170,21 @@ def settle_memory(config: RunConfig, architecture: ModelConfig, device: torch.de
         return _settled(config, config.train.micro_batch, blocks)
     limit = memory_limit(config.memory, device)
     job = make_job(config, architecture, device, validation)
-    free = config.train.checkpointing == "auto"
+    free = config.train.activation_checkpointing == "auto"
     choice = choose(job, limit, config.train.micro_batch, None if free else blocks)
     if choice is None:
         least = choose(job, float("inf"), micro_batches(job)[-1], architecture.block_count)
         assert least is not None
         raise UserError(
             "the run does not fit", where="memory", got=show_bytes(limit),
-            wanted=f"{show_bytes(least.memory_bytes)}, with {shown(least)}",
+            expected=f"{show_bytes(least.memory_bytes)}, with {shown(least)}",
             hint="A smaller model, image or optimizer state takes less; memory=null tries it all the same.",
         )  # fmt: skip
     return _settled(config, choice.micro_batch, choice.checkpointing)
 
 
 def _settled(config: RunConfig, micro_batch: int | None, blocks: int) -> RunConfig:
-    update = {"micro_batch": micro_batch, "checkpointing": blocks or "none"}
+    update = {"micro_batch": micro_batch, "activation_checkpointing": blocks or "none"}
     return config.model_copy(update={"train": config.train.model_copy(update=update)})
 
 
@@ -208,7 +211,7 @@ def smaller_plan(config: RunConfig, architecture: ModelConfig, device: torch.dev
         job = make_job(config, architecture, device, validation)
         limit = 0.75 * sum(predict(job, micro, blocks))
     except (UserError, RuntimeError, TypeError):
-        return "A smaller train.micro_batch or train.checkpointing=all takes less memory."
+        return "A smaller train.micro_batch or train.activation_checkpointing=all takes less memory."
     found = choose(job, limit)
     if found is None:
         return "No smaller micro-batch helps: the model itself is too large for this memory."
@@ -220,7 +223,7 @@ def smaller_plan(config: RunConfig, architecture: ModelConfig, device: torch.dev
 
 def shown(choice: Choice) -> str:
     """A plan as keys to type."""
-    return f"train.micro_batch={choice.micro_batch} train.checkpointing={choice.checkpointing or 'none'}"
+    return f"train.micro_batch={choice.micro_batch} train.activation_checkpointing={choice.checkpointing or 'none'}"
 
 
 def memory_limit(memory: str, device: torch.device) -> int:

@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 from vitral.predictor import Predictor
-from vitral.run.images import load_used
-from vitral.run.options import PredictOptions
+from vitral.run.command_options import PredictOptions
+from vitral.run.inference_inputs import load_used
 
 Answer = dict[str, Any]
 
@@ -18,10 +18,10 @@ def predictions(model: str, paths: Sequence[str], options: PredictOptions) -> It
     that cannot be read has an "error" instead of predictions."""
     if options.engine != "ray":
         return _answers(_opened(model, options), options)(paths)
-    from vitral.run.spread import alone, auto_device, cut, spread
+    from vitral.run.ray_map import alone, auto_device, cut, map_on_cluster
 
     device = auto_device(_opened(model, alone(options, "cpu")), options.device)
-    return spread(partial(_work, model, options), cut(paths, options.batch_size), device, options.ray.workers)
+    return map_on_cluster(partial(_work, model, options), cut(paths, options.batch_size), device, options.ray.workers)
 
 
 def _opened(model: str, options: PredictOptions) -> Predictor:
@@ -36,6 +36,6 @@ def _answers(predictor: Predictor, options: PredictOptions) -> Callable[[Sequenc
 
 def _work(model: str, options: PredictOptions, device: str) -> Callable[[Sequence[str]], Iterator[Answer]]:
     """In a process of the cluster."""
-    from vitral.run.spread import alone
+    from vitral.run.ray_map import alone
 
     return _answers(_opened(model, alone(options, device)), options)

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from vitral import distributed
-from vitral.data.check import Normalisation
+from vitral.data.check import Normalization
 from vitral.data.config import UNLABELED, DataConfig, StreamConfig, ViewConfig
 from vitral.data.dataset import Dataset, Split, spaced
+from vitral.data.few_shot import with_shots
 from vitral.data.findings import CheckReport
 from vitral.data.image_spec import ResizeSpec
 from vitral.data.loader import ImageStore
 from vitral.data.reading import RandomCrop
-from vitral.data.shots import with_shots
 from vitral.data.unlabeled import with_labels_per_class, with_unlabeled, without_held_out
 from vitral.errors import UserError
 from vitral.models.config import ModelConfig
@@ -38,19 +38,19 @@ from vitral.run.memory import checkpointed_blocks, limit_training, settle_memory
 from vitral.structs import STREAM_SPAN
 from vitral.tasks.registry import TASKS
 from vitral.tasks.task import Task
-from vitral.training.journal import log
+from vitral.training.metrics_log import log
 from vitral.weights.find import load_model
 from vitral.weights.folder import FolderConfig
 from vitral.weights.resize import adapt, without_head
 from vitral.weights.tensors import check_match, checksum
 
-EVAL_BATCH = 256  # images judged at once
+EVAL_BATCH = 256  # images val_stores at once
 _LARGEST_AUTO_SIDE = 64
 _STATISTICS_SAMPLES = 4096
 
 
 @dataclass(frozen=True)
-class Prepared:
+class RunContext:
     """All that a run computes with. `config` has every `auto` of `asked` replaced by what it became. `stores` are those
     of the `streams`, by name."""
 
@@ -60,7 +60,7 @@ class Prepared:
     dataset: Dataset
     streams: dict[str, StreamConfig]
     stores: dict[str, ImageStore]
-    judged: dict[str, ImageStore]
+    val_stores: dict[str, ImageStore]
     architecture: ModelConfig
     name: str
     init: dict[str, Tensor] | None
@@ -75,7 +75,7 @@ class Prepared:
 
     def close(self) -> None:
         """End what reads images: threads and processes."""
-        for store in (*self.stores.values(), *self.judged.values()):
+        for store in (*self.stores.values(), *self.val_stores.values()):
             store.close()
 
     def build(self) -> ImageModel:
@@ -91,7 +91,7 @@ class Prepared:
         return limit_training(model, config.train.freeze, config.lora).to(self.device)
 
 
-def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
+def prepare(config: RunConfig, dataset: Dataset | None = None) -> RunContext:
     """Open the data (unless given), decode what fits in memory, settle every `auto`. Writes nothing."""
     device = pick_device(distributed.own_device(config.device))
     source = load_model(config.init) if config.init else None
@@ -115,7 +115,7 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
             name: opened.enter_context(_open_stream(config, data, parts[_part(name)], stream, number, device))
             for number, (name, stream) in enumerate(streams.items())
         }
-        judged = {
+        val_stores = {
             split: opened.enter_context(open_store(dataset.splits[split], data, device, exact=True))
             for split in dataset.splits
             if split != "train"
@@ -138,13 +138,13 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> Prepared:
         if source and config.init_head and source[1].classes != dataset.classes:
             raise UserError(
                 "init has other classes, so its head is of no use here", where="init_head",
-                got=", ".join(source[1].classes[:10]), wanted=", ".join(dataset.classes[:10]),
+                got=", ".join(source[1].classes[:10]), expected=", ".join(dataset.classes[:10]),
             )  # fmt: skip
         init = _initial_weights(architecture, source, config) if source else None
         fingerprint = checksum(source[0].state_dict(), {}) if source else ""
         opened.pop_all()
-        parts = device, dataset, streams, stores, judged, architecture, name, init, report, fingerprint, task
-        return Prepared(settled, config, *parts)
+        parts = device, dataset, streams, stores, val_stores, architecture, name, init, report, fingerprint, task
+        return RunContext(settled, config, *parts)
 
 
 def task_of(config: RunConfig, dataset: Dataset) -> Task:
@@ -160,8 +160,8 @@ def _open_data(
     if dataset is None:
         channels = init.architecture.in_channels if init and data.channels == "auto" else data.channels
         with distributed.first_of_machine_first():
-            normalisation = _normalisation(config, init, channels)
-            dataset, report = open_checked(config, data.model_copy(update={"channels": channels}), normalisation)
+            normalization = _normalization(config, init, channels)
+            dataset, report = open_checked(config, data.model_copy(update={"channels": channels}), normalization)
     elif data.unlabeled is not None:
         dataset = without_held_out(with_unlabeled(dataset, data))
     if data.shots is not None:
@@ -171,10 +171,10 @@ def _open_data(
     return dataset, report
 
 
-def _normalisation(
+def _normalization(
     config: RunConfig, init: FolderConfig | None, channels: int | Literal["auto"]
-) -> Normalisation | None:
-    """What init's images are normalised with in this run, to be compared with the data's own mean and std."""
+) -> Normalization | None:
+    """What init's images are normalized with in this run, to be compared with the data's own mean and std."""
     if init is None or channels != init.architecture.in_channels:
         return None
     mean, std = config.data.mean, config.data.std
@@ -186,10 +186,10 @@ def _normalisation(
 
 def _resizing(data: DataConfig, init: FolderConfig | None) -> dict[str, Any]:
     """Interpolation and crop ratio: as set, else of init, else the defaults."""
-    other = init.preprocessing if init is not None else ResizeSpec(fit="crop")
+    other = init.preprocessing if init is not None else ResizeSpec(resize_mode="crop")
     return {
         "interpolation": other.interpolation if data.interpolation == "auto" else data.interpolation,
-        "crop_ratio": other.crop_ratio if data.crop_ratio == "auto" else data.crop_ratio,
+        "crop_pct": other.crop_pct if data.crop_pct == "auto" else data.crop_pct,
     }
 
 
@@ -203,11 +203,11 @@ def open_store(
 ) -> ImageStore:
     """A split at the settled image size."""
     assert isinstance(data.image_size, tuple)
-    assert data.crop_ratio != "auto"
+    assert data.crop_pct != "auto"
     assert data.interpolation != "auto"
-    fit = ResizeSpec(fit=data.fit, interpolation=data.interpolation, crop_ratio=data.crop_ratio)
+    resize = ResizeSpec(resize_mode=data.resize_mode, interpolation=data.interpolation, crop_pct=data.crop_pct)
     return ImageStore(
-        split, data.image_size, fit, exact=exact, workers=_workers(data), cache_mb=data.cache_mb, device=device,
+        split, data.image_size, resize, exact=exact, workers=_workers(data), cache_mb=data.cache_mb, device=device,
         crops=crops,
     )  # fmt: skip
 
@@ -222,7 +222,7 @@ def _open_stream(
 ) -> ImageStore:
     """The images of a stream of batches, as training reads them."""
     is_cut = any(view.augment.crop != "none" for view in stream.views)
-    uncut = data.model_copy(update={"crop_ratio": 1.0}) if is_cut else data
+    uncut = data.model_copy(update={"crop_pct": 1.0}) if is_cut else data
     crops = _decode_crops(config, split, stream.views, number)
     return open_store(split, uncut, device, exact=False, crops=crops)
 
@@ -234,7 +234,7 @@ def _decode_crops(config: RunConfig, split: Split, views: Sequence[ViewConfig], 
         return ()
     limit, first = config.data.max_pixels, number * STREAM_SPAN
     return tuple(
-        RandomCrop(config.seed, view.augment.crop_scale, view.augment.crop_ratio, limit, view.size, place, first)
+        RandomCrop(config.seed, view.augment.crop_scale, view.augment.aspect_ratio, limit, view.size, place, first)
         for place, view in enumerate(views)
     )
 
@@ -265,7 +265,7 @@ def choose_architecture(config: RunConfig, dataset: Dataset, init: FolderConfig 
     if config.objective.needs_patches and not architecture.has_patches:
         raise UserError(
             f"objective.kind={config.objective.kind} learns from patches", where="model.name", got=name,
-            wanted="a Vision Transformer",
+            expected="a Vision Transformer",
         )  # fmt: skip
     return name, architecture
 

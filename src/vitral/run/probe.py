@@ -9,20 +9,20 @@ import torch
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Split
 from vitral.data.files import some
-from vitral.data.holdout import with_validation
+from vitral.data.splits import with_validation
 from vitral.errors import UserError
-from vitral.evaluate.embedded import Embedded, Metrics
-from vitral.evaluate.fewshot import fewshot
+from vitral.evaluate.features import Embedded, Metrics
+from vitral.evaluate.few_shot import fewshot
 from vitral.evaluate.knn import knn
 from vitral.evaluate.linear import linear
 from vitral.predictor import Predictor
-from vitral.run.images import image_batches, load_used, open_images, split_name
-from vitral.run.options import ProbeOptions
-from vitral.training.journal import console_logging, log
+from vitral.run.command_options import ProbeOptions
+from vitral.run.inference_inputs import image_batches, load_used, open_images, split_name
+from vitral.training.metrics_log import console_logging, log
 
 
 def probe(model: str, options: ProbeOptions | None = None) -> dict[str, Any]:
-    """What `vitral probe --json` prints: `top1`, `top1_interval` and `count` of the judged split, what the kind of
+    """What `vitral probe --json` prints: `top1`, `top1_interval` and `count` of the evaluated split, what the kind of
     probe adds, and which data, split and features it was.
 
     The classes are those of the data, whatever the model's own are. Raises UserError for data whose images have several
@@ -34,10 +34,10 @@ def probe(model: str, options: ProbeOptions | None = None) -> dict[str, Any]:
     dataset, skipped = open_images(predictor.config, options.data, predictor.config, model)
     dataset = _with_two_splits(dataset)
     name = split_name(dataset, options.split)
-    train, judged = (_embedded(predictor, dataset.splits[part], options) for part in ("train", name))
-    log.info("judging %d features of %d %s images by %d of train", train.features_ND.shape[1], len(judged.labels_N),
+    train, evaluated = (_embedded(predictor, dataset.splits[part], options) for part in ("train", name))
+    log.info("judging %d features of %d %s images by %d of train", train.features_ND.shape[1], len(evaluated.labels_N),
              name, len(train.labels_N))  # fmt: skip
-    values = dict(_metrics(train, judged, len(dataset.classes), options))
+    values = dict(_metrics(train, evaluated, len(dataset.classes), options))
     return {
         "model": model, "data": dataset.name, "kind": options.kind, "features": options.features, "split": name,
         "train_count": len(train.labels_N),
@@ -67,9 +67,9 @@ def _embedded(predictor: Predictor, split: Split, options: ProbeOptions) -> Embe
     return Embedded(torch.cat(rows).to(predictor.device), torch.from_numpy(split.labels_N).to(predictor.device))
 
 
-def _metrics(train: Embedded, judged: Embedded, classes: int, options: ProbeOptions) -> Metrics:
+def _metrics(train: Embedded, evaluated: Embedded, classes: int, options: ProbeOptions) -> Metrics:
     if options.kind == "knn":
-        return knn(train, judged, classes, options.knn)
+        return knn(train, evaluated, classes, options.knn)
     if options.kind == "linear":
-        return linear(train, judged, classes, options.linear)
-    return fewshot(train, judged, classes, options.fewshot)
+        return linear(train, evaluated, classes, options.linear)
+    return fewshot(train, evaluated, classes, options.fewshot)

@@ -6,17 +6,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vitral.compression.prune_channels import choose_kept, measure_importance, prune
 from vitral.data.dataset import Split, spaced
-from vitral.efficient.prune_channels import choose_kept, measure_importance, prune
 from vitral.errors import UserError, command
 from vitral.models.presets import changed_name
 from vitral.models.registry import token_encoder
 from vitral.models.summary import count_macs, count_parameters
 from vitral.models.vit import VisionTransformer
 from vitral.predictor import load
-from vitral.run.images import image_batches, open_images, split_name
-from vitral.run.options import PruneOptions
-from vitral.training.journal import console_logging, log
+from vitral.run.command_options import PruneOptions
+from vitral.run.inference_inputs import image_batches, open_images, split_name
+from vitral.training.metrics_log import console_logging, log
 from vitral.weights.card import model_card
 from vitral.weights.folder import FolderConfig, free_place, save_folder
 
@@ -33,7 +33,7 @@ def prune_model(model: str, options: PruneOptions) -> dict[str, Any]:
     """
     console_logging()
     if options.out is None:
-        raise UserError("a folder for the smaller model is wanted", where="out", hint="vitral prune MODEL out=DIR")
+        raise UserError("a folder for the smaller model is expected", where="out", hint="vitral prune MODEL out=DIR")
     out = free_place(options.out, options.overwrite)
     predictor = load(model, options.device)
     predictor.require_answers()
@@ -67,7 +67,7 @@ def _next(folder: FolderConfig, options: PruneOptions, out: Path) -> str:
     """The command that fine-tunes the smaller model, head and all, on the images that it was pruned with."""
     data = options.data if options.data.named else folder.provenance.get("data", {})
     get = data.get if isinstance(data, dict) else partial(getattr, data)
-    words = ["vitral", "train", "finetune", f"init={out}", "init_head=true", "objective.head_first=0"]
+    words = ["vitral", "train", "finetune", f"init={out}", "init_head=true", "objective.head_only_fraction=0"]
     words.append(f"data={get('path') or ('digits' if get('source') == 'digits' else 'PHOTOS')}")
     return command(*words, f"out={out}-tuned")
 
@@ -78,7 +78,10 @@ def _some(split: Split, most: int | None) -> Split:
 
 def _folder(old: FolderConfig, smaller: VisionTransformer, found: dict[str, Any]) -> FolderConfig:
     pruned = {key: found[key] for key in ("model", "data", "split", "images", "parameters", "macs")}
-    provenance = {**{key: value for key, value in old.provenance.items() if key not in _MEASURED}, "pruned": pruned}
+    provenance = {
+        **{key: value for key, value in old.provenance.items() if key not in _MEASURED},
+        "pruned": pruned,
+    }
     name = changed_name(old.name, smaller.config)
     update = {"name": name, "architecture": smaller.config, "temperature": 1.0, "provenance": provenance}
     return old.model_copy(update=update)

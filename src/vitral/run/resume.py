@@ -13,10 +13,10 @@ from vitral.objectives.objective import Objective
 from vitral.optim.schedules import learning_rate
 from vitral.run.config import RunConfig, difference
 from vitral.run.folder import CHECKPOINTS, read_config
-from vitral.training.journal import log
 from vitral.training.loop import total_steps
+from vitral.training.metrics_log import log
 from vitral.training.state import BEST, Progress, TrainState
-from vitral.weights.stopped import finish_command, resume_command
+from vitral.weights.stopped_run import finish_command, resume_command
 from vitral.weights.tensors import DamagedFile, load_tensors
 
 _LENGTH = {"train.steps", "train.epochs"}  # a run may go on to another end
@@ -54,7 +54,7 @@ def _relength(folder: Path, config: RunConfig, progress: Progress, planned: int,
     at = progress.step
     if steps < at:
         raise UserError(
-            "the run is beyond this step", where="train.steps", got=steps, wanted=f"{at} or more",
+            "the run is beyond this step", where="train.steps", got=steps, expected=f"{at} or more",
             hint=f"End the run where it is: {finish_command(folder)}",
         )  # fmt: skip
     progress.done = steps == at
@@ -79,8 +79,8 @@ def take_best(model: Module, state: TrainState, objective: Objective, folder: Pa
     troubles = [text for text in distributed.gather(trouble) if text]
     if troubles:
         log.warning("%s\nThe model folder gets the last weights instead, of step %d", troubles[0], progress.step)
-        last = state.ema.average if state.ema else objective.judged
-        found = {name: distributed.whole(tensor) for name, tensor in last.state_dict().items()}
+        last = state.ema.average if state.ema else objective.eval_model
+        found = {name: distributed.gather_full(tensor) for name, tensor in last.state_dict().items()}
         progress.best_step = progress.step
     model.load_state_dict(found)
     return not troubles

@@ -16,14 +16,14 @@ from vitral.engines import find_export
 from vitral.errors import UserError
 from vitral.files import read_text
 from vitral.predictor import Predictor
-from vitral.run.images import load_used
-from vitral.run.options import ServeOptions
+from vitral.run.command_options import ServeOptions
+from vitral.run.inference_inputs import load_used
+from vitral.serve.access_log import log_lines
 from vitral.serve.app import create_app
 from vitral.serve.batcher import warm_up
 from vitral.serve.config import KEY_VARIABLE
-from vitral.serve.gate import LOOPBACK
-from vitral.serve.host import Host, Origin, apart
-from vitral.serve.journal import log_lines
+from vitral.serve.middleware import LOOPBACK
+from vitral.serve.model_worker import ModelSource, ModelWorker, run_in_thread
 from vitral.serve.reload import signature
 from vitral.serve.server import announce, listen_at, serve_hosts, wait_for_signal
 from vitral.weights.find import find_model
@@ -55,7 +55,7 @@ def _warn_if_open(options: ServeOptions, key: str | None) -> None:
         log.warning("anyone who reaches %s may use this server: there is no API key", options.host)
 
 
-def _host(name: str, model: str, options: ServeOptions) -> Host:
+def _host(name: str, model: str, options: ServeOptions) -> ModelWorker:
     path = find_export(model) or find_model(model)
     seen = signature(path)
 
@@ -65,14 +65,14 @@ def _host(name: str, model: str, options: ServeOptions) -> Host:
         return predictor
 
     threads = torch.get_num_threads()
-    return Host(name, apart(load, threads), Origin(path, seen, load), threads=threads)
+    return ModelWorker(name, run_in_thread(load, threads), ModelSource(path, seen, load), threads=threads)
 
 
 def _on_cluster(models: Sequence[str], names: Sequence[str], options: ServeOptions, key: str | None) -> int:
     """The same application in the processes of a Ray cluster. The models are opened here first, for what is wrong with
     them."""
-    from vitral.run.spread import alone
-    from vitral.serve.many import deployed
+    from vitral.run.ray_map import alone
+    from vitral.serve.ray_deployment import deployed
 
     for name, model in zip(names, models, strict=True):
         _host(name, model, alone(options, "cpu")).close()
@@ -88,10 +88,10 @@ def _application(
     models: Sequence[str], names: Sequence[str], options: ServeOptions, key: str | None, device: str
 ) -> FastAPI:
     """In a process of the cluster."""
-    from vitral.run.spread import alone
+    from vitral.run.ray_map import alone
 
     log_lines(options.log)
-    hosts: dict[str, Host] = {}
+    hosts: dict[str, ModelWorker] = {}
     for name, model in zip(names, models, strict=True):
         # Where a device was asked for, an export says that it has no choice.
         on = "cpu" if options.device == "auto" and find_export(model) else device
@@ -103,12 +103,12 @@ def names_of(models: Sequence[str], names: Sequence[str]) -> list[str]:
     """What requests call the models. Raises UserError for names that are equal, unfit or not one a model."""
     if names and len(names) != len(models):
         raise UserError(
-            "one name a model is wanted", where="names", got=", ".join(names), wanted=f"{len(models)} names"
+            "one name a model is expected", where="names", got=", ".join(names), expected=f"{len(models)} names"
         )
     found = list(names) or [_name_of(model) for model in models]
     for name in found:
         if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
-            raise UserError("not a name", where="names", got=repr(name), wanted="letters, digits, dots, - and _")
+            raise UserError("not a name", where="names", got=repr(name), expected="letters, digits, dots, - and _")
     if len(set(found)) < len(found):
         hint = "Name them: names=" + "[" + ",".join(f"{name}-{number}" for number, name in enumerate(found, 1)) + "]"
         raise UserError("two models would have one name", where="names", got=", ".join(found), hint=hint)
@@ -137,5 +137,5 @@ def read_key(file: str | None) -> str | None:
             raise UserError("not readable", where="api_key_file", got=error) from None
     if given is not None and not re.fullmatch(r"[!-~]+", given):  # the file's content is said to nobody
         where = KEY_VARIABLE if file is None else file
-        raise UserError("not a key", where=where, wanted="one word of ASCII letters, digits and signs")
+        raise UserError("not a key", where=where, expected="one word of ASCII letters, digits and signs")
     return given

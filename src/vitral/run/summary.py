@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from vitral.atomic_files import whole_file
 from vitral.errors import UserError, taken
 from vitral.models.config import ModelConfig
 from vitral.models.measure import Precision
@@ -14,10 +15,9 @@ from vitral.models.presets import PRESETS, resolve
 from vitral.models.registry import build_config
 from vitral.models.summary import count_macs, count_parameters, forward_bytes, kept_activations
 from vitral.models.summary import summarize as stages_of
-from vitral.run.options import SummaryOptions
-from vitral.training.plan import model_job, predict
+from vitral.run.command_options import SummaryOptions
+from vitral.training.memory_estimate import model_job, predict
 from vitral.weights.find import model_config
-from vitral.whole import whole_file
 
 # A module inside of a block, but for the first block of all: blocks.1.attn, stages.1.blocks.0.conv1.
 _INSIDE = re.compile(r"\.[1-9]\d*\.(?:.*\.)?[^.\d][^.]*$")
@@ -37,7 +37,7 @@ def summarize(name: str, options: SummaryOptions) -> dict[str, Any]:
            if key in type(architecture).model_fields},
     }  # fmt: skip
     if target is not None:
-        from vitral.report.growth import growth_plot
+        from vitral.report.cost_growth import growth_plot
 
         with whole_file(target) as partial:
             partial.write_bytes(growth_plot(grown))
@@ -57,7 +57,7 @@ def _picture(options: SummaryOptions) -> Path | None:
         return None
     path = Path(options.out).expanduser()
     if path.suffix.lower() != ".png":
-        raise UserError("not a PNG file", where="out", got=options.out, wanted="a name that ends in .png")
+        raise UserError("not a PNG file", where="out", got=options.out, expected="a name that ends in .png")
     if path.is_dir() or (path.exists() and not options.overwrite):
         raise taken(path, overwrite=not path.is_dir())
     if not path.parent.is_dir():

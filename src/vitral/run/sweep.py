@@ -12,22 +12,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vitral.atomic_files import LOCK, remove, tidy, write_json
 from vitral.config import build, flatten
+from vitral.config_keys import as_word
 from vitral.data.dataset import Dataset
-from vitral.data.sources import held_out, open_dataset
+from vitral.data.sources import make_val_split, open_dataset
 from vitral.errors import Interrupted, RunFailed, UserError, command, taken
 from vitral.evaluate.metric import Metric
 from vitral.files import read_json
-from vitral.keys import as_word
 from vitral.run.config import RunConfig, difference, draft_architecture, expand_data, load_config
 from vitral.run.folder import occupied
 from vitral.run.prepare import task_of
 from vitral.run.train import run, settle_steps
 from vitral.tasks.task import Task
-from vitral.training.journal import console_logging, log, write_csv
+from vitral.training.metrics_log import console_logging, log, write_csv
 from vitral.training.signals import signum_of
-from vitral.weights.stopped import SWEEP
-from vitral.whole import LOCK, remove, tidy, write_json
+from vitral.weights.stopped_run import SWEEP
 
 TABLE, BEST = "sweep.csv", "best"
 _POINT = {"data.validation": "dev", "train.eval_every": "end"}
@@ -119,7 +119,7 @@ def _check_points(points: Sequence[RunConfig], dataset: Dataset) -> None:
     samples = 0
     if any(point.train.steps is None for point in points):  # what is held out has no say in steps
         data = points[0].data
-        samples = len(held_out(dataset, data.val_fraction, data.validation).splits["train"])
+        samples = len(make_val_split(dataset, data.val_fraction, data.validation).splits["train"])
     for point in points:
         draft_architecture(point)
         settle_steps(point, samples)
@@ -157,7 +157,7 @@ def _score(point: RunConfig, task: Task, dataset: Dataset) -> Metric:
     """The metric that points are compared by. Raises UserError where there is nothing to compare."""
     default = next(iter(task.evaluators))
     if not task.can_evaluate(dataset):
-        raise UserError("these data have nothing to evaluate by", where=dataset.name, wanted="one class per image")
+        raise UserError("these data have nothing to evaluate by", where=dataset.name, expected="one class per image")
     if default not in task.evaluators_of(point.eval):
         raise UserError(f"points are compared by the evaluator {default}", where="eval", got=", ".join(point.eval))
     return task.metrics[0]

@@ -21,26 +21,26 @@ from vitral.errors import Interrupted, RunFailed, UserError, command, plural
 from vitral.evaluate.metric import Metric
 from vitral.models.model import ImageModel
 from vitral.models.summary import count_macs
-from vitral.objectives.balance import NO_BALANCE, ClassBalance, class_balance, needs_balance
+from vitral.objectives.class_balance import NO_BALANCE, ClassBalance, class_balance, needs_balance
 from vitral.objectives.objective import Objective, ObjectiveContext
-from vitral.objectives.table import OBJECTIVES
+from vitral.objectives.registry import OBJECTIVES
 from vitral.optim.ema import WeightEMA
-from vitral.optim.masters import Bfloat16Copy
+from vitral.optim.master_weights import ComputeCopy
 from vitral.optim.optimizer import make_optimizer
 from vitral.optim.schedules import learning_rate, weight_decay
-from vitral.run import outputs
+from vitral.run import artifacts
 from vitral.run.config import RunConfig, load_config
+from vitral.run.eval_subject import EvalData
 from vitral.run.finish import finish, is_validated
 from vitral.run.folder import CHECKPOINTS, claimed, open_folder, resume_with, write_length
 from vitral.run.memory import say_memory, smaller_plan
-from vitral.run.prepare import EVAL_BATCH, Prepared, prepare
-from vitral.run.remembered import save_split
+from vitral.run.prepare import EVAL_BATCH, RunContext, prepare
 from vitral.run.resume import resume
-from vitral.run.subject import EvalData
+from vitral.run.split_record import save_split
 from vitral.tasks.registry import TASKS
-from vitral.training.journal import console_logging, console_silence, log, log_file
 from vitral.training.loggers import Logger, Loggers, TensorBoard
 from vitral.training.loop import Plan, fit, total_steps
+from vitral.training.metrics_log import console_logging, console_silence, log, log_file
 from vitral.training.parallel import Parallel
 from vitral.training.signals import StopSignal, signum_of
 from vitral.training.state import Progress, TrainState, has_checkpoint
@@ -83,7 +83,9 @@ def run(
     ):
         if config.train.tensorboard:
             loggers = (*loggers, TensorBoard(folder / "tensorboard"))
-        resuming = distributed.from_main((config.resume or config.finish) and has_checkpoint(folder / CHECKPOINTS))
+        resuming = distributed.broadcast_from_main(
+            (config.resume or config.finish) and has_checkpoint(folder / CHECKPOINTS)
+        )
         if config.finish and not resuming:
             hint = "finish=true ends a run that was stopped; this one has saved no checkpoint yet."
             raise UserError("there is no run to finish", where="out", got=folder, hint=hint)
@@ -113,10 +115,10 @@ def _run(
 ) -> dict[str, Any]:
     """`opened` gets a True when the folder holds what a resume needs."""
     with ExitStack() as closes:
-        with distributed.together():
+        with distributed.error_barrier():
             prepared = closes.enter_context(closing(prepare(config, dataset)))
             data = closes.enter_context(closing(EvalData(prepared)))
-        with distributed.together():
+        with distributed.error_barrier():
             state, objective, steps = assemble(prepared)
             loader = train_loader(prepared)
             notes = resume(folder, prepared.config, state, (steps, len(prepared.train.split))) if resuming else []
@@ -125,7 +127,7 @@ def _run(
         closes.enter_context(_explained(prepared, folder))
         if distributed.is_main():
             if not resuming:
-                open_folder(folder, prepared.config, outputs.environment(prepared.device))
+                open_folder(folder, prepared.config, artifacts.environment(prepared.device))
                 save_split(folder, prepared.dataset)
             elif notes:
                 write_length(folder, prepared.config)
@@ -140,12 +142,12 @@ def _run(
             if resuming:
                 log.info("going on at step %d", state.progress.step)
             _fit(prepared, state, objective, loader, steps, folder, loggers, data)
-        model = prepared.build() if _mode(config) == "fsdp" else objective.judged
+        model = prepared.build() if _mode(config) == "fsdp" else objective.eval_model
         return finish(prepared, state, objective, model, folder, data)
 
 
 @contextmanager
-def _explained(prepared: Prepared, folder: Path) -> Generator[None]:
+def _explained(prepared: RunContext, folder: Path) -> Generator[None]:
     """What a run of right configuration still fails by, in words."""
     try:
         yield
@@ -153,7 +155,7 @@ def _explained(prepared: Prepared, folder: Path) -> Generator[None]:
         raise RunFailed(f"{error}. Checkpoints are in {folder / CHECKPOINTS}") from error
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            hint = "A smaller train.micro_batch or train.checkpointing=all takes less, with the same result."
+            hint = "A smaller train.micro_batch or train.activation_checkpointing=all takes less, with the same result."
             if distributed.world() == 1:
                 hint = smaller_plan(prepared.config, prepared.architecture, prepared.device, EVAL_BATCH)
             raise RunFailed(f"out of memory: {str(error).splitlines()[0]}\n  {hint}") from error
@@ -164,10 +166,10 @@ def _explained(prepared: Prepared, folder: Path) -> Generator[None]:
 def _claimed(config: RunConfig, folder: Path | None) -> Generator[Path]:
     """The run folder, claimed by the main process for all."""
     with ExitStack() as held:
-        with distributed.together():
+        with distributed.error_barrier():
             if distributed.is_main() and folder is None:
                 folder = held.enter_context(claimed(config))
-        folder = distributed.from_main(folder)
+        folder = distributed.broadcast_from_main(folder)
         assert folder is not None
         yield folder
 
@@ -178,12 +180,12 @@ def _mode(config: RunConfig) -> str:
     if mode == "none" and world > 1:
         raise UserError(
             f"{world} processes would each train the same model", where="train.parallel", got="none",
-            wanted="auto, ddp or fsdp",
+            expected="auto, ddp or fsdp",
         )  # fmt: skip
     if config.memory is not None and world > 1:
         raise UserError(
             "plans are made for one process", where="memory", got=f"{config.memory} for {world} processes",
-            wanted="null", hint="Set train.micro_batch and train.checkpointing instead.",
+            expected="null", hint="Set train.micro_batch and train.activation_checkpointing instead.",
         )  # fmt: skip
     if mode == "auto":
         return "ddp" if world > 1 else "none"
@@ -204,13 +206,13 @@ def _settings(config: RunConfig) -> Generator[None]:
         torch.set_num_threads(threads)
 
 
-def assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
-    """What moves, what is minimised, and for how many steps."""
+def assemble(prepared: RunContext) -> tuple[TrainState, Objective, int]:
+    """What moves, what is minimized, and for how many steps."""
     config = prepared.config
     torch.manual_seed(config.seed)
     steps = settle_steps(config, len(prepared.train.split))
-    if config.objective.kind != "pruned" and getattr(prepared.architecture, "pruner_blocks", ()):
-        hint = "objective.kind=pruned init_head=true trains it; model.pruner_blocks=none leaves it out."
+    if config.objective.kind != "dynamic_vit" and getattr(prepared.architecture, "pruner_blocks", ()):
+        hint = "objective.kind=dynamic_vit init_head=true trains it; model.pruner_blocks=none leaves it out."
         raise UserError("the pruner would not be trained", where="model.pruner_blocks", hint=hint)
     samples = len(prepared.train.split)
     context = ObjectiveContext(steps, samples / config.train.batch_size, config.seed, _class_balance(prepared))
@@ -234,25 +236,25 @@ def assemble(prepared: Prepared) -> tuple[TrainState, Objective, int]:
     decay, ema = config.train.ema, None
     if decay is not None:
         ema = WeightEMA(objective.model, cut(prepared.build()), decay, config.train.ema_warmup)
-    low = Bfloat16Copy(objective) if config.precision == "bfloat16_params" else None
-    computing = _compiled(config, low.module if low else objective, mode)
+    compute_copy = ComputeCopy(objective) if config.precision == "bfloat16_params" else None
+    computing = _compiled(config, compute_copy.module if compute_copy else objective, mode)
     unused = config.objective.head_only > 0
-    parallel = Parallel(computing, ddp=mode == "ddp", unused=unused, each=low is not None)
+    parallel = Parallel(computing, ddp=mode == "ddp", unused=unused, each=compute_copy is not None)
     if distributed.rank():  # equal weights were drawn on all; what dropout drops differs
         torch.manual_seed(config.seed + distributed.rank() * 0x9E3779B9)
     started = prepared.dataset.whole_fingerprint, prepared.init_fingerprint
-    return TrainState(objective, optimizer, ema, Progress(), *started, low, parallel, steps), objective, steps
+    return TrainState(objective, optimizer, ema, Progress(), *started, compute_copy, parallel, steps), objective, steps
 
 
 def _compiled(config: RunConfig, objective: Module, mode: str) -> Module:
     """What is called for a step: the objective, or its compiled form where that is asked for or, by itself, on CUDA."""
     assert isinstance(objective, Objective)
     asked, device = config.train.compile, next(objective.parameters()).device
-    can = mode != "fsdp" and objective.alike(0) is not None and not objective.model.checkpointed
+    can = mode != "fsdp" and objective.compile_key(0) is not None and not objective.model.checkpointed
     if asked == "step" and not can:
         raise UserError(
             "this step cannot be compiled: its objective does not allow it, or blocks are checkpointed",
-            where="train.compile", got="step", wanted="none",
+            where="train.compile", got="step", expected="none",
         )  # fmt: skip
     if asked == "step" or (asked == "auto" and can and device.type == "cuda" and find_spec("triton") is not None):
         from vitral.training.compiled import Compiled
@@ -270,12 +272,15 @@ def settle_steps(config: RunConfig, samples: int) -> int:
     steps = total_steps(config.train, samples)
     if config.optim.warmup >= max(steps, 1):
         raise UserError(
-            "the warm-up is longer than the run", where="optim.warmup", got=config.optim.warmup, wanted=f"below {steps}"
+            "the warm-up is longer than the run",
+            where="optim.warmup",
+            got=config.optim.warmup,
+            expected=f"below {steps}",
         )
     return steps
 
 
-def _class_balance(prepared: Prepared) -> ClassBalance:
+def _class_balance(prepared: RunContext) -> ClassBalance:
     """The loss's correction for classes of unequal size, from their shares among the images as training draws them."""
     config, dataset, asked = prepared.config, prepared.dataset, prepared.config.objective
     if not needs_balance(asked):
@@ -289,7 +294,7 @@ def _class_balance(prepared: Prepared) -> ClassBalance:
     return class_balance(asked, shares_K.tolist(), dataset.classes)
 
 
-def _say_start(prepared: Prepared, objective: Objective, steps: int, folder: Path) -> None:
+def _say_start(prepared: RunContext, objective: Objective, steps: int, folder: Path) -> None:
     splits = ", ".join(f"{len(split)} {name}" for name, split in prepared.dataset.parts.items())
     height, width = prepared.architecture.image_size
     count = sum(parameter.numel() for parameter in objective.model.parameters())
@@ -326,7 +331,7 @@ def _say_start(prepared: Prepared, objective: Objective, steps: int, folder: Pat
 
 
 def _fit(
-    prepared: Prepared, state: TrainState, objective: Objective, loader: TrainLoader, steps: int, folder: Path,
+    prepared: RunContext, state: TrainState, objective: Objective, loader: TrainLoader, steps: int, folder: Path,
     loggers: Sequence[Logger], data: EvalData,
 ) -> None:  # fmt: skip
     config, task = prepared.config, prepared.task
@@ -354,7 +359,7 @@ def _fit(
     fit(state, objective, loader, config.train, plan, validate if is_validated(prepared) else None, told)
 
 
-def _counts(prepared: Prepared) -> dict[str, int]:
+def _counts(prepared: RunContext) -> dict[str, int]:
     return {name: len(split) for name, split in prepared.dataset.splits.items()}
 
 
@@ -362,7 +367,7 @@ def _decay(config: RunConfig, steps: int) -> Callable[[int], float]:
     return lambda step: weight_decay(step, steps, config.optim)
 
 
-def train_loader(prepared: Prepared) -> TrainLoader:
+def train_loader(prepared: RunContext) -> TrainLoader:
     """The run's streams of batches; of many processes each has its share of every batch."""
     return TrainLoader({
         name: StreamLoader(
@@ -374,7 +379,7 @@ def train_loader(prepared: Prepared) -> TrainLoader:
     })  # fmt: skip
 
 
-def _image_flops(prepared: Prepared) -> float:
+def _image_flops(prepared: RunContext) -> float:
     """Operations for one image of a step, of any stream, in all its views: two a multiply-accumulate, and twice as many
     backward as forward. 0, unknown, where only a part is trained, and less is computed backward."""
     config, streams = prepared.config, prepared.streams.values()

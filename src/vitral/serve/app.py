@@ -15,11 +15,11 @@ from starlette.exceptions import HTTPException
 
 from vitral.serve.config import ServeConfig
 from vitral.serve.explore import explorer_router
-from vitral.serve.gate import Exchange, Gate, answer_json, refusal, shortened
-from vitral.serve.host import Host, Refused
-from vitral.serve.intake import Images, read_images
 from vitral.serve.metrics import Metrics
+from vitral.serve.middleware import Exchange, Middleware, answer_json, refusal, shortened
+from vitral.serve.model_worker import APIError, ModelWorker
 from vitral.serve.reload import watch
+from vitral.serve.request_parsing import Images, read_images
 from vitral.serve.schemas import IMAGES, PROBLEMS, Attended, Embedded, Model, Predicted
 from vitral.serve.service import Service
 from vitral.version import __version__
@@ -51,7 +51,7 @@ class _Attention(_Asked):
     )
 
 
-def create_app(hosts: Mapping[str, Host], options: ServeConfig, key: str | None = None) -> FastAPI:
+def create_app(hosts: Mapping[str, ModelWorker], options: ServeConfig, key: str | None = None) -> FastAPI:
     """The application. hosts: the models by name, the first is the default one. key: what /v1 wants of its clients.
 
     `app.state.service` is what works behind it; its `not_ready` says why /readyz answers 503.
@@ -78,7 +78,7 @@ def create_app(hosts: Mapping[str, Host], options: ServeConfig, key: str | None 
     # FastAPI's own pages of documentation load scripts from elsewhere, and this server's pages load nothing from there.
     app = FastAPI(title="Vitral", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
-    app.add_middleware(Gate, options=options, metrics=metrics, key=key, is_ending=lambda: service.is_ending)
+    app.add_middleware(Middleware, options=options, metrics=metrics, key=key, is_ending=lambda: service.is_ending)
     app.add_exception_handler(RequestValidationError, _wrong_parameter)
     app.add_exception_handler(HTTPException, _no_route)
     _add_images(app, service)
@@ -92,7 +92,7 @@ def _add_images(app: FastAPI, service: Service) -> None:
     """What works on images."""
     post = partial(app.post, openapi_extra=IMAGES, responses=PROBLEMS, tags=["images"])
 
-    async def images(request: Request, model: str | None) -> tuple[Host, Images, dict[str, Any]]:
+    async def images(request: Request, model: str | None) -> tuple[ModelWorker, Images, dict[str, Any]]:
         exchange: Exchange = request.scope["exchange"]
         host = service.pick(model)
         exchange.facts["model"] = host.name
@@ -119,7 +119,7 @@ def _add_images(app: FastAPI, service: Service) -> None:
         """How a token of an image shares its attention out among all, in every layer and head."""
         host, read, _ = await images(request, asked.model)
         if len(read.uploads) > 1:
-            raise Refused(400, "one_image", "attention is of one image at a time")
+            raise APIError(400, "one_image", "attention is of one image at a time")
         layers = None if asked.layers is None else [int(number) for number in asked.layers.split(",")]
         return answer_json(await service.attention(host, read.uploads[0], asked.token, layers))
 
@@ -144,7 +144,7 @@ def _add_operations(app: FastAPI, service: Service, metrics: Metrics) -> None:
     async def ready() -> Response:
         """200 once all models have computed, 503 before and while the server ends."""
         if service.not_ready is not None:
-            return refusal(Refused(503, "not_ready", service.not_ready, {"Retry-After": "1"}))
+            return refusal(APIError(503, "not_ready", service.not_ready, {"Retry-After": "1"}))
         return answer_json({"status": "ready"})
 
     @get("/metrics")
@@ -158,7 +158,7 @@ def _add_operations(app: FastAPI, service: Service, metrics: Metrics) -> None:
 async def _wrong_parameter(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     texts = [f"{each['loc'][-1]}: {each['msg']}, got {each['input']!r}" for each in error.errors()]
-    return refusal(Refused(422, "bad_parameter", "; ".join(texts)))
+    return refusal(APIError(422, "bad_parameter", "; ".join(texts)))
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
@@ -166,4 +166,4 @@ async def _no_route(request: Request, error: Exception) -> Response:
     code = {404: "no_route", 405: "wrong_method"}.get(error.status_code, "http")
     path = shortened(request.url.path)
     message = f"{request.method} {path}: {error.detail}; /openapi.json lists what there is"
-    return refusal(Refused(error.status_code, code, message, dict(error.headers or {})))
+    return refusal(APIError(error.status_code, code, message, dict(error.headers or {})))

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from vitral.predictor import NotFinite, Predictor
-from vitral.serve.host import Host, Refused
 from vitral.serve.metrics import Metrics
+from vitral.serve.model_worker import APIError, ModelWorker
 
 log = logging.getLogger("vitral")
 
@@ -39,7 +39,7 @@ class _Entry(NamedTuple):
 class Batcher:
     """The queue of one model's images. `start` and `close` belong to the event loop that it works in."""
 
-    def __init__(self, host: Host, max_batch: int, metrics: Metrics) -> None:
+    def __init__(self, host: ModelWorker, max_batch: int, metrics: Metrics) -> None:
         self._host, self._max_batch, self._metrics = host, max_batch, metrics
         self._entries: deque[_Entry] = deque()
         self._filled = asyncio.Event()
@@ -57,7 +57,7 @@ class Batcher:
 
     async def compute(self, predictor: Predictor, images: Sequence[Tensor]) -> list[Computed]:
         """Logits of images that `predictor.preprocess` has made, computed by that predictor. Whoever stops waiting
-        takes them out of the queue. Raises Refused, 500, where the computation of one of them fails."""
+        takes them out of the queue. Raises APIError, 500, where the computation of one of them fails."""
         loop = asyncio.get_running_loop()
         answers: list[asyncio.Future[Computed]] = [loop.create_future() for _ in images]
         self._entries.extend(_Entry(predictor, image, answers[k], answers) for k, image in enumerate(images))
@@ -77,10 +77,10 @@ class Batcher:
                     lambda _, by=batch[0].predictor, x=images: by.forward(x).cpu(), len(batch)
                 )
             except NotFinite as error:
-                self._fail(batch, Refused(500, "not_finite", error.what))
+                self._fail(batch, APIError(500, "not_finite", error.what))
             except Exception:  # memory that is not there, say: its own requests fail, the next may not
                 log.exception("%s: a batch of %d images failed", self._host.name, len(batch))
-                self._fail(batch, Refused(500, "model_failed", "the model failed on these images"))
+                self._fail(batch, APIError(500, "model_failed", "the model failed on these images"))
             else:
                 self._metrics.computed(self._host.name, len(batch))
                 self._answer(batch, logits_BC)
@@ -102,7 +102,7 @@ class Batcher:
             if not entry.answer.done():
                 entry.answer.set_result(Computed(row_C, len(batch)))
 
-    def _fail(self, batch: Sequence[_Entry], why: Refused) -> None:
+    def _fail(self, batch: Sequence[_Entry], why: APIError) -> None:
         """All images of the requests that have one in this batch: those still in the queue need not be computed."""
         for answer in (answer for entry in batch for answer in entry.request):
             if not answer.done():

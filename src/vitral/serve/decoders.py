@@ -24,8 +24,8 @@ import torch
 
 from vitral.data.image_spec import ImageSpec
 from vitral.serve.config import ServeConfig
-from vitral.serve.decoding import Heavy, Job, Prepared, Problem, Step, try_light, work
-from vitral.serve.host import Refused, Upload
+from vitral.serve.decoding import DecodedImage, Heavy, Job, Problem, Step, try_light, work
+from vitral.serve.model_worker import APIError, Upload
 
 log = logging.getLogger("vitral")
 
@@ -57,29 +57,29 @@ class Decoders:
 
         self._waiters.submit(start)
 
-    async def prepare(self, spec: ImageSpec, uploads: Sequence[Upload], step: Step) -> list[Prepared]:
-        """What becomes of all images of a request. Raises Refused that names the first one that is none, is too large
+    async def prepare(self, spec: ImageSpec, uploads: Sequence[Upload], step: Step) -> list[DecodedImage]:
+        """What becomes of all images of a request. Raises APIError that names the first one that is none, is too large
         or takes too long."""
         turns = asyncio.Semaphore(self._most)  # so that the next request waits for a few images, not for 64
 
-        async def one(number: int) -> Prepared | Problem:
+        async def one(number: int) -> DecodedImage | Problem:
             async with turns:
                 job = Job(uploads[number].data, spec, step)
                 found = await asyncio.get_running_loop().run_in_executor(self._light, try_light, job)
             return await self._process(job, found.counted, number) if isinstance(found, Heavy) else found
 
         if len(uploads) == 1:
-            results: list[Prepared | Problem] = [await one(0)]
+            results: list[DecodedImage | Problem] = [await one(0)]
         else:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(one(number)) for number in range(len(uploads))]
             results = [task.result() for task in tasks]
         for number, found in enumerate(results):
             if isinstance(found, Problem):
-                raise Refused(found.status, found.code, f"{uploads[number].name or f'image {number}'}: {found.text}")
-        return [found for found in results if isinstance(found, Prepared)]
+                raise APIError(found.status, found.code, f"{uploads[number].name or f'image {number}'}: {found.text}")
+        return [found for found in results if isinstance(found, DecodedImage)]
 
-    async def _process(self, job: Job, count: int, number: int) -> Prepared | Problem:
+    async def _process(self, job: Job, count: int, number: int) -> DecodedImage | Problem:
         """The job in a process. The first images of all requests come before the second ones of any, and all that are
         decoded at once are no more than PICTURES of the largest size."""
         loop = asyncio.get_running_loop()
@@ -160,7 +160,7 @@ class _Call:
         self._decoders, self._job = decoders, job
         self._lock, self._decoder, self._is_ended = threading.Lock(), None, False
 
-    def run(self) -> Prepared | Problem:
+    def run(self) -> DecodedImage | Problem:
         """In a thread of its own, which waits. A process that has ended before it got the job, killed by the system for
         want of memory say, is replaced once."""
         for _ in range(2):
@@ -168,7 +168,7 @@ class _Call:
                 return self._run()
         return Problem(503, "no_decoder", "the processes that decode images end before they begin; try again")
 
-    def _run(self) -> Prepared | Problem:
+    def _run(self) -> DecodedImage | Problem:
         try:
             decoder = self._decoders.take()
         except OSError as error:
@@ -232,7 +232,7 @@ class _Decoder:
         except EOFError:
             raise OSError("it ended at once") from None
 
-    def ask(self, job: Job, seconds: float) -> Prepared | Problem:
+    def ask(self, job: Job, seconds: float) -> DecodedImage | Problem:
         """Raises TimeoutError after so many seconds, NotSent where the process has ended before, EOFError or OSError
         where it ends meanwhile."""
         try:

@@ -23,7 +23,7 @@ from vitral.data.image_spec import ImageSpec
 from vitral.data.resize import fit_image
 from vitral.errors import UserError
 from vitral.predictor import decode_image
-from vitral.serve.structure import outline
+from vitral.serve.image_headers import outline
 
 Step = Literal["count", "decode", "fit"]
 PIXEL_BYTES = 4  # of a pixel that counts once against max_pixels; deeper images count in proportion
@@ -40,7 +40,7 @@ class Job(NamedTuple):
     step: Step
 
 
-class Prepared(NamedTuple):
+class DecodedImage(NamedTuple):
     """The array, uint8 or float32 [C, H, W], None where the pixels are only counted; height and width of the image as
     it is seen; its pixels as they count against max_pixels."""
 
@@ -64,7 +64,7 @@ class Heavy(NamedTuple):
     counted: int
 
 
-def try_light(job: Job) -> Prepared | Problem | Heavy:
+def try_light(job: Job) -> DecodedImage | Problem | Heavy:
     """Do the job where that is cheap for certain, whatever the file holds; refuse it by its first bytes if possible."""
     found = outline(job.data)
     if found.is_endless:
@@ -77,7 +77,7 @@ def try_light(job: Job) -> Prepared | Problem | Heavy:
     return do(job) if found.is_light else Heavy(count)
 
 
-def do(job: Job) -> Prepared | Problem:
+def do(job: Job) -> DecodedImage | Problem:
     """Do the job, whatever it takes."""
     try:
         width, height = pixels(job.data)  # `header` would read a PNG to its end, for its EXIF
@@ -86,12 +86,12 @@ def do(job: Job) -> Prepared | Problem:
         if count > job.spec.max_pixels:
             return _too_large(width, height, each, job.spec.max_pixels)
         if job.step == "count":
-            return Prepared(None, (height, width), count)
+            return DecodedImage(None, (height, width), count)
         image_CHW = decode_image(job.data, job.spec)
         size = (image_CHW.shape[1], image_CHW.shape[2])
         if job.step == "fit":
             image_CHW = fit_image(image_CHW, job.spec.image_size, job.spec)
-        return Prepared(image_CHW.numpy(), size, count)
+        return DecodedImage(image_CHW.numpy(), size, count)
     except UserError as error:
         if isinstance(error.__cause__, MemoryError):
             return _NO_ROOM

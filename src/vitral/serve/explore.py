@@ -21,11 +21,11 @@ from torch import Tensor
 from vitral.interpret.rollout import Fuse
 from vitral.predictor import Predictor
 from vitral.serve import explore_views as views
-from vitral.serve.explore_kept import MOST_MAP_BYTES, Given, Kept
 from vitral.serve.explore_samples import sample, sample_names
-from vitral.serve.gate import answer_json
-from vitral.serve.host import Host, Refused, Upload
-from vitral.serve.intake import read_images
+from vitral.serve.image_cache import MOST_MAP_BYTES, CachedImage, ImageCache
+from vitral.serve.middleware import answer_json
+from vitral.serve.model_worker import APIError, ModelWorker, Upload
+from vitral.serve.request_parsing import read_images
 from vitral.serve.service import Service
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ _GONE = "The server no longer keeps this image: give it again."
 def explorer_router(service: Service) -> APIRouter:
     """The page at `/`, its files, and what it asks for under /v1/explore.
 
-    What is wrong is raised as `Refused` or `UserError`.
+    What is wrong is raised as `APIError` or `UserError`.
     """
     router = APIRouter(tags=["explorer"])
     router.add_api_route("/", _file_of("index.html"), include_in_schema=False)
@@ -67,7 +67,7 @@ class _Explorer:
     nobody guesses."""
 
     def __init__(self, service: Service) -> None:
-        self.service, self.kept = service, Kept()
+        self.service, self.kept = service, ImageCache()
 
     async def models(self) -> Response:
         """The served models, and what can be seen of each."""
@@ -82,7 +82,7 @@ class _Explorer:
         """A picture to try, as a file."""
         found = await asyncio.to_thread(sample, name)
         if found is None:
-            raise Refused(404, "no_sample", f"There is no sample {name!r}.")
+            raise APIError(404, "no_sample", f"There is no sample {name!r}.")
         return Response(found[0], media_type=found[1], headers={"Cache-Control": "no-cache"})
 
     async def look(self, request: Request, model: Model = None, topk: TopK = 5) -> Response:
@@ -90,7 +90,7 @@ class _Explorer:
         host = self.service.pick(model)
         uploads = (await read_images(request, self.service.options.max_images)).uploads
         if len(uploads) != 1:
-            raise Refused(422, "one_image", f"One image is wanted at a time, not {len(uploads)}.")
+            raise APIError(422, "one_image", f"One image is expected at a time, not {len(uploads)}.")
         return await self._answer(host, uploads[0], topk)
 
     async def again(self, key: Key, model: Model = None, topk: TopK = 5) -> Response:
@@ -98,16 +98,16 @@ class _Explorer:
         host = self.service.pick(model)
         data = self.kept.data(key)
         if data is None:
-            raise Refused(404, "gone", _GONE)
+            raise APIError(404, "gone", _GONE)
         return await self._answer(host, Upload(None, data), topk)
 
-    async def _answer(self, host: Host, upload: Upload, topk: int) -> Response:
+    async def _answer(self, host: ModelWorker, upload: Upload, topk: int) -> Response:
         predictor = host.predictor
         with host.places(1):
             key = await asyncio.to_thread(lambda: hashlib.sha256(upload.data).hexdigest())
             async with self.service.ready(predictor, [upload]) as (image,):
                 found, x_CHW = await host.run(lambda _: views.answer(predictor, image, topk))
-        self.kept.put(host.name, key, Given(weakref.ref(predictor), x_CHW, upload.data))
+        self.kept.put(host.name, key, CachedImage(weakref.ref(predictor), x_CHW, upload.data))
         return answer_json({"id": key, "model": host.name, **found})
 
     async def attention(self, key: Key, model: Model = None, token: Token = None) -> Response:
@@ -138,11 +138,11 @@ class _Explorer:
         """Token merging: which patches end in one token, the answer then, and the time of a pass with and without."""
         return answer_json(await self._of(key, model, lambda predictor, x_CHW: views.merged(predictor, x_CHW, r, topk)))
 
-    def _given(self, host: Host, key: str) -> Given:
+    def _given(self, host: ModelWorker, key: str) -> CachedImage:
         """The kept image."""
         given = self.kept.get(host.name, key, host.predictor)
         if given is None:
-            raise Refused(404, "gone", _GONE)
+            raise APIError(404, "gone", _GONE)
         return given
 
     async def _of(self, key: str, model: str | None, function: Callable[[Predictor, Tensor], T]) -> T:
@@ -152,7 +152,7 @@ class _Explorer:
 
         def compute(predictor: Predictor) -> T:
             if given.model() is not predictor:  # replaced while this waited for its turn
-                raise Refused(404, "gone", _GONE)
+                raise APIError(404, "gone", _GONE)
             return function(predictor, given.x_CHW)
 
         return await host.compute(compute)

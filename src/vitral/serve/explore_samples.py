@@ -17,7 +17,7 @@ _INK = ((213, 94, 0), (0, 114, 178), (0, 158, 115), (240, 228, 66))
 
 
 def sample_names(channels: int) -> dict[str, str]:
-    """Names and titles of the samples for a model of so many channels: digits for grey ones, else pictures."""
+    """Names and titles of the samples for a model of so many channels: digits for gray ones, else pictures."""
     if channels <= 2:
         return {f"digit-{digit}": f"Digit {digit}" for digit in range(10)}
     there = {name: title for name, title in _PHOTOGRAPHS.items() if _photograph(name) is not None}
@@ -59,7 +59,7 @@ def _digit(digit: int) -> Image.Image:
 
 
 def _shapes() -> Image.Image:
-    """A disc, a square and a triangle, apart from each other on a plain ground."""
+    """A disc, a square and a triangle, run_in_thread from each other on a plain ground."""
     image = Image.new("RGB", (_SIDE, _SIDE), (232, 232, 226))
     draw = ImageDraw.Draw(image)
     draw.ellipse((24, 30, 120, 126), fill=_INK[0])
@@ -70,7 +70,7 @@ def _shapes() -> Image.Image:
 
 def _rings() -> Image.Image:
     """Rings around a point off the middle: the same pattern at every distance, so nothing but place tells patches
-    apart."""
+    run_in_thread."""
     rows, columns = np.mgrid[:_SIDE, :_SIDE]
     ring = (np.hypot(rows - 150, columns - 110) / (_SIDE / 16 * math.sqrt(2))).astype(int) % len(_INK)
     return Image.fromarray(np.array(_INK, np.uint8)[ring])

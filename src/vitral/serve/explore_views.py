@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from vitral.compression.tome import ToMe
 from vitral.data.channels import MODES
 from vitral.data.resize import fit_image
-from vitral.efficient.merge import TokenMerging
 from vitral.errors import UserError
 from vitral.interpret.attention import fill_heads, stream_maps
 from vitral.interpret.lens import logit_lens
@@ -33,7 +33,7 @@ from vitral.models.reduction import TokenReduction, reduced_by
 from vitral.models.registry import token_encoder
 from vitral.models.vit import VisionTransformer
 from vitral.predictor import Predictor
-from vitral.serve.decoding import Prepared
+from vitral.serve.decoding import DecodedImage
 
 Floats = NDArray[np.float32]
 
@@ -83,7 +83,7 @@ def _views(predictor: Predictor) -> tuple[list[str], dict[str, str]]:
     return can, why
 
 
-def answer(predictor: Predictor, image: Prepared, topk: int) -> tuple[dict[str, Any], Tensor]:
+def answer(predictor: Predictor, image: DecodedImage, topk: int) -> tuple[dict[str, Any], Tensor]:
     """The answer to an image that is ready for the model's engine, with the model's input as a PNG; and that input
     itself, [C, H, W] in [0,1]."""
     assert image.array_CHW is not None
@@ -159,7 +159,7 @@ def similarity(predictor: Predictor, x_CHW: Tensor, patch: str) -> Floats:
     """Cosine of a patch ("row,column") with every patch after each layer, [L, N]."""
     place = patch_of(patch)
     if place is None:
-        raise UserError("not a patch", where="patch", got=patch, wanted="row,column, both from 0")
+        raise UserError("not a patch", where="patch", got=patch, expected="row,column, both from 0")
     with _whole(predictor, x_CHW) as (vit, x_BCHW):
         return patch_similarity(vit, x_BCHW, place)[0].float().cpu().numpy()
 
@@ -187,7 +187,7 @@ def lens(predictor: Predictor, x_CHW: Tensor, topk: int) -> dict[str, Any]:
 def merged(predictor: Predictor, x_CHW: Tensor, r: int, topk: int) -> dict[str, Any]:
     """What merging `r` tokens in every block makes of the image: which patches end in one token, the answer then, and
     how long one pass takes with all tokens and with the merged ones."""
-    merging = TokenMerging(r=r)
+    merging = ToMe(r=r)
     with _whole(predictor, x_CHW) as (vit, x_BCHW), torch.inference_mode():
         patches_BND, grid = vit.embed(x_BCHW)
         whole, fewer = vit.encode_tokens(patches_BND, grid), vit.encode_tokens(patches_BND, grid, reduce=merging)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
-from vitral.serve.host import Host
+from vitral.serve.model_worker import ModelWorker
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -15,7 +15,7 @@ _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
 class Metrics:
     """Counters, gauges and histograms; docs/serving.md lists them."""
 
-    def __init__(self, hosts: Mapping[str, Host]) -> None:
+    def __init__(self, hosts: Mapping[str, ModelWorker]) -> None:
         registry = self.registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self.requests = Counter("vitral_requests", "Requests answered", ["route", "status"], registry=registry)

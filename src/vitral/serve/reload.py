@@ -9,8 +9,8 @@ from pathlib import Path
 from vitral.files import require_regular
 from vitral.predictor import Predictor
 from vitral.serve.batcher import warm_up
-from vitral.serve.host import Host, Origin, apart
 from vitral.serve.metrics import Metrics
+from vitral.serve.model_worker import ModelSource, ModelWorker, run_in_thread
 
 log = logging.getLogger("vitral")
 
@@ -35,8 +35,8 @@ def _files(path: Path) -> list[Path]:
     return [file for file in files if file.suffix in _SUFFIXES]
 
 
-async def watch(host: Host, origin: Origin, seconds: float, max_batch: int, metrics: Metrics) -> None:
-    """Looks every so many seconds, for ever. What changed and stands still is loaded in another thread; a folder that
+async def watch(host: ModelWorker, origin: ModelSource, seconds: float, max_batch: int, metrics: Metrics) -> None:
+    """Look every so many seconds, for ever. What changed and stands still is loaded in another thread; a folder that
     cannot be loaded leaves the old model in service, and is tried again when it changes."""
     known = before = origin.seen
     while True:
@@ -52,7 +52,7 @@ async def watch(host: Host, origin: Origin, seconds: float, max_batch: int, metr
         before = now
 
 
-async def _replaced(host: Host, origin: Origin, found: Signature, max_batch: int, metrics: Metrics) -> bool:
+async def _replaced(host: ModelWorker, origin: ModelSource, found: Signature, max_batch: int, metrics: Metrics) -> bool:
     """Whether the files that were found have been dealt with."""
 
     def load() -> Predictor:
@@ -63,7 +63,7 @@ async def _replaced(host: Host, origin: Origin, found: Signature, max_batch: int
         return predictor
 
     try:
-        loaded = await asyncio.to_thread(apart, load, host.threads)
+        loaded = await asyncio.to_thread(run_in_thread, load, host.threads)
     except Exception as error:
         loaded = error
     if await asyncio.to_thread(signature, origin.path) != found:

@@ -24,7 +24,7 @@ from uvicorn.server import ServerState
 from vitral.errors import UserError
 from vitral.serve.app import create_app
 from vitral.serve.config import ServeConfig
-from vitral.serve.host import Host
+from vitral.serve.model_worker import ModelWorker
 from vitral.serve.protocol import GuardedProtocol, GuardedState
 from vitral.serve.service import ENDING, Service
 
@@ -42,7 +42,7 @@ def listen_at(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise UserError("not an address of this machine", where="host", got=host, wanted=error.strerror) from None
+        raise UserError("not an address of this machine", where="host", got=host, expected=error.strerror) from None
     try:
         if os.name != "nt":  # there it would let two servers have one port
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -56,7 +56,7 @@ def listen_at(host: str, port: int) -> socket.socket:
     return bound
 
 
-def serve_hosts(hosts: Mapping[str, Host], options: ServeConfig, key: str | None, bound: socket.socket) -> int:
+def serve_hosts(hosts: Mapping[str, ModelWorker], options: ServeConfig, key: str | None, bound: socket.socket) -> int:
     """Serves until a signal comes, and returns 128 and its number; or 1, at once, where a model cannot compute. Prints
     one JSON line, url and models, on stdout as soon as there are answers."""
     app = create_app(hosts, options, key)

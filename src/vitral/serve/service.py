@@ -20,10 +20,10 @@ from vitral.predictor import Floats, Predictor
 from vitral.serve.batcher import Batcher, Computed, warm_up
 from vitral.serve.config import ServeConfig
 from vitral.serve.decoders import PICTURES, Decoders
-from vitral.serve.decoding import Prepared
-from vitral.serve.gate import as_json
-from vitral.serve.host import Host, Refused, Upload
+from vitral.serve.decoding import DecodedImage
 from vitral.serve.metrics import Metrics
+from vitral.serve.middleware import as_json
+from vitral.serve.model_worker import APIError, ModelWorker, Upload
 
 log = logging.getLogger("vitral")
 
@@ -36,7 +36,7 @@ class Service:
     """Everything behind the routes. `start` and `close` belong to the event loop that serves. `not_ready`: why /readyz
     answers 503; `has_failed`: it is, because a model could not compute."""
 
-    def __init__(self, hosts: Mapping[str, Host], options: ServeConfig, metrics: Metrics) -> None:
+    def __init__(self, hosts: Mapping[str, ModelWorker], options: ServeConfig, metrics: Metrics) -> None:
         self.hosts, self.options, self._metrics = hosts, options, metrics
         self.not_ready: str | None = _WARMING
         self.has_failed = False
@@ -77,14 +77,16 @@ class Service:
         for host in self.hosts.values():
             host.close()
 
-    def pick(self, model: str | None) -> Host:
-        """The model of that name, or the first one. Raises Refused, 404, for another name."""
+    def pick(self, model: str | None) -> ModelWorker:
+        """The model of that name, or the first one. Raises APIError, 404, for another name."""
         host = next(iter(self.hosts.values())) if model is None else self.hosts.get(model)
         if host is None:
-            raise Refused(404, "no_model", f"no model {model!r}; there are: {', '.join(self.hosts)}")
+            raise APIError(404, "no_model", f"no model {model!r}; there are: {', '.join(self.hosts)}")
         return host
 
-    async def predict(self, host: Host, uploads: Sequence[Upload], topk: int) -> tuple[list[dict[str, Any]], int]:
+    async def predict(
+        self, host: ModelWorker, uploads: Sequence[Upload], topk: int
+    ) -> tuple[list[dict[str, Any]], int]:
         """What `vitral predict` prints of each image, and how many images the last one was computed with."""
         predictor = host.predictor
         predictor.require_answers()
@@ -98,8 +100,8 @@ class Service:
         ]
         return rows, computed[-1].batch
 
-    async def embed(self, host: Host, uploads: Sequence[Upload], features: str) -> list[str]:
-        """What `vitral embed` prints of each image, as JSON. Raises Refused, 413, where that would be too much."""
+    async def embed(self, host: ModelWorker, uploads: Sequence[Upload], features: str) -> list[str]:
+        """What `vitral embed` prints of each image, as JSON. Raises APIError, 413, where that would be too much."""
         predictor = host.predictor
         _ = predictor.model  # an export has none
         rows: list[Floats] = []
@@ -113,11 +115,11 @@ class Service:
                 count = rows[0].size * len(uploads)
                 if count > _NUMBERS:
                     message = f"features={features} of {len(uploads)} images are {count:,} numbers"
-                    raise Refused(413, "too_large_answer", f"{message}, and an answer may hold {_NUMBERS:,}")
+                    raise APIError(413, "too_large_answer", f"{message}, and an answer may hold {_NUMBERS:,}")
         return await asyncio.to_thread(_embedded, uploads, rows)
 
     async def attention(
-        self, host: Host, upload: Upload, token: str | None, layers: Sequence[int] | None
+        self, host: ModelWorker, upload: Upload, token: str | None, layers: Sequence[int] | None
     ) -> dict[str, Any]:
         """`interpret.attention.token_attention` of the torch model, whatever engine predicts."""
         predictor = host.predictor
@@ -130,7 +132,7 @@ class Service:
     @asynccontextmanager
     async def _room(self, predictor: Predictor, uploads: Sequence[Upload]) -> AsyncGenerator[None]:
         """Room in memory for images that wait for an export as large as they are; others wait as the small ones that
-        models take. Raises Refused: 413 for images that will never have it, 429 for such that have it later."""
+        models take. Raises APIError: 413 for images that will never have it, 429 for such that have it later."""
         if predictor.engine.takes == "resized":
             yield
             return
@@ -138,9 +140,9 @@ class Service:
         count, room = sum(each.counted for each in found), PICTURES * self.options.max_pixels
         if count > room:
             message = f"this model takes images as they are, and these have {count:,} pixels together; at most {room:,}"
-            raise Refused(413, "too_many_pixels", f"{message} are held at once ({PICTURES} times max_pixels)")
+            raise APIError(413, "too_many_pixels", f"{message} are held at once ({PICTURES} times max_pixels)")
         if self._full_size + count > room:
-            raise Refused(429, "busy", "too many large images at once", {"Retry-After": "1"})
+            raise APIError(429, "busy", "too many large images at once", {"Retry-After": "1"})
         self._full_size += count
         try:
             yield
@@ -148,9 +150,9 @@ class Service:
             self._full_size -= count
 
     @asynccontextmanager
-    async def ready(self, predictor: Predictor, uploads: Sequence[Upload]) -> AsyncGenerator[list[Prepared]]:
+    async def ready(self, predictor: Predictor, uploads: Sequence[Upload]) -> AsyncGenerator[list[DecodedImage]]:
         """Images as the model's engine takes them, which have room in memory as long as the context lasts. Raises
-        Refused that names the first one that is none, and what `_room` refuses."""
+        APIError that names the first one that is none, and what `_room` refuses."""
         step = "fit" if predictor.engine.takes == "resized" else "decode"
         async with self._room(predictor, uploads):
             yield await self.decoders.prepare(self._spec(predictor), uploads, step)
@@ -162,7 +164,7 @@ class Service:
     def _spec(self, predictor: Predictor) -> ImageSpec:
         return predictor.config.preprocessing.model_copy(update={"max_pixels": self.options.max_pixels})
 
-    def describe(self, host: Host) -> dict[str, Any]:
+    def describe(self, host: ModelWorker) -> dict[str, Any]:
         """What /v1/models says of a model."""
         config, engine = host.predictor.config, host.predictor.engine
         kept = ("recipe", "seed", "metrics", "source", "weights")
@@ -194,7 +196,7 @@ def _numbers(values: Floats) -> str:
     return as_json(values.tolist())
 
 
-def tensors(found: Sequence[Prepared]) -> list[Tensor]:
+def tensors(found: Sequence[DecodedImage]) -> list[Tensor]:
     """The arrays of decoded images."""
     return [torch.from_numpy(each.array_CHW) for each in found if each.array_CHW is not None]
 

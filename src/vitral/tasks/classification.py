@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from vitral.data.dataset import Dataset, Split
 from vitral.errors import UserError
 from vitral.evaluate.calibration import helpful_temperature
-from vitral.evaluate.classify import classification_metrics, wilson_interval
+from vitral.evaluate.classification import classification_metrics, wilson_interval
 from vitral.evaluate.compare import mcnemar
 from vitral.evaluate.metric import Metric
 from vitral.report.sections import Section, Table
@@ -49,7 +49,7 @@ class Classes(Task):
             extra = sorted(set(dataset.classes) ^ set(self.labels))
             raise UserError(
                 "the classes of the data are not those of the model", where=dataset.name,
-                got=", ".join(dataset.classes[:20]), wanted=", ".join(self.labels[:20]),
+                got=", ".join(dataset.classes[:20]), expected=", ".join(self.labels[:20]),
                 hint=f"Not in both: {', '.join(extra[:10])}",
             )  # fmt: skip
         return self.reordered(split, place)

@@ -21,7 +21,7 @@ from vitral.tasks.task import Array, Evaluation, Evaluator, Found, Samples, Subj
 
 def neighbors(task: Task, subject: Subject, config: NeighborsConfig) -> Iterator[Found]:
     """Accuracy of the vote of the nearest train images, by the features that a head would read."""
-    from vitral.evaluate.embedded import embed_batches
+    from vitral.evaluate.features import embed_batches
     from vitral.evaluate.knn import knn
     from vitral.models.model import ImageModel
 
@@ -33,7 +33,7 @@ def neighbors(task: Task, subject: Subject, config: NeighborsConfig) -> Iterator
     low, high = found["top1_interval"]
     yield Metric("knn_top1", "k-NN top-1", found["top1"], (low, high))
     yield from ((key, found[key]) for key in ("top1", "top1_interval", "count"))
-    yield "judged_by", f"{config.k} nearest neighbors"
+    yield "evaluated_by", f"{config.k} nearest neighbors"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Features(Task):
     name: ClassVar[str] = "features"
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("knn_top1", "k-NN top-1", None),)
     evaluators: ClassVar[dict[str, Evaluator]] = {"knn": neighbors}
-    headline: ClassVar[tuple[str, ...]] = ("top1", "top1_interval", "count", "judged_by")
+    headline: ClassVar[tuple[str, ...]] = ("top1", "top1_interval", "count", "evaluated_by")
     has_head: ClassVar[bool] = False
     limits: ClassVar[str] = "What its features are good for needs a test on the images at hand."
     loss_note: ClassVar[str] = (
@@ -77,7 +77,7 @@ class Features(Task):
 
     def hub_scores(self, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Accuracy of the votes."""
-        by = f" by {metrics['judged_by']}" if "judged_by" in metrics else ""
+        by = f" by {metrics['evaluated_by']}" if "evaluated_by" in metrics else ""
         return [accuracy_row(metrics, f"top-1{by}")] if metrics.get("top1") is not None else []
 
     def measure(self, outputs_NS: Array, annotations: Array) -> dict[str, Any]:

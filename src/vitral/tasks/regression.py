@@ -87,7 +87,7 @@ class Regression(Task):
         if set(dataset.classes) != set(self.labels):
             raise UserError(
                 "the targets of the data are not those of the model", where="data.target",
-                got=", ".join(dataset.classes), wanted=", ".join(self.labels),
+                got=", ".join(dataset.classes), expected=", ".join(self.labels),
             )  # fmt: skip
         return replace(split, labels_N=split.labels_N[:, [dataset.classes.index(name) for name in self.labels]])
 

@@ -172,7 +172,7 @@ class Task(ABC):
         if dataset.task != self.name:
             raise UserError(
                 "the labels of the data are not of the model's kind", where=dataset.name, got=dataset.task,
-                wanted=self.name,
+                expected=self.name,
             )  # fmt: skip
         return split
 
@@ -267,7 +267,7 @@ class Task(ABC):
         found: list[Part] = [*self.kept(metrics), *(Metric(**row) for row in rows)]
         if not found:
             return []
-        by = f", by the {metrics['judged_by']} among the train images" if "judged_by" in metrics else ""
+        by = f", by the {metrics['evaluated_by']} among the train images" if "evaluated_by" in metrics else ""
         of = f"{metrics['count']:,} {metrics['split']}" if "count" in metrics else metrics["split"]
         scaled = ["Probabilities are scaled by a temperature that was fitted on validation images."]
         parts = [f"On {of} images{by}:", *found, *(scaled if self.temperature != 1 else [])]
@@ -324,7 +324,7 @@ class Task(ABC):
             if name not in self.evaluators:
                 raise UserError(
                     f"the task {self.name} has no such evaluator", where="eval", got=name,
-                    wanted=", ".join(self.evaluators), nearest=nearest(name, self.evaluators),
+                    expected=", ".join(self.evaluators), nearest=nearest(name, self.evaluators),
                 )  # fmt: skip
         default = next(iter(self.evaluators))
         return dict(config) or {default: EVALUATORS[default]()}

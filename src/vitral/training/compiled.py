@@ -20,7 +20,7 @@ from vitral.structs import Batch, StepOutput, device_of
 class Compiled(nn.Module):
     """Called as the objective is, with equal results but for rounding, and other random numbers where it draws some.
 
-    A step is compiled anew where the objective says that it computes something else (`Objective.alike`), and for
+    A step is compiled anew where the objective says that it computes something else (`Objective.compile_key`), and for
     another size; never otherwise. Raises RunFailed where compiling fails.
     """
 
@@ -32,17 +32,17 @@ class Compiled(nn.Module):
 
     def forward(self, batches: Mapping[str, Batch], step: int) -> StepOutput:
         """As of the objective."""
-        alike = self.objective.alike(step)
-        assert alike is not None
-        if alike not in self._graphs:
-            objective, number = self.objective, None if self.objective.step_in_graph else alike
+        compile_key = self.objective.compile_key(step)
+        assert compile_key is not None
+        if compile_key not in self._graphs:
+            objective, number = self.objective, None if self.objective.step_in_graph else compile_key
 
             def graph(batches: Mapping[str, Batch], moment: Tensor) -> StepOutput:
                 return objective(batches, moment if number is None else number)
 
-            self._graphs[alike] = torch.compile(graph, fullgraph=True, dynamic=False)
+            self._graphs[compile_key] = torch.compile(graph, fullgraph=True, dynamic=False)
         try:
-            return self._graphs[alike](batches, torch.full((), step, device=device_of(batches)))
+            return self._graphs[compile_key](batches, torch.full((), step, device=device_of(batches)))
         except TorchDynamoException as error:
             said = " ".join(str(error).split("\n\n")[0].split())
             raise RunFailed(f"the step could not be compiled: {said}. train.compile=none runs without") from error

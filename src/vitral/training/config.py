@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from vitral.config import Config, refuse_idle
+from vitral.config import Config, reject_unused
 
 Epochs = Annotated[float, Field(gt=0)]
 
@@ -24,7 +24,7 @@ class LoraConfig(Config):
 
     @model_validator(mode="after")
     def _fits_together(self) -> LoraConfig:
-        refuse_idle(self, {"alpha": self.rank is not None, "targets": self.rank is not None})
+        reject_unused(self, {"alpha": self.rank is not None, "targets": self.rank is not None})
         return self
 
 
@@ -45,7 +45,7 @@ class TrainConfig(Config):
         description="data parallelism over the processes of torchrun or srun; ddp: a copy of the model per process; "
         "fsdp: a shard per process; auto: ddp",
     )
-    checkpointing: Annotated[int, Field(ge=1)] | Literal["none", "all", "auto"] = Field(
+    activation_checkpointing: Annotated[int, Field(ge=1)] | Literal["none", "all", "auto"] = Field(
         default="auto",
         description="activation checkpointing: number of blocks (from the input) whose activations are recomputed in "
         "the backward pass, which saves memory and changes no result; auto: as few as memory= allows",
@@ -76,7 +76,7 @@ class TrainConfig(Config):
     patience: int | None = Field(
         default=None, ge=1, description="early stopping: number of validations in a row without improvement; null: off"
     )
-    max_bad_steps: int = Field(
+    max_nonfinite_steps: int = Field(
         default=3, ge=1, description="number of steps in a row with a non-finite loss or gradient that ends the run"
     )
     tensorboard: bool = Field(default=False, description="write TensorBoard event files to out/tensorboard")
@@ -89,8 +89,12 @@ class TrainConfig(Config):
     def _fits_together(self) -> TrainConfig:
         if self.micro_batch is not None and self.micro_batch > self.batch_size:
             raise ValueError(f"train.micro_batch {self.micro_batch} is more than train.batch_size {self.batch_size}")
-        if self.compile == "step" and (self.parallel == "fsdp" or self.checkpointing not in ("none", "auto")):
-            raise ValueError("train.compile=step goes neither with train.parallel=fsdp nor with train.checkpointing")
+        if self.compile == "step" and (
+            self.parallel == "fsdp" or self.activation_checkpointing not in ("none", "auto")
+        ):
+            raise ValueError(
+                "train.compile=step goes neither with train.parallel=fsdp nor with train.activation_checkpointing"
+            )
         if self.ema is None and self.ema_warmup != 9.0:
             raise ValueError("train.ema_warmup has no effect without train.ema")
         return self

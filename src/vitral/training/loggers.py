@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from vitral.config import dump_yaml
 from vitral.errors import UserError
-from vitral.optional import install
-from vitral.training.journal import log
+from vitral.optional_imports import install
+from vitral.training.metrics_log import log
 
 
 class Logger(Protocol):

@@ -22,13 +22,13 @@ from vitral.objectives.objective import Objective
 from vitral.optim.clipping import clip_gradients
 from vitral.structs import Batch, count_samples, device_of, micro_batches
 from vitral.training.config import TrainConfig
-from vitral.training.guard import Guard, Watch
-from vitral.training.journal import Journal, NoJournal, log
 from vitral.training.loggers import Loggers
+from vitral.training.metrics_log import MetricsLog, NoMetricsLog, log
+from vitral.training.nonfinite import Guard, Watch
 from vitral.training.parallel import Parallel
 from vitral.training.signals import StopSignal
-from vitral.training.speed import Speed, peak_flops
 from vitral.training.state import BEST, LAST, WHOLE, Progress, TrainState
+from vitral.training.throughput import Speed, peak_flops
 from vitral.weights.tensors import save_tensors
 
 # Of a model on the validation images: the primary metric, and the one that decides where it is equal, lower is better.
@@ -74,7 +74,7 @@ def fit(
     loggers: Loggers | None = None,
 ) -> None:
     """Train from where `state` is to the end, or to an early stop. `loggers` get every row of the
-    journal.
+    metrics_log.
 
     Saves the run's state by time and at every stop, the best validated weights when there are new ones; without
     `validate`, or with `plan.keep_last`, the last weights. Raises Interrupted after a signal (state saved), RunFailed
@@ -86,31 +86,31 @@ def fit(
     saved = started = time.monotonic()
     before = progress.seconds
     guard, speed, told = Guard(state, _watch(loader, config, plan)), _speed(loader, plan), set[str]()
-    with StopSignal() as stop, _journal(plan, progress.step, loggers or Loggers()) as journal, _settled(state):
+    with StopSignal() as stop, _journal(plan, progress.step, loggers or Loggers()) as metrics_log, _settled(state):
         objective.train()
         for batches in speed.batches(loader.stream(progress.step, plan.steps if not progress.done else progress.step)):
             rate = plan.rate(progress.step)
             loss, metrics, norm = update(state, objective, batches, config, plan, rate, guard)
-            progress.step = journal.at(progress.step + 1)
+            progress.step = metrics_log.at(progress.step + 1)
             progress.seconds = before + time.monotonic() - started
             epoch = progress.step * epochs_a_step
             progress.done = progress.step == plan.steps
             log_due = progress.step % config.log_every == 0 or progress.done
-            judge_due = progress.done or math.floor(progress.step * due) > math.floor((progress.step - 1) * due)
+            eval_due = progress.done or math.floor(progress.step * due) > math.floor((progress.step - 1) * due)
             is_time = time.monotonic() - saved >= config.save_seconds
-            stopping, save_due = distributed.any_of(stop.signum is not None, is_time)
+            stopping, save_due = distributed.any_rank(stop.signum is not None, is_time)
             save_due |= stopping or progress.done
 
-            if log_due or judge_due or save_due:
-                guard.settle()
+            if log_due or eval_due or save_due:
+                guard.sync()
                 speed.stop()
             if log_due:
                 row = {"step": progress.step, "epoch": round(epoch, 4), "lr": rate}
                 row |= _numbers({"loss": loss, **metrics}, norm)
-                _alarm(objective, row, told)
-                journal.row(row | _skipped(progress) | speed.read().row())
-            if judge_due and validate is not None:
-                judge(state, objective, validate, journal, plan, epoch, speed)
+                _check_collapse(objective, row, told)
+                metrics_log.row(row | _skipped(progress) | speed.read().row())
+            if eval_due and validate is not None:
+                judge(state, objective, validate, metrics_log, plan, epoch, speed)
                 if config.patience is not None and progress.stale >= config.patience:
                     log.info("stopped early: no better validation in %d", progress.stale)
                     progress.done = save_due = True
@@ -127,14 +127,14 @@ def fit(
 
 
 @contextmanager
-def _journal(plan: Plan, step: int, loggers: Loggers) -> Generator[Journal]:
-    """The run's journal, and the loggers that read along; both are the main process's."""
+def _journal(plan: Plan, step: int, loggers: Loggers) -> Generator[MetricsLog]:
+    """The run's metrics_log, and the loggers that read along; both are the main process's."""
     if not distributed.is_main():
-        yield NoJournal()
+        yield NoMetricsLog()
         return
-    with closing(loggers), Journal(plan.folder.parent, plan.steps, step, loggers.row) as journal:
+    with closing(loggers), MetricsLog(plan.folder.parent, plan.steps, step, loggers.row) as metrics_log:
         loggers.start(step)
-        yield journal
+        yield metrics_log
 
 
 @contextmanager
@@ -148,8 +148,10 @@ def _settled(state: TrainState) -> Generator[None]:
 
 
 def _watch(loader: TrainLoader, config: TrainConfig, plan: Plan) -> Watch:
-    folder = plan.folder.parent / "bad"
-    return Watch(folder, config.max_bad_steps, loader.batch, plan.replay_command, config.micro_batch, plan.autocast)
+    folder = plan.folder.parent / "nonfinite"
+    return Watch(
+        folder, config.max_nonfinite_steps, loader.batch, plan.replay_command, config.micro_batch, plan.autocast
+    )
 
 
 def _speed(loader: TrainLoader, plan: Plan) -> Speed:
@@ -169,9 +171,9 @@ def _skipped(progress: Progress) -> dict[str, int]:
     return {"skipped": progress.skipped} if progress.skipped else {}
 
 
-def _alarm(objective: Objective, row: Mapping[str, float], told: set[str]) -> None:
+def _check_collapse(objective: Objective, row: Mapping[str, float], told: set[str]) -> None:
     """Say what is wrong with the training, once."""
-    found = objective.alarm(row)
+    found = objective.check_collapse(row)
     if found is not None and found not in told:
         told.add(found)
         log.warning("step %d: %s", row["step"], found)
@@ -198,7 +200,7 @@ def judge(
     state: TrainState,
     objective: Objective,
     validate: Validate,
-    journal: Journal,
+    metrics_log: MetricsLog,
     plan: Plan,
     epoch: float,
     speed: Speed,
@@ -209,7 +211,7 @@ def judge(
     objective.train()
     metrics = [metric for metric in (second, primary) if metric is not None]
     row = {f"val_{metric.name}": metric.value for metric in metrics}
-    journal.row({"step": progress.step, "epoch": round(epoch, 4), **row})
+    metrics_log.row({"step": progress.step, "epoch": round(epoch, 4), **row})
     loss = math.inf if second is None or second.value is None else float(second.value)
     score = None if primary.value is None else float(primary.value)
     if plan.keep_last:
@@ -224,17 +226,17 @@ def judge(
 
 
 def _judged(state: TrainState, objective: Objective) -> nn.Module:
-    return state.ema.average if state.ema else objective.judged
+    return state.ema.average if state.ema else objective.eval_model
 
 
 def _keep(state: TrainState, objective: Objective, plan: Plan) -> bool:
     """Save the weights that the model folder will hold, put together by all processes and written by the main one."""
-    weights = {name: distributed.whole(tensor) for name, tensor in _judged(state, objective).state_dict().items()}
+    weights = {name: distributed.gather_full(tensor) for name, tensor in _judged(state, objective).state_dict().items()}
     if distributed.is_main():
         is_kept = _saved(lambda: save_tensors(plan.folder / BEST, weights, checked=True))
     else:
         is_kept = False
-    return distributed.from_main(is_kept)
+    return distributed.broadcast_from_main(is_kept)
 
 
 def update(
@@ -249,7 +251,7 @@ def update(
     metrics of the slice, and the gradient's global norm before clipping.
     """
     step, size = state.progress.step, count_samples(batches)
-    parallel = state.parallel or Parallel(state.low.module if state.low else objective)
+    parallel = state.parallel or Parallel(state.compute_copy.module if state.compute_copy else objective)
     device = device_of(batches)
     total, weight = torch.zeros((), device=device), 0
     metrics, means = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
@@ -261,8 +263,8 @@ def update(
             with torch.autocast(device.type, plan.autocast or torch.bfloat16, enabled=plan.autocast is not None):
                 out = parallel.call(part, step)
             (out.loss_sum / size).backward()
-        if state.low is not None:
-            state.low.collect()
+        if state.compute_copy is not None:
+            state.compute_copy.collect()
         total += out.loss_sum.detach() / size
         weight = weight + out.weight
         assert isinstance(weight, torch.Tensor) or out.weight == count_samples(part), "not the first stream's samples"
@@ -272,7 +274,7 @@ def update(
     if isinstance(weight, torch.Tensor):
         total = total * _rescale(objective, weight / size)
     norm = clip_gradients(objective.parameters(), plan.clip, each=plan.clip_each)
-    found_inf = guard.judge(total, norm)
+    found_inf = guard.check(total, norm)
     objective.before_update(step)
     for group in state.optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
@@ -280,8 +282,8 @@ def update(
             group["weight_decay"] = plan.decay(step)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
-    if state.low is not None:
-        state.low.refresh()
+    if state.compute_copy is not None:
+        state.compute_copy.refresh()
     objective.after_update(step, means, found_inf)
     if state.ema is not None:
         state.ema.update(found_inf)
@@ -293,8 +295,8 @@ def _rescale(objective: nn.Module, mean_weight: torch.Tensor) -> torch.Tensor:
     """Divides gradients of losses per sample by the weight per sample of the whole batch; returns the factor."""
     whole = distributed.mean([mean_weight])[0]
     factor = 1 / torch.where(whole == 0, 1, whole)  # a batch without anything to learn from has zero gradients
-    slopes = [parameter.grad for parameter in objective.parameters() if parameter.grad is not None]
-    torch._foreach_mul_(slopes, factor)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+    grads = [parameter.grad for parameter in objective.parameters() if parameter.grad is not None]
+    torch._foreach_mul_(grads, factor)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
     return factor
 
 

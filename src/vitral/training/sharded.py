@@ -26,9 +26,9 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vitral import distributed
+from vitral.atomic_files import flush, partial_of
 from vitral.files import MIB, read_bounded, read_json
 from vitral.weights.tensors import DamagedFile, file_checksum
-from vitral.whole import flush, partial_of
 
 FACTS, FACTS_BYTES = "state.json", 256 * MIB
 FACTS_SUM = "state.json.crc32"  # the checksum of FACTS, which holds those of all other files
@@ -96,7 +96,7 @@ def _begin(path: Path) -> Path:
             partial.mkdir()
         except OSError as error:
             trouble = str(error)
-    trouble = distributed.from_main(trouble)  # known to all, before they write together
+    trouble = distributed.broadcast_from_main(trouble)  # known to all, before they write together
     if trouble is not None:
         raise OSError(f"{path} could not be written: {trouble}")
     return partial
@@ -130,7 +130,7 @@ def _complete(
             troubles = [str(error)]
     if main and troubles:
         shutil.rmtree(partial, ignore_errors=True)
-    troubles = distributed.from_main(troubles, group)
+    troubles = distributed.broadcast_from_main(troubles, group)
     if troubles:
         raise OSError(f"{path} could not be written: {troubles[0]}")
 

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from vitral import distributed
+from vitral.atomic_files import remove
 from vitral.errors import UserError
 from vitral.evaluate.metric import Metric
 from vitral.files import parse_json
 from vitral.optim.ema import WeightEMA
-from vitral.optim.masters import Bfloat16Copy
+from vitral.optim.master_weights import ComputeCopy
 from vitral.training.parallel import Parallel
 from vitral.weights.tensors import DamagedFile, check_match, load_tensors, save_tensors
-from vitral.whole import remove
 
 if TYPE_CHECKING:
     from vitral.training.sharded import ShardWriter
@@ -69,7 +69,7 @@ class TrainState:
     progress: Progress
     fingerprint: str = ""  # of the data
     init: str = ""  # fingerprint of the weights that the run started from
-    low: Bfloat16Copy | None = None  # what is computed with, where that is not the objective itself
+    compute_copy: ComputeCopy | None = None  # what is computed with, where that is not the objective itself
     parallel: Parallel | None = None
     steps: int = 0  # of the whole run
     writer: ShardWriter | None = None  # of sharded checkpoints that are written beside the run
@@ -116,7 +116,7 @@ class TrainState:
         Raises UserError where no checkpoint is whole, or where it belongs to another run.
         """
         notes: list[str] = []
-        for path in distributed.from_main(list(_checkpoints(folder))):
+        for path in distributed.broadcast_from_main(list(_checkpoints(folder))):
             trouble: str | None = None
             try:
                 found = self._read(path)
@@ -163,8 +163,8 @@ class TrainState:
 
             tensors = {name: like(tensor, self._model_of(name)) for name, tensor in tensors.items()}
         self.objective.load_state_dict(_below(tensors, "objective."))
-        if self.low is not None:
-            self.low.refresh()
+        if self.compute_copy is not None:
+            self.compute_copy.refresh()
         self._load_optimizer(_below(tensors, "optim."))
         if self.ema is not None:
             self.ema.average.load_state_dict(_below(tensors, "ema."))

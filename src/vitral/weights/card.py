@@ -18,7 +18,7 @@ from vitral.weights.folder import FolderConfig
 
 _SHOWN = 20  # classes by name
 _LICENSE = re.compile(r"^\* License: (not stated\..*|that of the original weights, .*|[\w.-]+\.)$", re.MULTILINE)
-_CHANNELS = {1: "grey", 2: "two channels", 3: "colour (RGB)", 4: "four channels"}
+_CHANNELS = {1: "gray", 2: "two channels", 3: "color (RGB)", 4: "four channels"}
 
 
 def model_card(config: FolderConfig, notes: Sequence[str] = ()) -> str:
@@ -178,10 +178,10 @@ vitral.load(".").{verb}(["photo.jpg"])
 def _limits(config: FolderConfig) -> str:
     shown = config.preprocessing
     height, width = shown.image_size
-    fitted = "scaled and cut at the centre" if shown.fit == "crop" else "squashed"
+    fitted = "scaled and cut at the center" if shown.resize_mode == "crop" else "squashed"
     lines = [f"An image is {fitted} to {height} x {width} pixels: what is smaller or outside of that is not seen."]
     if shown.channels == 1:
-        lines.append("Colour is turned into grey before the model sees it.")
+        lines.append("Color is turned into gray before the model sees it.")
     lines.append(
         "The numbers hold for images like those that they were measured on; other cameras, crops, places or people "
         "need a test of their own."

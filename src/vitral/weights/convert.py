@@ -1,4 +1,4 @@
-"""Foreign weights to a model and the config of its folder: format, names, architecture, all found and checked."""
+"""ExternalModel weights to a model and the config of its folder: format, names, architecture, all found and checked."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from vitral.models.create import build_model
 from vitral.models.model import ImageModel
 from vitral.models.registry import build_config, infer
 from vitral.tasks.class_names import LISTS, distinct_names, imagenet_names, numbered_names, renamed_classes
-from vitral.weights.beside import Beside, read_beside
 from vitral.weights.config import ReadOptions
 from vitral.weights.folder import FolderConfig, resized
 from vitral.weights.formats import FORMATS, Format, closest_format, find_format
 from vitral.weights.google import unstack
 from vitral.weights.keymap import Map, load_map, translate
 from vitral.weights.reading import Source, by_known_names, read
+from vitral.weights.sidecar_config import SidecarConfig, read_sidecar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,7 +35,7 @@ _GOOGLE = ("google", "big_vision", "bit")
 _SHOWN = 6
 
 
-class Understood(NamedTuple):
+class ParsedCheckpoint(NamedTuple):
     """A checkpoint by our names, with the architecture that it seems to have; not yet checked against it."""
 
     source: Source
@@ -45,25 +45,25 @@ class Understood(NamedTuple):
     unexpected: list[str]
     dropped: list[str]
     ignored: list[str]
-    beside: Beside
+    beside: SidecarConfig
     looks: Mapping[str, Any]
     notes: list[str]
 
     def faults(self) -> dict[str, list[str]]:
         """Names that are missing, unexpected, or of another shape than this architecture's."""
         with torch.device("meta"):
-            wanted = build_model(self.architecture).state_dict()
+            expected = build_model(self.architecture).state_dict()
         shapes = [
-            f"{name} {list(tensor.shape)}, not {list(wanted[name].shape)}"
+            f"{name} {list(tensor.shape)}, not {list(expected[name].shape)}"
             for name, tensor in self.tensors.items()
-            if name in wanted and tensor.shape != wanted[name].shape
+            if name in expected and tensor.shape != expected[name].shape
         ]
-        foreign = [name for name in self.tensors if name not in wanted]
-        missing = [name for name in wanted if name not in self.tensors]
+        foreign = [name for name in self.tensors if name not in expected]
+        missing = [name for name in expected if name not in self.tensors]
         return {"missing": missing, "unexpected": self.unexpected + foreign, "other shape": shapes}
 
 
-class Foreign(NamedTuple):
+class ExternalModel(NamedTuple):
     """A model with a checkpoint's weights, in evaluation mode, the config of its folder, and what is worth saying."""
 
     model: ImageModel
@@ -94,13 +94,13 @@ def _values_as_expected(read: Callable[P, T]) -> Callable[P, T]:
 
 
 @_values_as_expected
-def read_foreign(path: Path, options: ReadOptions | None = None, name: str | None = None) -> Foreign:
+def read_external(path: Path, options: ReadOptions | None = None, name: str | None = None) -> ExternalModel:
     """Weights of another code base as a model. Raises UserError for files that are damaged, unknown, or do not fit.
 
     name: what the model is called; default: the file's or folder's name.
     """
     options = options or ReadOptions()
-    found = understand(read(path), options)
+    found = parse_checkpoint(read(path), options)
     _check(found, options)
     model = build_model(found.architecture)
     initial = model.state_dict()
@@ -113,11 +113,11 @@ def read_foreign(path: Path, options: ReadOptions | None = None, name: str | Non
     model, config = model.eval(), _folder_config(found, name or _name(path))
     if options.image_size is not None:
         model, config = resized(model, config, options.image_size, None, str(path))
-    return Foreign(model, config, [*notes, *_guessed(found)])
+    return ExternalModel(model, config, [*notes, *_guessed(found)])
 
 
 @_values_as_expected
-def understand(source: Source, options: ReadOptions) -> Understood:
+def parse_checkpoint(source: Source, options: ReadOptions) -> ParsedCheckpoint:
     """Find the format, map the names, infer the architecture. Raises UserError where one of them is not possible."""
     own = load_map(options.map) if options.map else None
     source = source if own else by_known_names(source)
@@ -129,7 +129,7 @@ def understand(source: Source, options: ReadOptions) -> Understood:
     ours = {name: tensor for name, tensor in found.tensors.items() if tensor.numel()}
     if not ours:
         raise UserError("no rule of the map fits any tensor", where=source.where, got=_listed(list(tensors)))
-    beside = read_beside(source, gated=_gated(ours))
+    beside = read_sidecar(source, gated=_gated(ours))
     if names := class_names(options, own):
         beside = beside._replace(labels=names, named=True)
     said = {"heads": options.heads} if options.heads else {}
@@ -145,12 +145,12 @@ def understand(source: Source, options: ReadOptions) -> Understood:
     if facts.get("depth", fields.get("depth")) != fields.get("depth"):
         got = f"num_hidden_layers {facts['depth']}, and tensors of {fields['depth']} blocks"
         raise UserError("config.json is of another model than the weights", where=source.where, got=got)
-    fields |= _normalisation(fields["in_channels"], looks, source.where) | said
+    fields |= _normalization(fields["in_channels"], looks, source.where) | said
     architecture = build_config(fields, where=source.where)
     notes = [*source.notes, f"format: {each.what}" if own is None else f"names mapped by {options.map}", *guesses]
     if found.dropped:
         notes.append(f"not needed: {_listed(found.dropped)}")
-    return Understood(
+    return ParsedCheckpoint(
         source, each, ours, architecture, found.unexpected, found.dropped, ignored, beside, looks,
         [*notes, *beside.notes],
     )  # fmt: skip
@@ -166,7 +166,7 @@ def _format(tensors: Mapping[str, Tensor], own: Map | None, where: str) -> Forma
     hint = "Rules for other names: map=map.yaml, see `vitral docs weights`"
     raise UserError(
         "no known format has these names", where=where, got=_listed(list(tensors)),
-        wanted="; ".join(dict.fromkeys(each.what for each in FORMATS)),
+        expected="; ".join(dict.fromkeys(each.what for each in FORMATS)),
         hint=(f"Closest: {closest.what}, with {known} of {len(tensors)} names. " if known else "") + hint,
     )  # fmt: skip
 
@@ -196,15 +196,15 @@ def _refuse_other_rotation(each: Format, facts: Mapping[str, Any], ours: Mapping
         raise UserError("of timm's Eva models only DINOv3's rotation is computed here", where=where, got=got)
 
 
-def _normalisation(channels: int, looks: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Mean and std of so many channels; a single number counts for each, three colours are averaged for grey."""
+def _normalization(channels: int, looks: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Mean and std of so many channels; a single number counts for each, three colors are averaged for gray."""
     found: dict[str, Any] = {}
     for key in ("mean", "std"):
         values = tuple(looks.get(key, (0.5,)))
         if len(values) not in (1, 3, channels):
             raise UserError(
                 f"{key} of the preprocessing has {len(values)} values", where=where, got=str(values),
-                wanted=f"1, or {channels} (one per channel)",
+                expected=f"1, or {channels} (one per channel)",
             )  # fmt: skip
         if len(values) != channels:
             values = (math.fsum(values) / len(values),) * channels
@@ -212,7 +212,7 @@ def _normalisation(channels: int, looks: Mapping[str, Any], where: str) -> dict[
     return found
 
 
-def _check(found: Understood, options: ReadOptions) -> None:
+def _check(found: ParsedCheckpoint, options: ReadOptions) -> None:
     """Raises UserError that names what does not fit, unless `ignore` declares it."""
     faults = {
         what: [n for n in names if not _matches(n.split(" ")[0], options.ignore)]
@@ -227,7 +227,7 @@ def _check(found: Understood, options: ReadOptions) -> None:
     raise UserError(
         "these weights do not fit the architecture that they seem to be of", where=found.source.where,
         got="; ".join(f"{len(names)} {what} ({_listed(names)})" for what, names in wrong.items()),
-        wanted=f"{found.architecture.description}, as {found.format.what}",
+        expected=f"{found.architecture.description}, as {found.format.what}",
         hint=f"{hint}ignore=PATTERN declares names; vitral weights inspect shows all.",
     )  # fmt: skip
 
@@ -244,11 +244,16 @@ def _name(path: Path) -> str:
     return path.resolve().stem if path.is_file() else path.resolve().name
 
 
-def _folder_config(found: Understood, name: str) -> FolderConfig:
+def _folder_config(found: ParsedCheckpoint, name: str) -> FolderConfig:
     architecture = found.architecture
     labels = _labels(found, architecture.num_classes)
     looks = {key: found.looks[key] for key in ResizeSpec.model_fields if key in found.looks}
-    shown = {"image_size": architecture.image_size, "channels": architecture.in_channels, "fit": "crop", **looks}
+    shown = {
+        "image_size": architecture.image_size,
+        "channels": architecture.in_channels,
+        "resize_mode": "crop",
+        **looks,
+    }
     preprocessing = build(ImageSpec, shown, where=found.source.where)
     several = bool(found.beside.multi_label) and bool(labels)
     provenance = {"converted_from": {"file": Path(found.source.where).name, "format": found.format.name}}
@@ -258,22 +263,24 @@ def _folder_config(found: Understood, name: str) -> FolderConfig:
     )  # fmt: skip
 
 
-def _labels(found: Understood, count: int) -> dict[str, str]:
+def _labels(found: ParsedCheckpoint, count: int) -> dict[str, str]:
     names = found.beside.labels
     if names is not None and found.beside.named and len(names) != count:
-        raise UserError("the class names are not as many as the outputs", where="classes", got=len(names), wanted=count)
+        raise UserError(
+            "the class names are not as many as the outputs", where="classes", got=len(names), expected=count
+        )
     if names is not None and len(names) == count:
         return distinct_names({str(index): label for index, label in enumerate(names)})
     google = imagenet_names(count) if found.format.name in _GOOGLE else None
     return google if google is not None else numbered_names(count)
 
 
-def _guessed(found: Understood) -> list[str]:
+def _guessed(found: ParsedCheckpoint) -> list[str]:
     """What no file says, and so is the custom of its family."""
     notes: list[str] = []
     stated, shown = found.beside.looks.keys(), found.looks
-    guessed = [key for key in ("mean", "std", "fit", "interpolation", "crop_ratio") if key not in stated]
-    if {"mean", "std", "fit", "interpolation"} & set(guessed):
+    guessed = [key for key in ("mean", "std", "resize_mode", "interpolation", "crop_pct") if key not in stated]
+    if {"mean", "std", "resize_mode", "interpolation"} & set(guessed):
         said = ", ".join(f"{key} {shown[key]}" for key in guessed if key in shown)
         what = f"{', '.join(guessed)} of the preprocessing are" if stated else "preprocessing is"
         notes.append(f"{what} not in the files; {f'that of the family is taken: {said}' if said else 'as usual'}")

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vitral.atomic_files import write_cache
 from vitral.data.check_cache import cache_folder
 from vitral.errors import command
 from vitral.files import CannotOpen, json_text, open_regular
 from vitral.weights.tensors import DamagedFile
-from vitral.whole import write_cache
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 KEY = "digests"
@@ -49,15 +49,15 @@ def take_digests(tree: dict[str, Any], where: str, *weights: str) -> dict[str, s
     return found
 
 
-def verify_text(text: str, wanted: str, path: Path) -> None:
+def verify_text(text: str, expected: str, path: Path) -> None:
     """Raise DamagedFile where a config.json has changed since it was saved."""
-    if _text_digest(text.replace(wanted, _BLANK)) != wanted:
+    if _text_digest(text.replace(expected, _BLANK)) != expected:
         raise DamagedFile(
             "damaged or edited: the content does not match its digest", where=str(path), hint=_hint(path.parent)
         )
 
 
-def verify_weights(path: Path, wanted: str, *, remembered: bool = True) -> None:
+def verify_weights(path: Path, expected: str, *, remembered: bool = True) -> None:
     """Raise DamagedFile where the weights have changed since they were saved.
 
     remembered: a file of more than 32 MiB is hashed once per machine. The cache folder then holds its digest under its
@@ -69,10 +69,10 @@ def verify_weights(path: Path, wanted: str, *, remembered: bool = True) -> None:
         found = _recall(memory) or file_digest(path)
     except (OSError, CannotOpen) as error:
         raise DamagedFile("cannot be read", where=str(path), got=error) from None
-    if found != wanted:
+    if found != expected:
         raise DamagedFile(
             "damaged or replaced: the content does not match its digest in config.json", where=str(path),
-            got=f"SHA-256 {found}", wanted=wanted, hint=_hint(path.parent),
+            got=f"SHA-256 {found}", expected=expected, hint=_hint(path.parent),
         )  # fmt: skip
     if memory is not None and time.time_ns() - max(before.st_mtime_ns, before.st_ctime_ns) > _SETTLED:
         write_cache(memory, found.encode("ascii"))

@@ -8,12 +8,12 @@ from pathlib import Path
 from vitral.models.model import ImageModel
 from vitral.models.position import Resize
 from vitral.weights.config import ReadOptions
-from vitral.weights.convert import read_foreign
+from vitral.weights.convert import read_external
 from vitral.weights.digests import WEIGHTS
 from vitral.weights.folder import FolderConfig, bundled, find_folder, is_ours, load_config, load_folder, resized
 from vitral.weights.hub import download, is_hub_name
 from vitral.weights.reading import is_weights
-from vitral.weights.stopped import refuse_stopped
+from vitral.weights.stopped_run import refuse_stopped
 
 log = logging.getLogger("vitral")
 
@@ -53,7 +53,7 @@ def load_model(
         return load_folder(str(path), image_size, position_resize, verify=verify)
     # A size may also state the shape of the grid that positions are for, where no file does.
     options = None if image_size is None or position_resize is not None else ReadOptions(image_size=image_size)
-    found = read_foreign(path, options, name=model)
+    found = read_external(path, options, name=model)
     for note in found.notes:
         log.info("%s: %s", model, note)
     if position_resize is None:
@@ -65,4 +65,4 @@ def load_model(
 def model_config(model: str) -> FolderConfig:
     """The config alone."""
     path = find_model(model)
-    return load_config(path) if is_ours(path) else read_foreign(path, name=model).config
+    return load_config(path) if is_ours(path) else read_external(path, name=model).config

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from torch import nn
 
+from vitral.atomic_files import interrupted, old_of, recover, whole_folder, write_text
 from vitral.config import Config, build
 from vitral.data.image_spec import ImageSpec
 from vitral.errors import UserError, command, nearest, taken
@@ -38,7 +39,7 @@ from vitral.weights.digests import (
     verify_weights,
 )
 from vitral.weights.resize import adapt
-from vitral.weights.stopped import refuse_stopped
+from vitral.weights.stopped_run import refuse_stopped
 from vitral.weights.tensors import (
     DamagedFile,
     check_finite,
@@ -47,7 +48,6 @@ from vitral.weights.tensors import (
     save_tensors,
     tensor_shapes,
 )
-from vitral.whole import interrupted, old_of, recover, whole_folder, write_text
 
 log = logging.getLogger("vitral")
 _PRESET = (
@@ -85,7 +85,7 @@ class FolderConfig(Config):
             raise ValueError(f"id2label must name the {architecture.num_classes} outputs, 0 to N-1, one by one")
         if self.task not in TASKS:
             close = nearest(self.task, TASKS)
-            raise UserError("unknown task", where="task", got=self.task, wanted=", ".join(TASKS), nearest=close)
+            raise UserError("unknown task", where="task", got=self.task, expected=", ".join(TASKS), nearest=close)
         if TASKS[self.task].has_head != (count > 0):
             raise ValueError(f"the task {self.task} does not fit a head of {count} outputs")
         if shown.image_size != architecture.image_size or shown.channels != architecture.in_channels:
@@ -131,7 +131,7 @@ def find_folder(model: str) -> Path:
     raise UserError(
         "no such model: neither a bundled name nor a folder",
         where=model,
-        wanted=", ".join([*bundled(), "a path"]),
+        expected=", ".join([*bundled(), "a path"]),
         nearest=close,
         hint=_PRESET if model in PRESETS else None,
     )
@@ -168,7 +168,7 @@ def load_folder(
 
     verify: whether both files must be as they were saved, by their digests; see `weights.digests`. A folder without
     digests is loaded, and the log says so. image_size: pixels, one number or (height, width), where another size than
-    the folder's is wanted: positions are then interpolated, as `position_resize` or else the folder says, and the log
+    the folder's is expected: positions are then interpolated, as `position_resize` or else the folder says, and the log
     tells the old and the new grid.
     """
     path = find_folder(model)
@@ -246,13 +246,13 @@ def _read_config(path: Path, *, verify: bool) -> tuple[FolderConfig, dict[str, s
         raise DamagedFile(error.what, where=error.where or where) from None
     if not isinstance(tree, dict) or tree.get("format") != "vitral-model-1":
         got = tree.get("format") if isinstance(tree, dict) else type(tree).__name__
-        raise UserError("not a Vitral model folder", where=where, got=got, wanted="format: vitral-model-1")
+        raise UserError("not a Vitral model folder", where=where, got=got, expected="format: vitral-model-1")
     digests = take_digests(tree, where, WEIGHTS) if verify else tree.pop(KEY, None)
     if verify and digests is not None:
         verify_text(text, digests[CONFIG], path / CONFIG)
     if "task" not in tree:
         hint = "This folder is of an older version: train again, or convert the weights again."
-        raise UserError("the task of this model is not stated", where=where, wanted=", ".join(TASKS), hint=hint)
+        raise UserError("the task of this model is not stated", where=where, expected=", ".join(TASKS), hint=hint)
     config = build(FolderConfig, tree, where=where)
     twice = [name for name, count in Counter(config.classes).items() if count > 1]
     if twice:
@@ -273,7 +273,7 @@ def refuse_larger(architecture: ModelConfig, shapes: Mapping[str, Sequence[int]]
     if blocks > len(shapes):
         raise UserError(
             "this architecture does not fit the weights", where=where, got=f"{blocks:,} blocks",
-            wanted=f"at most {len(shapes):,}, as many as the file has tensors",
+            expected=f"at most {len(shapes):,}, as many as the file has tensors",
         )  # fmt: skip
     try:
         needed = count_parameters(architecture)
@@ -281,5 +281,5 @@ def refuse_larger(architecture: ModelConfig, shapes: Mapping[str, Sequence[int]]
     except UserError:
         got = architecture.description
     if got is not None:
-        wanted = f"about {there:,}, as many as the file has values"
-        raise UserError("this architecture does not fit the weights", where=where, got=got, wanted=wanted)
+        expected = f"about {there:,}, as many as the file has values"
+        raise UserError("this architecture does not fit the weights", where=where, got=got, expected=expected)

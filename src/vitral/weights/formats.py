@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from vitral.weights import google, hf, repositories, timm
+from vitral.weights import google, hf, ssl_checkpoints, timm
 from vitral.weights.keymap import Rule, Template
 
 Tensors = Mapping[str, Tensor]
@@ -30,9 +30,9 @@ class Format(NamedTuple):
 
 _HALF = {"mean": (0.5,), "std": (0.5,)}
 _IMAGENET = {
-    "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "fit": "crop", "interpolation": "bicubic"
+    "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "resize_mode": "crop", "interpolation": "bicubic"
 }  # fmt: skip
-_GOOGLE_LOOKS = {**_HALF, "fit": "squash", "interpolation": "bilinear", "crop_ratio": 1.0}
+_GOOGLE_LOOKS = {**_HALF, "resize_mode": "squash", "interpolation": "bilinear", "crop_pct": 1.0}
 _GOOGLE = {"gelu": "tanh", "norm_eps": 1e-6, "position_resize": "google", "stem_epsilons": "google"}
 
 # The first that fits is it: the more special ones stand above.
@@ -53,59 +53,59 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(
         "hf_dinov3", "transformers DINOv3ViT", ("{x:(?:model\\.)?}layer.{i}.attention.q_proj.weight",),
-        hf.dinov3_rules, {"positions": "rope", "norm_eps": 1e-5}, {**_IMAGENET, "crop_ratio": 1.0},
+        hf.dinov3_rules, {"positions": "rope", "norm_eps": 1e-5}, {**_IMAGENET, "crop_pct": 1.0},
     ),
     Format(
         "hf_dinov2", "transformers Dinov2, Dinov2WithRegisters", ("encoder.layer.{i}.layer_scale1.lambda1",),
-        hf.dinov2_rules, {"position_resize": "bicubic", "norm_eps": 1e-6}, {**_IMAGENET, "crop_ratio": 0.875},
+        hf.dinov2_rules, {"position_resize": "bicubic", "norm_eps": 1e-6}, {**_IMAGENET, "crop_pct": 0.875},
     ),
     Format(
         "hf_deit", "transformers DeiT", ("embeddings.distillation_token", "embeddings.position_embeddings"),
-        hf.deit_rules, {"position_resize": "bicubic", "norm_eps": 1e-12}, {**_IMAGENET, "crop_ratio": 0.875},
+        hf.deit_rules, {"position_resize": "bicubic", "norm_eps": 1e-12}, {**_IMAGENET, "crop_pct": 0.875},
     ),
     Format(
         "hf_mae", "transformers ViTMAE", ("embeddings.position_embeddings", "decoder.decoder_embed.weight"),
-        hf.vit_rules, {"position_resize": "bicubic", "norm_eps": 1e-12}, {**_IMAGENET, "crop_ratio": 0.875},
+        hf.vit_rules, {"position_resize": "bicubic", "norm_eps": 1e-12}, {**_IMAGENET, "crop_pct": 0.875},
     ),
     *(
         Format(
             "hf_vit", f"transformers ViT ({where})", (f"{layer}.layernorm_before.{{end}}",),
             hf.vit_rules, {"position_resize": "bicubic", "norm_eps": 1e-12},
-            {**_HALF, "fit": "squash", "interpolation": "bilinear", "crop_ratio": 1.0},
+            {**_HALF, "resize_mode": "squash", "interpolation": "bilinear", "crop_pct": 1.0},
         )
         for where, layer in (("as saved", "encoder.layer.{i}"), ("in memory", "layers.{i}"))
     ),
     Format(
         "mae", "MAE's repository", ("decoder_embed.weight", "blocks.{i}.attn.qkv.weight"),
-        repositories.mae_rules, {}, {**_IMAGENET, "crop_ratio": 0.875},
+        ssl_checkpoints.mae_rules, {}, {**_IMAGENET, "crop_pct": 0.875},
     ),
     Format(
         "dinov3", "DINOv3's repository", ("storage_tokens", "blocks.{i}.attn.qkv.weight"),
-        repositories.dinov3_rules, {"positions": "rope", "norm_eps": 1e-5}, {**_IMAGENET, "crop_ratio": 1.0},
+        ssl_checkpoints.dinov3_rules, {"positions": "rope", "norm_eps": 1e-5}, {**_IMAGENET, "crop_pct": 1.0},
     ),
     Format(
         "dinov2", "DINOv2's repository", ("mask_token", "{x:blocks.*}.{i}.ls1.gamma"),
-        repositories.dinov2_rules, {"position_resize": "bicubic"}, {**_IMAGENET, "crop_ratio": 0.875},
+        ssl_checkpoints.dinov2_rules, {"position_resize": "bicubic"}, {**_IMAGENET, "crop_pct": 0.875},
     ),
     Format(
         "ibot", "iBOT's repository", ("masked_embed", "blocks.{i}.attn.qkv.weight"),
-        repositories.dino_rules, {}, {**_IMAGENET, "crop_ratio": 0.875},
+        ssl_checkpoints.dino_rules, {}, {**_IMAGENET, "crop_pct": 0.875},
     ),
     Format(
         "dino", "DINO's repository", ("head.last_layer.{rest}", "blocks.{i}.attn.qkv.weight"),
-        repositories.dino_rules, {}, {**_IMAGENET, "crop_ratio": 0.875},
+        ssl_checkpoints.dino_rules, {}, {**_IMAGENET, "crop_pct": 0.875},
     ),
     Format(
         "timm_dinov3", "timm DINOv3 (Eva)", ("blocks.{i}.gamma_1", "reg_token"),
-        timm.eva_rules, {"positions": "rope", "norm_eps": 1e-5}, {**_IMAGENET, "crop_ratio": 1.0},
+        timm.eva_rules, {"positions": "rope", "norm_eps": 1e-5}, {**_IMAGENET, "crop_pct": 1.0},
     ),
     Format(
         "timm", "timm ViT, DeiT, hybrids; DeiT, DINO and MAE encoders", ("blocks.{i}.attn.qkv.weight",),
-        timm.vit_rules, {}, {**_IMAGENET, "crop_ratio": 0.9},
+        timm.vit_rules, {}, {**_IMAGENET, "crop_pct": 0.9},
     ),
     Format(
         "timm_resnetv2", "timm BiT ResNets", ("stages.{i}.blocks.{j}.conv1.weight", "stem.conv.weight"),
-        timm.resnet_rules, {}, {**_HALF, "fit": "crop", "interpolation": "bilinear", "crop_ratio": 0.875},
+        timm.resnet_rules, {}, {**_HALF, "resize_mode": "crop", "interpolation": "bilinear", "crop_pct": 0.875},
     ),
 )  # fmt: skip
 

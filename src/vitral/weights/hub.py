@@ -9,7 +9,7 @@ from typing import Any
 
 from vitral.errors import UserError
 from vitral.files import read_json, read_text
-from vitral.optional import install, optional
+from vitral.optional_imports import install, optional
 from vitral.weights.card import with_header
 from vitral.weights.digests import CONFIG, WEIGHTS, signed
 from vitral.weights.folder import CARD, load_folder
@@ -59,7 +59,7 @@ def push(folder: Path, name: str, *, private: bool = False, license: str | None 
     repository may have been made, and the error says so.
     """
     if not _NAME.fullmatch(name) or "@" in name:
-        raise UserError("not a name on the hub", got=name, wanted="OWNER/NAME")
+        raise UserError("not a name on the hub", got=name, expected="OWNER/NAME")
     _, config = load_folder(str(folder))
     card = folder / CARD
     text = with_header(read_text(card) if card.is_file() else "", config, license)

@@ -33,7 +33,7 @@ _SHORTER = ("Bit", "CLIP", "ConvNext", "ConvNeXT", "LeViT", "Levit", "PoolFormer
 
 
 def hf_looks(tree: Mapping[str, Any], where: str, notes: list[str]) -> Fields:
-    """Return fit, interpolation, crop_ratio, mean, std and the side in pixels that an image processor gives; {} of no
+    """Return fit, interpolation, crop_pct, mean, std and the side in pixels that an image processor gives; {} of no
     file. Raises UserError, with the key, for steps that are not computed here."""
     if not tree:
         return {}
@@ -66,10 +66,10 @@ def hf_looks(tree: Mapping[str, Any], where: str, notes: list[str]) -> Fields:
     return looks | _geometry(tree, where, notes)
 
 
-def refuse(where: str, key: str, got: object, wanted: str) -> NoReturn:
+def refuse(where: str, key: str, got: object, expected: str) -> NoReturn:
     """Raise UserError for a key that changes pixels in a way that is not computed here."""
     hint = "Other preprocessing gives other answers; change the key to accept that."
-    raise UserError("this preprocessing is not computed here", where=f"{where}: {key}", got=got, wanted=wanted,
+    raise UserError("this preprocessing is not computed here", where=f"{where}: {key}", got=got, expected=expected,
                     hint=hint)  # fmt: skip
 
 
@@ -136,26 +136,26 @@ def _geometry(tree: Mapping[str, Any], where: str, notes: list[str]) -> Fields:
     if percent is not None and not (isinstance(percent, int | float) and 0 < percent <= 1):
         refuse(where, "crop_pct", percent, "above 0, at most 1")
     if kind.startswith(("ConvNext", "ConvNeXT")) and height >= _FIRST_SQUASHED:
-        return {"fit": "squash", "crop_ratio": 1.0, "pixels": height}
+        return {"resize_mode": "squash", "crop_pct": 1.0, "pixels": height}
     if percent not in (None, 1):
         if not shorter:
             refuse(where, "crop_pct", percent, "1, or size.shortest_edge")
-        return {"fit": "crop", "crop_ratio": float(percent), "pixels": height}
-    looks: Fields = {"fit": "crop" if shorter else "squash"}
+        return {"resize_mode": "crop", "crop_pct": float(percent), "pixels": height}
+    looks: Fields = {"resize_mode": "crop" if shorter else "squash"}
     if not tree.get("do_center_crop"):
-        return looks | {"crop_ratio": 1.0, "pixels": height if height == width else [height, width]}
+        return looks | {"crop_pct": 1.0, "pixels": height if height == width else [height, width]}
     high, wide = _crop(cut, where)
     if shorter and high != wide and min(high, wide) == height:
         notes.append(
             f"crop_size {high} x {wide}: transformers pads images of another shape with black; here they are scaled up"
         )
-        return looks | {"crop_ratio": 1.0, "pixels": [high, wide]}
+        return looks | {"crop_pct": 1.0, "pixels": [high, wide]}
     if not (0 < high <= height and 0 < wide <= width):
         refuse(where, "crop_size", cut, f"at most {height} x {width}, the resized image")
     if high * width != wide * height:
-        wanted = "a square" if shorter else f"the shape of size, {height} x {width}"
-        refuse(where, "crop_size", cut, wanted)
-    return looks | {"crop_ratio": high / height, "pixels": high if high == wide else [high, wide]}
+        expected = "a square" if shorter else f"the shape of size, {height} x {width}"
+        refuse(where, "crop_size", cut, expected)
+    return looks | {"crop_pct": high / height, "pixels": high if high == wide else [high, wide]}
 
 
 def _sides(size: Any, where: str, *, is_shorter: bool) -> tuple[int, int, bool]:

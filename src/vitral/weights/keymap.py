@@ -150,7 +150,7 @@ def rule(source: str | Sequence[str], target: str | Sequence[str] | None, op: Op
 class MapImages(ResizeSpec):
     """How images are prepared; mean and std per channel, or one for all, in units of [0,1] images."""
 
-    fit: Literal["crop", "squash"] = "crop"
+    resize_mode: Literal["crop", "squash"] = "crop"
     mean: Shares = ()
     std: Shares = ()
 
@@ -169,7 +169,7 @@ def load_map(path: str) -> Map:
     tree = load_yaml(Path(path).expanduser())
     rules = tree.get("rules")
     if not isinstance(rules, list) or not all(isinstance(each, dict) for each in rules):
-        raise UserError("a list of rules is wanted", where=f"{path}: rules", got=type(rules).__name__)
+        raise UserError("a list of rules is expected", where=f"{path}: rules", got=type(rules).__name__)
     made = [build(Rule, each, where=f"{path}: rule {number}") for number, each in enumerate(rules, 1)]
     return build(Map, {**tree, "rules": made}, where=path)
 
@@ -183,7 +183,7 @@ class Translation(NamedTuple):
 
 
 def translate(rules: Sequence[Rule], foreign: Mapping[str, Tensor]) -> Translation:
-    """Foreign tensors by our names. The first rule that wants a tensor has it; a slice leaves it to other slices.
+    """ExternalModel tensors by our names. The first rule that wants a tensor has it; a slice leaves it to other slices.
 
     Raises UserError where two rules give one name, or where a tensor has not the shape that an operation needs.
     """

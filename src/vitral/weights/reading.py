@@ -1,4 +1,5 @@
-"""Foreign checkpoints on disk: .npz, safetensors, torch's .pth, .pt and .bin, and folders. Never runs their code."""
+"""ExternalModel checkpoints on disk: .npz, safetensors, torch's .pth, .pt and .bin, and folders. Never runs their
+code."""
 
 from __future__ import annotations
 
@@ -17,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitral.bounds import PICKLE_BYTES, check_pickle, open_zip, read_entry
+from vitral.archive_limits import PICKLE_BYTES, check_pickle, open_zip, read_entry
 from vitral.errors import UserError, command, shown
 from vitral.files import MIB, open_regular, read_json
 from vitral.weights.formats import find_format
-from vitral.weights.harmless import HARMLESS
-from vitral.weights.stopped import CHECKPOINTS, SPLIT
+from vitral.weights.pickle_allowlist import HARMLESS
+from vitral.weights.stopped_run import CHECKPOINTS, SPLIT
 from vitral.weights.tensors import CHECKSUM, load_tensors, read_metadata
 
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -124,7 +125,7 @@ def _files(path: Path) -> list[Path]:
     found = _candidates(path)
     if len(found) != 1:
         names = ", ".join(file.name for file in found) or "none"
-        raise UserError("one file of weights is wanted", where=str(path), got=names, hint="Name the file itself.")
+        raise UserError("one file of weights is expected", where=str(path), got=names, hint="Name the file itself.")
     return found
 
 
@@ -133,7 +134,7 @@ def _json(path: Path) -> dict[str, Any]:
         return {}
     tree = read_json(path)
     if not isinstance(tree, dict):
-        raise UserError("not a JSON object", where=str(path), got=type(tree).__name__, wanted='{"key": value, ...}')
+        raise UserError("not a JSON object", where=str(path), got=type(tree).__name__, expected='{"key": value, ...}')
     return tree
 
 
@@ -165,7 +166,7 @@ def read_tree(path: Path) -> dict[str, Any]:
         return dict(load_tensors(path)[0])
     raise UserError(
         "not a file of weights", where=where, got=f"it starts with {start!r}",
-        wanted=".npz, .safetensors, .pth, .pt or .bin",
+        expected=".npz, .safetensors, .pth, .pt or .bin",
     )  # fmt: skip
 
 
@@ -209,8 +210,8 @@ def _read_torch(path: Path, size: int) -> dict[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace, *HARMLESS]):
             tree = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+)", str(error))
-        got = f"it calls {wanted[1]}" if wanted else str(error).split("\n")[-1].strip()
+        expected = re.search(r"GLOBAL (\S+)", str(error))
+        got = f"it calls {expected[1]}" if expected else str(error).split("\n")[-1].strip()
         raise UserError(
             "this file wants to run code, or is damaged", where=str(path), got=got,
             hint="Save its state dict alone, as safetensors best, where you trust it.",
@@ -234,7 +235,7 @@ def _check_sizes(tree: Any, size: int, where: str) -> None:
         walked += 1
         if walked > _VALUES:
             raise UserError(
-                "a pickle that holds itself, or too many values", where=where, wanted=f"at most {_VALUES:,}"
+                "a pickle that holds itself, or too many values", where=where, expected=f"at most {_VALUES:,}"
             )
         if isinstance(value, Tensor):
             total += value.numel() * value.element_size()

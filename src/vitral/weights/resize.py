@@ -15,7 +15,7 @@ from vitral.models.parameters import is_head
 from vitral.models.position import interpolate_positions, resize_offsets, resize_table, sincos_table
 from vitral.models.registry import token_config
 
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, how images are read as grey
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, how images are read as gray
 
 
 def without_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -39,8 +39,8 @@ def adapt(state: dict[str, Tensor], old: ModelConfig, new: ModelConfig) -> tuple
     if old.in_channels != new.in_channels:
         if old.has_convolutional_stem:
             raise UserError(
-                "a convolutional stem keeps its channels: its weights are standardised, which undoes any scale",
-                where="data.channels", got=new.in_channels, wanted=old.in_channels,
+                "a convolutional stem keeps its channels: its weights are standardized, which undoes any scale",
+                where="data.channels", got=new.in_channels, expected=old.in_channels,
             )  # fmt: skip
         _exchange_channels(state, old, new)
         notes.append(f"channels exchanged from {old.in_channels} to {new.in_channels}")
@@ -57,7 +57,7 @@ def _adapt_tokens(state: dict[str, Tensor], old: ViTConfig, new: ViTConfig) -> l
         if old.has_convolutional_stem:
             raise UserError(
                 "a convolutional stem keeps its patches", where="model.patch_size", got=new.patch_size,
-                wanted=old.patch_size,
+                expected=old.patch_size,
             )  # fmt: skip
         name = "patch_embed.proj.weight"
         state[name] = resize_patches(state[name], new.patch_size)
@@ -116,7 +116,7 @@ def resize_patches(weight_DCPP: Tensor, size: int) -> Tensor:
 
 
 def _exchange_channels(state: dict[str, Tensor], old: ModelConfig, new: ModelConfig) -> None:
-    """Both normalisations and the change of channels are linear, so they fold into the projection: exact."""
+    """Both normalizations and the change of channels are linear, so they fold into the projection: exact."""
     name, bias = "patch_embed.proj.weight", "patch_embed.proj.bias"
     weight_DCPP = state[name].to(torch.float64)
     mix_CE = channel_mix(old.in_channels, new.in_channels).to(weight_DCPP.device)
@@ -136,18 +136,18 @@ def _exchange_channels(state: dict[str, Tensor], old: ModelConfig, new: ModelCon
 
 
 def channel_mix(old: int, new: int) -> Tensor:
-    """[old, new] float64: an image's old channels from its new ones. 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA.
+    """[old, new] float64: an image's old channels from its new ones. 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA.
 
-    Grey is seen as RGB of three equal channels, RGB as grey by its luma; alpha that the old model did not know counts
+    Gray is seen as RGB of three equal channels, RGB as gray by its luma; alpha that the old model did not know counts
     for nothing. Alpha that the new images lack is constant, so it is not in here.
     """
-    colours_old, colours_new = (1 if count < 3 else 3 for count in (old, new))
-    if colours_old == colours_new:
-        colour = torch.eye(colours_old, dtype=torch.float64)
+    colors_old, colors_new = (1 if count < 3 else 3 for count in (old, new))
+    if colors_old == colors_new:
+        color = torch.eye(colors_old, dtype=torch.float64)
     else:
-        colour = torch.ones(3, 1).double() if colours_old == 3 else torch.tensor([_LUMA], dtype=torch.float64)
+        color = torch.ones(3, 1).double() if colors_old == 3 else torch.tensor([_LUMA], dtype=torch.float64)
     mix = torch.zeros(old, new, dtype=torch.float64)
-    mix[:colours_old, :colours_new] = colour
+    mix[:colors_old, :colors_new] = color
     if old in (2, 4) and new in (2, 4):
         mix[-1, -1] = 1
     return mix

@@ -15,10 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vitral.bounds import tensors_metadata
+from vitral.archive_limits import tensors_metadata
+from vitral.atomic_files import flush, partial_of, remove
 from vitral.errors import UserError
 from vitral.files import open_regular, require_regular
-from vitral.whole import flush, partial_of, remove
 
 CHECKSUM = "crc32"  # metadata key of a file that is verified when it is read
 

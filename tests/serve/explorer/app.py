@@ -24,8 +24,8 @@ from vitral.models.model import ImageModel
 from vitral.predictor import Predictor
 from vitral.serve.app import create_app
 from vitral.serve.config import ServeConfig
-from vitral.serve.gate import refusal
-from vitral.serve.host import Host, Refused
+from vitral.serve.middleware import refusal
+from vitral.serve.model_worker import APIError, ModelWorker
 from vitral.weights.folder import FolderConfig
 
 LARGEST = 2_000_000  # bytes of an upload
@@ -33,7 +33,7 @@ LARGEST = 2_000_000  # bytes of an upload
 
 @dataclass
 class Rules:
-    """What a test may change while the server runs: the key that is wanted, how many requests are refused as too many
+    """What a test may change while the server runs: the key that is expected, how many requests are refused as too many
     from now on, and what was asked for so far."""
 
     key: str | None = None
@@ -41,7 +41,7 @@ class Rules:
     asked: list[str] = field(default_factory=list[str])
 
 
-def make_app(hosts: Mapping[str, Host], rules: Rules | None = None) -> ASGIApp:
+def make_app(hosts: Mapping[str, ModelWorker], rules: Rules | None = None) -> ASGIApp:
     """The server's application; which one of two, without a key and with one, is up to the rules."""
     options, rules = ServeConfig(max_bytes=LARGEST, allow_hosts=("testserver",), reload=0), rules or Rules()
     apps: dict[str | None, FastAPI] = {}
@@ -51,7 +51,7 @@ def make_app(hosts: Mapping[str, Host], rules: Rules | None = None) -> ASGIApp:
             rules.asked.append(f"{scope['method']} {scope['path']}?{scope['query_string'].decode()}")
             if scope["path"].startswith("/v1/") and rules.too_many:
                 rules.too_many -= 1
-                answer = refusal(Refused(429, "busy", "too many requests", {"Retry-After": "2"}))
+                answer = refusal(APIError(429, "busy", "too many requests", {"Retry-After": "2"}))
                 await answer(scope, receive, send)
                 return
         if rules.key not in apps:
@@ -87,20 +87,20 @@ def sharpened(model: ImageModel) -> None:
                 tensor.normal_(std=1.6 / np.sqrt(tensor[0].numel()))
 
 
-def random_host(folder: Path, name: str, preset: str = "vit_micro_patch2_8", **options: Any) -> Host:
+def random_host(folder: Path, name: str, preset: str = "vit_micro_patch2_8", **options: Any) -> ModelWorker:
     """A served model of random weights; see `random_model`."""
     classes = options.pop("classes", ("cat", "dog", "owl", "eel"))
     predictor = vitral.load(random_model(folder / name, classes, preset, **options), "cpu")
     sharpened(predictor.model)
-    return Host(name, predictor)
+    return ModelWorker(name, predictor)
 
 
-def conv_host() -> Host:
+def conv_host() -> ModelWorker:
     """A convolutional network of random weights, four classes."""
     network = create_model("resnet20_cifar", num_classes=4).eval()
     sharpened(network)
     names = {str(place): name for place, name in enumerate(("cat", "dog", "owl", "eel"))}
-    shown = ImageSpec(image_size=network.config.image_size, channels=3, fit="crop")
+    shown = ImageSpec(image_size=network.config.image_size, channels=3, resize_mode="crop")
     config = FolderConfig(
         task="classification",
         name="resnet20_cifar",
@@ -109,10 +109,10 @@ def conv_host() -> Host:
         preprocessing=shown,
         provenance={},
     )
-    return Host("conv", Predictor(network, config, "cpu"))
+    return ModelWorker("conv", Predictor(network, config, "cpu"))
 
 
-def large_host(folder: Path) -> Host:
+def large_host(folder: Path) -> ModelWorker:
     """224 pixels, 12 layers, a class token and four registers, 12 classes."""
     size: dict[str, Any] = {"width": 96, "depth": 12, "heads": 3, "mlp_dim": 192, "in_channels": 3, "registers": 4}
     classes = tuple(f"class {number}" for number in range(12))

@@ -11,7 +11,7 @@ import vitral
 from tests.serve.explorer.app import Rules, conv_host, large_host, make_app, random_host, serving
 from tests.serve.explorer.browser import Visit, browsing
 from vitral.serve import explore_views
-from vitral.serve.host import Host
+from vitral.serve.model_worker import ModelWorker
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -24,9 +24,9 @@ def browser() -> Generator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def hosts(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Host]:
+def hosts(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelWorker]:
     root = tmp_path_factory.mktemp("models")
-    digits = Host("vitral-digits", vitral.load("vitral-digits", "cpu"))
+    digits = ModelWorker("vitral-digits", vitral.load("vitral-digits", "cpu"))
     headless = random_host(root, "headless", classes=())
     relative = random_host(root, "relative", positions="relative")
     uneven = random_host(root, "uneven", block_heads=[2, 1])
@@ -39,7 +39,7 @@ def rules() -> Rules:
 
 
 @pytest.fixture(scope="module")
-def base(hosts: dict[str, Host], rules: Rules) -> Generator[str]:
+def base(hosts: dict[str, ModelWorker], rules: Rules) -> Generator[str]:
     with pytest.MonkeyPatch.context() as patch, serving(make_app(hosts, rules)) as base:
         patch.setattr(explore_views, "_RACES", 3)  # nobody reads the times here
         yield base

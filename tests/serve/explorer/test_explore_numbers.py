@@ -1,4 +1,4 @@
-"""In a browser, the explorer's page shows the numbers that Python has, in the right colours."""
+"""In a browser, the explorer's page shows the numbers that Python has, in the right colors."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from tests.serve.explorer.truth import (
     MODELS,
     Array,
     click_patch,
-    colours,
+    colors,
     percent,
     rows_of,
     slide,
     truth_of_sample,
 )
-from vitral.efficient.merge import TokenMerging
+from vitral.compression.tome import ToMe
 from vitral.interpret.lens import logit_lens
 from vitral.interpret.patches import patch_norms, patch_similarity
 from vitral.interpret.rollout import rollout
 from vitral.interpret.tokens import token_names
-from vitral.serve.host import Host
+from vitral.serve.model_worker import ModelWorker
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_chosen_pasted_and_dropped_images(visit: Visit, hosts: dict[str, Host], tmp_path: Path, name: str) -> None:
+def test_chosen_pasted_and_dropped_images(
+    visit: Visit, hosts: dict[str, ModelWorker], tmp_path: Path, name: str
+) -> None:
     page = visit.open(f"#model={name}")
     for seed, how in enumerate(("choose", "paste", "drop")):
         data = picture(31, 47, seed)
@@ -43,13 +45,13 @@ def test_chosen_pasted_and_dropped_images(visit: Visit, hosts: dict[str, Host], 
         expect(page.locator("#answer-table tbody tr").first).to_contain_text(percent(said[0]["score"]))
         visit.quiet()
         assert rows_of(page, "answer-table") == [[row["label"], percent(row["score"])] for row in said]
-        expect(page.locator("#seen")).to_contain_text("Given: 47 × 31 pixels")
+        expect(page.locator("#seen")).to_contain_text("CachedImage: 47 × 31 pixels")
         seen = page.locator("#picture img").evaluate("(image) => [image.naturalHeight, image.naturalWidth]")
         assert tuple(seen) == predictor.config.preprocessing.image_size
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_patches_by_mouse_and_keys(visit: Visit, hosts: dict[str, Host], name: str) -> None:
+def test_patches_by_mouse_and_keys(visit: Visit, hosts: dict[str, ModelWorker], name: str) -> None:
     truth, page = truth_of_sample(hosts, name), visit.open(f"#model={name}&layer=1")
     rows, columns = truth.grid
     status, patches = page.locator("#status"), page.locator("#patches")
@@ -80,7 +82,7 @@ def test_patches_by_mouse_and_keys(visit: Visit, hosts: dict[str, Host], name: s
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_colours_and_numbers_of_the_maps(visit: Visit, hosts: dict[str, Host], name: str) -> None:
+def test_colors_and_numbers_of_the_maps(visit: Visit, hosts: dict[str, ModelWorker], name: str) -> None:
     truth, page = truth_of_sample(hosts, name), visit.open(f"#model={name}&token=patch&patch=1,3&layer=2&head=1")
     attention = truth.attention("1,3", 2, "1")
     cosine_N = patch_similarity(truth.vit, truth.x_BCHW, (1, 3), [2])[0, 0].numpy()
@@ -95,7 +97,7 @@ def test_colours_and_numbers_of_the_maps(visit: Visit, hosts: dict[str, Host], n
     ):
         maps[view] = (values_X, 0, values_X.max())
     for view, (values_N, low, high) in maps.items():
-        found, expected = np.array(visit.pixels(f"#{view} canvas")), np.array(colours(values_N, low, high))
+        found, expected = np.array(visit.pixels(f"#{view} canvas")), np.array(colors(values_N, low, high))
         # Sums of many layers may differ in the last bit, and then lie on the other side of one of 256 steps.
         assert np.abs(found - expected).max() <= (6 if view == "rollout" else 0), view
         at = values_N[1 * truth.grid[1] + 3]
@@ -114,7 +116,7 @@ def test_colours_and_numbers_of_the_maps(visit: Visit, hosts: dict[str, Host], n
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_layers_heads_and_the_overview(visit: Visit, hosts: dict[str, Host], name: str) -> None:
+def test_layers_heads_and_the_overview(visit: Visit, hosts: dict[str, ModelWorker], name: str) -> None:
     truth, page = truth_of_sample(hosts, name), visit.open(f"#model={name}&token=patch&patch=0,1")
     depth, heads, status = truth.vit.config.depth, truth.vit.config.heads, page.locator("#status")
     expect(status).to_have_text(truth.status((0, 1), depth - 1, "mean"))
@@ -140,13 +142,13 @@ def test_layers_heads_and_the_overview(visit: Visit, hosts: dict[str, Host], nam
             values_N = both[view == "to"][truth.prefix :]
             top, left = layer * (rows * scale + 3), head * (columns * scale + 3)
             cell = pixels[top : top + rows * scale : scale, left : left + columns * scale : scale]
-            assert cell.flatten().tolist() == colours(values_N, 0, values_N.max())
+            assert cell.flatten().tolist() == colors(values_N, 0, values_N.max())
     page.locator("#token").select_option("cls")
     expect(status).to_contain_text("Class token. Layer 2, head 1.")
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_lens_and_merging(visit: Visit, hosts: dict[str, Host], name: str) -> None:
+def test_the_lens_and_merging(visit: Visit, hosts: dict[str, ModelWorker], name: str) -> None:
     truth, page = truth_of_sample(hosts, name), visit.open(f"#model={name}&r=0")
     scores_LS = truth.predictor.scores(logit_lens(truth.vit, truth.x_BCHW)[0])
     final = int(scores_LS[-1].argmax())
@@ -156,7 +158,7 @@ def test_the_lens_and_merging(visit: Visit, hosts: dict[str, Host], name: str) -
     ]
     expect(page.locator("#merge-speed")).to_have_text("Nothing is merged.")
     slide(page, "#r", 3)
-    merging, count = TokenMerging(r=3), truth.grid[0] * truth.grid[1]
+    merging, count = ToMe(r=3), truth.grid[0] * truth.grid[1]
     with torch.no_grad():
         out = truth.vit.encode_tokens(*truth.vit.embed(truth.x_BCHW), reduce=merging)
         merged_S = truth.predictor.scores(truth.vit.classify(truth.vit.pool(out)))[0]
@@ -171,7 +173,7 @@ def test_the_lens_and_merging(visit: Visit, hosts: dict[str, Host], name: str) -
         labels = [truth.predictor.classes[int(each.indices[number])] for each in best]
         shares = [percent(round(float(each.values[number]), 6)) for each in best]
         assert row == [str(number + 1), labels[0], shares[0], labels[1], shares[1]]
-    # Patches of one token have one colour, those alone none.
+    # Patches of one token have one color, those alone none.
     assert out.groups_BN is not None
     groups = out.groups_BN[0].tolist()
     rows, columns = truth.grid

@@ -21,13 +21,13 @@ from tests.serve.explorer.truth import (
     slide,
     truth_of_sample,
 )
-from vitral.serve.host import Host
+from vitral.serve.model_worker import ModelWorker
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 
-def test_a_link_restores_the_page(visit: Visit, browser: Browser, base: str, hosts: dict[str, Host]) -> None:
+def test_a_link_restores_the_page(visit: Visit, browser: Browser, base: str, hosts: dict[str, ModelWorker]) -> None:
     page = visit.open("#model=large")
     page.locator("#samples button[value=shapes]").click()
     expect(page.locator("#samples button[value=shapes]")).to_have_attribute("aria-pressed", "true")
@@ -60,13 +60,13 @@ def test_a_link_restores_the_page(visit: Visit, browser: Browser, base: str, hos
 def test_a_given_image_comes_back_by_its_link(visit: Visit, browser: Browser, base: str) -> None:
     page = visit.open()
     visit.hand_over("paste", picture(9, 13, seed=40))
-    expect(page.locator("#seen")).to_contain_text("Given: 13 × 9 pixels")
+    expect(page.locator("#seen")).to_contain_text("CachedImage: 13 × 9 pixels")
     visit.quiet()
     page.get_by_role("button", name="Copy link").click()
     expect(page.locator("#said")).not_to_be_empty()
     other = Visit(browser, base)
     again = other.open(page.url.removeprefix(f"{base}/"))
-    expect(again.locator("#seen")).to_contain_text("Given: 13 × 9 pixels")
+    expect(again.locator("#seen")).to_contain_text("CachedImage: 13 × 9 pixels")
     assert rows_of(again, "answer-table") == rows_of(page, "answer-table")
     other.close()
     lost = Visit(browser, base)
@@ -81,7 +81,7 @@ def test_a_given_image_comes_back_by_its_link(visit: Visit, browser: Browser, ba
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_saved_page_stands_alone(
-    visit: Visit, browser: Browser, hosts: dict[str, Host], tmp_path: Path, name: str
+    visit: Visit, browser: Browser, hosts: dict[str, ModelWorker], tmp_path: Path, name: str
 ) -> None:
     truth, page = truth_of_sample(hosts, name), visit.open(f"#model={name}&token=patch&patch=2,1&layer=0&head=0&r=2")
     with page.expect_download() as download:
@@ -137,7 +137,7 @@ def test_narrow_screens(browser: Browser, base: str, name: str) -> None:
     visit.close()
 
 
-def test_with_the_keyboard_alone(visit: Visit, hosts: dict[str, Host]) -> None:
+def test_with_the_keyboard_alone(visit: Visit, hosts: dict[str, ModelWorker]) -> None:
     truth, page = truth_of_sample(hosts, "vitral-digits"), visit.open()
     stops: list[str] = []
     for _ in range(45):
@@ -195,7 +195,7 @@ def test_what_goes_wrong_is_said(visit: Visit, rules: Rules, tmp_path: Path) -> 
     visit.quiet()
 
 
-def test_an_image_that_the_server_let_go_is_given_again(visit: Visit, hosts: dict[str, Host]) -> None:
+def test_an_image_that_the_server_let_go_is_given_again(visit: Visit, hosts: dict[str, ModelWorker]) -> None:
     visit.refused = True
     page, host = visit.open(), hosts["vitral-digits"]
     host.predictor = vitral.load("vitral-digits", "cpu")
@@ -205,7 +205,7 @@ def test_an_image_that_the_server_let_go_is_given_again(visit: Visit, hosts: dic
     assert page.locator(".error:visible").count() == 0
 
 
-def test_older_answers_never_replace_newer_ones(visit: Visit, hosts: dict[str, Host]) -> None:
+def test_older_answers_never_replace_newer_ones(visit: Visit, hosts: dict[str, ModelWorker]) -> None:
     truth, page = truth_of_sample(hosts, "vitral-digits"), visit.open("#token=patch&patch=0,0")
     asked: list[str] = []
 
@@ -224,7 +224,7 @@ def test_older_answers_never_replace_newer_ones(visit: Visit, hosts: dict[str, H
     assert len(asked) == 2, asked
 
 
-def test_there_and_back_before_the_answer(visit: Visit, hosts: dict[str, Host]) -> None:
+def test_there_and_back_before_the_answer(visit: Visit, hosts: dict[str, ModelWorker]) -> None:
     truth, page = truth_of_sample(hosts, "vitral-digits"), visit.open("#token=patch&patch=0,0")
     asked: list[str] = []
 
@@ -242,7 +242,7 @@ def test_there_and_back_before_the_answer(visit: Visit, hosts: dict[str, Host]) 
     assert page.locator("#from .value").inner_text().lower().startswith("row 0, column 0")
 
 
-def test_the_same_image_again_can_be_looked_at(visit: Visit, hosts: dict[str, Host]) -> None:
+def test_the_same_image_again_can_be_looked_at(visit: Visit, hosts: dict[str, ModelWorker]) -> None:
     truth, page = truth_of_sample(hosts, "vitral-digits"), visit.open("#token=patch&patch=0,0")
     page.locator("#samples button[value=digit-0]").click()
     visit.quiet()
@@ -342,14 +342,14 @@ def test_an_image_goes_to_the_model_chosen_last(visit: Visit, browser: Browser, 
 
     page.route("**/v1/explore?**", late)
     page.locator("#model").select_option("large")
-    expect(page.locator("#seen")).to_contain_text("Given: 13 × 9 pixels. The model sees 224 × 224")
+    expect(page.locator("#seen")).to_contain_text("CachedImage: 13 × 9 pixels. The model sees 224 × 224")
     expect(page.locator("#model")).to_have_value("large")
     visit.quiet()
     # Nobody here has the file of an image that comes by its link, and yet another model can have it.
     other = Visit(browser, base)
     again = other.open(page.url.removeprefix(f"{base}/"))
     again.locator("#model").select_option("vitral-digits")
-    expect(again.locator("#seen")).to_contain_text("Given: 13 × 9 pixels. The model sees 8 × 8")
+    expect(again.locator("#seen")).to_contain_text("CachedImage: 13 × 9 pixels. The model sees 8 × 8")
     other.quiet()
     other.close()
 

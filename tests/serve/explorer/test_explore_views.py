@@ -18,7 +18,7 @@ from PIL import Image
 
 import vitral
 from tests.serve.explorer.app import conv_host, make_app, random_host
-from vitral.efficient.merge import TokenMerging
+from vitral.compression.tome import ToMe
 from vitral.errors import UserError
 from vitral.interpret.attention import stream_maps, token_attention
 from vitral.interpret.lens import logit_lens
@@ -28,8 +28,8 @@ from vitral.models.vit import VisionTransformer
 from vitral.predictor import Predictor
 from vitral.serve import explore_samples
 from vitral.serve import explore_views as views
-from vitral.serve.explore_kept import Given, Kept
-from vitral.serve.host import Host
+from vitral.serve.image_cache import CachedImage, ImageCache
+from vitral.serve.model_worker import ModelWorker
 
 FOLDER = Path(views.__file__).with_name("explorer")
 CLASSES = ("cat", "dog", "owl", "eel")
@@ -54,13 +54,13 @@ def picture(height: int = 23, width: int = 37, seed: int = 0) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Host]:
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelWorker]:
     root = tmp_path_factory.mktemp("models")
     return {name: random_host(root, name, **options) for name, options in KINDS.items()}
 
 
 @pytest.fixture(scope="module")
-def client(hosts: dict[str, Host]) -> TestClient:
+def client(hosts: dict[str, ModelWorker]) -> TestClient:
     return TestClient(make_app(hosts), headers=PNG)
 
 
@@ -77,7 +77,7 @@ def floats(client: TestClient, key: str, view: str, **params: Any) -> np.ndarray
     return np.frombuffer(response.content, "<f4").reshape(shape)
 
 
-def seen(host: Host, data: bytes) -> tuple[VisionTransformer, torch.Tensor]:
+def seen(host: ModelWorker, data: bytes) -> tuple[VisionTransformer, torch.Tensor]:
     """The model and its input, as Python has them."""
     vit = host.predictor.model
     assert isinstance(vit, VisionTransformer)
@@ -89,7 +89,7 @@ def tokens_of(vit: VisionTransformer) -> list[str]:
 
 
 @pytest.mark.parametrize("name", [name for name in KINDS if name not in ("pruner", "uneven heads")])
-def test_every_view_equals_python(client: TestClient, hosts: dict[str, Host], name: str) -> None:
+def test_every_view_equals_python(client: TestClient, hosts: dict[str, ModelWorker], name: str) -> None:
     data = picture(seed=len(name))
     answer = give(client, name, data, topk=2)
     key, (vit, x_BCHW) = answer["id"], seen(hosts[name], data)
@@ -117,7 +117,7 @@ def test_every_view_equals_python(client: TestClient, hosts: dict[str, Host], na
     np.testing.assert_array_equal(floats(client, key, "norms", model=name), patch_norms(vit, x_BCHW)[0])
 
 
-def test_without_a_token_it_is_what_the_head_reads(client: TestClient, hosts: dict[str, Host]) -> None:
+def test_without_a_token_it_is_what_the_head_reads(client: TestClient, hosts: dict[str, ModelWorker]) -> None:
     for name, token in (("registers", "cls"), ("average", "mean")):
         key = give(client, name)["id"]
         same = floats(client, key, "attention", model=name, token=token)
@@ -125,7 +125,7 @@ def test_without_a_token_it_is_what_the_head_reads(client: TestClient, hosts: di
 
 
 @pytest.mark.parametrize("name", ["registers", "average", "distilled", "map"])
-def test_the_lens_equals_python(client: TestClient, hosts: dict[str, Host], name: str) -> None:
+def test_the_lens_equals_python(client: TestClient, hosts: dict[str, ModelWorker], name: str) -> None:
     data, predictor = picture(seed=3), hosts[name].predictor
     answer = give(client, name, data)
     vit, x_BCHW = seen(hosts[name], data)
@@ -145,16 +145,16 @@ def test_the_lens_equals_python(client: TestClient, hosts: dict[str, Host], name
 
 @pytest.mark.parametrize("name", ["registers", "average", "headless", "pruner"])
 @pytest.mark.parametrize("r", [0, 3])
-def test_merging_equals_python(client: TestClient, hosts: dict[str, Host], name: str, r: int) -> None:
+def test_merging_equals_python(client: TestClient, hosts: dict[str, ModelWorker], name: str, r: int) -> None:
     data, predictor = picture(seed=5), hosts[name].predictor
     key, (vit, x_BCHW) = give(client, name, data)["id"], seen(hosts[name], data)
     before = vit.reduce
     found = client.get(f"/v1/explore/{key}/merge", params={"model": name, "r": r, "topk": 2}).json()
     assert vit.reduce is before
-    merging = TokenMerging(r=r)
+    merging = ToMe(r=r)
     with torch.no_grad():
         out = vit.encode_tokens(*vit.embed(x_BCHW), reduce=merging)
-        wholly = vit.encode_tokens(*vit.embed(x_BCHW), reduce=TokenMerging(r=0))
+        wholly = vit.encode_tokens(*vit.embed(x_BCHW), reduce=ToMe(r=0))
     count = vit.grid[0] * vit.grid[1]
     assert found["groups"] == (list(range(count)) if out.groups_BN is None else out.groups_BN[0].tolist())
     assert found["counts"] == merging.counts(count, vit.config.depth)
@@ -172,7 +172,7 @@ def test_merging_equals_python(client: TestClient, hosts: dict[str, Host], name:
     assert found["ms"]["merged"] > 0
 
 
-def test_a_model_that_drops_patches_is_shown_whole(client: TestClient, hosts: dict[str, Host]) -> None:
+def test_a_model_that_drops_patches_is_shown_whole(client: TestClient, hosts: dict[str, ModelWorker]) -> None:
     data = picture()
     vit, x_BCHW = seen(hosts["pruner"], data)
     pruner = vit.reduce
@@ -188,10 +188,10 @@ def test_a_model_that_drops_patches_is_shown_whole(client: TestClient, hosts: di
         assert vit.reduce is pruner
 
 
-def test_the_reduction_is_put_back_after_an_error(hosts: dict[str, Host]) -> None:
+def test_the_reduction_is_put_back_after_an_error(hosts: dict[str, ModelWorker]) -> None:
     predictor = hosts["registers"].predictor
     vit, x_BCHW = seen(hosts["registers"], picture())
-    vit.reduce = TokenMerging(r=1)
+    vit.reduce = ToMe(r=1)
     try:
         for call in (
             lambda: views.similarity(predictor, x_BCHW[0], "99,99"),
@@ -200,12 +200,12 @@ def test_the_reduction_is_put_back_after_an_error(hosts: dict[str, Host]) -> Non
         ):
             with pytest.raises(UserError):
                 call()
-            assert vit.reduce == TokenMerging(r=1)
+            assert vit.reduce == ToMe(r=1)
     finally:
         vit.reduce = None
 
 
-def test_heads_that_a_layer_lacks_are_no_numbers(client: TestClient, hosts: dict[str, Host]) -> None:
+def test_heads_that_a_layer_lacks_are_no_numbers(client: TestClient, hosts: dict[str, ModelWorker]) -> None:
     data = picture()
     key, (vit, x_BCHW) = give(client, "uneven heads", data)["id"], seen(hosts["uneven heads"], data)
     both = floats(client, key, "attention", model="uneven heads", token="0,1")
@@ -227,7 +227,7 @@ def test_half_precision_models_answer_in_float32(tmp_path: Path) -> None:
         assert client.get(f"/v1/explore/{key}/{view}").status_code == 200
 
 
-def test_models_say_what_they_have(client: TestClient, hosts: dict[str, Host]) -> None:
+def test_models_say_what_they_have(client: TestClient, hosts: dict[str, ModelWorker]) -> None:
     found = {each["name"]: each for each in client.get("/v1/explore/models").json()["models"]}
     assert list(found) == list(hosts)
     registers = found["registers"]
@@ -259,14 +259,16 @@ def test_convolutional_networks_and_exports_answer_alone(tmp_path: Path) -> None
 
     class Closed:
         name, precision, takes = "closed", "float32", "resized"
-        shipment = None
+        metadata = None
 
         @torch.no_grad()
         def logits(self, images: torch.Tensor) -> torch.Tensor:
             return network(images)
 
     export = Predictor(None, cnn.config, "cpu", Closed())  # type: ignore[arg-type]
-    client = TestClient(make_app({"cnn": Host("cnn", cnn), "export": Host("export", export)}), headers=PNG)
+    client = TestClient(
+        make_app({"cnn": ModelWorker("cnn", cnn), "export": ModelWorker("export", export)}), headers=PNG
+    )
     first, second = client.get("/v1/explore/models").json()["models"]
     assert first["can"] == second["can"] == ["predict"]
     assert "convolutional" in first["why"]["attention"]
@@ -320,11 +322,11 @@ def test_a_replaced_model_has_not_seen_the_images(tmp_path: Path) -> None:
     assert client.get(f"/v1/explore/{key}/norms").status_code == 200
 
 
-def test_kept_images_are_bounded(hosts: dict[str, Host]) -> None:
+def test_kept_images_are_bounded(hosts: dict[str, ModelWorker]) -> None:
     predictor = hosts["registers"].predictor
-    one = Given(weakref.ref(predictor), torch.zeros(3, 10, 10), b"x" * 100)
+    one = CachedImage(weakref.ref(predictor), torch.zeros(3, 10, 10), b"x" * 100)
     assert one.nbytes == 1300
-    kept = Kept(most_images=3, most_bytes=2 * 1300)
+    kept = ImageCache(most_images=3, most_bytes=2 * 1300)
     for number in range(2):
         kept.put("m", str(number), dataclasses.replace(one))
     assert kept.get("m", "0", predictor) is not None  # and so the last one asked for
@@ -334,13 +336,13 @@ def test_kept_images_are_bounded(hosts: dict[str, Host]) -> None:
     assert (len(kept), kept.nbytes) == (2, 2600)
     kept.put("m", "large", dataclasses.replace(one, x_CHW=torch.zeros(3, 30, 30)))
     assert kept.get("m", "large", predictor) is None
-    many = Kept(most_images=3)
+    many = ImageCache(most_images=3)
     for number in range(9):
         many.put("m", str(number), dataclasses.replace(one))
     assert len(many) == 3
 
 
-def test_maps_of_one_image_are_kept(hosts: dict[str, Host], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maps_of_one_image_are_kept(hosts: dict[str, ModelWorker], monkeypatch: pytest.MonkeyPatch) -> None:
     client = TestClient(make_app(hosts), headers=PNG)
     calls: list[int] = []
     original = views.attention_maps
@@ -354,11 +356,11 @@ def test_maps_of_one_image_are_kept(hosts: dict[str, Host], monkeypatch: pytest.
     floats(client, keys[0], "attention")
     assert len(calls) == 3
     # Too large for that, they come one after the other, with the same numbers.
-    wanted = [floats(client, keys[0], view) for view in ("attention", "rollout")]
+    expected = [floats(client, keys[0], view) for view in ("attention", "rollout")]
     monkeypatch.setattr("vitral.serve.explore.MOST_MAP_BYTES", 100)
     other = TestClient(make_app(hosts), headers=PNG)
     give(other, "registers", picture(seed=1))
-    for view, values in zip(("attention", "rollout"), wanted, strict=True):
+    for view, values in zip(("attention", "rollout"), expected, strict=True):
         np.testing.assert_array_equal(floats(other, keys[0], view), values)
     assert len(calls) == 5
 
@@ -379,7 +381,7 @@ def test_samples_are_pictures(channels: int, client: TestClient) -> None:
             assert Image.MIME[image.format or ""] == response.headers["content-type"]
 
 
-def test_the_digits_are_recognised() -> None:
+def test_the_digits_are_recognized() -> None:
     predictor = vitral.load("vitral-digits", "cpu")
     files = [explore_samples.sample(f"digit-{digit}") for digit in range(10)]
     labels = [said["predictions"][0]["label"] for said in predictor.predict([file[0] for file in files if file])]

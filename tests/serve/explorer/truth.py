@@ -11,7 +11,7 @@ from vitral.interpret.attention import stream_maps, token_attention
 from vitral.interpret.tokens import token_rows
 from vitral.models.vit import VisionTransformer
 from vitral.serve.explore_samples import sample
-from vitral.serve.host import Host
+from vitral.serve.model_worker import ModelWorker
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -24,7 +24,7 @@ Array = np.ndarray[Any, Any]
 class Truth:
     """What Python says of an image."""
 
-    def __init__(self, host: Host, data: bytes) -> None:
+    def __init__(self, host: ModelWorker, data: bytes) -> None:
         assert isinstance(host.predictor.model, VisionTransformer)
         self.predictor, self.vit, self.data = host.predictor, host.predictor.model, data
         self.x_BCHW = host.predictor.preprocess(data)[None]
@@ -60,12 +60,12 @@ def percent(share: float) -> str:
     return f"{100 * share:.3f} %"
 
 
-def colours(values: Array, low: float, high: float) -> list[int]:
+def colors(values: Array, low: float, high: float) -> list[int]:
     shares = (values.astype(np.float64) - low) / (high - low)
     return matplotlib.colormaps["viridis"](shares, bytes=True).flatten().tolist()
 
 
-def truth_of_sample(hosts: dict[str, Host], name: str) -> Truth:
+def truth_of_sample(hosts: dict[str, ModelWorker], name: str) -> Truth:
     found = sample(FIRST[name])
     assert found is not None
     return Truth(hosts[name], found[0])

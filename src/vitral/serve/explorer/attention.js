@@ -1,7 +1,7 @@
 // Attention from a token and to it: two maps, and the overview of every layer and head.
 
 import { Latest, floats } from "./api.js";
-import { heat } from "./colours.js";
+import { heat } from "./colors.js";
 import { $, el, fillTable, greatest, percent, placeName, tell } from "./dom.js";
 import { Stack } from "./stack.js";
 

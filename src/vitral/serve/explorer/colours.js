@@ -1,4 +1,4 @@
-// Numbers as colours: viridis, which colour-blind readers can tell apart and which turns grey in order.
+// Numbers as colors: viridis, which color-blind readers can tell apart and which turns gray in order.
 
 const HEX =
   "44015444025544035745055845065a45085b46095c460b5e460c5f460e61470f6247116347126547146647156747166947186a48196b" +
@@ -20,7 +20,7 @@ const HEX =
 const TABLE = Uint8Array.from(HEX.match(/../g), (pair) => parseInt(pair, 16));
 
 /** Red, green, blue and alpha of a value between low and high; nothing for what is no number. */
-export function colour(value, low, high) {
+export function color(value, low, high) {
   if (Number.isNaN(value)) return [0, 0, 0, 0];
   const share = high > low ? (value - low) / (high - low) : 0;
   const place = 3 * Math.min(255, Math.max(0, Math.floor(share * 256)));
@@ -30,11 +30,11 @@ export function colour(value, low, high) {
 /** One pixel a value, row by row, into a picture. */
 export function heat(values, rows, columns, low, high) {
   const pixels = new ImageData(columns, rows);
-  for (let i = 0; i < rows * columns; i++) pixels.data.set(colour(values[i], low, high), 4 * i);
+  for (let i = 0; i < rows * columns; i++) pixels.data.set(color(values[i], low, high), 4 * i);
   return pixels;
 }
 
-/** A colour for each number, far from that of the next one; light enough for dark lines. */
+/** A color for each number, far from that of the next one; light enough for dark lines. */
 export function paint(number) {
   return `hsl(${(number * 137.508) % 360} 70% ${62 - 12 * (number % 3)}% / 0.72)`;
 }

@@ -1,7 +1,7 @@
 // Token merging: which patches end in one token, what the model says then, and what it saves.
 
 import { Latest, json } from "./api.js";
-import { paint } from "./colours.js";
+import { paint } from "./colors.js";
 import { $, fillTable, percent, tell } from "./dom.js";
 import { Stack } from "./stack.js";
 
@@ -64,7 +64,7 @@ export class Merge {
     this.sizes = new Map();
     for (const group of found.groups) this.sizes.set(group, (this.sizes.get(group) ?? 0) + 1);
     const several = [...this.sizes.keys()].filter((group) => this.sizes.get(group) > 1);
-    this.colours = new Map(several.map((group, number) => [group, paint(number)]));
+    this.colors = new Map(several.map((group, number) => [group, paint(number)]));
     this.stack.values = found.groups;
     this.stack.mark(this.page.state.token === "patch" ? this.page.state.patch : null);
     $("merge-counts").textContent = `Patch tokens after each block: ${found.counts.join(", ")}.`;
@@ -80,7 +80,7 @@ export class Merge {
     $("merge-status").textContent = `${found.r} merged in each block: ${left} of ${patches} patch tokens left.`;
   }
 
-  /** Groups of several patches get a colour, lines stand where groups meet, and the one that is pointed at has a dark
+  /** Groups of several patches get a color, lines stand where groups meet, and the one that is pointed at has a dark
    * edge. */
   #draw(shown) {
     const { canvas, values: groups, grid: [rows, columns] } = this.stack;
@@ -90,14 +90,14 @@ export class Merge {
     groups.forEach((group, place) => {
       const [row, column] = [Math.floor(place / columns), place % columns];
       const [x, y] = [column * cell, row * cell];
-      if (this.colours.has(group)) {
-        context.fillStyle = this.colours.get(group);
+      if (this.colors.has(group)) {
+        context.fillStyle = this.colors.get(group);
         context.fillRect(x, y, cell, cell);
       }
       context.fillStyle = "#fff";
       if (column && groups[place - 1] !== group) context.fillRect(x - 1, y, 2, cell);
       if (row && groups[place - columns] !== group) context.fillRect(x, y - 1, cell, 2);
-      if (group !== shown || !this.colours.has(group)) return;
+      if (group !== shown || !this.colors.has(group)) return;
       context.fillStyle = "#000";
       if (!column || groups[place - 1] !== group) context.fillRect(x, y, EDGE, cell);
       if (column === columns - 1 || groups[place + 1] !== group) context.fillRect(x + cell - EDGE, y, EDGE, cell);

@@ -1,6 +1,6 @@
 // One picture with a map over it, whose patches can be pointed at, chosen and read.
 
-import { heat } from "./colours.js";
+import { heat } from "./colors.js";
 import { el, greatest, placeName } from "./dom.js";
 
 const SHARP = 64; // pixels; smaller pictures are enlarged without blur
@@ -48,7 +48,7 @@ export class Stack {
     const heading = this.figure.querySelector("h3");
     heading.id ||= `${this.figure.id}-title`;
     this.said.id ||= `${this.figure.id}-value`;
-    for (const [name, value] of [["role", "img"], ["aria-labelledby", heading.id], ["aria-describedby", this.said.id]])
+    for (const [name, value] of [["role", "img"], ["aria-labeledby", heading.id], ["aria-describedby", this.said.id]])
       this.box.setAttribute(name, value);
   }
 
@@ -97,7 +97,7 @@ export class Stack {
     this.lines.style.backgroundSize = `calc(100% / ${grid[1]}) calc(100% / ${grid[0]})`;
   }
 
-  /** One colour a patch; low and high are the ends of the scale. */
+  /** One color a patch; low and high are the ends of the scale. */
   show(values, low, high) {
     Object.assign(this, { values, low, high });
     [this.canvas.height, this.canvas.width] = this.grid;
@@ -109,7 +109,7 @@ export class Stack {
     this.#say(this.place);
   }
 
-  /** Takes the colours, the value and the chosen patch away, as they are not of what is shown. */
+  /** Takes the colors, the value and the chosen patch away, as they are not of what is shown. */
   clear() {
     this.values = null;
     this.mark(null);

@@ -1,0 +1,48 @@
+"""Numbers as annotations: columns of a table, or of Parquet, in place of labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from vitral.data.dataset import Dataset, Labels
+from vitral.errors import UserError, nearest
+
+
+def check_targets(targets: Sequence[str], known: Iterable[str]) -> None:
+    """Raise UserError for target columns that are named twice or are not there."""
+    names = list(known)
+    for name in targets:
+        if name not in names:
+            shown = ", ".join(names[:20])
+            raise UserError(
+                "no such column", where="data.target", got=name, expected=shown, nearest=nearest(name, names)
+            )
+    if len(set(targets)) < len(targets):
+        raise UserError("a column that is named twice", where="data.target", got=", ".join(targets))
+
+
+def refuse_numbers(dataset: Dataset) -> None:
+    """Raise UserError for a dataset of numbers where only classes have a place."""
+    if dataset.task == "regression":
+        hint = "Leave out data.target to read labels."
+        raise UserError("numbers instead of classes", where="data.target", got=", ".join(dataset.classes), hint=hint)
+
+
+def as_number(value: Any, column: str, where: str) -> float:
+    """The number in a cell. Raises UserError, which names the row, for text, NaN and infinity."""
+    try:
+        found = float("nan" if value is None or isinstance(value, bool | bytes) else value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise UserError("not a number", where=where, got=f"{column} = {value!r}"[:80], expected="a finite number")
+    return found
+
+
+def as_targets(rows: Iterable[Sequence[float]], count: int) -> Labels:
+    """Rows of numbers as the annotations of a split, float64 [N, count]."""
+    return np.array(list(rows), np.float64).reshape(-1, count)

@@ -1,0 +1,20 @@
+"""Which class minimizes which kind of objective."""
+
+from vitral.objectives.dino import Dino
+from vitral.objectives.dynamic_vit import DynamicViT
+from vitral.objectives.ibot import Ibot
+from vitral.objectives.mae import MAE
+from vitral.objectives.masked_patch import MaskedPatch
+from vitral.objectives.objective import Objective
+from vitral.objectives.regression import Regression
+from vitral.objectives.supervised import Supervised
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "supervised": Supervised,
+    "dynamic_vit": DynamicViT,
+    "regression": Regression,
+    "masked_patch": MaskedPatch,
+    "mae": MAE,
+    "dino": Dino,
+    "ibot": Ibot,
+}

@@ -1,0 +1,373 @@
+"""Keys of the commands that use a model: one class for each command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, Strict, model_validator
+
+from vitral.compression.config import EViTConfig, ToMeConfig
+from vitral.config import Config, Count, Pair
+from vitral.data.config import DataSource, ValueRange
+from vitral.evaluate.config import Evaluators, FewshotConfig, KnnConfig, LinearConfig
+from vitral.export.config import ExportOptions
+from vitral.interpret.config import GradientsConfig
+from vitral.serve.config import ServeConfig
+
+_MAX_PIXELS = Field(
+    default=None,
+    description="size limit of one image, in pixels of up to 4 bytes; null: as in the model's config.json",
+)
+_MAX_BAD = "number of unreadable images above which the exit code is 2; the others are processed in any case"
+
+
+class ModelUse(Config):
+    """How a model is used, whatever for."""
+
+    image_size: Count | Pair | None = Field(
+        default=None, description="input size in pixels: one number or height,width; null: the model's size"
+    )
+    position_resize: Literal["bicubic_antialias", "bicubic", "google"] | None = Field(
+        default=None, description="resampling of learned positions to another image_size; null: as in config.json"
+    )
+    value_range: ValueRange | None = Field(
+        default=None,
+        description="[black, white] level of images with more than 8 bits per sample (float, 16 and 32 bits); null: as "
+        "in the model's config.json",
+    )
+    reduce: Literal["auto", "none", "tome", "evit"] = Field(
+        default="auto",
+        description="token reduction without training; merge: merge similar tokens (ToMe); keep: keep the patches that "
+        "the class token attends to (EViT); auto: the model's learned pruner, if it has one",
+    )
+    tome: ToMeConfig = ToMeConfig()
+    evit: EViTConfig = EViTConfig()
+    device: str = Field(default="auto", description="device: auto, cpu, cuda or cuda:N")
+
+    @model_validator(mode="after")
+    def _nothing_reduced_in_vain(self) -> ModelUse:
+        for kind in ("tome", "evit"):
+            if kind != self.reduce and kind in self.model_fields_set:
+                raise ValueError(f"the keys {kind}.* mean nothing to reduce={self.reduce}")
+        return self
+
+
+class EngineUse(ModelUse):
+    """How a model that only predicts is used."""
+
+    engine: Literal["torch", "onnx", "openvino", "auto"] = Field(
+        default="torch",
+        description="inference engine; onnx and openvino take seconds to start; auto: the fastest with equal logits",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="precision of the computation")
+
+
+class RayConfig(Config):
+    """How work is spread over a Ray cluster: the one that the environment variable RAY_ADDRESS names, else a new one on
+    this machine."""
+
+    workers: Count | None = Field(
+        default=None,
+        description="number of worker processes, each with a copy of the model; null: one per GPU, or one per 4 CPU "
+        "cores",
+    )
+
+
+def check_ray(engine: str, keys: set[str]) -> None:
+    """Raises ValueError for keys of Ray without it."""
+    if engine != "ray" and "ray" in keys:
+        raise ValueError("the keys ray.* have no effect without engine=ray")
+
+
+class EvalOptions(EngineUse):
+    """Keys of `vitral eval`."""
+
+    data: DataSource = DataSource()
+    split: Literal["auto", "train", "val", "test"] = Field(
+        default="auto", description="images to measure on; auto: test, else val, else all images"
+    )
+    compare: str | None = Field(default=None, description="second model to compare on the same images (McNemar's test)")
+    min_top1: float | None = Field(
+        default=None, ge=0, le=1, description="smallest allowed top-1 accuracy, as a share, else exit code 3"
+    )
+    min_map: float | None = Field(
+        default=None, ge=0, le=1, description="multi-label: smallest allowed mAP, as a share, else exit code 3"
+    )
+    max_mae: float | None = Field(
+        default=None, ge=0, description="regression: exit code 3 if the mean absolute error, in units, is above"
+    )
+    eval: Evaluators = Field(
+        default_factory=dict,
+        description="evaluators by name, each with its keys; none: the default of the task",
+    )
+    batch_size: int = Field(default=256, ge=1, description="number of images per batch")
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits that are set, by key: min_METRIC or max_METRIC."""
+        keys = [key for key in EvalOptions.model_fields if key.startswith(("min_", "max_"))]
+        return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
+
+    def missed(self, found: Mapping[str, Any]) -> list[str]:
+        """A sentence for each metric that is beyond its limit."""
+        rows = [(key, limit, found[key[4:]]) for key, limit in self.limits.items()]
+        return [
+            f"{key[4:]} {value:.4f} is {'below' if key.startswith('min') else 'above'} {key}={limit}"
+            for key, limit, value in rows
+            if (value < limit if key.startswith("min") else value > limit)
+        ]
+
+
+class ProbeOptions(ModelUse):
+    """Keys of `vitral probe`."""
+
+    kind: Literal["knn", "linear", "fewshot"] = Field(
+        default="knn", description="type of probe: k nearest neighbors, a linear classifier, or few-shot least squares"
+    )
+    data: DataSource = DataSource()
+    split: Literal["auto", "val", "test"] = Field(default="auto", description="images to measure on; auto: test or val")
+    features: Literal["pooled", "cls", "avg", "cls_avg"] = Field(
+        default="pooled",
+        description="features of an image; pooled: the input of the head; cls: the class token; avg: the mean over "
+        "patches; cls_avg: both, concatenated",
+    )
+    knn: KnnConfig = KnnConfig()
+    linear: LinearConfig = LinearConfig()
+    fewshot: FewshotConfig = FewshotConfig()
+    min_top1: float | None = Field(
+        default=None, ge=0, le=1, description="smallest allowed top-1 accuracy, as a share, else exit code 3"
+    )
+    batch_size: int = Field(default=256, ge=1, description="number of images per batch")
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> ProbeOptions:
+        for kind in ("knn", "linear", "fewshot"):
+            if kind != self.kind and kind in self.model_fields_set:
+                raise ValueError(f"the keys {kind}.* mean nothing to kind={self.kind}")
+        return self
+
+
+class EmbedOptions(ModelUse):
+    """Keys of `vitral embed`."""
+
+    data: DataSource = DataSource()
+    split: Literal["all", "train", "val", "test"] = Field(default="all", description="images of the data set to embed")
+    features: Literal["pooled", "cls", "avg", "cls_avg", "patches"] = Field(
+        default="pooled",
+        description="features of an image; pooled: the input of the head; cls: the class token; avg: the mean over "
+        "patches; cls_avg: both, concatenated; patches: one vector per patch",
+    )
+    max_pixels: Count | None = _MAX_PIXELS
+    out: str | None = Field(default=None, description=".npz file to write; null: print one JSON line per image")
+    overwrite: bool = Field(default=False, description="replace an existing file")
+    batch_size: int = Field(default=256, ge=1, description="number of images per batch")
+    max_bad: int = Field(default=0, ge=0, description=f"{_MAX_BAD}; for data=: data.max_bad")
+    engine: Literal["torch", "ray"] = Field(
+        default="torch", description="inference engine; torch: this process; ray: the workers of a Ray cluster"
+    )
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> EmbedOptions:
+        check_ray(self.engine, self.model_fields_set)
+        if self.overwrite and self.out is None:
+            raise ValueError("overwrite=true has no effect without out=FILE.npz")
+        if "max_bad" in self.model_fields_set and self.model_fields_set & {"data", "split"}:
+            raise ValueError("max_bad has no effect with data=, data.max_bad has")
+        return self
+
+
+# What `vitral explain` can draw of an image, and of a model alone.
+IMAGE_METHODS = (
+    "rollout",
+    "gradient_attention",
+    "integrated_gradients",
+    "attention",
+    "similarity",
+    "norms",
+    "lens",
+    "groups",
+)
+MODEL_METHODS = ("filters", "positions", "distance", "cka")
+# Keys that some methods alone read.
+_READ_BY = {
+    "token": {"attention", "rollout", "gradient_attention", "similarity"},
+    "layers": {"attention", "similarity", "norms"},
+    "heads": {"attention"},
+    "fuse": {"rollout"},
+    "reduce": {"groups"},
+    "label": {"gradient_attention", "integrated_gradients", "lens"},
+    "gradients": {"integrated_gradients"},
+    "batch_size": {"distance", "cka", "integrated_gradients"},
+    "compare": {"cka"},
+    **{key: {"distance", "cka"} for key in ("data", "split", "images")},
+}
+
+
+class ExplainOptions(ModelUse):
+    """Keys of `vitral explain`."""
+
+    max_pixels: Count | None = _MAX_PIXELS
+    out: str | None = Field(default=None, description="folder to write; must be new or empty")
+    overwrite: bool = Field(default=False, description="replace the earlier output of `vitral explain` in out")
+    methods: Annotated[
+        tuple[
+            Literal[
+                "rollout", "gradient_attention", "integrated_gradients", "attention", "similarity", "norms", "lens",
+                "groups", "filters", "positions", "distance", "cka",
+            ],
+            ...,
+        ],
+        Strict(False),
+    ] = Field(
+        default=(),
+        description="visualizations to draw; empty: all that apply (distance needs data=, cka needs compare=, groups "
+        "needs reduce=)")  # fmt: skip
+    compare: str | None = Field(
+        default=None, description="cka: second model whose layers are compared, as MODEL; null: the model with itself"
+    )
+    token: str | None = Field(
+        default=None,
+        description="token whose attention is shown: cls, distill, register:0, a patch as row,column, or mean (over "
+        "all patches); null: cls if the head reads it, else mean",
+    )
+    layers: Annotated[tuple[int, ...], Strict(False)] = Field(
+        default=(), description="layers to show, counted from 0 (-1 is the last); empty: up to six, evenly spaced"
+    )
+    heads: Annotated[tuple[int, ...], Strict(False)] = Field(
+        default=(), description="attention heads to show in addition to their mean; empty: all, up to twelve"
+    )
+    fuse: Literal["mean", "max"] = Field(default="mean", description="rollout: how the heads of a layer are combined")
+    label: str | None = Field(
+        default=None, alias="class", description="name or index of the class to explain; null: the predicted class"
+    )
+    gradients: GradientsConfig = GradientsConfig()
+    data: DataSource = DataSource()
+    split: Literal["auto", "train", "val", "test"] = Field(
+        default="auto", description="images of the data set to use; auto: test, else val, else train"
+    )
+    images: int = Field(default=128, ge=2, description="number of images, evenly spaced, for distance and cka")
+    batch_size: int = Field(
+        default=16, ge=1, description="images, or steps of integrated gradients, per batch; cka needs 4 or more"
+    )
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> ExplainOptions:
+        set_keys, names = self.model_fields_set, {name: info.alias for name, info in type(self).model_fields.items()}
+        for key, readers in _READ_BY.items():
+            drawn = readers & set(self.methods) if self.methods else readers - {"distance", "cka"} or "data" in set_keys
+            drawn = drawn or (not self.methods and self.compare is not None)
+            if key in set_keys and not drawn:
+                needs = " or ".join(sorted(readers)) if self.methods else "data= or methods=distance"
+                raise ValueError(f"{names[key] or key} has no effect without {needs}")
+        return self
+
+
+class PruneOptions(Config):
+    """Keys of `vitral prune`."""
+
+    data: DataSource = DataSource()
+    split: Literal["auto", "train", "val", "test"] = Field(
+        default="train", description="images for the importance estimate; auto: test, else val, else all"
+    )
+    images: int | None = Field(default=4096, ge=2, description="number of these images, evenly spaced; null: all")
+    flops: float = Field(default=0.7, gt=0, lt=1, description="largest remaining share of the multiply-accumulates")
+    out: str | None = Field(default=None, description="folder of the pruned model")
+    overwrite: bool = Field(default=False, description="replace an existing model in out")
+    batch_size: int = Field(default=64, ge=1, description="number of images per batch")
+    device: str = Field(default="auto", description="device: auto, cpu, cuda or cuda:N")
+
+
+class SummaryOptions(Config):
+    """Keys of `vitral summary`."""
+
+    image_size: Count | Pair | None = Field(
+        default=None, description="input size in pixels: one number or height,width; null: the model's size"
+    )
+    precision: Literal["float32", "bfloat16", "bfloat16_params"] = Field(
+        default="float32", description="training precision of the memory estimate"
+    )
+    out: str | None = Field(default=None, description="PNG file to write, with the growth of compute and memory")
+    overwrite: bool = Field(default=False, description="replace an existing file")
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> SummaryOptions:
+        if self.overwrite and self.out is None:
+            raise ValueError("overwrite=true has no effect without out=FILE.png")
+        return self
+
+
+class ExportCommandOptions(ExportOptions):
+    """Keys of `vitral export`."""
+
+    data: DataSource = DataSource()
+    split: Literal["auto", "train", "val", "test"] = Field(
+        default="auto", description="images of the data set for the comparison; auto: test, else val"
+    )
+
+    @model_validator(mode="after")
+    def _split_of_something(self) -> ExportCommandOptions:
+        if not self.data.named:
+            if "split" in self.model_fields_set:
+                raise ValueError("split has no effect without data=DIR")
+            for key in self.data.model_fields_set:
+                raise ValueError(f"data.{key} has no effect without data=DIR")
+        return self
+
+
+class PredictOptions(EngineUse):
+    """Keys of `vitral predict`."""
+
+    # Wider than what it overrides, which is safe for what nobody can assign to.
+    engine: Literal["torch", "onnx", "openvino", "auto", "ray"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default="torch",
+        description="inference engine; onnx and openvino take seconds to start; auto: the fastest one with equal "
+        "logits; ray: torch in the workers of a Ray cluster",
+    )
+    topk: int = Field(default=5, ge=1, description="number of classes per image, most likely first")
+    max_pixels: Count | None = _MAX_PIXELS
+    batch_size: int = Field(default=64, ge=1, description="number of images per batch")
+    max_bad: int = Field(default=0, ge=0, description=_MAX_BAD)
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> PredictOptions:
+        check_ray(self.engine, self.model_fields_set)
+        return self
+
+
+class DoctorOptions(Config):
+    """Keys of `vitral doctor MODEL`."""
+
+    accept: bool = Field(default=False, description="write new digests after an intended edit, if all else is valid")
+
+
+class PushOptions(Config):
+    """Keys of `vitral push`."""
+
+    private: bool = Field(default=False, description="make a new repository private")
+    license: str | None = Field(
+        default=None, description="license as the Hub calls it: apache-2.0, cc-by-4.0, other, ...; null: as in the card"
+    )
+    overwrite: bool = Field(default=False, description="replace the model in a repository that already holds files")
+
+
+class ServeOptions(EngineUse, ServeConfig):
+    """Keys of `vitral serve`."""
+
+    engine: Literal["torch", "onnx", "openvino", "auto", "ray"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default="torch",
+        description="inference engine; onnx and openvino take seconds to start; auto: the fastest one with equal "
+        "logits; ray: torch in the workers of a Ray cluster",
+    )
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> ServeOptions:
+        check_ray(self.engine, self.model_fields_set)
+        if self.engine == "ray" and self.port == 0:
+            raise ValueError("port=0 is not for engine=ray: name a free port")
+        if self.engine == "ray" and "body_seconds" in self.model_fields_set:
+            raise ValueError("body_seconds has no effect with engine=ray, which hands over whole requests")
+        return self
