@@ -108,6 +108,23 @@ entry()
     assert ends([sys.executable, "-c", code])[0] == 0
 
 
+def test_a_signal_between_the_work_and_the_end_gives_its_exit_code() -> None:
+    code = """
+import atexit, signal, sys
+from vitral.training.signals import CommandSignals
+register = atexit.register
+def interrupted(*arguments):
+    atexit.register = register
+    signal.raise_signal(signal.SIGTERM)
+    return register(*arguments)
+with CommandSignals() as signals:
+    atexit.register = interrupted
+    sys.exit(signals.run(lambda: 130))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=False)
+    assert (found.returncode, found.stderr) == (128 + signal.SIGTERM, "stopped\n")
+
+
 def test_a_signal_that_was_ignored_at_the_start_stays_ignored() -> None:
     """As of a background job in a script."""
     random_model(Path("model"))

@@ -41,7 +41,7 @@ def test_counts_are_those_of_the_shares() -> None:
     assert EViT(0.5, (0, 3)).counts(15, 4) == [9, 9, 9, 6]
     assert EViT(0.5, ()).counts(15, 4) == [15] * 4
     assert EViT(0.01, range(4)).counts(3, 4) == [2, 2, 2, 2]
-    with pytest.raises(UserError, match=r"(?s)keep\.after.*got: *4.*expected: *0 to 3"):
+    with pytest.raises(UserError, match=r"(?s)evit\.after.*got: *4.*expected: *0 to 3"):
         EViT(0.5, (4,)).counts(15, 4)
 
 

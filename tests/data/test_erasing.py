@@ -102,8 +102,8 @@ def test_the_boxs_map_takes_its_edges_to_the_images_edges() -> None:
     [
         ("crop_scale", [0.5, 0.1], "the smaller one first"),
         ("crop_scale", [0.5, 1.5], "shares end at 1"),
-        ("crop_pct", [0.0, 1.0], "above 0"),
-        ("crop_pct", [1.0], "crop_pct"),
+        ("aspect_ratio", [0.0, 1.0], "above 0"),
+        ("aspect_ratio", [1.0], "aspect_ratio"),
         ("erase_scale", [-0.1, 0.2], "above 0"),
         ("erase_ratio", [3.0, 0.3], "the smaller one first"),
         ("blur_sigma", [0.0, 2.0], "above 0"),

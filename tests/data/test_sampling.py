@@ -99,7 +99,7 @@ def test_a_row_is_the_same_whenever_it_is_asked_for() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(UserError, match=r"(?s)augment\.repeats.*divisor of train\.batch_size=16"):
+    with pytest.raises(UserError, match=r"(?s)augment\.repeated_aug.*divisor of train\.batch_size=16"):
         Sampler(labels(5, 5), 16, 0, repeats=3)
     with pytest.raises(UserError, match=r"data\.balance"):
         Sampler(np.ones((4, 3), np.bool_), 2, 0, balance="class")  # type: ignore[arg-type]

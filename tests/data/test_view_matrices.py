@@ -225,7 +225,7 @@ def test_mixing_moves_nothing(files: tuple[Split, list[tuple[int, int]]]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("source", "size", "resize_mode", "box"),
+    ("source", "size", "fit", "box"),
     [
         ((24, 20), (24, 20), ResizeSpec(resize_mode="crop"), (0, 0, 24, 20)),
         ((48, 60), (24, 20), ResizeSpec(resize_mode="crop"), (0, 10, 48, 40)),

@@ -80,7 +80,7 @@ def test_batches_are_bit_equal_for_any_workers(split: Split, workers: int, crops
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_joined_are_the_whole_batch(split: Split, world: int) -> None:
-    varied = VARIED.model_copy(update={"repeats": 4})
+    varied = VARIED.model_copy(update={"repeated_aug": 4})
     with store(split) as opened:
         whole = StreamLoader(opened, 32, varied, 1, balance="sqrt")
         parts = [StreamLoader(opened, 32, varied, 1, balance="sqrt", rank=rank, world=world) for rank in range(world)]

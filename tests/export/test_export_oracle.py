@@ -191,7 +191,7 @@ def test_bit_of_timm(timm: ModuleType, tmp_path: Path) -> None:
 # Theirs round to 8 bits after each of two passes, ours does not. What is cut off is even here: where it is odd,
 # transformers rounds the half down, timm and we to the even neighbor.
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-@pytest.mark.parametrize(("resize_mode", "ratio"), [("crop", 0.875), ("crop", 1.0), ("squash", 1.0), ("squash", 0.875)])
+@pytest.mark.parametrize(("fit", "ratio"), [("crop", 0.875), ("crop", 1.0), ("squash", 1.0), ("squash", 0.875)])
 def test_their_pipelines_give_our_pixels(
     timm: ModuleType, transformers: ModuleType, tmp_path: Path, interpolation: str, fit: str, ratio: float
 ) -> None:

@@ -32,7 +32,7 @@ FITS = [
 ]
 
 
-@pytest.mark.parametrize("resize_mode", FITS)
+@pytest.mark.parametrize("fit", FITS)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_it_is_the_resize_that_evaluation_has(fit: ResizeSpec, channels: int) -> None:
     graph = FitAnySize((32, 48), fit)

@@ -221,7 +221,7 @@ def skipped(keys: dict[str, Any], folder: str) -> tuple[int, bool, str]:
 @pytest.mark.parametrize("keys", KINDS[:2])
 def test_processes_that_need_each_other_skip_a_step_together(keys: dict[str, Any], tmp_path: Path) -> None:
     found = in_processes(2, "tests.objectives.test_dino:skipped", keys, str(tmp_path))
-    bound = "targets" in keys
+    bound = "centering" in keys
     for count, kept, said in found:
         assert (count, kept) == (1, True)
         assert (BOUND in said) == bound

@@ -97,7 +97,7 @@ def test_wrong_keys_are_refused_in_one_message() -> None:
         ({"train__ema": 0.99}, r"train\.ema"),
         ({"objective__local_size": 5}, r"(?s)objective\.local_size.*multiple of 2"),
         ({"objective__momentum": 1.5}, r"objective.*momentum"),
-        ({"objective__prototype": 5}, r"prototypes"),
+        ({"objective__out_dims": 5}, r"out_dim"),
     )  # fmt: skip
     for keys, match in wrong:
         with pytest.raises(UserError, match=match):

@@ -228,7 +228,7 @@ def test_a_deadline_and_a_client_that_goes_end_the_work(model: Predictor) -> Non
 def test_a_process_that_ended_while_idle_is_replaced(
     model: Predictor, monkeypatch: pytest.MonkeyPatch, is_seen: bool
 ) -> None:
-    """CapturedQK before it gets its job, or because it cannot be given."""
+    """Seen before it gets its job, or because it cannot be given."""
     if not is_seen:
         monkeypatch.setattr(decoders._Decoder, "is_alive", True)
 

@@ -204,7 +204,7 @@ def test_pages_from_elsewhere_cannot_ask_a_local_server(model: Predictor) -> Non
             ("localhost:8000", 200), ("127.0.0.1", 200), ("[::1]:80", 200), ("evil.example", 421),
             ("127.0.0.1.evil.example:8000", 421), ("localhost.evil.example", 421), ("[", 421), ("", 421),
         ):  # fmt: skip
-            answer = await client.get("/healthz", headers={"ModelWorker": host})
+            answer = await client.get("/healthz", headers={"Host": host})
             assert answer.status_code == status, host
         for origin, status in (("http://127.0.0.1:8000", 200), ("https://evil.example", 403), ("null", 403)):
             answer = await client.post("/v1/predict", files=files(IMAGE), headers={"Origin": origin})
@@ -217,7 +217,7 @@ def test_pages_from_elsewhere_cannot_ask_a_local_server(model: Predictor) -> Non
 def test_a_server_for_others_takes_the_names_that_it_is_given(model: Predictor) -> None:
     async def ask(client: Any, *statuses: int) -> None:
         for host, status in zip(("vision.example", "elsewhere.example"), statuses, strict=True):
-            assert (await client.get("/healthz", headers={"ModelWorker": host})).status_code == status
+            assert (await client.get("/healthz", headers={"Host": host})).status_code == status
 
     with_application(model, lambda client: ask(client, 200, 200), host="0.0.0.0")
     with_application(model, lambda client: ask(client, 200, 421), host="0.0.0.0", allow_hosts=("vision.example",))

@@ -219,7 +219,7 @@ import sys, time
 from pathlib import Path
 from vitral.predictor import load
 from vitral.serve.config import ServeConfig
-from vitral.serve.model_worker import ModelWorker, Origin
+from vitral.serve.model_worker import ModelWorker, ModelSource
 from vitral.serve.server import listen_at, serve_hosts
 
 predictor = load(sys.argv[1], "cpu")
@@ -233,7 +233,7 @@ def endless():
 
 if sys.argv[2] == "broken":
     predictor.forward = broken
-origin = Origin(Path(sys.argv[1]), "another", endless) if sys.argv[2] == "reloads" else None
+origin = ModelSource(Path(sys.argv[1]), "another", endless) if sys.argv[2] == "reloads" else None
 options = ServeConfig(reload=0.05, drain=0.0)
 sys.exit(serve_hosts({"m": ModelWorker("m", predictor, origin)}, options, None, listen_at("127.0.0.1", 0)))
 """
@@ -328,7 +328,7 @@ def test_a_head_is_bounded_however_it_comes(server: Process) -> None:
     """A URL of 40 KB in one write, and headers; one of 20 KB in two writes is served, and what is repeated is short."""
     for head in (b"GET /%b HTTP/1.1\r\n" % (b"y" * 40_000), b"GET / HTTP/1.1\r\nX: %b\r\n" % (b"y" * 40_000)):
         connection = connected(server)
-        connection.sendall(head + b"ModelWorker: 127.0.0.1\r\n\r\n")
+        connection.sendall(head + b"Host: 127.0.0.1\r\n\r\n")
         assert b" 400 " in read_all(connection)
         connection.close()
     connection = connected(server)

@@ -380,7 +380,7 @@ def test_imagenet_names() -> None:
         "toilet tissue, toilet paper, bathroom tissue",
     )
     assert small_list["134"].startswith("crane (n0201")
-    assert google["0"] == fall["0"] == "organizm, being"
+    assert google["0"] == fall["0"] == "organism, being"
     assert (len(google), len(fall)) == (21843, 21841)
     assert all(len(set(names.values())) == len(names) for names in (small_list, google, fall))
     assert imagenet_names(10) is None

@@ -290,7 +290,7 @@ def streams_of(config: RunConfig, architecture: ModelConfig) -> dict[str, Stream
         off: dict[str, Any] = {} if traits.mixed else {"mixup": 0.0, "cutmix": 0.0}
         batch_size, balance = config.train.batch_size, config.data.balance
         if name == UNLABELED:
-            batch_size, balance, off["repeats"] = batch_size * config.data.unlabeled_ratio, "none", 1
+            batch_size, balance, off["repeated_aug"] = batch_size * config.data.unlabeled_ratio, "none", 1
         augment = config.augment.model_copy(update=off)
         streams[name] = StreamConfig(views[name], batch_size, traits.labeled, augment, balance)
     return streams

@@ -104,12 +104,15 @@ class CommandSignals(StopSignal):
     def run(self, main: Callable[[], int]) -> int:
         """The exit code of the command; of whatever a signal has made of it, that of the signal."""
         try:
-            code = main()
+            return self._ended(main())
         except BaseException:
             if _raised is None:
                 raise
-            code = 128 + _raised
             _say_stopped()
+            return self._ended(128 + _raised)
+
+    def _ended(self, code: int) -> int:
+        """The exit code; from here on a signal ends the process at once. One before that raises Stopped as ever."""
         if _raised is not None and 0 < code < 128:
             code = 128 + _raised
         # The interpreter resets handlers before its last steps, but not these; until then a signal ends what lingers.

@@ -45,7 +45,7 @@ def test_chosen_pasted_and_dropped_images(
         expect(page.locator("#answer-table tbody tr").first).to_contain_text(percent(said[0]["score"]))
         visit.quiet()
         assert rows_of(page, "answer-table") == [[row["label"], percent(row["score"])] for row in said]
-        expect(page.locator("#seen")).to_contain_text("CachedImage: 47 × 31 pixels")
+        expect(page.locator("#seen")).to_contain_text("Given: 47 × 31 pixels")
         seen = page.locator("#picture img").evaluate("(image) => [image.naturalHeight, image.naturalWidth]")
         assert tuple(seen) == predictor.config.preprocessing.image_size
 

@@ -60,13 +60,13 @@ def test_a_link_restores_the_page(visit: Visit, browser: Browser, base: str, hos
 def test_a_given_image_comes_back_by_its_link(visit: Visit, browser: Browser, base: str) -> None:
     page = visit.open()
     visit.hand_over("paste", picture(9, 13, seed=40))
-    expect(page.locator("#seen")).to_contain_text("CachedImage: 13 × 9 pixels")
+    expect(page.locator("#seen")).to_contain_text("Given: 13 × 9 pixels")
     visit.quiet()
     page.get_by_role("button", name="Copy link").click()
     expect(page.locator("#said")).not_to_be_empty()
     other = Visit(browser, base)
     again = other.open(page.url.removeprefix(f"{base}/"))
-    expect(again.locator("#seen")).to_contain_text("CachedImage: 13 × 9 pixels")
+    expect(again.locator("#seen")).to_contain_text("Given: 13 × 9 pixels")
     assert rows_of(again, "answer-table") == rows_of(page, "answer-table")
     other.close()
     lost = Visit(browser, base)
@@ -342,14 +342,14 @@ def test_an_image_goes_to_the_model_chosen_last(visit: Visit, browser: Browser, 
 
     page.route("**/v1/explore?**", late)
     page.locator("#model").select_option("large")
-    expect(page.locator("#seen")).to_contain_text("CachedImage: 13 × 9 pixels. The model sees 224 × 224")
+    expect(page.locator("#seen")).to_contain_text("Given: 13 × 9 pixels. The model sees 224 × 224")
     expect(page.locator("#model")).to_have_value("large")
     visit.quiet()
     # Nobody here has the file of an image that comes by its link, and yet another model can have it.
     other = Visit(browser, base)
     again = other.open(page.url.removeprefix(f"{base}/"))
     again.locator("#model").select_option("vitral-digits")
-    expect(again.locator("#seen")).to_contain_text("CachedImage: 13 × 9 pixels. The model sees 8 × 8")
+    expect(again.locator("#seen")).to_contain_text("Given: 13 × 9 pixels. The model sees 8 × 8")
     other.quiet()
     other.close()
 
