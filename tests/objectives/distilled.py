@@ -19,8 +19,8 @@ from vitral.optim.config import OptimConfig
 from vitral.optim.optimizer import make_optimizer
 from vitral.structs import Batch, StepOutput, View
 from vitral.training.config import TrainConfig
-from vitral.training.loop import Plan, update
-from vitral.training.nonfinite import Guard, Watch
+from vitral.training.loop import train_step
+from vitral.training.nonfinite import NonFiniteGuard
 from vitral.training.parallel import Parallel
 from vitral.training.state import Progress, TrainState
 
@@ -84,13 +84,13 @@ def step(
     batch: Batch,
     *,
     micro: int | None = None,
-    rate: float = 0.01,
+    lr: float = 0.01,
     folder: Path = Path(),
 ) -> torch.Tensor:
     """One update; returns the loss."""
-    watch = Watch(folder, 3, lambda _: {"train": batch}, "", micro)
-    config = TrainConfig(batch_size=512, micro_batch=micro)
-    plan = Plan(20, lambda _: rate, None, None, Path(), "")
-    loss, _, _ = update(state, objective, {"train": batch}, config, plan, rate, Guard(state, watch))
+    config = TrainConfig(batch_size=512, micro_batch=micro, max_nonfinite_steps=3)
+    optim = OptimConfig(lr=lr, schedule="constant", warmup=0, clip=None)
+    guard = NonFiniteGuard(state, lambda _: {"train": batch}, folder, config)
+    loss, _, _ = train_step(state, objective, {"train": batch}, config, optim, guard)
     state.progress.step += 1
     return loss

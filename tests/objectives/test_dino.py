@@ -211,7 +211,7 @@ def skipped(keys: dict[str, Any], folder: str) -> tuple[int, bool, str]:
     batch = views(16).slice(first, last)
     if distributed.rank():
         batch.views[0].images_BCHW[2] = math.nan
-    step(state, objective, batch, folder=Path(folder) / "nonfinite")
+    step(state, objective, batch, folder=Path(folder))
     distributed.barrier()  # the main process has written
     kept = all(torch.equal(tensor, before[name]) for name, tensor in objective.state_dict().items())
     return state.progress.skipped, kept, (Path(folder) / "nonfinite" / STEPS).read_text(encoding="utf-8")

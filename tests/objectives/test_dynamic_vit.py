@@ -26,8 +26,8 @@ from vitral.run.config import load_config
 from vitral.run.train import run
 from vitral.structs import Batch, View
 from vitral.training.config import TrainConfig
-from vitral.training.loop import Plan, update
-from vitral.training.nonfinite import Guard, Watch
+from vitral.training.loop import train_step
+from vitral.training.nonfinite import NonFiniteGuard
 from vitral.training.parallel import Parallel
 from vitral.training.state import Progress, TrainState
 
@@ -86,12 +86,13 @@ def trained(micro: int | None = None, ddp: bool = False) -> tuple[dict[str, Any]
     made = objective()
     optimizer = make_optimizer(made, OptimConfig(name="sgd", weight_decay=0.0))
     state = TrainState(made, optimizer, None, Progress(), parallel=Parallel(made, ddp=ddp))
-    plan, losses, whole = Plan(5, lambda _: 0.05, None, None, Path(), ""), list[float](), batch(8)
+    optim = OptimConfig(lr=0.05, schedule="constant", warmup=0, clip=None)
+    config, losses, whole = TrainConfig(batch_size=8, micro_batch=micro), list[float](), batch(8)
     own = 8 // distributed.world()
     mine = whole.slice(distributed.rank() * own, (distributed.rank() + 1) * own)
-    guard = Guard(state, Watch(Path(), 1, lambda _: {"train": mine}, ""))
+    guard = NonFiniteGuard(state, lambda _: {"train": mine}, Path(), config)
     for _ in range(5):
-        loss, *_ = update(state, made, {"train": mine}, TrainConfig(batch_size=8, micro_batch=micro), plan, 0.05, guard)
+        loss, *_ = train_step(state, made, {"train": mine}, config, optim, guard)
         losses += [value.item() for value in distributed.mean([loss])]
         state.progress.step += 1
     return {name: tensor.numpy() for name, tensor in made.state_dict().items()}, losses

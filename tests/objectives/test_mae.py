@@ -27,8 +27,8 @@ from vitral.optim.config import OptimConfig
 from vitral.optim.optimizer import make_optimizer
 from vitral.structs import Batch, View
 from vitral.training.config import TrainConfig
-from vitral.training.loop import Plan, update
-from vitral.training.nonfinite import Guard, Watch
+from vitral.training.loop import train_step
+from vitral.training.nonfinite import NonFiniteGuard
 from vitral.training.parallel import Parallel
 from vitral.training.state import Progress, TrainState
 from vitral.weights.config import ReadOptions
@@ -261,12 +261,13 @@ def trained(micro: int | None = None, ddp: bool = False) -> tuple[dict[str, Any]
     made = objective(torch.float64)
     optimizer = make_optimizer(made, OptimConfig(name="sgd", weight_decay=0.0))
     state = TrainState(made, optimizer, None, Progress(), parallel=Parallel(made, ddp=ddp))
-    plan, losses = Plan(5, lambda _: 0.05, None, None, Path(), ""), list[float]()
+    optim = OptimConfig(lr=0.05, schedule="constant", warmup=0, clip=None)
+    config, losses = TrainConfig(batch_size=8, micro_batch=micro), list[float]()
     own = 8 // distributed.world()
-    guard = Guard(state, Watch(Path(), 1, lambda _: {"train": batch(8, torch.float64)}, ""))
+    guard = NonFiniteGuard(state, lambda _: {"train": batch(8, torch.float64)}, Path(), config)
     for _ in range(5):
         mine = batch(8, torch.float64).slice(distributed.rank() * own, (distributed.rank() + 1) * own)
-        loss, *_ = update(state, made, {"train": mine}, TrainConfig(batch_size=8, micro_batch=micro), plan, 0.05, guard)
+        loss, *_ = train_step(state, made, {"train": mine}, config, optim, guard)
         losses += [value.item() for value in distributed.mean([loss])]
         state.progress.step += 1
     return {name: tensor.numpy() for name, tensor in made.state_dict().items()}, losses
@@ -294,16 +295,9 @@ def test_not_finite_is_skipped(tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in made.state_dict().items()}
     spoilt = batch()
     spoilt.views[0].images_BCHW[0, 0, 0] = math.nan
-    guard = Guard(state, Watch(tmp_path, 3, lambda _: {"train": spoilt}, ""))
-    update(
-        state,
-        made,
-        {"train": spoilt},
-        TrainConfig(batch_size=4),
-        Plan(5, lambda _: 0.1, 1.0, None, tmp_path, ""),
-        0.1,
-        guard,
-    )
+    config, optim = TrainConfig(batch_size=4), OptimConfig(lr=0.1, schedule="constant", warmup=0)
+    guard = NonFiniteGuard(state, lambda _: {"train": spoilt}, tmp_path, config)
+    train_step(state, made, {"train": spoilt}, config, optim, guard)
     guard.sync()
     assert state.progress.skipped == 1
     assert all(torch.equal(tensor, before[name]) for name, tensor in made.state_dict().items())

@@ -41,7 +41,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(keys: dict[str, Any], monkeypatc
     distil("whole", "ibot", **keys)
     from vitral.training import loop
 
-    real, calls = loop.update, list[int]()
+    real, calls = loop.train_step, list[int]()
 
     def stops(*arguments: Any) -> Any:
         calls.append(1)
@@ -49,10 +49,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(keys: dict[str, Any], monkeypatc
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(loop, "update", stops)
+    monkeypatch.setattr(loop, "train_step", stops)
     with pytest.raises(BaseException, match="Go on with"):
         distil("cut", "ibot", **keys)
-    monkeypatch.setattr(loop, "update", real)
+    monkeypatch.setattr(loop, "train_step", real)
     distil("cut", "ibot", **keys, resume=True)
     assert_equal_tensors(weights("cut"), weights("whole"))
 

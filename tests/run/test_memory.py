@@ -35,14 +35,14 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.skipif(not STATM.exists(), reason="needs /proc")
 def test_a_hundred_epochs_leave_memory_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     resident: dict[int, int] = {}
-    update = loop.update
+    step = loop.train_step
 
     def watched(state: Any, *arguments: Any) -> Any:
-        result = update(state, *arguments)
+        result = step(state, *arguments)
         resident[state.progress.step] = 4096 * int(STATM.read_text(encoding="ascii").split()[1])
         return result
 
-    monkeypatch.setattr(loop, "update", watched)
+    monkeypatch.setattr(loop, "train_step", watched)
     keys = {**TINY, "train.steps": None, "train.epochs": 100.0, "train.batch_size": 720, "train.ema": 0.9}
     run(load_config("digits", {**keys, "train.eval_every": 5.0, "out": str(tmp_path / "a")}))
     last = max(resident)
@@ -55,7 +55,7 @@ def test_out_of_memory_says_what_fits(tmp_path: Path, monkeypatch: pytest.Monkey
     def fail(*_: object) -> None:
         raise RuntimeError(message)
 
-    monkeypatch.setattr(loop, "update", fail)
+    monkeypatch.setattr(loop, "train_step", fail)
     with pytest.raises(RunFailed, match=r"(?s)out of memory.*same result: train\.micro_batch=\d+ train\.act"):
         run(load_config("digits", {**TINY, "train.batch_size": 1024, "out": str(tmp_path / "a")}))
 
@@ -69,7 +69,7 @@ def test_out_of_memory_counts_all_that_an_objective_holds(
     def fail(*_: object) -> None:
         raise RuntimeError("can't allocate memory")
 
-    monkeypatch.setattr(loop, "update", fail)
+    monkeypatch.setattr(loop, "train_step", fail)
     keys = {"data.source": "digits", "data.path": None, "data.image_size": 8, "model.patch_size": 2, "report": False}
     keys |= {key: value for key, value in TINY.items() if key.startswith("model.")} | {"train.batch_size": 720}
     with pytest.raises(RunFailed, match=r"(?s)About [\d.]+ MB .*result.*: train\.micro_batch=\d+ train\.act"):

@@ -27,8 +27,8 @@ from vitral.run.train import run
 from vitral.structs import Batch, View
 from vitral.training.compiled import Compiled
 from vitral.training.config import TrainConfig
-from vitral.training.loop import Plan, update
-from vitral.training.nonfinite import Guard, Watch
+from vitral.training.loop import train_step
+from vitral.training.nonfinite import NonFiniteGuard
 from vitral.training.parallel import Parallel
 from vitral.training.state import Progress, TrainState
 
@@ -62,11 +62,12 @@ def updated(compiled: bool, head_only_fraction: float, low: bool) -> TrainState:
     parallel = Parallel(Compiled(called) if compiled else called, each=low)
     ema, optimizer = WeightEMA(objective.model, build(), 0.9), make_optimizer(objective, OptimConfig(name="sgd"))
     state = TrainState(objective, optimizer, ema, Progress(), compute_copy=copy, parallel=parallel)
-    plan, config = Plan(10, lambda _: 0.1, 1.0, None, Path(), ""), TrainConfig(batch_size=SIZE, micro_batch=16)
-    guard = Guard(state, Watch(Path(), 3, lambda step: {"train": batch(step)}, ""))
+    optim = OptimConfig(lr=0.1, schedule="constant", warmup=0)
+    config = TrainConfig(batch_size=SIZE, micro_batch=16)
+    guard = NonFiniteGuard(state, lambda step: {"train": batch(step)}, Path(), config)
     objective.train()
     for step in range(5):
-        update(state, objective, {"train": batch(step)}, config, plan, 0.1, guard)
+        train_step(state, objective, {"train": batch(step)}, config, optim, guard)
         state.progress.step += 1
     return state
 

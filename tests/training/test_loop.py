@@ -23,8 +23,8 @@ from vitral.optim.ema import WeightEMA
 from vitral.optim.optimizer import make_optimizer
 from vitral.structs import Batch, StepOutput, View
 from vitral.training.config import TrainConfig
-from vitral.training.loop import Plan, _validations_a_step, total_steps, update
-from vitral.training.nonfinite import Guard, Watch
+from vitral.training.loop import _validations_per_step, total_steps, train_step
+from vitral.training.nonfinite import NonFiniteGuard
 from vitral.training.parallel import Parallel
 from vitral.training.state import Progress, TrainState
 
@@ -49,11 +49,11 @@ def updated(micro: int | None, clip: float | None = 1.0, steps: int = 3) -> tupl
     optimizer = make_optimizer(objective, OptimConfig(name="sgd", weight_decay=0.0))
     ema = WeightEMA(objective.model, create_model("vit_micro_patch2_8").double(), 0.9)
     state = TrainState(objective, optimizer, ema, Progress())
-    plan = Plan(100, lambda _: 0.1, clip, None, Path(), "")
+    optim = OptimConfig(lr=0.1, schedule="constant", warmup=0, clip=clip)
     config, norms = TrainConfig(batch_size=SIZE, micro_batch=micro), list[float]()
-    guard = Guard(state, Watch(Path(), 3, lambda _: {"train": batch()}, ""))
+    guard = NonFiniteGuard(state, lambda _: {"train": batch()}, Path(), config)
     for _ in range(steps):
-        norms.append(update(state, objective, {"train": batch()}, config, plan, 0.1, guard)[2].item())
+        norms.append(train_step(state, objective, {"train": batch()}, config, optim, guard)[2].item())
         state.progress.step += 1
     return state, norms
 
@@ -126,15 +126,11 @@ def counted(micro: int | None, counts: Sequence[int], ddp: bool = False) -> tupl
     mine = Batch(views, {"count": torch.tensor(counts)}, torch.arange(size)).slice(
         own * distributed.rank(), own * (distributed.rank() + 1)
     )
-    plan, guard = (
-        Plan(3, lambda _: 0.1, 1.0, None, Path(), ""),
-        Guard(state, Watch(Path(), 3, lambda _: {"train": mine}, "")),
-    )
-    losses = list[float]()
+    optim = OptimConfig(lr=0.1, schedule="constant", warmup=0)
+    config, losses = TrainConfig(batch_size=size, micro_batch=micro), list[float]()
+    guard = NonFiniteGuard(state, lambda _: {"train": mine}, Path(), config)
     for _ in range(3):
-        loss, _, norm = update(
-            state, made, {"train": mine}, TrainConfig(batch_size=size, micro_batch=micro), plan, 0.1, guard
-        )
+        loss, _, norm = train_step(state, made, {"train": mine}, config, optim, guard)
         losses += [distributed.mean([loss])[0].item(), norm.item()]
         state.progress.step += 1
     return {name: tensor.numpy() for name, tensor in made.state_dict().items()}, losses
@@ -190,6 +186,5 @@ def test_the_loss_is_a_mean_over_what_weighs() -> None:
 )
 def test_validation_takes_a_bounded_share_of_a_run(every: Any, images: int, expected: int) -> None:
     """Validations of a run of 100 steps of 32 images, 1,000 images an epoch."""
-    plan = Plan(100, lambda _: 0.1, None, None, Path(), "", validation_images=images)
     config = TrainConfig(batch_size=32, eval_every=every)
-    assert math.floor(100 * _validations_a_step(config, plan, 32 / 1000) + 1e-9) == expected
+    assert math.floor(100 * _validations_per_step(config, 100, images, 32 / 1000) + 1e-9) == expected

@@ -26,13 +26,14 @@ from vitral.run.config import load_config
 from vitral.run.train import run
 from vitral.structs import Batch, View
 from vitral.training.config import TrainConfig
-from vitral.training.loop import Plan, update
+from vitral.training.loop import train_step
 from vitral.training.metrics_log import MetricsLog, log
-from vitral.training.nonfinite import STATE, STEPS, Guard, Watch, first_non_finite
+from vitral.training.nonfinite import NONFINITE, STATE, STEPS, NonFiniteGuard, first_non_finite
 from vitral.training.state import Progress, TrainState
 from vitral.weights.tensors import load_tensors
 
 NAN, INF = float("nan"), float("inf")
+OPTIM = OptimConfig(lr=0.01, schedule="constant", warmup=0)
 
 
 def batch(step: int, bad: frozenset[int] = frozenset()) -> Batch:
@@ -59,14 +60,15 @@ def start(optimizer: str = "adamw", model: str = "vit_micro_patch2_8", **options
 
 def train(
     state: TrainState, steps: list[int], bad: frozenset[int], folder: Path, *, late: bool, most: int = 3
-) -> Guard:
+) -> NonFiniteGuard:
     """Updates on the batches of these steps."""
-    guard = Guard(state, Watch(folder, most, lambda step: {"train": batch(step, bad)}, "replay it", 4), late=late)
-    plan = Plan(100, lambda _: 0.01, 1.0, None, Path(), "")
+    config = TrainConfig(micro_batch=4, max_nonfinite_steps=most)
+    guard = NonFiniteGuard(state, lambda step: {"train": batch(step, bad)}, folder, config, late=late)
+    folder.mkdir(exist_ok=True)
     state.objective.train()
     for step in steps:
         state.progress.step = step
-        update(state, state.objective, {"train": batch(step, bad)}, TrainConfig(micro_batch=4), plan, 0.01, guard)  # type: ignore[arg-type]
+        train_step(state, state.objective, {"train": batch(step, bad)}, config, OPTIM, guard)  # type: ignore[arg-type]
     guard.sync()
     return guard
 
@@ -97,12 +99,12 @@ def test_a_run_with_bad_steps_equals_one_that_never_had_them(
     for name, tensor in one.items():
         assert torch.equal(tensor, other[name]), name
     assert (skipped.progress.skipped, guard.streak, clean.progress.skipped) == (3, 0, 0)
-    rows = [json.loads(line) for line in (tmp_path / "b" / STEPS).read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "b" / NONFINITE / STEPS).read_text(encoding="utf-8").splitlines()]
     assert [(row["step"], row["found"], row["keys"]) for row in rows] == [
         (step, "the images, samples [14]", list(range(10, 16))) for step in (0, 3, 4)
     ]
-    assert not (tmp_path / "a").exists()
-    assert not (tmp_path / "b" / f"{STATE}.safetensors").exists()
+    assert not (tmp_path / "a" / NONFINITE).exists()
+    assert not (tmp_path / "b" / NONFINITE / f"{STATE}.safetensors").exists()
 
 
 def test_the_average_stays_also_where_nobody_reads_the_flag() -> None:
@@ -180,8 +182,10 @@ def test_weights_images_and_good_batches_are_told_apart() -> None:
 @pytest.mark.parametrize("late", [False, True])
 def test_steps_in_a_row_end_the_run_with_the_state_that_the_last_one_met(tmp_path: Path, late: bool) -> None:
     state = start()
-    with pytest.raises(RunFailed, match=r"(?s)2 steps in a row.*at step 5 the loss is nan.*samples \[14\].*replay it"):
-        train(state, list(range(9)), frozenset({1, 3, 4}), tmp_path / "nonfinite", late=late, most=2)
+    with pytest.raises(
+        RunFailed, match=r"(?s)2 steps in a row.*at step 5 the loss is nan.*\[14\].*vitral doctor"
+    ):
+        train(state, list(range(9)), frozenset({1, 3, 4}), tmp_path, late=late, most=2)
     saved, metadata = load_tensors(tmp_path / "nonfinite" / f"{STATE}.safetensors")
     assert json.loads(metadata["state"])["progress"]["step"] == 4
     for name, tensor in state.objective.state_dict().items():

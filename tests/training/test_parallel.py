@@ -31,8 +31,8 @@ from vitral.optim.master_weights import ComputeCopy
 from vitral.optim.optimizer import make_optimizer
 from vitral.structs import Batch, View
 from vitral.training.config import TrainConfig
-from vitral.training.loop import Plan, update
-from vitral.training.nonfinite import CUT, Guard, Watch
+from vitral.training.loop import train_step
+from vitral.training.nonfinite import CUT, NonFiniteGuard
 from vitral.training.parallel import Parallel
 from vitral.training.sharded import read_shards, shard
 from vitral.training.state import Progress, TrainState
@@ -140,15 +140,14 @@ def steps(
     if load is not None:
         assert state.load_newest(Path(load)) == []
     loader = train_loader()
-    plan = Plan(10, lambda _: 0.05, 1.0, None, Path(), "")
+    optim = OptimConfig(lr=1e-3 if case.name in ("adamw", "muon") else 0.05, schedule="constant", warmup=0)
     config, said, seen = TrainConfig(batch_size=BATCH, micro_batch=case.micro), list[float](), list[int]()
-    guard = Guard(state, Watch(Path(), 1, loader.batch, ""))
+    guard = NonFiniteGuard(state, loader.batch, Path(), config)
     objective.train()
     for _ in range(count):
         batch = as_type(loader.batch(state.progress.step)["train"], dtype)
         seen += batch.sample_ids_B.tolist()
-        rate = 1e-3 if case.name in ("adamw", "muon") else 0.05
-        loss, metrics, norm = update(state, objective, {"train": batch}, config, plan, rate, guard)
+        loss, metrics, norm = train_step(state, objective, {"train": batch}, config, optim, guard)
         said += [value.item() for value in (*distributed.mean([loss, *metrics.values()]), norm)]
         state.progress.step += 1
     if save is not None:
@@ -192,6 +191,7 @@ def skipping(folder: str) -> list[Any]:
         state, objective = make(mode, torch.float32, name=name)
         loader = train_loader()
         place = Path(folder) / f"{mode}-{name}"
+        place.mkdir(exist_ok=True)
 
         def batch(step: int, loader: TrainLoader = loader) -> dict[str, Batch]:
             one = loader.batch(step)
@@ -199,12 +199,15 @@ def skipping(folder: str) -> list[Any]:
                 one["train"].views[0].images_BCHW[3] = float("nan")
             return one
 
-        guard, seen = Guard(state, Watch(place, 2, batch, "replay it")), list[Any]()
-        plan, config = Plan(10, lambda _: 0.01, 1.0, None, Path(), ""), TrainConfig(batch_size=BATCH)
+        config, optim = (
+            TrainConfig(batch_size=BATCH, max_nonfinite_steps=2),
+            OptimConfig(lr=0.01, schedule="constant", warmup=0),
+        )
+        guard, seen = NonFiniteGuard(state, batch, place, config), list[Any]()
         objective.train()
         try:
             for step in range(5):
-                update(state, objective, batch(step), config, plan, 0.01, guard)
+                train_step(state, objective, batch(step), config, optim, guard)
                 state.progress.step += 1
                 tensors = {
                     key: distributed.gather_full(value).clone().numpy() for key, value in state._tensors().items()
@@ -230,13 +233,13 @@ def test_all_processes_skip_what_is_bad_on_one(tmp_path: Path) -> None:
             assert all(np.isfinite(value).all() for value in third.values())
             assert any(not np.array_equal(second[name], third[name]) for name in third)
     for place in tmp_path.iterdir():
-        rows = [json.loads(line) for line in (place / "steps.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in (place / "nonfinite/steps.jsonl").read_text(encoding="utf-8").splitlines()]
         assert [(row["step"], len(row["keys"])) for row in rows] == [(1, 48), (3, 48), (4, 48)]
         is_cut = place.name.startswith("fsdp")
         assert all((row["found"] == CUT) if is_cut else ("images, samples" in row["found"]) for row in rows)
-        assert (place / ("state.sharded" if is_cut else "state.safetensors")).exists()
+        assert (place / "nonfinite" / ("state.sharded" if is_cut else "state.safetensors")).exists()
         state, _ = make("none", torch.float32, name=place.name.partition("-")[2])
-        state.load(place / ("state.sharded" if is_cut else "state.safetensors"))
+        state.load(place / "nonfinite" / ("state.sharded" if is_cut else "state.safetensors"))
         assert state.progress.step == 4
 
 

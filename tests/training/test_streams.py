@@ -23,8 +23,8 @@ from vitral.optim.config import OptimConfig
 from vitral.optim.optimizer import make_optimizer
 from vitral.structs import Batch, View
 from vitral.training.config import TrainConfig
-from vitral.training.loop import Plan, update
-from vitral.training.nonfinite import Guard, Watch, first_non_finite
+from vitral.training.loop import train_step
+from vitral.training.nonfinite import NonFiniteGuard, first_non_finite
 from vitral.training.parallel import Parallel
 from vitral.training.state import Progress, TrainState
 
@@ -67,11 +67,12 @@ def make(*, ddp: bool = False) -> tuple[TrainState, Entropy]:
 def steps(micro: int | None = None, *, ddp: bool = False) -> tuple[dict[str, Any], list[float]]:
     """Weights after five updates, and of each the loss, the metrics and the gradient's norm."""
     (state, objective), loader, said = make(ddp=ddp), a_loader(), list[float]()
-    plan, config = Plan(5, lambda _: 0.05, 1.0, None, Path(), ""), TrainConfig(batch_size=BATCH, micro_batch=micro)
-    guard = Guard(state, Watch(Path(), 1, loader.batch, ""))
+    optim = OptimConfig(lr=0.05, schedule="constant", warmup=0)
+    config = TrainConfig(batch_size=BATCH, micro_batch=micro)
+    guard = NonFiniteGuard(state, loader.batch, Path(), config)
     for _ in range(5):
         batches = {name: wide(batch) for name, batch in loader.batch(state.progress.step).items()}
-        loss, metrics, norm = update(state, objective, batches, config, plan, 0.05, guard)
+        loss, metrics, norm = train_step(state, objective, batches, config, optim, guard)
         said += [value.item() for value in (*distributed.mean([loss, *metrics.values()]), norm)]
         state.progress.step += 1
     return {name: tensor.numpy() for name, tensor in objective.state_dict().items()}, said

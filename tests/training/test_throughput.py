@@ -18,7 +18,7 @@ from vitral.errors import UserError
 from vitral.structs import Batch
 from vitral.training import loggers, throughput
 from vitral.training.metrics_log import MetricsLog
-from vitral.training.throughput import Speed, peak_flops
+from vitral.training.throughput import Throughput, peak_flops
 
 
 def test_waiting_working_and_what_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +31,7 @@ def test_waiting_working_and_what_is_not_counted(monkeypatch: pytest.MonkeyPatch
             now += 0.5  # to make a batch
             yield {"train": Batch((), {}, torch.arange(8))}
 
-    watch = Speed(8, image_flops=3e9, peak=1e12)
+    watch = Throughput(8, image_flops=3e9, peak=1e12)
     readings: list[dict[str, float]] = []
     for step, _ in enumerate(watch.batches(stream()), 1):
         now += 1.5  # an update

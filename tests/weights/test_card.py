@@ -15,8 +15,7 @@ from tests.helpers import TINY, random_model, write_colors
 from vitral.cli.main import main
 from vitral.config import split_words
 from vitral.evaluate.classification import wilson_interval
-from vitral.run.artifacts import reproduce_command
-from vitral.run.config import RunConfig, difference, load_config
+from vitral.run.config import RunConfig, difference, load_config, reproduce_command
 from vitral.run.evaluate import evaluate
 from vitral.run.train import run
 from vitral.tasks.classification import worst_classes

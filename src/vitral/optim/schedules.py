@@ -1,10 +1,14 @@
-"""The learning rate as a pure function of the step."""
+"""Learning rate and weight decay as pure functions of the step."""
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from vitral.optim.config import OptimConfig
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
 
 
 def learning_rate(step: int, total: int, config: OptimConfig) -> float:
@@ -44,3 +48,12 @@ def weight_decay(step: int, total: int, config: OptimConfig) -> float:
     if end is None:
         return start
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * step / max(total - 1, 1)))
+
+
+def schedule(optimizer: Optimizer, step: int, total: int, config: OptimConfig) -> None:
+    """Set the learning rate of every parameter group for this step, and the weight decay of those that decay."""
+    lr = learning_rate(step, total, config)
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+        if config.weight_decay_final is not None and group["adapt"]:
+            group["weight_decay"] = weight_decay(step, total, config)

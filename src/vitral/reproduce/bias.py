@@ -29,7 +29,7 @@ from vitral.run.check import open_checked
 from vitral.run.config import RunConfig, load_config
 from vitral.run.inference_inputs import image_batches
 from vitral.run.prepare import prepare
-from vitral.run.train import settle_steps
+from vitral.run.train import resolve_steps
 from vitral.training.metrics_log import console_logging, log
 
 PLOT = "fractions.svg"
@@ -52,8 +52,8 @@ def inductive_bias(options: BiasOptions | None = None, overrides: Mapping[str, A
     dataset, _ = open_checked(checked, checked.data, None)
     if dataset.task != "classification":
         raise UserError("images with one class each are expected", where=dataset.name)
-    shared["data.image_size"] = _settled(load_config(recipe, {**shared, **models["ViT"]}), dataset)
-    _settled(load_config(recipe, {**shared, **models["CNN"]}), dataset)  # at the ViT's size
+    shared["data.image_size"] = _resolved(load_config(recipe, {**shared, **models["ViT"]}), dataset)
+    _resolved(load_config(recipe, {**shared, **models["CNN"]}), dataset)  # at the ViT's size
     rows: list[dict[str, Any]] = []
     with comparison("inductive-bias", options, overrides or {}) as folder:
         for name, model in models.items():
@@ -85,9 +85,9 @@ def _models(options: BiasOptions, asked: Mapping[str, Any]) -> dict[str, dict[st
     return {"ViT": {**own, **asked}, "CNN": {"model.name": options.cnn}}
 
 
-def _settled(config: RunConfig, dataset: Dataset) -> tuple[int, int]:
+def _resolved(config: RunConfig, dataset: Dataset) -> tuple[int, int]:
     """The image size that a run would have. Raises UserError for a run that could not begin."""
-    settle_steps(config, len(dataset.splits["train"]))
+    resolve_steps(config, len(dataset.splits["train"]))
     with closing(prepare(config, dataset)) as prepared:
         return prepared.architecture.image_size
 

@@ -10,7 +10,7 @@ import numpy as np
 from vitral.reproduce.config import ReproduceOptions
 from vitral.reproduce.runs import base_keys, comparison, finished, mean_and_std, write_table
 from vitral.run.config import draft_architecture, load_config
-from vitral.run.train import settle_steps
+from vitral.run.train import resolve_steps
 from vitral.training.metrics_log import console_logging, log
 
 SETS = {f"model.{key}": "Every row has its own." for key in ("positions", "positions_at")}
@@ -54,7 +54,7 @@ def positions(options: ReproduceOptions | None = None, overrides: Mapping[str, A
     for each in places.values():  # before the folder is made and anything is trained
         config = load_config(recipe, {**keys, **each})
         draft_architecture(config)
-        settle_steps(config, samples=0)  # whose number has no say where the steps are given
+        resolve_steps(config, samples=0)  # whose number has no say where the steps are given
     rows: list[dict[str, Any]] = []
     split = count = None
     with comparison("positions", options, overrides or {}) as folder:

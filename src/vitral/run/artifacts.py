@@ -14,13 +14,12 @@ import numpy as np
 import torch
 
 from vitral.atomic_files import whole_file
-from vitral.config_keys import as_word
 from vitral.data.config import DataSource
 from vitral.data.dataset import Dataset
 from vitral.data.image_spec import ImageSpec
-from vitral.errors import NAMES, UserError, command
+from vitral.errors import NAMES
 from vitral.run.check import noted
-from vitral.run.config import RunConfig, difference, load_config, recipe_values, recipes
+from vitral.run.config import RunConfig
 from vitral.run.prepare import RunContext
 from vitral.tasks.task import Evaluation, Task
 from vitral.version import __version__
@@ -58,29 +57,6 @@ def write_predictions(path: Path, rows: Iterable[Sequence[str]]) -> None:
         csv.writer(file).writerows(rows)
 
 
-def reproduce_command(asked: RunConfig) -> str | None:
-    """The command line that trains so again, of a recipe that comes with the package; else None. Folders are named by
-    their last part: where they are is another matter elsewhere."""
-    if asked.recipe not in recipes():
-        return None
-    given = {"init": asked.init} if asked.init else {}  # some recipes cannot do without
-    if asked.model.name != recipe_values(asked.recipe).get("model.name", "auto"):
-        given["model.name"] = asked.model.name  # it brings its own parts
-    try:
-        changed = difference(load_config(asked.recipe, given), asked)
-    except UserError:  # nor without other keys
-        return None
-    keys = [
-        (key, value) for key, _, value in changed if (key, value) != ("data.source", "auto")
-    ]  # a path's own default
-    words = ["vitral", "train", asked.recipe]
-    for key, value in [*given.items(), *keys]:
-        if key in ("data.path", "data.unlabeled", "init") and Path(value or "").exists():
-            value = Path(value).name
-        words.append(f"{key}={as_word(value)}")
-    return command(*words)
-
-
 def _unlabeled(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
     """Where the images without labels came from."""
     if dataset.unlabeled is None:
@@ -111,7 +87,7 @@ def folder_config(
         task_state=dict(task.state),
         provenance={
             "recipe": config.recipe, "seed": config.seed, "init": config.init, "objective": config.objective.kind,
-            "command": reproduce_command(prepared.asked),
+            "command": prepared.command,
             "data": {
                 "name": dataset.name,
                 **config.data.model_dump(mode="json", include=set(DataSource.model_fields)),

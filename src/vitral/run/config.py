@@ -11,8 +11,9 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from vitral.config import Config, Count, Tree, build, describe, flatten, load_yaml, nullable, with_overrides
+from vitral.config_keys import as_word
 from vitral.data.config import UNLABELED, AugmentConfig, CheckConfig, DataConfig, StreamConfig
-from vitral.errors import UserError, nearest
+from vitral.errors import UserError, command, nearest
 from vitral.evaluate.config import Evaluators
 from vitral.models.config import ModelConfig
 from vitral.models.presets import PRESETS, resolve
@@ -188,7 +189,7 @@ def load_config(recipe: str | None, overrides: Mapping[str, Any]) -> RunConfig:
     tree = load_yaml(path)
     if path in recipes().values():
         tree.setdefault("recipe", recipe)
-    _settle_name(tree, overrides.get("model.name"))
+    _resolve_name(tree, overrides.get("model.name"))
     kind = overrides.get("objective.kind")
     if kind is not None and kind != flatten(tree).get("objective.kind", "supervised"):
         tree.pop("objective", None)
@@ -217,7 +218,7 @@ def recipe_and_data(words: Sequence[str], keys: Mapping[str, Any]) -> tuple[str 
     return recipe, {**keys, "data": paths[0]}
 
 
-def _settle_name(tree: Tree, name: object) -> None:
+def _resolve_name(tree: Tree, name: object) -> None:
     """Take out of a recipe's model what contradicts the preset that the user names."""
     before = flatten(tree).get("model.name")
     if str(name) not in PRESETS:
@@ -317,3 +318,25 @@ def _value(tree: Any, key: str) -> Any:
     for part in key.split("."):
         tree = tree.get(part) if isinstance(tree, Mapping) else None
     return tree
+
+
+def reproduce_command(config: RunConfig) -> str | None:
+    """The command line of a run by a bundled recipe; None for other runs. Folders are named by their last part."""
+    if config.recipe not in recipes():
+        return None
+    given = {"init": config.init} if config.init else {}  # some recipes cannot do without
+    if config.model.name != recipe_values(config.recipe).get("model.name", "auto"):
+        given["model.name"] = config.model.name  # it brings its own parts
+    try:
+        changed = difference(load_config(config.recipe, given), config)
+    except UserError:
+        return None
+    keys = [
+        (key, value) for key, _, value in changed if (key, value) != ("data.source", "auto")
+    ]  # a path's own default
+    words = ["vitral", "train", config.recipe]
+    for key, value in [*given.items(), *keys]:
+        if key in ("data.path", "data.unlabeled", "init") and Path(value or "").exists():
+            value = Path(value).name
+        words.append(f"{key}={as_word(value)}")
+    return command(*words)

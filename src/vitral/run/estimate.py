@@ -14,7 +14,7 @@ from vitral.models.registry import build_config
 from vitral.predictor import pick_device
 from vitral.run.config import RunConfig
 from vitral.run.memory import checkpointed_blocks, make_job, memory_limit
-from vitral.run.prepare import EVAL_BATCH, choose_architecture, settle_precision
+from vitral.run.prepare import EVAL_BATCH, choose_architecture, resolve_precision
 from vitral.run.summary import compute
 from vitral.training.memory_estimate import alternatives, choose, free_bytes, micro_batches, predict
 from vitral.weights.folder import find_folder, load_config
@@ -27,7 +27,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     """
     device = torch.device(config.device) if config.memory and config.device != "auto" else pick_device(config.device)
     architecture = _architecture(config)
-    config = config.model_copy(update={"precision": settle_precision(config, device)})
+    config = config.model_copy(update={"precision": resolve_precision(config, device)})
     job = make_job(config, architecture, device, EVAL_BATCH)
     limit = free_bytes(device) if config.memory is None else memory_limit(config.memory, device)
     asked = config.train.activation_checkpointing

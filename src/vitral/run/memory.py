@@ -160,14 +160,14 @@ def checkpointed_blocks(config: RunConfig, architecture: ModelConfig) -> int:
     return asked if isinstance(asked, int) else total * (asked == "all")
 
 
-def settle_memory(config: RunConfig, architecture: ModelConfig, device: torch.device, validation: int) -> RunConfig:
+def resolve_memory(config: RunConfig, architecture: ModelConfig, device: torch.device, validation: int) -> RunConfig:
     """The configuration with the micro-batch and checkpointing of the plan for `config.memory`, where it is set.
 
     Raises UserError where nothing fits.
     """
     blocks = checkpointed_blocks(config, architecture)
     if config.memory is None:
-        return _settled(config, config.train.micro_batch, blocks)
+        return _resolved(config, config.train.micro_batch, blocks)
     limit = memory_limit(config.memory, device)
     job = make_job(config, architecture, device, validation)
     free = config.train.activation_checkpointing == "auto"
@@ -180,10 +180,10 @@ def settle_memory(config: RunConfig, architecture: ModelConfig, device: torch.de
             expected=f"{show_bytes(least.memory_bytes)}, with {shown(least)}",
             hint="A smaller model, image or optimizer state takes less; memory=null tries it all the same.",
         )  # fmt: skip
-    return _settled(config, choice.micro_batch, choice.checkpointing)
+    return _resolved(config, choice.micro_batch, choice.checkpointing)
 
 
-def _settled(config: RunConfig, micro_batch: int | None, blocks: int) -> RunConfig:
+def _resolved(config: RunConfig, micro_batch: int | None, blocks: int) -> RunConfig:
     update = {"micro_batch": micro_batch, "activation_checkpointing": blocks or "none"}
     return config.model_copy(update={"train": config.train.model_copy(update=update)})
 

@@ -33,8 +33,8 @@ from vitral.models.presets import PRESETS, changed_name, resolve
 from vitral.models.registry import build_config
 from vitral.predictor import pick_device
 from vitral.run.check import open_checked
-from vitral.run.config import ModelOptions, RunConfig, streams_of
-from vitral.run.memory import checkpointed_blocks, limit_training, settle_memory
+from vitral.run.config import ModelOptions, RunConfig, reproduce_command, streams_of
+from vitral.run.memory import checkpointed_blocks, limit_training, resolve_memory
 from vitral.structs import STREAM_SPAN
 from vitral.tasks.registry import TASKS
 from vitral.tasks.task import Task
@@ -51,11 +51,11 @@ _STATISTICS_SAMPLES = 4096
 
 @dataclass(frozen=True)
 class RunContext:
-    """All that a run computes with. `config` has every `auto` of `asked` replaced by what it became. `stores` are those
-    of the `streams`, by name."""
+    """The parts of a run. `config` has no `auto` left. `command` repeats a run of a bundled recipe. `stores` holds the
+    images of each of the `streams`."""
 
     config: RunConfig
-    asked: RunConfig
+    command: str | None
     device: torch.device
     dataset: Dataset
     streams: dict[str, StreamConfig]
@@ -132,9 +132,9 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> RunContext:
         )
         kept = {key: value for key, value in architecture.model_dump().items() if key in ModelOptions.model_fields}
         model = config.model.model_copy(update=kept)
-        precision = settle_precision(config, device)
-        settled = config.model_copy(update={"data": data, "model": model, "precision": precision, "eval": evaluators})
-        settled = settle_memory(settled, architecture, device, EVAL_BATCH)
+        precision = resolve_precision(config, device)
+        resolved = config.model_copy(update={"data": data, "model": model, "precision": precision, "eval": evaluators})
+        resolved = resolve_memory(resolved, architecture, device, EVAL_BATCH)
         if source and config.init_head and source[1].classes != dataset.classes:
             raise UserError(
                 "init has other classes, so its head is of no use here", where="init_head",
@@ -144,7 +144,7 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> RunContext:
         fingerprint = checksum(source[0].state_dict(), {}) if source else ""
         opened.pop_all()
         parts = device, dataset, streams, stores, val_stores, architecture, name, init, report, fingerprint, task
-        return RunContext(settled, config, *parts)
+        return RunContext(resolved, reproduce_command(config), *parts)
 
 
 def task_of(config: RunConfig, dataset: Dataset) -> Task:
@@ -247,7 +247,7 @@ def _workers(data: DataConfig) -> int:
     return data.workers if data.workers != "auto" else max(1, (os.cpu_count() or 1) // distributed.launch().local_world)
 
 
-def settle_precision(config: RunConfig, device: torch.device) -> Precision:
+def resolve_precision(config: RunConfig, device: torch.device) -> Precision:
     """`auto` is bfloat16 on CUDA, float32 elsewhere."""
     if config.precision != "auto":
         return config.precision
@@ -257,7 +257,7 @@ def settle_precision(config: RunConfig, device: torch.device) -> Precision:
 def choose_architecture(config: RunConfig, dataset: Dataset, init: FolderConfig | None) -> tuple[str, ModelConfig]:
     """The model's name, with what differs from a preset, and its shape for these data; mean and std are not settled
     yet."""
-    size, options = _settle_size(config, dataset, init)
+    size, options = _resolve_size(config, dataset, init)
     outputs = len(task_of(config, dataset).labels)
     base = dict(options, image_size=size, in_channels=dataset.channels, num_classes=outputs)
     name, architecture = _architecture(config, base, init)
@@ -270,7 +270,7 @@ def choose_architecture(config: RunConfig, dataset: Dataset, init: FolderConfig 
     return name, architecture
 
 
-def _settle_size(
+def _resolve_size(
     config: RunConfig, dataset: Dataset, init: FolderConfig | None
 ) -> tuple[tuple[int, int], dict[str, Any]]:
     """Image size and model options. image_size auto: of init; with patch_size auto of the data, at most 64 pixels a

@@ -14,13 +14,13 @@ from vitral.run.config import RunConfig
 from vitral.run.prepare import prepare
 from vitral.run.train import assemble, train_loader
 from vitral.structs import sample_places
-from vitral.training.nonfinite import STATE, by_stream, first_non_finite
+from vitral.training.nonfinite import NONFINITE, STATE, by_stream, first_non_finite
 from vitral.training.state import SHARDED, WHOLE
 
 
 def bad_state(folder: Path) -> Path | None:
     """Return the state before the last bad step of the run in this folder; None where there is none."""
-    found = (folder / "nonfinite" / f"{STATE}{suffix}" for suffix in (WHOLE, SHARDED))
+    found = (folder / NONFINITE / f"{STATE}{suffix}" for suffix in (WHOLE, SHARDED))
     return next((path for path in found if path.exists()), None)
 
 
@@ -42,13 +42,13 @@ def replay(folder: Path) -> dict[str, Any]:
     threads = torch.get_num_threads()
     try:
         with torch.random.fork_rng(), closing(prepare(config)) as prepared:
-            state, objective, _ = assemble(prepared)
+            state, objective = assemble(prepared)
             state.load(path)
             objective.train()
             step, loader = state.progress.step, train_loader(prepared)
             batches = loader.batch(step)
-            autocast = torch.bfloat16 if prepared.config.precision == "bfloat16" else None
-            found = first_non_finite(objective, batches, step, micro=config.train.micro_batch, autocast=autocast)
+            micro = config.train.micro_batch
+            found = first_non_finite(objective, batches, step, micro=micro, autocast=state.autocast)
             names = {
                 stream: [str(prepared.stores[stream].split.names[place]) for place in sample_places(batch).tolist()]
                 for stream, batch in batches.items()

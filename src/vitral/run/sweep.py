@@ -23,7 +23,7 @@ from vitral.files import read_json
 from vitral.run.config import RunConfig, difference, draft_architecture, expand_data, load_config
 from vitral.run.folder import occupied
 from vitral.run.prepare import task_of
-from vitral.run.train import run, settle_steps
+from vitral.run.train import resolve_steps, run
 from vitral.tasks.task import Task
 from vitral.training.metrics_log import console_logging, log, write_csv
 from vitral.training.signals import signum_of
@@ -122,7 +122,7 @@ def _check_points(points: Sequence[RunConfig], dataset: Dataset) -> None:
         samples = len(make_val_split(dataset, data.val_fraction, data.validation).splits["train"])
     for point in points:
         draft_architecture(point)
-        settle_steps(point, samples)
+        resolve_steps(point, samples)
 
 
 def _row(number: int, point: RunConfig, grid: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from functools import partial
 from importlib.util import find_spec
@@ -17,7 +17,7 @@ from vitral import distributed
 from vitral.data.dataset import Dataset
 from vitral.data.loader import StreamLoader, TrainLoader
 from vitral.data.sampling import class_shares
-from vitral.errors import Interrupted, RunFailed, UserError, command, plural
+from vitral.errors import Interrupted, RunFailed, UserError, plural
 from vitral.evaluate.metric import Metric
 from vitral.models.model import ImageModel
 from vitral.models.summary import count_macs
@@ -27,7 +27,6 @@ from vitral.objectives.registry import OBJECTIVES
 from vitral.optim.ema import WeightEMA
 from vitral.optim.master_weights import ComputeCopy
 from vitral.optim.optimizer import make_optimizer
-from vitral.optim.schedules import learning_rate, weight_decay
 from vitral.run import artifacts
 from vitral.run.config import RunConfig, load_config
 from vitral.run.eval_subject import EvalData
@@ -39,11 +38,12 @@ from vitral.run.resume import resume
 from vitral.run.split_record import save_split
 from vitral.tasks.registry import TASKS
 from vitral.training.loggers import Logger, Loggers, TensorBoard
-from vitral.training.loop import Plan, fit, total_steps
+from vitral.training.loop import Validation, total_steps, train_loop
 from vitral.training.metrics_log import console_logging, console_silence, log, log_file
 from vitral.training.parallel import Parallel
 from vitral.training.signals import StopSignal, signum_of
 from vitral.training.state import Progress, TrainState, has_checkpoint
+from vitral.training.throughput import Throughput, peak_flops
 
 
 def train(
@@ -89,61 +89,84 @@ def run(
         if config.finish and not resuming:
             hint = "finish=true ends a run that was stopped; this one has saved no checkpoint yet."
             raise UserError("there is no run to finish", where="out", got=folder, hint=hint)
-        opened = [resuming]
+        resumable = resuming
         try:
             with (
                 torch.random.fork_rng(),
                 _settings(config),
                 nullcontext() if distributed.is_main() else console_silence(),
+                ExitStack() as closes,
             ):
-                summary = _run(config, dataset, folder, resuming, opened, loggers)
-                return {**summary, "out": str(folder)}
+                parts = _open(config, dataset, folder, resuming, closes)
+                resumable = True
+                return {**_train(*parts, folder, loggers), "out": str(folder)}
         except KeyboardInterrupt as stop:
             again = (
-                f"Go on with:\n  {resume_with(folder, config)}" if opened[-1] else "The same command starts it again."
+                f"Go on with:\n  {resume_with(folder, config)}" if resumable else "The same command starts it again."
             )
             raise Interrupted(signum_of(stop), f"stopped outside of training. {again}") from None
 
 
-def _run(
-    config: RunConfig,
-    dataset: Dataset | None,
-    folder: Path,
-    resuming: bool,
-    opened: list[bool],
+Parts = tuple[RunContext, EvalData, TrainState, Objective, TrainLoader]
+
+
+def _open(config: RunConfig, dataset: Dataset | None, folder: Path, resuming: bool, closes: ExitStack) -> Parts:
+    """Assemble the parts of the run and start its files, or restore them. `closes` ends what is opened."""
+    with distributed.error_barrier():
+        prepared = closes.enter_context(closing(prepare(config, dataset)))
+        data = closes.enter_context(closing(EvalData(prepared)))
+    with distributed.error_barrier():
+        state, objective = assemble(prepared)
+        loader = train_loader(prepared)
+        length = state.steps, len(prepared.train.split)
+        notes = resume(folder, prepared.config, state, length) if resuming else []
+    if config.resume and not resuming:
+        notes = [f"nothing to resume in {folder}: the run starts from step 0"]
+    closes.enter_context(_explained(prepared, folder))
+    if distributed.is_main():
+        if not resuming:
+            open_folder(folder, prepared.config, artifacts.environment(prepared.device))
+            save_split(folder, prepared.dataset)
+        elif notes:
+            write_length(folder, prepared.config)
+        closes.enter_context(log_file(folder / "train.log"))
+    for note in notes:
+        log.warning("%s", note)
+    return prepared, data, state, objective, loader
+
+
+def _train(
+    prepared: RunContext, data: EvalData, state: TrainState, objective: Objective, loader: TrainLoader, folder: Path,
     loggers: Sequence[Logger],
-) -> dict[str, Any]:
-    """`opened` gets a True when the folder holds what a resume needs."""
-    with ExitStack() as closes:
-        with distributed.error_barrier():
-            prepared = closes.enter_context(closing(prepare(config, dataset)))
-            data = closes.enter_context(closing(EvalData(prepared)))
-        with distributed.error_barrier():
-            state, objective, steps = assemble(prepared)
-            loader = train_loader(prepared)
-            notes = resume(folder, prepared.config, state, (steps, len(prepared.train.split))) if resuming else []
-        if config.resume and not resuming:
-            notes = [f"nothing to resume in {folder}: the run starts anew"]
-        closes.enter_context(_explained(prepared, folder))
-        if distributed.is_main():
-            if not resuming:
-                open_folder(folder, prepared.config, artifacts.environment(prepared.device))
-                save_split(folder, prepared.dataset)
-            elif notes:
-                write_length(folder, prepared.config)
-            closes.enter_context(log_file(folder / "train.log"))
-        opened.append(True)
-        for note in notes:
-            log.warning("%s", note)
-        _say_start(prepared, objective, steps, folder)
-        if config.finish:
-            log.info("the run is ended at step %d of %d", state.progress.step, steps)
-        else:
-            if resuming:
-                log.info("going on at step %d", state.progress.step)
-            _fit(prepared, state, objective, loader, steps, folder, loggers, data)
-        model = prepared.build() if _mode(config) == "fsdp" else objective.eval_model
-        return finish(prepared, state, objective, model, folder, data)
+) -> dict[str, Any]:  # fmt: skip
+    """Train to the end and finish the run; returns what summary.json holds."""
+    config, task = prepared.config, prepared.task
+    _log_start(prepared, objective, state.steps, folder)
+    if config.finish:
+        log.info("the run is ended at step %d of %d", state.progress.step, state.steps)
+    else:
+        if state.progress.step:
+            log.info("going on at step %d", state.progress.step)
+        evaluators = dict([next(iter(config.eval.items()))])
+
+        def evaluate(model: Module) -> tuple[Metric, Metric | None]:
+            found = task.evaluate(data.subject(model, "val", in_training=True), evaluators)
+            return found.primary, found.metric(task.tie_breaker or "")
+
+        images = next(iter(evaluators.values())).images(_counts(prepared))
+        flops, peak = _image_flops(prepared) if task.has_head else 0.0, peak_flops(loader.device, state.autocast)
+        try:
+            train_loop(
+                state, objective, loader, config.train, config.optim, folder,
+                validation=Validation(evaluate, images) if is_validated(prepared) else None,
+                keep_last=config.objective.keeps_last,
+                throughput=Throughput(loader.images, flops / distributed.world(), peak),
+                loggers=Loggers(loggers, config.model_dump(mode="json")),
+            )  # fmt: skip
+        except Interrupted as stop:
+            raise Interrupted(stop.signum, f"{stop}. Go on with:\n  {resume_with(folder, config)}") from None
+    model = prepared.build() if _mode(config) == "fsdp" else objective.eval_model
+    return finish(prepared, state, objective, model, folder, data)
 
 
 @contextmanager
@@ -206,11 +229,11 @@ def _settings(config: RunConfig) -> Generator[None]:
         torch.set_num_threads(threads)
 
 
-def assemble(prepared: RunContext) -> tuple[TrainState, Objective, int]:
-    """What moves, what is minimized, and for how many steps."""
+def assemble(prepared: RunContext) -> tuple[TrainState, Objective]:
+    """Build the training state and the objective, at step 0."""
     config = prepared.config
     torch.manual_seed(config.seed)
-    steps = settle_steps(config, len(prepared.train.split))
+    steps = resolve_steps(config, len(prepared.train.split))
     if config.objective.kind != "dynamic_vit" and getattr(prepared.architecture, "pruner_blocks", ()):
         hint = "objective.kind=dynamic_vit init_head=true trains it; model.pruner_blocks=none leaves it out."
         raise UserError("the pruner would not be trained", where="model.pruner_blocks", hint=hint)
@@ -243,7 +266,9 @@ def assemble(prepared: RunContext) -> tuple[TrainState, Objective, int]:
     if distributed.rank():  # equal weights were drawn on all; what dropout drops differs
         torch.manual_seed(config.seed + distributed.rank() * 0x9E3779B9)
     started = prepared.dataset.whole_fingerprint, prepared.init_fingerprint
-    return TrainState(objective, optimizer, ema, Progress(), *started, compute_copy, parallel, steps), objective, steps
+    autocast = torch.bfloat16 if config.precision == "bfloat16" else None
+    state = TrainState(objective, optimizer, ema, Progress(), *started, compute_copy, parallel, autocast, steps)
+    return state, objective
 
 
 def _compiled(config: RunConfig, objective: Module, mode: str) -> Module:
@@ -267,7 +292,7 @@ def _uncut(model: ImageModel) -> ImageModel:
     return model
 
 
-def settle_steps(config: RunConfig, samples: int) -> int:
+def resolve_steps(config: RunConfig, samples: int) -> int:
     """The weight updates of a run over so many train images. Raises UserError for a warm-up that is no shorter."""
     steps = total_steps(config.train, samples)
     if config.optim.warmup >= max(steps, 1):
@@ -294,7 +319,7 @@ def _class_balance(prepared: RunContext) -> ClassBalance:
     return class_balance(asked, shares_K.tolist(), dataset.classes)
 
 
-def _say_start(prepared: RunContext, objective: Objective, steps: int, folder: Path) -> None:
+def _log_start(prepared: RunContext, objective: Objective, steps: int, folder: Path) -> None:
     splits = ", ".join(f"{len(split)} {name}" for name, split in prepared.dataset.parts.items())
     height, width = prepared.architecture.image_size
     count = sum(parameter.numel() for parameter in objective.model.parameters())
@@ -330,41 +355,8 @@ def _say_start(prepared: RunContext, objective: Objective, steps: int, folder: P
     )
 
 
-def _fit(
-    prepared: RunContext, state: TrainState, objective: Objective, loader: TrainLoader, steps: int, folder: Path,
-    loggers: Sequence[Logger], data: EvalData,
-) -> None:  # fmt: skip
-    config, task = prepared.config, prepared.task
-    first = dict([next(iter(config.eval.items()))])
-
-    def validate(model: torch.nn.Module) -> tuple[Metric, Metric | None]:
-        found = task.evaluate(data.subject(model, "val", in_training=True), first)
-        return found.primary, found.metric(task.tie_breaker or "")
-
-    plan = Plan(
-        steps=steps,
-        rate=lambda step: learning_rate(step, steps, config.optim),
-        clip=config.optim.clip,
-        autocast=torch.bfloat16 if config.precision == "bfloat16" else None,
-        folder=folder / CHECKPOINTS,
-        resume_command=resume_with(folder, config),
-        replay_command=command("vitral", "doctor", str(folder)),
-        image_flops=_image_flops(prepared) if task.has_head else 0.0,
-        clip_each=config.optim.clip_each,
-        decay=None if config.optim.weight_decay_final is None else _decay(config, steps),
-        keep_last=config.objective.keeps_last,
-        validation_images=next(iter(first.values())).images(_counts(prepared)),
-    )
-    told = Loggers(loggers, config.model_dump(mode="json"))
-    fit(state, objective, loader, config.train, plan, validate if is_validated(prepared) else None, told)
-
-
 def _counts(prepared: RunContext) -> dict[str, int]:
     return {name: len(split) for name, split in prepared.dataset.splits.items()}
-
-
-def _decay(config: RunConfig, steps: int) -> Callable[[int], float]:
-    return lambda step: weight_decay(step, steps, config.optim)
 
 
 def train_loader(prepared: RunContext) -> TrainLoader:

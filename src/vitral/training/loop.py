@@ -20,21 +20,31 @@ from vitral.errors import Interrupted
 from vitral.evaluate.metric import Metric
 from vitral.objectives.objective import Objective
 from vitral.optim.clipping import clip_gradients
+from vitral.optim.config import OptimConfig
+from vitral.optim.schedules import learning_rate, schedule
 from vitral.structs import Batch, count_samples, device_of, micro_batches
 from vitral.training.config import TrainConfig
 from vitral.training.loggers import Loggers
 from vitral.training.metrics_log import MetricsLog, NoMetricsLog, log
-from vitral.training.nonfinite import Guard, Watch
+from vitral.training.nonfinite import NonFiniteGuard
 from vitral.training.parallel import Parallel
 from vitral.training.signals import StopSignal
 from vitral.training.state import BEST, LAST, WHOLE, Progress, TrainState
-from vitral.training.throughput import Speed, peak_flops
+from vitral.training.throughput import Throughput
+from vitral.weights.stopped_run import CHECKPOINTS
 from vitral.weights.tensors import save_tensors
 
-# Of a model on the validation images: the primary metric, and the one that decides where it is equal, lower is better.
-Validate = Callable[[nn.Module], tuple[Metric, Metric | None]]
 VALIDATIONS = 20  # of a run, by default
-VALIDATED = 0.5  # images validated, by default, for each that is trained: about a sixth of the run's time
+VALIDATED = 0.5  # images validated, by default, per trained image: about a sixth of the run's time
+
+
+@dataclass(frozen=True)
+class Validation:
+    """evaluate: a model's primary metric on the validation images, and the one (lower is better) that decides between
+    equal ones. images: number of images of one validation."""
+
+    evaluate: Callable[[nn.Module], tuple[Metric, Metric | None]]
+    images: int
 
 
 def total_steps(config: TrainConfig, samples: int) -> int:
@@ -42,97 +52,75 @@ def total_steps(config: TrainConfig, samples: int) -> int:
     return config.steps or math.ceil(config.epochs * samples / config.batch_size)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What the loop is told beside its parts. rate, decay: learning rate and weight decay by step (None: as the groups
-    say). clip: largest gradient norm or None, of each parameter by itself with clip_each. autocast: the precision of
-    matrix products, or None for that of the weights. keep_last: keep the last weights, not those of the
-    best validation. validation_images: those of one validation.
-    replay_command: looks at the batch that ended the run. image_flops: operations for one trained image, 0: unknown."""
+def train_loop(
+    state: TrainState, objective: Objective, loader: TrainLoader, train: TrainConfig, optim: OptimConfig, folder: Path,
+    *, validation: Validation | None, keep_last: bool, throughput: Throughput, loggers: Loggers,
+) -> None:  # fmt: skip
+    """Train from where `state` is to `state.steps`, or to an early stop.
 
-    steps: int
-    rate: Callable[[int], float]
-    clip: float | None
-    autocast: torch.dtype | None
-    folder: Path
-    resume_command: str
-    replay_command: str = ""
-    image_flops: float = 0.0
-    clip_each: bool = False
-    decay: Callable[[int], float] | None = None
-    keep_last: bool = False
-    validation_images: int = 0
-
-
-def fit(
-    state: TrainState,
-    objective: Objective,
-    loader: TrainLoader,
-    config: TrainConfig,
-    plan: Plan,
-    validate: Validate | None,
-    loggers: Loggers | None = None,
-) -> None:
-    """Train from where `state` is to the end, or to an early stop. `loggers` get every row of the
-    metrics_log.
-
-    Saves the run's state by time and at every stop, the best validated weights when there are new ones; without
-    `validate`, or with `plan.keep_last`, the last weights. Raises Interrupted after a signal (state saved), RunFailed
-    after too many steps in a row that were not finite.
+    Writes into `folder`, the run folder: metrics (every row goes to `loggers` too), the state by time and at every
+    stop, and the best validated weights; without `validation`, or with `keep_last`, the last ones. Raises Interrupted
+    after a signal (state saved), RunFailed after too many successive steps that were not finite.
     """
-    progress, last = state.progress, plan.folder / f"{LAST}{WHOLE}"
-    epochs_a_step = config.batch_size / loader.samples
-    due = _validations_a_step(config, plan, epochs_a_step)
+    progress, checkpoints = state.progress, folder / CHECKPOINTS
+    epochs_per_step = train.batch_size / loader.samples
+    due = _validations_per_step(train, state.steps, validation.images if validation else 0, epochs_per_step)
     saved = started = time.monotonic()
-    before = progress.seconds
-    guard, speed, told = Guard(state, _watch(loader, config, plan)), _speed(loader, plan), set[str]()
-    with StopSignal() as stop, _journal(plan, progress.step, loggers or Loggers()) as metrics_log, _settled(state):
+    before, warned = progress.seconds, set[str]()
+    guard = NonFiniteGuard(state, loader.batch, folder, train)
+    with StopSignal() as stop, _metrics_log(folder, state, loggers) as metrics_log, _settled(state):
         objective.train()
-        for batches in speed.batches(loader.stream(progress.step, plan.steps if not progress.done else progress.step)):
-            rate = plan.rate(progress.step)
-            loss, metrics, norm = update(state, objective, batches, config, plan, rate, guard)
+        first, end = progress.step, progress.step if progress.done else state.steps
+        for batches in throughput.batches(loader.stream(first, end)):
+            loss, metrics, norm = train_step(state, objective, batches, train, optim, guard)
+            lr = learning_rate(progress.step, state.steps, optim)
             progress.step = metrics_log.at(progress.step + 1)
             progress.seconds = before + time.monotonic() - started
-            epoch = progress.step * epochs_a_step
-            progress.done = progress.step == plan.steps
-            log_due = progress.step % config.log_every == 0 or progress.done
+            epoch = progress.step * epochs_per_step
+            progress.done = progress.step == state.steps
+            log_due = progress.step % train.log_every == 0 or progress.done
             eval_due = progress.done or math.floor(progress.step * due) > math.floor((progress.step - 1) * due)
-            is_time = time.monotonic() - saved >= config.save_seconds
+            is_time = time.monotonic() - saved >= train.save_seconds
             stopping, save_due = distributed.any_rank(stop.signum is not None, is_time)
             save_due |= stopping or progress.done
 
             if log_due or eval_due or save_due:
                 guard.sync()
-                speed.stop()
+                throughput.stop()
             if log_due:
-                row = {"step": progress.step, "epoch": round(epoch, 4), "lr": rate}
+                row = {"step": progress.step, "epoch": round(epoch, 4), "lr": lr}
                 row |= _numbers({"loss": loss, **metrics}, norm)
-                _check_collapse(objective, row, told)
-                metrics_log.row(row | _skipped(progress) | speed.read().row())
-            if eval_due and validate is not None:
-                judge(state, objective, validate, metrics_log, plan, epoch, speed)
-                if config.patience is not None and progress.stale >= config.patience:
+                _warn_of_collapse(objective, row, warned)
+                metrics_log.row(row | _skipped(progress) | throughput.read().row())
+            if eval_due and validation is not None:
+                validate(state, objective, validation, metrics_log, checkpoints, epoch, throughput, keep_last=keep_last)
+                if train.patience is not None and progress.stale >= train.patience:
                     log.info("stopped early: no better validation in %d", progress.stale)
                     progress.done = save_due = True
-            if progress.done and (validate is None or plan.keep_last) and _keep(state, objective, plan):
+            if progress.done and (validation is None or keep_last) and _save_best(state, objective, checkpoints):
                 progress.best_step = progress.step
             _saved(partial(state.settle, wait=save_due))
             if save_due:
-                is_saved = _saved(partial(state.save, last, beside=not (stopping or progress.done)))
+                save = partial(state.save, checkpoints / f"{LAST}{WHOLE}", beside=not (stopping or progress.done))
+                is_saved = _saved(save)
                 saved = time.monotonic()
                 if stopping and not progress.done:
-                    raise _interrupted(progress.step, plan, stop.signum, is_saved)
+                    lost = "" if is_saved else ", and this state could not be saved"
+                    # Of another process's signal: as if it were our own.
+                    signum = stop.signum or signal.SIGTERM
+                    raise Interrupted(signum, f"stopped at step {progress.step} of {state.steps}{lost}")
             if progress.done:
                 break
 
 
 @contextmanager
-def _journal(plan: Plan, step: int, loggers: Loggers) -> Generator[MetricsLog]:
-    """The run's metrics_log, and the loggers that read along; both are the main process's."""
+def _metrics_log(folder: Path, state: TrainState, loggers: Loggers) -> Generator[MetricsLog]:
+    """The metrics log of the run, with its loggers; both belong to the main process."""
     if not distributed.is_main():
         yield NoMetricsLog()
         return
-    with closing(loggers), MetricsLog(plan.folder.parent, plan.steps, step, loggers.row) as metrics_log:
+    step = state.progress.step
+    with closing(loggers), MetricsLog(folder, state.steps, step, loggers.row) as metrics_log:
         loggers.start(step)
         yield metrics_log
 
@@ -147,19 +135,6 @@ def _settled(state: TrainState) -> Generator[None]:
         state.writer = None
 
 
-def _watch(loader: TrainLoader, config: TrainConfig, plan: Plan) -> Watch:
-    folder = plan.folder.parent / "nonfinite"
-    return Watch(
-        folder, config.max_nonfinite_steps, loader.batch, plan.replay_command, config.micro_batch, plan.autocast
-    )
-
-
-def _speed(loader: TrainLoader, plan: Plan) -> Speed:
-    """Of all processes together; use of the device: of each, which computes its share of the images."""
-    flops, peak = plan.image_flops / distributed.world(), peak_flops(loader.device, plan.autocast)
-    return Speed(loader.images, flops, peak)
-
-
 def _numbers(means: Mapping[str, torch.Tensor], norm: torch.Tensor) -> dict[str, float]:
     """For a row: means over the whole batch, from those over the slices. JSON knows no NaN and no infinity."""
     found = dict(zip(means, distributed.mean(means.values()), strict=True)) | {"grad_norm": norm}
@@ -171,79 +146,68 @@ def _skipped(progress: Progress) -> dict[str, int]:
     return {"skipped": progress.skipped} if progress.skipped else {}
 
 
-def _check_collapse(objective: Objective, row: Mapping[str, float], told: set[str]) -> None:
-    """Say what is wrong with the training, once."""
-    found = objective.check_collapse(row)
-    if found is not None and found not in told:
-        told.add(found)
-        log.warning("step %d: %s", row["step"], found)
+def _warn_of_collapse(objective: Objective, row: Mapping[str, float], warned: set[str]) -> None:
+    """Log each warning once."""
+    warning = objective.check_collapse(row)
+    if warning is not None and warning not in warned:
+        warned.add(warning)
+        log.warning("step %d: %s", row["step"], warning)
 
 
-def _interrupted(step: int, plan: Plan, signum: int | None, is_saved: bool) -> Interrupted:
-    lost = "" if is_saved else ", and this state could not be saved"
-    message = f"stopped at step {step} of {plan.steps}{lost}. Go on with:\n  {plan.resume_command}"
-    return Interrupted(signum or signal.SIGTERM, message)  # of another process's signal: as if it were our own
-
-
-def _validations_a_step(config: TrainConfig, plan: Plan, epochs_a_step: float) -> float:
+def _validations_per_step(config: TrainConfig, steps: int, images: int, epochs_per_step: float) -> float:
     match config.eval_every:
         case "auto":
-            affordable = VALIDATED * config.batch_size / max(plan.validation_images, 1)
-            return min(VALIDATIONS / plan.steps, affordable)
+            return min(VALIDATIONS / steps, VALIDATED * config.batch_size / max(images, 1))
         case "end":
             return 0.0
         case epochs:
-            return epochs_a_step / epochs
+            return epochs_per_step / epochs
 
 
-def judge(
-    state: TrainState,
-    objective: Objective,
-    validate: Validate,
-    metrics_log: MetricsLog,
-    plan: Plan,
-    epoch: float,
-    speed: Speed,
-) -> None:
-    """Validate the averaged weights (the plain ones without an average) and keep them if they are the best so far."""
+def validate(
+    state: TrainState, objective: Objective, validation: Validation, metrics_log: MetricsLog, checkpoints: Path,
+    epoch: float, throughput: Throughput, *, keep_last: bool,
+) -> None:  # fmt: skip
+    """Evaluate the averaged weights (the plain ones without an average) and save them if they are the best so far."""
     progress = state.progress
-    primary, second = validate(_judged(state, objective))
+    primary, second = validation.evaluate(_eval_model(state, objective))
     objective.train()
     metrics = [metric for metric in (second, primary) if metric is not None]
     row = {f"val_{metric.name}": metric.value for metric in metrics}
     metrics_log.row({"step": progress.step, "epoch": round(epoch, 4), **row})
     loss = math.inf if second is None or second.value is None else float(second.value)
     score = None if primary.value is None else float(primary.value)
-    if plan.keep_last:
+    if keep_last:
         progress.best_score = score
-    elif progress.better(primary, loss) and _keep(state, objective, plan):
+    elif progress.better(primary, loss) and _save_best(state, objective, checkpoints):
         progress.best_step, progress.best_score, progress.best_loss, progress.stale = progress.step, score, loss, 0
     else:
         progress.stale += 1
-    shown = "  ".join(f"val {metric.label} {metric.text()}" for metric in metrics)
+    values = "  ".join(f"val {metric.label} {metric.text()}" for metric in metrics)
     line = "epoch %5.1f  step %d/%d  %s  %s"
-    log.info(line, epoch, progress.step, plan.steps, shown, speed.last or speed.read())
+    log.info(line, epoch, progress.step, state.steps, values, throughput.last or throughput.read())
 
 
-def _judged(state: TrainState, objective: Objective) -> nn.Module:
+def _eval_model(state: TrainState, objective: Objective) -> nn.Module:
     return state.ema.average if state.ema else objective.eval_model
 
 
-def _keep(state: TrainState, objective: Objective, plan: Plan) -> bool:
-    """Save the weights that the model folder will hold, put together by all processes and written by the main one."""
-    weights = {name: distributed.gather_full(tensor) for name, tensor in _judged(state, objective).state_dict().items()}
+def _save_best(state: TrainState, objective: Objective, checkpoints: Path) -> bool:
+    """Save the weights that the model folder will hold, gathered from all processes and written by the main one."""
+    tensors = _eval_model(state, objective).state_dict()
+    weights = {name: distributed.gather_full(tensor) for name, tensor in tensors.items()}
     if distributed.is_main():
-        is_kept = _saved(lambda: save_tensors(plan.folder / BEST, weights, checked=True))
+        is_saved = _saved(lambda: save_tensors(checkpoints / BEST, weights, checked=True))
     else:
-        is_kept = False
-    return distributed.broadcast_from_main(is_kept)
+        is_saved = False
+    return distributed.broadcast_from_main(is_saved)
 
 
-def update(
-    state: TrainState, objective: Objective, batches: Mapping[str, Batch], config: TrainConfig, plan: Plan, rate: float,
-    guard: Guard,
+def train_step(
+    state: TrainState, objective: Objective, batches: Mapping[str, Batch], train: TrainConfig, optim: OptimConfig,
+    guard: NonFiniteGuard,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:  # fmt: skip
-    """One weight update from one global batch of each stream, cut into micro-batches (the last may be short).
+    """Update the weights once, by one global batch of each stream, cut into micro-batches (the last may be short).
 
     With several processes, each computes the micro-batches of its slice of the batches. The gradient is that of the sum
     of all losses over the sum of all weights, whatever the cut. Where the loss or the gradient is not finite on any
@@ -256,11 +220,11 @@ def update(
     total, weight = torch.zeros((), device=device), 0
     metrics, means = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
     guard.begin()
-    parts = list(micro_batches(batches, config.micro_batch))
+    parts = list(micro_batches(batches, train.micro_batch))
     for number, part in enumerate(parts, 1):
         share = count_samples(part) / size
         with parallel.micro_batch(last=number == len(parts)):
-            with torch.autocast(device.type, plan.autocast or torch.bfloat16, enabled=plan.autocast is not None):
+            with torch.autocast(device.type, state.autocast or torch.bfloat16, enabled=state.autocast is not None):
                 out = parallel.call(part, step)
             (out.loss_sum / size).backward()
         if state.compute_copy is not None:
@@ -273,13 +237,10 @@ def update(
                 sums[name] = sums.get(name, 0) + value.detach() * share
     if isinstance(weight, torch.Tensor):
         total = total * _rescale(objective, weight / size)
-    norm = clip_gradients(objective.parameters(), plan.clip, each=plan.clip_each)
+    norm = clip_gradients(objective.parameters(), optim.clip, each=optim.clip_each)
     found_inf = guard.check(total, norm)
     objective.before_update(step)
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate * group["lr_scale"]
-        if plan.decay is not None and group["adapt"]:
-            group["weight_decay"] = plan.decay(step)
+    schedule(state.optimizer, step, state.steps, optim)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     if state.compute_copy is not None:
@@ -293,8 +254,8 @@ def update(
 @torch.no_grad()
 def _rescale(objective: nn.Module, mean_weight: torch.Tensor) -> torch.Tensor:
     """Divides gradients of losses per sample by the weight per sample of the whole batch; returns the factor."""
-    whole = distributed.mean([mean_weight])[0]
-    factor = 1 / torch.where(whole == 0, 1, whole)  # a batch without anything to learn from has zero gradients
+    mean = distributed.mean([mean_weight])[0]
+    factor = 1 / torch.where(mean == 0, 1, mean)  # a batch without anything to learn from has zero gradients
     grads = [parameter.grad for parameter in objective.parameters() if parameter.grad is not None]
     torch._foreach_mul_(grads, factor)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
     return factor

@@ -21,29 +21,18 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 
 from vitral import distributed
 from vitral.atomic_files import remove
-from vitral.errors import RunFailed
+from vitral.errors import RunFailed, command
 from vitral.objectives.objective import Objective
 from vitral.structs import Batch, device_of, micro_batches, sample_places
+from vitral.training.config import TrainConfig
 from vitral.training.metrics_log import log
 from vitral.training.state import SHARDED, WHOLE, TrainState
 
+NONFINITE = "nonfinite"  # the folder, in that of the run
 STEPS, STATE = "steps.jsonl", "state"  # the latter a file or a folder, as checkpoints are
 NOTHING = "nothing in this batch by itself; the sum or the norm of its gradients overflows"
 CUT = "not looked for, as the weights are cut over processes"
 BOUND = "not looked for, as no process can compute its loss without the others"
-
-
-@dataclass(frozen=True)
-class Watch:
-    """What the guard is told. folder: where bad steps are written down. most: bad steps in a row that end the run.
-    batches: those of a step, by stream. command: replays the last one. micro, autocast: as in the update."""
-
-    folder: Path
-    most: int
-    batches: Callable[[int], Mapping[str, Batch]]
-    command: str
-    micro: int | None = None
-    autocast: torch.dtype | None = None
 
 
 @dataclass
@@ -64,11 +53,18 @@ class _Step:
         return bool(self.flag)
 
 
-class Guard:
-    """Look at every step between its gradients and its update. `late`: read the flag a step later, as on CUDA."""
+class NonFiniteGuard:
+    """Checks every step between its gradients and its update.
 
-    def __init__(self, state: TrainState, watch: Watch, *, late: bool | None = None) -> None:
-        self.state, self.watch, self.streak = state, watch, 0
+    batches: those of a step, by stream, to trace a step that was not finite. run: the run folder, which gets a folder
+    `nonfinite` then. late: read the flag a step later, as on CUDA.
+    """
+
+    def __init__(
+        self, state: TrainState, batches: Callable[[int], Mapping[str, Batch]], run: Path, config: TrainConfig, *,
+        late: bool | None = None,
+    ) -> None:  # fmt: skip
+        self.state, self.batches, self.run, self.config, self.streak = state, batches, run, config, 0
         self.device = next(state.objective.parameters()).device
         self.late = self.device.type == "cuda" if late is None else late
         self._running = _running_statistics(state.objective)
@@ -109,34 +105,40 @@ class Guard:
             found, places = self._trace(step.number)
             log.warning("step %d is skipped: %s; first not finite: %s", step.number + 1, values, found)
             self._write(step.number, {"step": step.number, "said": values, "found": found, **by_stream("keys", places)})
-        if self.streak >= self.watch.most:
+        if self._is_over:
             raise RunFailed(
                 f"{self.streak} steps in a row were not finite; at step {step.number + 1} {values}; a lower optim.lr "
-                f"may help.\n  First not finite: {found}. Replay that batch with:\n  {self.watch.command}"
+                f"may help.\n  First not finite: {found}. Replay that batch with:\n  "
+                f"{command('vitral', 'doctor', str(self.run))}"
             )
+
+    @property
+    def _is_over(self) -> bool:
+        return self.streak >= self.config.max_nonfinite_steps
 
     def _trace(self, number: int) -> tuple[str, dict[str, list[int]]]:
         """What is first not finite, on the first process that finds something, and the samples of all, by stream."""
-        batches, objective = self.watch.batches(number), self.state.objective
+        batches, objective = self.batches(number), self.state.objective
         if any(map(distributed.is_sharded, objective.parameters())):  # looking would have to be in step on all
             found = CUT
         elif distributed.world() > 1 and isinstance(objective, Objective) and objective.uses_collectives:
             found = BOUND
         else:
-            found = first_non_finite(objective, batches, number, micro=self.watch.micro, autocast=self.watch.autocast)
+            micro, autocast = self.config.micro_batch, self.state.autocast
+            found = first_non_finite(objective, batches, number, micro=micro, autocast=autocast)
         told = distributed.gather((found, {name: sample_places(batch).tolist() for name, batch in batches.items()}))
         places = {name: [place for _, each in told for place in each[name]] for name in batches}
         return next((text for text, _ in told if text != NOTHING), NOTHING), places
 
     def _write(self, number: int, row: Mapping[str, Any]) -> None:
         """A line for the step; with the last one that is borne the state that it met, too, to which all add."""
-        folder = self.watch.folder
+        folder = self.run / NONFINITE
         with _reported():
             if distributed.is_main():
                 folder.mkdir(exist_ok=True)
                 with (folder / STEPS).open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
-        if self.streak >= self.watch.most:
+        if self._is_over:
             with _reported():
                 if distributed.is_main():
                     for suffix in (WHOLE, SHARDED):

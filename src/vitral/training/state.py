@@ -71,6 +71,7 @@ class TrainState:
     init: str = ""  # fingerprint of the weights that the run started from
     compute_copy: ComputeCopy | None = None  # what is computed with, where that is not the objective itself
     parallel: Parallel | None = None
+    autocast: torch.dtype | None = None  # precision of matrix products; None: that of the weights
     steps: int = 0  # of the whole run
     writer: ShardWriter | None = None  # of sharded checkpoints that are written beside the run
 

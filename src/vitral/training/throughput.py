@@ -52,9 +52,9 @@ class Reading:
         return text if self.mfu is None else f"{text}, {self.mfu:.1%} of peak"
 
 
-class Speed:
-    """A stopwatch for the loop's steps. images: those of a step, of all streams. image_flops: operations for one of
-    them; peak: the device's, or None."""
+class Throughput:
+    """Times the steps of a loop. images: of a step, all streams together. image_flops: operations per image; peak: of
+    the device, operations per second, or None."""
 
     def __init__(self, images: int, image_flops: float = 0.0, peak: float | None = None) -> None:
         self.images, self.image_flops, self.peak = images, image_flops, peak
