@@ -5,7 +5,7 @@ sweep(recipe, {key: [values]}, overrides)          settings compared, the best o
 load(model) -> Predictor                          .predict(paths_or_arrays, topk=5)
 create_model(name, num_classes=, image_size=)     any preset as a torch module
 list_models(pattern)                              names of the presets
-register_objective(Config, Class)                 lets objective.kind name an objective of your own
+register_objective(Config, Class)                 add an objective of your own as an objective.kind
 VitralClassifier                                  scikit-learn's fit / predict / predict_proba / score
 """
 

@@ -1,4 +1,4 @@
-"""Zip archives and pickles from strangers: what they ask for is added up before anything of it is read or built."""
+"""Limits for zip archives and pickles from outside: sizes and counts are added up before anything is read or built."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The processes of a run: which one this is, and what they tell each other. On one process all of it is the identity.
+"""The processes of a run: rank and world size, and exchange between processes. With one process all of it is the
+identity.
 
 Only this file and `training/parallel.py` speak to torch.distributed. Torch is imported by what needs it, so that the
 command line can ask which process it is without waiting for it.
@@ -28,7 +29,7 @@ _POLL = 0.2  # seconds
 
 
 class Launch(NamedTuple):
-    """What the launcher said: this process among all (`rank` of `world`) and among those of its machine."""
+    """Environment of the launcher: this process among all (`rank` of `world`) and among those of its machine."""
 
     rank: int
     world: int

@@ -83,7 +83,7 @@ class TorchEngine:
 
 
 class Exported(ABC):
-    """An exported file in a runtime, on the processor. said: what the file says of itself."""
+    """An exported file in a runtime, on the CPU. said: the metadata stored in the file, as JSON."""
 
     name: str
 
@@ -99,7 +99,7 @@ class Exported(ABC):
             images = torch.cat([images, images.new_zeros(-count % size, *images.shape[1:])])
         try:
             return torch.cat([self._run(portion) for portion in images.split(size or max(count, 1))])[:count]
-        except Exception as error:  # of runtimes: a graph that is damaged, or asks for more memory than there is
+        except Exception as error:  # of runtimes: a graph that is damaged, or needs more memory than available
             raise UserError("the export cannot be computed", where="model", got=str(error)[:300]) from None
 
     @abstractmethod
@@ -145,7 +145,7 @@ class OpenvinoEngine(Exported):
         said = network.get_rt_info([METADATA]).astype(str) if network.has_rt_info([METADATA]) else None
         super().__init__(said, path)
         hints = {
-            # Without it a processor with bfloat16 takes that by itself: logits are then off by 0.1.
+            # Without it a processor with bfloat16 uses it automatically: logits are then off by 0.1.
             "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bfloat16" else "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }
@@ -189,7 +189,7 @@ def logits_of(engine: Engine, spec: ImageSpec, images: Sequence[Tensor]) -> Tens
 
 
 def find_export(model: str) -> Path | None:
-    """The file of an export, where MODEL is one or a folder that `vitral export` has written; else None."""
+    """Return the file of an export, if MODEL is one or a folder written by `vitral export`; else None."""
     if model in bundled():
         return None  # whatever else is called so here
     path = Path(model).expanduser()

@@ -111,7 +111,7 @@ class VitralClassifier(ClassifierMixin, BaseEstimator):
         keys = {key: value.item() if isinstance(value, np.generic) else value for key, value in keys.items()}
         foreign = {"data", "data.path", "data.source", "data.validation", "resume"} & set(self.overrides or {})
         if foreign:
-            raise UserError("fit gets its images as arrays and starts anew", where="overrides", got=", ".join(foreign))
+            raise UserError("fit takes arrays and starts from scratch", where="overrides", got=", ".join(foreign))
         height, width = images_NCHW.shape[-2:]
         if min(height, width) < 8:
             keys |= {"data.image_size": (height, width), "model.patch_size": 1}

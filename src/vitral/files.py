@@ -64,7 +64,7 @@ def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
 
 
 def require_regular(path: str | os.PathLike[str]) -> None:
-    """Raise CannotOpen for what `open_regular` refuses: before a library opens the path by itself."""
+    """Raise CannotOpen for what `open_regular` refuses: before a library opens the path."""
     open_regular(path).close()
 
 

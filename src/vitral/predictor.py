@@ -54,7 +54,7 @@ def pick_device(name: str) -> torch.device:
 
 
 _READING = Lock()  # of a file or picture that is open already
-_PIXELS_AT_ONCE = 2**24  # of full-size images that an export resizes: each float copy of them takes 12 bytes a pixel
+_PIXELS_AT_ONCE = 2**24  # of full-size images that an export resizes: each float copy of them takes 12 bytes per pixel
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 T = TypeVar("T")
 
@@ -239,7 +239,7 @@ class Predictor:
     def push_to_hub(
         self, repository: str, *, private: bool = False, license: str | None = None, overwrite: bool = False
     ) -> str:
-        """Bring this model to the Hugging Face hub as it is in memory, "owner/name", with a card made anew from its
+        """Bring this model to the Hugging Face hub as it is in memory, "owner/name", with a new card made from its
         configuration (`vitral push` takes a folder's own); returns the web address. See `weights.hub.push` for keys
         and errors; an export is refused."""
         with tempfile.TemporaryDirectory() as place:

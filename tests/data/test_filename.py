@@ -149,6 +149,6 @@ def test_a_flat_folder_trains_with_its_ten_classes(tmp_path: Path) -> None:
     config = load_folder_config(tmp_path / "run/model")
     assert config.classes == classes
     assert config.provenance["data"]["counts"] == {"train": 50, "val": 10}
-    message = r"(?s)images lie directly in this folder.*Their names tell 10 classes.*data\.source=filename reads them"
+    message = r"(?s)images lie directly in this folder.*Their names hold 10 classes.*pass data\.source=filename"
     with pytest.raises(UserError, match=message):
         train("small", {**keys, "data.source": "folder", "out": str(tmp_path / "no")})

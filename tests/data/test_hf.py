@@ -86,7 +86,7 @@ def test_parquet_shards_and_their_splits(datasets: Any, tmp_path: Path) -> None:
     holds(opened(f"{tmp_path}/train-*.parquet"), train=range(8))
     assert opened(tmp_path).fingerprint == data.fingerprint
     (tmp_path / "other.parquet").write_bytes((tmp_path / "test-00000-of-00001.parquet").read_bytes())
-    refused(tmp_path, r"names tell no split, beside others that do: other\.parquet")
+    refused(tmp_path, r"without a split in their names, beside others with one: other\.parquet")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "train.parquet").write_bytes(b"PAR1 not at all")
     refused(tmp_path / "broken", "the dataset can't be read")

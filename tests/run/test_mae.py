@@ -76,7 +76,7 @@ def test_the_norm_may_move_behind_the_average(caplog: pytest.LogCaptureFixture) 
     pretrain("a", **{"model.pool": "cls"})
     assert "norm.weight" in weights("a")
     finetune("b", "a", **{"model.pool": "avg"})
-    assert "fc_norm starts anew in place of norm" in caplog.text
+    assert "fc_norm is initialized in place of norm" in caplog.text
     assert {"fc_norm.weight", "fc_norm.bias"} <= weights("b").keys()
     assert "norm.weight" not in weights("b")
 
@@ -89,7 +89,7 @@ def test_an_encoder_of_maes_repository_is_fine_tuned(tmp_path: Path, caplog: pyt
     torch.save({"model": model.state_dict()}, tmp_path / "mae_pretrain.pth")
     keys = {"model.pool": "avg", "model.fc_norm": True, "model.positions": "learned", "data.image_size": 8}
     finetune("b", str(tmp_path / "mae_pretrain.pth"), **keys)
-    assert "fc_norm starts anew" in caplog.text
+    assert "fc_norm is initialized" in caplog.text
     assert json.loads(Path("b/model/config.json").read_text(encoding="utf-8"))["architecture"]["pool"] == "avg"
 
 

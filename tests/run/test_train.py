@@ -205,7 +205,7 @@ def test_a_full_disk_that_is_freed_gets_the_next_checkpoint(monkeypatch: pytest.
 
 def test_resume_without_a_checkpoint_starts_anew_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     quick("a", resume=True, train__steps=1)
-    assert "nothing to resume in a: the run starts anew" in Path("a/train.log").read_text(encoding="utf-8")
+    assert "nothing to resume in a: the run starts from step 0" in Path("a/train.log").read_text(encoding="utf-8")
 
 
 def test_resume_of_another_configuration_is_refused_by_key() -> None:

@@ -43,7 +43,7 @@ def refused(capsys: Capture, *argv: str) -> str:
             ("vitral-digits", "vitral-digits"),
             ("two models would have one name", "names=[vitral-digits-1,vitral-digits-2]"),
         ),
-        (("vitral-digits", "names=[a,b]"), ("one name a model",)),
+        (("vitral-digits", "names=[a,b]"), ("one name per model",)),
         (("vitral-digits", "names=[a/b]"), ("not a name",)),
         (("vitral-digits", "api_key_file=nowhere"), ("api_key_file: not readable",)),
         (("vitral-digits", "host=203.0.113.7", "port=0"), ("203.0.113.7",)),

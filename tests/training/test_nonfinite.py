@@ -182,9 +182,7 @@ def test_weights_images_and_good_batches_are_told_apart() -> None:
 @pytest.mark.parametrize("late", [False, True])
 def test_steps_in_a_row_end_the_run_with_the_state_that_the_last_one_met(tmp_path: Path, late: bool) -> None:
     state = start()
-    with pytest.raises(
-        RunFailed, match=r"(?s)2 steps in a row.*at step 5 the loss is nan.*\[14\].*vitral doctor"
-    ):
+    with pytest.raises(RunFailed, match=r"(?s)2 steps in a row.*at step 5 the loss is nan.*\[14\].*vitral doctor"):
         train(state, list(range(9)), frozenset({1, 3, 4}), tmp_path, late=late, most=2)
     saved, metadata = load_tensors(tmp_path / "nonfinite" / f"{STATE}.safetensors")
     assert json.loads(metadata["state"])["progress"]["step"] == 4

@@ -272,7 +272,7 @@ def test_sizes_of_images_that_are_no_square(tmp_path: Path) -> None:
     """Said on the command line or by config.json; not to be guessed."""
     model = small(image_size=(20, 24))
     save_file(model.state_dict(), tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=r"cannot be told.*\n.*31 positions"):
+    with pytest.raises(UserError, match=r"cannot be inferred.*\n.*31 positions"):
         read_external(tmp_path)
     same(read_external(tmp_path, ReadOptions(image_size=(20, 24))).model, model)
     said = {"architecture": "vit_tiny_patch16_224", "model_args": {"img_size": [20, 24], "num_heads": 1}}

@@ -150,7 +150,7 @@ def test_a_repository_that_was_made_in_vain_is_said(
         assert main(["push", "model", "anna/pets"]) == 2
         err = capsys.readouterr().err
         assert "too slow" in err
-        assert ("The repository is there now, and empty" in err) is said
+        assert ("The repository exists now and is empty" in err) is said
 
 
 @pytest.mark.parametrize(

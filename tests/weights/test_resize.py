@@ -173,4 +173,4 @@ def test_a_norm_that_moves_starts_anew(old: str, new: str) -> None:
     assert torch.equal(after.get_parameter(f"{name}.weight"), torch.ones(after.config.width).double())
     assert not after.get_parameter(f"{name}.bias").any()
     assert len(notes) == 1
-    assert notes[0].startswith(f"{name} starts anew")
+    assert notes[0].startswith(f"{name} is initialized")

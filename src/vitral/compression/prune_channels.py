@@ -1,7 +1,7 @@
 """Attention heads and MLP features that matter least, taken out for good: smaller tensors, not masks.
 
 Importance is the first-order Taylor expansion of the loss (Molchanov et al. 2019, arXiv 1906.10771). Shape letters: B
-batch, T tokens, Q tokens asked for, h heads, d features of a head, D width, M hidden features of an MLP, C classes.
+batch, T tokens, Q queried tokens, h heads, d features of a head, D width, M hidden features of an MLP, C classes.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def measure_importance(model: VisionTransformer, batches: Iterable[tuple[Tensor,
 
     batches: ([0,1] images, class numbers [B], or bool [B, C] where an image may have several). a is what the head or
     the feature hands on: the change of one image's loss L, to first order, when it is set to zero (the paper's
-    squared product, with a gate of 1 in the place of a weight). Each image counts by itself, so the size of the batches
-    changes nothing; only sums are kept. Raises UserError where there is no image.
+    squared product, with a gate of 1 in the place of a weight). Each image counts separately, so the size of the
+    batches changes nothing; only sums are kept. Raises UserError where there is no image.
     """
     model.eval()
     c = model.config

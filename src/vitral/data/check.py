@@ -52,7 +52,7 @@ def check_dataset(
     normalization: the mean and std of a checkpoint, per channel in [0,1]; the data's own are compared with them. Up to
     `max_bad` damaged images are a warning instead of an error. `workers` threads decode. `cache`: a folder where the
     result is kept; it is taken from there while names, labels, sizes and times of the files, and `variant` (how images
-    are decoded, in words), stay the same. Nothing about the data raises; their findings say it. `tick` is told
+    are decoded, in words), stay the same. Nothing about the data raises; their findings say it. `tick` gets
     how many more images are done.
     """
     key = check_cache.key(dataset, variant) if cache is not None else ""
@@ -74,7 +74,7 @@ def check_dataset(
 
 
 def decoding(data: DataConfig) -> str:
-    """In words, the keys that change what pixels a file gives: the `variant` of a check."""
+    """Return the keys that change the pixels of a decoded file, as text: the `variant` of a check."""
     return f"background {data.background}, max_pixels {data.max_pixels}, value_range {data.value_range}"
 
 
@@ -182,12 +182,12 @@ def _names(dataset: Dataset, samples: list[Sample], labels: list[tuple[str, ...]
     for sample in samples:
         by_class.setdefault(sample.label, []).append(sample)
     flat = flat_folders(by_class)
-    for name, said in flat.items():
+    for name, labels in flat.items():
         text = (
-            f"the class {name} is a folder of files named after {len(said):,} labels ({some(list(said))}): "
+            f"the class {name} is a folder of files named after {len(labels):,} labels ({some(list(labels))}): "
             "data.source=filename reads these"
         )
-        yield finding("flat-folder", text, [by_class[name][:1]], labels=len(said), images=len(by_class[name]))
+        yield finding("flat-folder", text, [by_class[name][:1]], labels=len(labels), images=len(by_class[name]))
     found = [] if flat else split_findings(dataset.classes, by_class, is_divided=len(dataset.splits) > 1)
     yield from found
     shared = shared_labels(by_class)
@@ -200,7 +200,7 @@ def _names(dataset: Dataset, samples: list[Sample], labels: list[tuple[str, ...]
     for separator, parts in joined_labels(dataset.classes).items():
         text = (
             f"{len(parts):,} class {'name is' if len(parts) == 1 else 'names are'} several in one ({some(parts)}): "
-            f"data.label_separator={separator!r} reads them as several labels an image"
+            f"data.label_separator={separator!r} reads them as several labels per image"
         )
         yield finding("label-separator", text, classes=len(parts))
     if wrong := disagreements(samples, dataset.classes, labels):

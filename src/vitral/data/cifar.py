@@ -102,7 +102,7 @@ def open_cifar(config: DataConfig) -> Dataset:
     parts = {"train": train_files, "test": [layout.test] if (folder / layout.test).is_file() else []}
     missing = [name for name in (*layout.train, layout.test) if not (folder / name).is_file()]
     if missing and (config.verify or not train_files):
-        hint = "data.verify=false goes on without them." if train_files else None
+        hint = "Pass data.verify=false to skip the check." if train_files else None
         raise UserError(f"missing CIFAR files: {', '.join(missing)}", where=str(folder), hint=hint)
     arrays = {split: _read(layout, folder, files, config.verify) for split, files in parts.items() if files}
     names = {split: [f"{split}/{i:05d}" for i in range(len(arrays[split][1]))] for split in arrays}

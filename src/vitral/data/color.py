@@ -183,7 +183,7 @@ def gaussian_blur(images_BCHW: Tensor, sigma_B: Tensor, radius: int) -> Tensor:
     if radius < 1:
         return images_BCHW
     offset_K = torch.arange(-radius, radius + 1, device=images_BCHW.device)
-    # exp of differences of squares, each tap by itself: the sum over the taps is in a fixed order too.
+    # exp of differences of squares, each tap separately: the sum over the taps is in a fixed order too.
     taps_KB = torch.exp(-0.5 * (offset_K[:, None] / sigma_B.float()) ** 2)
     total_B = taps_KB[radius]
     for step in range(1, radius + 1):

@@ -283,13 +283,13 @@ class AugmentConfig(Config):
 
     @property
     def moves(self) -> bool:
-        """Whether any geometric change is asked for."""
+        """Whether any geometric augmentation is configured."""
         flips = self.flip or self.flip_vertical
         return bool(self.pad_crop or flips or self.rotate or self.scale or self.shear or self.translate)
 
     @property
     def jitters(self) -> bool:
-        """Whether color jitter is asked for."""
+        """Whether color jitter is configured."""
         return bool(self.jitter_prob and (self.brightness or self.contrast or self.saturation or self.hue))
 
 

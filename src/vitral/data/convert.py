@@ -47,7 +47,7 @@ def convert(dataset: Dataset, out: Path, layout: Layout, workers: int | None = N
     that are files are copied as they are, others become PNG files of the dataset's channels. Where the order of the
     classes isn't the sorted one, or one has no image, a description OUT/OUT.yaml keeps it. Images are decoded once; up
     to `max_bad` damaged ones are left out. Raises UserError for a folder that holds something, for more damaged images
-    (nothing stays written then), class names that no file may have, and several labels an image in the layouts that
+    (nothing stays written then), class names that no file may have, and several labels per image in the layouts that
     have room for one.
     """
     _refuse(dataset, out, layout)

@@ -114,7 +114,8 @@ def uniforms(seed: int, epoch: Any, view: Any, index_B: Tensor, streams: Sequenc
 def uniform_runs(
     seed: int, epoch: Any, view: Any, index_B: Tensor, streams: Sequence[Stream], count: int
 ) -> list[Tensor]:
-    """`count` numbers a sample, [count, B], from each stream, by one evaluation; the first row is `uniform`'s."""
+    """Return `count` numbers per sample, [count, B], from each stream, by one evaluation; the first row is
+    `uniform`'s."""
     first_S11 = torch.tensor([int(stream) for stream in streams], device=index_B.device)[:, None, None]
     number_N1 = torch.arange(count, device=index_B.device)[:, None]
     return list(_unit(bits(seed, epoch, view, index_B, numbered(first_S11, number_N1))).unbind())

@@ -30,10 +30,10 @@ def draw_boxes(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Tensor:
-    """One box an image, int64 [B, 4] (top, left, height, width) in whole pixels, inside the image.
+    """Draw one box per image, int64 [B, 4] (top, left, height, width) in whole pixels, inside the image.
 
     Up to ten tries of an area, uniform within `scale` shares of the image, and of a width / height, log-uniform within
-    `ratio`; a box that does not fit is tried anew, and if none fits, it is the largest centered one whose shape is in
+    `ratio`; a box that does not fit is drawn again, and if none fits, it is the largest centered one whose shape is in
     `ratio`. A pure function of its arguments: `sizes_B2` (height, width) int64 on the device of `sample_ids_B`;
     `epoch_B` and `view` are ints, or int64 tensors [B].
     """

@@ -37,7 +37,7 @@ class Split:
     sample, relative to the dataset. read(i): image i as uint8 [C, H, W] at its own size with the dataset's channel
     count; raises UserError, naming it, for an unreadable one; safe to call from many threads. size(i): its (height,
     width) without decoding, if cheap. file(i): where it is a file, its path or bytes; a part of it can then be read
-    alone. content(i): where it is none, what tells it from others whatever the number of channels that it is read with,
+    alone. content(i): where it is none, what identifies it whatever the number of channels that it is read with,
     as bytes. made_up: the names are running numbers that the source gives, and say nothing about the images.
     """
 

@@ -64,7 +64,7 @@ _PLUGIN_OF_BRAND = {
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "pillow-heif"),
     **dict.fromkeys((b"avif", b"avis"), "pillow-avif-plugin"),
 }
-_START = 256  # bytes that tell what a file is
+_START = 256  # leading bytes that identify a file format
 # Bytes per pixel that some decoders hold whatever the image is, measured: WebP's canvas, the one before it and Pillow's
 # two copies; the integers of OpenJPEG; the planes of AVIF and HEIC.
 _DECODERS_NEED = {"WEBP": 16, "JPEG2000": 20, "AVIF": 12, "HEIF": 12}
@@ -154,7 +154,7 @@ def pixels(source: Source, *, name: str | None = None) -> tuple[int, int]:
 def header(source: Source, *, name: str | None = None) -> Header:
     """Mode and size (after EXIF orientation) without reading the pixels. Raises UserError like `decode`."""
     with _open(source, name) as image:
-        turned = image.format != "TIFF" and orientation(image) >= 5  # Pillow turns TIFF by itself
+        turned = image.format != "TIFF" and orientation(image) >= 5  # Pillow rotates TIFF automatically
         width, height = image.size
         return Header(image.mode, *((width, height) if turned else (height, width)))
 
@@ -428,7 +428,7 @@ def _channels_last(image: Tensor, name: str | None) -> Array:
         return image.numpy()
     first, last = image.shape[0] in MODES, image.shape[2] in MODES
     if first == last:
-        cause = "channels first or last cannot be told" if first else "neither first nor last axis is 1 to 4 channels"
+        cause = "channels may be first or last" if first else "neither first nor last axis is 1 to 4 channels"
         raise UserError(
             f"a tensor of this shape is ambiguous: {cause}", where=name, got=tuple(image.shape), expected="[C,H,W]"
         )

@@ -33,7 +33,7 @@ def duplicate_findings(scan: Scan, split_N: Array, labels_N: Array, sample: Samp
 
 def leaks(judged: Sequence[Scan], unlabeled: Scan, samples: Sequence[Sample]) -> list[Finding]:
     """Unlabeled images with the pixels of validation or test images, or that look like them. `samples`: those of the
-    `judged` scans in order, then the unlabeled ones."""
+    `evaluated` scans in order, then the unlabeled ones."""
     if not judged:
         return []
     split_N = np.repeat([0, 1], [len(samples) - len(unlabeled.size_N2), len(unlabeled.size_N2)])

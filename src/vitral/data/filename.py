@@ -28,7 +28,7 @@ DEFAULT = r"(?:^|/)(?P<label>[^/]+?)[_.-]\d+(?:\.[A-Za-z]\w*)?$"
 
 
 def fits(names: Sequence[str]) -> tuple[str, ...] | None:
-    """The classes that these file names tell by the default pattern, if they look like labels at all: every name fits,
+    """Return the classes in these file names by the default pattern, if they look like labels at all: every name fits,
     two classes or more, at most half as many as files. None otherwise."""
     labels: set[str] = set()
     for name in names:
@@ -42,7 +42,7 @@ def fits(names: Sequence[str]) -> tuple[str, ...] | None:
 
 
 def looks_flat(root: Path) -> bool:
-    """Whether `root`, or its folders train, val and test, hold image files alone, and their names tell classes."""
+    """Whether `root`, or its folders train, val and test, hold image files alone, and their names hold classes."""
     folders = list(split_folders(root).values()) or [root]
     if any(map(subfolders, folders)):
         return False

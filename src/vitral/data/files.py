@@ -76,8 +76,8 @@ def walk(folder: Path, ignored: Counter[Ignored], above: frozenset[str] = frozen
             if hidden(entry.name):
                 continue
             if entry.is_dir() and entry.name.lower() in _THUMBNAILS and any(loose_images(folder)):
-                said = f"of thumbnails beside images ({entry.name})"
-                ignored[f"folder {said}", f"folders {said}"] += 1
+                kind = f"of thumbnails beside images ({entry.name})"
+                ignored[f"folder {kind}", f"folders {kind}"] += 1
             elif entry.is_dir():
                 if not entry.is_symlink() or os.path.realpath(entry.path) not in above:
                     yield from walk(Path(entry.path), ignored, above)
@@ -87,8 +87,8 @@ def walk(folder: Path, ignored: Counter[Ignored], above: frozenset[str] = frozen
                 yield entry.path, size_in_bytes(entry.path)
             else:
                 ending = os.path.splitext(entry.name)[1].lower() or "nothing"
-                said = f"{ending}, no image format"
-                ignored[f"file that ends in {said}", f"files that end in {said}"] += 1
+                kind = f"{ending}, no image format"
+                ignored[f"file that ends in {kind}", f"files that end in {kind}"] += 1
 
 
 def loose_images(folder: Path) -> Iterator[str]:

@@ -122,7 +122,7 @@ class CheckReport:
     cached: bool = False
 
     def shown(self, allow: Collection[str] = ()) -> tuple[Finding, ...]:
-        """The findings to be told as warnings: warnings, but for those in `allow`, and allowed errors."""
+        """Return the findings to log as warnings: warnings, but for those in `allow`, and allowed errors."""
         return tuple(each for each in self.findings if (each.severity == "error") == (each.code in allow))
 
     def errors(self, allow: Collection[str] = ()) -> tuple[Finding, ...]:

@@ -35,8 +35,8 @@ NO_LABEL = "image"
 
 
 def open_folder(config: DataConfig) -> Dataset:
-    """The images below `config.path`, one class a folder; class indices follow the sorted class names of all splits,
-    or `config.classes`.
+    """Open the images below `config.path`, one class per folder; class indices follow the sorted class names of all
+    splits, or `config.classes`.
 
     A file is an image by the ending of its name or, where that says nothing, by its first bytes. channels "auto": 1 if
     the headers of all train images (up to 2,000, evenly spaced) say gray, else 3. The fingerprint covers relative path,
@@ -132,4 +132,4 @@ def _flat_hint(folder: Path) -> str | None:
     labels = fits(list(loose_images(folder)))
     if labels is None:
         return None
-    return f"Their names tell {len(labels)} classes ({some(labels, 5)}): data.source=filename reads them."
+    return f"Their names hold {len(labels)} classes ({some(labels, 5)}): pass data.source=filename."

@@ -185,7 +185,7 @@ def _glob(pattern: str) -> list[Path]:
 
 
 def _group(shards: Sequence[Path], where: str) -> dict[str, list[Path]]:
-    """Shards by the split that their file names tell, or the folder they lie in; all train where none does."""
+    """Group shards by the split in their file or folder names; all are train where no name holds a split."""
     groups: dict[str, list[Path]] = {}
     for shard in shards:
         told = _SPLIT.findall(shard.name.lower()) or [n for n in (shard.parent.name.lower(),) if n in SPLIT_OF]
@@ -194,7 +194,7 @@ def _group(shards: Sequence[Path], where: str) -> dict[str, list[Path]]:
         return {"train": groups[""]}
     if "" in groups:
         names = some([shard.name for shard in groups[""]], 5)
-        raise UserError(f"shards whose names tell no split, beside others that do: {names}", where=where)
+        raise UserError(f"shards without a split in their names, beside others with one: {names}", where=where)
     return groups
 
 

@@ -1,4 +1,4 @@
-"""What an image is known by whatever its name: its size in bytes and its content; and which images are copies.
+"""What identifies an image apart from its name: its size in bytes and its content; and which images are copies.
 
 Of a file only the first and the last 64 KB are read, which is all of most; files that are equal in these and longer are
 read whole before they count as copies. What was found is kept in the user's cache folder, so that unchanged files are
@@ -26,7 +26,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 T = TypeVar("T")
 
 PART = 1 << 16  # bytes read at the start and at the end of a file
-_TASK = 256  # images a task
+_TASK = 256  # images per task
 
 
 class Known(NamedTuple):
@@ -91,7 +91,7 @@ def _each(function: Callable[[int], T], places: list[int]) -> list[T]:
 
 
 def _content(split: Split, index: int) -> bytes | str:
-    """What tells an image from others; of a file on the disk its path."""
+    """Return what identifies an image; for a file on disk its path."""
     if split.content is not None:
         return split.content(index)
     return split.read(index).numpy().tobytes() if split.file is None else split.file(index)

@@ -1,4 +1,4 @@
-"""The part of a picture file that a random resized crop asks for, and no more: for training only.
+"""Decode only the part of an image file that a random resized crop needs: for training only.
 
 A JPEG is decoded at the smallest DCT scale (1, 1/2, 1/4, 1/8) that still covers the model's size, down to the last row
 of the box and not further; the box is cut and resized in uint8 with antialiasing. Orientation, modes and channels are
@@ -206,7 +206,7 @@ def _frame(data: bytes) -> int:
 
 
 def _shortened(jpeg: Jpeg, bottom: int, height: int) -> bytes:
-    """The same baseline JPEG, said to end a little below row `bottom`: the decoder stops there."""
+    """Return the baseline JPEG with a header that ends it a little below row `bottom`: the decoder stops there."""
     rows, at = min(height, -(-bottom // _MARGIN) * _MARGIN + _MARGIN), jpeg.frame + 5
     baseline = jpeg.data[jpeg.frame + 1] in (0xC0, 0xC1)  # baseline and extended sequential, Huffman
     if rows > height - _MARGIN or not jpeg.frame or not baseline:

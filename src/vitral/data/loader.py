@@ -82,7 +82,7 @@ class ImageStore:
         return to_device(self.submit(ReadRequest(index_B.cpu().numpy()))().views[0], self.device)
 
     def close(self) -> None:
-        """End the threads, if any. The next request starts them anew."""
+        """End the threads, if any. The next request starts them again."""
         if self._pool is not None:
             self._pool.close()
             self._pool = None
@@ -117,7 +117,7 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 class StreamLoader:
-    """One stream of batches: `batch(step)` gives the same Batch whenever and wherever it is asked.
+    """One stream of batches: `batch(step)` returns the same Batch on every call and in every process.
 
     rank, world: this process takes its contiguous share of every global batch. balance: see `Sampler`. views: how each
     sample is shown, once for each; by default once, at the store's size, as `augment_config` says, by which labeled
@@ -188,7 +188,7 @@ class StreamLoader:
         return Batch(tuple(views), targets, sample_ids_B)
 
     def stream(self, start: int, stop: int) -> Generator[Batch]:
-        """Batches of the steps start..stop; where images are read on demand, the next ones are read meanwhile."""
+        """Batches of the steps start..stop; where images are read on demand, the next ones are prefetched."""
         try:
             for step in range(start, stop):
                 for ahead in range(step, min(step + 1 + AHEAD, stop)) if self.store.reads_ahead else ():
@@ -224,7 +224,7 @@ class StreamLoader:
 class TrainLoader:
     """All streams of a run, by name; steps and epochs are counted by the first one.
 
-    `batch(step)` gives one Batch of each, the same whenever and wherever it is asked.
+    `batch(step)` returns one Batch of each, the same on every call and in every process.
     """
 
     def __init__(self, streams: Mapping[str, StreamLoader]) -> None:
@@ -238,7 +238,7 @@ class TrainLoader:
         return {name: stream.batch(step) for name, stream in self.streams.items()}
 
     def stream(self, start: int, stop: int) -> Generator[dict[str, Batch]]:
-        """Batches of the steps start..stop; where images are read on demand, the next ones are read meanwhile."""
+        """Batches of the steps start..stop; where images are read on demand, the next ones are prefetched."""
         with contextlib.ExitStack() as closes:
             parts = [closes.enter_context(contextlib.closing(s.stream(start, stop))) for s in self.streams.values()]
             for batches in zip(*parts, strict=True):

@@ -3,7 +3,7 @@
 A hash sees coarse shapes only, so that skies, lawns and two pictures of one kind of garment are near. A copy also
 agrees in its details: the smaller of two correlations is taken, of the colors and of what a high-pass filter leaves of
 the grays. Copies have 0.9 or more, the same kind of thing hardly more than 0.6. Where a picture has no details, nothing
-can be said, and the likeness is 0.
+can be compared, and the likeness is 0.
 Shape letters: P pairs, C channels, S a side of 32, X places.
 """
 

@@ -80,9 +80,10 @@ class Draws(NamedTuple):
 
 
 def plan(config: AugmentConfig, draws: Draws, size: tuple[int, int]) -> Plan | None:
-    """What `config` asks for after crop and geometry: the policy, then color jitter, then single operations.
+    """Return the operations that `config` sets after crop and geometry: the policy, then color jitter, then single
+    operations.
 
-    `size` is the images' (height, width). None where nothing is asked for.
+    `size` is the images' (height, width). None where none is configured.
     """
     parts: list[Plan] = []
     if config.policy == "randaugment" and config.num_ops:
@@ -120,7 +121,7 @@ def randaugment(
 
 
 def trivial_augment(draws: Draws, size: tuple[int, int]) -> Plan:
-    """TrivialAugment (wide): one operation a sample, drawn evenly from 14, its strength from 31."""
+    """TrivialAugment (wide): one operation per sample, drawn evenly from 14, its strength from 31."""
     kind_RB, sign_RB, strength_RB = draws.runs((Stream.POLICY_OP, Stream.POLICY_SIGN, Stream.POLICY_SIZE), 1)
     op_RB = (kind_RB * _CHOICES).long()
     return Plan(op_RB, _amounts(trivial_table(size), op_RB, (strength_RB * STRENGTHS).floor(), sign_RB))

@@ -18,9 +18,9 @@ S = TypeVar("S")
 
 
 def in_batches(function: Callable[[T], S], items: Iterable[T], size: int) -> Generator[list[S]]:
-    """What `function` makes of each item, in order, `size` at once; the next `size` are made by threads meanwhile.
+    """What `function` makes of each item, in order, `size` at once; threads compute the next `size` at the same time.
 
-    No more than two batches exist at a time, and no more of the items are asked for. Where one item raises UserError,
+    No more than two batches exist at a time, and no more of the items are taken. Where one item raises UserError,
     those before it come as a shorter batch, and then the error.
     """
     waiting: deque[list[Future[S]]] = deque()

@@ -57,7 +57,7 @@ class ReadRequest(NamedTuple):
 
 class ReadResult(NamedTuple):
     """Images of each view, and the boxes float32 [B, V, 4] of the decoded upright images that they show (the first one
-    alone where whole images are asked for)."""
+    alone where whole images are read)."""
 
     views: tuple[Tensor, ...]
     boxes_BV4: Tensor
@@ -80,7 +80,7 @@ class ImageReader:
     crops: tuple[RandomCrop, ...] = ()
 
     def empty(self, count: int, *, pinned: bool = False) -> ReadResult:
-        """Room for so many images, in page-locked memory if asked for."""
+        """Room for so many images, in page-locked memory with `pinned`."""
         dtype = torch.float32 if self.exact else torch.uint8
         sizes = [crop.size or self.size for crop in self.crops] or [self.size]
         views = [torch.empty(count, self.channels, *size, dtype=dtype, pin_memory=pinned) for size in sizes]

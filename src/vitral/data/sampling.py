@@ -47,7 +47,7 @@ class Sampler:
     samples, R times each and varied differently; an epoch stays N images, of N / R samples: each sample comes in one of
     R epochs. Copies stand B / R places apart, so that mixing inside groups of 8 seldom meets its own copy.
     The random numbers are those of samples numbered from `first`.
-    Raises UserError for a batch that R does not divide, and for balancing without one class a sample.
+    Raises UserError for a batch that R does not divide, and for balancing without one class per sample.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Sampler:
                 expected=f"a divisor of train.batch_size={batch_size}",
             )  # fmt: skip
         if balance != "none" and labels_N.ndim != 1:
-            raise UserError("balancing needs data with one class an image", where="data.balance", got=balance)
+            raise UserError("balancing needs data with one class per image", where="data.balance", got=balance)
         self.count, self.batch_size, self.seed, self.repeats = len(labels_N), batch_size, seed, repeats
         self.first = first
         self._classes = _ClassStreams(labels_N, seed, balance, first) if balance != "none" else None

@@ -23,7 +23,7 @@ from vitral.errors import UserError
 Array = np.ndarray[Any, np.dtype[Any]]
 
 THUMB = SIDE // 2
-_PART = 64  # images a task
+_PART = 64  # images per task
 _TOGETHER = 1 << 22  # bytes of equally large images that are measured together
 _BLOCK = 1 << 20  # pixels that are squared together
 
@@ -70,7 +70,7 @@ def scan(
     """Decode every image once, in `workers` threads (default: one a core). Memory: about 2 KB per image.
 
     An image whose reading raises UserError is noted as damaged. The result does not depend on the number of threads.
-    `tick` is told how many more are done.
+    `tick` gets the number of images done since the last call.
     """
     count = len(split)
     found = Scan(

@@ -1,4 +1,4 @@
-"""The scan of a large split in parts that are kept as they are done, so that an interrupted check goes on.
+"""Scan a large split in parts that are saved as they finish, so that an interrupted check continues.
 
 Shape letter: N images.
 """

@@ -79,16 +79,16 @@ def make_val_split(
 ) -> Dataset:
     """The dataset with a validation split, carved out of train where there is none; notes say what is amiss.
 
-    validation "dev": the split is carved out of train always, and the judged split (test, or else val) is gone. "none":
-    no split is carved. For both, val belongs to train where there is a test split. Raises UserError for "none" where
-    nothing would be left to judge by.
+    validation "dev": the split is carved out of train always, and the evaluated split (test, or else val) is gone.
+    "none": no split is carved. For both, val belongs to train where there is a test split. Raises UserError for "none"
+    where nothing would be left to evaluate on.
     """
     if validation != "own":
         dataset = with_val_in_train(dataset)
     if validation == "none":
         if len(dataset.splits) == 1 and to_judge:
             raise UserError(
-                "no images would be left to judge the result by", where="data.validation", got="none",
+                "no images would be left to evaluate the result on", where="data.validation", got="none",
                 hint="Data with a test or val split have them; data.validation=own holds a part of train out.",
             )  # fmt: skip
         return replace(dataset, notes=(*dataset.notes, "trained on all train images, without validation"))
@@ -113,7 +113,7 @@ def _refuse_one_class(dataset: Dataset, where: str | None) -> NoReturn:
             "only one class, so there is nothing to tell apart", where=where, got=only, expected="2 or more"
         )
     raise UserError(
-        f"one class, {only}, whose file names tell {len(labels)} classes: {some(labels)}", where=where,
+        f"one class, {only}, whose file names hold {len(labels)} classes: {some(labels)}", where=where,
         hint=f"data.source=filename reads the classes from the names of the files below {where}.",
     )  # fmt: skip
 
@@ -154,7 +154,7 @@ def find_source(config: DataConfig) -> tuple[str, DataConfig]:
 
     auto, in this order: a built-in name without a folder of that name; by the file's ending YAML, CSV or JSONL, shards
     (also patterns of them); in a folder CIFAR files, `save_to_disk`, a manifest by one of the usual names, image files
-    whose names tell their class, shards without images beside them, class folders. A `pattern` asks for filename.
+    whose names hold their class, shards without images beside them, class folders. A `pattern` selects filename.
     Raises UserError, saying what was looked for, where nothing fits.
     """
     if config.source != "auto":

@@ -1,7 +1,7 @@
 """A validation split where the data bring none: held out of train, each class in proportion, always the same.
 
 Exact copies of an image (equal files; or equal pixels, where images are no files) stay on one side: no image that is
-trained on is also judged by. Shape letters: N samples, U distinct ones, K classes, 2 sides (kept, held out).
+trained on is also evaluated on. Shape letters: N samples, U distinct ones, K classes, 2 sides (kept, held out).
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def iteratively_stratified(labels_NK: Labels, fraction: float, seed: int, first_
 
 
 def with_val_in_train(dataset: Dataset) -> Dataset:
-    """The dataset with its validation images among those of train, where it has test images to be judged by."""
+    """The dataset with its validation images among those of train, where it has test images to evaluate on."""
     if not {"val", "test"} <= dataset.splits.keys():
         return dataset
     splits = {"train": joined(dataset.splits["train"], dataset.splits["val"]), "test": dataset.splits["test"]}
@@ -126,7 +126,7 @@ def with_validation(dataset: Dataset, fraction: float, why: str = "no validation
         raise UserError(
             f"one image is too few to train on and to hold one out for validation: {some(single)}",
             where=dataset.name,
-            expected=f"2 or more {'different ' if copies else ''}images a class, or a validation split",
+            expected=f"2 or more {'different ' if copies else ''}images per class, or a validation split",
         )
     choose = iteratively_stratified if train.multi_label else stratified
     held = choose(labels_N, fraction, VAL_SEED, first_N)

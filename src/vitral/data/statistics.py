@@ -17,7 +17,7 @@ from vitral.data.scan import scan
 def dataset_stats(
     dataset: Dataset, workers: int | None = None, max_bad: int | None = None
 ) -> tuple[dict[str, Any], Dataset]:
-    """Each split's images, images that can't be decoded, images a class, sizes ("height x width", the most frequent
+    """Each split's images, images that can't be decoded, images per class, sizes ("height x width", the most frequent
     first), and per channel the mean and std over all its pixels at their own size, in [0,1]; and the dataset without
     the damaged images, which are counted. Decodes each image once. Raises UserError for more than `max_bad` damaged
     images (None: however many), for numbers instead of classes, and as `without_damage` does."""

@@ -1,6 +1,6 @@
 """A manifest of image files: CSV (comma, semicolon, tab or |) or JSONL with a path, a label and perhaps a split a row.
 
-Several labels a row, as a JSON list or as text with `label_separator` between them, make the data multi-label.
+Several labels per row, as a JSON list or as text with `label_separator` between them, make the data multi-label.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import torch
 from vitral.data.reading import ImageReader, ReadRequest, ReadResult
 
 AHEAD = 2  # batches that are read while one is in use
-_PARTS = 16  # images a task: small enough that all threads end together
+_PARTS = 16  # images per task: small enough that all threads end together
 
 
 class Threads:

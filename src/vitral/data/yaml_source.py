@@ -24,7 +24,7 @@ def open_description(config: DataConfig, opener: Opener) -> Dataset:
     """The data that the YAML file `config.path` describes, each part opened by `opener`.
 
     Keys are those of `Description`; paths are relative to the file. What the run's configuration sets itself wins over
-    the file. With `splits`, each path is opened by itself and class indices come from one map over all of them. Raises
+    the file. With `splits`, each path is opened separately and class indices come from one map over all of them. Raises
     UserError for unknown keys, for a path that has splits of its own under `splits`, and as `opener` does.
     """
     assert config.path is not None
@@ -56,7 +56,7 @@ def _below(file: Path, path: str) -> str:
 
 
 def _joined(config: DataConfig, paths: Mapping[str, str], file: Path, opener: Opener) -> Dataset:
-    """One dataset of one path a split."""
+    """One dataset of one path per split."""
 
     def opened(path: str, channels: int | None = None) -> Dataset:
         update = {"path": path, "classes": None, **({"channels": channels} if channels else {})}
@@ -72,7 +72,7 @@ def _joined(config: DataConfig, paths: Mapping[str, str], file: Path, opener: Op
     channels = max(part.channels for part in parts.values())
     parts = {s: part if part.channels == channels else opened(paths[s], channels) for s, part in parts.items()}
     if len({part.multi_label for part in parts.values()}) > 1:
-        raise UserError("one label an image in one split, several in another", where=str(file))
+        raise UserError("one label per image in one split, several in another", where=str(file))
     targets = config.target  # numbers, not classes: the same columns in the same order in every part
     index_of = class_map(
         (name for part in parts.values() for name in part.classes), targets or _order(config, parts), str(file)
@@ -89,7 +89,7 @@ def _joined(config: DataConfig, paths: Mapping[str, str], file: Path, opener: Op
 
 
 def _order(config: DataConfig, parts: Mapping[str, Dataset]) -> tuple[str, ...] | None:
-    """As asked for; else train's order, if it has all classes (that of a ClassLabel, say); else sorted."""
+    """The configured order; else train's order, if it has all classes (that of a ClassLabel, say); else sorted."""
     if config.classes is not None:
         return config.classes
     train = parts["train"].classes

@@ -25,7 +25,7 @@ MAX_DIFFERENCE = {"float32": 1e-3, "bfloat16": None, "int8": None}
 MIN_AGREEMENT = {"float32": 1.0, "bfloat16": 0.95, "int8": 0.95}
 MIN_COSINE = {"float32": 0.9999, "bfloat16": 0.99, "int8": 0.95}
 NUMBERS = {"float32": 1e-3, "bfloat16": 0.05, "int8": 0.2}  # of outputs without classes, in standard deviations
-# float32 itself is as far as that from float64, so of large logits no more can be asked.
+# float32 itself is as far as that from float64, so large logits cannot agree better.
 OF_LARGEST = 1e-4
 _ROUNDS, _BATCH = 7, 8
 

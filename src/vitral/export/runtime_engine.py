@@ -40,7 +40,7 @@ def with_engine(predictor: Predictor, engine: str, precision: Precision = "float
     kept. Features are those of the float32 model whatever computes the logits.
 
     Raises UserError for an export, for CUDA with another engine than torch, for a precision that the engine lacks and
-    where a package is missing; BeyondLimit where the engine that was asked for computes something else.
+    where a package is missing; BeyondLimit where the requested engine computes something else.
     """
     if predictor.is_export:
         raise UserError("an export has an engine and a precision of its own", where="engine", got=engine)

@@ -61,7 +61,7 @@ def _centered(layers: Sequence[Tensor]) -> Tensor:
     it sum to 0), the diagonal 0. The inner product of two rows over B (B - 3) is the unbiased HSIC."""
     rows: list[Tensor] = []
     for features_BP in layers:
-        # Shifts of the features fall out by themselves; taken out first, they cost no precision.
+        # Shifts of the features cancel; taken out first, they cost no precision.
         shifted_BP = features_BP.float() - features_BP.float().mean(0)
         gram_BB = (shifted_BP @ shifted_BP.T).double().cpu().fill_diagonal_(0)
         count, sum_B = len(gram_BB), gram_BB.sum(1)

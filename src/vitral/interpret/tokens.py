@@ -31,7 +31,7 @@ def require_transformer(model: ImageModel, what: str) -> VisionTransformer:
 
 
 def pick(asked: Sequence[int] | None, count: int, what: str) -> list[int]:
-    """The numbers asked for, each once, or all `count`, from 0; negative ones count from the end. Raises UserError for
+    """The selected numbers, each once, or all `count`, from 0; negative ones count from the end. Raises UserError for
     others."""
     if asked is None:
         return list(range(count))

@@ -21,7 +21,7 @@ MAX_PATCHES = 2**18
 class ModelConfig(Config, ABC):
     """What every architecture has; equal configs mean parameters of equal names and shapes.
 
-    `models.registry.FAMILIES` lists the families. What other modules have to know of one, its properties tell.
+    `models.registry.FAMILIES` lists the families. Its properties hold what other modules need to know.
     """
 
     image_size: Pair = Field(description="height,width of the input in pixels; one number: a square")

@@ -82,7 +82,7 @@ class LearnedPruner(nn.Module, TokenReduction):
         )
 
     def init_weights(self) -> None:
-        """Sets every parameter anew."""
+        """Initialize every parameter again."""
         for predictor in self.predictors.values():
             assert isinstance(predictor, Predictor)
             predictor.init_weights(self.config.pruner_keep)
@@ -123,7 +123,7 @@ class MaskedPruner(TokenReduction):
         return _MaskedState(self, patches, depth, prefix, has_class)
 
     def reduce(self, x_BTD: Tensor, qk: CapturedQK, sizes_BM: Tensor, step: Step) -> Reduction:
-        """Never asked for: no block leaves fewer tokens."""
+        """Never called: no block leaves fewer tokens."""
         raise AssertionError("all tokens stay")
 
 

@@ -1,4 +1,4 @@
-"""A module that follows another one: moving averages of weights, whoever keeps them."""
+"""Exponential moving average of a module's weights."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ Size = int | tuple[int, int]
 
 
 def infer_vit(
-    tensors: Tensors, facts: Mapping[str, Any], where: str, asked: Size | None = None
+    tensors: Tensors, facts: Mapping[str, Any], where: str, image_size: Size | None = None
 ) -> tuple[Fields, list[str]]:
     """Fields of a Vision Transformer; see `models.registry.infer`."""
     notes: list[str] = []
@@ -42,7 +42,7 @@ def infer_vit(
     fields |= _head(tensors, facts, fields)
     fields["heads"] = _heads(tensors, facts, fields, where, notes)
     fields |= _positions(
-        tensors, fields, facts.get("positions", "none"), where, (facts.get("image_size"), asked), notes
+        tensors, fields, facts.get("positions", "none"), where, (facts.get("image_size"), image_size), notes
     )
     return fields, notes
 
@@ -161,15 +161,15 @@ def _size(
         if side and side * side == count:
             return (side * patch, side * patch), count != rows or not prefix, True
     got = f"{rows} positions, which are no square"
-    raise UserError("the size of the images cannot be told", where=where, got=got, hint="Say it: image_size=H,W")
+    raise UserError("the image size cannot be inferred", where=where, got=got, hint="Say it: image_size=H,W")
 
 
 def infer_resnet(
-    tensors: Tensors, facts: Mapping[str, Any], where: str, asked: Size | None = None
+    tensors: Tensors, facts: Mapping[str, Any], where: str, image_size: Size | None = None
 ) -> tuple[Fields, list[str]]:
     """Fields of a ResNet; see `models.registry.infer`."""
     stem, head = tensors["stem.conv.weight"], tensors.get("head.fc.weight")
-    size = facts.get("image_size", asked)
+    size = facts.get("image_size", image_size)
     fields: Fields = {
         "family": "resnet",
         "blocks": [_count(tensors, f"stages.{i}.blocks.") for i in range(_count(tensors, "stages."))],

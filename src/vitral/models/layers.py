@@ -269,7 +269,7 @@ def kept_count(batch: int, rate: float) -> int:
 
 def draw_kept(x_BND: Tensor, rate: float) -> Tensor | None:
     """Random samples [K] that run a branch, K = `kept_count`, without repetition; None where that is all of them."""
-    if not rate:  # asks nothing of the batch size, which an export may leave open
+    if not rate:  # does not depend on the batch size, which an export may leave open
         return None
     B = x_BND.shape[0]
     kept = kept_count(B, rate)

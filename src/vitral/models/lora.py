@@ -23,7 +23,7 @@ class LoRALinear(nn.Linear):
 
     It takes over the layer's own parameters under their names. A starts uniform within +-1/sqrt(I), as a dense layer
     of torch does, and B at zero, so that nothing changes at first. A packed layer's `parts` (query, key, value) have an
-    adapter of rank r each, as the paper adapts each matrix by itself; one over all would make them share A.
+    adapter of rank r each, as the paper adapts each matrix separately; one over all would make them share A.
     """
 
     def __init__(self, layer: nn.Linear, rank: int, alpha: float, parts: int) -> None:

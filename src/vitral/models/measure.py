@@ -92,7 +92,7 @@ class Recorder(TorchDispatchMode):
         self._own = {tensor.untyped_storage()._cdata for tensor in own}  # pyright: ignore[reportPrivateUsage]
 
     def ignore(self, tensors: Iterable[Tensor]) -> None:
-        """Storages that are there already, as the batch is."""
+        """Storages that exist before, like the batch's."""
         self._own |= {tensor.untyped_storage()._cdata for tensor in tensors}  # pyright: ignore[reportPrivateUsage]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -21,7 +21,7 @@ class ImageModel(nn.Module, ABC):
     """An encoder and its head; images are [0,1] floats or uint8, normalization happens inside.
 
     `model(images_BCHW)` gives logits [B, S], or pooled features [B, D] where the config has no classes; it equals
-    `classify(pool(encode(images)))`. checkpointed: so many blocks, from the input on, compute their activations anew in
+    `classify(pool(encode(images)))`. checkpointed: so many blocks, from the input on, recompute their activations in
     the backward pass instead of keeping them.
     """
 
@@ -53,7 +53,7 @@ class ImageModel(nn.Module, ABC):
 
     @abstractmethod
     def init_weights(self) -> None:
-        """Sets every parameter anew, from torch's global random state."""
+        """Initialize every parameter again, from torch's global random state."""
 
     @abstractmethod
     def encode(self, images_BCHW: Tensor, *, capture: Sequence[str] = ()) -> EncoderOutput:
@@ -123,7 +123,7 @@ def check_capture(capture: Sequence[str], known: Sequence[str]) -> None:
     for name in capture:
         if name not in known:
             raise UserError(
-                "nothing of that name to capture", where=name, nearest=nearest(name, known),
+                "unknown name to capture", where=name, nearest=nearest(name, known),
                 hint=f"The last one is {known[-1]}.",
             )  # fmt: skip
 

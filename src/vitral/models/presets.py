@@ -47,7 +47,7 @@ _FREE = {"num_classes", "in_channels", "mean", "std", "dropout", "drop_path", "p
 
 def changed_name(name: str, config: ModelConfig) -> str:
     """A preset's name with what differs from the preset, as in `vit_tiny_patch16_224 (patch_size=28)`; any other name
-    as it is. What the name says of changes already is said anew."""
+    as it is. Changes that the name holds already are written again."""
     base = name.partition(" (")[0]
     if base not in PRESETS or (preset := resolve(base)).family != config.family:
         return name

@@ -1,6 +1,6 @@
 """The families of models, in one table. Nothing here imports torch before a model is built.
 
-Elsewhere nobody asks which family a model is of, but for what it can do: the properties of its configuration, and
+Other modules do not check the family of a model, but what it can do: the properties of its configuration, and
 `token_encoder` for what only an encoder of patch tokens does.
 """
 
@@ -94,16 +94,16 @@ def build_config(tree: Mapping[str, Any], where: str | None = None) -> ModelConf
 
 
 def infer(
-    tensors: Mapping[str, Tensor], facts: Mapping[str, Any], where: str, asked: Size | None = None
+    tensors: Mapping[str, Tensor], facts: Mapping[str, Any], where: str, image_size: Size | None = None
 ) -> tuple[dict[str, Any], list[str]]:
     """Fields of a configuration from tensors by our names, and a line on each that had to be guessed. Facts win where
     shapes leave a choice.
 
-    asked: height and width in pixels, where positions are for these if they are as many; another size is for later.
-    Raises UserError where an essential tensor is missing or the size of the images cannot be told.
+    image_size: height and width in pixels, where positions are for these if they are as many; another size is for
+    later. Raises UserError where an essential tensor is missing or the image size cannot be inferred.
     """
     known = [family.infer for family in FAMILIES.values() if family.infer and family.signature in tensors]
-    return (known[0] if known else infer_vit)(tensors, facts, where, asked)
+    return (known[0] if known else infer_vit)(tensors, facts, where, image_size)
 
 
 def token_config(config: ModelConfig) -> ViTConfig | None:

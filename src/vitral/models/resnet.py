@@ -101,7 +101,8 @@ class ResNet(ImageModel):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Convolutions He normal (arXiv 1502.01852, by fan-out), norms 1 and 0, the head 0; statistics start anew."""
+        """Convolutions He normal (arXiv 1502.01852, by fan-out), norms 1 and 0, the head 0; running statistics are
+        reset."""
         init_norms(self)
         for module in self.modules():
             if isinstance(module, Conv):

@@ -110,7 +110,7 @@ class VisionTransformer(ImageModel):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Sets every parameter anew, from torch's global random state.
+        """Initialize every parameter again, from torch's global random state.
 
         As in the paper's code: patches LeCun normal (truncated), positions N(0, 0.02), class token and output layer
         zero, the tanh layer LeCun normal, everything else Xavier uniform with zero biases. (The code's N(0, 1e-6)
@@ -273,7 +273,7 @@ class VisionTransformer(ImageModel):
     ) -> Tensor:
         """Tokens after the last block, [B, T, D], or of the first `queries` alone; leaves what `capture` names.
 
-        Of the tokens that are asked for alone, no other is merged or dropped in the last block: none is computed.
+        With `queries`, no other token is merged or dropped in the last block: none is computed.
         """
         assert patches_BND.shape[1] == grid[0] * grid[1], (patches_BND.shape, grid)
         places = self._attention_places(grid, keep_BK)

@@ -1,1 +1,1 @@
-"""What is minimized: one file an objective."""
+"""Training objectives, one file per objective."""

@@ -36,7 +36,7 @@ def class_balance(config: SupervisedConfig, shares: Sequence[float], classes: Se
 
     class_weights balanced: w_c = 1 / (C share_c), so that every class weighs equally and the factor is 1 on average
     over the draws; a list is taken as it is. logit_adjustment tau (Menon et al. 2020, arXiv 2007.07314, equation 10):
-    tau * log(share_c), so that the plain logits, which the model judges by later, minimize the balanced error (tau 1).
+    tau * log(share_c), so that the plain logits, which the model predicts with, minimize the balanced error (tau 1).
     Raises UserError for a list of another length, of negative or only zero factors, and for a class without training
     images, whose factor or logarithm would be infinite.
     """
@@ -51,7 +51,7 @@ def class_balance(config: SupervisedConfig, shares: Sequence[float], classes: Se
     elif not isinstance(weights, str):
         if len(weights) != len(shares):
             raise UserError(
-                "not one factor a class", where="objective.class_weights", got=len(weights), expected=len(shares)
+                "not one factor per class", where="objective.class_weights", got=len(weights), expected=len(shares)
             )
         if min(weights) < 0 or max(weights) == 0:
             raise UserError("factors are expected that are not negative, nor all 0", where="objective.class_weights")

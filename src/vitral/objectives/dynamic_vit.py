@@ -27,7 +27,7 @@ from vitral.structs import Batch, StepOutput
 
 class DynamicViT(Objective):
     """Cross-entropy of the masked model's logits, plus what pulls it to the whole model's answers and tokens, plus what
-    pulls the kept shares to those that are asked for (section 3.4).
+    pulls the kept shares to the configured ones (section 3.4).
 
     The teacher is the model as it was at the start, with all tokens; it is never trained. Raises UserError for a model
     without a pruner.
@@ -112,5 +112,5 @@ def token_distance(mine_BND: Tensor, theirs_BND: Tensor, mask_BN: Tensor) -> Ten
 
 
 def share_distance(shares_B: list[Tensor], expected: list[float]) -> Tensor:
-    """Squared difference of each image's kept share from the one asked for, mean over stages and batch."""
+    """Squared difference of each image's kept share from the configured one, mean over stages and batch."""
     return torch.stack([(kept - want).square().mean() for kept, want in zip(shares_B, expected, strict=True)]).mean()

@@ -22,7 +22,7 @@ def soft_targets(targets: dict[str, Tensor], classes: int, smoothing: float) -> 
 
 
 def soft_multi_hot(targets: dict[str, Tensor], smoothing: float) -> Tensor:
-    """Targets [B, C] in [0,1], each class by itself, of the multi-hot `label` [B, C], mixed with `partner` as above.
+    """Targets [B, C] in [0,1], each class separately, of the multi-hot `label` [B, C], mixed with `partner` as above.
 
     Smoothing is that of a decision between two: (1 - s) * y + s / 2.
     """
@@ -41,7 +41,7 @@ def binary_cross_entropy(logits_BC: Tensor, target_BC: Tensor) -> Tensor:
 
 
 def sigmoid_cross_entropy(logits_BC: Tensor, target_BC: Tensor) -> Tensor:
-    """Binary cross-entropy of each class by itself, summed over the classes, mean over the batch, in nats: the loss of
+    """Binary cross-entropy of each class, summed over the classes, mean over the batch, in nats: the loss of
     AugReg's ImageNet-1k models (Steiner et al. 2021, arXiv 2106.10270)."""
     return binary_cross_entropy(logits_BC, target_BC) * logits_BC.shape[-1]
 

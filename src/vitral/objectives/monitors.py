@@ -1,4 +1,4 @@
-"""Numbers that tell whether features still differ: what a collapse of self-supervised learning shows in.
+"""Monitors of a collapse in self-supervised learning: whether features still differ.
 
 Shape letters: B samples, D width, K prototypes.
 """

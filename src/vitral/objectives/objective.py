@@ -17,7 +17,7 @@ from vitral.structs import Batch, StepOutput
 
 
 class ObjectiveContext(NamedTuple):
-    """What an objective is told of its run: its length in steps, the steps of an epoch, the seed of what it draws
+    """Facts of the run for an objective: its length in steps, the steps of an epoch, the seed of what it draws
     about samples, and how large the classes are."""
 
     steps: int
@@ -27,8 +27,8 @@ class ObjectiveContext(NamedTuple):
 
 
 class Objective(nn.Module, ABC):
-    """A loss together with all it trains. `model` is what learns: the encoder, with a head if any; the optimizer tells
-    its layers apart by their names in it."""
+    """A loss together with all it trains. `model` is what learns: the encoder, with a head if any; the optimizer finds
+    its layers by their names in it."""
 
     model: ImageModel
     frozen: bool = False  # the encoder is not trained: it runs as in evaluation
@@ -36,7 +36,7 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def __init__(self, factory: Callable[[], ImageModel], config: Any, context: ObjectiveContext) -> None:
-        """`factory` builds the model anew at each call: a teacher is built fresh, never aliased. `config` is the one of
+        """`factory` builds a new model at each call: a teacher never shares weights. `config` is the one of
         this kind of objective."""
         super().__init__()
 
@@ -54,7 +54,7 @@ class Objective(nn.Module, ABC):
 
     @property
     def uses_collectives(self) -> bool:
-        """Whether `forward` waits for what the other processes say, so that one alone cannot call it."""
+        """Whether `forward` waits for results of other processes, so that one process alone cannot call it."""
         return False
 
     @property
@@ -71,8 +71,8 @@ class Objective(nn.Module, ABC):
         """
 
     def compile_key(self, step: int) -> int | None:
-        """A step in whose place this one may be computed, the same for as many steps as possible: a compiled run has a
-        graph for each. None, as here, for an objective that is not to be compiled."""
+        """Return the key of the compiled graph for this step. Steps with equal keys share one graph; None disables
+        compilation."""
         return None
 
     def before_update(self, step: int) -> None:
@@ -83,7 +83,7 @@ class Objective(nn.Module, ABC):
         where `found_inf`, a number, is 1, the step was not finite: nothing has moved, and nothing may here."""
 
     def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
-        """What is wrong with the training, in one sentence, as far as the logged scalars of a step tell."""
+        """Return a warning, in one sentence, if the logged scalars of a step show a collapse."""
 
     def pictures(self, images_BCHW: Tensor) -> dict[str, Tensor]:
         """Columns of pictures for the report, [B, C, H, W] in [0,1] each, by their captions: what is learned, to be

@@ -61,7 +61,7 @@ class ProjectionHead(nn.Module):
     """Features to logits: their cosine similarity to prototypes, in [-1, 1] where the lengths are fixed.
 
     depth: dense layers before the prototypes. norm: each but the last is followed by a BatchNorm of its own. second:
-    other prototypes for patches (`last_layer2`, as iBOT calls them), for which `forward` is asked with `patches`.
+    other prototypes for patches (`last_layer2`, as iBOT calls them), which `forward` uses with `patches`.
     """
 
     def __init__(

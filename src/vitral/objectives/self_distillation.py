@@ -34,7 +34,7 @@ GLOBAL = 2  # views that the teacher sees
 class Distillation(Objective):
     """A student's encoder (`model`) and head, the teachers of both, and the moving mean of the teacher's logits.
 
-    The teacher's encoder is what is judged and saved.
+    The teacher's encoder is evaluated and saved.
     """
 
     model: VisionTransformer  # pyright: ignore[reportIncompatibleVariableOverride] - set once, by the constructor
@@ -127,7 +127,7 @@ class Distillation(Objective):
         return torch.cat(images[:GLOBAL]), torch.cat(images[GLOBAL:]) if len(images) > GLOBAL else None
 
     def koleo_loss(self, pooled_RD: Tensor) -> Tensor:
-        """The KoLeo loss, mean over the large views, each by itself."""
+        """The KoLeo loss, mean over the large views, each separately."""
         views = pooled_RD.chunk(GLOBAL)
         return torch.stack([koleo(view_BD) for view_BD in views]).mean()
 

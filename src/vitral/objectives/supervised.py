@@ -1,6 +1,6 @@
 """Classification by labels: cross-entropy with label smoothing, mixed labels, a head that may learn first or alone.
 
-Where an image may have several classes (labels [B, C]), binary cross-entropy of each class by itself. Shape letters: B
+Where an image may have several classes (labels [B, C]), binary cross-entropy of each class. Shape letters: B
 batch, C classes, H W of an image, D width of the model.
 """
 

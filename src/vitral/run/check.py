@@ -19,7 +19,7 @@ from vitral.run.config import RunConfig
 from vitral.training.metrics_log import counted, log
 
 _NAMED = 3  # images in one line of the log
-# What is wrong with classes only: of no matter to who learns without them.
+# Findings on classes only: irrelevant without labels.
 _OF_LABELS = (
     "one-class",
     "empty-class",
@@ -73,13 +73,13 @@ def _held_out(dataset: Dataset, data: DataConfig, labeled: bool) -> Dataset:
     """With a validation split as `data` says; images without classes are all for training."""
     if not labeled and len(dataset.classes) < 2:
         return replace(
-            dataset, notes=(*dataset.notes, "trained on all images; without classes there is nothing to judge by")
+            dataset, notes=(*dataset.notes, "trained on all images; without classes there is nothing to evaluate")
         )
     return without_held_out(make_val_split(dataset, data.val_fraction, data.validation, to_judge=labeled))
 
 
 def check_given(dataset: Dataset, config: RunConfig) -> CheckReport | None:
-    """The check of images that are there already, as arrays: told like any other, but nothing is refused, since whoever
+    """Check images given as arrays: reported like any other check, but nothing is refused, since the code that
     calls from Python has them in hand; errors that `check.allow` doesn't name are a Python warning, in one line."""
     if config.check.skip:
         return None

@@ -147,7 +147,7 @@ def _work(model: str, is_data: bool, options: EmbedOptions, device: str) -> Call
     def embed_part(part: _Part) -> Iterator[Row | Failed]:
         if dataset.fingerprint != part.fingerprint:
             where = f"{dataset.name} on {platform.node()}"
-            raise UserError("the data are not those of the machine that asked", where=where)
+            raise UserError("the data differ from those of the calling machine", where=where)
         split = dataset.splits[part.split].subset(range(part.start, part.stop))
         return _of_split(predictor, part.split, split, options)
 

@@ -33,7 +33,7 @@ def _card(model: str, config: FolderConfig) -> str:
 
 
 def _samples(config: FolderConfig, options: ExportCommandOptions, model: str | None = None) -> Samples:
-    """Of the data the split asked for, evenly spaced, is compared; calibration takes train images that are not, where
+    """Compare on evenly spaced images of the configured split; calibration takes train images that are not, where
     there are any."""
     if not options.data.named:
         return builtin_samples(options.images, config)

@@ -66,7 +66,7 @@ def finish(
         "seed": config.seed, "parameters": sum(parameter.numel() for parameter in model.parameters()),
         **({"temperature": task.temperature} if task.has_head else {}),
     }  # fmt: skip
-    # By all processes, whatever the evaluators asked for.
+    # By all processes, whatever the evaluators.
     scores_NS = task.scores_of(subjects[split].outputs()[0]) if task.has_head and split is not None else None
     if not distributed.is_main():
         return summary

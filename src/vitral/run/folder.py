@@ -40,7 +40,7 @@ _OF_ONE_COMMAND = {"resume", "overwrite", "finish", "out", "recipe"}
 def claimed(config: RunConfig) -> Generator[Path]:
     """The run folder, for this run alone; folders that were made for it and stay empty are removed afterwards.
 
-    APIError, before anything is computed: a file, a folder that holds something (unless told), files of our names that
+    Refused, before anything is computed: a file, a folder that is not empty (unless allowed), files of our names that
     no run of ours wrote, a place that cannot be written, and a folder that another run works in.
     """
     for folder in _candidates(config):
@@ -128,7 +128,7 @@ def open_folder(folder: Path, config: RunConfig, environment: Mapping[str, Any])
     """Start the run's files; of an overwritten run only our own go. `config` has no `auto` left.
 
     A kill at any moment leaves a folder that is resumed (from an old checkpoint or from the start) or overwritten: the
-    checkpoints go first, and what tells that this is a run's folder is replaced last.
+    checkpoints go first, and the files that identify a run folder are replaced last.
     """
     (folder / CHECKPOINTS).mkdir(exist_ok=True)
     for path in (folder / CHECKPOINTS).iterdir():
@@ -169,7 +169,7 @@ def resume_with(folder: Path, config: RunConfig) -> str:
 def _changed(folder: Path, config: RunConfig) -> list[str]:
     try:
         before, now = (flatten(each.model_dump(mode="json")) for each in (read_config(folder), config))
-    except (UserError, OSError):  # said when the run is resumed
+    except (UserError, OSError):  # reported when the run is resumed
         return []
     keys = [key for key in now if key in FREE - _OF_ONE_COMMAND and now[key] not in (None, "auto", before.get(key))]
     return [f"{key}={as_word(now[key])}" for key in keys]

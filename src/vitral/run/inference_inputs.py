@@ -1,4 +1,4 @@
-"""The images that commands which use a model work on: those asked for, or those of the model's training."""
+"""Images for commands that use a model: the given ones, or those of the model's training."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ _CACHE_MB = 0  # each image is read once
 
 
 def load_used(model: str, use: ModelUse) -> Predictor:
-    """The predictor of a model, used as asked. Raises UserError where its tokens cannot be made fewer that way."""
+    """Load the predictor of a model with the given options. Raises UserError where its tokens cannot be made fewer that
+    way."""
     runtime = isinstance(use, EngineUse) and use.engine in ("onnx", "openvino")
     device = "cpu" if runtime and use.device == "auto" else use.device
     predictor = load(model, device, use.image_size, use.position_resize)
@@ -58,7 +59,7 @@ def load_used(model: str, use: ModelUse) -> Predictor:
 
 
 def _reduce(predictor: Predictor, model: str, use: ModelUse) -> None:
-    """Make its tokens fewer as asked, or leave its own pruner out."""
+    """Apply the configured token reduction, or leave the model's own pruner out."""
     network = token_encoder(predictor.model)
     if network is None:
         raise UserError("a CNN has no tokens", where="reduce", got=use.reduce, expected="auto")
@@ -102,8 +103,8 @@ def recorded(folder: FolderConfig) -> Recorded | None:
 def open_images(
     folder: FolderConfig, asked: DataSource, reader: FolderConfig, model: str | None = None
 ) -> tuple[Dataset, dict[str, list[str]]]:
-    """The images asked for, or those of `folder`'s training, as `reader` sees them; and the damaged ones that were left
-    out, "name: cause", by split. Where the images asked for are those of the training, only the part that was held out
+    """Open the given images, or those of `folder`'s training, as `reader` sees them; and the damaged ones that were
+    left out, "name: cause", by split. Where the given images are those of the training, only the part that was held out
     counts as validation data: also after images were added or removed and after the data were moved, as the run of
     `model` remembers it by content.
 

@@ -137,7 +137,7 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> RunContext:
         resolved = resolve_memory(resolved, architecture, device, EVAL_BATCH)
         if source and config.init_head and source[1].classes != dataset.classes:
             raise UserError(
-                "init has other classes, so its head is of no use here", where="init_head",
+                "init has other classes, so its head cannot be used", where="init_head",
                 got=", ".join(source[1].classes[:10]), expected=", ".join(dataset.classes[:10]),
             )  # fmt: skip
         init = _initial_weights(architecture, source, config) if source else None
@@ -155,7 +155,7 @@ def task_of(config: RunConfig, dataset: Dataset) -> Task:
 def _open_data(
     config: RunConfig, init: FolderConfig | None, dataset: Dataset | None
 ) -> tuple[Dataset, CheckReport | None]:
-    """The data of the run, checked unless they are given; of few labels, where that is asked for."""
+    """The data of the run, checked unless they are given; with few labels, where configured."""
     data, report = config.data, None
     if dataset is None:
         channels = init.architecture.in_channels if init and data.channels == "auto" else data.channels
@@ -344,7 +344,7 @@ def _pixel_statistics(train: ImageStore) -> tuple[tuple[float, ...], tuple[float
 def _initial_weights(
     architecture: ModelConfig, source: tuple[ImageModel, FolderConfig], config: RunConfig
 ) -> dict[str, Tensor]:
-    """init's weights at the run's image size, without its head unless that is asked for. UserError where they don't
+    """init's weights at the run's image size, without its head unless `init_head` is set. UserError where they don't
     fit."""
     model, folder = source
     theirs, notes = adapt(dict(model.state_dict()), folder.architecture, architecture)

@@ -26,7 +26,7 @@ def alone(options: OptionsT, device: str) -> OptionsT:
 
 
 def auto_device(predictor: Predictor, device: str) -> str:
-    """What `device` means in a cluster: by itself an export is for processors, GPUs or not."""
+    """Resolve `device` in a cluster: auto is the CPU for an export, with or without GPUs."""
     return "cpu" if predictor.is_export and device == "auto" else device
 
 

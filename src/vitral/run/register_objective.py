@@ -12,7 +12,7 @@ from vitral.run.config import RunConfig
 
 
 def register_objective(config: type[ViewedConfig], objective: type[Objective]) -> None:
-    """Let `objective.kind` name an objective of your own, for as long as this process lives.
+    """Add an objective of your own as an `objective.kind`, until this process ends.
 
     `config` has a field `kind` whose annotation is a Literal of one name, and the keys of the objective, which the
     command line and `--help` then know as objective.KEY. Raises UserError for a kind that exists, and for a class

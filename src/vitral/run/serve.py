@@ -52,7 +52,7 @@ def serve(models: Sequence[str], options: ServeOptions) -> int:
 
 def _warn_if_open(options: ServeOptions, key: str | None) -> None:
     if options.host not in LOOPBACK and key is None:
-        log.warning("anyone who reaches %s may use this server: there is no API key", options.host)
+        log.warning("no API key: every client that reaches %s can use this server", options.host)
 
 
 def _host(name: str, model: str, options: ServeOptions) -> ModelWorker:
@@ -93,7 +93,7 @@ def _application(
     log_lines(options.log)
     hosts: dict[str, ModelWorker] = {}
     for name, model in zip(names, models, strict=True):
-        # Where a device was asked for, an export says that it has no choice.
+        # An export refuses a configured device.
         on = "cpu" if options.device == "auto" and find_export(model) else device
         hosts[name] = _host(name, model, alone(options, on))
     return create_app(hosts, alone(options, device), key)
@@ -103,7 +103,7 @@ def names_of(models: Sequence[str], names: Sequence[str]) -> list[str]:
     """What requests call the models. Raises UserError for names that are equal, unfit or not one a model."""
     if names and len(names) != len(models):
         raise UserError(
-            "one name a model is expected", where="names", got=", ".join(names), expected=f"{len(models)} names"
+            "one name per model is expected", where="names", got=", ".join(names), expected=f"{len(models)} names"
         )
     found = list(names) or [_name_of(model) for model in models]
     for name in found:
@@ -135,7 +135,7 @@ def read_key(file: str | None) -> str | None:
             given = read_text(Path(file).expanduser(), 2**16).strip()
         except UserError as error:
             raise UserError("not readable", where="api_key_file", got=error) from None
-    if given is not None and not re.fullmatch(r"[!-~]+", given):  # the file's content is said to nobody
+    if given is not None and not re.fullmatch(r"[!-~]+", given):  # the content of the file is never logged
         where = KEY_VARIABLE if file is None else file
         raise UserError("not a key", where=where, expected="one word of ASCII letters, digits and signs")
     return given

@@ -1,4 +1,4 @@
-"""Which images a run was trained on and which it held out, remembered by content in the run folder.
+"""Record of the training and the held-out images of a run, by content, in the run folder.
 
 The file holds 64 bits per image over size and content (see `data.identity`), no names and no pixels.
 """
@@ -41,7 +41,7 @@ def load_split(model: str, fingerprint: str) -> Carved | None:
         raise UserError(
             str(error),
             hint="It says which images the run held out. Evaluate on other images: data=FOLDER. Or remove the file: "
-            "held-out images are then drawn anew, and the run may have been trained on them.",
+            "held-out images are then drawn again, and the run may have been trained on them.",
         ) from None
     if facts.get("fingerprint") != fingerprint or not {"train", "val"} <= tensors.keys():
         return None

@@ -171,7 +171,7 @@ def _train(
 
 @contextmanager
 def _explained(prepared: RunContext, folder: Path) -> Generator[None]:
-    """What a run of right configuration still fails by, in words."""
+    """Turn failures of a correctly configured run (disk, memory) into messages."""
     try:
         yield
     except OSError as error:
@@ -217,7 +217,7 @@ def _mode(config: RunConfig) -> str:
 
 @contextmanager
 def _settings(config: RunConfig) -> Generator[None]:
-    """Determinism as asked for; it and the number of threads (which a resume sets) are as before afterwards."""
+    """Set determinism as configured; restore it, and the number of threads (which a resume sets), at the end."""
     before, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -272,7 +272,8 @@ def assemble(prepared: RunContext) -> tuple[TrainState, Objective]:
 
 
 def _compiled(config: RunConfig, objective: Module, mode: str) -> Module:
-    """What is called for a step: the objective, or its compiled form where that is asked for or, by itself, on CUDA."""
+    """Return the module to call for a step: the objective, or its compiled form if configured or, automatically, on
+    CUDA."""
     assert isinstance(objective, Objective)
     asked, device = config.train.compile, next(objective.parameters()).device
     can = mode != "fsdp" and objective.compile_key(0) is not None and not objective.model.checkpointed
@@ -312,7 +313,7 @@ def _class_balance(prepared: RunContext) -> ClassBalance:
         return NO_BALANCE
     if not prepared.task.is_exclusive:
         raise UserError(
-            "class weights and logit adjustment need one class an image", where="objective", got="multi-label data",
+            "class weights and logit adjustment need one class per image", where="objective", got="multi-label data",
             hint="Set objective.class_weights=none objective.logit_adjustment=0.",
         )  # fmt: skip
     shares_K = class_shares(dataset.splits["train"].labels_N, len(dataset.classes), config.data.balance)

@@ -1,4 +1,4 @@
-"""What the server says on stderr: one line an event, JSON for programs or text for people."""
+"""Log of the server on stderr: one line per event, JSON for programs or text for people."""
 
 from __future__ import annotations
 

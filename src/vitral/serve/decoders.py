@@ -1,4 +1,5 @@
-"""Who decodes the images of requests: threads for what is cheap for certain, processes that can be ended for the rest.
+"""Decoders of the images of requests: threads for images that are certainly cheap, processes that can be ended for
+others.
 
 A thread cannot be stopped, and holds Python's lock while it reads a header; so it gets only small JPEG and PNG files of
 few segments. Everything else goes to a process, which is ended when the request is, or after `decode_seconds`.
@@ -52,7 +53,7 @@ class Decoders:
         """Start one process in the background, so that the first image that needs it need not wait for its imports."""
 
         def start() -> None:
-            with suppress(OSError):  # said where it is needed
+            with suppress(OSError):  # raised where it is needed
                 self.give_back(self.take())
 
         self._waiters.submit(start)

@@ -40,7 +40,7 @@ _GONE = "The server no longer keeps this image: give it again."
 
 
 def explorer_router(service: Service) -> APIRouter:
-    """The page at `/`, its files, and what it asks for under /v1/explore.
+    """Routes of the explorer: the page at `/`, its files, and its data under /v1/explore.
 
     What is wrong is raised as `APIError` or `UserError`.
     """
@@ -63,7 +63,7 @@ def explorer_router(service: Service) -> APIRouter:
 
 
 class _Explorer:
-    """What the page asks for. Images are kept for all visitors alike: an id is the SHA-256 of an image's bytes, which
+    """Data of the page. Images are cached for all visitors alike: an id is the SHA-256 of an image's bytes, which
     nobody guesses."""
 
     def __init__(self, service: Service) -> None:
@@ -86,7 +86,7 @@ class _Explorer:
         return Response(found[0], media_type=found[1], headers={"Cache-Control": "no-cache"})
 
     async def look(self, request: Request, model: Model = None, topk: TopK = 5) -> Response:
-        """The answer to one image, the model's input as a PNG, and the id under which its views are asked for."""
+        """The answer to one image, the model's input as a PNG, and the id under which its views are requested."""
         host = self.service.pick(model)
         uploads = (await read_images(request, self.service.options.max_images)).uploads
         if len(uploads) != 1:

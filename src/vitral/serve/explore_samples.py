@@ -69,8 +69,8 @@ def _shapes() -> Image.Image:
 
 
 def _rings() -> Image.Image:
-    """Rings around a point off the middle: the same pattern at every distance, so nothing but place tells patches
-    run_in_thread."""
+    """Rings around a point off the middle: the same pattern at every distance, so only the position distinguishes
+    patches run_in_thread."""
     rows, columns = np.mgrid[:_SIDE, :_SIDE]
     ring = (np.hypot(rows - 150, columns - 110) / (_SIDE / 16 * math.sqrt(2))).astype(int) % len(_INK)
     return Image.fromarray(np.array(_INK, np.uint8)[ring])

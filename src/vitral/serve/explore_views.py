@@ -61,7 +61,7 @@ def describe(predictor: Predictor) -> dict[str, Any]:
 
 
 def _views(predictor: Predictor) -> tuple[list[str], dict[str, str]]:
-    """Which groups of views a model has; for each other one, a sentence that says why not."""
+    """Return the groups of views that a model has; for each other group, a sentence with the reason."""
     can, why = list[str](), dict[str, str]()
     if predictor.task.has_classes:
         can.append("predict")

@@ -1,4 +1,4 @@
-"""The images that visitors of the explorer gave lately, as their models' input: no view asks for one anew.
+"""Cache of the images that visitors of the explorer sent lately, as model input: views need no second upload.
 
 Shape letters: C channels, H W image height and width, T tokens, h heads.
 """
@@ -33,7 +33,7 @@ class CachedImage:
 
 
 class ImageCache:
-    """The last images, by model and id; the ones not asked for the longest go first. For one thread."""
+    """The last images, by model and id; the least recently used go first. For one thread."""
 
     def __init__(self, most_images: int = MOST_IMAGES, most_bytes: int = MOST_BYTES) -> None:
         self.most_images, self.most_bytes = most_images, most_bytes

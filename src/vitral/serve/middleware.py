@@ -167,7 +167,7 @@ class Middleware:
             raise APIError(421, "foreign_host", message)
         origin = headers.get("origin")
         if origin is not None and _hostname(origin) not in (name, *self._hosts):
-            raise APIError(403, "foreign_origin", "pages of other origins may not ask here")
+            raise APIError(403, "foreign_origin", "requests from pages of other origins are not allowed")
         if self._key is None or not scope["path"].startswith("/v1/"):
             return
         kind, _, given = headers.get("authorization", "").partition(" ")

@@ -16,7 +16,7 @@ import torch
 from vitral.predictor import Predictor
 
 T = TypeVar("T")
-_LONGEST_WAIT = 60  # seconds that Retry-After asks for at most
+_LONGEST_WAIT = 60  # largest Retry-After, seconds
 
 
 class Upload(NamedTuple):
@@ -35,7 +35,7 @@ class APIError(Exception):
 
 
 class ModelSource(NamedTuple):
-    """Where a model came from: its folder or file, what `reload.signature` said of it before it was loaded, and how it
+    """Where a model came from: its folder or file, its `reload.signature` before it was loaded, and how it
     is loaded again."""
 
     path: Path
@@ -76,7 +76,7 @@ class ModelWorker:
         self.failure: str | None = None
         self.waiting = 0
         self._seconds_each = 0.0  # of one image or call, lately
-        # torch counts its threads by the thread that asks: those that decode have one each, this one has them all.
+        # torch counts threads per calling thread: those that decode have one each, this one has them all.
         self.threads = threads or torch.get_num_threads()
         self._thread = ThreadPoolExecutor(1, f"model-{name}", torch.set_num_threads, (self.threads,))
 

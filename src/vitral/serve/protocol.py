@@ -14,7 +14,7 @@ HEAD_SECONDS = 10.0
 HEAD_BYTES = 32 * 1024
 LINGER_SECONDS = 5.0  # what a refused client may still send, so that it comes to read the answer
 ENDING_SECONDS = 0.5  # that an idle connection may still send a request in while the server ends
-SPARE = 64  # connections beyond limit_concurrency that are told 503; further ones are cut
+SPARE = 64  # connections beyond limit_concurrency that get 503; further ones are closed
 
 
 class GuardedState(ServerState):
@@ -100,7 +100,7 @@ class GuardedProtocol(HttpToolsProtocol):
             super().timeout_keep_alive_handler()
 
     def shutdown(self) -> None:
-        """The server ends: what is asked is answered, also what an idle client asks at this very moment."""
+        """End the connection: requests in progress are answered, also one that an idle client sends now."""
         cycle = cast(RequestResponseCycle | None, self.cycle)  # None before the first request, whatever uvicorn says
         if cycle is not None and not cycle.response_complete:
             cycle.keep_alive = False

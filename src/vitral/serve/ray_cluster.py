@@ -13,7 +13,7 @@ from vitral.errors import UserError
 from vitral.optional_imports import install, optional
 
 _SECONDS_TO_ANSWER = 5.0
-_CORES_EACH = 4  # of a worker on processors, where nobody has said how many workers there are
+_CORES_EACH = 4  # per CPU worker, where the number of workers is not set
 
 
 class Share(NamedTuple):
@@ -34,7 +34,7 @@ def cluster() -> Generator[Any]:
     """
     # Read when ray is imported, and passed on to what it starts.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    # Ray Serve ends the process that listens, and begins anew, after 5 s: a busy machine may need them for its imports.
+    # Ray Serve restarts the listening process after 5 s: a busy machine may need them for its imports.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     try:
         ray: Any = optional("ray")
@@ -64,7 +64,7 @@ def cluster() -> Generator[Any]:
 
 
 def _check_answers(address: str) -> None:
-    """Raises UserError for an address where nothing listens: Ray itself would ask again for minutes."""
+    """Raises UserError for an address where nothing listens: Ray itself would retry for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         if address == "auto":

@@ -117,8 +117,8 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter) or self._service.has_failed
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's, but who is connected by now is answered too: closing the socket would reset the connections
-        that the system holds for it."""
+        """As uvicorn's, but clients that are connected by now are answered too: closing the socket would reset the
+        connections that the system holds for it."""
         assert isinstance(self.server_state, GuardedState)
         self.server_state.is_ending = True
         loop, connections = asyncio.get_running_loop(), list[socket.socket]()

@@ -1,4 +1,4 @@
-"""The models of a server and what is asked of them: from undecoded images to answers as the commands print them."""
+"""The models of a server: from undecoded images to answers in the form that the commands print."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Service:
             batcher.start()
 
     async def warm_up(self) -> None:
-        """Ready is who has computed once, with all models."""
+        """Run every model once; the server reports ready afterwards."""
         failed: list[str] = []
         for host in self.hosts.values():
             try:
@@ -206,7 +206,7 @@ def _attention(
 ) -> dict[str, Any]:
     model = require_transformer(predictor.model, "attention")
     images_BCHW = image_CHW[None].to(predictor.device)
-    with reduced_by(model, None), torch.inference_mode():  # a map of all tokens is asked for
+    with reduced_by(model, None), torch.inference_mode():  # a map of all tokens is requested
         attention_LhT = token_attention(model, images_BCHW, token, layers)[0].float().cpu()
     chosen = pick(layers, model.config.depth, "layers")
     counts = [model.config.heads_of_blocks[layer] for layer in chosen]

@@ -20,7 +20,7 @@ from vitral.structs import Batch, StepOutput, device_of
 class Compiled(nn.Module):
     """Called as the objective is, with equal results but for rounding, and other random numbers where it draws some.
 
-    A step is compiled anew where the objective says that it computes something else (`Objective.compile_key`), and for
+    A step is compiled again where the key of the objective changes (`Objective.compile_key`), and for
     another size; never otherwise. Raises RunFailed where compiling fails.
     """
 

@@ -62,7 +62,7 @@ class Loggers:
         self.loggers, self.config = list(loggers), config or {}
 
     def start(self, step: int) -> None:
-        """Tell all that the run begins."""
+        """Start all loggers."""
         self._each(lambda logger: logger.start(self.config, step))
 
     def row(self, row: Mapping[str, Any]) -> None:
@@ -70,7 +70,7 @@ class Loggers:
         self._each(lambda logger: logger.row(row))
 
     def close(self) -> None:
-        """Tell all that the run has ended."""
+        """Close all loggers."""
         self._each(lambda logger: logger.close())
 
     def _each(self, call: Callable[[Logger], None]) -> None:

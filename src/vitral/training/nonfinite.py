@@ -30,7 +30,7 @@ from vitral.training.state import SHARDED, WHOLE, TrainState
 
 NONFINITE = "nonfinite"  # the folder, in that of the run
 STEPS, STATE = "steps.jsonl", "state"  # the latter a file or a folder, as checkpoints are
-NOTHING = "nothing in this batch by itself; the sum or the norm of its gradients overflows"
+NOTHING = "nothing in this batch alone; the sum or the norm of its gradients overflows"
 CUT = "not looked for, as the weights are cut over processes"
 BOUND = "not looked for, as no process can compute its loss without the others"
 
@@ -76,8 +76,8 @@ class NonFiniteGuard:
         self._before = _random_state(self.device), [buffer.clone() for buffer in self._running]
 
     def check(self, loss: Tensor, norm: Tensor) -> Tensor:
-        """`found_inf` of the step whose gradients are complete; tells the optimizer. Settles the step before, or, if
-        not late, this one: raises RunFailed where there were too many."""
+        """`found_inf` of the step whose gradients are complete; given to the optimizer. Reads the flag of the step
+        before, or, if not late, of this one: raises RunFailed where there were too many."""
         found_inf = distributed.all_reduce_max((~(loss.isfinite() & norm.isfinite())).float())
         random, running = self._before
         for buffer, before in zip(self._running, running, strict=True):

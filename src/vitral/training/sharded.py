@@ -40,7 +40,7 @@ def shard(model: nn.Module, device: torch.device) -> nn.Module:
     for block in getattr(model, "blocks", ()):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    for name in ("encode", "pool", "classify"):  # objectives call these by themselves
+    for name in ("encode", "pool", "classify"):  # objectives call these directly
         register_fsdp_forward_method(model, name)
     return model
 
@@ -161,7 +161,7 @@ def read_shards(path: Path, model_of: Callable[[str], Tensor | None]) -> tuple[d
         else:
             tensors[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # it says that one process reads by itself; that is meant
+        warnings.simplefilter("ignore", UserWarning)  # it warns that one process reads alone; that is intended
         state_dict_loader.load(tensors, storage_reader=FileSystemReader(path), no_dist=distributed.world() == 1)
     return tensors, {"state": state}
 

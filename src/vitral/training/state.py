@@ -135,7 +135,10 @@ class TrainState:
                 remove(aside)
                 path.replace(aside)
         raise UserError(
-            "no checkpoint can be read", where=str(folder), got="; ".join(notes), hint="overwrite=true starts anew."
+            "no checkpoint can be read",
+            where=str(folder),
+            got="; ".join(notes),
+            hint="Pass overwrite=true to start again.",
         )
 
     def load(self, path: Path) -> None:

@@ -1,4 +1,5 @@
-"""How fast the loop is: images a second, time of a step, what share of it waits for data or uses the device."""
+"""Throughput of the loop: images per second, time per step, and the shares of it that wait for data or use the
+device."""
 
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ class Reading:
 
     def __str__(self) -> str:
         digits = 0 if self.step_ms >= 10 else 1
-        step = f"{self.step_ms:,.{digits}f} ms a step"
+        step = f"{self.step_ms:,.{digits}f} ms/step"
         text = f"{self.images_per_second:.0f} images/s, {step}, {self.data_wait:.0%} data wait"
         return text if self.mfu is None else f"{text}, {self.mfu:.1%} of peak"
 
@@ -63,7 +64,7 @@ class Throughput:
         self._started: float | None = None
 
     def batches(self, stream: Iterator[Mapping[str, Batch]]) -> Generator[Mapping[str, Batch]]:
-        """The stream, with the time taken from the moment in which batches are asked for until `stop` or the next."""
+        """The stream, with the time taken from the request for a batch until `stop` or the next request."""
         while True:
             self._started = time.perf_counter()
             batches = next(stream, None)

@@ -51,7 +51,7 @@ def header_of(config: FolderConfig) -> dict[str, Any]:
 
 def with_header(card: str, config: FolderConfig, license: str | None) -> str:
     """The card with the header that it has, or else with the one for this config; and with the license, if given, also
-    where `model_card` says in words that there is none. Raises UserError for a header that is no YAML."""
+    where `model_card` states that there is none. Raises UserError for a header that is no YAML."""
     opened, _, rest = card.partition("---\n")
     head, closed, body = rest.partition("\n---\n")
     header, text = header_of(config), card
@@ -97,7 +97,7 @@ def _numbers(config: FolderConfig) -> str:
 
 def _making(config: FolderConfig, notes: Sequence[str]) -> str:
     """Where weights and data come from."""
-    told, data = config.provenance, _data(config)
+    provenance, data = config.provenance, _data(config)
     lines: list[str] = []
     if "counts" in data:
         counts = ", ".join(f"{count:,} {split}" for split, count in data["counts"].items())
@@ -106,34 +106,34 @@ def _making(config: FolderConfig, notes: Sequence[str]) -> str:
             f"fingerprint {markdown.code(data['fingerprint'])}), "
             f"{counts} images."
         )
-    if "recipe" in told:
-        start = f", from the weights of {markdown.text(_last(told['init']))}" if told.get("init") else ""
-        steps = f", {told['steps']:,} steps" if "steps" in told else ""
-        recipe = f"Recipe {markdown.code(told['recipe'])}, seed {told['seed']}"
+    if "recipe" in provenance:
+        start = f", from the weights of {markdown.text(_last(provenance['init']))}" if provenance.get("init") else ""
+        steps = f", {provenance['steps']:,} steps" if "steps" in provenance else ""
+        recipe = f"Recipe {markdown.code(provenance['recipe'])}, seed {provenance['seed']}"
         lines.append(f"{recipe}{steps}{start}; the weights are {_which(config)}.")
     parts = ["\n".join(lines)]
-    if told.get("command"):
-        command = markdown.code_block(shown(told["command"]))
+    if provenance.get("command"):
+        command = markdown.code_block(shown(provenance["command"]))
         parts.append(f"To train it again, with the images in place:\n\n{command}")
-    if "converted_from" in told:
-        source = told["converted_from"]
+    if "converted_from" in provenance:
+        source = provenance["converted_from"]
         file, how = markdown.text(source["file"]), markdown.code(source["format"])
         parts.append(f"Converted by `vitral weights convert` from {file} (format {how}).")
-    if "pruned" in told:
-        parts.append(_pruned(told["pruned"]))
+    if "pruned" in provenance:
+        parts.append(_pruned(provenance["pruned"]))
     facts = "\n".join(f"- {markdown.text(note)}" for note in (*data.get("notes", ()), *notes))
-    made = told.get("versions") or {}
+    made = provenance.get("versions") or {}
     by = f"Made with Vitral {made['vitral']} and torch {made['torch']}." if {"vitral", "torch"} <= made.keys() else ""
     body = "\n\n".join(part for part in (*parts, facts, by) if part)
     return f"## Making\n\n{body}" if body else ""
 
 
 def _which(config: FolderConfig) -> str:
-    told = config.provenance
+    provenance = config.provenance
     if not config.make_task().has_head:
-        return f"{told['weights']} of the last step"
-    chosen = "the best on validation data" if told.get("validated", True) else "the last"
-    return f"{told['weights']} of step {told['step']}, {chosen}"
+        return f"{provenance['weights']} of the last step"
+    chosen = "the best on validation data" if provenance.get("validated", True) else "the last"
+    return f"{provenance['weights']} of step {provenance['step']}, {chosen}"
 
 
 def _pruned(pruned: dict[str, Any]) -> str:

@@ -72,8 +72,8 @@ class ExternalModel(NamedTuple):
 
 
 def _values_as_expected(read: Callable[P, T]) -> Callable[P, T]:
-    """Of configurations that others wrote, any key may hold a value of any kind: what can't be computed with it is said
-    as a UserError, and Python's own words follow."""
+    """Turn what fails on a foreign configuration, whose keys may hold values of any kind, into a UserError with
+    Python's own message."""
 
     @wraps(read)
     def reads(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -281,9 +281,9 @@ def _guessed(found: ParsedCheckpoint) -> list[str]:
     stated, shown = found.beside.looks.keys(), found.looks
     guessed = [key for key in ("mean", "std", "resize_mode", "interpolation", "crop_pct") if key not in stated]
     if {"mean", "std", "resize_mode", "interpolation"} & set(guessed):
-        said = ", ".join(f"{key} {shown[key]}" for key in guessed if key in shown)
+        values = ", ".join(f"{key} {shown[key]}" for key in guessed if key in shown)
         what = f"{', '.join(guessed)} of the preprocessing are" if stated else "preprocessing is"
-        notes.append(f"{what} not in the files; {f'that of the family is taken: {said}' if said else 'as usual'}")
+        notes.append(f"{what} not in the files; {f'that of the family is used: {values}' if values else 'as usual'}")
     count = found.architecture.num_classes
     if found.beside.labels is None and count:
         named = LISTS[count][1] if count in LISTS and found.format.name in _GOOGLE else "numbered"

@@ -168,8 +168,8 @@ def load_folder(
 
     verify: whether both files must be as they were saved, by their digests; see `weights.digests`. A folder without
     digests is loaded, and the log says so. image_size: pixels, one number or (height, width), where another size than
-    the folder's is expected: positions are then interpolated, as `position_resize` or else the folder says, and the log
-    tells the old and the new grid.
+    the folder's is expected: positions are then interpolated, as `position_resize` or else the folder sets, and the
+    old and the new grid are logged.
     """
     path = find_folder(model)
     config, digests = _read_config(path, verify=verify)

@@ -1,4 +1,4 @@
-"""The layouts of checkpoints that are known: how each is told, its rules, and what its tensors do not say."""
+"""The known checkpoint layouts: how each is recognized, its key rules, and the facts that its tensors do not hold."""
 
 from __future__ import annotations
 

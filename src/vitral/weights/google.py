@@ -98,7 +98,7 @@ def big_vision_rules(_: Mapping[str, Tensor]) -> list[Rule]:
 
 
 def unstack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One tensor a block, where all blocks are stacked along the first axis (`encoderblock/...`)."""
+    """Split into one tensor per block, where all blocks are stacked along the first axis (`encoderblock/...`)."""
     mark = "Transformer/encoderblock/"
     single = {name: tensor for name, tensor in tensors.items() if not name.startswith(mark)}
     for name, tensor in tensors.items():

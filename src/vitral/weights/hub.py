@@ -70,7 +70,7 @@ def push(folder: Path, name: str, *, private: bool = False, license: str | None 
     except ImportError:
         raise UserError("pushing needs an extra", where=name, hint=install("hub")) from None
     if hub.get_token() is None:
-        raise UserError("the hub wants to know who you are", where=name, hint="`hf auth login`, or HF_TOKEN=hf_...")
+        raise UserError("authentication required", where=name, hint="`hf auth login`, or HF_TOKEN=hf_...")
     add = hub.CommitOperationAdd
     files = [
         add(CONFIG, signed(tree, folder / WEIGHTS).encode()),
@@ -82,7 +82,7 @@ def push(folder: Path, name: str, *, private: bool = False, license: str | None 
         is_new = _check_place(api, hub.errors.RepositoryNotFoundError, name, private, overwrite)
         api.create_repo(name, private=private, exist_ok=True)
         if is_new:
-            hint = f"The repository is there now, and empty. {hint}"
+            hint = f"The repository exists now and is empty. {hint}"
         api.create_commit(name, files, commit_message=f"Add {config.name}")
         return f"{api.endpoint}/{name}"
     except UserError:
@@ -94,7 +94,7 @@ def push(folder: Path, name: str, *, private: bool = False, license: str | None 
 
 def _check_place(api: Any, not_found: type[Exception], name: str, private: bool, overwrite: bool) -> bool:
     """Whether there is no such repository yet. Raises UserError for one that holds files, or that everybody sees where
-    `private` is asked for."""
+    `private` is set."""
     try:
         info = api.model_info(name)
     except not_found:

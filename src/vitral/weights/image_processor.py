@@ -13,7 +13,7 @@ Fields = dict[str, Any]
 _FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers
 _FIRST_SQUASHED = 384  # of ConvNext: from this size on nothing is cut
 _STEPS = ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_convert_rgb", "do_reduce_labels")
-# Keys that are read below, and those that change no pixels by themselves (padding needs do_pad, which is refused).
+# Keys that are read below, and those that change no pixels alone (padding needs do_pad, which is refused).
 _READ = {
     "rescale_factor", "image_mean", "image_std", "offset", "rescale_offset", "resample", "size", "crop_size",
     "crop_pct", "image_processor_type", "feature_extractor_type", "default_to_square", *_STEPS,

@@ -156,7 +156,7 @@ class MapImages(ResizeSpec):
 
 
 class Map(Config):
-    """A map.yaml: rules, and what tensors do not tell of the architecture and its images."""
+    """A map.yaml: key rules, and facts on architecture and images that the tensors do not hold."""
 
     rules: tuple[Rule, ...] = Field(strict=False)
     architecture: dict[str, Any] = Field(default_factory=dict)

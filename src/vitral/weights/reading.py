@@ -46,7 +46,7 @@ _PREFIXES = (
 )  # fmt: skip
 
 
-# torch's older format: five pickles, the first of a number that tells it, then the values.
+# torch's older format: five pickles, the first of a magic number, then the values.
 _LEGACY = 5
 _LEGACY_START = tuple(pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol)[:9] for protocol in (2, 3))
 _VALUES = 2_000_000
@@ -139,8 +139,8 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def read_tree(path: Path) -> dict[str, Any]:
-    """What one file holds, as it is nested there: told by its first bytes, whatever its ending says. What it asks for
-    is added up first. Raises UserError as `read` does."""
+    """Read the tree that one file holds; its format is recognized by the first bytes, not by the name. The memory that
+    it needs is added up first. Raises UserError as `read` does."""
     where = str(path)
     with open_regular(path) as file:
         start = file.read(9)

@@ -26,11 +26,12 @@ def without_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def adapt(state: dict[str, Tensor], old: ModelConfig, new: ModelConfig) -> tuple[dict[str, Tensor], list[str]]:
     """The weights of an `old` model for a `new` one that takes other images, and a line on each change.
 
-    Positions are interpolated to the new grid (arXiv 2010.11929, section 3.2), by what `new.position_resize` says;
-    patches resampled by the pseudo-inverse (arXiv 2212.08013); channels exchanged so that the model says of an image
-    what the old one said of that image in the old channels. Learned positions start from fixed ones, and a final norm
-    that moves behind or before the pooling starts anew, as in MAE's fine-tuning (arXiv 2111.06377, appendix A). What
-    does not change comes back as it is. Raises UserError where other channels or patches meet a convolutional stem.
+    Positions are interpolated to the new grid (arXiv 2010.11929, section 3.2), as `new.position_resize` sets;
+    patches resampled by the pseudo-inverse (arXiv 2212.08013); channels converted so that the model gives the
+    output of the old one for the same image in the old channels. Learned positions start from fixed ones, and a final
+    norm that moves behind or before the pooling is initialized again, as in MAE's fine-tuning (arXiv 2111.06377,
+    appendix A). What does not change comes back as it is. Raises UserError where other channels or patches meet a
+    convolutional stem.
     """
     state, notes = dict(state), list[str]()
     mine, theirs = token_config(old), token_config(new)
@@ -82,7 +83,7 @@ def _move_norm(state: dict[str, Tensor], old: ViTConfig, new: ViTConfig) -> list
     before, now = ("fc_norm", "norm") if old.norm_after_pool else ("norm", "fc_norm")
     for end, start in (("weight", torch.ones_like), ("bias", torch.zeros_like)):
         state[f"{now}.{end}"] = start(state.pop(f"{before}.{end}"))
-    return [f"{now} starts anew in place of {before}: the final norm {'follows' if now == 'fc_norm' else 'precedes'} "
+    return [f"{now} is initialized in place of {before}: the norm {'follows' if now == 'fc_norm' else 'precedes'} "
             "the pooling"]  # fmt: skip
 
 

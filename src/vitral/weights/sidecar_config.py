@@ -37,7 +37,7 @@ _TIMM_OTHER = {
 _TIMM_TANH = re.compile(
     r"vit_(base_patch32_siglip|large_patch16_siglip_(gap_)?512|giantopt_patch16_siglip|so400m_patch16_siglip)"
 )
-# Arguments of a timm model that shapes tell, that act in training alone, or that are read below.
+# Arguments of a timm model that follow from shapes, that act in training alone, or that are read below.
 _TIMM_NEUTRAL = {
     "img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias",
     "qk_norm", "init_values", "class_token", "no_embed_class", "reg_tokens", "num_reg_tokens", "fc_norm",
@@ -118,7 +118,8 @@ def _hf_labels(config: Mapping[str, Any]) -> list[str] | None:
 
 
 def _hf_multi_label(config: Mapping[str, Any], labels: list[str] | None, where: str) -> bool | None:
-    """Whether its pipeline takes a sigmoid of each class: also of a single one, where it is not told otherwise."""
+    """Whether its pipeline takes a sigmoid of each class: also of a single one, where it is not configured
+    otherwise."""
     problem = config.get("problem_type")
     if problem not in (None, "single_label_classification", "multi_label_classification"):
         raise UserError(

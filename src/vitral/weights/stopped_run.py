@@ -1,4 +1,4 @@
-"""A run's or sweep's folder without a model: what is said of it, and what to type. Imports no torch."""
+"""Folders of runs and sweeps without a model: the message and the next command. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-// What the page asks the server for. Addresses are relative, so that it works behind a prefix too.
+// Requests to the server. Addresses are relative, so that it works behind a prefix too.
 
 const STORED = "vitral-key";
 let keyWaiting = null;
@@ -12,7 +12,7 @@ export class Problem extends Error {
   }
 }
 
-/** Says who asks for the API key: a function that is given whether one was refused, and gives a key or null. */
+/** Sets the function that asks for the API key: it gets whether a key was refused, and returns a key or null. */
 export function onKeyWanted(ask) {
   askForKey = ask;
 }

@@ -15,7 +15,7 @@ export const tokenName = (token) =>
 
 const headCount = ({ heads }, { layer }) => `${heads[layer]} head${heads[layer] === 1 ? "" : "s"}`;
 
-/** The chosen head of one layer, or the mean or the greatest of its heads: one number a token. */
+/** The chosen head of one layer, or the mean or the greatest of its heads: one number per token. */
 export function fused({ data, shape }, direction, layer, head) {
   const [, layers, heads, tokens] = shape;
   const start = (direction * layers + layer) * heads * tokens;
@@ -104,7 +104,7 @@ export class Attention {
     this.#say();
   }
 
-  /** The status line says what the maps show, for those who do not see them. */
+  /** The status line describes the maps, for screen readers. */
   #say() {
     const { model, state } = this.page;
     if (Number.isNaN(this.maps[0].values[0])) {

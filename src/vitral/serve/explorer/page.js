@@ -1,4 +1,4 @@
-// What all parts of the page share: the model, the image, the state, and who wants to know when one changes.
+// State that all parts of the page share: the model, the image, the view, and the listeners to changes.
 
 import { Latest, blob as fileOf, json, post } from "./api.js";
 import { EMPTY, SAMPLE, fitted, fromHash, toHash } from "./state.js";
@@ -11,7 +11,7 @@ export class Page {
   #renewal = null;
   #renewed = false;
 
-  /** turn: counts the answers, so that whoever asked something of one can tell it from the next. */
+  /** turn: counts the answers, so that a late response to an old one is recognized. */
   constructor(models) {
     Object.assign(this, { models, model: null, answer: null, id: null, blob: null, turn: 0, state: { ...EMPTY } });
     this.wanted = { model: models[0], image: null, given: null };
@@ -77,7 +77,7 @@ export class Page {
     return this.show({ model, image: lost || !(image || given) ? SAMPLE + model.samples[0].id : image, given });
   }
 
-  /** Asks for the answer to an image: a sample, one that the server knows by its id, or one that was given. state:
+  /** Requests the answer to an image: a sample, one that the server knows by its id, or one that was given. state:
    * what is seen of it then; without it, what is seen now. */
   show({ model = this.wanted.model, image = null, given = null, state = null }) {
     const topk = model.classes && model.classes <= FEW ? FEW : 5;
@@ -112,7 +112,7 @@ export class Page {
     );
   }
 
-  /** The numbers of a view. Where the server has let go of the image, or has another model by now, all is shown anew. */
+  /** The numbers of a view. Where the server has let go of the image, or has another model by now, everything is loaded again. */
   async view(kind, read, params) {
     try {
       const found = await read(`/${this.id}/${kind}`, { model: this.model.name, ...params });
@@ -124,7 +124,7 @@ export class Page {
         this.#renewed = true; // once, until a view is there again
         this.#renewal = this.#renew();
       }
-      await this.#renewal; // every view has been asked for again then, this one too
+      await this.#renewal; // every view has been requested again then, this one too
       throw error;
     }
   }

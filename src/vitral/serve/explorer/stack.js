@@ -16,7 +16,7 @@ export class Stack {
   /**
    * figure: where it goes, with the title in its heading. options.pick: what to do with a chosen patch; options.key:
    * with a key that moves no patch, true if it was used; options.format: a value as text; options.idle: what stands
-   * below where no patch is meant, else the greatest value; options.said: what to do with a value that is said there,
+   * below where no patch is meant, else the greatest value; options.said: called with a value that is shown there,
    * or with null.
    */
   constructor(figure, { pick, key = null, format = String, idle = null, said = null }) {
@@ -43,7 +43,7 @@ export class Stack {
     return stacks.find((stack) => stack.figure === figure);
   }
 
-  /** A picture for those who do not see it: called as its heading, described by the value below it. */
+  /** Accessible names: a picture is named as its heading, described by the value below it. */
   #describe() {
     const heading = this.figure.querySelector("h3");
     heading.id ||= `${this.figure.id}-title`;
@@ -97,7 +97,7 @@ export class Stack {
     this.lines.style.backgroundSize = `calc(100% / ${grid[1]}) calc(100% / ${grid[0]})`;
   }
 
-  /** One color a patch; low and high are the ends of the scale. */
+  /** One color per patch; low and high are the ends of the scale. */
   show(values, low, high) {
     Object.assign(this, { values, low, high });
     [this.canvas.height, this.canvas.width] = this.grid;

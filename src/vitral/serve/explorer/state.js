@@ -1,4 +1,4 @@
-// What the page shows, in words that fit behind the # of a link.
+// The state of the page as text behind the # of a link.
 
 /** All that a link restores. image: "sample:NAME" or the id of an image that was given; token: "patch" or a name. */
 export const EMPTY = {
