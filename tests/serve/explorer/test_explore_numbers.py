@@ -144,7 +144,7 @@ def test_layers_heads_and_the_overview(visit: Visit, hosts: dict[str, ModelWorke
             cell = pixels[top : top + rows * scale : scale, left : left + columns * scale : scale]
             assert cell.flatten().tolist() == colors(values_N, 0, values_N.max())
     page.locator("#token").select_option("cls")
-    expect(status).to_contain_text("Class token. Layer 2, head 1.")
+    expect(status).to_contain_text("Class token. Layer 3, head 1.")
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -153,7 +153,7 @@ def test_the_lens_and_merging(visit: Visit, hosts: dict[str, ModelWorker], name:
     scores_LS = truth.predictor.scores(logit_lens(truth.vit, truth.x_BCHW)[0])
     final = int(scores_LS[-1].argmax())
     assert rows_of(page, "lens-table") == [
-        [str(layer), truth.predictor.classes[int(row_S.argmax())], percent(row_S.max()), percent(row_S[final])]
+        [str(layer + 1), truth.predictor.classes[int(row_S.argmax())], percent(row_S.max()), percent(row_S[final])]
         for layer, row_S in enumerate(np.round(scores_LS.double().numpy(), 6))
     ]
     expect(page.locator("#merge-speed")).to_have_text("Nothing is merged.")

@@ -51,7 +51,7 @@ def test_a_link_restores_the_page(visit: Visit, browser: Browser, base: str, hos
         expect(again.locator(control)).to_have_value(value)
     # In the page that is open, too; and nonsense is put right.
     again.goto(f"{base}/#model=vitral-digits&token=nobody&layer=99&head=99&patch=77,1&r=999")
-    expect(again.locator("#status")).to_contain_text("All patches on average. Layer 3, mean of 4 heads.")
+    expect(again.locator("#status")).to_contain_text("All patches on average. Layer 4, mean of 4 heads.")
     expect(again.locator("#row")).to_have_value("3")
     other.quiet()
     other.close()
@@ -75,7 +75,7 @@ def test_a_given_image_comes_back_by_its_link(visit: Visit, browser: Browser, ba
     expect(page.get_by_role("alert").filter(has_text="give it again")).to_be_visible()
     lost.hand_over("drop", picture(9, 13, seed=40))
     lost.settle()
-    expect(page.locator("#status")).to_contain_text("Layer 1")
+    expect(page.locator("#status")).to_contain_text("Layer 2")
     lost.close()
 
 
@@ -283,7 +283,7 @@ def test_without_an_answer_no_old_numbers_stand(visit: Visit) -> None:
     for view in ("attention", "rollout"):
         page.unroute(f"**/{view}**")
     click_patch_now(page, (2, 1))
-    expect(page.locator("#status")).to_contain_text("Patch row 2, column 1. Layer 1")
+    expect(page.locator("#status")).to_contain_text("Patch row 2, column 1. Layer 2")
     expect(page.locator("#layers-error")).to_be_hidden()
 
 
@@ -324,7 +324,7 @@ def test_a_link_to_what_is_gone_changes_nothing(visit: Visit, base: str) -> None
     expect(page.locator("#image-error")).to_contain_text("give it again")
     assert page.url == before
     click_patch_now(page, (0, 1))
-    expect(page.locator("#status")).to_contain_text("Patch row 0, column 1. Layer 2")
+    expect(page.locator("#status")).to_contain_text("Patch row 0, column 1. Layer 3")
     assert "image=sample%3Adigit-0" in page.url
     page.goto(f"{base}/#image=models")  # no image's id: the first sample
     expect(page.locator("#image-error")).to_be_hidden()
@@ -422,7 +422,7 @@ def test_what_a_model_lacks_is_said(visit: Visit) -> None:
     expect(page.locator("#merge .body")).to_be_hidden()
     page.locator("#model").select_option("uneven")
     page.locator("#head").select_option("1")
-    expect(page.locator("#status")).to_have_text("Layer 1 has no head 1, but 1 head.")
+    expect(page.locator("#status")).to_have_text("Layer 2 has no head 1, but 1 head.")
     assert "NaN" not in (page.locator("main").text_content() or "")
     assert rows_of(page, "attention-table") == []
     page.locator("#head").select_option("mean")

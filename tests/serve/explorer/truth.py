@@ -47,9 +47,9 @@ class Truth:
     def status(self, patch: tuple[int, int], layer: int, head: str) -> str:
         """What the status line has to say."""
         of_T, to_T = (each[self.prefix :] for each in self.attention(f"{patch[0]},{patch[1]}", layer, head))
-        named = {"mean": f"mean of {self.vit.config.heads} heads", "max": "greatest of the heads"}
+        named = {"mean": f"mean of {self.vit.config.heads} heads", "max": "maximum over the heads"}
         return (
-            f"Patch row {patch[0]}, column {patch[1]}. Layer {layer}, {named.get(head, f'head {head}')}. "
+            f"Patch row {patch[0]}, column {patch[1]}. Layer {layer + 1}, {named.get(head, f'head {head}')}. "
             f"Of the patches it attends most to {self.place(of_T)}: {percent(of_T.max())}. "
             f"Most attention to it is from {self.place(to_T)}: {percent(to_T.max())}. "
             f"To itself: {percent(of_T[patch[0] * self.grid[1] + patch[1]])}."

@@ -1,11 +1,11 @@
 // What the model says of the image, and what it would say after each layer.
 
 import { Latest, json } from "./api.js";
-import { $, barCell, fillTable, percent, tell } from "./dom.js";
+import { $, barCell, fillTable, percent, showMessage } from "./dom.js";
 
 /** The likeliest classes as bars. */
 export function showAnswer(model, answer) {
-  tell("answer-why", model.why.predict);
+  showMessage("answer-why", model.why.predict);
   $("answer-table").hidden = !answer.predictions.length;
   fillTable($("answer-table"), answer.predictions.map(({ label, score }) => [label, barCell(score)]));
   const [best] = answer.predictions;
@@ -29,13 +29,13 @@ export class Lens {
   update(changed) {
     if (!this.page.model.can.includes("lens")) {
       this.latest.drop();
-      tell("lens-error");
+      showMessage("lens-error");
     } else if (changed.has("image"))
       this.latest.run(
         () => this.page.view("lens", json, {}),
         (found) => this.#show(found),
         (error) => {
-          tell("lens-error", error.message);
+          showMessage("lens-error", error.message);
           fillTable($("lens-table"), []);
         },
       );
@@ -43,13 +43,13 @@ export class Lens {
   }
 
   #show({ final, layers }) {
-    tell("lens-error");
+    showMessage("lens-error");
     $("lens-final").textContent = `Proba\u00adbility of “${final.label}”`;
     fillTable($("lens-table"), layers.map(({ predictions: [best, ...others], final_score: share }, layer) => {
       const cell = document.createElement("td");
       cell.append(best.label);
       cell.title = others.map(({ label, score }) => `then ${label} ${percent(score)}`).join(", ");
-      return [String(layer), cell, barCell(best.score), barCell(share)];
+      return [String(layer + 1), cell, barCell(best.score), barCell(share)];
     }));
     this.#choose();
   }

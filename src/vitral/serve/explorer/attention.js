@@ -2,7 +2,7 @@
 
 import { Latest, floats } from "./api.js";
 import { heat } from "./colors.js";
-import { $, el, fillTable, greatest, percent, placeName, tell } from "./dom.js";
+import { $, el, fillTable, greatest, percent, placeName, showMessage } from "./dom.js";
 import { Stack } from "./stack.js";
 
 const CELL = 28; // pixels of an overview cell, at least
@@ -73,7 +73,7 @@ export class Attention {
   }
 
   #done(message) {
-    tell("attention-error", message);
+    showMessage("attention-error", message);
     $("attention").removeAttribute("aria-busy");
   }
 
@@ -108,14 +108,14 @@ export class Attention {
   #say() {
     const { model, state } = this.page;
     if (Number.isNaN(this.maps[0].values[0])) {
-      $("status").textContent = `Layer ${state.layer} has no head ${state.head}, but ${headCount(model, state)}.`;
+      $("status").textContent = `Layer ${state.layer + 1} has no head ${state.head}, but ${headCount(model, state)}.`;
       return;
     }
     const who = state.token === "patch" ? `Patch ${placeName(state.patch)}` : tokenName(state.token);
-    const heads = { mean: `mean of ${headCount(model, state)}`, max: "greatest of the heads" };
+    const heads = { mean: `mean of ${headCount(model, state)}`, max: "maximum over the heads" };
     const [from, to] = this.maps;
     const parts = [
-      `${who[0].toUpperCase()}${who.slice(1)}. Layer ${state.layer}, ${heads[state.head] ?? `head ${state.head}`}.`,
+      `${who[0].toUpperCase()}${who.slice(1)}. Layer ${state.layer + 1}, ${heads[state.head] ?? `head ${state.head}`}.`,
       `Of the patches it attends most to ${placeName(from.top())}: ${percent(from.at(from.top()))}.`,
       `Most attention to it is from ${placeName(to.top())}: ${percent(to.at(to.top()))}.`,
     ];
@@ -173,9 +173,9 @@ export class Attention {
       width: one ? `${(100 * (wide - GAP)) / canvas.width}%` : "100%",
     });
     mark.hidden = false;
-    const head = one ? `head ${state.head}` : state.head === "max" ? "greatest of its heads" : "mean of its heads";
+    const head = one ? `head ${state.head}` : state.head === "max" ? "maximum over its heads" : "mean of its heads";
     this.overview.setAttribute("aria-label",
-      `Overview of ${model.layers} layers and ${Math.max(...model.heads)} heads; chosen: layer ${state.layer}, ${head}`);
+      `Overview of ${model.layers} layers and ${Math.max(...model.heads)} heads; chosen: layer ${state.layer + 1}, ${head}`);
   }
 
   #choose(event) {

@@ -30,7 +30,7 @@ export function fillTable(table, rows) {
 }
 
 /** Shows a mistake beside what it belongs to, or takes it away. */
-export function tell(id, message = "") {
+export function showMessage(id, message = "") {
   $(id).textContent = message;
   $(id).hidden = !message;
 }

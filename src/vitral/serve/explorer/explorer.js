@@ -3,7 +3,7 @@
 import { blob as fileOf, json, onKeyWanted } from "./api.js";
 import { showAnswer, Lens } from "./answers.js";
 import { Attention, tokenName } from "./attention.js";
-import { $, el, placeName, tell } from "./dom.js";
+import { $, el, placeName, showMessage } from "./dom.js";
 import { Layers } from "./layers.js";
 import { Merge } from "./merge.js";
 import { Page } from "./page.js";
@@ -36,7 +36,7 @@ async function start() {
     try {
       ({ models } = await json("/models"));
     } catch (error) {
-      tell("image-error", `${error.message} ${error.code === "unauthorized" ? "Load the page again to give it." : "Trying again."}`);
+      showMessage("image-error", `${error.message} ${error.code === "unauthorized" ? "Load the page again to give it." : "Trying again."}`);
       if (error.code === "unauthorized") return;
       await new Promise((resolve) => setTimeout(resolve, RETRY));
     }
@@ -44,7 +44,7 @@ async function start() {
   page = new Page(models);
   page.busy = (busy, message = null) => {
     $("image-section").setAttribute("aria-busy", String(busy));
-    if (message !== null) tell("image-error", message);
+    if (message !== null) showMessage("image-error", message);
     if (message && page.model) $("model").value = page.model.name;
   };
   page.noImage = (model) => {
@@ -90,8 +90,8 @@ function show(changed) {
   picture.box.setAttribute("aria-label", `Patches of the picture; chosen: ${placeName(state.patch)}`);
   for (const name of ["token", "head", "view", "fuse", "layer", "r"]) $(name).value = state[name];
   [$("row").value, $("column").value] = state.patch;
-  $("layer-said").textContent = `${state.layer} (0 to ${model.layers - 1})`;
-  $("r-said").textContent = `${state.r} (0 to ${model.most_merged})`;
+  $("layer-said").textContent = `${state.layer + 1} of ${model.layers}`;
+  $("r-said").textContent = `${state.r} of at most ${model.most_merged}`;
   $("under").checked = state.under === 1;
   $("main").classList.toggle("under", state.under === 1);
 }
@@ -110,7 +110,7 @@ function showModel(model) {
   for (const [name, section] of [["attention", "attention"], ["attention", "layers"], ["lens", "lens"], ["merge", "merge"]]) {
     const has = model.can.includes(name);
     $(section).querySelector(".body").hidden = !has;
-    tell(`${section}-why`, has ? "" : why[name]);
+    showMessage(`${section}-why`, has ? "" : why[name]);
   }
   const sees = model.can.includes("attention");
   for (const id of ["controls", "patch-inputs", "keys"]) $(id).hidden = !sees;
@@ -120,7 +120,7 @@ function showModel(model) {
   const capital = (text) => text[0].toUpperCase() + text.slice(1);
   $("token").replaceChildren(...["patch", ...model.tokens, "mean"].map((name) => option(name, capital(tokenName(name)))));
   const heads = Math.max(...model.heads);
-  $("head").replaceChildren(option("mean", "Mean of the heads"), option("max", "Greatest of the heads"),
+  $("head").replaceChildren(option("mean", "Mean over heads"), option("max", "Maximum over heads"),
     ...Array.from({ length: heads }, (_, head) => option(String(head), `Head ${head}`)));
   $("layer").max = model.layers - 1;
   $("r").max = model.most_merged;
@@ -145,7 +145,7 @@ function showSamples(model) {
 function giveFile(files, mistake) {
   const [file] = files;
   if (file) page.show({ given: file });
-  else tell("image-error", mistake);
+  else showMessage("image-error", mistake);
 }
 
 function listen() {

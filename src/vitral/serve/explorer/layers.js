@@ -1,7 +1,7 @@
 // Views beside attention: rollout through all layers, likeness and length of the patches after each layer.
 
 import { Latest, floats } from "./api.js";
-import { $, percent, placeName, short, tell } from "./dom.js";
+import { $, percent, placeName, short, showMessage } from "./dom.js";
 import { tokenName } from "./attention.js";
 import { Stack } from "./stack.js";
 
@@ -55,7 +55,7 @@ export class Layers {
   #done(view, message = "") {
     view.error = message;
     const errors = Object.values(this.views).map(({ error }) => error).filter(Boolean);
-    tell("layers-error", [...new Set(errors)].join("\n"));
+    showMessage("layers-error", [...new Set(errors)].join("\n"));
   }
 
   #draw(name, view) {
@@ -75,8 +75,8 @@ export class Layers {
     const { state } = this.page;
     $(`${name}-title`).textContent = {
       rollout: `Rollout of ${state.token === "patch" ? placeName(state.patch) : tokenName(state.token)}`,
-      similarity: `Similarity to ${placeName(state.patch)}, after layer ${state.layer}`,
-      norms: `Token norm, after layer ${state.layer}`,
+      similarity: `Similarity to ${placeName(state.patch)}, after layer ${state.layer + 1}`,
+      norms: `Token norm, after layer ${state.layer + 1}`,
     }[name];
   }
 }

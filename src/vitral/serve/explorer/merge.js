@@ -2,7 +2,7 @@
 
 import { Latest, json } from "./api.js";
 import { paint } from "./colors.js";
-import { $, fillTable, percent, tell } from "./dom.js";
+import { $, fillTable, percent, showMessage } from "./dom.js";
 import { Stack } from "./stack.js";
 
 const SIDE = 336; // pixels of the drawing's width, about
@@ -38,7 +38,7 @@ export class Merge {
   }
 
   #done(message) {
-    tell("merge-error", message);
+    showMessage("merge-error", message);
     $("merge").removeAttribute("aria-busy");
   }
 

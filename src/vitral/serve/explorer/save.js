@@ -49,7 +49,7 @@ async function sections(page) {
   if (model.can.includes("attention")) {
     const format = { from: percent, to: percent, rollout: percent, similarity: short, norms: short };
     const about = state.token === "patch" ? `patch ${page.token()} (row, column)` : tokenName(state.token);
-    parts.push(`<h2>Attention of ${escape(about)}, layer ${state.layer}, ${escape($("head").selectedOptions[0].text)}</h2>`
+    parts.push(`<h2>Attention of ${escape(about)}, layer ${state.layer + 1}, ${escape($("head").selectedOptions[0].text)}</h2>`
       + `<p>${escape($("status").textContent)}</p><div class="row">${await figureOf("from")}${await figureOf("to")}</div>`
       + tableOf($("attention-table"))
       + `<h3>Attention ${state.view}: layers downwards, heads across</h3><img alt="Every layer and head" src="`
@@ -76,7 +76,7 @@ export async function savePage(page) {
 <link rel="icon" href="data:,"><title>${escape(name)}: how it sees an image</title><style>${STYLE}</style></head><body>
 <h1>How ${escape(name)} sees an image</h1><p><strong>Attention is not an explanation.</strong> ${escape($("caveat").textContent)}</p>
 ${(await sections(page)).join("\n")}
-<p class="soft">Rows, columns, layers and heads are counted from 0. Made by Vitral's explorer.</p></body></html>`;
+<p class="soft">Rows, columns and heads are counted from 0, layers from 1. Made by Vitral's explorer.</p></body></html>`;
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([html], { type: "text/html" }));
   link.download = `${name.replace(/[^\w.-]+/g, "_")}-explored.html`;

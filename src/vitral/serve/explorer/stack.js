@@ -16,7 +16,7 @@ export class Stack {
   /**
    * figure: where it goes, with the title in its heading. options.pick: what to do with a chosen patch; options.key:
    * with a key that moves no patch, true if it was used; options.format: a value as text; options.idle: what stands
-   * below where no patch is meant, else the greatest value; options.said: called with a value that is shown there,
+   * below where no patch is meant, else the largest value; options.said: called with a value that is shown there,
    * or with null.
    */
   constructor(figure, { pick, key = null, format = String, idle = null, said = null }) {
@@ -146,7 +146,7 @@ export class Stack {
     return this.values[row * this.grid[1] + column];
   }
 
-  /** Row and column of the greatest value. */
+  /** Row and column of the largest value. */
   top() {
     const place = greatest(this.values);
     return [Math.floor(place / this.grid[1]), place % this.grid[1]];
@@ -157,7 +157,7 @@ export class Stack {
     this.onSaid?.(place ? this.at(place) : null);
     if (place) this.said.textContent = `${placeName(place)}: ${this.format(this.at(place))}`;
     else if (Number.isNaN(this.values[0])) this.said.textContent = "";
-    else this.said.textContent = this.idle ?? `greatest, ${placeName(this.top())}: ${this.format(this.at(this.top()))}`;
+    else this.said.textContent = this.idle ?? `largest, ${placeName(this.top())}: ${this.format(this.at(this.top()))}`;
   }
 
   /** What is seen, as a data URL of a PNG. */
