@@ -17,7 +17,7 @@ from vitral.data.affine import warp
 from vitral.data.config import AugmentConfig
 from vitral.data.crop import draw_boxes
 from vitral.data.erasing import erase
-from vitral.data.policies import Draws, Op, Plan, motion, perform, randaugment_table, recolor, trivial_table
+from vitral.data.policies import AugmentOps, Draws, Op, motion, perform, randaugment_table, recolor, trivial_table
 
 pytestmark = pytest.mark.oracle
 
@@ -155,7 +155,7 @@ def test_two_operations_one_after_the_other(v2: Any, channels: int, interpolatio
     moves_RB = (op_RB == Op.TRANSLATE_X) | (op_RB == Op.TRANSLATE_Y)
     natural_RB = torch.where(moves_RB, natural_RB.trunc(), natural_RB)
     natural_RB = torch.where(op_RB == Op.POSTERIZE, natural_RB.round(), natural_RB)
-    ours, _ = perform(images, Plan(op_RB, natural_RB), "zeros", interpolation)
+    ours, _ = perform(images, AugmentOps(op_RB, natural_RB), "zeros", interpolation)
     policy = v2.RandAugment(2, 9, interpolation=v2.InterpolationMode(interpolation))
     for image, mine, ops, magnitudes in zip(images, ours, op_RB.T.tolist(), magnitude_RB.T.tolist(), strict=True):
         theirs = image

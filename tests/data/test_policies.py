@@ -12,12 +12,12 @@ from torch import Tensor
 from vitral.data.augment import augment
 from vitral.data.config import AugmentConfig
 from vitral.data.policies import (
+    AugmentOps,
     Draws,
     Op,
-    Plan,
+    draw_ops,
     jitter,
     perform,
-    plan,
     randaugment,
     randaugment_table,
     recolor,
@@ -113,18 +113,18 @@ def test_jitter_takes_each_order_and_range_evenly() -> None:
     "name", ["gray", "solarize", "posterize", "equalize", "autocontrast", "invert", "sharpen", "blur"]
 )
 def test_a_single_operation_has_its_probability(name: str) -> None:
-    todo = plan(config(**{name: 0.3}), draws(10_000), (8, 8))
+    todo = draw_ops(config(**{name: 0.3}), draws(10_000), (8, 8))
     assert todo is not None
     assert todo.op_RB.shape == (1, 10_000)
     assert 0.28 < (todo.op_RB != Op.IDENTITY).float().mean() < 0.32
-    assert plan(config(), draws(4), (8, 8)) is None
-    assert plan(config(policy="randaugment", num_ops=0), draws(4), (8, 8)) is None
+    assert draw_ops(config(), draws(4), (8, 8)) is None
+    assert draw_ops(config(policy="randaugment", num_ops=0), draws(4), (8, 8)) is None
 
 
 @pytest.mark.parametrize("policy", ["randaugment", "trivial", "three_augment"])
 def test_carried_out_as_planned_sample_by_sample(policy: str) -> None:
     x, setup = images(), config(policy=policy, brightness=0.3, hue=0.2)
-    todo = plan(setup, draws(48), (11, 14))
+    todo = draw_ops(setup, draws(48), (11, 14))
     assert todo is not None
     done, matrix = perform(x, todo)
     assert torch.equal(x, images()), "what was given is untouched"
@@ -134,7 +134,7 @@ def test_carried_out_as_planned_sample_by_sample(policy: str) -> None:
             if op >= Op.BRIGHTNESS:
                 one = recolor(Op(op), one, amount)
             elif op:
-                one, _ = perform(one, Plan(torch.tensor([[op]]), amount[None]))
+                one, _ = perform(one, AugmentOps(torch.tensor([[op]]), amount[None]))
         assert torch.equal(done[i : i + 1], one)
         if (todo.op_RB[:, i] >= Op.BRIGHTNESS).all():
             assert torch.equal(matrix[i], torch.eye(3))
@@ -193,7 +193,7 @@ def test_the_matrix_follows_the_policys_moves(policy: str) -> None:
     y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     blob = torch.exp(-((x - 18.0) ** 2 + (y - 15.0) ** 2) / 8).expand(64, 1, size, size)
     setup = config(policy=policy, num_ops=3, flip=0.5, crop="random_resized", crop_scale=[0.8, 1.0], rotate=5.0)
-    todo = plan(setup, Draws(0, 0, 0, keys), (size, size))
+    todo = draw_ops(setup, Draws(0, 0, 0, keys), (size, size))
     assert todo is not None
     view = augment(blob, setup, 0, keys * 0, keys)
     total = view.images_BCHW[:, 0].sum((1, 2))
@@ -219,9 +219,9 @@ def test_what_was_done_to_the_images_before_is_taken_into_the_map() -> None:
 def test_opacity_moves_along_and_keeps_its_values() -> None:
     x = images(channels=4)
     op = torch.full((1, 48), int(Op.INVERT))
-    done, _ = perform(x, Plan(op, torch.zeros(1, 48)))
+    done, _ = perform(x, AugmentOps(op, torch.zeros(1, 48)))
     assert torch.equal(done, torch.cat([255 - x[:, :3], x[:, 3:]], 1))
-    moved, matrix = perform(x, Plan(torch.full((1, 48), int(Op.TRANSLATE_X)), torch.full((1, 48), 2.0)))
+    moved, matrix = perform(x, AugmentOps(torch.full((1, 48), int(Op.TRANSLATE_X)), torch.full((1, 48), 2.0)))
     assert torch.equal(moved[..., 2:], x[..., :-2])
     assert (moved[..., :2] == 0).all()
     assert (matrix[:, 0, 2] == 2).all()
@@ -229,13 +229,13 @@ def test_opacity_moves_along_and_keeps_its_values() -> None:
 
 @pytest.mark.parametrize(("fill", "level"), [("zeros", 0), ("gray", 128)])
 def test_what_lies_outside(fill: str, level: int) -> None:
-    moved, _ = perform(images(), Plan(torch.full((1, 48), int(Op.TRANSLATE_Y)), torch.full((1, 48), -3.0)), fill)
+    moved, _ = perform(images(), AugmentOps(torch.full((1, 48), int(Op.TRANSLATE_Y)), torch.full((1, 48), -3.0)), fill)
     assert (moved[..., -3:, :] == level).all()
     assert torch.equal(moved[..., :-3, :], images()[..., 3:, :])
 
 
 def test_rotation_is_against_the_clock() -> None:
     x = images(size=(9, 9))
-    turned, matrix = perform(x, Plan(torch.full((1, 48), int(Op.ROTATE)), torch.full((1, 48), 90.0)))
+    turned, matrix = perform(x, AugmentOps(torch.full((1, 48), int(Op.ROTATE)), torch.full((1, 48), 90.0)))
     assert torch.equal(turned, x.rot90(1, (-2, -1)))
     assert math.isclose(float(matrix[0, 1, 0]), -1, abs_tol=1e-6)

@@ -20,7 +20,7 @@ from vitral.data.config import AugmentConfig, DataConfig, Interpolation, ViewCon
 from vitral.data.dataset import Split, memory_split
 from vitral.data.image_spec import ResizeSpec
 from vitral.data.loader import ImageStore, StreamLoader
-from vitral.data.policies import Draws, Op, plan
+from vitral.data.policies import Draws, Op, draw_ops
 from vitral.data.reading import RandomCrop
 from vitral.data.resize import shown_box
 from vitral.data.sources import open_dataset
@@ -136,7 +136,7 @@ def geometric(loader: StreamLoader, step: int, size: tuple[int, int]) -> Tensor:
     """Which samples of a step a policy moves alone, and leaves the values of."""
     rows = loader.sampler.rows(step, loader.first, loader.last)
     draws = Draws(loader.seed, torch.from_numpy(rows.draw_B), 0, torch.from_numpy(rows.index_B))
-    todo = plan(loader.views[0].augment, draws, size)
+    todo = draw_ops(loader.views[0].augment, draws, size)
     return torch.ones(len(rows.index_B)).bool() if todo is None else (todo.op_RB <= Op.ROTATE).all(0)
 
 

@@ -14,7 +14,7 @@ from vitral.objectives.config import DinoConfig, IbotConfig
 from vitral.objectives.dino import Dino
 from vitral.objectives.ibot import Ibot
 from vitral.objectives.objective import ObjectiveContext
-from vitral.objectives.self_distillation import Distillation
+from vitral.objectives.self_distillation import SelfDistillation
 from vitral.optim.config import OptimConfig
 from vitral.optim.optimizer import make_optimizer
 from vitral.structs import Batch, StepOutput, View
@@ -40,7 +40,7 @@ def make(
     context: ObjectiveContext | None = None,
     model: Any = (),
     **keys: Any,
-) -> Distillation:
+) -> SelfDistillation:
     """With a class token that is not zero, so that nothing is equal by its initial value."""
     torch.manual_seed(0)
     context, keys = context or ObjectiveContext(steps=20, epoch_steps=0.0, seed=3), {**SMALL, "kind": kind, **keys}
@@ -48,7 +48,7 @@ def make(
     def factory() -> VisionTransformer:
         return encoder(dtype, **dict(model))
 
-    objective: Distillation
+    objective: SelfDistillation
     objective = (
         Ibot(factory, IbotConfig(**keys), context) if kind == "ibot" else Dino(factory, DinoConfig(**keys), context)
     )
@@ -73,14 +73,14 @@ def grads(objective: nn.Module, out: StepOutput) -> dict[str, torch.Tensor]:
     return dict(zip(trained, found, strict=True))
 
 
-def state_of(objective: Distillation, optim: OptimConfig, *, ddp: bool = False) -> TrainState:
+def state_of(objective: SelfDistillation, optim: OptimConfig, *, ddp: bool = False) -> TrainState:
     optimizer = make_optimizer(objective, optim)
     return TrainState(objective, optimizer, None, Progress(), parallel=Parallel(objective, ddp=ddp))
 
 
 def step(
     state: TrainState,
-    objective: Distillation,
+    objective: SelfDistillation,
     batch: Batch,
     *,
     micro: int | None = None,

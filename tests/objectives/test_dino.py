@@ -17,7 +17,7 @@ from vitral.data.config import AugmentConfig
 from vitral.errors import UserError
 from vitral.objectives.config import DinoConfig, IbotConfig
 from vitral.objectives.objective import ObjectiveContext
-from vitral.objectives.self_distillation import Distillation
+from vitral.objectives.self_distillation import SelfDistillation
 from vitral.optim.config import OptimConfig
 from vitral.structs import Batch
 from vitral.training.nonfinite import BOUND, STEPS
@@ -31,7 +31,7 @@ KINDS: list[dict[str, Any]] = [
 ]
 
 
-def plain_loss(objective: Distillation, batch: Batch) -> torch.Tensor:
+def plain_loss(objective: SelfDistillation, batch: Batch) -> torch.Tensor:
     """DINO's loss, one view after the other."""
     config, terms = objective.distilled, list[torch.Tensor]()
     images = [view.images_BCHW for view in batch.views]

@@ -11,12 +11,12 @@ import torch
 
 from tests.objectives.distilled import make, views
 from vitral.errors import UserError
-from vitral.objectives.self_distillation import Distillation
+from vitral.objectives.self_distillation import SelfDistillation
 
 FLOAT = torch.float32
 
 
-def published(objective: Distillation, *, shared: bool = False) -> dict[str, Any]:
+def published(objective: SelfDistillation, *, shared: bool = False) -> dict[str, Any]:
     """What the repositories save of these networks: student under DDP, teacher bare, both with wrapped encoders."""
     state = objective.state_dict()
 
@@ -40,7 +40,7 @@ def published(objective: Distillation, *, shared: bool = False) -> dict[str, Any
     return tree
 
 
-def scrambled(**keys: Any) -> Distillation:
+def scrambled(**keys: Any) -> SelfDistillation:
     """All weights other ones, student and teacher too."""
     objective = make(**keys, dtype=FLOAT)
     with torch.no_grad():

@@ -16,7 +16,7 @@ from vitral.data.config import AugmentConfig
 from vitral.data.counter_rng import Stream, uniforms
 from vitral.data.crop import box_matrix, draw_boxes
 from vitral.data.erasing import erase
-from vitral.data.policies import Draws, perform, plan
+from vitral.data.policies import Draws, draw_ops, perform
 from vitral.structs import View
 
 _STREAMS: tuple[Stream, ...] = (
@@ -49,7 +49,7 @@ def augment(
     draws = Draws(seed, epoch_B, view, sample_ids_B)
     source = (images_BCHW.shape[-2], images_BCHW.shape[-1])
     size = size or source
-    todo = plan(config, draws, size)
+    todo = draw_ops(config, draws, size)
     if todo is None:
         images_BCHW = _unit(images_BCHW)
     crop = config.crop == "random_resized"

@@ -1,11 +1,11 @@
 """Which operation each sample gets, and how strong: RandAugment, TrivialAugment, 3-Augment, color jitter, single ones.
 
-A plan is some rounds; in each, every sample has one operation (or none) and one amount. `perform` carries it out: the
-samples of a round are grouped by operation, so only chosen work is done, and a round's geometric operations are one
-resampling. Sources: Cubuk et al. 2020 (arXiv 1909.13719), Mueller and Hutter 2021 (arXiv 2103.10158), Touvron et al.
-2022 (DeiT III, arXiv 2204.07118); operations, ranges and 31 strengths are torchvision v2's.
-Shape letters: B samples, C channels, H W height and width, R rounds, G samples of a group, O operations, M strengths,
-33 a homogeneous 3 x 3 matrix from source to result.
+Operations are drawn in rounds; in each, every sample has one operation (or none) and one amount. `perform` carries it
+out: the samples of a round are grouped by operation, so only chosen work is done, and a round's geometric operations
+are one resampling. Sources: Cubuk et al. 2020 (arXiv 1909.13719), Mueller and Hutter 2021 (arXiv 2103.10158), Touvron
+et al. 2022 (DeiT III, arXiv 2204.07118); operations, ranges and 31 strengths are torchvision v2's. Shape letters: B
+samples, C channels, H W height and width, R rounds, G samples of a group, O operations, M strengths, 33 a homogeneous 3
+x 3 matrix from source to result.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _CHOICES = 14
 _SIGNED = Op.SHARPNESS  # the last one whose amount goes both ways
 
 
-class Plan(NamedTuple):
+class AugmentOps(NamedTuple):
     """Operation codes int64 and amounts float32, both [R, B]."""
 
     op_RB: Tensor
@@ -79,13 +79,13 @@ class Draws(NamedTuple):
         return uniform_runs(self.seed, self.epoch_B, self.view, self.sample_ids_B, streams, count)
 
 
-def plan(config: AugmentConfig, draws: Draws, size: tuple[int, int]) -> Plan | None:
+def draw_ops(config: AugmentConfig, draws: Draws, size: tuple[int, int]) -> AugmentOps | None:
     """Return the operations that `config` sets after crop and geometry: the policy, then color jitter, then single
     operations.
 
     `size` is the images' (height, width). None where none is configured.
     """
-    parts: list[Plan] = []
+    parts: list[AugmentOps] = []
     if config.policy == "randaugment" and config.num_ops:
         parts.append(randaugment(draws, size, config.num_ops, config.magnitude, config.magnitude_std))
     elif config.policy == "trivial":
@@ -97,12 +97,12 @@ def plan(config: AugmentConfig, draws: Draws, size: tuple[int, int]) -> Plan | N
     parts += _single(config, draws)
     if not parts:
         return None
-    return Plan(torch.cat([part.op_RB for part in parts]), torch.cat([part.amount_RB for part in parts]))
+    return AugmentOps(torch.cat([part.op_RB for part in parts]), torch.cat([part.amount_RB for part in parts]))
 
 
 def randaugment(
     draws: Draws, size: tuple[int, int], num_ops: int = 2, magnitude: float = 9.0, magnitude_std: float = 0.0
-) -> Plan:
+) -> AugmentOps:
     """RandAugment: `num_ops` >= 1 operations a sample, drawn evenly from 14, all of one strength in 0 to 30.
 
     With `magnitude_std` the strength of each is normally distributed about `magnitude`, cut off at 0 and 30, which the
@@ -117,17 +117,17 @@ def randaugment(
         normal_RB = torch.sqrt(-2 * torch.log(1 - normal[0])) * torch.cos(2 * math.pi * normal[1])
         strength_RB = (magnitude + magnitude_std * normal_RB).clamp(0, STRENGTHS - 1)
     op_RB = (kind_RB * _CHOICES).long()
-    return Plan(op_RB, _amounts(randaugment_table(size), op_RB, strength_RB, sign_RB))
+    return AugmentOps(op_RB, _amounts(randaugment_table(size), op_RB, strength_RB, sign_RB))
 
 
-def trivial_augment(draws: Draws, size: tuple[int, int]) -> Plan:
+def trivial_augment(draws: Draws, size: tuple[int, int]) -> AugmentOps:
     """TrivialAugment (wide): one operation per sample, drawn evenly from 14, its strength from 31."""
     kind_RB, sign_RB, strength_RB = draws.runs((Stream.POLICY_OP, Stream.POLICY_SIGN, Stream.POLICY_SIZE), 1)
     op_RB = (kind_RB * _CHOICES).long()
-    return Plan(op_RB, _amounts(trivial_table(size), op_RB, (strength_RB * STRENGTHS).floor(), sign_RB))
+    return AugmentOps(op_RB, _amounts(trivial_table(size), op_RB, (strength_RB * STRENGTHS).floor(), sign_RB))
 
 
-def three_augment(draws: Draws, threshold: float = 0.5, sigma: tuple[float, float] = (0.1, 2.0)) -> Plan:
+def three_augment(draws: Draws, threshold: float = 0.5, sigma: tuple[float, float] = (0.1, 2.0)) -> AugmentOps:
     """DeiT III's 3-Augment: grayscale, solarize (from `threshold`) or Gaussian blur (`sigma` pixels), one of them.
 
     The paper's recipe adds a flip and color jitter of 0.3; they have keys of their own. Its blur is Pillow's three box
@@ -137,10 +137,10 @@ def three_augment(draws: Draws, threshold: float = 0.5, sigma: tuple[float, floa
     choice_RB = (kind_RB * 3).long()
     op_RB = torch.tensor([Op.GREY, Op.SOLARIZE, Op.BLUR], device=choice_RB.device)[choice_RB]
     sigma_RB = sigma[0] + size_RB * (sigma[1] - sigma[0])
-    return Plan(op_RB, torch.where(op_RB == Op.BLUR, sigma_RB, threshold))
+    return AugmentOps(op_RB, torch.where(op_RB == Op.BLUR, sigma_RB, threshold))
 
 
-def jitter(config: AugmentConfig, draws: Draws) -> Plan:
+def jitter(config: AugmentConfig, draws: Draws) -> AugmentOps:
     """Color jitter: brightness, contrast, saturation, hue, in one of the 24 orders, evenly drawn for each sample."""
     kinds = (Op.BRIGHTNESS, Op.CONTRAST, Op.SATURATION, Op.HUE)
     widths = (config.brightness, config.contrast, config.saturation, config.hue)
@@ -154,10 +154,10 @@ def jitter(config: AugmentConfig, draws: Draws) -> Plan:
     kind_RB = orders[(order[0] * len(orders)).long()].T.contiguous()
     code_K = torch.tensor([kind if width else Op.IDENTITY for kind, width in zip(kinds, widths, strict=True)])
     op_RB = torch.where(chosen < config.jitter_prob, code_K.to(device)[kind_RB], int(Op.IDENTITY))
-    return Plan(op_RB, amount_KB.gather(0, kind_RB))
+    return AugmentOps(op_RB, amount_KB.gather(0, kind_RB))
 
 
-def _single(config: AugmentConfig, draws: Draws) -> list[Plan]:
+def _single(config: AugmentConfig, draws: Draws) -> list[AugmentOps]:
     """One round for each single operation that has a probability, in this order."""
     expected = [
         (Op.GREY, Stream.GREY, config.gray, 0.0),
@@ -174,11 +174,11 @@ def _single(config: AugmentConfig, draws: Draws) -> list[Plan]:
         return []
     low, high = config.blur_sigma
     *chosen, size_1B = draws.runs([*(stream for _, stream, _, _ in expected), Stream.BLUR_SIGMA], 1)
-    plans: list[Plan] = []
+    ops: list[AugmentOps] = []
     for (op, _, probability, amount), draw_1B in zip(expected, chosen, strict=True):
         amount_1B = low + size_1B * (high - low) if op == Op.BLUR else torch.full_like(draw_1B, amount)
-        plans.append(Plan(torch.where(draw_1B < probability, int(op), int(Op.IDENTITY)), amount_1B))
-    return plans
+        ops.append(AugmentOps(torch.where(draw_1B < probability, int(op), int(Op.IDENTITY)), amount_1B))
+    return ops
 
 
 def randaugment_table(size: tuple[int, int]) -> Tensor:
@@ -213,9 +213,9 @@ def _amounts(table_OM: Tensor, op_RB: Tensor, strength_RB: Tensor, sign_RB: Tens
 
 
 def perform(
-    images_BCHW: Tensor, todo: Plan, fill: str = "zeros", interpolation: str = "bilinear", blur_radius: int = 6
+    images_BCHW: Tensor, todo: AugmentOps, fill: str = "zeros", interpolation: str = "bilinear", blur_radius: int = 6
 ) -> tuple[Tensor, Tensor]:
-    """uint8 or [0,1] images after all rounds of the plan, of the same type, and the map [B,3,3] of where pixels went.
+    """uint8 or [0,1] images after all rounds, of the same type, and the map [B,3,3] of where pixels went.
 
     Of two or four channels the last is taken for opacity: it moves along, its values stay.
     """

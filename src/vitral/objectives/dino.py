@@ -14,12 +14,12 @@ from vitral.models.model import ImageModel
 from vitral.objectives.config import DinoConfig
 from vitral.objectives.losses import wide
 from vitral.objectives.objective import ObjectiveContext
-from vitral.objectives.self_distillation import GLOBAL, Distillation
+from vitral.objectives.self_distillation import GLOBAL, SelfDistillation
 from vitral.objectives.sinkhorn import cross_view_loss
 from vitral.structs import Batch, StepOutput
 
 
-class Dino(Distillation):
+class Dino(SelfDistillation):
     """Cross-entropy between prototypes of different views: large ones from the teacher, all from the student."""
 
     def __init__(self, factory: Callable[[], ImageModel], config: DinoConfig, context: ObjectiveContext) -> None:

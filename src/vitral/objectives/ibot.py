@@ -20,7 +20,7 @@ from vitral.objectives.config import IbotConfig
 from vitral.objectives.losses import wide
 from vitral.objectives.objective import ObjectiveContext
 from vitral.objectives.projection import ProjectionHead
-from vitral.objectives.self_distillation import GLOBAL, Distillation
+from vitral.objectives.self_distillation import GLOBAL, SelfDistillation
 from vitral.objectives.sinkhorn import cross_view_loss
 from vitral.objectives.teacher import EMATeacher
 from vitral.structs import Batch, StepOutput
@@ -40,7 +40,7 @@ class Masked(NamedTuple):
         return self.is_real_M.to(dtype) / (self.number_M.clamp(min=1) * len(self.mask_RN))
 
 
-class Ibot(Distillation):
+class Ibot(SelfDistillation):
     """DINO's loss, with masked large views, and cross-entropy of the masked patches with the teacher's.
 
     A view's patches weigh as one image, and views without masked patches count as zero (section 3.2 of the paper and

@@ -31,7 +31,7 @@ from vitral.weights.tensors import check_match
 GLOBAL = 2  # views that the teacher sees
 
 
-class Distillation(Objective):
+class SelfDistillation(Objective):
     """A student's encoder (`model`) and head, the teachers of both, and the moving mean of the teacher's logits.
 
     The teacher's encoder is evaluated and saved.
