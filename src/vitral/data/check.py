@@ -182,12 +182,12 @@ def _names(dataset: Dataset, samples: list[Sample], labels: list[tuple[str, ...]
     for sample in samples:
         by_class.setdefault(sample.label, []).append(sample)
     flat = flat_folders(by_class)
-    for name, labels in flat.items():
+    for name, words in flat.items():
         text = (
-            f"the class {name} is a folder of files named after {len(labels):,} labels ({some(list(labels))}): "
+            f"the class {name} is a folder of files named after {len(words):,} labels ({some(list(words))}): "
             "data.source=filename reads these"
         )
-        yield finding("flat-folder", text, [by_class[name][:1]], labels=len(labels), images=len(by_class[name]))
+        yield finding("flat-folder", text, [by_class[name][:1]], labels=len(words), images=len(by_class[name]))
     found = [] if flat else split_findings(dataset.classes, by_class, is_divided=len(dataset.splits) > 1)
     yield from found
     shared = shared_labels(by_class)
