@@ -129,7 +129,8 @@ def test_the_registry_alone_asks_which_family_a_model_is_of():
     assert not asked, "\n".join(asked)
 
 
-# Bounded readers of what strangers write, and what opens a file for them. `serve.request_parsing` has counted the structure.
+# Bounded readers of untrusted files, and functions that open files for them. `serve.request_parsing` limits the
+# structure.
 GATES = {"config", "files", "archive_limits", "weights.tensors", "serve.request_parsing"}
 UNBOUNDED = {("json", "load"), ("json", "loads"), ("yaml", "load"), ("yaml", "safe_load"), ("", "safe_open")}
 

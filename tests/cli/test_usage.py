@@ -77,7 +77,7 @@ def test_a_path_of_any_length_is_a_short_message(capsys: Capture) -> None:
         ("train digits optim.lr=nan", ("optim.lr", "nan", "number")),
         ("train digits optim.lr=.nan", ("optim.lr", "nan", "finite")),
         ("train digits optim.lr=.inf", ("optim.lr", "finite")),
-        ("train digits optim.lr=1 optim.lr=2", ("optim.lr: named twice on the command line", "1 and 2")),
+        ("train digits optim.lr=1 optim.lr=2", ("optim.lr: given twice on the command line", "1 and 2")),
         ("train digits --optim.lr 3e-4", ("--optim.lr: unknown option", "key=value", "optim.lr=3e-4")),
         ("train digits --optim.lr=3e-4", ("unknown option", "key=value", "optim.lr=3e-4")),
         ("train --data PHOTOS", ("--data: unknown option", "key=value: data=PHOTOS")),
@@ -169,7 +169,7 @@ def test_cuda_asked_for_and_absent(command: str, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("optim:\n  lr: 1e-3\n  lr: 2e-3\n", ("mine.yaml:3", "'lr' stands here twice")),
+        ("optim:\n  lr: 1e-3\n  lr: 2e-3\n", ("mine.yaml:3", "'lr' appears twice")),
         ("optim: [1,\nseed: 3\n", ("mine.yaml:3", "not readable as YAML")),
         ("- digits\n", ("mine.yaml", "a mapping")),
         ("model:\n  name: vit_micro_patch2_8\noptim:\n  lr: fast\n", ("optim.lr", "'fast'", "number")),
@@ -216,7 +216,7 @@ def test_init_of_another_architecture(capsys: Capture) -> None:
         "train finetune data=digits init=model model.name=vit_nano_patch4_32", capsys,
         "model: the weights belong to another architecture", "48 missing", "blocks.2", "model.name=auto",
     )  # fmt: skip
-    refused("train finetune data=digits init=model model.patch_size=3", capsys, "no multiple of patch_size 3")
+    refused("train finetune data=digits init=model model.patch_size=3", capsys, "not a multiple of patch_size 3")
     refused("train finetune data=digits init=model model.width=32", capsys, "another architecture", "other shape")
 
 

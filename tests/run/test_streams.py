@@ -138,7 +138,7 @@ def test_test_images_among_the_unlabeled_ones_are_refused() -> None:
     assert "copy.png (unlabeled, no label)" in str(one.value)
     Path("others/copy.png").unlink()
     Image.open("photos/test/cross/101.png").save("others/again.jpg", quality=92)
-    with pytest.raises(UserError, match=r"unlabeled-leak: .*0 with equal pixels, [1-9]\d* that look compile_key"):
+    with pytest.raises(UserError, match=r"unlabeled-leak: .*0 with equal pixels, [1-9]\d* that look alike"):
         start("a", PHOTOS)
     assert not Path("a").exists()
     start("a", PHOTOS, check__allow=["unlabeled-leak"])

@@ -1,4 +1,4 @@
-"""Keys of the commands that use a model: one class for each command."""
+"""Keys of the commands that use a model: one class per command."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MAX_BAD = "number of unreadable images above which the exit code is 2; the othe
 
 
 class ModelUse(Config):
-    """How a model is used, whatever for."""
+    """Keys that every use of a model takes."""
 
     image_size: Count | Pair | None = Field(
         default=None, description="input size in pixels: one number or height,width; null: the model's size"
@@ -38,8 +38,8 @@ class ModelUse(Config):
     )
     reduce: Literal["auto", "none", "tome", "evit"] = Field(
         default="auto",
-        description="token reduction without training; merge: merge similar tokens (ToMe); keep: keep the patches that "
-        "the class token attends to (EViT); auto: the model's learned pruner, if it has one",
+        description="token reduction without training; tome: merge similar tokens (ToMe); evit: keep the patches with "
+        "the most attention from the class token (EViT); auto: the model's learned pruner, if it has one",
     )
     tome: ToMeConfig = ToMeConfig()
     evit: EViTConfig = EViTConfig()
@@ -49,12 +49,12 @@ class ModelUse(Config):
     def _nothing_reduced_in_vain(self) -> ModelUse:
         for kind in ("tome", "evit"):
             if kind != self.reduce and kind in self.model_fields_set:
-                raise ValueError(f"the keys {kind}.* mean nothing to reduce={self.reduce}")
+                raise ValueError(f"the keys {kind}.* have no effect with reduce={self.reduce}")
         return self
 
 
 class EngineUse(ModelUse):
-    """How a model that only predicts is used."""
+    """Keys of a use that only predicts."""
 
     engine: Literal["torch", "onnx", "openvino", "auto"] = Field(
         default="torch",
@@ -64,8 +64,7 @@ class EngineUse(ModelUse):
 
 
 class RayConfig(Config):
-    """How work is spread over a Ray cluster: the one that the environment variable RAY_ADDRESS names, else a new one on
-    this machine."""
+    """Workers on a Ray cluster: the cluster at the environment variable RAY_ADDRESS, else a new one on this machine."""
 
     workers: Count | None = Field(
         default=None,
@@ -75,7 +74,7 @@ class RayConfig(Config):
 
 
 def check_ray(engine: str, keys: set[str]) -> None:
-    """Raises ValueError for keys of Ray without it."""
+    """Raise ValueError for keys of Ray without engine=ray."""
     if engine != "ray" and "ray" in keys:
         raise ValueError("the keys ray.* have no effect without engine=ray")
 
@@ -110,7 +109,7 @@ class EvalOptions(EngineUse):
         return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
 
     def missed(self, found: Mapping[str, Any]) -> list[str]:
-        """A sentence for each metric that is beyond its limit."""
+        """Return one sentence per metric that is beyond its limit."""
         rows = [(key, limit, found[key[4:]]) for key, limit in self.limits.items()]
         return [
             f"{key[4:]} {value:.4f} is {'below' if key.startswith('min') else 'above'} {key}={limit}"
@@ -144,7 +143,7 @@ class ProbeOptions(ModelUse):
     def _nothing_ignored(self) -> ProbeOptions:
         for kind in ("knn", "linear", "fewshot"):
             if kind != self.kind and kind in self.model_fields_set:
-                raise ValueError(f"the keys {kind}.* mean nothing to kind={self.kind}")
+                raise ValueError(f"the keys {kind}.* have no effect with kind={self.kind}")
         return self
 
 
@@ -178,7 +177,7 @@ class EmbedOptions(ModelUse):
         return self
 
 
-# What `vitral explain` can draw of an image, and of a model alone.
+# Visualizations of an image, and of a model alone.
 IMAGE_METHODS = (
     "rollout",
     "gradient_attention",
@@ -190,7 +189,7 @@ IMAGE_METHODS = (
     "groups",
 )
 MODEL_METHODS = ("filters", "positions", "distance", "cka")
-# Keys that some methods alone read.
+# Keys that only some methods read.
 _READ_BY = {
     "token": {"attention", "rollout", "gradient_attention", "similarity"},
     "layers": {"attention", "similarity", "norms"},
@@ -319,7 +318,7 @@ class ExportCommandOptions(ExportOptions):
 class PredictOptions(EngineUse):
     """Keys of `vitral predict`."""
 
-    # Wider than what it overrides, which is safe for what nobody can assign to.
+    # Wider than the overridden type, which is safe for a frozen field.
     engine: Literal["torch", "onnx", "openvino", "auto", "ray"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default="torch",
         description="inference engine; onnx and openvino take seconds to start; auto: the fastest one with equal "
@@ -348,7 +347,8 @@ class PushOptions(Config):
 
     private: bool = Field(default=False, description="make a new repository private")
     license: str | None = Field(
-        default=None, description="license as the Hub calls it: apache-2.0, cc-by-4.0, other, ...; null: as in the card"
+        default=None,
+        description="license identifier of the Hub: apache-2.0, cc-by-4.0, other, ...; null: as in the card",
     )
     overwrite: bool = Field(default=False, description="replace the model in a repository that already holds files")
 
@@ -367,7 +367,7 @@ class ServeOptions(EngineUse, ServeConfig):
     def _nothing_ignored(self) -> ServeOptions:
         check_ray(self.engine, self.model_fields_set)
         if self.engine == "ray" and self.port == 0:
-            raise ValueError("port=0 is not for engine=ray: name a free port")
+            raise ValueError("port=0 has no effect with engine=ray: set port to a free port")
         if self.engine == "ray" and "body_seconds" in self.model_fields_set:
-            raise ValueError("body_seconds has no effect with engine=ray, which hands over whole requests")
+            raise ValueError("body_seconds has no effect with engine=ray, which passes on complete requests")
         return self

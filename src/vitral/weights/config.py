@@ -12,7 +12,7 @@ Patterns = Annotated[tuple[str, ...], Strict(False)]
 
 
 class ReadOptions(Config):
-    """How foreign weights are read; what is not said is found out."""
+    """Keys of reading weights of other libraries; unset ones are detected."""
 
     map: str | None = Field(default=None, description="YAML file with rules for parameter names of an unknown format")
     ignore: Patterns = Field(
