@@ -62,8 +62,8 @@ def test_a_path_of_any_length_is_a_short_message(capsys: Capture) -> None:
     ("argv", "parts"),
     [
         ("trian digits", ("trian: unknown command", "did you mean 'train'?", "expected: train, sweep")),
-        ("train digitz", ("digitz: no such recipe", "did you mean 'digits'?", "finetune")),
-        ("train nowhere.yaml", ("nowhere.yaml: no such file",)),
+        ("train digitz", ("digitz: unknown recipe", "did you mean 'digits'?", "finetune")),
+        ("train nowhere.yaml", ("nowhere.yaml: file not found",)),
         ("train digits finetune", ("one recipe at a time",)),
         ("train digits optim.lrr=1", ("optim.lrr: unknown key", "did you mean 'optim.lr'?")),
         ("train digits lr=1", ("lr: unknown key", "did you mean 'optim.lr'?")),
@@ -97,8 +97,8 @@ def test_a_path_of_any_length_is_a_short_message(capsys: Capture) -> None:
         ("export nowhere", ("format: required, but not given", "hf | timm | onnx | pt2 | openvino")),
         ("check photos", ("check: unknown command", "Use: vitral data check")),
         ("val nowhere", ("Use: vitral eval",)),
-        ("train digits --help nonsense", ("nonsense: no key with this",)),
-        ("docs servin", ("servin: no such page", "did you mean 'serving'?")),
+        ("train digits --help nonsense", ("nonsense: no key matches",)),
+        ("docs servin", ("servin: unknown page", "did you mean 'serving'?")),
         ("train digits --jsn", ("--jsn", "did you mean '--json'?")),
         ("train digits data.image_size=9", ("9 x 9", "patch_size 2", "nearest: 8 x 8")),
         ("train digits model.patch_size=3", ("8 x 8", "patch_size 3", "nearest: 9 x 9")),
@@ -132,13 +132,13 @@ def test_a_path_of_any_length_is_a_short_message(capsys: Capture) -> None:
         ("estimate", ("missing argument: RECIPE",)),
         ("data chek x", ("unknown subcommand", "did you mean 'check'?")),
         ("reproduce positions extra", ("unexpected argument: extra",)),
-        ("predict nowhere gone.png", ("gone.png: no such image",)),
+        ("predict nowhere gone.png", ("gone.png: file not found",)),
         ("predict a b.png topk=0", ("topk: wrong value", "1 or more")),
         ("predict a b.png topks=1", ("topks: unknown key", "did you mean 'topk'?")),
         ("models a b", ("unexpected argument: b", "usage: vitral models [PATTERN]")),
         ("models a=b", ("a: unknown key",)),
         ("models *gigantesque*", ("no preset matches",)),
-        ("recipes digitz", ("no such recipe", "did you mean 'digits'?")),
+        ("recipes digitz", ("unknown recipe", "did you mean 'digits'?")),
         ("doctor digits", ("no such model", "vitral-digits")),
         ("doctor accept=true", ("needs a model folder",)),
         ("doctor a b", ("unexpected argument: b",)),
@@ -259,7 +259,7 @@ def test_damaged_and_foreign_model_folders(capsys: Capture) -> None:
 
 
 def test_debug_shows_where_it_came_from() -> None:
-    with pytest.raises(ValueError, match="no such recipe"):
+    with pytest.raises(ValueError, match="unknown recipe"):
         main(["train", "digitz", "--debug"])
 
 
@@ -370,7 +370,7 @@ def test_names_of_files_that_look_like_keys_and_options(capsys: Capture) -> None
     for name in ("photo=w200.png", "-1.png"):
         Image.new("RGB", (8, 8), (9, 99, 200)).save(name)
         refused(f"predict model {name}", capsys, f"./{name}")
-        refused(f"predict model -- {name} gone.png", capsys, "gone.png: no such image")
+        refused(f"predict model -- {name} gone.png", capsys, "gone.png: file not found")
         for words in (["--", name], [f"./{name}"]):
             assert main(["predict", "model", *words]) == 0
             assert json.loads(capsys.readouterr().out)["image"] == name

@@ -21,8 +21,6 @@ inductive-bias  ViT and ResNet on fractions of the train images, and the share o
                 image (sections 3.1 and 4.3), with a plot. Both train with the recipe's optimizer and learning rate
                 (tuned for ViT unless optim.* is given) and the same number of steps for every fraction
 
-key=default, meaning (type):
-
 {keys}
 
 and every key of `vitral train` except those that the comparison sets: seed, overwrite, finish, train.steps,
@@ -42,7 +40,7 @@ def _help(words: Sequence[str]) -> str:
 
 
 def _options(model: type[ConfigT], pairs: Mapping[str, str]) -> tuple[ConfigT, dict[str, str]]:
-    """The comparison's own keys, and those of its runs."""
+    """Return the options of the comparison, and the keys of its runs."""
     own = {key: value for key, value in pairs.items() if key in model.model_fields}
     return build(model, with_overrides(model, {}, own)), {key: pairs[key] for key in pairs if key not in own}
 
@@ -66,7 +64,7 @@ def _bias(arguments: Arguments) -> Answer:
 
 
 def positions_text(found: Mapping[str, Any]) -> str:
-    """The table of positions and what follows from it."""
+    """Return the table of positions and its conclusions as text."""
     rows = [
         (
             row["variant"],
@@ -88,7 +86,7 @@ def positions_text(found: Mapping[str, Any]) -> str:
 
 
 def bias_text(found: Mapping[str, Any]) -> str:
-    """The table of ViT and CNN, and by how much the CNN leads."""
+    """Return the table of ViT and CNN and the lead of the CNN as text."""
     keys = ("mean", "std", "consistency_mean", "consistency_std")
     rows = [
         (row["model"], f"{row['fraction']:g}", row["images"], *(f"{100 * row[key]:.2f}" for key in keys))

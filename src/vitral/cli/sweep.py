@@ -38,7 +38,7 @@ examples:
 """
 
 _FLAGS = {"true": True, "false": False}
-# A comma in these is a part of the text.
+# Keys whose values may contain commas.
 _WHOLE = {"data", "out", "recipe", *(f"data.{name}" for name in DataSource.model_fields)}
 
 
@@ -59,7 +59,7 @@ def run(arguments: Arguments) -> Answer:
 
 
 def split_values(text: str) -> list[str]:
-    """The values between the commas that are not in brackets."""
+    """Split at the commas outside of brackets."""
     return re.split(r",(?![^\[\]]*\])", text)
 
 

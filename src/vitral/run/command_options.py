@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, Strict, model_validator
 
@@ -20,6 +20,14 @@ _MAX_PIXELS = Field(
     description="size limit of one image, in pixels of up to 4 bytes; null: as in the model's config.json",
 )
 _MAX_BAD = "number of unreadable images above which the exit code is 2; the others are processed in any case"
+_RAY_ENGINE: Any = Field(
+    default="torch",
+    description="inference engine; onnx and openvino take seconds to start; auto: the fastest one with equal logits; "
+    "ray: torch in the workers of a Ray cluster",
+)
+_MIN_TOP1: Any = Field(
+    default=None, ge=0, le=1, description="smallest allowed top-1 accuracy, as a share, else exit code 3"
+)
 
 
 class ModelUse(Config):
@@ -87,9 +95,7 @@ class EvalOptions(EngineUse):
         default="auto", description="images to measure on; auto: test, else val, else all images"
     )
     compare: str | None = Field(default=None, description="second model to compare on the same images (McNemar's test)")
-    min_top1: float | None = Field(
-        default=None, ge=0, le=1, description="smallest allowed top-1 accuracy, as a share, else exit code 3"
-    )
+    min_top1: float | None = _MIN_TOP1
     min_map: float | None = Field(
         default=None, ge=0, le=1, description="multi-label: smallest allowed mAP, as a share, else exit code 3"
     )
@@ -134,9 +140,7 @@ class ProbeOptions(ModelUse):
     knn: KnnConfig = KnnConfig()
     linear: LinearConfig = LinearConfig()
     fewshot: FewshotConfig = FewshotConfig()
-    min_top1: float | None = Field(
-        default=None, ge=0, le=1, description="smallest allowed top-1 accuracy, as a share, else exit code 3"
-    )
+    min_top1: float | None = _MIN_TOP1
     batch_size: int = Field(default=256, ge=1, description="number of images per batch")
 
     @model_validator(mode="after")
@@ -178,17 +182,11 @@ class EmbedOptions(ModelUse):
 
 
 # Visualizations of an image, and of a model alone.
-IMAGE_METHODS = (
-    "rollout",
-    "gradient_attention",
-    "integrated_gradients",
-    "attention",
-    "similarity",
-    "norms",
-    "lens",
-    "groups",
-)
-MODEL_METHODS = ("filters", "positions", "distance", "cka")
+ImageMethod = Literal[
+    "rollout", "gradient_attention", "integrated_gradients", "attention", "similarity", "norms", "lens", "groups"
+]
+ModelMethod = Literal["filters", "positions", "distance", "cka"]
+IMAGE_METHODS, MODEL_METHODS = get_args(ImageMethod), get_args(ModelMethod)
 # Keys that only some methods read.
 _READ_BY = {
     "token": {"attention", "rollout", "gradient_attention", "similarity"},
@@ -210,19 +208,11 @@ class ExplainOptions(ModelUse):
     max_pixels: Count | None = _MAX_PIXELS
     out: str | None = Field(default=None, description="folder to write; must be new or empty")
     overwrite: bool = Field(default=False, description="replace the earlier output of `vitral explain` in out")
-    methods: Annotated[
-        tuple[
-            Literal[
-                "rollout", "gradient_attention", "integrated_gradients", "attention", "similarity", "norms", "lens",
-                "groups", "filters", "positions", "distance", "cka",
-            ],
-            ...,
-        ],
-        Strict(False),
-    ] = Field(
+    methods: Annotated[tuple[ImageMethod | ModelMethod, ...], Strict(False)] = Field(
         default=(),
         description="visualizations to draw; empty: all that apply (distance needs data=, cka needs compare=, groups "
-        "needs reduce=)")  # fmt: skip
+        "needs reduce=)",
+    )
     compare: str | None = Field(
         default=None, description="cka: second model whose layers are compared, as MODEL; null: the model with itself"
     )
@@ -319,11 +309,7 @@ class PredictOptions(EngineUse):
     """Keys of `vitral predict`."""
 
     # Wider than the overridden type, which is safe for a frozen field.
-    engine: Literal["torch", "onnx", "openvino", "auto", "ray"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
-        default="torch",
-        description="inference engine; onnx and openvino take seconds to start; auto: the fastest one with equal "
-        "logits; ray: torch in the workers of a Ray cluster",
-    )
+    engine: Literal["torch", "onnx", "openvino", "auto", "ray"] = _RAY_ENGINE  # pyright: ignore[reportIncompatibleVariableOverride]
     topk: int = Field(default=5, ge=1, description="number of classes per image, most likely first")
     max_pixels: Count | None = _MAX_PIXELS
     batch_size: int = Field(default=64, ge=1, description="number of images per batch")
@@ -356,11 +342,7 @@ class PushOptions(Config):
 class ServeOptions(EngineUse, ServeConfig):
     """Keys of `vitral serve`."""
 
-    engine: Literal["torch", "onnx", "openvino", "auto", "ray"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
-        default="torch",
-        description="inference engine; onnx and openvino take seconds to start; auto: the fastest one with equal "
-        "logits; ray: torch in the workers of a Ray cluster",
-    )
+    engine: Literal["torch", "onnx", "openvino", "auto", "ray"] = _RAY_ENGINE  # pyright: ignore[reportIncompatibleVariableOverride]
     ray: RayConfig = RayConfig()
 
     @model_validator(mode="after")

@@ -258,8 +258,8 @@ def _recipe_path(recipe: str) -> Path:
     if path.suffix in (".yaml", ".yml"):
         if path.is_file():
             return path
-        raise UserError("no such file", where=recipe)
-    raise UserError("no such recipe", where=recipe, expected=", ".join(known), nearest=nearest(recipe, known))
+        raise UserError("file not found", where=recipe)
+    raise UserError("unknown recipe", where=recipe, expected=", ".join(known), nearest=nearest(recipe, known))
 
 
 def recipe_values(recipe: str) -> Tree:
