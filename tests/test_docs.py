@@ -106,8 +106,12 @@ def test_the_readme_links_every_page() -> None:
 DOTTED_KEY = re.compile(
     r"(?<![\w./-])((?:augment|check|data|lora|objective|optim|train)\.[a-z_][\w.]*|model\.[a-z_]+(?==))"
 )
-GUIDES = [path for path in sorted((ROOT / "docs").glob("*.md")) if path.stem != "LOG"]
-GUIDES += [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "src/vitral/recipes").glob("*.yaml"))]
+GUIDES = [
+    *(path for path in sorted((ROOT / "docs").glob("*.md")) if path.stem != "LOG"),
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "src/vitral/recipes").glob("*.yaml")),
+]
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
@@ -121,6 +125,20 @@ def test_keys_and_commands_in_the_documentation_exist(path: Path) -> None:
     assert not named - keys
     commands = re.findall(r"`vitral ([a-z][\w-]*)|^(?:#? *|.*-m )vitral ([a-z][\w-]*) ", text, re.MULTILINE)
     assert not {first or second for first, second in commands} - {*COMMANDS, "help"}
+
+
+def test_modules_in_the_architecture_exist() -> None:
+    """A file name without a folder is in any room; every room is described."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    package = ROOT / "src" / "vitral"
+    paths = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
+    paths |= {Path(path).name for path in paths} | {
+        path.relative_to(ROOT).as_posix() for path in ROOT.glob("tests/*.py")
+    }
+    assert not set(re.findall(r"`([\w/]+\.py)`", page)) - paths
+    rooms = [path for path in package.iterdir() if (path / "__init__.py").is_file() or path.suffix == ".py"]
+    named = [f"`{room.name}/`" if room.is_dir() else f"`{room.name}`" for room in rooms if room.name != "__main__.py"]
+    assert not [name for name in named if name not in page]
 
 
 def test_the_table_of_commands_is_complete() -> None:

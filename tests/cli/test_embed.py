@@ -173,7 +173,7 @@ def test_predict_answers_the_others_too(files: list[str], capsys: Capture) -> No
         (["model"], "expected either images or data="),
         (["model", "digits", "data=digits"], "expected either images or data="),
         (["model", "digits", "split=test"], "expected either images or data="),
-        (["model", "gone.png"], "gone.png: file not found"),
+        (["model", "gone.png"], "gone.png: no such file"),
         (["model", "digits", "out=there.npz"], "overwrite=true"),
         (["model", "digits", "overwrite=true"], "no effect without out"),
         (["model", "digits", "out=x.csv"], "FILE.npz"),

@@ -63,7 +63,7 @@ def test_a_path_of_any_length_is_a_short_message(capsys: Capture) -> None:
     [
         ("trian digits", ("trian: unknown command", "did you mean 'train'?", "expected: train, sweep")),
         ("train digitz", ("digitz: unknown recipe", "did you mean 'digits'?", "finetune")),
-        ("train nowhere.yaml", ("nowhere.yaml: file not found",)),
+        ("train nowhere.yaml", ("nowhere.yaml: no such file",)),
         ("train digits finetune", ("one recipe at a time",)),
         ("train digits optim.lrr=1", ("optim.lrr: unknown key", "did you mean 'optim.lr'?")),
         ("train digits lr=1", ("lr: unknown key", "did you mean 'optim.lr'?")),
@@ -132,7 +132,7 @@ def test_a_path_of_any_length_is_a_short_message(capsys: Capture) -> None:
         ("estimate", ("missing argument: RECIPE",)),
         ("data chek x", ("unknown subcommand", "did you mean 'check'?")),
         ("reproduce positions extra", ("unexpected argument: extra",)),
-        ("predict nowhere gone.png", ("gone.png: file not found",)),
+        ("predict nowhere gone.png", ("gone.png: no such file",)),
         ("predict a b.png topk=0", ("topk: wrong value", "1 or more")),
         ("predict a b.png topks=1", ("topks: unknown key", "did you mean 'topk'?")),
         ("models a b", ("unexpected argument: b", "usage: vitral models [PATTERN]")),
@@ -140,7 +140,7 @@ def test_a_path_of_any_length_is_a_short_message(capsys: Capture) -> None:
         ("models *gigantesque*", ("no preset matches",)),
         ("recipes digitz", ("unknown recipe", "did you mean 'digits'?")),
         ("doctor digits", ("no such model", "vitral-digits")),
-        ("doctor accept=true", ("needs a model folder",)),
+        ("doctor accept=true", ("requires a model folder",)),
         ("doctor a b", ("unexpected argument: b",)),
     ],
 )  # fmt: skip
@@ -370,7 +370,7 @@ def test_names_of_files_that_look_like_keys_and_options(capsys: Capture) -> None
     for name in ("photo=w200.png", "-1.png"):
         Image.new("RGB", (8, 8), (9, 99, 200)).save(name)
         refused(f"predict model {name}", capsys, f"./{name}")
-        refused(f"predict model -- {name} gone.png", capsys, "gone.png: file not found")
+        refused(f"predict model -- {name} gone.png", capsys, "gone.png: no such file")
         for words in (["--", name], [f"./{name}"]):
             assert main(["predict", "model", *words]) == 0
             assert json.loads(capsys.readouterr().out)["image"] == name

@@ -13,7 +13,7 @@ def check_exist(names: Sequence[str]) -> None:
     """Raise UserError for a file or folder that does not exist, before a model is loaded."""
     for name in names:
         if not Path(name).exists():
-            raise UserError("file not found", where=name)
+            raise UserError("no such file", where=name)
 
 
 def image_paths(names: Sequence[str]) -> list[str]:

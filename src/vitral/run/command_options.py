@@ -208,7 +208,7 @@ class ExplainOptions(ModelUse):
     max_pixels: Count | None = _MAX_PIXELS
     out: str | None = Field(default=None, description="folder to write; must be new or empty")
     overwrite: bool = Field(default=False, description="replace the earlier output of `vitral explain` in out")
-    methods: Annotated[tuple[ImageMethod | ModelMethod, ...], Strict(False)] = Field(
+    methods: Annotated[tuple[Literal[ImageMethod, ModelMethod], ...], Strict(False)] = Field(
         default=(),
         description="visualizations to draw; empty: all that apply (distance needs data=, cka needs compare=, groups "
         "needs reduce=)",

@@ -258,7 +258,7 @@ def _recipe_path(recipe: str) -> Path:
     if path.suffix in (".yaml", ".yml"):
         if path.is_file():
             return path
-        raise UserError("file not found", where=recipe)
+        raise UserError("no such file", where=recipe)
     raise UserError("unknown recipe", where=recipe, expected=", ".join(known), nearest=nearest(recipe, known))
 
 
