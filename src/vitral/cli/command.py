@@ -90,6 +90,12 @@ def group(usage: str, commands: Mapping[str, Run], options: type[Config] | None 
     return run
 
 
+def own_options(model: type[ConfigT], pairs: Mapping[str, str]) -> tuple[ConfigT, dict[str, str]]:
+    """Split the keys of a command that starts training runs: its own options, and the keys of the runs."""
+    own = {key: value for key, value in pairs.items() if key in model.model_fields}
+    return build(model, with_overrides(model, {}, own)), {key: pairs[key] for key in pairs if key not in own}
+
+
 def missed(messages: Sequence[str]) -> int:
     """Print one message on stderr per missed limit. Return exit code 3, or 0 without messages."""
     for text in messages:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vitral.cli.command import Answer, Arguments, command, group
+from vitral.cli.command import Answer, Arguments, command, group, own_options
 from vitral.cli.table import table
 from vitral.cli.usage import page
-from vitral.config import ConfigT, build, with_overrides
 from vitral.reproduce.config import BiasOptions, ReproduceOptions
 
 HELP = """usage: vitral reproduce positions|inductive-bias [key=value ...] [--json]
@@ -39,15 +38,9 @@ def _help(words: Sequence[str]) -> str:
     return page(HELP, BiasOptions, words)
 
 
-def _options(model: type[ConfigT], pairs: Mapping[str, str]) -> tuple[ConfigT, dict[str, str]]:
-    """Return the options of the comparison, and the keys of its runs."""
-    own = {key: value for key, value in pairs.items() if key in model.model_fields}
-    return build(model, with_overrides(model, {}, own)), {key: pairs[key] for key in pairs if key not in own}
-
-
 @command(HELP, help_page=_help)
 def _positions(arguments: Arguments) -> Answer:
-    options, pairs = _options(ReproduceOptions, arguments.pairs)
+    options, pairs = own_options(ReproduceOptions, arguments.pairs)
     from vitral.reproduce.positions import positions
 
     found = positions(options, pairs)
@@ -56,7 +49,7 @@ def _positions(arguments: Arguments) -> Answer:
 
 @command(HELP, help_page=_help)
 def _bias(arguments: Arguments) -> Answer:
-    options, pairs = _options(BiasOptions, arguments.pairs)
+    options, pairs = own_options(BiasOptions, arguments.pairs)
     from vitral.reproduce.bias import inductive_bias
 
     found = inductive_bias(options, pairs)

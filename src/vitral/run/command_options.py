@@ -253,6 +253,20 @@ class ExplainOptions(ModelUse):
         return self
 
 
+class SweepOptions(Config):
+    """Keys of `vitral sweep`, beside those of its runs."""
+
+    dev: float | None = Field(
+        default=None, description="share of the train images that score the points; null: data.val_fraction"
+    )
+    retrain: bool = Field(
+        default=True, description="retrain the best setting on all training data and evaluate it on the test split"
+    )
+    out: str | None = Field(default=None, description="folder of the sweep; null: runs/sweep-RECIPE-TIME")
+    resume: bool = Field(default=False, description="continue the sweep in out")
+    overwrite: bool = Field(default=False, description="replace the sweep in out")
+
+
 class PruneOptions(Config):
     """Keys of `vitral prune`."""
 
