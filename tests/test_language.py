@@ -17,8 +17,8 @@ FILES = [*(path for path in sorted(PACKAGE.rglob("*")) if path.suffix in (".py",
 FILES.remove(ROOT / "docs" / "LOG.md")  # a record of experiments, which is not rewritten
 
 _COUNTED = (
-    "images|steps|samples|requests|tokens|lines?|rows?|MB|bytes|seconds|numbers?|names?|labels?|files?|weights?|values?"
-    "|models?|patches|views?|one (?!(?:of|for|in|with|by|or|and|but|as|at|to|on|from|than) )[a-z]+"
+    "images|steps|samples|requests|tokens|lines|rows|MB|bytes|seconds|numbers|names|labels|files|weights|values"
+    "|models|patches|views|one (?!(?:of|for|in|with|by|or|and|but|as|at|to|on|from|than) )[a-z]+"
 )
 _UNIT = (
     "second|image|class|GPU|step|process|sample|channel|block|head|row|worker|file|folder|patch|request|batch|pixel"
@@ -38,8 +38,8 @@ WORDS = {
     r"\bwants? to know\b": "requires",
     r"\bnothing of that name\b": "not found",
     r"\b(?:what|who)ever\b": "any",
-    rf"\b(?:{_COUNTED}) an? (?:{_UNIT})\b": "per",
-    r"colour|\bgrey|\bcentre[sd]?\b|neighbour|behaviour|favour|artefact|\blicence|labell(?:ed|ing)|modell(?:ed|ing)":
+    rf"\b(?:{_COUNTED}) an? (?:{_UNIT})\b(?! mixes)": "per",
+    r"colour|\bgrey|\bcentre[sd]?\b|neighbour|behaviour|favour|artefact|\blicence|(?<!aria-)labell(?:ed|ing)|modell(?:ed|ing)":
         "US spelling",
     r"(?:normal|quant|minim|maxim|optim|standard|initial|organ|recogn|summar|general|penal|visual|regular|serial"
     r"|special|token)is(?:e[sdr]?|ing|ation)s?\b": "US spelling",
@@ -64,8 +64,15 @@ def python_prose(text: str) -> Iterator[tuple[int, str]]:
             yield from enumerate(token.string.split("\n"), token.start[0])
 
 
+def script_prose(text: str) -> Iterator[tuple[int, str]]:
+    """The same of JavaScript: comments, and strings with a blank."""
+    for match in re.finditer(r"/\*.*?\*/|//[^\n]*|\"[^\"\n]* [^\"\n]*\"|`[^`]* [^`]*`", text, re.DOTALL):
+        yield from enumerate(match[0].split("\n"), text.count("\n", 0, match.start()) + 1)
+
+
 def found_in(text: str, suffix: str) -> list[str]:
-    lines = python_prose(text) if suffix == ".py" else enumerate(text.split("\n"), 1)
+    prose = {".py": python_prose, ".js": script_prose}.get(suffix)
+    lines = prose(text) if prose else enumerate(text.split("\n"), 1)
     return [
         f"{number}: {match[0]!r}, write: {_ADVICE[int((match.lastgroup or 'w0')[1:])]}: {line.strip()[:120]}"
         for number, line in lines
@@ -102,3 +109,17 @@ def test_the_list_finds(text: str) -> None:
 )  # fmt: skip
 def test_the_list_leaves(text: str) -> None:
     assert found_in(text, ".py") == []
+
+
+ARIA = set(
+    "activedescendant atomic busy checked controls current describedby disabled expanded haspopup hidden invalid label"
+    " labelledby level live modal orientation posinset pressed readonly required roledescription selected setsize"
+    " sort valuemax valuemin valuenow valuetext".split()
+)  # WAI-ARIA 1.2, the common ones: browsers ignore all other names
+
+
+def test_pages_use_attributes_that_exist() -> None:
+    pages = [path for path in FILES if path.suffix in (".html", ".js")]
+    named = {name for path in pages for name in re.findall(r"\baria-([a-z]+)", path.read_text(encoding="utf-8"))}
+    assert named
+    assert not named - ARIA

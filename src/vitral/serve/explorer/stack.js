@@ -48,7 +48,7 @@ export class Stack {
     const heading = this.figure.querySelector("h3");
     heading.id ||= `${this.figure.id}-title`;
     this.said.id ||= `${this.figure.id}-value`;
-    for (const [name, value] of [["role", "img"], ["aria-labeledby", heading.id], ["aria-describedby", this.said.id]])
+    for (const [name, value] of [["role", "img"], ["aria-labelledby", heading.id], ["aria-describedby", this.said.id]])
       this.box.setAttribute(name, value);
   }
 
