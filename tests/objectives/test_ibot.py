@@ -164,5 +164,5 @@ def test_the_patches_center_is_the_mean_over_masked_patches_each_view_alike() ->
 def test_what_cannot_read_patches_is_refused(pool: str) -> None:
     with pytest.raises(UserError, match=r"model\.pool"):
         ibot(model={"pool": pool})
-    with pytest.raises(ValueError, match="this is DINO"):
+    with pytest.raises(ValueError, match="makes iBOT equal to DINO"):
         IbotConfig(kind="ibot", mask_probability=0)
