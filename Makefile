@@ -1,7 +1,7 @@
 # From a bare Python >= 3.11 to a trained model (make demo) or to all tests passed (make test).
 # Variables: PYTHON=/path/to/python3.12  VENV=.venv  WORKERS=2 (test processes, one thread each)
 #            ISA=avx2 (tests with the kernels of processors without AVX-512)
-# tools/install.py takes PyTorch's CPU build where no NVIDIA GPU answers; TORCH_CPU_INDEX=URL names a mirror of its index.
+# tools/install.py installs PyTorch's CPU build if there is no NVIDIA GPU; TORCH_CPU_INDEX=URL sets a mirror of its index.
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -19,30 +19,30 @@ INPUTS := pyproject.toml src/vitral/version.py tools/install.py $(wildcard const
 INSTALL = $(PY) tools/install.py
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-# ISA=avx2: kernels of torch, oneDNN and BLAS as a processor with AVX2 alone would choose them.
+# ISA=avx2: kernels of torch, oneDNN and BLAS for a processor with only AVX2.
 avx2 := ONEDNN_MAX_CPU_ISA=AVX2 DNNL_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
         MKL_CBWR=AVX2 OPENBLAS_CORETYPE=Haswell
 
-# One thread a process: WORKERS processes use WORKERS cores. A text file opened without an encoding is an error.
+# One thread per process: WORKERS processes use WORKERS cores. A text file opened without an encoding is an error.
 PYTEST = $(if $(ISA),$($(ISA))) OMP_NUM_THREADS=1 PYTHONWARNDEFAULTENCODING=1 $(PY) -m pytest -n $(WORKERS) --dist loadscope
 
 help:
-	@echo "make demo      make $(VENV), install, train on the digits, say what to type next"
+	@echo "make demo      make $(VENV), install, train on the digits, print the next commands"
 	@echo "make test      make $(VENV), install, check style, types and imports, run the tests (as root on Debian it"
-	@echo "               gets chromium for those of the page; elsewhere they need one on PATH, or skip)"
+	@echo "               installs chromium for the page tests; elsewhere they skip without one on PATH)"
 	@echo "make test-all  the tests again with the slow ones and those against timm and transformers;"
-	@echo "               MARK='slow or oracle' runs only the ones that make test leaves out"
+	@echo "               MARK='slow or oracle' runs only the tests that make test omits"
 	@echo "make test ISA=avx2   the same tests with the kernels of processors without AVX-512"
 	@echo "make lint      style, import contract and types only"
-	@echo "make format    format the code and mend what ruff can mend"
+	@echo "make format    format the code and fix the findings that ruff can fix"
 	@echo "make clean     remove builds and caches ($(VENV) and runs stay)"
 
 demo: $(STAMPS)/core
 	@$(VENV)/bin/vitral train digits out=runs/demo overwrite=true
 	@echo
-	@echo "A trained model is in runs/demo/model. What to type next:"
+	@echo "A trained model is in runs/demo/model. Next commands:"
 	@echo "  $(VENV)/bin/vitral eval runs/demo/model                 accuracy on the test images, class by class"
-	@echo "  $(VENV)/bin/vitral predict runs/demo/model IMAGE.png    the digit on a picture of yours"
+	@echo "  $(VENV)/bin/vitral predict runs/demo/model IMAGE.png    the digit on your image"
 	@echo "  $(VENV)/bin/vitral train --help                         every key that can be changed"
 	@echo "and open runs/demo/report.html in a browser."
 
@@ -66,7 +66,7 @@ clean:
 	rm -rf dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests -name __pycache__ -type d -exec rm -rf {} +
 
-# An environment that is there already is used as it is.
+# An existing environment is reused.
 $(STAMPS)/venv:
 	@if ! $(PY) -m pip --version >/dev/null 2>&1; then \
 	  found=; \
@@ -74,8 +74,8 @@ $(STAMPS)/venv:
 	    if "$$python" -c '$(NEW_ENOUGH)' >/dev/null 2>&1; then found=$$python; break; fi; \
 	  done; \
 	  if [ -z "$$found" ]; then \
-	    echo "Python 3.11 or newer is needed; none of these is one: $(CANDIDATES)" >&2; \
-	    echo "Install it, or say where it is: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; \
+	    echo "Python 3.11 or newer is required; none found among: $(CANDIDATES)" >&2; \
+	    echo "Install it, or pass its path: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; \
 	    exit 1; \
 	  fi; \
 	  if ! "$$found" -c 'import ensurepip, venv' >/dev/null 2>&1; then \
@@ -99,7 +99,7 @@ $(STAMPS)/dev: $(STAMPS)/venv $(INPUTS)
 	@$(INSTALL) -c constraints/dev.txt -e '.[dev]'
 	@touch $(STAMPS)/core $@
 
-# Tried once; where it does not work, the tests that need it skip and say why.
+# Tried once; if it fails, the tests that need it skip with the reason.
 $(STAMPS)/browser: $(STAMPS)/venv tools/browser.sh
 	@sh tools/browser.sh
 	@touch $@

@@ -1,4 +1,4 @@
-"""The rules of the house that no linter knows: docs/architecture.md says why they are rules."""
+"""Rules of the package that no linter checks; docs/architecture.md has the reasons."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ OURS = SOURCES + sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "benchm
 MAX_FILE, MAX_FUNCTION = 500, 60  # lines
 NEVER_IMPORTED = {"torchvision", "timm", "transformers"}
 
-# Help, recipes and config errors must answer at once; importing torch takes 1.5 s on two cores. All commands and config
-# modules are held to it, and these:
+# Help, recipes and config errors must not import torch, which takes 1.5 s on two cores: all commands, all config
+# modules, and these:
 LIGHT = (
     "errors",
     "version",
@@ -129,7 +129,8 @@ def test_the_registry_alone_asks_which_family_a_model_is_of():
     assert not asked, "\n".join(asked)
 
 
-# Bounded readers of files from outside, and what opens such files. `serve.request_parsing` has checked the structure.
+# Bounded readers of untrusted files, and functions that open files for them. `serve.request_parsing` limits the
+# structure.
 GATES = {"config", "files", "archive_limits", "weights.tensors", "serve.request_parsing"}
 UNBOUNDED = {("json", "load"), ("json", "loads"), ("yaml", "load"), ("yaml", "safe_load"), ("", "safe_open")}
 
@@ -170,7 +171,7 @@ def test_light_module_imports_nothing_heavy(module: str):
     assert done.returncode == 0, done.stderr
 
 
-# What kind of answer a model gives is the task's to say: no key of a metrics dictionary, no class of a configuration.
+# Only the task knows the kind of answer: no tests of metric names or configuration classes.
 ASKS_A_KEY = re.compile(r"""["'](top1|map|knn_top1|mae|ece|exact_match|per_class|confusion)["'] (not )?in\b""")
 OBJECTIVE_CONFIG = re.compile(r"(Supervised|DynamicViT|MaskedPatch|Mae|SelfDistillation|Dino|Ibot|Regression)Config")
 OBJECTIVE_ROOMS = ("objectives", "tasks")

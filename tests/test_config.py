@@ -71,7 +71,7 @@ def test_scalars_are_read_as_people_mean_them(text: str, value: object) -> None:
 def test_a_duplicate_key_is_an_error_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text("optim:\n  lr: 1\n  lr: 2\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"a\.yaml:3: .*'lr' stands here twice"):
+    with pytest.raises(UserError, match=r"a\.yaml:3: .*'lr' appears twice"):
         load_yaml(path)
 
 
@@ -382,3 +382,32 @@ def test_values_on_the_command_line_are_bounded_alike(key: str, value: str) -> N
 def test_a_key_of_many_parts_is_unknown() -> None:
     with pytest.raises(UserError, match="unknown key"):
         with_overrides(Config, {}, {".".join("a" * 100_000): "1"})
+
+
+def test_a_copy_has_the_fields_of_its_class() -> None:
+    assert Inner().model_copy(update={"rate": 0.5}).rate == 0.5
+    with pytest.raises(AssertionError, match="rat"):
+        Inner().model_copy(update={"rat": 0.5})
+
+
+def test_a_description_explains_the_values_that_its_key_takes() -> None:
+    """`...; crop: ...; squash: ...`: each word before a colon is a value of the key, in every configuration class."""
+    wrong: list[str] = []
+    for key in (key for model in all_configs() for key in describe(model)):
+        values = set(re.split(r" \| | or ", key.type_text))
+        if key.name.endswith(".kind") or not values & set(re.findall(r"; (\w+): ", key.help)):
+            continue
+        named = re.findall(r"; ([a-z]\w*): ", key.help)
+        wrong += [f"{key.name}: {word} is not in {key.type_text}" for word in named if word not in values]
+    assert not wrong, "\n".join(wrong)
+
+
+def all_configs() -> list[type[Config]]:
+    for module in pkgutil.walk_packages(vitral.__path__, "vitral."):
+        if module.name.endswith((".config", ".command_options")) and module.name != "vitral.config":
+            importlib.import_module(module.name)
+    pending, found = [Config], list[type[Config]]()
+    while pending:
+        pending += (new := [each for each in pending.pop().__subclasses__() if each.__module__.startswith("vitral.")])
+        found += new
+    return found

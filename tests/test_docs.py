@@ -15,7 +15,9 @@ import pytest
 from PIL import Image
 
 from tests.helpers import VITRAL
+from tests.test_config import all_configs
 from vitral.cli.main import COMMANDS, main
+from vitral.config_keys import describe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,7 +30,7 @@ def blocks(language: str, text: str = README) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the README speaks of: a folder of photos of two classes, a photo, a digit."""
+    """The files that the README names: a folder of photos of two classes, a photo, a digit."""
     root = tmp_path_factory.mktemp("readme")
     random = np.random.default_rng(0)
     for name, color in (("cat", (200, 60, 60)), ("dog", (60, 60, 200))):
@@ -56,7 +58,7 @@ def test_shell_blocks(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 def run_line(line: str) -> None:
-    """`vitral` lines are run; of the installation's lines it is checked that what they name is there."""
+    """Run `vitral` lines; check that the files and extras in lines of the installation exist."""
     program, *words = shlex.split(line)
     if [program, *words[:1]] == ["vitral", "serve"]:
         with subprocess.Popen([*VITRAL, *words, "port=0"], stdout=subprocess.PIPE, encoding="utf-8") as server:
@@ -66,7 +68,6 @@ def run_line(line: str) -> None:
     elif program == "vitral":
         recipe = words[1] if words[0] == "train" else ""
         code = main([*words, *SHORT.get(recipe, [])])
-        # A model of ten steps or two photos is no judge of thresholds; the bundled one is.
         assert code == 0, line
     elif program == "make":
         subprocess.run(["make", "-n", *words], cwd=ROOT, check=True, capture_output=True)
@@ -99,6 +100,45 @@ def test_the_blocks_of_a_page(name: str, folder: Path, monkeypatch: pytest.Monke
 
 def test_the_readme_links_every_page() -> None:
     assert set(re.findall(r"\(docs/([\w-]+)\.md\)", README)) >= {path.stem for path in (ROOT / "docs").glob("*.md")}
+
+
+# `model.` is also the start of file names and of Python: only MODEL.KEY=VALUE counts there.
+DOTTED_KEY = re.compile(
+    r"(?<![\w./-])((?:augment|check|data|lora|objective|optim|train)\.[a-z_][\w.]*|model\.[a-z_]+(?==))"
+)
+GUIDES = [
+    *(path for path in sorted((ROOT / "docs").glob("*.md")) if path.stem != "LOG"),
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "src/vitral/recipes").glob("*.yaml")),
+]
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
+def test_keys_and_commands_in_the_documentation_exist(path: Path) -> None:
+    """LOG.md is left out: it records experiments with the keys of their time."""
+    text = path.read_text(encoding="utf-8")
+    keys = {key.name for model in all_configs() for key in describe(model)}
+    keys |= {name.rpartition(".")[0] for name in keys}
+    named = {found.rstrip(".") for found in DOTTED_KEY.findall(text)}
+    named = {name for name in named if Path(name).suffix not in (".py", ".md", ".html", ".yaml")}
+    assert not named - keys
+    commands = re.findall(r"`vitral ([a-z][\w-]*)|^(?:#? *|.*-m )vitral ([a-z][\w-]*) ", text, re.MULTILINE)
+    assert not {first or second for first, second in commands} - {*COMMANDS, "help"}
+
+
+def test_modules_in_the_architecture_exist() -> None:
+    """A file name without a folder is in any room; every room is described."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    package = ROOT / "src" / "vitral"
+    paths = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
+    paths |= {Path(path).name for path in paths} | {
+        path.relative_to(ROOT).as_posix() for path in ROOT.glob("tests/*.py")
+    }
+    assert not set(re.findall(r"`([\w/]+\.py)`", page)) - paths
+    rooms = [path for path in package.iterdir() if (path / "__init__.py").is_file() or path.suffix == ".py"]
+    named = [f"`{room.name}/`" if room.is_dir() else f"`{room.name}`" for room in rooms if room.name != "__main__.py"]
+    assert not [name for name in named if name not in page]
 
 
 def test_the_table_of_commands_is_complete() -> None:

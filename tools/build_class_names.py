@@ -1,8 +1,8 @@
-"""Builds src/vitral/weights/imagenet.txt.gz from the synset lists that timm ships: python tools/build_class_names.py
+"""Build src/vitral/weights/imagenet.txt.gz from timm's synset lists: python tools/build_class_names.py
 
-One line a synset, sorted: its number, the lists that it is in, its names in WordNet 3.0. Lists: k ImageNet-1k (1,000),
-g ImageNet-21k as Google trained on (21,843), w ImageNet-21k of fall 2011 (21,841). Each list is
-sorted by number, so the lines hold its order.
+One line per synset, sorted: its number, the lists that contain it, its names in WordNet 3.0. Lists:
+k ImageNet-1k (1,000), g ImageNet-21k as Google trained on (21,843), w ImageNet-21k of fall 2011 (21,841). Each list is
+sorted by number, so the lines preserve its order.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ TARGET = Path(__file__).parents[1] / "src" / "vitral" / "weights" / "imagenet.tx
 
 
 def main() -> None:
-    """Write the file, the same bytes every time."""
+    """Write the file, with equal bytes on every run."""
     spec = importlib.util.find_spec("timm")
     assert spec is not None, "pip install timm"
     assert spec.origin is not None

@@ -1,9 +1,8 @@
-"""Counts the lines of code of a package: no blank lines, comments or docstrings.
+"""Count the lines of code of a package: no blank lines, comments or docstrings.
 
     python tools/code_lines.py [FOLDER] [--files]
 
-Prints the total and a line per subpackage of FOLDER (src/vitral), largest first; --files prints
-a line per file instead.
+Print the total and one line per subpackage of FOLDER (src/vitral), largest first; --files prints one line per file.
 `[tool.vitral] code_lines` of pyproject.toml is the budget, which tests/test_code_lines.py holds.
 """
 
@@ -28,7 +27,7 @@ NO_CODE = {
 
 
 def code_lines(path: Path) -> int:
-    """Number of lines of a Python file that hold code. A string over several lines counts unless it is a docstring."""
+    """Return the number of code lines of a Python file. A multi-line string counts unless it is a docstring."""
     with tokenize.open(path) as file:
         text = file.read()
     lines: set[int] = set()
@@ -44,7 +43,7 @@ def code_lines(path: Path) -> int:
 
 
 def count(folder: Path) -> dict[str, int]:
-    """Code lines of each Python file below a folder, by its path in it."""
+    """Return the code lines of each Python file below a folder, by relative path."""
     return {path.relative_to(folder).as_posix(): code_lines(path) for path in sorted(folder.rglob("*.py"))}
 
 

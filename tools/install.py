@@ -3,10 +3,10 @@
     python tools/install.py                      same as: pip install -e .
     python tools/install.py -e ".[serve]"        any arguments of pip install
 
-On Linux the package index serves PyTorch with CUDA, several gigabytes. Where no NVIDIA GPU answers, this takes the CPU
-build, about 200 MB, from PyTorch's own CPU index (TORCH_CPU_INDEX names a mirror of it) or from the local wheels of
-pip's configuration. Where neither has it, it says so and takes what pip is configured to take. Elsewhere than on Linux
-the usual build is for CPUs. Needs Python 3.11 and pip, nothing else.
+On Linux the package index serves PyTorch with CUDA, several gigabytes. Without an NVIDIA GPU, this installs the CPU
+build, about 200 MB, from PyTorch's CPU index (TORCH_CPU_INDEX: a mirror of it) or from the local wheels of pip's
+configuration. If neither has it, it prints this and installs the default build of pip. On other systems the default
+build is for CPUs. Requires only Python 3.11 and pip.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONSTRAINTS = ROOT / "constraints/cpu.txt"
 CPU_INDEX = os.environ.get("TORCH_CPU_INDEX", "https://download.pytorch.org/whl/cpu")
 PIP = [sys.executable, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-# Printed by the Python that was installed into: this one may have cached what was there before.
+# Run in a new process, since this one may have cached the packages before the installation.
 REPORT = """
 from importlib.metadata import distributions
 sizes = {}
@@ -40,7 +40,7 @@ if "torch" in sizes:
 
 
 def has_gpu() -> bool:
-    """Whether an NVIDIA driver answers."""
+    """Return whether an NVIDIA driver responds."""
     try:
         return subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=30).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
@@ -48,32 +48,30 @@ def has_gpu() -> bool:
 
 
 def take_cpu_torch() -> None:
-    """Install the CPU build alone; pip then finds the requirement satisfied. Say so where there is none to be had."""
+    """Install the CPU build, so that pip finds the requirement satisfied. Print a message if there is none."""
     pinned = re.search(r"^torch==([\w.]+)", CONSTRAINTS.read_text(encoding="utf-8"), re.MULTILINE)
     assert pinned is not None
-    # With the local version +cpu nothing else matches: no other build is downloaded by mistake.
+    # The local version +cpu matches no other build.
     expected = f"torch=={pinned[1]}+cpu"
     quick = ["--no-deps", "--timeout", "15", "--retries", "1", "--index-url", CPU_INDEX]
     done = subprocess.run([*PIP, *quick, expected], capture_output=True, encoding="utf-8")
     if done.returncode:
         reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no reason given")
         print(f"No {expected} in {CPU_INDEX}, nor in the local wheels of pip's configuration ({reason.strip()}).")
-        print(
-            "Taking what pip is configured to take: usually the CUDA build, several GB. Ctrl-C stops this.", flush=True
-        )
+        print("Installing the default build of pip: usually the CUDA build, several GB. Ctrl-C stops this.", flush=True)
 
 
 def has_torch() -> bool:
-    """Whether the environment holds a torch already, which is then left as it is."""
+    """Return whether torch is installed; an installed torch stays unchanged."""
     return subprocess.run([sys.executable, "-m", "pip", "show", "-qq", "torch"], capture_output=True).returncode == 0
 
 
 def main(words: list[str]) -> int:
-    """Install; returns pip's exit code."""
+    """Install, and return the exit code of pip."""
     words = words or ["-e", str(ROOT)]
     gpu = has_gpu()
     if not gpu and sys.platform == "linux" and not has_torch():
-        print("No NVIDIA GPU answers: taking PyTorch's CPU build, about 200 MB ...", flush=True)
+        print("No NVIDIA GPU found: installing PyTorch's CPU build, about 200 MB ...", flush=True)
         take_cpu_torch()
     pins = [] if gpu else ["-c", str(CONSTRAINTS)]
     code = subprocess.run([*PIP, *pins, *words]).returncode

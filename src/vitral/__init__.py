@@ -1,11 +1,11 @@
-"""Vitral: the Vision Transformer, whole. Train, measure, use: see `vitral --help` and the names below.
+"""Vitral: train, evaluate, explain, export and serve Vision Transformers. See `vitral --help` and the names below.
 
-train(recipe, overrides, out=) -> summary         a run, from images to a model folder
-sweep(recipe, {key: [values]}, overrides)          settings compared, the best one trained on everything
+train(recipe, overrides, out=) -> summary         train a model: from images to a model folder
+sweep(recipe, {key: [values]}, overrides)          compare settings, retrain the best on all training data
 load(model) -> Predictor                          .predict(paths_or_arrays, topk=5)
 create_model(name, num_classes=, image_size=)     any preset as a torch module
 list_models(pattern)                              names of the presets
-register_objective(Config, Class)                 add an objective of your own as an objective.kind
+register_objective(Config, Class)                 add an objective of your own to objective.kind
 VitralClassifier                                  scikit-learn's fit / predict / predict_proba / score
 """
 

@@ -1,6 +1,6 @@
-"""YAML files and `key=value` words become one tree, the tree becomes frozen, typed models, mistakes become one message.
+"""Read YAML files and `key=value` words into frozen, typed models; report all mistakes in one message.
 
-Nothing here imports torch: help and config errors answer at once.
+Nothing here imports torch, so that help and config errors take no time.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 from collections.abc import Container, Hashable, Iterable, Mapping
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import yaml
 from annotated_types import Ge, Le
@@ -27,13 +27,18 @@ Tree = dict[str, Any]
 
 
 class Config(BaseModel):
-    """Base of every configuration: frozen, no unknown keys, no silent conversion ("3" is no number), no NaN."""
+    """Base of every configuration: frozen, no unknown keys, no silent conversion ("3" is not a number), no NaN."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy with changed fields. The names must be fields; the values are not validated."""
+        assert update is None or update.keys() <= type(self).model_fields.keys(), sorted(update)
+        return super().model_copy(update=update, deep=deep)
+
 
 def reject_unused(config: Config, used: Mapping[str, bool]) -> None:
-    """Raise ValueError for the first field that is set although nothing reads it: `used` says which are read."""
+    """Raise ValueError for the first field that is set but not read. used: whether each field is read."""
     for name, is_read in used.items():
         info = type(config).model_fields[name]
         value = getattr(config, name)
@@ -69,7 +74,7 @@ YAML_BYTES, YAML_NODES = MIB, 50_000
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's scalars (1e-3 is a number; no, yes, on, off are words) and no duplicate keys.
 
-    Nesting and number of nodes, with every alias as large as what it stands for, are counted before values are built.
+    Nesting and number of nodes, with every alias counted as its target, are limited before values are built.
     """
 
     def __init__(self, text: str) -> None:
@@ -121,7 +126,7 @@ _SCALARS["float"] = (f"{_SCALARS['float'][0]}|{_SCALARS['int'][0]}", "")  # as a
 
 
 def _scalar(loader: _Loader, node: yaml.Node) -> Any:
-    """A plain value, or one with a tag of its own, which must be what the tag says."""
+    """A plain value, or one with a tag of its own, which must match its tag."""
     kind = node.tag.rpartition(":")[2]
     if not isinstance(node, yaml.ScalarNode) or not re.fullmatch(_SCALARS[kind][0], node.value):
         raise yaml.MarkedYAMLError(
@@ -146,7 +151,7 @@ def _unique_mapping(loader: _Loader, node: yaml.Node) -> dict[Hashable, Any]:
             raise yaml.MarkedYAMLError(problem="a key must be plain text", problem_mark=key_node.start_mark)
         key = key_node.value if key_node.tag.endswith(":merge") else loader.construct_object(key_node, deep=True)  # pyright: ignore[reportUnknownMemberType]
         if key in seen:
-            raise yaml.MarkedYAMLError(problem=f"the key {key!r} stands here twice", problem_mark=key_node.start_mark)
+            raise yaml.MarkedYAMLError(problem=f"the key {key!r} appears twice", problem_mark=key_node.start_mark)
         seen.add(key)
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
@@ -183,7 +188,7 @@ _Loader.add_constructor(None, _unknown_tag)  # pyright: ignore[reportArgumentTyp
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes every text that YAML 1.1 or 1.2 would read as something else."""
+    """YAML that quotes every text which YAML 1.1 or 1.2 would read as another type."""
 
 
 _Dumper.yaml_implicit_resolvers = {
@@ -193,8 +198,8 @@ _Dumper.yaml_implicit_resolvers = {
 
 
 def load_yaml(path: Path) -> Tree:
-    """The mapping in a YAML file. Raises UserError, with file and line, for bad syntax, for duplicate keys, and beyond
-    the limits on size, nesting and number of values."""
+    """Return the mapping in a YAML file. Raises UserError, with file and line, for bad syntax, for duplicate keys,
+    and beyond the limits on size, nesting and number of values."""
     tree = parse_yaml(read_text(path, YAML_BYTES), shown(str(path)))
     if tree is None:
         return {}
@@ -204,7 +209,7 @@ def load_yaml(path: Path) -> Tree:
 
 
 def parse_yaml(text: str, where: str | None = None) -> Any:
-    """The value that a YAML text stands for, by the rules of `load_yaml`. where: the file, for the message."""
+    """Return the value of a YAML text, by the rules of `load_yaml`. where: the file, for the message."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
@@ -222,12 +227,12 @@ def parse_yaml(text: str, where: str | None = None) -> Any:
 
 
 def dump_yaml(tree: Mapping[str, Any]) -> str:
-    """YAML text that `load_yaml` reads back as the same tree."""
+    """Return YAML text that `load_yaml` reads back as the same tree."""
     return yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 def split_words(words: Iterable[str]) -> tuple[list[str], dict[str, str]]:
-    """Command-line words: plain ones, and `key=value` pairs. Raises UserError for a key named twice."""
+    """Split command-line words into plain ones and `key=value` pairs. Raises UserError for a repeated key."""
     plain: list[str] = []
     pairs: dict[str, str] = {}
     for word in words:
@@ -235,14 +240,14 @@ def split_words(words: Iterable[str]) -> tuple[list[str], dict[str, str]]:
         if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
             plain.append(word)
         elif key in pairs:
-            raise UserError("named twice on the command line", where=key, got=f"{pairs[key]} and {value}")
+            raise UserError("given twice on the command line", where=key, got=f"{pairs[key]} and {value}")
         else:
             pairs[key] = value
     return plain, pairs
 
 
 def with_overrides(model: type[Config], tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Tree:
-    """A copy of `tree` with dotted keys replaced. Text is read as the key's type wants it: `out=010` stays
+    """Return a copy of `tree` with dotted keys replaced. Text is parsed by the key's type: `out=010` stays
     text, a list needs no brackets (`layers=0,-1`), and `none` is an empty one."""
     result = _copy(tree)
     fields = {key.name: key.annotation for key in describe(model)}
@@ -285,14 +290,14 @@ def _from_text(text: str, annotation: Any) -> Any:
         value = parse_yaml(text)
     except UserError:
         return text
-    # A list of one may stand bare.
+    # A list of one needs no comma.
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return [value] if is_list and is_number and not kinds & {int, float} else value
 
 
 def build(model: type[ConfigT], tree: Any, *, where: str | None = None) -> ConfigT:
-    """The validated model, or one UserError that names every wrong key, what it got and what it wants. tree: a mapping;
-    anything else is refused."""
+    """Return the validated model. Raises one UserError for all wrong keys, with expected and received values, and for a
+    tree that is not a mapping."""
     if not isinstance(tree, Mapping):
         raise UserError("not readable", where=where, got=type(tree).__name__, expected="an object of names and values")
     try:
@@ -306,7 +311,7 @@ def build(model: type[ConfigT], tree: Any, *, where: str | None = None) -> Confi
 
 
 def _key_of(model: type[Config], detail: ErrorDetails) -> str:
-    """The dotted key that an error is about, without the members of a union or the places in a list."""
+    """Return the dotted key of an error, without the members of a union or the places in a list."""
     names = {key.name for key in describe(model)}
     known = {name.rsplit(".", drop)[0] for name in names for drop in range(name.count(".") + 1)}
     location, path = [str(part) for part in detail["loc"]], ""

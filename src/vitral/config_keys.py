@@ -1,4 +1,4 @@
-"""Every settable key of a configuration class: name, type, default and meaning; how values are written as words.
+"""List every settable key of a configuration class: name, type, default and meaning; format values as words.
 
 Nothing here imports torch.
 """
@@ -18,7 +18,7 @@ _KINDS = {int: "whole number", float: "number", str: "text", bool: "true | false
 
 
 class Key(NamedTuple):
-    """One settable key: its dotted name, type, default and what it means (with its unit)."""
+    """One settable key: dotted name, type, default and meaning (with its unit)."""
 
     name: str
     annotation: Any
@@ -28,10 +28,10 @@ class Key(NamedTuple):
 
 
 def describe(model: type[BaseModel], prefix: str = "") -> list[Key]:
-    """Every leaf key below a config model, in order of definition."""
+    """Return every leaf key below a config model, in order of definition."""
     keys: list[Key] = []
     for name, info in model.model_fields.items():
-        full = prefix + (info.alias or name)  # a key may be called what Python keeps for itself: class
+        full = prefix + (info.alias or name)  # a key may be a reserved word of Python: class
         nested = info.annotation
         if models := [part for part in plain_types(nested) if isinstance(part, type) and issubclass(part, BaseModel)]:
             keys += _merged([describe(part, full + ".") for part in models])
@@ -41,8 +41,8 @@ def describe(model: type[BaseModel], prefix: str = "") -> list[Key]:
 
 
 def _merged(members: list[list[Key]]) -> list[Key]:
-    """The keys of all members of a union, each once. Where a Literal tells the members apart, what only some of them
-    have says of which it is."""
+    """Return the keys of all members of a union, each once. If a Literal tells the members apart, the help of a key
+    that only some have names these members."""
     found: dict[str, list[Key]] = {}
     for key in (key for member in members for key in member):
         found.setdefault(key.name, []).append(key)
@@ -74,7 +74,7 @@ def _default(info: FieldInfo) -> Any:
 
 
 def plain_types(annotation: Any) -> Iterator[Any]:
-    """The plain types that an annotation admits; a Literal counts as the types of its values."""
+    """Yield the plain types that an annotation admits; a Literal counts as the types of its values."""
     origin = get_origin(annotation)
     if origin is Annotated:
         yield from plain_types(get_args(annotation)[0])

@@ -1,4 +1,4 @@
-"""Errors meant for people: what is wrong, where, what was found, what would do, and what to type next."""
+"""Errors for users: what is wrong, where, expected and received values, and the next command."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ import re
 import shlex
 from collections.abc import Iterable
 
-NAMES = "vitral.names"  # error handler of text that is written: see `shown`
-# What moves the cursor, starts a line or turns the direction of writing: control characters and their Unicode kin.
+NAMES = "vitral.names"  # error handler of written text: see `shown`
+# Characters that move the cursor, break lines or change the writing direction: control characters and relatives.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _LONGEST = 2000  # characters of a value in a message
 
 
 class _Brief(Exception):
-    """Notebooks show the message alone; the traceback says nothing about what to do."""
+    """Base of errors that notebooks show without a traceback."""
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython shows in place of a traceback."""
+        """Return the lines that IPython shows instead of a traceback."""
         return [f"{type(self).__name__}: {self}"]
 
 
 class UserError(_Brief, ValueError):
-    """A mistake the user can mend: usage, config or data. The command line shows it without a traceback, exit code 2.
+    """A mistake that the user can fix: usage, config or data. The command line shows it without a traceback, exit
+    code 2.
 
     what: one sentence without a full stop. where: a file, a line or a dotted key. got, expected: the two sides of a
-    mismatch. nearest: the closest legal name. hint: the next thing to do, often a command.
+    mismatch. nearest: the closest legal name. hint: the next step, often a command.
     """
 
     exit_code = 2
@@ -53,7 +54,7 @@ class UserError(_Brief, ValueError):
 
 
 class RunFailed(_Brief):
-    """Failed while running, through nobody's typing: exit code 1, one message."""
+    """A failure while running that is not a user mistake: exit code 1, one message."""
 
     exit_code = 1
 
@@ -67,8 +68,8 @@ class Interrupted(_Brief):
 
 
 def shown(name: str) -> str:
-    r"""A file's or class's name as it is written anywhere: UTF-8, in one line. Bytes that are not UTF-8 and control
-    characters become escapes (`caf\xe9`, `\n`); every other name stays what it is."""
+    r"""Return the printable form of a file or class name: UTF-8, one line. Bytes that are not UTF-8 and control
+    characters become escapes (`caf\xe9`, `\n`); every other name is unchanged."""
     if name.isprintable():
         return name
     plain = _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), name)
@@ -76,13 +77,13 @@ def shown(name: str) -> str:
 
 
 def shown_lines(text: str) -> str:
-    """A text of several lines as `shown` shows each: nothing in it moves the cursor of a terminal."""
+    """Return a text of several lines with `shown` applied to each."""
     return text if text.isprintable() else "\n".join(map(shown, text.split("\n")))
 
 
 def json_safe(text: str) -> str:
-    """Text without control characters (but line ends and tabs) and lone surrogates. Inside the strings of JSON the
-    escapes stand for the same characters."""
+    """Return text with control characters (except line ends and tabs) and lone surrogates as escapes. Inside the
+    strings of JSON the escapes mean the same characters."""
     if text.isprintable():
         return text
     plain = _CONTROLS.sub(lambda found: found[0] if found[0] in "\n\t" else f"\\u{ord(found[0]):04x}", text)
@@ -90,12 +91,14 @@ def json_safe(text: str) -> str:
 
 
 def plural(count: int, word: str, words: str | None = None) -> str:
-    """The number with the noun in its form: 1 image, 2 images, 1,000 classes (`words` where an s is not enough)."""
+    """Return the number with the noun in its form: 1 image, 2 images, 1,000 classes (`words` where an s is not
+    enough)."""
     return f"{count:,} {word if count == 1 else words or word + 's'}"
 
 
 def _escaped(error: UnicodeError) -> tuple[str, int]:
-    """The bytes that Python holds as lone surrogates, as `\\x` and two digits; other surrogates by their number."""
+    """Return the bytes that Python holds as lone surrogates, as `\\x` and two digits; other surrogates by their
+    number."""
     assert isinstance(error, UnicodeEncodeError)
     signs = map(ord, error.object[error.start : error.end])
     return "".join(f"\\x{c - 0xDC00:02x}" if 0xDC80 <= c <= 0xDCFF else f"\\u{c:04x}" for c in signs), error.end
@@ -110,7 +113,7 @@ def _bounded(value: object, longest: int = _LONGEST) -> str:
 
 
 def command(*words: str) -> str:
-    """A command line to print, quoted for the shell of this system."""
+    """Return a command line to print, quoted for the shell of this system."""
     if os.name == "nt":  # cmd.exe knows no single quotes
         from subprocess import list2cmdline
 
@@ -119,35 +122,34 @@ def command(*words: str) -> str:
 
 
 def taken(place: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False) -> UserError:
-    """The error of a file, or a folder that holds something, where a command would write. overwrite, resume: which of
-    these keys make the command write there."""
+    """Return the error of an existing output file or non-empty output folder. overwrite, resume: whether the command
+    supports these keys."""
     what = "output folder exists and is not empty" if os.path.isdir(place) else "output file exists"
     ways = ["overwrite=true to replace it"] * overwrite + ["resume=true to continue"] * resume
-    hint = f"Pass {' or '.join(ways)}." if ways else "Name another place, out=PATH, or remove this one."
+    hint = f"Pass {' or '.join(ways)}." if ways else "Pass another out=PATH, or remove this one."
     return UserError(what, where="out", got=place, hint=hint)
 
 
 def nearest(name: str, options: Iterable[str]) -> str | None:
-    """The most similar of `options`, or None if nothing comes close: three fifths of the letters, in the same order."""
+    """Return the most similar of `options`, or None below a similarity of 0.6."""
     found = difflib.get_close_matches(name, list(options), n=1, cutoff=0.6)
     return found[0] if found else None
 
 
 def nearest_key(key: str, options: Iterable[str]) -> str | None:
-    """The same for dotted keys, whose last parts must be close as well as what stands before them: of
-    data.background, data.path shares no more than the group. A key without its group, or in another one, is found too.
-    """
+    """Return the most similar dotted key: last parts and groups must both be similar. A key without its group, or in
+    another group, is found too."""
     options = list(options)
     group, _, last = key.rpartition(".")
 
-    def likeness(option: str) -> float:
+    def similarity(option: str) -> float:
         its_group, _, its_last = option.rpartition(".")
         if last == its_last:
             return 2 + _ratio(group, its_group)
         return min(_ratio(last, its_last), _ratio(group, its_group) if group else 1)
 
-    best = max(options, key=likeness, default=None)
-    return best if best is not None and likeness(best) >= 0.7 else None
+    best = max(options, key=similarity, default=None)
+    return best if best is not None and similarity(best) >= 0.7 else None
 
 
 def _ratio(one: str, other: str) -> float:

@@ -1,4 +1,4 @@
-"""What a validator finds wrong in a configuration, in words: one message per key."""
+"""Turn validation errors of a configuration into messages: one per key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from vitral.config_keys import Key, describe, flatten
 from vitral.errors import UserError, nearest, nearest_key
 
-# The value is of another type than the key's: what the key takes says it all.
+# The value has another type than the key: the message lists what the key takes.
 _OF_TYPE = {
     "int_type", "int_parsing", "int_from_float", "int_parsing_size", "float_type", "float_parsing", "bool_type",
     "bool_parsing", "string_type", "literal_error", "tuple_type", "list_type", "none_required",
@@ -24,7 +24,7 @@ _LIMITS = {
     "less_than": "less than {lt}", "less_than_equal": "{le} or less", "too_short": "{min_length} or more values",
     "too_long": "at most {max_length} values", "dict_type": "a group of keys", "model_type": "a group of keys",
 }  # fmt: skip
-# What other tools call it: the first of ours that a command has is suggested.
+# Names in other tools: the first of our keys that a command has is suggested.
 _ELSEWHERE = {
     "data.path": "dataset images folder path root data_dir train_dir",
     "train.batch_size batch_size": "batch bs batch_size per_device_train_batch_size",
@@ -49,7 +49,7 @@ _ALIASES = {alias: ours.split() for ours, names in _ELSEWHERE.items() for alias 
 
 
 def complaint(model: type[BaseModel], name: str, details: list[ErrorDetails]) -> UserError:
-    """The message about one key; a union of types complains once for each of its members."""
+    """Return the message about one key; a union of types reports one error per member."""
     keys = {key.name: key for key in describe(model)}
     detail = details[0]
     if detail["type"] in ("union_tag_invalid", "union_tag_not_found") and isinstance(detail["input"], Mapping):
@@ -75,7 +75,7 @@ def complaint(model: type[BaseModel], name: str, details: list[ErrorDetails]) ->
 
 
 def _in_list(detail: ErrorDetails) -> bool:
-    """Whether a list of a fixed number of values has too few."""
+    """Return whether a list of fixed length has too few values."""
     return detail["type"] == "missing" and bool(detail["loc"]) and isinstance(detail["loc"][-1], int)
 
 
@@ -91,7 +91,7 @@ def _limit(detail: ErrorDetails) -> str:
 
 
 def _options(key: Key | None) -> list[str]:
-    """The words that a key takes."""
+    """Return the words that a key takes."""
 
     def words(annotation: Any) -> list[str]:
         return [word for part in get_args(annotation) for word in ([part] if isinstance(part, str) else words(part))]
@@ -110,9 +110,9 @@ def _wrong_tag(name: str, detail: ErrorDetails) -> UserError:
 def _unknown_key(keys: Mapping[str, Key], name: str, value: Any) -> UserError:
     if name in keys:  # of another member of the union
         hint = f"It is one of {keys[name].help.partition(':')[0]}."
-        return UserError("no key of this kind", where=name, got=value, hint=hint)
+        return UserError("key of another kind", where=name, got=value, hint=hint)
     below = next(iter(flatten(value)), "") if isinstance(value, Mapping) else ""
-    full = f"{name}.{below}" if below else name  # an unknown group stands for what is set in it
+    full = f"{name}.{below}" if below else name  # an unknown group is reported by its first key
     ours = next((key for key in _ALIASES.get(full, ()) if key in keys), None)
     if ours is not None:
         return UserError("unknown key", where=full, nearest=ours, hint=f"{ours}: {keys[ours].help}")
@@ -120,12 +120,12 @@ def _unknown_key(keys: Mapping[str, Key], name: str, value: Any) -> UserError:
 
 
 def _group(name: str, got: Any, below: list[Key]) -> UserError:
-    """A value where keys are expected: the key that takes this value, or the group's own."""
+    """Return the error of a value in place of a group: names the key that takes this value, or the group's keys."""
     text = str(got)
     exact = [key.name for key in below if text in _options(key)]
     close = [key.name for key in below if nearest(text, _options(key))]
     named = [key.name for key in below if key.name == f"{name}.name"]
-    what = "a group of keys, which takes no value itself"
+    what = "a group of keys, not a key"
     if exact or close:
         key = (exact or close)[0]
         word = nearest(text, _options(next(each for each in below if each.name == key)))

@@ -107,8 +107,8 @@ def test_features_of_fewer_tokens(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_wrong_reductions_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("eval", "vitral-digits")
-    assert "evit.* mean nothing to reduce=tome" in refusal(capsys, *words, "reduce=tome", "evit.share=0.5")
-    assert "tome.* mean nothing to reduce=auto" in refusal(capsys, *words, "tome.r=1")
+    assert "evit.* have no effect with reduce=tome" in refusal(capsys, *words, "reduce=tome", "evit.share=0.5")
+    assert "tome.* have no effect with reduce=auto" in refusal(capsys, *words, "tome.r=1")
     assert "one number for each block" in refusal(capsys, *words, "reduce=tome", "tome.r=[1,2]")
     assert "no such block" in refusal(capsys, *words, "reduce=evit", "evit.after=[9]")
     assert "schedule=decreasing has no effect" in refusal(

@@ -62,7 +62,7 @@ def test_a_path_of_any_length_is_a_short_message(capsys: Capture) -> None:
     ("argv", "parts"),
     [
         ("trian digits", ("trian: unknown command", "did you mean 'train'?", "expected: train, sweep")),
-        ("train digitz", ("digitz: no such recipe", "did you mean 'digits'?", "finetune")),
+        ("train digitz", ("digitz: unknown recipe", "did you mean 'digits'?", "finetune")),
         ("train nowhere.yaml", ("nowhere.yaml: no such file",)),
         ("train digits finetune", ("one recipe at a time",)),
         ("train digits optim.lrr=1", ("optim.lrr: unknown key", "did you mean 'optim.lr'?")),
@@ -77,7 +77,7 @@ def test_a_path_of_any_length_is_a_short_message(capsys: Capture) -> None:
         ("train digits optim.lr=nan", ("optim.lr", "nan", "number")),
         ("train digits optim.lr=.nan", ("optim.lr", "nan", "finite")),
         ("train digits optim.lr=.inf", ("optim.lr", "finite")),
-        ("train digits optim.lr=1 optim.lr=2", ("optim.lr: named twice on the command line", "1 and 2")),
+        ("train digits optim.lr=1 optim.lr=2", ("optim.lr: given twice on the command line", "1 and 2")),
         ("train digits --optim.lr 3e-4", ("--optim.lr: unknown option", "key=value", "optim.lr=3e-4")),
         ("train digits --optim.lr=3e-4", ("unknown option", "key=value", "optim.lr=3e-4")),
         ("train --data PHOTOS", ("--data: unknown option", "key=value: data=PHOTOS")),
@@ -97,8 +97,8 @@ def test_a_path_of_any_length_is_a_short_message(capsys: Capture) -> None:
         ("export nowhere", ("format: required, but not given", "hf | timm | onnx | pt2 | openvino")),
         ("check photos", ("check: unknown command", "Use: vitral data check")),
         ("val nowhere", ("Use: vitral eval",)),
-        ("train digits --help nonsense", ("nonsense: no key with this",)),
-        ("docs servin", ("servin: no such page", "did you mean 'serving'?")),
+        ("train digits --help nonsense", ("nonsense: no key matches",)),
+        ("docs servin", ("servin: unknown page", "did you mean 'serving'?")),
         ("train digits --jsn", ("--jsn", "did you mean '--json'?")),
         ("train digits data.image_size=9", ("9 x 9", "patch_size 2", "nearest: 8 x 8")),
         ("train digits model.patch_size=3", ("8 x 8", "patch_size 3", "nearest: 9 x 9")),
@@ -132,15 +132,15 @@ def test_a_path_of_any_length_is_a_short_message(capsys: Capture) -> None:
         ("estimate", ("missing argument: RECIPE",)),
         ("data chek x", ("unknown subcommand", "did you mean 'check'?")),
         ("reproduce positions extra", ("unexpected argument: extra",)),
-        ("predict nowhere gone.png", ("gone.png: no such image",)),
+        ("predict nowhere gone.png", ("gone.png: no such file",)),
         ("predict a b.png topk=0", ("topk: wrong value", "1 or more")),
         ("predict a b.png topks=1", ("topks: unknown key", "did you mean 'topk'?")),
         ("models a b", ("unexpected argument: b", "usage: vitral models [PATTERN]")),
         ("models a=b", ("a: unknown key",)),
         ("models *gigantesque*", ("no preset matches",)),
-        ("recipes digitz", ("no such recipe", "did you mean 'digits'?")),
+        ("recipes digitz", ("unknown recipe", "did you mean 'digits'?")),
         ("doctor digits", ("no such model", "vitral-digits")),
-        ("doctor accept=true", ("needs a model folder",)),
+        ("doctor accept=true", ("requires a model folder",)),
         ("doctor a b", ("unexpected argument: b",)),
     ],
 )  # fmt: skip
@@ -169,7 +169,7 @@ def test_cuda_asked_for_and_absent(command: str, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("optim:\n  lr: 1e-3\n  lr: 2e-3\n", ("mine.yaml:3", "'lr' stands here twice")),
+        ("optim:\n  lr: 1e-3\n  lr: 2e-3\n", ("mine.yaml:3", "'lr' appears twice")),
         ("optim: [1,\nseed: 3\n", ("mine.yaml:3", "not readable as YAML")),
         ("- digits\n", ("mine.yaml", "a mapping")),
         ("model:\n  name: vit_micro_patch2_8\noptim:\n  lr: fast\n", ("optim.lr", "'fast'", "number")),
@@ -216,7 +216,7 @@ def test_init_of_another_architecture(capsys: Capture) -> None:
         "train finetune data=digits init=model model.name=vit_nano_patch4_32", capsys,
         "model: the weights belong to another architecture", "48 missing", "blocks.2", "model.name=auto",
     )  # fmt: skip
-    refused("train finetune data=digits init=model model.patch_size=3", capsys, "no multiple of patch_size 3")
+    refused("train finetune data=digits init=model model.patch_size=3", capsys, "not a multiple of patch_size 3")
     refused("train finetune data=digits init=model model.width=32", capsys, "another architecture", "other shape")
 
 
@@ -259,7 +259,7 @@ def test_damaged_and_foreign_model_folders(capsys: Capture) -> None:
 
 
 def test_debug_shows_where_it_came_from() -> None:
-    with pytest.raises(ValueError, match="no such recipe"):
+    with pytest.raises(ValueError, match="unknown recipe"):
         main(["train", "digitz", "--debug"])
 
 
@@ -370,7 +370,7 @@ def test_names_of_files_that_look_like_keys_and_options(capsys: Capture) -> None
     for name in ("photo=w200.png", "-1.png"):
         Image.new("RGB", (8, 8), (9, 99, 200)).save(name)
         refused(f"predict model {name}", capsys, f"./{name}")
-        refused(f"predict model -- {name} gone.png", capsys, "gone.png: no such image")
+        refused(f"predict model -- {name} gone.png", capsys, "gone.png: no such file")
         for words in (["--", name], [f"./{name}"]):
             assert main(["predict", "model", *words]) == 0
             assert json.loads(capsys.readouterr().out)["image"] == name

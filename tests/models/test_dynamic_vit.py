@@ -134,8 +134,8 @@ def test_parameters_and_work_by_closed_form(pool: str) -> None:
 
 def test_pruners_that_make_no_sense_are_refused() -> None:
     cases: tuple[tuple[dict[str, Any], str], ...] = (
-        ({"pruner_blocks": (4,)}, "rising numbers below depth 4"),
-        ({"pruner_blocks": (2, 1)}, "rising numbers"),
+        ({"pruner_blocks": (4,)}, "must be increasing and below depth 4"),
+        ({"pruner_blocks": (2, 1)}, "must be increasing"),
         ({"pruner_blocks": (), "pruner_keep": 0.5}, "no effect"),
         ({"positions": "relative"}, "no offsets for patches"),
     )

@@ -183,8 +183,8 @@ def test_norm_place_follows_pooling() -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"image_size": 9}, "9 x 9 is no multiple of patch_size 2; nearest: 8 x 8"),
-        ({"image_size": (8, 0)}, "8 x 0 is no multiple"),
+        ({"image_size": 9}, "9 x 9 is not a multiple of patch_size 2; nearest: 8 x 8"),
+        ({"image_size": (8, 0)}, "8 x 0 is not a multiple"),
         ({"heads": 5}, "width 64 cannot be split evenly among 5 heads"),
         ({"mean": [0.5, 0.5]}, "mean has 2 values for 3 channels"),
         ({"std": [0.5, 0.5, 0.0]}, "positive in every channel"),
@@ -200,7 +200,7 @@ def test_norm_place_follows_pooling() -> None:
         ({"positions": "sincos", "positions_at": "layers"}, "learn nothing"),
         ({"positions": "sincos", "width": 66, "heads": 3}, "cannot split width 66"),
         ({"positions": "rope", "width": 72}, "heads of 4, 8, 12 ... features, not 18"),
-        ({"stem_blocks": [2, 2]}, "patch_size 2 is no multiple of 8, the stride of this stem"),
+        ({"stem_blocks": [2, 2]}, "patch_size 2 is not a multiple of 8, the stride of this stem"),
         ({"family": "cnn"}, "unknown family"),
         ({"in_channels": 5}, "4 or less"),
         ({"depth": "4"}, "whole number"),

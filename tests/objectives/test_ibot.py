@@ -111,8 +111,8 @@ def test_only_masked_patches_have_a_gradient() -> None:
 
 
 def test_without_a_masked_patch_the_loss_is_zero_and_the_center_stays() -> None:
-    for targets in ("mean", "sinkhorn"):
-        objective, batch = ibot(mask_ratio=(1e-6, 1e-6), centering=targets), views(4)
+    for centering in ("mean", "sinkhorn"):
+        objective, batch = ibot(mask_ratio=(1e-6, 1e-6), centering=centering), views(4)
         out = objective({"train": batch}, 0)
         assert out.metrics["loss_patches"] == 0
         assert all(grad.isfinite().all() for grad in grads(objective, out).values())
@@ -164,5 +164,5 @@ def test_the_patches_center_is_the_mean_over_masked_patches_each_view_alike() ->
 def test_what_cannot_read_patches_is_refused(pool: str) -> None:
     with pytest.raises(UserError, match=r"model\.pool"):
         ibot(model={"pool": pool})
-    with pytest.raises(ValueError, match="this is DINO"):
+    with pytest.raises(ValueError, match="makes iBOT equal to DINO"):
         IbotConfig(kind="ibot", mask_probability=0)

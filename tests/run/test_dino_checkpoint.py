@@ -92,7 +92,7 @@ def test_features_of_the_digits_recipes_tell_digits_apart(recipe: str) -> None:
 
 def test_wrong_keys_are_refused_in_one_message() -> None:
     wrong: tuple[tuple[dict[str, Any], str], ...] = (
-        ({"augment__crop": "random_resized"}, r"of no use with objective\.kind=dino: augment\.crop"),
+        ({"augment__crop": "random_resized"}, r"no effect with objective\.kind=dino: augment\.crop"),
         ({"augment__blur": 0.5}, r"augment\.blur"),
         ({"train__ema": 0.99}, r"train\.ema"),
         ({"objective__local_size": 5}, r"(?s)objective\.local_size.*multiple of 2"),

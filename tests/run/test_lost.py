@@ -353,7 +353,7 @@ def test_a_run_that_still_works_is_named_as_one(tmp_path: Path, capsys: pytest.C
 def test_nothing_to_finish_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run to finish"):
         run(config(tmp_path / "a", finish=True))
-    with pytest.raises(UserError, match="needs out=DIR"):
+    with pytest.raises(UserError, match="set out=DIR"):
         load_config("digits", {"finish": True})
 
 

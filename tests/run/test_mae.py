@@ -102,12 +102,12 @@ def test_few_labels_of_each_class(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"data.shots": 3}, "of no use with objective.kind=mae: data.shots"),
-        ({"augment.mixup": 0.5}, "of no use with objective.kind=mae: augment.mixup"),
-        ({"model.distill_token": True, "model.pool": "cls"}, "of no use with objective.kind=mae: model.distill_token"),
+        ({"data.shots": 3}, "no effect with objective.kind=mae: data.shots"),
+        ({"augment.mixup": 0.5}, "no effect with objective.kind=mae: augment.mixup"),
+        ({"model.distill_token": True, "model.pool": "cls"}, "no effect with objective.kind=mae: model.distill_token"),
         ({"model.pool": "map"}, "trains no pooling"),
         ({"model.name": "resnet20_cifar"}, "learns from patches"),
-        ({"objective.decoder_heads": 3}, "has to be a multiple"),
+        ({"objective.decoder_heads": 3}, "must be a multiple"),
         ({"objective.mask_ratio": 0.02}, "hides no patch"),
         ({"train.batch_size": 16, "model.patch_size": 8}, "hides no patch"),
     ],

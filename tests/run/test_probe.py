@@ -163,7 +163,7 @@ def test_what_cannot_be_judged_is_refused() -> None:
         probe("model")
     with pytest.raises(UserError, match=r"val_fraction has no effect with one linear\.l2"):
         on("pets", kind="linear", linear__l2=[1.0], linear__val_fraction=0.2)
-    with pytest.raises(UserError, match=r"linear\.\* mean nothing to kind=knn"):
+    with pytest.raises(UserError, match=r"linear\.\* have no effect with kind=knn"):
         on("pets", linear__steps=3)
 
 

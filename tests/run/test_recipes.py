@@ -151,7 +151,7 @@ def test_finetune_at_another_size_interpolates_positions(small_run: Path) -> Non
     keys = {"data": "pets", "init": str(small_run), "out": "run", "report": False, "train.steps": 1}
     run(load_config("finetune", {**keys, "data.image_size": 4 * patch, "objective.head_only_fraction": 1.0}))
     assert weights("run")["pos_embed"].shape[1] == 17
-    with pytest.raises(UserError, match="no multiple of patch_size"):
+    with pytest.raises(UserError, match="not a multiple of patch_size"):
         run(load_config("finetune", {**keys, "out": "other", "data.image_size": 4 * patch + 1}))
 
 

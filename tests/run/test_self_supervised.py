@@ -119,7 +119,7 @@ def test_memory_chooses_the_micro_batch_without_labels_too(memory: str, tmp_path
         ({"lora.rank": 2, "init": "vitral-digits"}, "lora.rank"),
         ({"train.parallel": "fsdp"}, "fsdp"), ({"precision": "bfloat16_params"}, "bfloat16_params"),
         ({"augment.repeated_aug": 2}, "augment.repeated_aug"), ({"model.head": "mlp"}, "model.head"),
-        ({"objective.label_smoothing": 0.1}, "no key of this kind"), ({"objective.kind": "made_up"}, "wrong value"),
+        ({"objective.label_smoothing": 0.1}, "key of another kind"), ({"objective.kind": "made_up"}, "wrong value"),
         ({"objective.mask_token_prob": 0.9, "objective.swap_prob": 0.2}, "must be at most 1"),
     ],
 )  # fmt: skip

@@ -334,7 +334,7 @@ def test_null_is_no_second_name_of_the_data() -> None:
     for path in (None, "null"):
         assert load_config("cifar10_tiny", {"data": "digits", "data.path": path}).data.path == "digits"
         assert load_config("small", {"data": path, "data.path": "photos"}).data.path == "photos"
-    with pytest.raises(UserError, match="named twice"):
+    with pytest.raises(UserError, match="given twice"):
         load_config("small", {"data": "digits", "data.path": "photos"})
 
 

@@ -151,7 +151,7 @@ class StopAtThree:
 
 def test_what_cannot_be_compiled_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for key, value in (("parallel", "fsdp"), ("activation_checkpointing", "all"), ("activation_checkpointing", 1)):
-        with pytest.raises(UserError, match=r"train\.compile=step goes neither with"):
+        with pytest.raises(UserError, match=r"train\.compile=step does not support"):
             load_config("digits", {**TINY, "train.compile": "step", f"train.{key}": value})
     monkeypatch.setattr(Supervised, "compile_key", lambda *_: None)
     with pytest.raises(UserError, match=r"(?s)train\.compile: this step cannot be compiled"):

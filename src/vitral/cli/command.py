@@ -1,7 +1,7 @@
-"""What all commands share: positional arguments and keys, the help page, JSON or text, exit codes.
+"""Shared parts of all commands: positional arguments and keys, help page, JSON or text, exit codes.
 
-A command is a function that takes its arguments and options and returns an `Answer`. The first line of its help page is
-the rule for its positional arguments: MODEL is required, [NAME] optional, IMAGE... may be repeated.
+A command is a function that takes its arguments and options and returns an `Answer`. The first line of its help page
+defines its positional arguments: MODEL is required, [NAME] optional, IMAGE... may be repeated.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Arguments(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a command found: `data` is printed as JSON with --json, else `text()`; then `code` is the exit code."""
+    """Result of a command: `data` is printed as JSON with --json, else `text()`; `code` is the exit code."""
 
     data: Any
     text: Callable[[], str]
@@ -51,10 +51,10 @@ def command(usage: str, options: type[ConfigT]) -> Callable[[WithOptions[ConfigT
 def command(
     usage: str, options: type[Config] | None = None, *, help_page: Callable[[Sequence[str]], str] | None = None
 ) -> Callable[[Callable[..., Answer | int]], Run]:
-    """Decorator of a command. usage: its help page, with {keys} where the keys of `options` belong. Without `options`
-    the command reads its pairs itself. A command that prints while it works returns its exit code.
+    """Decorate the function of a command. usage: its help page, with {keys} in place of the keys of `options`. Without
+    `options` the command parses its pairs. A command that prints while it works returns its exit code.
 
-    Only what the decorated function imports takes time: --help and wrong usage are answered before.
+    --help and wrong usage are handled before the decorated function imports anything.
     """
 
     def decorate(work: Callable[..., Answer | int]) -> Run:
@@ -75,7 +75,7 @@ def command(
 
 
 def group(usage: str, commands: Mapping[str, Run], options: type[Config] | None = None) -> Run:
-    """The command that is several: the first word names which. options: keys that the common help page lists."""
+    """Return a command with subcommands, selected by the first word. options: keys on the common help page."""
 
     def run(arguments: Arguments) -> int:
         if not arguments.words:
@@ -90,8 +90,14 @@ def group(usage: str, commands: Mapping[str, Run], options: type[Config] | None 
     return run
 
 
+def own_options(model: type[ConfigT], pairs: Mapping[str, str]) -> tuple[ConfigT, dict[str, str]]:
+    """Split the keys of a command that starts training runs: its own options, and the keys of the runs."""
+    own = {key: value for key, value in pairs.items() if key in model.model_fields}
+    return build(model, with_overrides(model, {}, own)), {key: pairs[key] for key in pairs if key not in own}
+
+
 def missed(messages: Sequence[str]) -> int:
-    """Exit code 3, with a message on stderr for each metric that is beyond its limit; 0 without one."""
+    """Print one message on stderr per missed limit. Return exit code 3, or 0 without messages."""
     for text in messages:
         print(text, file=sys.stderr)
     return 3 if messages else 0
@@ -103,7 +109,7 @@ def _options(model: type[ConfigT], pairs: Mapping[str, str]) -> ConfigT:
 
 
 def _check_words(usage: str, words: Sequence[str]) -> None:
-    """Raises UserError for positional arguments that the usage line does not allow."""
+    """Raise UserError for positional arguments that the usage line does not allow."""
     lines = usage.partition("\n\n")[0]
     parts = re.sub(r"^usage: vitral (?:[a-z|-]+ )*", "", lines.partition("\n")[0] + " ")
     names = [part for part in re.findall(r"\[[^]]*\]|\S+", parts) if re.match(r"\[?[A-Z][^=]*([|].*)?$", part)]

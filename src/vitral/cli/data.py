@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitral.cli.command import Answer, Arguments, command, group
+from vitral.cli.images import output_file
 from vitral.cli.table import table
 from vitral.data.findings import CODES, CheckReport
 from vitral.data.options import CheckOptions, ConvertOptions, ReadOptions, StatsOptions
@@ -45,8 +46,6 @@ codes of findings:
 
 {codes}
 
-key=default, meaning (type):
-
 {keys}
 
 examples:
@@ -59,8 +58,6 @@ STATS_HELP = """usage: vitral data stats PATH|data=PATH [key=value ...] [--json]
 
 Prints images, classes and sizes of each split; mean and standard deviation of its pixels, per channel, in [0,1].
 
-key=default, meaning (type):
-
 {keys}
 
 examples:
@@ -72,8 +69,6 @@ CONVERT_HELP = """usage: vitral data convert PATH|data=PATH out=DIR [key=value .
 
 Writes every image with its split and label. Image files are copied unchanged; other images become PNG files.
 
-key=default, meaning (type):
-
 {keys}
 
 examples:
@@ -82,15 +77,15 @@ examples:
   vitral data convert digits out=IMAGES layout=csv        IMAGES/train/00017.png and IMAGES/manifest.csv
 """
 
-_SHOWN = 5  # images of a finding
+_SHOWN = 5  # images per finding
 _MARGIN = " " * 4
 
 
-def _located(arguments: Arguments, data: ReadOptions) -> ReadOptions:
-    """With the path that is an argument. Raises UserError unless there is one, as an argument or a key."""
+def _with_path(arguments: Arguments, data: ReadOptions) -> ReadOptions:
+    """Return the options with the path argument. Raises UserError unless exactly one path is given."""
     paths = [*arguments.words, *([data.path] if data.path is not None else [])]
     if len(paths) != 1:
-        raise UserError("exactly one data path must be given", got=" ".join(paths) or "none", hint="PATH, or data=PATH")
+        raise UserError("expected exactly one data path", got=" ".join(paths) or "none", hint="PATH, or data=PATH")
     return data.model_copy(update={"path": paths[0]})
 
 
@@ -100,25 +95,18 @@ def _open(data: ReadOptions, **how: bool) -> Dataset:
     return open_dataset(data.as_data(), hold_out=False, **how)
 
 
-def _noted(dataset: Dataset) -> Dataset:
-    """Print on stderr what was left out or assumed."""
+def _print_notes(dataset: Dataset) -> Dataset:
+    """Print skipped files and assumptions on stderr."""
     for note in dataset.notes:
         print(shown_lines(f"data: {note}"), file=sys.stderr)
     return dataset
 
 
-def _writable(out: str | None) -> None:
-    """Checked before minutes are spent on the images."""
-    if out is not None and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()):
-        raise UserError(
-            "not a file that can be written", where="out", got=out, expected="an HTML file in an existing folder"
-        )
-
-
 @command(CHECK_HELP, CheckOptions)
 def _check(arguments: Arguments, options: CheckOptions) -> Answer:
-    data = _located(arguments, options.data)
-    _writable(options.out)
+    data = _with_path(arguments, options.data)
+    if options.out is not None:
+        output_file(Path(options.out), "an HTML file")
     from vitral.data.check import check_dataset, decoding
     from vitral.data.check_cache import cache_folder, forget
 
@@ -129,7 +117,7 @@ def _check(arguments: Arguments, options: CheckOptions) -> Answer:
         architecture = model_config(options.init).architecture
         normalization = architecture.mean, architecture.std
     try:
-        dataset = _noted(_open(data, equal_classes=False, one_class=True))
+        dataset = _print_notes(_open(data, equal_classes=False, one_class=True))
     except UserError as error:
         path = Path(data.path or "").expanduser()
         if not path.exists() or not (arguments.json or options.out):
@@ -150,7 +138,7 @@ def _check(arguments: Arguments, options: CheckOptions) -> Answer:
 
 
 def _report(report: CheckReport, options: CheckOptions, read: ReadImage) -> Answer:
-    """The findings, also as the page `options.out`; exit code 2 for errors."""
+    """Return the findings, with exit code 2 for errors; write them as the page `options.out`."""
     if options.out is not None:
         from vitral.report.data_page import write_check_page
 
@@ -177,14 +165,15 @@ def _check_text(report: CheckReport, options: CheckOptions) -> str:
 
 @command(STATS_HELP, StatsOptions)
 def _stats(arguments: Arguments, options: StatsOptions) -> Answer:
-    data = _located(arguments, options.data)
-    _writable(options.out)
+    data = _with_path(arguments, options.data)
+    if options.out is not None:
+        output_file(Path(options.out), "an HTML file")
     from vitral.data.statistics import class_sheets, dataset_stats
 
     opened = _open(data, equal_classes=False)
     limit = data.max_bad if "max_bad" in data.model_fields_set else None
     stats, dataset = dataset_stats(opened, data.threads, limit)
-    _noted(dataset)
+    _print_notes(dataset)
     if options.out is not None:
         from vitral.report.data_page import write_stats_page
 
@@ -207,11 +196,11 @@ def _stats_text(stats: dict[str, Any]) -> str:
 
 @command(CONVERT_HELP, ConvertOptions)
 def _convert(arguments: Arguments, options: ConvertOptions) -> Answer:
-    data = _located(arguments, options.data)
+    data = _with_path(arguments, options.data)
     from vitral.data.convert import convert
 
     found = convert(_open(data, equal_classes=False), Path(options.out), options.layout, data.threads, data.max_bad)
-    _noted(found.dataset)
+    _print_notes(found.dataset)
     counts = {name: len(split) for name, split in found.dataset.splits.items()}
     words = ", ".join(f"{count:,} {name}" for name, count in counts.items())
     order = "; the file keeps the order of the classes" if found.path.suffix == ".yaml" else ""

@@ -32,13 +32,13 @@ def run(arguments: Arguments, _: NoKeys) -> Answer:
         return Answer(titles, lambda: table((), titles.items()))
     name = arguments.words[0].removeprefix("docs/").removesuffix(".md")
     if name not in found:
-        raise UserError("no such page", where=name, expected=", ".join(found), nearest=nearest(name, found))
+        raise UserError("unknown page", where=name, expected=", ".join(found), nearest=nearest(name, found))
     text = found[name].read_text(encoding="utf-8")
     return Answer({"page": name, "markdown": text}, lambda: text.removesuffix("\n"))
 
 
 def pages() -> dict[str, Path]:
-    """Names and files of the documentation: in the package, or beside the sources of a checkout."""
+    """Return names and files of the documentation: in the package, or in a checkout."""
     package = Path(str(resources.files("vitral")))
     for folder in (package / "docs", package.parents[1] / "docs"):
         if found := sorted(folder.glob("*.md")):

@@ -26,8 +26,6 @@ With an export: compares its outputs on this processor with those of its model, 
 With the folder of a run that ended on non-finite losses or gradients: repeats the last such batch with the weights of
 that step, and lists its images and the first module with a NaN or infinity.
 
-key=default, meaning (type):
-
 {keys}
 
 examples:
@@ -43,13 +41,13 @@ VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NO_C
 def run(arguments: Arguments, options: DoctorOptions) -> Answer:
     """Examine and print."""
     if arguments.pairs and not arguments.words:
-        raise UserError("accept=true needs a model folder", hint="vitral doctor MODEL accept=true")
-    facts = _look_at(arguments.words[0], options) if arguments.words else examine()
+        raise UserError("accept=true requires a model folder", hint="vitral doctor MODEL accept=true")
+    facts = _inspect(arguments.words[0], options) if arguments.words else examine()
     return Answer(facts, lambda: table((), [(name, _text(value)) for name, value in facts.items()]))
 
 
 def _text(value: Any) -> str:
-    """A value as text: numbers with separators, empty values as `none`."""
+    """Return a value as text: numbers with separators, empty values as `none`."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {_text(item)}" for key, item in value.items()) or "none"
     if isinstance(value, list):
@@ -59,8 +57,8 @@ def _text(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _look_at(name: str, options: DoctorOptions) -> dict[str, Any]:
-    """Facts of a run that ended on non-finite steps, or of a model."""
+def _inspect(name: str, options: DoctorOptions) -> dict[str, Any]:
+    """Return facts about a run that ended on non-finite steps, or about a model."""
     from vitral.run.replay_step import bad_state, replay
 
     if bad_state(Path(name)) is not None and not options.accept:
@@ -73,7 +71,7 @@ def _look_at(name: str, options: DoctorOptions) -> dict[str, Any]:
 
 
 def examine() -> dict[str, Any]:
-    """What `vitral doctor` shows: names to plain values."""
+    """Return the facts of `vitral doctor` by name."""
     import numpy
     import PIL
     import torch
@@ -101,7 +99,7 @@ def examine() -> dict[str, Any]:
 
 
 def _step_milliseconds(device: str) -> float:
-    """Median time of a forward and backward pass of vit_micro_patch2_8, 64 images, after a warm-up; under 2 seconds."""
+    """Measure the median time of forward and backward of vit_micro_patch2_8, 64 images; under 2 seconds."""
     import torch
 
     from vitral.models.create import create_model

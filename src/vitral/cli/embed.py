@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitral.cli.command import Arguments, command
-from vitral.cli.images import Bad, check_exist, image_paths
+from vitral.cli.images import Bad, check_exist, image_paths, output_file
 from vitral.errors import UserError, taken
 from vitral.run.command_options import EmbedOptions
 
@@ -23,8 +23,6 @@ per patch. Without out=, or with --json, prints one JSON line per image: {{"imag
 "split" and "label" ("labels" for multi-label data). out= writes arrays: embeddings float32 [N, D], images; with data=
 also splits, labels, classes. An image that cannot be read gets {{"image", "error"}} (in the file: failed, errors), and
 the others are still processed; more than max_bad of them (with data=: data.max_bad) give exit code 2.
-
-key=default, meaning (type):
 
 {keys}
 
@@ -42,7 +40,7 @@ def run(arguments: Arguments, options: EmbedOptions) -> int:
     model, *names = arguments.words
     if bool(names) == bool(options.model_fields_set & {"data", "split"}):
         raise UserError(
-            "either images or data= must be given",
+            "expected either images or data=",
             got=" ".join([*arguments.words, *arguments.pairs]),
             hint="vitral embed MODEL IMAGE [IMAGE ...], or vitral embed MODEL data=DATA",
         )  # fmt: skip
@@ -62,7 +60,7 @@ def run(arguments: Arguments, options: EmbedOptions) -> int:
             line = row._asdict() if isinstance(row, Failed) else _line(row, classes)
             print(json.dumps(line, ensure_ascii=False), flush=True)
         if isinstance(row, Failed):
-            bad.say(row.error)
+            bad.report(row.error)
             failed.append(row)
         elif out is not None:
             kept.append(row)
@@ -73,11 +71,7 @@ def run(arguments: Arguments, options: EmbedOptions) -> int:
 
 
 def _writable(out: Path, overwrite: bool) -> Path:
-    """Checked before minutes are spent on the images."""
-    if out.suffix != ".npz" or out.is_dir() or not out.absolute().parent.is_dir():
-        raise UserError(
-            "not a file that can be written", where="out", got=out, expected="FILE.npz in an existing folder"
-        )
+    output_file(out, "FILE.npz", ".npz")
     if out.exists() and not overwrite:
         raise taken(out, overwrite=True)
     return out

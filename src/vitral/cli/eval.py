@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vitral.cli.command import Answer, Arguments, command, missed
-from vitral.errors import plural
+from vitral.cli.images import skipped_lines
 from vitral.run.command_options import EvalOptions
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ Measures a model on labeled images: top-1 with a 95 % Wilson interval, top-5, pr
 confusions, calibration; for multi-label data mean average precision and F1; for numbers mean absolute error, R2 and
 more. Without data= the images are those of the training run. A metric beyond min_top1, min_map or max_mae gives exit
 code 3.
-
-key=default, meaning (type):
 
 {keys}
 
@@ -43,9 +41,7 @@ def _text(measured: Measured) -> str:
 
     task, evaluation, result = measured
     lines = [to_console(task.console(evaluation))]
-    if result["skipped"]:
-        lines.append(f"\n{plural(len(result['skipped']), 'damaged image')} left out:")
-        lines += [f"  {each}" for each in result["skipped"]]
+    lines += skipped_lines(result["skipped"])
     if "compare" in result:
         lines.append(f"\n{task.comparison(result['compare'])}")
     return "\n".join(lines)

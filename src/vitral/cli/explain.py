@@ -17,8 +17,6 @@ and with reduce= which patches become one token. For the model, with or without 
 with data= the attention distance. With compare=OTHER: the similarity (CKA) of its blocks with those of another model,
 ResNets included. MODEL is as in `vitral predict`. `vitral docs interpretability` explains each picture.
 
-key=default, meaning (type):
-
 {keys}
 
 examples:

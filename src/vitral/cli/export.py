@@ -21,8 +21,6 @@ more than the limits, nothing is written and the exit code is 3. Run ONNX and Op
 care: they compute what they contain, with as much memory as that takes (`vitral docs export`).
 MODEL is a bundled model, a model folder, a run folder, weights of another library or a name on the Hugging Face Hub.
 
-key=default, meaning (type):
-
 {keys}
 
 examples:

@@ -1,4 +1,4 @@
-"""The command `vitral`: dispatches to the commands, turns errors into one message and an exit code."""
+"""The command `vitral`: dispatch to commands; turn errors into one message and an exit code."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ COMMANDS = {
     "doctor": "print system facts for a bug report, or verify a model",
 }
 
-# Commands of other tools, and what to use instead.
+# Commands of other tools, and their equivalents.
 ELSEWHERE = {
     "check": "data check", "stats": "data stats", "fit": "train", "finetune": "train finetune", "pretrain": "train",
     "val": "eval", "validate": "eval", "test": "eval", "evaluate": "eval", "infer": "predict", "classify": "predict",
@@ -66,14 +66,14 @@ FLAGS = ("--json", "--help", "--debug", "--version")
 
 
 def entry() -> None:
-    """The console script: exits with `main`'s code. What takes long to import is imported behind this line."""
+    """Run the console script and exit with the code of `main`. Slow imports happen after signals are handled."""
     with CommandSignals() as signals:
         sys.exit(signals.run(lambda: main(sys.argv[1:])))
 
 
 def main(argv: list[str]) -> int:
     """Run one command: 0 done, 1 failed, 2 wrong usage, config or data, 3 threshold missed, 128 + signal if stopped."""
-    if isinstance(sys.stdout, TextIOWrapper):  # a pipe or terminal that cannot show a name shows its escape
+    if isinstance(sys.stdout, TextIOWrapper):  # escapes for names that a pipe or terminal cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")
     stream = sys.stdout
     sys.stdout = cast(TextIO, _Printable(stream))
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
 
 
 class _Printable:
-    """stdout without control characters, which names in files and folders may hold."""
+    """stdout that escapes control characters, which file names may contain."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -100,22 +100,22 @@ class _Printable:
 def _main(argv: list[str]) -> int:
     try:
         code = _dispatch(argv)
-        sys.stdout.flush()  # a closed pipe can be answered here, but not when Python flushes at exit
+        sys.stdout.flush()  # a closed pipe is handled here, not when Python flushes at exit
         return code
     except (UserError, RunFailed, Interrupted) as error:
         if "--debug" in argv:
             raise
-        if launch().rank == 0 or isinstance(error, RunFailed):  # what concerns all processes is printed once
+        if launch().rank == 0 or isinstance(error, RunFailed):  # errors of all processes are printed once
             print(shown_lines(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as stop:
         print("stopped", file=sys.stderr)
         return 128 + signum_of(stop)
     except BrokenPipeError:
-        # Whoever read our output has seen enough; nothing may be flushed into the closed pipe at exit.
+        # The reader has closed the pipe: nothing may be flushed into it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:  # a path too long or forbidden; a run's own troubles arrive as RunFailed
+    except OSError as error:  # a path too long or forbidden; failures of a run arrive as RunFailed
         if "--debug" in argv:
             raise
         print(f"error: {_system_error(error)}", file=sys.stderr)
@@ -123,7 +123,7 @@ def _main(argv: list[str]) -> int:
 
 
 def _system_error(error: OSError) -> UserError:
-    """The system's message with the path."""
+    """Return the error message of the system with the path."""
     where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
     return UserError(error.strerror or str(error) or type(error).__name__, where=where)
 
@@ -152,9 +152,9 @@ def _dispatch(argv: list[str]) -> int:
         return 0 if wants_help else 2
     command = words[0]
     if command not in COMMANDS:
-        here = ELSEWHERE.get(command)
-        close = nearest(command, COMMANDS) if here is None else None
-        hint = f"Use: vitral {here}" if here else None
+        ours = ELSEWHERE.get(command)
+        close = nearest(command, COMMANDS) if ours is None else None
+        hint = f"Use: vitral {ours}" if ours else None
         raise UserError("unknown command", where=command, expected=", ".join(COMMANDS), nearest=close, hint=hint)
     if launch().world > 1 and command != "train":
         what = f"`vitral {command}` cannot run under torchrun ({launch().world} processes found)"
@@ -173,9 +173,9 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _unknown_option(word: str, after: Sequence[str]) -> UserError:
-    """The error of an unknown option: it may be a key, or a file whose name begins with a dash."""
+    """Return the error of an unknown option: it may be a key, or a file whose name starts with a dash."""
     if Path(word).exists():
-        return UserError("a file of this name looks like an option", where=word, hint=f"To pass it: ./{word}")
+        return UserError("an existing file looks like an option", where=word, hint=f"To pass it: ./{word}")
     name, equals, value = word.lstrip("-").partition("=")
     close = nearest(word, FLAGS)
     if close is not None and not equals:

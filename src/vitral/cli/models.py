@@ -38,7 +38,7 @@ def run(arguments: Arguments, _: NoKeys) -> Answer:
 
 
 def _cells(row: dict[str, Any], c: ModelConfig) -> list[object]:
-    """A row; without patches the stride stands in their place."""
+    """Return a table row; models without patches show the stride."""
     shape = [c.stride, row.get("width", "-"), c.block_count, c.head_count or "-"]
     work = [f"{row['parameters']:,}", f"{row['macs_all_tokens'] / 1e9:.2f}", c.num_classes]
     return [row["name"], c.image_size[0], *shape, *work]

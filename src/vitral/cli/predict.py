@@ -15,8 +15,6 @@ MODEL is a bundled model (vitral-digits), a model folder, a run folder, weights 
 Hugging Face Hub. FOLDER stands for all images in it. An image that cannot be read gets {{"image", "error"}}, and the
 others are still processed; more than max_bad of them give exit code 2.
 
-key=default, meaning (type):
-
 {keys}
 
 examples:
@@ -40,5 +38,5 @@ def run(arguments: Arguments, options: PredictOptions) -> int:
     for answer in predictions(model, paths, options):
         print(json.dumps(answer, ensure_ascii=False), flush=True)
         if "error" in answer:
-            bad.say(answer["error"])
+            bad.report(answer["error"])
     return bad.exit_code(len(paths))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from vitral.cli.command import Answer, Arguments, command, missed
+from vitral.cli.images import skipped_lines
 from vitral.cli.table import table
-from vitral.errors import plural
 from vitral.run.command_options import ProbeOptions
 
 HELP = """usage: vitral probe MODEL [key=value ...] [--json]
@@ -18,8 +18,6 @@ own. Without data= the images are those of the training run. Top-1 below min_top
 kind=knn      k nearest neighbors: weighted votes of the train images; top-1 for each knn.k
 kind=linear   logistic regression; its penalty is chosen on held-out train images
 kind=fewshot  least squares on a few train images of each class; the mean over several draws
-
-key=default, meaning (type):
 
 {keys}
 
@@ -46,12 +44,8 @@ def _table(found: dict[str, Any]) -> str:
         f"top-1  {100 * found['top1']:.2f} %  (95 % interval {100 * low:.2f} to {100 * high:.2f} %)"
         f" of {found['count']} {found['split']} images, by {found['train_count']} of train",
         *_TABLES[found["kind"]](found),
+        *skipped_lines(found["skipped"]),
     ]
-    if found["skipped"]:
-        lines += [
-            f"\n{plural(len(found['skipped']), 'damaged image')} left out:",
-            *(f"  {each}" for each in found["skipped"]),
-        ]
     return "\n".join(lines)
 
 

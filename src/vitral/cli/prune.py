@@ -15,8 +15,6 @@ expansion of its loss on images, until at most a share of the multiply-accumulat
 model folder with smaller tensors. Accuracy drops until the model is fine-tuned. Without data= the images are the train
 images of the model.
 
-key=default, meaning (type):
-
 {keys}
 
 examples:
@@ -28,7 +26,7 @@ examples:
 
 @command(HELP, PruneOptions)
 def run(arguments: Arguments, options: PruneOptions) -> Answer:
-    """Prune, and print what is left."""
+    """Prune, and print the remaining size."""
     from vitral.run.prune import prune_model
 
     found = prune_model(arguments.words[0], options)

@@ -12,8 +12,6 @@ README.md. `vitral predict OWNER/NAME photo.jpg` then loads it from the Hub. MOD
 a run folder. The repository is created if it does not exist. A token with write access comes from `hf auth login` or
 HF_TOKEN. Needs pip install "vitral[hub]".
 
-key=default, meaning (type):
-
 {keys}
 
 examples:

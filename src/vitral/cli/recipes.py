@@ -24,7 +24,7 @@ def run(arguments: Arguments, _: NoKeys) -> Answer:
     if arguments.words:
         name = arguments.words[0]
         if name not in texts:
-            raise UserError("no such recipe", where=name, expected=", ".join(texts), nearest=nearest(name, texts))
+            raise UserError("unknown recipe", where=name, expected=", ".join(texts), nearest=nearest(name, texts))
         return Answer({"name": name, "yaml": texts[name]}, lambda: texts[name].removesuffix("\n"))
     summaries = {name: text.splitlines()[0].lstrip("# ") for name, text in texts.items()}
     rows = [{"name": name, "summary": text} for name, text in summaries.items()]

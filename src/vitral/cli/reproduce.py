@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vitral.cli.command import Answer, Arguments, command, group
+from vitral.cli.command import Answer, Arguments, command, group, own_options
 from vitral.cli.table import table
 from vitral.cli.usage import page
-from vitral.config import ConfigT, build, with_overrides
 from vitral.reproduce.config import BiasOptions, ReproduceOptions
 
 HELP = """usage: vitral reproduce positions|inductive-bias [key=value ...] [--json]
@@ -20,8 +19,6 @@ positions       no positions, 1-D, 2-D and relative ones, at the stem or in ever
 inductive-bias  ViT and ResNet on fractions of the train images, and the share of predictions unchanged by shifts of the
                 image (sections 3.1 and 4.3), with a plot. Both train with the recipe's optimizer and learning rate
                 (tuned for ViT unless optim.* is given) and the same number of steps for every fraction
-
-key=default, meaning (type):
 
 {keys}
 
@@ -41,15 +38,9 @@ def _help(words: Sequence[str]) -> str:
     return page(HELP, BiasOptions, words)
 
 
-def _options(model: type[ConfigT], pairs: Mapping[str, str]) -> tuple[ConfigT, dict[str, str]]:
-    """The comparison's own keys, and those of its runs."""
-    own = {key: value for key, value in pairs.items() if key in model.model_fields}
-    return build(model, with_overrides(model, {}, own)), {key: pairs[key] for key in pairs if key not in own}
-
-
 @command(HELP, help_page=_help)
 def _positions(arguments: Arguments) -> Answer:
-    options, pairs = _options(ReproduceOptions, arguments.pairs)
+    options, pairs = own_options(ReproduceOptions, arguments.pairs)
     from vitral.reproduce.positions import positions
 
     found = positions(options, pairs)
@@ -58,7 +49,7 @@ def _positions(arguments: Arguments) -> Answer:
 
 @command(HELP, help_page=_help)
 def _bias(arguments: Arguments) -> Answer:
-    options, pairs = _options(BiasOptions, arguments.pairs)
+    options, pairs = own_options(BiasOptions, arguments.pairs)
     from vitral.reproduce.bias import inductive_bias
 
     found = inductive_bias(options, pairs)
@@ -66,7 +57,7 @@ def _bias(arguments: Arguments) -> Answer:
 
 
 def positions_text(found: Mapping[str, Any]) -> str:
-    """The table of positions and what follows from it."""
+    """Return the table of positions and its conclusions as text."""
     rows = [
         (
             row["variant"],
@@ -88,7 +79,7 @@ def positions_text(found: Mapping[str, Any]) -> str:
 
 
 def bias_text(found: Mapping[str, Any]) -> str:
-    """The table of ViT and CNN, and by how much the CNN leads."""
+    """Return the table of ViT and CNN and the lead of the CNN as text."""
     keys = ("mean", "std", "consistency_mean", "consistency_std")
     rows = [
         (row["model"], f"{row['fraction']:g}", row["images"], *(f"{100 * row[key]:.2f}" for key in keys))

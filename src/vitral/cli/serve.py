@@ -17,8 +17,6 @@ MODEL is as in `vitral predict`; a model folder that is replaced is loaded again
 JSON line on stdout: {{"url", "models"}}. Ctrl-C or SIGTERM end it after the running requests have their responses.
 `vitral docs serving` has the details.
 
-key=default, meaning (type):
-
 {keys}
 
 examples:
@@ -33,7 +31,7 @@ _NEEDED = ("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_cl
 
 @command(HELP, ServeOptions)
 def run(arguments: Arguments, options: ServeOptions) -> int:
-    """Serve until a signal comes."""
+    """Serve until a signal."""
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise UserError(f"not installed: {', '.join(missing)}", where="serve", hint=install("serve"))

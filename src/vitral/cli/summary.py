@@ -19,8 +19,6 @@ they grow with image size, patch size and depth. NAME is a preset (`vitral model
 folder, a run folder, weights of another library or a name on the Hugging Face Hub. `vitral estimate RECIPE` estimates
 the memory of a training run.
 
-key=default, meaning (type):
-
 {keys}
 
 examples:
@@ -78,7 +76,7 @@ def _growth(rows: list[dict[str, Any]], key: str) -> str:
 
 
 def compute_lines(found: dict[str, Any]) -> list[str]:
-    """Parameters and multiply-accumulates per image, in all and by part."""
+    """Return parameters and multiply-accumulates per image, in total and by part, as lines."""
     whole, macs = found["macs_all_tokens"], found["macs"]
     scale, unit = next((pair for pair in ((1e9, "G"), (1e6, "M")) if macs >= pair[0]), (1e3, "k"))
     rows = [
@@ -97,7 +95,7 @@ def compute_lines(found: dict[str, Any]) -> list[str]:
 
 
 def parts_table(parts: dict[str, int]) -> str:
-    """Parts of the memory, without those that are empty."""
+    """Return the non-empty parts of the memory as a table."""
     from vitral.training.memory_estimate import show_bytes
 
     return table((), [(name, show_bytes(count)) for name, count in parts.items() if count], 2)

@@ -6,10 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vitral.cli.command import Answer, Arguments, command
+from vitral.cli.command import Answer, Arguments, command, own_options
 from vitral.cli.table import table
+from vitral.cli.usage import page
 from vitral.data.config import DataSource
-from vitral.errors import UserError
+from vitral.run.command_options import SweepOptions
 from vitral.run.config import recipe_and_data, recipe_values
 
 HELP = """usage: vitral sweep [RECIPE | FILE.yaml] [PHOTOS] key=VALUE,VALUE... [key=value ...] [--json]
@@ -19,14 +20,7 @@ of them. Then retrains the best setting on all training data and evaluates it on
 sweep.json, sweep.csv, one run per point (01, 02, ...) and best/, the run to use. --json prints sweep.json. Ctrl-C saves
 and prints the command that continues; finished points are not repeated.
 
-key=default, meaning (type):
-
-  dev=null                share of the train images that score the points; null: the recipe's data.val_fraction (number)
-  retrain=true            retrain the best setting on all training data and evaluate it; needs a test split (true |
-                          false)
-  out=null                folder of the sweep; null: runs/sweep-RECIPE-TIME (text)
-  resume=false            continue the sweep in out (true | false)
-  overwrite=false         replace the sweep in out (true | false)
+{keys}
 
 and every key of `vitral train` with one value, or with several between commas (except out and the source of the data).
 
@@ -37,36 +31,28 @@ examples:
   vitral sweep digits 'optim.betas=[0.9,0.99],[0.9,0.999]'           a list as a value: in brackets, quoted
 """
 
-_FLAGS = {"true": True, "false": False}
-# A comma in these is a part of the text.
+# Keys whose values may contain commas.
 _WHOLE = {"data", "out", "recipe", *(f"data.{name}" for name in DataSource.model_fields)}
 
 
-@command(HELP)
+@command(HELP, help_page=lambda words: page(HELP, SweepOptions, words))
 def run(arguments: Arguments) -> Answer:
     """Sweep and print the table."""
     recipe, keys = recipe_and_data(arguments.words, arguments.pairs)
     if recipe is not None:
         recipe_values(recipe)  # an unknown name is reported before torch is imported
-    flags = {name: _flag(name, keys.pop(name)) for name in ("retrain", "resume", "overwrite") if name in keys}
-    dev, out = keys.pop("dev", None), keys.pop("out", None)
+    options, keys = own_options(SweepOptions, keys)
     lines = {key: [text] if key in _WHOLE else split_values(text) for key, text in keys.items()}
     grid = {key: line for key, line in lines.items() if len(line) > 1}
     from vitral.run.sweep import sweep
 
-    found = sweep(recipe, grid, {key: keys[key] for key in keys if key not in grid}, dev=dev, out=out, **flags)
+    found = sweep(recipe, grid, {key: keys[key] for key in keys if key not in grid}, **options.model_dump())
     return Answer(found, lambda: _text(found))
 
 
 def split_values(text: str) -> list[str]:
-    """The values between the commas that are not in brackets."""
+    """Split at the commas outside of brackets."""
     return re.split(r",(?![^\[\]]*\])", text)
-
-
-def _flag(name: str, text: str) -> bool:
-    if text not in _FLAGS:
-        raise UserError("wrong value", where=name, got=repr(text), expected="true or false")
-    return _FLAGS[text]
 
 
 def _text(found: Mapping[str, Any]) -> str:

@@ -73,7 +73,7 @@ def _most_used(keys: Mapping[str, Key], values: Mapping[str, Any] | None) -> lis
 
 
 def _groups(keys: Sequence[Key]) -> list[str]:
-    """The names of all keys below those of their groups; those of some kinds of objective below the kinds."""
+    """Return the names of all keys by group, and those of an objective's kinds by kind."""
     kinds = {kind for key in keys if key.name == "objective.kind" for kind in key.type_text.split(" | ")}
     found: dict[str, dict[str, list[str]]] = {}
     for key in sorted(keys, key=lambda key: not key.name.endswith((".kind", ".name"))):

@@ -1,4 +1,4 @@
-"""Help pages: fitted to the terminal's width, with the keys of a command, or those that a word picks."""
+"""Help pages, fitted to the terminal's width, with all keys of a command or those that match search words."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from pydantic import BaseModel
 from vitral.config_keys import REQUIRED, Key, as_word, describe
 from vitral.errors import UserError
 
-_COLUMN = 26  # where the meaning of a key begins
+_COLUMN = 26  # column at which the meaning of a key starts
+_TITLE = "key=default, meaning (type):"
 LISTS = "Lists are written with commas, without brackets: KEY=A,B; `none` is an empty one."
 
 
 def page(text: str, model: type[BaseModel] | None = None, words: Sequence[str] = ()) -> str:
-    """A command's help: its text, with all its keys in place of {keys}; with words only the matching keys."""
+    """Return the help text with all keys in place of {keys}; with words, only the matching keys."""
     if model is None or not model.model_fields:
         return fitted(text.format())
-    return picked(model, words) or fitted(text.format(keys="\n".join(key_lines(describe(model)))))
+    return picked(model, words) or fitted(text.format(keys="\n".join([_TITLE, "", *key_lines(describe(model))])))
 
 
 def picked(model: type[BaseModel], words: Sequence[str], values: Mapping[str, Any] | None = None) -> str:
-    """The keys that all words fit, by group, name or meaning; nothing without words. Raises UserError for no key."""
+    """Return the keys that match all words by group, name or meaning; empty without words. Raises UserError if none
+    matches."""
     if not words:
         return ""
     keys = [key for key in describe(model) if all(_fits(key, word) for word in words)]
     if not keys:
-        raise UserError(
-            "no key with this in its name or meaning", where=" ".join(words), hint="--help alone lists all."
-        )
+        raise UserError("no key matches in its name or meaning", where=" ".join(words), hint="`--help` lists all keys.")
     return "\n".join([*key_lines(keys, values), "", *wrapped(LISTS, text_width(), 0)]) + "\n"
 
 
@@ -43,8 +43,8 @@ def _fits(key: Key, word: str) -> bool:
 
 
 def fitted(text: str) -> str:
-    """A help text whose lines are no wider than the terminal. Unindented lines of a paragraph flow; of others what is
-    too wide goes on below the second column."""
+    """Wrap a help text to the terminal's width. Unindented lines of a paragraph flow; other lines wrap below the second
+    column."""
     width = text_width()
     lines: list[str] = []
     paragraph: list[str] = []
@@ -64,7 +64,7 @@ def fitted(text: str) -> str:
 
 
 def _folded(line: str, width: int) -> list[str]:
-    """An indented line, a row of a table, or an empty one."""
+    """Wrap an indented line or a table row."""
     if len(line) <= width:
         return [line]
     row = re.match(r"( *)(\S.*?)( {2,})(\S.*)", line)
@@ -73,14 +73,14 @@ def _folded(line: str, width: int) -> list[str]:
         first, *rest = wrapped(line, width, margin)
         return [first, *(part for text in [" ".join(rest)] if text for part in wrapped(text, width, margin + 4))]
     column = row.end(3)
-    if column > width // 2:  # an example and what it does
+    if column > width // 2:  # an example with a comment
         return [*_folded(f"{row[1]}{row[2]}", width), *wrapped(row[4], width, margin + 4)]
     right = wrapped(row[4], width, column)
     return [line[:column] + right[0].lstrip(), *right[1:]]
 
 
 def key_lines(keys: Iterable[Key], values: Mapping[str, Any] | None = None) -> list[str]:
-    """Each key with its default (or its value), meaning and type, no wider than the terminal."""
+    """Return each key with its default (or value), meaning and type, wrapped to the terminal's width."""
     lines: list[str] = []
     for key in keys:
         value = (values or {}).get(key.name, key.default)
@@ -96,11 +96,11 @@ def key_lines(keys: Iterable[Key], values: Mapping[str, Any] | None = None) -> l
 
 
 def wrapped(text: str, width: int, indent: int) -> list[str]:
-    """One paragraph in lines of at most `width` columns, each indented; without a word cut, unless it is longer."""
+    """Wrap one paragraph to `width` columns with an indent. Words longer than a line are cut."""
     margin = " " * indent
     return textwrap.wrap(text.strip(), width, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False)
 
 
 def text_width() -> int:
-    """Columns of the terminal, or of COLUMNS; 80 where there is neither, and 110 at most."""
+    """Return the columns of the terminal or of COLUMNS, else 80; at most 110."""
     return min(max(shutil.get_terminal_size((80, 24)).columns, 40), 110)

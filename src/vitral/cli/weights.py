@@ -25,8 +25,6 @@ inspect    print format, tensors and architecture of a checkpoint, and what does
 SOURCE is a file (.npz, .safetensors, .pth, .pt, .bin), a folder of transformers or timm, or a name on the Hugging Face
 Hub. The format is detected from the parameter names; `vitral docs weights` lists the known ones.
 
-key=default, meaning (type):
-
 {keys}
 
 examples:
@@ -73,7 +71,7 @@ def _inspect(arguments: Arguments, options: InspectOptions) -> Answer:
     source = read(Path(path))
     try:
         tree = _tree(parse_checkpoint(source, options))
-    except UserError as error:  # the tensors are shown anyway: a map is written from them
+    except UserError as error:  # print the tensors: they are needed to write a map
         tree = {"source": source.where, "format": None, "tensors": _tensors(source), "error": str(error)}
         print(json.dumps(tree) if arguments.json else _table(tree))
         raise

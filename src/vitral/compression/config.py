@@ -1,4 +1,4 @@
-"""Keys of what makes a model lighter. Nothing here imports torch."""
+"""Keys of token reduction. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Counts = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
 
 
 class ToMeConfig(Config):
-    """Token merging without training."""
+    """Token merging without training (ToMe)."""
 
     r: Annotated[int, Field(ge=0)] | Counts = Field(
         default=8,
@@ -30,7 +30,7 @@ class ToMeConfig(Config):
 
 
 class EViTConfig(Config):
-    """Keeping the patches that the class token attends to, without training."""
+    """Selection of the patches with the most class-token attention, without training (EViT)."""
 
     share: float = Field(
         default=0.7, gt=0, le=1, description="share of patch tokens kept at these blocks (EViT, Liang et al. 2022)"

@@ -1,4 +1,4 @@
-"""What to read, how to shape it, and how to vary it in training."""
+"""Keys of the data: source, preprocessing, augmentation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Names = Annotated[tuple[str, ...], Strict(False)]
 SourceName = Literal["auto", "digits", "folder", "filename", "images", "table", "cifar", "hf", "yaml"]
 Validation = Literal["own", "dev", "none"]
 Interpolation = Literal["bicubic", "bilinear", "lanczos"]
-UNLABELED = "unlabeled"  # what images without labels, and the stream of batches that reads them, are called
+UNLABELED = "unlabeled"  # name of the stream that reads images without labels
 MAX_INPUT_PIXELS = 4096**2  # of a model's input, which takes 12 bytes per pixel of color
 MAX_PIXELS = 150_000_000  # three bytes each: 450 MB; the largest phone cameras give 108 to 200 million
 
@@ -43,7 +43,7 @@ ShareRange = Annotated[tuple[float, float], Strict(False), AfterValidator(_share
 
 
 class DataSource(Config):
-    """Where the images are, and how the source is read: the same keys for training, evaluation and export."""
+    """Location and format of the images: the same keys for training, evaluation and export."""
 
     path: str | None = Field(
         default=None,
@@ -80,12 +80,12 @@ class DataSource(Config):
 
     @property
     def named(self) -> bool:
-        """Whether it says where the images are."""
+        """Whether a location or a built-in source is set."""
         return self.path is not None or self.source != "auto"
 
 
 class Description(Config):
-    """A YAML file that describes data: the same keys as in a run, paths relative to the file."""
+    """Keys of a YAML file that describes data: those of a run, with paths relative to the file."""
 
     source: SourceName = "auto"
     path: str | None = None
@@ -108,9 +108,9 @@ class Description(Config):
 
 
 class ReadConfig(DataSource):
-    """The keys that change the pixels which are read."""
+    """Keys that change the pixels that are read."""
 
-    range_key: ClassVar[str] = "data.value_range"  # what messages call it
+    range_key: ClassVar[str] = "data.value_range"  # its name in messages
 
     channels: Channels | Literal["auto"] = Field(
         default="auto", description="number of channels: 1 gray, 3 RGB, 4 RGBA; auto: detect from the data"
@@ -125,7 +125,7 @@ class ReadConfig(DataSource):
 
 
 class DataConfig(ReadConfig):
-    """Where the images are, and what the model sees of them."""
+    """Location of the images, and their preprocessing for the model."""
 
     image_size: Count | Pair | Literal["auto"] = Field(
         default="auto",
@@ -134,7 +134,7 @@ class DataConfig(ReadConfig):
     )
     resize_mode: Literal["crop", "squash"] = Field(
         default="crop",
-        description="how images are brought to the model's shape; crop: resize and center-crop; squash: resize without "
+        description="resizing to the model's shape; crop: resize and center-crop; squash: resize without "
         "keeping the aspect ratio",
     )
     interpolation: Interpolation | Literal["auto"] = Field(
@@ -190,7 +190,7 @@ class DataConfig(ReadConfig):
 
 
 class AugmentConfig(Config):
-    """How training images are varied. Evaluation never is."""
+    """Augmentation of training images. Evaluation uses none."""
 
     crop: Literal["none", "random_resized"] = Field(
         default="none", description="random_resized: crop a random part of the image and resize it to the model's shape"
@@ -219,8 +219,8 @@ class AugmentConfig(Config):
     )
     policy: Literal["none", "randaugment", "trivial", "three_augment"] = Field(
         default="none",
-        description="augmentation policy: RandAugment, TrivialAugment (wide), or three: DeiT III's 3-Augment (one of "
-        "grayscale, solarize, blur)",
+        description="augmentation policy: RandAugment, TrivialAugment (wide), or three_augment: DeiT III's 3-Augment "
+        "(one of grayscale, solarize, blur)",
     )
     num_ops: int = Field(default=2, ge=0, le=16, description="randaugment: number of operations per image")
     magnitude: float = Field(default=9.0, ge=0, le=30, description="randaugment: strength of the operations, 0 to 30")
@@ -253,7 +253,8 @@ class AugmentConfig(Config):
     sharpen_factor: float = Field(default=2.0, ge=0, le=10, description="sharpness: 0 smooth, 1 unchanged, 2 sharp")
     blur: float = Field(default=0.0, ge=0, le=1, description="probability of Gaussian blur")
     blur_sigma: Rising = Field(
-        default=(0.1, 2.0), description="smallest and largest standard deviation of blur, pixels; also of policy=three"
+        default=(0.1, 2.0),
+        description="smallest and largest standard deviation of blur, pixels; also for three_augment",
     )
     random_erasing: float = Field(default=0.0, ge=0, le=1, description="probability of random erasing")
     erase_scale: ShareRange = Field(
@@ -283,7 +284,7 @@ class AugmentConfig(Config):
 
     @property
     def moves(self) -> bool:
-        """Whether any geometric augmentation is configured."""
+        """Whether any geometric change is configured."""
         flips = self.flip or self.flip_vertical
         return bool(self.pad_crop or flips or self.rotate or self.scale or self.shear or self.translate)
 
@@ -294,16 +295,15 @@ class AugmentConfig(Config):
 
 
 class ViewConfig(NamedTuple):
-    """How a sample is shown once: varied so, at this (height, width)."""
+    """One view of a sample: its augmentation and its size (height, width)."""
 
     augment: AugmentConfig
     size: tuple[int, int]
 
 
 class StreamConfig(NamedTuple):
-    """One stream of training batches: how each sample is shown, once for each view; samples in a batch, over all
-    processes; whether batches hold labels; and the keys that hold for the stream as a whole: of `augment` repeats and
-    mixing, `balance` of classes."""
+    """One stream of training batches: the views of each sample; samples per batch, over all processes; whether batches
+    hold labels; and the keys of the complete stream: repeated augmentation and mixing of `augment`, class `balance`."""
 
     views: tuple[ViewConfig, ...]
     batch_size: int
@@ -313,7 +313,7 @@ class StreamConfig(NamedTuple):
 
 
 class CheckConfig(Config):
-    """The check of the data before a run."""
+    """Keys of the data check before a run."""
 
     allow: Annotated[Names, AfterValidator(known_codes)] = Field(
         default=(), description="finding codes that do not refuse the run; errors with these codes become warnings"

@@ -18,7 +18,7 @@ class EvaluatorConfig(Config):
     """Keys of an evaluator: none by default."""
 
     def images(self, counts: Mapping[str, int]) -> int:
-        """How many images one validation computes, of splits with so many."""
+        """Return the number of images that one validation computes, given the image count of each split."""
         return counts.get("val", 0)
 
 
@@ -31,7 +31,7 @@ class NeighborsConfig(EvaluatorConfig):
     )
 
     def images(self, counts: Mapping[str, int]) -> int:
-        """Those of both splits."""
+        """Return the images of both splits."""
         return sum(min(counts.get(name, 0), self.samples) for name in ("train", "val"))
 
 
@@ -39,7 +39,7 @@ EVALUATORS: dict[str, type[EvaluatorConfig]] = {"clean": EvaluatorConfig, "knn":
 
 
 def _evaluators(tree: Any) -> Any:
-    """The configurations of evaluators by name. Raises UserError for an unknown name and unknown keys."""
+    """Build the configurations of evaluators by name. Raises UserError for an unknown name and unknown keys."""
     if not isinstance(tree, Mapping):
         return tree
     for name in tree:
@@ -57,7 +57,7 @@ Evaluators = Annotated[dict[str, SerializeAsAny[EvaluatorConfig]], BeforeValidat
 
 
 class KnnConfig(Config):
-    """Keys of the weighted nearest neighbors."""
+    """Keys of the weighted k-NN probe."""
 
     k: Counts = Field(default=(10, 20, 100, 200), description="numbers of neighbors that vote; each is evaluated")
     temperature: float = Field(
@@ -89,7 +89,7 @@ class LinearConfig(Config):
 
 
 class FewshotConfig(Config):
-    """Keys of few-shot regression."""
+    """Keys of the few-shot probe: least squares on few images per class."""
 
     shots: Counts = Field(
         default=(1, 5, 10, 25), description="numbers of train images per class; each is evaluated, the last gives top1"

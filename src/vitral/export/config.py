@@ -14,7 +14,7 @@ _OF_GRAPHS = ("takes", "batch", "precision", "quantize", "images", "max_differen
 
 
 class ExportOptions(Config):
-    """What is written, and where."""
+    """Format, precision and limits of an export."""
 
     format: Literal["hf", "timm", "onnx", "pt2", "openvino"] = Field(
         description="hf, timm: a folder for transformers or timm; onnx, pt2, openvino: the whole function as a graph"
@@ -67,11 +67,14 @@ class ExportOptions(Config):
         if self.quantize and self.precision != "int8":
             raise ValueError("quantize has no effect without precision=int8")
         refused = {
-            ("onnx", "bfloat16"): "ONNX Runtime multiplies no bfloat16 matrices on processors: take openvino or pt2",
-            ("pt2", "int8"): "int8 is for format=onnx and format=openvino",
+            (
+                "onnx",
+                "bfloat16",
+            ): "ONNX Runtime has no bfloat16 matrix products on CPUs: use format=openvino or format=pt2",
+            ("pt2", "int8"): "precision=int8 needs format=onnx or format=openvino",
         }
         if (self.format, self.precision) in refused:
             raise ValueError(refused[self.format, self.precision])
         if self.format == "openvino" and self.quantize == "dynamic":
-            raise ValueError("OpenVINO would compute dynamic int8 in float32: take quantize=static")
+            raise ValueError("OpenVINO computes dynamic int8 in float32: use quantize=static")
         return self

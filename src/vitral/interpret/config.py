@@ -1,4 +1,4 @@
-"""Keys of what looks inside a model. Nothing here imports torch."""
+"""Keys of visualizations. Nothing here imports torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The configurations of the families of models: Vision Transformer and ResNet. Nothing here imports torch."""
+"""Configurations of the model families: Vision Transformer and ResNet. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ MAX_PATCHES = 2**18
 
 
 class ModelConfig(Config, ABC):
-    """What every architecture has; equal configs mean parameters of equal names and shapes.
+    """Keys of every architecture; equal configs mean parameters of equal names and shapes.
 
-    `models.registry.FAMILIES` lists the families. Its properties hold what other modules need to know.
+    `models.registry.FAMILIES` lists the families. Other modules read their differences from the properties.
     """
 
     image_size: Pair = Field(description="height,width of the input in pixels; one number: a square")
@@ -55,28 +55,28 @@ class ModelConfig(Config, ABC):
         if math.prod(self.image_size) > MAX_INPUT_PIXELS:
             raise ValueError(f"image_size {list(self.image_size)} is more than {MAX_INPUT_PIXELS:,} pixels")
         if min(self.std) <= 0:
-            raise ValueError(f"std has to be positive in every channel, but is {list(self.std)}")
+            raise ValueError(f"std must be positive in every channel, got {list(self.std)}")
         return self
 
     @property
     @abstractmethod
     def description(self) -> str:
-        """The architecture in a few words, with its size."""
+        """The architecture as a phrase, with its size."""
 
     @property
     @abstractmethod
     def stride(self) -> int:
-        """Pixels between neighbors of the grid."""
+        """Distance between neighbors of the grid, in pixels."""
 
     @property
     @abstractmethod
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of what the encoder makes of an image: patches, or cells of the last map."""
+        """Rows and columns of the encoder's output: patches, or cells of the last feature map."""
 
     @property
     @abstractmethod
     def pooled_width(self) -> int:
-        """Features of a pooled image."""
+        """Number of features of a pooled image."""
 
     @property
     def has_patches(self) -> bool:
@@ -85,22 +85,22 @@ class ModelConfig(Config, ABC):
 
     @property
     def cells(self) -> str:
-        """What the grid is made of."""
+        """The cells of the grid, as a phrase."""
         return f"stride {self.stride}"
 
     @property
     def block_count(self) -> int:
-        """Blocks in a row that can be checkpointed."""
+        """Number of consecutive blocks with activation checkpointing."""
         return 0
 
     @property
     def stem_block_count(self) -> int:
-        """Blocks in front of these."""
+        """Number of blocks before these."""
         return 0
 
     @property
     def head_count(self) -> int | None:
-        """Attention heads of a block, where there are any."""
+        """Attention heads per block; None without attention."""
         return None
 
     @property
@@ -110,7 +110,7 @@ class ModelConfig(Config, ABC):
 
     @property
     def bare_head(self) -> dict[str, Any]:
-        """Fields that put a new head on the bare representation, whatever head there was."""
+        """Fields that replace any head by a new one on the bare representation."""
         return {}
 
     @property
@@ -125,16 +125,16 @@ class ModelConfig(Config, ABC):
 
     @property
     def block_formula(self) -> dict[str, int]:
-        """Multiply-accumulates of a block by a closed form, where there is one; its parts first."""
+        """Multiply-accumulates of a block by a closed form, parts first; empty without one."""
         return {}
 
     def part_of(self, module: str) -> str:
-        """The part of the model, as `count_macs` names it, that a module is in."""
+        """Return the part of the model that a module belongs to, as `count_macs` names it."""
         return module.partition(".")[0]
 
 
 class ViTConfig(ModelConfig):
-    """A Vision Transformer and its head: arXiv 2010.11929, its hybrids, and what was added to it since."""
+    """A Vision Transformer and its head: arXiv 2010.11929, its hybrids, and later additions."""
 
     family: Literal["vit"] = "vit"  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
     patch_size: int = Field(ge=1, description="side length of a patch in pixels; divides image_size")
@@ -224,11 +224,11 @@ class ViTConfig(ModelConfig):
         (height, width), patch = self.image_size, self.patch_size
         if min(height, width) < 1 or height % patch or width % patch:
             near = " x ".join(str(max(round(side / patch), 1) * patch) for side in (height, width))
-            raise ValueError(f"image_size {height} x {width} is no multiple of patch_size {patch}; nearest: {near}")
+            raise ValueError(f"image_size {height} x {width} is not a multiple of patch_size {patch}; nearest: {near}")
         if (height // patch) * (width // patch) > MAX_PATCHES:
             raise ValueError(f"image_size {height} x {width} has more than {MAX_PATCHES:,} patches of side {patch}")
         if patch % self.stem_stride:
-            raise ValueError(f"patch_size {patch} is no multiple of {self.stem_stride}, the stride of this stem")
+            raise ValueError(f"patch_size {patch} is not a multiple of {self.stem_stride}, the stride of this stem")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} cannot be split evenly among {self.heads} heads")
         for key in ("block_heads", "block_mlp_dims"):
@@ -236,7 +236,7 @@ class ViTConfig(ModelConfig):
             if values is not None and len(values) != self.depth:
                 raise ValueError(f"{key} has {len(values)} numbers for {self.depth} blocks")
         if list(self.pruner_blocks) != sorted({block for block in self.pruner_blocks if block < self.depth}):
-            raise ValueError(f"pruner_blocks are rising numbers below depth {self.depth}")
+            raise ValueError(f"pruner_blocks must be increasing and below depth {self.depth}")
         if self.pruner_blocks and self.positions == "relative":
             raise ValueError("positions=relative has no offsets for patches that were dropped: pruner_blocks=none")
         if self.block_heads is not None and self.positions == "relative":
@@ -275,7 +275,7 @@ class ViTConfig(ModelConfig):
 
     @property
     def description(self) -> str:
-        """Its kind, width and depth."""
+        """Kind, width and depth."""
         return f"a Vision Transformer of width {self.width}, depth {self.depth}"
 
     @property
@@ -305,12 +305,12 @@ class ViTConfig(ModelConfig):
 
     @property
     def head_count(self) -> int:
-        """Those of a block by `heads`."""
+        """`heads`."""
         return self.heads
 
     @property
     def bare_head(self) -> dict[str, Any]:
-        """No tanh layer in front of the output."""
+        """No tanh layer before the output."""
         return {"head": "linear"}
 
     @property
@@ -405,7 +405,7 @@ class ViTConfig(ModelConfig):
 
     @property
     def pooled_width(self) -> int:
-        """Features of a pooled image."""
+        """Number of features of a pooled image."""
         return self.width * (2 if self.pool == "cls_avg" or self.distill_token else 1)
 
 
@@ -439,7 +439,7 @@ class ResNetConfig(ModelConfig):
     @model_validator(mode="after")
     def _check(self) -> ResNetConfig:
         if not self.blocks:
-            raise ValueError("blocks names no stage")
+            raise ValueError("blocks must have at least one stage")
         if min(self.image_size) < 1:
             raise ValueError(f"image_size {self.image_size[0]} x {self.image_size[1]} has no pixels")
         if self.norm == "group" and self.width % 32:
@@ -448,7 +448,7 @@ class ResNetConfig(ModelConfig):
 
     @property
     def description(self) -> str:
-        """Its kind and blocks."""
+        """Kind and blocks."""
         return f"a ResNet of {self.blocks} blocks"
 
     @property
@@ -480,5 +480,5 @@ class ResNetConfig(ModelConfig):
 def stage_channels(
     blocks: Sequence[int], width: int, block: Literal["bottleneck", "basic"] = "bottleneck"
 ) -> list[int]:
-    """Channels of each stage's maps, behind a first layer of `width`."""
+    """Return the channels of each stage's feature maps after a stem of `width` channels."""
     return [width * (4 if block == "bottleneck" else 1) * 2**i for i in range(len(blocks))]

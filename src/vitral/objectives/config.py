@@ -1,4 +1,4 @@
-"""What a run minimizes: one configuration class for each kind of objective."""
+"""Keys of the objectives: one configuration class per kind."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ Size = tuple[int, int]
 
 
 class StreamTraits(NamedTuple):
-    """What an objective asks of one of its streams. labeled: its batches hold labels. mixed: mixup and CutMix, where
-    they are on, mix its images and labels."""
+    """Properties of a stream. labeled: its batches hold labels. mixed: mixup and CutMix, if configured, mix its images
+    and labels."""
 
     labeled: bool
     mixed: bool = False
 
 
 class ViewedConfig(Config):
-    """What every objective says: what it learns, from which streams of batches, and how their samples are shown.
+    """Base of every objective's keys: the task it learns, its streams of batches, and the views of their samples.
 
-    `task`: the name of the task, or None, that of the annotations of the data. `needs_labels`: whether data without
+    `task`: the name of the task; None: the task of the annotations in the data. `needs_labels`: whether data without
     annotations are refused. `needs_patches`: whether the model must be a Vision Transformer. `keeps_last`: whether the
-    last weights are kept, not those of the best validation.
+    last weights are saved instead of those of the best validation.
 
-    The first stream of `streams` counts steps and epochs, with `train.batch_size` samples a step. Streams read the
-    train split, but for one called `unlabeled`, which reads the images without labels (`data.unlabeled`,
-    `data.labels_per_class`), `data.unlabeled_ratio` times as many a step.
+    The first stream of `streams` counts steps and epochs, with `train.batch_size` samples per step. Streams read the
+    train split, except a stream called `unlabeled`, which reads the images without labels (`data.unlabeled`,
+    `data.labels_per_class`), `data.unlabeled_ratio` times as many per step.
     """
 
     streams: ClassVar[dict[str, StreamTraits]] = {"train": StreamTraits(labeled=True, mixed=True)}
@@ -44,24 +44,25 @@ class ViewedConfig(Config):
         kind: Any  # of each class a Literal: its name
 
     def views(self, augment: AugmentConfig, size: Size, stride: int) -> dict[str, tuple[ViewConfig, ...]]:
-        """How each sample of a stream is shown: of images of `size` (height, width) and patches of `stride` pixels."""
+        """Return the views of each sample per stream, for images of `size` (height, width), patches of `stride`
+        pixels."""
         return dict.fromkeys(self.streams, (ViewConfig(augment, size),))
 
     def check(self, run: Any) -> None:
-        """Raise ValueError for keys of the run, a RunConfig, that do not fit this objective."""
+        """Raise ValueError for keys of the run (a RunConfig) that contradict this objective."""
 
     def without_files(self) -> Self:
-        """The same objective with random weights where this one reads them from a file."""
+        """Return the same objective with random weights in place of weights from a file."""
         return self
 
     @property
     def head_only(self) -> float:
-        """Share of the run in which only the head learns."""
+        """Share of the run that trains only the head."""
         return 0.0
 
 
 class LabeledConfig(ViewedConfig):
-    """What learning from labels has in common."""
+    """Keys of every objective with labels."""
 
     label_smoothing: float = Field(
         default=0.0, ge=0, lt=1, description="share of the target spread over all classes, in training only"
@@ -69,7 +70,7 @@ class LabeledConfig(ViewedConfig):
 
 
 class SupervisedConfig(LabeledConfig):
-    """Classification by labels."""
+    """Classification with labels."""
 
     kind: Literal["supervised"] = Field(default="supervised", description="classification with labels")
     loss: Literal["softmax", "sigmoid"] = Field(
@@ -102,7 +103,7 @@ class SupervisedConfig(LabeledConfig):
         return self.head_only_fraction
 
     def check(self, run: Any) -> None:
-        """Corrections for classes of unequal size exclude each other."""
+        """Refuse two corrections for class imbalance at once."""
         refuse_target(run)
         if run.data.balance == "class":
             if self.class_weights == "balanced":
@@ -110,11 +111,11 @@ class SupervisedConfig(LabeledConfig):
             if self.logit_adjustment:
                 raise ValueError("objective.logit_adjustment has no effect with data.balance=class")
         if self.loss == "sigmoid" and (self.class_weights != "none" or self.logit_adjustment):
-            raise ValueError("class_weights and logit_adjustment are of objective.loss=softmax")
+            raise ValueError("objective.class_weights and objective.logit_adjustment need objective.loss=softmax")
 
 
 class DynamicViTConfig(LabeledConfig):
-    """Classification by labels, and a pruner of patches that learns with it from the whole model."""
+    """DynamicViT (arXiv 2106.02034): classification and token pruning, learned from the unpruned model."""
 
     kind: Literal["dynamic_vit"] = Field(
         default="dynamic_vit",
@@ -131,32 +132,30 @@ class DynamicViTConfig(LabeledConfig):
     )
 
     def check(self, run: Any) -> None:
-        """There must be a trained model to learn from."""
+        """Require a trained model to learn from."""
         refuse_target(run)
         if run.init is None or not run.init_head:
             raise ValueError("objective.kind=dynamic_vit learns from a trained model: init=MODEL init_head=true")
         if run.train.parallel == "fsdp":
-            raise ValueError(
-                "objective.kind=dynamic_vit calls parts of the model: not with train.parallel=fsdp, but with ddp"
-            )
+            raise ValueError("objective.kind=dynamic_vit does not support train.parallel=fsdp; use ddp")
 
 
 class RegressionConfig(ViewedConfig):
-    """Numbers, of the columns data.target."""
+    """Regression of the numbers in the columns data.target."""
 
-    kind: Literal["regression"] = Field(description="numbers from the columns data.target")
+    kind: Literal["regression"] = Field(description="regression of the numbers in the columns data.target")
     loss: Literal["l1", "l2", "huber"] = Field(
         default="huber",
-        description="absolute error, squared error, or squared below 1 and absolute above; of targets in standard "
-        "deviations of the train images",
+        description="loss of targets in standard deviations of the train images; l1: absolute; l2: squared; "
+        "huber: squared below 1, absolute above",
     )
 
     task: ClassVar[str | None] = "regression"
 
     def check(self, run: Any) -> None:
-        """There must be numbers, and nothing that needs classes."""
+        """Require numbers, and refuse keys that need classes."""
         if run.data.target is None and run.data.source != "yaml":
-            raise ValueError("objective.kind=regression learns numbers: data.target=COLUMN names their columns")
+            raise ValueError("objective.kind=regression needs data.target=COLUMN, the columns with the numbers")
         refuse_useless(run, {
             "augment.mixup": (run.augment.mixup, 0.0), "augment.cutmix": (run.augment.cutmix, 0.0),
             "data.balance": (run.data.balance, "none"), "data.shots": (run.data.shots, None),
@@ -164,8 +163,8 @@ class RegressionConfig(ViewedConfig):
 
 
 class SelfSupervisedConfig(ViewedConfig):
-    """What learning without labels has in common: the encoder is saved without a head, its last weights are kept, and
-    where the data have classes it is evaluated by its nearest neighbors, at train.eval_every."""
+    """Base of objectives without labels: the last weights of the encoder are saved, without a head. Data with classes
+    are evaluated by nearest neighbors, at train.eval_every."""
 
     streams: ClassVar[dict[str, StreamTraits]] = {"train": StreamTraits(labeled=False)}
     task: ClassVar[str | None] = "features"
@@ -175,11 +174,11 @@ class SelfSupervisedConfig(ViewedConfig):
     has_teacher: ClassVar[bool] = False
 
     def idle(self) -> dict[str, Any]:
-        """Keys of `augment` that this kind of objective decides by itself, with the values that they must have."""
+        """Return the keys of `augment` that this kind of objective sets, with the required values."""
         return {}
 
     def check(self, run: Any) -> None:
-        """What learning without labels has no use for, or what isn't built for it."""
+        """Refuse keys without effect or support in learning without labels."""
         model = run.model.options()
         wrong: dict[str, tuple[Any, Any]] = {
             "init_head": (run.init_head, False), "model.head_bias": (run.model.head_bias, 0.0),
@@ -195,24 +194,24 @@ class SelfSupervisedConfig(ViewedConfig):
         refuse_useless(run, wrong)
         if run.train.parallel == "fsdp" or run.precision == "bfloat16_params":
             raise ValueError(
-                f"objective.kind={run.objective.kind} keeps whole models in float32: not with train.parallel=fsdp, nor "
-                "with precision=bfloat16_params, but with ddp and bfloat16"
+                f"objective.kind={run.objective.kind} needs complete models in float32: no train.parallel=fsdp, no "
+                "precision=bfloat16_params; use ddp and bfloat16"
             )
 
 
 def refuse_target(run: Any) -> None:
-    """Raise ValueError for columns of numbers, where classes are learned."""
+    """Raise ValueError for data.target with an objective of classes."""
     if run.data.target is not None:
         kind = run.objective.kind
-        raise ValueError(f"objective.kind={kind} learns classes: data.target is for objective.kind=regression")
+        raise ValueError(f"objective.kind={kind} learns classes: data.target needs objective.kind=regression")
 
 
 def refuse_useless(run: Any, wrong: Mapping[str, tuple[Any, Any]]) -> None:
-    """Raise ValueError for keys without a use for the objective of this run: their values, and those expected."""
+    """Raise ValueError for keys that differ from the only value this objective supports: {key: (got, expected)}."""
     useless = {key: expected for key, (got, expected) in wrong.items() if got != expected}
     if useless:
         words = " ".join(f"{key}={_word(expected)}" for key, expected in useless.items())
-        raise ValueError(f"of no use with objective.kind={run.objective.kind}: {', '.join(useless)}. Set {words}")
+        raise ValueError(f"no effect with objective.kind={run.objective.kind}: {', '.join(useless)}. Set {words}")
 
 
 def _word(value: Any) -> str:
@@ -267,7 +266,7 @@ class MaeConfig(SelfSupervisedConfig):
     @model_validator(mode="after")
     def _fits_together(self) -> MaeConfig:
         if self.decoder_width % self.decoder_heads or self.decoder_width % 4:
-            raise ValueError(f"objective.decoder_width {self.decoder_width} has to be a multiple of 4 and of "
+            raise ValueError(f"objective.decoder_width {self.decoder_width} must be a multiple of 4 and of "
                              f"objective.decoder_heads {self.decoder_heads}")  # fmt: skip
         return self
 
@@ -277,7 +276,7 @@ Temperature = Annotated[float, Field(gt=0)]
 
 
 class SelfDistillationConfig(SelfSupervisedConfig):
-    """What DINO and iBOT have in common: views of an image, heads, and a teacher whose output is the target."""
+    """Keys shared by DINO and iBOT: views of an image, heads, and a teacher whose output is the target."""
 
     has_teacher: ClassVar[bool] = True
 
@@ -312,7 +311,7 @@ class SelfDistillationConfig(SelfSupervisedConfig):
     )
     centering: Literal["mean", "sinkhorn"] = Field(
         default="mean",
-        description="teacher targets, against collapse; centered: subtract the moving mean of the logits (DINO); "
+        description="teacher targets, against collapse; mean: subtract the moving mean of the logits (DINO); "
         "sinkhorn: Sinkhorn-Knopp balancing over the prototypes (SwAV)",
     )
     center_momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of the moving mean, per step")
@@ -352,12 +351,12 @@ class SelfDistillationConfig(SelfSupervisedConfig):
         return self
 
     def without_files(self) -> Self:
-        """Without `checkpoint`."""
+        """Return the same objective without `checkpoint`."""
         return self.model_copy(update={"checkpoint": None})
 
     def views(self, augment: AugmentConfig, size: Size, stride: int) -> dict[str, tuple[ViewConfig, ...]]:
-        """Two large views of the model's size, then the small ones, each a random resized crop. Raises UserError
-        where patches do not divide a small view."""
+        """Return two large views of the model's size, then the small ones, each a random resized crop. Raises UserError
+        if patches do not divide a small view."""
         small = self._small(size, stride)
         first, second, local = (
             augment.model_copy(
@@ -379,13 +378,13 @@ class SelfDistillationConfig(SelfSupervisedConfig):
             return height, width
         if self.local_size % stride:
             raise UserError(
-                "is not cut evenly into patches", where="objective.local_size", got=self.local_size,
+                "not a multiple of the patch size", where="objective.local_size", got=self.local_size,
                 expected=f"a multiple of {stride}",
             )  # fmt: skip
         return self.local_size, self.local_size
 
     def idle(self) -> dict[str, Any]:
-        """Crops, blur and solarizing are those of the views."""
+        """Crops, blur and solarization: the views set them."""
         fields = AugmentConfig.model_fields
         return {key: fields[key].default for key in ("crop", "crop_scale", "blur", "solarize")}
 
@@ -397,7 +396,7 @@ class DinoConfig(SelfDistillationConfig):
 
 
 class IbotConfig(SelfDistillationConfig):
-    """iBOT (arXiv 2111.07832), and by option what DINOv2 (2304.07193) changed."""
+    """iBOT (arXiv 2111.07832), with the changes of DINOv2 (arXiv 2304.07193) as options."""
 
     kind: Literal["ibot"] = Field(description="iBOT: DINO plus prediction of the teacher's tokens of masked patches")
     mask: Literal["blocks", "random"] = Field(
@@ -422,12 +421,12 @@ class IbotConfig(SelfDistillationConfig):
     @model_validator(mode="after")
     def _patches_fit(self) -> IbotConfig:
         if not self.mask_probability:
-            raise ValueError("without masked patches this is DINO: objective.kind=dino")
+            raise ValueError("objective.mask_probability=0 makes iBOT equal to DINO: use objective.kind=dino")
         return self
 
 
 def _supervised(tree: Any) -> Any:
-    """Without a word, classes are learned from labels."""
+    """Set the default kind, supervised."""
     return {"kind": "supervised", **tree} if isinstance(tree, dict) else tree
 
 

@@ -1,4 +1,4 @@
-"""How weights are moved: the optimizer, its rate over the run, clipping."""
+"""Keys of the optimizer: learning rate schedule, weight decay, gradient clipping."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Betas = Annotated[tuple[Beta, Beta], Strict(False)]
 
 
 class OptimConfig(Config):
-    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), Adam, Muon, LARS, or SGD with momentum; the learning
-    rate's course."""
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), Adam, Muon, LARS, or SGD with momentum, and the learning
+    rate schedule."""
 
     name: Literal["adamw", "adam", "muon", "lars", "sgd"] = Field(
         default="adamw",
@@ -50,13 +50,15 @@ class OptimConfig(Config):
     min_lr_ratio: float = Field(
         default=0.0, ge=0, le=1, description="cosine, linear, wsd: learning rate at the end, as a share of the peak"
     )
-    cooldown: float = Field(default=0.2, gt=0, le=1, description="wsd: share of the run in which the rate decays")
+    cooldown: float = Field(
+        default=0.2, gt=0, le=1, description="wsd: share of the run at the end in which the learning rate decays"
+    )
     milestones: Shares = Field(
         default=(0.3, 0.6, 0.9), description="step: points at which the learning rate drops, as shares of the run"
     )
     gamma: float = Field(default=0.1, gt=0, lt=1, description="step: factor of the learning rate at each drop")
     timescale: int = Field(
-        default=10_000, ge=1, description="rsqrt: steps after the warm-up at which the rate is down to 0.71 of the peak"
+        default=10_000, ge=1, description="rsqrt: steps after the warm-up until the learning rate is 0.71 of the peak"
     )
     clip: float | None = Field(default=1.0, gt=0, description="gradient clipping: largest gradient norm; null: off")
     clip_each: bool = Field(
@@ -78,6 +80,6 @@ class OptimConfig(Config):
         })  # fmt: skip
         if self.schedule == "wsd" and self.warmup < 1 and self.warmup + self.cooldown > 1:
             raise ValueError(
-                f"optim.warmup {self.warmup} and optim.cooldown {self.cooldown} are more than the whole run"
+                f"the sum of optim.warmup ({self.warmup}) and optim.cooldown ({self.cooldown}) must be at most 1"
             )
         return self

@@ -1,9 +1,9 @@
-"""Keys of the commands that use a model: one class for each command."""
+"""Keys of the commands that use a model: one class per command."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, Strict, model_validator
 
@@ -20,10 +20,18 @@ _MAX_PIXELS = Field(
     description="size limit of one image, in pixels of up to 4 bytes; null: as in the model's config.json",
 )
 _MAX_BAD = "number of unreadable images above which the exit code is 2; the others are processed in any case"
+_RAY_ENGINE: Any = Field(
+    default="torch",
+    description="inference engine; onnx and openvino take seconds to start; auto: the fastest one with equal logits; "
+    "ray: torch in the workers of a Ray cluster",
+)
+_MIN_TOP1: Any = Field(
+    default=None, ge=0, le=1, description="smallest allowed top-1 accuracy, as a share, else exit code 3"
+)
 
 
 class ModelUse(Config):
-    """How a model is used, whatever for."""
+    """Keys that every use of a model takes."""
 
     image_size: Count | Pair | None = Field(
         default=None, description="input size in pixels: one number or height,width; null: the model's size"
@@ -38,8 +46,8 @@ class ModelUse(Config):
     )
     reduce: Literal["auto", "none", "tome", "evit"] = Field(
         default="auto",
-        description="token reduction without training; merge: merge similar tokens (ToMe); keep: keep the patches that "
-        "the class token attends to (EViT); auto: the model's learned pruner, if it has one",
+        description="token reduction without training; tome: merge similar tokens (ToMe); evit: keep the patches with "
+        "the most attention from the class token (EViT); auto: the model's learned pruner, if it has one",
     )
     tome: ToMeConfig = ToMeConfig()
     evit: EViTConfig = EViTConfig()
@@ -49,12 +57,12 @@ class ModelUse(Config):
     def _nothing_reduced_in_vain(self) -> ModelUse:
         for kind in ("tome", "evit"):
             if kind != self.reduce and kind in self.model_fields_set:
-                raise ValueError(f"the keys {kind}.* mean nothing to reduce={self.reduce}")
+                raise ValueError(f"the keys {kind}.* have no effect with reduce={self.reduce}")
         return self
 
 
 class EngineUse(ModelUse):
-    """How a model that only predicts is used."""
+    """Keys of a use that only predicts."""
 
     engine: Literal["torch", "onnx", "openvino", "auto"] = Field(
         default="torch",
@@ -64,8 +72,7 @@ class EngineUse(ModelUse):
 
 
 class RayConfig(Config):
-    """How work is spread over a Ray cluster: the one that the environment variable RAY_ADDRESS names, else a new one on
-    this machine."""
+    """Workers on a Ray cluster: the cluster at the environment variable RAY_ADDRESS, else a new one on this machine."""
 
     workers: Count | None = Field(
         default=None,
@@ -75,7 +82,7 @@ class RayConfig(Config):
 
 
 def check_ray(engine: str, keys: set[str]) -> None:
-    """Raises ValueError for keys of Ray without it."""
+    """Raise ValueError for keys of Ray without engine=ray."""
     if engine != "ray" and "ray" in keys:
         raise ValueError("the keys ray.* have no effect without engine=ray")
 
@@ -88,9 +95,7 @@ class EvalOptions(EngineUse):
         default="auto", description="images to measure on; auto: test, else val, else all images"
     )
     compare: str | None = Field(default=None, description="second model to compare on the same images (McNemar's test)")
-    min_top1: float | None = Field(
-        default=None, ge=0, le=1, description="smallest allowed top-1 accuracy, as a share, else exit code 3"
-    )
+    min_top1: float | None = _MIN_TOP1
     min_map: float | None = Field(
         default=None, ge=0, le=1, description="multi-label: smallest allowed mAP, as a share, else exit code 3"
     )
@@ -110,7 +115,7 @@ class EvalOptions(EngineUse):
         return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
 
     def missed(self, found: Mapping[str, Any]) -> list[str]:
-        """A sentence for each metric that is beyond its limit."""
+        """Return one sentence per metric that is beyond its limit."""
         rows = [(key, limit, found[key[4:]]) for key, limit in self.limits.items()]
         return [
             f"{key[4:]} {value:.4f} is {'below' if key.startswith('min') else 'above'} {key}={limit}"
@@ -135,16 +140,14 @@ class ProbeOptions(ModelUse):
     knn: KnnConfig = KnnConfig()
     linear: LinearConfig = LinearConfig()
     fewshot: FewshotConfig = FewshotConfig()
-    min_top1: float | None = Field(
-        default=None, ge=0, le=1, description="smallest allowed top-1 accuracy, as a share, else exit code 3"
-    )
+    min_top1: float | None = _MIN_TOP1
     batch_size: int = Field(default=256, ge=1, description="number of images per batch")
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> ProbeOptions:
         for kind in ("knn", "linear", "fewshot"):
             if kind != self.kind and kind in self.model_fields_set:
-                raise ValueError(f"the keys {kind}.* mean nothing to kind={self.kind}")
+                raise ValueError(f"the keys {kind}.* have no effect with kind={self.kind}")
         return self
 
 
@@ -178,19 +181,13 @@ class EmbedOptions(ModelUse):
         return self
 
 
-# What `vitral explain` can draw of an image, and of a model alone.
-IMAGE_METHODS = (
-    "rollout",
-    "gradient_attention",
-    "integrated_gradients",
-    "attention",
-    "similarity",
-    "norms",
-    "lens",
-    "groups",
-)
-MODEL_METHODS = ("filters", "positions", "distance", "cka")
-# Keys that some methods alone read.
+# Visualizations of an image, and of a model alone.
+ImageMethod = Literal[
+    "rollout", "gradient_attention", "integrated_gradients", "attention", "similarity", "norms", "lens", "groups"
+]
+ModelMethod = Literal["filters", "positions", "distance", "cka"]
+IMAGE_METHODS, MODEL_METHODS = get_args(ImageMethod), get_args(ModelMethod)
+# Keys that only some methods read.
 _READ_BY = {
     "token": {"attention", "rollout", "gradient_attention", "similarity"},
     "layers": {"attention", "similarity", "norms"},
@@ -211,19 +208,11 @@ class ExplainOptions(ModelUse):
     max_pixels: Count | None = _MAX_PIXELS
     out: str | None = Field(default=None, description="folder to write; must be new or empty")
     overwrite: bool = Field(default=False, description="replace the earlier output of `vitral explain` in out")
-    methods: Annotated[
-        tuple[
-            Literal[
-                "rollout", "gradient_attention", "integrated_gradients", "attention", "similarity", "norms", "lens",
-                "groups", "filters", "positions", "distance", "cka",
-            ],
-            ...,
-        ],
-        Strict(False),
-    ] = Field(
+    methods: Annotated[tuple[Literal[ImageMethod, ModelMethod], ...], Strict(False)] = Field(
         default=(),
         description="visualizations to draw; empty: all that apply (distance needs data=, cka needs compare=, groups "
-        "needs reduce=)")  # fmt: skip
+        "needs reduce=)",
+    )
     compare: str | None = Field(
         default=None, description="cka: second model whose layers are compared, as MODEL; null: the model with itself"
     )
@@ -262,6 +251,20 @@ class ExplainOptions(ModelUse):
                 needs = " or ".join(sorted(readers)) if self.methods else "data= or methods=distance"
                 raise ValueError(f"{names[key] or key} has no effect without {needs}")
         return self
+
+
+class SweepOptions(Config):
+    """Keys of `vitral sweep`, beside those of its runs."""
+
+    dev: float | None = Field(
+        default=None, description="share of the train images that score the points; null: data.val_fraction"
+    )
+    retrain: bool = Field(
+        default=True, description="retrain the best setting on all training data and evaluate it on the test split"
+    )
+    out: str | None = Field(default=None, description="folder of the sweep; null: runs/sweep-RECIPE-TIME")
+    resume: bool = Field(default=False, description="continue the sweep in out")
+    overwrite: bool = Field(default=False, description="replace the sweep in out")
 
 
 class PruneOptions(Config):
@@ -319,12 +322,8 @@ class ExportCommandOptions(ExportOptions):
 class PredictOptions(EngineUse):
     """Keys of `vitral predict`."""
 
-    # Wider than what it overrides, which is safe for what nobody can assign to.
-    engine: Literal["torch", "onnx", "openvino", "auto", "ray"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
-        default="torch",
-        description="inference engine; onnx and openvino take seconds to start; auto: the fastest one with equal "
-        "logits; ray: torch in the workers of a Ray cluster",
-    )
+    # Wider than the overridden type, which is safe for a frozen field.
+    engine: Literal["torch", "onnx", "openvino", "auto", "ray"] = _RAY_ENGINE  # pyright: ignore[reportIncompatibleVariableOverride]
     topk: int = Field(default=5, ge=1, description="number of classes per image, most likely first")
     max_pixels: Count | None = _MAX_PIXELS
     batch_size: int = Field(default=64, ge=1, description="number of images per batch")
@@ -348,7 +347,8 @@ class PushOptions(Config):
 
     private: bool = Field(default=False, description="make a new repository private")
     license: str | None = Field(
-        default=None, description="license as the Hub calls it: apache-2.0, cc-by-4.0, other, ...; null: as in the card"
+        default=None,
+        description="license identifier of the Hub: apache-2.0, cc-by-4.0, other, ...; null: as in the card",
     )
     overwrite: bool = Field(default=False, description="replace the model in a repository that already holds files")
 
@@ -356,18 +356,14 @@ class PushOptions(Config):
 class ServeOptions(EngineUse, ServeConfig):
     """Keys of `vitral serve`."""
 
-    engine: Literal["torch", "onnx", "openvino", "auto", "ray"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
-        default="torch",
-        description="inference engine; onnx and openvino take seconds to start; auto: the fastest one with equal "
-        "logits; ray: torch in the workers of a Ray cluster",
-    )
+    engine: Literal["torch", "onnx", "openvino", "auto", "ray"] = _RAY_ENGINE  # pyright: ignore[reportIncompatibleVariableOverride]
     ray: RayConfig = RayConfig()
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> ServeOptions:
         check_ray(self.engine, self.model_fields_set)
         if self.engine == "ray" and self.port == 0:
-            raise ValueError("port=0 is not for engine=ray: name a free port")
+            raise ValueError("port=0 has no effect with engine=ray: set port to a free port")
         if self.engine == "ray" and "body_seconds" in self.model_fields_set:
-            raise ValueError("body_seconds has no effect with engine=ray, which hands over whole requests")
+            raise ValueError("body_seconds has no effect with engine=ray, which passes on complete requests")
         return self

@@ -1,4 +1,4 @@
-"""RunConfig: every key of a training run, and how recipes, files and `key=value` words become one."""
+"""RunConfig: every key of a training run; recipes, YAML files and `key=value` words to one configuration."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FROM_DATA = ("family", "image_size", "in_channels", "num_classes", "mean", "std
 
 
 class ModelOptions(nullable(*(f.config for f in FAMILIES.values()), exclude=_FROM_DATA)):  # pyright: ignore[reportUntypedBaseClass]
-    """A preset and what is changed of it; null keeps the preset's value."""
+    """A preset and changes of it; null leaves the preset's value."""
 
     name: str = Field(default="auto", description="model preset (see `vitral models`); auto: the architecture of init")
     patch_size: Count | Literal["auto"] | None = Field(
@@ -38,14 +38,14 @@ class ModelOptions(nullable(*(f.config for f in FAMILIES.values()), exclude=_FRO
     )
 
     def options(self) -> dict[str, Any]:
-        """The set ones, as `models.presets.resolve` takes them."""
+        """Return the options that are set, as `models.presets.resolve` takes them."""
         return {
             key: value for key, value in self.model_dump(exclude={"name", "head_bias"}).items() if value is not None
         }
 
 
 class RunConfig(Config):
-    """One training run. config.yaml in the run folder holds every key, resolved, and replays the run."""
+    """Keys of a training run. config.yaml in the run folder holds all of them, resolved, and replays the run."""
 
     recipe: str = Field(default="custom", pattern=r"^[\w. -]+$", description="name of the recipe in summary.json")
     seed: int = Field(default=0, ge=0, lt=2**63, description="random seed of weights, order, augmentation and dropout")
@@ -96,15 +96,15 @@ class RunConfig(Config):
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite contradict each other")
         if self.finish and (self.overwrite or self.out is None):
-            raise ValueError("finish=true ends the stopped run in a folder: it needs out=DIR, and no overwrite")
+            raise ValueError("finish=true ends the stopped run in a folder: set out=DIR and no overwrite")
         if self.resume and self.out is None:
-            raise ValueError("resume=true needs out=DIR, the folder of the run to go on with")
+            raise ValueError("resume=true needs out=DIR, the folder of the run to continue")
         if self.init is None and self.model.name == "auto":
             raise ValueError(
                 "init=MODEL (a run, a file or a hub name) or model.name=PRESET is needed; presets: vitral models"
             )
         if self.init_head and (self.init is None or self.model.head_bias):
-            raise ValueError("init_head takes over the head of init: it needs init, and leaves model.head_bias nothing")
+            raise ValueError("init_head=true loads the head of init: set init=MODEL, and not model.head_bias")
         self.objective.check(self)
         self._check_streams()
         if self.train.patience is not None and (self.data.validation == "none" or self.train.eval_every == "end"):
@@ -117,7 +117,7 @@ class RunConfig(Config):
         return self
 
     def _check_streams(self) -> None:
-        """Images without labels, for a stream of them; mixing, where a stream is mixed."""
+        """Check the images without labels against the streams, and mixing against the streams that mix."""
         data, streams = self.data, self.objective.streams
         ways = {"data.unlabeled": data.unlabeled, "data.labels_per_class": data.labels_per_class}
         given = [key for key, value in ways.items() if value is not None]
@@ -158,24 +158,24 @@ class RunConfig(Config):
         if alone and any(idle.values()):
             off = [word for word, is_on in idle.items() if is_on]
             names = ", ".join(word.partition("=")[0] for word in off)
-            # A recipe may have set it: the user then needs the words that turn it off.
+            # A recipe may have set it: the message holds the words that turn it off.
             raise ValueError(f"no effect with train.freeze=encoder: {names}. Set {' '.join(off)}")
 
 
 def recipes() -> dict[str, Path]:
-    """Names and files of the recipes that come with the package."""
+    """Return names and files of the recipes in the package."""
     root = resources.files("vitral") / "recipes"
     return {path.stem: path for path in sorted(Path(str(root)).glob("*.yaml"))}
 
 
 def load_config(recipe: str | None, overrides: Mapping[str, Any]) -> RunConfig:
-    """A recipe's name or a YAML file, with dotted keys on top; a path of images is `small` on these. Raises UserError
-    for anything unknown or wrong.
+    """Load a recipe by its name or a YAML file, with dotted keys on top; a path of images means `small` on these.
+    Raises UserError for anything unknown or wrong.
 
     `data=X` is short for `data.path=X`; a path given without a source makes the source `auto`; train.epochs given
-    replaces a recipe's train.steps; a model.name replaces the parts of the model that its preset says, and of another
-    family than the recipe's model all that the recipe says of it; another objective.kind replaces all that the recipe
-    says of its objective. Without a recipe it is `small` where data is given, else `digits`.
+    replaces a recipe's train.steps; a model.name replaces the parts of the model that its preset sets, and, if the
+    family differs from the recipe's, all model keys of the recipe; another objective.kind replaces all objective keys
+    of the recipe. The default recipe is `small` if data is given, else `digits`.
     """
     if recipe is not None:
         recipe, overrides = recipe_and_data([recipe], overrides)
@@ -193,18 +193,18 @@ def load_config(recipe: str | None, overrides: Mapping[str, Any]) -> RunConfig:
     kind = overrides.get("objective.kind")
     if kind is not None and kind != flatten(tree).get("objective.kind", "supervised"):
         tree.pop("objective", None)
-        tree.pop("eval", None)  # of another task, maybe
+        tree.pop("eval", None)  # evaluators of another task
     return build(RunConfig, with_overrides(RunConfig, tree, overrides))
 
 
 def is_recipe(word: str) -> bool:
-    """Whether a word is a recipe's name or a YAML file's."""
+    """Return whether a word is the name of a recipe or of a YAML file."""
     return word in recipes() or Path(word).suffix in (".yaml", ".yml")
 
 
 def recipe_and_data(words: Sequence[str], keys: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """The recipe among words, and the keys; a word that is a path and no recipe names the data. Raises UserError for
-    more than one of either."""
+    """Return the recipe among the words, and the keys; a word that is a path and no recipe is the data. Raises
+    UserError for more than one of either."""
     paths = [word for word in words if not is_recipe(word) and Path(word).expanduser().exists()]
     named = [word for word in words if word not in paths]
     if len(named) > 1:
@@ -219,7 +219,7 @@ def recipe_and_data(words: Sequence[str], keys: Mapping[str, Any]) -> tuple[str 
 
 
 def _resolve_name(tree: Tree, name: object) -> None:
-    """Take out of a recipe's model what contradicts the preset that the user names."""
+    """Remove from a recipe's model the keys that contradict the preset `name`."""
     before = flatten(tree).get("model.name")
     if str(name) not in PRESETS:
         return
@@ -232,12 +232,12 @@ def _resolve_name(tree: Tree, name: object) -> None:
 
 
 def _family(name: object) -> str:
-    """Of a preset; `auto` counts as a Vision Transformer, whose keys the recipes with init set."""
+    """Return the family of a preset; `auto` counts as ViT, whose keys the recipes with init set."""
     return PRESETS.get(str(name), {}).get("family", "vit")
 
 
 def expand_data(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """`data=X` as `data.path=X`; paths as text. Raises UserError where both are given (null is nothing given)."""
+    """Return `data=X` as `data.path=X` and paths as text. Raises UserError if both are given (null: not given)."""
     keys = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in overrides.items()}
     if "data" in keys and not isinstance(keys["data"], Mapping):
         if keys["data"] in _NULL:
@@ -245,7 +245,7 @@ def expand_data(overrides: Mapping[str, Any]) -> dict[str, Any]:
             return {"data.path": None, **keys}
         if keys.get("data.path") not in _NULL:
             raise UserError(
-                "named twice: as data and as data.path", where="data", got=f"{keys['data']} and {keys['data.path']}"
+                "given twice: as data and as data.path", where="data", got=f"{keys['data']} and {keys['data.path']}"
             )
         keys["data.path"] = keys.pop("data")
     return keys
@@ -260,18 +260,18 @@ def _recipe_path(recipe: str) -> Path:
         if path.is_file():
             return path
         raise UserError("no such file", where=recipe)
-    raise UserError("no such recipe", where=recipe, expected=", ".join(known), nearest=nearest(recipe, known))
+    raise UserError("unknown recipe", where=recipe, expected=", ".join(known), nearest=nearest(recipe, known))
 
 
 def recipe_values(recipe: str) -> Tree:
-    """A recipe's own settings, dotted: what `--help` shows as its defaults."""
+    """Return the settings of a recipe with dotted keys, which `--help` shows as defaults."""
     return flatten(load_yaml(_recipe_path(recipe)))
 
 
 def draft_architecture(config: RunConfig) -> ModelConfig | None:
-    """What model.name and its options stand for, without the data that settle an `auto`; None for that of init.
+    """Return the architecture of model.name and its options before the data resolve an `auto`; None for that of init.
 
-    Raises UserError for an unknown name, and for options that it does not have or that do not fit each other.
+    Raises UserError for an unknown name, unknown options, and options that contradict each other.
     """
     if config.model.name == "auto":
         return None
@@ -284,7 +284,7 @@ def draft_architecture(config: RunConfig) -> ModelConfig | None:
 
 
 def streams_of(config: RunConfig, architecture: ModelConfig) -> dict[str, StreamConfig]:
-    """The streams of a run's batches, by name: views and samples a batch, and how these are drawn."""
+    """Return the streams of a run's batches by name: views, samples per batch, and sampling."""
     views = config.objective.views(config.augment, architecture.image_size, architecture.stride)
     streams: dict[str, StreamConfig] = {}
     for name, traits in config.objective.streams.items():
@@ -297,7 +297,7 @@ def streams_of(config: RunConfig, architecture: ModelConfig) -> dict[str, Stream
     return streams
 
 
-# Keys that do not change what is computed: a run may go on with others.
+# Keys that do not change the computation: a resumed run may change them.
 FREE = {
     "memory", "resume", "overwrite", "finish", "out", "recipe", "report", "device", "check.allow", "check.skip",
     "data.workers", "data.cache_mb", "train.log_every", "train.save_seconds", "train.parallel",
@@ -306,7 +306,7 @@ FREE = {
 
 
 def difference(one: RunConfig, other: RunConfig) -> list[tuple[str, Any, Any]]:
-    """Keys in which two configurations differ, with both values, but for those that don't change what is computed."""
+    """Return the keys in which two configurations differ, with both values, except those in FREE."""
     mine, theirs = one.model_dump(), other.model_dump()
     names = [key.name for key in describe(RunConfig) if key.name not in FREE]
     rows = [(name, _value(mine, name), _value(theirs, name)) for name in names]
@@ -314,7 +314,7 @@ def difference(one: RunConfig, other: RunConfig) -> list[tuple[str, Any, Any]]:
 
 
 def _value(tree: Any, key: str) -> Any:
-    """The value of a dotted key, None where there is no such key."""
+    """Return the value of a dotted key, or None for an unknown key."""
     for part in key.split("."):
         tree = tree.get(part) if isinstance(tree, Mapping) else None
     return tree

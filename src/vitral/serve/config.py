@@ -1,4 +1,4 @@
-"""Keys of the server: where it listens, what it takes, how long it waits."""
+"""Keys of the server: address, limits, timeouts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Words = Annotated[tuple[str, ...], Strict(False)]
 
 
 def _host_name(name: str) -> str:
-    """In lower case, as requests are compared. Raises ValueError for what no request would be found to say."""
+    """Return the name in lower case. Raises ValueError for text that no Host header can match."""
     if not name or re.search(r"[\s/@\[\]*]", name) or name.count(":") == 1:  # an IPv6 address has several
-        raise ValueError(f"{name!r} is no host name: without scheme, port and brackets")
+        raise ValueError(f"{name!r} is not a host name: expected one without scheme, port and brackets")
     return name.lower()
 
 
@@ -24,14 +24,14 @@ HostNames = Annotated[tuple[Annotated[str, AfterValidator(_host_name)], ...], St
 
 
 class ServeConfig(Config):
-    """How models are served, whichever they are."""
+    """Keys of the HTTP server."""
 
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0: all interfaces")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0: a free port")
     names: Words = Field(default=(), description="model names in requests; empty: the names of the model folders")
     allow_hosts: HostNames = Field(
         default=(),
-        description="allowed host names of requests, without port, for a server behind a proxy; empty: any, but on a "
+        description="allowed host names of requests, without port, for a server behind a proxy; empty: any; on a "
         "loopback address only localhost",
     )
     api_key_file: str | None = Field(

@@ -1,4 +1,4 @@
-"""How long a run is, in what portions it works, which weights move, and when it looks, saves and stops."""
+"""Keys of the training loop: length, batches, parallelism, trained weights, validation, checkpoints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Epochs = Annotated[float, Field(gt=0)]
 
 
 class LoraConfig(Config):
-    """Low-rank adapters (arXiv 2106.09685): trained, with the head, in place of the encoder's weights."""
+    """Low-rank adapters (LoRA, arXiv 2106.09685), trained with the head instead of the encoder's weights."""
 
     rank: int | None = Field(
         default=None, ge=1, description="rank of each matrix's low-rank adapter (LoRA); null: train all weights"
@@ -29,7 +29,7 @@ class LoraConfig(Config):
 
 
 class TrainConfig(Config):
-    """The loop's settings. Lengths are in epochs (passes over the train split) or steps (weight updates)."""
+    """Keys of the training loop. Lengths are in epochs (passes over the train split) or steps (weight updates)."""
 
     epochs: float = Field(default=30.0, gt=0, description="length of the run in epochs (passes over the train split)")
     steps: int | None = Field(default=None, ge=1, description="length of the run in weight updates; overrides epochs")
@@ -93,7 +93,7 @@ class TrainConfig(Config):
             self.parallel == "fsdp" or self.activation_checkpointing not in ("none", "auto")
         ):
             raise ValueError(
-                "train.compile=step goes neither with train.parallel=fsdp nor with train.activation_checkpointing"
+                "train.compile=step does not support train.parallel=fsdp or train.activation_checkpointing"
             )
         if self.ema is None and self.ema_warmup != 9.0:
             raise ValueError("train.ema_warmup has no effect without train.ema")

@@ -12,7 +12,7 @@ Patterns = Annotated[tuple[str, ...], Strict(False)]
 
 
 class ReadOptions(Config):
-    """How weights of other libraries are read; what is not set is inferred."""
+    """Keys of reading weights of other libraries; unset ones are detected."""
 
     map: str | None = Field(default=None, description="YAML file with rules for parameter names of an unknown format")
     ignore: Patterns = Field(
