@@ -158,7 +158,7 @@ def test_sections_stand_in_order_with_their_numbers(nasty: tuple[str, Page]) -> 
     assert f"24 of {len(given['mistakes'])} mistakes" in page.sections["Worst mistakes"]
     assert len(page.attributes("figure")) == 24
     headline = " ".join(re.sub("<[^>]*>", "", text).split())
-    assert f"{100 * evaluation['top1']:.2f} % of 300 test images right" in headline
+    assert f"{100 * evaluation['top1']:.2f} % of 300 test images classified correctly" in headline
     assert f"95 % interval {100 * low:.2f} to {100 * high:.2f} %" in headline
 
 

@@ -1,4 +1,4 @@
-"""How good a classifier of images with several classes is: average precision, and F1 at a probability of one half.
+"""Metrics of multi-label classification: average precision, and F1 at a probability of 0.5.
 
 Shape letters: N samples, K classes, T distinct scores.
 """
@@ -19,22 +19,24 @@ Hot = NDArray[np.bool_]
 
 
 def sigmoid(logits_NK: ArrayLike) -> Floats:
-    """Probabilities [N, K] in [0,1] of each class by itself, in float64; safe for logits of any size."""
+    """Probabilities [N, K] in [0,1] of each class separately, in float64; safe for logits of any size."""
     return np.exp(-np.logaddexp(0, -np.asarray(logits_NK, np.float64)))
 
 
 def checked_hot(logits_NK: ArrayLike, labels_NK: ArrayLike) -> tuple[Floats, Hot]:
-    """Logits as float64 and labels as bool, both [N, K]. Raises UserError for other shapes, values other than 0 and 1,
-    no samples, and logits that aren't finite."""
+    """Return logits as float64 and labels as bool, both [N, K]. Raises UserError for other shapes, values other than 0 and
+    1, no samples, and logits that aren't finite."""
     logits, labels = np.asarray(logits_NK, np.float64), np.asarray(labels_NK)
     if logits.ndim != 2 or labels.shape != logits.shape:
         raise UserError(
-            "scores and labels don't fit", got=f"{logits.shape} and {labels.shape}", expected="(N, K) and (N, K)"
+            "shapes of scores and labels do not match",
+            got=f"{logits.shape} and {labels.shape}",
+            expected="(N, K) and (N, K)",
         )
     if logits.size == 0:
         raise UserError("no samples to evaluate", got=f"scores of shape {logits.shape}")
     if not np.isin(labels, (0, 1)).all():
-        raise UserError("labels must say of each class whether it is there", expected="0 and 1")
+        raise UserError("each label must be 0 (class absent) or 1 (class present)", expected="0 and 1")
     if not np.isfinite(logits).all():
         broken = int((~np.isfinite(logits)).any(axis=1).sum())
         raise UserError(
@@ -58,7 +60,7 @@ def average_precision(scores_N: ArrayLike, there_N: ArrayLike) -> float | None:
 
 
 def exactly_right(logits_NK: ArrayLike, labels_NK: ArrayLike) -> Hot:
-    """Which samples [N] have every class right at a probability of one half."""
+    """Return which samples [N] have every class correct at a probability of 0.5."""
     logits, labels = checked_hot(logits_NK, labels_NK)
     return ((logits >= 0) == labels).all(axis=1)
 
@@ -66,11 +68,11 @@ def exactly_right(logits_NK: ArrayLike, labels_NK: ArrayLike) -> Hot:
 def multilabel_metrics(
     logits_NK: ArrayLike, labels_NK: ArrayLike, classes: Sequence[str], temperature: float = 1.0
 ) -> dict[str, Any]:
-    """Everything that a multi-label evaluation reports, ready for JSON; shares are fractions in [0,1].
+    """Return all metrics of a multi-label evaluation, ready for JSON; shares are fractions in [0,1].
 
     `map`: mean average precision over the classes that occur; `micro_f1` over all decisions, `macro_f1` the mean over
     the classes that occur or are predicted, both at a probability of 0.5 (logit 0); `exact_match`, the share of images
-    with every class right, with its 95 % Wilson interval `exact_match_interval`; `count` images; `loss`, the mean
+    with every class correct, with its 95 % Wilson interval `exact_match_interval`; `count` images; `loss`, the mean
     binary cross-entropy of all decisions, nats; `per_class` {name: {ap, precision, recall, f1, count}} with None where
     the divisor is 0. `temperature` divides the logits: it must be positive, and changes none of these but `loss`, which
     stays that of the logits as they are. Raises UserError as `checked_hot` does, and where no class occurs at all.
@@ -82,7 +84,7 @@ def multilabel_metrics(
     precisions = [average_precision(logits[:, index], labels[:, index]) for index in range(logits.shape[1])]
     occurring = [value for value in precisions if value is not None]
     if not occurring:
-        raise UserError("no image has any class, so there is no average precision")
+        raise UserError("average precision is undefined: no image has any class")
     hits_K, truth_K, pred_K = (array.sum(axis=0) for array in (predicted & labels, labels, predicted))
     per_class = {
         name: {

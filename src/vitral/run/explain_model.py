@@ -1,5 +1,4 @@
-"""What `vitral explain` shows of a model without an image: filters, positions, how far attention reaches, which layers
-of another model say the same."""
+"""Figures and numbers of `vitral explain` for a model: filters, positions, attention distance, similarity of layers."""
 
 from __future__ import annotations
 
@@ -22,16 +21,16 @@ from vitral.run.command_options import ExplainOptions
 from vitral.run.inference_inputs import image_batches, open_images, split_name
 from vitral.training.metrics_log import log
 
-View = tuple[Section, dict[str, Any]]  # with what `--json` says of it
+View = tuple[Section, dict[str, Any]]  # with its part of the JSON output
 
 
 def explain_model(
     model: str, predictor: Predictor, methods: Collection[str], options: ExplainOptions, notes: list[str]
 ) -> list[View]:
-    """Every asked-for view, and the numbers behind it. What the model has not got is a note, or, where it was
-    asked for by name, a UserError.
+    """Return the configured views with their numbers. A view that the model lacks becomes a note, or a UserError if it
+    was configured by name.
 
-    model: its name, as the user said it.
+    model: its name as given by the user.
     """
     views: dict[str, Callable[[Predictor, ExplainOptions], View]] = {
         "filters": _filters, "positions": _positions, "distance": partial(_distance, model),
@@ -112,7 +111,7 @@ def _distance(model: str, predictor: Predictor, options: ExplainOptions) -> View
 def _some_images(
     model: str, predictor: Predictor, reader: Predictor, options: ExplainOptions
 ) -> tuple[Dataset, str, Split]:
-    """The data, the split's name, and the images that are looked at, with the channels that `reader` takes."""
+    """Return the data, the name of the split, and the chosen images, with the channels that `reader` takes."""
     dataset, skipped = open_images(predictor.config, options.data, reader.config, model)
     for name in (text for texts in skipped.values() for text in texts):
         log.warning("damaged, left out: %s", name)
