@@ -305,7 +305,7 @@ def test_percentages_stay_between_0_and_100(share: float) -> None:
 def test_accuracy_over_work_is_in_percent() -> None:
     curves = {"merging": [(1.0, 0.99, 0.97, 1.0), (0.5, 0.86, 0.82, 0.9)], "one": [(0.7, 0.98, 0.96, 0.99)]}
     text = plots.accuracy_over_work(curves).decode()
-    for word in ("merging", "one", "multiply-accumulates left (%)", "top-1 accuracy (%)", ">90<", ">70<"):
+    for word in ("merging", "one", "remaining multiply-accumulates (%)", "top-1 accuracy (%)", ">90<", ">70<"):
         assert word in text
 
 

@@ -259,7 +259,7 @@ def test_a_record_names_no_other_files(digit: str, capsys: Capture) -> None:
         ("model out=seen class=cat", ("this view needs an image", "class")),
         ("model out=seen methods=distance", ("doesn't say what it was trained on", "data=DIR")),
         ("model out=seen data=nowhere", ("nowhere",)),
-        ("model DIGIT out=seen methods=groups", ("tokens fewer", "reduce=tome")),
+        ("model DIGIT out=seen methods=groups", ("no token reduction", "reduce=tome")),
         ("model DIGIT out=seen methods=rollout reduce=tome", ("reduce has no effect without groups",)),
         ("model out=seen compare=nowhere data=digits", ("nowhere",)),
         ("model out=seen compare=model data=digits batch_size=3", ("batch_size: too few images at once for cka",)),

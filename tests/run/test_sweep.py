@@ -99,7 +99,7 @@ def test_a_stopped_sweep_goes_on_to_the_same_end(at: int, monkeypatch: pytest.Mo
     finished = {path: path.stat().st_mtime_ns for path in Path("parts").glob("*/summary.json")}
     assert len(finished) == at - 1
     assert main([word.strip("'") for word in command[1:]]) == 0
-    assert all(path.stat().st_mtime_ns == stamp for path, stamp in finished.items()), "no point was run twice"
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in finished.items()), "every point was run twice"
     found = json.loads(Path("parts/sweep.json").read_text(encoding="utf-8"))
     assert timeless(found) == timeless(whole)
     assert_equal_tensors(weights("whole/best"), weights("parts/best"))
@@ -120,7 +120,7 @@ def test_a_point_that_diverges_is_marked_and_the_others_go_on(capsys: pytest.Cap
     assert "failed" in table[1]
     assert table[2].endswith("best")
     assert not Path("a/best").exists()
-    with pytest.raises(RunFailed, match="no point"):
+    with pytest.raises(RunFailed, match="every point"):
         sweep("digits", {"optim.lr": [1e30, 1e31]}, {**KEYS, "train.steps": 8}, out="b")
 
 
@@ -152,8 +152,8 @@ def test_validation_images_belong_to_train_where_there_are_test_images() -> None
         ("optim.lrr=1e-3,1e-2", "unknown key"),
         ("optim.lr=1e-3,1e-2 dev=1.5", "data.val_fraction"),
         ("optim.lr=1e-3,1e-2 dev=0.1 data.val_fraction=0.1", "given twice"),
-        ("data.val_fraction=0.1,0.2 dev=0.3", "other images"),
-        ("data.val_fraction=0.1,0.2", "other images"),
+        ("data.val_fraction=0.1,0.2 dev=0.3", "different validation images"),
+        ("data.val_fraction=0.1,0.2", "different validation images"),
         ("optim.lr=1e-3,1e-2 data.validation=own", "this key is set by the sweep"),
         ("optim.lr=1e-3,1e-2 train.patience=3", "train.patience needs"),
         ("optim.lr=1e-3,1e-2 retrain=maybe", "retrain: wrong value"),

@@ -75,7 +75,9 @@ def classification_metrics(
         "loss": negative_log_likelihood(logits, labels),
         "ece": expected_calibration_error(softmax(logits / positive(temperature)), labels),
         "ece_uncalibrated": expected_calibration_error(softmax(logits), labels),
-        "per_class": _per_class(confusion_CC, classes),
+        "per_class": per_class_scores(
+            np.diagonal(confusion_CC), confusion_CC.sum(axis=1), confusion_CC.sum(axis=0), classes
+        ),
         "confusion": confusion_CC.tolist(),
     }
 
@@ -104,21 +106,22 @@ def _confusion(labels_N: Ints, predictions_N: Ints, classes: int) -> Ints:
     return flat.reshape(classes, classes).astype(np.int64)
 
 
-def _per_class(confusion_CC: Ints, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
-    right_C, truth_C, predicted_C = np.diagonal(confusion_CC), confusion_CC.sum(axis=1), confusion_CC.sum(axis=0)
+def ratio(part: Any, total: Any) -> float | None:
+    """Return part / total; None where the total is 0."""
+    return float(part / total) if total else None
 
-    def share(part: Any, whole: Any) -> float | None:
-        return float(part / whole) if whole else None
 
+def per_class_scores(
+    correct_C: Ints, truth_C: Ints, predicted_C: Ints, classes: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Return precision, recall, F1 and count per class; None where the divisor is 0."""
     return {
         name: {
-            "precision": share(right_C[index], predicted_C[index]),
-            "recall": share(right_C[index], truth_C[index]),
-            "f1": share(2 * right_C[index], truth_C[index] + predicted_C[index]),
-            "count": int(truth_C[index]),
+            "precision": ratio(correct, predicted), "recall": ratio(correct, truth),
+            "f1": ratio(2 * correct, truth + predicted), "count": int(truth),
         }
-        for index, name in enumerate(classes)
-    }
+        for name, correct, truth, predicted in zip(classes, correct_C, truth_C, predicted_C, strict=True)
+    }  # fmt: skip
 
 
 def collect_logits(

@@ -1,6 +1,6 @@
 """Metrics of multi-label classification: average precision, and F1 at a probability of 0.5.
 
-Shape letters: N samples, K classes, T distinct scores.
+Shape letters: N samples, K classes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vitral.errors import UserError
 from vitral.evaluate.calibration import Floats
-from vitral.evaluate.classification import check_classes, wilson_interval
+from vitral.evaluate.classification import check_classes, per_class_scores, ratio, wilson_interval
 
 Hot = NDArray[np.bool_]
 
@@ -24,8 +24,8 @@ def sigmoid(logits_NK: ArrayLike) -> Floats:
 
 
 def checked_hot(logits_NK: ArrayLike, labels_NK: ArrayLike) -> tuple[Floats, Hot]:
-    """Return logits as float64 and labels as bool, both [N, K]. Raises UserError for other shapes, values other than 0 and
-    1, no samples, and logits that aren't finite."""
+    """Return logits as float64 and labels as bool, both [N, K]. Raises UserError for other shapes, values other than
+    0 and 1, no samples, and logits that aren't finite."""
     logits, labels = np.asarray(logits_NK, np.float64), np.asarray(labels_NK)
     if logits.ndim != 2 or labels.shape != logits.shape:
         raise UserError(
@@ -46,17 +46,12 @@ def checked_hot(logits_NK: ArrayLike, labels_NK: ArrayLike) -> tuple[Floats, Hot
     return logits, labels.astype(np.bool_)
 
 
-def average_precision(scores_N: ArrayLike, there_N: ArrayLike) -> float | None:
-    """The area under the steps of precision over recall: sum over falling thresholds of precision times the recall
-    gained; None without a positive sample. Equal scores are one threshold, so their order doesn't matter."""
-    scores, there = np.asarray(scores_N, np.float64), np.asarray(there_N, np.bool_)
-    if not there.any():
-        return None
-    order_N = np.argsort(-scores, kind="stable")
-    found_N = np.cumsum(there[order_N])
-    last_T = np.flatnonzero(np.diff(scores[order_N], append=np.nan))  # where the next score is another one
-    precision_T, recall_T = found_N[last_T] / (last_T + 1), found_N[last_T] / found_N[-1]
-    return float((precision_T * np.diff(recall_T, prepend=0.0)).sum())
+def average_precision(scores_N: ArrayLike, labels_N: ArrayLike) -> float | None:
+    """Return the area under the steps of precision over recall: the sum over falling thresholds of precision times the
+    recall gained; None without a positive sample. Equal scores are one threshold, so their order does not matter."""
+    from sklearn.metrics import average_precision_score  # pyright: ignore[reportMissingTypeStubs]
+
+    return float(average_precision_score(labels_N, scores_N)) if np.any(labels_N) else None
 
 
 def exactly_right(logits_NK: ArrayLike, labels_NK: ArrayLike) -> Hot:
@@ -86,21 +81,13 @@ def multilabel_metrics(
     if not occurring:
         raise UserError("average precision is undefined: no image has any class")
     hits_K, truth_K, pred_K = (array.sum(axis=0) for array in (predicted & labels, labels, predicted))
-    per_class = {
-        name: {
-            "ap": precisions[index],
-            "precision": _share(hits_K[index], pred_K[index]),
-            "recall": _share(hits_K[index], truth_K[index]),
-            "f1": _share(2 * hits_K[index], truth_K[index] + pred_K[index]),
-            "count": int(truth_K[index]),
-        }
-        for index, name in enumerate(classes)
-    }
+    scores = per_class_scores(hits_K, truth_K, pred_K, classes)
+    per_class = {name: {"ap": ap, **row} for ap, (name, row) in zip(precisions, scores.items(), strict=True)}
     f1s = [row["f1"] for row in per_class.values() if row["f1"] is not None]
     right, count = int((predicted == labels).all(axis=1).sum()), len(logits)
     return {
         "map": float(np.mean(occurring)),
-        "micro_f1": _share(2 * hits_K.sum(), truth_K.sum() + pred_K.sum()),
+        "micro_f1": ratio(2 * hits_K.sum(), truth_K.sum() + pred_K.sum()),
         "macro_f1": float(np.mean(f1s)),
         "exact_match": right / count,
         "exact_match_interval": list(wilson_interval(right, count)),
@@ -108,7 +95,3 @@ def multilabel_metrics(
         "loss": float(np.mean(np.logaddexp(0, np.where(labels, -logits, logits)))),
         "per_class": per_class,
     }
-
-
-def _share(part: Any, whole: Any) -> float | None:
-    return float(part / whole) if whole else None

@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitral.report.plots import BLUE, GRAY, ORANGE, short, style
+from vitral.report.plots import BLUE, GRAY, ORANGE, short, single_axes, style
 
 Array = NDArray[Any]
 
@@ -151,9 +151,7 @@ def _draw_bar(figure: Figure, axes: Any, bar: Bar) -> None:
 
 def lens_curves(probabilities_LS: Array, classes: Sequence[str], shown: Sequence[int]) -> bytes:
     """Plot the probability of some classes after each layer."""
-    with style():
-        figure = Figure(figsize=(4.2, 3.4), layout="constrained", dpi=150)
-        axes = figure.add_subplot()
+    with single_axes(4.2, 3.4, dpi=150) as (figure, axes):
         layers = np.arange(len(probabilities_LS))
         names, drawn = [short(classes[number], 24) for number in shown], list[Line2D]()
         for number, (color, dash) in zip(shown, _LINES, strict=False):
@@ -172,9 +170,7 @@ def lens_curves(probabilities_LS: Array, classes: Sequence[str], shown: Sequence
 def distance_plot(distances_Lh: Array, uniform: float, longest: float) -> bytes:
     """Plot the mean attention distance of every head over its layer, in pixels, and that of uniform attention."""
     layers = np.arange(len(distances_Lh))
-    with style():
-        figure = Figure(figsize=(4.2, 3.2), layout="constrained", dpi=150)
-        axes = figure.add_subplot()
+    with single_axes(4.2, 3.2, dpi=150) as (figure, axes):
         axes.axhline(uniform, color=GRAY, linestyle="--", linewidth=1.2, label="uniform attention")
         every = layers.repeat(distances_Lh.shape[1])
         axes.plot(every, distances_Lh.ravel(), "o", color=BLUE, markersize=4, alpha=0.75, label="one head")
@@ -189,9 +185,7 @@ def distance_plot(distances_Lh: Array, uniform: float, longest: float) -> bytes:
 def cka_plot(similar_LM: Array, names: Sequence[str]) -> bytes:
     """Plot the CKA of every block of one model (y axis) with every block of another (x axis), from 0 to 1."""
     rows, columns = similar_LM.shape
-    with style():
-        figure = Figure(figsize=(4.6, 1.1 + 3.4 * min(max(rows / columns, 0.5), 1.6)), layout="constrained", dpi=150)
-        axes = figure.add_subplot()
+    with single_axes(4.6, 1.1 + 3.4 * min(max(rows / columns, 0.5), 1.6), dpi=150) as (figure, axes):
         shown = axes.imshow(np.clip(similar_LM, 0, 1), HEAT, vmin=0, vmax=1, origin="lower", aspect="auto")
         axes.set(ylabel=f"block of {short(names[0], 30)}", xlabel=f"block of {short(names[1], 30)}")
         axes.grid(visible=False)

@@ -64,6 +64,14 @@ def style() -> Generator[None]:
         yield
 
 
+@contextmanager
+def single_axes(width: float, height: float, dpi: float | None = None) -> Generator[tuple[Figure, Axes]]:
+    """Yield a styled figure of one plot; width and height in inches."""
+    with style():
+        figure = Figure(figsize=(width, height), layout="constrained", dpi=dpi)
+        yield figure, figure.add_subplot()
+
+
 def _svg(figure: Figure, crop: bool = False) -> bytes:
     buffer = io.BytesIO()
     box: Any = {"bbox_inches": "tight", "pad_inches": 0.08} if crop else {}
@@ -169,9 +177,7 @@ def accuracy_over_work(curves: Mapping[str, Sequence[tuple[float, float, float, 
     """
     looks = ((BLUE, "o-"), (ORANGE, "s--"), (INK, "D:"), (GRAY, "^-."))
     assert len(curves) <= len(looks)
-    with style():
-        figure = Figure(figsize=(6.2, 3.6), layout="constrained")
-        axes = figure.add_subplot()
+    with single_axes(6.2, 3.6) as (figure, axes):
         for (name, points), (color, look) in zip(curves.items(), looks, strict=False):
             x, y, low, high = (list(values) for values in zip(*sorted(points), strict=True))
             bars = [[b - a for a, b in zip(low, y, strict=True)], [b - a for a, b in zip(y, high, strict=True)]]
@@ -186,9 +192,7 @@ def accuracy_over_work(curves: Mapping[str, Sequence[tuple[float, float, float, 
 
 def predicted_over_true(true_N: Any, predicted_N: Any, name: str) -> bytes:
     """SVG: predicted over true numbers, one point per image, with the diagonal."""
-    with style():
-        figure = Figure(figsize=(4.4, 4.0), layout="constrained")
-        axes = figure.add_subplot()
+    with single_axes(4.4, 4.0) as (figure, axes):
         ends = [min(true_N.min(), predicted_N.min()), max(true_N.max(), predicted_N.max())]
         axes.plot(ends, ends, "--", color=GRAY, linewidth=1)
         axes.plot(true_N, predicted_N, "o", color=BLUE, markersize=3, alpha=0.5, rasterized=len(true_N) > _MAX_POINTS)
@@ -198,9 +202,7 @@ def predicted_over_true(true_N: Any, predicted_N: Any, name: str) -> bytes:
 
 def residuals(true_N: Any, predicted_N: Any, name: str) -> bytes:
     """SVG: error over true number, one point per image."""
-    with style():
-        figure = Figure(figsize=(4.4, 3.0), layout="constrained")
-        axes = figure.add_subplot()
+    with single_axes(4.4, 3.0) as (figure, axes):
         axes.axhline(0, color=GRAY, linestyle="--", linewidth=1)
         axes.plot(
             true_N, predicted_N - true_N, "o", color=ORANGE, markersize=3, alpha=0.5,

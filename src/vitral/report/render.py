@@ -91,9 +91,9 @@ def as_text(value: Any) -> str:
 
 
 def photo(image: NDArray[Any]) -> tuple[str, bytes, tuple[int, int]]:
-    """Return a picture's media type, file bytes and (width, height) for a page. Takes [H,W] or [H,W,D], uint8 or floats
-    in [0,1]; D = 1 and 2 are shown as gray (the first channel), 3 and 4 as red, green, blue (the first three). At most 256
-    pixels per side; small ones are PNG and exact, large ones JPEG. Raises ValueError for other shapes."""
+    """Return a picture's media type, file bytes and (width, height) for a page. Takes [H,W] or [H,W,D], uint8 or
+    floats in [0,1]; D = 1 and 2 are shown as gray (the first channel), 3 and 4 as red, green, blue (the first
+    three). At most 256 pixels per side; small ones are PNG, large ones JPEG. Raises ValueError for other shapes."""
     pixels = np.asarray(image)
     if pixels.ndim not in (2, 3) or pixels.size == 0 or (pixels.ndim == 3 and pixels.shape[2] > 4):
         raise ValueError(f"no picture: shape {pixels.shape}, expected [H,W] or [H,W,D] with D from 1 to 4")

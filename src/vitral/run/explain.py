@@ -24,9 +24,9 @@ from vitral.training.metrics_log import console_logging, log
 PAGE, RECORD = "explain.html", "explain.json"
 _MOST = 50  # images of one page
 _CAUTION = (
-    "Attention is not an explanation. It shows which tokens a layer mixes, not what the prediction depends on: a patch "
-    "with high attention may change nothing, and by then a token may hold information from any other patch. Rollout "
-    "ignores the MLPs and the values that are mixed. Gradients are valid for this image and this class only. Where the "
+    "Attention is not an explanation. It shows which tokens each layer mixes, not what the prediction depends on: a "
+    "patch with high attention may change nothing, and by then a token may hold information from any other patch. "
+    "Rollout ignores the MLPs and the values that are mixed. Gradients are valid for this image and this class only. Where the "
     "pictures disagree, mask the patch and run the model again."
 )
 _IMAGE_KEYS = {"token", "layers", "heads", "fuse", "label", "gradients"}
@@ -34,7 +34,8 @@ _IMAGE_KEYS = {"token", "layers", "heads", "fuse", "label", "gradients"}
 
 def explain(model: str, images: Sequence[str], options: ExplainOptions) -> dict[str, Any]:
     """Write figures and a page to `options.out`. Returns the output of `vitral explain --json`: `model`, `page`,
-    `files`, `images` (prediction and numbers per image), `views` (numbers per view of the model) and `notes` on omissions.
+    `files`, `images` (prediction and numbers per image), `views` (numbers per view of the model) and `notes`
+    on omissions.
 
     Without images, only views of the model. Nothing is written before everything is drawn. Raises UserError for a
     view that the model does not support, an unreadable image, and a folder that another program wrote.
@@ -118,26 +119,25 @@ def _check(images: Sequence[str], options: ExplainOptions) -> None:
         raise UserError("this view needs an image", got=what, hint="vitral explain MODEL IMAGE [IMAGE ...]")
 
 
-def _methods(predictor: Predictor, images: bool, options: ExplainOptions, notes: list[str]) -> list[str]:
+def _methods(predictor: Predictor, images: bool, options: ExplainOptions, notes: list[str]) -> set[str]:
     """Return the configured views, or all that this model supports. Raises UserError for an unsupported one."""
-    chosen = options.methods or (*(IMAGE_METHODS if images else ()), *MODEL_METHODS)
-    if options.compare is not None and not options.methods:
-        chosen = ("cka", *(IMAGE_METHODS if images else ()))
-    elif not options.methods:
-        chosen = tuple(name for name in chosen if name != "cka")
-    if set(chosen) - {"integrated_gradients", "cka"}:
-        require_transformer(predictor.model, "this view" if options.methods else "vitral explain")
+    explicit, chosen = bool(options.methods), set(options.methods)
+    if not explicit:
+        chosen = {"cka"} if options.compare is not None else set(MODEL_METHODS) - {"cka"}
+        chosen |= set(IMAGE_METHODS if images else ())
+    if chosen - {"integrated_gradients", "cka"}:
+        require_transformer(predictor.model, "this view" if explicit else "vitral explain")
     of_class = {"gradient_attention", "integrated_gradients", "lens"}
-    if not predictor.classes and of_class & set(chosen):
-        if options.methods:
+    if not predictor.classes and of_class & chosen:
+        if explicit:
             predictor.require_answers()
         notes.append("This model has no head: gradients of a class and predictions per layer are not available.")
-        chosen = tuple(name for name in chosen if name not in of_class)
+        chosen -= of_class
     if not predictor.task.has_classes and "lens" in chosen:
-        if options.methods:
+        if explicit:
             raise UserError("the logit lens needs probabilities of classes", where="methods", got=predictor.task.name)
-        chosen = tuple(name for name in chosen if name != "lens")
-    if "distance" in chosen and not options.methods and "data" not in options.model_fields_set:
+        chosen.remove("lens")
+    if "distance" in chosen and not explicit and "data" not in options.model_fields_set:
         notes.append("Attention distance needs several images: add data=FOLDER")
-        chosen = tuple(name for name in chosen if name != "distance")
-    return list(chosen)
+        chosen.remove("distance")
+    return chosen

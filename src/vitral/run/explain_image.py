@@ -7,7 +7,6 @@ classes, r c rows and columns of patches.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,7 +63,7 @@ def explain_image(
     predictor: Predictor,
     path: str,
     number: int,
-    methods: Collection[str],
+    methods: set[str],
     options: ExplainOptions,
     reduction: TokenReduction | None,
 ) -> tuple[Section, dict[str, Any]]:
@@ -124,7 +123,7 @@ def _mark(look: Look) -> tuple[int, int] | None:
     return patch_of(look.options.token) if look.options.token else None
 
 
-def _attributions(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Figure | Table]:
+def _attributions(look: Look, methods: set[str], found: dict[str, Any]) -> list[Figure | Table]:
     """Draw the image beside single maps: rollout, gradient-weighted attention, integrated gradients."""
     token, fuse = look.options.token, look.options.fuse
     panels, names, bars, captions = [plots.enlarged(look.picture, _SIDE)], ["image"], list[plots.Bar](), list[str]()
@@ -192,7 +191,7 @@ def _chosen_layers(look: Look) -> list[int]:
     return sorted({round(place) for place in np.linspace(0, depth - 1, min(depth, _FEW_LAYERS))})
 
 
-def _attention(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Figure | Table]:
+def _attention(look: Look, methods: set[str], found: dict[str, Any]) -> list[Figure | Table]:
     """Draw the attention of the token, one row per layer, one column per head."""
     if "attention" not in methods:
         return []
@@ -203,15 +202,13 @@ def _attention(look: Look, methods: Collection[str], found: dict[str, Any]) -> l
     shown = look.on_patches(torch.cat([mean_LT, shares_LhT[:, heads]], 1))
     names = ["mean of heads", *(f"head {head}" for head in heads)]
     blank = plots.enlarged(np.ones_like(look.picture), _SMALL_SIDE)
-    panels = [
-        [
-            blank
-            if np.isnan(each).any()
-            else plots.heat_panel(look.picture, each, _SMALL_SIDE, float(each.max()), _mark(look))
-            for each in line
-        ]
-        for line in shown
-    ]
+    mark = _mark(look)
+
+    def panel(heat_rc: plots.Array) -> plots.Array:
+        missing = np.isnan(heat_rc).any()
+        return blank if missing else plots.heat_panel(look.picture, heat_rc, _SMALL_SIDE, float(heat_rc.max()), mark)
+
+    panels = [[panel(each) for each in line] for line in shown]
     prefix_L = mean_LT[:, 0, : look.vit.prefix_tokens].sum(-1).tolist()
     found["attention"] = {
         "token": look.options.token or default_token(look.vit.config), "layers": layers,
@@ -228,9 +225,9 @@ def _attention(look: Look, methods: Collection[str], found: dict[str, Any]) -> l
     return [Figure(png, alt, caption, wide=True, name=f"{look.name}-attention.png")]
 
 
-def _layers(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Figure | Table]:
+def _layers(look: Look, methods: set[str], found: dict[str, Any]) -> list[Figure | Table]:
     """Draw similarity to one patch and norms of all patches per layer."""
-    if not {"similarity", "norms"} & set(methods):
+    if not {"similarity", "norms"} & methods:
         return []
     layers, vit, lines, rows = _chosen_layers(look), look.vit, list[list[plots.Array]](), list[str]()
     tokens_LND = patch_tokens(vit, look.x_BCHW, layers)[0]
@@ -253,22 +250,16 @@ def _layers(look: Look, methods: Collection[str], found: dict[str, Any]) -> list
         "after the layer. Values below 0 have the color of 0.",
         "norm": "Norm: L2 norm of each patch token, divided by the largest of the layer.",
     }
-    png = plots.sheet(
-        lines,
-        [f"layer {layer}" for layer in layers],
-        rows,
-        [plots.Bar(plots.HEAT, 0, 1, "cosine, or share", mixed=True)],
-    )
+    bar = plots.Bar(plots.HEAT, 0, 1, "cosine, or share", mixed=True)
+    png = plots.sheet(lines, [f"layer {layer}" for layer in layers], rows, [bar])
     alt = f"{look.name}: {' and '.join(rows)} of the patches in {len(layers)} layers"
     cells = [[f"{layer}", *(f"{each[i]:.3g}" for each in columns.values())] for i, layer in enumerate(layers)]
     figure = Figure(png, alt, " ".join(captions[row] for row in rows), wide=True, name=f"{look.name}-layers.png")
-    return [
-        figure,
-        Table(["Layer", *columns], cells, "Similarity: mean over all pairs of patches. Norms: over all patches."),
-    ]
+    caption = "Similarity: mean over all pairs of patches. Norms: over all patches."
+    return [figure, Table(["Layer", *columns], cells, caption)]
 
 
-def _lens(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Figure | Table]:
+def _lens(look: Look, methods: set[str], found: dict[str, Any]) -> list[Figure | Table]:
     """Plot the prediction after each layer."""
     if "lens" not in methods:
         return []
@@ -284,13 +275,12 @@ def _lens(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[F
     )
     rows = [[str(i), classes[row["index"]], f"{100 * row['score']:.1f}"] for i, row in enumerate(found["lens"])]
     alt = f"{look.name}: probability of {len(shown)} classes after each of {len(best_L)} layers"
-    table = Table(
-        ["Layer", "Prediction", "Probability %"], rows, "Logit lens: the most probable class after each layer."
-    )
+    text = "Logit lens: the most probable class after each layer."
+    table = Table(["Layer", "Prediction", "Probability %"], rows, text)
     return [Figure(png, alt, caption, name=f"{look.name}-lens.png"), table]
 
 
-def _groups(look: Look, methods: Collection[str], found: dict[str, Any]) -> list[Figure | Table]:
+def _groups(look: Look, methods: set[str], found: dict[str, Any]) -> list[Figure | Table]:
     """Draw the token that each patch was merged into, with the prediction from the reduced tokens."""
     if "groups" not in methods or look.reduction is None:
         return []

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
-
-from torch import Tensor
 
 from vitral.data.dataset import Dataset, Split, spaced
 from vitral.errors import UserError
@@ -25,7 +23,7 @@ View = tuple[Section, dict[str, Any]]  # with its part of the JSON output
 
 
 def explain_model(
-    model: str, predictor: Predictor, methods: Collection[str], options: ExplainOptions, notes: list[str]
+    model: str, predictor: Predictor, methods: set[str], options: ExplainOptions, notes: list[str]
 ) -> list[View]:
     """Return the configured views with their numbers. A view that the model lacks becomes a note, or a UserError if it
     was configured by name.
@@ -82,11 +80,8 @@ def _distance(model: str, predictor: Predictor, options: ExplainOptions) -> View
     dataset, name, split = _some_images(model, predictor, predictor, options)
     log.info("attention distance over %d %s images", len(split), name)
 
-    def batches() -> Iterator[Tensor]:
-        for images_BCHW, _ in image_batches(predictor, split, options.batch_size):
-            yield images_BCHW
-
-    distances_Lh = attention_distance(vit, batches()).numpy()
+    batches = (images_BCHW for images_BCHW, _ in image_batches(predictor, split, options.batch_size))
+    distances_Lh = attention_distance(vit, batches).numpy()
     between_NN = patch_distances(vit.grid, vit.config.patch_size)
     uniform = float(between_NN.mean())
     caption = (
@@ -130,15 +125,9 @@ def _cka(model: str, predictor: Predictor, options: ExplainOptions) -> View:
     theirs = _some_images(model, predictor, other, options)[2]
     log.info("layers compared over %d %s images", len(mine), name)
 
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        both = zip(
-            image_batches(predictor, mine, options.batch_size), image_batches(other, theirs, options.batch_size),
-            strict=True,
-        )  # fmt: skip
-        for (mine_BCHW, _), (theirs_BCHW, _) in both:
-            yield mine_BCHW, theirs_BCHW
-
-    similar_LM = compare_layers(batches(), predictor.model, other.model).numpy()
+    both = (image_batches(*each, options.batch_size) for each in ((predictor, mine), (other, theirs)))
+    batches = ((mine_BCHW, theirs_BCHW) for (mine_BCHW, _), (theirs_BCHW, _) in zip(*both, strict=True))
+    similar_LM = compare_layers(batches, predictor.model, other.model).numpy()
     names = [layer_names(each.model) for each in (predictor, other)]
     caption = (
         f"Linear CKA of every block with every block, unbiased, over {len(mine)} {name} images of {dataset.name} in "

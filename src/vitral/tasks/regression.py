@@ -52,7 +52,7 @@ class Regression(Task):
     outputs_name: ClassVar[tuple[str, str]] = ("number", "numbers")
     gives: ClassVar[str] = "a number for each of these, in the units of the training data"
     limits: ClassVar[str] = (
-        "It predicts numbers for any image and does not detect images of another kind. Outside the range of the training "
+        "It predicts numbers for any image and does not detect unrelated images. Outside the range of the training "
         "numbers, predictions are extrapolated."
     )
     loss_note: ClassVar[str] = "The loss is of standardized targets; the validation metric is in the column's units."
