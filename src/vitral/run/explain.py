@@ -26,8 +26,8 @@ _MOST = 50  # images of one page
 _CAUTION = (
     "Attention is not an explanation. It shows which tokens each layer mixes, not what the prediction depends on: a "
     "patch with high attention may change nothing, and by then a token may hold information from any other patch. "
-    "Rollout ignores the MLPs and the values that are mixed. Gradients are valid for this image and this class only. Where the "
-    "pictures disagree, mask the patch and run the model again."
+    "Rollout ignores the MLPs and the values that are mixed. Gradients are valid for this image and this class only. "
+    "Where the figures disagree, mask the patch and run the model again."
 )
 _IMAGE_KEYS = {"token", "layers", "heads", "fuse", "label", "gradients"}
 
