@@ -121,7 +121,7 @@ def _check(images: Sequence[str], options: ExplainOptions) -> None:
 
 def _methods(predictor: Predictor, images: bool, options: ExplainOptions, notes: list[str]) -> set[str]:
     """Return the configured views, or all that this model supports. Raises UserError for an unsupported one."""
-    explicit, chosen = bool(options.methods), set(options.methods)
+    explicit, chosen = bool(options.methods), set[str](options.methods)
     if not explicit:
         chosen = {"cka"} if options.compare is not None else set(MODEL_METHODS) - {"cka"}
         chosen |= set(IMAGE_METHODS if images else ())
