@@ -191,7 +191,7 @@ def test_every_parameter_reaches_the_run(capsys: pytest.CaptureFixture[str]) -> 
         ({"lr": -1.0}, "optim.lr"),
         ({"val_fraction": 1.5}, "data.val_fraction"),
         ({"overrides": {"optim.lrr": 1}}, "did you mean 'optim.lr'"),
-        ({"overrides": {"data": "photos"}}, "overrides: fit gets its images as arrays"),
+        ({"overrides": {"data": "photos"}}, "overrides: fit takes its images as arrays"),
     ],
 )
 def test_mistakes_are_value_errors_that_say_what_is_wrong(change: dict[str, Any], message: str) -> None:

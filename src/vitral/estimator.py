@@ -82,8 +82,8 @@ class VitralClassifier(ClassifierMixin, BaseEstimator):
         )  # fmt: skip
         if self.verbose:
             console_logging()
-        talk = nullcontext() if self.verbose else console_silence()
-        with talk, tempfile.TemporaryDirectory() as folder:
+        logs = nullcontext() if self.verbose else console_silence()
+        with logs, tempfile.TemporaryDirectory() as folder:
             out = config.out or str(Path(folder) / "run")
             check_given(whole, config)
             self.summary_ = run(config.model_copy(update={"out": out}), with_validation(whole, self.val_fraction))
@@ -91,18 +91,18 @@ class VitralClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def predict_proba(self, X: Any) -> Array:
-        """Probabilities [n, classes], float32, in the order of `classes_`; rows sum to 1."""
+        """Return probabilities [n, classes], float32, in the order of `classes_`; rows sum to 1."""
         check_is_fitted(self, "predictor_")
         pixels: Any = validate_data(self, X, allow_nd=True, reset=False)
         return self.predictor_.probabilities([image.transpose(1, 2, 0) for image in self._images(pixels)])
 
     def predict(self, X: Any) -> Array:
-        """The likeliest class of each image."""
+        """Return the most probable class of each image."""
         check_is_fitted(self, "predictor_")
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
     def _keys(self, images_NCHW: Array) -> dict[str, Any]:
-        """Overrides of the recipe: no mirror images; and very small images are cut into pixels and not moved."""
+        """Return overrides of the recipe: no flips; under 8 pixels also patch_size 1 and no geometric augmentation."""
         keys: dict[str, Any] = {
             "recipe": "VitralClassifier", "report": False, "seed": self._seed(), "optim.lr": self.lr,
             "train.batch_size": self.batch_size, "data.val_fraction": self.val_fraction, "augment.flip": 0.0,
@@ -111,7 +111,9 @@ class VitralClassifier(ClassifierMixin, BaseEstimator):
         keys = {key: value.item() if isinstance(value, np.generic) else value for key, value in keys.items()}
         foreign = {"data", "data.path", "data.source", "data.validation", "resume"} & set(self.overrides or {})
         if foreign:
-            raise UserError("fit takes arrays and starts from scratch", where="overrides", got=", ".join(foreign))
+            raise UserError(
+                "fit takes its images as arrays and always starts a new run", where="overrides", got=", ".join(foreign)
+            )
         height, width = images_NCHW.shape[-2:]
         if min(height, width) < 8:
             keys |= {"data.image_size": (height, width), "model.patch_size": 1}
@@ -119,7 +121,7 @@ class VitralClassifier(ClassifierMixin, BaseEstimator):
         return keys | dict(self.overrides or {})
 
     def _seed(self) -> Any:
-        """An int is the seed itself; None and a RandomState draw one, as elsewhere in scikit-learn."""
+        """Return an int as it is; draw a seed for None and a RandomState, as scikit-learn does."""
         if self.random_state is None or isinstance(self.random_state, np.random.RandomState):
             return int(check_random_state(self.random_state).randint(2**31))
         return self.random_state
@@ -159,7 +161,7 @@ class VitralClassifier(ClassifierMixin, BaseEstimator):
 
 
 def _value_range(pixels: Array) -> tuple[float, float] | None:
-    """What black and white are: 0 and 1, or the extremes of the images where they leave that range; None for uint8."""
+    """Return the values of black and white: 0 and 1, or the extremes of images outside [0, 1]; None for uint8."""
     if pixels.dtype == np.uint8:
         return None
     low, high = float(pixels.min()), float(pixels.max())

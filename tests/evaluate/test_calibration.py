@@ -143,7 +143,7 @@ def test_temperature_stays_bounded() -> None:
     ("probabilities", "labels", "says"),
     [
         (np.zeros((0, 3)), np.zeros(0, int), "no samples"),
-        (np.ones((2, 1)), [0, 0, 0], "don't fit"),
+        (np.ones((2, 1)), [0, 0, 0], "do not match"),
         ([[0.5, 0.5]], [2], "out of range"),
         ([[0.5, 0.5]], [-1], "out of range"),
         ([[0.5, 0.5]], [0.0], "class indices"),

@@ -104,8 +104,8 @@ def test_what_cannot_be_told_is_null() -> None:
 @pytest.mark.parametrize(
     ("logits", "names", "says"),
     [
-        ([[1.0, 2.0]], ["a"], "don't fit"),
-        ([[1.0, 2.0]], ["a", "a"], "twice"),
+        ([[1.0, 2.0]], ["a"], "do(es)? not match"),
+        ([[1.0, 2.0]], ["a", "a"], "duplicate"),
         ([[1.0, math.nan]], ["a", "b"], "finite"),
         ([[1.0, math.inf]], ["a", "b"], "finite"),
     ],
@@ -149,7 +149,7 @@ def test_modes_are_as_they_were_also_after_an_error() -> None:
     collect_logits(model, batches(6, 4))
     assert [module.training for module in model.modules()] == before
     assert model.modes == [False, False]
-    with pytest.raises(UserError, match="don't fit"):
+    with pytest.raises(UserError, match="do not match"):
         collect_logits(model, [(torch.zeros(2, 1, 2, 2), torch.zeros(3, dtype=torch.int64))])
     assert [module.training for module in model.modules()] == before
 

@@ -52,7 +52,7 @@ def test_closed_forms() -> None:
 @pytest.mark.parametrize(
     ("logits", "labels", "message"),
     [
-        ([[0.0, 1.0]], [0], "don't fit"),
+        ([[0.0, 1.0]], [0], "do not match"),
         ([[0.0, np.nan]], [[0, 1]], "aren't finite"),
         ([[0.0, 1.0]], [[0, 2]], "0 and 1"),
         ([[0.0, 1.0]], [[0, 0]], "no image has any class"),

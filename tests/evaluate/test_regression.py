@@ -43,7 +43,7 @@ def test_without_spread_there_is_no_correlation() -> None:
 
 
 def test_what_cannot_be_measured_is_refused() -> None:
-    with pytest.raises(UserError, match="don't fit"):
+    with pytest.raises(UserError, match="do not match"):
         regression_metrics([[1.0]], [[1.0, 2.0]], ("x",), (0.0,))
     with pytest.raises(UserError, match="finite"):
         regression_metrics([[np.nan]], [[1.0]], ("x",), (0.0,))

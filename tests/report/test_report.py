@@ -158,7 +158,7 @@ def test_sections_stand_in_order_with_their_numbers(nasty: tuple[str, Page]) -> 
     assert f"24 of {len(given['mistakes'])} mistakes" in page.sections["Worst mistakes"]
     assert len(page.attributes("figure")) == 24
     headline = " ".join(re.sub("<[^>]*>", "", text).split())
-    assert f"{100 * evaluation['top1']:.2f} % of 300 test images right" in headline
+    assert f"{100 * evaluation['top1']:.2f} % of 300 test images classified correctly" in headline
     assert f"95 % interval {100 * low:.2f} to {100 * high:.2f} %" in headline
 
 
@@ -305,7 +305,7 @@ def test_percentages_stay_between_0_and_100(share: float) -> None:
 def test_accuracy_over_work_is_in_percent() -> None:
     curves = {"merging": [(1.0, 0.99, 0.97, 1.0), (0.5, 0.86, 0.82, 0.9)], "one": [(0.7, 0.98, 0.96, 0.99)]}
     text = plots.accuracy_over_work(curves).decode()
-    for word in ("merging", "one", "multiply-accumulates left (%)", "top-1 accuracy (%)", ">90<", ">70<"):
+    for word in ("merging", "one", "remaining multiply-accumulates (%)", "top-1 accuracy (%)", ">90<", ">70<"):
         assert word in text
 
 

@@ -215,12 +215,12 @@ def test_a_folder_is_replaced_only_if_it_is_ours(digit: str, capsys: Capture) ->
         explain("model", [digit], keys(out="seen"))
     found = looked(capsys, "model", digit, "out=seen", "overwrite=true", "methods=rollout")
     assert sorted(path.name for path in Path("seen").iterdir()) == sorted([*found["files"], "mine.txt"])
-    with pytest.raises(UserError, match="has not written this folder"):
+    with pytest.raises(UserError, match="was not written by vitral explain"):
         explain("model", [digit], keys(out="numbers", overwrite=True))
     Path("seen/explain.json").write_text("[]", encoding="utf-8")
     with pytest.raises(UserError, match=r"explain\.json"):
         explain("model", [digit], keys(out="seen", overwrite=True))
-    with pytest.raises(UserError, match="this is a file"):
+    with pytest.raises(UserError, match="out is a file"):
         explain("model", [digit], keys(out=digit))
 
 
@@ -238,9 +238,9 @@ def test_a_record_names_no_other_files(digit: str, capsys: Capture) -> None:
     ("words", "parts"),
     [
         ("", ("missing argument: MODEL",)),
-        ("model DIGIT", ("out: a folder for the pictures is expected", "out=DIR")),
-        ("model DIGIT out=bad.png/seen", ("out: nothing can be written here",)),
-        ("model gone.png out=seen", ("gone.png: no such file",)),
+        ("model DIGIT", ("out: no folder for the figures given", "out=DIR")),
+        ("model DIGIT out=bad.png/seen", ("out: folder is not writable",)),
+        ("model gone.png out=seen", ("gone.png: no such image",)),
         ("model bad.png out=seen", ("bad.png",)),
         ("nowhere DIGIT out=seen", ("nowhere",)),
         ("model DIGIT out=seen token=clss", ("token: this model has no such token", "did you mean 'cls'?")),
@@ -248,18 +248,18 @@ def test_a_record_names_no_other_files(digit: str, capsys: Capture) -> None:
         ("model DIGIT out=seen token=register:0", ("token", "register:0")),
         ("model DIGIT out=seen layers=[0,2]", ("layers: no such layer", "got:    2", "0 to 1")),
         ("model DIGIT out=seen heads=5", ("heads: no such head", "0 to 1")),
-        ("model DIGIT out=seen class=owll", ("class: no such class", "did you mean 'owl'?")),
-        ("model DIGIT out=seen class=3", ("class: no such class", "cat, dog, owl")),
+        ("model DIGIT out=seen class=owll", ("class: unknown class", "did you mean 'owl'?")),
+        ("model DIGIT out=seen class=3", ("class: unknown class", "cat, dog, owl")),
         ("model DIGIT out=seen methods=rolout", ("methods: wrong value", "did you mean 'rollout'?")),
         ("model DIGIT out=seen methods=rollout heads=0", ("heads has no effect without attention",)),
         ("model DIGIT out=seen methods=attention class=cat", ("class has no effect without", "lens")),
         ("model DIGIT out=seen split=val", ("split has no effect without data= or methods=distance",)),
         ("model DIGIT out=seen methods=positions gradients.steps=0", ("gradients.steps", "1 or more")),
-        ("model out=seen methods=rollout", ("an image is expected", "rollout")),
-        ("model out=seen class=cat", ("an image is expected", "class")),
+        ("model out=seen methods=rollout", ("this view needs an image", "rollout")),
+        ("model out=seen class=cat", ("this view needs an image", "class")),
         ("model out=seen methods=distance", ("doesn't say what it was trained on", "data=DIR")),
         ("model out=seen data=nowhere", ("nowhere",)),
-        ("model DIGIT out=seen methods=groups", ("tokens fewer", "reduce=tome")),
+        ("model DIGIT out=seen methods=groups", ("no token reduction", "reduce=tome")),
         ("model DIGIT out=seen methods=rollout reduce=tome", ("reduce has no effect without groups",)),
         ("model out=seen compare=nowhere data=digits", ("nowhere",)),
         ("model out=seen compare=model data=digits batch_size=3", ("batch_size: too few images at once for cka",)),

@@ -85,7 +85,7 @@ def test_eval_repeats_the_summary_from_the_recorded_data(
     assert main(["eval", str(out), "min_map=0.5", f"compare={out}"]) == 0
     text = capsys.readouterr().out
     assert "mAP" in text
-    assert "every class right" in text
+    assert "every class correct" in text
     assert main(["eval", str(out), "min_map=1.0"]) == (3 if found["map"] < 1 else 0)
     assert main(["eval", str(out), "min_top1=0.5"]) == 2
     assert "min_map" in capsys.readouterr().err
@@ -119,7 +119,7 @@ def test_the_classes_are_matched_by_name(trained: tuple[Path, dict[str, Any]], m
 
 def test_single_label_models_and_multi_label_data_do_not_mix(manifest: Path) -> None:
     random_model(Path("model"), CLASSES, in_channels=3)
-    with pytest.raises(UserError, match=r"(?s)not of the model's kind.*multilabel.*classification"):
+    with pytest.raises(UserError, match=r"(?s)do not match the model's task.*multilabel.*classification"):
         evaluate("model", EvalOptions(data=DataSource(path=str(manifest), label_separator=";")))
     with pytest.raises(UserError, match=r"(?s)min_map: this model is for classification.*min_top1"):
         evaluate("model", EvalOptions(min_map=0.5))

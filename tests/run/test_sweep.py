@@ -99,7 +99,7 @@ def test_a_stopped_sweep_goes_on_to_the_same_end(at: int, monkeypatch: pytest.Mo
     finished = {path: path.stat().st_mtime_ns for path in Path("parts").glob("*/summary.json")}
     assert len(finished) == at - 1
     assert main([word.strip("'") for word in command[1:]]) == 0
-    assert all(path.stat().st_mtime_ns == stamp for path, stamp in finished.items()), "no point was run twice"
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in finished.items()), "every point was run twice"
     found = json.loads(Path("parts/sweep.json").read_text(encoding="utf-8"))
     assert timeless(found) == timeless(whole)
     assert_equal_tensors(weights("whole/best"), weights("parts/best"))
@@ -120,7 +120,7 @@ def test_a_point_that_diverges_is_marked_and_the_others_go_on(capsys: pytest.Cap
     assert "failed" in table[1]
     assert table[2].endswith("best")
     assert not Path("a/best").exists()
-    with pytest.raises(RunFailed, match="no point"):
+    with pytest.raises(RunFailed, match="every point"):
         sweep("digits", {"optim.lr": [1e30, 1e31]}, {**KEYS, "train.steps": 8}, out="b")
 
 
@@ -151,10 +151,10 @@ def test_validation_images_belong_to_train_where_there_are_test_images() -> None
         ("optim.lr=1e-3,fast", "optim.lr: wrong value"),
         ("optim.lrr=1e-3,1e-2", "unknown key"),
         ("optim.lr=1e-3,1e-2 dev=1.5", "data.val_fraction"),
-        ("optim.lr=1e-3,1e-2 dev=0.1 data.val_fraction=0.1", "named twice"),
-        ("data.val_fraction=0.1,0.2 dev=0.3", "other images"),
-        ("data.val_fraction=0.1,0.2", "other images"),
-        ("optim.lr=1e-3,1e-2 data.validation=own", "a sweep sets this key itself"),
+        ("optim.lr=1e-3,1e-2 dev=0.1 data.val_fraction=0.1", "given twice"),
+        ("data.val_fraction=0.1,0.2 dev=0.3", "different validation images"),
+        ("data.val_fraction=0.1,0.2", "different validation images"),
+        ("optim.lr=1e-3,1e-2 data.validation=own", "this key is set by the sweep"),
         ("optim.lr=1e-3,1e-2 train.patience=3", "train.patience needs"),
         ("optim.lr=1e-3,1e-2 retrain=maybe", "retrain: wrong value"),
         ("optim.lr=1e-3,1e-2 train.freeze=none,encoder", "init"),
@@ -165,8 +165,8 @@ def test_validation_images_belong_to_train_where_there_are_test_images() -> None
         ("model.patch_size=2,3", "patch_size 3"),
         ("data.image_size=8,9", "9 x 9"),
         ("optim.lr=1e-3,1e-2 out=full", "not empty"),
-        ("optim.lr=1e-3,1e-2 out=full resume=true", "no sweep in this folder"),
-        ("optim.lr=1e-3,1e-2 out=full overwrite=true", "no sweep in this folder"),
+        ("optim.lr=1e-3,1e-2 out=full resume=true", "folder contains no sweep"),
+        ("optim.lr=1e-3,1e-2 out=full overwrite=true", "folder contains no sweep"),
     ],
 )
 def test_what_is_wrong_is_found_before_anything_runs(
@@ -183,12 +183,12 @@ def test_what_is_wrong_is_found_before_anything_runs(
 def test_another_sweep_is_not_gone_on_with_and_is_replaced_on_request() -> None:
     grid = {"optim.lr": [1e-3, 1e-2]}
     sweep("digits", {"optim.lr": [1e-3, 1e-2, 1e-1]}, KEYS, retrain=False, out="a")
-    with pytest.raises(UserError, match=r"configured otherwise(?s:.*)grid: .*0\.1"):
+    with pytest.raises(UserError, match=r"another configuration(?s:.*)grid: .*0\.1"):
         sweep("digits", grid, KEYS, retrain=False, out="a", resume=True)
     Path("a/notes.txt").touch()
     sweep("digits", grid, KEYS, retrain=False, out="a", overwrite=True)
     assert {path.name for path in Path("a").iterdir()} == {"01", "02", "notes.txt", "sweep.csv", "sweep.json"}
-    with pytest.raises(UserError, match=r"configured otherwise(?s:.*)optim\.clip"):
+    with pytest.raises(UserError, match=r"another configuration(?s:.*)optim\.clip"):
         sweep("digits", grid, {**KEYS, "optim.clip": 0.5}, retrain=False, out="a", resume=True)
 
 

@@ -97,8 +97,8 @@ def test_the_first_evaluator_chooses_the_checkpoint(tmp_path: Path) -> None:
     [
         (["eval.claen={}"], ("unknown evaluator", "claen", "did you mean 'clean'")),
         (["eval.clean.factor=1"], ("factor", "unknown key")),
-        (["eval.knn.k=3"], ("the task classification has no such evaluator", "knn", "clean")),
-        (["objective.kind=mae", "eval.clean={}"], ("the task features has no such evaluator", "clean", "knn")),
+        (["eval.knn.k=3"], ("unknown evaluator of the task classification", "knn", "clean")),
+        (["objective.kind=mae", "eval.clean={}"], ("unknown evaluator of the task features", "clean", "knn")),
     ],
 )
 def test_wrong_evaluators_are_one_message(

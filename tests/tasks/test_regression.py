@@ -156,7 +156,7 @@ def test_a_constant_target_and_classes_are_refused(
     words = [f"{key}={'null' if value is None else str(value).lower()}" for key, value in KEYS.items()]
     assert main(["train", "small", *words, f"data={same}", "data.target=level", f"out={tmp_path / 'a'}"]) == 2
     err = capfd.readouterr().err
-    assert "a constant target" in err
+    assert "this target is constant" in err
     assert "level = 3" in err
     assert main(["train", "digits", "data.target=digit", f"out={tmp_path / 'b'}"]) == 2
     assert "objective.kind=regression" in capfd.readouterr().err

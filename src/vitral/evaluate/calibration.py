@@ -34,7 +34,9 @@ def checked(scores_NC: ArrayLike, labels_N: ArrayLike) -> tuple[Floats, Ints]:
     scores, labels = np.asarray(scores_NC), np.asarray(labels_N)
     if scores.ndim != 2 or labels.ndim != 1 or len(scores) != len(labels):
         raise UserError(
-            "scores and labels don't fit", got=f"{scores.shape} and {labels.shape}", expected="(N, C) and (N,)"
+            "shapes of scores and labels do not match",
+            got=f"{scores.shape} and {labels.shape}",
+            expected="(N, C) and (N,)",
         )
     if scores.size == 0:
         raise UserError("no samples to evaluate", got=f"scores of shape {scores.shape}")
@@ -141,7 +143,7 @@ def fit_temperature(logits_NC: ArrayLike, labels_N: ArrayLike) -> float:
 
     Fit it on validation data and report on other data. Predictions don't change. Raises UserError as `checked` does.
     Guo et al. 2017 (arXiv 1706.04599), section 4.2. Ours: the target of the true class is 1 - 1 / (N + 2), the rest
-    spread evenly, as in Platt scaling (Platt 1999); without that, N samples that are all right would ask for T = 0.
+    spread evenly, as in Platt scaling (Platt 1999); without that, N samples that are all right would require T = 0.
     """
     from scipy.optimize import minimize_scalar  # pyright: ignore[reportMissingTypeStubs]
 

@@ -52,7 +52,7 @@ def classification_metrics(
     """Everything that a single-label evaluation reports, ready for JSON; shares are fractions in [0,1].
 
     `top1`, `top1_interval` [low, high] (95 % Wilson), `top5` (with more than 5 classes only), `count`, `baseline` (the
-    top-1 of always answering `baseline_class`, the commonest class of these images), `loss` (plain cross-entropy of the
+    top-1 of always predicting `baseline_class`, the most common class), `loss` (plain cross-entropy of the
     logits as they are, nats), `ece` (15 bins, after `temperature`), `ece_uncalibrated` (before),
     `per_class` {name: {precision, recall, f1, count}} with None where the divisor is 0, and `confusion`, rows of counts
     (row = truth, column = prediction). Of equal scores the lowest class index comes first, in top-1 and top-5, so a
@@ -75,7 +75,9 @@ def classification_metrics(
         "loss": negative_log_likelihood(logits, labels),
         "ece": expected_calibration_error(softmax(logits / positive(temperature)), labels),
         "ece_uncalibrated": expected_calibration_error(softmax(logits), labels),
-        "per_class": _per_class(confusion_CC, classes),
+        "per_class": per_class_scores(
+            np.diagonal(confusion_CC), confusion_CC.sum(axis=1), confusion_CC.sum(axis=0), classes
+        ),
         "confusion": confusion_CC.tolist(),
     }
 
@@ -83,14 +85,16 @@ def classification_metrics(
 def check_classes(classes: Sequence[str], width: int) -> None:
     """Raises UserError for class names that are twice there or don't fit the logits."""
     if len(classes) != width:
-        raise UserError("class names and logits don't fit", got=f"{len(classes)} names", expected=f"{width} names")
+        raise UserError(
+            "number of class names does not match the logits", got=f"{len(classes)} names", expected=f"{width} names"
+        )
     twice = sorted({name for name in classes if list(classes).count(name) > 1}) if len(set(classes)) < width else []
     if twice:
-        raise UserError("class names that are there twice", got=", ".join(map(repr, twice)))
+        raise UserError("duplicate class names", got=", ".join(map(repr, twice)))
 
 
 def _ranks(logits_NC: Floats, labels_N: Ints) -> Ints:
-    """How many classes come before the true one [N]; 0 is a right answer."""
+    """Return the rank of the true class [N]; 0 is correct."""
     own_N1 = logits_NC[np.arange(len(labels_N)), labels_N][:, None]
     earlier_NC = np.arange(logits_NC.shape[1]) < labels_N[:, None]
     return ((logits_NC > own_N1) | ((logits_NC == own_N1) & earlier_NC)).sum(axis=1)
@@ -102,21 +106,22 @@ def _confusion(labels_N: Ints, predictions_N: Ints, classes: int) -> Ints:
     return flat.reshape(classes, classes).astype(np.int64)
 
 
-def _per_class(confusion_CC: Ints, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
-    right_C, truth_C, predicted_C = np.diagonal(confusion_CC), confusion_CC.sum(axis=1), confusion_CC.sum(axis=0)
+def ratio(part: Any, total: Any) -> float | None:
+    """Return part / total; None where the total is 0."""
+    return float(part / total) if total else None
 
-    def share(part: Any, whole: Any) -> float | None:
-        return float(part / whole) if whole else None
 
+def per_class_scores(
+    correct_C: Ints, truth_C: Ints, predicted_C: Ints, classes: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Return precision, recall, F1 and count per class; None where the divisor is 0."""
     return {
         name: {
-            "precision": share(right_C[index], predicted_C[index]),
-            "recall": share(right_C[index], truth_C[index]),
-            "f1": share(2 * right_C[index], truth_C[index] + predicted_C[index]),
-            "count": int(truth_C[index]),
+            "precision": ratio(correct, predicted), "recall": ratio(correct, truth),
+            "f1": ratio(2 * correct, truth + predicted), "count": int(truth),
         }
-        for index, name in enumerate(classes)
-    }
+        for name, correct, truth, predicted in zip(classes, correct_C, truth_C, predicted_C, strict=True)
+    }  # fmt: skip
 
 
 def collect_logits(
@@ -147,7 +152,7 @@ def collect_logits(
                     or (labels_B.ndim != 1 and labels_B.shape != logits_BC.shape)
                 ):
                     got = f"logits {tuple(logits_BC.shape)} for labels {tuple(labels_B.shape)}"
-                    raise UserError("logits and labels don't fit", got=got, expected="(B, C) and (B,)")
+                    raise UserError("shapes of logits and labels do not match", got=got, expected="(B, C) and (B,)")
                 logits.append(logits_BC.float().cpu())
                 labels.append(labels_B.cpu() if labels_B.is_floating_point() else labels_B.to("cpu", torch.int64))
     finally:

@@ -1,4 +1,4 @@
-"""What the probes take and tell: features with labels, accuracy of predictions.
+"""Inputs and results of the probes: features with labels, accuracy of predictions.
 
 Shape letters: N samples, D width of the features.
 """

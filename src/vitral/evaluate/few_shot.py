@@ -24,13 +24,13 @@ L2 = 2.0**10
 
 
 def fewshot(train: Embedded, evaluated: Embedded, classes: int, config: FewshotConfig) -> Metrics:
-    """Top-1 of regularized least squares on a few train samples a class: the paper's few-shot accuracy.
+    """Top-1 of regularized least squares on a few train samples per class: the paper's few-shot accuracy.
 
     `per_shot` has for each number of shots the mean `top1` over the seeds, their standard deviation `std` (None for one
     seed) and the single values, `seeds`; the number of train samples used, `images`, and of the smallest class,
     `fewest`, and whether that is `short`. A seed's smaller sets are parts of its larger ones. A class with fewer
     samples gives all it has, with a warning. `top1` is the mean of the last number of shots; its Wilson interval,
-    `top1_interval`, speaks of the choice of evaluated samples, `std` of the choice of train samples. Raises UserError
+    `top1_interval`, is about the choice of evaluated samples, `std` about the choice of train samples. Raises UserError
     as `embedded.check` does. arXiv 2010.11929, section 4.1 (targets in {-1, 1}).
     """
     check(train, evaluated, classes)

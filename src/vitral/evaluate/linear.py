@@ -105,7 +105,7 @@ def fit(train: Embedded, classes: int, l2: float, *, batchnorm: bool, steps: int
 
 
 def _hold_out(train: Embedded, fraction: float) -> tuple[Embedded, Embedded]:
-    """Train in two parts: the samples to fit, and those to choose the penalty by."""
+    """Split train into samples to fit and samples to choose the penalty by."""
     labels = train.labels_N.cpu().numpy()
     divisible = np.flatnonzero(np.bincount(labels)[labels] > 1)
     if not len(divisible):

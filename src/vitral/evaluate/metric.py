@@ -1,4 +1,4 @@
-"""One measured number: what an evaluator yields and what log, summary, report, card and console show."""
+"""A measured number, as evaluators yield it and as log, summary, report, model card and console show it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 
 def percent(share: float, digits: int = 2) -> str:
-    """A fraction as a percentage, with more digits where these would make it a false 0 or 100: "97.22", "99.996"."""
+    """Format a fraction as a percentage, with more digits where rounding would give a false 0 or 100: "99.996"."""
     for more in range(digits, 6):
         text = f"{100 * share:.{more}f}"
         if share in (0, 1) or float(text) not in (0, 100):
@@ -19,8 +19,8 @@ def percent(share: float, digits: int = 2) -> str:
 class Metric:
     """A number with its meaning.
 
-    `name` is its key in summary.json and in the JSON of commands, `label` how people read it. `value` is in natural
-    units: a share is in [0, 1], whatever `format` shows. `interval` is (low, high) at 95 %, in the units of `value`.
+    `name` is its key in summary.json and in the JSON of commands, `label` its name in reports. `value` is in natural
+    units: a share is in [0, 1], independent of `format`. `interval` is (low, high) at 95 %, in the units of `value`.
     None as `value`: undefined on these samples. `unit` follows the number where `format` is not "percent".
     """
 
@@ -33,13 +33,13 @@ class Metric:
     unit: str = ""
 
     def better(self, other: float) -> bool:
-        """Whether `value` is better than `other`; an undefined value never is."""
+        """Return whether `value` is better than `other`; an undefined value never is."""
         if self.value is None:
             return False
         return self.value > other if self.higher_is_better else self.value < other
 
     def text(self, value: float | None = None) -> str:
-        """`value`, by default the metric's own, as it is printed: "97.22 %", "3.14 years", "1,024"."""
+        """Format `value`, by default the metric's own: "97.22 %", "3.14 years", "1,024"."""
         shown = self.value if value is None else value
         if shown is None:
             return "–"
@@ -52,12 +52,12 @@ class Metric:
                 return f"{shown:.4g} {self.unit}".rstrip()
 
     def interval_text(self) -> str:
-        """Text such as "95 % interval 95.1 to 98.3 %", or nothing where there is no interval."""
+        """Format the interval: "95 % interval 95.1 to 98.3 %"; empty without an interval."""
         if self.interval is None:
             return ""
         low, high = (self.text(end) for end in self.interval)
         return f"95 % interval {low.removesuffix(' %')} to {high}"
 
     def row(self) -> dict[str, Any]:
-        """The `"primary"` entry of summary.json and of commands: name, value and interval."""
+        """Return the `"primary"` entry of summary.json and of commands: name, value and interval."""
         return {"name": self.name, "value": self.value, "interval": list(self.interval) if self.interval else None}

@@ -1,6 +1,6 @@
-"""How good a classifier of images with several classes is: average precision, and F1 at a probability of one half.
+"""Metrics of multi-label classification: average precision, and F1 at a probability of 0.5.
 
-Shape letters: N samples, K classes, T distinct scores.
+Shape letters: N samples, K classes.
 """
 
 from __future__ import annotations
@@ -13,28 +13,30 @@ from numpy.typing import ArrayLike, NDArray
 
 from vitral.errors import UserError
 from vitral.evaluate.calibration import Floats
-from vitral.evaluate.classification import check_classes, wilson_interval
+from vitral.evaluate.classification import check_classes, per_class_scores, ratio, wilson_interval
 
 Hot = NDArray[np.bool_]
 
 
 def sigmoid(logits_NK: ArrayLike) -> Floats:
-    """Probabilities [N, K] in [0,1] of each class by itself, in float64; safe for logits of any size."""
+    """Probabilities [N, K] in [0,1] of each class separately, in float64; safe for logits of any size."""
     return np.exp(-np.logaddexp(0, -np.asarray(logits_NK, np.float64)))
 
 
 def checked_hot(logits_NK: ArrayLike, labels_NK: ArrayLike) -> tuple[Floats, Hot]:
-    """Logits as float64 and labels as bool, both [N, K]. Raises UserError for other shapes, values other than 0 and 1,
-    no samples, and logits that aren't finite."""
+    """Return logits as float64 and labels as bool, both [N, K]. Raises UserError for other shapes, values other than
+    0 and 1, no samples, and logits that aren't finite."""
     logits, labels = np.asarray(logits_NK, np.float64), np.asarray(labels_NK)
     if logits.ndim != 2 or labels.shape != logits.shape:
         raise UserError(
-            "scores and labels don't fit", got=f"{logits.shape} and {labels.shape}", expected="(N, K) and (N, K)"
+            "shapes of scores and labels do not match",
+            got=f"{logits.shape} and {labels.shape}",
+            expected="(N, K) and (N, K)",
         )
     if logits.size == 0:
         raise UserError("no samples to evaluate", got=f"scores of shape {logits.shape}")
     if not np.isin(labels, (0, 1)).all():
-        raise UserError("labels must say of each class whether it is there", expected="0 and 1")
+        raise UserError("each label must be 0 (class absent) or 1 (class present)", expected="0 and 1")
     if not np.isfinite(logits).all():
         broken = int((~np.isfinite(logits)).any(axis=1).sum())
         raise UserError(
@@ -44,21 +46,16 @@ def checked_hot(logits_NK: ArrayLike, labels_NK: ArrayLike) -> tuple[Floats, Hot
     return logits, labels.astype(np.bool_)
 
 
-def average_precision(scores_N: ArrayLike, there_N: ArrayLike) -> float | None:
-    """The area under the steps of precision over recall: sum over falling thresholds of precision times the recall
-    gained; None without a positive sample. Equal scores are one threshold, so their order doesn't matter."""
-    scores, there = np.asarray(scores_N, np.float64), np.asarray(there_N, np.bool_)
-    if not there.any():
-        return None
-    order_N = np.argsort(-scores, kind="stable")
-    found_N = np.cumsum(there[order_N])
-    last_T = np.flatnonzero(np.diff(scores[order_N], append=np.nan))  # where the next score is another one
-    precision_T, recall_T = found_N[last_T] / (last_T + 1), found_N[last_T] / found_N[-1]
-    return float((precision_T * np.diff(recall_T, prepend=0.0)).sum())
+def average_precision(scores_N: ArrayLike, labels_N: ArrayLike) -> float | None:
+    """Return the area under the steps of precision over recall: the sum over falling thresholds of precision times the
+    recall gained; None without a positive sample. Equal scores are one threshold, so their order does not matter."""
+    from sklearn.metrics import average_precision_score  # pyright: ignore[reportMissingTypeStubs]
+
+    return float(average_precision_score(labels_N, scores_N)) if np.any(labels_N) else None
 
 
 def exactly_right(logits_NK: ArrayLike, labels_NK: ArrayLike) -> Hot:
-    """Which samples [N] have every class right at a probability of one half."""
+    """Return which samples [N] have every class correct at a probability of 0.5."""
     logits, labels = checked_hot(logits_NK, labels_NK)
     return ((logits >= 0) == labels).all(axis=1)
 
@@ -66,11 +63,11 @@ def exactly_right(logits_NK: ArrayLike, labels_NK: ArrayLike) -> Hot:
 def multilabel_metrics(
     logits_NK: ArrayLike, labels_NK: ArrayLike, classes: Sequence[str], temperature: float = 1.0
 ) -> dict[str, Any]:
-    """Everything that a multi-label evaluation reports, ready for JSON; shares are fractions in [0,1].
+    """Return all metrics of a multi-label evaluation, ready for JSON; shares are fractions in [0,1].
 
     `map`: mean average precision over the classes that occur; `micro_f1` over all decisions, `macro_f1` the mean over
     the classes that occur or are predicted, both at a probability of 0.5 (logit 0); `exact_match`, the share of images
-    with every class right, with its 95 % Wilson interval `exact_match_interval`; `count` images; `loss`, the mean
+    with every class correct, with its 95 % Wilson interval `exact_match_interval`; `count` images; `loss`, the mean
     binary cross-entropy of all decisions, nats; `per_class` {name: {ap, precision, recall, f1, count}} with None where
     the divisor is 0. `temperature` divides the logits: it must be positive, and changes none of these but `loss`, which
     stays that of the logits as they are. Raises UserError as `checked_hot` does, and where no class occurs at all.
@@ -82,23 +79,15 @@ def multilabel_metrics(
     precisions = [average_precision(logits[:, index], labels[:, index]) for index in range(logits.shape[1])]
     occurring = [value for value in precisions if value is not None]
     if not occurring:
-        raise UserError("no image has any class, so there is no average precision")
+        raise UserError("average precision is undefined: no image has any class")
     hits_K, truth_K, pred_K = (array.sum(axis=0) for array in (predicted & labels, labels, predicted))
-    per_class = {
-        name: {
-            "ap": precisions[index],
-            "precision": _share(hits_K[index], pred_K[index]),
-            "recall": _share(hits_K[index], truth_K[index]),
-            "f1": _share(2 * hits_K[index], truth_K[index] + pred_K[index]),
-            "count": int(truth_K[index]),
-        }
-        for index, name in enumerate(classes)
-    }
+    scores = per_class_scores(hits_K, truth_K, pred_K, classes)
+    per_class = {name: {"ap": ap, **row} for ap, (name, row) in zip(precisions, scores.items(), strict=True)}
     f1s = [row["f1"] for row in per_class.values() if row["f1"] is not None]
     right, count = int((predicted == labels).all(axis=1).sum()), len(logits)
     return {
         "map": float(np.mean(occurring)),
-        "micro_f1": _share(2 * hits_K.sum(), truth_K.sum() + pred_K.sum()),
+        "micro_f1": ratio(2 * hits_K.sum(), truth_K.sum() + pred_K.sum()),
         "macro_f1": float(np.mean(f1s)),
         "exact_match": right / count,
         "exact_match_interval": list(wilson_interval(right, count)),
@@ -106,7 +95,3 @@ def multilabel_metrics(
         "loss": float(np.mean(np.logaddexp(0, np.where(labels, -logits, logits)))),
         "per_class": per_class,
     }
-
-
-def _share(part: Any, whole: Any) -> float | None:
-    return float(part / whole) if whole else None

@@ -1,4 +1,4 @@
-"""How good predicted numbers are: errors and correlations, with bootstrap intervals.
+"""Metrics of regression: errors and correlations, with bootstrap intervals.
 
 Shape letters: N samples, T targets, R resamples.
 """
@@ -25,7 +25,7 @@ def regression_metrics(
     train_mean: Sequence[float],
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
-    """Everything that an evaluation of numbers reports, ready for JSON; errors are in the units of the targets.
+    """Return all metrics of a regression evaluation, ready for JSON; errors are in the units of the targets.
 
     `mae` and `rmse`, mean absolute and root mean squared error; `r2`, 1 - squared error over the variance of these
     samples; `spearman`, the correlation of ranks; each with its interval NAME_interval, percentiles 2.5 and 97.5 of
@@ -37,7 +37,7 @@ def regression_metrics(
     predicted, true = np.asarray(predicted_NT, np.float64), np.asarray(true_NT, np.float64)
     if predicted.ndim != 2 or predicted.shape != true.shape or predicted.shape[1] != len(targets):
         got = f"{predicted.shape} and {true.shape} for {len(targets)} targets"
-        raise UserError("predictions and targets don't fit", got=got, expected="(N, T) and (N, T)")
+        raise UserError("shapes of predictions and targets do not match", got=got, expected="(N, T) and (N, T)")
     if not len(true):
         raise UserError("no samples to evaluate", got="no numbers")
     if not np.isfinite(predicted).all():

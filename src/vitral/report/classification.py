@@ -1,4 +1,4 @@
-"""Sections of an evaluation whose answers are classes.
+"""Report sections of classification and multi-label evaluations.
 
 Shape letters: N samples, C classes, H W height and width, D image channels.
 """
@@ -20,7 +20,7 @@ from vitral.report.sections import Figure, Gallery, Note, Part, Picture, Section
 Mistake = tuple[NDArray[Any], str, str, float, str]
 
 _MAX_MISTAKES = 24
-_MAX_ROWS = 20  # of the table of classes before the rest is folded away
+_MAX_ROWS = 20  # of the table of classes; the rest is folded
 _MAX_PAIRS = 10  # of confused classes
 _COLUMNS = {"f1": "F1 %", "precision": "Precision %", "recall": "Recall %"}
 _TABLE_CAPTION = (
@@ -31,9 +31,9 @@ _AP_CAPTION = "AP: average precision, the area under precision over recall. The 
 
 
 def classification_sections(evaluation: Mapping[str, Any], mistakes: Sequence[Mistake]) -> list[Section]:
-    """Of one class per image, the headline first.
+    """Return the sections of a single-label evaluation, the headline first.
 
-    evaluation: what `classification_metrics` gives (`per_class` in the order of the confusion's rows), with `split`,
+    evaluation: the result of `classification_metrics` (`per_class` in the order of the confusion's rows), with `split`,
     its name, and for the reliability diagram `probabilities` [N,C] in [0,1], after the temperature, and `labels` [N].
     mistakes: (image [H,W] or [H,W,D] as uint8 or floats in [0,1], true class, predicted class, its probability, name of
     the image); the 24 with the highest probability are shown. Raises KeyError for an evaluation that lacks a key,
@@ -46,15 +46,15 @@ def classification_sections(evaluation: Mapping[str, Any], mistakes: Sequence[Mi
 
 
 def multilabel_sections(evaluation: Mapping[str, Any]) -> list[Section]:
-    """Of any number of classes per image, from what `multilabel_metrics` gives, with `split`, its name."""
+    """Return the sections of a multi-label evaluation: `multilabel_metrics` with the name of its `split`."""
     images = f"{evaluation['count']:,} {evaluation['split']} images"
     headline: list[Part] = [
         Metric("map", f"mean average precision on {images}, each with any number of classes", evaluation["map"]),
         Metric("micro_f1", "F1 over all decisions (micro)", evaluation["micro_f1"]),
         Metric("macro_f1", "F1, mean over the classes (macro)", evaluation["macro_f1"]),
-        _metric(evaluation, "exact_match", "Images with every class right"),
+        _metric(evaluation, "exact_match", "Images with every class correct"),
         Metric("loss", "Binary cross-entropy", evaluation["loss"], None, False, "number", "nats"),
-        Note("F1 and images with every class right: at a probability of 0.5."),
+        Note("F1 and images with every class correct: at a probability of 0.5."),
     ]
     columns, caption = {"ap": "AP %", **_COLUMNS}, f"{_AP_CAPTION} {_TABLE_CAPTION}"
     return [Section("", headline), _classes(evaluation, columns, caption)]
@@ -67,11 +67,11 @@ def _metric(evaluation: Mapping[str, Any], name: str, label: str) -> Metric:
 
 def _headline(evaluation: Mapping[str, Any]) -> Section:
     parts: list[Part] = [
-        _metric(evaluation, "top1", f"of {evaluation['count']:,} {evaluation['split']} images right"),
+        _metric(evaluation, "top1", f"of {evaluation['count']:,} {evaluation['split']} images classified correctly"),
         Metric("wrong", "Wrong", _wrong(evaluation), format="integer"),
     ]
     if "top5" in evaluation:
-        parts.append(Metric("top5", "Right class among the first five", evaluation["top5"]))
+        parts.append(Metric("top5", "Correct class among the top five", evaluation["top5"]))
     if "loss" in evaluation:
         parts.append(Metric("loss", "Cross-entropy", evaluation["loss"], None, False, "number", "nats"))
     if "baseline" in evaluation:
@@ -113,7 +113,7 @@ def _reliability(evaluation: Mapping[str, Any]) -> Section:
     if before is not None:
         parts.append(Metric("ece_uncalibrated", "ECE before temperature scaling", before, None, False))
     if before is not None and ece > before:
-        parts.append("Temperature scaling helped on the validation images, but increases the error on these.")
+        parts.append("Temperature scaling reduced the error on the validation images, but increases it on these.")
     parts.append(Note("ECE: mean distance between the confidence and the accuracy of its bin."))
     if evaluation.get("probabilities") is None or evaluation.get("labels") is None:
         parts.append("The probabilities were not stored, so there is no diagram.")

@@ -1,4 +1,4 @@
-"""How the work and the memory of a model grow, as a PNG."""
+"""Compute and memory of a model over image size, patch size and depth, as a PNG."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _AXES = {"sizes": "image side (px)", "patch_size": "patch side (px)", "depth": "
 
 
 def growth_plot(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
-    """One column per series of `vitral summary` (sizes, patch_size, depth), each with the multiply-accumulates of a
-    forward image above, and below the memory that an image takes in training and in a forward pass."""
+    """One column per series of `vitral summary` (sizes, patch_size, depth), each with the multiply-accumulates per
+    image above, and below the memory per image in training and in a forward pass."""
     shown = {name: rows for name, rows in series.items() if rows}
     with style():
         figure = Figure(figsize=(3.2 * len(shown), 5.2), layout="constrained", dpi=150)
@@ -25,7 +25,7 @@ def growth_plot(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
             along = [row["image_size"][0] if name == "sizes" else row[name] for row in rows]
             work, memory = axes[0, column], axes[1, column]
             work.plot(along, [row["macs"] / 1e9 for row in rows], "o-", color=BLUE, markersize=4)
-            for key, label, look in (("training_bytes", "training", "o-"), ("forward_bytes", "forward alone", "s--")):
+            for key, label, look in (("training_bytes", "training", "o-"), ("forward_bytes", "forward pass", "s--")):
                 color = ORANGE if key == "training_bytes" else BLUE
                 memory.plot(along, [row[key] / 1e6 for row in rows], look, color=color, markersize=4, label=label)
             for each in (work, memory):
@@ -33,7 +33,7 @@ def growth_plot(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
                 each.set_xlim(0, 1.06 * max(along))
             memory.set_xlabel(_AXES[name])
             memory.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes[0, 0].set_ylabel("10⁹ multiply-accumulates")
-        axes[1, 0].set_ylabel("memory of an image (MB)")
+        axes[0, 0].set_ylabel("10⁹ multiply-accumulates per image")
+        axes[1, 0].set_ylabel("memory per image (MB)")
         axes[1, 0].legend()
         return png(figure)

@@ -1,4 +1,4 @@
-"""Pages about data: what a check found, with the pictures side by side, and what a dataset looks like, class by class.
+"""HTML pages of `vitral check`: findings with their images side by side, and statistics of a dataset per class.
 
 Shape letters: H W height and width, D image channels.
 """
@@ -37,8 +37,8 @@ _NAMES = 1000  # of the images of one finding that are listed
 
 
 def write_check_page(path: str | Path, report: CheckReport, read: ReadImage) -> None:
-    """Write what a check found as one HTML file: each finding with its images, duplicates and look-alikes side by side
-    with names, splits and labels. Raises OSError where the file cannot be written."""
+    """Write the findings of a check as one HTML file: each finding with its images, duplicates and look-alikes side by
+    side with names, splits and labels. Raises OSError where the file cannot be written."""
     errors = len(report.errors())
     warnings = plural(len(report.findings) - errors, "warning")
     images = ", ".join(f"{count:,} {name}" for name, count in report.counts.items()) or "no"
@@ -58,7 +58,7 @@ def write_check_page(path: str | Path, report: CheckReport, read: ReadImage) -> 
 def write_stats_page(
     path: str | Path, stats: Mapping[str, Any], sheets: Mapping[str, Sequence[Sample]], read: ReadImage
 ) -> None:
-    """Write what `dataset_stats` gives as one HTML file: counts, sizes, mean and std, and some images of each class."""
+    """Write the result of `dataset_stats` as one HTML file: counts, sizes, mean and std, some images per class."""
     splits: Mapping[str, Mapping[str, Any]] = stats["splits"]
     total = Metric(
         "images", f"in {plural(len(splits), 'split')}, {plural(len(stats['classes']), 'class', 'classes')}",
@@ -83,7 +83,7 @@ def write_stats_page(
         path, f"Statistics of {stats['name']}",
         [
             Section("", [total]), Section("Splits", [overview]),
-            Section("Classes", [Table(["Class", *splits], counts, "Images of each class in each split.")]),
+            Section("Classes", [Table(["Class", *splits], counts, "Images per class and split.")]),
             Section("Images", galleries),
         ],
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Pictures of what is inside a model, as PNG bytes: maps over the image they belong to, curves over the layers.
+"""Figures of `vitral explain` as PNG bytes: maps over their image, curves over the layers.
 
 Importing this file imports matplotlib. Shape letters: H W height and width in pixels, D image channels, r c rows and
 columns of patches, N patches, L layers, h heads, S classes, K components, P patch side.
@@ -21,21 +21,21 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitral.report.plots import BLUE, GREY, ORANGE, short, style
+from vitral.report.plots import BLUE, GRAY, ORANGE, short, single_axes, style
 
 Array = NDArray[Any]
 
 SMALL = 64  # pixels; pictures up to this side are enlarged without blur
-HEAT, SIGNED = "viridis", "PuOr_r"  # both told apart by color-blind readers
+HEAT, SIGNED = "viridis", "PuOr_r"  # both distinguishable for color-blind readers
 _DPI = 100
 _GAP = 6  # pixels between panels
-_SHOWN_THROUGH = 0.38  # share of the picture under a map
-_LINES = ((BLUE, "-"), (ORANGE, "--"), ("#009E73", "-."), ("#CC79A7", ":"), (GREY, "-"))
+_IMAGE_SHARE = 0.38  # weight of the image under a map
+_LINES = ((BLUE, "-"), (ORANGE, "--"), ("#009E73", "-."), ("#CC79A7", ":"), (GRAY, "-"))
 _MAX_TILES = 14  # positions of one axis that have a tile of their own
 
 
 class Bar(NamedTuple):
-    """A color scale beside panels; mixed: of maps that a picture shines through."""
+    """A color scale beside panels; mixed: for maps that are blended with the image."""
 
     colors: str
     low: float
@@ -45,13 +45,13 @@ class Bar(NamedTuple):
 
 
 def as_picture(image_HWD: Array) -> Array:
-    """What can be shown of [H, W, D] in [0,1], D from 1 to 4: red, green, blue as uint8 [H, W, 3]."""
+    """Convert [H, W, D] in [0,1], D from 1 to 4, to red, green, blue as uint8 [H, W, 3]."""
     shown = image_HWD[:, :, :3] if image_HWD.shape[2] >= 3 else np.repeat(image_HWD[:, :, :1], 3, axis=2)
     return np.rint(shown.clip(0, 1) * 255).astype(np.uint8)
 
 
 def enlarged(picture_HW3: Array, side: int) -> Array:
-    """Its longer side as near to `side` as may be: small pictures by a whole factor and without blur, others smooth."""
+    """Resize the longer side to about `side`: small pictures by an integer factor without blur, others smoothly."""
     height, width = picture_HW3.shape[:2]
     if max(height, width) <= SMALL:
         factor = max(1, side // max(height, width))
@@ -64,20 +64,20 @@ def enlarged(picture_HW3: Array, side: int) -> Array:
 def heat_panel(
     picture_HW3: Array, heat_rc: Array, side: int, high: float, mark: tuple[int, int] | None = None
 ) -> Array:
-    """Values of patches from 0 to `high` in color over the picture in gray; `mark`: a patch with a frame."""
+    """Draw values of patches from 0 to `high` in color over the gray image; `mark`: a patch with a frame."""
     under_HW1 = _gray(enlarged(picture_HW3, side))
     level_rc = np.clip(heat_rc / high, 0, 1) if high > 0 else np.zeros(heat_rc.shape)
     smooth = max(picture_HW3.shape[:2]) > SMALL
     level_HW = _spread(level_rc, under_HW1.shape[:2], smooth)
     color_HW3 = matplotlib.colormaps[HEAT](level_HW)[:, :, :3]
-    mixed_HW3 = _SHOWN_THROUGH * (0.1 + 0.8 * under_HW1) + (1 - _SHOWN_THROUGH) * color_HW3
+    mixed_HW3 = _IMAGE_SHARE * (0.1 + 0.8 * under_HW1) + (1 - _IMAGE_SHARE) * color_HW3
     if mark is not None:
         _frame(mixed_HW3, mark, heat_rc.shape)
     return _bytes(mixed_HW3)
 
 
 def group_panel(picture_HW3: Array, group_rc: Array, side: int) -> Array:
-    """Each group of patches in its mean color, with lines where groups meet; patches of no group (-1) are hatched."""
+    """Draw each group of patches in its mean color, with lines between groups; patches of no group (-1) are hatched."""
     rows, columns = group_rc.shape
     height, width = enlarged(picture_HW3, side).shape[:2]
     row_H, column_W = np.arange(height) * rows // height, np.arange(width) * columns // width
@@ -98,7 +98,7 @@ def group_panel(picture_HW3: Array, group_rc: Array, side: int) -> Array:
 
 
 def signed_panel(picture_HW3: Array, value_HW: Array, side: int, high: float) -> Array:
-    """Values of pixels from -`high` to `high`: the further from 0, the less of the gray picture shines through."""
+    """Draw values of pixels from -`high` to `high`: the further from 0, the less transparent over the gray image."""
     under_HW1 = 0.35 + 0.5 * _gray(enlarged(picture_HW3, side))
     level_HW = np.clip(value_HW / high, -1, 1) if high > 0 else np.zeros(value_HW.shape)
     level_HW = _spread(level_HW, under_HW1.shape[:2], smooth=max(picture_HW3.shape[:2]) > SMALL)
@@ -108,14 +108,14 @@ def signed_panel(picture_HW3: Array, value_HW: Array, side: int, high: float) ->
 
 
 def sheet(panels: Sequence[Sequence[Array]], columns: Sequence[str], rows: Sequence[str], bars: Sequence[Bar]) -> bytes:
-    """Panels of equal size in rows, with names above and beside them; one pixel of a panel is one of the picture."""
+    """Draw panels of equal size in rows, with names above and beside them, one pixel of a panel per output pixel."""
     height, width = panels[0][0].shape[:2]
     down, across = len(panels), max(map(len, panels))
     mosaic = np.full((down * (height + _GAP) - _GAP, across * (width + _GAP) - _GAP, 3), 255, np.uint8)
     for i, line in enumerate(panels):
         for j, panel in enumerate(line):
             top, left = i * (height + _GAP), j * (width + _GAP)
-            mosaic[top : top + height, left : left + width] = 118  # a frame of one pixel, for what is white itself
+            mosaic[top : top + height, left : left + width] = 118  # a frame of one pixel, visible around white panels
             mosaic[top + 1 : top + height - 1, left + 1 : left + width - 1] = panel[1:-1, 1:-1]
     # Inches: names of rows at the left, of columns above, scales at the right.
     left, above, right = 0.1 + 0.085 * max(map(len, rows), default=0), 0.3, 0.1 + 0.85 * len(bars)
@@ -142,7 +142,7 @@ def sheet(panels: Sequence[Sequence[Array]], columns: Sequence[str], rows: Seque
 def _draw_bar(figure: Figure, axes: Any, bar: Bar) -> None:
     colors_X4 = matplotlib.colormaps[bar.colors](np.linspace(0, 1, 256))
     if bar.mixed:  # as over a picture of middle gray
-        colors_X4[:, :3] = _SHOWN_THROUGH / 2 + (1 - _SHOWN_THROUGH) * colors_X4[:, :3]
+        colors_X4[:, :3] = _IMAGE_SHARE / 2 + (1 - _IMAGE_SHARE) * colors_X4[:, :3]
     drawn = figure.colorbar(ScalarMappable(Normalize(bar.low, bar.high), ListedColormap(colors_X4)), cax=axes)
     drawn.set_ticks([bar.low, (bar.low + bar.high) / 2, bar.high])
     drawn.ax.tick_params(labelsize=7.5)
@@ -150,10 +150,8 @@ def _draw_bar(figure: Figure, axes: Any, bar: Bar) -> None:
 
 
 def lens_curves(probabilities_LS: Array, classes: Sequence[str], shown: Sequence[int]) -> bytes:
-    """The probability of some classes after each layer."""
-    with style():
-        figure = Figure(figsize=(4.2, 3.4), layout="constrained", dpi=150)
-        axes = figure.add_subplot()
+    """Plot the probability of some classes after each layer."""
+    with single_axes(4.2, 3.4, dpi=150) as (figure, axes):
         layers = np.arange(len(probabilities_LS))
         names, drawn = [short(classes[number], 24) for number in shown], list[Line2D]()
         for number, (color, dash) in zip(shown, _LINES, strict=False):
@@ -170,15 +168,13 @@ def lens_curves(probabilities_LS: Array, classes: Sequence[str], shown: Sequence
 
 
 def distance_plot(distances_Lh: Array, uniform: float, longest: float) -> bytes:
-    """Mean attention distance of every head over its layer, in pixels, and that of attention to all patches alike."""
+    """Plot the mean attention distance of every head over its layer, in pixels, and that of uniform attention."""
     layers = np.arange(len(distances_Lh))
-    with style():
-        figure = Figure(figsize=(4.2, 3.2), layout="constrained", dpi=150)
-        axes = figure.add_subplot()
-        axes.axhline(uniform, color=GREY, linestyle="--", linewidth=1.2, label="all patches alike")
+    with single_axes(4.2, 3.2, dpi=150) as (figure, axes):
+        axes.axhline(uniform, color=GRAY, linestyle="--", linewidth=1.2, label="uniform attention")
         every = layers.repeat(distances_Lh.shape[1])
-        axes.plot(every, distances_Lh.ravel(), "o", color=BLUE, markersize=4, alpha=0.75, label="a head")
-        axes.plot(layers, distances_Lh.mean(1), color=ORANGE, label="mean of the layer")
+        axes.plot(every, distances_Lh.ravel(), "o", color=BLUE, markersize=4, alpha=0.75, label="one head")
+        axes.plot(layers, distances_Lh.mean(1), color=ORANGE, label="mean over the heads")
         axes.set(xlabel="layer", ylabel="mean attention distance (px)", ylim=(0, None))
         axes.set_ylim(0, min(longest, 1.15 * max(uniform, float(distances_Lh.max()))))
         axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
@@ -187,11 +183,9 @@ def distance_plot(distances_Lh: Array, uniform: float, longest: float) -> bytes:
 
 
 def cka_plot(similar_LM: Array, names: Sequence[str]) -> bytes:
-    """Similarity of every block of one model (upwards) with every block of another (to the right), from 0 to 1."""
+    """Plot the CKA of every block of one model (y axis) with every block of another (x axis), from 0 to 1."""
     rows, columns = similar_LM.shape
-    with style():
-        figure = Figure(figsize=(4.6, 1.1 + 3.4 * min(max(rows / columns, 0.5), 1.6)), layout="constrained", dpi=150)
-        axes = figure.add_subplot()
+    with single_axes(4.6, 1.1 + 3.4 * min(max(rows / columns, 0.5), 1.6), dpi=150) as (figure, axes):
         shown = axes.imshow(np.clip(similar_LM, 0, 1), HEAT, vmin=0, vmax=1, origin="lower", aspect="auto")
         axes.set(ylabel=f"block of {short(names[0], 30)}", xlabel=f"block of {short(names[1], 30)}")
         axes.grid(visible=False)
@@ -202,7 +196,7 @@ def cka_plot(similar_LM: Array, names: Sequence[str]) -> bytes:
 
 
 def filter_sheet(filters_KCPP: Array) -> bytes:
-    """Components of the patch filters, gray where they are 0; each from its own least to its own largest value."""
+    """Draw the components of the patch filters, each scaled by its own largest absolute value; gray is 0."""
     largest_K = np.abs(filters_KCPP).max(axis=(1, 2, 3), keepdims=True)
     level_KCPP = 0.5 + filters_KCPP / np.where(largest_K > 0, 2 * largest_K, 1)
     across = min(len(level_KCPP), 7)
@@ -215,7 +209,8 @@ def filter_sheet(filters_KCPP: Array) -> bytes:
 
 
 def position_sheet(similarity_NN: Array, grid: tuple[int, int]) -> bytes:
-    """One tile a patch, where it lies: the cosine of its position with every other. Of large grids every so many."""
+    """Draw one tile per patch at its place: the cosine of its position embedding with every other. Large grids are
+    subsampled."""
     every = max(1, math.ceil(max(grid) / _MAX_TILES))
     rows, columns = range(every // 2, grid[0], every), range(every // 2, grid[1], every)
     side = max(grid[0], min(90, 620 // len(rows)))
@@ -236,7 +231,7 @@ def _gray(picture_HW3: Array) -> Array:
 
 
 def _spread(values: Array, size: tuple[int, ...], smooth: bool) -> Array:
-    """Values of cells on as many pixels."""
+    """Resize a grid of values to pixels."""
     how = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
     height, width = size
     return np.asarray(
@@ -259,7 +254,7 @@ def _bytes(mixed_HW3: Array) -> Array:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure's file, the same bytes every time."""
+    """Return the figure as PNG bytes, without varying metadata."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

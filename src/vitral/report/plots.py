@@ -1,4 +1,4 @@
-"""Figures of a run and its evaluation, as bytes: dark on light, in colors that color-blind readers tell apart.
+"""Figures of a run and its evaluation, as bytes: dark on light, in colors that color-blind readers can distinguish.
 
 Importing this file imports matplotlib; import it only when a figure is expected. Figures are drawn on Figure objects
 with rc settings of their own, so neither pyplot's state nor a user's matplotlibrc is touched or heeded. Shape letters:
@@ -27,7 +27,7 @@ from vitral.evaluate.classification import wilson_interval
 from vitral.evaluate.metric import Metric
 
 # Okabe and Ito 2008, "Color Universal Design".
-BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#767676", "#1b1f24"
+BLUE, ORANGE, GRAY, INK = "#0072B2", "#D55E00", "#767676", "#1b1f24"
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text, so that the reader's fonts cover every script
     "svg.hashsalt": "vitral",  # the same figure, the same bytes
@@ -36,7 +36,7 @@ _STYLE: dict[str, Any] = {
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": GREY,
+    "axes.edgecolor": GRAY,
     "axes.labelcolor": INK,
     "text.color": INK,
     "xtick.color": INK,
@@ -54,7 +54,7 @@ _MAX_LABELS = 100  # classes up to which every one is named in the figure
 
 @contextmanager
 def style() -> Generator[None]:
-    """The looks of every figure, whatever a user's own settings are."""
+    """Apply the style of all figures, independent of the user's matplotlib settings."""
     with matplotlib.rc_context(), warnings.catch_warnings():
         # Glyphs that the font of the layout lacks are drawn by the browser with another font.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
@@ -62,6 +62,14 @@ def style() -> Generator[None]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(cast("Any", _STYLE))
         yield
+
+
+@contextmanager
+def single_axes(width: float, height: float, dpi: float | None = None) -> Generator[tuple[Figure, Axes]]:
+    """Yield a styled figure of one plot; width and height in inches."""
+    with style():
+        figure = Figure(figsize=(width, height), layout="constrained", dpi=dpi)
+        yield figure, figure.add_subplot()
 
 
 def _svg(figure: Figure, crop: bool = False) -> bytes:
@@ -135,7 +143,7 @@ def _drawn(title: str, panel: _Panel, curves: Mapping[str, tuple[list[float], li
 
 
 def _from_zero(axes: Axes) -> None:
-    """From 0 to a little above the highest value: autoscaling's margin is a share of the values' range, not of this."""
+    """Set the y axis from 0 to 6 % above the highest value; the margin of autoscaling depends on the values' range."""
     axes.set_ylim(0, 1.06 * axes.dataLim.y1 or None)
 
 
@@ -145,7 +153,7 @@ def fraction_curves(rows: Sequence[Mapping[str, Any]], shift: int) -> bytes:
     with style():
         figure = Figure(figsize=(7.8, 2.9), layout="constrained")
         panels = (("mean", "std", "top-1 accuracy (%)"),
-                  ("consistency_mean", "consistency_std", f"same answer, moved by {shift} px (%)"))  # fmt: skip
+                  ("consistency_mean", "consistency_std", f"same class after a {shift} px shift (%)"))  # fmt: skip
         for place, (mean, std, title) in enumerate(panels, 1):
             axes = figure.add_subplot(1, 2, place)
             for model, color, dash in (("ViT", BLUE, "-"), ("CNN", ORANGE, "--")):
@@ -162,21 +170,19 @@ def fraction_curves(rows: Sequence[Mapping[str, Any]], shift: int) -> bytes:
 
 
 def accuracy_over_work(curves: Mapping[str, Sequence[tuple[float, float, float, float]]]) -> bytes:
-    """SVG: top-1 over the share of the work that is left, one line for each way of leaving some out.
+    """SVG: top-1 over the remaining share of multiply-accumulates, one line per compression method.
 
     curves: points (share of the work, top-1, lower and upper end of its 95 % interval), all in [0,1], by name; a curve
     of one point is drawn as a point. At most four.
     """
-    looks = ((BLUE, "o-"), (ORANGE, "s--"), (INK, "D:"), (GREY, "^-."))
+    looks = ((BLUE, "o-"), (ORANGE, "s--"), (INK, "D:"), (GRAY, "^-."))
     assert len(curves) <= len(looks)
-    with style():
-        figure = Figure(figsize=(6.2, 3.6), layout="constrained")
-        axes = figure.add_subplot()
+    with single_axes(6.2, 3.6) as (figure, axes):
         for (name, points), (color, look) in zip(curves.items(), looks, strict=False):
             x, y, low, high = (list(values) for values in zip(*sorted(points), strict=True))
             bars = [[b - a for a, b in zip(low, y, strict=True)], [b - a for a, b in zip(y, high, strict=True)]]
             axes.errorbar(x, y, bars, color=color, fmt=look, markersize=4, capsize=2, elinewidth=0.8, label=name)
-        axes.set(xlabel="multiply-accumulates left (%)", ylabel="top-1 accuracy (%)")
+        axes.set(xlabel="remaining multiply-accumulates (%)", ylabel="top-1 accuracy (%)")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))  # whole percents
             axis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
@@ -185,23 +191,19 @@ def accuracy_over_work(curves: Mapping[str, Sequence[tuple[float, float, float, 
 
 
 def predicted_over_true(true_N: Any, predicted_N: Any, name: str) -> bytes:
-    """SVG: a point per image, and the line where the prediction is right."""
-    with style():
-        figure = Figure(figsize=(4.4, 4.0), layout="constrained")
-        axes = figure.add_subplot()
+    """SVG: predicted over true numbers, one point per image, with the diagonal."""
+    with single_axes(4.4, 4.0) as (figure, axes):
         ends = [min(true_N.min(), predicted_N.min()), max(true_N.max(), predicted_N.max())]
-        axes.plot(ends, ends, "--", color=GREY, linewidth=1)
+        axes.plot(ends, ends, "--", color=GRAY, linewidth=1)
         axes.plot(true_N, predicted_N, "o", color=BLUE, markersize=3, alpha=0.5, rasterized=len(true_N) > _MAX_POINTS)
         axes.set(xlabel=f"true {short(name, 40)}", ylabel=f"predicted {short(name, 40)}")
         return _svg(figure)
 
 
 def residuals(true_N: Any, predicted_N: Any, name: str) -> bytes:
-    """SVG: the error of each image over the true number."""
-    with style():
-        figure = Figure(figsize=(4.4, 3.0), layout="constrained")
-        axes = figure.add_subplot()
-        axes.axhline(0, color=GREY, linestyle="--", linewidth=1)
+    """SVG: error over true number, one point per image."""
+    with single_axes(4.4, 3.0) as (figure, axes):
+        axes.axhline(0, color=GRAY, linestyle="--", linewidth=1)
         axes.plot(
             true_N, predicted_N - true_N, "o", color=ORANGE, markersize=3, alpha=0.5,
             rasterized=len(true_N) > _MAX_POINTS,
@@ -257,7 +259,7 @@ def _name_classes(axes: Axes, classes: Sequence[str], size: float) -> None:
     turn = 90 if max(map(len, names)) > 3 or len(classes) > _MAX_NUMBERS else 0
     axes.set_xticks(places, names, rotation=turn, fontsize=size, parse_math=False)
     axes.set_yticks(places, names, fontsize=size, parse_math=False)
-    axes.tick_params(length=2, color=GREY)
+    axes.tick_params(length=2, color=GRAY)
     axes.spines[["left", "bottom"]].set_visible(False)
 
 
@@ -272,7 +274,7 @@ def _write_counts(axes: Axes, counts_CC: NDArray[np.int64], share_CC: NDArray[np
 def reliability_diagram(bins: ReliabilityBins) -> bytes:
     """SVG of accuracy over confidence (both %) with 95 % Wilson intervals, and below it the samples in each bin.
 
-    On the diagonal a model is calibrated; below it, too sure. Guo et al. 2017 (arXiv 1706.04599), figure 1.
+    On the diagonal a model is calibrated; below it, overconfident. Guo et al. 2017 (arXiv 1706.04599), figure 1.
     """
     number = len(bins.count_K)
     middle_K, filled_K = (np.arange(number) + 0.5) / number, bins.count_K > 0
@@ -282,7 +284,7 @@ def reliability_diagram(bins: ReliabilityBins) -> bytes:
     with style():
         figure = Figure(figsize=(4.6, 4.8), layout="constrained")
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.1))
-        top.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2, label="calibrated")
+        top.plot([0, 1], [0, 1], color=GRAY, linestyle="--", linewidth=1.2, label="calibrated")
         bars = {"color": BLUE, "markersize": 5, "capsize": 2.5, "elinewidth": 1.2}
         top.errorbar(x_F, accuracy_F, yerr=errors, fmt="o", label="this model, 95 % interval", **bars)
         top.set(ylabel="accuracy (%)", xlim=(0, 1.015), ylim=(-0.02, 1.02))

@@ -1,4 +1,4 @@
-"""The one renderer: sections as an HTML page, as Markdown and as text for a terminal.
+"""Render sections as an HTML page, as Markdown or as text for a terminal.
 
 An HTML page is one file that needs no network, no script and no other file.
 Shape letters: H W height and width, D image channels.
@@ -35,7 +35,7 @@ _NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( %)?|–")
 
 
 def to_html(title: str, sections: Sequence[Section]) -> str:
-    """The page of the sections whose `where` has "report". Raises ValueError for a picture of a shape that is none."""
+    """Return the page of the sections whose `where` has "report". Raises ValueError for a picture of a wrong shape."""
     chosen = [each._replace(parts=_grouped(each)) for each in sections if "report" in each.where]
     return _environment().get_template("page.html").render(title=title, sections=chosen)
 
@@ -48,7 +48,7 @@ def write_page(path: str | Path, title: str, sections: Sequence[Section]) -> Non
 
 
 def to_markdown(sections: Sequence[Section]) -> str:
-    """The sections whose `where` has "card", as Markdown. Figures and pictures are left out."""
+    """Return the sections whose `where` has "card" as Markdown. Figures and pictures are left out."""
     blocks: list[str] = []
     for each in sections:
         if "card" in each.where:
@@ -58,7 +58,7 @@ def to_markdown(sections: Sequence[Section]) -> str:
 
 
 def to_console(sections: Sequence[Section], width: int | None = None) -> str:
-    """The sections whose `where` has "console", as text without a line end. Figures and pictures are left out. width:
+    """Return the sections whose `where` has "console" as text without a line end, without figures and pictures. width:
     of the terminal, in characters; None: lines and tables are as long as they need to be."""
     from rich.console import Console
 
@@ -74,7 +74,7 @@ def to_console(sections: Sequence[Section], width: int | None = None) -> str:
 
 
 def as_text(value: Any) -> str:
-    """A number, list, mapping or metric as people read it; None as a dash."""
+    """Format a number, list, mapping or metric for readers; None as a dash."""
     if value is None:
         return "–"
     if isinstance(value, Metric):
@@ -91,9 +91,9 @@ def as_text(value: Any) -> str:
 
 
 def photo(image: NDArray[Any]) -> tuple[str, bytes, tuple[int, int]]:
-    """A picture's media type, file bytes and (width, height), for a page. Takes [H,W] or [H,W,D], uint8 or floats in
-    [0,1]; D = 1 and 2 are shown as gray (the first channel), 3 and 4 as red, green, blue (the first three). At most 256
-    pixels a side; small ones are PNG and exact, large ones JPEG. Raises ValueError for other shapes."""
+    """Return a picture's media type, file bytes and (width, height) for a page. Takes [H,W] or [H,W,D], uint8 or
+    floats in [0,1]; D = 1 and 2 are shown as gray (the first channel), 3 and 4 as red, green, blue (the first
+    three). At most 256 pixels per side; small ones are PNG, large ones JPEG. Raises ValueError for other shapes."""
     pixels = np.asarray(image)
     if pixels.ndim not in (2, 3) or pixels.size == 0 or (pixels.ndim == 3 and pixels.shape[2] > 4):
         raise ValueError(f"no picture: shape {pixels.shape}, expected [H,W] or [H,W,D] with D from 1 to 4")

@@ -11,19 +11,15 @@ from vitral.report import plots
 from vitral.report.render import as_text, write_page
 from vitral.report.sections import Bullets, Code, Facts, Figure, Gallery, Note, Part, Section
 
-# Keys of the summary: label and unit.
-_FACTS = {
-    "recipe": ("Recipe", ""),
-    "objective": ("Objective", ""),
-    "model": ("Model", ""),
-    "parameters": ("Parameters", ""),
-    "train_seconds": ("Training time", "s"),
-    "steps": ("Optimizer steps", ""),
-    "epochs": ("Epochs", ""),
-    "seed": ("Seed", ""),
-    "best_step": ("Step of the best checkpoint", ""),
-    "temperature": ("Temperature, fitted on validation data", ""),
-}
+# Keys of the summary in the order of the report, and labels that are not the key itself.
+_FACTS = (
+    "recipe", "objective", "model", "parameters", "train_seconds", "steps", "epochs", "seed", "best_step",
+    "temperature",
+)  # fmt: skip
+_LABELS = {
+    "train_seconds": "Training time", "steps": "Optimizer steps", "best_step": "Step of the best checkpoint",
+    "temperature": "Temperature, fitted on validation data",
+}  # fmt: skip
 _IN_SENTENCES = {"primary", "split", "count", "evaluated_by", "baseline_class"}  # of the headline
 
 
@@ -68,9 +64,9 @@ def _facts(summary: Mapping[str, Any], elsewhere: Collection[str], primary: Metr
         if key == f"val_{primary.name}":
             rows.append((f"Validation {primary.label}", primary.text(value)))
             continue
-        label, unit = _FACTS.get(key, (key.replace("_", " ").capitalize(), ""))
-        text = str(value) if key == "seed" else as_text(value)
-        rows.append((label, f"{text} {unit}".rstrip()))
+        label = _LABELS.get(key, key.replace("_", " ").capitalize())
+        unit = " s" if key == "train_seconds" else ""
+        rows.append((label, str(value) if key == "seed" else as_text(value) + unit))
     return Section("Key facts", [Facts(rows)] if rows else ["None recorded."])
 
 

@@ -1,7 +1,7 @@
-"""What a report, a model card and the console show, as data: sections of metrics, tables, figures and text.
+"""Content of a report, a model card and the console as data: sections of metrics, tables, figures and text.
 
 A task returns these; `report.render` turns them into HTML, Markdown or lines of a terminal. No text in them is markup:
-every renderer escapes what it is given.
+every renderer escapes its input.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from vitral.evaluate.metric import Metric
 
 
 class Note(NamedTuple):
-    """A paragraph in a softer color: a caption, or what to keep in mind."""
+    """A paragraph in a softer color: a caption or a caveat."""
 
     text: str
 
@@ -25,22 +25,22 @@ class Bullets(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """Labels with values, which are shown as the cells of a table are."""
+    """Labels with values, formatted as the cells of a table are."""
 
     rows: Sequence[tuple[str, Any]]
 
 
 class Code(NamedTuple):
-    """Text whose line breaks and spaces count. `folded`: the label of the button that shows it; HTML only."""
+    """Preformatted text. `folded`: the label of the button that unfolds it; HTML only."""
 
     text: str
     folded: str = ""
 
 
 class Table(NamedTuple):
-    """Rows under column names. A cell is text, a number, a Metric, which is shown as it says, or a Picture (HTML only);
+    """Rows under column names. A cell is text, a number, a Metric, formatted by its `text`, or a Picture (HTML only);
     None is shown as a dash. The first column names the rows; others that hold numbers only are aligned to the right.
-    Rows after `folded` (0: none are) stand behind a button in HTML and are left out elsewhere."""
+    Rows after `folded` (0: none are) are folded in HTML and left out elsewhere."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]

@@ -1,1 +1,1 @@
-"""A paper's comparison at a chosen scale: the same table, of other data, with the paper's row beside it."""
+"""Comparisons of papers at a chosen scale: the same table on other data, with the paper's values beside it."""

@@ -1,4 +1,4 @@
-"""What convolutions know beforehand: ViT and ResNet on fractions of the data, and under shifts of the image.
+"""Inductive bias of convolutions: ViT and ResNet on fractions of the data, and under shifts of the image.
 
 The question of arXiv 2010.11929, sections 3.1 ("inductive bias") and 4.3. Shape letters: B batch, C channels, H W
 height and width, N evaluated images, S shifts.
@@ -40,8 +40,8 @@ def inductive_bias(options: BiasOptions | None = None, overrides: Mapping[str, A
     """Train both kinds on every fraction with every seed; returns what table.json holds; draws fractions.svg.
 
     Each row of "rows" has a model, a fraction, the number of train images, top-1 on the evaluated images of each seed,
-    and `consistency`: the share of the evaluated images, moved by `shift` pixels in 8 directions (what comes in repeats
-    the edge), that keep the class predicted for the image in place. Keys of `model` are the ViT's.
+    and `consistency`: the share of the evaluated images, moved by `shift` pixels in 8 directions (edges are
+    replicated), that keep the class predicted for the image in place. Keys of `model` are the ViT's.
     """
     console_logging()
     options = options or BiasOptions()
@@ -59,15 +59,15 @@ def inductive_bias(options: BiasOptions | None = None, overrides: Mapping[str, A
         for name, model in models.items():
             for fraction in options.fractions:
                 part = fraction_of(dataset, fraction)
-                top1, kept = list[float](), list[float]()
+                top1, same = list[float](), list[float]()
                 for seed in range(options.seeds):
                     log.info("%s, %g of the train images, seed %d", name, fraction, seed)
                     where = folder / f"{name.lower()}-{fraction:g}-{seed}"
                     top1.append(finished(where, recipe, {**shared, **model, "seed": seed}, part)["top1"])
-                    kept.append(shift_consistency(where, dataset, options.shift))
-                agree = {f"consistency_{key}": value for key, value in mean_and_std(kept).items()}
+                    same.append(shift_consistency(where, dataset, options.shift))
+                agree = {f"consistency_{key}": value for key, value in mean_and_std(same).items()}
                 rows.append({"model": name, "fraction": fraction, "images": len(part.splits["train"]), "top1": top1,
-                             **mean_and_std(top1), "consistency": kept, **agree})  # fmt: skip
+                             **mean_and_std(top1), "consistency": same, **agree})  # fmt: skip
     found = {**options.model_dump(exclude={"out", "resume"}), "rows": rows}
     write_table(folder, found)
     with whole_file(folder / PLOT) as partial:
@@ -75,18 +75,18 @@ def inductive_bias(options: BiasOptions | None = None, overrides: Mapping[str, A
     return found
 
 
-def _models(options: BiasOptions, asked: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The keys of each kind's model. Raises UserError for an unknown preset, and for one of the other kind."""
+def _models(options: BiasOptions, keys: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the model keys of ViT and CNN. Raises UserError for an unknown preset and for a wrong family."""
     for key, name, family in (("vit", options.vit, "vit"), ("cnn", options.cnn, "resnet")):
         if (key, name) != ("vit", "auto") and resolve(name).family != family:
-            raise UserError("a preset of the other kind", where=key, got=name)
+            raise UserError("a preset of the wrong model family", where=key, got=name)
     # Another preset than the recipe's comes with its own pooling too.
     own = {} if options.vit == "auto" else {"model.name": options.vit, "model.pool": None}
-    return {"ViT": {**own, **asked}, "CNN": {"model.name": options.cnn}}
+    return {"ViT": {**own, **keys}, "CNN": {"model.name": options.cnn}}
 
 
 def _resolved(config: RunConfig, dataset: Dataset) -> tuple[int, int]:
-    """The image size that a run would have. Raises UserError for a run that could not begin."""
+    """Return the image size of a run. Raises UserError for a run that cannot start."""
     resolve_steps(config, len(dataset.splits["train"]))
     with closing(prepare(config, dataset)) as prepared:
         return prepared.architecture.image_size
@@ -118,7 +118,7 @@ def shift_consistency(run: Path, dataset: Dataset, shift: int) -> float:
 
 
 def moved(images_BCHW: Tensor, down: int, right: int) -> Tensor:
-    """The images, moved by whole pixels; what comes in repeats the edge."""
+    """Return the images, shifted by whole pixels; edges are replicated."""
     edge = max(abs(down), abs(right))
     H, W = images_BCHW.shape[-2:]
     padded = F.pad(images_BCHW.float(), (edge,) * 4, mode="replicate")

@@ -13,7 +13,7 @@ Fractions = Annotated[tuple[Annotated[float, Gt(0), Le(1)], ...], Strict(False),
 
 
 class ReproduceOptions(Config):
-    """Keys of every comparison; all other keys are those of `vitral train`, for all of its runs."""
+    """Options of every comparison; all other keys are those of `vitral train` and apply to every run."""
 
     data: str = Field(default="digits", description="images with classes, as for `vitral train`")
     seeds: int = Field(default=3, ge=2, description="number of runs per variant, with seeds 0, 1, 2, ...")
@@ -23,7 +23,7 @@ class ReproduceOptions(Config):
 
 
 class BiasOptions(ReproduceOptions):
-    """Keys of `vitral reproduce inductive-bias`."""
+    """Options of `vitral reproduce inductive-bias`."""
 
     fractions: Fractions = Field(
         default=(0.05, 0.1, 0.25, 0.5, 1.0), description="shares of the train images; one table row per share"

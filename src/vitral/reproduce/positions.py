@@ -17,7 +17,7 @@ SETS = {f"model.{key}": "Every row has its own." for key in ("positions", "posit
 
 
 class Variant(NamedTuple):
-    """What is set in a row, and the paper's number for it: ImageNet 5-shot linear accuracy of ViT-B/16."""
+    """Settings of a row with the paper's number: ImageNet 5-shot linear accuracy of ViT-B/16."""
 
     name: str
     positions: str
@@ -44,7 +44,7 @@ def positions(options: ReproduceOptions | None = None, overrides: Mapping[str, A
     """Train every variant with every seed; returns what table.json holds: "rows" with top-1, "claims", "seeds".
 
     The paper finds that any positions are better than none by far, and that kind and place matter little beside that.
-    Both are judged on the mean over the seeds: `gap`, the mean of all variants the paper has less that of none, with
+    Both are evaluated on the mean over the seeds: `gap`, the mean of all variants the paper has less that of none, with
     its standard error over seeds; `range`, largest less smallest mean among those variants.
     """
     console_logging()
@@ -54,7 +54,7 @@ def positions(options: ReproduceOptions | None = None, overrides: Mapping[str, A
     for each in places.values():  # before the folder is made and anything is trained
         config = load_config(recipe, {**keys, **each})
         draft_architecture(config)
-        resolve_steps(config, samples=0)  # whose number has no say where the steps are given
+        resolve_steps(config, samples=0)  # steps are given, so the number of samples has no effect
     rows: list[dict[str, Any]] = []
     split = count = None
     with comparison("positions", options, overrides or {}) as folder:
@@ -74,7 +74,7 @@ def positions(options: ReproduceOptions | None = None, overrides: Mapping[str, A
 
 
 def claims(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Whether the paper's ordering holds among the rows that it has, and how the ranks of all of them agree."""
+    """Return whether the paper's ordering holds among its rows, with the rank correlation of all of them."""
     from scipy.stats import spearmanr
 
     known = [row for row in rows if row["paper"] is not None]

@@ -1,4 +1,4 @@
-"""Variants of a run, several seeds each, in one folder that a stopped comparison goes on in."""
+"""Train variants of a run with several seeds in one folder, which a stopped comparison can resume."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from vitral.training.metrics_log import log
 from vitral.training.signals import signum_of
 
 TABLE = "table.json"
-# Keys of a run that every comparison sets itself, and what to say instead.
+# Keys of a run that every comparison sets, with a hint for the user.
 SETS = {
     "seed": "seeds= is their number.",
     "out": "out= names the folder of all.",
-    "resume": "resume=true goes on with all.",
+    "resume": "resume=true continues all runs.",
     "overwrite": "out= names another folder.",
     "finish": "each run trains to its end.",
     **dict.fromkeys(("train.steps", "train.epochs"), "steps= is the length of each run."),
@@ -41,13 +41,13 @@ def base_keys(
     options: ReproduceOptions, overrides: Mapping[str, Any], sets: Mapping[str, str]
 ) -> tuple[str, dict[str, Any]]:
     """The recipe (`digits` for the digits, else `small`), and the keys that all runs share: short, without an average
-    of the weights, without augmentation that isn't asked for, judged once.
+    of the weights, without augmentation that is not configured, evaluated once.
 
     Raises UserError for keys that this comparison (`sets`, each with a hint) or every one sets itself.
     """
     overrides, sets = flatten(overrides), {**SETS, **sets}
     for key in overrides.keys() & sets.keys():
-        raise UserError("the comparison sets this key itself", where=key, hint=sets[key])
+        raise UserError("this key is set by the comparison", where=key, hint=sets[key])
     still = {"rotate": 0.0, "scale": 0.0, "shear": 0.0, "translate": 0.0, "flip": 0.0, "mixup": 0.0}
     keys: dict[str, Any] = {
         "data.path": options.data, "train.steps": options.steps, "train.eval_every": "end", "train.ema": None,
@@ -62,8 +62,8 @@ def base_keys(
 def comparison(name: str, options: ReproduceOptions, words: Mapping[str, Any]) -> Generator[Path]:
     """The folder of a comparison, for this process alone. `words`: further keys of the command.
 
-    Raises UserError for a folder that holds something, unless `resume` goes on in it, and Interrupted after Ctrl-C,
-    with the command that goes on.
+    Raises UserError for a folder that is not empty, unless `resume` continues in it, and Interrupted after Ctrl-C,
+    with the command that continues.
     """
     folder = Path(options.out or f"runs/reproduce-{name}-{time.strftime('%Y%m%d-%H%M%S')}").expanduser()
     try:
@@ -83,7 +83,7 @@ def _check_empty(folder: Path, resume: bool) -> None:
 
 
 def finished(folder: Path, recipe: str, keys: Mapping[str, Any], dataset: Dataset | None = None) -> dict[str, Any]:
-    """The summary of the run with these keys in this folder: of the finished one, or of one that starts, or goes on.
+    """The summary of the run with these keys in this folder: of a finished one, or of one that starts or continues.
 
     Raises UserError where the finished one was configured otherwise.
     """

@@ -1,4 +1,4 @@
-"""Memory of a training run, before it starts: what it takes, and which micro-batch and checkpointing fit."""
+"""Estimate the memory of a training run, and the micro-batch and activation checkpointing that fit."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from vitral.weights.folder import find_folder, load_config
 
 
 def estimate(config: RunConfig) -> dict[str, Any]:
-    """Compute, parts of the peak memory, the micro-batch and checkpointing that fit, and the alternatives.
+    """Return compute, parts of the peak memory, the micro-batch and checkpointing that fit, and the alternatives.
 
-    Data that the recipe names are opened, but no image is decoded; without them channels and classes are the preset's.
+    Configured data are opened, but no image is decoded; without data, channels and classes are the preset's.
     """
     device = torch.device(config.device) if config.memory and config.device != "auto" else pick_device(config.device)
     architecture = _architecture(config)
     config = config.model_copy(update={"precision": resolve_precision(config, device)})
     job = make_job(config, architecture, device, EVAL_BATCH)
     limit = free_bytes(device) if config.memory is None else memory_limit(config.memory, device)
-    asked = config.train.activation_checkpointing
-    blocks = None if asked == "auto" else checkpointed_blocks(config, architecture)
+    configured = config.train.activation_checkpointing
+    blocks = None if configured == "auto" else checkpointed_blocks(config, architecture)
     choice = choose(job, limit, config.train.micro_batch, blocks)
     fits = choice is not None
     choice = choice or choose(job, float("inf"), config.train.micro_batch or micro_batches(job)[-1], blocks)

@@ -1,4 +1,4 @@
-"""What evaluators measure: the model of a run on its splits, or a loaded one on those that a command opened."""
+"""Subjects of evaluation: the model of a run on its splits, or a loaded model on opened data."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from vitral.tasks.task import Array, Subject
 
 
 class EvalData:
-    """The splits of a run as evaluation sees them; those that training does not open are opened when they are needed.
-    To be closed."""
+    """The splits of a run for evaluation; splits that training does not use are opened on first use. Call `close`
+    afterwards."""
 
     def __init__(self, prepared: RunContext) -> None:
         self.prepared = prepared
         self._opened: dict[tuple[str, int | None], ImageStore] = {}
 
     def subject(self, model: nn.Module, split: str, *, in_training: bool = False) -> Subject:
-        """The model, to be evaluated on a split, by all processes together."""
+        """Return the model as subject of an evaluation on a split by all processes together."""
         return Subject(split, self.batches, partial(self._outputs, model, split), model, in_training=in_training)
 
     def batches(self, split: str, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's share of the images of a split, or of `most` evenly spaced ones."""
+        """Yield this process's share of the images of a split, or of `most` evenly spaced ones."""
         return eval_batches(self._store(split, most), EVAL_BATCH)
 
     def close(self) -> None:
-        """End what reads images."""
+        """Close all image stores."""
         for store in self._opened.values():
             store.close()
 
     def _outputs(self, model: nn.Module, split: str) -> tuple[Array, Array]:
-        """Outputs and annotations of every sample, once, on every process; each has computed its share."""
+        """Return outputs and annotations of all samples on every process; each process computes its share."""
         outputs_NS, annotations = collect_logits(model, self.batches(split))
         return distributed.gather_rows(outputs_NS), distributed.gather_rows(annotations)
 
@@ -55,7 +55,7 @@ class EvalData:
 
 
 def loaded_subject(predictor: Predictor, splits: Mapping[str, Split], split: str, batch_size: int) -> Subject:
-    """A loaded model, to be evaluated on a split."""
+    """Return a loaded model as subject of an evaluation on a split."""
 
     def batches(name: str, most: int | None) -> Iterator[tuple[Tensor, Tensor]]:
         part = splits[name]

@@ -1,4 +1,4 @@
-"""Measuring a model folder, alone or against another one on the same images."""
+"""Evaluate a model folder, alone or against another one on the same images."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from vitral.training.metrics_log import console_logging, log
 
 
 def evaluate(model: str, options: EvalOptions | None = None) -> dict[str, Any]:
-    """The result of `measure`."""
+    """Return the result of `measure`."""
     return measure(model, options or EvalOptions()).result
 
 
 class Measured(NamedTuple):
-    """A model's task, what was measured of it, and the result as JSON."""
+    """A model's task, its evaluation, and the result as JSON."""
 
     task: Task
     evaluation: Evaluation
@@ -26,11 +26,11 @@ class Measured(NamedTuple):
 
 
 def measure(model: str, options: EvalOptions) -> Measured:
-    """What `vitral eval --json` prints: `task`, `primary`, all that the evaluators of the model's task find, `split`,
-    `splits` (all that the data have; images that are not split are "train" alone), `model`, `skipped` (the damaged
-    images that data.max_bad let be left out, with the cause), and `compare` if asked for.
+    """Return the output of `vitral eval --json`: `task`, `primary`, all results of the task's evaluators, `split`,
+    `splits` (all of the data; unsplit images are "train" only), `model`, `skipped` (damaged images
+    that data.max_bad allowed to skip, with the cause), and `compare` if configured.
 
-    Raises UserError where the data are not for the model's task (other classes, say), and where there is no such split.
+    Raises UserError where the data are not for the model's task (other classes, say), and for an unknown split.
     """
     console_logging()
     predictor = load_used(model, options)
@@ -50,7 +50,9 @@ def measure(model: str, options: EvalOptions) -> Measured:
     if options.compare is not None:
         other = load_used(options.compare, options)
         if recorded(other.config) != recorded(predictor.config):
-            log.warning("the two models were trained on different data or splits: one may know these images")
+            log.warning(
+                "the two models were trained on different data or splits: one may have been trained on these images"
+            )
         dataset, _ = open_images(predictor.config, options.data, other.config, model)
         theirs = other.task.match(dataset, dataset.splits[name])
         other_N = other.task.per_sample(*split_logits(other, theirs, options.batch_size))
@@ -60,7 +62,7 @@ def measure(model: str, options: EvalOptions) -> Measured:
 
 
 def _check_limits(task: Task, options: EvalOptions) -> None:
-    """Raises UserError for a limit of another task's metric."""
+    """Raise UserError for a limit of another task's metric."""
     ours = {f"{side}_{metric.name}" for metric in task.metrics for side in ("min", "max")}
     for key, value in options.limits.items():
         if key not in ours:

@@ -1,4 +1,4 @@
-"""Looking inside a model: which pictures of which images, and the folder that they are written to."""
+"""Explain a model: choose the figures and write them with a page to a folder."""
 
 from __future__ import annotations
 
@@ -24,32 +24,33 @@ from vitral.training.metrics_log import console_logging, log
 PAGE, RECORD = "explain.html", "explain.json"
 _MOST = 50  # images of one page
 _CAUTION = (
-    "Attention is not an explanation. It shows which tokens a layer mixes, not what the prediction depends on: a patch "
-    "with high attention may change nothing, and by then a token may hold information from any other patch. Rollout "
-    "ignores the MLPs and the values that are mixed. Gradients are valid for this image and this class only. Where the "
-    "pictures disagree, mask the patch and run the model again."
+    "Attention is not an explanation. It shows which tokens each layer mixes, not what the prediction depends on: a "
+    "patch with high attention may change nothing, and by then a token may hold information from any other patch. "
+    "Rollout ignores the MLPs and the values that are mixed. Gradients are valid for this image and this class only. "
+    "Where the figures disagree, mask the patch and run the model again."
 )
-_OF_IMAGES = {"token", "layers", "heads", "fuse", "label", "gradients"}
+_IMAGE_KEYS = {"token", "layers", "heads", "fuse", "label", "gradients"}
 
 
 def explain(model: str, images: Sequence[str], options: ExplainOptions) -> dict[str, Any]:
-    """Writes pictures and a page into `options.out`; what `vitral explain --json` prints: `model`, `page`, `files`, for
-    every image its prediction and numbers, for every view of the model its numbers, and `notes` of what was left out.
+    """Write figures and a page to `options.out`. Returns the output of `vitral explain --json`: `model`, `page`,
+    `files`, `images` (prediction and numbers per image), `views` (numbers per view of the model) and `notes`
+    on omissions.
 
-    Without images, views of the model alone. Nothing is written before everything is drawn. Raises UserError for a
-    model without what was asked for, an image that can't be read, and a folder that is not ours to replace.
+    Without images, only views of the model. Nothing is written before everything is drawn. Raises UserError for a
+    view that the model does not support, an unreadable image, and a folder that another program wrote.
     """
     console_logging()
     folder, old = _target(options)
     _check(images, options)
     predictor = load_used(model, options)
-    predictor.model.requires_grad_(False)  # gradients are of images and attention: so nothing is kept for the weights'
+    predictor.model.requires_grad_(False)  # gradients are of images and attention only
     notes: list[str] = []
     reduction = None
-    if (encoder := token_encoder(predictor.model)) is not None:  # only one view has fewer tokens
+    if (encoder := token_encoder(predictor.model)) is not None:  # only the groups view reduces tokens
         reduction, encoder.reduce = encoder.reduce, None
     if "groups" in options.methods and reduction is None:
-        raise UserError("nothing makes this model's tokens fewer", where="methods", got="groups", hint="reduce=tome")
+        raise UserError("this model has no token reduction", where="methods", got="groups", hint="reduce=tome")
     methods = _methods(predictor, bool(images), options, notes)
     views: list[tuple[Section, dict[str, Any]]] = []
     for number, path in enumerate(images, 1):
@@ -57,7 +58,7 @@ def explain(model: str, images: Sequence[str], options: ExplainOptions) -> dict[
         views.append(explain_image(predictor, path, number, methods, options, reduction))
     views += explain_model(model, predictor, methods, options, notes)
     if not views:
-        raise UserError("nothing to show of this model alone", where=model, hint=" ".join(notes) or None)
+        raise UserError("this model has no views without an image", where=model, hint=" ".join(notes) or None)
     sections, found_of = [section for section, _ in views], [found for _, found in views]
     figures = [part for section in sections for part in section.parts if isinstance(part, Figure)]
     names = [PAGE, RECORD, *(figure.name for figure in figures)]
@@ -67,7 +68,7 @@ def explain(model: str, images: Sequence[str], options: ExplainOptions) -> dict[
         "views": {name: value for each in found_of[len(images) :] for name, value in each.items()}, "notes": notes,
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / RECORD, {**found, "files": [*names, *old]})  # of ours, even after a kill
+    write_json(folder / RECORD, {**found, "files": [*names, *old]})  # also lists the old files, in case of a kill
     for name in set(old) - set(names):
         (folder / name).unlink(missing_ok=True)
     for figure in figures:
@@ -79,15 +80,15 @@ def explain(model: str, images: Sequence[str], options: ExplainOptions) -> dict[
 
 
 def _target(options: ExplainOptions) -> tuple[Path, list[str]]:
-    """The folder to write, and the files of ours that are in it."""
+    """Return the folder to write and the files in it from an earlier call."""
     if options.out is None:
-        raise UserError("a folder for the pictures is expected", where="out", hint="out=DIR")
+        raise UserError("no folder for the figures given", where="out", hint="out=DIR")
     folder = Path(options.out).expanduser()
     if folder.exists() and not folder.is_dir():
-        raise UserError("this is a file", where="out", got=folder, expected="a new or empty folder")
+        raise UserError("out is a file", where="out", got=folder, expected="a new or empty folder")
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):  # found out before minutes are spent on the pictures
-        raise UserError("nothing can be written here", where="out", got=folder)
+    if not there.is_dir() or not os.access(there, os.W_OK):  # checked before minutes of computation
+        raise UserError("folder is not writable", where="out", got=folder)
     if folder.is_dir():
         tidy(folder, (RECORD,))
     inside = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set[str]()
@@ -96,48 +97,47 @@ def _target(options: ExplainOptions) -> tuple[Path, list[str]]:
     if not options.overwrite:
         raise taken(folder, overwrite=True)
     if RECORD not in inside:
-        raise UserError("vitral explain has not written this folder, and nothing in it is replaced", where="out",
+        raise UserError("folder was not written by vitral explain and is not replaced", where="out",
                         got=folder, expected="a new or empty folder")  # fmt: skip
     try:
         named = read_json(folder / RECORD)["files"]
         return folder, [name for name in named if name in inside]
     except (ValueError, KeyError, TypeError):
-        raise UserError("what this folder holds cannot be read", where=str(folder / RECORD)) from None
+        raise UserError("the record of this folder cannot be read", where=str(folder / RECORD)) from None
 
 
 def _check(images: Sequence[str], options: ExplainOptions) -> None:
-    """Refuses before a model is loaded what no model could mend."""
+    """Raise UserError for options that are invalid for every model, before one is loaded."""
     if len(images) > _MOST:
-        raise UserError("more images than a page can hold", got=len(images), expected=f"at most {_MOST}")
+        raise UserError("too many images for one page", got=len(images), expected=f"at most {_MOST}")
     if images:
         return
-    ignored = sorted(options.model_fields_set & _OF_IMAGES)
-    asked = [name for name in options.methods if name in IMAGE_METHODS]
-    if asked or ignored:
-        what = ", ".join(asked) or ", ".join("class" if name == "label" else name for name in ignored)
-        raise UserError("an image is expected to show this of", got=what, hint="vitral explain MODEL IMAGE [IMAGE ...]")
+    ignored = sorted(options.model_fields_set & _IMAGE_KEYS)
+    of_image = [name for name in options.methods if name in IMAGE_METHODS]
+    if of_image or ignored:
+        what = ", ".join(of_image) or ", ".join("class" if name == "label" else name for name in ignored)
+        raise UserError("this view needs an image", got=what, hint="vitral explain MODEL IMAGE [IMAGE ...]")
 
 
-def _methods(predictor: Predictor, images: bool, options: ExplainOptions, notes: list[str]) -> list[str]:
-    """What is drawn: what was asked for, or all that this model has. Raises UserError for what it lacks."""
-    asked = options.methods or (*(IMAGE_METHODS if images else ()), *MODEL_METHODS)
-    if options.compare is not None and not options.methods:  # of two models, how they compare
-        asked = ("cka", *(IMAGE_METHODS if images else ()))
-    elif not options.methods:
-        asked = tuple(name for name in asked if name != "cka")
-    if set(asked) - {"integrated_gradients", "cka"}:
-        require_transformer(predictor.model, "this view" if options.methods else "vitral explain")
+def _methods(predictor: Predictor, images: bool, options: ExplainOptions, notes: list[str]) -> set[str]:
+    """Return the configured views, or all that this model supports. Raises UserError for an unsupported one."""
+    explicit, chosen = bool(options.methods), set[str](options.methods)
+    if not explicit:
+        chosen = {"cka"} if options.compare is not None else set(MODEL_METHODS) - {"cka"}
+        chosen |= set(IMAGE_METHODS if images else ())
+    if chosen - {"integrated_gradients", "cka"}:
+        require_transformer(predictor.model, "this view" if explicit else "vitral explain")
     of_class = {"gradient_attention", "integrated_gradients", "lens"}
-    if not predictor.classes and of_class & set(asked):
-        if options.methods:
+    if not predictor.classes and of_class & chosen:
+        if explicit:
             predictor.require_answers()
-        notes.append("This model has no head: no class to follow gradients from, and no answers of layers.")
-        asked = tuple(name for name in asked if name not in of_class)
-    if not predictor.task.has_classes and "lens" in asked:
-        if options.methods:
-            raise UserError("the logit lens shows probabilities of classes", where="methods", got=predictor.task.name)
-        asked = tuple(name for name in asked if name != "lens")
-    if "distance" in asked and not options.methods and "data" not in options.model_fields_set:
+        notes.append("This model has no head: gradients of a class and predictions per layer are not available.")
+        chosen -= of_class
+    if not predictor.task.has_classes and "lens" in chosen:
+        if explicit:
+            raise UserError("the logit lens needs probabilities of classes", where="methods", got=predictor.task.name)
+        chosen.remove("lens")
+    if "distance" in chosen and not explicit and "data" not in options.model_fields_set:
         notes.append("Attention distance needs several images: add data=FOLDER")
-        asked = tuple(name for name in asked if name != "distance")
-    return list(asked)
+        chosen.remove("distance")
+    return chosen

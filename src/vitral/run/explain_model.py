@@ -1,13 +1,10 @@
-"""What `vitral explain` shows of a model without an image: filters, positions, how far attention reaches, which layers
-of another model say the same."""
+"""Figures and numbers of `vitral explain` for a model: filters, positions, attention distance, similarity of layers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
-
-from torch import Tensor
 
 from vitral.data.dataset import Dataset, Split, spaced
 from vitral.errors import UserError
@@ -22,16 +19,16 @@ from vitral.run.command_options import ExplainOptions
 from vitral.run.inference_inputs import image_batches, open_images, split_name
 from vitral.training.metrics_log import log
 
-View = tuple[Section, dict[str, Any]]  # with what `--json` says of it
+View = tuple[Section, dict[str, Any]]  # with its part of the JSON output
 
 
 def explain_model(
-    model: str, predictor: Predictor, methods: Collection[str], options: ExplainOptions, notes: list[str]
+    model: str, predictor: Predictor, methods: set[str], options: ExplainOptions, notes: list[str]
 ) -> list[View]:
-    """Every asked-for view, and the numbers behind it. What the model has not got is a note, or, where it was
-    asked for by name, a UserError.
+    """Return the configured views with their numbers. A view that the model lacks becomes a note, or a UserError if it
+    was configured by name.
 
-    model: its name, as the user said it.
+    model: its name as given by the user.
     """
     views: dict[str, Callable[[Predictor, ExplainOptions], View]] = {
         "filters": _filters, "positions": _positions, "distance": partial(_distance, model),
@@ -83,11 +80,8 @@ def _distance(model: str, predictor: Predictor, options: ExplainOptions) -> View
     dataset, name, split = _some_images(model, predictor, predictor, options)
     log.info("attention distance over %d %s images", len(split), name)
 
-    def batches() -> Iterator[Tensor]:
-        for images_BCHW, _ in image_batches(predictor, split, options.batch_size):
-            yield images_BCHW
-
-    distances_Lh = attention_distance(vit, batches()).numpy()
+    batches = (images_BCHW for images_BCHW, _ in image_batches(predictor, split, options.batch_size))
+    distances_Lh = attention_distance(vit, batches).numpy()
     between_NN = patch_distances(vit.grid, vit.config.patch_size)
     uniform = float(between_NN.mean())
     caption = (
@@ -112,7 +106,7 @@ def _distance(model: str, predictor: Predictor, options: ExplainOptions) -> View
 def _some_images(
     model: str, predictor: Predictor, reader: Predictor, options: ExplainOptions
 ) -> tuple[Dataset, str, Split]:
-    """The data, the split's name, and the images that are looked at, with the channels that `reader` takes."""
+    """Return the data, the name of the split, and the chosen images, with the channels that `reader` takes."""
     dataset, skipped = open_images(predictor.config, options.data, reader.config, model)
     for name in (text for texts in skipped.values() for text in texts):
         log.warning("damaged, left out: %s", name)
@@ -131,15 +125,9 @@ def _cka(model: str, predictor: Predictor, options: ExplainOptions) -> View:
     theirs = _some_images(model, predictor, other, options)[2]
     log.info("layers compared over %d %s images", len(mine), name)
 
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        both = zip(
-            image_batches(predictor, mine, options.batch_size), image_batches(other, theirs, options.batch_size),
-            strict=True,
-        )  # fmt: skip
-        for (mine_BCHW, _), (theirs_BCHW, _) in both:
-            yield mine_BCHW, theirs_BCHW
-
-    similar_LM = compare_layers(batches(), predictor.model, other.model).numpy()
+    both = (image_batches(*each, options.batch_size) for each in ((predictor, mine), (other, theirs)))
+    batches = ((mine_BCHW, theirs_BCHW) for (mine_BCHW, _), (theirs_BCHW, _) in zip(*both, strict=True))
+    similar_LM = compare_layers(batches, predictor.model, other.model).numpy()
     names = [layer_names(each.model) for each in (predictor, other)]
     caption = (
         f"Linear CKA of every block with every block, unbiased, over {len(mine)} {name} images of {dataset.name} in "

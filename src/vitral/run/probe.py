@@ -1,4 +1,4 @@
-"""Judging what a model's encoder has learned: its features of the train images, and a simple classifier on them."""
+"""Evaluate an encoder by a simple classifier on its features of the train images."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from vitral.training.metrics_log import console_logging, log
 
 
 def probe(model: str, options: ProbeOptions | None = None) -> dict[str, Any]:
-    """What `vitral probe --json` prints: `top1`, `top1_interval` and `count` of the evaluated split, what the kind of
-    probe adds, and which data, split and features it was.
+    """Return the output of `vitral probe --json`: `top1`, `top1_interval` and `count` of the evaluated split, results
+    of the kind of probe, and the data, split and features.
 
-    The classes are those of the data, whatever the model's own are. Raises UserError for data whose images have several
-    classes, for a class without train images, and where there is no such split.
+    The classes are those of the data, not of the model. Raises UserError for data whose images have several
+    classes, for a class without train images, and for an unknown split.
     """
     console_logging()
     options = options or ProbeOptions()
@@ -35,8 +35,8 @@ def probe(model: str, options: ProbeOptions | None = None) -> dict[str, Any]:
     dataset = _with_two_splits(dataset)
     name = split_name(dataset, options.split)
     train, evaluated = (_embedded(predictor, dataset.splits[part], options) for part in ("train", name))
-    log.info("judging %d features of %d %s images by %d of train", train.features_ND.shape[1], len(evaluated.labels_N),
-             name, len(train.labels_N))  # fmt: skip
+    log.info("evaluating %d features of %d %s images with %d train images", train.features_ND.shape[1],
+             len(evaluated.labels_N), name, len(train.labels_N))  # fmt: skip
     values = dict(_metrics(train, evaluated, len(dataset.classes), options))
     return {
         "model": model, "data": dataset.name, "kind": options.kind, "features": options.features, "split": name,
@@ -47,7 +47,7 @@ def probe(model: str, options: ProbeOptions | None = None) -> dict[str, Any]:
 
 
 def _with_two_splits(dataset: Dataset) -> Dataset:
-    """The data, with a validation split carved out of train if there is nothing but train."""
+    """Return the data, with a validation split made from train if there is only train."""
     if dataset.task != "classification":
         raise UserError(
             "a probe needs one class per image", where=dataset.name, got=f"annotations for {dataset.task}",

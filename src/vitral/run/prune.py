@@ -1,4 +1,4 @@
-"""A smaller model of a model folder: what matters least is found on images and taken out."""
+"""Prune a model folder: remove the heads and hidden features of least importance, measured on images."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ def prune_model(model: str, options: PruneOptions) -> dict[str, Any]:
     """Write the smaller model folder; returns what `vitral prune --json` prints: `out`, `parameters` and `macs` of one
     image [before, after], heads and hidden features of each block, `images`.
 
-    The new folder's temperature is 1, since the old one was fitted to other logits, and it has no metrics: nothing has
-    been measured with it. Raises UserError for a model without a head or without blocks to prune, and for data of other
-    classes.
+    The new folder has temperature 1, since the old one was fitted to other logits, and no metrics. Raises
+    UserError for a model without a head or without blocks to prune, and for data of other classes.
     """
     console_logging()
     if options.out is None:
@@ -47,7 +46,7 @@ def prune_model(model: str, options: PruneOptions) -> dict[str, Any]:
     dataset, skipped = open_images(folder, options.data, folder, model)
     name = split_name(dataset, options.split)
     split = _some(predictor.task.match(dataset, dataset.splits[name]), options.images)
-    log.info("measuring on %d %s images what matters", len(split), name)
+    log.info("measuring importance on %d %s images", len(split), name)
     importance = measure_importance(network, image_batches(predictor, split, options.batch_size))
     kept = choose_kept(network.config, importance, options.flops)
     smaller = prune(network, kept)
@@ -64,7 +63,7 @@ def prune_model(model: str, options: PruneOptions) -> dict[str, Any]:
 
 
 def _next(folder: FolderConfig, options: PruneOptions, out: Path) -> str:
-    """The command that fine-tunes the smaller model, head and all, on the images that it was pruned with."""
+    """Return the command that fine-tunes the smaller model, including its head, on the same images."""
     data = options.data if options.data.named else folder.provenance.get("data", {})
     get = data.get if isinstance(data, dict) else partial(getattr, data)
     words = ["vitral", "train", "finetune", f"init={out}", "init_head=true", "objective.head_only_fraction=0"]

@@ -19,14 +19,14 @@ from vitral.run.command_options import SummaryOptions
 from vitral.training.memory_estimate import model_job, predict
 from vitral.weights.find import model_config
 
-# A module inside of a block, but for the first block of all: blocks.1.attn, stages.1.blocks.0.conv1.
+# A module inside a block other than the first: blocks.1.attn, stages.1.blocks.0.conv1.
 _INSIDE = re.compile(r"\.[1-9]\d*\.(?:.*\.)?[^.\d][^.]*$")
 
 
 def summarize(name: str, options: SummaryOptions) -> dict[str, Any]:
-    """Compute and memory per image of a preset or a model folder, their growth with image size, patch size and depth,
-    and the output shape of every stage. Writes a plot of the growth to `options.out`, if it is given."""
-    target = _picture(options)
+    """Return compute and memory per image of a preset or a model folder, their growth with image size, patch size and
+    depth, and the output shape of every stage. Write a plot of the growth to `options.out`, if set."""
+    target = _plot_path(options)
     architecture = resolve(name) if name in PRESETS else model_config(name).architecture
     if options.image_size is not None:
         architecture = build_config({**architecture.model_dump(), "image_size": options.image_size}, where="image_size")
@@ -51,8 +51,8 @@ def summarize(name: str, options: SummaryOptions) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _picture(options: SummaryOptions) -> Path | None:
-    """The file to write. Raises UserError for one that exists or cannot be written."""
+def _plot_path(options: SummaryOptions) -> Path | None:
+    """Return the file to write. Raises UserError for one that exists or cannot be written."""
     if options.out is None:
         return None
     path = Path(options.out).expanduser()
@@ -61,7 +61,7 @@ def _picture(options: SummaryOptions) -> Path | None:
     if path.is_dir() or (path.exists() and not options.overwrite):
         raise taken(path, overwrite=not path.is_dir())
     if not path.parent.is_dir():
-        raise UserError("no such folder", where="out", got=path.parent)
+        raise UserError("folder not found", where="out", got=path.parent)
     return path
 
 
@@ -73,7 +73,7 @@ def _sizes(architecture: ModelConfig) -> list[tuple[int, ...]]:
 def _series(
     architecture: ModelConfig, key: Literal["patch_size", "depth"], precision: Precision
 ) -> list[dict[str, Any]]:
-    """Half, once, one and a half times and twice the model's own value, as far as such a model can be."""
+    """Return rows for 0.5, 1, 1.5 and 2 times the model's value; invalid models are left out."""
     own = architecture.model_dump()[key]
     values = dict.fromkeys(max(1, round(own * factor)) for factor in (0.5, 1, 1.5, 2))
     return _rows(architecture, key, values, precision)
@@ -83,14 +83,14 @@ def _rows(architecture: ModelConfig, key: str, values: Iterable[Any], precision:
     rows: list[dict[str, Any]] = []
     for value in values:
         try:
-            rows.append({key: value, **_grown(architecture, {key: value}, precision)})
-        except UserError:  # a patch that the image is no multiple of, lists of as many values as blocks, too large
+            rows.append({key: value, **_cost(architecture, {key: value}, precision)})
+        except UserError:  # image size not divisible by the patch, lists with one value per block, too large
             continue
     return rows
 
 
-def _grown(architecture: ModelConfig, changes: dict[str, Any], precision: Precision) -> dict[str, Any]:
-    """Parameters, compute and memory per image of the architecture with changes."""
+def _cost(architecture: ModelConfig, changes: dict[str, Any], precision: Precision) -> dict[str, Any]:
+    """Return parameters, compute and memory per image of the changed architecture."""
     other = build_config({**architecture.model_dump(), **changes}, where="summary")
     kept = kept_activations(other, 1, precision)
     return {
@@ -106,7 +106,7 @@ def _multiple(side: float, architecture: ModelConfig) -> int:
 
 
 def compute(architecture: ModelConfig) -> dict[str, Any]:
-    """Parameters and multiply-accumulates per forward image: in all, by part, and with all tokens in the last block."""
+    """Return parameters and multiply-accumulates per image: total, per part, and with all tokens in the last block."""
     parts = {name: count for name, count in count_macs(architecture).items() if count}
     macs = sum(parts.values())
     return {

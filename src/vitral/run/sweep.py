@@ -1,4 +1,4 @@
-"""A sweep: settings compared on a part of the train images, the best one trained again on all of them and judged once.
+"""Compare settings on a part of the train images, retrain the best one on all of them and evaluate it once.
 
 The protocol of the ViT paper's fine-tuning (arXiv 2010.11929, appendix B.1.1).
 """
@@ -49,11 +49,11 @@ def sweep(
 
     A point is trained without the share `dev` of the train images (None: data.val_fraction of the recipe), and its last
     weights are scored on them; the highest score wins, at equal scores the lower loss. The winner is trained again, on
-    all train images, without validation, and judged on the test images (where there are none, on the validation images
-    that the data bring along); with `retrain` off it ends before that. `overrides` are keys of `vitral train`. Returns
+    all train images, without validation, and evaluated on the test images (without a test split, on the validation
+    images of the data); with `retrain` off the sweep ends before that. `overrides` are keys of `vitral train`. Returns
     what sweep.json in the folder `out` holds: "points", "best" (the winning values), "result" (the summary of the run
-    in best/) and what was asked for. Raises UserError, before anything runs, for wrong keys, values or data;
-    Interrupted after Ctrl-C, with all saved that `resume` needs; RunFailed where no point reaches its end.
+    in best/) and the settings. Raises UserError, before anything runs, for wrong keys, values or data;
+    Interrupted after Ctrl-C, with everything saved for `resume`; RunFailed where every point fails.
     """
     console_logging()
     keys = _keys(grid, overrides or {}, dev)
@@ -62,8 +62,8 @@ def sweep(
     final = [load_config(recipe, {**keys, **each, **_FINAL}) for each in values]
     dataset = open_dataset(points[0].data, hold_out=False, equal_classes=False)
     if retrain and len(dataset.splits) == 1:
-        hint = "retrain=false compares the points and ends there."
-        raise UserError("the data have no test split to judge the winner by", where=dataset.name, hint=hint)
+        hint = "retrain=false only compares the points."
+        raise UserError("the data have no test split to evaluate the best point on", where=dataset.name, hint=hint)
     _check_points(points, dataset)
     task = task_of(points[0], dataset)
     score = _score(points[0], task, dataset)
@@ -80,44 +80,46 @@ def sweep(
         with occupied(folder, check, what="folder of the sweep"):
             _open(folder, found, overwrite)
             for row, point in zip(rows, points, strict=True):
-                log.info("point %s of %d: %s", row["run"], len(rows), _said(row, grid))
+                log.info("point %s of %d: %s", row["run"], len(rows), _values_text(row, grid))
                 row |= _measure(folder / row["run"], point, score)
                 _write(folder, found)
             best = _best(rows, score)
             found["best"] = {key: rows[best][key] for key in grid}
-            log.info("best on the development images: %s", _said(rows[best], grid))
+            log.info("best on the development images: %s", _values_text(rows[best], grid))
             if retrain:
                 found["result"] = _run(folder / BEST, final[best])
             _write(folder, found)
     except (Interrupted, KeyboardInterrupt) as stopped:
         again = command(*found["command"], f"out={folder}", "resume=true")
-        raise Interrupted(signum_of(stopped), f"the sweep is stopped. Go on with:\n  {again}") from None
+        raise Interrupted(signum_of(stopped), f"the sweep was interrupted. Continue with:\n  {again}") from None
     return found
 
 
 def _keys(grid: Mapping[str, Sequence[Any]], overrides: Mapping[str, Any], dev: float | str | None) -> dict[str, Any]:
-    """The keys that all points share. Raises UserError for those that a sweep sets itself, and for an empty grid."""
+    """Return the keys that all points share. Raises UserError for keys that a sweep sets, and for an empty grid."""
     keys = flatten(expand_data(overrides))
     if not grid or not all(grid.values()):
         raise UserError("no grid: at least one key needs values to compare", hint="For example optim.lr=1e-3,3e-3")
     for key in {*_POINT, "out", "resume", "overwrite", "finish"} & {*keys, *grid}:
-        raise UserError("a sweep sets this key itself", where=key)
+        raise UserError("this key is set by the sweep", where=key)
     if "data.val_fraction" in grid:
-        hint = "dev=SHARE is one for all points."
-        raise UserError("points that other images score cannot be compared", where="data.val_fraction", hint=hint)
+        hint = "dev=SHARE sets one share for all points."
+        raise UserError(
+            "points with different validation images cannot be compared", where="data.val_fraction", hint=hint
+        )
     for key in keys.keys() & grid.keys():
-        raise UserError("named twice", where=key)
+        raise UserError("key given twice", where=key)
     if dev is not None:
         if "data.val_fraction" in keys:
-            raise UserError("named twice: as dev and as data.val_fraction", where="dev")
+            raise UserError("share given twice: as dev and as data.val_fraction", where="dev")
         keys["data.val_fraction"] = dev
     return keys
 
 
 def _check_points(points: Sequence[RunConfig], dataset: Dataset) -> None:
-    """Raises UserError for a point whose model or length cannot be, hours before it would be its turn."""
+    """Raise UserError for a point with an invalid model or length before any point is trained."""
     samples = 0
-    if any(point.train.steps is None for point in points):  # what is held out has no say in steps
+    if any(point.train.steps is None for point in points):  # train.steps does not depend on the held-out images
         data = points[0].data
         samples = len(make_val_split(dataset, data.val_fraction, data.validation).splits["train"])
     for point in points:
@@ -130,23 +132,23 @@ def _row(number: int, point: RunConfig, grid: Mapping[str, Any]) -> dict[str, An
     return {"run": f"{number:02d}", **{key: values[key] for key in grid}}
 
 
-def _said(row: Mapping[str, Any], grid: Mapping[str, Any]) -> str:
+def _values_text(row: Mapping[str, Any], grid: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={row[key]}" for key in grid)
 
 
 def _measure(folder: Path, point: RunConfig, score: Metric) -> dict[str, Any]:
-    """Score, loss and cost of a point; of one that failed (a rate too high ends in NaN), why."""
+    """Return score, loss and cost of a point, or the error of a failed one (a high lr can end in NaN)."""
     try:
         summary = _run(folder, point)
     except RunFailed as error:
         log.error("%s", error)
         return {"error": str(error)}
-    kept = {f"val_{score.name}": summary[score.name], "val_loss": summary.get("loss")}
-    return {**kept, "steps": summary["steps"], "train_seconds": summary["train_seconds"]}
+    result = {f"val_{score.name}": summary[score.name], "val_loss": summary.get("loss")}
+    return {**result, "steps": summary["steps"], "train_seconds": summary["train_seconds"]}
 
 
 def _run(folder: Path, config: RunConfig) -> dict[str, Any]:
-    """The summary of a run: of the finished one in this folder, or of one that starts, or goes on, there."""
+    """Return the summary of the finished run in this folder, or start or resume it."""
     if (folder / "summary.json").is_file():
         return read_json(folder / "summary.json", constants=True)
     summary = run(config.model_copy(update={"out": str(folder), "resume": (folder / "checkpoints").is_dir()}))
@@ -154,10 +156,12 @@ def _run(folder: Path, config: RunConfig) -> dict[str, Any]:
 
 
 def _score(point: RunConfig, task: Task, dataset: Dataset) -> Metric:
-    """The metric that points are compared by. Raises UserError where there is nothing to compare."""
+    """Return the metric that compares points. Raises UserError for data without annotations to evaluate."""
     default = next(iter(task.evaluators))
     if not task.can_evaluate(dataset):
-        raise UserError("these data have nothing to evaluate by", where=dataset.name, expected="one class per image")
+        raise UserError(
+            "these data have no annotations to evaluate", where=dataset.name, expected="one class per image"
+        )
     if default not in task.evaluators_of(point.eval):
         raise UserError(f"points are compared by the evaluator {default}", where="eval", got=", ".join(point.eval))
     return task.metrics[0]
@@ -166,21 +170,20 @@ def _score(point: RunConfig, task: Task, dataset: Dataset) -> Metric:
 def _best(rows: Sequence[Mapping[str, Any]], score: Metric) -> int:
     done = [place for place, row in enumerate(rows) if "error" not in row]
     if not done:
-        raise RunFailed("no point of the sweep reached its end")
+        raise RunFailed("every point of the sweep failed")
     sign = 1 if score.higher_is_better else -1
     return max(done, key=lambda place: (sign * rows[place][f"val_{score.name}"], -(rows[place]["val_loss"] or 0)))
 
 
 def _check(folder: Path, found: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
-    """Raises UserError for a folder that holds something, unless it is the same sweep's and is to go on, or any sweep's
-    and is to be replaced."""
+    """Raise UserError for a folder that is not empty, except to resume the same sweep or to overwrite any sweep."""
     tidy(folder, (SWEEP, TABLE))
     if not {entry.name for entry in folder.iterdir()} - {LOCK}:
         return
     if not (resume or overwrite):
         raise taken(folder, overwrite=True, resume=True)
     if not (folder / SWEEP).is_file():
-        raise UserError("there is no sweep in this folder", where="out", got=folder)
+        raise UserError("this folder contains no sweep", where="out", got=folder)
     if not overwrite:
         _check_same(_before(folder), found, folder)
 
@@ -190,13 +193,13 @@ def _before(folder: Path) -> dict[str, Any]:
         tree = read_json(folder / SWEEP, constants=True)
         return {"points": [{"run": str(row["run"])} for row in tree["points"]], **tree}
     except (OSError, ValueError, TypeError, LookupError) as error:
-        hint = "Remove the folder, or name another one: out=DIR"
+        hint = "Remove the folder or pass another one: out=DIR"
         raise UserError("this file is damaged", where=str(folder / SWEEP), got=error, hint=hint) from None
 
 
 def _open(folder: Path, found: Mapping[str, Any], overwrite: bool) -> None:
-    """Start the sweep's files; of a replaced sweep its own go. sweep.json, by which a sweep's folder is known, is
-    replaced last: a kill before leaves the older sweep, some of whose points have to be trained again."""
+    """Start the files of the sweep and remove those of an overwritten one. sweep.json, which identifies the folder, is
+    replaced last: a kill before leaves the older sweep, some of whose points must be trained again."""
     if overwrite and (folder / SWEEP).is_file():
         for name in (BEST, *(row["run"] for row in _before(folder)["points"]), TABLE):
             remove(folder / name)
@@ -208,7 +211,7 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path)
     changed = [f"{key}: {old}, now {new}" for key, old, new in difference(configs[0], configs[1])]
     changed += [f"grid: {before['grid']}, now {now['grid']}"] if before["grid"] != now["grid"] else []
     if changed:
-        raise UserError("the sweep was configured otherwise", where=str(folder), got="; ".join(changed))
+        raise UserError("the sweep has another configuration", where=str(folder), got="; ".join(changed))
 
 
 def _write(folder: Path, found: Mapping[str, Any]) -> None:
@@ -219,7 +222,7 @@ def _write(folder: Path, found: Mapping[str, Any]) -> None:
 def _command(
     recipe: str | None, grid: Mapping[str, Sequence[Any]], keys: Mapping[str, Any], retrain: bool
 ) -> list[str]:
-    """The words of a sweep, but for its folder."""
+    """Return the command of a sweep without its folder."""
     word = partial(as_word, brackets=True)
     lines = {key: ",".join(map(word, line)) for key, line in grid.items()}
     words = [f"{key}={text}" for key, text in {**lines, **{key: word(keys[key]) for key in keys}}.items()]

@@ -13,10 +13,10 @@ LISTS = {1000: ("k", "ImageNet-1k"), 21843: ("g", "ImageNet-21k"), 21841: ("w", 
 
 
 def imagenet_names(count: int) -> dict[str, str] | None:
-    """id2label of a head of 1,000, 21,841 or 21,843 outputs; None for any other number.
+    """Return id2label of a head of 1,000, 21,841 or 21,843 outputs; None for any other number.
 
-    A name is all lemmas of the synset, "tench, Tinca tinca". Where several classes share it, the synset's number tells
-    them apart: "crane (n02012849)".
+    A name is all lemmas of the synset, "tench, Tinca tinca". Where several classes share it, the synset's number
+    distinguishes them: "crane (n02012849)".
     """
     if count not in LISTS:
         return None
@@ -57,5 +57,5 @@ def renamed_classes(names: Sequence[str]) -> list[str]:
 
 
 def numbered_names(count: int) -> dict[str, str]:
-    """id2label of classes that nobody named: "class 0", "class 1" and so on."""
+    """Return id2label of classes without names: "class 0", "class 1" and so on."""
     return {str(index): f"class {index}" for index in range(count)}

@@ -34,7 +34,7 @@ log = logging.getLogger("vitral")
 
 @dataclass(frozen=True)
 class Classes(Task):
-    """What tasks have in common whose outputs are classes."""
+    """Common base of the tasks whose outputs are classes."""
 
     has_classes: ClassVar[bool] = True
     tables: ClassVar[tuple[str, ...]] = ("per_class", "confusion")
@@ -59,7 +59,7 @@ class Classes(Task):
         return replace(split, labels_N=np.array(place, np.int64)[split.labels_N])
 
     def answer(self, scores_S: Array, topk: int) -> dict[str, Any]:
-        """The `topk` likeliest classes, best first: {"predictions": [{"label", "index", "score"}]}."""
+        """Return the `topk` most probable classes, best first: {"predictions": [{"label", "index", "score"}]}."""
         order = np.argsort(-scores_S, kind="stable")[:topk]
         return {"predictions": [self.answer_of(scores_S, index) for index in order.tolist()]}
 
@@ -72,16 +72,16 @@ class Classes(Task):
         return f"{self.labels[index]}, {100 * float(scores_S[index]):.1f} %"
 
     def chosen(self, scores_S: Array) -> int:
-        """The likeliest class."""
+        """Return the most probable class."""
         return int(scores_S.argmax())
 
     def provenance(self, evaluation: Evaluation) -> dict[str, Any]:
-        """Also the classes that are found least often."""
+        """Add the classes with the lowest recall."""
         worst = worst_classes(evaluation.values.get("per_class", {}))
         return {"worst_classes": worst, **super().provenance(evaluation)}
 
     def card(self, provenance: Mapping[str, Any]) -> list[Section]:
-        """Also the classes that are found least often."""
+        """Add the classes with the lowest recall."""
         sections, worst = super().card(provenance), provenance.get("worst_classes")
         if not sections or not worst:
             return sections
@@ -89,20 +89,20 @@ class Classes(Task):
         for row in worst:
             low, high = (100 * end for end in row["interval"])
             rows.append([row["class"], f"{row['found']} of {row['count']}", f"{low:.2f} to {high:.2f} %"])
-        table = Table(["class", "found", "95 % interval"], rows, "The classes that are found least often:")
+        table = Table(["class", "found", "95 % interval"], rows, "Classes with the lowest recall:")
         return [*sections, Section("", [table], frozenset({"card"}))]
 
     def compare(self, own_N: Array, other_N: Array) -> dict[str, Any]:
-        """McNemar's paired test, and the other model's share of right samples."""
+        """McNemar's paired test, and the other model's accuracy."""
         return {self.right_metric: float(np.mean(other_N)), **mcnemar(own_N, other_N)}
 
     def comparison(self, found: Mapping[str, Any]) -> str:
-        """Both shares of right samples, the difference and the test."""
+        """Format both accuracies, the difference and the test."""
         other = next(replace(each, value=found[each.name]) for each in self.metrics if each.name == self.right_metric)
         low, high = found["difference_interval"]
         return (
             f"against {found['model']} ({other.label} {other.text()}): {100 * found['difference']:+.2f} points "
-            f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f}), right only here {found['only_a']}, only there "
+            f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f}), correct only here {found['only_a']}, only there "
             f"{found['only_b']}, McNemar p = {found['p_value']:.3g}"
         )
 
@@ -115,7 +115,7 @@ class Classification(Classes):
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("top1", "top-1", None),
         Metric("top5", "top-5", None),
-        Metric("baseline", "always the commonest class", None),
+        Metric("baseline", "always predicting the most common class", None),
         Metric("loss", "loss", None, higher_is_better=False, format="number", unit="nats"),
         Metric("ece", "ECE", None, higher_is_better=False),
         Metric("ece_uncalibrated", "ECE without temperature scaling", None, higher_is_better=False),
@@ -131,8 +131,8 @@ class Classification(Classes):
 
     gives: ClassVar[str] = "probabilities of these classes"
     limits: ClassVar[str] = (
-        "It knows these classes and no other: whatever an image shows, one of them is the likeliest. A low probability "
-        "hints at a foreign image, a high one does not rule it out."
+        "It knows only these classes: for any image, one of them is the most probable. A low probability "
+        "suggests an image of another class; a high one does not rule it out."
     )
 
     def scores(self, outputs: Tensor) -> Tensor:
@@ -140,14 +140,14 @@ class Classification(Classes):
         return super().scores(outputs).softmax(-1)
 
     def calibrated(self, outputs_NS: ArrayLike, annotations: ArrayLike) -> Self:
-        """With the temperature that is fitted on validation data; 1 where it does not help there."""
+        """Return the task with the temperature fitted on validation data; 1 where scaling does not help there."""
         temperature = helpful_temperature(outputs_NS, annotations)
         if temperature == 1:
             log.info("calibration: temperature scaling does not help on the validation images and is left out")
         return replace(self, temperature=temperature)
 
     def measure(self, outputs_NS: Array, annotations: Array) -> dict[str, Any]:
-        """See `classification_metrics`."""
+        """Return `classification_metrics`."""
         return classification_metrics(outputs_NS, annotations, self.labels, self.temperature)
 
     def own_sections(self, evaluation: Evaluation | None, samples: Samples) -> list[Section]:
@@ -176,7 +176,7 @@ class Classification(Classes):
         ]  # fmt: skip
 
     def console(self, evaluation: Evaluation) -> list[Section]:
-        """Also the classes, with what each is most often taken for."""
+        """Add the classes, with the classes that each is most often confused with."""
         values = evaluation.values
         rows: list[list[Any]] = []
         for index, (name, row) in enumerate(values.get("per_class", {}).items()):
@@ -186,15 +186,15 @@ class Classification(Classes):
             )
             mixed = ", ".join(f"{other} ({count})" for count, other in wrong[:3])
             rows.append([name, *(Metric(key, key, row[key]) for key in ("precision", "recall")), row["count"], mixed])
-        table = Table(["class", "precision", "recall", "images", "most often taken for"], rows)
+        table = Table(["class", "precision", "recall", "images", "most often confused with"], rows)
         return [*super().console(evaluation), Section("", [table], frozenset({"console"}))]
 
     def log_lines(self, evaluation: Evaluation) -> list[str]:
-        """Also what always answering the commonest class would give."""
+        """Add the accuracy of always predicting the most common class."""
         lines, baseline = super().log_lines(evaluation), evaluation.metric("baseline")
         if baseline is not None:
             name = evaluation.values["baseline_class"]
-            lines.append(f"always answering {name}, the commonest class: {baseline.text()}")
+            lines.append(f"always predicting {name}, the most common class: {baseline.text()}")
         return lines
 
     def hub_scores(self, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -202,11 +202,11 @@ class Classification(Classes):
         return [accuracy_row(metrics, "top-1")] if self.of_values(metrics) else []
 
     def per_sample(self, outputs_NS: Array, annotations: Array) -> Array:
-        """Which samples have their own class as the likeliest, bool [N]."""
+        """Return which samples are classified correctly, bool [N]."""
         return outputs_NS.argmax(axis=1) == annotations
 
     def prediction_rows(self, names: Sequence[str], annotations: Array, scores_NS: Array) -> Iterator[Sequence[str]]:
-        """Name, label, the likeliest class with its probability, and whether that is right."""
+        """Yield name, label, the most probable class with its probability, and whether it is correct."""
         yield "image", "label", "prediction", "score", "correct"
         for name, label, row_C in zip(names, annotations.tolist(), scores_NS, strict=True):
             best = int(row_C.argmax())
@@ -215,14 +215,14 @@ class Classification(Classes):
 
 
 def accuracy_row(metrics: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Top-1 as a model-index has it."""
+    """Return top-1 as a row of a model-index."""
     low, high = metrics["top1_interval"]
     name = f"{name} (95 % interval {low:.4f} to {high:.4f})"
     return {"type": "accuracy", "value": metrics["top1"], "name": name}
 
 
 def worst_classes(per_class: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The classes that are found least often: class, images found, count, and the 95 % interval of the share."""
+    """Classes with the lowest recall: class, images found, count, and the 95 % interval of the share."""
     rows: list[dict[str, Any]] = []
     for name, row in per_class.items():
         if row["count"]:
@@ -233,7 +233,7 @@ def worst_classes(per_class: Mapping[str, Mapping[str, Any]]) -> list[dict[str, 
 
 
 def cell(text: str) -> str:
-    """A name that no spreadsheet takes for a formula: an apostrophe stands in front of what would begin one."""
+    """Return a name that no spreadsheet reads as a formula: an apostrophe precedes a formula's first character."""
     if not str(text).startswith(("=", "+", "-", "@", "\t", "\r")):
         return text
     try:

@@ -54,7 +54,7 @@ class Features(Task):
 
     @classmethod
     def of(cls, dataset: Dataset) -> Self:
-        """Whatever the annotations are."""
+        """Accept any annotations."""
         return cls()
 
     def can_evaluate(self, dataset: Dataset) -> bool:

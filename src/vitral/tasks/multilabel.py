@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Multilabel(Classes):
-    """Any number of classes per image: a sigmoid of each output by itself.
+    """Any number of classes per image: an independent sigmoid per output.
 
     Sigmoids are not calibrated: at 0.5 a decision would stay as it is, and with several classes per image there is no
     one confidence.
@@ -35,7 +35,7 @@ class Multilabel(Classes):
         Metric("map", "mAP", None),
         Metric("micro_f1", "F1, micro", None),
         Metric("macro_f1", "F1, macro", None),
-        Metric("exact_match", "every class right", None),
+        Metric("exact_match", "every class correct", None),
         Metric("loss", "loss", None, higher_is_better=False, format="number", unit="nats"),
     )
     tie_breaker: ClassVar[str | None] = "loss"
@@ -48,7 +48,7 @@ class Multilabel(Classes):
     loss_note: ClassVar[str] = LOSS_NOTE
     hf_problem_type: ClassVar[str] = "multi_label_classification"
     hub_type: ClassVar[str] = "image-classification"
-    gives: ClassVar[str] = "a probability for each class by itself"
+    gives: ClassVar[str] = "an independent probability for each class"
     limits: ClassVar[str] = "It knows these classes and no other; a foreign image may get any of them, or none."
     is_exclusive: ClassVar[bool] = False
     tags: ClassVar[tuple[str, ...]] = ("multi-label",)
@@ -60,7 +60,7 @@ class Multilabel(Classes):
         return replace(split, labels_N=hot_NK)
 
     def scores(self, outputs: Tensor) -> Tensor:
-        """Probabilities [..., K] of each class by itself."""
+        """Return independent probabilities [..., K] of the classes."""
         return super().scores(outputs).sigmoid()
 
     def measure(self, outputs_NS: Array, annotations: Array) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class Multilabel(Classes):
         return [*super().console(evaluation), Section("", [table], frozenset({"console"}))]
 
     def log_lines(self, evaluation: Evaluation) -> list[str]:
-        """Also the share of images with every class right."""
+        """Also the share of images with every class correct."""
         exact = evaluation.metric("exact_match")
         lines = super().log_lines(evaluation)
         return [*lines, f"{exact.label}: {exact.text()} ({exact.interval_text()})"] if exact else lines
@@ -100,16 +100,16 @@ class Multilabel(Classes):
             {"type": "f1", "value": metrics["micro_f1"], "name": "F1, micro, at a probability of 0.5"},
             {
                 "type": "exact_match", "value": metrics["exact_match"],
-                "name": f"every class right (95 % interval {low:.4f} to {high:.4f})",
+                "name": f"every class correct (95 % interval {low:.4f} to {high:.4f})",
             },
         ]  # fmt: skip
 
     def per_sample(self, outputs_NS: Array, annotations: Array) -> Array:
-        """Which samples have every class right at a probability of one half, bool [N]."""
+        """Which samples have every class correct at a probability of 0.5, bool [N]."""
         return exactly_right(outputs_NS, annotations)
 
     def prediction_rows(self, names: Sequence[str], annotations: Array, scores_NS: Array) -> Iterator[Sequence[str]]:
-        """Name, the classes that are there, those with a probability of 0.5 or more and their probabilities, each
+        """Name, the classes present, those with a probability of 0.5 or more and their probabilities, each
         joined by ";", and whether they are the same."""
         yield "image", "label", "prediction", "score", "correct"
         for name, hot_C, row_C in zip(names, annotations.astype(bool), scores_NS, strict=True):

@@ -36,7 +36,9 @@ class Regression(Task):
         Metric("rmse", "root mean squared error", None, higher_is_better=False, format="number"),
         Metric("r2", "R2", None, format="number"),
         Metric("spearman", "Spearman correlation", None, format="number"),
-        Metric("baseline_mae", "error of always the train mean", None, higher_is_better=False, format="number"),
+        Metric(
+            "baseline_mae", "error of always predicting the train mean", None, higher_is_better=False, format="number"
+        ),
     )
     tie_breaker: ClassVar[str | None] = "rmse"
     tables: ClassVar[tuple[str, ...]] = ("per_target",)
@@ -50,8 +52,8 @@ class Regression(Task):
     outputs_name: ClassVar[tuple[str, str]] = ("number", "numbers")
     gives: ClassVar[str] = "a number for each of these, in the units of the training data"
     limits: ClassVar[str] = (
-        "It gives numbers for any image: nothing tells a foreign image apart. Numbers beyond those of the training "
-        "images are extrapolated."
+        "It predicts numbers for any image and does not detect unrelated images. Outside the range of the training "
+        "numbers, predictions are extrapolated."
     )
     loss_note: ClassVar[str] = "The loss is of standardized targets; the validation metric is in the column's units."
 
@@ -61,13 +63,13 @@ class Regression(Task):
         target that is constant."""
         if dataset.task != cls.name:
             hint = "data.target=COLUMN names the column with the numbers."
-            raise UserError("there are no numbers to learn", where="data.target", got=dataset.name, hint=hint)
+            raise UserError("the data have no numbers to learn", where="data.target", got=dataset.name, hint=hint)
         train_NT = dataset.splits["train"].labels_N
         mean_T, std_T = train_NT.mean(0), train_NT.std(0)
         constant = [name for name, column_N in zip(dataset.classes, train_NT.T, strict=True) if np.ptp(column_N) == 0]
         if constant:
             got = f"{constant[0]} = {train_NT[0, dataset.classes.index(constant[0])]:g} in all train images"
-            raise UserError("a constant target, so there is nothing to learn", where="data.target", got=got)
+            raise UserError("this target is constant, so nothing can be learned", where="data.target", got=got)
         return cls(dataset.classes, state={"mean": mean_T.tolist(), "std": std_T.tolist()})
 
     def encode(self, split: Split) -> Split:

@@ -1,4 +1,4 @@
-"""The contract of a task: the kind of answer that a model gives. Nothing outside this room asks which kind it is.
+"""Interface of a task: the kind of output that a model predicts. Only this package depends on the kind.
 
 Shape letters: N samples, S outputs of the head, B batch.
 """
@@ -63,8 +63,8 @@ class Subject:
 
 
 class Samples(NamedTuple):
-    """The samples of an evaluated split, for what shows them: scores [N, S] and annotations [N, ...] with their names,
-    one image [H, W, C] in [0,1] by its place; `pictures`: columns of images [B, H, W, C] of what an objective shows."""
+    """The samples of an evaluated split, as input of report sections: scores [N, S] and annotations [N, ...] with their
+    names, one image [H, W, C] in [0,1] by its place; `pictures`: columns [B, H, W, C] of an objective's examples."""
 
     scores_NS: Array | None
     annotations: Array
@@ -78,8 +78,8 @@ Evaluator = Callable[["Task", Subject, Any], Iterable[Found]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What evaluators found: `metrics`, the primary one first, and `values`, all of it as JSON: every metric by its
-    name, its interval as NAME_interval, and what else there is, such as rows of a confusion matrix."""
+    """Results of evaluators: `metrics`, the primary one first, and `values`, everything as JSON: every metric by its
+    name, its interval as NAME_interval, and other results such as the rows of a confusion matrix."""
 
     split: str
     metrics: tuple[Metric, ...]
@@ -87,21 +87,21 @@ class Evaluation:
 
     @property
     def primary(self) -> Metric:
-        """The metric that chooses the best checkpoint and stands in every headline."""
+        """Return the metric that selects the best checkpoint and appears in every headline."""
         return self.metrics[0]
 
     def summary(self, task: Task) -> dict[str, Any]:
-        """`values` without tables, and the primary metric: what summary.json holds."""
+        """Return `values` without tables, and the primary metric, as summary.json holds them."""
         short = {key: value for key, value in self.values.items() if key not in task.tables}
         return {"primary": self.primary.row(), **short}
 
     def more(self, task: Task) -> list[Metric]:
-        """What other evaluators than the task's default one found."""
+        """Return the metrics of evaluators other than the task's default one."""
         own = {metric.name for metric in task.metrics}
         return [metric for metric in self.metrics if metric.name not in own]
 
     def metric(self, name: str) -> Metric | None:
-        """The metric of that name, if it was measured."""
+        """Return the metric with this name, or None if it was not measured."""
         return next((metric for metric in self.metrics if metric.name == name), None)
 
 
@@ -109,8 +109,8 @@ class Evaluation:
 class Task(ABC):
     """A kind of answer, for a model whose head has outputs of these names.
 
-    labels: names of the outputs, in order. temperature: divides the outputs before they become scores. state: what
-    else turns outputs into answers; the model folder keeps it. Class attributes:
+    labels: names of the outputs, in order. temperature: divides the outputs before they become scores. state: further
+    parameters of the conversion of outputs to answers, saved in the model folder. Class attributes:
 
     name: as config.json and messages have it. metrics: templates of what `measure` finds, the primary one first.
     evaluators: by name, the default first. headline: keys of an evaluation that a model folder keeps. tables: keys that
@@ -118,8 +118,8 @@ class Task(ABC):
     primary metrics. has_head: whether there are answers beside features. has_classes: whether outputs are classes and
     scores their probabilities. is_exclusive: whether a sample has one answer, so that probabilities sum to 1.
     hf_problem_type, hub_type, tags: what transformers and the Hugging Face hub call it. outputs_name, gives, limits:
-    what the model card says of the outputs, of answers, and of what nobody has tested. loss_unit, loss_note: what the
-    report says of the curves of the loss.
+    texts of the model card about outputs, answers and limitations. loss_unit, loss_note: texts of the report about
+    the loss curves.
     """
 
     labels: tuple[str, ...] = ()
@@ -148,7 +148,7 @@ class Task(ABC):
 
     @classmethod
     def count_outputs(cls, count: int) -> str:
-        """So many outputs, in words, as "10 classes"."""
+        """Format a number of outputs: "10 classes"."""
         return plural(count, *cls.outputs_name)
 
     @classmethod
@@ -171,7 +171,7 @@ class Task(ABC):
         """The split with annotations in the order of `labels`. Raises UserError where the data are not for the task."""
         if dataset.task != self.name:
             raise UserError(
-                "the labels of the data are not of the model's kind", where=dataset.name, got=dataset.task,
+                "the labels of the data do not match the model's task", where=dataset.name, got=dataset.task,
                 expected=self.name,
             )  # fmt: skip
         return split
@@ -179,9 +179,9 @@ class Task(ABC):
     # Answers
 
     def scores(self, outputs: Tensor) -> Tensor:
-        """What outputs [..., S] mean, float32 or wider: probabilities, or numbers in units. Can be exported."""
-        wide = outputs if outputs.element_size() > 4 else outputs.float()
-        return wide / self.temperature
+        """Convert outputs [..., S] to scores, float32 or float64: probabilities, or numbers in units. Exportable."""
+        logits = outputs if outputs.element_size() > 4 else outputs.float()
+        return logits / self.temperature
 
     def scores_of(self, outputs_NS: Array) -> Array:
         """The scores of all samples, float64."""
@@ -190,15 +190,15 @@ class Task(ABC):
         return self.scores(torch.from_numpy(outputs_NS).double()).numpy()
 
     def answer(self, scores_S: Array, topk: int) -> dict[str, Any]:
-        """The JSON of one image beside its name: what `predict`, the server and exports give."""
+        """Return the JSON of one image without its name, for `predict`, the server and exports."""
         raise NotImplementedError
 
     def answer_of(self, scores_S: Array, index: int) -> dict[str, Any]:
-        """One output of an image as JSON: its label, its index and what it says."""
+        """Return one output of an image as JSON: its label, its index and its score or value."""
         raise NotImplementedError
 
     def answer_text(self, scores_S: Array, index: int) -> str:
-        """The same in words, as "owl, 97.3 %"."""
+        """Format one output: "owl, 97.3 %"."""
         raise NotImplementedError
 
     def chosen(self, scores_S: Array) -> int:
@@ -206,13 +206,13 @@ class Task(ABC):
         return 0
 
     def answer_line(self, scores_S: Array) -> str:
-        """The whole answer in words."""
+        """Format the answer of one image."""
         return self.answer_text(scores_S, self.chosen(scores_S))
 
     def require_answers(self, where: str) -> None:
         """Raise UserError for a model that gives features only."""
         if not self.has_head:
-            hint = "`vitral probe` says how good its features are, `vitral embed` gives them."
+            hint = "`vitral probe` evaluates its features, `vitral embed` writes them."
             raise UserError("this model has no head, so it predicts no classes", where=where, hint=hint)
 
     def prediction_rows(self, names: Sequence[str], annotations: Array, scores_NS: Array) -> Iterator[Sequence[str]]:
@@ -242,27 +242,27 @@ class Task(ABC):
         return Section("", [replace(primary, label=f"{primary.label} of {of}"), *others], where)
 
     def more_sections(self, evaluation: Evaluation) -> list[Section]:
-        """A section of what other evaluators than the default one found, if there are any."""
+        """Return a section with the metrics of evaluators other than the default one, if there are any."""
         more = evaluation.more(self)
         parts: list[Part] = ["", *more]
         return [Section("Other evaluators", parts, frozenset({"report", "console"}))] if more else []
 
     def console(self, evaluation: Evaluation) -> list[Section]:
-        """What `vitral eval` prints: the metrics, then tables of the task."""
+        """Return the sections that `vitral eval` prints: the metrics, then tables of the task."""
         more = evaluation.more(self)
         others = (metric for metric in evaluation.metrics[1:] if metric not in more)
         return [self._headline(evaluation, frozenset({"console"}), *others), *self.more_sections(evaluation)]
 
     def comparison(self, found: Mapping[str, Any]) -> str:
-        """What `compare` found, in a line for the console."""
+        """Format the result of `compare` as one line for the console."""
         raise NotImplementedError
 
     def kept(self, metrics: Mapping[str, Any]) -> list[Metric]:
-        """The metrics of what `provenance` kept, the primary one first."""
+        """Return the metrics in the model folder's provenance, the primary one first."""
         return self.of_values(metrics)
 
     def card(self, provenance: Mapping[str, Any]) -> list[Section]:
-        """The sections of the model card, of what `provenance` kept; none where nothing was measured."""
+        """Return the sections of the model card from the provenance; none without measured metrics."""
         metrics, rows = provenance.get("metrics") or {}, provenance.get("more_metrics", [])
         found: list[Part] = [*self.kept(metrics), *(Metric(**row) for row in rows)]
         if not found:
@@ -274,21 +274,21 @@ class Task(ABC):
         return [Section("Numbers", parts, frozenset({"card"}))]
 
     def hub_scores(self, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The rows of a model-index, of what `provenance` kept. The hub knows no intervals: they are in the name."""
+        """Return the rows of a model-index from the provenance. The hub has no intervals: they are in the name."""
         raise NotImplementedError
 
     # Evaluation
 
     def calibrated(self, outputs_NS: ArrayLike, annotations: ArrayLike) -> Self:
-        """The same task with what is fitted on validation data. The same by default."""
+        """Return the task with parameters fitted on validation data. Unchanged by default."""
         return self
 
     @abstractmethod
     def measure(self, outputs_NS: Array, annotations: Array) -> dict[str, Any]:
-        """Everything that the evaluator `clean` reports, ready for JSON."""
+        """Return all results of the evaluator `clean`, ready for JSON."""
 
     def measure_quickly(self, outputs_NS: Array, annotations: Array) -> dict[str, Any]:
-        """The same during training, where it is done often: without what takes long. The same by default."""
+        """Return the results of `measure` without slow parts, for validation during training. The same by default."""
         return self.measure(outputs_NS, annotations)
 
     def log_lines(self, evaluation: Evaluation) -> list[str]:
@@ -300,14 +300,14 @@ class Task(ABC):
         return [f"{primary.label} {primary.text()}{of}{interval}", *more]
 
     def provenance(self, evaluation: Evaluation) -> dict[str, Any]:
-        """What a model folder keeps of an evaluation: the headline, and the metrics of other evaluators."""
+        """Return what the model folder stores of an evaluation: the headline, and metrics of other evaluators."""
         kept = {key: evaluation.values[key] for key in self.headline if key in evaluation.values}
         metrics = {"split": evaluation.split, **kept, "primary": evaluation.primary.row()}
         more = [asdict(metric) for metric in evaluation.more(self)]
         return {"metrics": metrics, **({"more_metrics": more} if more else {})}
 
     def per_sample(self, outputs_NS: Array, annotations: Array) -> Array:
-        """How good each answer is, [N]: what `compare` compares."""
+        """Return the quality of each answer, [N], as input of `compare`."""
         raise NotImplementedError
 
     def compare(self, own_N: Array, other_N: Array) -> dict[str, Any]:
@@ -323,14 +323,14 @@ class Task(ABC):
         for name in config:
             if name not in self.evaluators:
                 raise UserError(
-                    f"the task {self.name} has no such evaluator", where="eval", got=name,
+                    f"unknown evaluator of the task {self.name}", where="eval", got=name,
                     expected=", ".join(self.evaluators), nearest=nearest(name, self.evaluators),
                 )  # fmt: skip
         default = next(iter(self.evaluators))
         return dict(config) or {default: EVALUATORS[default]()}
 
     def evaluate(self, subject: Subject, evaluators: Mapping[str, EvaluatorConfig]) -> Evaluation:
-        """What these evaluators find; see `evaluators_of`."""
+        """Run these evaluators; see `evaluators_of`."""
         metrics, values = list[Metric](), dict[str, Any]()
         for name, config in evaluators.items():
             for found in self.evaluators[name](self, subject, config):
