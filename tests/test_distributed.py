@@ -163,7 +163,7 @@ def test_a_killed_worker_ends_torchrun_and_a_restart_goes_on(parallel: str) -> N
         os.kill(worker_of(torchrun.pid), signal.SIGKILL)
         _, err = torchrun.communicate(timeout=200)
         assert (torchrun.returncode == 0) == (restarts == 1), err
-    assert "going on at step" in err
+    assert "resuming at step" in err
     assert_equal_tensors(weights("whole"), weights("parts"))
 
 

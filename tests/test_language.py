@@ -27,7 +27,7 @@ _UNIT = (
 # Pattern, and what to write instead. Matched in any case within a line.
 WORDS = {
     r"\bjudg(?:e[sd]?|ing|e?ment)\b": "evaluate, validate",
-    r"\btold\b": "given, configured",
+    r"\btold\b(?! apart)": "given, configured",
     r"\btells?\b(?! apart| [\w ]{1,30} apart)": "shows, gives",
     r"\bsaid\b": "stated, reported",
     r"\b(?:asked|asks|asking)\b": "requested, set, configured, requires",
@@ -37,7 +37,7 @@ WORDS = {
     r"\b(?:is|are) there already\b": "exists",
     r"\bwants? to know\b": "requires",
     r"\bnothing of that name\b": "not found",
-    r"\b(?:what|who)ever\b": "any",
+    r"\bwhoever\b": "no people for processes",
     rf"\b(?:{_COUNTED}) an? (?:{_UNIT})\b(?! mixes)": "per",
     r"colour|\bgrey|\bcentre[sd]?\b|neighbour|behaviour|favour|artefact|\blicence|(?<!aria-)labell(?:ed|ing)|modell(?:ed|ing)":
         "US spelling",
@@ -92,7 +92,7 @@ def test_prose_is_plain(path: Path) -> None:
     [
         "# the weights are judged", '"""The judgement of a run."""', 'f"{name} is what was asked for"',
         "# one worker a GPU", "# one label an image", "# 2 images a second", "# normalised pixels", "# a Neighbour",
-        "# it starts anew", "# whatever it is",
+        "# it starts anew", "# whoever it is",
     ],
 )  # fmt: skip
 def test_the_list_finds(text: str) -> None:

@@ -1,8 +1,8 @@
 """Files and folders that are whole or absent, and the lock of a folder in which one process works.
 
 There is one kind of temporary name: `.NAME.partial` beside NAME. It holds NAME while it is written or removed, and is
-renamed at the end; a folder that NAME replaces waits as `.NAME.old` meanwhile. A kill at any moment leaves these names
-at most, and whoever writes NAME next clears them away. Nothing here imports torch.
+renamed at the end; a folder that NAME replaces waits as `.NAME.old` until then. A kill at any moment leaves these names
+at most, and the next write of NAME removes them. Nothing here imports torch.
 """
 
 from __future__ import annotations

@@ -202,7 +202,7 @@ def broadcast_from_main(value: T, group: Any = None) -> T:
 
 
 def second_group() -> Any:
-    """The same processes once more, over gloo: what a thread says there does not meet what the run says meanwhile."""
+    """The same processes once more, over gloo: what a thread says there does not meet the messages of the run."""
     return _group().new_group(backend="gloo")
 
 

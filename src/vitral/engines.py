@@ -83,12 +83,12 @@ class TorchEngine:
 
 
 class Exported(ABC):
-    """An exported file in a runtime, on the CPU. said: the metadata stored in the file, as JSON."""
+    """An exported file in a runtime, on the CPU. text: the metadata stored in the file, as JSON."""
 
     name: str
 
-    def __init__(self, said: str | None, path: Path) -> None:
-        self.metadata = _shipment(said, path)
+    def __init__(self, text: str | None, path: Path) -> None:
+        self.metadata = _read_metadata(text, path)
         self.takes: Takes = self.metadata.takes
         self.precision: str = self.metadata.precision
 
@@ -142,8 +142,8 @@ class OpenvinoEngine(Exported):
             network = core.read_model(str(path))
         except Exception as error:  # RuntimeError and, of names and text that are no UTF-8, others
             raise UserError("not readable by OpenVINO", where=str(path), got=str(error)[:300]) from None
-        said = network.get_rt_info([METADATA]).astype(str) if network.has_rt_info([METADATA]) else None
-        super().__init__(said, path)
+        text = network.get_rt_info([METADATA]).astype(str) if network.has_rt_info([METADATA]) else None
+        super().__init__(text, path)
         hints = {
             # Without it a processor with bfloat16 uses it automatically: logits are then off by 0.1.
             "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bfloat16" else "f32",
@@ -238,7 +238,7 @@ def verify_export(path: Path) -> None:
         verify_weights(path.parent / name, digests[name])
 
 
-def _shipment(text: str | None, path: Path) -> ExportMetadata:
+def _read_metadata(text: str | None, path: Path) -> ExportMetadata:
     where = str(path)
     if text is None:
         hint = "`vitral export MODEL format=... out=DIR` writes files that say it."

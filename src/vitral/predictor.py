@@ -141,7 +141,7 @@ class Predictor:
         self, images: Iterable[Any], batch_size: int, features: str | None = None
     ) -> Iterator[Tensor | UserError]:
         """Yield the output of each image in order, or the error of one that cannot be read. Threads decode the next
-        `batch_size` images meanwhile."""
+        `batch_size` images at the same time."""
 
         def attempt(image: Any) -> Tensor | UserError:
             try:
@@ -156,7 +156,8 @@ class Predictor:
                 yield each if isinstance(each, UserError) else next(rows)
 
     def probabilities(self, images: Iterable[Any], batch_size: int = 64) -> Floats:
-        """The `scores` of images of any kind, [images, classes]. The next `batch_size` images are decoded meanwhile."""
+        """The `scores` of images of any kind, [images, classes]. The next `batch_size` images are decoded at the same
+        time."""
         self.require_answers()
         rows = [_or_raise(row_C) for row_C in self._outputs(images, batch_size)]
         return self.scores(torch.stack(rows) if rows else torch.zeros(0, len(self.classes))).numpy()

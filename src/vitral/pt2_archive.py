@@ -36,7 +36,7 @@ _PLAIN = re.compile(
 _LARGEST = 2**26  # bytes of a JSON part; of a graph of 110 layers there are 2 million
 _MOST = 2_000_000  # values in it
 # Nodes of Python's syntax: each symbolic expression of an export has 20, those of 110 layers 30,000. SymPy reads each
-# anew and compares the arguments of a function with one another.
+# again and compares the arguments of a function with one another.
 _LONGEST_TERM, _TERMS, _ARGUMENTS = 100, 50_000, 4
 _ITEM_BITS = {1: 8, 2: 8, 3: 16, 4: 32, 5: 64, 6: 16, 7: 32, 8: 64, 12: 8, 13: 16}  # of torch's schema, without complex
 

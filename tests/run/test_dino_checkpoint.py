@@ -50,7 +50,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(keys: dict[str, Any], monkeypatc
         return real(*arguments)
 
     monkeypatch.setattr(loop, "train_step", stops)
-    with pytest.raises(BaseException, match="Go on with"):
+    with pytest.raises(BaseException, match="Resume with"):
         distil("cut", "ibot", **keys)
     monkeypatch.setattr(loop, "train_step", real)
     distil("cut", "ibot", **keys, resume=True)

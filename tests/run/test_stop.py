@@ -56,13 +56,13 @@ def test_a_stopped_command_prints_the_command_that_goes_on(signum: int, code: in
     assert run.returncode == code, err
     assert out == ""
     assert "Traceback" not in err
-    command = re.search(r"stopped at step \d+ of 150\. Go on with:\n  (vitral .*)\n$", err)
+    command = re.search(r"stopped at step \d+ of 150\. Resume with:\n  (vitral .*)\n$", err)
     assert command is not None, err
     assert not Path("my runs/a/summary.json").exists()
     line = command.group(1).replace("vitral", shlex.join(VITRAL), 1)
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
-    assert "going on at step" in done.stderr
+    assert "resuming at step" in done.stderr
     steps = [row["step"] for row in MetricsLog.read(Path("my runs/a")) if "loss" in row]
     assert steps == list(range(1, 151)), "every step once"
     assert Path("my runs/a/model/config.json").is_file()

@@ -52,7 +52,7 @@ def check_dataset(
     normalization: the mean and std of a checkpoint, per channel in [0,1]; the data's own are compared with them. Up to
     `max_bad` damaged images are a warning instead of an error. `workers` threads decode. `cache`: a folder where the
     result is kept; it is taken from there while names, labels, sizes and times of the files, and `variant` (how images
-    are decoded, in words), stay the same. Nothing about the data raises; their findings say it. `tick` gets
+    are decoded, as text), stay the same. Nothing about the data raises; their findings say it. `tick` gets
     how many more images are done.
     """
     key = check_cache.key(dataset, variant) if cache is not None else ""

@@ -31,8 +31,8 @@ def in_batches(function: Callable[[T], S], items: Iterable[T], size: int) -> Gen
             yield [function(first[0])]
         return
     rest = chain(first, rest)
-    # With threads of torch's own each of these would make OpenMP believe that the processor is overbooked, and whoever
-    # computes meanwhile would take up to 1.7 times as long.
+    # With threads of torch's own each of these would make OpenMP believe that the processor is overbooked, and the
+    # computation at the same time would take up to 1.7 times as long.
     pool = ThreadPoolExecutor(min(size, os.cpu_count() or 1), "vitral-decode", torch.set_num_threads, (1,))
     try:
         while True:

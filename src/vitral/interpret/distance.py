@@ -29,7 +29,7 @@ def attention_distance(
 ) -> Tensor:
     """Mean distance in pixels between a patch and what it attends to, weighted by the attention: [L, h] float64.
 
-    batches: images [B, C, H, W] in [0,1] or uint8. The mean is over images and asking patches (appendix D.7); attention
+    batches: images [B, C, H, W] in [0,1] or uint8. The mean is over images and query patches (appendix D.7); attention
     to class token and registers, which lie nowhere, is left out and the rest of a row counts as the whole. One layer of
     one batch is looked at after the other. Raises UserError where there is no image.
     """

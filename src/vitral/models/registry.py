@@ -68,7 +68,7 @@ FAMILIES: dict[str, Family] = {
 
 
 class _ByFamily:
-    """A field that holds the configuration of any family, told apart by their key."""
+    """A field that holds the configuration of any family, distinguished by their key."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         choices = {name: handler.generate_schema(family.config) for name, family in FAMILIES.items()}

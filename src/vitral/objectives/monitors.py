@@ -32,6 +32,6 @@ def feature_rank(features_BD: Tensor) -> Tensor:
 
 @torch.no_grad()
 def entropy(probabilities_BK: Tensor) -> Tensor:
-    """The mean entropy of a row, in nats: ln K where nothing is told apart, 0 where each row is one prototype."""
+    """The mean entropy of a row, in nats: ln K where nothing is distinguished, 0 where each row is one prototype."""
     p_BK = probabilities_BK.float()
     return -(p_BK * p_BK.clamp(min=1e-30).log()).sum(-1).mean()

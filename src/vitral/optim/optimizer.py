@@ -108,7 +108,7 @@ class _ShardedSGD(torch.optim.SGD):
 
 def _sgd(groups: list[dict[str, Any]], lr: float, momentum: float) -> torch.optim.SGD:
     """SGD whose momentum starts at zero: torch's would take the first gradient it sees, even one to be skipped,
-    and could not go on with parameters that join later."""
+    and could not take parameters that join later."""
     if any(distributed.is_sharded(parameter) for group in groups for parameter in group["params"]):
         optimizer = _ShardedSGD(groups, lr=lr, momentum=momentum, foreach=True)
     else:

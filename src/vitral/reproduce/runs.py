@@ -73,7 +73,7 @@ def comparison(name: str, options: ReproduceOptions, words: Mapping[str, Any]) -
         given = {key: value for key, value in options.model_dump().items() if key not in ("out", "resume")}
         pairs = [f"{key}={as_word(value)}" for key, value in {**given, **words}.items()]
         again = command("vitral", "reproduce", name, *pairs, f"out={folder}", "resume=true")
-        raise Interrupted(signum_of(error), f"the comparison is stopped. Go on with:\n  {again}") from None
+        raise Interrupted(signum_of(error), f"the comparison is stopped. Resume with:\n  {again}") from None
 
 
 def _check_empty(folder: Path, resume: bool) -> None:

@@ -161,7 +161,7 @@ def read_config(folder: Path) -> RunConfig:
 
 
 def resume_with(folder: Path, config: RunConfig) -> str:
-    """The command that goes on with the run in this folder, with the keys of this command that may be others than at
+    """Return the command that resumes the run in this folder, with the keys of this command that may be others than at
     the run's start, and are."""
     return resume_command(folder, *_changed(folder, config))
 

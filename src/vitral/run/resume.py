@@ -1,4 +1,4 @@
-"""What a stopped run goes on from, and the weights that it ends with."""
+"""Resume a stopped run, and choose the weights that it ends with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vitral.training.state import BEST, Progress, TrainState
 from vitral.weights.stopped_run import finish_command, resume_command
 from vitral.weights.tensors import DamagedFile, load_tensors
 
-_LENGTH = {"train.steps", "train.epochs"}  # a run may go on to another end
+_LENGTH = {"train.steps", "train.epochs"}  # a resumed run may have another length
 
 
 def resume(folder: Path, config: RunConfig, state: TrainState, length: tuple[int, int]) -> list[str]:
@@ -29,7 +29,7 @@ def resume(folder: Path, config: RunConfig, state: TrainState, length: tuple[int
     changed = [(key, old, new) for key, old, new in difference(before, config) if key not in _LENGTH]
     if changed:
         got = "; ".join(f"{key}: {old}, now {new}" for key, old, new in changed)
-        hint = f"Go on with: {resume_command(folder)}"
+        hint = f"Resume with: {resume_command(folder)}"
         raise UserError("the run was configured otherwise", where=str(folder), got=got, hint=hint)
     notes = state.load_newest(folder / CHECKPOINTS)
     progress, (steps, samples) = state.progress, length

@@ -102,7 +102,7 @@ def run(
                 return {**_train(*parts, folder, loggers), "out": str(folder)}
         except KeyboardInterrupt as stop:
             again = (
-                f"Go on with:\n  {resume_with(folder, config)}" if resumable else "The same command starts it again."
+                f"Resume with:\n  {resume_with(folder, config)}" if resumable else "The same command starts it again."
             )
             raise Interrupted(signum_of(stop), f"stopped outside of training. {again}") from None
 
@@ -146,7 +146,7 @@ def _train(
         log.info("the run is ended at step %d of %d", state.progress.step, state.steps)
     else:
         if state.progress.step:
-            log.info("going on at step %d", state.progress.step)
+            log.info("resuming at step %d", state.progress.step)
         evaluators = dict([next(iter(config.eval.items()))])
 
         def evaluate(model: Module) -> tuple[Metric, Metric | None]:
@@ -164,7 +164,7 @@ def _train(
                 loggers=Loggers(loggers, config.model_dump(mode="json")),
             )  # fmt: skip
         except Interrupted as stop:
-            raise Interrupted(stop.signum, f"{stop}. Go on with:\n  {resume_with(folder, config)}") from None
+            raise Interrupted(stop.signum, f"{stop}. Resume with:\n  {resume_with(folder, config)}") from None
     model = prepared.build() if _mode(config) == "fsdp" else objective.eval_model
     return finish(prepared, state, objective, model, folder, data)
 

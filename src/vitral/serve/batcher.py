@@ -56,8 +56,8 @@ class Batcher:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def compute(self, predictor: Predictor, images: Sequence[Tensor]) -> list[Computed]:
-        """Logits of images that `predictor.preprocess` has made, computed by that predictor. Whoever stops waiting
-        takes them out of the queue. Raises APIError, 500, where the computation of one of them fails."""
+        """Logits of images that `predictor.preprocess` has made, computed by that predictor. A caller that stops
+        waiting takes them out of the queue. Raises APIError, 500, where the computation of one of them fails."""
         loop = asyncio.get_running_loop()
         answers: list[asyncio.Future[Computed]] = [loop.create_future() for _ in images]
         self._entries.extend(_Entry(predictor, image, answers[k], answers) for k, image in enumerate(images))

@@ -235,7 +235,7 @@ class _Decoder:
 
     def ask(self, job: Job, seconds: float) -> DecodedImage | Problem:
         """Raises TimeoutError after so many seconds, NotSent where the process has ended before, EOFError or OSError
-        where it ends meanwhile."""
+        where it ends before."""
         try:
             self._pipe.send((job, seconds))
         except OSError as error:

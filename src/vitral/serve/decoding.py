@@ -96,7 +96,7 @@ def do(job: Job) -> DecodedImage | Problem:
         if isinstance(error.__cause__, MemoryError):
             return _NO_ROOM
         return Problem(422, "bad_image", error.what)
-    except Exception as error:  # of a decoder or a plugin; the process, or the server, goes on
+    except Exception as error:  # of a decoder or a plugin; the process, or the server, continues
         # torch says RuntimeError where it gets no memory.
         if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
             return _NO_ROOM

@@ -78,7 +78,7 @@ def _end(serve: Any) -> None:
     if serve.status().applications.keys() <= {NAME}:
         serve.shutdown()
         return
-    with suppress(TimeoutError):  # after a minute; the cluster goes on with it
+    with suppress(TimeoutError):  # after a minute; the cluster continues to deploy it
         serve.delete(NAME)
 
 

@@ -109,8 +109,8 @@ def _form(delimiter: bytes, max_images: int, body: bytes) -> Images:
 
 
 def _next(delimiter: bytes, body: bytes, start: int) -> tuple[int, int]:
-    """Where the next delimiter begins, its line break included, and where it ends. `start` -2: one without a line break
-    begins the body. What goes on in the same line is data that looks alike."""
+    """Where the next delimiter begins, its line break included, and where it ends. `start` -2: a delimiter without line
+    break begins the body. A line that continues is data that looks alike."""
     while True:
         place = start if start < 0 else body.find(b"\r\n" + delimiter, start)
         if place < 0 and start >= 0:

@@ -44,5 +44,5 @@ class Compiled(nn.Module):
         try:
             return self._graphs[compile_key](batches, torch.full((), step, device=device_of(batches)))
         except TorchDynamoException as error:
-            said = " ".join(str(error).split("\n\n")[0].split())
-            raise RunFailed(f"the step could not be compiled: {said}. train.compile=none runs without") from error
+            reason = " ".join(str(error).split("\n\n")[0].split())
+            raise RunFailed(f"the step could not be compiled: {reason}. train.compile=none runs without") from error

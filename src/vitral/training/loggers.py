@@ -14,10 +14,11 @@ from vitral.training.metrics_log import log
 
 
 class Logger(Protocol):
-    """What `vitral.train(..., loggers=[...])` takes. A logger that raises is left out from then on; the run goes on."""
+    """What `vitral.train(..., loggers=[...])` takes. A logger that raises is left out from then on; the run
+    continues."""
 
     def start(self, config: Mapping[str, Any], step: int) -> None:
-        """The run begins, or goes on after `step`; `config` is that of config.yaml."""
+        """The run starts, or resumes after `step`; `config` is that of config.yaml."""
         ...
 
     def row(self, row: Mapping[str, Any]) -> None:

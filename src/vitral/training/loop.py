@@ -265,6 +265,6 @@ def _saved(write: Callable[[], None]) -> bool:
     try:
         write()
     except OSError as error:
-        log.error("%s. The file before it is kept and the run goes on; free some space", error)
+        log.error("%s. The file before it is kept and the run continues; free some space", error)
         return False
     return True

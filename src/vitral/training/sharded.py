@@ -61,7 +61,7 @@ def write_shards(path: Path, tensors: Mapping[str, Tensor], facts: str, make_way
 
 class ShardWriter:
     """`write_shards` beside the run, one checkpoint at a time: the run waits while its slices are copied in memory, and
-    goes on while the copy is written. To be made by all processes, and called by all alike."""
+    continues while the copy is written. To be made by all processes, and called by all alike."""
 
     def __init__(self) -> None:
         self._group = distributed.second_group()

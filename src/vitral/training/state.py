@@ -1,4 +1,4 @@
-"""Everything a run needs to go on as if it had never stopped: written whole or not at all, verified when read.
+"""State of a run for an exact resume: written atomically, verified when read.
 
 The newest checkpoint is `last`, the one before it `previous`; at every moment at least one of them is whole.
 """
@@ -127,7 +127,7 @@ class TrainState:
             if found is not None and not troubles:
                 self._restore(path, *found)
                 if path.stem == PREVIOUS:
-                    notes.append(f"going on from the checkpoint before the last one, {path}")
+                    notes.append(f"resuming from the checkpoint before the last one, {path}")
                 return notes
             notes.append(troubles[0])
             if distributed.is_main():

@@ -30,7 +30,7 @@ def strangers(checkpoints: Path) -> list[str]:
 
 
 def resume_command(folder: Path, *keys: str) -> str:
-    """The command that goes on with the run in this folder, on as many processes, with further keys."""
+    """Return the command that resumes the run in this folder, on as many processes, with further keys."""
     return _train(folder, "resume=true", *keys)
 
 

@@ -63,7 +63,7 @@ def test_a_given_image_comes_back_by_its_link(visit: Visit, browser: Browser, ba
     expect(page.locator("#seen")).to_contain_text("Given: 13 × 9 pixels")
     visit.quiet()
     page.get_by_role("button", name="Copy link").click()
-    expect(page.locator("#said")).not_to_be_empty()
+    expect(page.locator("#notice")).not_to_be_empty()
     other = Visit(browser, base)
     again = other.open(page.url.removeprefix(f"{base}/"))
     expect(again.locator("#seen")).to_contain_text("Given: 13 × 9 pixels")

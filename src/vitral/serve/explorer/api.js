@@ -12,7 +12,7 @@ export class Problem extends Error {
   }
 }
 
-/** Sets the function that asks for the API key: it gets whether a key was refused, and returns a key or null. */
+/** Sets the function that prompts for the API key: it gets whether a key was refused, and returns a key or null. */
 export function onKeyWanted(ask) {
   askForKey = ask;
 }
@@ -49,10 +49,10 @@ async function sendOnce(path, params, options) {
     sessionStorage.setItem(STORED, given);
     return sendOnce(path, params, options);
   }
-  const said = await response.json().catch(() => null);
-  const message = said?.error?.message ?? `The server answered ${response.status} ${response.statusText}.`;
+  const answer = await response.json().catch(() => null);
+  const message = answer?.error?.message ?? `The server answered ${response.status} ${response.statusText}.`;
   const wait = response.headers.get("Retry-After");
-  throw new Problem(said?.error?.code ?? String(response.status), wait ? `${message} Again in ${wait} s.` : message);
+  throw new Problem(answer?.error?.code ?? String(response.status), wait ? `${message} Again in ${wait} s.` : message);
 }
 
 export const json = async (path, params = {}) => (await send(path, params, {})).json();

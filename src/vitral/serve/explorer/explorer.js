@@ -90,8 +90,8 @@ function show(changed) {
   picture.box.setAttribute("aria-label", `Patches of the picture; chosen: ${placeName(state.patch)}`);
   for (const name of ["token", "head", "view", "fuse", "layer", "r"]) $(name).value = state[name];
   [$("row").value, $("column").value] = state.patch;
-  $("layer-said").textContent = `${state.layer + 1} of ${model.layers}`;
-  $("r-said").textContent = `${state.r} of at most ${model.most_merged}`;
+  $("layer-value").textContent = `${state.layer + 1} of ${model.layers}`;
+  $("r-value").textContent = `${state.r} of at most ${model.most_merged}`;
   $("under").checked = state.under === 1;
   $("main").classList.toggle("under", state.under === 1);
 }
@@ -189,13 +189,13 @@ async function copyLink() {
   const link = location.href;
   try {
     await navigator.clipboard.writeText(link);
-    $("said").textContent = page.state.image?.startsWith("sample:") ? "Link copied."
+    $("notice").textContent = page.state.image?.startsWith("sample:") ? "Link copied."
       : "Link copied. It works as long as this server keeps the image.";
   } catch {
     $("link").hidden = false;
     $("link-text").value = link;
     $("link-text").select();
-    $("said").textContent = "Copy this link.";
+    $("notice").textContent = "Copy this link.";
   }
 }
 

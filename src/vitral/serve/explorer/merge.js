@@ -15,8 +15,8 @@ export class Merge {
     this.latest = new Latest();
     const pick = (patch) => page.choose(patch);
     const format = (group) => this.#companions(group);
-    const said = (group) => this.#draw(group);
-    this.stack = new Stack($("groups"), { pick, format, said, idle: "Point at a patch, or choose one." });
+    const onOutput = (group) => this.#draw(group);
+    this.stack = new Stack($("groups"), { pick, format, onOutput, idle: "Point at a patch, or choose one." });
     page.on((changed) => this.update(changed));
   }
 

@@ -62,9 +62,9 @@ export class Page {
 
   /** What a link says, or where it says nothing the first model and its first sample. */
   open(hash) {
-    const said = fromHash(hash);
-    const model = this.models.find(({ name }) => name === said.model) ?? this.models[0];
-    const state = fitted(said, model);
+    const wanted = fromHash(hash);
+    const model = this.models.find(({ name }) => name === wanted.model) ?? this.models[0];
+    const state = fitted(wanted, model);
     if (!this.model) this.state = state; // where its image is gone, the next one is seen so
     return this.show({ model, image: state.image ?? SAMPLE + model.samples[0].id, state });
   }

@@ -37,9 +37,9 @@ function numbersOf(title, { values, grid: [rows, columns] }, format) {
 async function figureOf(id) {
   const figure = $(id);
   const title = figure.querySelector("h3").textContent;
-  const said = [...figure.querySelectorAll(".value, .rest")].map((line) => line.textContent).join(" ");
+  const caption = [...figure.querySelectorAll(".value, .rest")].map((line) => line.textContent).join(" ");
   return `<figure><h3>${escape(title)}</h3><img alt="${escape(title)}" src="${await Stack.of(figure).snapshot()}">`
-    + `<figcaption>${escape(said)}</figcaption></figure>`;
+    + `<figcaption>${escape(caption)}</figcaption></figure>`;
 }
 
 async function sections(page) {
@@ -82,5 +82,5 @@ ${(await sections(page)).join("\n")}
   link.download = `${name.replace(/[^\w.-]+/g, "_")}-explored.html`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
-  $("said").textContent = "Page saved.";
+  $("notice").textContent = "Page saved.";
 }

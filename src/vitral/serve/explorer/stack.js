@@ -16,11 +16,11 @@ export class Stack {
   /**
    * figure: where it goes, with the title in its heading. options.pick: what to do with a chosen patch; options.key:
    * with a key that moves no patch, true if it was used; options.format: a value as text; options.idle: what stands
-   * below where no patch is meant, else the largest value; options.said: called with a value that is shown there,
+   * below where no patch is meant, else the largest value; options.onOutput: called with a value that is shown there,
    * or with null.
    */
-  constructor(figure, { pick, key = null, format = String, idle = null, said = null }) {
-    Object.assign(this, { figure, pick, format, idle, onSaid: said, values: null, place: null, grid: [1, 1] });
+  constructor(figure, { pick, key = null, format = String, idle = null, onOutput = null }) {
+    Object.assign(this, { figure, pick, format, idle, onOutput, values: null, place: null, grid: [1, 1] });
     this.image = el("img", { alt: "" });
     this.canvas = el("canvas", { "aria-hidden": "true" });
     this.lines = el("span", { class: "lines", "aria-hidden": "true" });
@@ -29,7 +29,7 @@ export class Stack {
     this.box = el("div", { class: "stack" }, this.image, this.canvas, this.lines, this.pointed, this.chosen);
     figure.querySelector(".slot").replaceWith(this.box);
     this.scale = figure.querySelector(".scale");
-    this.said = figure.querySelector(".value");
+    this.output = figure.querySelector(".value");
     this.box.addEventListener("pointermove", (event) => pointAt(this.#under(event)));
     this.box.addEventListener("pointerleave", () => pointAt(null));
     this.box.addEventListener("click", (event) => this.pick(this.#under(event)));
@@ -47,8 +47,8 @@ export class Stack {
   #describe() {
     const heading = this.figure.querySelector("h3");
     heading.id ||= `${this.figure.id}-title`;
-    this.said.id ||= `${this.figure.id}-value`;
-    for (const [name, value] of [["role", "img"], ["aria-labelledby", heading.id], ["aria-describedby", this.said.id]])
+    this.output.id ||= `${this.figure.id}-value`;
+    for (const [name, value] of [["role", "img"], ["aria-labelledby", heading.id], ["aria-describedby", this.output.id]])
       this.box.setAttribute(name, value);
   }
 
@@ -153,11 +153,11 @@ export class Stack {
   }
 
   #say(place) {
-    if (!this.said || !this.values) return;
-    this.onSaid?.(place ? this.at(place) : null);
-    if (place) this.said.textContent = `${placeName(place)}: ${this.format(this.at(place))}`;
-    else if (Number.isNaN(this.values[0])) this.said.textContent = "";
-    else this.said.textContent = this.idle ?? `largest, ${placeName(this.top())}: ${this.format(this.at(this.top()))}`;
+    if (!this.output || !this.values) return;
+    this.onOutput?.(place ? this.at(place) : null);
+    if (place) this.output.textContent = `${placeName(place)}: ${this.format(this.at(place))}`;
+    else if (Number.isNaN(this.values[0])) this.output.textContent = "";
+    else this.output.textContent = this.idle ?? `largest, ${placeName(this.top())}: ${this.format(this.at(this.top()))}`;
   }
 
   /** What is seen, as a data URL of a PNG. */

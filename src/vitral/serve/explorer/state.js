@@ -24,8 +24,8 @@ export function fromHash(hash) {
 }
 
 export function toHash(state) {
-  const said = Object.entries(state).filter(([name, value]) => value !== null && value !== EMPTY[name]);
-  return "#" + said.map(([name, value]) => `${name}=${encodeURIComponent(value)}`).join("&");
+  const parts = Object.entries(state).filter(([name, value]) => value !== null && value !== EMPTY[name]);
+  return "#" + parts.map(([name, value]) => `${name}=${encodeURIComponent(value)}`).join("&");
 }
 
 /** The state as far as this model can show it. */
