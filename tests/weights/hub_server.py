@@ -91,7 +91,7 @@ def hub_server() -> Generator[tuple[str, dict[str, Repository]]]:
                 repositories[name] = Repository(
                     "private" in (asked.get("visibility"), "private" * bool(asked.get("private")))
                 )
-                return self.answer({"url": f"http://{self.headers['ModelWorker']}/{name}"})
+                return self.answer({"url": f"http://{self.headers['Host']}/{name}"})
             repository = repositories["/".join(parts[2:4])]
             if parts[4] == "preupload":
                 files = [
@@ -108,7 +108,7 @@ def hub_server() -> Generator[tuple[str, dict[str, Repository]]]:
                 {
                     "success": True,
                     "commitOid": sha,
-                    "commitUrl": f"http://{self.headers['ModelWorker']}/{'/'.join(parts[2:4])}/commit/{sha}",
+                    "commitUrl": f"http://{self.headers['Host']}/{'/'.join(parts[2:4])}/commit/{sha}",
                 }
             )
 
