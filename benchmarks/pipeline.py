@@ -39,8 +39,8 @@ from vitral.config import parse_yaml, split_words
 from vitral.data.image_spec import ImageSpec
 from vitral.engines import Precision
 from vitral.export.config import ExportOptions
+from vitral.export.library_folders import export
 from vitral.export.runtime_engine import with_engine
-from vitral.export.write import export
 from vitral.models.create import create_model
 from vitral.models.model import ImageModel
 from vitral.predictor import load

@@ -33,8 +33,8 @@ from vitral.compression.tome import ToMe
 from vitral.config import parse_yaml, split_words
 from vitral.models.config import ViTConfig
 from vitral.models.create import create_model
-from vitral.models.reduction import TokenReduction
 from vitral.models.summary import count_macs
+from vitral.models.token_reduction import TokenReduction
 from vitral.models.vit import VisionTransformer
 from vitral.report.plots import accuracy_over_work
 from vitral.run.command_options import EvalOptions

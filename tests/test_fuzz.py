@@ -34,9 +34,9 @@ from vitral.data.sources import open_dataset
 from vitral.errors import UserError
 from vitral.run.config import load_config, recipe_values
 from vitral.weights.convert import read_external
-from vitral.weights.find import load_model
+from vitral.weights.find_model import load_model
 from vitral.weights.keymap import load_map
-from vitral.weights.reading import read
+from vitral.weights.read_files import read
 
 LONGEST = 20  # seconds of processor time for one file; nearly all take milliseconds
 IMAGES = ("png", "jpg", "gif", "webp", "tif", "bmp")

@@ -27,7 +27,7 @@ from vitral.models.features import KINDS, extract_features
 from vitral.models.model import ImageModel
 from vitral.models.position import Resize
 from vitral.weights.card import model_card
-from vitral.weights.find import load_model
+from vitral.weights.find_model import load_model
 from vitral.weights.folder import FolderConfig, save_folder
 from vitral.weights.hub import push
 

@@ -15,7 +15,7 @@ from tests.models.test_vit import images, tiny
 from vitral.compression.tome import ToMe, match, merge
 from vitral.errors import UserError
 from vitral.models.position import rope_angles
-from vitral.models.reduction import group_sizes
+from vitral.models.token_reduction import group_sizes
 from vitral.models.vit import VisionTransformer
 
 VARIANTS: tuple[dict[str, Any], ...] = (

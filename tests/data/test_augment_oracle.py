@@ -14,10 +14,19 @@ from torch import Tensor
 
 from vitral.data import color
 from vitral.data.affine import warp
+from vitral.data.augment_policies import (
+    AugmentOps,
+    Draws,
+    Op,
+    motion,
+    perform,
+    randaugment_table,
+    recolor,
+    trivial_table,
+)
 from vitral.data.config import AugmentConfig
 from vitral.data.crop import draw_boxes
 from vitral.data.erasing import erase
-from vitral.data.policies import AugmentOps, Draws, Op, motion, perform, randaugment_table, recolor, trivial_table
 
 pytestmark = pytest.mark.oracle
 

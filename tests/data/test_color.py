@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vitral.data import color
-from vitral.data.policies import Op, recolor
+from vitral.data.augment_policies import Op, recolor
 
 OPS = [op for op in Op if op >= Op.BRIGHTNESS]
 LARGEST = {Op.POSTERIZE: 8.0, Op.SOLARIZE: 1.0, Op.HUE: 0.5, Op.BLUR: 2.0}

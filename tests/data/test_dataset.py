@@ -10,8 +10,8 @@ from PIL import Image
 from vitral.config import build
 from vitral.data import sources
 from vitral.data.config import DataConfig
+from vitral.data.content_ids import first_copies
 from vitral.data.dataset import Dataset, Labels, fingerprint, memory_split, spaced
-from vitral.data.identity import first_copies
 from vitral.data.sources import SOURCES, open_dataset
 from vitral.data.splits import iteratively_stratified, stratified, with_validation
 from vitral.errors import UserError

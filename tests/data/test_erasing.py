@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from vitral.config import build
+from vitral.data.augment_policies import Draws
 from vitral.data.config import AugmentConfig
 from vitral.data.crop import box_matrix, draw_boxes
 from vitral.data.erasing import erase
-from vitral.data.policies import Draws
 from vitral.errors import UserError
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from vitral.config import build
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset
-from vitral.data.folder_words import SPLIT_OF
+from vitral.data.folder_names import SPLIT_OF
 from vitral.data.hf import _group, find_shards
 from vitral.data.sources import open_dataset
 from vitral.errors import UserError

@@ -23,7 +23,7 @@ from vitral.errors import UserError
 from vitral.run.config import load_config
 from vitral.run.train import run
 from vitral.structs import Batch
-from vitral.training.state import TrainState
+from vitral.training.train_state import TrainState
 
 VARIED = AugmentConfig(crop="random_resized", flip=0.5, rotate=10, mixup=0.5, cutmix=0.5, repeated_aug=2)
 CROPS = (RandomCrop(5, VARIED.crop_scale, VARIED.aspect_ratio),)

@@ -12,9 +12,9 @@ from tests.export.test_export_oracle import DINOV2, DINOV3, saved
 from tests.helpers import edit_config
 from vitral.cli.main import main
 from vitral.errors import RunFailed, UserError
-from vitral.export import write
+from vitral.export import library_folders
 from vitral.export.config import ExportOptions
-from vitral.export.write import export
+from vitral.export.library_folders import export
 from vitral.weights.convert import read_external
 from vitral.weights.folder import is_ours
 
@@ -64,14 +64,14 @@ def test_what_does_not_fit_is_said_and_nothing_is_written(
 
 def test_an_export_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(tmp_path / "mine")
-    package = write.FORMATS["hf"]
+    package = library_folders.FORMATS["hf"]
 
     def wrong(model: Any, config: Any) -> Any:
         packed = package(model, config)
         packed.tensors["classifier.bias"] = packed.tensors["classifier.bias"] + 1e-3
         return packed
 
-    monkeypatch.setitem(write.FORMATS, "hf", wrong)
+    monkeypatch.setitem(library_folders.FORMATS, "hf", wrong)
     with pytest.raises(RunFailed, match=r"differs from the model by 1\.0e-03"):
         export(str(tmp_path / "mine"), ExportOptions(format="hf", out=str(tmp_path / "out")))
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tests.models.test_vit_oracle import randomised
 from vitral.data.image_spec import ImageSpec
 from vitral.export.config import ExportOptions
-from vitral.export.write import Written, export
+from vitral.export.library_folders import Written, export
 from vitral.models.create import build_model
 from vitral.models.model import ImageModel
 from vitral.models.registry import build_config

@@ -32,7 +32,7 @@ from vitral.run import ray_map
 from vitral.run.command_options import ExportCommandOptions, PredictOptions
 from vitral.run.export import _samples
 from vitral.run.predict import predictions
-from vitral.weights.find import load_model
+from vitral.weights.find_model import load_model
 from vitral.weights.folder import FolderConfig
 
 OPENVINO = pytest.param("openvino", marks=pytest.mark.oracle)

@@ -30,7 +30,7 @@ from vitral.predictor import Predictor
 from vitral.run.command_options import EvalOptions, PredictOptions
 from vitral.run.evaluate import evaluate
 from vitral.run.inference_inputs import load_used
-from vitral.weights.find import load_model
+from vitral.weights.find_model import load_model
 
 
 @pytest.mark.parametrize(("largest", "passes"), [(1.0, False), (9.0, False), (13.0, True)])

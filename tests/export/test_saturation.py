@@ -21,7 +21,7 @@ from vitral.data.digits import open_digits
 from vitral.engines import OnnxEngine
 from vitral.errors import UserError
 from vitral.predictor import Predictor, load
-from vitral.weights.find import load_model
+from vitral.weights.find_model import load_model
 
 INT16 = np.iinfo(np.int16)
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from tests.interpret.variants import VARIANTS, images, variant
 from vitral.errors import UserError
-from vitral.interpret.lens import logit_lens
+from vitral.interpret.logit_lens import logit_lens
 from vitral.interpret.patches import mean_similarity, patch_norms, patch_similarity
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from tests.interpret.test_attention import Largest, direct
 from tests.interpret.variants import VARIANTS, images, variant
 from vitral.errors import UserError
-from vitral.interpret.distance import attention_distance
-from vitral.interpret.filters import filter_components, position_similarity
+from vitral.interpret.attention_distance import attention_distance
+from vitral.interpret.patch_filters import filter_components, position_similarity
 from vitral.models.vit import VisionTransformer
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.memory import kept_bytes
+from vitral.models.cost import Precision
 from vitral.models.create import create_model
-from vitral.models.measure import Precision
 from vitral.models.parameters import compute_copy_of
 from vitral.models.summary import kept_activations
 

@@ -16,8 +16,8 @@ from vitral.errors import UserError
 from vitral.models.create import build_model
 from vitral.models.dynamic_vit import LearnedPruner, MaskedPruner, _draw
 from vitral.models.presets import resolve
-from vitral.models.reduction import reduced_by
 from vitral.models.summary import count_macs, count_parameters
+from vitral.models.token_reduction import reduced_by
 from vitral.models.vit import VisionTransformer
 
 VARIANTS: tuple[dict[str, Any], ...] = (

@@ -20,7 +20,7 @@ from vitral.models.registry import FAMILIES
 from vitral.models.summary import count_macs, count_parameters, kept_activations
 from vitral.run.command_options import SummaryOptions
 from vitral.run.config import load_config
-from vitral.run.memory import make_job
+from vitral.run.fit_memory import make_job
 from vitral.run.summary import summarize
 from vitral.run.train import run
 from vitral.training.memory_estimate import predict

@@ -22,7 +22,7 @@ from vitral.training.config import TrainConfig
 from vitral.training.loop import train_step
 from vitral.training.nonfinite import NonFiniteGuard
 from vitral.training.parallel import Parallel
-from vitral.training.state import Progress, TrainState
+from vitral.training.train_state import Progress, TrainState
 
 SMALL: dict[str, Any] = {"out_dim": 12, "head_hidden": 10, "head_bottleneck": 6}
 DOUBLE = torch.float64

@@ -29,7 +29,7 @@ from vitral.training.config import TrainConfig
 from vitral.training.loop import train_step
 from vitral.training.nonfinite import NonFiniteGuard
 from vitral.training.parallel import Parallel
-from vitral.training.state import Progress, TrainState
+from vitral.training.train_state import Progress, TrainState
 
 SMALL: dict[str, Any] = {"in_channels": 1, "width": 16, "depth": 3, "heads": 2, "mlp_dim": 24}
 

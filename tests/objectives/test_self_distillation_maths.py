@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitral.objectives.koleo import koleo
-from vitral.objectives.projection import BatchNorm, ProjectionHead, WeightNormed
+from vitral.objectives.projection_head import BatchNorm, ProjectionHead, WeightNormed
 from vitral.objectives.sinkhorn import centered, cross_view_loss, sinkhorn
 
 DOUBLE = torch.float64

@@ -73,7 +73,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
 
 def _stopped(keys: dict[str, Any], step: int) -> int:
     """Run until a state of this step is saved."""
-    from vitral.training.state import TrainState
+    from vitral.training.train_state import TrainState
 
     save = TrainState.save
 

@@ -19,7 +19,7 @@ from vitral.data.sources import open_dataset
 from vitral.errors import UserError
 from vitral.models.config import ResNetConfig, ViTConfig
 from vitral.models.presets import resolve
-from vitral.reproduce import bias, positions
+from vitral.reproduce import inductive_bias, position_embeddings
 from vitral.reproduce.config import BiasOptions, ReproduceOptions
 from vitral.run.evaluate import evaluate
 
@@ -28,9 +28,9 @@ NARROW = {"model.width": 16, "model.depth": 2, "model.heads": 2, "model.mlp_dim"
 
 def test_the_table_holds_the_runs(tmp_path: Path) -> None:
     options = ReproduceOptions(seeds=2, steps=3, out=str(tmp_path / "a"))
-    found = positions.positions(options, NARROW)
-    assert [row["variant"] for row in found["rows"]] == [variant.name for variant in positions.VARIANTS]
-    for variant, row in zip(positions.VARIANTS, found["rows"], strict=True):
+    found = position_embeddings.positions(options, NARROW)
+    assert [row["variant"] for row in found["rows"]] == [variant.name for variant in position_embeddings.VARIANTS]
+    for variant, row in zip(position_embeddings.VARIANTS, found["rows"], strict=True):
         for seed in range(2):
             folder = tmp_path / "a" / f"{variant.positions}-{variant.at or 'own'}-{seed}"
             summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -46,14 +46,14 @@ def test_the_table_holds_the_runs(tmp_path: Path) -> None:
 
 def test_finished_runs_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {"seeds": 2, "steps": 2, "out": str(tmp_path / "a")}
-    found = positions.positions(ReproduceOptions(**options), NARROW)
+    found = position_embeddings.positions(ReproduceOptions(**options), NARROW)
     with pytest.raises(UserError, match="not empty"):
-        positions.positions(ReproduceOptions(**options), NARROW)
+        position_embeddings.positions(ReproduceOptions(**options), NARROW)
     monkeypatch.setattr("vitral.reproduce.runs.run", lambda *_: pytest.fail("ran again"))
-    again = positions.positions(ReproduceOptions(**options, resume=True), NARROW)
+    again = position_embeddings.positions(ReproduceOptions(**options, resume=True), NARROW)
     assert again == found
     with pytest.raises(UserError, match=r"configured otherwise[\s\S]*model\.width: 16, now 32"):
-        positions.positions(ReproduceOptions(**options, resume=True), {**NARROW, "model.width": 32})
+        position_embeddings.positions(ReproduceOptions(**options, resume=True), {**NARROW, "model.width": 32})
 
 
 def test_claims_by_hand() -> None:
@@ -62,7 +62,7 @@ def test_claims_by_hand() -> None:
     rows: list[dict[str, Any]] = [
         {"top1": top1, "mean": float(np.mean(top1)), "paper": p} for top1, p in zip(ours, paper, strict=True)
     ]
-    found = positions.claims([*rows, {"top1": [0.1, 0.1], "mean": 0.1, "paper": None}])
+    found = position_embeddings.claims([*rows, {"top1": [0.1, 0.1], "mean": 0.1, "paper": None}])
     assert found["none_is_worst"]
     assert found["gap"] == pytest.approx((0.65 - 0.5 + 0.85 - 0.6) / 2)
     assert found["gap_error"] == pytest.approx(np.std([0.15, 0.25], ddof=1) / 2**0.5)
@@ -70,30 +70,30 @@ def test_claims_by_hand() -> None:
     assert found["gap_paper"] == pytest.approx(0.025)
     assert found["rank_correlation"] == pytest.approx(1)
     rows[0]["mean"] = 0.9
-    assert not positions.claims(rows)["none_is_worst"]
+    assert not position_embeddings.claims(rows)["none_is_worst"]
 
 
 def test_fractions_are_of_each_class_and_the_same_for_all() -> None:
     dataset = open_dataset(DataConfig(source="digits"))
-    part = bias.fraction_of(dataset, 0.1)
+    part = inductive_bias.fraction_of(dataset, 0.1)
     whole, tenth = (d.splits["train"].class_counts(10) for d in (dataset, part))
     assert (abs(tenth - 0.1 * whole) < 1).all()
-    assert list(part.splits["train"].names) == list(bias.fraction_of(dataset, 0.1).splits["train"].names)
+    assert list(part.splits["train"].names) == list(inductive_bias.fraction_of(dataset, 0.1).splits["train"].names)
     assert part.splits["test"] is dataset.splits["test"]
-    assert bias.fraction_of(dataset, 1.0) is dataset
+    assert inductive_bias.fraction_of(dataset, 1.0) is dataset
 
 
 def test_moved_by_hand() -> None:
     images = torch.arange(12, dtype=torch.uint8).reshape(1, 1, 3, 4)
-    assert bias.moved(images, 1, 0)[0, 0].tolist() == [[0, 1, 2, 3], [0, 1, 2, 3], [4, 5, 6, 7]]
-    assert bias.moved(images, 0, -2)[0, 0].tolist() == [[2, 3, 3, 3], [6, 7, 7, 7], [10, 11, 11, 11]]
-    assert bias.moved(images, 0, 0).equal(images)
-    assert bias.moved(images / 255, 1, 1)[0, 0, 2, 3] == images[0, 0, 1, 2] / 255
+    assert inductive_bias.moved(images, 1, 0)[0, 0].tolist() == [[0, 1, 2, 3], [0, 1, 2, 3], [4, 5, 6, 7]]
+    assert inductive_bias.moved(images, 0, -2)[0, 0].tolist() == [[2, 3, 3, 3], [6, 7, 7, 7], [10, 11, 11, 11]]
+    assert inductive_bias.moved(images, 0, 0).equal(images)
+    assert inductive_bias.moved(images / 255, 1, 1)[0, 0, 2, 3] == images[0, 0, 1, 2] / 255
 
 
 def test_bias_of_both_kinds(tmp_path: Path) -> None:
     options = BiasOptions(seeds=2, steps=4, fractions=(0.1, 1.0), out=str(tmp_path / "a"))
-    found = bias.inductive_bias(options, {"train.batch_size": 16})
+    found = inductive_bias.inductive_bias(options, {"train.batch_size": 16})
     assert [(row["model"], row["fraction"], row["images"]) for row in found["rows"]] == [
         ("ViT", 0.1, 129), ("ViT", 1.0, 1293), ("CNN", 0.1, 129), ("CNN", 1.0, 1293),
     ]  # fmt: skip
@@ -109,7 +109,7 @@ def test_bias_of_both_kinds(tmp_path: Path) -> None:
 def test_consistency_counted_one_by_one(tmp_path: Path) -> None:
     """Whole arrays, moved by NumPy and predicted as anyone's images are."""
     options = BiasOptions(seeds=2, steps=40, fractions=(0.2,), out=str(tmp_path / "a"))
-    found = bias.inductive_bias(options, NARROW)
+    found = inductive_bias.inductive_bias(options, NARROW)
     test = open_dataset(DataConfig(source="digits")).splits["test"]
     pixels = np.stack([test.read(i).numpy()[0] for i in range(len(test))])
     for row, kind in zip(found["rows"], ("vit", "cnn"), strict=True):
@@ -155,7 +155,7 @@ def test_what_is_wrong_is_found_before_anything_is_made(
 
 def test_both_kinds_see_images_of_the_size_of_the_named_vit(tmp_path: Path) -> None:
     options = BiasOptions(seeds=2, steps=2, fractions=(0.1,), vit="vit_nano_patch4_32", out=str(tmp_path / "a"))
-    bias.inductive_bias(options, {"train.batch_size": 8, "model.width": 16, "optim.warmup": 0})
+    inductive_bias.inductive_bias(options, {"train.batch_size": 8, "model.width": 16, "optim.warmup": 0})
     made = {kind: vitral.load(tmp_path / f"a/{kind}-0.1-1").config.architecture for kind in ("vit", "cnn")}
     assert isinstance(made["vit"], ViTConfig)
     assert isinstance(made["cnn"], ResNetConfig)

@@ -24,9 +24,9 @@ from vitral.data.image_spec import ImageSpec
 from vitral.data.sources import open_dataset
 from vitral.errors import UserError
 from vitral.interpret.attention import token_attention
-from vitral.interpret.distance import attention_distance
+from vitral.interpret.attention_distance import attention_distance
 from vitral.interpret.gradients import gradient_attention, integrated_gradients
-from vitral.interpret.lens import logit_lens
+from vitral.interpret.logit_lens import logit_lens
 from vitral.interpret.rollout import rollout
 from vitral.models.create import build_model
 from vitral.models.presets import resolve

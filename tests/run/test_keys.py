@@ -33,7 +33,7 @@ from vitral.errors import RunFailed, UserError
 from vitral.models import vit
 from vitral.run.config import RunConfig, load_config
 from vitral.run.train import run
-from vitral.training.state import TrainState
+from vitral.training.train_state import TrainState
 from vitral.weights.tensors import load_tensors
 
 FINETUNE = {

@@ -34,7 +34,7 @@ from vitral.run.folder import CHECKPOINTS, claimed, open_folder
 from vitral.run.train import run
 from vitral.structs import Batch
 from vitral.training.metrics_log import MetricsLog
-from vitral.training.state import has_checkpoint
+from vitral.training.train_state import has_checkpoint
 from vitral.weights.tensors import load_tensors, save_tensors
 
 unix = pytest.mark.skipif(os.name == "nt", reason="needs fork and signals of Unix")

@@ -25,7 +25,7 @@ from vitral.errors import Interrupted, RunFailed, UserError
 from vitral.run.config import ModelOptions, RunConfig, load_config, recipes
 from vitral.run.train import run
 from vitral.structs import Batch
-from vitral.training.state import TrainState
+from vitral.training.train_state import TrainState
 from vitral.weights.tensors import load_tensors, save_tensors
 
 QUICK: dict[str, Any] = {

@@ -25,7 +25,7 @@ from tests.helpers import random_model
 from tests.serve.serving import base64_of, files, picture, serving, with_application
 from vitral.data.image_spec import ImageSpec
 from vitral.predictor import Predictor, load
-from vitral.serve import decoders, decoding
+from vitral.serve import decoder_pool, decoding
 from vitral.serve.decoding import DecodedImage, Heavy, Job, Problem, try_light
 from vitral.serve.image_headers import outline
 
@@ -230,7 +230,7 @@ def test_a_process_that_ended_while_idle_is_replaced(
 ) -> None:
     """Seen before it gets its job, or because it cannot be given."""
     if not is_seen:
-        monkeypatch.setattr(decoders._Decoder, "is_alive", True)
+        monkeypatch.setattr(decoder_pool._Decoder, "is_alive", True)
 
     async def use(client: Client) -> None:
         pool = client.service.decoders
@@ -263,7 +263,7 @@ def test_many_images_of_one_request_come_after_one_of_another(
     model: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With one process: of ten pictures and, later, one, the one is ready while most of the ten still wait."""
-    monkeypatch.setattr(decoders.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(decoder_pool.os, "cpu_count", lambda: 1)
     out = io.BytesIO()
     Image.new("L", (1500, 1500)).save(out, "TIFF")
 
@@ -285,7 +285,7 @@ def test_many_images_of_one_request_come_after_one_of_another(
 def test_no_more_than_four_of_the_largest_are_decoded_at_once(
     model: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoders.os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(decoder_pool.os, "cpu_count", lambda: 16)
     out = io.BytesIO()
     Image.new("L", (100, 90)).save(out, "TIFF")
     most = [0]
@@ -298,8 +298,8 @@ def test_no_more_than_four_of_the_largest_are_decoded_at_once(
             assert pool._pixels <= 4 * 10_000
             return run(call)
 
-        run = decoders._Call.run
-        monkeypatch.setattr(decoders._Call, "run", watch)
+        run = decoder_pool._Call.run
+        monkeypatch.setattr(decoder_pool._Call, "run", watch)
         assert (await client.post("/v1/predict", files=files(*[out.getvalue()] * 12))).status_code == 200
 
     with_application(model, use, max_pixels=10_000)

@@ -30,7 +30,7 @@ from vitral.training.config import TrainConfig
 from vitral.training.loop import train_step
 from vitral.training.nonfinite import NonFiniteGuard
 from vitral.training.parallel import Parallel
-from vitral.training.state import Progress, TrainState
+from vitral.training.train_state import Progress, TrainState
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # the compiler's own use of torch.jit
 SIZE = 50

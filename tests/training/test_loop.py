@@ -26,7 +26,7 @@ from vitral.training.config import TrainConfig
 from vitral.training.loop import _validations_per_step, total_steps, train_step
 from vitral.training.nonfinite import NonFiniteGuard
 from vitral.training.parallel import Parallel
-from vitral.training.state import Progress, TrainState
+from vitral.training.train_state import Progress, TrainState
 
 SIZE = 50
 

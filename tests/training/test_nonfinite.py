@@ -29,7 +29,7 @@ from vitral.training.config import TrainConfig
 from vitral.training.loop import train_step
 from vitral.training.metrics_log import MetricsLog, log
 from vitral.training.nonfinite import NONFINITE, STATE, STEPS, NonFiniteGuard, first_non_finite
-from vitral.training.state import Progress, TrainState
+from vitral.training.train_state import Progress, TrainState
 from vitral.weights.tensors import load_tensors
 
 NAN, INF = float("nan"), float("inf")

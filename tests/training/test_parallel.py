@@ -35,7 +35,7 @@ from vitral.training.loop import train_step
 from vitral.training.nonfinite import CUT, NonFiniteGuard
 from vitral.training.parallel import Parallel
 from vitral.training.sharded import read_shards, shard
-from vitral.training.state import Progress, TrainState
+from vitral.training.train_state import Progress, TrainState
 from vitral.weights.tensors import DamagedFile
 
 pytestmark = pytest.mark.slow

@@ -26,7 +26,7 @@ from vitral.training.config import TrainConfig
 from vitral.training.loop import train_step
 from vitral.training.nonfinite import NonFiniteGuard, first_non_finite
 from vitral.training.parallel import Parallel
-from vitral.training.state import Progress, TrainState
+from vitral.training.train_state import Progress, TrainState
 
 BATCH, RATIO = 16, 3
 

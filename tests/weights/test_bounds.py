@@ -21,7 +21,7 @@ from vitral.archive_limits import check_pickle, open_zip
 from vitral.cli.main import main
 from vitral.errors import UserError
 from vitral.weights.keymap import load_map
-from vitral.weights.reading import read, read_tree
+from vitral.weights.read_files import read, read_tree
 
 NPY = b"\x93NUMPY\x01\x00"
 SHARED = 40  # tuples, each twice in the next one: 2^40 to be hashed

@@ -26,7 +26,7 @@ from vitral.models.model import ImageModel
 from vitral.run.train import train
 from vitral.weights.config import ReadOptions
 from vitral.weights.convert import read_external
-from vitral.weights.find import find_model, load_model
+from vitral.weights.find_model import find_model, load_model
 from vitral.weights.folder import load_folder
 
 State = dict[str, Any]

@@ -22,11 +22,11 @@ from vitral.errors import UserError
 from vitral.models.create import build_model
 from vitral.models.model import ImageModel
 from vitral.models.registry import build_config
-from vitral.tasks.class_names import imagenet_names
+from vitral.tasks.imagenet_names import imagenet_names
 from vitral.weights.config import ReadOptions
 from vitral.weights.convert import read_external
-from vitral.weights.find import find_model, load_model
-from vitral.weights.google import big_vision_rules, rules
+from vitral.weights.find_model import find_model, load_model
+from vitral.weights.google_npz import big_vision_rules, rules
 from vitral.weights.keymap import invert
 
 SMALL: dict[str, Any] = {

@@ -18,7 +18,7 @@ from vitral.models.resnet import ResNet
 from vitral.models.vit import VisionTransformer
 from vitral.weights.config import ReadOptions
 from vitral.weights.convert import ExternalModel, read_external
-from vitral.weights.google import bit_rules, rules
+from vitral.weights.google_npz import bit_rules, rules
 from vitral.weights.keymap import invert
 
 pytestmark = pytest.mark.oracle

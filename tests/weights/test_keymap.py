@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vitral.errors import UserError
-from vitral.weights.google import bit_rules, rules
+from vitral.weights.google_npz import bit_rules, rules
 from vitral.weights.keymap import Op, Template, invert, load_map, rule, translate
 
 

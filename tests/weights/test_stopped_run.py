@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from tests.helpers import random_model
 from vitral.errors import UserError
-from vitral.weights.find import load_model
+from vitral.weights.find_model import load_model
 from vitral.weights.stopped_run import refuse_stopped
 
 STATE = json.dumps({"progress": {"step": 3}, "steps": 9})

@@ -112,7 +112,7 @@ def _check(arguments: Arguments, options: CheckOptions) -> Answer:
 
     normalization = None
     if options.init is not None:
-        from vitral.weights.find import model_config
+        from vitral.weights.find_model import model_config
 
         architecture = model_config(options.init).architecture
         normalization = architecture.mean, architecture.std

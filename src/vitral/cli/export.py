@@ -35,7 +35,7 @@ examples:
 @command(HELP, ExportCommandOptions)
 def run(arguments: Arguments, options: ExportCommandOptions) -> Answer:
     """Export and compare."""
-    from vitral.export.write import Written
+    from vitral.export.library_folders import Written
     from vitral.run.export import export_model
 
     done = export_model(arguments.words[0], options)

@@ -41,7 +41,7 @@ def _help(words: Sequence[str]) -> str:
 @command(HELP, help_page=_help)
 def _positions(arguments: Arguments) -> Answer:
     options, pairs = own_options(ReproduceOptions, arguments.pairs)
-    from vitral.reproduce.positions import positions
+    from vitral.reproduce.position_embeddings import positions
 
     found = positions(options, pairs)
     return Answer(found, lambda: positions_text(found))
@@ -50,7 +50,7 @@ def _positions(arguments: Arguments) -> Answer:
 @command(HELP, help_page=_help)
 def _bias(arguments: Arguments) -> Answer:
     options, pairs = own_options(BiasOptions, arguments.pairs)
-    from vitral.reproduce.bias import inductive_bias
+    from vitral.reproduce.inductive_bias import inductive_bias
 
     found = inductive_bias(options, pairs)
     return Answer(found, lambda: bias_text(found))

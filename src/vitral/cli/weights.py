@@ -14,7 +14,7 @@ from vitral.weights.config import ConvertOptions, InspectOptions
 
 if TYPE_CHECKING:
     from vitral.weights.convert import ParsedCheckpoint
-    from vitral.weights.reading import Source
+    from vitral.weights.read_files import Source
 
 HELP = """usage: vitral weights convert SOURCE out=DIR [key=value ...] [--json]
        vitral weights inspect SOURCE [key=value ...] [--json]
@@ -39,7 +39,7 @@ def _convert(arguments: Arguments, options: ConvertOptions) -> Answer:
     from vitral.models.summary import count_parameters
     from vitral.weights.card import model_card
     from vitral.weights.convert import read_external
-    from vitral.weights.find import find_model
+    from vitral.weights.find_model import find_model
     from vitral.weights.folder import free_place, is_ours, save_folder
 
     out = free_place(options.out, options.overwrite)
@@ -61,9 +61,9 @@ def _convert(arguments: Arguments, options: ConvertOptions) -> Answer:
 @command(HELP, InspectOptions)
 def _inspect(arguments: Arguments, options: InspectOptions) -> Answer:
     from vitral.weights.convert import parse_checkpoint
-    from vitral.weights.find import find_model
+    from vitral.weights.find_model import find_model
     from vitral.weights.folder import is_ours
-    from vitral.weights.reading import read
+    from vitral.weights.read_files import read
 
     path = find_model(arguments.words[0])
     if is_ours(path):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vitral.errors import UserError
-from vitral.models.reduction import CapturedQK, Reduction, Step, TokenReduction, highest, take_rows
+from vitral.models.token_reduction import CapturedQK, Reduction, Step, TokenReduction, highest, take_rows
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vitral.models.reduction import CapturedQK, Reduction, Step, TokenReduction, depth_list
+from vitral.models.token_reduction import CapturedQK, Reduction, Step, TokenReduction, depth_list
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from vitral.data.affine import about_center, compose, warp
+from vitral.data.augment_policies import Draws, draw_ops, perform
 from vitral.data.config import AugmentConfig
 from vitral.data.counter_rng import Stream, uniforms
 from vitral.data.crop import box_matrix, draw_boxes
 from vitral.data.erasing import erase
-from vitral.data.policies import Draws, draw_ops, perform
 from vitral.structs import View
 
 _STREAMS: tuple[Stream, ...] = (

@@ -19,9 +19,9 @@ from PIL import Image
 
 from vitral.atomic_files import interrupted, recover, whole_folder
 from vitral.config import dump_yaml
-from vitral.data.corrupt_images import without_damage
+from vitral.data.damaged_images import without_damage
 from vitral.data.dataset import Dataset, Split
-from vitral.data.filename import DEFAULT
+from vitral.data.filename_labels import DEFAULT
 from vitral.data.regression_targets import refuse_numbers
 from vitral.errors import UserError, taken
 

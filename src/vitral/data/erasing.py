@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vitral.data.augment_policies import Draws
 from vitral.data.config import AugmentConfig
 from vitral.data.counter_rng import Stream, bits, numbered
 from vitral.data.crop import try_boxes
-from vitral.data.policies import Draws
 
 ERASE_STREAMS = (Stream.ERASE_AREA, Stream.ERASE_RATIO, Stream.ERASE_TOP, Stream.ERASE_LEFT)
 

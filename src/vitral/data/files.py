@@ -20,7 +20,7 @@ from vitral.data.channels import Decoding
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset, Labels, Split, fingerprint, spaced
 from vitral.data.decode import GREY_MODES, PLUGINS, Source, decode, header, readable_extensions
-from vitral.data.folder_words import SPLIT_FOLDERS
+from vitral.data.folder_names import SPLIT_FOLDERS
 from vitral.errors import UserError, nearest, plural, shown
 
 _HEADERS = 2000

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset
-from vitral.data.filename import fits
+from vitral.data.filename_labels import fits
 from vitral.data.files import (
     Ignored,
     LabeledFile,

@@ -19,7 +19,7 @@ from vitral.data.channels import Decoding
 from vitral.data.config import DataConfig
 from vitral.data.dataset import SPLITS, Dataset, Split, fingerprint
 from vitral.data.files import asked_channels, class_map, encoded_split, hidden, known_column, label_array, some
-from vitral.data.folder_words import SPLIT_OF, any_of
+from vitral.data.folder_names import SPLIT_OF, any_of
 from vitral.data.label_vectors import named, text_vectors, vector_width
 from vitral.data.regression_targets import as_number, as_targets, check_targets
 from vitral.errors import UserError

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from vitral.data.findings import Sample
-from vitral.data.folder_words import CONTAINERS, FOLDS, SPLIT_OF, SPLIT_WORDS, any_of
+from vitral.data.folder_names import CONTAINERS, FOLDS, SPLIT_OF, SPLIT_WORDS, any_of
 
 # A class of this name, perhaps with a number, is more likely a folder of all classes than a class.
 _CONTAINER = re.compile(f"(?:{any_of(SPLIT_WORDS)}|{FOLDS}|{CONTAINERS})[ _-]?[0-9]*")

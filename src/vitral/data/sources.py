@@ -11,12 +11,12 @@ from vitral.data.cifar import find_cifar, open_cifar
 from vitral.data.config import DataConfig, Validation
 from vitral.data.dataset import Dataset
 from vitral.data.digits import open_digits
-from vitral.data.filename import fits, looks_flat, open_filename
+from vitral.data.filename_labels import fits, looks_flat, open_filename
 from vitral.data.files import loose_images, some, subfolders
 from vitral.data.folder import IMAGE_FILES, LAYOUT, has_classes, is_unlabeled, open_folder, open_images
 from vitral.data.hf import find_shards, is_saved, open_hf
 from vitral.data.splits import with_val_in_train, with_validation
-from vitral.data.table import ENDINGS, describes_images, open_table
+from vitral.data.table_source import ENDINGS, describes_images, open_table
 from vitral.data.value_range import find_value_range
 from vitral.data.yaml_source import open_description
 from vitral.errors import UserError, nearest

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from vitral.data.files import some
 from vitral.data.findings import Finding, Sample
-from vitral.data.folder_words import CONTAINERS, FOLDS, SPLIT_WORDS, any_of
+from vitral.data.folder_names import CONTAINERS, FOLDS, SPLIT_WORDS, any_of
 
 # A word of these between other letters says nothing (restaurant); set, data and images may follow directly (testset).
 _WORD = re.compile(f"(?<![a-z])({any_of(SPLIT_WORDS)})(?=set|data|images?|imgs?|[^a-z]|$)")

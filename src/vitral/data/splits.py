@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from vitral.data.content_ids import identities, known
 from vitral.data.dataset import Carved, Dataset, Labels, joined
 from vitral.data.files import some
-from vitral.data.identity import identities, known
 from vitral.errors import UserError, plural
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vitral.data.corrupt_images import without_damage
+from vitral.data.damaged_images import without_damage
 from vitral.data.dataset import Dataset, spaced
 from vitral.data.findings import Sample
 from vitral.data.regression_targets import refuse_numbers

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from vitral.data.config import DataConfig
+from vitral.data.content_ids import identities
 from vitral.data.counter_rng import Stream, bits
 from vitral.data.dataset import Dataset, Split
-from vitral.data.identity import identities
 from vitral.data.sources import open_dataset, unlabeled_source
 from vitral.errors import UserError, plural
 

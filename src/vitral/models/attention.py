@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitral.models.position import AttentionPlaces
-from vitral.models.reduction import Between
+from vitral.models.token_reduction import Between
 
 
 class KVCache:

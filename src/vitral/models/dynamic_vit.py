@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vitral.models.config import ViTConfig
 from vitral.models.layers import Linear, xavier
-from vitral.models.reduction import (
+from vitral.models.token_reduction import (
     Between,
     CapturedQK,
     Reduction,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vitral.errors import UserError
-from vitral.models.reduction import mean_of_patches, ungroup
+from vitral.models.token_reduction import mean_of_patches, ungroup
 from vitral.structs import EncoderOutput
 
 KINDS = ("pooled", "cls", "avg", "cls_avg", "patches")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitral.models.attention import PLAIN, AttentionContext, attention
 from vitral.models.position import relative_scores, rotate
-from vitral.models.reduction import CapturedQK
+from vitral.models.token_reduction import CapturedQK
 
 # nn.init.trunc_normal_ cuts at two standard deviations, which leaves this share of the standard deviation.
 _TRUNCATED = 0.87962566103423978

@@ -16,7 +16,7 @@ from pydantic_core import CoreSchema, core_schema
 from vitral.config import build
 from vitral.errors import UserError
 from vitral.models.config import ModelConfig, ResNetConfig, ViTConfig
-from vitral.models.infer import infer_resnet, infer_vit
+from vitral.models.infer_architecture import infer_resnet, infer_vit
 from vitral.models.resnet_presets import RESNETS
 from vitral.models.vit_presets import VITS
 

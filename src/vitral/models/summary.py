@@ -12,12 +12,12 @@ from torch import Tensor
 
 from vitral.errors import UserError
 from vitral.models.config import ModelConfig
+from vitral.models.cost import Device, Kept, Precision, Recorder, cached, record_step, recording
 from vitral.models.create import build_model
-from vitral.models.measure import Device, Kept, Precision, Recorder, cached, record_step, recording
 from vitral.models.model import ImageModel
 from vitral.models.parameters import compute_copy_of
-from vitral.models.reduction import TokenReduction
 from vitral.models.registry import token_encoder
+from vitral.models.token_reduction import TokenReduction
 
 
 class Row(NamedTuple):

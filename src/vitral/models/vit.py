@@ -31,7 +31,8 @@ from vitral.models.position import (
     sincos_table,
     turned,
 )
-from vitral.models.reduction import (
+from vitral.models.resnet import HybridEmbed
+from vitral.models.token_reduction import (
     TokenReduction,
     TokenReductionState,
     group_sizes,
@@ -39,7 +40,6 @@ from vitral.models.reduction import (
     refuse_reduction,
     take_rows,
 )
-from vitral.models.resnet import HybridEmbed
 from vitral.structs import EncoderOutput
 
 

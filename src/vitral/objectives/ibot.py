@@ -19,7 +19,7 @@ from vitral.models.model import ImageModel
 from vitral.objectives.config import IbotConfig
 from vitral.objectives.losses import wide
 from vitral.objectives.objective import ObjectiveContext
-from vitral.objectives.projection import ProjectionHead
+from vitral.objectives.projection_head import ProjectionHead
 from vitral.objectives.self_distillation import GLOBAL, SelfDistillation
 from vitral.objectives.sinkhorn import cross_view_loss
 from vitral.objectives.teacher import EMATeacher

@@ -23,8 +23,8 @@ from vitral.models.model import ImageModel
 from vitral.models.position import Grid, sincos_table
 from vitral.models.registry import token_encoder
 from vitral.models.vit import VisionTransformer
+from vitral.objectives.collapse_monitors import feature_rank, feature_std
 from vitral.objectives.config import MaeConfig
-from vitral.objectives.monitors import feature_rank, feature_std
 from vitral.objectives.objective import Objective, ObjectiveContext
 from vitral.structs import Batch, EncoderOutput, StepOutput
 

@@ -15,7 +15,7 @@ from vitral.weights import hf, ssl_checkpoints
 from vitral.weights.config import ReadOptions
 from vitral.weights.convert import parse_checkpoint, read_external
 from vitral.weights.keymap import translate
-from vitral.weights.reading import read
+from vitral.weights.read_files import read
 from vitral.weights.tensors import check_match
 
 _RULES = {"mae": ssl_checkpoints.mae_decoder_rules, "hf_mae": hf.mae_decoder_rules}

@@ -19,9 +19,9 @@ from vitral.models.layers import Linear
 from vitral.models.model import ImageModel
 from vitral.models.registry import token_encoder
 from vitral.models.vit import VisionTransformer
+from vitral.objectives.collapse_monitors import feature_rank, feature_std
 from vitral.objectives.config import MaskedPatchConfig
 from vitral.objectives.losses import wide
-from vitral.objectives.monitors import feature_rank, feature_std
 from vitral.objectives.objective import Objective, ObjectiveContext
 from vitral.structs import Batch, StepOutput
 

@@ -17,11 +17,11 @@ from vitral import distributed
 from vitral.models.model import ImageModel
 from vitral.models.registry import token_encoder
 from vitral.models.vit import VisionTransformer
+from vitral.objectives.collapse_monitors import entropy, feature_rank, feature_std
 from vitral.objectives.config import SelfDistillationConfig
 from vitral.objectives.koleo import koleo
-from vitral.objectives.monitors import entropy, feature_rank, feature_std
 from vitral.objectives.objective import Objective, ObjectiveContext
-from vitral.objectives.projection import ProjectionHead
+from vitral.objectives.projection_head import ProjectionHead
 from vitral.objectives.sinkhorn import centered, sinkhorn
 from vitral.objectives.teacher import EMATeacher, cosine
 from vitral.structs import Batch

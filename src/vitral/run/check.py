@@ -9,7 +9,7 @@ from dataclasses import replace
 from vitral.data.check import Normalization, check_dataset, decoding
 from vitral.data.check_cache import cache_folder
 from vitral.data.config import DataConfig
-from vitral.data.corrupt_images import find_damage, without_damage
+from vitral.data.damaged_images import find_damage, without_damage
 from vitral.data.dataset import Dataset
 from vitral.data.findings import CheckReport
 from vitral.data.sources import make_val_split, open_dataset, unlabeled_source

@@ -15,7 +15,7 @@ from vitral.files import read_json
 from vitral.models.summary import count_parameters
 from vitral.predictor import Predictor
 from vitral.weights.digests import CONFIG, WEIGHTS, accept_command, signed, verify_weights
-from vitral.weights.find import find_model, load_model
+from vitral.weights.find_model import find_model, load_model
 from vitral.weights.folder import folder_digests, is_ours
 
 

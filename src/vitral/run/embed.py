@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vitral.atomic_files import whole_file
-from vitral.data.corrupt_images import find_damaged
+from vitral.data.damaged_images import find_damaged
 from vitral.data.dataset import Dataset, Split
 from vitral.errors import UserError
 from vitral.predictor import Floats, Predictor

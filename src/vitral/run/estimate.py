@@ -13,7 +13,7 @@ from vitral.models.presets import resolve
 from vitral.models.registry import build_config
 from vitral.predictor import pick_device
 from vitral.run.config import RunConfig
-from vitral.run.memory import checkpointed_blocks, make_job, memory_limit
+from vitral.run.fit_memory import checkpointed_blocks, make_job, memory_limit
 from vitral.run.prepare import EVAL_BATCH, choose_architecture, resolve_precision
 from vitral.run.summary import compute
 from vitral.training.memory_estimate import alternatives, choose, free_bytes, micro_batches, predict

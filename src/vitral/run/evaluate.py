@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from vitral.errors import UserError
 from vitral.run.command_options import EvalOptions
-from vitral.run.eval_subject import loaded_subject
+from vitral.run.eval_target import loaded_subject
 from vitral.run.inference_inputs import load_used, open_images, recorded, split_logits, split_name
 from vitral.tasks.task import Evaluation, Task
 from vitral.training.metrics_log import console_logging, log

@@ -17,17 +17,17 @@ from torch import Tensor
 from vitral.errors import UserError, nearest
 from vitral.interpret.attention import token_attention
 from vitral.interpret.gradients import gradient_attention, integrated_gradients
-from vitral.interpret.lens import logit_lens
+from vitral.interpret.logit_lens import logit_lens
 from vitral.interpret.patches import mean_similarity, patch_norms, patch_similarity, patch_tokens
 from vitral.interpret.rollout import rollout
 from vitral.interpret.tokens import default_token, on_grid, patch_of, pick, require_transformer
-from vitral.models.reduction import TokenReduction
+from vitral.models.token_reduction import TokenReduction
 from vitral.models.vit import VisionTransformer
 from vitral.predictor import Predictor
 from vitral.report import explain_plots as plots
 from vitral.report.sections import Figure, Section, Table
 from vitral.run.command_options import ExplainOptions
-from vitral.tasks.class_names import numbered_of
+from vitral.tasks.imagenet_names import numbered_of
 from vitral.training.metrics_log import log
 
 _FEW_LAYERS, _FEW_HEADS = 6, 12

@@ -8,9 +8,9 @@ from typing import Any
 
 from vitral.data.dataset import Dataset, Split, spaced
 from vitral.errors import UserError
-from vitral.interpret.distance import attention_distance, patch_distances
-from vitral.interpret.filters import filter_components, position_similarity
-from vitral.interpret.similarity import LEAST, compare_layers, layer_names
+from vitral.interpret.attention_distance import attention_distance, patch_distances
+from vitral.interpret.cka import LEAST, compare_layers, layer_names
+from vitral.interpret.patch_filters import filter_components, position_similarity
 from vitral.interpret.tokens import require_transformer
 from vitral.predictor import Predictor, load
 from vitral.report import explain_plots as plots

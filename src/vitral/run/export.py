@@ -5,12 +5,12 @@ from __future__ import annotations
 from vitral.data.dataset import spaced
 from vitral.export.config import FOLDERS
 from vitral.export.exporter import CALIBRATION, ExportResult, Samples, builtin_samples, export_network
-from vitral.export.write import Written, export
+from vitral.export.library_folders import Written, export
 from vitral.files import read_text
 from vitral.run.command_options import ExportCommandOptions
 from vitral.run.inference_inputs import open_images, split_name
 from vitral.training.metrics_log import console_logging
-from vitral.weights.find import find_model, load_model
+from vitral.weights.find_model import find_model, load_model
 from vitral.weights.folder import CARD, FolderConfig, free_place
 
 

@@ -17,14 +17,14 @@ from vitral.objectives.objective import Objective
 from vitral.report.run_report import write_report
 from vitral.run import artifacts
 from vitral.run.check import noted
-from vitral.run.eval_subject import EvalData
+from vitral.run.eval_target import EvalData
 from vitral.run.folder import SUMMARY
 from vitral.run.prepare import RunContext
 from vitral.run.resume import take_best
 from vitral.run.self_supervised import pictures_of
 from vitral.tasks.task import Array, Evaluation, Samples, Task
 from vitral.training.metrics_log import MetricsLog, log
-from vitral.training.state import TrainState
+from vitral.training.train_state import TrainState
 from vitral.weights.card import model_card
 from vitral.weights.folder import save_folder
 

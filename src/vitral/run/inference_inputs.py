@@ -16,18 +16,18 @@ from vitral.compression.evit import EViT
 from vitral.compression.tome import ToMe
 from vitral.config import build
 from vitral.data.config import DataConfig, DataSource, Validation
-from vitral.data.corrupt_images import find_damage, said, without_damage
+from vitral.data.content_ids import identities
+from vitral.data.damaged_images import find_damage, said, without_damage
 from vitral.data.dataset import Carved, Dataset, Split
 from vitral.data.files import some
-from vitral.data.identity import identities
 from vitral.data.loader import ImageStore, eval_batches
 from vitral.data.sources import make_val_split, open_dataset
 from vitral.data.splits import with_remembered, with_val_in_train
 from vitral.engines import TorchEngine
 from vitral.errors import UserError, plural, shown
 from vitral.evaluate.classification import collect_logits
-from vitral.models.reduction import refuse_reduction
 from vitral.models.registry import token_encoder
+from vitral.models.token_reduction import refuse_reduction
 from vitral.predictor import Predictor, load, require_finite
 from vitral.run.command_options import EngineUse, ModelUse
 from vitral.run.split_record import load_split

@@ -25,8 +25,8 @@ from vitral.data.reading import RandomCrop
 from vitral.data.unlabeled import with_labels_per_class, with_unlabeled, without_held_out
 from vitral.errors import UserError
 from vitral.models.config import ModelConfig
+from vitral.models.cost import Precision
 from vitral.models.create import build_model
-from vitral.models.measure import Precision
 from vitral.models.model import ImageModel
 from vitral.models.parameters import is_pruner
 from vitral.models.presets import PRESETS, changed_name, resolve
@@ -34,12 +34,12 @@ from vitral.models.registry import build_config
 from vitral.predictor import pick_device
 from vitral.run.check import open_checked
 from vitral.run.config import ModelOptions, RunConfig, reproduce_command, streams_of
-from vitral.run.memory import checkpointed_blocks, limit_training, resolve_memory
+from vitral.run.fit_memory import checkpointed_blocks, limit_training, resolve_memory
 from vitral.structs import STREAM_SPAN
 from vitral.tasks.registry import TASKS
 from vitral.tasks.task import Task
 from vitral.training.metrics_log import log
-from vitral.weights.find import load_model
+from vitral.weights.find_model import load_model
 from vitral.weights.folder import FolderConfig
 from vitral.weights.resize import adapt, without_head
 from vitral.weights.tensors import check_match, checksum

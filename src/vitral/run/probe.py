@@ -14,7 +14,7 @@ from vitral.errors import UserError
 from vitral.evaluate.features import Embedded, Metrics
 from vitral.evaluate.few_shot import fewshot
 from vitral.evaluate.knn import knn
-from vitral.evaluate.linear import linear
+from vitral.evaluate.linear_probe import linear
 from vitral.predictor import Predictor
 from vitral.run.command_options import ProbeOptions
 from vitral.run.inference_inputs import image_batches, load_used, open_images, split_name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vitral.engines import find_export
 from vitral.errors import UserError
 from vitral.run.command_options import PushOptions
-from vitral.weights.find import find_model
+from vitral.weights.find_model import find_model
 from vitral.weights.folder import is_ours
 from vitral.weights.hub import push
 

@@ -15,7 +15,7 @@ from vitral.run.prepare import prepare
 from vitral.run.train import assemble, train_loader
 from vitral.structs import sample_places
 from vitral.training.nonfinite import NONFINITE, STATE, by_stream, first_non_finite
-from vitral.training.state import SHARDED, WHOLE
+from vitral.training.train_state import SHARDED, WHOLE
 
 
 def bad_state(folder: Path) -> Path | None:

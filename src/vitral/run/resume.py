@@ -15,7 +15,7 @@ from vitral.run.config import RunConfig, difference
 from vitral.run.folder import CHECKPOINTS, read_config
 from vitral.training.loop import total_steps
 from vitral.training.metrics_log import log
-from vitral.training.state import BEST, Progress, TrainState
+from vitral.training.train_state import BEST, Progress, TrainState
 from vitral.weights.stopped_run import finish_command, resume_command
 from vitral.weights.tensors import DamagedFile, load_tensors
 

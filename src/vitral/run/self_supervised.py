@@ -18,7 +18,7 @@ from vitral.objectives.objective import Objective, ObjectiveContext
 from vitral.objectives.registry import OBJECTIVES
 from vitral.run.config import RunConfig
 from vitral.run.folder import CHECKPOINTS
-from vitral.training.state import LAST, WHOLE
+from vitral.training.train_state import LAST, WHOLE
 from vitral.weights.tensors import check_match, load_tensors
 
 _PICTURES = 8

@@ -26,7 +26,7 @@ from vitral.serve.middleware import LOOPBACK
 from vitral.serve.model_worker import ModelSource, ModelWorker, run_in_thread
 from vitral.serve.reload import signature
 from vitral.serve.server import announce, listen_at, serve_hosts, wait_for_signal
-from vitral.weights.find import find_model
+from vitral.weights.find_model import find_model
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -10,14 +10,14 @@ from typing import Any, Literal
 from vitral.atomic_files import whole_file
 from vitral.errors import UserError, taken
 from vitral.models.config import ModelConfig
-from vitral.models.measure import Precision
+from vitral.models.cost import Precision
 from vitral.models.presets import PRESETS, resolve
 from vitral.models.registry import build_config
 from vitral.models.summary import count_macs, count_parameters, forward_bytes, kept_activations
 from vitral.models.summary import summarize as stages_of
 from vitral.run.command_options import SummaryOptions
 from vitral.training.memory_estimate import model_job, predict
-from vitral.weights.find import model_config
+from vitral.weights.find_model import model_config
 
 # A module inside a block other than the first: blocks.1.attn, stages.1.blocks.0.conv1.
 _INSIDE = re.compile(r"\.[1-9]\d*\.(?:.*\.)?[^.\d][^.]*$")

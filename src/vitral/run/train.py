@@ -29,10 +29,10 @@ from vitral.optim.master_weights import ComputeCopy
 from vitral.optim.optimizer import make_optimizer
 from vitral.run import artifacts
 from vitral.run.config import RunConfig, load_config
-from vitral.run.eval_subject import EvalData
+from vitral.run.eval_target import EvalData
 from vitral.run.finish import finish, is_validated
+from vitral.run.fit_memory import say_memory, smaller_plan
 from vitral.run.folder import CHECKPOINTS, claimed, open_folder, resume_with, write_length
-from vitral.run.memory import say_memory, smaller_plan
 from vitral.run.prepare import EVAL_BATCH, RunContext, prepare
 from vitral.run.resume import resume
 from vitral.run.split_record import save_split
@@ -42,8 +42,8 @@ from vitral.training.loop import Validation, total_steps, train_loop
 from vitral.training.metrics_log import console_logging, console_silence, log, log_file
 from vitral.training.parallel import Parallel
 from vitral.training.signals import StopSignal, signum_of
-from vitral.training.state import Progress, TrainState, has_checkpoint
 from vitral.training.throughput import Throughput, peak_flops
+from vitral.training.train_state import Progress, TrainState, has_checkpoint
 
 
 def train(

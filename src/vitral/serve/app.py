@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from vitral.serve.config import ServeConfig
-from vitral.serve.explore import explorer_router
+from vitral.serve.explorer_routes import explorer_router
 from vitral.serve.metrics import Metrics
 from vitral.serve.middleware import Exchange, Middleware, answer_json, refusal, shortened
 from vitral.serve.model_worker import APIError, ModelWorker

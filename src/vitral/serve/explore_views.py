@@ -25,12 +25,12 @@ from vitral.data.channels import MODES
 from vitral.data.resize import fit_image
 from vitral.errors import UserError
 from vitral.interpret.attention import fill_heads, stream_maps
-from vitral.interpret.lens import logit_lens
+from vitral.interpret.logit_lens import logit_lens
 from vitral.interpret.patches import patch_norms, patch_similarity
 from vitral.interpret.rollout import Fuse, roll
 from vitral.interpret.tokens import default_token, patch_of, require_transformer, token_names, token_rows
-from vitral.models.reduction import TokenReduction, reduced_by
 from vitral.models.registry import token_encoder
+from vitral.models.token_reduction import TokenReduction, reduced_by
 from vitral.models.vit import VisionTransformer
 from vitral.predictor import Predictor
 from vitral.serve.decoding import DecodedImage

@@ -15,11 +15,11 @@ from torch import Tensor
 from vitral.data.image_spec import ImageSpec
 from vitral.interpret.attention import grid_of, token_attention
 from vitral.interpret.tokens import default_token, pick, require_transformer, token_names
-from vitral.models.reduction import reduced_by
+from vitral.models.token_reduction import reduced_by
 from vitral.predictor import Floats, Predictor
 from vitral.serve.batcher import Batcher, Computed, warm_up
 from vitral.serve.config import ServeConfig
-from vitral.serve.decoders import PICTURES, Decoders
+from vitral.serve.decoder_pool import PICTURES, Decoders
 from vitral.serve.decoding import DecodedImage
 from vitral.serve.metrics import Metrics
 from vitral.serve.middleware import as_json

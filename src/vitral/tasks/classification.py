@@ -21,7 +21,7 @@ from vitral.evaluate.classification import classification_metrics, wilson_interv
 from vitral.evaluate.compare import mcnemar
 from vitral.evaluate.metric import Metric
 from vitral.report.sections import Section, Table
-from vitral.tasks.class_names import numbered_names, numbered_of
+from vitral.tasks.imagenet_names import numbered_names, numbered_of
 from vitral.tasks.task import Array, Evaluation, Evaluator, Samples, Task, clean
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 
 from vitral.models.config import ModelConfig
-from vitral.models.measure import Device, Kept, Precision
+from vitral.models.cost import Device, Kept, Precision
 from vitral.models.summary import count_parameters, forward_bytes, kept_activations
 
 CPU_SHARE = 0.8  # of the available memory that memory=auto takes: the rest of the machine works too

@@ -26,7 +26,7 @@ from vitral.objectives.objective import Objective
 from vitral.structs import Batch, device_of, micro_batches, sample_places
 from vitral.training.config import TrainConfig
 from vitral.training.metrics_log import log
-from vitral.training.state import SHARDED, WHOLE, TrainState
+from vitral.training.train_state import SHARDED, WHOLE, TrainState
 
 NONFINITE = "nonfinite"  # the folder, in that of the run
 STEPS, STATE = "steps.jsonl", "state"  # the latter a file or a folder, as checkpoints are

@@ -19,13 +19,13 @@ from vitral.models.config import ModelConfig
 from vitral.models.create import build_model
 from vitral.models.model import ImageModel
 from vitral.models.registry import build_config, infer
-from vitral.tasks.class_names import LISTS, distinct_names, imagenet_names, numbered_names, renamed_classes
+from vitral.tasks.imagenet_names import LISTS, distinct_names, imagenet_names, numbered_names, renamed_classes
 from vitral.weights.config import ReadOptions
 from vitral.weights.folder import FolderConfig, resized
 from vitral.weights.formats import FORMATS, Format, closest_format, find_format
-from vitral.weights.google import unstack
+from vitral.weights.google_npz import unstack
 from vitral.weights.keymap import Map, load_map, translate
-from vitral.weights.reading import Source, by_known_names, read
+from vitral.weights.read_files import Source, by_known_names, read
 from vitral.weights.sidecar_config import SidecarConfig, read_sidecar
 
 P = ParamSpec("P")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitral.errors import UserError
 from vitral.weights.keymap import translate
-from vitral.weights.reading import read_tree
+from vitral.weights.read_files import read_tree
 from vitral.weights.ssl_checkpoints import Tensors
 from vitral.weights.timm import vit_rules
 

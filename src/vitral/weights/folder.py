@@ -25,7 +25,7 @@ from vitral.models.position import Resize
 from vitral.models.presets import PRESETS
 from vitral.models.registry import AnyModelConfig, build_config
 from vitral.models.summary import count_parameters
-from vitral.tasks.class_names import distinct_names
+from vitral.tasks.imagenet_names import distinct_names
 from vitral.tasks.registry import TASKS
 from vitral.tasks.task import Task
 from vitral.weights.digests import (

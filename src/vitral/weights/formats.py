@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from vitral.weights import google, hf, ssl_checkpoints, timm
+from vitral.weights import google_npz, hf, ssl_checkpoints, timm
 from vitral.weights.keymap import Rule, Template
 
 Tensors = Mapping[str, Tensor]
@@ -40,16 +40,16 @@ FORMATS: tuple[Format, ...] = (
     Format(
         "google", "Google's vision_transformer (.npz; AugReg, hybrids)",
         ("Transformer/posembed_input/pos_embedding", "embedding/kernel"),
-        google.rules, _GOOGLE, _GOOGLE_LOOKS,
+        google_npz.rules, _GOOGLE, _GOOGLE_LOOKS,
     ),
     Format(
         "big_vision", "Google's big_vision (.npz)",
         ("Transformer/{x:encoderblock.*}/LayerNorm_1/scale", "embedding/kernel"),
-        google.big_vision_rules, _GOOGLE, _GOOGLE_LOOKS,
+        google_npz.big_vision_rules, _GOOGLE, _GOOGLE_LOOKS,
     ),
     Format(
         "bit", "Google's BiT ResNets (.npz)", ("resnet/root_block/standardized_conv2d/kernel",),
-        google.bit_rules, {}, _GOOGLE_LOOKS,
+        google_npz.bit_rules, {}, _GOOGLE_LOOKS,
     ),
     Format(
         "hf_dinov3", "transformers DINOv3ViT", ("{x:(?:model\\.)?}layer.{i}.attention.q_proj.weight",),

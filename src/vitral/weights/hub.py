@@ -13,7 +13,7 @@ from vitral.optional_imports import install, optional
 from vitral.weights.card import with_header
 from vitral.weights.digests import CONFIG, WEIGHTS, signed
 from vitral.weights.folder import CARD, load_folder
-from vitral.weights.reading import ENDINGS, is_weights
+from vitral.weights.read_files import ENDINGS, is_weights
 
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
 

@@ -13,7 +13,7 @@ from vitral.errors import UserError
 from vitral.models.presets import PRESETS, resolve
 from vitral.models.registry import token_config
 from vitral.weights.image_processor import hf_looks, numbers, refuse
-from vitral.weights.reading import Source
+from vitral.weights.read_files import Source
 
 Fields = dict[str, Any]
 

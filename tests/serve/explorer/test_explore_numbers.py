@@ -21,7 +21,7 @@ from tests.serve.explorer.truth import (
     truth_of_sample,
 )
 from vitral.compression.tome import ToMe
-from vitral.interpret.lens import logit_lens
+from vitral.interpret.logit_lens import logit_lens
 from vitral.interpret.patches import patch_norms, patch_similarity
 from vitral.interpret.rollout import rollout
 from vitral.interpret.tokens import token_names

@@ -21,7 +21,7 @@ from tests.serve.explorer.app import conv_host, make_app, random_host
 from vitral.compression.tome import ToMe
 from vitral.errors import UserError
 from vitral.interpret.attention import stream_maps, token_attention
-from vitral.interpret.lens import logit_lens
+from vitral.interpret.logit_lens import logit_lens
 from vitral.interpret.patches import patch_norms, patch_similarity
 from vitral.interpret.rollout import rollout
 from vitral.models.vit import VisionTransformer
@@ -357,7 +357,7 @@ def test_maps_of_one_image_are_kept(hosts: dict[str, ModelWorker], monkeypatch: 
     assert len(calls) == 3
     # Too large for that, they come one after the other, with the same numbers.
     expected = [floats(client, keys[0], view) for view in ("attention", "rollout")]
-    monkeypatch.setattr("vitral.serve.explore.MOST_MAP_BYTES", 100)
+    monkeypatch.setattr("vitral.serve.explorer_routes.MOST_MAP_BYTES", 100)
     other = TestClient(make_app(hosts), headers=PNG)
     give(other, "registers", picture(seed=1))
     for view, values in zip(("attention", "rollout"), expected, strict=True):

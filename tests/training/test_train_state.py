@@ -13,7 +13,7 @@ from vitral.models.create import create_model
 from vitral.optim.config import OptimConfig
 from vitral.optim.ema import WeightEMA
 from vitral.optim.optimizer import make_optimizer
-from vitral.training.state import Progress, TrainState, has_checkpoint
+from vitral.training.train_state import Progress, TrainState, has_checkpoint
 from vitral.weights.tensors import DamagedFile, load_tensors, save_tensors
 
 

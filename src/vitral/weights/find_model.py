@@ -12,7 +12,7 @@ from vitral.weights.convert import read_external
 from vitral.weights.digests import WEIGHTS
 from vitral.weights.folder import FolderConfig, bundled, find_folder, is_ours, load_config, load_folder, resized
 from vitral.weights.hub import download, is_hub_name
-from vitral.weights.reading import is_weights
+from vitral.weights.read_files import is_weights
 from vitral.weights.stopped_run import refuse_stopped
 
 log = logging.getLogger("vitral")

@@ -22,7 +22,7 @@ from vitral.objectives.objective import ObjectiveContext
 from vitral.objectives.registry import OBJECTIVES
 from vitral.optim.optimizer import make_optimizer
 from vitral.run.config import load_config
-from vitral.run.memory import make_job, smaller_plan
+from vitral.run.fit_memory import make_job, smaller_plan
 from vitral.run.train import run
 from vitral.structs import Batch, View
 from vitral.training import loop

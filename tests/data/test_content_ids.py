@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from vitral.config import build
-from vitral.data import identity
+from vitral.data import content_ids
 from vitral.data.config import DataConfig
+from vitral.data.content_ids import PART, first_copies, identities
 from vitral.data.dataset import Dataset
-from vitral.data.identity import PART, first_copies, identities
 from vitral.data.sources import open_dataset
 from vitral.data.splits import with_remembered, with_validation
 from vitral.errors import UserError
@@ -57,13 +57,13 @@ def test_copies_are_equal_files_whatever_their_ends(large: Path) -> None:
 def test_unchanged_files_are_read_once(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[tuple[str, str]] = []
     for name in ("_identity", "_rest", "_whole"):
-        inner = getattr(identity, name)
+        inner = getattr(content_ids, name)
 
         def counted(*args: Any, name: str = name, inner: Any = inner) -> Any:
             reads.append((name, str(args[-1])))
             return inner(*args)
 
-        monkeypatch.setattr(identity, name, counted)
+        monkeypatch.setattr(content_ids, name, counted)
     first = with_validation(opened(large), 0.2)
     assert sum(kind == "_identity" for kind, _ in reads) == 26
     assert sum(kind == "_whole" for kind, _ in reads) == 3, "only those that are equal in their ends"
@@ -79,7 +79,7 @@ def test_unchanged_files_are_read_once(large: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_damaged_cache_is_no_harm(large: Path) -> None:
     first = with_validation(opened(large), 0.2)
-    for file in identity.check_cache.cache_folder().glob("*.npz"):
+    for file in content_ids.check_cache.cache_folder().glob("*.npz"):
         file.write_bytes(file.read_bytes()[:100])
     assert with_validation(opened(large), 0.2).splits["val"].names == first.splits["val"].names
 

@@ -9,9 +9,9 @@ import torch
 
 from vitral.errors import UserError
 from vitral.models.config import ModelConfig
+from vitral.models.cost import Device, Kept, Precision, cached, record_step
 from vitral.models.create import build_model
 from vitral.models.lora import add_lora
-from vitral.models.measure import Device, Kept, Precision, cached, record_step
 from vitral.models.model import ImageModel
 from vitral.models.parameters import freeze_encoder
 from vitral.objectives.config import ObjectiveConfig

@@ -12,10 +12,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from vitral.errors import UserError
-from vitral.evaluate import linear as module
+from vitral.evaluate import linear_probe as module
 from vitral.evaluate.config import LinearConfig
 from vitral.evaluate.features import Embedded
-from vitral.evaluate.linear import fit, linear
+from vitral.evaluate.linear_probe import fit, linear
 
 
 def case(count: int, seed: int, width: int = 6, classes: int = 4, dtype: torch.dtype = torch.float64) -> Embedded:

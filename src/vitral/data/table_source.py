@@ -18,7 +18,7 @@ from vitral.data.channels import Decoding
 from vitral.data.config import DataConfig
 from vitral.data.dataset import SPLITS, Dataset, fingerprint
 from vitral.data.files import class_map, file_channels, file_split, known_column, label_array, size_in_bytes, some
-from vitral.data.folder_words import SPLIT_OF
+from vitral.data.folder_names import SPLIT_OF
 from vitral.data.label_vectors import named, text_vectors
 from vitral.data.regression_targets import as_number, as_targets, check_targets
 from vitral.errors import UserError, plural

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vitral.objectives.monitors import entropy, feature_rank, feature_std
+from vitral.objectives.collapse_monitors import entropy, feature_rank, feature_std
 
 
 def test_equal_features_have_no_spread_and_no_rank() -> None:

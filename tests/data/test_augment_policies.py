@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from vitral.data.augment import augment
-from vitral.data.config import AugmentConfig
-from vitral.data.policies import (
+from vitral.data.augment_policies import (
     AugmentOps,
     Draws,
     Op,
@@ -25,6 +24,7 @@ from vitral.data.policies import (
     trivial_augment,
     trivial_table,
 )
+from vitral.data.config import AugmentConfig
 
 EVERYTHING: dict[str, Any] = {
     "crop": "random_resized", "flip": 0.5, "flip_vertical": 0.2, "rotate": 10.0, "policy": "randaugment", "num_ops": 3,

@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers import TINY, random_model, write_colors
 from vitral.data.config import DataConfig, DataSource
-from vitral.data.corrupt_images import find_damage, without_damage
+from vitral.data.damaged_images import find_damage, without_damage
 from vitral.data.dataset import Dataset
 from vitral.data.sources import open_dataset
 from vitral.errors import UserError

@@ -17,7 +17,7 @@ from vitral.export.parity import BeyondLimit
 from vitral.models.model import ImageModel
 from vitral.weights.convert import read_external
 from vitral.weights.digests import WEIGHTS
-from vitral.weights.find import load_model
+from vitral.weights.find_model import load_model
 from vitral.weights.folder import FolderConfig, free_place
 from vitral.weights.tensors import save_tensors
 

@@ -20,7 +20,7 @@ from vitral.data.files import (
     split_folders,
     subfolders,
 )
-from vitral.data.folder_words import SPLIT_OF
+from vitral.data.folder_names import SPLIT_OF
 from vitral.errors import UserError, shown
 
 # label_index.ext, where the label may hold underscores; cat-7.png and cat.7.png too.

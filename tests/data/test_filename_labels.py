@@ -12,7 +12,7 @@ from tests.helpers import TINY
 from vitral.config import build
 from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset
-from vitral.data.filename import fits
+from vitral.data.filename_labels import fits
 from vitral.data.sources import find_source, open_dataset
 from vitral.errors import UserError
 from vitral.run.train import train

@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.interpret.test_attention import Largest
 from tests.interpret.variants import images, variant
 from vitral.errors import UserError
-from vitral.interpret.similarity import cka, compare_layers, layer_features, layer_names
+from vitral.interpret.cka import cka, compare_layers, layer_features, layer_names
 from vitral.models.create import create_model
 
 
