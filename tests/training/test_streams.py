@@ -13,10 +13,10 @@ from tests.entropy import Entropy, EntropyConfig
 from tests.processes import in_processes
 from vitral import distributed
 from vitral.data.config import AugmentConfig, DataConfig
+from vitral.data.few_labels import with_labels_per_class
 from vitral.data.image_spec import ResizeSpec
 from vitral.data.loader import ImageStore, StreamLoader, TrainLoader
 from vitral.data.sources import open_dataset
-from vitral.data.unlabeled import with_labels_per_class
 from vitral.models.create import create_model
 from vitral.objectives.objective import ObjectiveContext
 from vitral.optim.config import OptimConfig

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vitral.data.dataset import Dataset, Split
-from vitral.data.few_shot import with_shots
+from vitral.data.few_labels import with_shots
 from vitral.errors import UserError
 
 
