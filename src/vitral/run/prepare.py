@@ -39,9 +39,9 @@ from vitral.structs import STREAM_SPAN
 from vitral.tasks.registry import TASKS
 from vitral.tasks.task import Task
 from vitral.training.metrics_log import log
+from vitral.weights.adapt import adapt, without_head
 from vitral.weights.find_model import load_model
 from vitral.weights.folder import FolderConfig
-from vitral.weights.resize import adapt, without_head
 from vitral.weights.tensors import check_match, checksum
 
 EVAL_BATCH = 256  # images val_stores at once

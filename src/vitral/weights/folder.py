@@ -28,6 +28,7 @@ from vitral.models.summary import count_parameters
 from vitral.tasks.imagenet_names import distinct_names
 from vitral.tasks.registry import TASKS
 from vitral.tasks.task import Task
+from vitral.weights.adapt import adapt
 from vitral.weights.digests import (
     CONFIG,
     KEY,
@@ -38,7 +39,6 @@ from vitral.weights.digests import (
     verify_text,
     verify_weights,
 )
-from vitral.weights.resize import adapt
 from vitral.weights.stopped_run import refuse_stopped
 from vitral.weights.tensors import (
     DamagedFile,

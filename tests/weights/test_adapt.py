@@ -15,7 +15,7 @@ from tests.models.test_vit import tiny
 from vitral.data.decode import as_image
 from vitral.errors import UserError
 from vitral.models.registry import build_config
-from vitral.weights.resize import adapt, channel_mix, resize_patches, without_head
+from vitral.weights.adapt import adapt, channel_mix, resize_patches, without_head
 
 
 @pytest.fixture(autouse=True)
