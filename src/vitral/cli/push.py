@@ -22,9 +22,20 @@ examples:
 
 @command(HELP, PushOptions)
 def run(arguments: Arguments, options: PushOptions) -> Answer:
-    """Push, and print the address."""
+    """Upload the model folder, its card included, and print the address of the repository."""
     model, repository = arguments.words
-    from vitral.run.push import push_model
+    from vitral.engines import find_export
+    from vitral.errors import UserError
+    from vitral.weights.find_model import find_model
+    from vitral.weights.folder import is_ours
+    from vitral.weights.hub import push
 
-    url = push_model(model, repository, options)
+    if find_export(model) is not None:
+        raise UserError("this is an export", where=model, expected="the model folder that it was made from")
+    path = find_model(model)
+    if not is_ours(path):
+        hint = f"vitral weights convert {model} out=DIR, then push DIR"
+        raise UserError("weights of another library", where=model, expected="a model folder", hint=hint)
+    license, overwrite = options.license, options.overwrite
+    url = push(path, repository, private=options.private, license=license, overwrite=overwrite)
     return Answer({"repository": repository, "url": url}, lambda: url)
