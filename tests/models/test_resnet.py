@@ -264,7 +264,7 @@ def test_refusals() -> None:
         model.encode(torch.rand(1, 3, 22, 37), capture=("stages.0.block",))
     with pytest.raises(UserError, match="32 groups"):
         config(width=48)
-    with pytest.raises(UserError, match="no stage"):
+    with pytest.raises(UserError, match="at least one stage"):
         config(blocks=[])
 
 

@@ -83,7 +83,7 @@ def test_switched_off_it_is_nothing() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"class_weights": (1.0, 2.0)}, r"(?s)not one factor a class.*got: +2.*expected: 3"),
+        ({"class_weights": (1.0, 2.0)}, r"(?s)not one factor per class.*got: +2.*expected: 3"),
         ({"class_weights": (1.0, -2.0, 1.0)}, "not negative"),
         ({"class_weights": (0.0, 0.0, 0.0)}, "nor all 0"),
     ],

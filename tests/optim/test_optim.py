@@ -44,7 +44,7 @@ def test_wsd_is_constant_until_its_last_share() -> None:
     assert found[10:150] == [2.0] * 140
     assert found[150:] == pytest.approx([2 * (0.1 + 0.9 * (1 - math.sqrt(k / 50))) for k in range(50)])
     assert rates(400, lr=2.0, warmup=10, schedule="wsd")[:160] == rates(200, lr=2.0, warmup=10, schedule="wsd")[:160]
-    with pytest.raises(ValueError, match="more than the whole run"):
+    with pytest.raises(ValueError, match="must be at most 1"):
         OptimConfig(schedule="wsd", warmup=0.3, cooldown=0.8)
 
 

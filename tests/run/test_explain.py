@@ -240,7 +240,7 @@ def test_a_record_names_no_other_files(digit: str, capsys: Capture) -> None:
         ("", ("missing argument: MODEL",)),
         ("model DIGIT", ("out: no folder for the figures given", "out=DIR")),
         ("model DIGIT out=bad.png/seen", ("out: folder is not writable",)),
-        ("model gone.png out=seen", ("gone.png: no such image",)),
+        ("model gone.png out=seen", ("gone.png: no such file",)),
         ("model bad.png out=seen", ("bad.png",)),
         ("nowhere DIGIT out=seen", ("nowhere",)),
         ("model DIGIT out=seen token=clss", ("token: this model has no such token", "did you mean 'cls'?")),

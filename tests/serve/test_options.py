@@ -103,10 +103,10 @@ def test_a_served_model_has_the_servers_limit_and_is_watched_where_it_is(tmp_pat
     large = Image.new("L", (10, 10))
     with pytest.raises(UserError, match="limit of 99 pixels"):
         load(folder).preprocess(large)
-    host = serve._host("m", str(folder), ServeOptions(max_pixels=100))
-    assert host.origin is not None
-    assert host.origin.path == folder
-    for predictor in (host.predictor, host.origin.load()):
+    host = serve._worker("m", str(folder), ServeOptions(max_pixels=100))
+    assert host.source is not None
+    assert host.source.path == folder
+    for predictor in (host.predictor, host.source.load()):
         assert predictor.preprocess(large).shape == (1, 8, 8)
         with pytest.raises(UserError, match="limit of 100 pixels"):
             predictor.preprocess(Image.new("L", (101, 1)))
@@ -141,7 +141,7 @@ def test_exports_leave_a_clusters_gpus_to_models(
         opened.append(options.device)
         return ModelWorker(name, load("vitral-digits", "cpu"))
 
-    monkeypatch.setattr(serve, "_host", open_host)
+    monkeypatch.setattr(serve, "_worker", open_host)
     monkeypatch.setattr(serve, "find_export", lambda model: Path(model) if model.endswith("onnx") else None)
     monkeypatch.setattr(serve, "log_lines", lambda _: None)
     options = ServeOptions(engine="ray", device=asked)

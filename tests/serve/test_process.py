@@ -197,7 +197,7 @@ def test_nobody_waits_longer_than_drain_and_two_signals_end_at_once(model: Path)
     for words, key, signals in (("drain=0.5", None, 1), ("drain=60", "secret", 2)):
         environ = {} if key is None else {"VITRAL_API_KEY": key}
         with serving(str(model), words, "host=0.0.0.0", "log=text", **environ) as server:
-            assert server.log().count("there is no API key") == (key is None)
+            assert server.log().count("no API key: every client") == (key is None)
             assert server.client.get("/v1/models").status_code == (200 if key is None else 401)
             headers = {"Authorization": f"Bearer {key}"}
             assert server.client.get("/v1/models", headers=headers).status_code == 200
@@ -220,7 +220,7 @@ from pathlib import Path
 from vitral.predictor import load
 from vitral.serve.config import ServeConfig
 from vitral.serve.model_worker import ModelWorker, ModelSource
-from vitral.serve.server import listen_at, serve_hosts
+from vitral.serve.server import listen_at, serve_workers
 
 predictor = load(sys.argv[1], "cpu")
 
@@ -235,7 +235,7 @@ if sys.argv[2] == "broken":
     predictor.forward = broken
 origin = ModelSource(Path(sys.argv[1]), "another", endless) if sys.argv[2] == "reloads" else None
 options = ServeConfig(reload=0.05, drain=0.0)
-sys.exit(serve_hosts({"m": ModelWorker("m", predictor, origin)}, options, None, listen_at("127.0.0.1", 0)))
+sys.exit(serve_workers({"m": ModelWorker("m", predictor, origin)}, options, None, listen_at("127.0.0.1", 0)))
 """
 
 

@@ -13,7 +13,7 @@ import torch
 
 import vitral
 from tests.helpers import assert_equal_tensors, edit_config, random_model, weights
-from tests.training.test_state import disk_full_beyond
+from tests.training.test_train_state import disk_full_beyond
 from vitral.errors import UserError
 from vitral.weights.folder import find_folder, load_folder, save_folder
 from vitral.weights.tensors import load_tensors, save_tensors

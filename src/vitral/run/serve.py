@@ -25,7 +25,7 @@ from vitral.serve.config import KEY_VARIABLE
 from vitral.serve.middleware import LOOPBACK
 from vitral.serve.model_worker import ModelSource, ModelWorker, run_in_thread
 from vitral.serve.reload import signature
-from vitral.serve.server import announce, listen_at, serve_hosts, wait_for_signal
+from vitral.serve.server import announce, listen_at, serve_workers, wait_for_signal
 from vitral.weights.find_model import find_model
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ def serve(models: Sequence[str], options: ServeOptions) -> int:
     bound = listen_at(options.host, options.port)  # before seconds are spent on models
     with bound:
         log_lines(options.log)
-        hosts = {name: _host(name, model, options) for name, model in zip(names, models, strict=True)}
+        workers = {name: _worker(name, model, options) for name, model in zip(names, models, strict=True)}
         _warn_if_open(options, key)
-        return serve_hosts(hosts, options, key, bound)
+        return serve_workers(workers, options, key, bound)
 
 
 def _warn_if_open(options: ServeOptions, key: str | None) -> None:
@@ -55,7 +55,7 @@ def _warn_if_open(options: ServeOptions, key: str | None) -> None:
         log.warning("no API key: every client that reaches %s can use this server", options.host)
 
 
-def _host(name: str, model: str, options: ServeOptions) -> ModelWorker:
+def _worker(name: str, model: str, options: ServeOptions) -> ModelWorker:
     path = find_export(model) or find_model(model)
     seen = signature(path)
 
@@ -75,7 +75,7 @@ def _on_cluster(models: Sequence[str], names: Sequence[str], options: ServeOptio
     from vitral.serve.ray_deployment import deployed
 
     for name, model in zip(names, models, strict=True):
-        _host(name, model, alone(options, "cpu")).close()
+        _worker(name, model, alone(options, "cpu")).close()
     make_app = partial(_application, tuple(models), tuple(names), options, key)
     place: dict[str, Any] = options.model_dump(include={"device", "host", "port", "drain"})
     with deployed(make_app, replicas=options.ray.workers, **place) as url:
@@ -91,12 +91,12 @@ def _application(
     from vitral.run.ray_map import alone
 
     log_lines(options.log)
-    hosts: dict[str, ModelWorker] = {}
+    workers: dict[str, ModelWorker] = {}
     for name, model in zip(names, models, strict=True):
         # An export refuses a configured device.
         on = "cpu" if options.device == "auto" and find_export(model) else device
-        hosts[name] = _host(name, model, alone(options, on))
-    return create_app(hosts, alone(options, device), key)
+        workers[name] = _worker(name, model, alone(options, on))
+    return create_app(workers, alone(options, device), key)
 
 
 def names_of(models: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -51,21 +51,21 @@ class _Attention(_Asked):
     )
 
 
-def create_app(hosts: Mapping[str, ModelWorker], options: ServeConfig, key: str | None = None) -> FastAPI:
-    """The application. hosts: the models by name, the first is the default one. key: what /v1 wants of its clients.
+def create_app(workers: Mapping[str, ModelWorker], options: ServeConfig, key: str | None = None) -> FastAPI:
+    """The application. workers: the models by name, the first is the default one. key: what /v1 wants of its clients.
 
     `app.state.service` is what works behind it; its `not_ready` says why /readyz answers 503.
     """
-    metrics = Metrics(hosts)
-    service = Service(hosts, options, metrics)
+    metrics = Metrics(workers)
+    service = Service(workers, options, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         service.start()
         tasks = [asyncio.create_task(service.warm_up())]
-        for host in hosts.values():
-            if host.origin is not None and options.reload:
-                looks = watch(host, host.origin, options.reload, options.max_batch, metrics)
+        for worker in workers.values():
+            if worker.source is not None and options.reload:
+                looks = watch(worker, worker.source, options.reload, options.max_batch, metrics)
                 tasks.append(asyncio.create_task(looks))
         try:
             yield
@@ -94,34 +94,34 @@ def _add_images(app: FastAPI, service: Service) -> None:
 
     async def images(request: Request, model: str | None) -> tuple[ModelWorker, Images, dict[str, Any]]:
         exchange: Exchange = request.scope["exchange"]
-        host = service.pick(model)
-        exchange.facts["model"] = host.name
+        worker = service.pick(model)
+        exchange.facts["model"] = worker.name
         read = await read_images(request, min(service.options.max_images, service.options.max_queue))
         exchange.facts["images"] = len(read.uploads)
-        return host, read, exchange.facts
+        return worker, read, exchange.facts
 
     @post("/v1/predict", response_model=Predicted | list[Predicted])
     async def predict(request: Request, asked: Annotated[_Predict, Query()]) -> Response:
         """The likeliest classes of an image, or of each of several as a list."""
-        host, read, facts = await images(request, asked.model)
-        answers, facts["batch"] = await service.predict(host, read.uploads, asked.topk)
+        worker, read, facts = await images(request, asked.model)
+        answers, facts["batch"] = await service.predict(worker, read.uploads, asked.topk)
         return answer_json(answers if read.many else answers[0])
 
     @post("/v1/embed", response_model=Embedded | list[Embedded])
     async def embed(request: Request, asked: Annotated[_Embed, Query()]) -> Response:
         """What the encoder makes of an image, or of each of several as a list."""
-        host, read, _ = await images(request, asked.model)
-        answers = await service.embed(host, read.uploads, asked.features)
+        worker, read, _ = await images(request, asked.model)
+        answers = await service.embed(worker, read.uploads, asked.features)
         return Response(f"[{', '.join(answers)}]" if read.many else answers[0], media_type="application/json")
 
     @post("/v1/attention", response_model=Attended)
     async def attention(request: Request, asked: Annotated[_Attention, Query()]) -> Response:
         """How a token of an image shares its attention out among all, in every layer and head."""
-        host, read, _ = await images(request, asked.model)
+        worker, read, _ = await images(request, asked.model)
         if len(read.uploads) > 1:
             raise APIError(400, "one_image", "attention is of one image at a time")
         layers = None if asked.layers is None else [int(number) for number in asked.layers.split(",")]
-        return answer_json(await service.attention(host, read.uploads[0], asked.token, layers))
+        return answer_json(await service.attention(worker, read.uploads[0], asked.token, layers))
 
     _ = predict, embed, attention
 
@@ -133,7 +133,7 @@ def _add_operations(app: FastAPI, service: Service, metrics: Metrics) -> None:
     @get("/v1/models", response_model=list[Model])
     async def models() -> Response:
         """The models that are served; the first one is the default."""
-        return answer_json([service.describe(host) for host in service.hosts.values()])
+        return answer_json([service.describe(worker) for worker in service.workers.values()])
 
     @get("/healthz")
     async def health() -> Response:

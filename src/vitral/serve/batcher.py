@@ -39,8 +39,8 @@ class _Entry(NamedTuple):
 class Batcher:
     """The queue of one model's images. `start` and `close` belong to the event loop that it works in."""
 
-    def __init__(self, host: ModelWorker, max_batch: int, metrics: Metrics) -> None:
-        self._host, self._max_batch, self._metrics = host, max_batch, metrics
+    def __init__(self, worker: ModelWorker, max_batch: int, metrics: Metrics) -> None:
+        self._worker, self._max_batch, self._metrics = worker, max_batch, metrics
         self._entries: deque[_Entry] = deque()
         self._filled = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -73,16 +73,16 @@ class Batcher:
                 continue
             images = [entry.image for entry in batch]
             try:
-                logits_BC = await self._host.run(
+                logits_BC = await self._worker.run(
                     lambda _, by=batch[0].predictor, x=images: by.forward(x).cpu(), len(batch)
                 )
             except NotFinite as error:
                 self._fail(batch, APIError(500, "not_finite", error.what))
             except Exception:  # memory that is not there, say: its own requests fail, the next may not
-                log.exception("%s: a batch of %d images failed", self._host.name, len(batch))
+                log.exception("%s: a batch of %d images failed", self._worker.name, len(batch))
                 self._fail(batch, APIError(500, "model_failed", "the model failed on these images"))
             else:
-                self._metrics.computed(self._host.name, len(batch))
+                self._metrics.computed(self._worker.name, len(batch))
                 self._answer(batch, logits_BC)
 
     def _take(self) -> list[_Entry]:

@@ -72,8 +72,8 @@ class _Explorer:
     async def models(self) -> Response:
         """The served models, and what can be seen of each."""
         found: list[dict[str, Any]] = []
-        for name, host in self.service.hosts.items():
-            each = await host.compute(views.describe)
+        for name, worker in self.service.workers.items():
+            each = await worker.compute(views.describe)
             samples = [{"id": key, "title": title} for key, title in sample_names(each["channels"]).items()]
             found.append(each | {"name": name, "samples": samples})
         return answer_json({"models": found})
@@ -87,28 +87,28 @@ class _Explorer:
 
     async def look(self, request: Request, model: Model = None, topk: TopK = 5) -> Response:
         """The answer to one image, the model's input as a PNG, and the id under which its views are requested."""
-        host = self.service.pick(model)
+        worker = self.service.pick(model)
         uploads = (await read_images(request, self.service.options.max_images)).uploads
         if len(uploads) != 1:
             raise APIError(422, "one_image", f"One image is expected at a time, not {len(uploads)}.")
-        return await self._answer(host, uploads[0], topk)
+        return await self._answer(worker, uploads[0], topk)
 
     async def again(self, key: Key, model: Model = None, topk: TopK = 5) -> Response:
         """The same of an image that was given before, to this model or another, and is still kept."""
-        host = self.service.pick(model)
+        worker = self.service.pick(model)
         data = self.kept.data(key)
         if data is None:
             raise APIError(404, "gone", _GONE)
-        return await self._answer(host, Upload(None, data), topk)
+        return await self._answer(worker, Upload(None, data), topk)
 
-    async def _answer(self, host: ModelWorker, upload: Upload, topk: int) -> Response:
-        predictor = host.predictor
-        with host.places(1):
+    async def _answer(self, worker: ModelWorker, upload: Upload, topk: int) -> Response:
+        predictor = worker.predictor
+        with worker.places(1):
             key = await asyncio.to_thread(lambda: hashlib.sha256(upload.data).hexdigest())
             async with self.service.ready(predictor, [upload]) as (image,):
-                found, x_CHW = await host.run(lambda _: views.answer(predictor, image, topk))
-        self.kept.put(host.name, key, CachedImage(weakref.ref(predictor), x_CHW, upload.data))
-        return answer_json({"id": key, "model": host.name, **found})
+                found, x_CHW = await worker.run(lambda _: views.answer(predictor, image, topk))
+        self.kept.put(worker.name, key, CachedImage(weakref.ref(predictor), x_CHW, upload.data))
+        return answer_json({"id": key, "model": worker.name, **found})
 
     async def attention(self, key: Key, model: Model = None, token: Token = None) -> Response:
         """Attention from a token, and to it: [2, layers, heads, tokens]; NaN for heads that a layer lacks."""
@@ -138,24 +138,24 @@ class _Explorer:
         """Token merging: which patches end in one token, the answer then, and the time of a pass with and without."""
         return answer_json(await self._of(key, model, lambda predictor, x_CHW: views.merged(predictor, x_CHW, r, topk)))
 
-    def _given(self, host: ModelWorker, key: str) -> CachedImage:
+    def _given(self, worker: ModelWorker, key: str) -> CachedImage:
         """The kept image."""
-        given = self.kept.get(host.name, key, host.predictor)
+        given = self.kept.get(worker.name, key, worker.predictor)
         if given is None:
             raise APIError(404, "gone", _GONE)
         return given
 
     async def _of(self, key: str, model: str | None, function: Callable[[Predictor, Tensor], T]) -> T:
         """What `function` makes of the kept image, on the model's thread."""
-        host = self.service.pick(model)
-        given = self._given(host, key)
+        worker = self.service.pick(model)
+        given = self._given(worker, key)
 
         def compute(predictor: Predictor) -> T:
             if given.model() is not predictor:  # replaced while this waited for its turn
                 raise APIError(404, "gone", _GONE)
             return function(predictor, given.x_CHW)
 
-        return await host.compute(compute)
+        return await worker.compute(compute)
 
     async def _of_maps(self, key: str, model: str | None, function: Callable[[Predictor, Iterable[Tensor]], T]) -> T:
         """The same of the image's attention maps, which stay for the next question unless they are too large; then no

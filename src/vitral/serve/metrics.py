@@ -15,7 +15,7 @@ _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
 class Metrics:
     """Counters, gauges and histograms; docs/serving.md lists them."""
 
-    def __init__(self, hosts: Mapping[str, ModelWorker]) -> None:
+    def __init__(self, workers: Mapping[str, ModelWorker]) -> None:
         registry = self.registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self.requests = Counter("vitral_requests", "Requests answered", ["route", "status"], registry=registry)
@@ -31,11 +31,11 @@ class Metrics:
         self.reloads = Counter("vitral_reloads", "Replaced model folders", ["model", "result"], registry=registry)
         self.loaded = Gauge("vitral_model_loaded_time_seconds", "When loaded, since 1970", ["model"], registry=registry)
         self._known: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
-        self._of_model = {name: (self.images.labels(name), self.batch.labels(name)) for name in hosts}
+        self._of_model = {name: (self.images.labels(name), self.batch.labels(name)) for name in workers}
         queue = Gauge("vitral_queue_images", "Images and calls that wait or are computed", ["model"], registry=registry)
-        for name, host in hosts.items():
-            queue.labels(name).set_function(lambda host=host: host.waiting)
-            self.loaded.labels(name).set_function(lambda host=host: host.loaded)
+        for name, worker in workers.items():
+            queue.labels(name).set_function(lambda worker=worker: worker.waiting)
+            self.loaded.labels(name).set_function(lambda worker=worker: worker.loaded)
             for result in ("ok", "failed"):
                 self.reloads.labels(name, result)
 

@@ -66,12 +66,12 @@ class ModelWorker:
         self,
         name: str,
         predictor: Predictor,
-        origin: ModelSource | None = None,
+        source: ModelSource | None = None,
         *,
         limit: int | None = None,
         threads: int | None = None,
     ) -> None:
-        self.name, self.predictor, self.origin, self.limit = name, predictor, origin, limit
+        self.name, self.predictor, self.source, self.limit = name, predictor, source, limit
         self.loaded = time.time()
         self.failure: str | None = None
         self.waiting = 0

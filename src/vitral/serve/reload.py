@@ -35,46 +35,48 @@ def _files(path: Path) -> list[Path]:
     return [file for file in files if file.suffix in _SUFFIXES]
 
 
-async def watch(host: ModelWorker, origin: ModelSource, seconds: float, max_batch: int, metrics: Metrics) -> None:
+async def watch(worker: ModelWorker, source: ModelSource, seconds: float, max_batch: int, metrics: Metrics) -> None:
     """Look every so many seconds, for ever. What changed and stands still is loaded in another thread; a folder that
     cannot be loaded leaves the old model in service, and is tried again when it changes."""
-    known = before = origin.seen
+    known = before = source.seen
     while True:
         await asyncio.sleep(seconds)
-        now = await asyncio.to_thread(signature, origin.path)
+        now = await asyncio.to_thread(signature, source.path)
         if (
             now is not None
             and now != known
             and now == before
-            and await _replaced(host, origin, now, max_batch, metrics)
+            and await _replaced(worker, source, now, max_batch, metrics)
         ):
             known = now
         before = now
 
 
-async def _replaced(host: ModelWorker, origin: ModelSource, found: Signature, max_batch: int, metrics: Metrics) -> bool:
+async def _replaced(
+    worker: ModelWorker, source: ModelSource, found: Signature, max_batch: int, metrics: Metrics
+) -> bool:
     """Whether the files that were found have been dealt with."""
 
     def load() -> Predictor:
-        for file in _files(origin.path):
+        for file in _files(source.path):
             require_regular(file)
-        predictor = origin.load()
+        predictor = source.load()
         warm_up(predictor, max_batch)
         return predictor
 
     try:
-        loaded = await asyncio.to_thread(run_in_thread, load, host.threads)
+        loaded = await asyncio.to_thread(run_in_thread, load, worker.threads)
     except Exception as error:
         loaded = error
-    if await asyncio.to_thread(signature, origin.path) != found:
+    if await asyncio.to_thread(signature, source.path) != found:
         return False  # changed in the meantime, so it may be a mixture
     if isinstance(loaded, Exception):
-        host.failure = str(loaded).splitlines()[0] if str(loaded) else type(loaded).__name__
-        metrics.reloads.labels(host.name, "failed").inc()
-        fields = {"model": host.name, "reason": host.failure}
+        worker.failure = str(loaded).splitlines()[0] if str(loaded) else type(loaded).__name__
+        metrics.reloads.labels(worker.name, "failed").inc()
+        fields = {"model": worker.name, "reason": worker.failure}
         log.error("the replaced model cannot be loaded, the old one stays", extra={"fields": fields})
     else:
-        host.replace(loaded)
-        metrics.reloads.labels(host.name, "ok").inc()
-        log.info("reloaded", extra={"fields": {"model": host.name, "engine": loaded.engine.name}})
+        worker.replace(loaded)
+        metrics.reloads.labels(worker.name, "ok").inc()
+        log.info("reloaded", extra={"fields": {"model": worker.name, "engine": loaded.engine.name}})
     return True

@@ -56,10 +56,12 @@ def listen_at(host: str, port: int) -> socket.socket:
     return bound
 
 
-def serve_hosts(hosts: Mapping[str, ModelWorker], options: ServeConfig, key: str | None, bound: socket.socket) -> int:
+def serve_workers(
+    workers: Mapping[str, ModelWorker], options: ServeConfig, key: str | None, bound: socket.socket
+) -> int:
     """Serves until a signal comes, and returns 128 and its number; or 1, at once, where a model cannot compute. Prints
     one JSON line, url and models, on stdout as soon as there are answers."""
-    app = create_app(hosts, options, key)
+    app = create_app(workers, options, key)
     config = uvicorn.Config(
         app, http=GuardedProtocol, ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
         proxy_headers=False, limit_concurrency=CONNECTIONS, timeout_keep_alive=KEEP_ALIVE_SECONDS,
@@ -110,7 +112,7 @@ class _Server(uvicorn.Server):
         asyncio.get_running_loop().set_exception_handler(_loop_error)
         await super().startup(sockets)
         self._service.decoders.warm_up()
-        announce(self._url, list(self._service.hosts))
+        announce(self._url, list(self._service.workers))
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to end: also where a model could not compute in the beginning, for it will not later."""

@@ -36,14 +36,14 @@ class Service:
     """Everything behind the routes. `start` and `close` belong to the event loop that serves. `not_ready`: why /readyz
     answers 503; `has_failed`: it is, because a model could not compute."""
 
-    def __init__(self, hosts: Mapping[str, ModelWorker], options: ServeConfig, metrics: Metrics) -> None:
-        self.hosts, self.options, self._metrics = hosts, options, metrics
+    def __init__(self, workers: Mapping[str, ModelWorker], options: ServeConfig, metrics: Metrics) -> None:
+        self.workers, self.options, self._metrics = workers, options, metrics
         self.not_ready: str | None = _WARMING
         self.has_failed = False
         self._full_size = 0  # pixels of all images that are in memory as large as they are
-        for host in hosts.values():
-            host.limit = options.max_queue
-        self._batchers = {name: Batcher(host, options.max_batch, metrics) for name, host in hosts.items()}
+        for worker in workers.values():
+            worker.limit = options.max_queue
+        self._batchers = {name: Batcher(worker, options.max_batch, metrics) for name, worker in workers.items()}
         self.decoders = Decoders(options)
 
     def start(self) -> None:
@@ -54,12 +54,12 @@ class Service:
     async def warm_up(self) -> None:
         """Run every model once; the server reports ready afterwards."""
         failed: list[str] = []
-        for host in self.hosts.values():
+        for worker in self.workers.values():
             try:
-                await host.run(lambda predictor: warm_up(predictor, self.options.max_batch))
+                await worker.run(lambda predictor: warm_up(predictor, self.options.max_batch))
             except Exception:  # memory that is not there, say
-                log.exception("%s cannot compute %d images at once (max_batch)", host.name, self.options.max_batch)
-                failed.append(host.name)
+                log.exception("%s cannot compute %d images at once (max_batch)", worker.name, self.options.max_batch)
+                failed.append(worker.name)
         self.has_failed = bool(failed)
         if self.not_ready == _WARMING:  # and not on its way out by now
             self.not_ready = f"cannot compute: {', '.join(failed)}; the log says why" if failed else None
@@ -74,25 +74,25 @@ class Service:
         for batcher in self._batchers.values():
             await batcher.close()
         self.decoders.close()
-        for host in self.hosts.values():
-            host.close()
+        for worker in self.workers.values():
+            worker.close()
 
     def pick(self, model: str | None) -> ModelWorker:
         """The model of that name, or the first one. Raises APIError, 404, for another name."""
-        host = next(iter(self.hosts.values())) if model is None else self.hosts.get(model)
-        if host is None:
-            raise APIError(404, "no_model", f"no model {model!r}; there are: {', '.join(self.hosts)}")
-        return host
+        worker = next(iter(self.workers.values())) if model is None else self.workers.get(model)
+        if worker is None:
+            raise APIError(404, "no_model", f"no model {model!r}; there are: {', '.join(self.workers)}")
+        return worker
 
     async def predict(
-        self, host: ModelWorker, uploads: Sequence[Upload], topk: int
+        self, worker: ModelWorker, uploads: Sequence[Upload], topk: int
     ) -> tuple[list[dict[str, Any]], int]:
         """What `vitral predict` prints of each image, and how many images the last one was computed with."""
-        predictor = host.predictor
+        predictor = worker.predictor
         predictor.require_answers()
-        with host.places(len(uploads)):
+        with worker.places(len(uploads)):
             async with self.ready(predictor, uploads) as images:
-                computed: list[Computed] = await self._batchers[host.name].compute(predictor, tensors(images))
+                computed: list[Computed] = await self._batchers[worker.name].compute(predictor, tensors(images))
         answers = predictor.postprocess(torch.stack([each.logits_C for each in computed]), topk)
         rows = [
             {"image": _called(upload, number), **answer}
@@ -100,17 +100,17 @@ class Service:
         ]
         return rows, computed[-1].batch
 
-    async def embed(self, host: ModelWorker, uploads: Sequence[Upload], features: str) -> list[str]:
+    async def embed(self, worker: ModelWorker, uploads: Sequence[Upload], features: str) -> list[str]:
         """What `vitral embed` prints of each image, as JSON. Raises APIError, 413, where that would be too much."""
-        predictor = host.predictor
+        predictor = worker.predictor
         _ = predictor.model  # an export has none
         rows: list[Floats] = []
-        with host.places(len(uploads)):
+        with worker.places(len(uploads)):
             images = await self._inputs(predictor, uploads)
             for start in range(0, len(images), self.options.max_batch):
                 batch = images[start : start + self.options.max_batch]
-                found = await host.run(lambda _, x=batch: predictor.forward(x, features).cpu(), len(batch))
-                self._metrics.computed(host.name, len(batch))
+                found = await worker.run(lambda _, x=batch: predictor.forward(x, features).cpu(), len(batch))
+                self._metrics.computed(worker.name, len(batch))
                 rows += list(found.numpy())
                 count = rows[0].size * len(uploads)
                 if count > _NUMBERS:
@@ -119,14 +119,14 @@ class Service:
         return await asyncio.to_thread(_embedded, uploads, rows)
 
     async def attention(
-        self, host: ModelWorker, upload: Upload, token: str | None, layers: Sequence[int] | None
+        self, worker: ModelWorker, upload: Upload, token: str | None, layers: Sequence[int] | None
     ) -> dict[str, Any]:
         """`interpret.attention.token_attention` of the torch model, whatever engine predicts."""
-        predictor = host.predictor
+        predictor = worker.predictor
         require_transformer(predictor.model, "attention")
-        with host.places(1):
+        with worker.places(1):
             (image,) = await self._inputs(predictor, [upload])
-            found = await host.run(lambda _: _attention(predictor, image, token, layers))
+            found = await worker.run(lambda _: _attention(predictor, image, token, layers))
         return {"image": _called(upload, 0), **found}
 
     @asynccontextmanager
@@ -164,17 +164,17 @@ class Service:
     def _spec(self, predictor: Predictor) -> ImageSpec:
         return predictor.config.preprocessing.model_copy(update={"max_pixels": self.options.max_pixels})
 
-    def describe(self, host: ModelWorker) -> dict[str, Any]:
+    def describe(self, worker: ModelWorker) -> dict[str, Any]:
         """What /v1/models says of a model."""
-        config, engine = host.predictor.config, host.predictor.engine
+        config, engine = worker.predictor.config, worker.predictor.engine
         kept = ("recipe", "seed", "metrics", "source", "weights")
         return {
-            "name": host.name, "architecture": config.name, "classes": len(config.classes),
+            "name": worker.name, "architecture": config.name, "classes": len(config.classes),
             "image_size": config.preprocessing.image_size, "channels": config.preprocessing.channels,
             "engine": engine.name, "precision": engine.precision,
-            "loaded": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(host.loaded)),
+            "loaded": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(worker.loaded)),
             "provenance": {key: config.provenance[key] for key in kept if key in config.provenance},
-            "failure": host.failure,
+            "failure": worker.failure,
         }  # fmt: skip
 
 

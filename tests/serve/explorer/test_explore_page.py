@@ -393,7 +393,7 @@ def test_the_key_is_asked_for_once(browser: Browser, base: str, rules: Rules) ->
         page.keyboard.press("Enter")
         expect(page.get_by_text("That key was refused.")).to_be_visible()
         page.get_by_role("textbox", name="API key").fill("open sesame")
-        page.get_by_role("button", name="Go on").click()
+        page.get_by_role("button", name="Continue").click()
         visit.settle()
         expect(dialog).to_be_hidden()
         page.reload()
