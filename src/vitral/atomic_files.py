@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent, and the lock of a folder in which one process works.
+"""Write files and folders atomically, and lock a folder for one process.
 
 There is one kind of temporary name: `.NAME.partial` beside NAME. It holds NAME while it is written or removed, and is
 renamed at the end; a folder that NAME replaces waits as `.NAME.old` until then. A kill at any moment leaves these names

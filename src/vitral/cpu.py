@@ -1,4 +1,4 @@
-"""Which instruction sets this processor has: those by which kernels of matrix products are chosen."""
+"""Instruction sets of this processor that decide which matrix kernels are used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What computes logits: torch, ONNX Runtime or OpenVINO; and the exports that the last two and PT2 run.
+"""Engines that compute logits: torch, ONNX Runtime, OpenVINO, and files exported for them.
 
 An export is one file (OpenVINO's has a .bin beside it) that says itself what it is: class names, preprocessing and
 provenance of the model folder travel inside.

@@ -1,4 +1,4 @@
-"""Whether an export is still the model on another processor than the one where the two were compared.
+"""Check that an export gives the model's outputs on a processor other than the one that it was made on.
 
 `vitral export` writes the model's own outputs for some made-up images beside the file. Where an export is opened on a
 processor with other instruction sets, it has to give the same ones, within what was measured at the export.

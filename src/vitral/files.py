@@ -1,4 +1,4 @@
-"""Opens and parses files from strangers: regular files only, size and structure bounded before anything is built.
+"""Open and parse untrusted files: regular files only, size and structure bounded before anything is built.
 
 Every reader of the package goes through here, and every failure is a UserError that names the file.
 """

@@ -1,4 +1,4 @@
-"""Text as Markdown shows it, character by character: names come from files and folders of anybody."""
+"""Escape names from files and folders, so that Markdown shows them literally."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packages that one feature needs: imported when it is used, with their telemetry off."""
+"""Import packages of optional features on use, with telemetry off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A loaded model folder, or an export of one, that takes images of any kind and answers with class names."""
+"""Predict with a model folder or an export: images of any kind in, class names out."""
 
 from __future__ import annotations
 

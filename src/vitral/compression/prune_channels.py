@@ -1,4 +1,4 @@
-"""Attention heads and MLP features that matter least, taken out for good: smaller tensors, not masks.
+"""Remove the least important attention heads and MLP features: tensors become smaller, nothing is masked.
 
 Importance is the first-order Taylor expansion of the loss (Molchanov et al. 2019, arXiv 1906.10771). Shape letters: B
 batch, T tokens, Q queried tokens, h heads, d features of a head, D width, M hidden features of an MLP, C classes.

@@ -1,4 +1,4 @@
-"""Affine maps of a batch, and images resampled by them.
+"""Affine maps per sample of a batch, and resampling of images by them.
 
 Shape letters: B samples, C channels, H W height and width, 2 the coordinates (x, y), 33 a homogeneous 3 x 3 matrix on
 pixel centers (x, y, 1), from the source to the result.

@@ -1,4 +1,4 @@
-"""Augmentation of a whole batch at once: crop and geometry as one affine map, then policy, colors and erasing.
+"""Augment a batch at once: crop and geometry as one affine map, then policy, color operations and erasing.
 
 Shape letters: B samples, C channels, H W height and width, 33 a homogeneous 3 x 3 matrix on pixel centers (x, y, 1).
 """

@@ -1,4 +1,4 @@
-"""Which operation each sample gets, and how strong: RandAugment, TrivialAugment, 3-Augment, color jitter, single ones.
+"""Draw and apply augmentation operations per sample: RandAugment, TrivialAugment, 3-Augment, color jitter, single ones.
 
 Operations are drawn in rounds; in each, every sample has one operation (or none) and one amount. `perform` carries it
 out: the samples of a round are grouped by operation, so only chosen work is done, and a round's geometric operations

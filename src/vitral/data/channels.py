@@ -1,4 +1,4 @@
-"""A loaded picture becomes uint8 with 1 to 4 channels, a few rows at a time: its memory is that of the result.
+"""Convert a decoded image to uint8 with 1 to 4 channels, a few rows at a time, so that no second copy is needed.
 
 Samples of more than 8 bits are mapped by one rule, `value_range`: low becomes 0, high becomes 255, what lies beyond is
 clipped, with a note. Without a rule the format has to say what its samples mean: unsigned 16 bits end at 65535, floats

@@ -1,4 +1,4 @@
-"""The check of a dataset before a second of training is spent on it: classes, names, pixels, duplicates, statistics.
+"""Check a data set before training: classes, names, pixels, duplicates, statistics.
 
 Every image is decoded once (see `scan`); the rules read what was kept. Shape letters: N images of all splits, K
 classes, C channels.

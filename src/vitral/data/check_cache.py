@@ -1,4 +1,4 @@
-"""Results of checks, kept between runs in the user's cache folder: the second check of the same files decodes none."""
+"""Cache of check results in the user's cache folder: a second check of the same files decodes none."""
 
 from __future__ import annotations
 

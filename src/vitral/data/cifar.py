@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 (fine labels) in the python and the binary layout, read into memory.
+"""Read CIFAR-10 and CIFAR-100 (fine labels) in the python and the binary layout into memory.
 
 The python layout is made of pickles, which can run any program when they are loaded. Here they cannot: only inert
 stand-ins are made, and the arrays are rebuilt from the captured bytes. Source: Krizhevsky 2009, "Learning Multiple

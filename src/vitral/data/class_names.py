@@ -1,4 +1,4 @@
-"""Class names that are hardly meant: two that look alike, and words for a label that is missing."""
+"""Find suspicious class names: two that look alike, and words for a missing label."""
 
 from __future__ import annotations
 

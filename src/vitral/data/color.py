@@ -1,4 +1,4 @@
-"""Pixel operations on batches, each sample with a strength of its own: what torchvision v2's functions do to one image.
+"""Color operations on batches with a strength per sample, equal to torchvision v2's functions on single images.
 
 Images are uint8 or floats in [0,1], with one channel (gray) or three (RGB), and come back in the same type and range.
 Floats on the way to uint8 are cut off, not rounded, as torchvision and Pillow do. No result depends on the other

@@ -1,4 +1,4 @@
-"""What identifies an image apart from its name: its size in bytes and its content; and which images are copies.
+"""Identify images by size in bytes and content, independent of their names, and find exact copies.
 
 Of a file only the first and the last 64 KB are read, which is all of most; files that are equal in these and longer are
 read whole before they count as copies. What was found is kept in the user's cache folder, so that unchanged files are

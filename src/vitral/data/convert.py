@@ -1,4 +1,4 @@
-"""Any dataset as image files, in one of the layouts that other programs (and we) read.
+"""Write any data set as image files in one of several common layouts.
 
 Shape letters: C channels, H height, W width.
 """

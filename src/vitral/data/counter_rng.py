@@ -1,4 +1,4 @@
-"""Random numbers that belong to a sample, not to a moment: one counter hash for every random choice about data.
+"""Counter-based random numbers: one hash of seed, sample and purpose for every random choice about data.
 
 Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011). The counter is (sample, epoch,
 view, purpose), the key is the seed; so a batch is the same for any number of workers or processes and after a resume.

@@ -1,4 +1,4 @@
-"""The box of a random resized crop, drawn for a whole batch at once, and the map that it stands for.
+"""Draw the boxes of random resized crops for a batch, and their affine maps.
 
 Szegedy et al. 2015 (arXiv 1409.4842), as torchvision's RandomResizedCrop draws it. Shape letters: B samples, 2 height
 and width of an image, 4 top, left, height

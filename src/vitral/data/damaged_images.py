@@ -1,4 +1,4 @@
-"""Images that can't be read: found by decoding every one, named, and left out up to a limit. Never replaced."""
+"""Find images that cannot be decoded, report them, and leave them out up to a limit. They are never replaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every data source gives: splits with labels, names and a way to read one image.
+"""Data sets: splits with labels, names and a function that reads one image.
 
 Shape letters: N samples of a split, K classes, C channels, H height, W width.
 """

@@ -1,4 +1,4 @@
-"""Any picture becomes a uint8 tensor: every mode that Pillow reads, arrays and tensors, by one set of rules.
+"""Decode any image to a uint8 tensor: every mode that Pillow reads, arrays and tensors, by one set of rules.
 
 Order: load, first frame, EXIF orientation, samples of more than 8 bits scaled by one rule (see `channels`), palettes
 and CMYK to color, transparency over a background color where the result has no alpha channel. The format is read from

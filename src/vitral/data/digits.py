@@ -1,4 +1,4 @@
-"""The handwritten digits that scikit-learn brings along: 1,797 real 8 x 8 scans (UCI, Alpaydin and Kaynak 1998).
+"""The handwritten digits of scikit-learn: 1,797 scans of 8 x 8 pixels (UCI, Alpaydin and Kaynak 1998).
 
 Shape letters: N samples, C channels, H height, W width.
 """

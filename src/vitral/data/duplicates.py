@@ -1,4 +1,4 @@
-"""Which images are the same, or nearly: findings over all splits at once.
+"""Find duplicates and near-duplicates over all splits.
 
 Shape letters: N images of all splits, P pairs, R images that stand for all that are equal to them.
 """

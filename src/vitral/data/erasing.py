@@ -1,4 +1,4 @@
-"""Random erasing (Zhong et al. 2020, arXiv 1708.04896): one rectangle of some samples is painted over.
+"""Random erasing (Zhong et al. 2020, arXiv 1708.04896): fill one rectangle of some samples.
 
 Shape letters: B samples, C channels, H W height and width, E erased samples, P erased pixels, 2 4 as in crop.py.
 """

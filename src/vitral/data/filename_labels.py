@@ -1,4 +1,4 @@
-"""Image files whose names hold their class, such as cat_00017.png, in one folder or in train, val and test."""
+"""Read images whose file names hold their class, such as cat_00017.png, in one folder or in train, val and test."""
 
 from __future__ import annotations
 

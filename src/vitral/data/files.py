@@ -1,4 +1,4 @@
-"""What the sources that read image files share: finding them, telling them from other files, reading them.
+"""Shared functions of sources that read image files: find, recognize and read them.
 
 Shape letters: N samples, K classes, C channels, H height, W width.
 """

@@ -1,4 +1,4 @@
-"""What a check of data can find: stable codes, findings, and the report that holds them. Imports nothing heavy."""
+"""Findings of a data check: stable codes, findings and the report. Imports no heavy package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder of image files: DIR/train/<class>/*, DIR/val/<class>/*, DIR/test/<class>/*, or DIR/<class>/* alone.
+"""Read a folder of images: DIR/train/<class>/*, DIR/val/<class>/*, DIR/test/<class>/*, or DIR/<class>/* alone.
 
 A class's files are found at any depth below it. Hidden files, and `__MACOSX`, are no data.
 """

@@ -1,4 +1,4 @@
-"""Words in names of folders: splits, folds, and containers of images of all classes."""
+"""Words in folder names that stand for splits, folds, or containers of images of all classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where points and boxes of a source image lie in a view of it.
+"""Map points and boxes of a source image to a view of it.
 
 Shape letters: B samples, M points or boxes of each, 2 the coordinates (x, y), 4 a box (x0, y0, x1, y1), 33 a
 homogeneous 3 x 3 matrix on pixel centers (x, y, 1), as `View.matrix_B33`.

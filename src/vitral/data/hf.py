@@ -1,4 +1,4 @@
-"""Hugging Face datasets: a name on the hub, a folder of `save_to_disk`, or Parquet, Arrow and WebDataset shards.
+"""Read Hugging Face datasets: a name on the Hub, a folder of `save_to_disk`, or Parquet, Arrow and WebDataset shards.
 
 All are read map-style, by place: a batch is a function of its step, so a run resumes exactly. Shards are converted once
 into Arrow files in the library's cache and mapped into memory. Needs the extra `datasets`.

@@ -1,4 +1,4 @@
-"""How images are prepared for a model: one description for data, map files, model folders, exports and the server."""
+"""Description of preprocessing, shared by data, map files, model folders, exports and the server."""
 
 from __future__ import annotations
 

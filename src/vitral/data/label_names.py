@@ -1,4 +1,4 @@
-"""Labels against names: a flat folder taken for one class, and files or folders named after another class.
+"""Compare labels with names: a flat folder read as one class, and files or folders named after another class.
 
 Shape letters: none; names are relative to the dataset, with "/".
 """

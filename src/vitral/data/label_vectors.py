@@ -1,4 +1,4 @@
-"""Labels as vectors of zeros and ones, or of -1 and 1 (multi-hot), which look like lists of class names."""
+"""Recognize multi-hot labels: vectors of 0 and 1, or of -1 and 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches as pure functions of their place in the run.
+"""Batches as pure functions of the step.
 
 Training reads one or more streams. Each is an endless row of epochs, put in order by keyed random numbers and cut into
 batches of equal size (see `sampling.py`). Every batch has the same shape, and the position after a resume is the step

@@ -1,4 +1,4 @@
-"""Which patches a masked objective hides: exact counts, by keyed random numbers, a whole batch at once.
+"""Choose the patches that a masked objective hides: exact counts, by counter-based random numbers, for a batch at once.
 
 A mask belongs to (seed, step, view, sample), so it is the same for any number of processes and after a resume. Shape
 letters: B samples, N patches, row by row, R rectangles that are tried.

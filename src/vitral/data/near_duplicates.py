@@ -1,4 +1,4 @@
-"""Whether two pictures whose hashes are near show the same: from thumbnails, blind to brightness, contrast and tint.
+"""Verify two images with similar hashes on thumbnails, invariant to brightness, contrast and tint.
 
 A hash sees coarse shapes only, so that skies, lawns and two pictures of one kind of garment are near. A copy also
 agrees in its details: the smaller of two correlations is taken, of the colors and of what a high-pass filter leaves of

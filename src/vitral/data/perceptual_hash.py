@@ -1,4 +1,4 @@
-"""Perceptual hashes: 64 bits that stay nearly the same when a picture is resized, recompressed or slightly cropped.
+"""Perceptual hashes: 64 bits that change little when an image is resized, recompressed or slightly cropped.
 
 The hash is the signs of the 64 lowest frequencies of a 32 x 32 gray thumbnail's cosine transform, after Zauner 2010,
 "Implementation and Benchmarking of Perceptual Image Hash Functions"; in whole numbers, so that it is the same on every

@@ -1,4 +1,4 @@
-"""Images are decoded by threads while the caller computes with the ones before them."""
+"""Decode images in threads ahead of the computation."""
 
 from __future__ import annotations
 

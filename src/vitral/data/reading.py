@@ -1,4 +1,4 @@
-"""From places in a split to pixels at the model's size: what every worker does.
+"""Read samples of a split as pixels at the model's size, in every worker.
 
 Shape letters: B images, V views of each, C channels, H W height and width, 4 a box (top, left, height, width).
 """

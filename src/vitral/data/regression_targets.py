@@ -1,4 +1,4 @@
-"""Numbers as annotations: columns of a table, or of Parquet, in place of labels."""
+"""Read numbers as annotations, from columns of a table or of Parquet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One image to the model's size. `fit_image` is the resize that evaluation, prediction, export and the server share.
+"""Resize one image to the model's size. Evaluation, prediction, export and the server share `fit_image`.
 
 Shape letters: C channels, H height, W width.
 """

@@ -1,4 +1,4 @@
-"""Which sample stands at which place of the run: shuffled epochs, balanced classes, repeated augmentation.
+"""Order of samples in a run: shuffled epochs, balanced classes, repeated augmentation.
 
 A pure function of seed and place, so a resume needs the step number alone. Every appearance of a sample has a draw
 number of its own, which takes the epoch's place in its random numbers: a sample that comes twice in an epoch is varied

@@ -1,4 +1,4 @@
-"""Every image of a split decoded once, and all that a check needs of it kept: about 2 KB per image.
+"""Decode every image of a split once and collect the numbers that a check needs: about 2 KB per image.
 
 Shape letters: N images, C channels, H height, W width, S a side of 32, T a side of 16.
 """

@@ -1,4 +1,4 @@
-"""Which kind of data a path holds, and the one place that turns a DataConfig into a Dataset that can be trained on."""
+"""Detect the kind of data at a path, and open it as a data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders that are splits, folds or years, and were taken for classes: by their names, or by what they all hold."""
+"""Find folders that are splits, folds or years but were read as classes, by names and contents."""
 
 from __future__ import annotations
 

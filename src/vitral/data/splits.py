@@ -1,4 +1,4 @@
-"""A validation split where the data bring none: held out of train, each class in proportion, always the same.
+"""Hold out a validation split where the data have none: stratified, deterministic.
 
 Exact copies of an image (equal files; or equal pixels, where images are no files) stay on one side: no image that is
 trained on is also evaluated on. Shape letters: N samples, U distinct ones, K classes, 2 sides (kept, held out).

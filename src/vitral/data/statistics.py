@@ -1,4 +1,4 @@
-"""What a dataset consists of: images, classes and sizes of each split, mean and standard deviation of its pixels."""
+"""Statistics of a data set: images, classes and sizes per split, mean and standard deviation of the pixels."""
 
 from __future__ import annotations
 

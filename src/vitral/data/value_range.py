@@ -1,4 +1,4 @@
-"""What is black and what is white in images of more than 8 bits: one rule per data set, from all of its images.
+"""Black and white level of images with more than 8 bits: one rule per data set.
 
 A camera's 10 or 12 bits in files of 16, reflectances, depths and heights in floats: a file does not state its range,
 and the least and largest sample of one image are not those of the next.

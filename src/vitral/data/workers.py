@@ -1,4 +1,4 @@
-"""Who reads the images: the calling thread, or threads. Both give the same bits.
+"""Read images in the calling thread or in threads. Both give the same bits.
 
 Pillow's decoders and torch's resizing release the interpreter, nothing is copied between processes, and no
 `__main__` guard is needed. Shape letters: B images of a batch.

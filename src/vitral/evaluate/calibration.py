@@ -1,4 +1,4 @@
-"""Does a model's confidence mean what it says? NumPy only; SciPy where a temperature is fitted.
+"""Calibration of a classifier: expected calibration error, temperature scaling. NumPy; SciPy to fit a temperature.
 
 Shape letters: N samples, C classes, K bins of confidence.
 """

@@ -1,4 +1,4 @@
-"""How good a classifier is, with its uncertainty; and the logits to say so from.
+"""Metrics of classification with confidence intervals, and the logits that they need.
 
 Shape letters: N samples, C classes, B batch, H W height and width.
 """

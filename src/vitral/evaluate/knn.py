@@ -1,4 +1,4 @@
-"""Weighted nearest neighbors: how good features are without any training on top.
+"""Weighted k-nearest-neighbor evaluation of frozen features.
 
 Shape letters: N train samples, M evaluated samples, B evaluated samples of a block, D width, C classes, K neighbors, J
 numbers of neighbors that are tried.

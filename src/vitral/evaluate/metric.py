@@ -1,4 +1,4 @@
-"""A measured number, as evaluators yield it and as log, summary, report, model card and console show it."""
+"""A metric: name, value, interval, direction and format, for log, summary, report, model card and console."""
 
 from __future__ import annotations
 

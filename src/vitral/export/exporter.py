@@ -1,4 +1,4 @@
-"""Writing a graph for a runtime, whole or not at all, and the proof that it is the model."""
+"""Export a model for a runtime, atomically, and compare the file with the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole function as one graph: images in, logits and probabilities out, whatever the format.
+"""Capture the complete function as one graph: images in, logits and probabilities out, for every format.
 
 Shape letters: B batch, C channels, H W height and width of the image, h w those of the model, S classes.
 """

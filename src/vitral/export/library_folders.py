@@ -1,4 +1,4 @@
-"""Writing an export, and proof that it is the model: read back, it gives the same outputs."""
+"""Export a model folder for another library, and compare it, read back, with the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether an export is the model: the same images through both, and how fast each is.
+"""Compare an export with its model on the same images, and measure the speed of both.
 
 Shape letters: B batch, C channels, H W height and width, h w those of the model, S classes.
 """

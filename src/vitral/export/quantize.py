@@ -1,4 +1,4 @@
-"""ONNX models whose dense layers multiply 8-bit integers; the scales of activations are found in one of two ways.
+"""Quantize dense layers of ONNX models to 8-bit integers, with dynamic or static activation scales.
 
 dynamic: each batch's own least and greatest value; static: those of calibration images, once. Products of two
 activations, as in attention and in the resize, stay in float32.

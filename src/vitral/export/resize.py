@@ -1,4 +1,4 @@
-"""The resize of `data.resize` as two matrix products, whose sizes a graph may leave open.
+"""The resize of `data.resize` as two matrix products, for graphs with open image sizes.
 
 An antialiased resize is linear and acts on rows and columns apart: out = R image C^T, where each row of R holds the
 filter's weights for one row of the result. R and C follow from the image's height and width by arithmetic that every

@@ -1,4 +1,4 @@
-"""Another engine for a model that is loaded: exported to a temporary folder, compared, and used if it is the model."""
+"""Engine in another runtime for a loaded model: exported to a temporary folder, compared, and used if equal."""
 
 from __future__ import annotations
 

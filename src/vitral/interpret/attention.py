@@ -1,4 +1,4 @@
-"""Attention maps of any layer, head and token, read one layer after the other.
+"""Attention maps of any layer, head and token, computed layer by layer.
 
 Shape letters: B batch, C channels, H W image height and width, N patches, T tokens (prefix and patches), h heads, L
 layers, D width.

@@ -1,4 +1,4 @@
-"""How far attention reaches: the mean distance of what each head looks at (arXiv 2010.11929, figures 7 and 11).
+"""Mean attention distance per head (arXiv 2010.11929, figures 7 and 11).
 
 Shape letters: B batch, C channels, H W image height and width, N patches, T tokens, h heads, L layers.
 """

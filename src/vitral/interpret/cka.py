@@ -1,4 +1,4 @@
-"""Which layers of two models say the same: centered kernel alignment (CKA), over any number of images.
+"""Similarity of layers of two models: centered kernel alignment (CKA), over any number of images.
 
 Linear CKA: Kornblith et al. 2019 (arXiv 1905.00414). Its unbiased estimate from batches: Nguyen et al. 2021
 (2010.15327, section 2), with the estimator of HSIC by Song et al. 2012. ViT and ResNet: Raghu et al. 2021 (2108.08810).

@@ -1,4 +1,4 @@
-"""What a class rests on, by gradients: integrated over a way of images, or as weights of the attention.
+"""Attribution of a class by gradients: integrated gradients, and gradient-weighted attention.
 
 Shape letters: B batch, C channels, H W image height and width, N patches, T tokens, h heads, D width, S classes,
 K steps.

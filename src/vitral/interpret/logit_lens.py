@@ -1,4 +1,4 @@
-"""The logit lens: what the model would say if it ended after each layer.
+"""The logit lens: predictions of the model after each layer.
 
 Shape letters: B batch, C channels, H W image height and width, T tokens, D width, L layers, S classes.
 """

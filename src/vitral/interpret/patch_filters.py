@@ -1,4 +1,4 @@
-"""What a model is before any image: filters of its patches, likeness of its positions (arXiv 2010.11929, figure 7).
+"""Views of a model without images: patch embedding filters, similarity of positions (arXiv 2010.11929, figure 7).
 
 Shape letters: C channels, P patch side, N patches, D width, K components.
 """

@@ -1,4 +1,4 @@
-"""Patch tokens of each layer: how alike they are, and how long.
+"""Similarity and norm of the patch tokens of each layer.
 
 Shape letters: B batch, C channels, H W image height and width, N patches, T tokens, D width, L layers.
 """

@@ -1,4 +1,4 @@
-"""Attention rollout: attention followed through all layers.
+"""Attention rollout through all layers.
 
 Shape letters: B batch, C channels, H W image height and width, T tokens, h heads.
 """

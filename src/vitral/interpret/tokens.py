@@ -1,4 +1,4 @@
-"""Which layers, heads and tokens are meant, by the names that people type, and where tokens lie.
+"""Parse the names of layers, heads and tokens, and locate tokens.
 
 Shape letters: T tokens (prefix and patches).
 """

@@ -1,4 +1,4 @@
-"""Activation checkpointing: a block keeps its input alone and computes the rest again when gradients are due."""
+"""Activation checkpointing: a block stores its input only and recomputes the rest in the backward pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention (arXiv 1706.03762, section 3.2), and all that an attention layer takes besides tokens.
+"""Scaled dot-product attention (arXiv 1706.03762, section 3.2), and the context of an attention layer.
 
 Shape letters: B batch, T tokens that enter a layer, Q queries (the first of the T), N keys (those of the cache, then
 the T), M tokens of the memory, D width, h heads, d features of a head, K kept samples, L room of a cache.

@@ -1,4 +1,4 @@
-"""The parts of a residual network: convolutions, norms, blocks, stages. Names of parameters are timm's `resnetv2`.
+"""Parts of residual networks: convolutions, norms, blocks, stages. Parameters have timm's names (`resnetv2`).
 
 Shape letters: B batch, C channels, H W height and width of a map.
 """

@@ -1,4 +1,4 @@
-"""One run of a module on the meta device, which computes shapes and no values: work and memory, module by module.
+"""Measure compute and memory of a module, per submodule, by one run on the meta device.
 
 Counted are multiply-accumulates of matrix products and convolutions (torch's formulas, two operations each), the bytes
 that autograd keeps for the backward pass, each storage once and parameters left out, and all others that are alive. The

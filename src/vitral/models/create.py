@@ -1,4 +1,4 @@
-"""From a name or a configuration to a model."""
+"""Create a model from a name or a configuration."""
 
 from __future__ import annotations
 

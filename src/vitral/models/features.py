@@ -1,4 +1,4 @@
-"""What an encoder makes of an image before any head: one vector of it, or one a patch.
+"""Pool the encoder output: one feature vector per image, or one per patch.
 
 Shape letters: B batch, C channels, H W image height and width, N patches, D width.
 """

@@ -1,4 +1,4 @@
-"""From tensors by our names to the architecture that holds them; what shapes do not say comes as facts."""
+"""Infer the architecture from tensor shapes; facts that shapes do not determine are given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of a Vision Transformer block. Equations are those of arXiv 2010.11929.
+"""Parts of a Vision Transformer block. Equations are those of arXiv 2010.11929.
 
 Shape letters: B batch, C channels, H W image height and width, N tokens, Q query tokens (the first of the N), D width,
 M hidden width of the MLP or tokens of a memory, h heads, d features of a head, P patch side, K kept samples.

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685): small matrices that are trained in place of large ones.
+"""Low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685): train small matrices instead of large ones.
 
 Shape letters: N tokens, I inputs, O outputs of a part, p parts of a packed layer (3 for query, key, value), r rank.
 """

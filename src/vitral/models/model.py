@@ -1,4 +1,4 @@
-"""What every architecture shares: [0,1] images in, normalized inside; encode, pool, classify.
+"""Interface of all architectures: images in [0,1] in, normalized inside; encode, pool, classify.
 
 Shape letters: B batch, C channels, H W image height and width, N patches, D width, S classes.
 """

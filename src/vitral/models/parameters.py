@@ -1,4 +1,4 @@
-"""A model's parameters: what their names say (the layer, whether they belong to the head), and copies of them."""
+"""Facts in parameter names (the layer, part of the head or not), and copies of parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a patch is: learned tables on any grid, fixed sine and cosine, relative offsets, rotation.
+"""Position embeddings: learned tables on any grid, sine and cosine, relative offsets, rotary.
 
 Shape letters: N patches, D width, L tables (one, or one a block), T tokens, P prefix tokens among them, K kept patches,
 O = 2 N - 1 offsets, h heads, Q queries, d features of a head, 2 the cosine and the sine.

@@ -1,4 +1,4 @@
-"""Every named model in one table. Nothing here imports torch."""
+"""All named models in one table. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The convolutional half of the ViT paper: the ResNet in front of a hybrid, and the ResNets it is compared with.
+"""ResNets of the ViT paper: the stem of a hybrid, and the convolutional baselines.
 
 Shape letters: B batch, C channels, H W height and width, N cells of the last map or patches, D width, S classes.
 """

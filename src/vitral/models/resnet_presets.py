@@ -1,4 +1,4 @@
-"""The named residual networks. Nothing here imports torch."""
+"""Named residual networks. Imports no torch."""
 
 from __future__ import annotations
 

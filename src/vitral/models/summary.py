@@ -1,4 +1,4 @@
-"""Shapes, parameters, work and memory of a model, layer by layer, from one run on the meta device."""
+"""Shapes, parameters, compute and memory of a model per layer, from one run on the meta device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an encoder and a way of making its tokens fewer say to each other, and what one forward pass remembers of it.
+"""Interface of token reduction methods, and their state within one forward pass.
 
 Shape letters: B batch, N patches that enter the encoder, M patch tokens that are left of them, P prefix tokens, T = P +
 M tokens, D width, h heads, d features of a head.

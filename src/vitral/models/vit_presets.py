@@ -1,4 +1,4 @@
-"""The named Vision Transformers. Nothing here imports torch."""
+"""Named Vision Transformers. Imports no torch."""
 
 from __future__ import annotations
 

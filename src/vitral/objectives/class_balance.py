@@ -1,4 +1,4 @@
-"""Classes of unequal size in the loss: factors of the classes, and logit adjustment. Shape letters: C classes."""
+"""Class weights and logit adjustment for classes of unequal size. Shape letters: C classes."""
 
 from __future__ import annotations
 

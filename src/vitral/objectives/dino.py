@@ -1,4 +1,4 @@
-"""DINO: a student says of every view of an image what its own moving average says of two of them.
+"""DINO: a student predicts, from every view of an image, the teacher's output on two large views.
 
 Caron et al. 2021 (arXiv 2104.14294). Shape letters: R rows (views of images, or images of a view), K prototypes, D
 width.

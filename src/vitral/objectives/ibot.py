@@ -1,4 +1,4 @@
-"""iBOT: DINO, and for masked patches the prototypes that the teacher sees in them, unmasked.
+"""iBOT: DINO plus prediction of the teacher's output at masked patches.
 
 Zhou et al. 2022 (arXiv 2111.07832); by option what DINOv2 (2304.07193) changed. Shape letters: G views of the teacher,
 V views, B images, R rows (large views: G B), N patches, M gathered patches, K prototypes, D width.

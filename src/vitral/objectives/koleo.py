@@ -1,4 +1,4 @@
-"""Features spread evenly over the sphere: the Kozachenko-Leonenko estimate of their entropy.
+"""KoLeo regularizer: the Kozachenko-Leonenko entropy estimate spreads features evenly over the sphere.
 
 Sablayrolles et al. 2019 (arXiv 1806.03198), as DINOv2 (2304.07193, section 4) uses it. Shape letters: B images, A
 images of all processes, D width.

@@ -1,4 +1,4 @@
-"""Masked autoencoders (He et al. 2021, arXiv 2111.06377): most of an image is hidden, and its pixels are predicted.
+"""Masked autoencoders (He et al. 2021, arXiv 2111.06377): predict the pixels of masked patches.
 
 Shape letters: B batch, C channels, H W image height and width, N patches (h w the rows and columns of their grid), K of
 them seen, M hidden, P side of a patch in pixels, X = P P C values of a patch, D width (of the encoder, then of the

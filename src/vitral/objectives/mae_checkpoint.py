@@ -1,4 +1,4 @@
-"""A whole masked autoencoder, encoder and decoder, from a checkpoint of MAE's repository or of transformers."""
+"""Load a complete masked autoencoder from a checkpoint of MAE's repository or of transformers."""
 
 from __future__ import annotations
 

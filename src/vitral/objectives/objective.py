@@ -1,4 +1,4 @@
-"""What every way of training shares with the loop: a batch in, a loss out, and two moments around the update.
+"""Interface of objectives: batches in, a loss out, and hooks before and after the update.
 
 Shape letters: B batch, C channels, H W image height and width.
 """

@@ -1,4 +1,4 @@
-"""The head of DINO and iBOT: an MLP, a point on the sphere, and its similarity to prototypes.
+"""Projection head of DINO and iBOT: an MLP, L2 normalization, and cosine similarity to prototypes.
 
 Caron et al. 2021 (arXiv 2104.14294, section 3 and appendix C). Names are those of the published checkpoints: `mlp.0`,
 `mlp.2`, `mlp.4`, `last_layer.weight_g`, `last_layer.weight_v`. Shape letters: R rows (views of images, or tokens), X

@@ -1,4 +1,4 @@
-"""Which class minimizes which kind of objective."""
+"""Table of the objectives by kind."""
 
 from vitral.objectives.dino import Dino
 from vitral.objectives.dynamic_vit import DynamicViT

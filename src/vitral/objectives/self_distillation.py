@@ -1,4 +1,4 @@
-"""What DINO and iBOT share: a student, a teacher that follows it, heads, targets, and what moves between steps.
+"""Shared parts of DINO and iBOT: student, teacher, heads, targets, and state between steps.
 
 Shape letters: G B K views of the teacher, images, prototypes; R rows; C H W of an image; h heads, T tokens, N patches,
 D width.

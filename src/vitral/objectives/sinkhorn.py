@@ -1,4 +1,4 @@
-"""Targets from a teacher's logits, centered or balanced over the prototypes, and the loss between views.
+"""Targets from teacher logits, by centering or Sinkhorn-Knopp, and the cross-view loss.
 
 Caron et al. 2020 (SwAV, arXiv 2006.09882), 2021 (DINO, 2104.14294). Everything is computed in at least float32,
 whatever autocast says. Shape letters: R rows (views of images, or tokens), K prototypes, B images, G views of the

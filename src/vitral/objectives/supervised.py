@@ -1,4 +1,4 @@
-"""Classification by labels: cross-entropy with label smoothing, mixed labels, a head that may learn first or alone.
+"""Classification with labels: cross-entropy with label smoothing and mixed labels, optionally head-only at first.
 
 Where an image may have several classes (labels [B, C]), binary cross-entropy of each class. Shape letters: B
 batch, C classes, H W of an image, D width of the model.

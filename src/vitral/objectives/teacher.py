@@ -1,4 +1,4 @@
-"""A teacher that is the moving average of its student: one class for every method that has one.
+"""A teacher as the moving average of its student, shared by all methods that have one.
 
 Mean Teacher (Tarvainen and Valpola 2017, arXiv 1703.01780); with a rising momentum: BYOL (2006.07733), DINO
 (2104.14294).

@@ -1,4 +1,4 @@
-"""Gradients of bounded norm."""
+"""Gradient clipping by norm."""
 
 from __future__ import annotations
 

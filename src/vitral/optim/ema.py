@@ -1,4 +1,4 @@
-"""The moving average of weights (Polyak and Juditsky 1992), with a memory that grows with the run."""
+"""Exponential moving average of the weights (Polyak and Juditsky 1992), whose memory grows with the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training in bfloat16 with float32 originals: a copy is computed with, the original is updated, averaged and saved."""
+"""Training in bfloat16 with float32 master weights: compute on a copy; update, average and save the originals."""
 
 from __future__ import annotations
 

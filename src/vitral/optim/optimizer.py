@@ -1,4 +1,4 @@
-"""The optimizer over an objective's parameters: which of them decay, how fast each layer moves, by which algorithm."""
+"""Build the optimizer of an objective: parameter groups by decay and layer, and the algorithm."""
 
 from __future__ import annotations
 

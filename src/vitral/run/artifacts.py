@@ -1,4 +1,4 @@
-"""What a finished run leaves: predictions.csv, summary.json, report.html, the config of the model folder."""
+"""Files of a finished run: predictions.csv, summary.json, report.html, and the config of the model folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The data of a run, opened and checked: errors refuse it, warnings are shown, damaged images are left out."""
+"""Open and check the data of a run: errors stop it, warnings are shown, damaged images are left out."""
 
 from __future__ import annotations
 

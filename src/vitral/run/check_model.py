@@ -1,4 +1,4 @@
-"""`vitral doctor MODEL`: every byte of a model folder against its digests, and whether its answers are finite."""
+"""`vitral doctor MODEL`: compare all bytes of a model folder with its digests, and test for finite outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features of many images, by one process or by those of a Ray cluster, and the file that holds them."""
+"""Compute features of many images, in one process or on a Ray cluster, and write them."""
 
 from __future__ import annotations
 

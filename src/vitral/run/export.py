@@ -1,4 +1,4 @@
-"""`vitral export`: a model for another library, or its whole function as a graph, compared on the user's images."""
+"""`vitral export`: export a model for another library or runtime, and compare it on the user's images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end of a run: evaluate the weights that it keeps, write what it leaves, say the result."""
+"""End of a run: evaluate the kept weights, write the artifacts, print the result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`memory=` of a training run: the micro-batch and the checkpointing that fit, and what to say of them."""
+"""`memory=` of a training run: choose micro-batch and activation checkpointing to fit, and describe them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run folder: which one it is, that one run at a time works in it, and what of it is ours to replace.
+"""The run folder: its name, its lock, and the files that a run may replace.
 
 Imports no torch: a folder is claimed, or refused, before that is waited for.
 """

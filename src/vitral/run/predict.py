@@ -1,4 +1,4 @@
-"""Predictions for many image files, by one process or by those of a Ray cluster."""
+"""Predict on many image files, in one process or on a Ray cluster."""
 
 from __future__ import annotations
 

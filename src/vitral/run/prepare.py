@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a run: data at the model's size, the architecture, and no `auto` left."""
+"""Prepare the parts of a run: data at the model's size, the architecture, every `auto` resolved."""
 
 from __future__ import annotations
 

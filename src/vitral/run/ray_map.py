@@ -1,4 +1,4 @@
-"""Work on many items spread over the processes of a Ray cluster, its answers in the order of the items."""
+"""Map a function over many items on a Ray cluster, results in the order of the items."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Objectives from outside of the package."""
+"""Register objectives defined outside of the package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The batch at which a run ended, once more: from what the run folder holds."""
+"""Replay the batch at which a run ended, from its run folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The objective of a run without labels, whole: what its model folder, an encoder, does not hold."""
+"""Load the complete objective of a self-supervised run, including parts that the model folder does not hold."""
 
 from __future__ import annotations
 

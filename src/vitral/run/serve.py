@@ -1,4 +1,4 @@
-"""`vitral serve`: models are loaded as they will be loaded again, get their names, and are served."""
+"""`vitral serve`: load and name the models, and serve them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training run from configuration to model folder, in the order in which it happens."""
+"""Train: from configuration to model folder, in order."""
 
 from __future__ import annotations
 

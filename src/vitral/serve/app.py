@@ -1,4 +1,4 @@
-"""The server's routes: create_app makes them of models and limits."""
+"""Routes of the server: `create_app` builds the application from models and limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dynamic batching: while a model computes, images gather; when it is free it takes what is there, and waits for none.
+"""Dynamic batching: images gather while the model computes; a free model takes them without waiting.
 
 Shape letters: C classes.
 """

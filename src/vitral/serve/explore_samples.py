@@ -1,4 +1,4 @@
-"""Pictures to try a model on: scikit-learn's handwritten digits and photographs, and drawings made here."""
+"""Sample images of the explorer: scikit-learn's digits and photographs, and generated drawings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the explorer shows of one image: the answer, and what is inside the model, as arrays and plain dictionaries.
+"""Views of the explorer for one image: predictions and internals of the model as arrays and plain dictionaries.
 
 All of it is for the one thread that computes with a model: some views leave its tokens whole for a moment. Shape
 letters: C channels, H W image height and width, N patches, T tokens (prefix and patches), h heads, L layers, S classes.

@@ -1,4 +1,4 @@
-"""What the first bytes of an image file state, read without Pillow and in a bounded number of steps.
+"""Read size and kind of an image from its first bytes, without Pillow, in a bounded number of steps.
 
 Pillow reads a header segment by segment, in Python and for as long as the file makes it; this module decides
 beforehand which files are cheap enough for a thread, and refuses files of more segments than any encoder writes.

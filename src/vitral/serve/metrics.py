@@ -1,4 +1,4 @@
-"""What the server counts, for Prometheus, in a registry of its own."""
+"""Prometheus metrics of the server, in a registry of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model that is served: a predictor that can be replaced, and the one thread that computes with it."""
+"""A served model: a replaceable predictor and the thread that computes with it."""
 
 from __future__ import annotations
 

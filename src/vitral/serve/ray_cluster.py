@@ -1,4 +1,4 @@
-"""A Ray cluster for whatever is spread over machines: the one that RAY_ADDRESS names, or a new one on this machine."""
+"""Connect to the Ray cluster of RAY_ADDRESS, or start one on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server on the machines of a Ray cluster: the same application in several processes behind one address."""
+"""Serve on a Ray cluster: the same application in several processes behind one address."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model folder that is replaced while it is served: found, loaded beside the old one, and put in its place."""
+"""Hot reload: detect a replaced model folder, load it beside the old model, and swap."""
 
 from __future__ import annotations
 

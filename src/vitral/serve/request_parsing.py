@@ -1,4 +1,4 @@
-"""The images of a request: a form, the bytes themselves, or base64 in JSON.
+"""Parse the images of a request: a form, raw bytes, or base64 in JSON.
 
 A request states its structure in few bytes: quotes, delimiters, heads. These are counted while the body arrives, and
 before anything is built of them, so that no body costs more than the images that it may hold.

@@ -1,4 +1,4 @@
-"""Shapes of the answers, for the OpenAPI description and its readers."""
+"""Response schemas for the OpenAPI description."""
 
 from __future__ import annotations
 

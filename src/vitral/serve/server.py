@@ -1,4 +1,4 @@
-"""The process around the application: its socket, its signals, its end."""
+"""Server process: socket, signals, shutdown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every task, by the name that config.json has."""
+"""Table of the tasks by name."""
 
 from vitral.tasks.classification import Classification
 from vitral.tasks.features import Features

@@ -1,4 +1,4 @@
-"""An objective whose forward pass, loss and backward pass are one compiled graph (torch.compile).
+"""Compile forward pass, loss and backward pass of an objective as one graph (torch.compile).
 
 Shapes are static: a graph for each size of micro-batch, so two where the last one of a batch is shorter. Clipping and
 the optimizer stay outside; they are a few kernels for all parameters already. Imported only when used.

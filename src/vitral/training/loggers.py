@@ -1,4 +1,4 @@
-"""Where else the rows of a run go: TensorBoard, or anything with three methods."""
+"""Loggers beside the metrics log: TensorBoard, or any object with three methods."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory a run takes, before anything runs, and which micro-batch and checkpointing fit into a limit.
+"""Estimate the memory of a run before it starts, and choose the micro-batch that fits a limit.
 
 docs/memory.md explains the parts. It is of one process and its own allocations: a CUDA context, a decoder's buffers and
 images that are kept decoded come on top.

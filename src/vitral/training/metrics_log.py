@@ -1,4 +1,4 @@
-"""What a run says while it works: metrics files for programs, a progress bar or plain lines for people."""
+"""Log of a run: metrics files, and a progress bar or plain lines on the console."""
 
 from __future__ import annotations
 

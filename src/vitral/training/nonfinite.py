@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: skipped, written down, traced to the module in which it begins.
+"""Steps with non-finite loss or gradient: skipped, recorded, traced to the first module that causes it.
 
 Whether a step is bad is a number on the device, `found_inf`; optimizer and average leave everything as it is where it
 is 1, so nobody waits for it. On a CPU it is read at once. On CUDA it is copied beside the computation and read a step

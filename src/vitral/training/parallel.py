@@ -1,4 +1,4 @@
-"""The objective over many processes: called as it is, or as one of equal copies that exchange gradients (DDP).
+"""Call an objective in one process, or in several with gradient exchange (DDP).
 
 DDP: Li et al. 2020, arXiv 2006.15704.
 """

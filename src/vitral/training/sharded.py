@@ -1,4 +1,4 @@
-"""Weights cut over the processes: FSDP2, and its checkpoints, to which every process adds its part.
+"""Sharded weights (FSDP2) and sharded checkpoints, written by all processes.
 
 FSDP (Zhao et al. 2023, arXiv 2304.11277) keeps of weights, gradients, optimizer and average a slice on each process and
 gathers one block at a time. Imported only when used: it takes a second and a half.
