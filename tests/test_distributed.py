@@ -113,7 +113,7 @@ def test_what_cannot_be_cut_is_refused(keys: dict[str, str], message: str) -> No
 def test_memory_is_planned_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="memory: plans are made for one process"):
+    with pytest.raises(UserError, match="memory: memory is estimated for one process only"):
         train.run(load_config("digits", {**TINY, "memory": "1GB"}))
 
 

@@ -6,30 +6,23 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from tests.helpers import TINY, create_vit, random_model, weights
+from tests.objectives.training import Trained, assert_equal, five_steps
 from tests.processes import in_processes
-from vitral import distributed, load
+from vitral import load
 from vitral.errors import UserError
 from vitral.models.dynamic_vit import LearnedPruner
 from vitral.models.vit import VisionTransformer
 from vitral.objectives.config import DynamicViTConfig
 from vitral.objectives.dynamic_vit import DynamicViT, divergence, share_distance, token_distance
 from vitral.objectives.objective import ObjectiveContext
-from vitral.optim.config import OptimConfig
-from vitral.optim.optimizer import make_optimizer
 from vitral.run.config import load_config
 from vitral.run.train import run
 from vitral.structs import Batch, View
-from vitral.training.config import TrainConfig
-from vitral.training.loop import train_step
-from vitral.training.nonfinite import NonFiniteGuard
-from vitral.training.parallel import Parallel
-from vitral.training.train_state import Progress, TrainState
 
 SMALL: dict[str, Any] = {"in_channels": 1, "width": 16, "depth": 3, "heads": 2, "mlp_dim": 24}
 
@@ -81,37 +74,21 @@ def test_parts_of_the_loss_by_closed_form() -> None:
     assert torch.allclose(share_distance(shares, [0.5, 0.25]), torch.tensor((0.04 + 0.0025 + 0.0225) / 4))
 
 
-def trained(micro: int | None = None, ddp: bool = False) -> tuple[dict[str, Any], list[float]]:
-    """Weights and losses of five steps of 8 samples, in float64; of two processes each has 4."""
-    made = objective()
-    optimizer = make_optimizer(made, OptimConfig(name="sgd", weight_decay=0.0))
-    state = TrainState(made, optimizer, None, Progress(), parallel=Parallel(made, ddp=ddp))
-    optim = OptimConfig(lr=0.05, schedule="constant", warmup=0, clip=None)
-    config, losses, whole = TrainConfig(batch_size=8, micro_batch=micro), list[float](), batch(8)
-    own = 8 // distributed.world()
-    mine = whole.slice(distributed.rank() * own, (distributed.rank() + 1) * own)
-    guard = NonFiniteGuard(state, lambda _: {"train": mine}, Path(), config)
-    for _ in range(5):
-        loss, *_ = train_step(state, made, {"train": mine}, config, optim, guard)
-        losses += [value.item() for value in distributed.mean([loss])]
-        state.progress.step += 1
-    return {name: tensor.numpy() for name, tensor in made.state_dict().items()}, losses
+def trained(micro: int | None = None, ddp: bool = False) -> Trained:
+    return five_steps(objective(), batch(8), micro, ddp=ddp)
 
 
 @pytest.mark.parametrize("micro", [1, 3, 4])
 def test_micro_batches_are_one_batch(micro: int) -> None:
     """Which patches stay is drawn by sample and step, and every image weighs the same."""
-    whole, parts = trained(), trained(micro)
-    assert max(np.abs(whole[0][name] - parts[0][name]).max() for name in whole[0]) < 1e-12
-    assert np.abs(np.array(whole[1]) - np.array(parts[1])).max() < 1e-6  # losses are summed in float32
+    assert_equal(trained(), trained(micro))
 
 
 @pytest.mark.slow
 def test_two_processes_are_one() -> None:
     whole = trained()
     for found in in_processes(2, "tests.objectives.test_dynamic_vit:trained", 2, True):
-        assert max(np.abs(whole[0][name] - found[0][name]).max() for name in whole[0]) < 1e-12
-        assert np.abs(np.array(whole[1]) - np.array(found[1])).max() < 1e-6
+        assert_equal(whole, found)
 
 
 def test_an_image_keeps_at_least_one_patch() -> None:

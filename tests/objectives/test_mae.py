@@ -6,14 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from tests.helpers import create_vit
+from tests.objectives.training import Trained, assert_equal, five_steps
 from tests.processes import in_processes
-from vitral import distributed
 from vitral.data.masking import kept_count
 from vitral.errors import UserError
 from vitral.models.position import sincos_table
@@ -29,7 +28,6 @@ from vitral.structs import Batch, View
 from vitral.training.config import TrainConfig
 from vitral.training.loop import train_step
 from vitral.training.nonfinite import NonFiniteGuard
-from vitral.training.parallel import Parallel
 from vitral.training.train_state import Progress, TrainState
 from vitral.weights.config import ReadOptions
 
@@ -256,37 +254,21 @@ def test_forward_changes_nothing() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in made.state_dict().items())
 
 
-def trained(micro: int | None = None, ddp: bool = False) -> tuple[dict[str, Any], list[float]]:
-    """Weights and losses of five steps of 8 samples, in float64."""
-    made = objective(torch.float64)
-    optimizer = make_optimizer(made, OptimConfig(name="sgd", weight_decay=0.0))
-    state = TrainState(made, optimizer, None, Progress(), parallel=Parallel(made, ddp=ddp))
-    optim = OptimConfig(lr=0.05, schedule="constant", warmup=0, clip=None)
-    config, losses = TrainConfig(batch_size=8, micro_batch=micro), list[float]()
-    own = 8 // distributed.world()
-    guard = NonFiniteGuard(state, lambda _: {"train": batch(8, torch.float64)}, Path(), config)
-    for _ in range(5):
-        mine = batch(8, torch.float64).slice(distributed.rank() * own, (distributed.rank() + 1) * own)
-        loss, *_ = train_step(state, made, {"train": mine}, config, optim, guard)
-        losses += [value.item() for value in distributed.mean([loss])]
-        state.progress.step += 1
-    return {name: tensor.numpy() for name, tensor in made.state_dict().items()}, losses
+def trained(micro: int | None = None, ddp: bool = False) -> Trained:
+    return five_steps(objective(torch.float64), batch(8, torch.float64), micro, ddp=ddp)
 
 
 @pytest.mark.parametrize("micro", [1, 3, 4])
 def test_micro_batches_are_one_batch(micro: int) -> None:
     """The last one of 3 holds 2 samples."""
-    whole, parts = trained(), trained(micro)
-    assert max(np.abs(whole[0][name] - parts[0][name]).max() for name in whole[0]) < 1e-12
-    assert np.abs(np.array(whole[1]) - np.array(parts[1])).max() < 1e-6  # losses are summed in float32
+    assert_equal(trained(), trained(micro))
 
 
 @pytest.mark.slow
 def test_two_processes_are_one() -> None:
     whole = trained()
     for found in in_processes(2, "tests.objectives.test_mae:trained", 2, True):
-        assert max(np.abs(whole[0][name] - found[0][name]).max() for name in whole[0]) < 1e-12
-        assert np.abs(np.array(whole[1]) - np.array(found[1])).max() < 1e-6
+        assert_equal(whole, found)
 
 
 def test_not_finite_is_skipped(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from vitral.objectives.objective import ObjectiveContext
 from vitral.objectives.registry import OBJECTIVES
 from vitral.optim.optimizer import make_optimizer
 from vitral.run.config import load_config
-from vitral.run.fit_memory import make_job, smaller_plan
+from vitral.run.fit_memory import make_job, smaller_batch_hint
 from vitral.run.train import run
 from vitral.structs import Batch, View
 from vitral.training import loop
@@ -79,7 +79,7 @@ def test_out_of_memory_counts_all_that_an_objective_holds(
 def test_where_micro_batches_do_not_add_up_the_hint_says_so() -> None:
     objective = {"kind": "dino", "out_dim": 64, "head_hidden": 64, "centering": "sinkhorn"}
     keys = {**SMALL, "train.batch_size": 128, "objective": objective}
-    text = smaller_plan(load_config("digits", keys), architecture(False), torch.device("cpu"), 16)
+    text = smaller_batch_hint(load_config("digits", keys), architecture(False), torch.device("cpu"), 16)
     assert "results differ a little" in text
     assert "same result" not in text
 

@@ -34,12 +34,12 @@ class ToMe(TokenReduction):
     def counts(self, patches: int, depth: int) -> list[int]:
         """Patch tokens after each block. Raises UserError for a list of another length than `depth`."""
         left: list[int] = []
-        for asked in self._asked(depth):
-            patches -= min(asked, patches // 2)
+        for r in self._schedule_of(depth):
+            patches -= min(r, patches // 2)
             left.append(patches)
         return left
 
-    def _asked(self, depth: int) -> list[int]:
+    def _schedule_of(self, depth: int) -> list[int]:
         if not isinstance(self.r, int):
             return depth_list(self.r, depth, "tome.r")
         if self.schedule == "constant" or depth == 1:

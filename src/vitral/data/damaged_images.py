@@ -34,7 +34,7 @@ def find_damaged(split: Split, workers: int | None = None) -> dict[int, str]:
     return {index: what for index, what in enumerate(causes) if what is not None}
 
 
-def said(split: Split, damage: Mapping[int, str]) -> list[str]:
+def describe_damage(split: Split, damage: Mapping[int, str]) -> list[str]:
     """'name: cause' of each damaged image."""
     return [f"{split.names[index]}: {cause}" for index, cause in damage.items()]
 
@@ -45,7 +45,7 @@ def without_damage(dataset: Dataset, damage: Damage, max_bad: int) -> Dataset:
     Raises UserError, naming them, where they are more than `max_bad` over all splits, and where a class of train or a
     whole split goes with them. Everything that `find_damage` found, or a check that decoded every image, may come in.
     """
-    problems = [text for name, found in damage.items() for text in said(dataset.parts[name], found)]
+    problems = [text for name, found in damage.items() for text in describe_damage(dataset.parts[name], found)]
     if not problems:
         return dataset
     first = "\n    ".join(problems[:10])

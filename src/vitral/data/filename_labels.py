@@ -13,9 +13,9 @@ from vitral.data.files import (
     Ignored,
     LabeledFile,
     files_dataset,
+    ignored_notes,
     labeled_files,
     loose_images,
-    said_ignored,
     some,
     split_folders,
     subfolders,
@@ -65,10 +65,10 @@ def open_filename(config: DataConfig) -> Dataset:
     splits = _match(files, config, root)
     if "train" not in splits:
         raise UserError(f"images for {' and '.join(splits)} but none for train", where=str(root))
-    said = said_ignored(ignored)
+    notes = ignored_notes(ignored)
     return files_dataset(
         root, splits, (file.label for files in splits.values() for file in files), config,
-        lambda classes: (f"classes from file names: {some(classes, 20)}", *said),
+        lambda classes: (f"classes from file names: {some(classes, 20)}", *notes),
     )  # fmt: skip
 
 

@@ -42,7 +42,7 @@ _THUMBNAILS = frozenset({"_thumbs", "thumbs", "thumbnails", "_thumbnails"})  # b
 Ignored = tuple[str, str]  # what is in a folder of images and is none: one of the kind, and several
 
 
-def said_ignored(ignored: Counter[Ignored]) -> list[str]:
+def ignored_notes(ignored: Counter[Ignored]) -> list[str]:
     """A note for each kind, with its count."""
     return [f"ignored {plural(count, *kind)}" for kind, count in sorted(ignored.items())]
 

@@ -16,9 +16,9 @@ from vitral.data.files import (
     Ignored,
     LabeledFile,
     files_dataset,
+    ignored_notes,
     labeled_files,
     loose_images,
-    said_ignored,
     some,
     split_folders,
     subfolders,
@@ -49,10 +49,10 @@ def open_folder(config: DataConfig) -> Dataset:
     folders, beside = _split_folders(root)
     labels = {split: subfolders(folder) for split, folder in folders.items()}
     found = {split: _scan(root, folder, labels[split], ignored) for split, folder in folders.items()}
-    said = said_ignored(ignored)
-    said += [f"ignored 1 folder beside train: {name}" for name in beside]
+    notes = ignored_notes(ignored)
+    notes += [f"ignored 1 folder beside train: {name}" for name in beside]
     classes = (shown(label) for own in labels.values() for label in own)
-    dataset = files_dataset(root, found, classes, config, lambda _: said)
+    dataset = files_dataset(root, found, classes, config, lambda _: notes)
     held = {shown(name): sum(1 for _ in walk(root / name, Counter())) for name in beside}
     return replace(dataset, left_out={name: count for name, count in held.items() if count})
 
@@ -66,8 +66,8 @@ def open_images(config: DataConfig) -> Dataset:
     files = labeled_files(root, root, NO_LABEL, ignored)
     if not files:
         raise UserError("no images here", where=str(root), expected=IMAGE_FILES)
-    said = said_ignored(ignored)
-    return files_dataset(root, {"train": files}, [NO_LABEL], config, lambda _: said)
+    notes = ignored_notes(ignored)
+    return files_dataset(root, {"train": files}, [NO_LABEL], config, lambda _: notes)
 
 
 def is_unlabeled(folder: Path) -> bool:

@@ -188,8 +188,8 @@ def _group(shards: Sequence[Path], where: str) -> dict[str, list[Path]]:
     """Group shards by the split in their file or folder names; all are train where no name holds a split."""
     groups: dict[str, list[Path]] = {}
     for shard in shards:
-        told = _SPLIT.findall(shard.name.lower()) or [n for n in (shard.parent.name.lower(),) if n in SPLIT_OF]
-        groups.setdefault(SPLIT_OF[told[-1]] if told else "", []).append(shard)
+        named = _SPLIT.findall(shard.name.lower()) or [n for n in (shard.parent.name.lower(),) if n in SPLIT_OF]
+        groups.setdefault(SPLIT_OF[named[-1]] if named else "", []).append(shard)
     if set(groups) == {""}:
         return {"train": groups[""]}
     if "" in groups:
@@ -255,9 +255,9 @@ def _flat(features: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _one(kind: str, asked: str | None, types: Mapping[str, Any], typed: list[str], usual: Sequence[str]) -> str:
-    if asked is not None:
-        return known_column(kind, asked, types)
+def _one(kind: str, column: str | None, types: Mapping[str, Any], typed: list[str], usual: Sequence[str]) -> str:
+    if column is not None:
+        return known_column(kind, column, types)
     found = typed or [name for name in usual if name in types]
     if len(found) == 1:
         return found[0]

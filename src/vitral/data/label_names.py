@@ -32,21 +32,21 @@ def flat_folders(samples_by_class: Mapping[str, Sequence[Sample]]) -> dict[str, 
     that these labels are names of other classes, or that the files of all others, two or more, are named after their
     own class.
     """
-    told = {name: _labels(samples) for name, samples in samples_by_class.items()}
-    names = {_plain(name) for name in told}
-    by_themselves = sum(set(labels) == {_plain(name)} for name, labels in told.items())
-    kinds = any(len(labels) > 1 and not _CONTAINER.fullmatch(name.lower()) for name, labels in told.items())
+    labels_of = {name: _labels(samples) for name, samples in samples_by_class.items()}
+    names = {_plain(name) for name in labels_of}
+    by_themselves = sum(set(labels) == {_plain(name)} for name, labels in labels_of.items())
+    kinds = any(len(labels) > 1 and not _CONTAINER.fullmatch(name.lower()) for name, labels in labels_of.items())
     found: dict[str, dict[str, int]] = {}
-    for name, labels in told.items():
+    for name, labels in labels_of.items():
         own = sum(count for label, count in labels.items() if _plain(name) in label.split("_"))
         if len(labels) < 2 or _plain(name) in labels or 2 * own >= sum(labels.values()):
             continue
         theirs = sum(count for label, count in labels.items() if label in names)
         if (
-            len(told) == 1
+            len(labels_of) == 1
             or (_CONTAINER.fullmatch(name.lower()) and not kinds)
             or theirs >= 0.9 * sum(labels.values())
-            or (len(told) > 2 and by_themselves == len(told) - 1)
+            or (len(labels_of) > 2 and by_themselves == len(labels_of) - 1)
         ):
             found[name] = dict(labels.most_common())
     return found
@@ -55,9 +55,9 @@ def flat_folders(samples_by_class: Mapping[str, Sequence[Sample]]) -> dict[str, 
 def shared_labels(samples_by_class: Mapping[str, Sequence[Sample]]) -> list[str]:
     """Labels, two or more, that the file names of every class carry, all the same: of folders that are no classes, or
     of views of things that are (left_1, right_1). Empty where there are none."""
-    told = [set(_labels(samples)) for samples in samples_by_class.values()]
-    same = len(told) > 1 and len(told[0]) > 1 and all(labels == told[0] for labels in told)
-    return sorted(told[0]) if same else []
+    labels_of = [set(_labels(samples)) for samples in samples_by_class.values()]
+    same = len(labels_of) > 1 and len(labels_of[0]) > 1 and all(labels == labels_of[0] for labels in labels_of)
+    return sorted(labels_of[0]) if same else []
 
 
 def _labels(samples: Sequence[Sample]) -> Counter[str]:
@@ -112,24 +112,24 @@ def disagreements(samples: Sequence[Sample], classes: Sequence[str], labels: Seq
 class _Evidence:
     """What names say about labels: how many samples of each class have a name that says which class."""
 
-    def __init__(self, said: Sequence[frozenset[str]], labels: Sequence[Sequence[str]]) -> None:
+    def __init__(self, named: Sequence[frozenset[str]], labels: Sequence[Sequence[str]]) -> None:
         self.size: Counter[str] = Counter(label for own in labels for label in own)
         self.pairs: Counter[tuple[str, str]] = Counter(
-            (label, each) for own, names in zip(labels, said, strict=True) for label in own for each in names
+            (label, each) for own, names in zip(labels, named, strict=True) for label in own for each in names
         )
 
-    def against(self, said: frozenset[str], own: Sequence[str]) -> bool:
+    def against(self, named: frozenset[str], own: Sequence[str]) -> bool:
         """Whether this name says another class than its sample's own, and is to be believed."""
-        return bool(said) and not said & set(own) and any(self._believed(each, own) for each in said)
+        return bool(named) and not named & set(own) and any(self._believed(each, own) for each in named)
 
-    def _believed(self, said: str, own: Sequence[str]) -> bool:
-        if own and all(self._share(label, said) >= 0.9 for label in (*own, said)):
+    def _believed(self, named: str, own: Sequence[str]) -> bool:
+        if own and all(self._share(label, named) >= 0.9 for label in (*own, named)):
             return False
-        weak = said.isdigit() or len(said) < 3
+        weak = named.isdigit() or len(named) < 3
         return not weak or (bool(own) and all(self._share(label, label) >= 0.5 for label in own))
 
-    def _share(self, label: str, said: str) -> float:
-        return self.pairs[label, said] / self.size[label] if self.size[label] else 0.0
+    def _share(self, label: str, named: str) -> float:
+        return self.pairs[label, named] / self.size[label] if self.size[label] else 0.0
 
 
 def _folders(name: str, names: Mapping[str, str]) -> frozenset[str]:

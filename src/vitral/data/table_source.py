@@ -184,11 +184,11 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 def _columns(records: Sequence[Mapping[str, Any]], config: DataConfig, path: Path) -> _Columns:
     names = list(dict.fromkeys(key for record in records for key in record))
 
-    def one(kind: str, asked: str | None) -> str | None:
-        if asked is None:
+    def one(kind: str, column: str | None) -> str | None:
+        if column is None:
             lower = {name.lower(): name for name in reversed(names)}
             return next((lower[name] for name in _NAMES[kind] if name in lower), None)
-        return known_column(kind, asked, names)
+        return known_column(kind, column, names)
 
     image, label = one("image", config.image_column), ""
     if config.target is None:

@@ -31,11 +31,11 @@ def open_description(config: DataConfig, opener: Opener) -> Dataset:
     file = Path(config.path).expanduser()
     tree = load_yaml(file)
     described = build(Description, tree, where=str(file))
-    asked = _merged(config, described, tree)
+    merged = _merged(config, described, tree)
     if described.splits is None:
         assert described.path is not None
-        return replace(opener(asked.model_copy(update={"path": _below(file, described.path)})), name=file.stem)
-    return _joined(asked, {split: _below(file, path) for split, path in described.splits.items()}, file, opener)
+        return replace(opener(merged.model_copy(update={"path": _below(file, described.path)})), name=file.stem)
+    return _joined(merged, {split: _below(file, path) for split, path in described.splits.items()}, file, opener)
 
 
 def _merged(config: DataConfig, described: Description, tree: Mapping[str, object]) -> DataConfig:

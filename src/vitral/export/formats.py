@@ -31,7 +31,7 @@ def write_file(folder: Path, network: ImageModel, metadata: ExportMetadata, cali
     return path
 
 
-def said(metadata: ExportMetadata) -> str:
+def metadata_json(metadata: ExportMetadata) -> str:
     """What goes into the file."""
     return json.dumps(metadata.model_dump(mode="json"), ensure_ascii=False)
 
@@ -43,7 +43,7 @@ def _write_pt2(path: Path, network: ImageModel, metadata: ExportMetadata, calibr
         node.meta.pop("stack_trace", None)  # paths of this machine
     program.example_inputs = None  # a pickle in the archive, which nothing needs
     with quiet():
-        torch.export.save(program, path, extra_files={f"{METADATA}.json": said(metadata)})
+        torch.export.save(program, path, extra_files={f"{METADATA}.json": metadata_json(metadata)})
 
 
 def _write_onnx(path: Path, network: ImageModel, metadata: ExportMetadata, calibration: Calibration | None) -> None:
@@ -67,7 +67,7 @@ def _write_onnx(path: Path, network: ImageModel, metadata: ExportMetadata, calib
         for left in path.parent.glob("whole.onnx*"):
             left.unlink()
         proto = onnx.load(str(path))
-    onnx.helper.set_model_props(proto, {METADATA: said(metadata)})
+    onnx.helper.set_model_props(proto, {METADATA: metadata_json(metadata)})
     proto.producer_name = METADATA
     _write_proto(onnx, proto, path)
 
@@ -114,7 +114,7 @@ def openvino_of(between: Path, path: Path, metadata: ExportMetadata) -> None:
     """The OpenVINO file of an ONNX file."""
     openvino = require("openvino", "openvino")
     graph = openvino.Core().read_model(str(between))
-    graph.set_rt_info(said(metadata), [METADATA])
+    graph.set_rt_info(metadata_json(metadata), [METADATA])
     openvino.save_model(graph, str(path), compress_to_fp16=False)
 
 

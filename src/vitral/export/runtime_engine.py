@@ -69,8 +69,8 @@ def engines(model: ImageModel, config: FolderConfig, precision: Precision) -> li
             try:
                 found.append(make(name))
             except Exception as error:  # of exporters, runtimes and full disks: torch does without them
-                said = str(error).splitlines()[0] if str(error) else type(error).__name__
-                log.info("engine=auto leaves %s out: %s", name, said)
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                log.info("engine=auto leaves %s out: %s", name, reason)
     return found
 
 

@@ -30,15 +30,15 @@ def require_transformer(model: ImageModel, what: str) -> VisionTransformer:
     )  # fmt: skip
 
 
-def pick(asked: Sequence[int] | None, count: int, what: str) -> list[int]:
+def pick(numbers: Sequence[int] | None, count: int, what: str) -> list[int]:
     """The selected numbers, each once, or all `count`, from 0; negative ones count from the end. Raises UserError for
     others."""
-    if asked is None:
+    if numbers is None:
         return list(range(count))
-    for number in asked:
+    for number in numbers:
         if not -count <= number < count:
             raise UserError(f"no such {what[:-1]}", where=what, got=number, expected=f"0 to {count - 1}")
-    return list(dict.fromkeys(number % count for number in asked))
+    return list(dict.fromkeys(number % count for number in numbers))
 
 
 def default_token(config: ViTConfig) -> str:

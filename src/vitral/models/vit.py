@@ -230,9 +230,9 @@ class VisionTransformer(ImageModel):
         patches_BND, grid = self.embed(images_BCHW)
         if self.config.pool != "cls":
             return self.classify(self.pool(self.encode_tokens(patches_BND, grid)))
-        asked = 1 + self.config.distill_token
+        queries = 1 + self.config.distill_token
         state = self._reduced(patches_BND.shape[1], False, None)
-        tokens_BQD = self.norm(self._run(patches_BND, grid, None, None, (), {}, state, asked))
+        tokens_BQD = self.norm(self._run(patches_BND, grid, None, None, (), {}, state, queries))
         return self.classify(self.fc_norm(tokens_BQD.flatten(1)))
 
     def classify(self, pooled_BD: Tensor) -> Tensor:

@@ -49,15 +49,15 @@ def check_model(model: str, *, accept: bool = False) -> dict[str, Any]:
         write_text(path / CONFIG, signed(read_json(path / CONFIG), path / WEIGHTS))
     sizes = {name: (path / name).stat().st_size for name in (CONFIG, WEIGHTS)} if ours else {}
     if accept:
-        said = f"written for {CONFIG} and {WEIGHTS} as they are now"
+        result_text = f"written for {CONFIG} and {WEIGHTS} as they are now"
     elif digests is not None:
-        said = f"match (SHA-256 of all {sum(sizes.values()):,} bytes of {CONFIG} and {WEIGHTS})"
+        result_text = f"match (SHA-256 of all {sum(sizes.values()):,} bytes of {CONFIG} and {WEIGHTS})"
     else:
-        said = (
+        result_text = (
             f"none, so damage cannot be detected. Add them: {accept_command(path)}" if ours else "none in this format"
         )
     return {
-        "model": str(path), "digests": said, "parameters": count_parameters(config.architecture),
+        "model": str(path), "digests": result_text, "parameters": count_parameters(config.architecture),
         "classes": len(config.classes), "outputs": "finite",
     }  # fmt: skip
 
@@ -68,12 +68,12 @@ def _check_export(path: Path, *, accept: bool) -> dict[str, Any]:
         raise _no_digests(path)
     engine = open_export(path)
     metadata = engine.metadata
-    said = f"none: {PROOF} is missing, so this export cannot be compared with its model"
+    result_text = f"none: {PROOF} is missing, so this export cannot be compared with its model"
     if (path.parent / PROOF).is_file():
         found, most = compare_here(path, engine)
-        said = f"outputs differ by {found:.2g} at most on this processor (allowed: {most:.2g})"
+        result_text = f"outputs differ by {found:.2g} at most on this processor (allowed: {most:.2g})"
     return {
-        "export": str(path), "format": metadata.kind, "precision": metadata.precision, "comparison": said,
+        "export": str(path), "format": metadata.kind, "precision": metadata.precision, "comparison": result_text,
         "classes": len(metadata.model.classes),
         "made_on": ", ".join(metadata.instruction_sets) or "not recorded",
     }  # fmt: skip

@@ -39,8 +39,8 @@ class Failed(NamedTuple):
 
 def open_embedded(model: str, predictor: Predictor, options: EmbedOptions) -> Dataset:
     """The data whose images are expected. Raises UserError where there is no such split."""
-    asked = options.data.model_copy(update={"max_bad": 0})  # nothing is decoded twice: see `_of_split`
-    dataset, skipped = open_images(predictor.config, asked, predictor.config, model)
+    source = options.data.model_copy(update={"max_bad": 0})  # nothing is decoded twice: see `_of_split`
+    dataset, skipped = open_images(predictor.config, source, predictor.config, model)
     for name in (text for texts in skipped.values() for text in texts):
         log.warning("damaged, left out: %s", name)
     if options.split != "all" and options.split not in dataset.splits:

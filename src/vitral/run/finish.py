@@ -79,11 +79,11 @@ def finish(
     if config.report:
         _report(prepared, objective, folder, summary, task, evaluation, scores_NS)
     write_json(folder / SUMMARY, summary)  # last: a folder that has it is complete
-    _say(task, evaluation, progress.seconds, folder, has_report=config.report)
+    _log_result(task, evaluation, progress.seconds, folder, has_report=config.report)
     return summary
 
 
-def _say(task: Task, evaluation: Evaluation | None, seconds: float, folder: Path, *, has_report: bool) -> None:
+def _log_result(task: Task, evaluation: Evaluation | None, seconds: float, folder: Path, *, has_report: bool) -> None:
     if evaluation is not None:
         line, *more = task.log_lines(evaluation)
         for text in (f"{evaluation.split} {line}, {seconds:.0f} s", *more):

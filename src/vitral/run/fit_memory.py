@@ -152,12 +152,12 @@ def _state_values(objective: Objective, config: OptimConfig) -> int:
 def checkpointed_blocks(config: RunConfig, architecture: ModelConfig) -> int:
     """train.activation_checkpointing as a number; `auto` that no memory= has settled is none. Raises UserError for too
     many."""
-    asked, total = config.train.activation_checkpointing, architecture.block_count
-    if isinstance(asked, int) and asked > total:
+    setting, total = config.train.activation_checkpointing, architecture.block_count
+    if isinstance(setting, int) and setting > total:
         raise UserError(
-            "more blocks than there are", where="train.activation_checkpointing", got=asked, expected=f"up to {total}"
+            "more blocks than there are", where="train.activation_checkpointing", got=setting, expected=f"up to {total}"
         )
-    return asked if isinstance(asked, int) else total * (asked == "all")
+    return setting if isinstance(setting, int) else total * (setting == "all")
 
 
 def resolve_memory(config: RunConfig, architecture: ModelConfig, device: torch.device, validation: int) -> RunConfig:
@@ -188,7 +188,7 @@ def _resolved(config: RunConfig, micro_batch: int | None, blocks: int) -> RunCon
     return config.model_copy(update={"train": config.train.model_copy(update=update)})
 
 
-def say_memory(config: RunConfig, architecture: ModelConfig, device: torch.device, validation: int) -> str:
+def describe_memory(config: RunConfig, architecture: ModelConfig, device: torch.device, validation: int) -> str:
     """The plan of a settled run in one line."""
     job, micro = make_job(config, architecture, device, validation), config.train.micro_batch or config.train.batch_size
     blocks = checkpointed_blocks(config, architecture)
@@ -201,7 +201,7 @@ def say_memory(config: RunConfig, architecture: ModelConfig, device: torch.devic
     return f"about {needed}: {updates} x {micro} images per update, {blocks} of {total} blocks computed twice{differs}"
 
 
-def smaller_plan(config: RunConfig, architecture: ModelConfig, device: torch.device, validation: int) -> str:
+def smaller_batch_hint(config: RunConfig, architecture: ModelConfig, device: torch.device, validation: int) -> str:
     """What to set after a run was out of memory: a way that takes three quarters of what this one was to take.
 
     Without a number where memory cannot be estimated.

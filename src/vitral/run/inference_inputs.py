@@ -17,7 +17,7 @@ from vitral.compression.tome import ToMe
 from vitral.config import build
 from vitral.data.config import DataConfig, DataSource, Validation
 from vitral.data.content_ids import identities
-from vitral.data.damaged_images import find_damage, said, without_damage
+from vitral.data.damaged_images import describe_damage, find_damage, without_damage
 from vitral.data.dataset import Carved, Dataset, Split
 from vitral.data.files import some
 from vitral.data.loader import ImageStore, eval_batches
@@ -101,7 +101,7 @@ def recorded(folder: FolderConfig) -> Recorded | None:
 
 
 def open_images(
-    folder: FolderConfig, asked: DataSource, reader: FolderConfig, model: str | None = None
+    folder: FolderConfig, given: DataSource, reader: FolderConfig, model: str | None = None
 ) -> tuple[Dataset, dict[str, list[str]]]:
     """Open the given images, or those of `folder`'s training, as `reader` sees them; and the damaged ones that were
     left out, "name: cause", by split. Where the given images are those of the training, only the part that was held out
@@ -111,13 +111,13 @@ def open_images(
     Raises UserError for changed data of which nothing is remembered, where a part would have to be held out once more.
     """
     known = recorded(folder)
-    if asked.named:
-        keys = asked.model_dump()
-        if asked.target is None and known is not None:
+    if given.named:
+        keys = given.model_dump()
+        if given.target is None and known is not None:
             keys["target"] = known.source.target
     elif known is not None:
-        keys = known.source.model_dump() | {"verify": known.source.verify and asked.verify}
-        keys["max_pixels"] = asked.max_pixels
+        keys = known.source.model_dump() | {"verify": known.source.verify and given.verify}
+        keys["max_pixels"] = given.max_pixels
     else:
         raise UserError(
             "this model doesn't say what it was trained on", where=folder.name, hint="Name the images: data=DIR."
@@ -126,23 +126,23 @@ def open_images(
     keys |= {
         "channels": reader.architecture.in_channels, "background": recipe.background, "value_range": recipe.value_range,
     }  # fmt: skip
-    if "max_pixels" not in asked.model_fields_set:
+    if "max_pixels" not in given.model_fields_set:
         keys["max_pixels"] = reader.preprocessing.max_pixels
     config = build(UsedData, keys)
     dataset = open_dataset(config, hold_out=False, equal_classes=False, one_class=True)
     if known is None:
-        return _readable(dataset, asked.max_bad)
+        return _readable(dataset, given.max_bad)
     # Damaged images are left out before the validation data are, as in the training.
     if dataset.fingerprint == known.fingerprint:
-        dataset, skipped = _readable(dataset, max(asked.max_bad, known.source.max_bad))
+        dataset, skipped = _readable(dataset, max(given.max_bad, known.source.max_bad))
         return make_val_split(dataset, known.val_fraction, known.validation), skipped
-    here = not asked.named or _same_place(asked.path, known.source.path)
-    dataset, skipped = _readable(dataset, max(asked.max_bad, known.source.max_bad) if here else asked.max_bad)
+    here = not given.named or _same_place(given.path, known.source.path)
+    dataset, skipped = _readable(dataset, max(given.max_bad, known.source.max_bad) if here else given.max_bad)
     carved = load_split(model, known.fingerprint) if model is not None else None
     if not here and (carved is None or not _is_trained_on(dataset, carved)):
         return dataset, skipped
     log.warning("the data at %s have changed since the training", config.path)
-    return _as_then(dataset, known, carved, named=asked.named), skipped
+    return _as_then(dataset, known, carved, named=given.named), skipped
 
 
 def _is_trained_on(dataset: Dataset, carved: Carved) -> bool:
@@ -195,13 +195,13 @@ def _readable(dataset: Dataset, max_bad: int) -> tuple[Dataset, dict[str, list[s
     if not max_bad:
         return dataset, {}
     damage = find_damage(dataset)
-    skipped = {name: said(dataset.splits[name], found) for name, found in damage.items()}
+    skipped = {name: describe_damage(dataset.splits[name], found) for name, found in damage.items()}
     return without_damage(dataset, damage, max_bad), skipped
 
 
-def split_name(dataset: Dataset, asked: str) -> str:
+def split_name(dataset: Dataset, given: str) -> str:
     """The split that is measured; auto: test if there is one, else val, else train."""
-    name = asked
+    name = given
     if name == "auto":
         name = next(split for split in ("test", "val", "train") if split in dataset.splits)
     if name not in dataset.splits:

@@ -275,11 +275,11 @@ def _resolve_size(
 ) -> tuple[tuple[int, int], dict[str, Any]]:
     """Image size and model options. image_size auto: of init; with patch_size auto of the data, at most 64 pixels a
     side and cut to whole patches; else the preset's. patch_size auto: see `_auto_patch`."""
-    options, asked = config.model.options(), config.data.image_size
+    options, configured = config.model.options(), config.data.image_size
     if init is not None and config.model.name == "auto":
-        size = init.architecture.image_size if asked == "auto" else asked
-    elif asked != "auto":
-        size = asked
+        size = init.architecture.image_size if configured == "auto" else configured
+    elif configured != "auto":
+        size = configured
     elif options.get("patch_size") == "auto":
         side = min(*dataset.typical_size(), _LARGEST_AUTO_SIDE)
         patch = _auto_patch(side)

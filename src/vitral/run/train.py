@@ -31,7 +31,7 @@ from vitral.run import artifacts
 from vitral.run.config import RunConfig, load_config
 from vitral.run.eval_target import EvalData
 from vitral.run.finish import finish, is_validated
-from vitral.run.fit_memory import say_memory, smaller_plan
+from vitral.run.fit_memory import describe_memory, smaller_batch_hint
 from vitral.run.folder import CHECKPOINTS, claimed, open_folder, resume_with, write_length
 from vitral.run.prepare import EVAL_BATCH, RunContext, prepare
 from vitral.run.resume import resume
@@ -180,7 +180,7 @@ def _explained(prepared: RunContext, folder: Path) -> Generator[None]:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             hint = "A smaller train.micro_batch or train.activation_checkpointing=all takes less, with the same result."
             if distributed.world() == 1:
-                hint = smaller_plan(prepared.config, prepared.architecture, prepared.device, EVAL_BATCH)
+                hint = smaller_batch_hint(prepared.config, prepared.architecture, prepared.device, EVAL_BATCH)
             raise RunFailed(f"out of memory: {str(error).splitlines()[0]}\n  {hint}") from error
         raise
 
@@ -207,7 +207,7 @@ def _mode(config: RunConfig) -> str:
         )  # fmt: skip
     if config.memory is not None and world > 1:
         raise UserError(
-            "plans are made for one process", where="memory", got=f"{config.memory} for {world} processes",
+            "memory is estimated for one process only", where="memory", got=f"{config.memory} for {world} processes",
             expected="null", hint="Set train.micro_batch and train.activation_checkpointing instead.",
         )  # fmt: skip
     if mode == "auto":
@@ -275,14 +275,14 @@ def _compiled(config: RunConfig, objective: Module, mode: str) -> Module:
     """Return the module to call for a step: the objective, or its compiled form if configured or, automatically, on
     CUDA."""
     assert isinstance(objective, Objective)
-    asked, device = config.train.compile, next(objective.parameters()).device
+    setting, device = config.train.compile, next(objective.parameters()).device
     can = mode != "fsdp" and objective.compile_key(0) is not None and not objective.model.checkpointed
-    if asked == "step" and not can:
+    if setting == "step" and not can:
         raise UserError(
             "this step cannot be compiled: its objective does not allow it, or blocks are checkpointed",
             where="train.compile", got="step", expected="none",
         )  # fmt: skip
-    if asked == "step" or (asked == "auto" and can and device.type == "cuda" and find_spec("triton") is not None):
+    if setting == "step" or (setting == "auto" and can and device.type == "cuda" and find_spec("triton") is not None):
         from vitral.training.compiled import Compiled
 
         return Compiled(objective)
@@ -308,8 +308,8 @@ def resolve_steps(config: RunConfig, samples: int) -> int:
 
 def _class_balance(prepared: RunContext) -> ClassBalance:
     """The loss's correction for classes of unequal size, from their shares among the images as training draws them."""
-    config, dataset, asked = prepared.config, prepared.dataset, prepared.config.objective
-    if not needs_balance(asked):
+    config, dataset, setting = prepared.config, prepared.dataset, prepared.config.objective
+    if not needs_balance(setting):
         return NO_BALANCE
     if not prepared.task.is_exclusive:
         raise UserError(
@@ -317,7 +317,7 @@ def _class_balance(prepared: RunContext) -> ClassBalance:
             hint="Set objective.class_weights=none objective.logit_adjustment=0.",
         )  # fmt: skip
     shares_K = class_shares(dataset.splits["train"].labels_N, len(dataset.classes), config.data.balance)
-    return class_balance(asked, shares_K.tolist(), dataset.classes)
+    return class_balance(setting, shares_K.tolist(), dataset.classes)
 
 
 def _log_start(prepared: RunContext, objective: Objective, steps: int, folder: Path) -> None:
@@ -340,8 +340,8 @@ def _log_start(prepared: RunContext, objective: Objective, steps: int, folder: P
     part = f", {trained:,} of them trained" if trained != count else ""
     log.info("model: %s, %s, %s parameters%s", prepared.name, prepared.architecture.cells, f"{count:,}", part)
     if config.memory is not None:
-        said = say_memory(config, prepared.architecture, prepared.device, EVAL_BATCH)
-        log.info("memory: %s (limit: %s)", said, config.memory)
+        text = describe_memory(config, prepared.architecture, prepared.device, EVAL_BATCH)
+        log.info("memory: %s (limit: %s)", text, config.memory)
     if config.optim.name == "adam" and config.optim.weight_decay:
         log.warning("optim: adam adds the decay to the gradient and rescales both; values meant for adamw don't train")
     log.info(

@@ -101,27 +101,27 @@ def _add_images(app: FastAPI, service: Service) -> None:
         return worker, read, exchange.facts
 
     @post("/v1/predict", response_model=Predicted | list[Predicted])
-    async def predict(request: Request, asked: Annotated[_Predict, Query()]) -> Response:
+    async def predict(request: Request, query: Annotated[_Predict, Query()]) -> Response:
         """The likeliest classes of an image, or of each of several as a list."""
-        worker, read, facts = await images(request, asked.model)
-        answers, facts["batch"] = await service.predict(worker, read.uploads, asked.topk)
+        worker, read, facts = await images(request, query.model)
+        answers, facts["batch"] = await service.predict(worker, read.uploads, query.topk)
         return answer_json(answers if read.many else answers[0])
 
     @post("/v1/embed", response_model=Embedded | list[Embedded])
-    async def embed(request: Request, asked: Annotated[_Embed, Query()]) -> Response:
+    async def embed(request: Request, query: Annotated[_Embed, Query()]) -> Response:
         """What the encoder makes of an image, or of each of several as a list."""
-        worker, read, _ = await images(request, asked.model)
-        answers = await service.embed(worker, read.uploads, asked.features)
+        worker, read, _ = await images(request, query.model)
+        answers = await service.embed(worker, read.uploads, query.features)
         return Response(f"[{', '.join(answers)}]" if read.many else answers[0], media_type="application/json")
 
     @post("/v1/attention", response_model=Attended)
-    async def attention(request: Request, asked: Annotated[_Attention, Query()]) -> Response:
+    async def attention(request: Request, query: Annotated[_Attention, Query()]) -> Response:
         """How a token of an image shares its attention out among all, in every layer and head."""
-        worker, read, _ = await images(request, asked.model)
+        worker, read, _ = await images(request, query.model)
         if len(read.uploads) > 1:
             raise APIError(400, "one_image", "attention is of one image at a time")
-        layers = None if asked.layers is None else [int(number) for number in asked.layers.split(",")]
-        return answer_json(await service.attention(worker, read.uploads[0], asked.token, layers))
+        layers = None if query.layers is None else [int(number) for number in query.layers.split(",")]
+        return answer_json(await service.attention(worker, read.uploads[0], query.token, layers))
 
     _ = predict, embed, attention
 

@@ -108,11 +108,13 @@ class Middleware:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        asked = headers.get("x-request-id", "")
+        request_id = headers.get("x-request-id", "")
+        if not _SANE_ID.fullmatch(request_id):
+            request_id = f"{random.getrandbits(64):016x}"
         method = scope["method"]
         if method == "HEAD":  # as GET, without the body
             scope = {**scope, "method": "GET"}
-        exchange = Exchange(scope, method, asked if _SANE_ID.fullmatch(asked) else f"{random.getrandbits(64):016x}")
+        exchange = Exchange(scope, method, request_id)
         scope["exchange"] = exchange
         with self._metrics.in_flight.track_inprogress():
             try:

@@ -126,9 +126,9 @@ class NonFiniteGuard:
         else:
             micro, autocast = self.config.micro_batch, self.state.autocast
             found = first_non_finite(objective, batches, number, micro=micro, autocast=autocast)
-        told = distributed.gather((found, {name: sample_places(batch).tolist() for name, batch in batches.items()}))
-        places = {name: [place for _, each in told for place in each[name]] for name in batches}
-        return next((text for text, _ in told if text != NOTHING), NOTHING), places
+        gathered = distributed.gather((found, {name: sample_places(batch).tolist() for name, batch in batches.items()}))
+        places = {name: [place for _, each in gathered for place in each[name]] for name in batches}
+        return next((text for text, _ in gathered if text != NOTHING), NOTHING), places
 
     def _write(self, number: int, row: Mapping[str, Any]) -> None:
         """A line for the step; with the last one that is borne the state that it met, too, to which all add."""

@@ -108,7 +108,7 @@ class CommandSignals(StopSignal):
         except BaseException:
             if _raised is None:
                 raise
-            _say_stopped()
+            _print_stopped()
             return self._ended(128 + _raised)
 
     def _ended(self, code: int) -> int:
@@ -122,7 +122,7 @@ class CommandSignals(StopSignal):
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if _raised is None and _is_importing(frame):
-            _say_stopped()
+            _print_stopped()
             os._exit(128 + signum)
         _interrupt(signum)
 
@@ -144,7 +144,7 @@ def _is_importing(frame: FrameType | None) -> bool:
     return False
 
 
-def _say_stopped() -> None:
+def _print_stopped() -> None:
     os.write(2, b"stopped\n")
 
 

@@ -132,20 +132,20 @@ def parse_checkpoint(source: Source, options: ReadOptions) -> ParsedCheckpoint:
     beside = read_sidecar(source, gated=_gated(ours))
     if names := class_names(options, own):
         beside = beside._replace(labels=names, named=True)
-    said = {"heads": options.heads} if options.heads else {}
-    said = {**(own.architecture if own else {}), **said}
+    given = {"heads": options.heads} if options.heads else {}
+    given = {**(own.architecture if own else {}), **given}
     if own:
         stated = own.preprocessing.model_dump(exclude_unset=True)
         stated |= {key: own.architecture[key] for key in ("mean", "std") if key in own.architecture}
         beside = beside._replace(looks={**beside.looks, **stated})
     looks = {**each.looks, **beside.looks}
-    facts = {**each.facts, **beside.facts, **said}
+    facts = {**each.facts, **beside.facts, **given}
     _refuse_other_rotation(each, facts, ours, source.where)
     fields, guesses = infer(ours, facts, source.where, options.image_size)
     if facts.get("depth", fields.get("depth")) != fields.get("depth"):
         got = f"num_hidden_layers {facts['depth']}, and tensors of {fields['depth']} blocks"
         raise UserError("config.json is of another model than the weights", where=source.where, got=got)
-    fields |= _normalization(fields["in_channels"], looks, source.where) | said
+    fields |= _normalization(fields["in_channels"], looks, source.where) | given
     architecture = build_config(fields, where=source.where)
     notes = [*source.notes, f"format: {each.what}" if own is None else f"names mapped by {options.map}", *guesses]
     if found.dropped:

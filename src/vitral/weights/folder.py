@@ -197,12 +197,12 @@ def resized(
     where: str,
 ) -> tuple[ImageModel, FolderConfig]:
     """The same model for images of another size, and its config; see `load_folder`."""
-    asked: dict[str, Any] = {"image_size": image_size}
+    changes: dict[str, Any] = {"image_size": image_size}
     if position_resize is not None:
         if not config.architecture.has_patches:
             raise UserError("this model has no positions", where="position_resize", got=position_resize)
-        asked["position_resize"] = position_resize
-    architecture = build_config({**config.architecture.model_dump(), **asked}, where=where)
+        changes["position_resize"] = position_resize
+    architecture = build_config({**config.architecture.model_dump(), **changes}, where=where)
     preprocessing = config.preprocessing.model_copy(update={"image_size": architecture.image_size})
     tensors, notes = adapt(dict(network.state_dict()), network.config, architecture)
     sizes = [f"{height} x {width}" for height, width in (architecture.image_size, network.config.image_size)]
