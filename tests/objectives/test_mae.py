@@ -226,7 +226,7 @@ def test_reconstruction_shows_what_is_said_where_it_is_said(
     truth = made.standardize(made.pixels(images).gather(1, hidden[..., None].expand(-1, -1, 48)))[0]
     monkeypatch.setattr(made, "decode", lambda *_: truth)
     torch.testing.assert_close(made.reconstruct(images).predicted_BCHW, images)
-    assert list(made.pictures(images)) == ["original", "what is seen", "reconstruction"]
+    assert list(made.pictures(images)) == ["original", "visible patches", "reconstruction"]
 
 
 def test_bytes_are_images_too() -> None:

@@ -59,7 +59,7 @@ def test_what_has_no_objective_to_load() -> None:
 def test_the_report_shows_what_is_hidden_and_what_is_said() -> None:
     pretrain("a", report=True)
     page = Path("a/report.html").read_text(encoding="utf-8")
-    assert all(f">{name}</th>" in page for name in ("original", "what is seen", "reconstruction"))
+    assert all(f">{name}</th>" in page for name in ("original", "visible patches", "reconstruction"))
 
 
 def test_learned_positions_start_from_the_fixed_ones(caplog: pytest.LogCaptureFixture) -> None:

@@ -69,6 +69,9 @@ def test_a_run_learns_in_units_of_the_column(trained: tuple[Path, dict[str, Any]
     config = json.loads((out / "model/config.json").read_text(encoding="utf-8"))
     assert (config["task"], config["id2label"]) == ("regression", {"0": "level"})
     assert 100 < config["task_state"]["mean"][0] < 120
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "<dt>Root mean squared error</dt>" in page
+    assert "<dt>R2</dt>" in page
     for path in ("report.html", "model/README.md", "train.log"):
         assert "absolute error" in (out / path).read_text(encoding="utf-8"), path
     with (out / "predictions.csv").open(encoding="utf-8", newline="") as file:

@@ -154,8 +154,8 @@ class MAE(Objective):
         return Reconstruction(original_BCHW, original_BCHW.masked_fill(is_hidden_BCHW, _GREY), predicted_BCHW)
 
     def pictures(self, images_BCHW: Tensor) -> dict[str, Tensor]:
-        """Original, what is seen of it, reconstruction."""
-        return dict(zip(("original", "what is seen", "reconstruction"), self.reconstruct(images_BCHW), strict=True))
+        """Return originals, visible patches and reconstructions."""
+        return dict(zip(("original", "visible patches", "reconstruction"), self.reconstruct(images_BCHW), strict=True))
 
     def _places(self, grid: Grid) -> Tensor:
         """The decoder's fixed positions [N, D] on this grid."""

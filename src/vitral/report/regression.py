@@ -39,7 +39,8 @@ def regression_sections(
             Figure(plots.predicted_over_true(*pair, name), f"Predicted {name} over true {name}"),
             Figure(plots.residuals(*pair, name), f"Error of {name} over true {name}"),
         ]
-    sections = [Section("", [replace(primary, label=label), *others])]
+    facts = [replace(metric, label=metric.label[:1].upper() + metric.label[1:]) for metric in others]
+    sections = [Section("", [replace(primary, label=label), *facts])]
     if len(targets) > 1:
         rows = [
             [name, *(replace(metric, value=row[metric.name]) for metric in metrics)]
