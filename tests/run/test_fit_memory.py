@@ -79,7 +79,7 @@ def test_out_of_memory_counts_all_that_an_objective_holds(
 def test_where_micro_batches_do_not_add_up_the_hint_says_so() -> None:
     objective = {"kind": "dino", "out_dim": 64, "head_hidden": 64, "centering": "sinkhorn"}
     keys = {**SMALL, "train.batch_size": 128, "objective": objective}
-    text = smaller_batch_hint(load_config("digits", keys), architecture(False), torch.device("cpu"), 16)
+    text = smaller_batch_hint(load_config("digits", keys), architecture(False), torch.device("cpu"))
     assert "results differ a little" in text
     assert "same result" not in text
 

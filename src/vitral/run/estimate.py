@@ -14,9 +14,9 @@ from vitral.models.registry import build_config
 from vitral.predictor import pick_device
 from vitral.run.config import RunConfig
 from vitral.run.fit_memory import checkpointed_blocks, make_job, memory_limit
-from vitral.run.prepare import EVAL_BATCH, choose_architecture, resolve_precision
+from vitral.run.prepare import choose_architecture, resolve_precision
 from vitral.run.summary import compute
-from vitral.training.memory_estimate import alternatives, choose, free_bytes, micro_batches, predict
+from vitral.training.memory_estimate import alternatives, choose, micro_batches, predict
 from vitral.weights.folder import find_folder, load_config
 
 
@@ -28,8 +28,8 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     device = torch.device(config.device) if config.memory and config.device != "auto" else pick_device(config.device)
     architecture = _architecture(config)
     config = config.model_copy(update={"precision": resolve_precision(config, device)})
-    job = make_job(config, architecture, device, EVAL_BATCH)
-    limit = free_bytes(device) if config.memory is None else memory_limit(config.memory, device)
+    job = make_job(config, architecture, device)
+    limit = memory_limit(config.memory, device)
     configured = config.train.activation_checkpointing
     blocks = None if configured == "auto" else checkpointed_blocks(config, architecture)
     choice = choose(job, limit, config.train.micro_batch, blocks)

@@ -12,8 +12,9 @@ from vitral.data.dataset import Split, spaced
 from vitral.data.loader import ImageStore, eval_batches
 from vitral.evaluate.classification import collect_logits
 from vitral.predictor import Predictor
+from vitral.run.fit_memory import EVAL_BATCH
 from vitral.run.inference_inputs import image_batches, split_logits
-from vitral.run.prepare import EVAL_BATCH, RunContext, open_store
+from vitral.run.prepare import RunContext, open_store
 from vitral.tasks.task import Array, Subject
 
 

@@ -95,14 +95,9 @@ def _log_result(task: Task, evaluation: Evaluation | None, seconds: float, folde
 
 
 def _report(
-    prepared: RunContext,
-    objective: Objective,
-    folder: Path,
-    summary: dict[str, Any],
-    task: Task,
-    evaluation: Evaluation | None,
-    scores_NS: Array | None,
-) -> None:
+    prepared: RunContext, objective: Objective, folder: Path, summary: dict[str, Any], task: Task,
+    evaluation: Evaluation | None, scores_NS: Array | None,
+) -> None:  # fmt: skip
     config, dataset = prepared.config, prepared.dataset
     split = next((name for name in ("test", "val") if name in prepared.val_stores), "train")
     store = prepared.val_stores.get(split, prepared.train)

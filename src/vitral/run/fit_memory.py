@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable
 from functools import partial
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from vitral.errors import UserError
 from vitral.models.config import ModelConfig
@@ -36,9 +39,22 @@ from vitral.training.memory_estimate import (
     show_bytes,
 )
 
-Size = tuple[int, int]
-Shape = tuple[str, int, tuple[Size, ...], bool]  # of a stream: name, samples for each of the first, views, labels
+EVAL_BATCH = 256  # images evaluated at once
 _STEPS = 1000  # of the run that is measured, at its last one: what is done at its start alone takes less
+_DIFFERS = "each micro-batch is normalized alone, so results differ a little"
+
+
+class _Step(NamedTuple):
+    """What decides how much a step keeps for each sample. streams: name, samples for each of the first stream's, sizes
+    of the views, and whether there are labels."""
+
+    kind: ObjectiveConfig
+    architecture: ModelConfig
+    freeze: str
+    lora: LoraConfig
+    streams: tuple[tuple[str, int, tuple[tuple[int, int], ...], bool], ...]
+    precision: Precision
+    device: Device
 
 
 def limit_training(model: ImageModel, freeze: str, lora: LoraConfig) -> ImageModel:
@@ -50,92 +66,79 @@ def limit_training(model: ImageModel, freeze: str, lora: LoraConfig) -> ImageMod
     return model
 
 
-def make_job(config: RunConfig, architecture: ModelConfig, device: torch.device, validation: int) -> Job:
+def make_job(config: RunConfig, architecture: ModelConfig, device: torch.device, validation: int = EVAL_BATCH) -> Job:
     """Return what the memory of this run depends on, from its own objective on the meta device; `config.precision` is
     settled. Raises UserError for an objective that does not run there."""
     assert config.precision != "auto"
-    kind = config.objective.without_files()
-    objective = _objective(kind, architecture, config.train.freeze, config.lora)
-    streams = streams_of(config, architecture)
-    shapes = tuple(
-        (name, stream.batch_size // config.train.batch_size, tuple(view.size for view in stream.views), stream.labeled)
-        for name, stream in streams.items()
+    size = config.train.batch_size
+    streams = tuple(
+        (name, stream.batch_size // size, tuple(view.size for view in stream.views), stream.labeled)
+        for name, stream in streams_of(config, architecture).items()
     )
-    measure = partial(
-        _step, kind, architecture, config.train.freeze, config.lora, shapes, config.precision,
+    step = _Step(
+        config.objective.without_files(), architecture, config.train.freeze, config.lora, streams, config.precision,
         "cuda" if device.type == "cuda" else "cpu",
     )  # fmt: skip
-    values = [(parameter.numel(), parameter.requires_grad) for parameter in objective.parameters()]
-    pixels = sum(
-        ratio * sum(height * width for height, width in (architecture.image_size, *sizes))
-        for _, ratio, sizes, _ in shapes
-    )
+    objective = _objective(step)
+    pixels = sum(ratio * sum(map(math.prod, (architecture.image_size, *sizes))) for _, ratio, sizes, _ in streams)
     return Job(
         architecture=architecture,
-        parameters=sum(count for count, _ in values),
-        trained=sum(count for count, is_trained in values if is_trained),
-        batch_size=config.train.batch_size,
-        kept=interpolated(measure, config.train.batch_size),
+        parameters=_count(objective.parameters()),
+        trained=_count(parameter for parameter in objective.parameters() if parameter.requires_grad),
+        batch_size=size,
+        kept=interpolated(partial(_kept, step), size),
         sample_bytes=4 * architecture.in_channels * pixels,
         precision=config.precision,
         optimizer=_state_values(objective, config.optim),
-        average=sum(p.numel() for p in objective.model.parameters()) * (config.train.ema is not None),
+        average=_count(objective.model.parameters()) * (config.train.ema is not None),
         validation=validation,
         adds_up=objective.adds_up and not architecture.uses_batch_statistics,
     )
 
 
+def _count(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
 @cached(8)
-def _objective(kind: ObjectiveConfig, architecture: ModelConfig, freeze: str, lora: LoraConfig) -> Objective:
+def _objective(step: _Step) -> Objective:
     with torch.device("meta"):
-        return OBJECTIVES[kind.kind](
-            lambda: limit_training(build_model(architecture), freeze, lora), kind, ObjectiveContext(_STEPS)
-        ).train()
+        return OBJECTIVES[step.kind.kind](
+            lambda: limit_training(build_model(step.architecture), step.freeze, step.lora), step.kind,
+            ObjectiveContext(_STEPS),
+        ).train()  # fmt: skip
 
 
 @cached(32)
-def _step(
-    kind: ObjectiveConfig, architecture: ModelConfig, freeze: str, lora: LoraConfig, shapes: Sequence[Shape],
-    precision: Precision, device: Device, samples: int,
-) -> Kept:  # fmt: skip
+def _kept(step: _Step, samples: int) -> Kept:
     """What one step on so many samples keeps, with everything that the objective computes: views, teacher, decoder."""
+    objective = _objective(step)
     try:
-        return _measured(kind, architecture, freeze, lora, shapes, precision, device, samples)
+        if step.precision == "bfloat16_params":
+            copied = ComputeCopy(objective).module
+            assert isinstance(copied, Objective)
+            objective = copied
+        batches = _batches(step, samples)
+        images = [view.images_BCHW for batch in batches.values() for view in batch.views]
+        return record_step(
+            objective, objective.model, lambda: objective(batches, _STEPS - 1).loss, images, step.precision, step.device
+        ).kept()
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise UserError(
             "memory cannot be estimated: this objective's step depends on the values of its images",
-            where="objective.kind", got=kind.kind, hint=str(error).partition("\n")[0],
+            where="objective.kind", got=step.kind.kind, hint=str(error).partition("\n")[0],
         ) from error  # fmt: skip
 
 
-def _measured(
-    kind: ObjectiveConfig, architecture: ModelConfig, freeze: str, lora: LoraConfig, shapes: Sequence[Shape],
-    precision: Precision, device: Device, samples: int,
-) -> Kept:  # fmt: skip
-    objective = _objective(kind, architecture, freeze, lora)
-    if precision == "bfloat16_params":
-        copied = ComputeCopy(objective).module
-        assert isinstance(copied, Objective)
-        objective = copied
-    batches = _batches(kind, architecture, shapes, samples)
-    images = [view.images_BCHW for batch in batches.values() for view in batch.views]
-    return record_step(
-        objective, objective.model, lambda: objective(batches, _STEPS - 1).loss, images, precision, device
-    ).kept()
-
-
-def _batches(
-    kind: ObjectiveConfig, architecture: ModelConfig, shapes: Sequence[Shape], samples: int
-) -> dict[str, Batch]:
+def _batches(step: _Step, samples: int) -> dict[str, Batch]:
     """Batches without values: every view of each sample, and its annotation."""
-    task, batches = TASKS[kind.task or "classification"], dict[str, Batch]()
+    task, batches = TASKS[step.kind.task or "classification"], dict[str, Batch]()
+    channels, classes = step.architecture.in_channels, step.architecture.num_classes
     with torch.device("meta"):
-        for name, ratio, sizes, labeled in shapes:
+        for name, ratio, sizes, labeled in step.streams:
             count = ratio * samples
-            views = [
-                View(torch.empty(count, architecture.in_channels, *size), torch.empty(count, 3, 3)) for size in sizes
-            ]
-            targets = {"label": task.blank_targets(count, architecture.num_classes)} if labeled else {}
+            views = [View(torch.empty(count, channels, *size), torch.empty(count, 3, 3)) for size in sizes]
+            targets = {"label": task.blank_targets(count, classes)} if labeled else {}
             batches[name] = Batch(tuple(views), targets, torch.empty(count, dtype=torch.long))
     return batches
 
@@ -146,7 +149,7 @@ def _state_values(objective: Objective, config: OptimConfig) -> int:
     groups = parameter_groups(objective, 0.0, muon=config.name == "muon")
     adam = config.name in ("adamw", "adam", "muon")
     each = [1 if group["parts"] else 2 if adam else int(config.momentum != 0) for group in groups]
-    return sum(values * sum(p.numel() for p in group["params"]) for values, group in zip(each, groups, strict=True))
+    return sum(values * _count(group["params"]) for values, group in zip(each, groups, strict=True))
 
 
 def checkpointed_blocks(config: RunConfig, architecture: ModelConfig) -> int:
@@ -160,64 +163,55 @@ def checkpointed_blocks(config: RunConfig, architecture: ModelConfig) -> int:
     return setting if isinstance(setting, int) else total * (setting == "all")
 
 
-def resolve_memory(config: RunConfig, architecture: ModelConfig, device: torch.device, validation: int) -> RunConfig:
+def resolve_memory(config: RunConfig, architecture: ModelConfig, device: torch.device) -> RunConfig:
     """The configuration with the micro-batch and checkpointing of the plan for `config.memory`, where it is set.
 
     Raises UserError where nothing fits.
     """
-    blocks = checkpointed_blocks(config, architecture)
-    if config.memory is None:
-        return _resolved(config, config.train.micro_batch, blocks)
-    limit = memory_limit(config.memory, device)
-    job = make_job(config, architecture, device, validation)
-    free = config.train.activation_checkpointing == "auto"
-    choice = choose(job, limit, config.train.micro_batch, None if free else blocks)
-    if choice is None:
-        least = choose(job, float("inf"), micro_batches(job)[-1], architecture.block_count)
-        assert least is not None
-        raise UserError(
-            "the run does not fit", where="memory", got=show_bytes(limit),
-            expected=f"{show_bytes(least.memory_bytes)}, with {shown(least)}",
-            hint="A smaller model, image or optimizer state takes less; memory=null tries it all the same.",
-        )  # fmt: skip
-    return _resolved(config, choice.micro_batch, choice.checkpointing)
-
-
-def _resolved(config: RunConfig, micro_batch: int | None, blocks: int) -> RunConfig:
+    micro_batch, blocks = config.train.micro_batch, checkpointed_blocks(config, architecture)
+    if config.memory is not None:
+        limit, job = memory_limit(config.memory, device), make_job(config, architecture, device)
+        free = config.train.activation_checkpointing == "auto"
+        choice = choose(job, limit, micro_batch, None if free else blocks)
+        if choice is None:
+            least = choose(job, math.inf, micro_batches(job)[-1], architecture.block_count)
+            assert least is not None
+            raise UserError(
+                "the run does not fit", where="memory", got=show_bytes(limit),
+                expected=f"{show_bytes(least.memory_bytes)}, with {shown(least)}",
+                hint="A smaller model, image or optimizer state takes less; memory=null tries it all the same.",
+            )  # fmt: skip
+        micro_batch, blocks = choice.micro_batch, choice.checkpointing
     update = {"micro_batch": micro_batch, "activation_checkpointing": blocks or "none"}
     return config.model_copy(update={"train": config.train.model_copy(update=update)})
 
 
-def describe_memory(config: RunConfig, architecture: ModelConfig, device: torch.device, validation: int) -> str:
+def describe_memory(config: RunConfig, architecture: ModelConfig, device: torch.device) -> str:
     """The plan of a settled run in one line."""
-    job, micro = make_job(config, architecture, device, validation), config.train.micro_batch or config.train.batch_size
-    blocks = checkpointed_blocks(config, architecture)
-    needed = show_bytes(sum(predict(job, micro, blocks)))
-    updates = -(-job.batch_size // micro)
-    total = architecture.block_count
-    differs = (
-        "" if job.adds_up or updates == 1 else "; each micro-batch is normalized alone, so results differ a little"
+    job, micro = make_job(config, architecture, device), config.train.micro_batch or config.train.batch_size
+    blocks, updates = checkpointed_blocks(config, architecture), -(-job.batch_size // micro)
+    differs = "" if job.adds_up or updates == 1 else f"; {_DIFFERS}"
+    return (
+        f"about {show_bytes(sum(predict(job, micro, blocks)))}: {updates} x {micro} images per update, {blocks} of "
+        f"{architecture.block_count} blocks computed twice{differs}"
     )
-    return f"about {needed}: {updates} x {micro} images per update, {blocks} of {total} blocks computed twice{differs}"
 
 
-def smaller_batch_hint(config: RunConfig, architecture: ModelConfig, device: torch.device, validation: int) -> str:
+def smaller_batch_hint(config: RunConfig, architecture: ModelConfig, device: torch.device) -> str:
     """What to set after a run was out of memory: a way that takes three quarters of what this one was to take.
 
     Without a number where memory cannot be estimated.
     """
     micro, blocks = config.train.micro_batch or config.train.batch_size, checkpointed_blocks(config, architecture)
     try:
-        job = make_job(config, architecture, device, validation)
+        job = make_job(config, architecture, device)
         limit = 0.75 * sum(predict(job, micro, blocks))
     except (UserError, RuntimeError, TypeError):
         return "A smaller train.micro_batch or train.activation_checkpointing=all takes less memory."
     found = choose(job, limit)
     if found is None:
         return "No smaller micro-batch helps: the model itself is too large for this memory."
-    same = (
-        "and the same result" if job.adds_up else "(each micro-batch is normalized alone, so results differ a little)"
-    )
+    same = "and the same result" if job.adds_up else f"({_DIFFERS})"
     return f"About {show_bytes(found.memory_bytes)} {same}: {shown(found)}"
 
 
@@ -226,5 +220,6 @@ def shown(choice: Choice) -> str:
     return f"train.micro_batch={choice.micro_batch} train.activation_checkpointing={choice.checkpointing or 'none'}"
 
 
-def memory_limit(memory: str, device: torch.device) -> int:
-    return free_bytes(device) if memory == "auto" else read_bytes(memory)
+def memory_limit(memory: str | None, device: torch.device) -> int:
+    """Return the bytes that `memory=` allows; null and auto: what is free."""
+    return free_bytes(device) if memory in (None, "auto") else read_bytes(memory)

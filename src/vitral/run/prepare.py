@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from vitral import distributed
 from vitral.data.check import Normalization
-from vitral.data.config import UNLABELED, DataConfig, StreamConfig, ViewConfig
+from vitral.data.config import UNLABELED, DataConfig, StreamConfig
 from vitral.data.dataset import Dataset, Split, spaced
 from vitral.data.few_labels import with_labels_per_class, with_shots
 from vitral.data.findings import CheckReport
@@ -44,7 +43,7 @@ from vitral.weights.find_model import load_model
 from vitral.weights.folder import FolderConfig
 from vitral.weights.tensors import check_match, checksum
 
-EVAL_BATCH = 256  # images val_stores at once
+T = TypeVar("T")
 _LARGEST_AUTO_SIDE = 64
 _STATISTICS_SAMPLES = 4096
 
@@ -94,57 +93,59 @@ class RunContext:
 def prepare(config: RunConfig, dataset: Dataset | None = None) -> RunContext:
     """Open the data (unless given), decode what fits in memory, settle every `auto`. Writes nothing."""
     device = pick_device(distributed.own_device(config.device))
-    source = load_model(config.init) if config.init else None
-    dataset, report = _open_data(config, source[1] if source else None, dataset)
+    source, init = load_model(config.init) if config.init else (None, None)
+    dataset, report = _open_data(config, init, dataset)
     task = task_of(config, dataset)
     evaluators = task.evaluators_of(config.eval)
     # Everything about the architecture that can be wrong is found before images are read.
-    name, draft = choose_architecture(config, dataset, source[1] if source else None)
-    size = draft.image_size
+    name, draft = choose_architecture(config, dataset, init)
     checkpointed_blocks(config, draft)
+    resize = init.preprocessing if init is not None else ResizeSpec(resize_mode="crop")
     data = config.data.model_copy(
         update={
-            "image_size": size, "channels": dataset.channels, "value_range": dataset.value_range,
-            "workers": _workers(config.data), **_resizing(config.data, source[1] if source else None),
+            "image_size": draft.image_size, "channels": dataset.channels, "value_range": dataset.value_range,
+            "workers": _workers(config.data), "crop_pct": _settled(config.data.crop_pct, resize.crop_pct),
+            "interpolation": _settled(config.data.interpolation, resize.interpolation),
         }
     )  # fmt: skip
     streams = streams_of(config, draft)
     with ExitStack() as opened:
-        parts = {part: split if part == UNLABELED else task.encode(split) for part, split in dataset.parts.items()}
-        stores = {
-            name: opened.enter_context(_open_stream(config, data, parts[_part(name)], stream, number, device))
-            for number, (name, stream) in enumerate(streams.items())
-        }
+        stores, train = dict[str, ImageStore](), task.encode(dataset.splits["train"])
+        for number, (part, stream) in enumerate(streams.items()):
+            split = dataset.parts[part] if part == UNLABELED else train
+            stores[part] = opened.enter_context(_open_stream(config, data, split, stream, number, device))
         val_stores = {
-            split: opened.enter_context(open_store(dataset.splits[split], data, device, exact=True))
-            for split in dataset.splits
-            if split != "train"
+            part: opened.enter_context(open_store(split, data, device, exact=True))
+            for part, split in dataset.splits.items()
+            if part != "train"
         }
-        mean, std = _statistics(config, next(iter(stores.values())), source[1] if source else None, dataset.channels)
+        mean, std = _normalization(config, init, dataset.channels) or _statistics(config, next(iter(stores.values())))
         architecture = build_config({**draft.model_dump(), "mean": mean, "std": std}, where="data")
-        data = data.model_copy(
-            update={
-                "mean": mean,
-                "std": std,
-                "path": _absolute(config.data.path),
-                "unlabeled": _absolute(config.data.unlabeled),
-            }
-        )
+        paths = {key: _absolute(getattr(config.data, key)) for key in ("path", "unlabeled")}
         kept = {key: value for key, value in architecture.model_dump().items() if key in ModelOptions.model_fields}
-        model = config.model.model_copy(update=kept)
-        precision = resolve_precision(config, device)
-        resolved = config.model_copy(update={"data": data, "model": model, "precision": precision, "eval": evaluators})
-        resolved = resolve_memory(resolved, architecture, device, EVAL_BATCH)
-        if source and config.init_head and source[1].classes != dataset.classes:
+        resolved = config.model_copy(
+            update={
+                "data": data.model_copy(update={"mean": mean, "std": std, **paths}), "eval": evaluators,
+                "model": config.model.model_copy(update=kept), "precision": resolve_precision(config, device),
+            }
+        )  # fmt: skip
+        resolved = resolve_memory(resolved, architecture, device)
+        if init is not None and config.init_head and init.classes != dataset.classes:
             raise UserError(
                 "init has other classes, so its head cannot be used", where="init_head",
-                got=", ".join(source[1].classes[:10]), expected=", ".join(dataset.classes[:10]),
+                got=", ".join(init.classes[:10]), expected=", ".join(dataset.classes[:10]),
             )  # fmt: skip
-        init = _initial_weights(architecture, source, config) if source else None
-        fingerprint = checksum(source[0].state_dict(), {}) if source else ""
+        weights, fingerprint = None, ""
+        if source is not None and init is not None:
+            weights = _initial_weights(architecture, source, init, config)
+            fingerprint = checksum(source.state_dict(), {})
         opened.pop_all()
-        parts = device, dataset, streams, stores, val_stores, architecture, name, init, report, fingerprint, task
+        parts = device, dataset, streams, stores, val_stores, architecture, name, weights, report, fingerprint, task
         return RunContext(resolved, reproduce_command(config), *parts)
+
+
+def _settled(value: Any, auto: T) -> T:
+    return auto if value == "auto" else value
 
 
 def task_of(config: RunConfig, dataset: Dataset) -> Task:
@@ -174,32 +175,14 @@ def _open_data(
 def _normalization(
     config: RunConfig, init: FolderConfig | None, channels: int | Literal["auto"]
 ) -> Normalization | None:
-    """What init's images are normalized with in this run, to be compared with the data's own mean and std."""
+    """What images of so many channels are normalized with in this run: as set, else as init does, if it has them."""
     if init is None or channels != init.architecture.in_channels:
         return None
-    mean, std = config.data.mean, config.data.std
-    return (
-        init.architecture.mean if mean == "auto" else mean,
-        init.architecture.std if std == "auto" else std,
-    )
-
-
-def _resizing(data: DataConfig, init: FolderConfig | None) -> dict[str, Any]:
-    """Interpolation and crop ratio: as set, else of init, else the defaults."""
-    other = init.preprocessing if init is not None else ResizeSpec(resize_mode="crop")
-    return {
-        "interpolation": other.interpolation if data.interpolation == "auto" else data.interpolation,
-        "crop_pct": other.crop_pct if data.crop_pct == "auto" else data.crop_pct,
-    }
+    return _settled(config.data.mean, init.architecture.mean), _settled(config.data.std, init.architecture.std)
 
 
 def open_store(
-    split: Split,
-    data: DataConfig,
-    device: torch.device,
-    *,
-    exact: bool,
-    crops: tuple[RandomCrop, ...] = (),
+    split: Split, data: DataConfig, device: torch.device, *, exact: bool, crops: tuple[RandomCrop, ...] = ()
 ) -> ImageStore:
     """A split at the settled image size."""
     assert isinstance(data.image_size, tuple)
@@ -212,31 +195,25 @@ def open_store(
     )  # fmt: skip
 
 
-def _part(stream: str) -> str:
-    """The part of the data that a stream of batches reads."""
-    return UNLABELED if stream == UNLABELED else "train"
-
-
 def _open_stream(
     config: RunConfig, data: DataConfig, split: Split, stream: StreamConfig, number: int, device: torch.device
 ) -> ImageStore:
-    """The images of a stream of batches, as training reads them."""
-    is_cut = any(view.augment.crop != "none" for view in stream.views)
-    uncut = data.model_copy(update={"crop_pct": 1.0}) if is_cut else data
-    crops = _decode_crops(config, split, stream.views, number)
-    return open_store(split, uncut, device, exact=False, crops=crops)
+    """The images of a stream of batches, as training reads them.
 
-
-def _decode_crops(config: RunConfig, split: Split, views: Sequence[ViewConfig], number: int) -> tuple[RandomCrop, ...]:
-    """The random resized crops, where the images are files: cut from them at their own resolution, not from what a
-    cache holds at the model's size. Images in memory are cropped in batches on the device."""
-    if split.file is None or any(view.augment.crop == "none" for view in views):
-        return ()
-    limit, first = config.data.max_pixels, number * STREAM_SPAN
-    return tuple(
-        RandomCrop(config.seed, view.augment.crop_scale, view.augment.aspect_ratio, limit, view.size, place, first)
-        for place, view in enumerate(views)
-    )
+    Random resized crops of image files are cut at the files' own resolution, not from what a cache holds at the model's
+    size. Images in memory are cropped in batches on the device.
+    """
+    is_cut = [view.augment.crop != "none" for view in stream.views]
+    uncut = data.model_copy(update={"crop_pct": 1.0}) if any(is_cut) else data
+    crops = (
+        RandomCrop(
+            config.seed, view.augment.crop_scale, view.augment.aspect_ratio, data.max_pixels, view.size, place,
+            number * STREAM_SPAN,
+        )
+        for place, view in enumerate(stream.views)
+    )  # fmt: skip
+    at_full_size = split.file is not None and all(is_cut)
+    return open_store(split, uncut, device, exact=False, crops=tuple(crops) if at_full_size else ())
 
 
 def _absolute(path: str | None) -> str | None:
@@ -275,18 +252,15 @@ def _resolve_size(
 ) -> tuple[tuple[int, int], dict[str, Any]]:
     """Image size and model options. image_size auto: of init; with patch_size auto of the data, at most 64 pixels a
     side and cut to whole patches; else the preset's. patch_size auto: see `_auto_patch`."""
-    options, configured = config.model.options(), config.data.image_size
-    if init is not None and config.model.name == "auto":
-        size = init.architecture.image_size if configured == "auto" else configured
-    elif configured != "auto":
-        size = configured
-    elif options.get("patch_size") == "auto":
+    options, size = config.model.options(), config.data.image_size
+    if size == "auto" and init is not None and config.model.name == "auto":
+        size = init.architecture.image_size
+    elif size == "auto" and options.get("patch_size") == "auto":
         side = min(*dataset.typical_size(), _LARGEST_AUTO_SIDE)
         patch = _auto_patch(side)
         size = max(side - side % patch, patch)
-    else:
-        preset = PRESETS.get(config.model.name, {}).get("image_size", _LARGEST_AUTO_SIDE)
-        size = preset
+    elif size == "auto":
+        size = PRESETS.get(config.model.name, {}).get("image_size", _LARGEST_AUTO_SIDE)
     size = (size, size) if isinstance(size, int) else size
     if options.get("patch_size") == "auto":
         options["patch_size"] = _auto_patch(*size)
@@ -313,22 +287,10 @@ def _architecture(config: RunConfig, base: dict[str, Any], init: FolderConfig | 
     return init.name, build_config({**init.architecture.model_dump(), **bare, **base, "mean": (), "std": ()})
 
 
-def _statistics(
-    config: RunConfig, train: ImageStore, init: FolderConfig | None, channels: int
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation a channel, in [0,1]: as set, of init if it has these channels, or of up to 4,096
-    train images."""
-    mean, std = config.data.mean, config.data.std
-    if mean == "auto" or std == "auto":
-        if init is not None and init.architecture.in_channels == channels:
-            found = init.architecture.mean, init.architecture.std
-        else:
-            found = _pixel_statistics(train)
-        mean, std = (found[0] if mean == "auto" else mean), (found[1] if std == "auto" else std)
-    return mean, std
-
-
-def _pixel_statistics(train: ImageStore) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics(config: RunConfig, train: ImageStore) -> Normalization:
+    """Mean and standard deviation per channel, in [0,1]: as set, else of up to 4,096 train images."""
+    if config.data.mean != "auto" and config.data.std != "auto":
+        return config.data.mean, config.data.std
     index_B = torch.tensor(spaced(len(train.split), _STATISTICS_SAMPLES))
     sums_2C, count = 0.0, 0
     for part_B in index_B.split(64):
@@ -338,16 +300,16 @@ def _pixel_statistics(train: ImageStore) -> tuple[tuple[float, ...], tuple[float
     assert isinstance(sums_2C, Tensor)
     mean_C, square_C = sums_2C / count
     std_C = (square_C - mean_C.square()).clamp(min=0).sqrt().clamp(min=1 / 255)
-    return tuple(round(v, 4) for v in mean_C.tolist()), tuple(round(v, 4) for v in std_C.tolist())
+    mean, std = (tuple(round(value, 4) for value in values_C.tolist()) for values_C in (mean_C, std_C))
+    return _settled(config.data.mean, mean), _settled(config.data.std, std)
 
 
 def _initial_weights(
-    architecture: ModelConfig, source: tuple[ImageModel, FolderConfig], config: RunConfig
+    architecture: ModelConfig, source: ImageModel, init: FolderConfig, config: RunConfig
 ) -> dict[str, Tensor]:
     """init's weights at the run's image size, without its head unless `init_head` is set. UserError where they don't
     fit."""
-    model, folder = source
-    theirs, notes = adapt(dict(model.state_dict()), folder.architecture, architecture)
+    theirs, notes = adapt(dict(source.state_dict()), init.architecture, architecture)
     for note in notes:
         log.info("init: %s", note)
     mine = dict(build_model(architecture).state_dict())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from vitral.run.eval_target import EvalData
 from vitral.run.finish import finish, is_validated
 from vitral.run.fit_memory import describe_memory, smaller_batch_hint
 from vitral.run.folder import CHECKPOINTS, claimed, open_folder, resume_with, write_length
-from vitral.run.prepare import EVAL_BATCH, RunContext, prepare
+from vitral.run.prepare import RunContext, prepare
 from vitral.run.resume import resume
 from vitral.run.split_record import save_split
 from vitral.tasks.registry import TASKS
@@ -101,9 +100,9 @@ def run(
                 resumable = True
                 return {**_train(*parts, folder, loggers), "out": str(folder)}
         except KeyboardInterrupt as stop:
-            again = (
-                f"Resume with:\n  {resume_with(folder, config)}" if resumable else "The same command starts it again."
-            )
+            again = "The same command starts it again."
+            if resumable:
+                again = f"Resume with:\n  {resume_with(folder, config)}"
             raise Interrupted(signum_of(stop), f"stopped outside of training. {again}") from None
 
 
@@ -153,7 +152,8 @@ def _train(
             found = task.evaluate(data.subject(model, "val", in_training=True), evaluators)
             return found.primary, found.metric(task.tie_breaker or "")
 
-        images = next(iter(evaluators.values())).images(_counts(prepared))
+        counts = {name: len(split) for name, split in prepared.dataset.splits.items()}
+        images = next(iter(evaluators.values())).images(counts)
         flops, peak = _image_flops(prepared) if task.has_head else 0.0, peak_flops(loader.device, state.autocast)
         try:
             train_loop(
@@ -180,7 +180,7 @@ def _explained(prepared: RunContext, folder: Path) -> Generator[None]:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             hint = "A smaller train.micro_batch or train.activation_checkpointing=all takes less, with the same result."
             if distributed.world() == 1:
-                hint = smaller_batch_hint(prepared.config, prepared.architecture, prepared.device, EVAL_BATCH)
+                hint = smaller_batch_hint(prepared.config, prepared.architecture, prepared.device)
             raise RunFailed(f"out of memory: {str(error).splitlines()[0]}\n  {hint}") from error
         raise
 
@@ -233,32 +233,25 @@ def assemble(prepared: RunContext) -> tuple[TrainState, Objective]:
     """Build the training state and the objective, at step 0."""
     config = prepared.config
     torch.manual_seed(config.seed)
-    steps = resolve_steps(config, len(prepared.train.split))
+    samples = len(prepared.train.split)
+    steps = resolve_steps(config, samples)
     if config.objective.kind != "dynamic_vit" and getattr(prepared.architecture, "pruner_blocks", ()):
         hint = "objective.kind=dynamic_vit init_head=true trains it; model.pruner_blocks=none leaves it out."
         raise UserError("the pruner would not be trained", where="model.pruner_blocks", hint=hint)
-    samples = len(prepared.train.split)
     context = ObjectiveContext(steps, samples / config.train.batch_size, config.seed, _class_balance(prepared))
     objective = OBJECTIVES[config.objective.kind](prepared.build, config.objective, context).to(prepared.device)
     own = config.train.batch_size // distributed.world()
     micro = min(config.train.micro_batch or own, own)
     drop_path = prepared.architecture.dropped_samples
     if drop_path and round(micro * (1 - drop_path)) == micro:
-        raise UserError(
-            "has no effect: no whole sample of a micro-batch is dropped",
-            where="model.drop_path",
-            got=f"{drop_path} at {micro} images",
-        )
-    mode, cut = _mode(config), _uncut
-    if mode == "fsdp":
-        from vitral.training.sharded import shard
-
-        cut = partial(shard, device=prepared.device)
-        cut(objective.model)
+        what = "has no effect: no whole sample of a micro-batch is dropped"
+        raise UserError(what, where="model.drop_path", got=f"{drop_path} at {micro} images")
+    mode = _mode(config)
+    _cut(objective.model, mode)
     optimizer = make_optimizer(objective, config.optim)
     decay, ema = config.train.ema, None
     if decay is not None:
-        ema = WeightEMA(objective.model, cut(prepared.build()), decay, config.train.ema_warmup)
+        ema = WeightEMA(objective.model, _cut(prepared.build(), mode), decay, config.train.ema_warmup)
     compute_copy = ComputeCopy(objective) if config.precision == "bfloat16_params" else None
     computing = _compiled(config, compute_copy.module if compute_copy else objective, mode)
     unused = config.objective.head_only > 0
@@ -289,20 +282,21 @@ def _compiled(config: RunConfig, objective: Module, mode: str) -> Module:
     return objective
 
 
-def _uncut(model: ImageModel) -> ImageModel:
-    return model
+def _cut(model: ImageModel, mode: str) -> Module:
+    """Cut the weights over all processes, with fsdp alone."""
+    if mode != "fsdp":
+        return model
+    from vitral.training.sharded import shard
+
+    return shard(model, next(model.parameters()).device)
 
 
 def resolve_steps(config: RunConfig, samples: int) -> int:
     """The weight updates of a run over so many train images. Raises UserError for a warm-up that is no shorter."""
     steps = total_steps(config.train, samples)
     if config.optim.warmup >= max(steps, 1):
-        raise UserError(
-            "the warm-up is longer than the run",
-            where="optim.warmup",
-            got=config.optim.warmup,
-            expected=f"below {steps}",
-        )
+        what = "the warm-up is longer than the run"
+        raise UserError(what, where="optim.warmup", got=config.optim.warmup, expected=f"below {steps}")
     return steps
 
 
@@ -321,43 +315,27 @@ def _class_balance(prepared: RunContext) -> ClassBalance:
 
 
 def _log_start(prepared: RunContext, objective: Objective, steps: int, folder: Path) -> None:
-    splits = ", ".join(f"{len(split)} {name}" for name, split in prepared.dataset.parts.items())
-    height, width = prepared.architecture.image_size
-    count = sum(parameter.numel() for parameter in objective.model.parameters())
-    config = prepared.config
-    for note in prepared.dataset.notes:
+    config, dataset = prepared.config, prepared.dataset
+    for note in dataset.notes:
         log.info("data: %s", note)
-    log.info(
-        "data: %s: %s images, %s, %dx%dx%d",
-        prepared.dataset.name,
-        splits,
-        TASKS[prepared.dataset.task].count_outputs(len(prepared.dataset.classes)),
-        height,
-        width,
-        prepared.dataset.channels,
-    )
+    splits = ", ".join(f"{len(split)} {name}" for name, split in dataset.parts.items())
+    outputs = TASKS[dataset.task].count_outputs(len(dataset.classes))
+    shape = "x".join(map(str, (*prepared.architecture.image_size, dataset.channels)))
+    log.info("data: %s: %s images, %s, %s", dataset.name, splits, outputs, shape)
+    count = sum(parameter.numel() for parameter in objective.model.parameters())
     trained = sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad)
     part = f", {trained:,} of them trained" if trained != count else ""
     log.info("model: %s, %s, %s parameters%s", prepared.name, prepared.architecture.cells, f"{count:,}", part)
     if config.memory is not None:
-        text = describe_memory(config, prepared.architecture, prepared.device, EVAL_BATCH)
+        text = describe_memory(config, prepared.architecture, prepared.device)
         log.info("memory: %s (limit: %s)", text, config.memory)
     if config.optim.name == "adam" and config.optim.weight_decay:
         log.warning("optim: adam adds the decay to the gradient and rescales both; values meant for adamw don't train")
-    log.info(
-        "run: %s of %s on %s, %s, into %s",
-        plural(steps, "step"),
-        " and ".join(f"{stream.batch_size} {name}" for name, stream in prepared.streams.items()) + " images"
-        if len(prepared.streams) > 1
-        else plural(config.train.batch_size, "image"),
-        prepared.device,
-        config.precision,
-        folder,
-    )
-
-
-def _counts(prepared: RunContext) -> dict[str, int]:
-    return {name: len(split) for name, split in prepared.dataset.splits.items()}
+    batch = plural(config.train.batch_size, "image")
+    if len(prepared.streams) > 1:
+        batch = " and ".join(f"{stream.batch_size} {name}" for name, stream in prepared.streams.items()) + " images"
+    way = prepared.device, config.precision, folder
+    log.info("run: %s of %s on %s, %s, into %s", plural(steps, "step"), batch, *way)
 
 
 def train_loader(prepared: RunContext) -> TrainLoader:
