@@ -30,6 +30,12 @@ _MIN_TOP1: Any = Field(
 )
 
 
+# Groups of keys that only one value of another key reads: that of the group's name.
+_CHOSEN_BY = {
+    "tome": "reduce", "evit": "reduce", "knn": "kind", "linear": "kind", "fewshot": "kind", "ray": "engine",
+}  # fmt: skip
+
+
 class ModelUse(Config):
     """Keys that every use of a model takes."""
 
@@ -54,10 +60,11 @@ class ModelUse(Config):
     device: str = Field(default="auto", description="device: auto, cpu, cuda or cuda:N")
 
     @model_validator(mode="after")
-    def _nothing_reduced_in_vain(self) -> ModelUse:
-        for kind in ("tome", "evit"):
-            if kind != self.reduce and kind in self.model_fields_set:
-                raise ValueError(f"the keys {kind}.* have no effect with reduce={self.reduce}")
+    def _no_group_ignored(self) -> ModelUse:
+        for group, key in _CHOSEN_BY.items():
+            if group in self.model_fields_set and (value := getattr(self, key)) != group:
+                reason = "without engine=ray" if group == "ray" else f"with {key}={value}"
+                raise ValueError(f"the keys {group}.* have no effect {reason}")
         return self
 
 
@@ -79,12 +86,6 @@ class RayConfig(Config):
         description="number of worker processes, each with a copy of the model; null: one per GPU, or one per 4 CPU "
         "cores",
     )
-
-
-def check_ray(engine: str, keys: set[str]) -> None:
-    """Raise ValueError for keys of Ray without engine=ray."""
-    if engine != "ray" and "ray" in keys:
-        raise ValueError("the keys ray.* have no effect without engine=ray")
 
 
 class EvalOptions(EngineUse):
@@ -143,13 +144,6 @@ class ProbeOptions(ModelUse):
     min_top1: float | None = _MIN_TOP1
     batch_size: int = Field(default=256, ge=1, description="number of images per batch")
 
-    @model_validator(mode="after")
-    def _nothing_ignored(self) -> ProbeOptions:
-        for kind in ("knn", "linear", "fewshot"):
-            if kind != self.kind and kind in self.model_fields_set:
-                raise ValueError(f"the keys {kind}.* have no effect with kind={self.kind}")
-        return self
-
 
 class EmbedOptions(ModelUse):
     """Keys of `vitral embed`."""
@@ -173,7 +167,6 @@ class EmbedOptions(ModelUse):
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> EmbedOptions:
-        check_ray(self.engine, self.model_fields_set)
         if self.overwrite and self.out is None:
             raise ValueError("overwrite=true has no effect without out=FILE.npz")
         if "max_bad" in self.model_fields_set and self.model_fields_set & {"data", "split"}:
@@ -330,11 +323,6 @@ class PredictOptions(EngineUse):
     max_bad: int = Field(default=0, ge=0, description=_MAX_BAD)
     ray: RayConfig = RayConfig()
 
-    @model_validator(mode="after")
-    def _nothing_ignored(self) -> PredictOptions:
-        check_ray(self.engine, self.model_fields_set)
-        return self
-
 
 class DoctorOptions(Config):
     """Keys of `vitral doctor MODEL`."""
@@ -361,7 +349,6 @@ class ServeOptions(EngineUse, ServeConfig):
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> ServeOptions:
-        check_ray(self.engine, self.model_fields_set)
         if self.engine == "ray" and self.port == 0:
             raise ValueError("port=0 has no effect with engine=ray: set port to a free port")
         if self.engine == "ray" and "body_seconds" in self.model_fields_set:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -44,12 +45,8 @@ def open_embedded(model: str, predictor: Predictor, options: EmbedOptions) -> Da
     for name in (text for texts in skipped.values() for text in texts):
         log.warning("damaged, left out: %s", name)
     if options.split != "all" and options.split not in dataset.splits:
-        raise UserError(
-            "the data have no such split",
-            where="split",
-            got=options.split,
-            expected=", ".join(("all", *dataset.splits)),
-        )
+        known = ", ".join(("all", *dataset.splits))
+        raise UserError("the data have no such split", where="split", got=options.split, expected=known)
     return dataset
 
 
@@ -59,14 +56,21 @@ def embeddings(
     """What `vitral embed` writes: the classes of the data, if it is data, and the images one by one: files, or with
     `paths` None the expected splits of the data. Whatever is wrong with model or data is raised at once; an image that
     cannot be read is Failed."""
-    if options.engine == "ray":
-        return _spread(model, paths, options)
-    predictor = load_used(model, options)
-    if paths is not None:
-        return (), _embedded(predictor, options, paths)
-    dataset = open_embedded(model, predictor, options)
-    parts = ((name, split) for name, split in dataset.splits.items() if options.split in ("all", name))
-    return dataset.classes, (row for name, split in parts for row in _of_split(predictor, name, split, options))
+    if options.engine != "ray":
+        dataset, work = _opened(model, options, is_data=paths is None)
+        items = [paths] if dataset is None else _parts(dataset, options, sys.maxsize)
+        return _classes(dataset), (row for item in items for row in work(item))
+    from vitral.run.ray_map import alone, cut, map_on_cluster
+
+    dataset, _ = _opened(model, alone(options, "cpu"), is_data=paths is None)  # here first, for what is wrong with it
+    size = options.batch_size
+    items = cut(paths or (), size) if dataset is None else _parts(dataset, options, size)
+    work = partial(_work, model, options, dataset is not None)
+    return _classes(dataset), map_on_cluster(work, items, options.device, options.ray.workers)
+
+
+def _classes(dataset: Dataset | None) -> Sequence[str]:
+    return () if dataset is None else dataset.classes
 
 
 def _embedded(predictor: Predictor, options: EmbedOptions, paths: Sequence[str]) -> Iterator[Row | Failed]:
@@ -113,35 +117,23 @@ class _Part(NamedTuple):
     fingerprint: str
 
 
-def _spread(
-    model: str, paths: Sequence[str] | None, options: EmbedOptions
-) -> tuple[Sequence[str], Iterator[Row | Failed]]:
-    """By the processes of a Ray cluster. Model and data are opened here first, for what is wrong with them."""
-    from vitral.run.ray_map import alone, cut, map_on_cluster
-
-    predictor = load_used(model, alone(options, "cpu"))
-    size, items, classes = options.batch_size, list[Any](), tuple[str, ...]()
-    if paths is not None:
-        items += cut(paths, size)
-    else:
-        dataset = open_embedded(model, predictor, options)
-        classes = dataset.classes
-        for name, split in dataset.splits.items():
-            if options.split in ("all", name):
-                ends = range(0, len(split), size)
-                items += [_Part(name, at, min(at + size, len(split)), dataset.fingerprint) for at in ends]
-    work = partial(_work, model, paths is None, options)
-    return classes, map_on_cluster(work, items, options.device, options.ray.workers)
+def _parts(dataset: Dataset, options: EmbedOptions, size: int) -> list[_Part]:
+    """The expected splits of the data, `size` images at a time."""
+    return [
+        _Part(name, start, min(start + size, len(split)), dataset.fingerprint)
+        for name, split in dataset.splits.items()
+        if options.split in ("all", name)
+        for start in range(0, len(split), size)
+    ]
 
 
-def _work(model: str, is_data: bool, options: EmbedOptions, device: str) -> Callable[[Any], Iterator[Row | Failed]]:
-    """In a process of the cluster."""
-    from vitral.run.ray_map import alone
-
-    options = alone(options, device)
+def _opened(
+    model: str, options: EmbedOptions, *, is_data: bool
+) -> tuple[Dataset | None, Callable[[Any], Iterator[Row | Failed]]]:
+    """The data, and what embeds a part of them or paths of files."""
     predictor = load_used(model, options)
     if not is_data:
-        return partial(_embedded, predictor, options)
+        return None, partial(_embedded, predictor, options)
     dataset = open_embedded(model, predictor, options)
 
     def embed_part(part: _Part) -> Iterator[Row | Failed]:
@@ -151,7 +143,14 @@ def _work(model: str, is_data: bool, options: EmbedOptions, device: str) -> Call
         split = dataset.splits[part.split].subset(range(part.start, part.stop))
         return _of_split(predictor, part.split, split, options)
 
-    return embed_part
+    return dataset, embed_part
+
+
+def _work(model: str, options: EmbedOptions, is_data: bool, device: str) -> Callable[[Any], Iterator[Row | Failed]]:
+    """In a process of the cluster."""
+    from vitral.run.ray_map import alone
+
+    return _opened(model, alone(options, device), is_data=is_data)[1]
 
 
 def write_npz(

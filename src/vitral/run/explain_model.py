@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from vitral.data.dataset import Dataset, Split, spaced
@@ -30,14 +28,11 @@ def explain_model(
 
     model: its name as given by the user.
     """
-    views: dict[str, Callable[[Predictor, ExplainOptions], View]] = {
-        "filters": _filters, "positions": _positions, "distance": partial(_distance, model),
-        "cka": partial(_cka, model),
-    }  # fmt: skip
+    views = {"filters": _filters, "positions": _positions, "distance": _distance, "cka": _cka}
     found: list[View] = []
     for name in (name for name in views if name in methods):
         try:
-            found.append(views[name](predictor, options))
+            found.append(views[name](model, predictor, options))
         except UserError as error:
             if options.methods or name in ("distance", "cka"):
                 raise
@@ -45,7 +40,7 @@ def explain_model(
     return found
 
 
-def _filters(predictor: Predictor, options: ExplainOptions) -> View:
+def _filters(model: str, predictor: Predictor, options: ExplainOptions) -> View:
     found = filter_components(require_transformer(predictor.model, "filters"))
     shares = found.shares_K.tolist()
     caption = (
@@ -59,7 +54,7 @@ def _filters(predictor: Predictor, options: ExplainOptions) -> View:
     return Section("Patch filters", [figure]), {"filters": {"variance_shares": [round(s, 6) for s in shares]}}
 
 
-def _positions(predictor: Predictor, options: ExplainOptions) -> View:
+def _positions(model: str, predictor: Predictor, options: ExplainOptions) -> View:
     vit = require_transformer(predictor.model, "positions")
     similarity_NN = position_similarity(vit).cpu().numpy()
     rows, columns = vit.grid
@@ -91,10 +86,8 @@ def _distance(model: str, predictor: Predictor, options: ExplainOptions) -> View
     )
     png = plots.distance_plot(distances_Lh, uniform, float(between_NN.max()))
     figure = Figure(png, "Mean attention distance of every head over its layer", caption, name="distance.png")
-    rows = [
-        [str(layer), f"{each.min():.1f}", f"{each.mean():.1f}", f"{each.max():.1f}"]
-        for layer, each in enumerate(distances_Lh)
-    ]
+    numbers = ((each.min(), each.mean(), each.max()) for each in distances_Lh)
+    rows = [[str(layer), *(f"{number:.1f}" for number in each)] for layer, each in enumerate(numbers)]
     table = Table(["Layer", "Min px", "Mean px", "Max px"], rows, "Mean attention distance of the heads per layer.")
     found = {
         "data": dataset.name, "split": name, "count": len(split), "unit": "px", "uniform": uniform,

@@ -163,13 +163,9 @@ def read_config(folder: Path) -> RunConfig:
 def resume_with(folder: Path, config: RunConfig) -> str:
     """Return the command that resumes the run in this folder, with the keys of this command that may be others than at
     the run's start, and are."""
-    return resume_command(folder, *_changed(folder, config))
-
-
-def _changed(folder: Path, config: RunConfig) -> list[str]:
     try:
         before, now = (flatten(each.model_dump(mode="json")) for each in (read_config(folder), config))
     except (UserError, OSError):  # reported when the run is resumed
-        return []
+        return resume_command(folder)
     keys = [key for key in now if key in FREE - _OF_ONE_COMMAND and now[key] not in (None, "auto", before.get(key))]
-    return [f"{key}={as_word(now[key])}" for key in keys]
+    return resume_command(folder, *(f"{key}={as_word(now[key])}" for key in keys))

@@ -44,9 +44,7 @@ def load_used(model: str, use: ModelUse) -> Predictor:
     runtime = isinstance(use, EngineUse) and use.engine in ("onnx", "openvino")
     device = "cpu" if runtime and use.device == "auto" else use.device
     predictor = load(model, device, use.image_size, use.position_resize)
-    given = {key: getattr(use, key, None) for key in ("value_range", "max_pixels")}
-    given = {key: value for key, value in given.items() if value is not None}
-    if given:
+    if given := use.model_dump(include={"value_range", "max_pixels"}, exclude_none=True):
         recipe = predictor.config.preprocessing.model_copy(update=given)
         predictor.config = predictor.config.model_copy(update={"preprocessing": recipe})
     if use.reduce != "auto":
@@ -119,9 +117,8 @@ def open_images(
         keys = known.source.model_dump() | {"verify": known.source.verify and given.verify}
         keys["max_pixels"] = given.max_pixels
     else:
-        raise UserError(
-            "this model doesn't say what it was trained on", where=folder.name, hint="Name the images: data=DIR."
-        )
+        what = "this model doesn't say what it was trained on"
+        raise UserError(what, where=folder.name, hint="Name the images: data=DIR.")
     recipe = reader.preprocessing
     keys |= {
         "channels": reader.architecture.in_channels, "background": recipe.background, "value_range": recipe.value_range,
@@ -136,7 +133,8 @@ def open_images(
     if dataset.fingerprint == known.fingerprint:
         dataset, skipped = _readable(dataset, max(given.max_bad, known.source.max_bad))
         return make_val_split(dataset, known.val_fraction, known.validation), skipped
-    here = not given.named or _same_place(given.path, known.source.path)
+    there = Path(known.source.path).resolve() if known.source.path is not None else None
+    here = not given.named or (given.path is not None and Path(given.path).expanduser().resolve() == there)
     dataset, skipped = _readable(dataset, max(given.max_bad, known.source.max_bad) if here else given.max_bad)
     carved = load_split(model, known.fingerprint) if model is not None else None
     if not here and (carved is None or not _is_trained_on(dataset, carved)):
@@ -157,10 +155,6 @@ def _is_trained_on(dataset: Dataset, carved: Carved) -> bool:
         log.warning("the model was trained on %s of %s: results are too good", f"{trained:,}",
                     plural(len(ids_N), "image"))  # fmt: skip
     return False
-
-
-def _same_place(one: str | None, other: str | None) -> bool:
-    return one is not None and other is not None and Path(one).expanduser().resolve() == Path(other).resolve()
 
 
 def _as_then(dataset: Dataset, known: Recorded, carved: Carved | None, *, named: bool) -> Dataset:
@@ -201,9 +195,7 @@ def _readable(dataset: Dataset, max_bad: int) -> tuple[Dataset, dict[str, list[s
 
 def split_name(dataset: Dataset, given: str) -> str:
     """The split that is measured; auto: test if there is one, else val, else train."""
-    name = given
-    if name == "auto":
-        name = next(split for split in ("test", "val", "train") if split in dataset.splits)
+    name = given if given != "auto" else next(part for part in ("test", "val", "train") if part in dataset.splits)
     if name not in dataset.splits:
         raise UserError("the data have no such split", where="split", got=name, expected=", ".join(dataset.splits))
     return name

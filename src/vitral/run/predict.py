@@ -17,7 +17,7 @@ def predictions(model: str, paths: Sequence[str], options: PredictOptions) -> It
     """What `vitral predict` prints, image by image. Whatever is wrong with the model is raised at once, an image
     that cannot be read has an "error" instead of predictions."""
     if options.engine != "ray":
-        return _answers(_opened(model, options), options)(paths)
+        return _work(model, options)(paths)
     from vitral.run.ray_map import alone, auto_device, cut, map_on_cluster
 
     device = auto_device(_opened(model, alone(options, "cpu")), options.device)
@@ -30,12 +30,13 @@ def _opened(model: str, options: PredictOptions) -> Predictor:
     return predictor
 
 
-def _answers(predictor: Predictor, options: PredictOptions) -> Callable[[Sequence[str]], Iterator[Answer]]:
+def _work(
+    model: str, options: PredictOptions, device: str | None = None
+) -> Callable[[Sequence[str]], Iterator[Answer]]:
+    """Open the model for all images; in a process of a cluster with the device that it computes on."""
+    if device is not None:
+        from vitral.run.ray_map import alone
+
+        options = alone(options, device)
+    predictor = _opened(model, options)
     return lambda paths: predictor.predict(paths, options.topk, options.batch_size, stream=True, tolerant=True)
-
-
-def _work(model: str, options: PredictOptions, device: str) -> Callable[[Sequence[str]], Iterator[Answer]]:
-    """In a process of the cluster."""
-    from vitral.run.ray_map import alone
-
-    return _answers(_opened(model, alone(options, device)), options)

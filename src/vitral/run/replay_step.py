@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from vitral.config import build, load_yaml
 from vitral.errors import UserError
-from vitral.run.config import RunConfig
+from vitral.run.folder import read_config
 from vitral.run.prepare import prepare
 from vitral.run.train import assemble, train_loader
 from vitral.structs import sample_places
@@ -36,7 +35,7 @@ def replay(folder: Path) -> dict[str, Any]:
             where=str(folder),
             expected="the folder of a run that ended after bad steps",
         )
-    config = build(RunConfig, load_yaml(folder / "config.yaml"), where=str(folder / "config.yaml"))
+    config = read_config(folder)
     # One process does what many did: it reads their parts, and has the whole batch.
     config = config.model_copy(update={"train": config.train.model_copy(update={"parallel": "none"})})
     threads = torch.get_num_threads()

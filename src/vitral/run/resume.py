@@ -34,15 +34,9 @@ def resume(folder: Path, config: RunConfig, state: TrainState, length: tuple[int
     notes = state.load_newest(folder / CHECKPOINTS)
     progress, (steps, samples) = state.progress, length
     planned = total_steps(before.train, samples)
-    trouble = None
-    if progress.best_step >= 0:
-        try:
-            load_tensors(folder / CHECKPOINTS / BEST, checked=True)
-        except DamagedFile as error:
-            trouble = str(error)
-    for text in [text for text in distributed.gather(trouble) if text is not None][:1]:
-        notes.append(f"{text}\nThe best weights so far, of step {progress.best_step}, are lost: the next validation "
-                     "counts as the best")  # fmt: skip
+    if progress.best_step >= 0 and (trouble := _load_best(folder, progress)[1]):
+        lost = f"The best weights so far, of step {progress.best_step}, are lost"
+        notes.append(f"{trouble}\n{lost}: the next validation counts as the best")
         progress.forget_best()
     if steps != planned:
         notes.append(_relength(folder, config, progress, planned, steps))
@@ -66,21 +60,25 @@ def _relength(folder: Path, config: RunConfig, progress: Progress, planned: int,
     )
 
 
+def _load_best(folder: Path, progress: Progress) -> tuple[dict[str, Tensor], str]:
+    """The best validated weights, and why any process lacks them; empty if none does."""
+    found, trouble = dict[str, Tensor](), "no weights have been validated yet"
+    if progress.best_step >= 0:
+        try:
+            trouble, found = "", load_tensors(folder / CHECKPOINTS / BEST, checked=True)[0]
+        except DamagedFile as error:
+            trouble = str(error)
+    return found, next((text for text in distributed.gather(trouble) if text), "")
+
+
 def take_best(model: Module, state: TrainState, objective: Objective, folder: Path) -> bool:
     """Give the model the best validated weights (without validation the last); where there are none or they cannot be
     read, those of the state, and return False."""
-    progress, path = state.progress, folder / CHECKPOINTS / BEST
-    trouble, found = "no weights have been validated yet", dict[str, Tensor]()
-    if progress.best_step >= 0:
-        try:
-            trouble, found = "", load_tensors(path, checked=True)[0]
-        except DamagedFile as error:
-            trouble = str(error)
-    troubles = [text for text in distributed.gather(trouble) if text]
-    if troubles:
-        log.warning("%s\nThe model folder gets the last weights instead, of step %d", troubles[0], progress.step)
+    found, trouble = _load_best(folder, state.progress)
+    if trouble:
+        step = state.progress.best_step = state.progress.step
+        log.warning("%s\nThe model folder gets the last weights instead, of step %d", trouble, step)
         last = state.ema.average if state.ema else objective.eval_model
         found = {name: distributed.gather_full(tensor) for name, tensor in last.state_dict().items()}
-        progress.best_step = progress.step
     model.load_state_dict(found)
-    return not troubles
+    return not trouble

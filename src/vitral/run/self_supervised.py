@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitral.config import build, load_yaml
 from vitral.data.dataset import spaced
 from vitral.data.loader import ImageStore
 from vitral.errors import UserError
@@ -16,8 +15,7 @@ from vitral.models.create import build_model
 from vitral.models.registry import build_config
 from vitral.objectives.objective import Objective, ObjectiveContext
 from vitral.objectives.registry import OBJECTIVES
-from vitral.run.config import RunConfig
-from vitral.run.folder import CHECKPOINTS
+from vitral.run.folder import CHECKPOINTS, read_config
 from vitral.training.train_state import LAST, WHOLE
 from vitral.weights.tensors import check_match, load_tensors
 
@@ -33,7 +31,7 @@ def load_objective(folder: str | Path) -> Objective:
     path = Path(folder).expanduser()
     if not (path / "config.yaml").is_file():
         raise UserError("no run here: config.yaml is missing", where=str(folder))
-    config = build(RunConfig, load_yaml(path / "config.yaml"), where=str(path / "config.yaml"))
+    config = read_config(path)
     if config.objective.needs_labels:
         hint = "vitral.load(folder) gives the model, which is all there is of it."
         raise UserError("a run with labels", where=str(folder), got=config.objective.kind, hint=hint)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from vitral.atomic_files import whole_file
 from vitral.errors import UserError, taken
@@ -31,11 +32,7 @@ def summarize(name: str, options: SummaryOptions) -> dict[str, Any]:
     if options.image_size is not None:
         architecture = build_config({**architecture.model_dump(), "image_size": options.image_size}, where="image_size")
     precision = options.precision
-    grown = {
-        "sizes": _rows(architecture, "image_size", _sizes(architecture), precision),
-        **{key: _series(architecture, key, precision) for key in ("patch_size", "depth")
-           if key in type(architecture).model_fields},
-    }  # fmt: skip
+    grown = _growth(architecture, precision)
     if target is not None:
         from vitral.report.cost_growth import growth_plot
 
@@ -65,28 +62,25 @@ def _plot_path(options: SummaryOptions) -> Path | None:
     return path
 
 
-def _sizes(architecture: ModelConfig) -> list[tuple[int, ...]]:
-    factors = (0.5, 1.0, 1.5, 2.0)
-    return [tuple(_multiple(side * factor, architecture) for side in architecture.image_size) for factor in factors]
-
-
-def _series(
-    architecture: ModelConfig, key: Literal["patch_size", "depth"], precision: Precision
-) -> list[dict[str, Any]]:
-    """Return rows for 0.5, 1, 1.5 and 2 times the model's value; invalid models are left out."""
-    own = architecture.model_dump()[key]
-    values = dict.fromkeys(max(1, round(own * factor)) for factor in (0.5, 1, 1.5, 2))
-    return _rows(architecture, key, values, precision)
-
-
-def _rows(architecture: ModelConfig, key: str, values: Iterable[Any], precision: Precision) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for value in values:
-        try:
-            rows.append({key: value, **_cost(architecture, {key: value}, precision)})
-        except UserError:  # image size not divisible by the patch, lists with one value per block, too large
-            continue
-    return rows
+def _growth(architecture: ModelConfig, precision: Precision) -> dict[str, list[dict[str, Any]]]:
+    """Return rows for 0.5, 1, 1.5 and 2 times the model's image size, patch size and depth; invalid models are left
+    out."""
+    own, factors = architecture.model_dump(), (0.5, 1, 1.5, 2)
+    step = architecture.stride if architecture.has_patches else 1
+    sizes = [tuple(max(round(side * by / step), 1) * step for side in architecture.image_size) for by in factors]
+    series: dict[str, Iterable[Any]] = {"image_size": sizes}
+    for key in ("patch_size", "depth"):
+        if key in own:
+            series[key] = dict.fromkeys(max(1, round(own[key] * by)) for by in factors)
+    grown: dict[str, list[dict[str, Any]]] = {}
+    for key, values in series.items():
+        rows = grown["sizes" if key == "image_size" else key] = []
+        for value in values:
+            with suppress(
+                UserError
+            ):  # image size not divisible by the patch, lists with one value per block, too large
+                rows.append({key: value, **_cost(architecture, {key: value}, precision)})
+    return grown
 
 
 def _cost(architecture: ModelConfig, changes: dict[str, Any], precision: Precision) -> dict[str, Any]:
@@ -98,11 +92,6 @@ def _cost(architecture: ModelConfig, changes: dict[str, Any], precision: Precisi
         "macs": sum(count_macs(other).values()), "forward_bytes": forward_bytes(other, 1),
         "training_bytes": kept.total() + kept.passing,
     }  # fmt: skip
-
-
-def _multiple(side: float, architecture: ModelConfig) -> int:
-    step = architecture.stride if architecture.has_patches else 1
-    return max(round(side / step), 1) * step
 
 
 def compute(architecture: ModelConfig) -> dict[str, Any]:
