@@ -30,7 +30,7 @@ from vitral.training.nonfinite import NonFiniteGuard
 from vitral.training.parallel import Parallel
 from vitral.training.signals import StopSignal
 from vitral.training.throughput import Throughput
-from vitral.training.train_state import BEST, LAST, WHOLE, Progress, TrainState
+from vitral.training.train_state import BEST, LAST, WHOLE, TrainState
 from vitral.weights.stopped_run import CHECKPOINTS
 from vitral.weights.tensors import save_tensors
 
@@ -91,7 +91,8 @@ def train_loop(
                 row = {"step": progress.step, "epoch": round(epoch, 4), "lr": lr}
                 row |= _numbers({"loss": loss, **metrics}, norm)
                 _warn_of_collapse(objective, row, warned)
-                metrics_log.row(row | _skipped(progress) | throughput.read().row())
+                row |= {"skipped": progress.skipped} if progress.skipped else {}
+                metrics_log.row(row | throughput.read().row())
             if eval_due and validation is not None:
                 validate(state, objective, validation, metrics_log, checkpoints, epoch, throughput, keep_last=keep_last)
                 if train.patience is not None and progress.stale >= train.patience:
@@ -140,10 +141,6 @@ def _numbers(means: Mapping[str, torch.Tensor], norm: torch.Tensor) -> dict[str,
     found = dict(zip(means, distributed.mean(means.values()), strict=True)) | {"grad_norm": norm}
     numbers = {name: value.item() for name, value in found.items()}
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
-
-
-def _skipped(progress: Progress) -> dict[str, int]:
-    return {"skipped": progress.skipped} if progress.skipped else {}
 
 
 def _warn_of_collapse(objective: Objective, row: Mapping[str, float], warned: set[str]) -> None:
@@ -196,10 +193,7 @@ def _save_best(state: TrainState, objective: Objective, checkpoints: Path) -> bo
     """Save the weights that the model folder will hold, gathered from all processes and written by the main one."""
     tensors = _eval_model(state, objective).state_dict()
     weights = {name: distributed.gather_full(tensor) for name, tensor in tensors.items()}
-    if distributed.is_main():
-        is_saved = _saved(lambda: save_tensors(checkpoints / BEST, weights, checked=True))
-    else:
-        is_saved = False
+    is_saved = distributed.is_main() and _saved(partial(save_tensors, checkpoints / BEST, weights, checked=True))
     return distributed.broadcast_from_main(is_saved)
 
 

@@ -55,7 +55,7 @@ def model_job(
     """Return the job of training a whole model on labels. state: values that the optimizer keeps for each parameter."""
     count = count_parameters(architecture)
     measure = partial(kept_activations, architecture, precision=precision, device=device)
-    pixels = architecture.in_channels * architecture.image_size[0] * architecture.image_size[1]
+    pixels = architecture.in_channels * math.prod(architecture.image_size)
     return Job(
         architecture, count, count, batch_size, interpolated(measure, batch_size), 8 * pixels, precision,
         state * count, count * ema, validation,
@@ -82,12 +82,12 @@ class Parts(NamedTuple):
     """Bytes at the moment when they are most."""
 
     weights: int
-    gradients: int
-    optimizer: int
-    average: int
-    images: int
-    activations: int
-    workspace: int
+    gradients: int = 0
+    optimizer: int = 0
+    average: int = 0
+    images: int = 0
+    activations: int = 0
+    workspace: int = 0
 
 
 class Choice(NamedTuple):
@@ -101,37 +101,25 @@ class Choice(NamedTuple):
 
 def predict(job: Job, micro_batch: int, checkpointing: int = 0) -> Parts:
     """The peak of a run: in a forward or a backward pass, in the optimizer's step or in a validation."""
-    a, low = job.architecture, job.precision == "bfloat16_params"
-    lasting = {
-        "weights": job.parameters * (6 if low else 4), "optimizer": 4 * job.optimizer, "average": 4 * job.average,
-    }  # fmt: skip
+    a, low, is_cut = job.architecture, job.precision == "bfloat16_params", micro_batch < job.batch_size
     images = job.sample_bytes * job.batch_size
-    summed = 4 * job.trained * (micro_batch < job.batch_size) * low  # of earlier micro-batches, beside the copy's own
+    weights = job.parameters * (6 if low else 4)
+    moment = partial(Parts, weights, optimizer=4 * job.optimizer, average=4 * job.average, images=images)
+    summed = 4 * job.trained * is_cut * low  # of earlier micro-batches, beside the copy's own
     arriving = job.trained * (2 if low else 4)
-    moments = [Parts(gradients=4 * job.trained, images=images, activations=0, workspace=0, **lasting)]
     kept = job.kept(micro_batch)
-    waiting = summed + arriving * (micro_batch < job.batch_size)
-    passing = kept.peak - kept.total()
-    moments.append(
-        Parts(
-            gradients=waiting,
-            images=images,
-            activations=kept.total(checkpointing),
-            workspace=max(passing, 0),
-            **lasting,
-        )
-    )
+    workspace, waiting = max(kept.peak - kept.total(), 0), summed + arriving * is_cut
+    moments = [
+        moment(gradients=4 * job.trained),
+        moment(gradients=waiting, activations=kept.total(checkpointing), workspace=workspace),
+    ]
     for activations, done in _backward(kept, checkpointing):
-        gradients = summed + (arriving if micro_batch < job.batch_size else round(arriving * done))
-        moments.append(
-            Parts(gradients=gradients, images=images, activations=activations, workspace=kept.passing, **lasting)
-        )
+        gradients = summed + (arriving if is_cut else round(arriving * done))
+        moments.append(moment(gradients=gradients, activations=activations, workspace=kept.passing))
     if job.validation:
+        pixels = a.in_channels * math.prod(a.image_size)
         evaluated = forward_bytes(a, job.validation)
-        pixels = a.in_channels * a.image_size[0] * a.image_size[1]
-        moments.append(
-            Parts(gradients=0, images=4 * pixels * job.validation, activations=0, workspace=evaluated, **lasting)
-        )
+        moments.append(moment(images=4 * pixels * job.validation, workspace=evaluated))
     return max(moments, key=sum)
 
 

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -32,28 +31,25 @@ class _ConsoleHandler(logging.Handler):
         console.print(shown_lines(self.format(record)), markup=False, highlight=False, soft_wrap=True)
 
 
+_CONSOLE = _ConsoleHandler()
+
+
 def console_logging() -> None:
     """Show the log on stderr, once."""
-    if not _console_handlers():
-        log.addHandler(_ConsoleHandler())
-        log.propagate = False
+    log.addHandler(_CONSOLE)
+    log.propagate = False
 
 
 @contextmanager
 def console_silence() -> Generator[None]:
     """Nothing on stderr for a while, no progress bar either."""
-    handlers = _console_handlers()
-    for handler in handlers:
-        log.removeHandler(handler)
+    was_shown = _CONSOLE in log.handlers
+    log.removeHandler(_CONSOLE)
     try:
         yield
     finally:
-        for handler in handlers:
-            log.addHandler(handler)
-
-
-def _console_handlers() -> list[logging.Handler]:
-    return [handler for handler in log.handlers if isinstance(handler, _ConsoleHandler)]
+        if was_shown:
+            log.addHandler(_CONSOLE)
 
 
 class _Lines(logging.Formatter):
@@ -97,9 +93,7 @@ class MetricsLog:
         self.bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.bar.stop()
         try:
             self.file.close()
@@ -154,7 +148,7 @@ def progress_bar() -> Progress:
         TextColumn("{task.fields[facts]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         console=console,
         expand=True,
-        disable=not (sys.stderr.isatty() and _console_handlers()),
+        disable=not (sys.stderr.isatty() and _CONSOLE in log.handlers),
     )
 
 

@@ -9,7 +9,7 @@ that the bad step met. Of many processes all skip a step that is bad on any.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+from torch.utils._pytree import tree_leaves
 
 from vitral import distributed
 from vitral.atomic_files import remove
@@ -196,7 +197,9 @@ def _trace(objective: nn.Module, part: Mapping[str, Batch], step: int, autocast:
 
     def look(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            for tensor in _tensors(output):
+            for tensor in tree_leaves(output):
+                if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+                    continue
                 if not forward and not tensor.isfinite().all():
                     forward.append(name)
                 if tensor.requires_grad:
@@ -222,19 +225,6 @@ def _trace(objective: nn.Module, part: Mapping[str, Batch], step: int, autocast:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    """The tensors of floats in what a module returns."""
-    if isinstance(output, Tensor):
-        if output.is_floating_point():
-            yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from _tensors(value)
-    elif isinstance(output, Sequence) and not isinstance(output, str):
-        for value in output:
-            yield from _tensors(value)
 
 
 def _running_statistics(objective: nn.Module) -> list[Tensor]:

@@ -5,8 +5,8 @@ DDP: Li et al. 2020, arXiv 2006.15704.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -28,12 +28,7 @@ class Parallel:
             self._ddp = DistributedDataParallel(objective, find_unused_parameters=unused, gradient_as_bucket_view=True)
             self.call = self._ddp
 
-    @contextmanager
-    def micro_batch(self, *, last: bool) -> Generator[None]:
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
         """Around one micro-batch: gradients add up here and are exchanged once, with the last one, if not `each`. FSDP
         exchanges each time, since adding up would take room for all gradients."""
-        if self._ddp is None or self.each or last:
-            yield
-        else:
-            with self._ddp.no_sync():
-                yield
+        return nullcontext() if self._ddp is None or self.each or last else self._ddp.no_sync()
