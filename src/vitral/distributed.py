@@ -201,6 +201,11 @@ def broadcast_from_main(value: T, group: Any = None) -> T:
     return gather(value, group)[0]
 
 
+def first_trouble(trouble: str | None, group: Any = None) -> str | None:
+    """The trouble of the first process that has one, on all of them; `group` as for `gather`."""
+    return next((text for text in gather(trouble, group) if text is not None), None)
+
+
 def second_group() -> Any:
     """The same processes once more, over gloo: what a thread says there does not meet the messages of the run."""
     return _group().new_group(backend="gloo")
@@ -231,9 +236,9 @@ def error_barrier() -> Generator[None]:
         yield
     except UserError as error:
         mine = error
-    found = [text for text in gather(str(mine) if mine is not None else None) if text is not None]
-    if found:
-        raise mine if mine is not None else UserError(found[0])
+    found = first_trouble(str(mine) if mine is not None else None)
+    if found is not None:
+        raise mine or UserError(found)
 
 
 @contextmanager

@@ -20,11 +20,11 @@ from vitral.data.decode import decode
 from vitral.data.image_spec import ResizeSpec
 from vitral.data.resize import fit_image
 from vitral.errors import UserError
-from vitral.run.artifacts import write_predictions
 from vitral.run.command_options import EmbedOptions, EvalOptions
 from vitral.run.config import load_config
 from vitral.run.embed import embeddings
 from vitral.run.evaluate import evaluate
+from vitral.run.finish import write_predictions
 from vitral.run.train import run
 from vitral.tasks.classification import Classification
 from vitral.tasks.multilabel import Multilabel

@@ -26,9 +26,8 @@ def run(arguments: Arguments, _: NoKeys) -> Answer:
     if not found:
         raise UserError("this installation has no documentation", hint="Install a wheel or work in a checkout.")
     if not arguments.words:
-        titles = {
-            name: path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for name, path in found.items()
-        }
+        texts = {name: path.read_text(encoding="utf-8") for name, path in found.items()}
+        titles = {name: text.partition("\n")[0].lstrip("# ") for name, text in texts.items()}
         return Answer(titles, lambda: table((), titles.items()))
     name = arguments.words[0].removeprefix("docs/").removesuffix(".md")
     if name not in found:

@@ -45,7 +45,9 @@ def run(arguments: Arguments, options: EmbedOptions) -> int:
             hint="vitral embed MODEL IMAGE [IMAGE ...], or vitral embed MODEL data=DATA",
         )  # fmt: skip
     check_exist(names)
-    out = None if options.out is None else _writable(Path(options.out), options.overwrite)
+    out = None if options.out is None else output_file(Path(options.out), "FILE.npz", ".npz")
+    if out is not None and out.exists() and not options.overwrite:
+        raise taken(out, overwrite=True)
     from vitral.run.embed import Failed, Row, embeddings, write_npz
     from vitral.training.metrics_log import console_logging
 
@@ -68,13 +70,6 @@ def run(arguments: Arguments, options: EmbedOptions) -> int:
         shape = " x ".join(map(str, write_npz(out, kept, classes, failed)))
         print(f"{out}: embeddings {shape}", file=sys.stderr)
     return bad.exit_code(total)
-
-
-def _writable(out: Path, overwrite: bool) -> Path:
-    output_file(out, "FILE.npz", ".npz")
-    if out.exists() and not overwrite:
-        raise taken(out, overwrite=True)
-    return out
 
 
 def _line(row: Row, classes: Sequence[str]) -> dict[str, Any]:

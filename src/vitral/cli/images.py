@@ -20,9 +20,8 @@ def image_paths(names: Sequence[str]) -> list[str]:
     """Return these files and all images below these folders. Raises UserError without images."""
     from vitral.data.folder import images_below
 
-    paths = [
-        str(path) for name in names for path in (images_below(Path(name)) if Path(name).is_dir() else [Path(name)])
-    ]
+    found = (images_below(Path(name)) if Path(name).is_dir() else [Path(name)] for name in names)
+    paths = [str(path) for some in found for path in some]
     if not paths:
         raise UserError("no images found", where=", ".join(names))
     return paths

@@ -118,14 +118,9 @@ def _main(argv: list[str]) -> int:
     except OSError as error:  # a path too long or forbidden; failures of a run arrive as RunFailed
         if "--debug" in argv:
             raise
-        print(f"error: {_system_error(error)}", file=sys.stderr)
+        where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
+        print(f"error: {UserError(error.strerror or str(error) or type(error).__name__, where=where)}", file=sys.stderr)
         return 2
-
-
-def _system_error(error: OSError) -> UserError:
-    """Return the error message of the system with the path."""
-    where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
-    return UserError(error.strerror or str(error) or type(error).__name__, where=where)
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -152,9 +147,8 @@ def _dispatch(argv: list[str]) -> int:
         return 0 if wants_help else 2
     command = words[0]
     if command not in COMMANDS:
-        ours = ELSEWHERE.get(command)
-        close = nearest(command, COMMANDS) if ours is None else None
-        hint = f"Use: vitral {ours}" if ours else None
+        hint = f"Use: vitral {ELSEWHERE[command]}" if command in ELSEWHERE else None
+        close = nearest(command, COMMANDS) if hint is None else None
         raise UserError("unknown command", where=command, expected=", ".join(COMMANDS), nearest=close, hint=hint)
     if launch().world > 1 and command != "train":
         what = f"`vitral {command}` cannot run under torchrun ({launch().world} processes found)"
@@ -177,10 +171,9 @@ def _unknown_option(word: str, after: Sequence[str]) -> UserError:
     if Path(word).exists():
         return UserError("an existing file looks like an option", where=word, hint=f"To pass it: ./{word}")
     name, equals, value = word.lstrip("-").partition("=")
-    close = nearest(word, FLAGS)
-    if close is not None and not equals:
+    if not equals and (close := nearest(word, FLAGS)):
         return UserError("unknown option", where=word, nearest=close)
-    value = value if equals else next(iter(after[:1]), "VALUE")
-    value = "VALUE" if value.startswith("-") and not equals else value
+    if not equals:
+        value = after[0] if after and not after[0].startswith("-") else "VALUE"
     hint = f"Keys are written key=value: {command_line(f'{name}={value}')}"
     return UserError("unknown option", where=word, hint=hint)

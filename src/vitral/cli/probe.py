@@ -40,13 +40,11 @@ def run(arguments: Arguments, options: ProbeOptions) -> Answer:
 
 def _table(found: dict[str, Any]) -> str:
     low, high = found["top1_interval"]
-    lines = [
+    first = (
         f"top-1  {100 * found['top1']:.2f} %  (95 % interval {100 * low:.2f} to {100 * high:.2f} %)"
-        f" of {found['count']} {found['split']} images, by {found['train_count']} of train",
-        *_TABLES[found["kind"]](found),
-        *skipped_lines(found["skipped"]),
-    ]
-    return "\n".join(lines)
+        f" of {found['count']} {found['split']} images, by {found['train_count']} of train"
+    )
+    return "\n".join([first, *_TABLES[found["kind"]](found), *skipped_lines(found["skipped"])])
 
 
 def _percent(share: float) -> str:

@@ -6,6 +6,7 @@ import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from pydantic import BaseModel
@@ -45,22 +46,15 @@ def _fits(key: Key, word: str) -> bool:
 def fitted(text: str) -> str:
     """Wrap a help text to the terminal's width. Unindented lines of a paragraph flow; other lines wrap below the second
     column."""
-    width = text_width()
-    lines: list[str] = []
-    paragraph: list[str] = []
-
-    def flow() -> None:
-        lines.extend(wrapped(" ".join(paragraph), width, 0))
-        paragraph.clear()
-
-    for line in text.splitlines():
-        if line and not line.startswith((" ", "usage:")) and "  " not in line:
-            paragraph.append(line)
-            continue
-        flow()
-        lines.extend(_folded(line, width))
-    flow()
+    width, lines = text_width(), list[str]()
+    for flows, part in groupby(text.splitlines(), _flows):
+        for line in [" ".join(part)] if flows else list(part):
+            lines += wrapped(line, width, 0) if flows else _folded(line, width)
     return "\n".join(lines) + "\n"
+
+
+def _flows(line: str) -> bool:
+    return bool(line) and not line.startswith((" ", "usage:")) and "  " not in line
 
 
 def _folded(line: str, width: int) -> list[str]:

@@ -38,24 +38,18 @@ def check_model(model: str, *, accept: bool = False) -> dict[str, Any]:
     network, config = load_model(model, verify=False)
     predictor = Predictor(network, config, "cpu")
     height, width = config.preprocessing.image_size
-    gray = predictor.preprocess(
-        torch.full((height, width, config.preprocessing.channels), 128, dtype=torch.uint8).numpy()
-    )
-    if predictor.classes:
-        predictor.forward([gray])
-    else:
-        predictor.forward([gray], "pooled")
+    gray_HWD = torch.full((height, width, config.preprocessing.channels), 128, dtype=torch.uint8).numpy()
+    predictor.forward([predictor.preprocess(gray_HWD)], None if predictor.classes else "pooled")
     if accept:
         write_text(path / CONFIG, signed(read_json(path / CONFIG), path / WEIGHTS))
     sizes = {name: (path / name).stat().st_size for name in (CONFIG, WEIGHTS)} if ours else {}
+    result_text = "none in this format"
     if accept:
         result_text = f"written for {CONFIG} and {WEIGHTS} as they are now"
     elif digests is not None:
         result_text = f"match (SHA-256 of all {sum(sizes.values()):,} bytes of {CONFIG} and {WEIGHTS})"
-    else:
-        result_text = (
-            f"none, so damage cannot be detected. Add them: {accept_command(path)}" if ours else "none in this format"
-        )
+    elif ours:
+        result_text = f"none, so damage cannot be detected. Add them: {accept_command(path)}"
     return {
         "model": str(path), "digests": result_text, "parameters": count_parameters(config.architecture),
         "classes": len(config.classes), "outputs": "finite",

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import csv
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from vitral import distributed
-from vitral.atomic_files import write_json
+from vitral.atomic_files import whole_file, write_json
 from vitral.config import dump_yaml
-from vitral.errors import command
+from vitral.data.config import DataSource
+from vitral.data.image_spec import ImageSpec
+from vitral.errors import NAMES, command
 from vitral.models.lora import merge_lora
 from vitral.objectives.objective import Objective
 from vitral.report.run_report import write_report
-from vitral.run import artifacts
 from vitral.run.check import noted
 from vitral.run.eval_target import EvalData
 from vitral.run.folder import SUMMARY
@@ -25,8 +32,9 @@ from vitral.run.self_supervised import pictures_of
 from vitral.tasks.task import Array, Evaluation, Samples, Task
 from vitral.training.metrics_log import MetricsLog, log
 from vitral.training.train_state import TrainState
+from vitral.version import __version__
 from vitral.weights.card import model_card
-from vitral.weights.folder import save_folder
+from vitral.weights.folder import FolderConfig, save_folder
 
 
 def is_validated(prepared: RunContext) -> bool:
@@ -70,12 +78,12 @@ def finish(
     scores_NS = task.scores_of(subjects[split].outputs()[0]) if task.has_head and split is not None else None
     if not distributed.is_main():
         return summary
-    kept = artifacts.folder_config(prepared, task, summary, evaluation, validated=chosen)
+    kept = folder_config(prepared, task, summary, evaluation, validated=chosen)
     save_folder(folder / "model", model, kept, model_card(kept))
     if scores_NS is not None and split is not None:
         part = prepared.dataset.splits[split]
         rows = task.prediction_rows(part.names, part.labels_N, scores_NS)
-        artifacts.write_predictions(folder / "predictions.csv", rows)
+        write_predictions(folder / "predictions.csv", rows)
     if config.report:
         _report(prepared, objective, folder, summary, task, evaluation, scores_NS)
     write_json(folder / SUMMARY, summary)  # last: a folder that has it is complete
@@ -120,3 +128,73 @@ def _report(
         config_yaml=dump_yaml(config.model_dump(mode="json")),
         notes=noted(prepared.report, config, dataset),
     )
+
+
+def folder_config(
+    prepared: RunContext, task: Task, summary: Mapping[str, Any], evaluation: Evaluation | None, *, validated: bool
+) -> FolderConfig:
+    """config.json of the model folder, with the task as it is after calibration. validated: whether the weights are the
+    best ones on validation data."""
+    config, dataset, data = prepared.config, prepared.dataset, prepared.config.data
+    unlabeled: dict[str, Any] = {}
+    if dataset.unlabeled is not None:
+        unlabeled = data.model_dump(mode="json", include={"unlabeled", "labels_per_class", "unlabeled_ratio"})
+        unlabeled["unlabeled_fingerprint"] = dataset.unlabeled.fingerprint
+    shared = {"resize_mode", "interpolation", "crop_pct", "background", "max_pixels"}
+    return FolderConfig(
+        name=prepared.name,
+        architecture=prepared.architecture,
+        id2label={str(index): name for index, name in enumerate(task.labels)},
+        task=task.name,
+        preprocessing=ImageSpec(
+            **data.model_dump(include=shared), value_range=dataset.value_range,
+            image_size=prepared.architecture.image_size, channels=prepared.architecture.in_channels,
+        ),
+        temperature=task.temperature,
+        task_state=dict(task.state),
+        provenance={
+            "recipe": config.recipe, "seed": config.seed, "init": config.init, "objective": config.objective.kind,
+            "command": prepared.command,
+            "data": {
+                "name": dataset.name, **data.model_dump(mode="json", include=set(DataSource.model_fields)),
+                "val_fraction": data.val_fraction, "validation": data.validation, "fingerprint": dataset.fingerprint,
+                "content": prepared.report.fingerprint if prepared.report else None,
+                "notes": noted(prepared.report, config, dataset),
+                "counts": {name: len(split) for name, split in dataset.parts.items()}, **unlabeled,
+            },
+            "weights": summary["weights"], "step": summary["best_step"], "steps": summary["steps"],
+            "validated": validated, "versions": versions(),
+            **(task.provenance(evaluation) if evaluation else {"metrics": {}}),
+        },
+    )  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """What the numbers were made with."""
+    import PIL
+
+    return {
+        "vitral": __version__, "python": platform.python_version(), "torch": str(torch.__version__),
+        "numpy": np.__version__, "pillow": PIL.__version__,
+    }  # fmt: skip
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """env.json: versions, machine, threads and time (UTC)."""
+    return {
+        "versions": versions(),
+        "platform": platform.platform(),
+        "processor_cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write_predictions(path: Path, rows: Iterable[Sequence[str]]) -> None:
+    """predictions.csv, of the lines that the task gives."""
+    with (
+        whole_file(path) as partial,
+        partial.open("w", encoding="utf-8", errors=NAMES, newline="") as file,
+    ):
+        csv.writer(file).writerows(rows)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vitral.compression.prune_channels import choose_kept, measure_importance, prune
-from vitral.data.dataset import Split, spaced
+from vitral.data.dataset import spaced
 from vitral.errors import UserError, command
 from vitral.models.presets import changed_name
 from vitral.models.registry import token_encoder
@@ -40,12 +40,12 @@ def prune_model(model: str, options: PruneOptions) -> dict[str, Any]:
         raise UserError("importance is measured by the loss of classes", where=model, got=predictor.task.name)
     network, folder = token_encoder(predictor.model), predictor.config
     if network is None:
-        raise UserError(
-            "this model has no heads and no MLPs to prune", where=model, got=predictor.model.config.description
-        )
+        what = "this model has no heads and no MLPs to prune"
+        raise UserError(what, where=model, got=predictor.model.config.description)
     dataset, skipped = open_images(folder, options.data, folder, model)
     name = split_name(dataset, options.split)
-    split = _some(predictor.task.match(dataset, dataset.splits[name]), options.images)
+    split = predictor.task.match(dataset, dataset.splits[name])
+    split = split.subset(spaced(len(split), options.images or len(split)))
     log.info("measuring importance on %d %s images", len(split), name)
     importance = measure_importance(network, image_batches(predictor, split, options.batch_size))
     kept = choose_kept(network.config, importance, options.flops)
@@ -71,16 +71,9 @@ def _next(folder: FolderConfig, options: PruneOptions, out: Path) -> str:
     return command(*words, f"out={out}-tuned")
 
 
-def _some(split: Split, most: int | None) -> Split:
-    return split if most is None else split.subset(spaced(len(split), most))
-
-
 def _folder(old: FolderConfig, smaller: VisionTransformer, found: dict[str, Any]) -> FolderConfig:
-    pruned = {key: found[key] for key in ("model", "data", "split", "images", "parameters", "macs")}
-    provenance = {
-        **{key: value for key, value in old.provenance.items() if key not in _MEASURED},
-        "pruned": pruned,
-    }
+    provenance = {key: value for key, value in old.provenance.items() if key not in _MEASURED}
+    provenance["pruned"] = {key: found[key] for key in ("model", "data", "split", "images", "parameters", "macs")}
     name = changed_name(old.name, smaller.config)
     update = {"name": name, "architecture": smaller.config, "temperature": 1.0, "provenance": provenance}
     return old.model_copy(update=update)

@@ -51,12 +51,11 @@ class Worker:
     def __init__(self, open_work: Callable[[str], Work[Any]], device: str, folder: str) -> None:
         if os.path.isdir(folder):
             os.chdir(folder)
-        self._work: Work[Any] | None = None
-        self._refused: UserError | None = None
+        self._work: Work[Any] | UserError
         try:
             self._work = open_work(device)
         except UserError as error:  # raised in here, it would make Ray start the process again and again
-            self._refused = error
+            self._work = error
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, list[bytes]]:
         """Rows of pickled items, as Ray hands them over, to rows of what came of each."""
@@ -64,8 +63,8 @@ class Worker:
 
     def _do(self, item: Any) -> _Done:
         found: list[Any] = []
-        if self._work is None:
-            return _Done(found, self._refused)
+        if isinstance(self._work, UserError):
+            return _Done(found, self._work)
         try:
             for answer in self._work(item):
                 found.append(answer)  # noqa: PERF402 - those before a mistake stay

@@ -60,15 +60,16 @@ def _relength(folder: Path, config: RunConfig, progress: Progress, planned: int,
     )
 
 
-def _load_best(folder: Path, progress: Progress) -> tuple[dict[str, Tensor], str]:
-    """The best validated weights, and why any process lacks them; empty if none does."""
-    found, trouble = dict[str, Tensor](), "no weights have been validated yet"
-    if progress.best_step >= 0:
-        try:
-            trouble, found = "", load_tensors(folder / CHECKPOINTS / BEST, checked=True)[0]
-        except DamagedFile as error:
-            trouble = str(error)
-    return found, next((text for text in distributed.gather(trouble) if text), "")
+def _load_best(folder: Path, progress: Progress) -> tuple[dict[str, Tensor], str | None]:
+    """The best validated weights, and why a process lacks them, if one does."""
+    if progress.best_step < 0:
+        return {}, "no weights have been validated yet"
+    found, trouble = dict[str, Tensor](), None
+    try:
+        found = load_tensors(folder / CHECKPOINTS / BEST, checked=True)[0]
+    except DamagedFile as error:
+        trouble = str(error)
+    return found, distributed.first_trouble(trouble)
 
 
 def take_best(model: Module, state: TrainState, objective: Objective, folder: Path) -> bool:

@@ -102,9 +102,8 @@ def _application(
 def names_of(models: Sequence[str], names: Sequence[str]) -> list[str]:
     """What requests call the models. Raises UserError for names that are equal, unfit or not one a model."""
     if names and len(names) != len(models):
-        raise UserError(
-            "one name per model is expected", where="names", got=", ".join(names), expected=f"{len(models)} names"
-        )
+        what, expected = "one name per model is expected", f"{len(models)} names"
+        raise UserError(what, where="names", got=", ".join(names), expected=expected)
     found = list(names) or [_name_of(model) for model in models]
     for name in found:
         if not re.fullmatch(r"[\w.-]+", name, re.ASCII):

@@ -67,7 +67,8 @@ def sweep(
     _check_points(points, dataset)
     task = task_of(points[0], dataset)
     score = _score(points[0], task, dataset)
-    rows = [_row(number, point, grid) for number, point in enumerate(points, 1)]
+    flat = [flatten(point.model_dump(mode="json")) for point in points]
+    rows = [{"run": f"{number:02d}", **{key: each[key] for key in grid}} for number, each in enumerate(flat, 1)]
     found: dict[str, Any] = {
         "recipe": points[0].recipe, "dev": points[0].data.val_fraction, "task": task.name, "score": score.name,
         "grid": {key: list(dict.fromkeys(row[key] for row in rows)) for key in grid},
@@ -103,10 +104,11 @@ def _keys(grid: Mapping[str, Sequence[Any]], overrides: Mapping[str, Any], dev: 
     for key in {*_POINT, "out", "resume", "overwrite", "finish"} & {*keys, *grid}:
         raise UserError("this key is set by the sweep", where=key)
     if "data.val_fraction" in grid:
-        hint = "dev=SHARE sets one share for all points."
-        raise UserError(
-            "points with different validation images cannot be compared", where="data.val_fraction", hint=hint
+        what, hint = (
+            "points with different validation images cannot be compared",
+            "dev=SHARE sets one share for all points.",
         )
+        raise UserError(what, where="data.val_fraction", hint=hint)
     for key in keys.keys() & grid.keys():
         raise UserError("key given twice", where=key)
     if dev is not None:
@@ -118,18 +120,12 @@ def _keys(grid: Mapping[str, Sequence[Any]], overrides: Mapping[str, Any], dev: 
 
 def _check_points(points: Sequence[RunConfig], dataset: Dataset) -> None:
     """Raise UserError for a point with an invalid model or length before any point is trained."""
-    samples = 0
+    data, samples = points[0].data, 0
     if any(point.train.steps is None for point in points):  # train.steps does not depend on the held-out images
-        data = points[0].data
         samples = len(make_val_split(dataset, data.val_fraction, data.validation).splits["train"])
     for point in points:
         draft_architecture(point)
         resolve_steps(point, samples)
-
-
-def _row(number: int, point: RunConfig, grid: Mapping[str, Any]) -> dict[str, Any]:
-    values = flatten(point.model_dump(mode="json"))
-    return {"run": f"{number:02d}", **{key: values[key] for key in grid}}
 
 
 def _values_text(row: Mapping[str, Any], grid: Mapping[str, Any]) -> str:
@@ -159,9 +155,8 @@ def _score(point: RunConfig, task: Task, dataset: Dataset) -> Metric:
     """Return the metric that compares points. Raises UserError for data without annotations to evaluate."""
     default = next(iter(task.evaluators))
     if not task.can_evaluate(dataset):
-        raise UserError(
-            "these data have no annotations to evaluate", where=dataset.name, expected="one class per image"
-        )
+        what = "these data have no annotations to evaluate"
+        raise UserError(what, where=dataset.name, expected="one class per image")
     if default not in task.evaluators_of(point.eval):
         raise UserError(f"points are compared by the evaluator {default}", where="eval", got=", ".join(point.eval))
     return task.metrics[0]

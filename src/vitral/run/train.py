@@ -26,10 +26,9 @@ from vitral.objectives.registry import OBJECTIVES
 from vitral.optim.ema import WeightEMA
 from vitral.optim.master_weights import ComputeCopy
 from vitral.optim.optimizer import make_optimizer
-from vitral.run import artifacts
 from vitral.run.config import RunConfig, load_config
 from vitral.run.eval_target import EvalData
-from vitral.run.finish import finish, is_validated
+from vitral.run.finish import environment, finish, is_validated
 from vitral.run.fit_memory import describe_memory, smaller_batch_hint
 from vitral.run.folder import CHECKPOINTS, claimed, open_folder, resume_with, write_length
 from vitral.run.prepare import RunContext, prepare
@@ -124,7 +123,7 @@ def _open(config: RunConfig, dataset: Dataset | None, folder: Path, resuming: bo
     closes.enter_context(_explained(prepared, folder))
     if distributed.is_main():
         if not resuming:
-            open_folder(folder, prepared.config, artifacts.environment(prepared.device))
+            open_folder(folder, prepared.config, environment(prepared.device))
             save_split(folder, prepared.dataset)
         elif notes:
             write_length(folder, prepared.config)

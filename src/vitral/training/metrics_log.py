@@ -36,8 +36,9 @@ _CONSOLE = _ConsoleHandler()
 
 def console_logging() -> None:
     """Show the log on stderr, once."""
-    log.addHandler(_CONSOLE)
-    log.propagate = False
+    if _CONSOLE not in log.handlers:
+        log.addHandler(_CONSOLE)
+        log.propagate = False
 
 
 @contextmanager

@@ -99,23 +99,21 @@ class NonFiniteGuard:
             self.streak = 0
             return
         self.streak += 1
+        is_over = self.streak >= self.config.max_nonfinite_steps
         self.state.progress.skipped += 1
         loss = distributed.mean([step.loss])[0]
         values = f"the loss is {loss.item()}, the gradient's norm {step.norm.item()}"
         with _random_of(self.device, step.random):
             found, places = self._trace(step.number)
             log.warning("step %d is skipped: %s; first not finite: %s", step.number + 1, values, found)
-            self._write(step.number, {"step": step.number, "said": values, "found": found, **by_stream("keys", places)})
-        if self._is_over:
+            row = {"step": step.number, "said": values, "found": found, **by_stream("keys", places)}
+            self._write(row, is_last=is_over)
+        if is_over:
             raise RunFailed(
                 f"{self.streak} steps in a row were not finite; at step {step.number + 1} {values}; a lower optim.lr "
                 f"may help.\n  First not finite: {found}. Replay that batch with:\n  "
                 f"{command('vitral', 'doctor', str(self.run))}"
             )
-
-    @property
-    def _is_over(self) -> bool:
-        return self.streak >= self.config.max_nonfinite_steps
 
     def _trace(self, number: int) -> tuple[str, dict[str, list[int]]]:
         """What is first not finite, on the first process that finds something, and the samples of all, by stream."""
@@ -131,7 +129,7 @@ class NonFiniteGuard:
         places = {name: [place for _, each in gathered for place in each[name]] for name in batches}
         return next((text for text, _ in gathered if text != NOTHING), NOTHING), places
 
-    def _write(self, number: int, row: Mapping[str, Any]) -> None:
+    def _write(self, row: Mapping[str, Any], *, is_last: bool) -> None:
         """A line for the step; with the last one that is borne the state that it met, too, to which all add."""
         folder = self.run / NONFINITE
         with _reported():
@@ -139,13 +137,11 @@ class NonFiniteGuard:
                 folder.mkdir(exist_ok=True)
                 with (folder / STEPS).open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
-        if self._is_over:
+                for suffix in (WHOLE, SHARDED) if is_last else ():
+                    remove(folder / f"{STATE}{suffix}")
+        if is_last:
             with _reported():
-                if distributed.is_main():
-                    for suffix in (WHOLE, SHARDED):
-                        remove(folder / f"{STATE}{suffix}")
-            with _reported():
-                state = replace(self.state, progress=replace(self.state.progress, step=number))
+                state = replace(self.state, progress=replace(self.state.progress, step=row["step"]))
                 state.save(folder / f"{STATE}{WHOLE}")
 
 

@@ -96,8 +96,7 @@ def _begin(path: Path) -> Path:
             partial.mkdir()
         except OSError as error:
             trouble = str(error)
-    trouble = distributed.broadcast_from_main(trouble)  # known to all, before they write together
-    if trouble is not None:
+    if (trouble := distributed.first_trouble(trouble)) is not None:  # known to all, before they write together
         raise OSError(f"{path} could not be written: {trouble}")
     return partial
 
@@ -110,7 +109,11 @@ def _complete(
     trouble, sums = None, dict[str, str]()
     try:
         write()
-        sums = {p.name: file_checksum(p) for p in partial.iterdir() if _is_of(p, distributed.rank())}
+        own = [
+            *partial.glob(f"__{distributed.rank()}_*"),
+            *([partial / ".metadata"] if main else []),
+        ]  # the list of all tensors
+        sums = {file.name: file_checksum(file) for file in own}
     except (OSError, CheckpointException) as error:
         trouble = str(error)
     gathered = distributed.gather((trouble, sums), group)
@@ -149,9 +152,8 @@ def read_shards(path: Path, model_of: Callable[[str], Tensor | None]) -> tuple[d
                 trouble = f"{name}: damaged: its checksum is of another content"
     except (OSError, ValueError, TypeError, LookupError) as error:
         trouble = f"not readable as a sharded checkpoint: {error}"
-    for found in distributed.gather(trouble):  # known to all, before they read together
-        if found is not None:
-            raise DamagedFile(found, where=str(path))
+    if (trouble := distributed.first_trouble(trouble)) is not None:  # known to all, before they read together
+        raise DamagedFile(trouble, where=str(path))
     tensors: dict[str, Any] = {}
     for name, entry in FileSystemReader(path).read_metadata().state_dict_metadata.items():
         assert isinstance(entry, TensorStorageMetadata)
@@ -164,8 +166,3 @@ def read_shards(path: Path, model_of: Callable[[str], Tensor | None]) -> tuple[d
         warnings.simplefilter("ignore", UserWarning)  # it warns that one process reads alone; that is intended
         state_dict_loader.load(tensors, storage_reader=FileSystemReader(path), no_dist=distributed.world() == 1)
     return tensors, {"state": state}
-
-
-def _is_of(path: Path, rank: int) -> bool:
-    """Whether this process has written the file: the list of all tensors is the main one's."""
-    return path.name.startswith(f"__{rank}_") or (rank == 0 and path.name == ".metadata")

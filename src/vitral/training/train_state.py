@@ -118,28 +118,24 @@ class TrainState:
         """
         notes: list[str] = []
         for path in distributed.broadcast_from_main(list(_checkpoints(folder))):
-            trouble: str | None = None
+            found, trouble = None, None
             try:
                 found = self._read(path)
             except DamagedFile as error:
-                trouble, found = str(error), None
-            troubles = [text for text in distributed.gather(trouble) if text is not None]
-            if found is not None and not troubles:
+                trouble = str(error)
+            trouble = distributed.first_trouble(trouble)
+            if found is not None and trouble is None:
                 self._restore(path, *found)
                 if path.stem == PREVIOUS:
                     notes.append(f"resuming from the checkpoint before the last one, {path}")
                 return notes
-            notes.append(troubles[0])
+            notes.append(str(trouble))
             if distributed.is_main():
                 aside = path.with_stem(DAMAGED)
                 remove(aside)
                 path.replace(aside)
-        raise UserError(
-            "no checkpoint can be read",
-            where=str(folder),
-            got="; ".join(notes),
-            hint="Pass overwrite=true to start again.",
-        )
+        hint = "Pass overwrite=true to start again."
+        raise UserError("no checkpoint can be read", where=str(folder), got="; ".join(notes), hint=hint)
 
     def load(self, path: Path) -> None:
         """Restore what `save` wrote, on as many processes or others. Raises UserError for another run's file, and
@@ -174,11 +170,11 @@ class TrainState:
             self.ema.average.load_state_dict(_below(tensors, "ema."))
             self.ema.updates = facts["ema_updates"]
         self.progress.__dict__.update(facts["progress"])
-        rank = distributed.rank()
-        if f"rng.cpu.{rank}" in tensors:  # a process that was not there before keeps the seed of its own
-            torch.set_rng_state(tensors[f"rng.cpu.{rank}"])
-        if f"rng.cuda.{rank}" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors[f"rng.cuda.{rank}"])
+        cpu, cuda = (tensors.get(f"rng.{kind}.{distributed.rank()}") for kind in ("cpu", "cuda"))
+        if cpu is not None:  # a process that was not there before keeps the seed of its own
+            torch.set_rng_state(cpu)
+        if cuda is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(cuda)
         if facts["processes"] == distributed.world():
             torch.set_num_threads(facts["threads"])
 
@@ -201,7 +197,7 @@ class TrainState:
     def _names(self) -> dict[int, str]:
         """The optimizer's own numbering of parameters, by name."""
         names = {id(parameter): name for name, parameter in self.objective.named_parameters()}
-        ordered = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        ordered = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
         return {number: names[id(parameter)] for number, parameter in enumerate(ordered)}
 
     def _optimizer_tensors(self) -> Iterator[tuple[str, str, Tensor]]:
