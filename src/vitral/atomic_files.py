@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -64,14 +64,10 @@ def remove(path: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def tidy(folder: Path, names: tuple[str, ...] | None = None) -> None:
-    """Remove the temporary names that a kill has left in a folder: those of `names`, or all of them."""
-    if names is None:
-        found = [*folder.glob(".*.partial"), *folder.glob(".*.old")]
-    else:
-        found = [partial_of(folder / name) for name in names]
-    for path in found:
-        remove(path)
+def tidy(folder: Path, names: Iterable[str]) -> None:
+    """Remove the temporary files and folders of these names that a kill has left in a folder."""
+    for name in names:
+        remove(partial_of(folder / name))
 
 
 @contextmanager
@@ -134,7 +130,11 @@ def whole_folder(path: Path) -> Generator[Path]:
             if entry.is_file():
                 flush(entry)
         if pinned:
-            _fill(path, partial)
+            for entry in path.iterdir():
+                if entry.name != partial.name:
+                    remove(entry)
+            for entry in partial.iterdir():
+                os.replace(entry, path / entry.name)
             return
         if path.exists():
             path.rename(old)
@@ -168,23 +168,24 @@ def _is_pinned(path: Path) -> bool:
     return path.is_dir() and (os.path.ismount(path) or path.samefile(Path.cwd()))
 
 
-def _fill(path: Path, partial: Path) -> None:
-    for entry in path.iterdir():
-        if entry.name != partial.name:
-            remove(entry)
-    for entry in partial.iterdir():
-        os.replace(entry, path / entry.name)
-
-
 @contextmanager
 def locked(folder: Path) -> Generator[None]:
     """A lock on the folder that the system takes back when the process ends, however it ends. Raises UserError where
     another process has it."""
-    handle = _lock(folder)
+    path, handle = folder / LOCK, _lock(folder)
     try:
         yield
     finally:
-        _unlock(folder, handle)
+        # The file is removed while the lock is held, or another process could lock a file that is about to go; Windows
+        # removes no open file, and lets no other process open one that is being removed.
+        try:
+            path.unlink(missing_ok=True)
+        except PermissionError:
+            os.close(handle)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        else:
+            os.close(handle)
 
 
 def is_locked(folder: Path) -> bool:
@@ -211,20 +212,6 @@ def _lock(folder: Path) -> int:
         if time.monotonic() > end:
             raise UserError("another run works in this folder", where="out", got=folder)
         time.sleep(0.05)
-
-
-def _unlock(folder: Path, handle: int) -> None:
-    """Remove the file while the lock is held, or another process could lock a file that is about to go; Windows removes
-    no open file, and lets no other process open one that is being removed."""
-    path = folder / LOCK
-    try:
-        path.unlink(missing_ok=True)
-    except PermissionError:
-        os.close(handle)
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-    else:
-        os.close(handle)
 
 
 def _try_lock(handle: int) -> bool:

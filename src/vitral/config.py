@@ -125,18 +125,20 @@ for _tag, (_pattern, _first) in _SCALARS.items():
 _SCALARS["float"] = (f"{_SCALARS['float'][0]}|{_SCALARS['int'][0]}", "")  # as a tag: `!!float 1`
 
 
+def _fault(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+
 def _scalar(loader: _Loader, node: yaml.Node) -> Any:
     """A plain value, or one with a tag of its own, which must match its tag."""
     kind = node.tag.rpartition(":")[2]
     if not isinstance(node, yaml.ScalarNode) or not re.fullmatch(_SCALARS[kind][0], node.value):
-        raise yaml.MarkedYAMLError(
-            problem=f"expected a value of type {kind}, got {_brief(node)}", problem_mark=node.start_mark
-        )
+        raise _fault(node, f"expected a value of type {kind}, got {_brief(node)}")
     if kind == "int":
         try:
             return whole_number(node.value)
         except ValueError as error:
-            raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from None
+            raise _fault(node, str(error)) from None
     if kind == "float":
         return float(node.value.replace(".inf", "inf").replace(".nan", "nan").replace("_", ""))
     return node.value.lower() == "true" if kind == "bool" else None
@@ -144,32 +146,32 @@ def _scalar(loader: _Loader, node: yaml.Node) -> Any:
 
 def _unique_mapping(loader: _Loader, node: yaml.Node) -> dict[Hashable, Any]:
     if not isinstance(node, yaml.MappingNode):
-        raise yaml.MarkedYAMLError(problem=f"expected a mapping, got {_brief(node)}", problem_mark=node.start_mark)
+        raise _fault(node, f"expected a mapping, got {_brief(node)}")
     seen: set[Hashable] = set()
     for key_node, _ in node.value:
         if not isinstance(key_node, yaml.ScalarNode):
-            raise yaml.MarkedYAMLError(problem="a key must be plain text", problem_mark=key_node.start_mark)
+            raise _fault(key_node, "a key must be plain text")
         key = key_node.value if key_node.tag.endswith(":merge") else loader.construct_object(key_node, deep=True)  # pyright: ignore[reportUnknownMemberType]
         if key in seen:
-            raise yaml.MarkedYAMLError(problem=f"the key {key!r} appears twice", problem_mark=key_node.start_mark)
+            raise _fault(key_node, f"the key {key!r} appears twice")
         seen.add(key)
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
 
 def _sequence(loader: _Loader, node: yaml.Node) -> list[Any]:
     if not isinstance(node, yaml.SequenceNode):
-        raise yaml.MarkedYAMLError(problem=f"expected a list, got {_brief(node)}", problem_mark=node.start_mark)
+        raise _fault(node, f"expected a list, got {_brief(node)}")
     return loader.construct_sequence(node, deep=True)  # pyright: ignore[reportUnknownMemberType]
 
 
 def _text(loader: _Loader, node: yaml.Node) -> str:
     if not isinstance(node, yaml.ScalarNode):
-        raise yaml.MarkedYAMLError(problem=f"expected text, got {_brief(node)}", problem_mark=node.start_mark)
+        raise _fault(node, f"expected text, got {_brief(node)}")
     return node.value
 
 
 def _unknown_tag(loader: _Loader, node: yaml.Node) -> Any:
-    raise yaml.MarkedYAMLError(problem=f"unsupported tag {shown(node.tag)[:80]}", problem_mark=node.start_mark)
+    raise _fault(node, f"unsupported tag {shown(node.tag)[:80]}")
 
 
 def _brief(node: yaml.Node) -> str:
@@ -216,10 +218,8 @@ def parse_yaml(text: str, where: str | None = None) -> Any:
         mark = error.problem_mark or error.context_mark
         line, problem = mark.line + 1 if mark else None, error.problem or error.context
     except yaml.reader.ReaderError as error:
-        line, problem = (
-            text.count("\n", 0, error.position) + 1,
-            f"the character {chr(error.character)!r} is not allowed",
-        )
+        line = text.count("\n", 0, error.position) + 1
+        problem = f"the character {chr(error.character)!r} is not allowed"
     except (ValueError, OverflowError) as error:  # the scanner's own numbers: escapes, the version
         line, problem = None, str(error).partition(";")[0]
     at = where if where is None or line is None else f"{where}:{line}"
@@ -274,12 +274,8 @@ def _from_text(text: str, annotation: Any) -> Any:
     if str in kinds and not kinds & {int, float, bool, tuple}:
         return None if NoneType in kinds and text in ("null", "") else text
     bare = text.strip()
-    if (
-        item is not None
-        and set(plain_types(item)) == {str}
-        and bare[:1] + bare[-1:] == "[]"
-        and not set(bare) & set("\"'")
-    ):
+    is_unquoted = bare[:1] + bare[-1:] == "[]" and not set(bare) & set("\"'")
+    if is_unquoted and item is not None and set(plain_types(item)) == {str}:
         bare = bare[1:-1] or "none"
     is_list = item is not None and not bare.startswith("[")
     if is_list and bare == "none" and str not in kinds:
