@@ -19,6 +19,10 @@ _MAX_PIXELS = Field(
     default=None,
     description="size limit of one image, in pixels of up to 4 bytes; null: as in the model's config.json",
 )
+_FEATURES = (
+    "features of an image; pooled: the input of the head; cls: the class token; avg: the mean over patches; cls_avg: "
+    "both, concatenated"
+)
 _MAX_BAD = "number of unreadable images above which the exit code is 2; the others are processed in any case"
 _RAY_ENGINE: Any = Field(
     default="torch",
@@ -133,11 +137,7 @@ class ProbeOptions(ModelUse):
     )
     data: DataSource = DataSource()
     split: Literal["auto", "val", "test"] = Field(default="auto", description="images to measure on; auto: test or val")
-    features: Literal["pooled", "cls", "avg", "cls_avg"] = Field(
-        default="pooled",
-        description="features of an image; pooled: the input of the head; cls: the class token; avg: the mean over "
-        "patches; cls_avg: both, concatenated",
-    )
+    features: Literal["pooled", "cls", "avg", "cls_avg"] = Field(default="pooled", description=_FEATURES)
     knn: KnnConfig = KnnConfig()
     linear: LinearConfig = LinearConfig()
     fewshot: FewshotConfig = FewshotConfig()
@@ -151,9 +151,7 @@ class EmbedOptions(ModelUse):
     data: DataSource = DataSource()
     split: Literal["all", "train", "val", "test"] = Field(default="all", description="images of the data set to embed")
     features: Literal["pooled", "cls", "avg", "cls_avg", "patches"] = Field(
-        default="pooled",
-        description="features of an image; pooled: the input of the head; cls: the class token; avg: the mean over "
-        "patches; cls_avg: both, concatenated; patches: one vector per patch",
+        default="pooled", description=f"{_FEATURES}; patches: one vector per patch"
     )
     max_pixels: Count | None = _MAX_PIXELS
     out: str | None = Field(default=None, description=".npz file to write; null: print one JSON line per image")

@@ -331,9 +331,8 @@ def reproduce_command(config: RunConfig) -> str | None:
         changed = difference(load_config(config.recipe, given), config)
     except UserError:
         return None
-    keys = [
-        (key, value) for key, _, value in changed if (key, value) != ("data.source", "auto")
-    ]  # a path's own default
+    # The source auto is a path's own default.
+    keys = [(key, value) for key, _, value in changed if (key, value) != ("data.source", "auto")]
     words = ["vitral", "train", config.recipe]
     for key, value in [*given.items(), *keys]:
         if key in ("data.path", "data.unlabeled", "init") and Path(value or "").exists():

@@ -26,18 +26,8 @@ from vitral.optim.optimizer import parameter_groups
 from vitral.run.config import RunConfig, streams_of
 from vitral.structs import Batch, View
 from vitral.tasks.registry import TASKS
+from vitral.training import memory_estimate as memory
 from vitral.training.config import LoraConfig
-from vitral.training.memory_estimate import (
-    Choice,
-    Job,
-    choose,
-    free_bytes,
-    interpolated,
-    micro_batches,
-    predict,
-    read_bytes,
-    show_bytes,
-)
 
 EVAL_BATCH = 256  # images evaluated at once
 _STEPS = 1000  # of the run that is measured, at its last one: what is done at its start alone takes less
@@ -66,7 +56,9 @@ def limit_training(model: ImageModel, freeze: str, lora: LoraConfig) -> ImageMod
     return model
 
 
-def make_job(config: RunConfig, architecture: ModelConfig, device: torch.device, validation: int = EVAL_BATCH) -> Job:
+def make_job(
+    config: RunConfig, architecture: ModelConfig, device: torch.device, validation: int = EVAL_BATCH
+) -> memory.Job:
     """Return what the memory of this run depends on, from its own objective on the meta device; `config.precision` is
     settled. Raises UserError for an objective that does not run there."""
     assert config.precision != "auto"
@@ -81,12 +73,12 @@ def make_job(config: RunConfig, architecture: ModelConfig, device: torch.device,
     )  # fmt: skip
     objective = _objective(step)
     pixels = sum(ratio * sum(map(math.prod, (architecture.image_size, *sizes))) for _, ratio, sizes, _ in streams)
-    return Job(
+    return memory.Job(
         architecture=architecture,
         parameters=_count(objective.parameters()),
         trained=_count(parameter for parameter in objective.parameters() if parameter.requires_grad),
         batch_size=size,
-        kept=interpolated(partial(_kept, step), size),
+        kept=memory.interpolated(partial(_kept, step), size),
         sample_bytes=4 * architecture.in_channels * pixels,
         precision=config.precision,
         optimizer=_state_values(objective, config.optim),
@@ -172,13 +164,13 @@ def resolve_memory(config: RunConfig, architecture: ModelConfig, device: torch.d
     if config.memory is not None:
         limit, job = memory_limit(config.memory, device), make_job(config, architecture, device)
         free = config.train.activation_checkpointing == "auto"
-        choice = choose(job, limit, micro_batch, None if free else blocks)
+        choice = memory.choose(job, limit, micro_batch, None if free else blocks)
         if choice is None:
-            least = choose(job, math.inf, micro_batches(job)[-1], architecture.block_count)
+            least = memory.choose(job, math.inf, memory.micro_batches(job)[-1], architecture.block_count)
             assert least is not None
             raise UserError(
-                "the run does not fit", where="memory", got=show_bytes(limit),
-                expected=f"{show_bytes(least.memory_bytes)}, with {shown(least)}",
+                "the run does not fit", where="memory", got=memory.show_bytes(limit),
+                expected=f"{memory.show_bytes(least.memory_bytes)}, with {shown(least)}",
                 hint="A smaller model, image or optimizer state takes less; memory=null tries it all the same.",
             )  # fmt: skip
         micro_batch, blocks = choice.micro_batch, choice.checkpointing
@@ -191,10 +183,8 @@ def describe_memory(config: RunConfig, architecture: ModelConfig, device: torch.
     job, micro = make_job(config, architecture, device), config.train.micro_batch or config.train.batch_size
     blocks, updates = checkpointed_blocks(config, architecture), -(-job.batch_size // micro)
     differs = "" if job.adds_up or updates == 1 else f"; {_DIFFERS}"
-    return (
-        f"about {show_bytes(sum(predict(job, micro, blocks)))}: {updates} x {micro} images per update, {blocks} of "
-        f"{architecture.block_count} blocks computed twice{differs}"
-    )
+    needed, total = memory.show_bytes(sum(memory.predict(job, micro, blocks))), architecture.block_count
+    return f"about {needed}: {updates} x {micro} images per update, {blocks} of {total} blocks computed twice{differs}"
 
 
 def smaller_batch_hint(config: RunConfig, architecture: ModelConfig, device: torch.device) -> str:
@@ -205,21 +195,21 @@ def smaller_batch_hint(config: RunConfig, architecture: ModelConfig, device: tor
     micro, blocks = config.train.micro_batch or config.train.batch_size, checkpointed_blocks(config, architecture)
     try:
         job = make_job(config, architecture, device)
-        limit = 0.75 * sum(predict(job, micro, blocks))
+        limit = 0.75 * sum(memory.predict(job, micro, blocks))
     except (UserError, RuntimeError, TypeError):
         return "A smaller train.micro_batch or train.activation_checkpointing=all takes less memory."
-    found = choose(job, limit)
+    found = memory.choose(job, limit)
     if found is None:
         return "No smaller micro-batch helps: the model itself is too large for this memory."
     same = "and the same result" if job.adds_up else f"({_DIFFERS})"
-    return f"About {show_bytes(found.memory_bytes)} {same}: {shown(found)}"
+    return f"About {memory.show_bytes(found.memory_bytes)} {same}: {shown(found)}"
 
 
-def shown(choice: Choice) -> str:
+def shown(choice: memory.Choice) -> str:
     """A plan as keys to type."""
     return f"train.micro_batch={choice.micro_batch} train.activation_checkpointing={choice.checkpointing or 'none'}"
 
 
-def memory_limit(memory: str | None, device: torch.device) -> int:
+def memory_limit(limit: str | None, device: torch.device) -> int:
     """Return the bytes that `memory=` allows; null and auto: what is free."""
-    return free_bytes(device) if memory in (None, "auto") else read_bytes(memory)
+    return memory.free_bytes(device) if limit in (None, "auto") else memory.read_bytes(limit)

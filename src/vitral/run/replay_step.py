@@ -30,11 +30,8 @@ def replay(folder: Path) -> dict[str, Any]:
     """
     path = bad_state(folder)
     if path is None:
-        raise UserError(
-            "this run had no NaN step; nothing to replay",
-            where=str(folder),
-            expected="the folder of a run that ended after bad steps",
-        )
+        expected = "the folder of a run that ended after bad steps"
+        raise UserError("this run had no NaN step; nothing to replay", where=str(folder), expected=expected)
     config = read_config(folder)
     # One process does what many did: it reads their parts, and has the whole batch.
     config = config.model_copy(update={"train": config.train.model_copy(update={"parallel": "none"})})

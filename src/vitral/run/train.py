@@ -77,13 +77,17 @@ def run(
     with (
         distributed.processes(config.device, alone=alone),
         StopSignal(at_once=True),
-        _claimed(config, folder) as folder,
+        ExitStack() as held,
     ):
+        with distributed.error_barrier():
+            if distributed.is_main() and folder is None:
+                folder = held.enter_context(claimed(config))
+        folder = distributed.broadcast_from_main(folder)
+        assert folder is not None
         if config.train.tensorboard:
             loggers = (*loggers, TensorBoard(folder / "tensorboard"))
-        resuming = distributed.broadcast_from_main(
-            (config.resume or config.finish) and has_checkpoint(folder / CHECKPOINTS)
-        )
+        is_started = distributed.broadcast_from_main(has_checkpoint(folder / CHECKPOINTS))
+        resuming = is_started and (config.resume or config.finish)
         if config.finish and not resuming:
             hint = "finish=true ends a run that was stopped; this one has saved no checkpoint yet."
             raise UserError("there is no run to finish", where="out", got=folder, hint=hint)
@@ -182,18 +186,6 @@ def _explained(prepared: RunContext, folder: Path) -> Generator[None]:
                 hint = smaller_batch_hint(prepared.config, prepared.architecture, prepared.device)
             raise RunFailed(f"out of memory: {str(error).splitlines()[0]}\n  {hint}") from error
         raise
-
-
-@contextmanager
-def _claimed(config: RunConfig, folder: Path | None) -> Generator[Path]:
-    """The run folder, claimed by the main process for all."""
-    with ExitStack() as held:
-        with distributed.error_barrier():
-            if distributed.is_main() and folder is None:
-                folder = held.enter_context(claimed(config))
-        folder = distributed.broadcast_from_main(folder)
-        assert folder is not None
-        yield folder
 
 
 def _mode(config: RunConfig) -> str:
