@@ -10,7 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 from vitral.cli.usage import page
 from vitral.config import Config, ConfigT, build, with_overrides
@@ -40,14 +40,8 @@ class NoKeys(Config):
 
 
 Run = Callable[[Arguments], int]
-Raw = Callable[[Arguments], Answer | int]
-WithOptions = Callable[[Arguments, ConfigT], Answer | int]
 
 
-@overload
-def command(usage: str, *, help_page: Callable[[Sequence[str]], str] | None = None) -> Callable[[Raw], Run]: ...
-@overload
-def command(usage: str, options: type[ConfigT]) -> Callable[[WithOptions[ConfigT]], Run]: ...
 def command(
     usage: str, options: type[Config] | None = None, *, help_page: Callable[[Sequence[str]], str] | None = None
 ) -> Callable[[Callable[..., Answer | int]], Run]:

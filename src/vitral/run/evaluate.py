@@ -50,9 +50,8 @@ def measure(model: str, options: EvalOptions) -> Measured:
     if options.compare is not None:
         other = load_used(options.compare, options)
         if recorded(other.config) != recorded(predictor.config):
-            log.warning(
-                "the two models were trained on different data or splits: one may have been trained on these images"
-            )
+            what = "the two models were trained on different data or splits"
+            log.warning("%s: one may have been trained on these images", what)
         dataset, _ = open_images(predictor.config, options.data, other.config, model)
         theirs = other.task.match(dataset, dataset.splits[name])
         other_N = other.task.per_sample(*split_logits(other, theirs, options.batch_size))

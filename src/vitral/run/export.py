@@ -22,17 +22,12 @@ def export_model(model: str, options: ExportCommandOptions) -> Written | ExportR
         return export(model, options)
     free_place(options.out, options.overwrite)
     network, config = load_model(model, options.image_size)
-    return export_network(network, config, _card(model, config), options, _samples(config, options, model))
+    card = find_model(model) / CARD  # the model's own, where it has one
+    text = read_text(card) if card.is_file() else f"# {config.name}\n"
+    return export_network(network, config, text, options, _samples(config, options, model))
 
 
-def _card(model: str, config: FolderConfig) -> str:
-    """The model's own card, where it has one."""
-    path = find_model(model)
-    card = path / CARD
-    return read_text(card) if card.is_file() else f"# {config.name}\n"
-
-
-def _samples(config: FolderConfig, options: ExportCommandOptions, model: str | None = None) -> Samples:
+def _samples(config: FolderConfig, options: ExportCommandOptions, model: str) -> Samples:
     """Compare on evenly spaced images of the configured split; calibration takes train images that are not, where
     there are any."""
     if not options.data.named:

@@ -6,7 +6,7 @@ Imports no torch: a folder is claimed, or refused, before that is waited for.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -43,7 +43,9 @@ def claimed(config: RunConfig) -> Generator[Path]:
     Refused, before anything is computed: a file, a folder that is not empty (unless allowed), files of our names that
     no run of ours wrote, a place that cannot be written, and a folder that another run works in.
     """
-    for folder in _candidates(config):
+    start = f"runs/{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = [start, *(f"{start}-{number}" for number in range(2, 1000))] if config.out is None else [config.out]
+    for folder in (Path(name).expanduser() for name in names):
         with ExitStack() as held:
             try:
                 check = partial(_check_content, config=config)
@@ -64,32 +66,23 @@ def occupied(
     if folder.exists() and not folder.is_dir():
         raise UserError(f"the {what} is a file", where="out", got=folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    with ExitStack() as held:
-        held.callback(_remove_empty, made)
-        try:
-            folder.mkdir(parents=True, exist_ok=not fresh)
-            held.enter_context(locked(folder))
-        except FileExistsError:
-            made.clear()
-            raise
-        except OSError as error:
-            raise UserError(f"the {what} cannot be written", where="out", got=f"{folder}: {error.strerror}") from None
-        check(folder)
-        yield
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    with suppress(OSError):
-        for path in folders:
-            path.rmdir()
-
-
-def _candidates(config: RunConfig) -> Iterator[Path]:
-    if config.out is not None:
-        yield Path(config.out).expanduser()
-        return
-    start = f"runs/{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
-    yield from (Path(f"{start}-{number}" if number > 1 else start) for number in range(1, 1000))
+    try:
+        with ExitStack() as held:
+            try:
+                folder.mkdir(parents=True, exist_ok=not fresh)
+                held.enter_context(locked(folder))
+            except FileExistsError:
+                made.clear()
+                raise
+            except OSError as error:
+                got = f"{folder}: {error.strerror}"
+                raise UserError(f"the {what} cannot be written", where="out", got=got) from None
+            check(folder)
+            yield
+    finally:
+        with suppress(OSError):
+            for path in made:
+                path.rmdir()
 
 
 def _check_content(folder: Path, config: RunConfig) -> None:

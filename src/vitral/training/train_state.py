@@ -181,7 +181,10 @@ class TrainState:
     def _tensors(self) -> dict[str, Tensor]:
         """Weights, optimizer state and average, by name."""
         tensors = {f"objective.{name}": tensor for name, tensor in self.objective.state_dict().items()}
-        tensors |= {f"optim.{name}.{key}": tensor for name, key, tensor in self._optimizer_tensors()}
+        names = self._names()
+        for number, entries in self.optimizer.state_dict()["state"].items():
+            found = {key: value for key, value in entries.items() if isinstance(value, Tensor)}
+            tensors |= {f"optim.{names[number]}.{key}": tensor for key, tensor in found.items()}
         if self.ema is not None:
             tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.average.state_dict().items()}
         return tensors
@@ -199,13 +202,6 @@ class TrainState:
         names = {id(parameter): name for name, parameter in self.objective.named_parameters()}
         ordered = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
         return {number: names[id(parameter)] for number, parameter in enumerate(ordered)}
-
-    def _optimizer_tensors(self) -> Iterator[tuple[str, str, Tensor]]:
-        names = self._names()
-        for number, entries in self.optimizer.state_dict()["state"].items():
-            for key, value in entries.items():
-                if isinstance(value, Tensor):
-                    yield names[number], key, value
 
     def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
         state = self.optimizer.state_dict()
