@@ -49,9 +49,7 @@ def run(arguments: Arguments, options: EmbedOptions) -> int:
     if out is not None and out.exists() and not options.overwrite:
         raise taken(out, overwrite=True)
     from vitral.run.embed import Failed, Row, embeddings, write_npz
-    from vitral.training.metrics_log import console_logging
 
-    console_logging()
     paths = image_paths(names) if names else None
     classes, rows = embeddings(model, paths, options)
     kept, failed, total = list[Row](), list[Failed](), 0

@@ -30,9 +30,7 @@ def run(arguments: Arguments, options: PredictOptions) -> int:
     model, *names = arguments.words
     check_exist(names)
     from vitral.run.predict import predictions
-    from vitral.training.metrics_log import console_logging
 
-    console_logging()
     paths = image_paths(names)
     bad = Bad(options.max_bad)
     for answer in predictions(model, paths, options):

@@ -18,7 +18,7 @@ from vitral.errors import UserError
 from vitral.predictor import Floats, Predictor
 from vitral.run.command_options import EmbedOptions
 from vitral.run.inference_inputs import image_batches, load_used, open_images
-from vitral.training.metrics_log import log
+from vitral.training.metrics_log import console_logging, log
 
 
 class Row(NamedTuple):
@@ -56,6 +56,7 @@ def embeddings(
     """What `vitral embed` writes: the classes of the data, if it is data, and the images one by one: files, or with
     `paths` None the expected splits of the data. Whatever is wrong with model or data is raised at once; an image that
     cannot be read is Failed."""
+    console_logging()
     if options.engine != "ray":
         dataset, work = _opened(model, options, is_data=paths is None)
         items = [paths] if dataset is None else _parts(dataset, options, sys.maxsize)

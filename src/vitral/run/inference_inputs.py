@@ -213,17 +213,15 @@ def image_batches(predictor: Predictor, split: Split, batch_size: int) -> Iterat
 
 def split_logits(predictor: Predictor, split: Split, batch_size: int) -> tuple[Array, Array]:
     """Logits float32 [N, classes] and labels int64 of every image of the split, in order, by the predictor's engine."""
-    if isinstance(predictor.engine, TorchEngine):
-        logits_NC, labels_N = collect_logits(predictor.engine.model, image_batches(predictor, split, batch_size))
-        return require_finite(torch.from_numpy(logits_NC), predictor.config.name).numpy(), labels_N
-    rows: list[Tensor] = []
-    if predictor.engine.takes == "resized":
+    engine, name = predictor.engine, predictor.config.name
+    if isinstance(engine, TorchEngine):
+        logits_NC, labels_N = collect_logits(engine.model, image_batches(predictor, split, batch_size))
+        return require_finite(torch.from_numpy(logits_NC), name).numpy(), labels_N
+    if engine.takes == "resized":
         with torch.inference_mode():
-            rows = [predictor.engine.logits(images) for images, _ in image_batches(predictor, split, batch_size)]
+            rows = [engine.logits(images) for images, _ in image_batches(predictor, split, batch_size)]
     else:
-        places = range(len(split))
-        rows = [
-            predictor.forward([split.read(place) for place in places[start : start + batch_size]])
-            for start in range(0, len(split), batch_size)
-        ]
-    return require_finite(torch.cat(rows), predictor.config.name).numpy(), split.labels_N
+        starts = range(0, len(split), batch_size)
+        parts = (range(start, min(start + batch_size, len(split))) for start in starts)
+        rows = [predictor.forward([split.read(place) for place in part]) for part in parts]
+    return require_finite(torch.cat(rows), name).numpy(), split.labels_N

@@ -9,6 +9,7 @@ from typing import Any
 from vitral.predictor import Predictor
 from vitral.run.command_options import PredictOptions
 from vitral.run.inference_inputs import load_used
+from vitral.training.metrics_log import console_logging
 
 Answer = dict[str, Any]
 
@@ -16,6 +17,7 @@ Answer = dict[str, Any]
 def predictions(model: str, paths: Sequence[str], options: PredictOptions) -> Iterator[Answer]:
     """What `vitral predict` prints, image by image. Whatever is wrong with the model is raised at once, an image
     that cannot be read has an "error" instead of predictions."""
+    console_logging()
     if options.engine != "ray":
         return _work(model, options)(paths)
     from vitral.run.ray_map import alone, auto_device, cut, map_on_cluster

@@ -237,7 +237,14 @@ def choose_architecture(config: RunConfig, dataset: Dataset, init: FolderConfig 
     size, options = _resolve_size(config, dataset, init)
     outputs = len(task_of(config, dataset).labels)
     base = dict(options, image_size=size, in_channels=dataset.channels, num_classes=outputs)
-    name, architecture = _architecture(config, base, init)
+    if config.model.name != "auto":
+        name, architecture = config.model.name, resolve(config.model.name, **base)
+    else:
+        assert init is not None
+        # A new head sits on the bare representation (section 3.2 of the paper), whatever head init was trained with.
+        bare = {} if config.init_head else init.architecture.bare_head
+        keys = {**init.architecture.model_dump(), **bare, **base, "mean": (), "std": ()}
+        name, architecture = init.name, build_config(keys)
     name = changed_name(name, architecture)
     if config.objective.needs_patches and not architecture.has_patches:
         raise UserError(
@@ -276,15 +283,6 @@ def _auto_patch(*sides: int) -> int:
     whole = [patch for patch in range(2, shortest + 1) if not any(side % patch for side in sides)]
     fitting = [patch for patch in whole if 6 <= shortest // patch <= 12]
     return min(fitting, key=lambda patch: abs(math.log(shortest / patch / 8)), default=max(shortest // 8, 2))
-
-
-def _architecture(config: RunConfig, base: dict[str, Any], init: FolderConfig | None) -> tuple[str, ModelConfig]:
-    if config.model.name != "auto":
-        return config.model.name, resolve(config.model.name, **base)
-    assert init is not None
-    # A new head sits on the bare representation (section 3.2 of the paper), whatever head init was trained with.
-    bare = {} if config.init_head else init.architecture.bare_head
-    return init.name, build_config({**init.architecture.model_dump(), **bare, **base, "mean": (), "std": ()})
 
 
 def _statistics(config: RunConfig, train: ImageStore) -> Normalization:

@@ -11,7 +11,7 @@ import torch
 from vitral.errors import UserError
 from vitral.run.folder import read_config
 from vitral.run.prepare import prepare
-from vitral.run.train import assemble, train_loader
+from vitral.run.train import assemble, torch_settings, train_loader
 from vitral.structs import sample_places
 from vitral.training.nonfinite import NONFINITE, STATE, by_stream, first_non_finite
 from vitral.training.train_state import SHARDED, WHOLE
@@ -35,20 +35,16 @@ def replay(folder: Path) -> dict[str, Any]:
     config = read_config(folder)
     # One process does what many did: it reads their parts, and has the whole batch.
     config = config.model_copy(update={"train": config.train.model_copy(update={"parallel": "none"})})
-    threads = torch.get_num_threads()
-    try:
-        with torch.random.fork_rng(), closing(prepare(config)) as prepared:
-            state, objective = assemble(prepared)
-            state.load(path)
-            objective.train()
-            step, loader = state.progress.step, train_loader(prepared)
-            batches = loader.batch(step)
-            micro = config.train.micro_batch
-            found = first_non_finite(objective, batches, step, micro=micro, autocast=state.autocast)
-            names = {
-                stream: [str(prepared.stores[stream].split.names[place]) for place in sample_places(batch).tolist()]
-                for stream, batch in batches.items()
-            }
-            return {"step": step + 1, "first_not_finite": found, **by_stream("images", names)}
-    finally:
-        torch.set_num_threads(threads)
+    with torch.random.fork_rng(), torch_settings(config), closing(prepare(config)) as prepared:
+        state, objective = assemble(prepared)
+        state.load(path)
+        objective.train()
+        step, loader = state.progress.step, train_loader(prepared)
+        batches = loader.batch(step)
+        micro = config.train.micro_batch
+        found = first_non_finite(objective, batches, step, micro=micro, autocast=state.autocast)
+        names = {
+            stream: [str(prepared.stores[stream].split.names[place]) for place in sample_places(batch).tolist()]
+            for stream, batch in batches.items()
+        }
+        return {"step": step + 1, "first_not_finite": found, **by_stream("images", names)}

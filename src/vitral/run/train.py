@@ -95,7 +95,7 @@ def run(
         try:
             with (
                 torch.random.fork_rng(),
-                _settings(config),
+                torch_settings(config),
                 nullcontext() if distributed.is_main() else console_silence(),
                 ExitStack() as closes,
             ):
@@ -207,7 +207,7 @@ def _mode(config: RunConfig) -> str:
 
 
 @contextmanager
-def _settings(config: RunConfig) -> Generator[None]:
+def torch_settings(config: RunConfig) -> Generator[None]:
     """Set determinism as configured; restore it, and the number of threads (which a resume sets), at the end."""
     before, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
     if config.deterministic:
