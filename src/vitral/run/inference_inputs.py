@@ -65,10 +65,8 @@ def _reduce(predictor: Predictor, model: str, use: ModelUse) -> None:
         network.reduce = None
         return
     refuse_reduction(network.config.positions, is_masked=False)
-    if use.reduce == "tome":
-        network.reduce = ToMe(use.tome.r, use.tome.schedule)
-    else:
-        network.reduce = EViT(use.evit.share, use.evit.after)
+    tome, evit = use.tome, use.evit
+    network.reduce = ToMe(tome.r, tome.schedule) if use.reduce == "tome" else EViT(evit.share, evit.after)
     counts = network.reduce.counts(network.grid[0] * network.grid[1], network.config.depth)
     log.info("%s: patch tokens after each block: %s", model, ", ".join(map(str, counts)))
 
@@ -115,16 +113,14 @@ def open_images(
             keys["target"] = known.source.target
     elif known is not None:
         keys = known.source.model_dump() | {"verify": known.source.verify and given.verify}
-        keys["max_pixels"] = given.max_pixels
     else:
         what = "this model doesn't say what it was trained on"
         raise UserError(what, where=folder.name, hint="Name the images: data=DIR.")
     recipe = reader.preprocessing
     keys |= {
         "channels": reader.architecture.in_channels, "background": recipe.background, "value_range": recipe.value_range,
+        "max_pixels": given.max_pixels if "max_pixels" in given.model_fields_set else recipe.max_pixels,
     }  # fmt: skip
-    if "max_pixels" not in given.model_fields_set:
-        keys["max_pixels"] = reader.preprocessing.max_pixels
     config = build(UsedData, keys)
     dataset = open_dataset(config, hold_out=False, equal_classes=False, one_class=True)
     if known is None:
