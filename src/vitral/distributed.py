@@ -201,9 +201,9 @@ def broadcast_from_main(value: T, group: Any = None) -> T:
     return gather(value, group)[0]
 
 
-def first_trouble(trouble: str | None, group: Any = None) -> str | None:
-    """The trouble of the first process that has one, on all of them; `group` as for `gather`."""
-    return next((text for text in gather(trouble, group) if text is not None), None)
+def first_trouble(trouble: str | None) -> str | None:
+    """The trouble of the first process that has one, on all of them."""
+    return next((text for text in gather(trouble) if text is not None), None)
 
 
 def second_group() -> Any:
