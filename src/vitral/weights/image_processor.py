@@ -126,13 +126,12 @@ def _is_number(found: Any) -> bool:
 
 
 def _geometry(tree: Mapping[str, Any], where: str, notes: list[str]) -> Fields:
-    size, percent = tree.get("size"), tree.get("crop_pct")
+    size, percent, cut = tree.get("size"), tree.get("crop_pct"), tree.get("crop_size")
     kind = str(tree.get("image_processor_type") or tree.get("feature_extractor_type") or "")
     if size is None and not tree.get("do_center_crop"):
         return {}
     is_shorter = kind.startswith(_SHORTER) or tree.get("default_to_square") is False
     height, width, shorter = _sides(size, where, is_shorter=is_shorter)
-    cut = tree.get("crop_size")
     if percent is not None and not (isinstance(percent, int | float) and 0 < percent <= 1):
         refuse(where, "crop_pct", percent, "above 0, at most 1")
     if kind.startswith(("ConvNext", "ConvNeXT")) and height >= _FIRST_SQUASHED:
@@ -162,12 +161,13 @@ def _sides(size: Any, where: str, *, is_shorter: bool) -> tuple[int, int, bool]:
     """Height and width after the resize, and whether they are the shorter side of an image that keeps its aspect."""
     if isinstance(size, int) and not isinstance(size, bool):
         return size, size, is_shorter
-    if isinstance(size, dict):
-        named = {key: value for key, value in size.items() if value is not None}
-        if set(named) == {"shortest_edge"} and isinstance(named["shortest_edge"], int):
-            return named["shortest_edge"], named["shortest_edge"], True
-        if set(named) == {"height", "width"} and all(isinstance(value, int) for value in named.values()):
-            return named["height"], named["width"], False
+    match {key: value for key, value in size.items() if value is not None} if isinstance(size, dict) else {}:
+        case {"shortest_edge": int(side), **others} if not others:
+            return side, side, True
+        case {"height": int(height), "width": int(width), **others} if not others:
+            return height, width, False
+        case _:
+            pass
     refuse(where, "size", size, "shortest_edge, or height and width")
 
 

@@ -65,10 +65,9 @@ class Source(NamedTuple):
 def read(path: Path) -> Source:
     """A checkpoint's file or folder. Raises UserError for what is not whole, not weights, or needs code to be run."""
     files = _files(path)
-    for file in files:
-        _refuse_checkpoint(file)
     tree: dict[str, Any] = {}
     for file in files:
+        _refuse_checkpoint(file)
         tree |= read_tree(file)
     tensors, notes = _unwrap(tree, str(path))
     folder = path if path.is_dir() else path.parent
@@ -188,12 +187,10 @@ def _read_npz(archive: zipfile.ZipFile, where: str) -> dict[str, Tensor]:
 
 def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    elif version == (2, 0):
-        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
-    else:
+    if version not in ((1, 0), (2, 0)):
         raise ValueError(f"version {version} of the format")
+    read_header = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(file)
     return shape, dtype
 
 
@@ -287,10 +284,9 @@ def _inside(tree: Mapping[str, Any]) -> tuple[str, list[str]] | None:
 
 def _values(tree: Mapping[Any, Any], depth: int = 6) -> int:
     """How many values the weights in here have, at any level."""
+    inner = [each for each in tree.values() if isinstance(each, Mapping)] if depth else []
     own = sum(value.numel() for value in tree.values() if _is_weight(value))
-    if not depth:
-        return own
-    return own + sum(_values(each, depth - 1) for each in tree.values() if isinstance(each, Mapping))
+    return own + sum(_values(each, depth - 1) for each in inner)
 
 
 def _is_weight(value: Any) -> bool:
@@ -307,7 +303,7 @@ def _by_known_names(tensors: dict[str, Tensor], depth: int) -> tuple[dict[str, T
         return None
     known = [prefix for prefix in _WRAPPERS if prefix in starts]
     for prefix in [*known, *(each for each, _ in starts.most_common(8) if each not in known)]:
-        inside = _below(tensors, prefix)
+        inside = {n.removeprefix(f"{prefix}."): t for n, t in tensors.items() if n.startswith(f"{prefix}.")}
         heads = {n: t for n, t in tensors.items() if n.split(".")[0] in _HEADS and n not in inside}
         found = _by_known_names(inside | heads, depth - 1)
         if found is not None:
@@ -315,8 +311,3 @@ def _by_known_names(tensors: dict[str, Tensor], depth: int) -> tuple[dict[str, T
             left = f", and none of {', '.join(sorted(others))}" if others else ""
             return found[0], [f"names without {prefix + '.'!r}{left}", *found[1]]
     return None
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    start = f"{prefix}."
-    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
