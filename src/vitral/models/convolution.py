@@ -5,6 +5,7 @@ Shape letters: B batch, C channels, H W height and width of a map.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -180,36 +181,19 @@ class Block(nn.Module):
         return F.relu(branch_BCHW + maps_BCHW, inplace=True)
 
 
-class Stage(nn.Module):
-    """Blocks of equal width, the first of which has the stride."""
-
-    def __init__(
-        self, count: int, in_channels: int, out_channels: int, stride: int, bottleneck: bool, style: Style
-    ) -> None:
-        super().__init__()
-        self.blocks = nn.Sequential(
-            *(
-                Block(out_channels if i else in_channels, out_channels, 1 if i else stride, bottleneck, style)
-                for i in range(count)
-            )
-        )
-
-    def forward(self, maps_BCHW: Tensor) -> Tensor:
-        return self.blocks(maps_BCHW)
-
-
 def make_stages(
     blocks: Sequence[int], width: int, block: Literal["bottleneck", "basic"], style: Style
 ) -> nn.Sequential:
-    """Stages of so many blocks each behind a map of `width` channels; all but the first halve the map."""
-    outs = stage_channels(blocks, width, block)
-    ins = (width, *outs)
-    return nn.Sequential(
-        *(
-            Stage(count, before, after, 2 if i else 1, block == "bottleneck", style)
-            for i, (count, before, after) in enumerate(zip(blocks, ins, outs, strict=False))
-        )
-    )
+    """Stages of so many blocks each behind a map of `width` channels; the first block of all but the first halves the
+    map. A stage's blocks are its `blocks`, as in timm."""
+    stages: list[nn.Module] = []
+    for number, (count, channels) in enumerate(zip(blocks, stage_channels(blocks, width, block), strict=True)):
+        made: list[nn.Module] = []
+        for place in range(count):
+            made.append(Block(width, channels, 2 if number and not place else 1, block == "bottleneck", style))
+            width = channels
+        stages.append(nn.Sequential(OrderedDict(blocks=nn.Sequential(*made))))
+    return nn.Sequential(*stages)
 
 
 def init_norms(network: nn.Module) -> None:

@@ -15,16 +15,7 @@ from torch import Tensor, nn
 
 from vitral.models.activation_checkpointing import checkpointed_call
 from vitral.models.config import ResNetConfig, stage_channels
-from vitral.models.convolution import (
-    Block,
-    Conv,
-    Stage,
-    Stem,
-    Style,
-    init_norms,
-    make_norm,
-    make_stages,
-)
+from vitral.models.convolution import Block, Conv, Stem, Style, init_norms, make_norm, make_stages
 from vitral.models.layers import lecun_normal
 from vitral.models.model import ImageModel, check_capture
 from vitral.structs import EncoderOutput
@@ -121,8 +112,7 @@ class ResNet(ImageModel):
         captured: dict[str, Tensor] = {}
         maps_BCHW = self.stem(self.normalize(images_BCHW))
         for i, stage in enumerate(self.stages):
-            assert isinstance(stage, Stage)
-            for j, block in enumerate(stage.blocks):
+            for j, block in enumerate(stage.get_submodule("blocks").children()):
                 again = self.recomputes(sum(self.config.blocks[:i]) + j)
                 maps_BCHW = checkpointed_call(block, maps_BCHW) if again else block(maps_BCHW)
                 _keep(captured, capture, f"stages.{i}.blocks.{j}", maps_BCHW)

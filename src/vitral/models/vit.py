@@ -7,6 +7,7 @@ names are timm's, so that public checkpoints fit.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,7 +74,9 @@ class VisionTransformer(ImageModel):
         self.norm = nn.Identity() if late else nn.LayerNorm(width, eps=eps)
         self.attn_pool = AttentionPool(width, c.heads, c.mlp_dim, c.gelu, eps) if c.pool == "map" else None
         self.fc_norm = nn.LayerNorm(width, eps=eps) if late else nn.Identity()
-        self.pre_logits = _TanhLayer(width) if c.head == "mlp" else nn.Identity()
+        self.pre_logits: nn.Module = nn.Identity()
+        if c.head == "mlp":  # the hidden layer of the paper's pre-training head (section 3.1)
+            self.pre_logits = nn.Sequential(OrderedDict[str, nn.Module](fc=Linear(width, width), tanh=nn.Tanh()))
         features = width if c.distill_token else c.pooled_width
         self.head = Linear(features, c.num_classes) if c.num_classes else nn.Identity()
         self.head_dist = Linear(features, c.num_classes) if c.num_classes and c.distill_token else None
@@ -121,25 +124,19 @@ class VisionTransformer(ImageModel):
             block.init_weights()
         for norm in (self.norm, self.fc_norm, getattr(self.attn_pool, "norm", None)):
             if isinstance(norm, nn.LayerNorm):
-                nn.init.ones_(norm.weight)
-                nn.init.zeros_(norm.bias)
+                norm.reset_parameters()
         self.patch_embed.init_weights()
-        for table in (self.pos_embed, self.pos_embed_y, self.pos_embed_x, self.offset_embed):
-            if table is not None:
-                nn.init.normal_(table, std=0.02)
-        for token in (self.dist_token, self.reg_token):
-            if token is not None:
-                nn.init.normal_(token, std=0.02)
-        if self.cls_token is not None:
-            nn.init.zeros_(self.cls_token)
+        tables = (self.pos_embed, self.pos_embed_y, self.pos_embed_x, self.offset_embed)
+        for normal in (*tables, self.dist_token, self.reg_token):
+            if normal is not None:
+                nn.init.normal_(normal, std=0.02)
         if self.attn_pool is not None:
             self.attn_pool.init_weights()
-        if isinstance(self.pre_logits, _TanhLayer):
-            lecun_normal(self.pre_logits.fc.weight, self.pre_logits.fc.bias)
-        for head in (self.head, self.head_dist):
-            if isinstance(head, Linear):
-                nn.init.zeros_(head.weight)
-                nn.init.zeros_(head.bias)
+        if isinstance(self.pre_logits, nn.Sequential):
+            lecun_normal(*self.pre_logits.parameters())
+        for name, zero in self.named_parameters():
+            if name.split(".")[0] in ("cls_token", "head", "head_dist"):
+                nn.init.zeros_(zero)
         if isinstance(self.reduce, LearnedPruner):
             self.reduce.init_weights()
 
@@ -399,17 +396,6 @@ class VisionTransformer(ImageModel):
             groups_BN=groups_BN,
             captured=captured or {},
         )
-
-
-class _TanhLayer(nn.Module):
-    """The hidden layer of the paper's pre-training head (section 3.1)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc = Linear(width, width)
-
-    def forward(self, pooled_BD: Tensor) -> Tensor:
-        return self.fc(pooled_BD).tanh()
 
 
 def _patch_embed(c: ViTConfig) -> PatchEmbed | HybridEmbed:
