@@ -127,7 +127,12 @@ class Middleware:
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                self._complete(exchange, MutableHeaders(scope=message))
+                answered = MutableHeaders(scope=message)
+                for name, value in SECURITY.items():
+                    answered.setdefault(name, value)
+                answered["X-Request-ID"] = exchange.id
+                if "model" in exchange.facts:
+                    answered["X-Model"] = exchange.facts["model"]
             elif exchange.method == "HEAD":
                 message = {**message, "body": b""}
             await send(message)
@@ -192,13 +197,6 @@ class Middleware:
             return APIError(504, "deadline", f"no answer within {self.options.deadline:g} seconds")
         message = f"the body was not there within {self.options.body_seconds:g} seconds"
         return APIError(408, "slow_body", message, {"Connection": "close"})
-
-    def _complete(self, exchange: Exchange, headers: MutableHeaders) -> None:
-        for name, value in SECURITY.items():
-            headers.setdefault(name, value)
-        headers["X-Request-ID"] = exchange.id
-        if "model" in exchange.facts:
-            headers["X-Model"] = exchange.facts["model"]
 
     def _record(self, exchange: Exchange) -> None:
         seconds, status = time.perf_counter() - exchange.start, exchange.status or 500
