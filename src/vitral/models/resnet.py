@@ -108,7 +108,8 @@ class ResNet(ImageModel):
         [B, C, H, W]. Raises UserError for an unknown name to capture, or images that the model does not take.
         """
         if capture:
-            check_capture(capture, self._names())
+            blocks = [f"stages.{i}.blocks.{j}" for i, count in enumerate(self.config.blocks) for j in range(count)]
+            check_capture(capture, [*(f"stages.{i}" for i in range(len(self.stages))), *blocks])
         captured: dict[str, Tensor] = {}
         maps_BCHW = self.stem(self.normalize(images_BCHW))
         for i, stage in enumerate(self.stages):
@@ -126,10 +127,6 @@ class ResNet(ImageModel):
     def checkpointable(self) -> list[nn.Module]:
         """The blocks of all stages."""
         return [block for stage in self.stages for block in stage.get_submodule("blocks").children()]
-
-    def _names(self) -> list[str]:
-        blocks = [f"stages.{i}.blocks.{j}" for i, count in enumerate(self.config.blocks) for j in range(count)]
-        return [*(f"stages.{i}" for i in range(len(self.stages))), *blocks]
 
     def pool(self, out: EncoderOutput) -> Tensor:
         """The mean over the cells, [B, D]."""

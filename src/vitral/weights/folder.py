@@ -40,14 +40,7 @@ from vitral.weights.digests import (
     verify_weights,
 )
 from vitral.weights.stopped_run import refuse_stopped
-from vitral.weights.tensors import (
-    DamagedFile,
-    check_finite,
-    check_match,
-    load_tensors,
-    save_tensors,
-    tensor_shapes,
-)
+from vitral.weights.tensors import DamagedFile, check_finite, check_match, load_tensors, save_tensors, tensor_shapes
 
 log = logging.getLogger("vitral")
 _PRESET = (

@@ -114,11 +114,8 @@ def _without_places(value: Any) -> Any:
         return {key: _without_places(each) for key, each in value.items()}
     if isinstance(value, list):
         return [_without_places(each) for each in value]
-    if isinstance(value, str):
-        for kind in (PurePosixPath, PureWindowsPath):
-            if kind(value).is_absolute():
-                return kind(value).name
-    return value
+    paths = (PurePosixPath(value), PureWindowsPath(value)) if isinstance(value, str) else ()
+    return next((path.name for path in paths if path.is_absolute()), value)
 
 
 def _network_error() -> type[Exception]:

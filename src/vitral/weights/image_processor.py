@@ -78,7 +78,9 @@ def _normalization(tree: Mapping[str, Any], where: str) -> Fields:
 
     With x in [0,1] and k = 255 factor, (k x - offset - mean) / std = (x - (mean + offset) / k) / (std / k).
     """
-    factor = number(tree, "rescale_factor", where, 1 / 255) if tree.get("do_rescale") is not False else 1.0
+    factor = tree.get("rescale_factor", 1 / 255) if tree.get("do_rescale") is not False else 1.0
+    if not _is_number(factor):
+        refuse(where, "rescale_factor", factor, "a number")
     scale = 255 * factor
     scale = 1.0 if abs(scale - 1) < 1e-6 else scale
     if not scale > 0:
@@ -98,15 +100,6 @@ def _normalization(tree: Mapping[str, Any], where: str) -> Fields:
         shown = "; ".join(f"{key} {looks[key]}" for key in looks)
         refuse(where, "image_mean, image_std, rescale_factor", shown, "mean and std in [0,1], of images in [0,1]")
     return looks
-
-
-def number(tree: Mapping[str, Any], key: str, where: str, default: float) -> float:
-    """Return the number under a key, or `default` where there is no such key. Raises UserError, with the key, for
-    anything else."""
-    found = tree.get(key, default)
-    if not _is_number(found):
-        refuse(where, key, found, "a number")
-    return float(found)
 
 
 def numbers(tree: Mapping[str, Any], key: str, where: str) -> tuple[float, ...]:

@@ -104,12 +104,8 @@ class Rule(Config):
     def _lists(cls, tree: Any) -> Any:
         if not isinstance(tree, dict):
             return tree
-        tree = {key: [value] if isinstance(value, str) else value for key, value in tree.items()}
-        if tree.get("to", ()) is None:
-            tree |= {"to": [], "op": ["drop"]}
-        if isinstance(tree.get("op"), list) and len(tree["op"]) == 1:
-            tree["op"] = tree["op"][0]
-        return tree
+        tree = {key: [value] if isinstance(value, str) and key != "op" else value for key, value in tree.items()}
+        return tree | {"to": [], "op": "drop"} if tree.get("to", ()) is None else tree
 
     @model_validator(mode="after")
     def _check(self) -> Rule:
@@ -139,7 +135,7 @@ class Rule(Config):
 
 def rule(source: str | Sequence[str], target: str | Sequence[str] | None, op: Op = "rename") -> Rule:
     """A rule, as a map.yaml has it."""
-    return Rule.model_validate({"from": source, "to": target, "op": "drop" if target is None else op})
+    return Rule.model_validate({"from": source, "to": target, "op": op})
 
 
 class MapImages(ResizeSpec):

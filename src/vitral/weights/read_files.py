@@ -101,8 +101,8 @@ def is_weights(path: Path) -> bool:
 
 
 def _candidates(folder: Path) -> list[Path]:
-    beside = ("training_args.bin", SPLIT)
-    return sorted(file for file in folder.iterdir() if file.suffix in ENDINGS and file.name not in beside)
+    files = (file for file in folder.iterdir() if file.suffix in ENDINGS)
+    return sorted(file for file in files if file.name not in ("training_args.bin", SPLIT))
 
 
 def _files(path: Path) -> list[Path]:
@@ -228,12 +228,10 @@ def _check_sizes(tree: Any, size: int, where: str) -> None:
     limit, total = 4 * size + 64 * MIB, 0
     waiting, walked = [tree], 0
     while waiting:
-        value = waiting.pop()
-        walked += 1
+        value, walked = waiting.pop(), walked + 1
         if walked > _VALUES:
-            raise UserError(
-                "a pickle that holds itself, or too many values", where=where, expected=f"at most {_VALUES:,}"
-            )
+            most = f"at most {_VALUES:,}"
+            raise UserError("a pickle that holds itself, or too many values", where=where, expected=most)
         if isinstance(value, Tensor):
             total += value.numel() * value.element_size()
             if total > limit:
@@ -271,12 +269,11 @@ def _unwrap(tree: Mapping[str, Any], where: str) -> tuple[dict[str, Tensor], lis
 
 def _inside(tree: Mapping[str, Any]) -> tuple[str, list[str]] | None:
     """The key of the mapping that holds the weights, and those of others; None where the tree itself holds more."""
-    values = {key: _values(each) for key, each in tree.items() if isinstance(each, Mapping) and not _OTHER.search(key)}
-    values = {key: count for key, count in values.items() if count}
+    inner = {key: each for key, each in tree.items() if isinstance(each, Mapping) and not _OTHER.search(key)}
+    values = {key: count for key, each in inner.items() if (count := _values(each))}
     if not values:
         return None
-    known = [key for key in _WRAPPERS if key in values]
-    key = known[0] if known else max(values, key=lambda key: values[key])
+    key = next((key for key in _WRAPPERS if key in values), max(values, key=lambda key: values[key]))
     if sum(each.numel() for each in tree.values() if _is_weight(each)) >= values[key]:
         return None
     return key, [name for name in values if name != key]
@@ -298,11 +295,9 @@ def _by_known_names(tensors: dict[str, Tensor], depth: int) -> tuple[dict[str, T
     is left out (`criterion.weight`), except for heads."""
     if find_format(tensors) is not None:
         return tensors, []
-    starts = Counter(name.split(".")[0] for name in tensors if "." in name)
-    if not depth:
-        return None
+    starts = Counter(name.split(".")[0] for name in tensors if "." in name and depth)
     known = [prefix for prefix in _WRAPPERS if prefix in starts]
-    for prefix in [*known, *(each for each, _ in starts.most_common(8) if each not in known)]:
+    for prefix in dict.fromkeys([*known, *(each for each, _ in starts.most_common(8))]):
         inside = {n.removeprefix(f"{prefix}."): t for n, t in tensors.items() if n.startswith(f"{prefix}.")}
         heads = {n: t for n, t in tensors.items() if n.split(".")[0] in _HEADS and n not in inside}
         found = _by_known_names(inside | heads, depth - 1)

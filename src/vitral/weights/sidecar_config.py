@@ -177,13 +177,12 @@ def _refuse_other_computation(architecture: str, arguments: Mapping[str, Any], w
 def _timm_looks(tree: Mapping[str, Any], where: str) -> Fields:
     looks: Fields = {key: value for key in ("mean", "std") if (value := numbers(tree, key, where))}
     filter_, ratio, mode = tree.get("interpolation"), tree.get("crop_pct"), tree.get("crop_mode") or "center"
-    for key, got, expected, right in (
-        ("interpolation", filter_, ", ".join(_TIMM_FILTERS), filter_ in (*_TIMM_FILTERS, None, "")),
-        ("crop_pct", ratio, "above 0, at most 1", ratio is None or (isinstance(ratio, int | float) and 0 < ratio <= 1)),
-        ("crop_mode", mode, "center, squash", mode in ("center", "squash")),
-    ):
-        if not right:
-            refuse(where, key, got, expected)
+    if filter_ not in (*_TIMM_FILTERS, None, ""):
+        refuse(where, "interpolation", filter_, ", ".join(_TIMM_FILTERS))
+    if ratio is not None and not (isinstance(ratio, int | float) and 0 < ratio <= 1):
+        refuse(where, "crop_pct", ratio, "above 0, at most 1")
+    if mode not in ("center", "squash"):
+        refuse(where, "crop_mode", mode, "center, squash")
     if filter_:
         looks["interpolation"] = filter_
     if ratio is not None:
