@@ -239,10 +239,9 @@ class ViTConfig(ModelConfig):
             raise ValueError("distill_token=true needs pool=cls: its head reads that token, the other the class token")
         if self.head == "mlp" and not self.num_classes:
             raise ValueError("head=mlp needs num_classes above 0; num_classes=0 means no head at all")
-        if self.head == "mlp" and self.pooled_width != self.width:
-            raise ValueError("head=mlp reads one vector of model width: no distill_token, no pool=cls_avg")
-        if self.norm_after_pool and self.pooled_width != self.width:
-            raise ValueError("fc_norm=true reads one vector of model width: no distill_token, no pool=cls_avg")
+        for key, is_set in (("head=mlp", self.head == "mlp"), ("fc_norm=true", self.norm_after_pool)):
+            if is_set and self.pooled_width != self.width:
+                raise ValueError(f"{key} reads one vector of model width: no distill_token, no pool=cls_avg")
         self._check_positions()
         reject_unused(self, {
             "stem_epsilons": self.stem_blocks is not None,

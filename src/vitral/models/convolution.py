@@ -104,19 +104,6 @@ class Stem(nn.Module):
         return F.max_pool2d(padded_BCHW, 3, 2)
 
 
-class Projection(nn.Module):
-    """The shortcut where the shape changes: a 1x1 convolution, and a norm unless one came before."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int, style: Style) -> None:
-        super().__init__()
-        self.conv = Conv(in_channels, out_channels, 1, stride, style)
-        self.norm = None if style.preactivation else make_norm(out_channels, style)
-
-    def forward(self, maps_BCHW: Tensor) -> Tensor:
-        projected_BCHW = self.conv(maps_BCHW)
-        return projected_BCHW if self.norm is None else self.norm(projected_BCHW)
-
-
 class Zeros(nn.Module):
     """The shortcut without parameters (arXiv 1512.03385, option A): every second cell, zeros as new channels."""
 
@@ -145,12 +132,14 @@ class Block(nn.Module):
         self.norm2 = make_norm(inner, style)
         self.conv3 = Conv(inner, out_channels, 1, 1, style) if bottleneck else None
         self.norm3 = make_norm(inner if before else out_channels, style) if bottleneck else None
-        if stride == 1 and in_channels == out_channels:
-            self.downsample = None
-        elif style.shortcut == "zeros":
-            self.downsample = Zeros(in_channels, out_channels, stride)
-        else:
-            self.downsample = Projection(in_channels, out_channels, stride, style)
+        self.downsample: nn.Module | None = None
+        if stride > 1 or in_channels != out_channels:
+            if style.shortcut == "zeros":
+                self.downsample = Zeros(in_channels, out_channels, stride)
+            else:  # a 1x1 convolution, and a norm unless one came before
+                parts = OrderedDict[str, nn.Module](conv=Conv(in_channels, out_channels, 1, stride, style))
+                parts |= {} if before else {"norm": make_norm(out_channels, style)}
+                self.downsample = nn.Sequential(parts)
         self.preactivation = before
 
     @property
