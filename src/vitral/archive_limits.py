@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vitral.errors import UserError, shown
-from vitral.files import MIB, require_regular
+from vitral.files import MIB, explained, require_regular
 
 MAX_ENTRIES, MAX_OPCODES, PICKLE_BYTES = 100_000, 2_000_000, 64 * MIB
 _READ = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -41,12 +41,9 @@ def open_zip(file: IO[bytes], where: str) -> zipfile.ZipFile:
     size = file.seek(0, 2)
     if not zipfile.is_zipfile(file):
         raise UserError("the file is cut off: its end is missing", where=where, hint="Download it again.")
-    try:
+    with explained("damaged zip archive", where, "Download it again."):
         archive = zipfile.ZipFile(file)
         entries = archive.infolist()
-    except Exception as error:  # damaged directories raise nearly anything
-        got = str(error) or type(error).__name__
-        raise UserError("damaged zip archive", where=where, got=got, hint="Download it again.") from None
     if len(entries) > MAX_ENTRIES:
         raise UserError("zip archive of too many entries", where=where, got=f"{len(entries):,}")
     for entry in entries:
@@ -57,9 +54,8 @@ def open_zip(file: IO[bytes], where: str) -> zipfile.ZipFile:
             raise UserError("encrypted zip archive", where=where, hint="Decrypt it first.")
         if entry.compress_type not in _READ:
             kind = _METHODS.get(entry.compress_type, f"method {entry.compress_type}")
-            raise UserError(
-                "zip archive packed by another method", where=where, got=kind, expected="stored or deflated"
-            )
+            what = "zip archive packed by another method"
+            raise UserError(what, where=where, got=kind, expected="stored or deflated")
     twice = [name for name, count in Counter(entry.filename for entry in entries).items() if count > 1]
     if twice:
         raise UserError("two entries of the zip archive have one name", where=where, got=shown(twice[0][:200]))
@@ -76,14 +72,10 @@ def read_entry(archive: zipfile.ZipFile, name: str, where: str, limit: int) -> b
     """One entry of at most `limit` bytes. Raises UserError for a larger one and a damaged one."""
     entry = archive.getinfo(name)
     if entry.file_size > limit:
-        raise UserError(
-            "entry of the zip archive too large", where=f"{where}: {name}", expected=f"at most {limit:,} bytes"
-        )
-    try:
+        most = f"at most {limit:,} bytes"
+        raise UserError("entry of the zip archive too large", where=f"{where}: {name}", expected=most)
+    with explained("damaged zip archive", f"{where}: {name}", "Download it again."):
         return archive.read(entry)
-    except Exception as error:  # as in open_zip
-        got = str(error) or type(error).__name__
-        raise UserError("damaged zip archive", where=f"{where}: {name}", got=got, hint="Download it again.") from None
 
 
 def check_pickle(file: IO[bytes], where: str) -> None:
@@ -92,11 +84,8 @@ def check_pickle(file: IO[bytes], where: str) -> None:
     Raises UserError for one that is cut off or damaged, of too many steps, that numbers its objects with gaps (whose
     reader takes memory for the gaps), or that hashes tuples within tuples so often that it would take for ever.
     """
-    try:
+    with explained("damaged pickle", where, "Download the file again."):
         _walk(file)
-    except Exception as error:  # damaged pickles raise nearly anything
-        got = str(error) or type(error).__name__
-        raise UserError("damaged pickle", where=where, got=got[:200], hint="Download the file again.") from None
 
 
 def _walk(file: IO[bytes]) -> None:
@@ -123,8 +112,7 @@ def _walk(file: IO[bytes]) -> None:
 def _step(opcode: pickletools.OpcodeInfo, stack: list[Any]) -> None:
     before, parts = opcode.stack_before, []
     if pickletools.markobject in before:
-        while (top := stack.pop()) is not None:
-            parts.append(top)
+        parts = list(iter(stack.pop, None))
         before = before[: before.index(pickletools.markobject)]
     for _ in before:
         parts.append(stack.pop())

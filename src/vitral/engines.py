@@ -21,7 +21,7 @@ from vitral.config import Config, build
 from vitral.data.image_spec import ImageSpec
 from vitral.data.resize import fit_image
 from vitral.errors import UserError
-from vitral.files import JSON_BYTES, parse_json, read_json, read_text, require_regular
+from vitral.files import JSON_BYTES, explained, parse_json, read_json, read_text, require_regular
 from vitral.models.model import ImageModel
 from vitral.optional_imports import require
 from vitral.pt2_archive import check_archive
@@ -97,10 +97,8 @@ class Exported(ABC):
         count, size = len(images), self.metadata.batch
         if size is not None:
             images = torch.cat([images, images.new_zeros(-count % size, *images.shape[1:])])
-        try:
+        with explained("the export cannot be computed", "model"):  # it is damaged, or memory is short
             return torch.cat([self._run(portion) for portion in images.split(size or max(count, 1))])[:count]
-        except Exception as error:  # of runtimes: a graph that is damaged, or needs more memory than available
-            raise UserError("the export cannot be computed", where="model", got=str(error)[:300]) from None
 
     @abstractmethod
     def _run(self, images: Tensor) -> Tensor: ...
@@ -119,10 +117,8 @@ class OnnxEngine(Exported):
         # Else its threads look for work without a pause for a while after each run, and take the processor from those
         # that decode the next images.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
+        with explained("not readable by ONNX Runtime", str(path)):
             self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's own classes, all below Exception
-            raise UserError("not readable by ONNX Runtime", where=str(path), got=str(error)[:300]) from None
         self.input, self.output = self.session.get_inputs()[0].name, self.session.get_outputs()[0].name
         super().__init__(self.session.get_modelmeta().custom_metadata_map.get(METADATA), path)
 
@@ -138,10 +134,8 @@ class OpenvinoEngine(Exported):
     def __init__(self, path: Path) -> None:
         openvino = require("openvino", "openvino")
         core = openvino.Core()
-        try:
+        with explained("not readable by OpenVINO", str(path)):
             network = core.read_model(str(path))
-        except Exception as error:  # RuntimeError and, of names and text that are no UTF-8, others
-            raise UserError("not readable by OpenVINO", where=str(path), got=str(error)[:300]) from None
         text = network.get_rt_info([METADATA]).astype(str) if network.has_rt_info([METADATA]) else None
         super().__init__(text, path)
         hints = {
@@ -149,10 +143,8 @@ class OpenvinoEngine(Exported):
             "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bfloat16" else "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }
-        try:
+        with explained("not computable by OpenVINO", str(path)):
             self.compiled = core.compile_model(network, "CPU", hints)
-        except Exception as error:
-            raise UserError("not computable by OpenVINO", where=str(path), got=str(error)[:300]) from None
 
     def _run(self, images: Tensor) -> Tensor:
         return torch.from_numpy(self.compiled([images.numpy()])[self.compiled.output(0)].copy())
@@ -166,10 +158,8 @@ class Pt2Engine(Exported):
     def __init__(self, path: Path) -> None:
         check_archive(path)
         files = {f"{METADATA}.json": ""}
-        try:
+        with explained("not readable by torch.export", str(path)):
             self.program: Callable[[Tensor], tuple[Tensor, ...]] = torch.export.load(path, extra_files=files).module()
-        except Exception as error:  # a damaged archive raises nearly anything
-            raise UserError("not readable by torch.export", where=str(path), got=str(error)[:300]) from None
         super().__init__(files[f"{METADATA}.json"] or None, path)
 
     def _run(self, images: Tensor) -> Tensor:

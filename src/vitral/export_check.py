@@ -99,9 +99,13 @@ def compare_here(path: Path, engine: Exported) -> tuple[float, float]:
     """Return the largest difference of the export's outputs to the model's in its proof, and the largest allowed.
     Raises UserError beyond that, and without a proof."""
     here, there, file = instruction_sets(), engine.metadata.instruction_sets, path.parent / PROOF
-    proof, config = _read(file), engine.metadata.model
-    expected_NS = _outputs(proof, file)
-    found = _apart(engine, config, expected_NS)
+    proof = build(Proof, read_json(file, _LARGEST), where=str(file))
+    try:
+        flat = np.frombuffer(base64.b64decode(proof.outputs, validate=True), "<f4").astype(np.float32)
+        expected_NS = torch.from_numpy(flat.reshape(_IMAGES, -1))
+    except ValueError as error:
+        raise UserError("not readable", where=str(file), got=error) from None
+    found = _apart(engine, engine.metadata.model, expected_NS)
     most = max(_AS_FAR * proof.difference, _AT_LEAST, _OF_LARGEST * float(expected_NS.abs().max()))
     if not found <= most:
         raise UserError(
@@ -119,18 +123,6 @@ def _apart(engine: Engine, config: FolderConfig, expected_NS: Tensor) -> float:
     if found_NS.shape != expected_NS.shape:
         return float("inf")
     return float((found_NS - expected_NS).abs().max())
-
-
-def _read(file: Path) -> Proof:
-    return build(Proof, read_json(file, _LARGEST), where=str(file))
-
-
-def _outputs(proof: Proof, file: Path) -> Tensor:
-    try:
-        flat = np.frombuffer(base64.b64decode(proof.outputs, validate=True), "<f4").astype(np.float32)
-        return torch.from_numpy(flat.reshape(_IMAGES, -1))
-    except ValueError as error:
-        raise UserError("not readable", where=str(file), got=error) from None
 
 
 def _key(path: Path, here: list[str]) -> str:

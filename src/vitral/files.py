@@ -9,6 +9,8 @@ import errno
 import json
 import os
 import stat
+from collections.abc import Generator
+from contextlib import contextmanager
 from io import BufferedReader
 from typing import Any
 
@@ -61,6 +63,18 @@ def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
         os.close(handle)
         raise
     return os.fdopen(handle, "rb")
+
+
+@contextmanager
+def explained(what: str, where: str, hint: str | None = None) -> Generator[None]:
+    """Turn what a library raises on a damaged file, which may be of nearly any class, into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        got = (str(error) or type(error).__name__)[:300]
+        raise UserError(what, where=where, got=got, hint=hint) from None
 
 
 def require_regular(path: str | os.PathLike[str]) -> None:

@@ -41,13 +41,8 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError:
         raise UserError("no such device", where="device", got=name, expected="auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
-        raise UserError(
-            "this device is not there",
-            where="device",
-            got=name,
-            expected="auto or cpu",
-            hint="`vitral doctor` shows what is.",
-        )
+        hint = "`vitral doctor` shows what is."
+        raise UserError("this device is not there", where="device", got=name, expected="auto or cpu", hint=hint)
     if device.type not in ("cpu", "cuda"):
         raise UserError("this device is not supported", where="device", got=name, expected="auto, cpu, cuda or cuda:N")
     return device
@@ -232,8 +227,7 @@ class Predictor:
         rows = (row if isinstance(row, UserError) else row.numpy() for row in outputs)
         if stream:
             return rows
-        found = [_or_raise(row) for row in rows]
-        if not found:
+        if not (found := [_or_raise(row) for row in rows]):
             raise UserError("at least one image is expected", where="images")
         return np.stack(found)
 

@@ -175,7 +175,8 @@ def _walk(tree: Any, key: str) -> None:
     while left:
         value, key = left.pop()
         if isinstance(value, str):
-            _check_text(key, value)
+            if not _CHECKS.get(key, _WORD.fullmatch)(value):
+                raise Refused(f"{key}: {value[:200]!r}")
             nodes += _size(value) if key == "expr_str" else 0
         elif isinstance(value, list):
             left += [(each, key) for each in value]
@@ -195,14 +196,6 @@ def _entries(key: str, value: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         if not _NAME.fullmatch(name) or (name in _NEVER and each is not None) or (name in _EMPTY and each):
             raise Refused(f"{name[:100]}: {each!r:.200}")
         yield name, each
-
-
-def _check_text(key: str, text: str) -> None:
-    """Of the strings of a graph, by the key under which they lie: what is named nowhere is one word."""
-    check = _CHECKS.get(key)
-    fine = check(text) if check else _WORD.fullmatch(text) is not None
-    if not fine:
-        raise Refused(f"{key}: {text[:200]!r}")
 
 
 def _is_operator(text: str) -> bool:
@@ -295,6 +288,7 @@ def _is_exponent(node: ast.AST) -> bool:
     return isinstance(node, ast.Constant) and type(node.value) is int and node.value <= 4
 
 
+# Of the strings of a graph, by the key under which they lie: what is named nowhere is one word.
 _CHECKS: dict[str, Callable[[str], object]] = {
     "target": _is_operator, "expr_str": is_expression, "in_spec": _is_tree, "out_spec": _is_tree,
     "type": lambda text: text == "cpu", "name": _NAME.fullmatch, "as_name": _NAME.fullmatch,

@@ -293,13 +293,13 @@ def test_no_more_than_four_of_the_largest_are_decoded_at_once(
     async def use(client: Client) -> None:
         pool = client.service.decoders
 
-        def watch(call: Any) -> Any:
+        def watch(*arguments: Any) -> Any:
             most[0] = max(most[0], pool._running)
             assert pool._pixels <= 4 * 10_000
-            return run(call)
+            return decode(*arguments)
 
-        run = decoder_pool._Call.run
-        monkeypatch.setattr(decoder_pool._Call, "run", watch)
+        decode = pool._decode
+        monkeypatch.setattr(pool, "_decode", watch)
         assert (await client.post("/v1/predict", files=files(*[out.getvalue()] * 12))).status_code == 200
 
     with_application(model, use, max_pixels=10_000)

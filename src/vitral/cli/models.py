@@ -39,6 +39,6 @@ def run(arguments: Arguments, _: NoKeys) -> Answer:
 
 def _cells(row: dict[str, Any], c: ModelConfig) -> list[object]:
     """Return a table row; models without patches show the stride."""
-    shape = [c.stride, row.get("width", "-"), c.block_count, c.head_count or "-"]
+    shape = [c.stride, row.get("width", "-"), c.block_count, row.get("heads", "-")]
     work = [f"{row['parameters']:,}", f"{row['macs_all_tokens'] / 1e9:.2f}", c.num_classes]
     return [row["name"], c.image_size[0], *shape, *work]

@@ -66,15 +66,10 @@ class ExportOptions(Config):
                     raise ValueError(f"{key} has no effect with format={self.format}")
         if self.quantize and self.precision != "int8":
             raise ValueError("quantize has no effect without precision=int8")
-        refused = {
-            (
-                "onnx",
-                "bfloat16",
-            ): "ONNX Runtime has no bfloat16 matrix products on CPUs: use format=openvino or format=pt2",
-            ("pt2", "int8"): "precision=int8 needs format=onnx or format=openvino",
-        }
-        if (self.format, self.precision) in refused:
-            raise ValueError(refused[self.format, self.precision])
+        if (self.format, self.precision) == ("onnx", "bfloat16"):
+            raise ValueError("ONNX Runtime has no bfloat16 matrix products on CPUs: use format=openvino or format=pt2")
+        if (self.format, self.precision) == ("pt2", "int8"):
+            raise ValueError("precision=int8 needs format=onnx or format=openvino")
         if self.format == "openvino" and self.quantize == "dynamic":
             raise ValueError("OpenVINO computes dynamic int8 in float32: use quantize=static")
         return self

@@ -60,7 +60,7 @@ def export_network(
     out differs: nothing is written then."""
     out = free_place(options.out, options.overwrite)
     with whole_folder(out) as folder:
-        metadata = metadata_of(config, card, options)
+        metadata = _metadata(config, card, options)
         calibration = _calibration(metadata, options, samples)
         file = write_file(folder, network, metadata, calibration)
         write_text(folder / CONFIG, signed(metadata.model_dump(mode="json"), *parts_of(file)))
@@ -74,8 +74,7 @@ def export_network(
     return ExportResult(out, file.name, parity, _notes(metadata, options, calibration is not None, samples))
 
 
-def metadata_of(config: FolderConfig, card: str, options: ExportOptions) -> ExportMetadata:
-    """What the export says of itself."""
+def _metadata(config: FolderConfig, card: str, options: ExportOptions) -> ExportMetadata:
     assert options.format in ("onnx", "pt2", "openvino"), options.format
     versions = {"vitral": __version__, "torch": str(torch.__version__)}
     return ExportMetadata(
@@ -93,24 +92,20 @@ def _calibration(metadata: ExportMetadata, options: ExportOptions, samples: Samp
 
     def batches() -> Iterable[Tensor]:
         for image_CHW in samples.calibration:
-            if metadata.takes == "pixels":
-                one = image_CHW.permute(1, 2, 0)
-            else:
-                one = fit_image(image_CHW, shown.image_size, shown)
+            is_full = metadata.takes == "pixels"
+            one = image_CHW.permute(1, 2, 0) if is_full else fit_image(image_CHW, shown.image_size, shown)
             yield one.expand(count, *one.shape).contiguous()
 
     return batches
 
 
 def _notes(metadata: ExportMetadata, options: ExportOptions, static: bool, samples: Samples) -> list[str]:
-    height, width = metadata.model.preprocessing.image_size
+    (height, width), batch = metadata.model.preprocessing.image_size, metadata.batch or "batch"
     channels = metadata.model.architecture.in_channels
-    batch = metadata.batch or "batch"
-    takes = {
-        "pixels": f"uint8 [{batch}, height, width, {channels}], any size; the graph resizes",
-        "resized": f"float32 [{batch}, {channels}, {height}, {width}] in [0,1]",
-    }[metadata.takes]
-    notes = [f"input: {takes}"]
+    if metadata.takes == "pixels":
+        notes = [f"input: uint8 [{batch}, height, width, {channels}], any size; the graph resizes"]
+    else:
+        notes = [f"input: float32 [{batch}, {channels}, {height}, {width}] in [0,1]"]
     if metadata.precision == "int8":
         scales = f"from {len(samples.calibration)} {samples.calibration_source}" if static else "from each batch"
         notes.append(f"int8: scales of activations {scales}")

@@ -19,8 +19,6 @@ from vitral.export.resize import FitAnySize
 from vitral.models.model import ImageModel
 from vitral.weights.folder import FolderConfig
 
-PIXELS, RESIZED = "pixels", "resized"
-
 
 class Whole(nn.Module):
     """From images to (outputs [B, S], scores [B, S]), both float32; to (features,) without a head.
@@ -32,7 +30,7 @@ class Whole(nn.Module):
     def __init__(self, network: ImageModel, config: FolderConfig, takes: str) -> None:
         super().__init__()
         shown = config.preprocessing
-        self.fit = FitAnySize(shown.image_size, shown) if takes == PIXELS else nn.Identity()
+        self.fit = FitAnySize(shown.image_size, shown) if takes == "pixels" else nn.Identity()
         self.network, self.task = network, config.make_task()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -49,12 +47,11 @@ class Whole(nn.Module):
 def capture(network: ImageModel, metadata: ExportMetadata) -> tuple[torch.export.ExportedProgram, list[str]]:
     """The graph, with the batch, unless its size is given, and height and width of pixels left open, and the names of
     its outputs."""
-    config = metadata.model
-    weights = copy.deepcopy(network).cpu().eval().requires_grad_(False)
+    config, weights = metadata.model, copy.deepcopy(network).cpu().eval().requires_grad_(False)
     whole = Whole(weights.bfloat16() if metadata.precision == "bfloat16" else weights, config, metadata.takes).eval()
     channels, (h, w) = config.architecture.in_channels, config.preprocessing.image_size
     count, shapes = metadata.batch or 2, {} if metadata.batch else {0: torch.export.Dim("batch")}
-    if metadata.takes == PIXELS:
+    if metadata.takes == "pixels":
         # Sides that are neither equal nor the model's: nothing may be taken for a constant.
         example = torch.zeros(count, h + 5, w + 9, channels, dtype=torch.uint8)
         shapes |= {1: torch.export.Dim("height"), 2: torch.export.Dim("width")}

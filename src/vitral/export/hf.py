@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vitral.export.package import Package, key_biases, misfits, refuse, resized_sides, square, with_learned_positions
+from vitral.export.package import Package, key_biases, misfits, refuse, resized_sides, with_learned_positions
 from vitral.models.config import ViTConfig
 from vitral.models.model import ImageModel
 from vitral.models.registry import token_config
@@ -55,11 +55,10 @@ def package(model: ImageModel, config: FolderConfig) -> Package:
     refuse(f"transformers {family.name}", _misfits(c, family))
     key_bias = family is _DINOV3 and bool(key_biases(tensors, c).any())
     foreign = _renamed(tensors, c, family, key_bias)
-    dtype = str(model.dtype).removeprefix("torch.")
-    tree = _config(c, family, config, key_bias) | {"dtype": dtype}
-    files = {"config.json": tree, "preprocessor_config.json": preprocessor(config)}
+    tree = _config(c, family, config, key_bias) | {"dtype": str(model.dtype).removeprefix("torch.")}
+    files = {"config.json": tree, "preprocessor_config.json": _preprocessor(config)}
     notes = [f"transformers {family.name}"]
-    if config.preprocessing.resize_mode == "crop" and not square(config):
+    if config.preprocessing.resize_mode == "crop" and c.image_size[0] != c.image_size[1]:
         notes.append("its image processor cannot cut the middle of another shape than a square: resize images before")
     return Package(foreign, files, notes)
 
@@ -140,13 +139,8 @@ def _config(c: ViTConfig, family: _Family, folder: FolderConfig, key_bias: bool)
     if family in (_REGISTERS, _DINOV3):
         tree["num_register_tokens"] = c.registers
     if family is _DINOV3:
-        tree |= {
-            "use_gated_mlp": gated,
-            "key_bias": key_bias,
-            "rope_theta": c.rope_theta,
-            "layerscale_value": c.layer_scale,
-        }
-        tree |= {"hidden_act": "silu"} if gated else {}
+        tree |= {"use_gated_mlp": gated, "key_bias": key_bias, "rope_theta": c.rope_theta}
+        tree |= {"layerscale_value": c.layer_scale, **({"hidden_act": "silu"} if gated else {})}
     if c.num_classes:
         tree |= {
             "id2label": folder.id2label,
@@ -156,22 +150,18 @@ def _config(c: ViTConfig, family: _Family, folder: FolderConfig, key_bias: bool)
     return tree
 
 
-def preprocessor(config: FolderConfig) -> dict[str, Any]:
-    """preprocessor_config.json: scale, cut the middle, divide by 255, normalize."""
+def _preprocessor(config: FolderConfig) -> dict[str, Any]:
+    """Scale, cut the middle, divide by 255, normalize."""
     shown, architecture = config.preprocessing, config.architecture
     height, width = resized_sides(config)
     cut = shown.crop_pct < 1 or shown.resize_mode == "crop"
     sides = {"shortest_edge": min(height, width)} if shown.resize_mode == "crop" else {"height": height, "width": width}
     tree: dict[str, Any] = {
         "image_processor_type": "BitImageProcessor" if cut else "ViTImageProcessor",
-        "do_resize": True,
-        "size": sides,
-        "resample": _RESAMPLE[shown.interpolation],
+        "do_resize": True, "size": sides, "resample": _RESAMPLE[shown.interpolation],
         "do_rescale": True, "rescale_factor": 1 / 255,
         "do_normalize": True, "image_mean": list(architecture.mean), "image_std": list(architecture.std),
         "do_convert_rgb": architecture.in_channels == 3,
     }  # fmt: skip
-    if cut:
-        crop = {"height": shown.image_size[0], "width": shown.image_size[1]}
-        tree |= {"do_center_crop": True, "crop_size": crop}
-    return tree
+    crop = {"height": shown.image_size[0], "width": shown.image_size[1]}
+    return tree | ({"do_center_crop": True, "crop_size": crop} if cut else {})

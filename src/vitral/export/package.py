@@ -60,11 +60,6 @@ def with_learned_positions(tensors: dict[str, Tensor], config: ViTConfig) -> tup
     return tensors | {"pos_embed": table}, config.model_copy(update={"positions": "learned", "prefix_positions": False})
 
 
-def square(config: FolderConfig) -> bool:
-    """Whether height and width are equal."""
-    return config.architecture.image_size[0] == config.architecture.image_size[1]
-
-
 def resized_sides(config: FolderConfig) -> tuple[int, int]:
     """Height and width in pixels that images are scaled to before the middle is cut out."""
     return config.preprocessing.scaled(config.preprocessing.image_size)

@@ -77,25 +77,16 @@ def compare(
         theirs_NS, behind = outputs_of(engine.logits, fitted), None
     else:
         theirs_NS = torch.cat([logits_of(engine, spec, [image]) for image in images])
-        behind = max(
-            _apart(_of(reference, [fit(each, config)]), logits_of(engine, spec, [each]))
-            for each in (_own_size(image, config) for image in images[:8])
-        )
+        own = [_own_size(image, config) for image in images[:8]]
+        behind = max(_apart(_of(reference, [fit(each, config)]), logits_of(engine, spec, [each])) for each in own)
     likeness = compare_outputs(mine_NS, theirs_NS, config, source, behind)
     batch = [_own_size(image, config) for image in (list(images) * _BATCH)[:_BATCH]]
     eager_s, theirs_s = take_turns(
-        [
-            lambda: _of(reference, [fit(image, config) for image in batch]),
-            lambda: logits_of(engine, spec, batch),
-        ],
-        rounds=_ROUNDS,
+        [lambda: _of(reference, [fit(image, config) for image in batch]), lambda: logits_of(engine, spec, batch)],
+        _ROUNDS,
     )
-    ratios = [mine / theirs for mine, theirs in zip(eager_s, theirs_s, strict=True)]
-    low, middle, high = (float(value) for value in np.quantile(ratios, [0.25, 0.5, 0.75]))
-    return Parity(
-        **likeness.model_dump(), batch=len(batch), rounds=_ROUNDS, speedup=round(middle, 3),
-        speedup_range=(round(low, 3), round(high, 3)),
-    )  # fmt: skip
+    low, middle, high = np.quantile(np.divide(eager_s, theirs_s), [0.25, 0.5, 0.75]).round(3).tolist()
+    return Parity(**likeness.model_dump(), batch=len(batch), rounds=_ROUNDS, speedup=middle, speedup_range=(low, high))
 
 
 def compare_outputs(
@@ -170,11 +161,8 @@ def builtin_images(count: int, config: FolderConfig) -> list[Tensor]:
     found: list[Tensor] = []
     for number in range(count):
         photo_HWC = photos.images[number % 2]
-        height, width = (min(a, b) for a, b in zip(sizes[number % len(sizes)], photo_HWC.shape[:2], strict=True))
-        top, left = (
-            int(draw.integers(0, have - want + 1))
-            for have, want in zip(photo_HWC.shape[:2], (height, width), strict=True)
-        )
+        height, width = np.minimum(sizes[number % len(sizes)], photo_HWC.shape[:2])
+        top, left = draw.integers(0, np.subtract(photo_HWC.shape[:2], (height, width)) + 1)
         cut_HWC = np.ascontiguousarray(photo_HWC[top : top + height, left : left + width])
         found.append(as_image(cut_HWC, config.preprocessing.channels))
     return found

@@ -36,16 +36,14 @@ def quantize(source: Path, target: Path, batches: Iterable[Tensor] | None) -> No
             quantization.quantize_dynamic(str(source), str(target), **settings)
             return
 
+        inputs = ({"images": batch.numpy()} for batch in batches)
+
         class Reader(quantization.CalibrationDataReader):
             """One batch after the other."""
 
-            def __init__(self) -> None:
-                self.rest = iter(batches)
-
             def get_next(self) -> Any:
                 """The next input, or None."""
-                batch = next(self.rest, None)
-                return None if batch is None else {"images": batch.numpy()}
+                return next(inputs, None)
 
         settings["activation_type"] = quantization.QuantType.QUInt8
         quantization.quantize_static(str(source), str(target), Reader(), **settings)

@@ -36,16 +36,13 @@ def package(model: ImageModel, config: FolderConfig) -> Package:
         refuse("timm", _misfits(architecture, tensors))
         name, arguments = _name(architecture), _arguments(architecture)
         tensors = _eva(tensors, architecture) if rope else _with_register_rows(tensors, architecture)
+    classes = architecture.num_classes
     tree = {
-        "architecture": name,
-        "num_classes": architecture.num_classes,
-        "num_features": architecture.pooled_width,
+        "architecture": name, "num_classes": classes, "num_features": architecture.pooled_width,
         "global_pool": arguments.get("global_pool", "avg"),
-        "model_args": {**arguments, "num_classes": architecture.num_classes, "in_chans": architecture.in_channels},
-        "pretrained_cfg": _pretrained(config, name),
-    }
-    if architecture.num_classes:
-        tree["label_names"] = list(config.classes)
+        "model_args": {**arguments, "num_classes": classes, "in_chans": architecture.in_channels},
+        "pretrained_cfg": _pretrained(config, name), **({"label_names": list(config.classes)} if classes else {}),
+    }  # fmt: skip
     return Package(tensors, {"config.json": tree}, [f"timm {name}"])
 
 
@@ -79,8 +76,8 @@ def _misfits(c: ViTConfig, tensors: dict[str, Tensor]) -> list[str]:
 
 
 def _hybrid(c: ViTConfig) -> str | None:
-    names = (name for name, (_, blocks, patch) in HYBRIDS.items() if (blocks, patch) == (c.stem_blocks, c.patch_size))
-    return next(names, None)
+    stem = c.stem_blocks, c.patch_size
+    return next((name for name, (_, blocks, patch) in HYBRIDS.items() if (blocks, patch) == stem), None)
 
 
 def _name(c: ViTConfig) -> str:
@@ -106,12 +103,11 @@ def _arguments(c: ViTConfig) -> dict[str, Any]:
         found["init_values"] = c.layer_scale
     if c.positions == "rope":
         return found | {"num_reg_tokens": c.registers, "rope_temperature": c.rope_theta}
-    if c.distill_token:
-        return found | ({"act_layer": "gelu_tanh"} if c.gelu == "tanh" else {})
-    found |= {
-        "class_token": c.class_token, "reg_tokens": c.registers, "qk_norm": c.qk_norm, "fc_norm": c.norm_after_pool,
-        "no_embed_class": not c.prefix_positions, "pos_embed": "learn" if c.positions == "learned" else "none",
-    }  # fmt: skip
+    if not c.distill_token:
+        found |= {
+            "class_token": c.class_token, "reg_tokens": c.registers, "qk_norm": c.qk_norm, "fc_norm": c.norm_after_pool,
+            "no_embed_class": not c.prefix_positions, "pos_embed": "learn" if c.positions == "learned" else "none",
+        }  # fmt: skip
     return found | ({"act_layer": "gelu_tanh"} if c.gelu == "tanh" else {})
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -22,8 +22,13 @@ class ModelConfig(Config, ABC):
     """Keys of every architecture; equal configs mean parameters of equal names and shapes.
 
     `models.registry.FAMILIES` lists the families. Other modules read their differences from the properties.
+
+    has_patches: whether images are encoded as tokens that can be masked, dropped and attended to. bare_head: fields
+    that replace any head by a new one on the bare representation.
     """
 
+    has_patches: ClassVar[bool] = False
+    bare_head: ClassVar[Mapping[str, Any]] = {}
     image_size: Pair = Field(description="height,width of the input in pixels; one number: a square")
     in_channels: int = Field(default=3, ge=1, le=4, description="number of input channels: 1 gray, 3 RGB, 4 RGBA")
     num_classes: int = Field(
@@ -79,14 +84,9 @@ class ModelConfig(Config, ABC):
         """Number of features of a pooled image."""
 
     @property
-    def has_patches(self) -> bool:
-        """Whether images are encoded as tokens that can be masked, dropped and attended to."""
-        return False
-
-    @property
     def cells(self) -> str:
         """The cells of the grid, as a phrase."""
-        return f"stride {self.stride}"
+        return f"{'patch' if self.has_patches else 'stride'} {self.stride}"
 
     @property
     def block_count(self) -> int:
@@ -99,19 +99,9 @@ class ModelConfig(Config, ABC):
         return 0
 
     @property
-    def head_count(self) -> int | None:
-        """Attention heads per block; None without attention."""
-        return None
-
-    @property
     def dropped_samples(self) -> float:
         """Share of a micro-batch's samples that the last block skips in training (drop-path)."""
         return 0.0
-
-    @property
-    def bare_head(self) -> dict[str, Any]:
-        """Fields that replace any head by a new one on the bare representation."""
-        return {}
 
     @property
     def uses_batch_statistics(self) -> bool:
@@ -136,6 +126,8 @@ class ModelConfig(Config, ABC):
 class ViTConfig(ModelConfig):
     """A Vision Transformer and its head: arXiv 2010.11929, its hybrids, and later additions."""
 
+    has_patches: ClassVar[bool] = True
+    bare_head: ClassVar[Mapping[str, Any]] = {"head": "linear"}
     family: Literal["vit"] = "vit"  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
     patch_size: int = Field(ge=1, description="side length of a patch in pixels; divides image_size")
     stem_blocks: Blocks | None = Field(
@@ -247,10 +239,9 @@ class ViTConfig(ModelConfig):
             raise ValueError("distill_token=true needs pool=cls: its head reads that token, the other the class token")
         if self.head == "mlp" and not self.num_classes:
             raise ValueError("head=mlp needs num_classes above 0; num_classes=0 means no head at all")
-        if self.head == "mlp" and self.pooled_width != self.width:
-            raise ValueError("head=mlp reads one vector of model width: no distill_token, no pool=cls_avg")
-        if self.norm_after_pool and self.pooled_width != self.width:
-            raise ValueError("fc_norm=true reads one vector of model width: no distill_token, no pool=cls_avg")
+        for key, is_set in (("head=mlp", self.head == "mlp"), ("fc_norm=true", self.norm_after_pool)):
+            if is_set and self.pooled_width != self.width:
+                raise ValueError(f"{key} reads one vector of model width: no distill_token, no pool=cls_avg")
         self._check_positions()
         reject_unused(self, {
             "stem_epsilons": self.stem_blocks is not None,
@@ -284,16 +275,6 @@ class ViTConfig(ModelConfig):
         return self.patch_size
 
     @property
-    def has_patches(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def cells(self) -> str:
-        """Patches."""
-        return f"patch {self.patch_size}"
-
-    @property
     def block_count(self) -> int:
         """Its depth."""
         return self.depth
@@ -302,16 +283,6 @@ class ViTConfig(ModelConfig):
     def stem_block_count(self) -> int:
         """Residual blocks of a hybrid's stem."""
         return sum(self.stem_blocks or ())
-
-    @property
-    def head_count(self) -> int:
-        """`heads`."""
-        return self.heads
-
-    @property
-    def bare_head(self) -> dict[str, Any]:
-        """No tanh layer before the output."""
-        return {"head": "linear"}
 
     @property
     def dropped_samples(self) -> float:
@@ -375,16 +346,10 @@ class ViTConfig(ModelConfig):
         """Hidden features of each block's MLP."""
         return self.block_mlp_dims or (self.mlp_dim,) * self.depth
 
-    def pruned_counts(self, patches: int) -> list[int]:
-        """Patch tokens that leave each block where `patches` enter the first one, by the model's own pruner."""
-        shares = [self.pruner_keep ** sum(at <= i for at in self.pruner_blocks) for i in range(self.depth)]
-        return [max(math.ceil(share * patches), 1) for share in shares]
-
     @property
     def is_even(self) -> bool:
         """Whether all blocks have the same sizes, those that heads and mlp_dim say: other libraries know no others."""
-        even = {self.heads}, {self.mlp_dim}
-        return (set(self.heads_of_blocks), set(self.mlp_dims_of_blocks)) == even
+        return {*self.heads_of_blocks} == {self.heads} and {*self.mlp_dims_of_blocks} == {self.mlp_dim}
 
     @property
     def prefix_tokens(self) -> int:
@@ -394,9 +359,8 @@ class ViTConfig(ModelConfig):
     @property
     def position_tables(self) -> int:
         """How many sets of learned positions there are: one, or one for each block."""
-        if self.positions_at == "layers" or (self.positions == "relative" and self.positions_at is None):
-            return self.depth
-        return 1
+        is_own = self.positions_at == "layers" or (self.positions == "relative" and self.positions_at is None)
+        return self.depth if is_own else 1
 
     @property
     def position_rows(self) -> int:

@@ -5,6 +5,7 @@ Shape letters: B batch, C channels, H W height and width of a map.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -103,19 +104,6 @@ class Stem(nn.Module):
         return F.max_pool2d(padded_BCHW, 3, 2)
 
 
-class Projection(nn.Module):
-    """The shortcut where the shape changes: a 1x1 convolution, and a norm unless one came before."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int, style: Style) -> None:
-        super().__init__()
-        self.conv = Conv(in_channels, out_channels, 1, stride, style)
-        self.norm = None if style.preactivation else make_norm(out_channels, style)
-
-    def forward(self, maps_BCHW: Tensor) -> Tensor:
-        projected_BCHW = self.conv(maps_BCHW)
-        return projected_BCHW if self.norm is None else self.norm(projected_BCHW)
-
-
 class Zeros(nn.Module):
     """The shortcut without parameters (arXiv 1512.03385, option A): every second cell, zeros as new channels."""
 
@@ -144,12 +132,14 @@ class Block(nn.Module):
         self.norm2 = make_norm(inner, style)
         self.conv3 = Conv(inner, out_channels, 1, 1, style) if bottleneck else None
         self.norm3 = make_norm(inner if before else out_channels, style) if bottleneck else None
-        if stride == 1 and in_channels == out_channels:
-            self.downsample = None
-        elif style.shortcut == "zeros":
-            self.downsample = Zeros(in_channels, out_channels, stride)
-        else:
-            self.downsample = Projection(in_channels, out_channels, stride, style)
+        self.downsample: nn.Module | None = None
+        if stride > 1 or in_channels != out_channels:
+            if style.shortcut == "zeros":
+                self.downsample = Zeros(in_channels, out_channels, stride)
+            else:  # a 1x1 convolution, and a norm unless one came before
+                parts = OrderedDict[str, nn.Module](conv=Conv(in_channels, out_channels, 1, stride, style))
+                parts |= {} if before else {"norm": make_norm(out_channels, style)}
+                self.downsample = nn.Sequential(parts)
         self.preactivation = before
 
     @property
@@ -180,36 +170,19 @@ class Block(nn.Module):
         return F.relu(branch_BCHW + maps_BCHW, inplace=True)
 
 
-class Stage(nn.Module):
-    """Blocks of equal width, the first of which has the stride."""
-
-    def __init__(
-        self, count: int, in_channels: int, out_channels: int, stride: int, bottleneck: bool, style: Style
-    ) -> None:
-        super().__init__()
-        self.blocks = nn.Sequential(
-            *(
-                Block(out_channels if i else in_channels, out_channels, 1 if i else stride, bottleneck, style)
-                for i in range(count)
-            )
-        )
-
-    def forward(self, maps_BCHW: Tensor) -> Tensor:
-        return self.blocks(maps_BCHW)
-
-
 def make_stages(
     blocks: Sequence[int], width: int, block: Literal["bottleneck", "basic"], style: Style
 ) -> nn.Sequential:
-    """Stages of so many blocks each behind a map of `width` channels; all but the first halve the map."""
-    outs = stage_channels(blocks, width, block)
-    ins = (width, *outs)
-    return nn.Sequential(
-        *(
-            Stage(count, before, after, 2 if i else 1, block == "bottleneck", style)
-            for i, (count, before, after) in enumerate(zip(blocks, ins, outs, strict=False))
-        )
-    )
+    """Stages of so many blocks each behind a map of `width` channels; the first block of all but the first halves the
+    map. A stage's blocks are its `blocks`, as in timm."""
+    stages: list[nn.Module] = []
+    for number, (count, channels) in enumerate(zip(blocks, stage_channels(blocks, width, block), strict=True)):
+        made: list[nn.Module] = []
+        for place in range(count):
+            made.append(Block(width, channels, 2 if number and not place else 1, block == "bottleneck", style))
+            width = channels
+        stages.append(nn.Sequential(OrderedDict(blocks=nn.Sequential(*made))))
+    return nn.Sequential(*stages)
 
 
 def init_norms(network: nn.Module) -> None:

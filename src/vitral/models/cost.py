@@ -11,7 +11,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, cast
 
 import torch
@@ -152,7 +152,7 @@ class Recorder(TorchDispatchMode):
             self._block, self._entered = number, True
             self.inputs[number] += inputs[0].numel() * inputs[0].element_size()
 
-    def leave(self, name: str, module: nn.Module, out: Any) -> None:
+    def leave(self, name: str, module: nn.Module, inputs: tuple[Any, ...], out: Any) -> None:
         """A hook behind it."""
         self.stack.pop()
         if id(module) in self._numbers:
@@ -203,8 +203,8 @@ def recording(
     handles: list[Any] = []
     for name, part in module.named_modules():
         if not isinstance(part, nn.Identity | nn.ModuleList | nn.ModuleDict) and name:
-            handles.append(part.register_forward_pre_hook(_before(recorder, name)))
-            handles.append(part.register_forward_hook(_behind(recorder, name)))
+            handles.append(part.register_forward_pre_hook(partial(recorder.enter, name)))
+            handles.append(part.register_forward_hook(partial(recorder.leave, name)))
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     handles += [parameter.register_post_accumulate_grad_hook(_forget) for parameter in trained]
     hooks = torch.autograd.graph.saved_tensors_hooks(recorder.keep, lambda tensor: tensor)
@@ -214,14 +214,6 @@ def recording(
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _before(recorder: Recorder, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    return lambda module, inputs: recorder.enter(name, module, inputs)
-
-
-def _behind(recorder: Recorder, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-    return lambda module, _, out: recorder.leave(name, module, out)
 
 
 def _forget(parameter: Tensor) -> None:

@@ -41,8 +41,7 @@ class Predictor(nn.Module):
     def init_weights(self, keep: float) -> None:
         """Xavier uniform, zero biases; the last layer's weights are zero and its biases say that every patch stays with
         probability `keep`, as it is to be at the end."""
-        nn.init.ones_(self.norm.weight)
-        nn.init.zeros_(self.norm.bias)
+        self.norm.reset_parameters()
         xavier(self.local, self.whole, self.fc1)
         nn.init.zeros_(self.fc2.weight)
         nn.init.zeros_(self.fc2.bias)
@@ -90,7 +89,9 @@ class LearnedPruner(nn.Module, TokenReduction):
     def counts(self, patches: int, depth: int) -> list[int]:
         """Patch tokens after each block: of the first number the share, to the power of the blocks that prune so far,
         rounded up."""
-        return self.config.pruned_counts(patches)
+        c = self.config
+        shares = [c.pruner_keep ** sum(at <= i for at in c.pruner_blocks) for i in range(depth)]
+        return [max(math.ceil(share * patches), 1) for share in shares]
 
     def reduce(self, x_BTD: Tensor, qk: CapturedQK, sizes_BM: Tensor, step: Step) -> Reduction:
         """The tokens with the highest scores, in their order; the others are gone. See `TokenReduction.reduce`."""
@@ -134,16 +135,15 @@ class _MaskedState(TokenReductionState):
 
     def between(self, block: int) -> Between | None:
         """Draws which tokens stay, by the straight-through Gumbel softmax, among those still there."""
-        if str(block) not in self.masked.pruner.predictors:
+        masked = self.masked
+        if str(block) not in masked.pruner.predictors:
             return None
-        predictor = self.masked.pruner.predictors[str(block)]
 
         def draw(x_BTD: Tensor, qk: CapturedQK) -> Tensor:
-            logits_BN2 = predictor(x_BTD[:, self.prefix :], self.masked.mask_BN)
-            uniform_BN = self.masked.uniform(block, logits_BN2.shape[1])
-            kept_BN = _draw(logits_BN2, uniform_BN, self.masked.mask_BN)
-            self.masked.mask_BN = kept_BN if self.masked.mask_BN is None else kept_BN * self.masked.mask_BN
-            self.masked.shares_B.append(self.masked.mask_BN.mean(1))
+            logits_BN2 = masked.pruner.predictors[str(block)](x_BTD[:, self.prefix :], masked.mask_BN)
+            kept_BN = _draw(logits_BN2, masked.uniform(block, logits_BN2.shape[1]), masked.mask_BN)
+            masked.mask_BN = kept_BN if masked.mask_BN is None else kept_BN * masked.mask_BN
+            masked.shares_B.append(masked.mask_BN.mean(1))
             return x_BTD
 
         return draw

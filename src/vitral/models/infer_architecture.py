@@ -41,10 +41,8 @@ def infer_vit(
     fields |= _stem(tensors, facts)
     fields |= _head(tensors, facts, fields)
     fields["heads"] = _heads(tensors, facts, fields, where, notes)
-    fields |= _positions(
-        tensors, fields, facts.get("positions", "none"), where, (facts.get("image_size"), image_size), notes
-    )
-    return fields, notes
+    sizes = (facts.get("image_size"), image_size)
+    return fields | _positions(tensors, fields, facts.get("positions", "none"), where, sizes, notes), notes
 
 
 def _need(tensors: Tensors, name: str, where: str) -> Tensor:
@@ -60,13 +58,12 @@ def _count(tensors: Tensors, prefix: str) -> int:
 
 def _stem(tensors: Tensors, facts: Mapping[str, Any]) -> Fields:
     """Patches of pixels, or of a ResNet's map."""
-    proj = tensors["patch_embed.proj.weight"]
-    backbone = "patch_embed.backbone."
+    proj, backbone = tensors["patch_embed.proj.weight"], "patch_embed.backbone."
     alone = f"{backbone}conv.weight" in tensors
-    if not alone and f"{backbone}stem.conv.weight" not in tensors:
+    root = tensors.get(f"{backbone}{'' if alone else 'stem.'}conv.weight")
+    if root is None:
         return {"in_channels": proj.shape[1], "patch_size": proj.shape[-1]}
     stages = 0 if alone else _count(tensors, f"{backbone}stages.")
-    root = tensors[f"{backbone}{'' if alone else 'stem.'}conv.weight"]
     fields = {
         "in_channels": root.shape[1],
         "stem_blocks": [_count(tensors, f"{backbone}stages.{i}.blocks.") for i in range(stages)],
@@ -87,8 +84,8 @@ def _head(tensors: Tensors, facts: Mapping[str, Any], fields: Fields) -> Fields:
     elif head is not None and head.shape[-1] == 2 * fields["width"]:
         found |= {"pool": "cls_avg"}
     else:
-        average = late or not fields["class_token"]
-        found |= {"pool": facts.get("pool", "avg" if average else "cls"), "fc_norm": late}
+        usual = "avg" if late or not fields["class_token"] else "cls"
+        found |= {"pool": facts.get("pool", usual), "fc_norm": late}
     return found
 
 

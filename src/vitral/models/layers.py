@@ -336,8 +336,7 @@ class Block(nn.Module):
         """Sets every parameter of the block."""
         for module in self.modules():
             if isinstance(module, nn.LayerNorm):
-                nn.init.ones_(module.weight)
-                nn.init.zeros_(module.bias)
+                module.reset_parameters()
             elif isinstance(module, Attention | CrossAttention | Mlp | SwiGLU | LayerScale):
                 module.init_weights()
 

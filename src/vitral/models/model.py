@@ -106,9 +106,8 @@ class ImageModel(nn.Module, ABC):
         if len(shape) != 4 or shape[1] != channels:
             raise UserError("wrong shape of the images", got=_text(shape), expected=f"B x {channels} x height x width")
         if shape[2] % multiple or shape[3] % multiple or not (shape[2] and shape[3]):
-            raise UserError(
-                "wrong image size", got=_text(shape[2:]), expected=f"multiples of the patch size, {multiple}"
-            )
+            expected = f"multiples of the patch size, {multiple}"
+            raise UserError("wrong image size", got=_text(shape[2:]), expected=expected)
         if images_BCHW.dtype == torch.uint8:
             images_BCHW = images_BCHW.to(torch.float32) / 255
         elif not images_BCHW.is_floating_point():
@@ -122,10 +121,8 @@ def check_capture(capture: Sequence[str], known: Sequence[str]) -> None:
     """Raises UserError for a name to capture that is not among the known ones."""
     for name in capture:
         if name not in known:
-            raise UserError(
-                "unknown name to capture", where=name, nearest=nearest(name, known),
-                hint=f"The last one is {known[-1]}.",
-            )  # fmt: skip
+            hint = f"The last one is {known[-1]}."
+            raise UserError("unknown name to capture", where=name, nearest=nearest(name, known), hint=hint)
 
 
 def _text(shape: Sequence[int]) -> str:

@@ -15,16 +15,7 @@ from torch import Tensor, nn
 
 from vitral.models.activation_checkpointing import checkpointed_call
 from vitral.models.config import ResNetConfig, stage_channels
-from vitral.models.convolution import (
-    Block,
-    Conv,
-    Stage,
-    Stem,
-    Style,
-    init_norms,
-    make_norm,
-    make_stages,
-)
+from vitral.models.convolution import Block, Conv, Stem, Style, init_norms, make_norm, make_stages
 from vitral.models.layers import lecun_normal
 from vitral.models.model import ImageModel, check_capture
 from vitral.structs import EncoderOutput
@@ -117,12 +108,12 @@ class ResNet(ImageModel):
         [B, C, H, W]. Raises UserError for an unknown name to capture, or images that the model does not take.
         """
         if capture:
-            check_capture(capture, self._names())
+            blocks = [f"stages.{i}.blocks.{j}" for i, count in enumerate(self.config.blocks) for j in range(count)]
+            check_capture(capture, [*(f"stages.{i}" for i in range(len(self.stages))), *blocks])
         captured: dict[str, Tensor] = {}
         maps_BCHW = self.stem(self.normalize(images_BCHW))
         for i, stage in enumerate(self.stages):
-            assert isinstance(stage, Stage)
-            for j, block in enumerate(stage.blocks):
+            for j, block in enumerate(stage.get_submodule("blocks").children()):
                 again = self.recomputes(sum(self.config.blocks[:i]) + j)
                 maps_BCHW = checkpointed_call(block, maps_BCHW) if again else block(maps_BCHW)
                 _keep(captured, capture, f"stages.{i}.blocks.{j}", maps_BCHW)
@@ -136,10 +127,6 @@ class ResNet(ImageModel):
     def checkpointable(self) -> list[nn.Module]:
         """The blocks of all stages."""
         return [block for stage in self.stages for block in stage.get_submodule("blocks").children()]
-
-    def _names(self) -> list[str]:
-        blocks = [f"stages.{i}.blocks.{j}" for i, count in enumerate(self.config.blocks) for j in range(count)]
-        return [*(f"stages.{i}" for i in range(len(self.stages))), *blocks]
 
     def pool(self, out: EncoderOutput) -> Tensor:
         """The mean over the cells, [B, D]."""

@@ -187,14 +187,13 @@ def refuse_reduction(positions: str, is_masked: bool) -> None:
     """Raises UserError where tokens cannot become fewer: offsets between merged places are none of the table's, and a
     merged token would be masked in part."""
     if positions == "relative":
+        what, others = "the table of offsets has none for a merged place", "learned, learned_2d, sincos, rope or none"
         raise UserError(
-            "tokens cannot become fewer: the table of offsets has none for a merged place", where="reduce",
-            got="positions=relative", expected="learned, learned_2d, sincos, rope or none",
-        )  # fmt: skip
-    if is_masked:
-        raise UserError(
-            "no patch may be masked where tokens become fewer", where="attend_BN", expected="keep_BK, or none"
+            f"tokens cannot become fewer: {what}", where="reduce", got="positions=relative", expected=others
         )
+    if is_masked:
+        what = "no patch may be masked where tokens become fewer"
+        raise UserError(what, where="attend_BN", expected="keep_BK, or none")
 
 
 def depth_list(values: Sequence[int], depth: int, where: str) -> list[int]:

@@ -7,39 +7,23 @@ names are timm's, so that public checkpoints fit.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vitral.models import position, token_reduction
 from vitral.models.activation_checkpointing import checkpointed_call
 from vitral.models.attention import AttentionContext
 from vitral.models.config import ViTConfig
 from vitral.models.dynamic_vit import LearnedPruner
 from vitral.models.layers import AttentionPool, Block, Linear, PatchEmbed, lecun_normal
 from vitral.models.model import ImageModel, check_capture
-from vitral.models.position import (
-    AttentionPlaces,
-    Grid,
-    interpolate_positions,
-    offset_index,
-    resize_offsets,
-    rope_angles,
-    rope_table,
-    rows_and_columns,
-    sincos_table,
-    turned,
-)
+from vitral.models.position import AttentionPlaces, Grid
 from vitral.models.resnet import HybridEmbed
-from vitral.models.token_reduction import (
-    TokenReduction,
-    TokenReductionState,
-    group_sizes,
-    mean_of_patches,
-    refuse_reduction,
-    take_rows,
-)
+from vitral.models.token_reduction import TokenReduction, TokenReductionState, take_rows
 from vitral.structs import EncoderOutput
 
 
@@ -73,7 +57,9 @@ class VisionTransformer(ImageModel):
         self.norm = nn.Identity() if late else nn.LayerNorm(width, eps=eps)
         self.attn_pool = AttentionPool(width, c.heads, c.mlp_dim, c.gelu, eps) if c.pool == "map" else None
         self.fc_norm = nn.LayerNorm(width, eps=eps) if late else nn.Identity()
-        self.pre_logits = _TanhLayer(width) if c.head == "mlp" else nn.Identity()
+        self.pre_logits: nn.Module = nn.Identity()
+        if c.head == "mlp":  # the hidden layer of the paper's pre-training head (section 3.1)
+            self.pre_logits = nn.Sequential(OrderedDict[str, nn.Module](fc=Linear(width, width), tanh=nn.Tanh()))
         features = width if c.distill_token else c.pooled_width
         self.head = Linear(features, c.num_classes) if c.num_classes else nn.Identity()
         self.head_dist = Linear(features, c.num_classes) if c.num_classes and c.distill_token else None
@@ -105,8 +91,8 @@ class VisionTransformer(ImageModel):
     def _fixed_places(self, grid: Grid, device: torch.device | None) -> Tensor | None:
         c = self.config
         if c.positions == "sincos":
-            return sincos_table(grid, c.grid, c.width, device)
-        return rope_table(grid, c.width // c.heads, c.rope_theta, device) if c.positions == "rope" else None
+            return position.sincos_table(grid, c.grid, c.width, device)
+        return position.rope_table(grid, c.width // c.heads, c.rope_theta, device) if c.positions == "rope" else None
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -121,25 +107,19 @@ class VisionTransformer(ImageModel):
             block.init_weights()
         for norm in (self.norm, self.fc_norm, getattr(self.attn_pool, "norm", None)):
             if isinstance(norm, nn.LayerNorm):
-                nn.init.ones_(norm.weight)
-                nn.init.zeros_(norm.bias)
+                norm.reset_parameters()
         self.patch_embed.init_weights()
-        for table in (self.pos_embed, self.pos_embed_y, self.pos_embed_x, self.offset_embed):
-            if table is not None:
-                nn.init.normal_(table, std=0.02)
-        for token in (self.dist_token, self.reg_token):
-            if token is not None:
-                nn.init.normal_(token, std=0.02)
-        if self.cls_token is not None:
-            nn.init.zeros_(self.cls_token)
+        tables = (self.pos_embed, self.pos_embed_y, self.pos_embed_x, self.offset_embed)
+        for normal in (*tables, self.dist_token, self.reg_token):
+            if normal is not None:
+                nn.init.normal_(normal, std=0.02)
         if self.attn_pool is not None:
             self.attn_pool.init_weights()
-        if isinstance(self.pre_logits, _TanhLayer):
-            lecun_normal(self.pre_logits.fc.weight, self.pre_logits.fc.bias)
-        for head in (self.head, self.head_dist):
-            if isinstance(head, Linear):
-                nn.init.zeros_(head.weight)
-                nn.init.zeros_(head.bias)
+        if isinstance(self.pre_logits, nn.Sequential):
+            lecun_normal(*self.pre_logits.parameters())
+        for name, zero in self.named_parameters():
+            if name.split(".")[0] in ("cls_token", "head", "head_dist"):
+                nn.init.zeros_(zero)
         if isinstance(self.reduce, LearnedPruner):
             self.reduce.init_weights()
 
@@ -208,7 +188,7 @@ class VisionTransformer(ImageModel):
         if self.attn_pool is not None:
             bias = None
             if out.groups_BN is not None:
-                sizes_BM = group_sizes(out.groups_BN, out.patches_BND.shape[1])
+                sizes_BM = token_reduction.group_sizes(out.groups_BN, out.patches_BND.shape[1])
                 bias = sizes_BM.log()[:, None, None, :].to(out.patches_BND.dtype)
             return self.fc_norm(self.attn_pool(out.patches_BND, AttentionContext(bias, attend_BN=attend_BN)))
         parts = [out.cls_BD] if kind in ("cls", "cls_avg") else []
@@ -257,7 +237,7 @@ class VisionTransformer(ImageModel):
         reduce = reduce or self.reduce
         if reduce is None:
             return None
-        refuse_reduction(self.config.positions, is_masked)
+        token_reduction.refuse_reduction(self.config.positions, is_masked)
         return reduce.state(patches, self.config.depth, self.prefix_tokens, self.config.class_token)
 
     def _run(
@@ -320,10 +300,10 @@ class VisionTransformer(ImageModel):
         if places is None or state.groups_BN is None:
             return places
         c = self.config
-        angles_BNd = rope_angles(grid, c.width // c.heads, c.rope_theta, state.groups_BN.device)
+        angles_BNd = position.rope_angles(grid, c.width // c.heads, c.rope_theta, state.groups_BN.device)
         if keep_BK is not None:
             angles_BNd = take_rows(angles_BNd.expand(len(keep_BK), -1, -1), keep_BK)
-        return places._replace(rope_2BNd=turned(state.mean(angles_BNd.float())))
+        return places._replace(rope_2BNd=position.turned(state.mean(angles_BNd.float())))
 
     def _with_prefix(self, patches_BND: Tensor) -> Tensor:
         """Class token, distillation token and registers in front of the patches."""
@@ -336,9 +316,9 @@ class VisionTransformer(ImageModel):
         """What is added to the tokens, [1 or B, T, D] each: for the first block, or one for each, or none."""
         how, rows = self.config.position_resize, self.config.position_rows
         if self.pos_embed is not None:
-            table_LXD = interpolate_positions(self.pos_embed, rows, self.grid, grid, how)
+            table_LXD = position.interpolate_positions(self.pos_embed, rows, self.grid, grid, how)
         elif self.pos_embed_y is not None and self.pos_embed_x is not None:
-            table_LXD = rows_and_columns(self.pos_embed_y, self.pos_embed_x, grid, how)
+            table_LXD = position.rows_and_columns(self.pos_embed_y, self.pos_embed_x, grid, how)
         elif self.config.positions == "sincos":
             table_LXD = self._places_of(grid).to(self.dtype)
         else:
@@ -360,8 +340,8 @@ class VisionTransformer(ImageModel):
         """What positions do inside the attention: in all blocks, or one for each."""
         if self.offset_embed is not None:
             count = grid[0] * grid[1]
-            index_BNN = offset_index(count, keep_BK, self.offset_embed.device)
-            vectors_LOD = resize_offsets(self.offset_embed, count)
+            index_BNN = position.offset_index(count, keep_BK, self.offset_embed.device)
+            vectors_LOD = position.resize_offsets(self.offset_embed, count)
             return [AttentionPlaces(self.prefix_tokens, None, offsets_OD, index_BNN) for offsets_OD in vectors_LOD]
         if self.config.positions == "rope":
             rope_2BNd = self._places_of(grid)
@@ -401,17 +381,6 @@ class VisionTransformer(ImageModel):
         )
 
 
-class _TanhLayer(nn.Module):
-    """The hidden layer of the paper's pre-training head (section 3.1)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc = Linear(width, width)
-
-    def forward(self, pooled_BD: Tensor) -> Tensor:
-        return self.fc(pooled_BD).tanh()
-
-
 def _patch_embed(c: ViTConfig) -> PatchEmbed | HybridEmbed:
     if c.stem_blocks is None:
         return PatchEmbed(c.in_channels, c.patch_size, c.width)
@@ -424,7 +393,7 @@ def _token(count: int, width: int) -> nn.Parameter:
 
 def _mean(out: EncoderOutput, attend_BN: Tensor | None) -> Tensor:
     if attend_BN is None or out.groups_BN is not None:
-        return mean_of_patches(out.patches_BND, out.groups_BN)
+        return token_reduction.mean_of_patches(out.patches_BND, out.groups_BN)
     weight_BN1 = attend_BN.to(out.patches_BND.dtype).unsqueeze(-1)
     return (out.patches_BND * weight_BN1).sum(1) / weight_BN1.sum(1)
 

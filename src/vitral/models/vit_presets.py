@@ -34,12 +34,6 @@ PUBLISHED: dict[str, tuple[tuple[int, int], ...]] = {
     "gigantic": ((14, 224),),
 }
 
-_SQUARE: dict[str, dict[str, Any]] = {
-    f"vit_{size}_patch{patch}_{image}": {**SIZES[size], "image_size": image, "patch_size": patch}
-    for size, pairs in PUBLISHED.items()
-    for patch, image in pairs
-}
-
 # The hybrids of arXiv 2010.11929 and 2106.10270, each for 224 and 384 pixels: size of the transformer, bottlenecks of
 # each stage, pixels a token.
 HYBRIDS: dict[str, tuple[str, tuple[int, ...], int]] = {
@@ -50,48 +44,44 @@ HYBRIDS: dict[str, tuple[str, tuple[int, ...], int]] = {
     "vit_large_r50_s32": ("large", (3, 4, 6, 3), 32),
 }
 
-_HYBRIDS: dict[str, dict[str, Any]] = {
-    f"{name}_{image}": {**SIZES[size], "image_size": image, "patch_size": patch, "stem_blocks": blocks}
-    for name, (size, blocks, patch) in HYBRIDS.items()
-    for image in (224, 384)
-}
+_DINOV2_GIANT: dict[str, Any] = {"heads": 24, "width": 1536, "mlp_dim": 4096, "mlp": "swiglu"}
+_DINOV3: dict[str, Any] = {"registers": 4, "layer_scale": 1e-5, "positions": "rope", "norm_eps": 1e-5}
 
-# DeiT with its distillation token (arXiv 2012.12877), DINOv2 (2304.07193, 2309.16588), DINOv3 (2508.10104).
-_LATER: dict[str, dict[str, Any]] = {
+
+def _preset(size: str, image: int, patch: int, **options: Any) -> dict[str, Any]:
+    return {**SIZES[size], "image_size": image, "patch_size": patch, **options}
+
+
+VITS: dict[str, dict[str, Any]] = {
     **{
-        f"deit_{size}_distilled_patch16_{image}": {
-            **SIZES[size],
-            "image_size": image,
-            "patch_size": 16,
-            "distill_token": True,
-        }
-        for size, image in (("tiny", 224), ("small", 224), ("base", 224), ("base", 384))
+        f"vit_{size}_patch{patch}_{image}": _preset(size, image, patch)
+        for size, pairs in PUBLISHED.items()
+        for patch, image in pairs
     },
     **{
-        f"vit_{size}_patch14_{'reg4_' * bool(registers)}dinov2": {
-            **SIZES[size],
-            "image_size": 518,
-            "patch_size": 14,
-            "registers": registers,
-            "layer_scale": 1e-5,
-            **({"heads": 24, "width": 1536, "mlp_dim": 4096, "mlp": "swiglu"} if size == "giant" else {}),
-        }
+        f"{name}_{image}": _preset(size, image, patch, stem_blocks=blocks)
+        for name, (size, blocks, patch) in HYBRIDS.items()
+        for image in (224, 384)
+    },
+    # DeiT with its distillation token (arXiv 2012.12877).
+    **{
+        f"deit_{size}_distilled_patch16_{image}": _preset(size, image, 16, distill_token=True)
+        for size, image in (("tiny", 224), ("small", 224), ("base", 224), ("base", 384))
+    },
+    # DINOv2 (arXiv 2304.07193, 2309.16588).
+    **{
+        f"vit_{size}_patch14_{'reg4_' * bool(registers)}dinov2": _preset(
+            size, 518, 14, registers=registers, layer_scale=1e-5, **(_DINOV2_GIANT if size == "giant" else {})
+        )
         for registers in (0, 4)
         for size in ("small", "base", "large", "giant")
     },
+    # DINOv3 (arXiv 2508.10104).
     **{
-        f"vit_{size}_patch16_dinov3": {
-            **SIZES[size],
-            "image_size": 256,
-            "patch_size": 16,
-            "registers": 4,
-            "layer_scale": 1e-5,
-            "positions": "rope",
-            "norm_eps": 1e-5,
-            "mlp": "swiglu" if size in ("small_plus", "huge_plus", "7b") else "gelu",
-        }
-        for size in ("small", "small_plus", "base", "large", "huge_plus", "7b")
+        f"vit_{size}_patch16_dinov3": _preset(size, 256, 16, mlp=mlp, **_DINOV3)
+        for size, mlp in (
+            ("small", "gelu"), ("small_plus", "swiglu"), ("base", "gelu"), ("large", "gelu"), ("huge_plus", "swiglu"),
+            ("7b", "swiglu"),
+        )
     },
-}
-
-VITS: dict[str, dict[str, Any]] = {**_SQUARE, **_HYBRIDS, **_LATER}
+}  # fmt: skip

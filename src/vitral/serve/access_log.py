@@ -57,8 +57,7 @@ class _Sparing(logging.Filter):
         period = self._seen.setdefault(kind, [record.created, 0])
         most = _TRACEBACKS if record.exc_info else 1
         if record.created - period[0] > _PERIOD:
-            left_out = int(period[1]) - most
-            period[:] = [record.created, 0]
+            left_out, period[:] = int(period[1]) - most, [record.created, 0]
             if left_out > 0:
                 record.fields = {**getattr(record, "fields", {}), "left_out": left_out}
         period[1] += 1

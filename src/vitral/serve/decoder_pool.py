@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -32,6 +33,7 @@ log = logging.getLogger("vitral")
 
 PICTURES = 4  # of the largest size may be decoded at once, all requests together
 _START_SECONDS = 60.0  # a process imports torch
+_LOOK_SECONDS = 0.05  # between two looks at whether somebody waits for the answer
 
 
 class Decoders:
@@ -69,12 +71,7 @@ class Decoders:
                 found = await asyncio.get_running_loop().run_in_executor(self._light, try_light, job)
             return await self._process(job, found.counted, number) if isinstance(found, Heavy) else found
 
-        if len(uploads) == 1:
-            results: list[DecodedImage | Problem] = [await one(0)]
-        else:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(number)) for number in range(len(uploads))]
-            results = [task.result() for task in tasks]
+        results = await asyncio.gather(*map(one, range(len(uploads))))
         for number, found in enumerate(results):
             if isinstance(found, Problem):
                 raise APIError(found.status, found.code, f"{uploads[number].name or f'image {number}'}: {found.text}")
@@ -93,14 +90,13 @@ class Decoders:
             if turn.done() and not turn.cancelled():  # admitted at the same moment
                 self._leave(count)
             raise
-        call = _Call(self, job)
-        working = loop.run_in_executor(self._waiters, call.run)
+        ended = threading.Event()
+        working = loop.run_in_executor(self._waiters, self._decode, job, ended)
         working.add_done_callback(lambda _: self._leave(count))
         try:
             return await asyncio.shield(working)
-        except asyncio.CancelledError:
-            call.end()
-            raise
+        finally:
+            ended.set()
 
     def _admit(self) -> None:
         limit = PICTURES * self.options.max_pixels
@@ -116,6 +112,31 @@ class Decoders:
     def _leave(self, count: int) -> None:
         self._running, self._pixels = self._running - 1, self._pixels - count
         self._admit()
+
+    def _decode(self, job: Job, ended: threading.Event) -> DecodedImage | Problem:
+        """The job in a process, by a thread that waits. A process that has ended before it got the job, killed by the
+        system for want of memory say, is replaced once. ended: nobody waits any more."""
+        seconds = self.options.decode_seconds
+        for _ in range(2):
+            try:
+                decoder = self.take()
+            except OSError as error:
+                log.error("no process for decoding could be started: %s", error)
+                return Problem(503, "no_decoder", "the server has no memory or file handles to decode this; try again")
+            done_with = self.discard
+            try:
+                answer = decoder.ask(job, seconds, ended)
+                done_with = self.give_back
+                return answer
+            except NotSent:
+                continue
+            except TimeoutError:
+                return Problem(422, "slow_image", f"not decoded within {seconds:g} seconds (decode_seconds)")
+            except (EOFError, OSError):
+                return Problem(422, "bad_image", "its decoder crashed")
+            finally:
+                done_with(decoder)
+        return Problem(503, "no_decoder", "the processes that decode images end before they begin; try again")
 
     def take(self) -> _Decoder:
         """An idle process, or a new one. Raises OSError where none can be started."""
@@ -154,56 +175,6 @@ class NotSent(Exception):
     """A process has ended before it got its job."""
 
 
-class _Call:
-    """One job in a process, and the end of that process where nobody waits any more."""
-
-    def __init__(self, decoders: Decoders, job: Job) -> None:
-        self._decoders, self._job = decoders, job
-        self._lock, self._decoder, self._is_ended = threading.Lock(), None, False
-
-    def run(self) -> DecodedImage | Problem:
-        """In a thread of its own, which waits. A process that has ended before it got the job, killed by the system for
-        want of memory say, is replaced once."""
-        for _ in range(2):
-            with suppress(NotSent):
-                return self._run()
-        return Problem(503, "no_decoder", "the processes that decode images end before they begin; try again")
-
-    def _run(self) -> DecodedImage | Problem:
-        try:
-            decoder = self._decoders.take()
-        except OSError as error:
-            log.error("no process for decoding could be started: %s", error)
-            return Problem(503, "no_decoder", "the server has no memory or file handles to decode this; try again")
-        with self._lock:
-            self._decoder = decoder
-            if self._is_ended:
-                decoder.kill()
-        seconds, has_answered = self._decoders.options.decode_seconds, False
-        try:
-            answer = decoder.ask(self._job, seconds)
-            has_answered = True
-        except TimeoutError:
-            answer = Problem(422, "slow_image", f"not decoded within {seconds:g} seconds (decode_seconds)")
-        except (EOFError, OSError):
-            answer = Problem(422, "bad_image", "its decoder crashed")
-        finally:
-            with self._lock:
-                self._decoder = None
-            if has_answered and not self._is_ended:
-                self._decoders.give_back(decoder)
-            else:
-                self._decoders.discard(decoder)
-        return answer
-
-    def end(self) -> None:
-        """Nobody waits any more."""
-        with self._lock:
-            self._is_ended = True
-            if self._decoder is not None:
-                self._decoder.kill()
-
-
 class _Decoder:
     """A process, started and ready; its pipe belongs to one thread at a time."""
 
@@ -233,15 +204,17 @@ class _Decoder:
         except EOFError:
             raise OSError("it ended at once") from None
 
-    def ask(self, job: Job, seconds: float) -> DecodedImage | Problem:
-        """Raises TimeoutError after so many seconds, NotSent where the process has ended before, EOFError or OSError
-        where it ends before."""
+    def ask(self, job: Job, seconds: float, ended: threading.Event) -> DecodedImage | Problem:
+        """Raises TimeoutError after so many seconds and soon after `ended` is set, NotSent where the process has ended
+        before, EOFError or OSError where it ends before."""
         try:
             self._pipe.send((job, seconds))
         except OSError as error:
             raise NotSent(str(error)) from None
-        if not self._pipe.poll(seconds):
-            raise TimeoutError
+        end = time.monotonic() + seconds
+        while not self._pipe.poll(_LOOK_SECONDS):
+            if ended.is_set() or time.monotonic() > end:
+                raise TimeoutError
         return self._pipe.recv()
 
     @property

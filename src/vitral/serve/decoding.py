@@ -71,9 +71,9 @@ def try_light(job: Job) -> DecodedImage | Problem | Heavy:
         return Problem(413, "too_many_segments", "more segments than any encoder writes")
     if found.width is None or found.height is None or found.pixel_bytes is None:
         return Heavy(job.spec.max_pixels)
-    count = _count(found.width, found.height, found.pixel_bytes)
-    if count > job.spec.max_pixels:
-        return _too_large(found.width, found.height, found.pixel_bytes, job.spec.max_pixels)
+    count = _count(found.width, found.height, found.pixel_bytes, job.spec.max_pixels)
+    if isinstance(count, Problem):
+        return count
     return do(job) if found.is_light else Heavy(count)
 
 
@@ -81,10 +81,9 @@ def do(job: Job) -> DecodedImage | Problem:
     """Do the job, whatever it takes."""
     try:
         width, height = pixels(job.data)  # `header` would read a PNG to its end, for its EXIF
-        each = _pixel_bytes(job.data)
-        count = _count(width, height, each)
-        if count > job.spec.max_pixels:
-            return _too_large(width, height, each, job.spec.max_pixels)
+        count = _count(width, height, _pixel_bytes(job.data), job.spec.max_pixels)
+        if isinstance(count, Problem):
+            return count
         if job.step == "count":
             return DecodedImage(None, (height, width), count)
         image_CHW = decode_image(job.data, job.spec)
@@ -120,15 +119,14 @@ def _pixel_bytes(data: bytes) -> int:
     return PIXEL_BYTES
 
 
-def _count(width: int, height: int, pixel_bytes: int) -> int:
-    return math.ceil(width * height * max(pixel_bytes, PIXEL_BYTES) / PIXEL_BYTES)
-
-
-def _too_large(width: int, height: int, pixel_bytes: int, most: int) -> Problem:
-    size = f"{width} x {height} = {width * height:,} pixels"
-    if pixel_bytes > PIXEL_BYTES:
-        size += f" of {pixel_bytes} bytes, counted as {_count(width, height, pixel_bytes):,}"
-    return Problem(413, "too_many_pixels", f"{size}, and the limit is {most:,} (max_pixels)")
+def _count(width: int, height: int, pixel_bytes: int, most: int) -> int | Problem:
+    """Pixels as they count against `most`, the limit."""
+    count = math.ceil(width * height * max(pixel_bytes, PIXEL_BYTES) / PIXEL_BYTES)
+    if count <= most:
+        return count
+    deep = f" of {pixel_bytes} bytes, counted as {count:,}" if pixel_bytes > PIXEL_BYTES else ""
+    text = f"{width} x {height} = {width * height:,} pixels{deep}, and the limit is {most:,} (max_pixels)"
+    return Problem(413, "too_many_pixels", text)
 
 
 def work(pipe: Connection, max_pixels: int) -> None:

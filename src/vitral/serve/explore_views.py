@@ -215,13 +215,12 @@ def _race(vit: VisionTransformer, x_BCHW: Tensor, merging: TokenReduction) -> di
             vit(x_BCHW)
             return 1000 * (_now(x_BCHW) - start)
 
-    ways: dict[str, TokenReduction | None] = {"whole": None, "merged": merging}
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    pairs: list[tuple[float, float]] = []
     end = time.perf_counter() + _RACE_SECONDS
-    while not (count := len(times["merged"])) or (count < _RACES and time.perf_counter() < end):
-        for name, reduction in ways.items():
-            times[name].append(timed(reduction))
-    return {name: round(statistics.median(values), 3) for name, values in times.items()} | {"n": count}
+    while not pairs or (len(pairs) < _RACES and time.perf_counter() < end):
+        pairs.append((timed(None), timed(merging)))
+    whole, merged = (round(statistics.median(times), 3) for times in zip(*pairs, strict=True))
+    return {"whole": whole, "merged": merged, "n": len(pairs)}
 
 
 def _now(x_BCHW: Tensor) -> float:

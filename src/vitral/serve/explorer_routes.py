@@ -122,52 +122,46 @@ class _Explorer:
 
     async def similarity(self, key: Key, patch: str, model: Model = None) -> Response:
         """Cosine of a patch with all patches after each layer: [layers, patches]."""
-        return _floats(await self._of(key, model, lambda predictor, x_CHW: views.similarity(predictor, x_CHW, patch)))
+        return _floats(await self._of(key, model, lambda predictor, it: views.similarity(predictor, it.x_CHW, patch)))
 
     async def norms(self, key: Key, model: Model = None) -> Response:
         """Length of each patch's token after each layer: [layers, patches]."""
-        return _floats(await self._of(key, model, views.norms))
+        return _floats(await self._of(key, model, lambda predictor, it: views.norms(predictor, it.x_CHW)))
 
     async def lens(self, key: Key, model: Model = None, topk: TopK = 3) -> Response:
         """The answer after each layer."""
-        return answer_json(await self._of(key, model, lambda predictor, x_CHW: views.lens(predictor, x_CHW, topk)))
+        return answer_json(await self._of(key, model, lambda predictor, it: views.lens(predictor, it.x_CHW, topk)))
 
     async def merge(
         self, key: Key, r: Annotated[int, Query(ge=0, le=100_000)], model: Model = None, topk: TopK = 3
     ) -> Response:
         """Token merging: which patches end in one token, the answer then, and the time of a pass with and without."""
-        return answer_json(await self._of(key, model, lambda predictor, x_CHW: views.merged(predictor, x_CHW, r, topk)))
+        return answer_json(await self._of(key, model, lambda predictor, it: views.merged(predictor, it.x_CHW, r, topk)))
 
-    def _given(self, worker: ModelWorker, key: str) -> CachedImage:
-        """The kept image."""
+    async def _of(self, key: str, model: str | None, function: Callable[[Predictor, CachedImage], T]) -> T:
+        """What `function` makes of the kept image, on the model's thread."""
+        worker, gone = self.service.pick(model), APIError(404, "gone", _GONE)
         given = self.kept.get(worker.name, key, worker.predictor)
         if given is None:
-            raise APIError(404, "gone", _GONE)
-        return given
-
-    async def _of(self, key: str, model: str | None, function: Callable[[Predictor, Tensor], T]) -> T:
-        """What `function` makes of the kept image, on the model's thread."""
-        worker = self.service.pick(model)
-        given = self._given(worker, key)
+            raise gone
 
         def compute(predictor: Predictor) -> T:
             if given.model() is not predictor:  # replaced while this waited for its turn
-                raise APIError(404, "gone", _GONE)
-            return function(predictor, given.x_CHW)
+                raise gone
+            return function(predictor, given)
 
         return await worker.compute(compute)
 
     async def _of_maps(self, key: str, model: str | None, function: Callable[[Predictor, Iterable[Tensor]], T]) -> T:
         """The same of the image's attention maps, which stay for the next question unless they are too large; then no
         more than one is there at a time."""
-        given = self._given(self.service.pick(model), key)
 
-        def compute(predictor: Predictor, x_CHW: Tensor) -> tuple[list[Tensor] | None, T]:
-            maps = views.attention_maps(predictor, x_CHW) if given.maps is None else given.maps
+        def compute(predictor: Predictor, given: CachedImage) -> tuple[CachedImage, list[Tensor] | None, T]:
+            maps = views.attention_maps(predictor, given.x_CHW) if given.maps is None else given.maps
             kept = list(maps) if views.maps_bytes(predictor) <= MOST_MAP_BYTES else None
-            return kept, function(predictor, maps if kept is None else kept)
+            return given, kept, function(predictor, maps if kept is None else kept)
 
-        maps, found = await self._of(key, model, compute)
+        given, maps, found = await self._of(key, model, compute)
         if maps is not None:
             self.kept.keep_maps(given, maps)
         return found

@@ -38,7 +38,6 @@ class ImageCache:
     def __init__(self, most_images: int = MOST_IMAGES, most_bytes: int = MOST_BYTES) -> None:
         self.most_images, self.most_bytes = most_images, most_bytes
         self._given: OrderedDict[tuple[str, str], CachedImage] = OrderedDict()
-        self._with_maps: weakref.ref[CachedImage] | None = None
 
     def __len__(self) -> int:
         return len(self._given)
@@ -69,7 +68,6 @@ class ImageCache:
 
     def keep_maps(self, given: CachedImage, maps: list[Tensor]) -> None:
         """Keep the maps of this image, and of no other."""
-        if self._with_maps is not None and (last := self._with_maps()) is not None and last is not given:
-            last.maps = None
+        for other in self._given.values():
+            other.maps = None
         given.maps = maps
-        self._with_maps = weakref.ref(given)

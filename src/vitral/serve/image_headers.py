@@ -22,18 +22,13 @@ _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 
 class Outline(NamedTuple):
     """Width, height and bytes per pixel as the file states them, None where that takes a decoder; whether decoding is
-    cheap for certain; the number of steps that it took to find this out."""
+    cheap for certain; whether the file has more segments than are read."""
 
-    width: int | None
-    height: int | None
-    pixel_bytes: int | None
-    is_light: bool
-    steps: int
-
-    @property
-    def is_endless(self) -> bool:
-        """Whether the file has more segments than are read."""
-        return self.steps > MOST_STEPS
+    width: int | None = None
+    height: int | None = None
+    pixel_bytes: int | None = None
+    is_light: bool = False
+    is_endless: bool = False
 
 
 def outline(data: bytes) -> Outline:
@@ -42,13 +37,12 @@ def outline(data: bytes) -> Outline:
         return _png(data)
     if data.startswith(b"\xff\xd8\xff"):
         return _jpeg(data)
-    steps = _gif_steps(data) if data[:6] in (b"GIF87a", b"GIF89a") else 0
-    return Outline(None, None, None, False, steps)
+    return Outline(is_endless=data[:6] in (b"GIF87a", b"GIF89a") and _is_endless_gif(data))
 
 
 def _png(data: bytes) -> Outline:
     if data[12:16] != b"IHDR" or len(data) < 29:
-        return Outline(None, None, None, False, 0)
+        return Outline()
     width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
     pixel_bytes = _PNG_CHANNELS.get(data[25], 4) * max(1, data[24] // 8)
     place, steps, plain = 33, 0, True
@@ -59,7 +53,7 @@ def _png(data: bytes) -> Outline:
         place += 12 + length
         steps += 1
     light = plain and steps <= _LIGHT_STEPS and 0 < width * height * pixel_bytes <= 4 * _LIGHT_PIXELS
-    return Outline(width, height, pixel_bytes, light, 0 if steps <= most else MOST_STEPS + 1)
+    return Outline(width, height, pixel_bytes, light, steps > most)
 
 
 def _jpeg(data: bytes) -> Outline:
@@ -92,20 +86,20 @@ def _jpeg(data: bytes) -> Outline:
         # A progressive file may have thousands of scans, each as slow as a whole image.
         and data.count(b"\xff\xda") <= _LIGHT_SCANS
     )
-    return Outline(width, height, channels, light, steps)
+    return Outline(width, height, channels, light, steps > MOST_STEPS)
 
 
-def _gif_steps(data: bytes) -> int:
-    """Blocks before the first image, those inside extensions included, up to the limit."""
+def _is_endless_gif(data: bytes) -> bool:
+    """Whether there are too many blocks before the first image, those inside extensions included."""
     place = 13 + ((3 << (data[10] & 7) + 1) if len(data) > 10 and data[10] & 0x80 else 0)
     inside = False  # an extension, which is a label, then blocks of up to 255 bytes, then an empty one
-    for steps in range(MOST_STEPS + 1):
+    for _ in range(MOST_STEPS + 1):
         if place >= len(data) or (not inside and data[place] == 0x2C):
-            return steps
+            return False
         if inside:
             inside = data[place] > 0
             place += 1 + data[place]
         else:
             inside = data[place] == 0x21
             place += 2 if inside else 1
-    return MOST_STEPS + 1
+    return True

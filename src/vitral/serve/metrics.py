@@ -30,29 +30,22 @@ class Metrics:
         )
         self.reloads = Counter("vitral_reloads", "Replaced model folders", ["model", "result"], registry=registry)
         self.loaded = Gauge("vitral_model_loaded_time_seconds", "When loaded, since 1970", ["model"], registry=registry)
-        self._known: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
-        self._of_model = {name: (self.images.labels(name), self.batch.labels(name)) for name in workers}
         queue = Gauge("vitral_queue_images", "Images and calls that wait or are computed", ["model"], registry=registry)
         for name, worker in workers.items():
             queue.labels(name).set_function(lambda worker=worker: worker.waiting)
             self.loaded.labels(name).set_function(lambda worker=worker: worker.loaded)
-            for result in ("ok", "failed"):
-                self.reloads.labels(name, result)
+            for metric, *more in ((self.images,), (self.batch,), (self.reloads, "ok"), (self.reloads, "failed")):
+                metric.labels(name, *more)  # shown as 0 before the first
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count a request."""
-        known = self._known.get((route, status))
-        if known is None:  # prometheus_client looks a label up in microseconds, and that for every request
-            known = self.requests.labels(route, str(status)), self.seconds.labels(route)
-            self._known[route, status] = known
-        known[0].inc()
-        known[1].observe(seconds)
+        self.requests.labels(route, str(status)).inc()
+        self.seconds.labels(route).observe(seconds)
 
     def computed(self, model: str, count: int) -> None:
         """Count so many images, computed at once."""
-        images, batch = self._of_model[model]
-        images.inc(count)
-        batch.observe(count)
+        self.images.labels(model).inc(count)
+        self.batch.labels(model).observe(count)
 
     def text(self) -> bytes:
         """The text that Prometheus reads."""

@@ -73,14 +73,68 @@ def shortened(text: str, most: int = _LONGEST_PATH) -> str:
 
 
 class Exchange:
-    """One request and its answer: what the log says of it. Handlers fill in model, images and batch."""
+    """One request and its answer: what the log says of it, and the body as it arrives: counted, timed, and behind it
+    the moment in which the client goes away. Handlers fill in model, images and batch."""
 
-    def __init__(self, scope: Scope, method: str, request_id: str) -> None:
+    def __init__(self, gate: Middleware, scope: Scope, method: str, request_id: str, receive: Receive) -> None:
         self.scope, self.method, self.id, self.start = scope, method, request_id, time.perf_counter()
         self.status: int | None = None
         self.held = 0  # bytes of the body so far
-        self.is_whole, self.is_gone = False, False
         self.facts: dict[str, Any] = {}  # model, images, batch
+        self._gate, self._receive = gate, receive
+        self.is_gone = self._is_read = False
+        self._watch: asyncio.Task[None] | None = None
+
+    def begin(self, headers: Headers, timer: asyncio.Timeout) -> None:
+        """Start the time of the body, or of the answer where there is no body. Raises APIError for one too large."""
+        length, options = headers.get("content-length", "0"), self._gate.options
+        if length.isdecimal() and int(length) > options.max_bytes:
+            raise too_large(options)
+        self._timer, self._task = timer, asyncio.current_task()
+        if length == "0" and "transfer-encoding" not in headers:
+            self._whole()
+        else:
+            timer.reschedule(asyncio.get_running_loop().time() + options.body_seconds)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the body is there."""
+        return self._watch is not None
+
+    def _whole(self) -> None:
+        """From now on the client can do nothing but go away."""
+        self._timer.reschedule(asyncio.get_running_loop().time() + self._gate.options.deadline)
+        self._watch = asyncio.create_task(self._watch_client())
+
+    async def receive(self) -> Message:
+        """ASGI's receive."""
+        if self._watch is not None and self._is_read:
+            await asyncio.wait([self._watch])
+            return {"type": "http.disconnect"}
+        if self._watch is not None:  # there is no body
+            self._is_read = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self.is_gone = True
+        else:
+            self._gate.hold(self, len(message.get("body", b"")))
+            if not message.get("more_body", False):
+                self._is_read = True
+                self._whole()
+        return message
+
+    async def _watch_client(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.is_gone = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def close(self) -> None:
+        """The answer is there: nobody is watched any more."""
+        if self._watch is not None:
+            self._watch.cancel()
 
 
 class Middleware:
@@ -114,20 +168,25 @@ class Middleware:
         method = scope["method"]
         if method == "HEAD":  # as GET, without the body
             scope = {**scope, "method": "GET"}
-        exchange = Exchange(scope, method, request_id)
+        exchange = Exchange(self, scope, method, request_id, receive)
         scope["exchange"] = exchange
         with self._metrics.in_flight.track_inprogress():
             try:
-                await self._pass(exchange, headers, receive, send)
+                await self._pass(exchange, headers, send)
             finally:
                 self._held -= exchange.held
                 self._record(exchange)
 
-    async def _pass(self, exchange: Exchange, headers: Headers, receive: Receive, send: Send) -> None:
+    async def _pass(self, exchange: Exchange, headers: Headers, send: Send) -> None:
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                self._complete(exchange, MutableHeaders(scope=message))
+                answered = MutableHeaders(scope=message)
+                for name, value in SECURITY.items():
+                    answered.setdefault(name, value)
+                answered["X-Request-ID"] = exchange.id
+                if "model" in exchange.facts:
+                    answered["X-Model"] = exchange.facts["model"]
             elif exchange.method == "HEAD":
                 message = {**message, "body": b""}
             await send(message)
@@ -135,11 +194,11 @@ class Middleware:
         try:
             async with asyncio.timeout(None) as timer:
                 self._check(exchange.scope, headers)
-                body = _Body(self, exchange, headers, receive, timer)
+                exchange.begin(headers, timer)
                 try:
-                    await self._app(exchange.scope, body.receive, sending)
+                    await self._app(exchange.scope, exchange.receive, sending)
                 finally:
-                    body.close()
+                    exchange.close()
             return
         except TimeoutError:
             answer = refusal(self._too_slow(exchange))
@@ -156,7 +215,7 @@ class Middleware:
             log.exception("request %s failed", exchange.id)
             answer = refusal(APIError(500, "failed", "the server failed on this request; its log says how"))
         if exchange.status is None:
-            await answer(exchange.scope, receive, sending)
+            await answer(exchange.scope, exchange.receive, sending)
         else:  # the answer is half sent: a cut connection says that it isn't whole
             raise ConnectionAbortedError(f"request {exchange.id} ended in the middle of its answer")
 
@@ -193,13 +252,6 @@ class Middleware:
         message = f"the body was not there within {self.options.body_seconds:g} seconds"
         return APIError(408, "slow_body", message, {"Connection": "close"})
 
-    def _complete(self, exchange: Exchange, headers: MutableHeaders) -> None:
-        for name, value in SECURITY.items():
-            headers.setdefault(name, value)
-        headers["X-Request-ID"] = exchange.id
-        if "model" in exchange.facts:
-            headers["X-Model"] = exchange.facts["model"]
-
     def _record(self, exchange: Exchange) -> None:
         seconds, status = time.perf_counter() - exchange.start, exchange.status or 500
         route = getattr(exchange.scope.get("route"), "path", "other")
@@ -209,61 +261,6 @@ class Middleware:
             "ms": round(1000 * seconds, 2), **exchange.facts,
         }  # fmt: skip
         log.log(logging.ERROR if status >= 500 else logging.INFO, "request", extra={"fields": fields})
-
-
-class _Body:
-    """A request's body as it arrives: counted, timed, and behind it the moment in which the client goes away."""
-
-    def __init__(
-        self, gate: Middleware, exchange: Exchange, headers: Headers, receive: Receive, timer: asyncio.Timeout
-    ) -> None:
-        self._gate, self._exchange, self._receive, self._timer = gate, exchange, receive, timer
-        self._task = asyncio.current_task()
-        self._watch: asyncio.Task[None] | None = None
-        self._is_read = False
-        length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > gate.options.max_bytes:
-            raise too_large(gate.options)
-        if length == "0" and "transfer-encoding" not in headers:
-            self._whole()
-        else:
-            timer.reschedule(asyncio.get_running_loop().time() + gate.options.body_seconds)
-
-    def _whole(self) -> None:
-        """From now on the client can do nothing but go away."""
-        self._exchange.is_whole = True
-        self._timer.reschedule(asyncio.get_running_loop().time() + self._gate.options.deadline)
-        self._watch = asyncio.create_task(self._watch_client())
-
-    async def receive(self) -> Message:
-        """ASGI's receive."""
-        if self._watch is not None and self._is_read:
-            await asyncio.wait([self._watch])
-            return {"type": "http.disconnect"}
-        if self._watch is not None:  # there is no body
-            self._is_read = True
-            return {"type": "http.request", "body": b"", "more_body": False}
-        message = await self._receive()
-        if message["type"] == "http.disconnect":
-            self._exchange.is_gone = True
-        else:
-            self._gate.hold(self._exchange, len(message.get("body", b"")))
-            if not message.get("more_body", False):
-                self._is_read = True
-                self._whole()
-        return message
-
-    async def _watch_client(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self._exchange.is_gone = True
-        if self._task is not None:
-            self._task.cancel()
-
-    def close(self) -> None:
-        """The answer is there: nobody is watched any more."""
-        if self._watch is not None:
-            self._watch.cancel()
 
 
 def too_large(options: ServeConfig) -> APIError:

@@ -48,13 +48,13 @@ def cluster() -> Generator[Any]:
     address = os.environ.get("RAY_ADDRESS") or "local"
     try:
         if address == "local":
-            ray.init(address="local", include_dashboard=False, **quiet)
+            quiet["include_dashboard"] = False
         else:
             _check_answers(address)
-            ray.init(address=address, **quiet)
+        ray.init(address=address, **quiet)
+    except UserError:
+        raise
     except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         raise UserError("no Ray cluster", where="RAY_ADDRESS", got=f"{address}: {reason}") from None
     try:
@@ -94,7 +94,7 @@ def share_out(nodes: Iterable[Mapping[str, float]], device: str, workers: int | 
         raise UserError("Ray gives each worker a GPU", where="device", got=device, expected="auto, cpu or cuda")
     if device == "cuda" and not gpus:
         raise UserError("the cluster has no GPU", where="device", got=device, expected="auto or cpu")
-    on_gpus = device == "cuda" or (device == "auto" and gpus > 0)
+    on_gpus = device != "cpu" and gpus > 0
     cores = [(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes]
     if on_gpus:
         room, unit, cpus = gpus, "GPUs", min(cpu // gpu for cpu, gpu in cores if gpu)

@@ -42,12 +42,7 @@ async def watch(worker: ModelWorker, source: ModelSource, seconds: float, max_ba
     while True:
         await asyncio.sleep(seconds)
         now = await asyncio.to_thread(signature, source.path)
-        if (
-            now is not None
-            and now != known
-            and now == before
-            and await _replaced(worker, source, now, max_batch, metrics)
-        ):
+        if now is not None and known != now == before and await _replaced(worker, source, now, max_batch, metrics):
             known = now
         before = now
 

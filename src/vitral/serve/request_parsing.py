@@ -45,31 +45,28 @@ async def read_images(request: Request, max_images: int) -> Images:
     is none, 413 for too many, 415 for another content type, 422 for broken base64."""
     kind, parameters = parse_options_header(request.headers.get("content-type"))
     name = kind.decode("latin-1").lower()
-    if not (name in ("multipart/form-data", "application/json", "application/octet-stream") or name[:6] == "image/"):
-        got = name or "no content type"
-        raise APIError(415, "content_type", f"{got} is not taken; expected: {_KINDS} ({_CURL})")
+    count = None
     if name == "multipart/form-data":
         take = partial(_form, _boundary(parameters.get(b"boundary")), max_images)
     elif name == "application/json":
-        take = partial(_json, max_images)
-    else:
+        take, count = partial(_json, max_images), _JsonCount(max_images)
+    elif name == "application/octet-stream" or name.startswith("image/"):
         take = _raw
-    body = await _body(request, _JsonCount(max_images) if name == "application/json" else None)
+    else:
+        got = name or "no content type"
+        raise APIError(415, "content_type", f"{got} is not taken; expected: {_KINDS} ({_CURL})")
+    pieces: list[bytes] = []
+    async for piece in request.stream():
+        if count is not None:
+            count.add(piece)
+        pieces.append(piece)
+    body = b"".join(pieces)
     images = take(body) if len(body) < _SMALL or take is _raw else await asyncio.to_thread(take, body)
     if not images.uploads:
         raise APIError(400, "no_image", f"there is no image in this request; expected: {_KINDS}")
     if len(images.uploads) > max_images:
         raise _too_many(max_images)
     return images
-
-
-async def _body(request: Request, count: _JsonCount | None) -> bytes:
-    pieces: list[bytes] = []
-    async for piece in request.stream():
-        if count is not None:
-            count.add(piece)
-        pieces.append(piece)
-    return b"".join(pieces)
 
 
 def _raw(body: bytes) -> Images:
@@ -84,9 +81,8 @@ def _boundary(given: bytes | None) -> bytes:
     if not given:
         raise APIError(400, "bad_form", "the content type of a form has to say its boundary")
     if len(given) > _BOUNDARY:
-        raise APIError(
-            400, "bad_form", f"the boundary of a form has at most {_BOUNDARY} characters, got {len(given):,}"
-        )
+        message = f"the boundary of a form has at most {_BOUNDARY} characters, got {len(given):,}"
+        raise APIError(400, "bad_form", message)
     return b"--" + given
 
 
@@ -125,10 +121,8 @@ def _next(delimiter: bytes, body: bytes, start: int) -> tuple[int, int]:
 
 def _file_name(head: bytes) -> str | None:
     """The file's name by the head of a part, whose field has to be `image`."""
-    fields: dict[bytes, bytes] = {}
-    for line in head.split(b"\r\n"):
-        name, _, value = line.partition(b":")
-        fields[name.strip().lower()] = value.strip()
+    lines = (line.partition(b":") for line in head.split(b"\r\n"))
+    fields = {name.strip().lower(): value.strip() for name, _, value in lines}
     _, options = parse_options_header(fields.get(b"content-disposition"))
     field = options.get(b"name", b"").decode("utf-8", "replace")
     if field != FIELD:

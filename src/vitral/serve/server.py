@@ -27,6 +27,7 @@ from vitral.serve.config import ServeConfig
 from vitral.serve.model_worker import ModelWorker
 from vitral.serve.protocol import GuardedProtocol, GuardedState
 from vitral.serve.service import ENDING, Service
+from vitral.training.signals import StopSignal
 
 log = logging.getLogger("vitral")
 
@@ -82,15 +83,10 @@ def announce(url: str, models: Sequence[str]) -> None:
 
 def wait_for_signal() -> int:
     """The number of the signal that came."""
-    came: list[int] = []
-    before = {signum: signal.signal(signum, lambda number, _: came.append(number)) for signum in _SIGNALS}
-    try:
-        while not came:
+    with StopSignal() as stop:
+        while stop.signum is None:
             time.sleep(0.2)
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
-    return came[0]
+    return stop.signum
 
 
 def _url(bound: socket.socket, host: str) -> str:

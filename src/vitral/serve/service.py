@@ -130,11 +130,15 @@ class Service:
         return {"image": _called(upload, 0), **found}
 
     @asynccontextmanager
-    async def _room(self, predictor: Predictor, uploads: Sequence[Upload]) -> AsyncGenerator[None]:
-        """Room in memory for images that wait for an export as large as they are; others wait as the small ones that
-        models take. Raises APIError: 413 for images that will never have it, 429 for such that have it later."""
+    async def ready(self, predictor: Predictor, uploads: Sequence[Upload]) -> AsyncGenerator[list[DecodedImage]]:
+        """Images as the model's engine takes them, which have room in memory as long as the context lasts: those for an
+        export wait as large as they are, others as the small ones that models take.
+
+        Raises APIError that names the first one that is none; 413 for images that will never have room, 429 for such
+        that have it later.
+        """
         if predictor.engine.takes == "resized":
-            yield
+            yield await self.decoders.prepare(self._spec(predictor), uploads, "fit")
             return
         found = await self.decoders.prepare(self._spec(predictor), uploads, "count")
         count, room = sum(each.counted for each in found), PICTURES * self.options.max_pixels
@@ -145,17 +149,9 @@ class Service:
             raise APIError(429, "busy", "too many large images at once", {"Retry-After": "1"})
         self._full_size += count
         try:
-            yield
+            yield await self.decoders.prepare(self._spec(predictor), uploads, "decode")
         finally:
             self._full_size -= count
-
-    @asynccontextmanager
-    async def ready(self, predictor: Predictor, uploads: Sequence[Upload]) -> AsyncGenerator[list[DecodedImage]]:
-        """Images as the model's engine takes them, which have room in memory as long as the context lasts. Raises
-        APIError that names the first one that is none, and what `_room` refuses."""
-        step = "fit" if predictor.engine.takes == "resized" else "decode"
-        async with self._room(predictor, uploads):
-            yield await self.decoders.prepare(self._spec(predictor), uploads, step)
 
     async def _inputs(self, predictor: Predictor, uploads: Sequence[Upload]) -> list[Tensor]:
         """Images as the model itself takes them."""

@@ -83,14 +83,13 @@ def _move_norm(state: dict[str, Tensor], old: ViTConfig, new: ViTConfig) -> list
     before, now = ("fc_norm", "norm") if old.norm_after_pool else ("norm", "fc_norm")
     for end, start in (("weight", torch.ones_like), ("bias", torch.zeros_like)):
         state[f"{now}.{end}"] = start(state.pop(f"{before}.{end}"))
-    return [f"{now} is initialized in place of {before}: the norm {'follows' if now == 'fc_norm' else 'precedes'} "
-            "the pooling"]  # fmt: skip
+    place = "follows" if now == "fc_norm" else "precedes"
+    return [f"{now} is initialized in place of {before}: the norm {place} the pooling"]
 
 
 def _resize_positions(state: dict[str, Tensor], old: ViTConfig, new: ViTConfig) -> None:
     how = new.position_resize
-    if "pos_embed" in state:
-        table = state["pos_embed"]
+    if (table := state.get("pos_embed")) is not None:
         state["pos_embed"] = interpolate_positions(table, old.position_rows, old.grid, new.grid, how)
     if "offset_embed" in state:
         state["offset_embed"] = resize_offsets(state["offset_embed"], new.grid[0] * new.grid[1])

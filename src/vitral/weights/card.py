@@ -33,17 +33,14 @@ def model_card(config: FolderConfig, notes: Sequence[str] = ()) -> str:
 
 def header_of(config: FolderConfig) -> dict[str, Any]:
     """The YAML header. It names no license: that is for the owners of the weights and of the images to say."""
-    tags = [FAMILIES[config.architecture.family].tag]
-    task = config.make_task().hub_type
-    tags += config.make_task().tags
-    if _objective(config) != "supervised":
-        tags.append(_objective(config))
-    header: dict[str, Any] = {"library_name": "vitral", "pipeline_tag": task, "tags": [task, *tags]}
-    scores = config.make_task().hub_scores(config.provenance.get("metrics") or {})
-    if scores:
-        data, split = _data(config), config.provenance["metrics"]["split"]
-        dataset = {"name": _data_name(config), "type": str(data.get("source", "unknown")), "split": split}
-        result = {"task": {"type": task}, "dataset": dataset, "metrics": scores}
+    task, objective, metrics = config.make_task(), _objective(config), config.provenance.get("metrics") or {}
+    tags = [task.hub_type, FAMILIES[config.architecture.family].tag, *task.tags]
+    tags += [objective] if objective != "supervised" else []
+    header: dict[str, Any] = {"library_name": "vitral", "pipeline_tag": task.hub_type, "tags": tags}
+    if scores := task.hub_scores(metrics):
+        source = str(_data(config).get("source", "unknown"))
+        dataset = {"name": _data_name(config), "type": source, "split": metrics["split"]}
+        result = {"task": {"type": task.hub_type}, "dataset": dataset, "metrics": scores}
         header |= {"metrics": [score["type"] for score in scores]}
         header |= {"model-index": [{"name": config.name, "results": [result]}]}
     return header
@@ -75,18 +72,17 @@ def _yaml(tree: dict[str, Any]) -> str:
 
 def _title(config: FolderConfig) -> str:
     a, classes, task = config.architecture, config.classes, config.make_task()
-    kind = FAMILIES[a.family].title
     height, width = config.preprocessing.image_size
-    images = f"{height} x {width} pixels, {_CHANNELS[config.preprocessing.channels]}"
-    body = f"A {kind} ({markdown.code(config.name)}, {count_parameters(a):,} parameters) for images of {images}"
+    kind = f"{FAMILIES[a.family].title} ({markdown.code(config.name)}, {count_parameters(a):,} parameters)"
+    body = f"A {kind} for images of {height} x {width} pixels, {_CHANNELS[config.preprocessing.channels]}"
     if not task.has_head:
         how = "" if _objective(config) == "supervised" else f", trained without labels ({_objective(config)})"
         return f"# {markdown.text(config.name)}{how}\n\n{body}. An encoder: it gives features and names nothing."
-    shown = ", ".join(map(markdown.text, classes[:_SHOWN])) + (
-        f", ... ({len(classes):,} in all)" if len(classes) > _SHOWN else ""
+    more = [f"... ({len(classes):,} in all)"] if len(classes) > _SHOWN else []
+    shown = ", ".join([*map(markdown.text, classes[:_SHOWN]), *more])
+    return (
+        f"# {markdown.text(config.name)}, {task.count_outputs(len(classes))}\n\n{body}. It gives {task.gives}: {shown}."
     )
-    outputs = task.count_outputs(len(classes))
-    return f"# {markdown.text(config.name)}, {outputs}\n\n{body}. It gives {task.gives}: {shown}."
 
 
 def _numbers(config: FolderConfig) -> str:
@@ -101,11 +97,8 @@ def _making(config: FolderConfig, notes: Sequence[str]) -> str:
     lines: list[str] = []
     if "counts" in data:
         counts = ", ".join(f"{count:,} {split}" for split, count in data["counts"].items())
-        lines.append(
-            f"Data: {markdown.text(_data_name(config))} (source {markdown.code(data['source'])}, "
-            f"fingerprint {markdown.code(data['fingerprint'])}), "
-            f"{counts} images."
-        )
+        origin = f"source {markdown.code(data['source'])}, fingerprint {markdown.code(data['fingerprint'])}"
+        lines.append(f"Data: {markdown.text(_data_name(config))} ({origin}), {counts} images.")
     if "recipe" in provenance:
         start = f", from the weights of {markdown.text(_last(provenance['init']))}" if provenance.get("init") else ""
         steps = f", {provenance['steps']:,} steps" if "steps" in provenance else ""
@@ -138,26 +131,20 @@ def _which(config: FolderConfig) -> str:
 
 def _pruned(pruned: dict[str, Any]) -> str:
     (before, after), (work, left) = pruned["parameters"], pruned["macs"]
-    source, data = markdown.text(_last(pruned["model"])), markdown.text(pruned["data"])
+    source, images = markdown.text(_last(pruned["model"])), f"{pruned['images']} {pruned['split']} images of"
     return (
         f"Then made smaller by `vitral prune` from {source}: {after:,} of {before:,} parameters,\n"
-        f"{100 * left / work:.1f} % of the multiply-accumulates. What matters was measured on {pruned['images']} "
-        f"{pruned['split']} images of\n{data}. Not fine-tuned since: `vitral train finetune init=.` makes it "
-        "better."
+        f"{100 * left / work:.1f} % of the multiply-accumulates. What matters was measured on {images}\n"
+        f"{markdown.text(pruned['data'])}. Not fine-tuned since: `vitral train finetune init=.` makes it better."
     )
 
 
 def _use(config: FolderConfig) -> str:
-    has_head = config.make_task().has_head
-    verb = "predict" if has_head else "embed"
-    lines = [
-        f"vitral {verb} . photo.jpg",
-        "vitral eval . data=FOLDER",
-        "vitral export . format=onnx out=for-onnxruntime",
-    ]
-    more = "\n\n`format=hf` and `format=timm` write it for transformers and timm, where these have such a model."
-    if not has_head:
-        lines[1:] = ["vitral probe . data=FOLDER", "vitral train finetune init=. data=FOLDER"]
+    if config.make_task().has_head:
+        verb, others = "predict", ("vitral eval . data=FOLDER", "vitral export . format=onnx out=for-onnxruntime")
+        more = "\n\n`format=hf` and `format=timm` write it for transformers and timm, where these have such a model."
+    else:
+        verb, others = "embed", ("vitral probe . data=FOLDER", "vitral train finetune init=. data=FOLDER")
         more = ""
     return f"""## Use
 
@@ -165,7 +152,8 @@ With Vitral and its extra `hub` (`pip install -e ".[hub]"` in a checkout), in th
 repository on the hub instead of `.`:
 
 ```
-{chr(10).join(lines)}
+vitral {verb} . photo.jpg
+{chr(10).join(others)}
 ```
 
 ```python
@@ -179,22 +167,19 @@ def _limits(config: FolderConfig) -> str:
     shown = config.preprocessing
     height, width = shown.image_size
     fitted = "scaled and cut at the center" if shown.resize_mode == "crop" else "squashed"
-    lines = [f"An image is {fitted} to {height} x {width} pixels: what is smaller or outside of that is not seen."]
-    if shown.channels == 1:
-        lines.append("Color is turned into gray before the model sees it.")
-    lines.append(
+    converted = "converted_from" in config.provenance
+    lines = [
+        f"An image is {fitted} to {height} x {width} pixels: what is smaller or outside of that is not seen.",
+        *(["Color is turned into gray before the model sees it."] if shown.channels == 1 else []),
         "The numbers hold for images like those that they were measured on; other cameras, crops, places or people "
-        "need a test of their own."
-    )
-    lines.append(config.make_task().limits)
-    lines.append(
+        "need a test of their own.",
+        config.make_task().limits,
         "Not tested: foreign images, damaged or altered ones, images made to deceive, and whether groups of people or "
-        "things are treated alike."
-    )
-    if "converted_from" in config.provenance:
-        lines.append("License: that of the original weights, which is not stated here.")
-    else:
-        lines.append("License: not stated. It depends on the images and on the weights that the training started from.")
+        "things are treated alike.",
+        "License: that of the original weights, which is not stated here."
+        if converted
+        else "License: not stated. It depends on the images and on the weights that the training started from.",
+    ]
     return "## Limits\n\n" + "\n".join(f"* {line}" for line in lines)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from functools import wraps
 from pathlib import Path
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,9 +27,7 @@ from vitral.weights.google_npz import unstack
 from vitral.weights.keymap import Map, load_map, translate
 from vitral.weights.read_files import Source, by_known_names, read
 from vitral.weights.sidecar_config import SidecarConfig, read_sidecar
-
-P = ParamSpec("P")
-T = TypeVar("T")
+from vitral.weights.tensors import mismatches
 
 _GOOGLE = ("google", "big_vision", "bit")
 _SHOWN = 6
@@ -52,15 +50,8 @@ class ParsedCheckpoint(NamedTuple):
     def faults(self) -> dict[str, list[str]]:
         """Names that are missing, unexpected, or of another shape than this architecture's."""
         with torch.device("meta"):
-            expected = build_model(self.architecture).state_dict()
-        shapes = [
-            f"{name} {list(tensor.shape)}, not {list(expected[name].shape)}"
-            for name, tensor in self.tensors.items()
-            if name in expected and tensor.shape != expected[name].shape
-        ]
-        foreign = [name for name in self.tensors if name not in expected]
-        missing = [name for name in expected if name not in self.tensors]
-        return {"missing": missing, "unexpected": self.unexpected + foreign, "other shape": shapes}
+            found = mismatches(build_model(self.architecture).state_dict(), self.tensors)
+        return {**found, "unexpected": self.unexpected + found["unexpected"]}
 
 
 class ExternalModel(NamedTuple):
@@ -71,54 +62,47 @@ class ExternalModel(NamedTuple):
     notes: list[str]
 
 
-def _values_as_expected(read: Callable[P, T]) -> Callable[P, T]:
+@contextmanager
+def _values_as_expected(where: str) -> Generator[None]:
     """Turn what fails on a foreign configuration, whose keys may hold values of any kind, into a UserError with
     Python's own message."""
-
-    @wraps(read)
-    def reads(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return read(*args, **kwargs)
-        except UserError:
-            raise
-        except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, MemoryError) as error:
-            source = args[0] if args else next(iter(kwargs.values()))
-            where = source.where if isinstance(source, Source) else str(source)
-            got = str(error).split("\n")[0] or type(error).__name__
-            raise UserError(
-                "the configuration beside the weights holds a value that cannot be used", where=where, got=got[:300],
-                hint="Look into config.json and preprocessor_config.json; --debug shows where it is read.",
-            ) from error  # fmt: skip
-
-    return reads
+    try:
+        yield
+    except UserError:
+        raise
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, MemoryError) as error:
+        got = str(error).split("\n")[0] or type(error).__name__
+        raise UserError(
+            "the configuration beside the weights holds a value that cannot be used", where=where, got=got[:300],
+            hint="Look into config.json and preprocessor_config.json; --debug shows where it is read.",
+        ) from error  # fmt: skip
 
 
-@_values_as_expected
 def read_external(path: Path, options: ReadOptions | None = None, name: str | None = None) -> ExternalModel:
     """Weights of another code base as a model. Raises UserError for files that are damaged, unknown, or do not fit.
 
     name: what the model is called; default: the file's or folder's name.
     """
     options = options or ReadOptions()
-    found = parse_checkpoint(read(path), options)
-    _check(found, options)
-    model = build_model(found.architecture)
-    initial = model.state_dict()
-    absent = [name for name in initial if name not in found.tensors]
-    notes = [*found.notes, *([f"left at their initial values: {_listed(absent)}"] if absent else [])]
-    tensors = {
-        name: (found.tensors[name] if name not in absent else value).to(value.dtype) for name, value in initial.items()
-    }
-    model.load_state_dict(tensors)
-    model, config = model.eval(), _folder_config(found, name or _name(path))
-    if options.image_size is not None:
-        model, config = resized(model, config, options.image_size, None, str(path))
-    return ExternalModel(model, config, [*notes, *_guessed(found)])
+    with _values_as_expected(str(path)):
+        found = parse_checkpoint(read(path), options)
+        _check(found, options)
+        model = build_model(found.architecture).eval()
+        absent = model.load_state_dict(found.tensors, strict=False).missing_keys
+        notes = [*found.notes, *([f"left at their initial values: {_listed(absent)}"] if absent else [])]
+        config = _folder_config(found, name or (path.resolve().stem if path.is_file() else path.resolve().name))
+        if options.image_size is not None:
+            model, config = resized(model, config, options.image_size, None, str(path))
+        return ExternalModel(model, config, [*notes, *_guessed(found)])
 
 
-@_values_as_expected
 def parse_checkpoint(source: Source, options: ReadOptions) -> ParsedCheckpoint:
     """Find the format, map the names, infer the architecture. Raises UserError where one of them is not possible."""
+    with _values_as_expected(source.where):
+        return _parsed(source, options)
+
+
+def _parsed(source: Source, options: ReadOptions) -> ParsedCheckpoint:
     own = load_map(options.map) if options.map else None
     source = source if own else by_known_names(source)
     raw = unstack(source.tensors)
@@ -132,8 +116,7 @@ def parse_checkpoint(source: Source, options: ReadOptions) -> ParsedCheckpoint:
     beside = read_sidecar(source, gated=_gated(ours))
     if names := class_names(options, own):
         beside = beside._replace(labels=names, named=True)
-    given = {"heads": options.heads} if options.heads else {}
-    given = {**(own.architecture if own else {}), **given}
+    given = (own.architecture if own else {}) | ({"heads": options.heads} if options.heads else {})
     if own:
         stated = own.preprocessing.model_dump(exclude_unset=True)
         stated |= {key: own.architecture[key] for key in ("mean", "std") if key in own.architecture}
@@ -163,11 +146,11 @@ def _format(tensors: Mapping[str, Tensor], own: Map | None, where: str) -> Forma
     if each is not None:
         return each
     closest, known = closest_format(tensors)
-    hint = "Rules for other names: map=map.yaml, see `vitral docs weights`"
+    near = f"Closest: {closest.what}, with {known} of {len(tensors)} names. " if known else ""
     raise UserError(
         "no known format has these names", where=where, got=_listed(list(tensors)),
         expected="; ".join(dict.fromkeys(each.what for each in FORMATS)),
-        hint=(f"Closest: {closest.what}, with {known} of {len(tensors)} names. " if known else "") + hint,
+        hint=f"{near}Rules for other names: map=map.yaml, see `vitral docs weights`",
     )  # fmt: skip
 
 
@@ -214,11 +197,11 @@ def _normalization(channels: int, looks: Mapping[str, Any], where: str) -> dict[
 
 def _check(found: ParsedCheckpoint, options: ReadOptions) -> None:
     """Raises UserError that names what does not fit, unless `ignore` declares it."""
-    faults = {
-        what: [n for n in names if not _matches(n.split(" ")[0], options.ignore)]
+    wrong = {
+        what: undeclared
         for what, names in found.faults().items()
+        if (undeclared := [name for name in names if not _matches(name.split(" ")[0], options.ignore)])
     }
-    wrong = {what: names for what, names in faults.items() if names}
     if not wrong:
         return
     closest, known = closest_format(found.source.tensors)
@@ -240,20 +223,11 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
-def _name(path: Path) -> str:
-    return path.resolve().stem if path.is_file() else path.resolve().name
-
-
 def _folder_config(found: ParsedCheckpoint, name: str) -> FolderConfig:
     architecture = found.architecture
     labels = _labels(found, architecture.num_classes)
-    looks = {key: found.looks[key] for key in ResizeSpec.model_fields if key in found.looks}
-    shown = {
-        "image_size": architecture.image_size,
-        "channels": architecture.in_channels,
-        "resize_mode": "crop",
-        **looks,
-    }
+    shown = {"image_size": architecture.image_size, "channels": architecture.in_channels, "resize_mode": "crop"}
+    shown |= {key: found.looks[key] for key in ResizeSpec.model_fields if key in found.looks}
     preprocessing = build(ImageSpec, shown, where=found.source.where)
     several = bool(found.beside.multi_label) and bool(labels)
     provenance = {"converted_from": {"file": Path(found.source.where).name, "format": found.format.name}}
@@ -264,13 +238,11 @@ def _folder_config(found: ParsedCheckpoint, name: str) -> FolderConfig:
 
 
 def _labels(found: ParsedCheckpoint, count: int) -> dict[str, str]:
-    names = found.beside.labels
-    if names is not None and found.beside.named and len(names) != count:
-        raise UserError(
-            "the class names are not as many as the outputs", where="classes", got=len(names), expected=count
-        )
+    names, what = found.beside.labels, "the class names are not as many as the outputs"
     if names is not None and len(names) == count:
         return distinct_names({str(index): label for index, label in enumerate(names)})
+    if names is not None and found.beside.named:
+        raise UserError(what, where="classes", got=len(names), expected=count)
     google = imagenet_names(count) if found.format.name in _GOOGLE else None
     return google if google is not None else numbered_names(count)
 

@@ -14,7 +14,7 @@ from vitral.weights.read_files import read_tree
 from vitral.weights.ssl_checkpoints import Tensors
 from vitral.weights.timm import vit_rules
 
-_WRAPPERS = ("module.", "_orig_mod.")
+_WRAPPERS = ("module.", "_orig_mod.")  # prefixes of wrapping modules
 # Ours by theirs: the networks, and the moving means in the state of the losses.
 _NETWORKS = {"student": ("model.", "head."), "teacher": ("teacher.module.", "teacher_head.module.")}
 _CENTRES = {
@@ -42,20 +42,15 @@ def read_distilled(path: Path) -> dict[str, Tensor]:
         )  # fmt: skip
     found: dict[str, Tensor] = {}
     for name, places in _NETWORKS.items():
-        found |= _network(_bare(tree[name]), name, *places)
+        tensors = {key: tensor for key, tensor in tree[name].items() if isinstance(tensor, Tensor)}
+        for prefix in _WRAPPERS:
+            tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+        found |= _network(tensors, name, *places)
     for (loss, key), ours in _CENTRES.items():
         state: Any = tree.get(loss)
         if isinstance(state, Mapping) and isinstance(state.get(key), Tensor):
             found[ours] = state[key].flatten()
     return found
-
-
-def _bare(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Without prefixes of wrapping modules."""
-    tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
-    for prefix in _WRAPPERS:
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return tensors
 
 
 def _network(tensors: Tensors, name: str, encoder: str, head: str) -> dict[str, Tensor]:

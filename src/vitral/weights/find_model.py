@@ -58,8 +58,7 @@ def load_model(
         log.info("%s: %s", model, note)
     if position_resize is None:
         return found.model, found.config
-    size = image_size or found.config.architecture.image_size
-    return resized(found.model, found.config, size, position_resize, model)
+    return resized(found.model, found.config, image_size, position_resize, model)
 
 
 def model_config(model: str) -> FolderConfig:

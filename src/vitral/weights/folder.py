@@ -40,14 +40,7 @@ from vitral.weights.digests import (
     verify_weights,
 )
 from vitral.weights.stopped_run import refuse_stopped
-from vitral.weights.tensors import (
-    DamagedFile,
-    check_finite,
-    check_match,
-    load_tensors,
-    save_tensors,
-    tensor_shapes,
-)
+from vitral.weights.tensors import DamagedFile, check_finite, check_match, load_tensors, save_tensors, tensor_shapes
 
 log = logging.getLogger("vitral")
 _PRESET = (
@@ -119,9 +112,8 @@ def find_folder(model: str) -> Path:
         return path / "model"
     if path.is_dir():
         refuse_stopped(path)
-        raise UserError(
-            f"no model here: {CONFIG} is missing", where=model, hint="A run writes its model folder when it ends."
-        )
+        hint = "A run writes its model folder when it ends."
+        raise UserError(f"no model here: {CONFIG} is missing", where=model, hint=hint)
     if not path.exists() and is_ours(old_of(path)):
         hint = f"The older model is whole. Give it its name back: {command('mv', str(old_of(path)), str(path))}"
         raise UserError("replacing this model was interrupted", where=model, hint=hint)
@@ -129,12 +121,9 @@ def find_folder(model: str) -> Path:
     options = {entry.name: str(entry) for entry in beside if entry.is_dir()} | {name: name for name in bundled()}
     close = options.get(nearest(path.name, options) or "")
     raise UserError(
-        "no such model: neither a bundled name nor a folder",
-        where=model,
-        expected=", ".join([*bundled(), "a path"]),
-        nearest=close,
-        hint=_PRESET if model in PRESETS else None,
-    )
+        "no such model: neither a bundled name nor a folder", where=model, expected=", ".join([*bundled(), "a path"]),
+        nearest=close, hint=_PRESET if model in PRESETS else None,
+    )  # fmt: skip
 
 
 def free_place(out: str, overwrite: bool) -> Path:
@@ -176,28 +165,27 @@ def load_folder(
     if verify and digests is None:
         hint = f"{accept_command(path)} adds them."
         log.info("%s", f"{model}: {CONFIG} has no digests, so damage to the files cannot be detected. {hint}")
-    elif verify and digests is not None:
+    elif digests is not None and verify:
         verify_weights(path / WEIGHTS, digests[WEIGHTS])
-    network = build_model(config.architecture)
+    network = build_model(config.architecture).eval()
     tensors, _ = load_tensors(path / WEIGHTS)
     check_match(network.state_dict(), tensors, str(path / WEIGHTS), hint=f"{CONFIG} says {config.name}")
     check_finite(tensors, str(path / WEIGHTS))
     network.load_state_dict(tensors)
     if image_size is not None or position_resize is not None:
-        size = image_size or config.architecture.image_size
-        return resized(network.eval(), config, size, position_resize, model)
-    return network.eval(), config
+        return resized(network, config, image_size, position_resize, model)
+    return network, config
 
 
 def resized(
     network: ImageModel,
     config: FolderConfig,
-    image_size: int | tuple[int, int],
+    image_size: int | tuple[int, int] | None,
     position_resize: Resize | None,
     where: str,
 ) -> tuple[ImageModel, FolderConfig]:
-    """The same model for images of another size, and its config; see `load_folder`."""
-    changes: dict[str, Any] = {"image_size": image_size}
+    """The same model for images of another size (None: its own), and its config; see `load_folder`."""
+    changes: dict[str, Any] = {"image_size": image_size or config.architecture.image_size}
     if position_resize is not None:
         if not config.architecture.has_patches:
             raise UserError("this model has no positions", where="position_resize", got=position_resize)
@@ -208,10 +196,9 @@ def resized(
     sizes = [f"{height} x {width}" for height, width in (architecture.image_size, network.config.image_size)]
     if sizes[0] != sizes[1]:
         log.warning("%s", "; ".join([f"{where}: used at {sizes[0]} instead of {sizes[1]} pixels", *notes]))
-    other = build_model(architecture)
+    other = build_model(architecture).train(network.training)
     other.load_state_dict(tensors)
-    changed = {"architecture": architecture, "preprocessing": preprocessing}
-    return other.train(network.training), config.model_copy(update=changed)
+    return other, config.model_copy(update={"architecture": architecture, "preprocessing": preprocessing})
 
 
 def is_ours(path: Path) -> bool:
@@ -270,16 +257,14 @@ def refuse_larger(architecture: ModelConfig, shapes: Mapping[str, Sequence[int]]
     """
     blocks = architecture.block_count + architecture.stem_block_count
     there = sum(math.prod(shape) for shape in shapes.values())
-    if blocks > len(shapes):
-        raise UserError(
-            "this architecture does not fit the weights", where=where, got=f"{blocks:,} blocks",
-            expected=f"at most {len(shapes):,}, as many as the file has tensors",
-        )  # fmt: skip
-    try:
-        needed = count_parameters(architecture)
-        got = f"{needed:,} parameters" if needed > 2 * there + _SPARE else None
-    except UserError:
-        got = architecture.description
-    if got is not None:
+    got, expected = f"{blocks:,} blocks", f"at most {len(shapes):,}, as many as the file has tensors"
+    if blocks <= len(shapes):
         expected = f"about {there:,}, as many as the file has values"
-        raise UserError("this architecture does not fit the weights", where=where, got=got, expected=expected)
+        try:
+            needed = count_parameters(architecture)
+            if needed <= 2 * there + _SPARE:
+                return
+            got = f"{needed:,} parameters"
+        except UserError:
+            got = architecture.description
+    raise UserError("this architecture does not fit the weights", where=where, got=got, expected=expected)

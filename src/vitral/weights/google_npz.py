@@ -27,22 +27,23 @@ def _norm(foreign: str, ours: str, scale: str = "scale", bias: str = "bias") -> 
     ]
 
 
-def _attention(foreign: str, names: str, ours: str) -> list[Rule]:
-    return [
-        rule([f"{foreign}/{name}/{part}" for name in names.split()], f"{ours}.{end}", "heads_in")
+def _attention(foreign: str, ours: str, **packed: str) -> list[Rule]:
+    """packed: our layers, and the names of the projections that each consists of."""
+    merged = [
+        rule([f"{foreign}/{name}/{part}" for name in names.split()], f"{ours}.{layer}.{end}", "heads_in")
+        for layer, names in packed.items()
         for part, end in (("kernel", "weight"), ("bias", "bias"))
     ]
+    projection = rule(f"{foreign}/out/kernel", f"{ours}.proj.weight", "heads_out")
+    return [*merged, projection, rule(f"{foreign}/out/bias", f"{ours}.proj.bias")]
 
 
 def _encoder(block: str, attention: int, norm2: int, mlp: int) -> list[Rule]:
     """Flax numbers the modules of a block; both code bases do it their own way."""
-    inside = f"{block}/MultiHeadDotProductAttention_{attention}"
     return [
         *_norm(f"{block}/LayerNorm_0", "blocks.{i}.norm1"),
         *_norm(f"{block}/LayerNorm_{norm2}", "blocks.{i}.norm2"),
-        *_attention(inside, "query key value", "blocks.{i}.attn.qkv"),
-        rule(f"{inside}/out/kernel", "blocks.{i}.attn.proj.weight", "heads_out"),
-        rule(f"{inside}/out/bias", "blocks.{i}.attn.proj.bias"),
+        *_attention(f"{block}/MultiHeadDotProductAttention_{attention}", "blocks.{i}.attn", qkv="query key value"),
         *_dense(f"{block}/MlpBlock_{mlp}/Dense_0", "blocks.{i}.mlp.fc1"),
         *_dense(f"{block}/MlpBlock_{mlp}/Dense_1", "blocks.{i}.mlp.fc2"),
     ]
@@ -60,12 +61,9 @@ def _around() -> list[Rule]:
 
 def rules(tensors: Mapping[str, Tensor]) -> list[Rule]:
     """vision_transformer: ViT, AugReg, and the hybrids with a ResNet of this layout in front."""
-    whole = any(name.startswith("block1/") for name in tensors)
-    stem, unit, stage = (
-        "patch_embed.backbone.stem" if whole or not tensors else "patch_embed.backbone",
-        "block{i+1}/unit{j+1}",
-        "patch_embed.backbone.stages.{i}.blocks.{j}",
-    )
+    whole = not tensors or any(name.startswith("block1/") for name in tensors)
+    stem = "patch_embed.backbone.stem" if whole else "patch_embed.backbone"
+    unit, stage = "block{i+1}/unit{j+1}", "patch_embed.backbone.stages.{i}.blocks.{j}"
     return [
         *_around(),
         rule("Transformer/posembed_input/pos_embedding", "pos_embed"),
@@ -81,16 +79,12 @@ def rules(tensors: Mapping[str, Tensor]) -> list[Rule]:
 
 def big_vision_rules(_: Mapping[str, Tensor]) -> list[Rule]:
     """big_vision: plain ViT and the image towers of SigLIP, a tensor a block or all blocks in one (`unstack`)."""
-    pool = "MAPHead_0/MultiHeadDotProductAttention_0"
     return [
         *_around(),
         rule("pos_embedding", "pos_embed"),
         *_encoder("Transformer/encoderblock_{i}", attention=0, norm2=1, mlp=0),
         rule("MAPHead_0/probe", "attn_pool.latent"),
-        *_attention(pool, "query", "attn_pool.q"),
-        *_attention(pool, "key value", "attn_pool.kv"),
-        rule(f"{pool}/out/kernel", "attn_pool.proj.weight", "heads_out"),
-        rule(f"{pool}/out/bias", "attn_pool.proj.bias"),
+        *_attention("MAPHead_0/MultiHeadDotProductAttention_0", "attn_pool", q="query", kv="key value"),
         *_norm("MAPHead_0/LayerNorm_0", "attn_pool.norm"),
         *_dense("MAPHead_0/MlpBlock_0/Dense_0", "attn_pool.mlp.fc1"),
         *_dense("MAPHead_0/MlpBlock_0/Dense_1", "attn_pool.mlp.fc2"),

@@ -11,38 +11,30 @@ from vitral.weights.keymap import Rule, rule
 Tensors = Mapping[str, Tensor]
 
 
-def _around(tokens: bool = True) -> list[Rule]:
-    patches = "embeddings.patch_embeddings"
-    positions = [rule("embeddings.position_embeddings", "pos_embed")] if tokens else []
-    return [
-        rule("embeddings.cls_token", "cls_token"),
-        *positions,
-        rule(f"{patches}.projection.{{end}}", "patch_embed.proj.{end}"),
-        rule(f"{patches}.{{end}}", "patch_embed.proj.{end}"),
-        rule("embeddings.register_tokens", "reg_token"),
-        rule("layernorm.{end}", "norm.{end}"),
-        rule("classifier.{end}", "head.{end}"),
-        rule("embeddings.mask_token", None),
-        rule("pooler.dense.{end}", None),
-        rule("decoder.{rest}", None),
-        rule("decoder_{rest}", None),
-    ]
+_POSITIONS = rule("embeddings.position_embeddings", "pos_embed")
+_AROUND = (
+    rule("embeddings.cls_token", "cls_token"),
+    rule("embeddings.patch_embeddings.projection.{end}", "patch_embed.proj.{end}"),
+    rule("embeddings.patch_embeddings.{end}", "patch_embed.proj.{end}"),
+    rule("embeddings.register_tokens", "reg_token"),
+    rule("layernorm.{end}", "norm.{end}"),
+    rule("classifier.{end}", "head.{end}"),
+    *(rule(name, None) for name in ("embeddings.mask_token", "pooler.dense.{end}", "decoder{sign:[._]}{rest}")),
+)
 
 
 def _attention(layer: str) -> list[Rule]:
     """As saved, then as in memory."""
-    qkv = "blocks.{i}.attn.qkv.{end}"
+    saved = [f"{layer}.attention.attention.{part}" for part in ("query", "key", "value")]
+    ways = ((saved, "output.dense"), ([f"{layer}.attention.{part}_proj" for part in "qkv"], "o_proj"))
     return [
-        rule([f"{layer}.attention.attention.{part}.{{end}}" for part in ("query", "key", "value")], qkv, "merge"),
-        rule(f"{layer}.attention.output.dense.{{end}}", "blocks.{i}.attn.proj.{end}"),
-        rule([f"{layer}.attention.{part}_proj.{{end}}" for part in "qkv"], qkv, "merge"),
-        rule(f"{layer}.attention.o_proj.{{end}}", "blocks.{i}.attn.proj.{end}"),
-        _no_bias(
-            f"{layer}.attention.attention.query",
-            f"{layer}.attention.attention.key",
-            f"{layer}.attention.attention.value",
-        ),
-        _no_bias(*(f"{layer}.attention.{part}_proj" for part in "qkv")),
+        made
+        for parts, projection in ways
+        for made in (
+            rule([f"{part}.{{end}}" for part in parts], "blocks.{i}.attn.qkv.{end}", "merge"),
+            rule(f"{layer}.attention.{projection}.{{end}}", "blocks.{i}.attn.proj.{end}"),
+            _no_bias(*parts),
+        )
     ]
 
 
@@ -63,7 +55,7 @@ def _vit_layer(layer: str) -> list[Rule]:
 
 def vit_rules(_: Tensors) -> list[Rule]:
     """ViT and the encoder of ViTMAE."""
-    return [*_vit_layer("encoder.layer.{i}"), *_vit_layer("layers.{i}"), *_around()]
+    return [*_vit_layer("encoder.layer.{i}"), *_vit_layer("layers.{i}"), _POSITIONS, *_AROUND]
 
 
 def mae_decoder_rules() -> list[Rule]:
@@ -81,23 +73,20 @@ def mae_decoder_rules() -> list[Rule]:
 def deit_rules(tensors: Tensors) -> list[Rule]:
     """DeiT with both heads, or with one: then the distillation token is a register, and its position a part of it."""
     if "classifier.weight" in tensors:
-        positions = "embeddings.position_embeddings"
+        (positions,) = _POSITIONS.source
         tokens = [
             rule(["embeddings.distillation_token", f"{positions}[1:2]"], "reg_token", "add"),
             rule([f"{positions}[0:1]", f"{positions}[2:]"], "pos_embed", "rows"),
         ]
     else:
-        tokens = [
-            rule("embeddings.distillation_token", "dist_token"),
-            rule("embeddings.position_embeddings", "pos_embed"),
-        ]
+        tokens = [rule("embeddings.distillation_token", "dist_token"), _POSITIONS]
     return [
         *tokens,
         rule("cls_classifier.{end}", "head.{end}"),
         rule("distillation_classifier.{end}", "head_dist.{end}"),
         *_vit_layer("encoder.layer.{i}"),
         *_vit_layer("layers.{i}"),
-        *_around(tokens=False),
+        *_AROUND,
     ]
 
 
@@ -112,7 +101,8 @@ def dinov2_rules(_: Tensors) -> list[Rule]:
         rule(f"{layer}.mlp.weights_out.{{end}}", f"{block}.mlp.fc2.{{end}}"),
         *_gated(layer, block),
         rule(f"{layer}.mlp.fc{{n}}.{{end}}", f"{block}.mlp.fc{{n}}.{{end}}"),
-        *_around(),
+        _POSITIONS,
+        *_AROUND,
     ]
 
 
@@ -139,5 +129,5 @@ def dinov3_rules(tensors: Tensors) -> list[Rule]:
         *_gated(layer, block),
         rule("norm.{end}", "norm.{end}"),
         rule("rope_embeddings.{rest}", None),
-        *_around(tokens=False),
+        *_AROUND,
     ]

@@ -29,12 +29,7 @@ def download(model: str) -> Path:
     Takes safetensors where there are any, else other files of weights. HF_HOME and HF_HUB_OFFLINE count. Raises
     UserError without the extra, for unknown names, and where the hub cannot be reached.
     """
-    try:
-        snapshot_download: Any = optional("huggingface_hub").snapshot_download
-    except ImportError:
-        raise UserError(
-            "no such model here, and names of the hub need an extra", where=model, hint=install("hub")
-        ) from None
+    snapshot_download = _client("no such model here, and names of the hub need an extra", model).snapshot_download
     name, _, revision = model.partition("@")
     try:
         for endings in (ENDINGS[:1], ENDINGS):
@@ -65,10 +60,7 @@ def push(folder: Path, name: str, *, private: bool = False, license: str | None 
     text = with_header(read_text(card) if card.is_file() else "", config, license)
     tree = read_json(folder / CONFIG)
     tree["provenance"] = _without_places(tree["provenance"])
-    try:
-        hub: Any = optional("huggingface_hub")
-    except ImportError:
-        raise UserError("pushing needs an extra", where=name, hint=install("hub")) from None
+    hub = _client("pushing needs an extra", name)
     if hub.get_token() is None:
         raise UserError("authentication required", where=name, hint="`hf auth login`, or HF_TOKEN=hf_...")
     add = hub.CommitOperationAdd
@@ -90,6 +82,14 @@ def push(folder: Path, name: str, *, private: bool = False, license: str | None 
     except (OSError, ValueError, _network_error()) as error:
         got = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
         raise UserError("could not be brought to the hub", where=name, got=got, hint=hint) from None
+
+
+def _client(without: str, where: str) -> Any:
+    """The hub's client. Raises UserError where it is not installed."""
+    try:
+        return optional("huggingface_hub")
+    except ImportError:
+        raise UserError(without, where=where, hint=install("hub")) from None
 
 
 def _check_place(api: Any, not_found: type[Exception], name: str, private: bool, overwrite: bool) -> bool:
@@ -114,11 +114,8 @@ def _without_places(value: Any) -> Any:
         return {key: _without_places(each) for key, each in value.items()}
     if isinstance(value, list):
         return [_without_places(each) for each in value]
-    if isinstance(value, str):
-        for kind in (PurePosixPath, PureWindowsPath):
-            if kind(value).is_absolute():
-                return kind(value).name
-    return value
+    paths = (PurePosixPath(value), PureWindowsPath(value)) if isinstance(value, str) else ()
+    return next((path.name for path in paths if path.is_absolute()), value)
 
 
 def _network_error() -> type[Exception]:

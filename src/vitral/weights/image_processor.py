@@ -78,7 +78,9 @@ def _normalization(tree: Mapping[str, Any], where: str) -> Fields:
 
     With x in [0,1] and k = 255 factor, (k x - offset - mean) / std = (x - (mean + offset) / k) / (std / k).
     """
-    factor = number(tree, "rescale_factor", where, 1 / 255) if tree.get("do_rescale") is not False else 1.0
+    factor = tree.get("rescale_factor", 1 / 255) if tree.get("do_rescale") is not False else 1.0
+    if not _is_number(factor):
+        refuse(where, "rescale_factor", factor, "a number")
     scale = 255 * factor
     scale = 1.0 if abs(scale - 1) < 1e-6 else scale
     if not scale > 0:
@@ -100,15 +102,6 @@ def _normalization(tree: Mapping[str, Any], where: str) -> Fields:
     return looks
 
 
-def number(tree: Mapping[str, Any], key: str, where: str, default: float) -> float:
-    """Return the number under a key, or `default` where there is no such key. Raises UserError, with the key, for
-    anything else."""
-    found = tree.get(key, default)
-    if not _is_number(found):
-        refuse(where, key, found, "a number")
-    return float(found)
-
-
 def numbers(tree: Mapping[str, Any], key: str, where: str) -> tuple[float, ...]:
     """Return the numbers under a key, one or one per channel; none for null. Raises UserError, with the key, for
     anything else."""
@@ -126,13 +119,12 @@ def _is_number(found: Any) -> bool:
 
 
 def _geometry(tree: Mapping[str, Any], where: str, notes: list[str]) -> Fields:
-    size, percent = tree.get("size"), tree.get("crop_pct")
+    size, percent, cut = tree.get("size"), tree.get("crop_pct"), tree.get("crop_size")
     kind = str(tree.get("image_processor_type") or tree.get("feature_extractor_type") or "")
     if size is None and not tree.get("do_center_crop"):
         return {}
     is_shorter = kind.startswith(_SHORTER) or tree.get("default_to_square") is False
     height, width, shorter = _sides(size, where, is_shorter=is_shorter)
-    cut = tree.get("crop_size")
     if percent is not None and not (isinstance(percent, int | float) and 0 < percent <= 1):
         refuse(where, "crop_pct", percent, "above 0, at most 1")
     if kind.startswith(("ConvNext", "ConvNeXT")) and height >= _FIRST_SQUASHED:
@@ -162,12 +154,13 @@ def _sides(size: Any, where: str, *, is_shorter: bool) -> tuple[int, int, bool]:
     """Height and width after the resize, and whether they are the shorter side of an image that keeps its aspect."""
     if isinstance(size, int) and not isinstance(size, bool):
         return size, size, is_shorter
-    if isinstance(size, dict):
-        named = {key: value for key, value in size.items() if value is not None}
-        if set(named) == {"shortest_edge"} and isinstance(named["shortest_edge"], int):
-            return named["shortest_edge"], named["shortest_edge"], True
-        if set(named) == {"height", "width"} and all(isinstance(value, int) for value in named.values()):
-            return named["height"], named["width"], False
+    match {key: value for key, value in size.items() if value is not None} if isinstance(size, dict) else {}:
+        case {"shortest_edge": int(side), **others} if not others:
+            return side, side, True
+        case {"height": int(height), "width": int(width), **others} if not others:
+            return height, width, False
+        case _:
+            pass
     refuse(where, "size", size, "shortest_edge, or height and width")
 
 

@@ -104,12 +104,8 @@ class Rule(Config):
     def _lists(cls, tree: Any) -> Any:
         if not isinstance(tree, dict):
             return tree
-        tree = {key: [value] if isinstance(value, str) else value for key, value in tree.items()}
-        if tree.get("to", ()) is None:
-            tree |= {"to": [], "op": ["drop"]}
-        if isinstance(tree.get("op"), list) and len(tree["op"]) == 1:
-            tree["op"] = tree["op"][0]
-        return tree
+        tree = {key: [value] if isinstance(value, str) and key != "op" else value for key, value in tree.items()}
+        return tree | {"to": [], "op": "drop"} if tree.get("to", ()) is None else tree
 
     @model_validator(mode="after")
     def _check(self) -> Rule:
@@ -136,15 +132,10 @@ class Rule(Config):
         """Templates of our names."""
         return tuple([Template(text) for text in self.target])
 
-    @property
-    def invertible(self) -> bool:
-        """Whether our tensors say what the foreign ones were."""
-        return self.op in _INVERSE and all(template.rows is None for template in self.sources)
-
 
 def rule(source: str | Sequence[str], target: str | Sequence[str] | None, op: Op = "rename") -> Rule:
     """A rule, as a map.yaml has it."""
-    return Rule.model_validate({"from": source, "to": target, "op": "drop" if target is None else op})
+    return Rule.model_validate({"from": source, "to": target, "op": op})
 
 
 class MapImages(ResizeSpec):
@@ -193,8 +184,7 @@ def translate(rules: Sequence[Rule], foreign: Mapping[str, Tensor]) -> Translati
     for each in rules:
         for name in foreign if each.op != "zeros" else ():
             values = each.sources[0].match(name)
-            parts = None if values is None else _parts(each, values, foreign, taken, sliced)
-            if values is None or parts is None:
+            if values is None or (parts := _parts(each, values, foreign, taken, sliced)) is None:
                 continue
             for template in each.sources:
                 (taken if template.rows is None else sliced).add(template.fill(values))
@@ -229,8 +219,7 @@ def _fill_with_zeros(ours: dict[str, Tensor], rules: Sequence[Rule], foreign: Ma
     for each in rules:
         for name in foreign:
             values = each.sources[0].match(name)
-            parts = None if values is None else _parts(each, values, foreign, set(), set())
-            if values is not None and parts is not None:
+            if values is not None and (parts := _parts(each, values, foreign, set(), set())) is not None:
                 zeros = parts[0].new_zeros(sum(part.shape[0] for part in parts))
                 ours.setdefault(each.targets[0].fill(values), zeros)
 
@@ -251,8 +240,8 @@ def invert(rules: Sequence[Rule], ours: Mapping[str, Tensor], heads: int) -> dic
     foreign: dict[str, Tensor] = {}
     left = dict(ours)
     for each in rules:
-        if not each.invertible:
-            continue
+        if each.op not in _INVERSE or any(template.rows is not None for template in each.sources):
+            continue  # ours do not say what the foreign ones were
         for name in list(left):
             values = each.targets[0].match(name) if name in left else None
             if values is None or not each.sources[0].names <= values.keys():
@@ -266,12 +255,8 @@ def invert(rules: Sequence[Rule], ours: Mapping[str, Tensor], heads: int) -> dic
     return foreign
 
 
-def _transposed(x: Tensor) -> Tensor:
-    return (x.permute(3, 2, 0, 1) if x.dim() == 4 else x.permute(1, 0)).contiguous()
-
-
-def _untransposed(x: Tensor) -> Tensor:
-    return (x.permute(2, 3, 1, 0) if x.dim() == 4 else x.permute(1, 0)).contiguous()
+def _transposed(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    return x.permute(axes if x.dim() == 4 else (1, 0)).contiguous()
 
 
 def _heads_in(parts: list[Tensor], _: int) -> list[Tensor]:
@@ -286,7 +271,7 @@ def _no_heads_in(parts: list[Tensor], count: int, heads: int) -> list[Tensor]:
 
 _FORWARD: dict[Op, Callable[[list[Tensor], int], list[Tensor]]] = {
     "rename": lambda parts, _: parts,
-    "transpose": lambda parts, _: [_transposed(parts[0])],
+    "transpose": lambda parts, _: [_transposed(parts[0], (3, 2, 0, 1))],
     "vector": lambda parts, _: [parts[0].flatten()],
     "merge": lambda parts, _: [torch.cat(parts)],
     "rows": lambda parts, _: [torch.cat(parts, dim=1)],
@@ -300,7 +285,7 @@ _FORWARD: dict[Op, Callable[[list[Tensor], int], list[Tensor]]] = {
 
 _INVERSE: dict[Op, Callable[[list[Tensor], int, int], list[Tensor]]] = {
     "rename": lambda parts, _, __: parts,
-    "transpose": lambda parts, _, __: [_untransposed(parts[0])],
+    "transpose": lambda parts, _, __: [_transposed(parts[0], (2, 3, 1, 0))],
     "vector": lambda parts, _, __: parts,
     "merge": lambda parts, count, _: [part.contiguous() for part in parts[0].chunk(count)],
     "split": lambda parts, _, __: [torch.cat(parts)],

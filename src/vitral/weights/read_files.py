@@ -65,10 +65,9 @@ class Source(NamedTuple):
 def read(path: Path) -> Source:
     """A checkpoint's file or folder. Raises UserError for what is not whole, not weights, or needs code to be run."""
     files = _files(path)
-    for file in files:
-        _refuse_checkpoint(file)
     tree: dict[str, Any] = {}
     for file in files:
+        _refuse_checkpoint(file)
         tree |= read_tree(file)
     tensors, notes = _unwrap(tree, str(path))
     folder = path if path.is_dir() else path.parent
@@ -102,8 +101,8 @@ def is_weights(path: Path) -> bool:
 
 
 def _candidates(folder: Path) -> list[Path]:
-    beside = ("training_args.bin", SPLIT)
-    return sorted(file for file in folder.iterdir() if file.suffix in ENDINGS and file.name not in beside)
+    files = (file for file in folder.iterdir() if file.suffix in ENDINGS)
+    return sorted(file for file in files if file.name not in ("training_args.bin", SPLIT))
 
 
 def _files(path: Path) -> list[Path]:
@@ -188,12 +187,10 @@ def _read_npz(archive: zipfile.ZipFile, where: str) -> dict[str, Tensor]:
 
 def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    elif version == (2, 0):
-        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
-    else:
+    if version not in ((1, 0), (2, 0)):
         raise ValueError(f"version {version} of the format")
+    read_header = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(file)
     return shape, dtype
 
 
@@ -231,12 +228,10 @@ def _check_sizes(tree: Any, size: int, where: str) -> None:
     limit, total = 4 * size + 64 * MIB, 0
     waiting, walked = [tree], 0
     while waiting:
-        value = waiting.pop()
-        walked += 1
+        value, walked = waiting.pop(), walked + 1
         if walked > _VALUES:
-            raise UserError(
-                "a pickle that holds itself, or too many values", where=where, expected=f"at most {_VALUES:,}"
-            )
+            most = f"at most {_VALUES:,}"
+            raise UserError("a pickle that holds itself, or too many values", where=where, expected=most)
         if isinstance(value, Tensor):
             total += value.numel() * value.element_size()
             if total > limit:
@@ -274,12 +269,11 @@ def _unwrap(tree: Mapping[str, Any], where: str) -> tuple[dict[str, Tensor], lis
 
 def _inside(tree: Mapping[str, Any]) -> tuple[str, list[str]] | None:
     """The key of the mapping that holds the weights, and those of others; None where the tree itself holds more."""
-    values = {key: _values(each) for key, each in tree.items() if isinstance(each, Mapping) and not _OTHER.search(key)}
-    values = {key: count for key, count in values.items() if count}
+    inner = {key: each for key, each in tree.items() if isinstance(each, Mapping) and not _OTHER.search(key)}
+    values = {key: count for key, each in inner.items() if (count := _values(each))}
     if not values:
         return None
-    known = [key for key in _WRAPPERS if key in values]
-    key = known[0] if known else max(values, key=lambda key: values[key])
+    key = next((key for key in _WRAPPERS if key in values), max(values, key=lambda key: values[key]))
     if sum(each.numel() for each in tree.values() if _is_weight(each)) >= values[key]:
         return None
     return key, [name for name in values if name != key]
@@ -287,10 +281,9 @@ def _inside(tree: Mapping[str, Any]) -> tuple[str, list[str]] | None:
 
 def _values(tree: Mapping[Any, Any], depth: int = 6) -> int:
     """How many values the weights in here have, at any level."""
+    inner = [each for each in tree.values() if isinstance(each, Mapping)] if depth else []
     own = sum(value.numel() for value in tree.values() if _is_weight(value))
-    if not depth:
-        return own
-    return own + sum(_values(each, depth - 1) for each in tree.values() if isinstance(each, Mapping))
+    return own + sum(_values(each, depth - 1) for each in inner)
 
 
 def _is_weight(value: Any) -> bool:
@@ -302,12 +295,10 @@ def _by_known_names(tensors: dict[str, Tensor], depth: int) -> tuple[dict[str, T
     is left out (`criterion.weight`), except for heads."""
     if find_format(tensors) is not None:
         return tensors, []
-    starts = Counter(name.split(".")[0] for name in tensors if "." in name)
-    if not depth:
-        return None
+    starts = Counter(name.split(".")[0] for name in tensors if "." in name and depth)
     known = [prefix for prefix in _WRAPPERS if prefix in starts]
-    for prefix in [*known, *(each for each, _ in starts.most_common(8) if each not in known)]:
-        inside = _below(tensors, prefix)
+    for prefix in dict.fromkeys([*known, *(each for each, _ in starts.most_common(8))]):
+        inside = {n.removeprefix(f"{prefix}."): t for n, t in tensors.items() if n.startswith(f"{prefix}.")}
         heads = {n: t for n, t in tensors.items() if n.split(".")[0] in _HEADS and n not in inside}
         found = _by_known_names(inside | heads, depth - 1)
         if found is not None:
@@ -315,8 +306,3 @@ def _by_known_names(tensors: dict[str, Tensor], depth: int) -> tuple[dict[str, T
             left = f", and none of {', '.join(sorted(others))}" if others else ""
             return found[0], [f"names without {prefix + '.'!r}{left}", *found[1]]
     return None
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    start = f"{prefix}."
-    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}

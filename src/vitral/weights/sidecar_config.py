@@ -90,14 +90,10 @@ def _hf_facts(config: Mapping[str, Any], gated: bool, where: str) -> Fields:
             "this model type of transformers is not computed here", where=f"{where}: model_type", got=kind,
             expected=", ".join(_HF_TYPES),
         )  # fmt: skip
-    keys = {
+    facts = {"norm_eps": _HF_TYPES[kind]} | _renamed(config, {
         "num_attention_heads": "heads", "layer_norm_eps": "norm_eps", "image_size": "image_size",
         "layerscale_value": "layer_scale", "rope_theta": "rope_theta", "num_hidden_layers": "depth",
-    }  # fmt: skip
-    facts = {ours: config[theirs] for theirs, ours in keys.items() if config.get(theirs) is not None}
-    facts.setdefault("norm_eps", _HF_TYPES[kind])
-    if isinstance(facts.get("rope_theta"), int):
-        facts["rope_theta"] = float(facts["rope_theta"])
+    })  # fmt: skip
     activation = config.get("hidden_act", "gelu")
     if not gated:
         if activation not in _GELU:
@@ -108,6 +104,11 @@ def _hf_facts(config: Mapping[str, Any], gated: bool, where: str) -> Fields:
     elif config.get("use_gated_mlp") and activation != "silu":
         raise UserError("this gate is not computed here", where=where, got=activation, expected="silu")
     return facts
+
+
+def _renamed(config: Mapping[str, Any], names: Mapping[str, str]) -> Fields:
+    """The values that are there, by our names."""
+    return {ours: config[theirs] for theirs, ours in names.items() if config.get(theirs) is not None}
 
 
 def _hf_labels(config: Mapping[str, Any]) -> list[str] | None:
@@ -142,12 +143,9 @@ def _timm_facts(config: Mapping[str, Any], where: str) -> Fields:
     known = token_config(resolve(architecture)) if architecture in PRESETS else None
     if known is not None:
         facts |= {"heads": known.heads, "norm_eps": known.norm_eps}
-    names = {
+    facts |= _renamed(arguments, {
         "num_heads": "heads", "img_size": "image_size", "init_values": "layer_scale", "rope_temperature": "rope_theta",
-    }  # fmt: skip
-    facts |= {ours: arguments[theirs] for theirs, ours in names.items() if arguments.get(theirs) is not None}
-    if isinstance(facts.get("rope_theta"), int):
-        facts["rope_theta"] = float(facts["rope_theta"])
+    })  # fmt: skip
     pool = arguments.get("global_pool", config.get("global_pool"))
     if pool and not architecture.startswith("resnetv2"):
         if pool not in _POOL:
@@ -177,18 +175,14 @@ def _refuse_other_computation(architecture: str, arguments: Mapping[str, Any], w
 
 
 def _timm_looks(tree: Mapping[str, Any], where: str) -> Fields:
-    looks: Fields = {}
-    for key in ("mean", "std"):
-        if value := numbers(tree, key, where):
-            looks[key] = value
+    looks: Fields = {key: value for key in ("mean", "std") if (value := numbers(tree, key, where))}
     filter_, ratio, mode = tree.get("interpolation"), tree.get("crop_pct"), tree.get("crop_mode") or "center"
-    for key, got, expected, right in (
-        ("interpolation", filter_, ", ".join(_TIMM_FILTERS), filter_ in (*_TIMM_FILTERS, None, "")),
-        ("crop_pct", ratio, "above 0, at most 1", ratio is None or (isinstance(ratio, int | float) and 0 < ratio <= 1)),
-        ("crop_mode", mode, "center, squash", mode in ("center", "squash")),
-    ):
-        if not right:
-            refuse(where, key, got, expected)
+    if filter_ not in (*_TIMM_FILTERS, None, ""):
+        refuse(where, "interpolation", filter_, ", ".join(_TIMM_FILTERS))
+    if ratio is not None and not (isinstance(ratio, int | float) and 0 < ratio <= 1):
+        refuse(where, "crop_pct", ratio, "above 0, at most 1")
+    if mode not in ("center", "squash"):
+        refuse(where, "crop_mode", mode, "center, squash")
     if filter_:
         looks["interpolation"] = filter_
     if ratio is not None:
@@ -198,9 +192,6 @@ def _timm_looks(tree: Mapping[str, Any], where: str) -> Fields:
 
 
 def _timm_labels(config: Mapping[str, Any]) -> list[str] | None:
-    names = config.get("label_names")
-    if not isinstance(names, list):
-        return None
-    described = config.get("label_descriptions")
+    names, described = config.get("label_names"), config.get("label_descriptions")
     known = described if isinstance(described, dict) else {}
-    return [str(known.get(name, name)) for name in names]
+    return [str(known.get(name, name)) for name in names] if isinstance(names, list) else None

@@ -56,16 +56,16 @@ def refuse_stopped(folder: Path) -> None:
     if strangers(checkpoints) and not (folder / ENVIRONMENT).is_file():
         return
     at = _reached(checkpoints)
-    place = f" at step {at.step} of {at.steps}" if at is not None else ""
+    step = f" step {at.step} of {at.steps}" if at is not None else ""
     if is_locked(folder):
-        saved = f"; its last checkpoint is of step {at.step} of {at.steps}" if at is not None else ""
+        saved = f"; its last checkpoint is of{step}" if at is not None else ""
         hint = "Its model folder is written when it ends."
         raise UserError(f"this run is still working{saved}", where=str(folder), hint=hint)
     hint = f"Resume it: {resume_command(folder)}"
     if at is not None:
         which = "the best weights so far" if at.is_validated else "the last weights (none have been validated yet)"
         hint += f"\n  Or write its model folder from {which}: {finish_command(folder)}"
-    raise UserError(f"this run was stopped{place}", where=str(folder), hint=hint)
+    raise UserError(f"this run was stopped{' at' + step if step else ''}", where=str(folder), hint=hint)
 
 
 def _refuse_sweep(folder: Path) -> None:
@@ -98,16 +98,11 @@ def _reached(checkpoints: Path) -> _Reached | None:
     """Of the newest checkpoint that says it."""
     for stem in ("last", "previous"):
         try:
-            facts = parse_json(_facts(checkpoints, stem), where=stem, constants=True)
+            whole, sharded = checkpoints / f"{stem}.safetensors", checkpoints / f"{stem}.sharded/state.json"
+            text = tensors_metadata(whole)["state"] if whole.exists() else str(read_json(sharded)["state"])
+            facts = parse_json(text, where=stem, constants=True)
             progress = facts["progress"]
             return _Reached(int(progress["step"]), int(facts["steps"]), int(progress.get("best_step", -1)) >= 0)
         except (OSError, ValueError, TypeError, AttributeError, LookupError, OverflowError):
             continue
     return None
-
-
-def _facts(checkpoints: Path, stem: str) -> str:
-    whole, sharded = checkpoints / f"{stem}.safetensors", checkpoints / f"{stem}.sharded/state.json"
-    if not whole.exists():
-        return str(read_json(sharded)["state"])
-    return tensors_metadata(whole)["state"]

@@ -15,7 +15,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vitral.archive_limits import tensors_metadata
 from vitral.atomic_files import flush, partial_of, remove
 from vitral.errors import UserError
 from vitral.files import open_regular, require_regular
@@ -119,10 +118,8 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 def read_metadata(path: Path) -> dict[str, str]:
     """Return the metadata of a safetensors file, from its header alone. Raises DamagedFile."""
-    try:
-        return tensors_metadata(path)
-    except UserError as error:
-        raise DamagedFile(str(error)) from None
+    with _opened(path) as file:
+        return file.metadata() or {}
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
@@ -141,20 +138,23 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(torch.stack(tensor.detach().aminmax())).all())  # reads once, and allocates nothing
 
 
+def mismatches(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Return the names of `theirs` that are missing, unexpected, or of another shape than in `mine`."""
+    return {
+        "missing": [name for name in mine if name not in theirs],
+        "unexpected": [name for name in theirs if name not in mine],
+        "other shape": [
+            f"{name} {list(tensor.shape)}, not {list(mine[name].shape)}"
+            for name, tensor in theirs.items()
+            if name in mine and tensor.shape != mine[name].shape
+        ],
+    }
+
+
 def check_match(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor], where: str, hint: str | None = None) -> None:
-    """Raise a UserError that lists the missing, unexpected and mis-shaped names of `theirs` against `mine`."""
-    missing = [name for name in mine if name not in theirs]
-    unexpected = [name for name in theirs if name not in mine]
-    shapes = [
-        f"{name} {list(theirs[name].shape)}, not {list(tensor.shape)}"
-        for name, tensor in mine.items()
-        if name in theirs and theirs[name].shape != tensor.shape
-    ]
-    if missing or unexpected or shapes:
-        parts = (("missing", missing), ("unexpected", unexpected), ("other shape", shapes))
-        got = "; ".join(
-            f"{len(names)} {what} ({', '.join(names[:4])}{', ...' * (len(names) > 4)})"
-            for what, names in parts
-            if names
-        )
+    """Raise a UserError that lists the `mismatches`."""
+    wrong = {what: names for what, names in mismatches(mine, theirs).items() if names}
+    if wrong:
+        listed = {what: f"({', '.join(names[:4])}{', ...' * (len(names) > 4)})" for what, names in wrong.items()}
+        got = "; ".join(f"{len(names)} {what} {listed[what]}" for what, names in wrong.items())
         raise UserError("the weights belong to another architecture", where=where, got=got, hint=hint)
