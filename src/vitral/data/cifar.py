@@ -94,8 +94,7 @@ def open_cifar(config: DataConfig) -> Dataset:
     files' own. The fingerprint covers labels, pixels and names, and is equal for both layouts of the same images.
     Raises UserError for missing, damaged or changed files, and for a pickle that names anything but plain arrays.
     """
-    assert config.path is not None
-    layout, folder = _one_layout(Path(config.path).expanduser())
+    layout, folder = _one_layout(config.place)
     classes = _classes(layout, folder, config.verify)
     train_files = [name for name in layout.train if (folder / name).is_file()]
     channels = 3 if config.channels == "auto" else config.channels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field, Strict, model_validator
@@ -82,6 +83,12 @@ class DataSource(Config):
     def named(self) -> bool:
         """Whether a location or a built-in source is set."""
         return self.path is not None or self.source != "auto"
+
+    @property
+    def place(self) -> Path:
+        """The path of a source that has one, with ~ replaced."""
+        assert self.path is not None
+        return Path(self.path).expanduser()
 
 
 class Description(Config):

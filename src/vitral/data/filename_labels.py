@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vitral.data.config import DataConfig
@@ -13,7 +14,6 @@ from vitral.data.files import (
     Ignored,
     LabeledFile,
     files_dataset,
-    ignored_notes,
     labeled_files,
     loose_images,
     some,
@@ -57,19 +57,15 @@ def open_filename(config: DataConfig) -> Dataset:
     follow the sorted classes of all splits, or `config.classes`. The fingerprint covers path, class, split and size in
     bytes. Raises UserError, naming some, for files whose names don't fit, and for a pattern that can't be used.
     """
-    assert config.path is not None
-    root, ignored = Path(config.path).expanduser(), Counter[Ignored]()
+    root, ignored = config.place, Counter[Ignored]()
     files = labeled_files(root, root, "", ignored)
     if not files:
         raise UserError("no images here", where=str(root), expected="image files named label_index.ext")
     splits = _match(files, config, root)
     if "train" not in splits:
         raise UserError(f"images for {' and '.join(splits)} but none for train", where=str(root))
-    notes = ignored_notes(ignored)
-    return files_dataset(
-        root, splits, (file.label for files in splits.values() for file in files), config,
-        lambda classes: (f"classes from file names: {some(classes, 20)}", *notes),
-    )  # fmt: skip
+    dataset = files_dataset(root, splits, config, ignored)
+    return replace(dataset, notes=(f"classes from file names: {some(dataset.classes, 20)}", *dataset.notes))
 
 
 def _pattern(config: DataConfig) -> re.Pattern[str]:

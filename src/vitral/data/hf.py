@@ -15,10 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vitral.data.channels import Decoding
 from vitral.data.config import DataConfig
-from vitral.data.dataset import SPLITS, Dataset, Split, fingerprint
-from vitral.data.files import asked_channels, class_map, encoded_split, hidden, known_column, label_array, some
+from vitral.data.dataset import SPLITS, Dataset, Labels
+from vitral.data.files import Part, class_map, encoded_dataset, hidden, known_column, label_array, some
 from vitral.data.folder_names import SPLIT_OF, any_of
 from vitral.data.label_vectors import named, text_vectors, vector_width
 from vitral.data.regression_targets import as_number, as_targets, check_targets
@@ -77,34 +76,22 @@ def open_hf(config: DataConfig) -> Dataset:
     Local data need no network. The fingerprint covers shard names and sizes (local) or the dataset's own (hub), labels
     and class names. Raises UserError for a missing extra, unknown columns, unlabeled samples, and what can't be had.
     """
-    assert config.path is not None
     parts, content, root = _load(config)
     columns = _columns(next(iter(parts.values())), config)
-    if config.target is not None:
-        return _with_numbers(parts, columns, [*content, *config.target], config.target, root, config)
-    labels = {split: _values(part, columns.label) for split, part in parts.items()}
-    labels, columns = _without_vectors(labels, columns, config)
-    for split, values in labels.items():
-        _refuse_unlabeled(values, columns, split)
-    index_of = _class_map(labels, columns, config)
-    images = {split: _images(part, columns.image, root) for split, part in parts.items()}
-    channels = asked_channels(len(parts["train"]), images["train"], config)
-    splits: dict[str, Split] = {}
-    for split, values in labels.items():
-        names = [f"{split}/{place:06d}" for place in range(len(values))]
-        labels_N = label_array([columns.texts(value) for value in values], index_of, columns.several)
-        splits[split] = encoded_split(labels_N, names, images[split], channels, Decoding.of(config), made_up=True)
-    return Dataset(
-        name=Path(config.path).name,
-        classes=tuple(index_of),
-        splits=splits,
-        channels=channels,
-        notes=(f"columns: {columns.image}, {columns.label}",),
-        fingerprint=fingerprint([
-            *(part.encode("utf-8", "surrogatepass") for part in content), *(name.encode() for name in index_of),
-            *(part for split, found in splits.items() for part in (split.encode(), found.labels_N.tobytes())),
-        ]),
-    )  # fmt: skip
+    if config.target is None:
+        classes, labels = _labels(parts, columns, config)
+    else:
+        classes, labels = config.target, {split: _numbers(part, split, config.target) for split, part in parts.items()}
+    read = {
+        split: Part(
+            labels[split], [f"{split}/{place:06d}" for place in range(len(part))], _images(part, columns.image, root)
+        )
+        for split, part in parts.items()
+    }
+    covered = [text.encode("utf-8", "surrogatepass") for text in (*content, *classes)]
+    covered += [part for split, labels_N in labels.items() for part in (split.encode(), labels_N.tobytes())]
+    note = f"columns: {', '.join((columns.image, *(config.target or (columns.label,))))}"
+    return encoded_dataset(Path(str(config.path)).name, classes, read, config, [note], covered, made_up=True)
 
 
 def _library() -> Any:
@@ -208,26 +195,28 @@ def _named(found: Any, where: str) -> dict[str, Any]:
     return {split: parts[split] for split in SPLITS if split in parts}
 
 
-def _with_numbers(
-    parts: Mapping[str, Any], columns: _Columns, content: Sequence[str], targets: tuple[str, ...], root: str | None,
-    config: DataConfig,
-) -> Dataset:  # fmt: skip
-    """The dataset with numbers of these columns in place of labels."""
-    images = {split: _images(part, columns.image, root) for split, part in parts.items()}
-    channels, splits = asked_channels(len(parts["train"]), images["train"], config), dict[str, Split]()
-    for split, part in parts.items():
-        values = [
-            [as_number(value, name, f"{split}, row {place}") for place, value in enumerate(_values(part, name))]
-            for name in targets
-        ]
-        numbers = as_targets(zip(*values, strict=True), len(targets))
-        names = [f"{split}/{place:06d}" for place in range(len(part))]
-        splits[split] = encoded_split(numbers, names, images[split], channels, Decoding.of(config), made_up=True)
-    parts_of = [part for name, found in splits.items() for part in (name.encode(), found.labels_N.tobytes())]
-    texts = [text.encode("utf-8", "surrogatepass") for text in content]
-    note = f"columns: {', '.join((columns.image, *targets))}"
-    name = Path(str(config.path)).name
-    return Dataset(name, targets, splits, channels, (note,), fingerprint([*texts, *parts_of]))
+def _labels(
+    parts: Mapping[str, Any], columns: _Columns, config: DataConfig
+) -> tuple[tuple[str, ...], dict[str, Labels]]:
+    """Classes, and the labels of each split."""
+    values = {split: _values(part, columns.label) for split, part in parts.items()}
+    values, columns = _without_vectors(values, columns, config)
+    for split, own in values.items():
+        _refuse_unlabeled(own, columns, split)
+    index_of = _class_map(values, columns, config)
+    return tuple(index_of), {
+        split: label_array([columns.texts(value) for value in own], index_of, columns.several)
+        for split, own in values.items()
+    }
+
+
+def _numbers(part: Any, split: str, targets: tuple[str, ...]) -> Labels:
+    """The numbers of these columns in place of labels."""
+    values = [
+        [as_number(value, name, f"{split}, row {place}") for place, value in enumerate(_values(part, name))]
+        for name in targets
+    ]
+    return as_targets(zip(*values, strict=True), len(targets))
 
 
 def _columns(part: Any, config: DataConfig) -> _Columns:
@@ -257,7 +246,7 @@ def _flat(features: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _one(kind: str, column: str | None, types: Mapping[str, Any], typed: list[str], usual: Sequence[str]) -> str:
     if column is not None:
-        return known_column(kind, column, types)
+        return known_column(f"{kind}_column", column, types)
     found = typed or [name for name in usual if name in types]
     if len(found) == 1:
         return found[0]

@@ -14,12 +14,12 @@ from functools import partial
 from vitral.data import check_cache
 from vitral.data.channels import Decoding, Extent, Range
 from vitral.data.config import DataConfig
-from vitral.data.dataset import Dataset, Split, spaced
+from vitral.data.dataset import Dataset, Split
 from vitral.data.decode import is_deep, sample_extent
+from vitral.data.files import any_image
 from vitral.errors import UserError
 from vitral.files import read_json
 
-_HEADERS = 2000
 _CONVENTIONS = (1, 255, 65535)  # where floats usually end
 _USED = 4  # a convention counts if the largest sample is above this part of it
 _LEVELS = 255
@@ -36,7 +36,7 @@ def find_value_range(dataset: Dataset, config: DataConfig) -> Range | None:
     mixed, where the range of all leaves less than one gray level to a float image, and where extreme samples make the
     range so wide that the others fill less than 16 gray levels.
     """
-    if not any(_has_deep(split) for split in dataset.splits.values()):
+    if not any(each.file and any_image(len(each), each.file, is_deep) for each in dataset.splits.values()):
         return None
     workers = config.workers if config.workers != "auto" else None
     extents = _extents(dataset, Decoding.of(config), workers or os.cpu_count() or 1)
@@ -98,18 +98,6 @@ def _refuse_few_levels(extents: dict[str, Extent], scale: Range, where: str | No
         hint=f"Set data.value_range=LOW,HIGH to the values of black and white, such as {least:.6g},{most:.6g}; samples "
         "beyond are clipped.",
     )  # fmt: skip
-
-
-def _has_deep(split: Split) -> bool:
-    if split.file is None:
-        return False
-    for index in spaced(len(split), _HEADERS):
-        try:
-            if is_deep(split.file(index)):
-                return True
-        except UserError:  # reading it will name it
-            continue
-    return False
 
 
 def _extents(dataset: Dataset, rules: Decoding, workers: int) -> dict[str, Extent]:
