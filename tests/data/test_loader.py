@@ -11,7 +11,8 @@ import torch
 from vitral.data.config import AugmentConfig, DataConfig
 from vitral.data.dataset import Split
 from vitral.data.image_spec import ResizeSpec
-from vitral.data.loader import ImageStore, StreamLoader, eval_batches
+from vitral.data.image_store import ImageStore
+from vitral.data.loader import StreamLoader, eval_batches
 from vitral.data.resize import fit_image
 from vitral.data.sources import open_dataset
 from vitral.structs import Batch

@@ -15,8 +15,8 @@ from vitral.data.config import AugmentConfig, DataConfig
 from vitral.data.dataset import Dataset, Split
 from vitral.data.few_labels import with_labels_per_class
 from vitral.data.image_spec import ResizeSpec
-from vitral.data.loader import ImageStore, StreamLoader, TrainLoader
-from vitral.data.reading import RandomCrop
+from vitral.data.image_store import ImageStore, RandomCrop
+from vitral.data.loader import StreamLoader, TrainLoader
 from vitral.data.sources import open_dataset
 from vitral.data.unlabeled import with_unlabeled, without_held_out
 from vitral.errors import UserError

@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vitral.data.augment_policies import Draws, Op, draw_ops
+from vitral.data.augment_policies import Op, draw_ops
 from vitral.data.config import AugmentConfig, DataConfig, Interpolation, ViewConfig
+from vitral.data.counter_rng import Draws
 from vitral.data.dataset import Split, memory_split
 from vitral.data.image_spec import ResizeSpec
-from vitral.data.loader import ImageStore, StreamLoader
-from vitral.data.reading import RandomCrop
+from vitral.data.image_store import ImageStore, RandomCrop
+from vitral.data.loader import StreamLoader
 from vitral.data.resize import shown_box
 from vitral.data.sources import open_dataset
 from vitral.structs import View

@@ -10,9 +10,9 @@ from vitral.data.augment import augment
 from vitral.data.config import AugmentConfig, DataConfig, ViewConfig
 from vitral.data.dataset import Split
 from vitral.data.image_spec import ResizeSpec
+from vitral.data.image_store import ImageStore, RandomCrop
 from vitral.data.jpeg_crop import crop_jpeg, open_jpeg
-from vitral.data.loader import ImageStore, StreamLoader
-from vitral.data.reading import RandomCrop
+from vitral.data.loader import StreamLoader
 from vitral.data.resize import shown_box
 from vitral.data.sources import open_dataset
 

@@ -16,8 +16,8 @@ from tests.helpers import TINY, assert_equal_tensors, weights, write_shapes
 from vitral.data.config import AugmentConfig, DataConfig
 from vitral.data.dataset import Split
 from vitral.data.image_spec import ResizeSpec
-from vitral.data.loader import ImageStore, StreamLoader, to_device
-from vitral.data.reading import RandomCrop
+from vitral.data.image_store import ImageStore, RandomCrop, to_device
+from vitral.data.loader import StreamLoader
 from vitral.data.sources import open_dataset
 from vitral.errors import UserError
 from vitral.run.config import load_config
@@ -215,8 +215,7 @@ def test_on_cuda_the_copy_is_from_pinned_memory_and_beside_the_computation(monke
         def record_stream(self, stream: FakeStream) -> None:
             calls.append(f"kept for {stream.name}")
 
-    monkeypatch.setattr("vitral.data.loader._copy_streams", {})
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: FakeStream("beside"))
+    monkeypatch.setattr("vitral.data.image_store._copy_stream", lambda device: FakeStream("beside"))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: FakeStream("main"))
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
     to_device(FakeTensor(), torch.device("cuda:0"))  # type: ignore[arg-type]

@@ -17,7 +17,8 @@ from tests.processes import in_processes
 from vitral import distributed
 from vitral.data.config import AugmentConfig, DataConfig
 from vitral.data.image_spec import ResizeSpec
-from vitral.data.loader import ImageStore, StreamLoader, TrainLoader, eval_batches
+from vitral.data.image_store import ImageStore
+from vitral.data.loader import StreamLoader, TrainLoader, eval_batches
 from vitral.data.sources import open_dataset
 from vitral.errors import RunFailed, UserError
 from vitral.evaluate.classification import collect_logits

@@ -15,7 +15,8 @@ from vitral import distributed
 from vitral.data.config import AugmentConfig, DataConfig
 from vitral.data.few_labels import with_labels_per_class
 from vitral.data.image_spec import ResizeSpec
-from vitral.data.loader import ImageStore, StreamLoader, TrainLoader
+from vitral.data.image_store import ImageStore
+from vitral.data.loader import StreamLoader, TrainLoader
 from vitral.data.sources import open_dataset
 from vitral.models.create import create_model
 from vitral.objectives.objective import ObjectiveContext

@@ -186,8 +186,11 @@ class Part(NamedTuple):
 
 def files_part(root: Path, names: Sequence[str], labels_N: Labels) -> Part:
     """The image files `names` below `root`."""
-    folder = str(root)
-    return Part(labels_N, list(map(shown, names)), lambda index: os.path.join(folder, names[index]))
+
+    def path(index: int) -> str:  # not kept for all: a data set has millions
+        return os.path.join(root, names[index])
+
+    return Part(labels_N, list(map(shown, names)), path)
 
 
 def encoded_dataset(

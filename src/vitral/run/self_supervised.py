@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitral.config import build, load_yaml
 from vitral.data.dataset import spaced
-from vitral.data.loader import ImageStore
+from vitral.data.image_store import ImageStore
 from vitral.errors import UserError
 from vitral.models.create import build_model
 from vitral.models.registry import build_config
