@@ -6,6 +6,7 @@ classes, C channels.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,7 @@ from vitral.data.duplicates import Array, duplicate_findings, leaks
 from vitral.data.files import some
 from vitral.data.findings import MOST, CheckReport, Finding, Sample, finding, in_order
 from vitral.data.label_names import disagreements, flat_folders, joined_labels, shared_labels
-from vitral.data.scan import Scan, scan
-from vitral.data.scan_parts import forget_parts, joined, scan_in_parts
+from vitral.data.scan import Scan, joined, scan_in_parts
 from vitral.data.split_names import split_findings
 from vitral.errors import plural, shown
 
@@ -59,16 +59,14 @@ def check_dataset(
     report = check_cache.load(cache, key) if cache is not None else None
     if report is None:
         keep = cache / f"{key}.parts" if cache is not None else None
-        report = _examine(
-            dataset,
-            {
-                name: scan_in_parts(split, dataset.channels, workers, keep, name, scan, tick)
-                for name, split in dataset.parts.items()
-            },
-        )
+        scans = {
+            name: scan_in_parts(split, dataset.channels, workers, keep, name, tick)
+            for name, split in dataset.parts.items()
+        }
+        report = _examine(dataset, scans)
         if cache is not None and keep is not None:
             check_cache.store_tree(cache, key, report.to_json())
-            forget_parts(keep)
+            shutil.rmtree(keep, ignore_errors=True)  # what an interrupted check left; the whole is kept now
     more = _normalization(report, normalization) if normalization is not None else []
     return replace(report, findings=in_order([*report.findings, *more])).with_max_bad(max_bad)
 
@@ -111,11 +109,8 @@ def _samples(dataset: Dataset) -> tuple[list[Sample], list[tuple[str, ...]]]:
     samples: list[Sample] = []
     labels: list[tuple[str, ...]] = []
     for name, split in dataset.parts.items():
-        if name == UNLABELED:
-            samples += [Sample(name, index, shown(str(each)), "no label") for index, each in enumerate(split.names)]
-            continue
-        own = dataset.labels(name)
-        labels += own
+        own = [("no label",)] * len(split) if name == UNLABELED else dataset.labels(name)
+        labels += own if name != UNLABELED else []
         samples += [
             Sample(name, index, shown(str(each)), " + ".join(mine))
             for index, (each, mine) in enumerate(zip(split.names, own, strict=True))

@@ -13,8 +13,7 @@ import numpy as np
 from vitral.data.findings import MOST, Finding, Sample, finding
 from vitral.data.near_duplicates import SAME, SAME_PART, likeness, part_likeness
 from vitral.data.perceptual_hash import CROPS_UP_TO, RADIUS_OF_PARTS, SIDE, WINDOWS, cross_pairs, hash_pairs, mirrored
-from vitral.data.scan import Scan
-from vitral.data.scan_parts import joined
+from vitral.data.scan import Scan, joined
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Sampler = Callable[[int], Sample]
@@ -42,16 +41,11 @@ def leaks(judged: Sequence[Scan], unlabeled: Scan, samples: Sequence[Sample]) ->
     across = {each.code: each for each in found if each.code in ("duplicates-across", "near-across")}
     if not across:
         return []
-    numbers = {"equal": "groups", "alike": "pairs"}
-    counts = {
-        name: across[code].numbers[numbers[name]] if code in across else 0
-        for name, code in (("equal", "duplicates-across"), ("alike", "near-across"))
-    }
-    text = (
-        f"validation or test images among the unlabeled ones: {counts['equal']:,} with equal pixels, "
-        f"{counts['alike']:,} that look alike"
-    )
-    return [finding("unlabeled-leak", text, [group for each in across.values() for group in each.groups], **counts)]
+    equal = across["duplicates-across"].numbers["groups"] if "duplicates-across" in across else 0
+    alike = across["near-across"].numbers["pairs"] if "near-across" in across else 0
+    text = f"validation or test images among the unlabeled ones: {equal:,} with equal pixels, {alike:,} that look alike"
+    groups = [group for each in across.values() for group in each.groups]
+    return [finding("unlabeled-leak", text, groups, equal=equal, alike=alike)]
 
 
 def _equal(digest_N2: Array, places_M: Array) -> tuple[Array, list[Array]]:

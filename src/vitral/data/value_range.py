@@ -9,7 +9,10 @@ from __future__ import annotations
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
+
+from pydantic import TypeAdapter
 
 from vitral.data import check_cache
 from vitral.data.channels import Decoding, Extent, Range
@@ -103,14 +106,8 @@ def _refuse_few_levels(extents: dict[str, Extent], scale: Range, where: str | No
 def _extents(dataset: Dataset, rules: Decoding, workers: int) -> dict[str, Extent]:
     """Of every image of more than 8 bits, by split and name; from the cache while the files stay the same."""
     folder, key = check_cache.cache_folder(), check_cache.key(dataset, f"value_range 2, max_pixels {rules.max_pixels}")
-    try:
-        kept = read_json(folder / f"{key}.json", constants=True)
-        return {
-            name: Extent(float(low), float(high), bool(is_float), None if body is None else (body[0], body[1]))
-            for name, (low, high, is_float, body) in kept.items()
-        }
-    except (OSError, ValueError, TypeError, AttributeError, IndexError):
-        pass
+    with suppress(OSError, ValueError):
+        return TypeAdapter(dict[str, Extent]).validate_python(read_json(folder / f"{key}.json", constants=True))
     found: dict[str, Extent] = {}
     with ThreadPoolExecutor(workers) as pool:
         for split, own in dataset.splits.items():
