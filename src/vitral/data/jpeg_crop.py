@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageFile
 from torch import Tensor
 
-from vitral.data.channels import TRANSPOSE
-from vitral.data.decode import PILLOWS_LIMIT_OFF, orientation, to_channels
+from vitral.data.channels import as_stored, to_uint8
+from vitral.data.decode import PILLOWS_LIMIT_OFF, orientation
 from vitral.files import open_regular
 
 Box = tuple[int, int, int, int]
@@ -72,7 +72,7 @@ def crop_jpeg(jpeg: Jpeg, boxes: Sequence[Box], sizes: Sequence[Size], channels:
 
     They differ by less than that scale (8 pixels at most, and less than a pixel of the result).
     """
-    swapped = jpeg.turn >= 5
+    swapped, back = jpeg.turn >= 5, _BACK.get(jpeg.turn, jpeg.turn)
     stored_height, stored_width = (jpeg.width, jpeg.height) if swapped else (jpeg.height, jpeg.width)
     stored = [_turned(box, jpeg.turn, stored_height, stored_width) for box in boxes]
     expected = [(size[1], size[0]) if swapped else size for size in sizes]
@@ -87,17 +87,11 @@ def crop_jpeg(jpeg: Jpeg, boxes: Sequence[Box], sizes: Sequence[Size], channels:
         for (top, left, height, width), size in zip(stored, sizes, strict=True):
             left, top, right, bottom = (round(edge / scale) for edge in (left, top, left + width, top + height))
             right, bottom = min(right, image.width), min(bottom, image.height)
-            part = image.crop((left, top, right, bottom))
-            method = TRANSPOSE.get(jpeg.turn)
-            part = part if method is None else part.transpose(method)
+            part_CHW = _upright(image.crop((left, top, right, bottom)), channels, jpeg.turn)
             # The last row and column of a scaled picture may stand for less than `scale` pixels.
-            tall, wide = (
-                min(bottom * scale, stored_height) - top * scale,
-                min(right * scale, stored_width) - left * scale,
-            )
-            box = top * scale, left * scale, tall, wide
-            seen = _turned(box, _BACK.get(jpeg.turn, jpeg.turn), jpeg.height, jpeg.width)
-            shown.append((_resized(_pixels(part, channels), size), seen))
+            lowest, outermost = min(bottom * scale, stored_height), min(right * scale, stored_width)
+            box = top * scale, left * scale, lowest - top * scale, outermost - left * scale
+            shown.append((_resized(part_CHW, size), _turned(box, back, jpeg.height, jpeg.width)))
     return shown
 
 
@@ -179,11 +173,12 @@ def _turned(box: Box, turn: int, height: int, width: int) -> Box:
     return top, left, tall, wide
 
 
-def _pixels(part: Image.Image, channels: int) -> Tensor:
-    """As `to_channels`, without the copy to channels-first where RGB is what there is and what is expected."""
-    if part.mode == "RGB" and channels == 3:
-        return torch.from_numpy(np.array(part)).permute(2, 0, 1)
-    return to_channels(part, channels)
+def _upright(part: Image.Image, channels: int, turn: int) -> Tensor:
+    """The pixels by the usual rules; RGB stays in Pillow's order of memory, which torch resizes faster."""
+    if part.mode != "RGB" or channels != 3:
+        return torch.from_numpy(to_uint8(part, channels, turn=turn))
+    upright_CHW = as_stored(np.asarray(part).transpose(2, 0, 1), _BACK.get(turn, turn))
+    return torch.from_numpy(np.array(upright_CHW.transpose(1, 2, 0), order="C")).permute(2, 0, 1)
 
 
 def _frame(data: bytes) -> int:
