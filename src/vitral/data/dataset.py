@@ -159,12 +159,11 @@ class Dataset:
 
     def absent(self) -> dict[str, tuple[str, ...]]:
         """Classes that a split holds no image of, by split; splits that hold all are not in it."""
-        counts = {name: split.class_counts(len(self.classes)) for name, split in self.splits.items()}
-        missing = {
-            name: tuple(label for label, count in zip(self.classes, counts_K.tolist(), strict=True) if not count)
-            for name, counts_K in counts.items()
-        }
-        return {name: labels for name, labels in missing.items() if labels}
+        missing: dict[str, tuple[str, ...]] = {}
+        for name, split in self.splits.items():
+            places = np.flatnonzero(split.class_counts(len(self.classes)) == 0).tolist()
+            missing |= {name: tuple(self.classes[place] for place in places)} if places else {}
+        return missing
 
     def labels(self, split: str) -> list[tuple[str, ...]]:
         """The names of the classes of each sample of a split, or the columns with its numbers."""

@@ -19,7 +19,7 @@ from vitral.data.config import DataConfig
 from vitral.data.dataset import SPLITS, Dataset, Labels
 from vitral.data.files import Part, class_map, encoded_dataset, hidden, known_column, label_array, some
 from vitral.data.folder_names import SPLIT_OF, any_of
-from vitral.data.label_vectors import named, text_vectors, vector_width
+from vitral.data.label_vectors import named, vector_width
 from vitral.data.regression_targets import as_number, as_targets, check_targets
 from vitral.errors import UserError
 from vitral.optional_imports import install, optional
@@ -306,12 +306,7 @@ def _without_vectors(
 ) -> tuple[dict[str, list[Any]], _Columns]:
     """Class names in place of multi-hot vectors, if the labels are such; lists of a ClassLabel only where they are as
     long as it has names."""
-    rows: list[Any] = [value for values in labels.values() for value in values]
-    if not columns.several:
-        are_names = not set(map(str, rows)) - set(config.classes or ())
-        rows = [] if are_names else text_vectors(rows) or []
-    if not all(isinstance(row, list) for row in rows):
-        return labels, columns
+    rows = [value for values in labels.values() for value in values]
     if columns.names is not None and vector_width(rows) != len(columns.names):
         return labels, columns
     names = named(rows, config.classes, f"{config.path}: {columns.label}")

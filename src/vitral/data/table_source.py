@@ -18,7 +18,7 @@ from vitral.data.config import DataConfig
 from vitral.data.dataset import SPLITS, Dataset
 from vitral.data.files import class_map, encoded_dataset, files_part, known_column, label_array, size_in_bytes, some
 from vitral.data.folder_names import SPLIT_OF
-from vitral.data.label_vectors import named, text_vectors
+from vitral.data.label_vectors import named
 from vitral.data.regression_targets import as_number, as_targets, check_targets
 from vitral.errors import UserError, plural
 from vitral.files import parse_json, read_text
@@ -151,17 +151,12 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     head = next((line for line in text.splitlines() if line.strip()), "")
     delimiter = max(",;\t|", key=head.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
+    rows = (fields for fields in reader if any(field.strip() for field in fields))
     try:
-        for fields in reader:
-            if not any(field.strip() for field in fields):
-                continue
-            if header is None:
-                header = [field.strip() for field in fields]
-                twice = sorted({name for name in header if header.count(name) > 1})
-                if twice:
-                    raise UserError(f"columns that are there twice: {some(twice)}", where=f"{path}:{reader.line_num}")
-                continue
+        header = [field.strip() for field in next(rows, [])]
+        if twice := sorted({name for name in header if header.count(name) > 1}):
+            raise UserError(f"columns that are there twice: {some(twice)}", where=f"{path}:{reader.line_num}")
+        for fields in rows:
             if len(fields) != len(header):
                 raise UserError(
                     "a row with another number of fields than the first line", where=f"{path}:{reader.line_num}",
@@ -212,9 +207,7 @@ def _without_vectors(
     separator = config.label_separator
     values: list[Any] = [record.get(label) for _, record in records]
     lists = [value.split(separator) if isinstance(value, str) and separator else value for value in values]
-    if set(map(str, lists)) - set(config.classes or ()):  # not the names themselves
-        lists = text_vectors(lists) or lists
-    names = named(lists, config.classes, f"{path}: {label}") if all(isinstance(each, list) for each in lists) else None
+    names = named(lists, config.classes, f"{path}: {label}")
     if names is None:
         return list(records)
     return [(line, {**record, label: own}) for (line, record), own in zip(records, names, strict=True)]
