@@ -16,8 +16,8 @@ import numpy as np
 from vitral.data import check_cache
 from vitral.data.class_names import class_name_findings
 from vitral.data.config import UNLABELED, DataConfig
-from vitral.data.dataset import Dataset, fingerprint
-from vitral.data.duplicates import Array, duplicate_findings, leaks
+from vitral.data.dataset import Array, Dataset, fingerprint
+from vitral.data.duplicates import duplicate_findings, leaks
 from vitral.data.files import some
 from vitral.data.findings import MOST, CheckReport, Finding, Sample, finding, in_order
 from vitral.data.label_names import disagreements, flat_folders, joined_labels, shared_labels

@@ -14,16 +14,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from vitral.data import check_cache
-from vitral.data.dataset import Dataset, Split
+from vitral.data.dataset import Array, Dataset, Split
 from vitral.errors import UserError
 from vitral.files import open_regular
 
-Array = np.ndarray[Any, np.dtype[Any]]
 T = TypeVar("T")
 
 PART = 1 << 16  # bytes read at the start and at the end of a file

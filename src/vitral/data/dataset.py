@@ -19,8 +19,9 @@ from vitral.data.config import UNLABELED
 from vitral.data.decode import as_image
 from vitral.errors import UserError, shown
 
+Array = np.ndarray[Any, np.dtype[Any]]
 # int64 [N]; bool [N, K] where an image may have several classes; float64 [N, K] where it has numbers.
-Labels = np.ndarray[Any, np.dtype[Any]]
+Labels = Array
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 T = TypeVar("T")
 

@@ -6,16 +6,15 @@ Shape letters: N images of all splits, P pairs, R images that stand for all that
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
+from vitral.data.dataset import Array
 from vitral.data.findings import MOST, Finding, Sample, finding
 from vitral.data.near_duplicates import SAME, SAME_PART, likeness, part_likeness
 from vitral.data.perceptual_hash import CROPS_UP_TO, RADIUS_OF_PARTS, SIDE, WINDOWS, cross_pairs, hash_pairs, mirrored
 from vitral.data.scan import Scan, joined
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Sampler = Callable[[int], Sample]
 
 

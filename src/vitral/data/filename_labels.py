@@ -84,24 +84,20 @@ def _pattern(config: DataConfig) -> re.Pattern[str]:
 def _match(found: list[LabeledFile], config: DataConfig, root: Path) -> dict[str, list[LabeledFile]]:
     """Every file with its class, by split: those that there are, train first."""
     pattern = _pattern(config)
+    has_split = "split" in pattern.groupindex
     folders = {path.name: split for split, path in split_folders(root).items()}
     files, misfits, unknown = dict[str, list[LabeledFile]](), list[str](), dict[str, str]()
     for name, _, size in found:
         match = pattern.search(name)
-        if match is None or not match["label"]:
+        split = folders.get(name.split("/")[0]) if folders else "train"
+        if match is not None and has_split:
+            split = SPLIT_OF.get(match["split"] or "", "unknown")
+        if match is None or not match["label"] or split is None:
             misfits.append(name)
-            continue
-        if "split" in pattern.groupindex:
-            split = SPLIT_OF.get(match["split"] or "")
-            if split is None:
-                unknown[name] = repr(match["split"])
-                continue
+        elif split == "unknown":
+            unknown[name] = repr(match["split"])
         else:
-            split = folders.get(name.split("/")[0], None if folders else "train")
-            if split is None:
-                misfits.append(name)
-                continue
-        files.setdefault(split, []).append(LabeledFile(name, shown(match["label"]), size))
+            files.setdefault(split, []).append(LabeledFile(name, shown(match["label"]), size))
     if misfits:
         says = "lie outside of train, val and test, or have" if folders else "have"
         raise UserError(

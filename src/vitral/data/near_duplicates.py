@@ -9,13 +9,10 @@ Shape letters: P pairs, C channels, S a side of 32, X places.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from vitral.data.dataset import Array
 from vitral.data.perceptual_hash import SIDE, WINDOWS, seen_through
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 # Of 500 CIFAR-10 images each resized, cropped by 2 % and saved as JPEG 70, 99 % have more.
 SAME = 0.85

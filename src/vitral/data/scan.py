@@ -20,12 +20,10 @@ import torch
 import torch.nn.functional as F
 
 from vitral.data import check_cache
-from vitral.data.dataset import Split
+from vitral.data.dataset import Array, Split
 from vitral.data.perceptual_hash import CROPS_UP_TO, SIDE, WINDOWS, perceptual_hash, window_hashes
 from vitral.errors import UserError
 from vitral.files import parse_json
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 THUMB = SIDE // 2
 PART = 4096  # images that are saved together

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from vitral.data.content_ids import identities, known
-from vitral.data.dataset import Carved, Dataset, Labels, joined
+from vitral.data.dataset import Array, Carved, Dataset, Labels, joined
 from vitral.data.files import some
 from vitral.errors import UserError, plural
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 VAL_SEED = 0
 
