@@ -161,13 +161,13 @@ def _body(some: list[Array], least: float, most: float) -> Range | None:
     return low, high
 
 
-def deep_array(values: Array, rules: Decoding, name: str | None = None) -> Array:
+def deep_array(values: Array, rules: Decoding) -> Array:
     """An array of 16-bit, 32-bit or float samples as uint8, by the same rule as a picture's."""
     if not np.isfinite(values).all():
-        raise UserError("holds values that are not finite (NaN or infinity)", where=name)
+        raise UserError("holds values that are not finite (NaN or infinity)")
     found = Extent(float(values.min()), float(values.max()), values.dtype.kind == "f")
     scale = rules.value_range or own_range(found, values.dtype == np.uint16, rules)
-    _check_fit(found, scale, lambda: float(_inside(values, scale).mean()), rules, name)
+    _check_fit(found, scale, lambda: float(_inside(values, scale).mean()), rules, None)
     return _scaled(values, scale)
 
 

@@ -162,7 +162,7 @@ def header(source: Source, *, name: str | None = None) -> Header:
         return Header(image.mode, *((width, height) if turned else (height, width)))
 
 
-def as_image(picture: Any, channels: int, *, name: str | None = None, rules: Decoding = DEFAULT) -> Tensor:
+def as_image(picture: Any, channels: int, *, rules: Decoding = DEFAULT) -> Tensor:
     """Whatever holds one picture, as uint8 [C, H, W] with `channels` (1 to 4) channels.
 
     Takes a path, bytes, an open binary file or a PIL image; a NumPy array [H,W] or [H,W,C]; a torch tensor [H,W],
@@ -171,19 +171,15 @@ def as_image(picture: Any, channels: int, *, name: str | None = None, rules: Dec
     Raises UserError for other types, shapes and ranges.
     """
     if isinstance(picture, (str, bytes, os.PathLike)) or hasattr(picture, "read"):
-        return decode(picture, channels, name=name, rules=rules)
+        return decode(picture, channels, rules=rules)
     if isinstance(picture, Image.Image):
-        with _naming(name, picture):
-            return _loaded(picture, channels, rules, name or _label(picture), None)
+        with _naming(None, picture):
+            return _loaded(picture, channels, rules, _label(picture), None)
     if isinstance(picture, Tensor):
-        picture_HWC = _channels_last(picture.detach().cpu(), name)
-    elif isinstance(picture, np.ndarray):
-        picture_HWC = picture
-    else:
-        raise UserError(
-            "no image", where=name, got=type(picture).__name__, expected="path, bytes, array, tensor or PIL image"
-        )
-    return torch.from_numpy(to_uint8(_from_array(picture_HWC, name, rules), channels, rules))
+        picture = _channels_last(picture.detach().cpu())
+    if not isinstance(picture, np.ndarray):
+        raise UserError("no image", got=type(picture).__name__, expected="path, bytes, array, tensor or PIL image")
+    return torch.from_numpy(to_uint8(_from_array(picture, rules), channels, rules))
 
 
 @contextmanager
@@ -410,7 +406,7 @@ def orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _channels_last(image: Tensor, name: str | None) -> Array:
+def _channels_last(image: Tensor) -> Array:
     if image.dtype == torch.bfloat16:
         image = image.float()
     if image.ndim != 3:
@@ -418,33 +414,29 @@ def _channels_last(image: Tensor, name: str | None) -> Array:
     first, last = image.shape[0] in MODES, image.shape[2] in MODES
     if first == last:
         cause = "channels may be first or last" if first else "neither first nor last axis is 1 to 4 channels"
-        raise UserError(
-            f"a tensor of this shape is ambiguous: {cause}", where=name, got=tuple(image.shape), expected="[C,H,W]"
-        )
+        raise UserError(f"a tensor of this shape is ambiguous: {cause}", got=tuple(image.shape), expected="[C,H,W]")
     return (image.permute(1, 2, 0) if first else image).numpy()
 
 
-def _from_array(image: Array, name: str | None, rules: Decoding) -> Image.Image:
+def _from_array(image: Array, rules: Decoding) -> Image.Image:
     """[H,W] or [H,W,C] as a PIL image of mode L, LA, RGB or RGBA."""
     image_HWC = image[..., None] if image.ndim == 2 else image
     if image_HWC.ndim != 3 or image_HWC.shape[2] not in MODES or 0 in image_HWC.shape:
         hint = "Channels come last in arrays: array.transpose(1, 2, 0)." if image.ndim == 3 else None
         hint = "One image at a time." if image.ndim == 4 else hint
-        raise UserError(
-            "not the shape of one image", where=name, got=image.shape, expected="[H,W] or [H,W,1..4]", hint=hint
-        )
+        raise UserError("not the shape of one image", got=image.shape, expected="[H,W] or [H,W,1..4]", hint=hint)
     if image_HWC.dtype == np.bool_:
         image_HWC = image_HWC * np.uint8(255)
     elif image_HWC.dtype != np.uint8:
         has_rule = rules.value_range is not None or image_HWC.dtype == np.uint16 or image_HWC.dtype.kind == "f"
         if image_HWC.dtype.kind not in "uif" or not has_rule:
             expected = f"uint8, floats in [0,1], or {rules.range_key}=LOW,HIGH"
-            raise UserError("not the type of an image", where=name, got=str(image_HWC.dtype), expected=expected)
+            raise UserError("not the type of an image", got=str(image_HWC.dtype), expected=expected)
         color = image_HWC.shape[2] - (1 if image_HWC.shape[2] in (2, 4) else 0)
-        parts = [deep_array(image_HWC[..., :color], rules, name)]
+        parts = [deep_array(image_HWC[..., :color], rules)]
         if color < image_HWC.shape[2]:
             whole = rules._replace(value_range=(0, 1 if image_HWC.dtype.kind == "f" else np.iinfo(image_HWC.dtype).max))
-            parts.append(deep_array(image_HWC[..., color:], whole, name))
+            parts.append(deep_array(image_HWC[..., color:], whole))
         image_HWC = np.dstack(parts)
     pixels_HWC = np.ascontiguousarray(image_HWC)
     return Image.fromarray(pixels_HWC[..., 0] if pixels_HWC.shape[2] == 1 else pixels_HWC)

@@ -109,39 +109,35 @@ def _load(config: DataConfig) -> tuple[dict[str, Any], list[str], str | None]:
     relative to, as in a manifest."""
     datasets, written = _library(), str(config.path)
     path, shards = Path(written).expanduser(), find_shards(written)
-    if config.subset is not None and (is_saved(path) or shards):
+    is_hub = not shards and not is_saved(path)
+    if config.subset is not None and not is_hub:
         raise UserError("data on this disk have no configurations", where="data.subset", got=config.subset)
+    if is_hub and (path.exists() or written.startswith((".", "/", "~")) or _wild(written)):
+        raise UserError(
+            "no dataset here", where=written,
+            expected="a folder of save_to_disk, or files that end in .parquet, .arrow or .tar",
+        )  # fmt: skip
+    grouped = {} if is_saved(path) else _group(shards, written)
     try:
         if is_saved(path):
             found = datasets.load_from_disk(str(path))
-            files = sorted(path.rglob("*.arrow"))
-            return _named(found, written), [f"{file.name} {file.stat().st_size}" for file in files], str(path)
-        if shards:
-            kinds = {shard.suffix.lower() for shard in shards}
-            if len(kinds) > 1:
-                raise UserError(f"shards of several kinds: {', '.join(sorted(kinds))}", where=written)
-            grouped = {split: [str(shard) for shard in found] for split, found in _group(shards, written).items()}
-            found = datasets.load_dataset(_BUILDERS[kinds.pop()], data_files=grouped)
-            sizes = [f"{shard.name} {shard.stat().st_size}" for shard in shards]
-            return _named(found, written), sizes, str(shards[0].parent)
-        if path.exists() or written.startswith((".", "/", "~")) or _wild(written):
-            raise UserError(
-                "no dataset here", where=written,
-                expected="a folder of save_to_disk, or files that end in .parquet, .arrow or .tar",
-            )  # fmt: skip
-        found = datasets.load_dataset(written, config.subset)
-    except UserError:
-        raise
+        elif shards:
+            found = datasets.load_dataset(_BUILDERS[shards[0].suffix.lower()], data_files=grouped)
+        else:
+            found = datasets.load_dataset(written, config.subset)
     except Exception as error:  # the library raises its own and those of half a dozen others
         got = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-        if is_saved(path) or shards:
+        if not is_hub:
             raise UserError("the dataset can't be read", where=written, got=got) from error
         raise UserError(
             "not on this disk, and it can't be had from the hub", where=written, got=got,
             hint="Is the name right and the network there? HF_HUB_OFFLINE must not be 1. Some need data.subset too.",
         ) from error  # fmt: skip
     parts = _named(found, written)
-    return parts, [written, *(f"{name} {part._fingerprint}" for name, part in parts.items())], None
+    if is_hub:
+        return parts, [written, *(f"{name} {part._fingerprint}" for name, part in parts.items())], None
+    files, root = (sorted(path.rglob("*.arrow")), path) if is_saved(path) else (shards, shards[0].parent)
+    return parts, [f"{file.name} {file.stat().st_size}" for file in files], str(root)
 
 
 def _expand(pattern: str) -> list[str]:
@@ -171,16 +167,19 @@ def _glob(pattern: str) -> list[Path]:
     return found
 
 
-def _group(shards: Sequence[Path], where: str) -> dict[str, list[Path]]:
+def _group(shards: Sequence[Path], where: str) -> dict[str, list[str]]:
     """Group shards by the split in their file or folder names; all are train where no name holds a split."""
-    groups: dict[str, list[Path]] = {}
+    kinds = sorted({shard.suffix.lower() for shard in shards})
+    if len(kinds) > 1:
+        raise UserError(f"shards of several kinds: {', '.join(kinds)}", where=where)
+    groups: dict[str, list[str]] = {}
     for shard in shards:
         named = _SPLIT.findall(shard.name.lower()) or [n for n in (shard.parent.name.lower(),) if n in SPLIT_OF]
-        groups.setdefault(SPLIT_OF[named[-1]] if named else "", []).append(shard)
+        groups.setdefault(SPLIT_OF[named[-1]] if named else "", []).append(str(shard))
     if set(groups) == {""}:
         return {"train": groups[""]}
     if "" in groups:
-        names = some([shard.name for shard in groups[""]], 5)
+        names = some([Path(shard).name for shard in groups[""]], 5)
         raise UserError(f"shards without a split in their names, beside others with one: {names}", where=where)
     return groups
 
