@@ -30,8 +30,7 @@ _LEAST_INSIDE = 0.01  # share of samples between black and white in a picture th
 _SAMPLES = 4096  # of an image, that its quantiles are measured by
 _OVERSHOOT = 0.05  # of floats beyond [0,1], by rounding or filters, that is clipped
 _STRIPE = 1 << 18  # pixels that are computed with at once: a few MB
-_PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
-_VIA_RGB = frozenset({"LAB", "HSV"})  # Pillow takes these to RGB and to nothing else
+_FIRST_TO = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB", "HSV": "RGB"}  # Pillow takes these to nothing else
 _PHOTOMETRIC, _BITS, _SAMPLE_FORMAT = 262, 258, 339  # tags of TIFF
 
 log = logging.getLogger("vitral")
@@ -320,10 +319,8 @@ def _color(words_HWC: Array, mode: str, scale: Range, key: Any) -> Image.Image:
 
 def _converted(image: Image.Image, channels: int, background: Rgb) -> Image.Image:
     """8 bits, any mode, to the mode of these channels."""
-    if image.mode in _VIA_RGB:
-        image = image.convert("RGB")
-    if image.mode in _PREMULTIPLIED:
-        image = image.convert(_PREMULTIPLIED[image.mode])
+    if image.mode in _FIRST_TO:
+        image = image.convert(_FIRST_TO[image.mode])
     if image.mode == "PA" or "transparency" in image.info:
         image = image.convert("LA" if image.mode in ("1", "L") else "RGBA")
     if channels in (1, 3) and image.mode in ("LA", "RGBA"):

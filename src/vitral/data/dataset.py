@@ -183,11 +183,11 @@ class Dataset:
         Raises UserError if none of them can be read.
         """
         train = self.splits["train"]
-        sizes: list[tuple[int, int]] = []
+        sizes: list[Sequence[int]] = []
         problem: UserError | None = None
         for index in spaced(len(train), _SIZE_SAMPLES):
             try:
-                sizes.append(train.size(index) if train.size else _shape(train.read(index)))
+                sizes.append(train.size(index) if train.size else train.read(index).shape[1:])
             except UserError as error:
                 problem = error
         if not sizes:
@@ -242,7 +242,3 @@ def fingerprint(parts: Iterable[bytes | memoryview]) -> str:
 def spaced(count: int, most: int) -> list[int]:
     """Up to `most` evenly spaced places among `count`, first and last included."""
     return list(range(count)) if count <= most else [place * (count - 1) // (most - 1) for place in range(most)]
-
-
-def _shape(image_CHW: Tensor) -> tuple[int, int]:
-    return image_CHW.shape[1], image_CHW.shape[2]

@@ -122,7 +122,8 @@ def _load(config: DataConfig) -> tuple[dict[str, Any], list[str], str | None]:
         if is_saved(path):
             found = datasets.load_from_disk(str(path))
         elif shards:
-            found = datasets.load_dataset(_BUILDERS[shards[0].suffix.lower()], data_files=grouped)
+            files = {split: list(map(str, own)) for split, own in grouped.items()}
+            found = datasets.load_dataset(_BUILDERS[shards[0].suffix.lower()], data_files=files)
         else:
             found = datasets.load_dataset(written, config.subset)
     except Exception as error:  # the library raises its own and those of half a dozen others
@@ -167,19 +168,19 @@ def _glob(pattern: str) -> list[Path]:
     return found
 
 
-def _group(shards: Sequence[Path], where: str) -> dict[str, list[str]]:
+def _group(shards: Sequence[Path], where: str) -> dict[str, list[Path]]:
     """Group shards by the split in their file or folder names; all are train where no name holds a split."""
     kinds = sorted({shard.suffix.lower() for shard in shards})
     if len(kinds) > 1:
         raise UserError(f"shards of several kinds: {', '.join(kinds)}", where=where)
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, list[Path]] = {}
     for shard in shards:
         named = _SPLIT.findall(shard.name.lower()) or [n for n in (shard.parent.name.lower(),) if n in SPLIT_OF]
-        groups.setdefault(SPLIT_OF[named[-1]] if named else "", []).append(str(shard))
+        groups.setdefault(SPLIT_OF[named[-1]] if named else "", []).append(shard)
     if set(groups) == {""}:
         return {"train": groups[""]}
     if "" in groups:
-        names = some([Path(shard).name for shard in groups[""]], 5)
+        names = some([shard.name for shard in groups[""]], 5)
         raise UserError(f"shards without a split in their names, beside others with one: {names}", where=where)
     return groups
 

@@ -44,8 +44,9 @@ def named(labels: Sequence[Any], classes: Sequence[str] | None, where: str) -> l
         return None
     width, high = len(found[0]), max(1.0, *(max(row) for row in found))
     if classes is None or len(classes) != width:
+        values = " and ".join(f"{value:g}" for value in sorted({value for row in found for value in row}))
         raise UserError(
-            f"the labels are vectors of {width} numbers ({_values(found)}), and the names of the {width} classes are "
+            f"the labels are vectors of {width} numbers ({values}), and the names of the {width} classes are "
             "not declared",
             where=where, got=None if classes is None else f"{len(classes)} names in data.classes",
             expected='lists of class names, such as ["cat", "dog"], or vectors with data.classes in their order',
@@ -71,7 +72,3 @@ def _number(value: Any) -> float | None:
         return _WORDS[word] if word in _WORDS else float(word)
     except ValueError:
         return None
-
-
-def _values(rows: Sequence[Sequence[float]]) -> str:
-    return " and ".join(f"{value:g}" for value in sorted({value for row in rows for value in row}))
