@@ -145,20 +145,14 @@ def _classes(dataset: Dataset) -> Iterator[Finding]:
     if apart:
         yield finding("split-classes", f"the splits hold different classes: {'; '.join(apart)}", splits=len(apart))
     if few := _named(dataset, (train_K > 0) & (train_K < FEW)):
-        has = "class has" if len(few) == 1 else "classes have"
-        yield finding(
-            "small-class", f"{len(few):,} {has} fewer than {FEW} training images: {some(few)}", classes=len(few)
-        )
+        has = plural(len(few), "class has", "classes have")
+        yield finding("small-class", f"{has} fewer than {FEW} training images: {some(few)}", classes=len(few))
     present_K = train_K[train_K > 0]
     if len(present_K) > 1 and present_K.max() >= IMBALANCE * present_K.min():
         ratio = float(present_K.max() / present_K.min())
-        big, small = (
-            dataset.classes[place] for place in (train_K.argmax(), np.where(train_K > 0, train_K, np.inf).argmin())
-        )
-        both = f"{present_K.max():,} and {present_K.min():,}"
-        yield finding(
-            "imbalance", f"{big} has {ratio:.0f} times as many training images as {small} ({both})", ratio=ratio
-        )
+        big, small = (dataset.classes[train_K.tolist().index(count)] for count in (present_K.max(), present_K.min()))
+        text = f"{big} has {ratio:.0f} times as many training images as {small} "
+        yield finding("imbalance", text + f"({present_K.max():,} and {present_K.min():,})", ratio=ratio)
 
 
 def _left_out(dataset: Dataset) -> Iterator[Finding]:
@@ -194,7 +188,7 @@ def _names(dataset: Dataset, samples: list[Sample], labels: list[tuple[str, ...]
         yield finding("flat-folder", text, (), "warning", labels=len(shared))
     for separator, parts in joined_labels(dataset.classes).items():
         text = (
-            f"{len(parts):,} class {'name is' if len(parts) == 1 else 'names are'} several in one ({some(parts)}): "
+            f"{plural(len(parts), 'class name is', 'class names are')} several in one ({some(parts)}): "
             f"data.label_separator={separator!r} reads them as several labels per image"
         )
         yield finding("label-separator", text, classes=len(parts))

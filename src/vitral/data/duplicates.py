@@ -14,6 +14,7 @@ from vitral.data.findings import MOST, Finding, Sample, finding
 from vitral.data.near_duplicates import SAME, SAME_PART, likeness, part_likeness
 from vitral.data.perceptual_hash import CROPS_UP_TO, RADIUS_OF_PARTS, SIDE, WINDOWS, cross_pairs, hash_pairs, mirrored
 from vitral.data.scan import Scan, joined
+from vitral.errors import plural
 
 Sampler = Callable[[int], Sample]
 
@@ -75,7 +76,7 @@ def _exact(groups: list[Array], split_N: Array, labels_N: Array, sample: Sampler
         if some:
             images = sum(map(len, some))
             shown = [list(map(sample, group.tolist())) for group in some[:MOST]]
-            text = f"{len(some):,} {'group' if len(some) == 1 else 'groups'} of images ({images:,} in all): {what}"
+            text = f"{plural(len(some), 'group')} of images ({images:,} in all): {what}"
             yield finding(code, text, shown, groups=len(some), images=images)
 
 
@@ -98,15 +99,9 @@ def _near(scan: Scan, places_R: Array, split_N: Array, labels_N: Array, sample: 
             numbers = {"pairs": count, "different_labels": int(contrary_P[some_P].sum())}
             numbers |= {name: int((kind_P[some_P] == kind).sum()) for kind, name in ((1, "mirrored"), (2, "cropped"))}
             shown = [[sample(int(one)), sample(int(other))] for one, other in pairs_P2[some_P][:MOST]]
-            text = f"{count:,} {'pair looks' if count == 1 else 'pairs look'} alike {where}"
-            parts = [
-                f"{numbers[key]:,} {words}"
-                for key, words in (
-                    ("different_labels", "of them with different labels"), ("mirrored", "mirrored"),
-                    ("cropped", "cropped"),
-                )
-                if numbers[key]
-            ]  # fmt: skip
+            text = f"{plural(count, 'pair looks', 'pairs look')} alike {where}"
+            words = {"different_labels": "of them with different labels", "mirrored": "mirrored", "cropped": "cropped"}
+            parts = [f"{numbers[key]:,} {word}" for key, word in words.items() if numbers[key]]
             yield finding(code, ", ".join([text, *parts]), shown, **numbers)
     if not complete:
         text = "so many images look alike that not all pairs were compared: the look-alikes named are only a part"
