@@ -306,14 +306,14 @@ class ViewConfig(NamedTuple):
 
 
 class StreamConfig(NamedTuple):
-    """One stream of training batches: the views of each sample; samples per batch, over all processes; whether batches
-    hold labels; and the keys of the complete stream: repeated augmentation and mixing of `augment`, class `balance`."""
+    """One stream of training batches: samples per batch, over all processes; the keys of the complete stream: repeated
+    augmentation and mixing of `augment`, class `balance`; the views of each sample; whether batches hold labels."""
 
-    views: tuple[ViewConfig, ...]
     batch_size: int
-    labeled: bool
     augment: AugmentConfig
-    balance: Literal["none", "class", "sqrt"]
+    balance: Literal["none", "class", "sqrt"] = "none"
+    views: tuple[ViewConfig, ...] = ()
+    labeled: bool = True
 
 
 class CheckConfig(Config):

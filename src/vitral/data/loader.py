@@ -9,14 +9,14 @@ that all of them together make the batch of one. Shape letters: B batch, N sampl
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from vitral import distributed
 from vitral.data.augment import augment
-from vitral.data.config import AugmentConfig, ViewConfig
+from vitral.data.config import StreamConfig, ViewConfig
 from vitral.data.crop import box_matrix
 from vitral.data.image_store import ImageStore, ReadResult, to_device
 from vitral.data.mixing import GROUP, Mixer
@@ -30,45 +30,34 @@ AHEAD = 2  # batches that are read while one is in use
 class StreamLoader:
     """One stream of batches: `batch(step)` returns the same Batch on every call and in every process.
 
-    rank, world: this process takes its contiguous share of every global batch. balance: see `Sampler`. views: how each
-    sample is shown, once for each; by default once, at the store's size, as `augment_config` says, by which labeled
-    images are mixed too. number: that of the stream in its run, from which its samples are numbered. labeled: whether
-    batches hold labels. Raises UserError where the share is no multiple of 8 images, or the sampler refuses.
+    rank, world: this process takes its contiguous share of every global batch. number: that of the stream in its run,
+    from which its samples are numbered. Without `config.views` each sample is shown once, at the store's size, as
+    `config.augment` says. Raises UserError where the share is no multiple of 8 images, or the sampler refuses.
     """
 
     def __init__(
-        self,
-        store: ImageStore,
-        batch_size: int,
-        augment_config: AugmentConfig,
-        seed: int,
-        *,
-        balance: str = "none",
-        rank: int = 0,
-        world: int = 1,
-        views: Sequence[ViewConfig] = (),
-        number: int = 0,
-        labeled: bool = True,
+        self, store: ImageStore, config: StreamConfig, seed: int, *, rank: int = 0, world: int = 1, number: int = 0
     ) -> None:
         assert 0 <= rank < world, (rank, world)
         assert len(store.split) <= STREAM_SPAN, "samples of two streams would have the same numbers"
+        batch_size, labels_N = config.batch_size, store.split.labels_N
         if world > 1 and batch_size % (world * GROUP):
             raise UserError(
                 f"every one of {world} processes takes a multiple of {GROUP} images", where="train.batch_size",
                 got=batch_size, expected=f"a multiple of {world * GROUP}",
             )  # fmt: skip
         self.store, self.batch_size, self.seed, self.first_id = store, batch_size, seed, number * STREAM_SPAN
-        self.views = tuple(views) or (ViewConfig(augment_config, store.size),)
+        self.views = config.views or (ViewConfig(config.augment, store.size),)
         # What is left to do for images that the store has cropped already.
         todo = {"crop": "none"} if store.crops else {}
         self.augments = [view.augment.model_copy(update=todo) for view in self.views]
         assert len(store.crops) in (0, len(self.views)), (store.crops, self.views)
-        self.labels_N = torch.from_numpy(store.split.labels_N) if labeled else None
-        self.mixer = Mixer(augment_config, seed)
+        self.labels_N = torch.from_numpy(labels_N) if config.labeled else None
+        self.mixer = Mixer(config.augment, seed)
         # One weight of the own label serves all views: a box cut into whole pixels has one area only at one size.
-        assert not self.mixer.active or (labeled and len({view.size for view in self.views}) == 1), self.views
-        repeats, labels_N = augment_config.repeated_aug, store.split.labels_N
-        self.sampler = Sampler(labels_N, batch_size, seed, balance=balance, repeats=repeats, first=self.first_id)
+        assert not self.mixer.active or (config.labeled and len({view.size for view in self.views}) == 1), self.views
+        repeats, first = config.augment.repeated_aug, self.first_id
+        self.sampler = Sampler(labels_N, batch_size, seed, balance=config.balance, repeats=repeats, first=first)
         self.first, self.last = rank * batch_size // world, (rank + 1) * batch_size // world
         self._ahead: dict[int, Callable[[], ReadResult]] = {}
 
