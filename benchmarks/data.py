@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.oracles import load_oracle
 from vitral.config import parse_yaml, split_words
+from vitral.data.counter_rng import Draws
 from vitral.data.crop import draw_boxes
 from vitral.data.jpeg_crop import Box, crop_jpeg, open_jpeg
 from vitral.version import __version__
@@ -144,9 +145,8 @@ def measure(kind: str, size: tuple[int, int], files: list[str], rounds: int) -> 
     who, seconds = contestants(), {name: [] for name in contestants()}
     dice = random.Random(0)
     for turn in range(rounds + 1):  # the first one warms up, and its outputs are compared
-        boxes = [
-            tuple(row) for row in draw_boxes(0, turn, 0, sample_ids_B, sizes_B2, (0.08, 1.0), (3 / 4, 4 / 3)).tolist()
-        ]
+        draws = Draws(0, turn, 0, sample_ids_B)
+        boxes = [tuple(row) for row in draw_boxes(draws, sizes_B2, (0.08, 1.0), (3 / 4, 4 / 3)).tolist()]
         total = dict.fromkeys(who, 0.0)
         for number, (path, box) in enumerate(zip(files, boxes, strict=True)):
             outputs: dict[str, Tensor] = {}

@@ -25,10 +25,10 @@ import torch
 from PIL import Image
 
 from vitral.config import parse_yaml, split_words
-from vitral.data.channels import Decoding
 from vitral.data.check import check_dataset
+from vitral.data.config import DataConfig
 from vitral.data.dataset import Dataset
-from vitral.data.files import file_split
+from vitral.data.files import encoded_dataset, files_part
 from vitral.data.folder import images_below
 from vitral.version import __version__
 
@@ -77,8 +77,8 @@ def environment() -> dict[str, Any]:
 
 def flat(paths: list[str]) -> Dataset:
     """These files as one split of one class."""
-    split = file_split(Path("/"), paths, np.zeros(len(paths), np.int64), 3, Decoding())
-    return Dataset("flat", ("all",), {"train": split}, 3, (), "0")
+    part = files_part(Path("/"), paths, np.zeros(len(paths), np.int64))
+    return encoded_dataset("flat", ["all"], {"train": part}, DataConfig(channels=3), (), ())
 
 
 def look_alikes(

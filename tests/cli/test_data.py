@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,7 @@ def test_a_pair_is_shown_once() -> None:
                        (("train", 0), ("test", 0), ("test", 1)))  # fmt: skip
     findings = (
         Finding("duplicates-labels", "error", "different labels", ((one, two, three),)),
-        Finding("duplicates-across", "error", "two splits", ((one, two, three), (three._replace(place=5), one))),
+        Finding("duplicates-across", "error", "two splits", ((one, two, three), (replace(three, place=5), one))),
         Finding("duplicates", "warning", "twice", ((two, three),)),
     )
     report = CheckReport("pets", "00", {"train": 1, "test": 2}, findings, {}, (), ())

@@ -195,7 +195,7 @@ def test_crops_have_the_distribution_of_random_resized_crop(v2: Any, size: tuple
     theirs = np.array([[p[k] for k in ("top", "left", "height", "width")]
                        for p in (crop.make_params([blank]) for _ in range(count))])  # fmt: skip
     sizes_B2 = torch.tensor(size).expand(count, 2)
-    ours = draw_boxes(0, 0, 0, torch.arange(count), sizes_B2, scale, ratio).numpy()
+    ours = draw_boxes(Draws(0, 0, 0, torch.arange(count)), sizes_B2, scale, ratio).numpy()
     for column in range(4):
         assert _distances(ours[:, column], theirs[:, column]) > 1e-3
     for both in (lambda b: b[:, 2] * b[:, 3], lambda b: b[:, 3] / b[:, 2], lambda b: 2 * b[:, 0] + b[:, 2]):

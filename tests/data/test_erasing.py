@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from vitral.config import build
-from vitral.data.augment_policies import Draws
 from vitral.data.config import AugmentConfig
+from vitral.data.counter_rng import Draws
 from vitral.data.crop import box_matrix, draw_boxes
 from vitral.data.erasing import erase
 from vitral.errors import UserError
@@ -68,7 +68,7 @@ def test_alone_as_in_a_batch(fill: str) -> None:
 
 def test_boxes_lie_inside_and_have_their_area_and_shape() -> None:
     sizes = torch.tensor([[480, 640], [33, 47], [200, 30], [1, 1]]).repeat(500, 1)
-    boxes = draw_boxes(0, 0, 0, torch.arange(2000), sizes, (0.3, 0.5), (0.75, 4 / 3))
+    boxes = draw_boxes(Draws(0, 0, 0, torch.arange(2000)), sizes, (0.3, 0.5), (0.75, 4 / 3))
     assert (boxes[:, :2] >= 0).all()
     assert (boxes[:, 2:] >= 1).all()
     assert (boxes[:, :2] + boxes[:, 2:] <= sizes).all()
@@ -85,10 +85,10 @@ def test_boxes_lie_inside_and_have_their_area_and_shape() -> None:
 def test_boxes_belong_to_their_sample() -> None:
     sizes = torch.tensor([[48, 64]]).expand(100, 2)
     keys, epoch = torch.arange(100), torch.arange(100) % 3
-    whole = draw_boxes(5, epoch, 2, keys, sizes, (0.08, 1.0), (0.75, 4 / 3))
-    part = draw_boxes(5, epoch[40:43], torch.tensor(2), keys[40:43], sizes[:3], (0.08, 1.0), (0.75, 4 / 3))
+    whole = draw_boxes(Draws(5, epoch, 2, keys), sizes, (0.08, 1.0), (0.75, 4 / 3))
+    part = draw_boxes(Draws(5, epoch[40:43], torch.tensor(2), keys[40:43]), sizes[:3], (0.08, 1.0), (0.75, 4 / 3))
     assert torch.equal(whole[40:43], part)
-    assert (draw_boxes(5, epoch, 3, keys, sizes, (0.08, 1.0), (0.75, 4 / 3)) == whole).all(1).sum() < 5
+    assert (draw_boxes(Draws(5, epoch, 3, keys), sizes, (0.08, 1.0), (0.75, 4 / 3)) == whole).all(1).sum() < 5
 
 
 def test_the_boxs_map_takes_its_edges_to_the_images_edges() -> None:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from vitral.data.config import AugmentConfig, DataConfig
+from vitral.data.config import AugmentConfig, DataConfig, StreamConfig
 from vitral.data.dataset import Split
 from vitral.data.image_spec import ResizeSpec
-from vitral.data.loader import ImageStore, StreamLoader, eval_batches
+from vitral.data.image_store import ImageStore
+from vitral.data.loader import StreamLoader, eval_batches
 from vitral.data.resize import fit_image
 from vitral.data.sources import open_dataset
 from vitral.structs import Batch
@@ -43,7 +44,7 @@ VARIED = AugmentConfig(rotate=10, flip=0.5, mixup=0.5, cutmix=0.5)
 
 @pytest.mark.parametrize("batch_size", [7, 64, 144, 500])
 def test_every_sample_comes_once_an_epoch_and_every_batch_is_full(split: Split, batch_size: int) -> None:
-    loader = StreamLoader(store(split), batch_size, AugmentConfig(), 0)
+    loader = StreamLoader(store(split), StreamConfig(batch_size, AugmentConfig()), 0)
     steps = 3 * 144 // batch_size + 1
     batches = [loader.batch(step) for step in range(steps)]
     assert {len(batch.sample_ids_B) for batch in batches} == {batch_size}
@@ -54,7 +55,7 @@ def test_every_sample_comes_once_an_epoch_and_every_batch_is_full(split: Split, 
 
 
 def test_label_and_image_belong_together(split: Split) -> None:
-    batch = StreamLoader(store(split), 32, AugmentConfig(), 0).batch(11)
+    batch = StreamLoader(store(split), StreamConfig(32, AugmentConfig()), 0).batch(11)
     for image, label, key in zip(
         batch.views[0].images_BCHW, batch.targets["label"], batch.sample_ids_B.tolist(), strict=True
     ):
@@ -64,18 +65,18 @@ def test_label_and_image_belong_together(split: Split) -> None:
 
 @pytest.mark.parametrize(("cache_mb", "workers"), [(100, 1), (0, 1), (0, 8)])
 def test_batches_are_bit_equal_however_they_are_read(split: Split, cache_mb: int, workers: int) -> None:
-    reference = StreamLoader(store(split), 50, VARIED, 3)
-    loader = StreamLoader(store(split, cache_mb=cache_mb, workers=workers), 50, VARIED, 3)
+    reference = StreamLoader(store(split), StreamConfig(50, VARIED), 3)
+    loader = StreamLoader(store(split, cache_mb=cache_mb, workers=workers), StreamConfig(50, VARIED), 3)
     assert loader.store.cached == (cache_mb > 0)
     for step, batch in zip(range(2, 9), loader.stream(2, 9), strict=True):
         assert same(batch, reference.batch(step)), step
 
 
 def test_a_batch_is_the_same_after_a_jump(split: Split) -> None:
-    loader = StreamLoader(store(split), 50, VARIED, 3)
+    loader = StreamLoader(store(split), StreamConfig(50, VARIED), 3)
     later = loader.batch(40)
-    assert same(later, StreamLoader(store(split), 50, VARIED, 3).batch(40))
-    assert not same(later, StreamLoader(store(split), 50, VARIED, 4).batch(40))
+    assert same(later, StreamLoader(store(split), StreamConfig(50, VARIED), 3).batch(40))
+    assert not same(later, StreamLoader(store(split), StreamConfig(50, VARIED), 4).batch(40))
     assert list(loader.stream(5, 5)) == []
 
 
@@ -86,7 +87,7 @@ def test_an_error_while_reading_ahead_reaches_the_loop(split: Split) -> None:
         return split.read(index)
 
     broken = Split(split.labels_N, split.names, read)
-    loader = StreamLoader(store(broken, cache_mb=0), 32, AugmentConfig(), 0)
+    loader = StreamLoader(store(broken, cache_mb=0), StreamConfig(32, AugmentConfig()), 0)
     with pytest.raises(ValueError, match="broken"):
         list(loader.stream(0, 6))
 

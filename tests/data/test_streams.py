@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from tests.helpers import write_colors, write_shapes
-from vitral.data.config import AugmentConfig, DataConfig
+from vitral.data.config import AugmentConfig, DataConfig, StreamConfig
 from vitral.data.dataset import Dataset, Split
 from vitral.data.few_labels import with_labels_per_class
 from vitral.data.image_spec import ResizeSpec
-from vitral.data.loader import ImageStore, StreamLoader, TrainLoader
-from vitral.data.reading import RandomCrop
+from vitral.data.image_store import ImageStore, RandomCrop
+from vitral.data.loader import StreamLoader, TrainLoader
 from vitral.data.sources import open_dataset
 from vitral.data.unlabeled import with_unlabeled, without_held_out
 from vitral.errors import UserError
@@ -51,7 +51,7 @@ def loader(data: Dataset, rank: int = 0, world: int = 1, **more: Any) -> TrainLo
         }
         store = ImageStore(both.parts[name], (24, 20), ResizeSpec(resize_mode="crop"), **keys)
         streams[name] = StreamLoader(
-            store, size, augment, 5, rank=rank, world=world, number=number, labeled=number == 0
+            store, StreamConfig(size, augment, labeled=number == 0), 5, rank=rank, world=world, number=number
         )
     return TrainLoader(streams)
 
@@ -121,7 +121,7 @@ def test_the_same_place_of_two_streams_is_drawn_and_cropped_differently(photos: 
             cache_mb=99,
             device=torch.device("cpu"),
         )
-        images[str(number)] = StreamLoader(store, len(split), PLAIN, 5, number=number).batch(0)
+        images[str(number)] = StreamLoader(store, StreamConfig(len(split), PLAIN), 5, number=number).batch(0)
     one, other = images["0"], images["1"]
     assert not torch.equal(sample_places(one), sample_places(other))
     assert torch.equal(sample_places(one).sort()[0], sample_places(other).sort()[0])

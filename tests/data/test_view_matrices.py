@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vitral.data.augment_policies import Draws, Op, draw_ops
-from vitral.data.config import AugmentConfig, DataConfig, Interpolation, ViewConfig
+from vitral.data.augment_policies import Op, draw_ops
+from vitral.data.config import AugmentConfig, DataConfig, Interpolation, StreamConfig, ViewConfig
+from vitral.data.counter_rng import Draws
 from vitral.data.dataset import Split, memory_split
 from vitral.data.image_spec import ResizeSpec
-from vitral.data.loader import ImageStore, StreamLoader
-from vitral.data.reading import RandomCrop
+from vitral.data.image_store import ImageStore, RandomCrop
+from vitral.data.loader import StreamLoader
 from vitral.data.resize import shown_box
 from vitral.data.sources import open_dataset
 from vitral.structs import View
@@ -152,7 +153,7 @@ def test_views_of_files_tell_where_their_pixels_were(
         pytest.skip("nothing is cut")
     crops = (RandomCrop(3, config.crop_scale, config.aspect_ratio),) if how == "cut" else ()
     with opened(split, cached=how == "cached", crops=crops) as store:
-        loader = StreamLoader(store, len(split), config, 3)
+        loader = StreamLoader(store, StreamConfig(len(split), config), 3)
         for step in range(2):
             batch = loader.batch(step)
             mine = [sizes[key] for key in batch.sample_ids_B.tolist()]
@@ -173,7 +174,7 @@ def test_views_tell_how_the_store_resized(
         with opened(
             split, ResizeSpec(resize_mode=mode, interpolation=interpolation, crop_pct=crop_pct), cached=cached
         ) as store:
-            batch = StreamLoader(store, len(split), AugmentConfig(flip=0.5), 3).batch(0)
+            batch = StreamLoader(store, StreamConfig(len(split), AugmentConfig(flip=0.5)), 3).batch(0)
         check(batch.views[0], [sizes[key] for key in batch.sample_ids_B.tolist()])
 
 
@@ -185,7 +186,7 @@ def test_views_of_each_size_have_their_own_matrices(files: tuple[Split, list[tup
     )
     for cut in ((), crops):
         with opened(split, crops=cut) as store:
-            batch = StreamLoader(store, len(split), AugmentConfig(), 3, views=views).batch(1)
+            batch = StreamLoader(store, StreamConfig(len(split), AugmentConfig(), views=views), 3).batch(1)
         mine = [sizes[key] for key in batch.sample_ids_B.tolist()]
         for view in batch.views:
             check(view, mine, share=0.04)
@@ -197,7 +198,7 @@ def test_views_of_images_in_memory_tell_where_their_pixels_were(size: tuple[int,
     split = memory_split(images, np.arange(16) % 2, [str(i) for i in range(16)], 3)
     for name in ("none", "all"):
         with opened(split) as store:
-            batch = StreamLoader(store, 16, AUGMENTS[name], 3).batch(0)
+            batch = StreamLoader(store, StreamConfig(16, AUGMENTS[name]), 3).batch(0)
         check(batch.views[0], [size] * 16, share=0.04 if min(size) > 11 else 0.0)
 
 
@@ -208,7 +209,7 @@ def test_any_number_of_workers_tells_the_same(files: tuple[Split, list[tuple[int
         found: list[View] = []
         for workers in (0, 2):
             with opened(split, cached=False, crops=crops, workers=workers) as store:
-                found.append(list(StreamLoader(store, len(split), crop, 3).stream(0, 4))[-1].views[0])
+                found.append(list(StreamLoader(store, StreamConfig(len(split), crop), 3).stream(0, 4))[-1].views[0])
         assert torch.equal(found[0].images_BCHW, found[1].images_BCHW)
         assert torch.equal(found[0].matrix_B33, found[1].matrix_B33)
 
@@ -217,7 +218,7 @@ def test_mixing_moves_nothing(files: tuple[Split, list[tuple[int, int]]]) -> Non
     split, _ = files
     with opened(split) as store:
         plain, mixed = (
-            StreamLoader(store, 16, config, 3).batch(0)
+            StreamLoader(store, StreamConfig(16, config), 3).batch(0)
             for config in (AugmentConfig(rotate=20), AugmentConfig(rotate=20, mixup=0.5, cutmix=0.5))
         )
     assert torch.equal(plain.views[0].matrix_B33, mixed.views[0].matrix_B33)

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from tests.helpers import write_shapes
 from vitral.data.augment import augment
-from vitral.data.config import AugmentConfig, DataConfig, ViewConfig
+from vitral.data.config import AugmentConfig, DataConfig, StreamConfig, ViewConfig
 from vitral.data.dataset import Split
 from vitral.data.image_spec import ResizeSpec
+from vitral.data.image_store import ImageStore, RandomCrop
 from vitral.data.jpeg_crop import crop_jpeg, open_jpeg
-from vitral.data.loader import ImageStore, StreamLoader
-from vitral.data.reading import RandomCrop
+from vitral.data.loader import StreamLoader
 from vitral.data.resize import shown_box
 from vitral.data.sources import open_dataset
 
@@ -41,9 +41,12 @@ def store(split: Split, *, cut: bool = True) -> ImageStore:
 
 def test_views_from_files_are_equal_read_ahead_and_for_any_processes(photos: Split) -> None:
     with store(photos) as one, store(photos) as other:
-        whole = [StreamLoader(one, 16, AugmentConfig(), 5, views=VIEWS).batch(step) for step in (0, 3)]
-        again = list(StreamLoader(other, 16, AugmentConfig(), 5, views=VIEWS).stream(0, 4))
-        parts = [StreamLoader(one, 16, AugmentConfig(), 5, views=VIEWS, rank=rank, world=2).batch(3) for rank in (0, 1)]
+        whole = [StreamLoader(one, StreamConfig(16, AugmentConfig(), views=VIEWS), 5).batch(step) for step in (0, 3)]
+        again = list(StreamLoader(other, StreamConfig(16, AugmentConfig(), views=VIEWS), 5).stream(0, 4))
+        parts = [
+            StreamLoader(one, StreamConfig(16, AugmentConfig(), views=VIEWS), 5, rank=rank, world=2).batch(3)
+            for rank in (0, 1)
+        ]
     for mine, theirs in ((whole[0], again[0]), (whole[1], again[3])):
         for a, b in zip(mine.views, theirs.views, strict=True):
             assert torch.equal(a.images_BCHW, b.images_BCHW)
@@ -55,7 +58,7 @@ def test_views_from_files_are_equal_read_ahead_and_for_any_processes(photos: Spl
 @pytest.mark.parametrize("cut", [True, False])
 def test_each_view_has_its_size_and_its_own_crop(photos: Split, cut: bool) -> None:
     with store(photos, cut=cut) as opened:
-        batch = StreamLoader(opened, 16, AugmentConfig(), 5, views=VIEWS).batch(0)
+        batch = StreamLoader(opened, StreamConfig(16, AugmentConfig(), views=VIEWS), 5).batch(0)
     assert [tuple(view.images_BCHW.shape) for view in batch.views] == [(16, 3, 24, 20)] * 2 + [(16, 3, 8, 12)]
     first, second = batch.views[:2]
     assert (first.matrix_B33 != second.matrix_B33).flatten(1).any(1).all()
@@ -64,7 +67,7 @@ def test_each_view_has_its_size_and_its_own_crop(photos: Split, cut: bool) -> No
 def test_the_share_of_the_image_that_a_view_shows_is_as_asked(photos: Split) -> None:
     """From the maps: area of a view's rectangle in the source over that of the box that the store shows."""
     with store(photos, cut=False) as opened:
-        batches = list(StreamLoader(opened, 16, AugmentConfig(), 5, views=VIEWS).stream(0, 12))
+        batches = list(StreamLoader(opened, StreamConfig(16, AugmentConfig(), views=VIEWS), 5).stream(0, 12))
     boxes = [
         shown_box((image.shape[1], image.shape[2]), (24, 20), ResizeSpec(resize_mode="crop"))
         for image in map(photos.read, range(len(photos)))
@@ -108,10 +111,10 @@ def test_mixing_reaches_every_view(photos: Split) -> None:
     """All views of a sample have the partner and the weight that the targets name."""
     plain = (ViewConfig(AugmentConfig(), (24, 20)), ViewConfig(AugmentConfig(flip=1.0), (24, 20)))
     with store(photos, cut=False) as opened:
-        batch = StreamLoader(opened, 16, AugmentConfig(mixup=1.0), 5, views=plain).batch(0)
-        sources = StreamLoader(opened, 16, AugmentConfig(), 5, views=plain).batch(0)
+        batch = StreamLoader(opened, StreamConfig(16, AugmentConfig(mixup=1.0), views=plain), 5).batch(0)
+        sources = StreamLoader(opened, StreamConfig(16, AugmentConfig(), views=plain), 5).batch(0)
         with pytest.raises(AssertionError):
-            StreamLoader(opened, 16, AugmentConfig(mixup=1.0), 5, views=VIEWS)
+            StreamLoader(opened, StreamConfig(16, AugmentConfig(mixup=1.0), views=VIEWS), 5)
     assert len(batch.views) == 2
     label, partner, weight = (batch.targets[name] for name in ("label", "partner", "weight"))
     for view, source in zip(batch.views, sources.views, strict=True):

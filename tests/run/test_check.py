@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from tests.helpers import TINY, random_model, write_colors
-from vitral.data import check as data_check
 from vitral.data.scan import scan
 from vitral.errors import UserError
 from vitral.run.command_options import EvalOptions
@@ -59,7 +58,7 @@ def test_what_the_message_proposes_trains(pets: Path) -> None:
 
 def test_the_second_run_decodes_nothing_for_the_check(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    monkeypatch.setattr(data_check, "scan", lambda *args: (calls.append(1), scan(*args))[1])
+    monkeypatch.setattr("vitral.data.scan.scan", lambda *args: (calls.append(1), scan(*args))[1])
     tiny("a")
     tiny("b")
     assert len(calls) == 1

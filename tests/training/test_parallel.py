@@ -15,9 +15,10 @@ import torch
 from tests.disk import disk_full_beyond
 from tests.processes import in_processes
 from vitral import distributed
-from vitral.data.config import AugmentConfig, DataConfig
+from vitral.data.config import AugmentConfig, DataConfig, StreamConfig
 from vitral.data.image_spec import ResizeSpec
-from vitral.data.loader import ImageStore, StreamLoader, TrainLoader, eval_batches
+from vitral.data.image_store import ImageStore
+from vitral.data.loader import StreamLoader, TrainLoader, eval_batches
 from vitral.data.sources import open_dataset
 from vitral.errors import RunFailed, UserError
 from vitral.evaluate.classification import collect_logits
@@ -85,7 +86,7 @@ def a_store(split: str, count: int | None = None) -> ImageStore:
 
 def train_loader() -> TrainLoader:
     rank, world = distributed.rank(), distributed.world()
-    return TrainLoader({"train": StreamLoader(a_store("train"), BATCH, MIXED, 0, rank=rank, world=world)})
+    return TrainLoader({"train": StreamLoader(a_store("train"), StreamConfig(BATCH, MIXED), 0, rank=rank, world=world)})
 
 
 def as_type(batch: Batch, dtype: torch.dtype) -> Batch:

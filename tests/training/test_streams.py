@@ -12,10 +12,11 @@ import torch
 from tests.entropy import Entropy, EntropyConfig
 from tests.processes import in_processes
 from vitral import distributed
-from vitral.data.config import AugmentConfig, DataConfig
+from vitral.data.config import AugmentConfig, DataConfig, StreamConfig
 from vitral.data.few_labels import with_labels_per_class
 from vitral.data.image_spec import ResizeSpec
-from vitral.data.loader import ImageStore, StreamLoader, TrainLoader
+from vitral.data.image_store import ImageStore
+from vitral.data.loader import StreamLoader, TrainLoader
 from vitral.data.sources import open_dataset
 from vitral.models.create import create_model
 from vitral.objectives.objective import ObjectiveContext
@@ -40,8 +41,8 @@ def a_loader() -> TrainLoader:
     )
     mixed, moved = AugmentConfig(rotate=10, mixup=0.5, cutmix=0.5), AugmentConfig(rotate=10)
     return TrainLoader({
-        "labeled": StreamLoader(labeled, BATCH, mixed, 0, **place),
-        "unlabeled": StreamLoader(others, RATIO * BATCH, moved, 0, number=1, labeled=False, **place),
+        "labeled": StreamLoader(labeled, StreamConfig(BATCH, mixed), 0, **place),
+        "unlabeled": StreamLoader(others, StreamConfig(RATIO * BATCH, moved, labeled=False), 0, number=1, **place),
     })  # fmt: skip
 
 

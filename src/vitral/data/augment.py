@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from vitral.data.affine import about_center, compose, warp
-from vitral.data.augment_policies import Draws, draw_ops, perform
+from vitral.data.augment_policies import draw_ops, perform
 from vitral.data.config import AugmentConfig
-from vitral.data.counter_rng import Stream, uniforms
+from vitral.data.counter_rng import Draws, Stream, uniforms
 from vitral.data.crop import box_matrix, draw_boxes
 from vitral.data.erasing import erase
 from vitral.structs import View
@@ -57,7 +57,7 @@ def augment(
     if crop or config.moves or size != source:
         if crop:
             sizes_B2 = torch.tensor(source, device=sample_ids_B.device).expand(len(sample_ids_B), 2)
-            matrix_B33 = box_matrix(draw_boxes(*draws, sizes_B2, config.crop_scale, config.aspect_ratio), size)
+            matrix_B33 = box_matrix(draw_boxes(draws, sizes_B2, config.crop_scale, config.aspect_ratio), size)
         elif size != source:
             whole_B4 = torch.tensor((0, 0, *source), device=sample_ids_B.device).expand(len(sample_ids_B), 4)
             matrix_B33 = box_matrix(whole_B4, size)

@@ -14,7 +14,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from torch import Tensor
 from vitral.data import color
 from vitral.data.affine import about_center, compose, matrices, warp
 from vitral.data.config import AugmentConfig
-from vitral.data.counter_rng import Stream, uniform, uniform_runs
+from vitral.data.counter_rng import Draws, Stream
 
 STRENGTHS = 31
 
@@ -59,24 +59,6 @@ class AugmentOps(NamedTuple):
 
     op_RB: Tensor
     amount_RB: Tensor
-
-
-class Draws(NamedTuple):
-    """Where a batch's random numbers come from: `epoch_B` and `view` are ints or int64 [B], `sample_ids_B` int64
-    [B]."""
-
-    seed: int
-    epoch_B: Any
-    view: Any
-    sample_ids_B: Tensor
-
-    def one(self, stream: Stream) -> Tensor:
-        """[B] in [0,1)."""
-        return uniform(self.seed, self.epoch_B, self.view, self.sample_ids_B, stream)
-
-    def runs(self, streams: Sequence[Stream], count: int) -> list[Tensor]:
-        """[count, B] in [0,1) for each stream."""
-        return uniform_runs(self.seed, self.epoch_B, self.view, self.sample_ids_B, streams, count)
 
 
 def draw_ops(config: AugmentConfig, draws: Draws, size: tuple[int, int]) -> AugmentOps | None:

@@ -24,23 +24,13 @@ Rgb = tuple[int, int, int]
 
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 DEEP_MODES = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
-TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 GRAY_WORDS = "gray words"  # in the info of an RGBA image: its bytes are gray and alpha of 16 bits, high bytes first
 _WORD: Range = (0, 65535)  # what an unsigned sample of 16 bits means by its format
 _LEAST_INSIDE = 0.01  # share of samples between black and white in a picture that is still one
 _SAMPLES = 4096  # of an image, that its quantiles are measured by
 _OVERSHOOT = 0.05  # of floats beyond [0,1], by rounding or filters, that is clipped
 _STRIPE = 1 << 18  # pixels that are computed with at once: a few MB
-_PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
-_VIA_RGB = frozenset({"LAB", "HSV"})  # Pillow takes these to RGB and to nothing else
+_FIRST_TO = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB", "HSV": "RGB"}  # Pillow takes these to nothing else
 _PHOTOMETRIC, _BITS, _SAMPLE_FORMAT = 262, 258, 339  # tags of TIFF
 
 log = logging.getLogger("vitral")
@@ -116,7 +106,7 @@ def to_uint8(
     scale = _scale_of(image, low_bytes, rules, name) if is_deep else _WORD
     width, height = image.size
     out_CHW = np.empty((channels, width, height) if turn >= 5 else (channels, height, width), np.uint8)
-    stored_CHW = _stored(out_CHW, turn)
+    stored_CHW = as_stored(out_CHW, turn)
     for top, part, low in _stripes(image, low_bytes):
         if low is not None:
             part = _color(_words(part, low), part.mode, scale, image.info.get("transparency"))
@@ -127,7 +117,7 @@ def to_uint8(
     return out_CHW
 
 
-def _stored(upright_CHW: Array, turn: int) -> Array:
+def as_stored(upright_CHW: Array, turn: int) -> Array:
     """The same memory as it is stored in a file of the EXIF orientation `turn`."""
     down = -1 if turn in (3, 4, 7, 8) else 1
     right = -1 if turn in (2, 3, 6, 7) else 1
@@ -170,13 +160,13 @@ def _body(some: list[Array], least: float, most: float) -> Range | None:
     return low, high
 
 
-def deep_array(values: Array, rules: Decoding, name: str | None = None) -> Array:
+def deep_array(values: Array, rules: Decoding) -> Array:
     """An array of 16-bit, 32-bit or float samples as uint8, by the same rule as a picture's."""
     if not np.isfinite(values).all():
-        raise UserError("holds values that are not finite (NaN or infinity)", where=name)
+        raise UserError("holds values that are not finite (NaN or infinity)")
     found = Extent(float(values.min()), float(values.max()), values.dtype.kind == "f")
     scale = rules.value_range or own_range(found, values.dtype == np.uint16, rules)
-    _check_fit(found, scale, lambda: float(_inside(values, scale).mean()), rules, name)
+    _check_fit(found, scale, lambda: float(_inside(values, scale).mean()), rules, None)
     return _scaled(values, scale)
 
 
@@ -329,10 +319,8 @@ def _color(words_HWC: Array, mode: str, scale: Range, key: Any) -> Image.Image:
 
 def _converted(image: Image.Image, channels: int, background: Rgb) -> Image.Image:
     """8 bits, any mode, to the mode of these channels."""
-    if image.mode in _VIA_RGB:
-        image = image.convert("RGB")
-    if image.mode in _PREMULTIPLIED:
-        image = image.convert(_PREMULTIPLIED[image.mode])
+    if image.mode in _FIRST_TO:
+        image = image.convert(_FIRST_TO[image.mode])
     if image.mode == "PA" or "transparency" in image.info:
         image = image.convert("LA" if image.mode in ("1", "L") else "RGBA")
     if channels in (1, 3) and image.mode in ("LA", "RGBA"):
@@ -352,13 +340,9 @@ def _over(image: Image.Image, background: Rgb) -> Image.Image:
     if image.mode == "LA" and len(set(background)) > 1:
         image = image.convert("RGBA")
     pixels_HWC: Array = np.asarray(image)
-    channels = pixels_HWC.shape[-1] - 1
-    alpha_HW = pixels_HWC[..., -1].astype(np.uint16)
-    over_HWC = np.empty((image.height, image.width, channels), np.uint8)
-    for channel in range(channels):
-        # 255 times the result, at most 255 * 255 + 127 < 2^16.
-        sum_HW = pixels_HWC[..., channel] * alpha_HW
-        sum_HW += (255 - alpha_HW) * np.uint16(background[channel])
-        sum_HW += 127
-        over_HWC[..., channel] = sum_HW // 255
+    alpha_HW1 = pixels_HWC[..., -1:].astype(np.uint16)
+    background_C = np.array(background[: pixels_HWC.shape[2] - 1], np.uint16)
+    # 255 times the result, at most 255 * 255 + 127 < 2^16.
+    sum_HWC = pixels_HWC[..., :-1] * alpha_HW1 + (255 - alpha_HW1) * background_C + 127
+    over_HWC = (sum_HWC // 255).astype(np.uint8)
     return Image.fromarray(over_HWC[..., 0] if image.mode == "LA" else over_HWC)

@@ -6,6 +6,7 @@ classes, C channels.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,12 @@ import numpy as np
 from vitral.data import check_cache
 from vitral.data.class_names import class_name_findings
 from vitral.data.config import UNLABELED, DataConfig
-from vitral.data.dataset import Dataset, fingerprint
-from vitral.data.duplicates import Array, duplicate_findings, leaks
+from vitral.data.dataset import Array, Dataset, fingerprint
+from vitral.data.duplicates import duplicate_findings, leaks
 from vitral.data.files import some
 from vitral.data.findings import MOST, CheckReport, Finding, Sample, finding, in_order
 from vitral.data.label_names import disagreements, flat_folders, joined_labels, shared_labels
-from vitral.data.scan import Scan, scan
-from vitral.data.scan_parts import forget_parts, joined, scan_in_parts
+from vitral.data.scan import Scan, joined, scan_in_parts
 from vitral.data.split_names import split_findings
 from vitral.errors import plural, shown
 
@@ -59,16 +59,14 @@ def check_dataset(
     report = check_cache.load(cache, key) if cache is not None else None
     if report is None:
         keep = cache / f"{key}.parts" if cache is not None else None
-        report = _examine(
-            dataset,
-            {
-                name: scan_in_parts(split, dataset.channels, workers, keep, name, scan, tick)
-                for name, split in dataset.parts.items()
-            },
-        )
+        scans = {
+            name: scan_in_parts(split, dataset.channels, workers, keep, name, tick)
+            for name, split in dataset.parts.items()
+        }
+        report = _examine(dataset, scans)
         if cache is not None and keep is not None:
             check_cache.store_tree(cache, key, report.to_json())
-            forget_parts(keep)
+            shutil.rmtree(keep, ignore_errors=True)  # what an interrupted check left; the whole is kept now
     more = _normalization(report, normalization) if normalization is not None else []
     return replace(report, findings=in_order([*report.findings, *more])).with_max_bad(max_bad)
 
@@ -111,11 +109,8 @@ def _samples(dataset: Dataset) -> tuple[list[Sample], list[tuple[str, ...]]]:
     samples: list[Sample] = []
     labels: list[tuple[str, ...]] = []
     for name, split in dataset.parts.items():
-        if name == UNLABELED:
-            samples += [Sample(name, index, shown(str(each)), "no label") for index, each in enumerate(split.names)]
-            continue
-        own = dataset.labels(name)
-        labels += own
+        own = [("no label",)] * len(split) if name == UNLABELED else dataset.labels(name)
+        labels += own if name != UNLABELED else []
         samples += [
             Sample(name, index, shown(str(each)), " + ".join(mine))
             for index, (each, mine) in enumerate(zip(split.names, own, strict=True))
@@ -150,20 +145,14 @@ def _classes(dataset: Dataset) -> Iterator[Finding]:
     if apart:
         yield finding("split-classes", f"the splits hold different classes: {'; '.join(apart)}", splits=len(apart))
     if few := _named(dataset, (train_K > 0) & (train_K < FEW)):
-        has = "class has" if len(few) == 1 else "classes have"
-        yield finding(
-            "small-class", f"{len(few):,} {has} fewer than {FEW} training images: {some(few)}", classes=len(few)
-        )
+        has = plural(len(few), "class has", "classes have")
+        yield finding("small-class", f"{has} fewer than {FEW} training images: {some(few)}", classes=len(few))
     present_K = train_K[train_K > 0]
     if len(present_K) > 1 and present_K.max() >= IMBALANCE * present_K.min():
         ratio = float(present_K.max() / present_K.min())
-        big, small = (
-            dataset.classes[place] for place in (train_K.argmax(), np.where(train_K > 0, train_K, np.inf).argmin())
-        )
-        both = f"{present_K.max():,} and {present_K.min():,}"
-        yield finding(
-            "imbalance", f"{big} has {ratio:.0f} times as many training images as {small} ({both})", ratio=ratio
-        )
+        big, small = (dataset.classes[train_K.tolist().index(count)] for count in (present_K.max(), present_K.min()))
+        text = f"{big} has {ratio:.0f} times as many training images as {small} "
+        yield finding("imbalance", text + f"({present_K.max():,} and {present_K.min():,})", ratio=ratio)
 
 
 def _left_out(dataset: Dataset) -> Iterator[Finding]:
@@ -199,7 +188,7 @@ def _names(dataset: Dataset, samples: list[Sample], labels: list[tuple[str, ...]
         yield finding("flat-folder", text, (), "warning", labels=len(shared))
     for separator, parts in joined_labels(dataset.classes).items():
         text = (
-            f"{len(parts):,} class {'name is' if len(parts) == 1 else 'names are'} several in one ({some(parts)}): "
+            f"{plural(len(parts), 'class name is', 'class names are')} several in one ({some(parts)}): "
             f"data.label_separator={separator!r} reads them as several labels per image"
         )
         yield finding("label-separator", text, classes=len(parts))

@@ -15,11 +15,9 @@ from zipfile import BadZipFile
 import numpy as np
 
 from vitral.atomic_files import write_cache
-from vitral.data.dataset import Dataset
+from vitral.data.dataset import Array, Dataset
 from vitral.data.findings import CheckReport
 from vitral.files import parse_json, read_text
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 VERSION = 3  # of the rules: raised with every change of what a check finds
 

@@ -94,8 +94,7 @@ def open_cifar(config: DataConfig) -> Dataset:
     files' own. The fingerprint covers labels, pixels and names, and is equal for both layouts of the same images.
     Raises UserError for missing, damaged or changed files, and for a pickle that names anything but plain arrays.
     """
-    assert config.path is not None
-    layout, folder = _one_layout(Path(config.path).expanduser())
+    layout, folder = _one_layout(config.place)
     classes = _classes(layout, folder, config.verify)
     train_files = [name for name in layout.train if (folder / name).is_file()]
     channels = 3 if config.channels == "auto" else config.channels
@@ -174,20 +173,18 @@ def _bytes(path: Path, layout: Layout, verify: bool) -> bytes:
     raw = read_bounded(path, _LARGEST)
     if not verify or (path.name == layout.meta and path.name not in layout.md5):
         return raw
-    hint = "data.verify=false switches this check off, if the files are meant to differ."
-    expected = layout.md5.get(path.name)
-    if expected is not None:
-        got = hashlib.md5(raw, usedforsecurity=False).hexdigest()
-        if got != expected:
-            raise UserError(
-                "not the published CIFAR file (md5 sums differ)", where=str(path), got=got, expected=expected, hint=hint
-            )
-        return raw
-    size = (10_000 if path.name == layout.test else layout.rows) * (layout.label_bytes + _BYTES)
-    if len(raw) != size:
-        raise UserError(
-            "not the size of this CIFAR file", where=str(path), got=len(raw), expected=f"{size} bytes", hint=hint
+    if path.name in layout.md5:
+        what, got = (
+            "not the published CIFAR file (md5 sums differ)",
+            hashlib.md5(raw, usedforsecurity=False).hexdigest(),
         )
+        expected = layout.md5[path.name]
+    else:
+        size = (10_000 if path.name == layout.test else layout.rows) * (layout.label_bytes + _BYTES)
+        what, got, expected = "not the size of this CIFAR file", f"{len(raw)} bytes", f"{size} bytes"
+    if got != expected:
+        hint = "data.verify=false switches this check off, if the files are meant to differ."
+        raise UserError(what, where=str(path), got=got, expected=expected, hint=hint)
     return raw
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field, Strict, model_validator
 
-from vitral.config import Config, Count, Pair, Shares
+from vitral.config import Config, Count, Pair, Share, Shares
 from vitral.data.findings import known_codes
 
 Channels = Annotated[int, Field(ge=1, le=4)]
 Names = Annotated[tuple[str, ...], Strict(False)]
+Codes = Annotated[Names, AfterValidator(known_codes)]
 SourceName = Literal["auto", "digits", "folder", "filename", "images", "table", "cifar", "hf", "yaml"]
 Validation = Literal["own", "dev", "none"]
 Interpolation = Literal["bicubic", "bilinear", "lanczos"]
@@ -42,8 +44,8 @@ ValueRange = Annotated[tuple[float, float], Strict(False), AfterValidator(_apart
 ShareRange = Annotated[tuple[float, float], Strict(False), AfterValidator(_shares)]
 
 
-class DataSource(Config):
-    """Location and format of the images: the same keys for training, evaluation and export."""
+class SourceKeys(Config):
+    """Location, format and layout of the images: keys of a run, and of a YAML file that describes data."""
 
     path: str | None = Field(
         default=None,
@@ -59,15 +61,34 @@ class DataSource(Config):
     split_column: str | None = Field(
         default=None, description="column with train, val or test; null: the column `split` if there is one"
     )
-    target: Annotated[Names, Field(min_length=1)] | None = Field(
-        default=None,
-        description="columns with the numbers to learn with objective.kind=regression, as x,y; null: learn labels",
-    )
     label_separator: str | None = Field(
         default=None, min_length=1, description="separator between labels of one image (multi-label); null: one label"
     )
     classes: Names | None = Field(default=None, description="class names in index order; null: those in use, sorted")
     subset: str | None = Field(default=None, description="configuration name of a Hugging Face dataset")
+
+
+class Description(SourceKeys):
+    """Keys of a YAML file that describes data: those of a run, with paths relative to the file."""
+
+    splits: dict[Literal["train", "val", "test"], str] | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Description:
+        if (self.path is None) == (self.splits is None):
+            raise ValueError("either path, or splits with a path for train, val and test, is needed")
+        if self.splits is not None and "train" not in self.splits:
+            raise ValueError("splits needs a path for train")
+        return self
+
+
+class DataSource(SourceKeys):
+    """Which images are read: the same keys for training, evaluation and export."""
+
+    target: Annotated[Names, Field(min_length=1)] | None = Field(
+        default=None,
+        description="columns with the numbers to learn with objective.kind=regression, as x,y; null: learn labels",
+    )
     max_bad: int = Field(
         default=0, ge=0, description="number of damaged images, over all splits, that are skipped without an error"
     )
@@ -83,28 +104,11 @@ class DataSource(Config):
         """Whether a location or a built-in source is set."""
         return self.path is not None or self.source != "auto"
 
-
-class Description(Config):
-    """Keys of a YAML file that describes data: those of a run, with paths relative to the file."""
-
-    source: SourceName = "auto"
-    path: str | None = None
-    splits: dict[Literal["train", "val", "test"], str] | None = None
-    pattern: str | None = None
-    image_column: str | None = None
-    label_column: str | None = None
-    split_column: str | None = None
-    label_separator: Annotated[str, Field(min_length=1)] | None = None
-    classes: Names | None = None
-    subset: str | None = None
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Description:
-        if (self.path is None) == (self.splits is None):
-            raise ValueError("either path, or splits with a path for train, val and test, is needed")
-        if self.splits is not None and "train" not in self.splits:
-            raise ValueError("splits needs a path for train")
-        return self
+    @property
+    def place(self) -> Path:
+        """The path of a source that has one, with ~ replaced."""
+        assert self.path is not None
+        return Path(self.path).expanduser()
 
 
 class ReadConfig(DataSource):
@@ -202,15 +206,15 @@ class AugmentConfig(Config):
         default=(0.75, 1.3333), description="smallest and largest aspect ratio (width / height) of the random crop"
     )
     pad_crop: int = Field(default=0, ge=0, description="largest random shift in whole pixels (pad, then crop)")
-    flip: float = Field(default=0.0, ge=0, le=1, description="probability of a horizontal flip")
-    flip_vertical: float = Field(default=0.0, ge=0, le=1, description="probability of a vertical flip")
+    flip: Share = Field(default=0.0, description="probability of a horizontal flip")
+    flip_vertical: Share = Field(default=0.0, description="probability of a vertical flip")
     rotate: float = Field(default=0.0, ge=0, le=180, description="largest rotation in degrees, either way")
     scale: float = Field(
         default=0.0, ge=0, lt=10, description="largest zoom: 0.1 zooms by a factor from 1/1.1 to 1.1, log-uniform"
     )
     shear: float = Field(default=0.0, ge=0, lt=60, description="largest horizontal shear in degrees, either way")
-    translate: float = Field(
-        default=0.0, ge=0, le=1, description="largest shift as a share of the side length, with subpixel precision"
+    translate: Share = Field(
+        default=0.0, description="largest shift as a share of the side length, with subpixel precision"
     )
     fill: Literal["zeros", "gray", "border", "reflection"] = Field(
         default="zeros",
@@ -230,33 +234,33 @@ class AugmentConfig(Config):
     interpolation: Literal["nearest", "bilinear"] = Field(
         default="bilinear", description="filter of the policy's shears, shifts and rotations"
     )
-    brightness: float = Field(
-        default=0.0, ge=0, le=1, description="color jitter: brightness is multiplied by a factor from 1 - x to 1 + x"
+    brightness: Share = Field(
+        default=0.0, description="color jitter: brightness is multiplied by a factor from 1 - x to 1 + x"
     )
-    contrast: float = Field(
-        default=0.0, ge=0, le=1, description="color jitter: contrast is multiplied by a factor from 1 - x to 1 + x"
+    contrast: Share = Field(
+        default=0.0, description="color jitter: contrast is multiplied by a factor from 1 - x to 1 + x"
     )
-    saturation: float = Field(
-        default=0.0, ge=0, le=1, description="color jitter: saturation is multiplied by a factor from 1 - x to 1 + x"
+    saturation: Share = Field(
+        default=0.0, description="color jitter: saturation is multiplied by a factor from 1 - x to 1 + x"
     )
     hue: float = Field(default=0.0, ge=0, le=0.5, description="color jitter: largest hue rotation, in turns")
-    jitter_prob: float = Field(default=1.0, ge=0, le=1, description="probability of color jitter")
-    gray: float = Field(default=0.0, ge=0, le=1, description="probability of conversion to grayscale")
-    solarize: float = Field(default=0.0, ge=0, le=1, description="probability of solarization (inverted bright pixels)")
-    solarize_from: float = Field(default=0.5, ge=0, le=1, description="brightness in [0,1] from which solarize inverts")
-    posterize: float = Field(default=0.0, ge=0, le=1, description="probability of posterization (fewer color levels)")
+    jitter_prob: Share = Field(default=1.0, description="probability of color jitter")
+    gray: Share = Field(default=0.0, description="probability of conversion to grayscale")
+    solarize: Share = Field(default=0.0, description="probability of solarization (inverted bright pixels)")
+    solarize_from: Share = Field(default=0.5, description="brightness in [0,1] from which solarize inverts")
+    posterize: Share = Field(default=0.0, description="probability of posterization (fewer color levels)")
     posterize_bits: int = Field(default=4, ge=1, le=8, description="bits per channel after posterize")
-    equalize: float = Field(default=0.0, ge=0, le=1, description="probability of histogram equalization")
-    autocontrast: float = Field(default=0.0, ge=0, le=1, description="probability of stretching each channel to [0,1]")
-    invert: float = Field(default=0.0, ge=0, le=1, description="probability of inverting the colors")
-    sharpen: float = Field(default=0.0, ge=0, le=1, description="probability of changing the sharpness")
+    equalize: Share = Field(default=0.0, description="probability of histogram equalization")
+    autocontrast: Share = Field(default=0.0, description="probability of stretching each channel to [0,1]")
+    invert: Share = Field(default=0.0, description="probability of inverting the colors")
+    sharpen: Share = Field(default=0.0, description="probability of changing the sharpness")
     sharpen_factor: float = Field(default=2.0, ge=0, le=10, description="sharpness: 0 smooth, 1 unchanged, 2 sharp")
-    blur: float = Field(default=0.0, ge=0, le=1, description="probability of Gaussian blur")
+    blur: Share = Field(default=0.0, description="probability of Gaussian blur")
     blur_sigma: Rising = Field(
         default=(0.1, 2.0),
         description="smallest and largest standard deviation of blur, pixels; also for three_augment",
     )
-    random_erasing: float = Field(default=0.0, ge=0, le=1, description="probability of random erasing")
+    random_erasing: Share = Field(default=0.0, description="probability of random erasing")
     erase_scale: ShareRange = Field(
         default=(0.02, 0.3333), description="smallest and largest erased area, as shares of the image"
     )
@@ -280,7 +284,7 @@ class AugmentConfig(Config):
         description="CutMix: alpha of the Beta distribution of the mixing weight; 0: off; with mixup too, each group "
         "of 8 images draws one of the two",
     )
-    mix_prob: float = Field(default=1.0, ge=0, le=1, description="share of the groups of 8 images that are mixed")
+    mix_prob: Share = Field(default=1.0, description="share of the groups of 8 images that are mixed")
 
     @property
     def moves(self) -> bool:
@@ -302,20 +306,20 @@ class ViewConfig(NamedTuple):
 
 
 class StreamConfig(NamedTuple):
-    """One stream of training batches: the views of each sample; samples per batch, over all processes; whether batches
-    hold labels; and the keys of the complete stream: repeated augmentation and mixing of `augment`, class `balance`."""
+    """One stream of training batches: samples per batch, over all processes; the keys of the complete stream: repeated
+    augmentation and mixing of `augment`, class `balance`; the views of each sample; whether batches hold labels."""
 
-    views: tuple[ViewConfig, ...]
     batch_size: int
-    labeled: bool
     augment: AugmentConfig
-    balance: Literal["none", "class", "sqrt"]
+    balance: Literal["none", "class", "sqrt"] = "none"
+    views: tuple[ViewConfig, ...] = ()
+    labeled: bool = True
 
 
 class CheckConfig(Config):
     """Keys of the data check before a run."""
 
-    allow: Annotated[Names, AfterValidator(known_codes)] = Field(
+    allow: Codes = Field(
         default=(), description="finding codes that do not refuse the run; errors with these codes become warnings"
     )
     skip: bool = Field(default=False, description="train without checking the data; log and model card state it")

@@ -12,17 +12,17 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from vitral.data import check_cache
-from vitral.data.dataset import Dataset, Split
+from vitral.data.dataset import Array, Dataset, Split
 from vitral.errors import UserError
 from vitral.files import open_regular
 
-Array = np.ndarray[Any, np.dtype[Any]]
 T = TypeVar("T")
 
 PART = 1 << 16  # bytes read at the start and at the end of a file
@@ -43,7 +43,7 @@ def known(dataset: Dataset) -> Known:
     train = dataset.splits["train"]
     if train.content is not None or train.file is None:
         return _known(train)
-    alone = Dataset(dataset.name, dataset.classes, {"train": train}, dataset.channels, (), dataset.fingerprint)
+    alone = replace(dataset, splits={"train": train}, unlabeled=None)
     folder, key = check_cache.cache_folder(), check_cache.key(alone, "identities 1")
     kept = check_cache.load_arrays(folder, key)
     if kept is not None and {"ids", "first"} <= kept.keys() and len(kept["ids"]) == len(kept["first"]) == len(train):
@@ -123,14 +123,9 @@ def _rest(split: Split, index: int) -> bytes | None:
         return b""
     try:
         found = _content(split, index)
-        whole = found if isinstance(found, bytes) else _whole(found)
+        if isinstance(found, str):
+            with open_regular(found) as file:
+                found = file.read() if os.fstat(file.fileno()).st_size > 2 * PART else b""
     except (OSError, UserError):
         return None
-    return b"" if len(whole) <= 2 * PART else hashlib.blake2b(whole, digest_size=16).digest()
-
-
-def _whole(path: str) -> bytes:
-    if os.path.getsize(path) <= 2 * PART:
-        return b""
-    with open_regular(path) as file:
-        return file.read()
+    return b"" if len(found) <= 2 * PART else hashlib.blake2b(found, digest_size=16).digest()

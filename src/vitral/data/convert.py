@@ -52,31 +52,32 @@ def convert(dataset: Dataset, out: Path, layout: Layout, workers: int | None = N
     """
     _refuse(dataset, out, layout)
     with whole_folder(out) as folder:
-        found = _converted(dataset, folder, layout, workers, max_bad)
-        path, kept = found.path, found.dataset
-        if (described := _description(kept, path, layout)) is not None:
+        written, damage, copied = _write_splits(dataset, folder, layout, workers)
+        dataset = without_damage(dataset, damage, max_bad)
+        path = _manifest(dataset, folder, written) if layout == "csv" else folder
+        if (described := _description(dataset, path, layout)) is not None:
             path = folder / f"{out.resolve().name}.yaml"
             path.write_text(described, encoding="utf-8")
-    return found._replace(path=out / path.relative_to(folder))
+    return Converted(out / path.relative_to(folder), dataset, copied)
 
 
-def _converted(dataset: Dataset, out: Path, layout: Layout, workers: int | None, max_bad: int) -> Converted:
+def _write_splits(
+    dataset: Dataset, out: Path, layout: Layout, workers: int | None
+) -> tuple[dict[str, list[str]], dict[str, dict[int, str]], int]:
+    """The names of the files of each split, what is wrong with its damaged images, and how many files are copies."""
     written: dict[str, list[str]] = {}
     damage: dict[str, dict[int, str]] = {}
     copied = 0
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         for name, split in dataset.splits.items():
-            digits = max(5, len(str(len(split) - 1)))
-            stems = [_stem(dataset, split, name, index, layout, digits) for index in range(len(split))]
+            stems = _stems(dataset, split, name, layout)
             for folder in {str(Path(stem).parent) for stem in stems}:
                 (out / folder).mkdir(parents=True, exist_ok=True)
             done = list(pool.map(lambda index, s=split, t=stems: _write(s, index, out / t[index]), range(len(split))))
             written[name] = [stem + one.ending for stem, one in zip(stems, done, strict=True) if one.damage is None]
             damage[name] = {index: one.damage for index, one in enumerate(done) if one.damage is not None}
             copied += sum(one.copy for one in done)
-    dataset = without_damage(dataset, damage, max_bad)
-    path = _manifest(dataset, out, written) if layout == "csv" else out
-    return Converted(path, dataset, copied)
+    return written, damage, copied
 
 
 def _description(dataset: Dataset, path: Path, layout: Layout) -> str | None:
@@ -114,12 +115,15 @@ def _refuse(dataset: Dataset, out: Path, layout: Layout) -> None:
             raise UserError("this class name can't be read back from a file name", where="layout", got=repr(label))
 
 
-def _stem(dataset: Dataset, split: Split, name: str, index: int, layout: Layout, digits: int) -> str:
-    number = f"{index:0{digits}d}"
+def _stems(dataset: Dataset, split: Split, name: str, layout: Layout) -> list[str]:
+    """The paths of a split's files, without their endings."""
+    digits = max(5, len(str(len(split) - 1)))
+    numbers = [f"{index:0{digits}d}" for index in range(len(split))]
     if layout == "csv":
-        return f"{name}/{number}"
-    label = dataset.classes[int(split.labels_N[index])]
-    return f"{name}/{label}/{number}" if layout == "folder" else f"{name}/{label}_{number}"
+        return [f"{name}/{number}" for number in numbers]
+    between = "/" if layout == "folder" else "_"
+    labels = (dataset.classes[label] for label in split.labels_N.tolist())
+    return [f"{name}/{label}{between}{number}" for label, number in zip(labels, numbers, strict=True)]
 
 
 class _Written(NamedTuple):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -119,6 +119,24 @@ def uniform_runs(
     first_S11 = torch.tensor([int(stream) for stream in streams], device=index_B.device)[:, None, None]
     number_N1 = torch.arange(count, device=index_B.device)[:, None]
     return list(_unit(bits(seed, epoch, view, index_B, numbered(first_S11, number_N1))).unbind())
+
+
+class Draws(NamedTuple):
+    """Where a batch's random numbers come from: `epoch_B` and `view` are ints or int64 [B], `sample_ids_B` int64
+    [B]."""
+
+    seed: int
+    epoch_B: Any
+    view: Any
+    sample_ids_B: Tensor
+
+    def one(self, stream: Stream) -> Tensor:
+        """[B] in [0,1)."""
+        return uniform(self.seed, self.epoch_B, self.view, self.sample_ids_B, stream)
+
+    def runs(self, streams: Sequence[Stream], count: int) -> list[Tensor]:
+        """[count, B] in [0,1) for each stream."""
+        return uniform_runs(self.seed, self.epoch_B, self.view, self.sample_ids_B, streams, count)
 
 
 def numbered(stream: Any, number: Tensor) -> Tensor:

@@ -8,12 +8,11 @@ and width of a box, T tries, 33 a homogeneous 3 x 3 matrix.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from vitral.data.counter_rng import Stream, uniform_runs, uniforms
+from vitral.data.counter_rng import Draws, Stream, uniforms
 
 _TRIES = 10
 
@@ -21,33 +20,21 @@ _TRIES = 10
 CROP_STREAMS = (Stream.CROP_AREA, Stream.CROP_RATIO, Stream.CROP_TOP, Stream.CROP_LEFT)
 
 
-def draw_boxes(
-    seed: int,
-    epoch_B: Any,
-    view: Any,
-    sample_ids_B: Tensor,
-    sizes_B2: Tensor,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-) -> Tensor:
+def draw_boxes(draws: Draws, sizes_B2: Tensor, scale: tuple[float, float], ratio: tuple[float, float]) -> Tensor:
     """Draw one box per image, int64 [B, 4] (top, left, height, width) in whole pixels, inside the image.
 
     Up to ten tries of an area, uniform within `scale` shares of the image, and of a width / height, log-uniform within
     `ratio`; a box that does not fit is drawn again, and if none fits, it is the largest centered one whose shape is in
-    `ratio`. A pure function of its arguments: `sizes_B2` (height, width) int64 on the device of `sample_ids_B`;
-    `epoch_B` and `view` are ints, or int64 tensors [B].
+    `ratio`. A pure function of its arguments: `sizes_B2` (height, width) int64 on the device of the draws.
     """
-    boxes_B4, found_B = try_boxes(seed, epoch_B, view, sample_ids_B, sizes_B2, sizes_B2, scale, ratio, CROP_STREAMS)
+    boxes_B4, found_B = try_boxes(draws, sizes_B2, sizes_B2, scale, ratio, CROP_STREAMS)
     whole_B2 = _largest(sizes_B2, ratio)
     centered_B4 = torch.cat([(sizes_B2 - whole_B2) // 2, whole_B2], dim=1)
     return torch.where(found_B[:, None], boxes_B4, centered_B4)
 
 
 def try_boxes(
-    seed: int,
-    epoch_B: Any,
-    view: Any,
-    sample_ids_B: Tensor,
+    draws: Draws,
     sizes_B2: Tensor,
     limits_B2: Tensor,
     scale: tuple[float, float],
@@ -56,9 +43,7 @@ def try_boxes(
 ) -> tuple[Tensor, Tensor]:
     """Boxes [B, 4] as in `draw_boxes`, the first of ten tries that is no larger than `limits_B2`, and whether there was
     one, [B]. `streams` are those of area, shape, top and left."""
-    area_TB, ratio_TB = (
-        draw_TB.double() for draw_TB in uniform_runs(seed, epoch_B, view, sample_ids_B, streams[:2], _TRIES)
-    )
+    area_TB, ratio_TB = (draw_TB.double() for draw_TB in draws.runs(streams[:2], _TRIES))
     area_TB = sizes_B2.prod(1).double() * (scale[0] + area_TB * (scale[1] - scale[0]))
     low, high = math.log(ratio[0]), math.log(ratio[1])
     ratio_TB = torch.exp(low + ratio_TB * (high - low))
@@ -66,7 +51,7 @@ def try_boxes(
     fits_TB = ((side_TB2 > 0) & (side_TB2 <= limits_B2)).all(2)
     first_1B2 = fits_TB.int().argmax(0)[None, :, None].expand(1, -1, 2)
     side_B2 = side_TB2.gather(0, first_1B2)[0]
-    place_B2 = torch.stack(uniforms(seed, epoch_B, view, sample_ids_B, streams[2:]), dim=1).double()
+    place_B2 = torch.stack(uniforms(*draws, streams[2:]), dim=1).double()
     start_B2 = (place_B2 * (sizes_B2 - side_B2 + 1)).long()
     return torch.cat([start_B2, side_B2], dim=1), fits_TB.any(0)
 

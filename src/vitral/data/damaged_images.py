@@ -55,7 +55,10 @@ def without_damage(dataset: Dataset, damage: Damage, max_bad: int) -> Dataset:
             f"{plural(len(problems), 'damaged image')}:\n    {first}{more}", where=dataset.name,
             expected=f"at most {max_bad} (data.max_bad)", hint="Repair or remove them, or pass data.max_bad=N.",
         )  # fmt: skip
-    parts = {name: _without(split, damage.get(name, {})) for name, split in dataset.parts.items()}
+    parts = {
+        name: split.subset(index for index in range(len(split)) if index not in damage.get(name, {}))
+        for name, split in dataset.parts.items()
+    }
     empty = [name for name, split in parts.items() if not len(split)]
     if empty:
         raise UserError(f"nothing but damaged images in {' and '.join(empty)}", where=dataset.name)
@@ -65,7 +68,3 @@ def without_damage(dataset: Dataset, damage: Damage, max_bad: int) -> Dataset:
         raise UserError(f"nothing but damaged images of {some(sorted(lost))} in train", where=dataset.name)
     note = f"{plural(len(problems), 'damaged image')} left out: {some(problems, 20)}"
     return replace(whole, notes=(*dataset.notes, note))
-
-
-def _without(split: Split, damage: Mapping[int, str]) -> Split:
-    return split.subset(index for index in range(len(split)) if index not in damage) if damage else split

@@ -19,8 +19,9 @@ from vitral.data.config import UNLABELED
 from vitral.data.decode import as_image
 from vitral.errors import UserError, shown
 
+Array = np.ndarray[Any, np.dtype[Any]]
 # int64 [N]; bool [N, K] where an image may have several classes; float64 [N, K] where it has numbers.
-Labels = np.ndarray[Any, np.dtype[Any]]
+Labels = Array
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 T = TypeVar("T")
 
@@ -159,12 +160,11 @@ class Dataset:
 
     def absent(self) -> dict[str, tuple[str, ...]]:
         """Classes that a split holds no image of, by split; splits that hold all are not in it."""
-        counts = {name: split.class_counts(len(self.classes)) for name, split in self.splits.items()}
-        missing = {
-            name: tuple(label for label, count in zip(self.classes, counts_K.tolist(), strict=True) if not count)
-            for name, counts_K in counts.items()
-        }
-        return {name: labels for name, labels in missing.items() if labels}
+        missing: dict[str, tuple[str, ...]] = {}
+        for name, split in self.splits.items():
+            places = np.flatnonzero(split.class_counts(len(self.classes)) == 0).tolist()
+            missing |= {name: tuple(self.classes[place] for place in places)} if places else {}
+        return missing
 
     def labels(self, split: str) -> list[tuple[str, ...]]:
         """The names of the classes of each sample of a split, or the columns with its numbers."""
@@ -183,11 +183,11 @@ class Dataset:
         Raises UserError if none of them can be read.
         """
         train = self.splits["train"]
-        sizes: list[tuple[int, int]] = []
+        sizes: list[Sequence[int]] = []
         problem: UserError | None = None
         for index in spaced(len(train), _SIZE_SAMPLES):
             try:
-                sizes.append(train.size(index) if train.size else _shape(train.read(index)))
+                sizes.append(train.size(index) if train.size else train.read(index).shape[1:])
             except UserError as error:
                 problem = error
         if not sizes:
@@ -242,7 +242,3 @@ def fingerprint(parts: Iterable[bytes | memoryview]) -> str:
 def spaced(count: int, most: int) -> list[int]:
     """Up to `most` evenly spaced places among `count`, first and last included."""
     return list(range(count)) if count <= most else [place * (count - 1) // (most - 1) for place in range(most)]
-
-
-def _shape(image_CHW: Tensor) -> tuple[int, int]:
-    return image_CHW.shape[1], image_CHW.shape[2]

@@ -64,6 +64,9 @@ _PLUGIN_OF_BRAND = {
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "pillow-heif"),
     **dict.fromkeys((b"avif", b"avis"), "pillow-avif-plugin"),
 }
+_FORMAT_OF_PLUGIN = {  # for people, and for Pillow
+    "pillow-heif": ("HEIC", "HEIF"), "pillow-avif-plugin": ("AVIF", "AVIF"), "pillow-jxl-plugin": ("JPEG XL", "JXL"),
+}  # fmt: skip
 _START = 256  # leading bytes that identify a file format
 # Bytes per pixel that some decoders hold whatever the image is, measured: WebP's canvas, the one before it and Pillow's
 # two copies; the integers of OpenJPEG; the planes of AVIF and HEIC.
@@ -110,29 +113,29 @@ def decode(source: Source, channels: int, *, name: str | None = None, rules: Dec
         return _loaded(image, channels, rules, name or _label(source), source)
 
 
-def decoded_bytes(source: Source, *, name: str | None = None) -> int:
+def decoded_bytes(source: Source) -> int:
     """Bytes that decoding takes for the pixels, by the header alone: width x height x channels x bytes per sample, or
     what the format's decoder holds where that is more. Raises UserError like `decode`."""
-    with _naming(name, source):
+    with _naming(None, source):
         if isinstance(source, bytes) and (inside := _size_inside(source)) is not None:
             return inside[0] * inside[1] * BYTES_OF_A_PIXEL
         with _open(source) as image:
             return _bytes_of(image)
 
 
-def is_deep(source: Source, *, name: str | None = None) -> bool:
+def is_deep(source: Source) -> bool:
     """Whether samples have more than 8 bits, without reading the pixels. Raises UserError like `decode`."""
-    with _open(source, name) as image:
+    with _open(source) as image:
         return _is_deep(image)
 
 
-def sample_extent(source: Source, *, name: str | None = None, rules: Decoding = DEFAULT) -> Extent | None:
+def sample_extent(source: Source, rules: Decoding = DEFAULT) -> Extent | None:
     """Least and largest sample of a picture of more than 8 bits, whose pixels are read; None for any other, without
     reading them. Raises UserError like `decode`."""
-    with _open(source, name) as image:
+    with _open(source) as image:
         if not _is_deep(image):
             return None
-        _check_size(image, rules, name)
+        _check_size(image, rules)
         is_color, rawmode = image.mode not in DEEP_MODES, _rawmode(image)
         image.load()
         if not is_color:
@@ -141,10 +144,10 @@ def sample_extent(source: Source, *, name: str | None = None, rules: Decoding = 
         return found if found.high > 255 else extent(image, _low_bytes(source, rawmode), with_body=True)
 
 
-def pixels(source: Source, *, name: str | None = None) -> tuple[int, int]:
+def pixels(source: Source) -> tuple[int, int]:
     """Width and height as they are stored, without reading the pixels; of an icon in bytes those of the picture inside,
     whatever its directory says. Raises UserError like `decode`."""
-    with _naming(name, source):
+    with _naming(None, source):
         if isinstance(source, bytes) and (inside := _size_inside(source)) is not None:
             return inside
         with _open(source) as image:
@@ -159,7 +162,7 @@ def header(source: Source, *, name: str | None = None) -> Header:
         return Header(image.mode, *((width, height) if turned else (height, width)))
 
 
-def as_image(picture: Any, channels: int, *, name: str | None = None, rules: Decoding = DEFAULT) -> Tensor:
+def as_image(picture: Any, channels: int, *, rules: Decoding = DEFAULT) -> Tensor:
     """Whatever holds one picture, as uint8 [C, H, W] with `channels` (1 to 4) channels.
 
     Takes a path, bytes, an open binary file or a PIL image; a NumPy array [H,W] or [H,W,C]; a torch tensor [H,W],
@@ -168,25 +171,15 @@ def as_image(picture: Any, channels: int, *, name: str | None = None, rules: Dec
     Raises UserError for other types, shapes and ranges.
     """
     if isinstance(picture, (str, bytes, os.PathLike)) or hasattr(picture, "read"):
-        return decode(picture, channels, name=name, rules=rules)
+        return decode(picture, channels, rules=rules)
     if isinstance(picture, Image.Image):
-        with _naming(name, picture):
-            return _loaded(picture, channels, rules, name or _label(picture), None)
+        with _naming(None, picture):
+            return _loaded(picture, channels, rules, _label(picture), None)
     if isinstance(picture, Tensor):
-        picture_HWC = _channels_last(picture.detach().cpu(), name)
-    elif isinstance(picture, np.ndarray):
-        picture_HWC = picture
-    else:
-        raise UserError(
-            "no image", where=name, got=type(picture).__name__, expected="path, bytes, array, tensor or PIL image"
-        )
-    return to_channels(_from_array(picture_HWC, name, rules), channels, rules)
-
-
-def to_channels(image: Image.Image, channels: int, rules: Decoding = DEFAULT) -> Tensor:
-    """A loaded PIL image of any mode as uint8 [C, H, W]; what is transparent goes over the background where `channels`
-    is 1 or 3."""
-    return torch.from_numpy(to_uint8(image, channels, rules))
+        picture = _channels_last(picture.detach().cpu())
+    if not isinstance(picture, np.ndarray):
+        raise UserError("no image", got=type(picture).__name__, expected="path, bytes, array, tensor or PIL image")
+    return torch.from_numpy(to_uint8(_from_array(picture, rules), channels, rules))
 
 
 @contextmanager
@@ -328,7 +321,7 @@ def _bytes_of(image: Image.Image) -> int:
     return width * height * max(each, _DECODERS_NEED.get(image.format or "", 0))
 
 
-def _check_size(image: Image.Image, rules: Decoding, name: str | None) -> None:
+def _check_size(image: Image.Image, rules: Decoding, name: str | None = None) -> None:
     width, height = image.size
     size, limit = _bytes_of(image), BYTES_OF_A_PIXEL * rules.max_pixels
     key = rules.limit_key
@@ -364,12 +357,10 @@ def _label(source: object) -> str:
 
 def _start(source: Any) -> bytes | None:
     """The first bytes of a file; None where they can't be had."""
-    try:
-        with _stream(source) as stream:
-            stream.seek(0)
-            return stream.read(_START)
-    except (OSError, AttributeError, TypeError, ValueError):
-        return None
+    with suppress(OSError, AttributeError, TypeError, ValueError), _stream(source) as stream:
+        stream.seek(0)
+        return stream.read(_START)
+    return None
 
 
 def _not_an_image(source: object) -> str:
@@ -382,9 +373,7 @@ def _not_an_image(source: object) -> str:
     plugin = _PLUGIN_OF_BRAND.get(start[8:12]) if start[4:8] == b"ftyp" else None
     plugin = "pillow-jxl-plugin" if start.startswith(_JPEG_XL) else plugin
     if plugin is not None:
-        kind, name = {"pillow-heif": ("HEIC", "HEIF"), "pillow-avif-plugin": ("AVIF", "AVIF")}.get(
-            plugin, ("JPEG XL", "JXL")
-        )
+        kind, name = _FORMAT_OF_PLUGIN[plugin]
         readable_formats()
         if name in Image.OPEN:
             return f"damaged {kind} image"
@@ -417,11 +406,7 @@ def orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _has_rule(image: Array, rules: Decoding) -> bool:
-    return rules.value_range is not None or image.dtype == np.uint16
-
-
-def _channels_last(image: Tensor, name: str | None) -> Array:
+def _channels_last(image: Tensor) -> Array:
     if image.dtype == torch.bfloat16:
         image = image.float()
     if image.ndim != 3:
@@ -429,32 +414,29 @@ def _channels_last(image: Tensor, name: str | None) -> Array:
     first, last = image.shape[0] in MODES, image.shape[2] in MODES
     if first == last:
         cause = "channels may be first or last" if first else "neither first nor last axis is 1 to 4 channels"
-        raise UserError(
-            f"a tensor of this shape is ambiguous: {cause}", where=name, got=tuple(image.shape), expected="[C,H,W]"
-        )
+        raise UserError(f"a tensor of this shape is ambiguous: {cause}", got=tuple(image.shape), expected="[C,H,W]")
     return (image.permute(1, 2, 0) if first else image).numpy()
 
 
-def _from_array(image: Array, name: str | None, rules: Decoding) -> Image.Image:
+def _from_array(image: Array, rules: Decoding) -> Image.Image:
     """[H,W] or [H,W,C] as a PIL image of mode L, LA, RGB or RGBA."""
     image_HWC = image[..., None] if image.ndim == 2 else image
     if image_HWC.ndim != 3 or image_HWC.shape[2] not in MODES or 0 in image_HWC.shape:
         hint = "Channels come last in arrays: array.transpose(1, 2, 0)." if image.ndim == 3 else None
         hint = "One image at a time." if image.ndim == 4 else hint
-        raise UserError(
-            "not the shape of one image", where=name, got=image.shape, expected="[H,W] or [H,W,1..4]", hint=hint
-        )
+        raise UserError("not the shape of one image", got=image.shape, expected="[H,W] or [H,W,1..4]", hint=hint)
     if image_HWC.dtype == np.bool_:
         image_HWC = image_HWC * np.uint8(255)
     elif image_HWC.dtype != np.uint8:
-        if image_HWC.dtype.kind not in "uif" or (image_HWC.dtype.kind != "f" and not _has_rule(image_HWC, rules)):
+        has_rule = rules.value_range is not None or image_HWC.dtype == np.uint16 or image_HWC.dtype.kind == "f"
+        if image_HWC.dtype.kind not in "uif" or not has_rule:
             expected = f"uint8, floats in [0,1], or {rules.range_key}=LOW,HIGH"
-            raise UserError("not the type of an image", where=name, got=str(image_HWC.dtype), expected=expected)
+            raise UserError("not the type of an image", got=str(image_HWC.dtype), expected=expected)
         color = image_HWC.shape[2] - (1 if image_HWC.shape[2] in (2, 4) else 0)
-        parts = [deep_array(image_HWC[..., :color], rules, name)]
+        parts = [deep_array(image_HWC[..., :color], rules)]
         if color < image_HWC.shape[2]:
             whole = rules._replace(value_range=(0, 1 if image_HWC.dtype.kind == "f" else np.iinfo(image_HWC.dtype).max))
-            parts.append(deep_array(image_HWC[..., color:], whole, name))
+            parts.append(deep_array(image_HWC[..., color:], whole))
         image_HWC = np.dstack(parts)
     pixels_HWC = np.ascontiguousarray(image_HWC)
     return Image.fromarray(pixels_HWC[..., 0] if pixels_HWC.shape[2] == 1 else pixels_HWC)

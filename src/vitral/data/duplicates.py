@@ -6,17 +6,16 @@ Shape letters: N images of all splits, P pairs, R images that stand for all that
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
+from vitral.data.dataset import Array
 from vitral.data.findings import MOST, Finding, Sample, finding
 from vitral.data.near_duplicates import SAME, SAME_PART, likeness, part_likeness
 from vitral.data.perceptual_hash import CROPS_UP_TO, RADIUS_OF_PARTS, SIDE, WINDOWS, cross_pairs, hash_pairs, mirrored
-from vitral.data.scan import Scan
-from vitral.data.scan_parts import joined
+from vitral.data.scan import Scan, joined
+from vitral.errors import plural
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Sampler = Callable[[int], Sample]
 
 
@@ -42,16 +41,11 @@ def leaks(judged: Sequence[Scan], unlabeled: Scan, samples: Sequence[Sample]) ->
     across = {each.code: each for each in found if each.code in ("duplicates-across", "near-across")}
     if not across:
         return []
-    numbers = {"equal": "groups", "alike": "pairs"}
-    counts = {
-        name: across[code].numbers[numbers[name]] if code in across else 0
-        for name, code in (("equal", "duplicates-across"), ("alike", "near-across"))
-    }
-    text = (
-        f"validation or test images among the unlabeled ones: {counts['equal']:,} with equal pixels, "
-        f"{counts['alike']:,} that look alike"
-    )
-    return [finding("unlabeled-leak", text, [group for each in across.values() for group in each.groups], **counts)]
+    equal = across["duplicates-across"].numbers["groups"] if "duplicates-across" in across else 0
+    alike = across["near-across"].numbers["pairs"] if "near-across" in across else 0
+    text = f"validation or test images among the unlabeled ones: {equal:,} with equal pixels, {alike:,} that look alike"
+    groups = [group for each in across.values() for group in each.groups]
+    return [finding("unlabeled-leak", text, groups, equal=equal, alike=alike)]
 
 
 def _equal(digest_N2: Array, places_M: Array) -> tuple[Array, list[Array]]:
@@ -82,7 +76,7 @@ def _exact(groups: list[Array], split_N: Array, labels_N: Array, sample: Sampler
         if some:
             images = sum(map(len, some))
             shown = [list(map(sample, group.tolist())) for group in some[:MOST]]
-            text = f"{len(some):,} {'group' if len(some) == 1 else 'groups'} of images ({images:,} in all): {what}"
+            text = f"{plural(len(some), 'group')} of images ({images:,} in all): {what}"
             yield finding(code, text, shown, groups=len(some), images=images)
 
 
@@ -105,15 +99,9 @@ def _near(scan: Scan, places_R: Array, split_N: Array, labels_N: Array, sample: 
             numbers = {"pairs": count, "different_labels": int(contrary_P[some_P].sum())}
             numbers |= {name: int((kind_P[some_P] == kind).sum()) for kind, name in ((1, "mirrored"), (2, "cropped"))}
             shown = [[sample(int(one)), sample(int(other))] for one, other in pairs_P2[some_P][:MOST]]
-            text = f"{count:,} {'pair looks' if count == 1 else 'pairs look'} alike {where}"
-            parts = [
-                f"{numbers[key]:,} {words}"
-                for key, words in (
-                    ("different_labels", "of them with different labels"), ("mirrored", "mirrored"),
-                    ("cropped", "cropped"),
-                )
-                if numbers[key]
-            ]  # fmt: skip
+            text = f"{plural(count, 'pair looks', 'pairs look')} alike {where}"
+            words = {"different_labels": "of them with different labels", "mirrored": "mirrored", "cropped": "cropped"}
+            parts = [f"{numbers[key]:,} {word}" for key, word in words.items() if numbers[key]]
             yield finding(code, ", ".join([text, *parts]), shown, **numbers)
     if not complete:
         text = "so many images look alike that not all pairs were compared: the look-alikes named are only a part"

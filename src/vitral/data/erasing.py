@@ -8,9 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vitral.data.augment_policies import Draws
 from vitral.data.config import AugmentConfig
-from vitral.data.counter_rng import Stream, bits, numbered
+from vitral.data.counter_rng import Draws, Stream, bits, numbered
 from vitral.data.crop import try_boxes
 
 ERASE_STREAMS = (Stream.ERASE_AREA, Stream.ERASE_RATIO, Stream.ERASE_TOP, Stream.ERASE_LEFT)
@@ -51,7 +50,7 @@ def _boxes(config: AugmentConfig, draws: Draws, height: int, width: int) -> tupl
     sizes_E2 = torch.tensor([height, width], device=draws.sample_ids_B.device).expand(len(draws.sample_ids_B), 2)
     # Boxes are drawn by width / height.
     ratio = (1 / config.erase_ratio[1], 1 / config.erase_ratio[0])
-    return try_boxes(*draws, sizes_E2, sizes_E2 - 1, config.erase_scale, ratio, ERASE_STREAMS)
+    return try_boxes(draws, sizes_E2, sizes_E2 - 1, config.erase_scale, ratio, ERASE_STREAMS)
 
 
 def _inside(boxes_E4: Tensor, found_E: Tensor, height: int, width: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vitral.data.config import DataConfig
@@ -13,7 +14,6 @@ from vitral.data.files import (
     Ignored,
     LabeledFile,
     files_dataset,
-    ignored_notes,
     labeled_files,
     loose_images,
     some,
@@ -57,19 +57,15 @@ def open_filename(config: DataConfig) -> Dataset:
     follow the sorted classes of all splits, or `config.classes`. The fingerprint covers path, class, split and size in
     bytes. Raises UserError, naming some, for files whose names don't fit, and for a pattern that can't be used.
     """
-    assert config.path is not None
-    root, ignored = Path(config.path).expanduser(), Counter[Ignored]()
+    root, ignored = config.place, Counter[Ignored]()
     files = labeled_files(root, root, "", ignored)
     if not files:
         raise UserError("no images here", where=str(root), expected="image files named label_index.ext")
     splits = _match(files, config, root)
     if "train" not in splits:
         raise UserError(f"images for {' and '.join(splits)} but none for train", where=str(root))
-    notes = ignored_notes(ignored)
-    return files_dataset(
-        root, splits, (file.label for files in splits.values() for file in files), config,
-        lambda classes: (f"classes from file names: {some(classes, 20)}", *notes),
-    )  # fmt: skip
+    dataset = files_dataset(root, splits, config, ignored)
+    return replace(dataset, notes=(f"classes from file names: {some(dataset.classes, 20)}", *dataset.notes))
 
 
 def _pattern(config: DataConfig) -> re.Pattern[str]:
@@ -88,24 +84,20 @@ def _pattern(config: DataConfig) -> re.Pattern[str]:
 def _match(found: list[LabeledFile], config: DataConfig, root: Path) -> dict[str, list[LabeledFile]]:
     """Every file with its class, by split: those that there are, train first."""
     pattern = _pattern(config)
+    has_split = "split" in pattern.groupindex
     folders = {path.name: split for split, path in split_folders(root).items()}
     files, misfits, unknown = dict[str, list[LabeledFile]](), list[str](), dict[str, str]()
     for name, _, size in found:
         match = pattern.search(name)
-        if match is None or not match["label"]:
+        split = folders.get(name.split("/")[0]) if folders else "train"
+        if match is not None and has_split:
+            split = SPLIT_OF.get(match["split"] or "", "unknown")
+        if match is None or not match["label"] or split is None:
             misfits.append(name)
-            continue
-        if "split" in pattern.groupindex:
-            split = SPLIT_OF.get(match["split"] or "")
-            if split is None:
-                unknown[name] = repr(match["split"])
-                continue
+        elif split == "unknown":
+            unknown[name] = repr(match["split"])
         else:
-            split = folders.get(name.split("/")[0], None if folders else "train")
-            if split is None:
-                misfits.append(name)
-                continue
-        files.setdefault(split, []).append(LabeledFile(name, shown(match["label"]), size))
+            files.setdefault(split, []).append(LabeledFile(name, shown(match["label"]), size))
     if misfits:
         says = "lie outside of train, val and test, or have" if folders else "have"
         raise UserError(

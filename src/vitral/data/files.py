@@ -10,6 +10,7 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -137,11 +138,11 @@ def some(names: Iterable[str], most: int = 10) -> str:
     return ", ".join(listed[:most]) + (f" and {len(listed) - most:,} more" if len(listed) > most else "")
 
 
-def known_column(kind: str, expected: str, columns: Iterable[str]) -> str:
-    """The column that a key names. Raises UserError where there is no such column."""
+def known_column(key: str, expected: str, columns: Iterable[str]) -> str:
+    """The column that the key `data.KEY` names. Raises UserError where there is no such column."""
     if expected not in (names := list(columns)):
         raise UserError(
-            "no such column", where=f"data.{kind}_column", got=expected, expected=some(names, 20),
+            "no such column", where=f"data.{key}", got=expected, expected=some(names, 20),
             nearest=nearest(expected, names),
         )  # fmt: skip
     return expected
@@ -175,32 +176,63 @@ def label_array(labels: Sequence[Sequence[str]], index_of: dict[str, int], sever
     return hot_NK
 
 
-def file_split(root: Path, names: list[str], labels_N: Labels, channels: int, rules: Decoding) -> Split:
-    """A split of the image files `names` below `root`."""
-    folder, seen = str(root), [shown(name) for name in names]
-    return encoded_split(labels_N, seen, lambda index: os.path.join(folder, names[index]), channels, rules)
+class Part(NamedTuple):
+    """Encoded images of one split: their labels and names, and where to read the files' paths or bytes."""
+
+    labels_N: Labels
+    names: Sequence[str]
+    file: Callable[[int], str | bytes]
 
 
-def encoded_split(
-    labels_N: Labels,
-    names: Sequence[str],
-    file: Callable[[int], str | bytes],
-    channels: int,
-    rules: Decoding,
+def files_part(root: Path, names: Sequence[str], labels_N: Labels) -> Part:
+    """The image files `names` below `root`."""
+
+    def path(index: int) -> str:  # not kept for all: a data set has millions
+        return os.path.join(root, names[index])
+
+    return Part(labels_N, list(map(shown, names)), path)
+
+
+def encoded_dataset(
+    name: str,
+    classes: Iterable[str],
+    parts: Mapping[str, Part],
+    config: DataConfig,
+    notes: Iterable[str],
+    content: Iterable[bytes],
     *,
     made_up: bool = False,
-) -> Split:
-    """A split of images whose files' paths or bytes `file` gives. Messages call them by their paths, or by names that
-    are `made_up`."""
+) -> Dataset:
+    """The dataset of these encoded images, with a fingerprint over `content`. Messages call an image by its path, or by
+    its name if that is `made_up`. `config.channels` auto is 1 if the headers of all train images (up to 2,000, evenly
+    spaced) say gray, else 3."""
+    train, channels, rules = parts["train"], config.channels, Decoding.of(config)
+    if channels == "auto":
+        has_color = any_image(len(train.names), train.file, lambda source: header(source).mode not in GREY_MODES)
+        channels = 3 if has_color else 1
 
-    def size(index: int) -> tuple[int, int]:
-        head = header(file(index), name=names[index] if made_up else None)
-        return head.height, head.width
+    def split(part: Part) -> Split:
+        def size(index: int) -> tuple[int, int]:
+            head = header(part.file(index), name=part.names[index] if made_up else None)
+            return head.height, head.width
 
-    def read(index: int) -> Tensor:
-        return decode(file(index), channels, name=names[index] if made_up else None, rules=rules)
+        def read(index: int) -> Tensor:
+            return decode(part.file(index), channels, name=part.names[index] if made_up else None, rules=rules)
 
-    return Split(labels_N, names, read, size, file, made_up=made_up)
+        return Split(part.labels_N, part.names, read, size, part.file, made_up=made_up)
+
+    splits = {each: split(part) for each, part in parts.items()}
+    return Dataset(name, tuple(classes), splits, channels, tuple(notes), fingerprint(content))
+
+
+def any_image(count: int, file: Callable[[int], str | bytes], test: Callable[[Source], bool]) -> bool:
+    """Whether a test of the header holds for one of up to 2,000 evenly spaced images. An image that cannot be read is
+    left out: reading it will name it."""
+    for index in spaced(count, _HEADERS):
+        with suppress(UserError):
+            if test(file(index)):
+                return True
+    return False
 
 
 class LabeledFile(NamedTuple):
@@ -220,39 +252,19 @@ def labeled_files(root: Path, folder: Path, label: str, ignored: Counter[Ignored
 def files_dataset(
     root: Path,
     found: Mapping[str, Sequence[LabeledFile]],
-    classes: Iterable[str],
     config: DataConfig,
-    notes: Callable[[Sequence[str]], Iterable[str]],
+    ignored: Counter[Ignored],
+    classes: Iterable[str] | None = None,
 ) -> Dataset:
-    """The dataset of these files, by split. Class indices follow `config.classes`, or the sorted `classes`; `notes`
-    gets them in this order. The fingerprint covers split, path, class and size in bytes of each file, no pixels."""
+    """The dataset of these files, by split. Class indices follow `config.classes`, or the sorted `classes` (by default
+    those of the files). The fingerprint covers split, path, class and size in bytes of each file, no pixels."""
+    if classes is None:
+        classes = (file.label for files in found.values() for file in files)
     index_of = class_map(classes, config.classes, str(root))
-    channels = file_channels(root, [file.name for file in found["train"]], config)
-    rules = Decoding.of(config)
-    splits: dict[str, Split] = {}
+    parts: dict[str, Part] = {}
     for split, files in found.items():
         labels_N = label_array([[file.label] for file in files], index_of, several=False)
-        splits[split] = file_split(root, [file.name for file in files], labels_N, channels, rules)
+        parts[split] = files_part(root, [file.name for file in files], labels_N)
     content = (f"{split}\0{file.name}\0{file.label}\0{file.bytes}" for split in found for file in found[split])
-    return Dataset(
-        name=root.resolve().name, classes=tuple(index_of), splits=splits, channels=channels,
-        notes=tuple(notes(tuple(index_of))), fingerprint=fingerprint(map(os.fsencode, content)),
-    )  # fmt: skip
-
-
-def file_channels(root: Path, names: Sequence[str], config: DataConfig) -> int:
-    """`config.channels`; auto is 1 if the headers of all files (up to 2,000, evenly spaced) say gray, else 3."""
-    return asked_channels(len(names), lambda index: root / names[index], config)
-
-
-def asked_channels(count: int, source: Callable[[int], Source], config: DataConfig) -> int:
-    """The same for encoded images that need not be files: `source(i)` is a path or the bytes of image i."""
-    if config.channels != "auto":
-        return config.channels
-    for index in spaced(count, _HEADERS):
-        try:
-            if header(source(index)).mode not in GREY_MODES:
-                return 3
-        except UserError:  # says nothing about the channels; reading it will name it
-            continue
-    return 1
+    name, notes = root.resolve().name, ignored_notes(ignored)
+    return encoded_dataset(name, index_of, parts, config, notes, map(os.fsencode, content))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
@@ -45,7 +45,8 @@ CODES: dict[str, tuple[Severity, str]] = {
 }
 
 
-class Sample(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Sample:
     """One image, as a person finds it again."""
 
     split: str
@@ -73,21 +74,15 @@ class Finding:
     severity: Severity
     message: str
     groups: Groups = ()
-    numbers: Mapping[str, int | float] = ()  # pyright: ignore[reportAssignmentType]
+    numbers: Mapping[str, int | float] = field(default_factory=dict[str, int | float])
 
     def __post_init__(self) -> None:
         assert self.code in CODES, self.code
-        object.__setattr__(self, "numbers", dict(self.numbers))
 
     @property
     def sign(self) -> str:
         """What stands between the images of a group: equal, or only alike."""
         return " ~ " if self.code in ("near", "near-across", "unlabeled-leak") else " = "
-
-    def to_json(self) -> dict[str, Any]:
-        """A tree for `json.dumps`."""
-        groups = [[sample._asdict() for sample in group] for group in self.groups]
-        return {**{k: v for k, v in asdict(self).items() if k != "groups"}, "groups": groups}
 
 
 def finding(
@@ -131,11 +126,7 @@ class CheckReport:
 
     def to_json(self) -> dict[str, Any]:
         """A tree for `json.dumps`; `from_json` reads it back."""
-        return {
-            "name": self.name, "fingerprint": self.fingerprint, "counts": self.counts,
-            "damaged": {split: {str(i): text for i, text in each.items()} for split, each in self.damaged.items()},
-            "mean": list(self.mean), "std": list(self.std), "findings": [each.to_json() for each in self.findings],
-        }  # fmt: skip
+        return {key: value for key, value in asdict(self).items() if key != "cached"}
 
     @staticmethod
     def from_json(tree: Mapping[str, Any]) -> CheckReport:

@@ -16,7 +16,6 @@ from vitral.data.files import (
     Ignored,
     LabeledFile,
     files_dataset,
-    ignored_notes,
     labeled_files,
     loose_images,
     some,
@@ -43,31 +42,26 @@ def open_folder(config: DataConfig) -> Dataset:
     class and size in bytes of every file, not the pixels. An empty folder is a class too. Raises UserError where there
     is no image, or no class folder.
     """
-    assert config.path is not None
-    root = Path(config.path).expanduser()
-    ignored: Counter[Ignored] = Counter()
+    root, ignored = config.place, Counter[Ignored]()
     folders, beside = _split_folders(root)
     labels = {split: subfolders(folder) for split, folder in folders.items()}
     found = {split: _scan(root, folder, labels[split], ignored) for split, folder in folders.items()}
-    notes = ignored_notes(ignored)
-    notes += [f"ignored 1 folder beside train: {name}" for name in beside]
     classes = (shown(label) for own in labels.values() for label in own)
-    dataset = files_dataset(root, found, classes, config, lambda _: notes)
-    held = {shown(name): sum(1 for _ in walk(root / name, Counter())) for name in beside}
-    return replace(dataset, left_out={name: count for name, count in held.items() if count})
+    dataset = files_dataset(root, found, config, ignored, classes)
+    notes = (f"ignored 1 folder beside train: {name}" for name in beside)
+    held = {shown(name): len(images_below(root / name)) for name in beside}
+    left_out = {name: count for name, count in held.items() if count}
+    return replace(dataset, notes=(*dataset.notes, *notes), left_out=left_out)
 
 
 def open_images(config: DataConfig) -> Dataset:
     """Every image below `config.path`, at any depth, all of one class called image: for learning without labels.
     Channels, fingerprint and what counts as an image as in `open_folder`. Raises UserError where there is none."""
-    assert config.path is not None
-    root = Path(config.path).expanduser()
-    ignored: Counter[Ignored] = Counter()
+    root, ignored = config.place, Counter[Ignored]()
     files = labeled_files(root, root, NO_LABEL, ignored)
     if not files:
         raise UserError("no images here", where=str(root), expected=IMAGE_FILES)
-    notes = ignored_notes(ignored)
-    return files_dataset(root, {"train": files}, [NO_LABEL], config, lambda _: notes)
+    return files_dataset(root, {"train": files}, config, ignored)
 
 
 def is_unlabeled(folder: Path) -> bool:

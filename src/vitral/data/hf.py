@@ -15,12 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vitral.data.channels import Decoding
 from vitral.data.config import DataConfig
-from vitral.data.dataset import SPLITS, Dataset, Split, fingerprint
-from vitral.data.files import asked_channels, class_map, encoded_split, hidden, known_column, label_array, some
+from vitral.data.dataset import SPLITS, Dataset, Labels
+from vitral.data.files import Part, class_map, encoded_dataset, hidden, known_column, label_array, some
 from vitral.data.folder_names import SPLIT_OF, any_of
-from vitral.data.label_vectors import named, text_vectors, vector_width
+from vitral.data.label_vectors import named, vector_width
 from vitral.data.regression_targets import as_number, as_targets, check_targets
 from vitral.errors import UserError
 from vitral.optional_imports import install, optional
@@ -77,34 +76,22 @@ def open_hf(config: DataConfig) -> Dataset:
     Local data need no network. The fingerprint covers shard names and sizes (local) or the dataset's own (hub), labels
     and class names. Raises UserError for a missing extra, unknown columns, unlabeled samples, and what can't be had.
     """
-    assert config.path is not None
     parts, content, root = _load(config)
     columns = _columns(next(iter(parts.values())), config)
-    if config.target is not None:
-        return _with_numbers(parts, columns, [*content, *config.target], config.target, root, config)
-    labels = {split: _values(part, columns.label) for split, part in parts.items()}
-    labels, columns = _without_vectors(labels, columns, config)
-    for split, values in labels.items():
-        _refuse_unlabeled(values, columns, split)
-    index_of = _class_map(labels, columns, config)
-    images = {split: _images(part, columns.image, root) for split, part in parts.items()}
-    channels = asked_channels(len(parts["train"]), images["train"], config)
-    splits: dict[str, Split] = {}
-    for split, values in labels.items():
-        names = [f"{split}/{place:06d}" for place in range(len(values))]
-        labels_N = label_array([columns.texts(value) for value in values], index_of, columns.several)
-        splits[split] = encoded_split(labels_N, names, images[split], channels, Decoding.of(config), made_up=True)
-    return Dataset(
-        name=Path(config.path).name,
-        classes=tuple(index_of),
-        splits=splits,
-        channels=channels,
-        notes=(f"columns: {columns.image}, {columns.label}",),
-        fingerprint=fingerprint([
-            *(part.encode("utf-8", "surrogatepass") for part in content), *(name.encode() for name in index_of),
-            *(part for split, found in splits.items() for part in (split.encode(), found.labels_N.tobytes())),
-        ]),
-    )  # fmt: skip
+    if config.target is None:
+        classes, labels = _labels(parts, columns, config)
+    else:
+        classes, labels = config.target, {split: _numbers(part, split, config.target) for split, part in parts.items()}
+    read = {
+        split: Part(
+            labels[split], [f"{split}/{place:06d}" for place in range(len(part))], _images(part, columns.image, root)
+        )
+        for split, part in parts.items()
+    }
+    covered = [text.encode("utf-8", "surrogatepass") for text in (*content, *classes)]
+    covered += [part for split, labels_N in labels.items() for part in (split.encode(), labels_N.tobytes())]
+    note = f"columns: {', '.join((columns.image, *(config.target or (columns.label,))))}"
+    return encoded_dataset(Path(str(config.path)).name, classes, read, config, [note], covered, made_up=True)
 
 
 def _library() -> Any:
@@ -122,39 +109,36 @@ def _load(config: DataConfig) -> tuple[dict[str, Any], list[str], str | None]:
     relative to, as in a manifest."""
     datasets, written = _library(), str(config.path)
     path, shards = Path(written).expanduser(), find_shards(written)
-    if config.subset is not None and (is_saved(path) or shards):
+    is_hub = not shards and not is_saved(path)
+    if config.subset is not None and not is_hub:
         raise UserError("data on this disk have no configurations", where="data.subset", got=config.subset)
+    if is_hub and (path.exists() or written.startswith((".", "/", "~")) or _wild(written)):
+        raise UserError(
+            "no dataset here", where=written,
+            expected="a folder of save_to_disk, or files that end in .parquet, .arrow or .tar",
+        )  # fmt: skip
+    grouped = {} if is_saved(path) else _group(shards, written)
     try:
         if is_saved(path):
             found = datasets.load_from_disk(str(path))
-            files = sorted(path.rglob("*.arrow"))
-            return _named(found, written), [f"{file.name} {file.stat().st_size}" for file in files], str(path)
-        if shards:
-            kinds = {shard.suffix.lower() for shard in shards}
-            if len(kinds) > 1:
-                raise UserError(f"shards of several kinds: {', '.join(sorted(kinds))}", where=written)
-            grouped = {split: [str(shard) for shard in found] for split, found in _group(shards, written).items()}
-            found = datasets.load_dataset(_BUILDERS[kinds.pop()], data_files=grouped)
-            sizes = [f"{shard.name} {shard.stat().st_size}" for shard in shards]
-            return _named(found, written), sizes, str(shards[0].parent)
-        if path.exists() or written.startswith((".", "/", "~")) or _wild(written):
-            raise UserError(
-                "no dataset here", where=written,
-                expected="a folder of save_to_disk, or files that end in .parquet, .arrow or .tar",
-            )  # fmt: skip
-        found = datasets.load_dataset(written, config.subset)
-    except UserError:
-        raise
+        elif shards:
+            files = {split: list(map(str, own)) for split, own in grouped.items()}
+            found = datasets.load_dataset(_BUILDERS[shards[0].suffix.lower()], data_files=files)
+        else:
+            found = datasets.load_dataset(written, config.subset)
     except Exception as error:  # the library raises its own and those of half a dozen others
         got = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-        if is_saved(path) or shards:
+        if not is_hub:
             raise UserError("the dataset can't be read", where=written, got=got) from error
         raise UserError(
             "not on this disk, and it can't be had from the hub", where=written, got=got,
             hint="Is the name right and the network there? HF_HUB_OFFLINE must not be 1. Some need data.subset too.",
         ) from error  # fmt: skip
     parts = _named(found, written)
-    return parts, [written, *(f"{name} {part._fingerprint}" for name, part in parts.items())], None
+    if is_hub:
+        return parts, [written, *(f"{name} {part._fingerprint}" for name, part in parts.items())], None
+    files, root = (sorted(path.rglob("*.arrow")), path) if is_saved(path) else (shards, shards[0].parent)
+    return parts, [f"{file.name} {file.stat().st_size}" for file in files], str(root)
 
 
 def _expand(pattern: str) -> list[str]:
@@ -186,6 +170,9 @@ def _glob(pattern: str) -> list[Path]:
 
 def _group(shards: Sequence[Path], where: str) -> dict[str, list[Path]]:
     """Group shards by the split in their file or folder names; all are train where no name holds a split."""
+    kinds = sorted({shard.suffix.lower() for shard in shards})
+    if len(kinds) > 1:
+        raise UserError(f"shards of several kinds: {', '.join(kinds)}", where=where)
     groups: dict[str, list[Path]] = {}
     for shard in shards:
         named = _SPLIT.findall(shard.name.lower()) or [n for n in (shard.parent.name.lower(),) if n in SPLIT_OF]
@@ -208,26 +195,28 @@ def _named(found: Any, where: str) -> dict[str, Any]:
     return {split: parts[split] for split in SPLITS if split in parts}
 
 
-def _with_numbers(
-    parts: Mapping[str, Any], columns: _Columns, content: Sequence[str], targets: tuple[str, ...], root: str | None,
-    config: DataConfig,
-) -> Dataset:  # fmt: skip
-    """The dataset with numbers of these columns in place of labels."""
-    images = {split: _images(part, columns.image, root) for split, part in parts.items()}
-    channels, splits = asked_channels(len(parts["train"]), images["train"], config), dict[str, Split]()
-    for split, part in parts.items():
-        values = [
-            [as_number(value, name, f"{split}, row {place}") for place, value in enumerate(_values(part, name))]
-            for name in targets
-        ]
-        numbers = as_targets(zip(*values, strict=True), len(targets))
-        names = [f"{split}/{place:06d}" for place in range(len(part))]
-        splits[split] = encoded_split(numbers, names, images[split], channels, Decoding.of(config), made_up=True)
-    parts_of = [part for name, found in splits.items() for part in (name.encode(), found.labels_N.tobytes())]
-    texts = [text.encode("utf-8", "surrogatepass") for text in content]
-    note = f"columns: {', '.join((columns.image, *targets))}"
-    name = Path(str(config.path)).name
-    return Dataset(name, targets, splits, channels, (note,), fingerprint([*texts, *parts_of]))
+def _labels(
+    parts: Mapping[str, Any], columns: _Columns, config: DataConfig
+) -> tuple[tuple[str, ...], dict[str, Labels]]:
+    """Classes, and the labels of each split."""
+    values = {split: _values(part, columns.label) for split, part in parts.items()}
+    values, columns = _without_vectors(values, columns, config)
+    for split, own in values.items():
+        _refuse_unlabeled(own, columns, split)
+    index_of = _class_map(values, columns, config)
+    return tuple(index_of), {
+        split: label_array([columns.texts(value) for value in own], index_of, columns.several)
+        for split, own in values.items()
+    }
+
+
+def _numbers(part: Any, split: str, targets: tuple[str, ...]) -> Labels:
+    """The numbers of these columns in place of labels."""
+    values = [
+        [as_number(value, name, f"{split}, row {place}") for place, value in enumerate(_values(part, name))]
+        for name in targets
+    ]
+    return as_targets(zip(*values, strict=True), len(targets))
 
 
 def _columns(part: Any, config: DataConfig) -> _Columns:
@@ -257,7 +246,7 @@ def _flat(features: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _one(kind: str, column: str | None, types: Mapping[str, Any], typed: list[str], usual: Sequence[str]) -> str:
     if column is not None:
-        return known_column(kind, column, types)
+        return known_column(f"{kind}_column", column, types)
     found = typed or [name for name in usual if name in types]
     if len(found) == 1:
         return found[0]
@@ -317,12 +306,7 @@ def _without_vectors(
 ) -> tuple[dict[str, list[Any]], _Columns]:
     """Class names in place of multi-hot vectors, if the labels are such; lists of a ClassLabel only where they are as
     long as it has names."""
-    rows: list[Any] = [value for values in labels.values() for value in values]
-    if not columns.several:
-        are_names = not set(map(str, rows)) - set(config.classes or ())
-        rows = [] if are_names else text_vectors(rows) or []
-    if not all(isinstance(row, list) for row in rows):
-        return labels, columns
+    rows = [value for values in labels.values() for value in values]
     if columns.names is not None and vector_width(rows) != len(columns.names):
         return labels, columns
     names = named(rows, config.classes, f"{config.path}: {columns.label}")

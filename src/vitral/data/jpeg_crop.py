@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -20,8 +21,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageFile
 from torch import Tensor
 
-from vitral.data.channels import TRANSPOSE
-from vitral.data.decode import PILLOWS_LIMIT_OFF, orientation, to_channels
+from vitral.data.channels import as_stored, to_uint8
+from vitral.data.decode import PILLOWS_LIMIT_OFF, orientation
 from vitral.files import open_regular
 
 Box = tuple[int, int, int, int]
@@ -65,15 +66,13 @@ def open_jpeg(source: str | os.PathLike[str] | bytes) -> Jpeg | None:
     return Jpeg(data, frame, turn, *((width, height) if turn >= 5 else (height, width)))
 
 
-def crop_jpeg(
-    jpeg: Jpeg, boxes: Sequence[Box], sizes: Sequence[Size], channels: int, mode: str = "bilinear"
-) -> list[tuple[Tensor, Box]]:
+def crop_jpeg(jpeg: Jpeg, boxes: Sequence[Box], sizes: Sequence[Size], channels: int) -> list[tuple[Tensor, Box]]:
     """Each box (top, left, height, width, in pixels as seen) as uint8 [C, *size], and the box that it really shows; the
     file is decoded once, at the DCT scale that all of them need.
 
     They differ by less than that scale (8 pixels at most, and less than a pixel of the result).
     """
-    swapped = jpeg.turn >= 5
+    swapped, back = jpeg.turn >= 5, _BACK.get(jpeg.turn, jpeg.turn)
     stored_height, stored_width = (jpeg.width, jpeg.height) if swapped else (jpeg.height, jpeg.width)
     stored = [_turned(box, jpeg.turn, stored_height, stored_width) for box in boxes]
     expected = [(size[1], size[0]) if swapped else size for size in sizes]
@@ -88,17 +87,11 @@ def crop_jpeg(
         for (top, left, height, width), size in zip(stored, sizes, strict=True):
             left, top, right, bottom = (round(edge / scale) for edge in (left, top, left + width, top + height))
             right, bottom = min(right, image.width), min(bottom, image.height)
-            part = image.crop((left, top, right, bottom))
-            method = TRANSPOSE.get(jpeg.turn)
-            part = part if method is None else part.transpose(method)
+            part_CHW = _upright(image.crop((left, top, right, bottom)), channels, jpeg.turn)
             # The last row and column of a scaled picture may stand for less than `scale` pixels.
-            tall, wide = (
-                min(bottom * scale, stored_height) - top * scale,
-                min(right * scale, stored_width) - left * scale,
-            )
-            box = top * scale, left * scale, tall, wide
-            seen = _turned(box, _BACK.get(jpeg.turn, jpeg.turn), jpeg.height, jpeg.width)
-            shown.append((resize_part(_pixels(part, channels), size, mode), seen))
+            lowest, outermost = min(bottom * scale, stored_height), min(right * scale, stored_width)
+            box = top * scale, left * scale, lowest - top * scale, outermost - left * scale
+            shown.append((_resized(part_CHW, size), _turned(box, back, jpeg.height, jpeg.width)))
     return shown
 
 
@@ -106,17 +99,17 @@ def _scale(box: Box, size: Size) -> int:
     return next((scale for scale in _SCALES if box[2] >= scale * size[0] and box[3] >= scale * size[1]), 1)
 
 
-def crop_image(image_CHW: Tensor, box: Box, size: Size, mode: str = "bilinear") -> Tensor:
+def crop_image(image_CHW: Tensor, box: Box, size: Size) -> Tensor:
     """The same part of a decoded uint8 image, as uint8 [C, *size]."""
     top, left, height, width = box
-    return resize_part(image_CHW[:, top : top + height, left : left + width], size, mode)
+    return _resized(image_CHW[:, top : top + height, left : left + width], size)
 
 
-def resize_part(part_CHW: Tensor, size: Size, mode: str = "bilinear") -> Tensor:
+def _resized(part_CHW: Tensor, size: Size) -> Tensor:
     """uint8 [C, H, W] in any memory order to uint8 [C, *size], antialiased."""
     if tuple(part_CHW.shape[1:]) == size:
         return part_CHW
-    return F.interpolate(part_CHW[None], size, mode=mode, antialias=True, align_corners=False)[0]
+    return F.interpolate(part_CHW[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
 
 
 def random_crops(
@@ -125,37 +118,32 @@ def random_crops(
     draw_boxes: Callable[[list[int], Tensor], Tensor],
     sizes: Sequence[Size],
     channels: int,
-    place: Callable[[int, Sequence[Tensor], Sequence[Box]], None],
     *,
     max_pixels: int,
-) -> None:
-    """Reads images 0..B-1, cuts as many parts out of each as there are sizes, and places them. `draw_boxes(which,
-    sizes_B2)` gives the boxes [B, V, 4] of those images.
+) -> Iterator[list[tuple[Tensor, Box]]]:
+    """Of each image as many parts as there are sizes, and the boxes that they show. `draw_boxes(which, sizes_B2)` gives
+    the boxes [B, V, 4] of those images.
 
     The boxes of JPEG files are drawn together from their headers. What fails on the fast way is read whole by `reads`,
     which knows what to say of a damaged file.
     """
     jpegs: dict[int, Jpeg] = {}
     for number, file in enumerate(files):
-        try:
+        with suppress(Exception):  # a damaged header makes Pillow raise nearly anything; `reads` says what is wrong
             found = open_jpeg(file()) if file is not None else None
-        except Exception:  # a damaged header makes Pillow raise nearly anything; `reads` names the file and the cause
-            found = None
-        if found is not None and found.height * found.width <= max_pixels:
-            jpegs[number] = found
+            if found is not None and found.height * found.width <= max_pixels:
+                jpegs[number] = found
     boxes = _drawn(draw_boxes, {number: (jpeg.height, jpeg.width) for number, jpeg in jpegs.items()})
     for number, read in enumerate(reads):
+        cut: list[tuple[Tensor, Box]] = []
         if number in jpegs:
-            try:
-                shown = crop_jpeg(jpegs.pop(number), boxes[number], sizes, channels)
-            except Exception:  # as above, of the pixels
-                pass
-            else:
-                place(number, [pixels_CHW for pixels_CHW, _ in shown], [box for _, box in shown])
-                continue
-        image_CHW = read()
-        cut = _drawn(draw_boxes, {number: (image_CHW.shape[1], image_CHW.shape[2])})[number]
-        place(number, [crop_image(image_CHW, box, size) for box, size in zip(cut, sizes, strict=True)], cut)
+            with suppress(Exception):  # as above, of the pixels
+                cut = crop_jpeg(jpegs.pop(number), boxes[number], sizes, channels)
+        if not cut:
+            image_CHW = read()
+            drawn = _drawn(draw_boxes, {number: (image_CHW.shape[1], image_CHW.shape[2])})[number]
+            cut = [(crop_image(image_CHW, box, size), box) for box, size in zip(drawn, sizes, strict=True)]
+        yield cut
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:
@@ -185,11 +173,12 @@ def _turned(box: Box, turn: int, height: int, width: int) -> Box:
     return top, left, tall, wide
 
 
-def _pixels(part: Image.Image, channels: int) -> Tensor:
-    """As `to_channels`, without the copy to channels-first where RGB is what there is and what is expected."""
-    if part.mode == "RGB" and channels == 3:
-        return torch.from_numpy(np.array(part)).permute(2, 0, 1)
-    return to_channels(part, channels)
+def _upright(part: Image.Image, channels: int, turn: int) -> Tensor:
+    """The pixels by the usual rules; RGB stays in Pillow's order of memory, which torch resizes faster."""
+    if part.mode != "RGB" or channels != 3:
+        return torch.from_numpy(to_uint8(part, channels, turn=turn))
+    upright_CHW = as_stored(np.asarray(part).transpose(2, 0, 1), _BACK.get(turn, turn))
+    return torch.from_numpy(np.array(upright_CHW.transpose(1, 2, 0), order="C")).permute(2, 0, 1)
 
 
 def _frame(data: bytes) -> int:

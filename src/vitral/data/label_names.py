@@ -62,7 +62,7 @@ def shared_labels(samples_by_class: Mapping[str, Sequence[Sample]]) -> list[str]
 
 def _labels(samples: Sequence[Sample]) -> Counter[str]:
     """How many files are named after which label; nothing unless that is what nine tenths of the names do."""
-    matches = [_NUMBERED.fullmatch(_stem(sample.name)) for sample in samples]
+    matches = (_NUMBERED.fullmatch(_stem(sample.name)) for sample in samples)
     labels = Counter(_plain(match["label"]) for match in matches if match is not None)
     labels = Counter({label: n for label, n in labels.items() if n >= 2 and label not in _MACHINE})
     return labels if sum(labels.values()) >= 0.9 * len(samples) else Counter()

@@ -13,7 +13,7 @@ _SEPARATED = re.compile(r"-?[0-9.]+(?:[\s,;|]+-?[0-9.]+)+")
 _FLAGS = re.compile("[01]+")
 
 
-def vector_width(rows: Sequence[Sequence[Any]]) -> int | None:
+def vector_width(rows: Sequence[Any]) -> int | None:
     """Return the length that all lists share where they hold numbers (booleans, text of numbers) of at most two values,
     such as 0 and 1 or -1 and 1; None for other lists, which name classes, and for lists of one."""
     found = _vectors(rows)
@@ -33,18 +33,20 @@ def text_vectors(values: Sequence[Any]) -> list[list[str]] | None:
     return rows if vector_width(rows) is not None else None
 
 
-def named(rows: Sequence[Sequence[Any]], classes: Sequence[str] | None, where: str) -> list[list[str]] | None:
-    """The classes that multi-hot vectors stand for, in the order that `classes` declares; None where the lists are no
-    vectors, or where `classes` has their numbers as names. Raises UserError for vectors whose classes are not declared,
-    or are of another number."""
-    found = _vectors(rows)
-    words = {str(each).strip() for row in rows for each in row}
-    if found is None or (classes is not None and words <= set(classes)):
+def named(labels: Sequence[Any], classes: Sequence[str] | None, where: str) -> list[list[str]] | None:
+    """The classes that multi-hot vectors (lists, or text without brackets) stand for, in the order that `classes`
+    declares; None where the labels are no vectors, or where `classes` has them or their numbers as names. Raises
+    UserError for vectors whose classes are not declared, or are of another number."""
+    if set(map(str, labels)) - set(classes or ()):
+        labels = text_vectors(labels) or labels
+    found = _vectors(labels)
+    if found is None or (classes is not None and {str(each).strip() for row in labels for each in row} <= set(classes)):
         return None
     width, high = len(found[0]), max(1.0, *(max(row) for row in found))
     if classes is None or len(classes) != width:
+        values = " and ".join(f"{value:g}" for value in sorted({value for row in found for value in row}))
         raise UserError(
-            f"the labels are vectors of {width} numbers ({_values(found)}), and the names of the {width} classes are "
+            f"the labels are vectors of {width} numbers ({values}), and the names of the {width} classes are "
             "not declared",
             where=where, got=None if classes is None else f"{len(classes)} names in data.classes",
             expected='lists of class names, such as ["cat", "dog"], or vectors with data.classes in their order',
@@ -53,8 +55,8 @@ def named(rows: Sequence[Sequence[Any]], classes: Sequence[str] | None, where: s
     return [[name for name, value in zip(classes, row, strict=True) if value == high] for row in found]
 
 
-def _vectors(rows: Sequence[Sequence[Any]]) -> list[list[float]] | None:
-    widths = {len(row) for row in rows}
+def _vectors(rows: Sequence[Any]) -> list[list[float]] | None:
+    widths = {len(row) if isinstance(row, list) else 0 for row in rows}
     if len(widths) != 1 or widths.pop() < 2:
         return None
     numbers = [[_number(each) for each in row] for row in rows]
@@ -70,7 +72,3 @@ def _number(value: Any) -> float | None:
         return _WORDS[word] if word in _WORDS else float(word)
     except ValueError:
         return None
-
-
-def _values(rows: Sequence[Sequence[float]]) -> str:
-    return " and ".join(f"{value:g}" for value in sorted({value for row in rows for value in row}))

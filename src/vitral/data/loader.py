@@ -9,161 +9,55 @@ that all of them together make the batch of one. Shape letters: B batch, N sampl
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vitral import distributed
 from vitral.data.augment import augment
-from vitral.data.config import AugmentConfig, ViewConfig
+from vitral.data.config import StreamConfig, ViewConfig
 from vitral.data.crop import box_matrix
-from vitral.data.dataset import Split
-from vitral.data.image_spec import ResizeSpec
+from vitral.data.image_store import ImageStore, ReadResult, to_device
 from vitral.data.mixing import GROUP, Mixer
-from vitral.data.reading import ImageReader, RandomCrop, ReadRequest, ReadResult
 from vitral.data.sampling import Sampler
-from vitral.data.workers import AHEAD, Threads
 from vitral.errors import UserError
 from vitral.structs import STREAM_SPAN, Batch
 
-
-class ImageStore:
-    """A split's images at the model's size: in memory, on `device`, if they fit in `cache_mb`, else read on demand.
-
-    exact: float32 [0,1] by the one resize that evaluation and prediction share; otherwise uint8 by the fast one, for
-    training. `workers` threads decode; 0 workers: the caller does. With `crops`, boxes are cut out while decoding, from
-    the files at their own resolution, and nothing is kept: the system's file cache holds the encoded files, and each
-    epoch wants another part of them. A context, or to be closed: it may hold threads. Raises UserError, naming the
-    file, for an image that cannot be read.
-    """
-
-    def __init__(
-        self,
-        split: Split,
-        size: tuple[int, int],
-        fit: ResizeSpec,
-        *,
-        exact: bool,
-        workers: int,
-        cache_mb: int,
-        device: torch.device,
-        crops: tuple[RandomCrop, ...] = (),
-    ) -> None:
-        self.split, self.size, self.fit, self.exact, self.device, self.crops = split, size, fit, exact, device, crops
-        self.workers = workers
-        channels = len(split.read(0))
-        self.reader = ImageReader(split, size, fit, exact, channels, crops)
-        self._pool: Threads | None = None
-        bytes_each = channels * size[0] * size[1] * (4 if exact else 1)
-        self.cached = not crops and len(split) * bytes_each <= cache_mb * 2**20
-        self.reads_ahead = not self.cached and workers > 0
-        self.images_NCHW = None
-        if self.cached:
-            try:
-                read = self.submit(ReadRequest(np.arange(len(split), dtype=np.int64)))()
-                self.images_NCHW = read.views[0].to(device)
-                self.source_N33 = box_matrix(read.boxes_BV4[:, 0], size).to(device)
-            finally:
-                self.close()
-
-    def submit(self, request: ReadRequest) -> Callable[[], ReadResult]:
-        """Start reading images; the returned function waits for them, in memory of the processor."""
-        if self._pool is None:
-            pinned = self.device.type == "cuda" and not self.cached
-            self._pool = Threads(self.reader, self.workers, pinned=pinned)
-        return self._pool.submit(request)
-
-    def get(self, index_B: Tensor) -> Tensor:
-        """The whole images of these samples, on the store's device."""
-        if self.images_NCHW is not None:
-            return self.images_NCHW[index_B.to(self.device)]
-        return to_device(self.submit(ReadRequest(index_B.cpu().numpy()))().views[0], self.device)
-
-    def close(self) -> None:
-        """End the threads, if any. The next request starts them again."""
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
-
-    def __enter__(self) -> ImageStore:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """On CUDA copied from page-locked memory beside the computation that still runs; elsewhere as usual."""
-    if device.type != "cuda":
-        return tensor.to(device)
-    pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
-    now, beside = torch.cuda.current_stream(device), _copy_stream(device)
-    with torch.cuda.stream(beside):
-        copied = pinned.to(device, non_blocking=True)
-    now.wait_stream(beside)
-    copied.record_stream(now)
-    return copied
-
-
-_copy_streams: dict[torch.device, torch.cuda.Stream] = {}
-
-
-def _copy_stream(device: torch.device) -> torch.cuda.Stream:
-    if device not in _copy_streams:
-        _copy_streams[device] = torch.cuda.Stream(device)
-    return _copy_streams[device]
+AHEAD = 2  # batches that are read while one is in use
 
 
 class StreamLoader:
     """One stream of batches: `batch(step)` returns the same Batch on every call and in every process.
 
-    rank, world: this process takes its contiguous share of every global batch. balance: see `Sampler`. views: how each
-    sample is shown, once for each; by default once, at the store's size, as `augment_config` says, by which labeled
-    images are mixed too. number: that of the stream in its run, from which its samples are numbered. labeled: whether
-    batches hold labels. Raises UserError where the share is no multiple of 8 images, or the sampler refuses.
+    rank, world: this process takes its contiguous share of every global batch. number: that of the stream in its run,
+    from which its samples are numbered. Without `config.views` each sample is shown once, at the store's size, as
+    `config.augment` says. Raises UserError where the share is no multiple of 8 images, or the sampler refuses.
     """
 
     def __init__(
-        self,
-        store: ImageStore,
-        batch_size: int,
-        augment_config: AugmentConfig,
-        seed: int,
-        *,
-        balance: str = "none",
-        rank: int = 0,
-        world: int = 1,
-        views: Sequence[ViewConfig] = (),
-        number: int = 0,
-        labeled: bool = True,
+        self, store: ImageStore, config: StreamConfig, seed: int, *, rank: int = 0, world: int = 1, number: int = 0
     ) -> None:
         assert 0 <= rank < world, (rank, world)
         assert len(store.split) <= STREAM_SPAN, "samples of two streams would have the same numbers"
+        batch_size, labels_N = config.batch_size, store.split.labels_N
         if world > 1 and batch_size % (world * GROUP):
             raise UserError(
                 f"every one of {world} processes takes a multiple of {GROUP} images", where="train.batch_size",
                 got=batch_size, expected=f"a multiple of {world * GROUP}",
             )  # fmt: skip
         self.store, self.batch_size, self.seed, self.first_id = store, batch_size, seed, number * STREAM_SPAN
-        self.views = tuple(views) or (ViewConfig(augment_config, store.size),)
+        self.views = config.views or (ViewConfig(config.augment, store.size),)
         # What is left to do for images that the store has cropped already.
         todo = {"crop": "none"} if store.crops else {}
         self.augments = [view.augment.model_copy(update=todo) for view in self.views]
         assert len(store.crops) in (0, len(self.views)), (store.crops, self.views)
-        self.labels_N = torch.from_numpy(store.split.labels_N) if labeled else None
-        self.mixer = Mixer(augment_config, seed)
+        self.labels_N = torch.from_numpy(labels_N) if config.labeled else None
+        self.mixer = Mixer(config.augment, seed)
         # One weight of the own label serves all views: a box cut into whole pixels has one area only at one size.
-        assert not self.mixer.active or (labeled and len({view.size for view in self.views}) == 1), self.views
-        self.sampler = Sampler(
-            store.split.labels_N,
-            batch_size,
-            seed,
-            balance=balance,
-            repeats=augment_config.repeated_aug,
-            first=self.first_id,
-        )
+        assert not self.mixer.active or (config.labeled and len({view.size for view in self.views}) == 1), self.views
+        repeats, first = config.augment.repeated_aug, self.first_id
+        self.sampler = Sampler(labels_N, batch_size, seed, balance=config.balance, repeats=repeats, first=first)
         self.first, self.last = rank * batch_size // world, (rank + 1) * batch_size // world
         self._ahead: dict[int, Callable[[], ReadResult]] = {}
 
@@ -202,8 +96,8 @@ class StreamLoader:
             self._ahead.clear()
 
     def _ask(self, step: int) -> Callable[[], ReadResult]:
-        places = self.sampler.rows(step, self.first, self.last)
-        return self.store.submit(ReadRequest(places.index_B, places.draw_B if self.store.crops else None))
+        index_B, draw_B = self.sampler.rows(step, self.first, self.last)
+        return self.store.submit(index_B, draw_B if self.store.crops else None)
 
     def _images(self, step: int, place_B: Tensor) -> list[tuple[Tensor, Tensor]]:
         """For each view the images of a step before augmentation, and how they came from the decoded upright ones."""
@@ -211,14 +105,12 @@ class StreamLoader:
             source_B33 = self.store.source_N33[place_B.to(self.store.device)]
             return [(self.store.get(place_B), source_B33)] * len(self.views)
         read = (self._ahead.pop(step, None) or self._ask(step))()
-        views = [to_device(images_BCHW, self.store.device) for images_BCHW in read.views]
-        boxes_BV4 = read.boxes_BV4.to(self.store.device)
-        if not self.store.crops:
-            return [(views[0], box_matrix(boxes_BV4[:, 0], self.store.size))] * len(self.views)
-        return [
-            (images_BCHW, box_matrix(boxes_BV4[:, number], view.size))
-            for number, (images_BCHW, view) in enumerate(zip(views, self.views, strict=True))
+        boxes_VB4 = read.boxes_BV4.to(self.store.device).unbind(1)
+        sources = [
+            (to_device(images_BCHW, self.store.device), box_matrix(boxes_B4, size))
+            for images_BCHW, boxes_B4, size in zip(read.views, boxes_VB4, self.store.sizes, strict=True)
         ]
+        return sources if self.store.crops else sources * len(self.views)
 
 
 class TrainLoader:

@@ -16,6 +16,7 @@ from vitral.data.counter_rng import Stream, uniform_runs
 Grid = tuple[int, int]
 # Rectangles that are tried for a mask; what they leave open is filled at random.
 _RECTANGLES = 12
+_ASPECT = (0.3, 3.3)  # height / width of a rectangle
 
 
 def kept_count(patches: int, ratio: float) -> int:
@@ -30,25 +31,17 @@ def noise(
     return uniform_runs(seed, step, view, sample_ids_B, (stream,), patches)[0].T
 
 
-def blocks(
-    seed: int,
-    step: int,
-    view: int,
-    sample_ids_B: Tensor,
-    grid: Grid,
-    count_B: Tensor,
-    ratio: tuple[float, float] = (0.3, 3.3),
-) -> Tensor:
+def blocks(seed: int, step: int, view: int, sample_ids_B: Tensor, grid: Grid, count_B: Tensor) -> Tensor:
     """Masks bool [B, N] of exactly `count_B` patches (int64 [B], 0 to N), made of rectangles as far as they fit.
 
     BEiT's block-wise masking (Bao et al. 2022, arXiv 2106.08254, algorithm 1), as DINOv2 completes it: rectangles of at
-    least (shorter side // 3)^2 and at most the missing number of patches, height / width log-uniform in `ratio`, each
-    taken if it adds patches and no more than are missing; then single patches at random until the count is exact.
+    least (shorter side // 3)^2 and at most the missing number of patches, height / width log-uniform in [0.3, 3.3],
+    each taken if it adds patches and no more than are missing; then single patches at random until the count is exact.
     """
     rows, columns = grid
     streams = (Stream.MASK_AREA, Stream.MASK_RATIO, Stream.MASK_TOP, Stream.MASK_LEFT)
     area_RB, shape_RB, top_RB, left_RB = uniform_runs(seed, step, view, sample_ids_B, streams, _RECTANGLES)
-    aspect_RB = torch.exp(math.log(ratio[0]) + shape_RB * math.log(ratio[1] / ratio[0]))
+    aspect_RB = torch.exp(math.log(_ASPECT[0]) + shape_RB * math.log(_ASPECT[1] / _ASPECT[0]))
     least = (min(grid) // 3) ** 2
     row_H1 = torch.arange(rows, device=sample_ids_B.device)[:, None]
     column_1W = torch.arange(columns, device=sample_ids_B.device)[None]

@@ -9,13 +9,10 @@ Shape letters: P pairs, C channels, S a side of 32, X places.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from vitral.data.dataset import Array
 from vitral.data.perceptual_hash import SIDE, WINDOWS, seen_through
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 # Of 500 CIFAR-10 images each resized, cropped by 2 % and saved as JPEG 70, 99 % have more.
 SAME = 0.85
@@ -56,35 +53,25 @@ def part_likeness(whole_PSS: Array, part_PSS: Array, window: int) -> Array:
 
 
 def similarity(one_PCHW: Array, other_PCHW: Array) -> Array:
-    """Correlation of uint8 thumbnails, each channel about its own mean: -1 to 1; 0 where one of them is of one color.
+    """Correlation of uint8 or float thumbnails, each channel about its own mean: -1 to 1; 0 where one of them is of one
+    color.
 
     Blind to brightness, contrast and tint, as recompression and conversions change them."""
-    one = one_PCHW.astype(np.float32) - one_PCHW.mean((2, 3), keepdims=True, dtype=np.float32)
-    other = other_PCHW.astype(np.float32) - other_PCHW.mean((2, 3), keepdims=True, dtype=np.float32)
-    size = one.shape[1] * one.shape[2] * one.shape[3]
-    return _ratio(one.reshape(len(one), size), other.reshape(len(other), size))
-
-
-def _ratio(one_PX: Array, other_PX: Array) -> Array:
-    scale_P = np.sqrt((one_PX * one_PX).sum(1) * (other_PX * other_PX).sum(1))
-    return (one_PX * other_PX).sum(1) / np.where(scale_P > 0, scale_P, np.inf)
+    one, other = (
+        each.astype(np.float32) - each.mean((2, 3), keepdims=True, dtype=np.float32) for each in (one_PCHW, other_PCHW)
+    )
+    axes = (1, 2, 3)
+    scale_P = np.sqrt((one * one).sum(axes) * (other * other).sum(axes))
+    return (one * other).sum(axes) / np.where(scale_P > 0, scale_P, np.inf)
 
 
 def _correlation(one_PSS: Array, other_PSS: Array) -> Array:
-    one_PX, other_PX = one_PSS.reshape(len(one_PSS), SIDE * SIDE), other_PSS.reshape(len(other_PSS), SIDE * SIDE)
-    return _ratio(one_PX - one_PX.mean(1, keepdims=True), other_PX - other_PX.mean(1, keepdims=True))
+    return similarity(one_PSS[:, None], other_PSS[:, None])
 
 
-def _box() -> Array:
-    """[S, S]: each pixel's mean over _BOX of an axis, the edge repeated."""
-    taken_SS = np.zeros((SIDE, SIDE), np.float32)
-    for place in range(SIDE):
-        for step in range(-(_BOX // 2), _BOX // 2 + 1):
-            taken_SS[place, min(max(place + step, 0), SIDE - 1)] += 1 / _BOX
-    return taken_SS
-
-
-_BOX_SS = _box()
+# [S, S]: each pixel's mean over _BOX of an axis, the edge repeated.
+_NEIGHBORS_SK = np.arange(SIDE)[:, None] + np.arange(-(_BOX // 2), _BOX // 2 + 1)
+_BOX_SS = np.eye(SIDE, dtype=np.float32)[np.clip(_NEIGHBORS_SK, 0, SIDE - 1)].mean(1)
 
 
 def _high_pass(gray_PSS: Array) -> Array:

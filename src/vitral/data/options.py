@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from vitral.config import Config, Count
-from vitral.data.config import DataConfig, Names, ReadConfig
-from vitral.data.findings import known_codes
+from vitral.data.config import Codes, DataConfig, ReadConfig
 
 
 class ReadOptions(ReadConfig):
@@ -32,9 +31,7 @@ class CheckOptions(Config):
     """Keys of `vitral data check`."""
 
     data: ReadOptions = ReadOptions()
-    allow: Annotated[Names, AfterValidator(known_codes)] = Field(
-        default=(), description="finding codes that are reported as warnings instead of errors"
-    )
+    allow: Codes = Field(default=(), description="finding codes that are reported as warnings instead of errors")
     init: str | None = Field(default=None, description="model whose normalization is compared with the images")
     out: str | None = Field(default=None, description="HTML file to write, with the suspicious images side by side")
     fresh: bool = Field(default=False, description="decode all images again; ignore the results of an earlier check")

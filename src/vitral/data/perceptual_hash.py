@@ -26,6 +26,7 @@ BITS = 64
 RADIUS = 9
 RADIUS_OF_PARTS = 9
 CROPS_UP_TO = 100_000  # images among which cropped copies are looked for: the search takes ten times as long
+_EFFORT = 4000  # comparisons per image after which the search ends
 _CHUNK = 1 << 20  # candidate pairs looked at together: about 50 MB
 
 
@@ -33,11 +34,6 @@ _CHUNK = 1 << 20  # candidate pairs looked at together: about 50 MB
 _LOWEST = sorted(itertools.product(range(12), repeat=2), key=lambda uv: (sum(uv), abs(uv[0] - uv[1]), uv))[1 : BITS + 1]
 # Parts of a picture that a cropped copy may show: share of each side, then top and left as shares of what is left over.
 WINDOWS = tuple((0.88, top, left) for top in (0.0, 0.5, 1.0) for left in (0.0, 0.5, 1.0))
-
-
-def _waves() -> Array:
-    """Cosines [12, S]."""
-    return np.cos(np.arange(12)[:, None] * (np.arange(SIDE) + 0.5) * np.pi / SIDE)
 
 
 def _planes(vertical_KS: Array, horizontal_KS: Array) -> Array:
@@ -57,24 +53,23 @@ def seen_through(share: float, start: float) -> Array:
     return taken_SS
 
 
-_FREQUENCIES_KX = _planes(_waves(), _waves())
+_WAVES_US = np.cos(np.arange(12)[:, None] * (np.arange(SIDE) + 0.5) * np.pi / SIDE)
+_FREQUENCIES_KX = _planes(_WAVES_US, _WAVES_US)
 _WINDOWED_XWK = np.stack(
     [
-        _planes(_waves() @ seen_through(share, top), _waves() @ seen_through(share, left)).T
+        _planes(_WAVES_US @ seen_through(share, top), _WAVES_US @ seen_through(share, left)).T
         for share, top, left in WINDOWS
     ],
     axis=1,
 )
-_MIRROR = np.packbits(np.array([[v % 2 == 1 for _, v in _LOWEST]]), axis=1).view("<u8")[0, 0].astype(np.uint64)
+_MIRROR = np.packbits([v % 2 == 1 for _, v in _LOWEST]).view("<u8")[0].astype(np.uint64)
 
 
 def perceptual_hash(thumbs_NCSS: Array) -> Hashes:
     """uint8 thumbnails [N, 1 or 3, 32, 32] to 64-bit hashes [N]."""
     assert thumbs_NCSS.shape[2:] == (SIDE, SIDE), thumbs_NCSS.shape
-    gray_NX = _gray(thumbs_NCSS)
     # Whole numbers below 2^53: exact in whatever order the products are summed.
-    bits_NK = gray_NX @ _FREQUENCIES_KX.T > 0
-    return np.ascontiguousarray(np.packbits(bits_NK, axis=1)).view("<u8")[:, 0].astype(np.uint64)
+    return _packed(_gray(thumbs_NCSS) @ _FREQUENCIES_KX.T > 0)
 
 
 def _gray(thumbs_NCSS: Array) -> Array:
@@ -83,28 +78,29 @@ def _gray(thumbs_NCSS: Array) -> Array:
     return np.tensordot(thumbs_NCSS.astype(np.float64), weight_C, axes=(1, 0)).reshape(len(thumbs_NCSS), -1)
 
 
-def hash_pairs(hashes_N: Hashes, radius: int = RADIUS, *, most: int = 10**6, effort: int = 4000) -> tuple[Pairs, bool]:
+def hash_pairs(hashes_N: Hashes, radius: int = RADIUS, *, most: int = 10**6) -> tuple[Pairs, bool]:
     """All pairs i < j whose hashes differ in at most `radius` bits, [P, 2] in ascending order; and whether it is all.
 
-    The search ends early, with False, after more than `most` pairs or `effort` comparisons an image on average (and
+    The search ends early, with False, after more than `most` pairs or 4,000 comparisons an image on average (and
     1e8 more): sets in which nearly all images look alike would otherwise take quadratic time.
     """
     candidates = _candidates(hashes_N, hashes_N, radius)
     ordered = ((one_P[one_P < other_P], other_P[one_P < other_P]) for one_P, other_P in candidates)
-    return _pairs(ordered, hashes_N, hashes_N, radius, most, effort)
+    return _pairs(ordered, hashes_N, hashes_N, radius, most)
+
+
+def cross_pairs(queries_N: Hashes, hashes_N: Hashes, radius: int = RADIUS) -> tuple[Pairs, bool]:
+    """All (i, j), i not j, with query i within `radius` bits of hash j, [P, 2] ascending; and whether it is all. Ends
+    early like `hash_pairs`."""
+    return _pairs(_candidates(hashes_N, queries_N, radius), queries_N, hashes_N, radius, 10**6)
 
 
 def _pairs(
-    candidates: Iterator[tuple[Array, Array]],
-    queries_N: Hashes,
-    hashes_N: Hashes,
-    radius: int,
-    most: int,
-    effort: int,
+    candidates: Iterator[tuple[Array, Array]], queries_N: Hashes, hashes_N: Hashes, radius: int, most: int
 ) -> tuple[Pairs, bool]:
     count = len(hashes_N)
     found: list[Array] = [np.zeros(0, np.int64)]
-    seen, budget = 0, effort * count + 10**8
+    seen, budget, stopped = 0, _EFFORT * count + 10**8, False
     for one_P, other_P in candidates:
         budget -= len(one_P)
         near_P = (np.bitwise_count(queries_N[one_P] ^ hashes_N[other_P]) <= radius) & (one_P != other_P)
@@ -112,17 +108,10 @@ def _pairs(
         found.append(codes_P)
         seen += len(codes_P)
         if seen > 4 * most or budget < 0:  # a pair is met once a band at most
-            return _unpack(found, count)[:most], False
-    pairs_P2 = _unpack(found, count)
-    return pairs_P2[:most], len(pairs_P2) <= most
-
-
-def cross_pairs(
-    queries_N: Hashes, hashes_N: Hashes, radius: int = RADIUS, *, most: int = 10**6, effort: int = 4000
-) -> tuple[Pairs, bool]:
-    """All (i, j), i not j, with query i within `radius` bits of hash j, [P, 2] ascending; and whether it is all. Ends
-    early like `hash_pairs`."""
-    return _pairs(_candidates(hashes_N, queries_N, radius), queries_N, hashes_N, radius, most, effort)
+            stopped = True
+            break
+    pairs_P2 = np.stack(np.divmod(np.unique(np.concatenate(found)), max(count, 1)), axis=1)
+    return pairs_P2[:most], not stopped and len(pairs_P2) <= most
 
 
 def mirrored(hashes: Hashes) -> Hashes:
@@ -134,12 +123,12 @@ def window_hashes(thumbs_NCSS: Array) -> Hashes:
     """uint8 thumbnails [N, 1 or 3, 32, 32] to the hashes [N, 9] of what is seen of them through each of WINDOWS."""
     gray_NX = _gray(thumbs_NCSS)
     bits_NWK = (gray_NX @ _WINDOWED_XWK.reshape(len(_WINDOWED_XWK), -1) > 0).reshape(len(gray_NX), len(WINDOWS), BITS)
-    return np.ascontiguousarray(np.packbits(bits_NWK, axis=2)).view("<u8")[..., 0].astype(np.uint64)
+    return _packed(bits_NWK)
 
 
-def _unpack(found: list[Array], count: int) -> Pairs:
-    codes_P = np.unique(np.concatenate(found))
-    return np.stack(np.divmod(codes_P, max(count, 1)), axis=1)
+def _packed(bits: Array) -> Hashes:
+    """64 bits in the last axis as one number."""
+    return np.ascontiguousarray(np.packbits(bits, axis=-1)).view("<u8")[..., 0].astype(np.uint64)
 
 
 def _candidates(hashes_N: Hashes, queries_N: Hashes, radius: int) -> Iterator[tuple[Array, Array]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
@@ -23,7 +22,6 @@ def in_batches(function: Callable[[T], S], items: Iterable[T], size: int) -> Gen
     No more than two batches exist at a time, and no more of the items are taken. Where one item raises UserError,
     those before it come as a shorter batch, and then the error.
     """
-    waiting: deque[list[Future[S]]] = deque()
     rest = iter(items)
     first = list(islice(rest, 2))
     if len(first) < 2:  # starting threads would take longer
@@ -35,14 +33,12 @@ def in_batches(function: Callable[[T], S], items: Iterable[T], size: int) -> Gen
     # computation at the same time would take up to 1.7 times as long.
     pool = ThreadPoolExecutor(min(size, os.cpu_count() or 1), "vitral-decode", torch.set_num_threads, (1,))
     try:
-        while True:
-            batch = [pool.submit(function, item) for item in islice(rest, size)]
-            if batch:
-                waiting.append(batch)
-            if not waiting:
-                return
-            if len(waiting) > 1 or not batch:
-                yield from _finished(waiting.popleft())
+        batches = iter(lambda: [pool.submit(function, item) for item in islice(rest, size)], [])
+        ready = next(batches)
+        for following in batches:
+            yield from _finished(ready)
+            ready = following
+        yield from _finished(ready)
     finally:
         pool.shutdown(cancel_futures=True)
 

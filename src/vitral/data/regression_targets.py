@@ -9,18 +9,15 @@ from typing import Any
 import numpy as np
 
 from vitral.data.dataset import Dataset, Labels
-from vitral.errors import UserError, nearest
+from vitral.data.files import known_column
+from vitral.errors import UserError
 
 
 def check_targets(targets: Sequence[str], known: Iterable[str]) -> None:
     """Raise UserError for target columns that are named twice or are not there."""
     names = list(known)
     for name in targets:
-        if name not in names:
-            shown = ", ".join(names[:20])
-            raise UserError(
-                "no such column", where="data.target", got=name, expected=shown, nearest=nearest(name, names)
-            )
+        known_column("target", name, names)
     if len(set(targets)) < len(targets):
         raise UserError("a column that is named twice", where="data.target", got=", ".join(targets))
 

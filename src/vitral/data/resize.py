@@ -6,7 +6,6 @@ Shape letters: C channels, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -42,10 +41,9 @@ def fit_image_fast(image_CHW: Tensor, size: Size, spec: ResizeSpec) -> Tensor:
 
 
 def _fit(image_CHW: Tensor, size: Size, spec: ResizeSpec, resize: Callable[[Tensor, Size, str], Tensor]) -> Tensor:
-    layout = _layout((image_CHW.shape[1], image_CHW.shape[2]), size, spec)
-    top, left, height, width = layout.part
-    resized_CHW = resize(image_CHW[:, top : top + height, left : left + width], layout.resized, spec.interpolation)
-    top, left = layout.start
+    (top, left, height, width), resized, start = _layout((image_CHW.shape[1], image_CHW.shape[2]), size, spec)
+    resized_CHW = resize(image_CHW[:, top : top + height, left : left + width], resized, spec.interpolation)
+    top, left = start
     return resized_CHW[:, top : top + size[0], left : left + size[1]].contiguous()
 
 
@@ -56,15 +54,8 @@ def shown_box(source: Size, size: Size, spec: ResizeSpec) -> Box:
     return top + start[0] * down, left + start[1] * across, size[0] * down, size[1] * across
 
 
-class _Layout(NamedTuple):
+def _layout(source: Size, size: Size, spec: ResizeSpec) -> tuple[tuple[int, int, int, int], Size, tuple[int, int]]:
     """The part (top, left, height, width) of an image that is resized, to which size, and where the result is cut."""
-
-    part: tuple[int, int, int, int]
-    resized: Size
-    start: tuple[int, int]
-
-
-def _layout(source: Size, size: Size, spec: ResizeSpec) -> _Layout:
     height, width = spec.scaled(size)
     h, w = source
     part, resized = (0, 0, h, w), (height, width)
@@ -75,7 +66,7 @@ def _layout(source: Size, size: Size, spec: ResizeSpec) -> _Layout:
         _, _, h, w = part
         high = h * width <= w * height  # the height decides; integers, so that no rounding falls short of the size
         resized = (height, w * height // h) if high else (h * width // w, width)
-    return _Layout(part, resized, (round((resized[0] - size[0]) / 2), round((resized[1] - size[1]) / 2)))
+    return part, resized, (round((resized[0] - size[0]) / 2), round((resized[1] - size[1]) / 2))
 
 
 def _resize_exactly(image_CHW: Tensor, size: Size, interpolation: str) -> Tensor:

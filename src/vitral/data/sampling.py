@@ -7,6 +7,7 @@ twice. Shape letters: B places, N samples of the split, K classes.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,7 +64,7 @@ class Sampler:
         self.count, self.batch_size, self.seed, self.repeats = len(labels_N), batch_size, seed, repeats
         self.first = first
         self._classes = _ClassStreams(labels_N, seed, balance, first) if balance != "none" else None
-        self._epochs: dict[int, Places] = {}
+        self._epoch = lru_cache(_EPOCHS_KEPT)(self._draw_epoch)
 
     def rows(self, step: int, start: int, stop: int) -> Places:
         """Rows start..stop of the global batch of this step (counted from 0)."""
@@ -76,16 +77,12 @@ class Sampler:
             index_B[here_B], draw_B[here_B] = places.index_B[place_B[here_B]], places.draw_B[place_B[here_B]]
         return Places(index_B, draw_B * self.repeats + copy_B)
 
-    def _epoch(self, epoch: int) -> Places:
-        if epoch not in self._epochs:
-            self._epochs = {e: places for e, places in self._epochs.items() if abs(e - epoch) < _EPOCHS_KEPT}
-            order_N = permutation(self.seed, epoch, self.count, self.first)
-            if self._classes is None:
-                self._epochs[epoch] = Places(order_N, np.full(self.count, epoch, np.int64))
-            else:
-                index_N, draw_N = self._classes.epoch(epoch)
-                self._epochs[epoch] = Places(index_N[order_N], draw_N[order_N])
-        return self._epochs[epoch]
+    def _draw_epoch(self, epoch: int) -> Places:
+        order_N = permutation(self.seed, epoch, self.count, self.first)
+        if self._classes is None:
+            return Places(order_N, np.full(self.count, epoch, np.int64))
+        index_N, draw_N = self._classes.epoch(epoch)
+        return Places(index_N[order_N], draw_N[order_N])
 
 
 class _ClassStreams:

@@ -142,11 +142,10 @@ def refuse_unequal(dataset: Dataset, where: str | None) -> None:
 
 def unlabeled_source(config: DataConfig) -> DataConfig:
     """`config`, for learning without labels: a folder of nothing but images, whose classes nobody knows, will do."""
-    if config.source != "auto" or config.path is None or not Path(config.path).expanduser().is_dir():
+    if config.source != "auto" or config.path is None or not config.place.is_dir():
         return config
     name, found = find_source(config)
-    path = Path(config.path).expanduser()
-    return found.model_copy(update={"source": "images"}) if name == "folder" and is_unlabeled(path) else config
+    return found.model_copy(update={"source": "images"}) if name == "folder" and is_unlabeled(found.place) else config
 
 
 def find_source(config: DataConfig) -> tuple[str, DataConfig]:
@@ -167,7 +166,7 @@ def find_source(config: DataConfig) -> tuple[str, DataConfig]:
             where="data",
             hint="Say where the images are: data=DIR (a folder of class folders, or CIFAR files), or data=digits.",
         )
-    path = Path(config.path).expanduser()
+    path = config.place
     if config.path in BUILT_IN and not path.is_dir():
         return config.path, config
     if path.suffix.lower() in (".yaml", ".yml") and path.is_file():
@@ -240,7 +239,7 @@ def _open(config: DataConfig) -> Dataset:
         dataset = SOURCES[name](config)
         if not guessed or name != "folder":
             return dataset
-        tables = _manifests(Path(str(config.path)).expanduser(), config, others=True)
+        tables = _manifests(config.place, config, others=True)
         notes = [f"{file.name} has no columns for image and label: the folders are the classes" for file in tables]
         return replace(dataset, notes=(*dataset.notes, *notes))
     except OSError as error:
@@ -266,7 +265,7 @@ def _check_path(config: DataConfig) -> None:
     kind = "file" if file_wanted else "folder"
     if config.path is None:
         raise UserError(f"source {config.source} needs a {kind}", where="data.path", hint="Say where: data=DIR.")
-    path = Path(config.path).expanduser()
+    path = config.place
     if path.is_file() if file_wanted else path.is_dir():
         return
     if path.is_dir():

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from vitral.data.content_ids import identities, known
-from vitral.data.dataset import Carved, Dataset, Labels, joined
+from vitral.data.dataset import Array, Carved, Dataset, Labels, joined
 from vitral.data.files import some
 from vitral.errors import UserError, plural
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 VAL_SEED = 0
 
@@ -30,8 +27,7 @@ def stratified(labels_N: Labels, fraction: float, seed: int, first_N: Array | No
     its class's share is kept, so that up to a group's size less is held out. Every class that occurs must do so twice
     or more, copies not counted.
     """
-    first_N = np.arange(len(labels_N)) if first_N is None else first_N
-    size_N = np.bincount(first_N, minlength=len(labels_N))
+    first_N, size_N, order_U = _shuffled(len(labels_N), seed, first_N)
     occurs_K, inverse_N, counts_K = np.unique(labels_N[first_N], return_inverse=True, return_counts=True)
     assert np.bincount(inverse_N[size_N > 0]).min() >= 2, "a class with one distinct sample"
     total = min(max(round(fraction * len(labels_N)), len(occurs_K)), len(labels_N) - len(occurs_K))
@@ -41,13 +37,19 @@ def stratified(labels_N: Labels, fraction: float, seed: int, first_N: Array | No
         take_K[np.argmax(np.where(take_K < counts_K - 1, ideal_K - take_K, -np.inf))] += 1
     while take_K.sum() > total:
         take_K[np.argmin(np.where(take_K > 1, ideal_K - take_K, np.inf))] -= 1
-    order_N = np.random.RandomState(seed).permutation(len(labels_N))  # RandomState: its numbers never change with NumPy
-    order_U = order_N[size_N[order_N] > 0]
     by_class_U = order_U[np.argsort(inverse_N[order_U], kind="stable")]
     taken_N = np.zeros(len(labels_N), bool)
     for own_U, take in zip(np.split(by_class_U, np.cumsum(np.bincount(inverse_N[order_U]))[:-1]), take_K, strict=True):
         taken_N[_filling(own_U, size_N[own_U], int(take))] = True
     return np.flatnonzero(taken_N[first_N])
+
+
+def _shuffled(count: int, seed: int, first_N: Array | None) -> tuple[Array, Array, Array]:
+    """`first_N`; how many copies stand together at each of these places; and these places in a random order [U]."""
+    first_N = np.arange(count) if first_N is None else first_N
+    size_N = np.bincount(first_N, minlength=count)
+    order_N = np.random.RandomState(seed).permutation(count)  # RandomState: its numbers never change with NumPy
+    return first_N, size_N, order_N[size_N[order_N] > 0]
 
 
 def _filling(places_U: Array, size_U: Array, room: int) -> Array:
@@ -70,10 +72,7 @@ def iteratively_stratified(labels_NK: Labels, fraction: float, seed: int, first_
     two sides. Every class that occurs must occur twice or more, copies not counted.
     """
     count = len(labels_NK)
-    first_N = np.arange(count) if first_N is None else first_N
-    size_N = np.bincount(first_N, minlength=count)
-    order_N = np.random.RandomState(seed).permutation(count)
-    order_U = order_N[size_N[order_N] > 0]
+    first_N, size_N, order_U = _shuffled(count, seed, first_N)
     hot_UK, size_U = labels_NK[order_U], size_N[order_U]
     total = min(max(round(fraction * count), 1), count - 1)
     wanted_2K = np.outer([1 - total / count, total / count], size_U @ hot_UK)
@@ -115,12 +114,11 @@ def with_validation(dataset: Dataset, fraction: float, why: str = "no validation
     train = dataset.splits["train"]
     ids_N2, first_N = known(dataset)
     copies = int((first_N != np.arange(len(train))).sum())
-    names, labels_N, how = dataset.classes, train.labels_N, "stratified"
+    names, labeled, how = dataset.classes, train, "stratified"
     if dataset.task == "regression":  # numbers have no shares to keep
-        names, labels_N, how = ("numbers",), np.zeros(len(train), np.int64), "at random"
-    counts_K = labels_N.sum(axis=0) if train.multi_label else np.bincount(labels_N, minlength=len(names))
-    labels_U = labels_N[first_N == np.arange(len(train))]
-    distinct_K = labels_U.sum(axis=0) if train.multi_label else np.bincount(labels_U, minlength=len(counts_K))
+        names, labeled, how = ("numbers",), replace(train, labels_N=np.zeros(len(train), np.int64)), "at random"
+    counts_K = labeled.class_counts(len(names))
+    distinct_K = labeled.subset(np.unique(first_N)).class_counts(len(names))
     single = [name for name, n, all_n in zip(names, distinct_K, counts_K, strict=True) if all_n and n < 2]
     if single:
         raise UserError(
@@ -129,14 +127,12 @@ def with_validation(dataset: Dataset, fraction: float, why: str = "no validation
             expected=f"2 or more {'different ' if copies else ''}images per class, or a validation split",
         )
     choose = iteratively_stratified if train.multi_label else stratified
-    held = choose(labels_N, fraction, VAL_SEED, first_N)
+    held = choose(labeled.labels_N, fraction, VAL_SEED, first_N)
     kept = np.setdiff1d(np.arange(len(train)), held)
-    splits = {"train": train.subset(kept), "val": train.subset(held)}
-    splits |= {name: split for name, split in dataset.splits.items() if name not in splits}
     note = f"{why}: {len(held)} of {len(train)} train images held out, {how}, seed {VAL_SEED}"
     note += f"; {plural(copies, 'exact copy', 'exact copies')} on the side of their originals" if copies else ""
-    carved = Carved(ids_N2[kept, 0], ids_N2[held, 0])
-    return replace(dataset, splits=splits, notes=(*dataset.notes, note), carved=carved)
+    divided = _divided(dataset, kept, held, Carved(ids_N2[kept, 0], ids_N2[held, 0]))
+    return replace(divided, notes=(*dataset.notes, note))
 
 
 def with_remembered(dataset: Dataset, carved: Carved) -> tuple[Dataset, Sequence[str]]:
@@ -153,6 +149,12 @@ def with_remembered(dataset: Dataset, carved: Carved) -> tuple[Dataset, Sequence
             hint="data=DIR names other images to measure.",
         )  # fmt: skip
     new = [train.names[place] for place in np.flatnonzero(~held_N & ~trained_N).tolist()]
-    splits = {"train": train.subset(np.flatnonzero(trained_N)), "val": train.subset(np.flatnonzero(held_N))}
+    return _divided(dataset, np.flatnonzero(trained_N), np.flatnonzero(held_N), carved), new
+
+
+def _divided(dataset: Dataset, kept: Array, held: Array, carved: Carved) -> Dataset:
+    """With these train images in train and in val, in place of a validation split."""
+    train = dataset.splits["train"]
+    splits = {"train": train.subset(kept), "val": train.subset(held)}
     splits |= {name: split for name, split in dataset.splits.items() if name not in splits}
-    return replace(dataset, splits=splits, carved=carved), new
+    return replace(dataset, splits=splits, carved=carved)

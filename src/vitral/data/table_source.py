@@ -14,12 +14,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vitral.data.channels import Decoding
 from vitral.data.config import DataConfig
-from vitral.data.dataset import SPLITS, Dataset, fingerprint
-from vitral.data.files import class_map, file_channels, file_split, known_column, label_array, size_in_bytes, some
+from vitral.data.dataset import SPLITS, Dataset
+from vitral.data.files import class_map, encoded_dataset, files_part, known_column, label_array, size_in_bytes, some
 from vitral.data.folder_names import SPLIT_OF
-from vitral.data.label_vectors import named, text_vectors
+from vitral.data.label_vectors import named
 from vitral.data.regression_targets import as_number, as_targets, check_targets
 from vitral.errors import UserError, plural
 from vitral.files import parse_json, read_text
@@ -58,8 +57,7 @@ def open_table(config: DataConfig) -> Dataset:
     covers path, labels, split and size in bytes of every row. Raises UserError with the line numbers for text that
     isn't UTF-8, missing columns, empty labels, missing files, paths that are there twice and unknown splits.
     """
-    assert config.path is not None
-    path = Path(config.path).expanduser()
+    path = config.place
     records = list(_records(path))
     if not records:
         raise UserError("no rows", where=str(path))
@@ -116,28 +114,21 @@ def _dataset(
     splits = {split: found for split in SPLITS if (found := [row for row in rows if row.split == split])}
     if "train" not in splits:
         raise UserError(f"rows for {' and '.join(splits)} but none for train", where=str(path))
-    channels = file_channels(path.parent, [row.path for row in splits["train"]], config)
-    rules = Decoding.of(config)
     labels = {
         split: as_targets(([float(each) for each in row.labels] for row in found), len(targets))
         if targets
         else label_array([row.labels for row in found], index_of, several)
         for split, found in splits.items()
     }
-    return Dataset(
-        name=path.stem,
-        classes=targets or tuple(index_of),
-        splits={
-            split: file_split(path.parent, [row.path for row in found], labels[split], channels, rules)
-            for split, found in splits.items()
-        },
-        channels=channels,
-        notes=(f"columns of {path.name}: {', '.join(filter(None, [*columns, *(targets or ())]))}",),
-        fingerprint=fingerprint(
-            "\0".join((row.split, row.path, *row.labels, str(size))).encode("utf-8", "surrogatepass")
-            for row, size in zip(rows, sizes, strict=True)
-        ),
+    parts = {
+        split: files_part(path.parent, [row.path for row in found], labels[split]) for split, found in splits.items()
+    }
+    note = f"columns of {path.name}: {', '.join(filter(None, [*columns, *(targets or ())]))}"
+    content = (
+        "\0".join((row.split, row.path, *row.labels, str(size))).encode("utf-8", "surrogatepass")
+        for row, size in zip(rows, sizes, strict=True)
     )
+    return encoded_dataset(path.stem, targets or index_of, parts, config, [note], content)
 
 
 def _records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -160,17 +151,12 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     head = next((line for line in text.splitlines() if line.strip()), "")
     delimiter = max(",;\t|", key=head.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
+    rows = (fields for fields in reader if any(field.strip() for field in fields))
     try:
-        for fields in reader:
-            if not any(field.strip() for field in fields):
-                continue
-            if header is None:
-                header = [field.strip() for field in fields]
-                twice = sorted({name for name in header if header.count(name) > 1})
-                if twice:
-                    raise UserError(f"columns that are there twice: {some(twice)}", where=f"{path}:{reader.line_num}")
-                continue
+        header = [field.strip() for field in next(rows, [])]
+        if twice := sorted({name for name in header if header.count(name) > 1}):
+            raise UserError(f"columns that are there twice: {some(twice)}", where=f"{path}:{reader.line_num}")
+        for fields in rows:
             if len(fields) != len(header):
                 raise UserError(
                     "a row with another number of fields than the first line", where=f"{path}:{reader.line_num}",
@@ -188,7 +174,7 @@ def _columns(records: Sequence[Mapping[str, Any]], config: DataConfig, path: Pat
         if column is None:
             lower = {name.lower(): name for name in reversed(names)}
             return next((lower[name] for name in _NAMES[kind] if name in lower), None)
-        return known_column(kind, column, names)
+        return known_column(f"{kind}_column", column, names)
 
     image, label = one("image", config.image_column), ""
     if config.target is None:
@@ -221,9 +207,7 @@ def _without_vectors(
     separator = config.label_separator
     values: list[Any] = [record.get(label) for _, record in records]
     lists = [value.split(separator) if isinstance(value, str) and separator else value for value in values]
-    if set(map(str, lists)) - set(config.classes or ()):  # not the names themselves
-        lists = text_vectors(lists) or lists
-    names = named(lists, config.classes, f"{path}: {label}") if all(isinstance(each, list) for each in lists) else None
+    names = named(lists, config.classes, f"{path}: {label}")
     if names is None:
         return list(records)
     return [(line, {**record, label: own}) for (line, record), own in zip(records, names, strict=True)]

@@ -9,17 +9,20 @@ from __future__ import annotations
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
+
+from pydantic import TypeAdapter
 
 from vitral.data import check_cache
 from vitral.data.channels import Decoding, Extent, Range
 from vitral.data.config import DataConfig
-from vitral.data.dataset import Dataset, Split, spaced
+from vitral.data.dataset import Dataset, Split
 from vitral.data.decode import is_deep, sample_extent
+from vitral.data.files import any_image
 from vitral.errors import UserError
 from vitral.files import read_json
 
-_HEADERS = 2000
 _CONVENTIONS = (1, 255, 65535)  # where floats usually end
 _USED = 4  # a convention counts if the largest sample is above this part of it
 _LEVELS = 255
@@ -36,7 +39,7 @@ def find_value_range(dataset: Dataset, config: DataConfig) -> Range | None:
     mixed, where the range of all leaves less than one gray level to a float image, and where extreme samples make the
     range so wide that the others fill less than 16 gray levels.
     """
-    if not any(_has_deep(split) for split in dataset.splits.values()):
+    if not any(each.file and any_image(len(each), each.file, is_deep) for each in dataset.splits.values()):
         return None
     workers = config.workers if config.workers != "auto" else None
     extents = _extents(dataset, Decoding.of(config), workers or os.cpu_count() or 1)
@@ -100,29 +103,11 @@ def _refuse_few_levels(extents: dict[str, Extent], scale: Range, where: str | No
     )  # fmt: skip
 
 
-def _has_deep(split: Split) -> bool:
-    if split.file is None:
-        return False
-    for index in spaced(len(split), _HEADERS):
-        try:
-            if is_deep(split.file(index)):
-                return True
-        except UserError:  # reading it will name it
-            continue
-    return False
-
-
 def _extents(dataset: Dataset, rules: Decoding, workers: int) -> dict[str, Extent]:
     """Of every image of more than 8 bits, by split and name; from the cache while the files stay the same."""
     folder, key = check_cache.cache_folder(), check_cache.key(dataset, f"value_range 2, max_pixels {rules.max_pixels}")
-    try:
-        kept = read_json(folder / f"{key}.json", constants=True)
-        return {
-            name: Extent(float(low), float(high), bool(is_float), None if body is None else (body[0], body[1]))
-            for name, (low, high, is_float, body) in kept.items()
-        }
-    except (OSError, ValueError, TypeError, AttributeError, IndexError):
-        pass
+    with suppress(OSError, ValueError):
+        return TypeAdapter(dict[str, Extent]).validate_python(read_json(folder / f"{key}.json", constants=True))
     found: dict[str, Extent] = {}
     with ThreadPoolExecutor(workers) as pool:
         for split, own in dataset.splits.items():

@@ -27,8 +27,7 @@ def open_description(config: DataConfig, opener: Opener) -> Dataset:
     the file. With `splits`, each path is opened separately and class indices come from one map over all of them. Raises
     UserError for unknown keys, for a path that has splits of its own under `splits`, and as `opener` does.
     """
-    assert config.path is not None
-    file = Path(config.path).expanduser()
+    file = config.place
     tree = load_yaml(file)
     described = build(Description, tree, where=str(file))
     merged = _merged(config, described, tree)

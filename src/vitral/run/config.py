@@ -293,7 +293,7 @@ def streams_of(config: RunConfig, architecture: ModelConfig) -> dict[str, Stream
         if name == UNLABELED:
             batch_size, balance, off["repeated_aug"] = batch_size * config.data.unlabeled_ratio, "none", 1
         augment = config.augment.model_copy(update=off)
-        streams[name] = StreamConfig(views[name], batch_size, traits.labeled, augment, balance)
+        streams[name] = StreamConfig(batch_size, augment, balance, views[name], traits.labeled)
     return streams
 
 

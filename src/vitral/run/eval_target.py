@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from vitral import distributed
 from vitral.data.dataset import Split, spaced
-from vitral.data.loader import ImageStore, eval_batches
+from vitral.data.image_store import ImageStore
+from vitral.data.loader import eval_batches
 from vitral.evaluate.classification import collect_logits
 from vitral.predictor import Predictor
 from vitral.run.fit_memory import EVAL_BATCH

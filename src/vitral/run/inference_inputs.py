@@ -20,7 +20,8 @@ from vitral.data.content_ids import identities
 from vitral.data.damaged_images import describe_damage, find_damage, without_damage
 from vitral.data.dataset import Carved, Dataset, Split
 from vitral.data.files import some
-from vitral.data.loader import ImageStore, eval_batches
+from vitral.data.image_store import ImageStore
+from vitral.data.loader import eval_batches
 from vitral.data.sources import make_val_split, open_dataset
 from vitral.data.splits import with_remembered, with_val_in_train
 from vitral.engines import TorchEngine

@@ -19,8 +19,7 @@ from vitral.data.dataset import Dataset, Split, spaced
 from vitral.data.few_labels import with_labels_per_class, with_shots
 from vitral.data.findings import CheckReport
 from vitral.data.image_spec import ResizeSpec
-from vitral.data.loader import ImageStore
-from vitral.data.reading import RandomCrop
+from vitral.data.image_store import ImageStore, RandomCrop
 from vitral.data.unlabeled import with_unlabeled, without_held_out
 from vitral.errors import UserError
 from vitral.models.config import ModelConfig

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vitral.data.dataset import spaced
-from vitral.data.loader import ImageStore
+from vitral.data.image_store import ImageStore
 from vitral.errors import UserError
 from vitral.models.create import build_model
 from vitral.models.registry import build_config

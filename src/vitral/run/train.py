@@ -333,9 +333,8 @@ def train_loader(prepared: RunContext) -> TrainLoader:
     """The run's streams of batches; of many processes each has its share of every batch."""
     return TrainLoader({
         name: StreamLoader(
-            prepared.stores[name], stream.batch_size, stream.augment, prepared.config.seed, balance=stream.balance,
-            rank=distributed.rank(), world=distributed.world(), views=stream.views, number=number,
-            labeled=stream.labeled,
+            prepared.stores[name], stream, prepared.config.seed, rank=distributed.rank(), world=distributed.world(),
+            number=number,
         )
         for number, (name, stream) in enumerate(prepared.streams.items())
     })  # fmt: skip

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vitral.data import check, scan_parts
+from vitral.data import scan as scan_module
 from vitral.data.check import check_dataset
 from vitral.data.dataset import Dataset, Split, memory_split
-from vitral.data.scan import Scan, scan
-from vitral.data.scan_parts import scan_in_parts
+from vitral.data.scan import Scan, scan, scan_in_parts
 from vitral.errors import UserError
 
 
@@ -38,7 +37,7 @@ def assert_equal(one: Scan, other: Scan) -> None:
 
 
 def test_parts_give_what_the_whole_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan_parts, "PART", 4)
+    monkeypatch.setattr(scan_module, "PART", 4)
     split, calls, ticks = of_noise(14), list[int](), list[int]()
 
     def counted(part: Split, channels: int, workers: int | None, tick: Callable[[int], None]) -> Scan:
@@ -46,19 +45,20 @@ def test_parts_give_what_the_whole_gives(tmp_path: Path, monkeypatch: pytest.Mon
         return scan(part, channels, workers, tick)
 
     whole = scan(split, 3, 2)
+    monkeypatch.setattr(scan_module, "scan", counted)
     assert whole.damaged == {4: "damage 4", 11: "damage 11"}
-    assert_equal(scan_in_parts(split, 3, 2, tmp_path, "train", counted, ticks.append), whole)
+    assert_equal(scan_in_parts(split, 3, 2, tmp_path, "train", ticks.append), whole)
     assert calls == [4, 4, 4, 2]
-    assert_equal(scan_in_parts(split, 3, 2, tmp_path, "train", counted, ticks.append), whole)
+    assert_equal(scan_in_parts(split, 3, 2, tmp_path, "train", ticks.append), whole)
     assert calls == [4, 4, 4, 2], "all parts are kept"
     (tmp_path / "train-4.npz").write_bytes(b"PK damaged")
-    assert_equal(scan_in_parts(split, 3, 2, tmp_path, "train", counted, ticks.append), whole)
+    assert_equal(scan_in_parts(split, 3, 2, tmp_path, "train", ticks.append), whole)
     assert calls == [4, 4, 4, 2, 4]
     assert sum(ticks) == 3 * 14, "kept parts count as done"
 
 
 def test_an_interrupted_check_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan_parts, "PART", 4)
+    monkeypatch.setattr(scan_module, "PART", 4)
     calls: list[int] = []
 
     def stopped(part: Split, channels: int, workers: int | None, tick: Callable[[int], None]) -> Scan:
@@ -67,7 +67,7 @@ def test_an_interrupted_check_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
             raise KeyboardInterrupt
         return scan(part, channels, workers, tick)
 
-    monkeypatch.setattr(check, "scan", stopped)
+    monkeypatch.setattr(scan_module, "scan", stopped)
     dataset = Dataset("noise", ("a", "b"), {"train": of_noise(14)}, 3, (), "00")
     with pytest.raises(KeyboardInterrupt):
         check_dataset(dataset, cache=tmp_path)

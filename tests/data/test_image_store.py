@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from tests.helpers import TINY, assert_equal_tensors, weights, write_shapes
-from vitral.data.config import AugmentConfig, DataConfig
+from vitral.data.config import AugmentConfig, DataConfig, StreamConfig
 from vitral.data.dataset import Split
 from vitral.data.image_spec import ResizeSpec
-from vitral.data.loader import ImageStore, StreamLoader, to_device
-from vitral.data.reading import RandomCrop
+from vitral.data.image_store import ImageStore, RandomCrop, to_device
+from vitral.data.loader import StreamLoader
 from vitral.data.sources import open_dataset
 from vitral.errors import UserError
 from vitral.run.config import load_config
@@ -51,7 +51,7 @@ def store(split: Split, **more: Any) -> ImageStore:
 
 def batches(split: Split, start: int, stop: int, **more: Any) -> list[Batch]:
     with store(split, **more) as opened:
-        return list(StreamLoader(opened, 16, VARIED, 5, balance="class").stream(start, stop))
+        return list(StreamLoader(opened, StreamConfig(16, VARIED, balance="class"), 5).stream(start, stop))
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -82,8 +82,11 @@ def test_batches_are_bit_equal_for_any_workers(split: Split, workers: int, crops
 def test_ranks_joined_are_the_whole_batch(split: Split, world: int) -> None:
     varied = VARIED.model_copy(update={"repeated_aug": 4})
     with store(split) as opened:
-        whole = StreamLoader(opened, 32, varied, 1, balance="sqrt")
-        parts = [StreamLoader(opened, 32, varied, 1, balance="sqrt", rank=rank, world=world) for rank in range(world)]
+        whole = StreamLoader(opened, StreamConfig(32, varied, balance="sqrt"), 1)
+        parts = [
+            StreamLoader(opened, StreamConfig(32, varied, balance="sqrt"), 1, rank=rank, world=world)
+            for rank in range(world)
+        ]
         for step in (0, 3, 11):
             expected, found = whole.batch(step), [part.batch(step) for part in parts]
             joined = Batch(
@@ -102,7 +105,7 @@ def test_ranks_joined_are_the_whole_batch(split: Split, world: int) -> None:
 
 def test_ranks_take_groups_of_eight(split: Split) -> None:
     with store(split) as opened, pytest.raises(UserError, match=r"(?s)train\.batch_size.*multiple of 24"):
-        StreamLoader(opened, 32, AugmentConfig(), 0, world=3)
+        StreamLoader(opened, StreamConfig(32, AugmentConfig()), 0, world=3)
 
 
 def test_the_view_matrix_says_where_the_crop_lies(split: Split) -> None:
@@ -112,7 +115,7 @@ def test_the_view_matrix_says_where_the_crop_lies(split: Split) -> None:
     ramps = Split(split.labels_N, split.names, lambda index: ramp)
     config = AugmentConfig(crop="random_resized", crop_scale=(0.3, 0.9))
     with store(ramps, crops=(RandomCrop(5, config.crop_scale, config.aspect_ratio),)) as opened:
-        view = StreamLoader(opened, 16, config, 5).batch(0).views[0]
+        view = StreamLoader(opened, StreamConfig(16, config), 5).batch(0).views[0]
     middle = torch.linalg.inv(view.matrix_B33) @ torch.tensor([9.0, 11.0, 1.0])
     found = view.images_BCHW[:, :2, 11, 9] * 255
     torch.testing.assert_close(found, middle[:, [1, 0]], atol=1.0, rtol=0)
@@ -141,7 +144,7 @@ def test_reading_ahead_is_bounded_and_dropped_when_nobody_wants_it(
     ask = StreamLoader._ask
     monkeypatch.setattr(StreamLoader, "_ask", lambda self, step: (asked.append(step), ask(self, step))[1])
     with store(split) as opened:
-        loader = StreamLoader(opened, 8, AugmentConfig(crop="random_resized"), 0)
+        loader = StreamLoader(opened, StreamConfig(8, AugmentConfig(crop="random_resized")), 0)
         for _ in range(3):  # left in the middle three times: nothing of it is kept
             stream = loader.stream(0, 100)
             for _ in range(4):
@@ -215,8 +218,7 @@ def test_on_cuda_the_copy_is_from_pinned_memory_and_beside_the_computation(monke
         def record_stream(self, stream: FakeStream) -> None:
             calls.append(f"kept for {stream.name}")
 
-    monkeypatch.setattr("vitral.data.loader._copy_streams", {})
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: FakeStream("beside"))
+    monkeypatch.setattr("vitral.data.image_store._copy_stream", lambda device: FakeStream("beside"))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: FakeStream("main"))
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
     to_device(FakeTensor(), torch.device("cuda:0"))  # type: ignore[arg-type]
@@ -236,5 +238,5 @@ def test_the_crop_is_cut_from_the_file_and_not_from_the_model_s_size(photos: Pat
     config = AugmentConfig(crop="random_resized", crop_scale=(0.0078125, 0.0078125), aspect_ratio=(1.0, 1.0))
     with store(fine, crops=(RandomCrop(5, config.crop_scale, config.aspect_ratio),)) as opened:
         assert not opened.cached
-        images = StreamLoader(opened, 8, config, 5).batch(0).views[0].images_BCHW
+        images = StreamLoader(opened, StreamConfig(8, config), 5).batch(0).views[0].images_BCHW
     assert images.std(dim=(1, 2, 3)).min() > 0.1, "0.02 and less of what was shrunk to the model's size"
