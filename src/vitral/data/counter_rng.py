@@ -81,6 +81,14 @@ class Stream(IntEnum):
     PRUNE = 56
     CLASS_SHUFFLE = 60
     SHOTS = 64
+    NOISE = 68
+    NOISE_ANGLE = 69
+    NOISE_RADIUS = 70
+    SQUARE_ROW = 72
+    SQUARE_COLUMN = 73
+    SQUARE_SIGN = 74
+    PAIR = 80
+    PAIR_WEIGHT = 81
 
 
 def philox(counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tuple[Any, Any, Any, Any]:
@@ -119,6 +127,12 @@ def uniform_runs(
     first_S11 = torch.tensor([int(stream) for stream in streams], device=index_B.device)[:, None, None]
     number_N1 = torch.arange(count, device=index_B.device)[:, None]
     return list(_unit(bits(seed, epoch, view, index_B, numbered(first_S11, number_N1))).unbind())
+
+
+def normals(seed: int, epoch: Any, view: Any, index_B: Tensor, count: int) -> Tensor:
+    """Return `count` standard normal numbers per sample, float32 [B, count] (Box-Muller of the NOISE streams)."""
+    radius_NB, angle_NB = uniform_runs(seed, epoch, view, index_B, (Stream.NOISE, Stream.NOISE_ANGLE), count)
+    return ((-2 * (1 - radius_NB).log()).sqrt() * (2 * torch.pi * angle_NB).cos()).T
 
 
 def numbered(stream: Any, number: Tensor) -> Tensor:
