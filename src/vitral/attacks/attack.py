@@ -101,20 +101,21 @@ class Attack(ABC):
         batch. step: of training, for other random starts at each step. Raises UserError for images that are no floats
         in [0,1], and for labels of another length or outside of the classes.
         """
-        images_BCHW = _checked(images_BCHW, labels)
+        _check(images_BCHW, labels)
+        dtype = torch.promote_types(images_BCHW.dtype, torch.float32)
         ids_B = torch.arange(len(labels), device=labels.device) if sample_ids_B is None else sample_ids_B
-        ball = Ball(images_BCHW, as_eps(self.config.radius if eps is None else eps, images_BCHW), self.config.norm)
-        problem = Problem(model, ball, labels, loss, Noise(ids_B, seed, step))
         with quiet(model, images_BCHW.device), torch.inference_mode(False), torch.enable_grad():
-            return self.search(problem).detach()
+            # Copies, as autograd takes no tensors of inference mode.
+            images_BCHW, labels, ids_B = images_BCHW.detach().to(dtype).clone(), labels.clone(), ids_B.clone()
+            ball = Ball(images_BCHW, as_eps(self.config.radius if eps is None else eps, images_BCHW), self.config.norm)
+            return self.search(Problem(model, ball, labels, loss, Noise(ids_B, seed, step))).detach()
 
     @abstractmethod
     def search(self, problem: Problem) -> Tensor:
         """Return an adversarial image for each sample of the problem."""
 
 
-def _checked(images_BCHW: Tensor, labels: Tensor) -> Tensor:
-    """Images as float32 (float64 stays) that autograd may use."""
+def _check(images_BCHW: Tensor, labels: Tensor) -> None:
     if not images_BCHW.is_floating_point():
         raise UserError(
             "attacks need images as floats in [0,1]", where="images", got=str(images_BCHW.dtype),
@@ -128,4 +129,3 @@ def _checked(images_BCHW: Tensor, labels: Tensor) -> Tensor:
     low, high = (float(end) for end in images_BCHW.detach().aminmax()) if images_BCHW.numel() else (0.0, 1.0)
     if not (low >= 0 and high <= 1):
         raise UserError("images outside of [0,1]", where="images", got=f"{low:g} to {high:g}", expected="0 to 1")
-    return images_BCHW.detach().to(torch.promote_types(images_BCHW.dtype, torch.float32)).clone()
