@@ -102,13 +102,22 @@ class Attack(ABC):
         in [0,1], and for labels of another length or outside of the classes.
         """
         _check(images_BCHW, labels)
-        dtype = torch.promote_types(images_BCHW.dtype, torch.float32)
         ids_B = torch.arange(len(labels), device=labels.device) if sample_ids_B is None else sample_ids_B
+        radius = self.config.radius if eps is None else eps
+        return self.perturb(model, images_BCHW, labels, radius, loss, Noise(ids_B, seed, step))
+
+    def perturb(
+        self, model: Classifier, images_BCHW: Tensor, labels: Tensor, eps: float | Tensor, loss: AttackLoss,
+        noise: Noise,
+    ) -> Tensor:  # fmt: skip
+        """Do what a call does, with given random numbers and without checks of the input, which wait for a GPU."""
+        dtype = torch.promote_types(images_BCHW.dtype, torch.float32)
         with quiet(model, images_BCHW.device), torch.inference_mode(False), torch.enable_grad():
             # Copies, as autograd takes no tensors of inference mode.
-            images_BCHW, labels, ids_B = images_BCHW.detach().to(dtype).clone(), labels.clone(), ids_B.clone()
-            ball = Ball(images_BCHW, as_eps(self.config.radius if eps is None else eps, images_BCHW), self.config.norm)
-            return self.search(Problem(model, ball, labels, loss, Noise(ids_B, seed, step))).detach()
+            images_BCHW, labels = images_BCHW.detach().to(dtype).clone(), labels.clone()
+            noise = replace(noise, sample_ids_B=noise.sample_ids_B.clone())
+            ball = Ball(images_BCHW, as_eps(eps, images_BCHW), self.config.norm)
+            return self.search(Problem(model, ball, labels, loss, noise)).detach()
 
     @abstractmethod
     def search(self, problem: Problem) -> Tensor:

@@ -55,6 +55,11 @@ class ViewedConfig(Config):
         return self
 
     @property
+    def passes(self) -> float:
+        """Forward and backward passes per image, view and step."""
+        return 1.0
+
+    @property
     def head_only(self) -> float:
         """Share of the run that trains only the head."""
         return 0.0

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, Strict, model_validator
 from vitral.config import Count, Floats, Share, reject_unused
 from vitral.data.config import AugmentConfig, ShareRange, ViewConfig
 from vitral.errors import UserError
+from vitral.objectives.adversarial_config import AdversarialConfig
 from vitral.objectives.base_config import (
     LabeledConfig,
     SelfSupervisedConfig,
@@ -332,6 +333,7 @@ else:
             SupervisedConfig
             | DynamicViTConfig
             | RegressionConfig
+            | AdversarialConfig
             | MaskedPatchConfig
             | MaeConfig
             | DinoConfig
