@@ -27,7 +27,7 @@ from vitral.objectives.supervised import Supervised
 from vitral.run.config import load_config
 from vitral.structs import Batch, View
 
-PGD = {"kind": "pgd", "eps": 0.05, "steps": 2}
+PGD: dict[str, Any] = {"kind": "pgd", "eps": 0.05, "steps": 2}
 
 
 def batch(size: int = 8, dtype: torch.dtype = torch.float64) -> Batch:
@@ -96,6 +96,14 @@ def test_trades_is_cross_entropy_plus_beta_times_the_divergence_of_images_that_m
     assert (terms > 1e-4).all()
 
 
+def test_trades_has_finite_gradients_where_probabilities_underflow() -> None:
+    made, given = objective(loss="trades"), batch()
+    with torch.no_grad():
+        made.model.get_parameter("head.weight").mul_(1e4)
+    made({"train": given}, 0).loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in made.parameters() if parameter.grad is not None)
+
+
 def test_without_a_change_every_loss_is_the_supervised_one() -> None:
     given = batch()
     plain = Supervised(build, SupervisedConfig(), ObjectiveContext(100)).train()({"train": given}, 0).loss
@@ -150,9 +158,9 @@ def test_embedding_fgm_has_the_length_eps_and_follows_the_gradient() -> None:
 
 def test_embedding_fgm_scales_with_the_embeddings() -> None:
     made, given = objective(attack={"kind": "embedding_fgm", "eps": 0.05}), batch()
-    embed = made.model.patch_embed.proj  # pyright: ignore
+    assert isinstance(made.model, VisionTransformer)
     seen: list[tuple[Tensor, Tensor]] = []
-    encode = made.model.encode_tokens  # pyright: ignore
+    encode = made.model.encode_tokens
 
     def spy(patches: Tensor, *rest: Any, **more: Any) -> Any:
         seen.append((patches.detach(), token_scale(patches).detach()))
@@ -161,7 +169,7 @@ def test_embedding_fgm_scales_with_the_embeddings() -> None:
     made.model.encode_tokens = spy  # pyright: ignore
     for factor in (1.0, 10.0):
         with torch.no_grad():
-            for parameter in embed.parameters():
+            for parameter in made.model.patch_embed.parameters():
                 parameter.mul_(factor)
         seen.clear()
         made({"train": given}, 0)
@@ -255,13 +263,13 @@ def test_the_monitor_measures_fgsm_pgd_and_alignment_on_the_same_images() -> Non
 
 def test_catastrophic_overfitting_and_a_constant_classifier_are_noticed() -> None:
     made = objective(eps_warmup=0.5)
-    row = {"step": 60, "loss": 1.0, "adversarial_top1": 0.8}
+    row = {"step": 600, "loss": 1.0, "adversarial_top1": 0.8}
     assert made.check_collapse({**row, "fgsm_top1": 0.8, "pgd_top1": 0.7}) is None
     assert made.check_collapse({**row, "fgsm_top1": 0.2, "pgd_top1": 0.0}) is None
     assert "catastrophic overfitting" in (made.check_collapse({**row, "fgsm_top1": 0.8, "pgd_top1": 0.3}) or "")
-    constant = {"step": 60, "loss": 2.303, "adversarial_top1": 0.1}
+    constant = {"step": 600, "loss": 2.303, "adversarial_top1": 0.1}
     assert "constant classifier" in (made.check_collapse(constant) or "")
-    assert made.check_collapse({**constant, "step": 3}) is None
+    assert made.check_collapse({**constant, "step": 30}) is None
 
 
 @pytest.mark.parametrize(
@@ -288,7 +296,6 @@ def test_configurations_that_contradict_themselves_are_refused(keys: dict[str, A
     [
         ({"train.parallel": "fsdp"}, "fsdp"),
         ({"precision": "bfloat16_params"}, "bfloat16_params"),
-        ({"train.compile": "step"}, "compile"),
         ({"data.validation": "none", "objective.stop_on_overfitting": True}, "validated weights"),
         ({"data.target": "digit"}, "regression"),
     ],

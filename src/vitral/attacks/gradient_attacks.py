@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitral.attacks.attack import Attack, Problem
 from vitral.attacks.ball import per_sample
-from vitral.attacks.config import MifgsmConfig, NfgsmConfig, PgdConfig
+from vitral.attacks.config import FgsmRsConfig, MifgsmConfig, NfgsmConfig, PgdConfig
 
 
 def ascend(problem: Problem, x_BCHW: Tensor, steps: int, length_B111: Tensor) -> Tensor:
@@ -54,8 +54,10 @@ class FGSMRS(Attack):
 
     def search(self, problem: Problem) -> Tensor:
         """See the class."""
+        config = self.config
+        assert isinstance(config, FgsmRsConfig)
         start_BCHW = problem.ball.random_point(problem.noise, 0)
-        ratio = 1.25 if self.config.step is None else self.config.step / self.config.radius
+        ratio = 1.25 if config.step is None else config.step / config.radius
         return ascend(problem, start_BCHW, 1, ratio * problem.eps_B111)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, kl_div
 
 from vitral.attacks import losses
 from vitral.attacks.attack import Attack
@@ -27,11 +27,12 @@ from vitral.errors import UserError
 from vitral.models.model import ImageModel
 from vitral.models.vit import VisionTransformer
 from vitral.objectives.adversarial_config import AdversarialConfig
-from vitral.objectives.losses import cross_entropy, soft_targets
+from vitral.objectives.losses import cross_entropy, soft_targets, wide
 from vitral.objectives.objective import Objective, ObjectiveContext
 from vitral.structs import Batch, StepOutput
 
 _MONITOR_STEPS = 7  # of PGD
+_LEARNING_STEPS = 100  # in which every classifier may be a constant one
 
 
 class Adversarial(Objective):
@@ -91,8 +92,9 @@ class Adversarial(Objective):
         if clean_BK is None:
             return cross_entropy(adversarial_BK, target_BK)
         if self.config.loss == "trades":
-            divergence_B = losses.kl_divergence(adversarial_BK.float(), clean_BK.float().softmax(-1))
-            return cross_entropy(clean_BK, target_BK) + self.config.beta * divergence_B.mean()
+            logs_BK, clean_logs_BK = (wide(logits_BK).log_softmax(-1) for logits_BK in (adversarial_BK, clean_BK))
+            divergence = kl_div(logs_BK, clean_logs_BK, reduction="batchmean", log_target=True)
+            return cross_entropy(clean_BK, target_BK) + self.config.beta * divergence
         weight = self.config.clean_weight
         return weight * cross_entropy(clean_BK, target_BK) + (1 - weight) * cross_entropy(adversarial_BK, target_BK)
 
@@ -176,7 +178,8 @@ class Adversarial(Objective):
                 "% under PGD. objective.attack.kind=nfgsm, objective.align=0.2, more steps (objective.attack.kind=pgd) "
                 "or a smaller eps help"
             )
-        if metrics["step"] > 0.1 * self.config.eps_warmup * self.context.steps and self._is_constant(metrics):
+        early = max(0.1 * self.config.eps_warmup * self.context.steps, _LEARNING_STEPS)
+        if metrics["step"] > early and self._is_constant(metrics):
             return (
                 "the loss stays at that of a constant classifier: a smaller objective.attack.eps or a longer "
                 "objective.eps_warmup helps"

@@ -98,5 +98,3 @@ class AdversarialConfig(LabeledConfig):
             )
         if self.stop_on_overfitting and run.data.validation == "none":
             raise ValueError("objective.stop_on_overfitting keeps validated weights: no data.validation=none")
-        if run.train.compile == "step":
-            raise ValueError("objective.kind=adversarial is not compiled: train.compile=none")
