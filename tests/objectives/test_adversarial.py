@@ -52,9 +52,8 @@ def objective(images: Any = None, **keys: Any) -> Adversarial:
     return made.train()
 
 
-def adversarial(made: Adversarial, given: Batch, step: int, eps: float = 0.05) -> Tensor:
-    attack = create_attack(**{**PGD, "eps": eps})
-    return attack(
+def adversarial(made: Adversarial, given: Batch, step: int) -> Tensor:
+    return create_attack(**PGD)(
         made.model, given.views[0].images_BCHW, given.targets["label"], sample_ids_B=given.sample_ids_B, seed=3,
         step=step,
     )  # fmt: skip

@@ -6,9 +6,16 @@ A key that several attacks have is the same field of the same class or of one wi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from tests.helpers import TINY
 from tests.run.outcomes import Case, logged, weights
+from vitral.objectives.adversarial import Adversarial
+from vitral.run.config import load_config
+from vitral.run.train import run
 
 ADVERSARIAL: Mapping[str, Any] = {
     "objective.kind": "adversarial", "objective.attack.steps": 2, "objective.attack.eps": 0.1,
@@ -48,3 +55,15 @@ ADVERSARIAL_CASES: dict[str, Case] = {
     "objective.align": Case(5.0, weights, ADVERSARIAL),
     "objective.monitor_images": Case(16, logged, ADVERSARIAL),
 }
+
+
+def test_overfitting_ends_the_run_where_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {**ADVERSARIAL, "objective.monitor_images": 8, "train.steps": 6, "train.eval_every": 0.02}
+    monkeypatch.setattr(
+        Adversarial, "check_collapse", lambda self, row: "overfits" if row["step"] >= 4 and "pgd_top1" in row else None
+    )
+    for stops, steps in ((False, 6), (True, 4)):
+        keys["objective.stop_on_overfitting"] = stops
+        found = run(load_config("digits", {**TINY, **keys, "out": str(tmp_path / str(stops))}))
+        assert found["steps"] == steps, stops
+    assert found["best_step"] <= 4

@@ -21,7 +21,10 @@ from PIL import Image
 from tests.data.test_cifar import binary10
 from tests.entropy import registered
 from tests.helpers import TINY, random_model, write_colors
-from tests.run.adversarial_cases import ADVERSARIAL, ADVERSARIAL_CASES
+from tests.run.adversarial_cases import ADVERSARIAL_CASES
+from tests.run.adversarial_cases import (
+    test_overfitting_ends_the_run_where_it_is_asked_for as test_overfitting_ends_the_run_where_it_is_asked_for,
+)
 from tests.run.dino_cases import DINO, DINO_CASES
 from tests.run.mae_cases import MAE_CASES
 from tests.run.objective_cases import OBJECTIVE_CASES
@@ -32,7 +35,6 @@ from vitral.data.config import DataConfig
 from vitral.data.sources import open_dataset
 from vitral.errors import RunFailed, UserError
 from vitral.models import vit
-from vitral.objectives.adversarial import Adversarial
 from vitral.run.config import RunConfig, load_config
 from vitral.run.train import run
 from vitral.training.train_state import TrainState
@@ -305,18 +307,6 @@ def test_finish_ends_a_run_where_it_is(tmp_path: Path) -> None:
     tiny(tmp_path / "a", train__steps=2)
     found = tiny(tmp_path / "a", train__steps=9, finish=True)
     assert (found["steps"], found["best_step"]) == (2, 2)
-
-
-def test_overfitting_ends_the_run_where_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = {**ADVERSARIAL, "objective.monitor_images": 8, "train.steps": 6, "train.eval_every": 0.02}
-    monkeypatch.setattr(
-        Adversarial, "check_collapse", lambda self, row: "overfits" if row["step"] >= 4 and "pgd_top1" in row else None
-    )
-    for stops, steps in ((False, 6), (True, 4)):
-        keys["objective.stop_on_overfitting"] = stops
-        found = run(load_config("digits", {**TINY, **keys, "out": str(tmp_path / str(stops))}))
-        assert found["steps"] == steps, stops
-    assert found["best_step"] <= 4
 
 
 def test_deterministic_is_switched_on_during_the_run_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from vitral.attacks.quiet import quiet
 from vitral.attacks.registry import attack_of, create_attack
 from vitral.errors import UserError
 from vitral.models.model import ImageModel
-from vitral.models.vit import VisionTransformer
+from vitral.models.registry import token_encoder
 from vitral.objectives.adversarial_config import AdversarialConfig
 from vitral.objectives.losses import cross_entropy, soft_targets, wide
 from vitral.objectives.objective import Objective, ObjectiveContext
@@ -51,7 +51,7 @@ class Adversarial(Objective):
         self.model, self.config, self.context = factory(), config, context
         self.stops_on_collapse = config.stop_on_overfitting
         self.attack: Attack | None = None if config.on_embeddings else attack_of(config.attack)
-        if config.on_embeddings and not isinstance(self.model, VisionTransformer):
+        if config.on_embeddings and token_encoder(self.model) is None:
             raise UserError(
                 "the model has no patch embeddings to attack", where="objective.attack.kind", got="embedding_fgm",
                 expected="a Vision Transformer, or an attack on pixels",
@@ -116,8 +116,8 @@ class Adversarial(Objective):
 
     def _on_embeddings(self, images_BCHW: Tensor, batch: Batch, step: int) -> Tensor:
         """Logits of the images with changed patch embeddings."""
-        model = self.model
-        assert isinstance(model, VisionTransformer)
+        model = token_encoder(self.model)
+        assert model is not None
         patches_BND, grid = model.embed(images_BCHW)
 
         def logits_of(some_BND: Tensor) -> Tensor:
