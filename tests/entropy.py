@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from vitral.models.model import ImageModel
-from vitral.objectives.config import LabeledConfig, StreamTraits
+from vitral.objectives.base_config import LabeledConfig, StreamTraits
 from vitral.objectives.losses import cross_entropy, soft_targets, wide
 from vitral.objectives.objective import Objective, ObjectiveContext
 from vitral.objectives.registry import OBJECTIVES

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vitral.data.counter_rng import Stream, bits, permutation, philox, uniform, uniform_runs, uniforms
+from vitral.data.counter_rng import Stream, bits, normals, permutation, philox, uniform, uniform_runs, uniforms
 
 # Known answers of Philox4x32-10, published with Random123 (Salmon et al., SC 2011).
 VECTORS = [
@@ -87,3 +87,15 @@ def test_several_draws_of_a_stream_are_draws_of_their_own() -> None:
     rows = torch.cat([crop, flip])
     assert (torch.corrcoef(rows) - torch.eye(10)).abs().max() < 0.2
     assert torch.equal(uniform_runs(7, index % 3, index % 2, index, [Stream.FLIP], 3)[0], flip[:3])
+
+
+def test_normal_numbers_have_the_normal_distribution_and_depend_on_their_sample_alone() -> None:
+    from scipy.stats import kstest
+
+    index = torch.arange(500)
+    found = normals(7, 3, 1, index, 41)
+    assert found.shape == (500, 41)
+    assert torch.equal(found[100:137, :20], normals(7, 3, 1, index[100:137], 20))
+    assert kstest(found.flatten().double().numpy(), "norm").pvalue > 0.01
+    assert kstest((found[:, ::2][:, :20] + found[:, 1::2]).flatten().double().numpy() / 2**0.5, "norm").pvalue > 0.01
+    assert not torch.equal(found, normals(7, 4, 1, index, 41))

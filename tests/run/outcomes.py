@@ -54,6 +54,11 @@ def judged(out: Path) -> object:
     return tree["evaluated_by"], tree["top1_interval"]
 
 
+def logged(out: Path) -> object:
+    """Names of the numbers in the rows of the metrics log."""
+    return sorted({name for row in MetricsLog.read(out) for name in row})
+
+
 class Case(NamedTuple):
     """Another value of a key; what must then be different; what else is set in both runs, to give the key a meaning."""
 

@@ -19,7 +19,8 @@ from vitral.cli.main import main
 from vitral.config_keys import as_word, describe
 from vitral.data.loader import StreamLoader
 from vitral.errors import RunFailed, UserError
-from vitral.objectives.config import SupervisedConfig, ViewedConfig
+from vitral.objectives.base_config import ViewedConfig
+from vitral.objectives.config import SupervisedConfig
 from vitral.run.config import RunConfig, load_config, streams_of
 from vitral.run.prepare import prepare
 from vitral.run.register_objective import register_objective

@@ -81,6 +81,14 @@ class Stream(IntEnum):
     PRUNE = 56
     CLASS_SHUFFLE = 60
     SHOTS = 64
+    NOISE = 68
+    NOISE_ANGLE = 69
+    NOISE_RADIUS = 70
+    SQUARE_ROW = 72
+    SQUARE_COLUMN = 73
+    SQUARE_SIGN = 74
+    PAIR = 80
+    PAIR_WEIGHT = 81
 
 
 def philox(counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tuple[Any, Any, Any, Any]:
@@ -137,6 +145,12 @@ class Draws(NamedTuple):
     def runs(self, streams: Sequence[Stream], count: int) -> list[Tensor]:
         """[count, B] in [0,1) for each stream."""
         return uniform_runs(self.seed, self.epoch_B, self.view, self.sample_ids_B, streams, count)
+
+
+def normals(seed: int, epoch: Any, view: Any, index_B: Tensor, count: int) -> Tensor:
+    """Return `count` standard normal numbers per sample, float32 [B, count] (Box-Muller of the NOISE streams)."""
+    radius_NB, angle_NB = uniform_runs(seed, epoch, view, index_B, (Stream.NOISE, Stream.NOISE_ANGLE), count)
+    return ((-2 * (1 - radius_NB).log()).sqrt() * (2 * torch.pi * angle_NB).cos()).T
 
 
 def numbered(stream: Any, number: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from vitral.errors import UserError
-from vitral.objectives.config import SupervisedConfig, ViewedConfig
+from vitral.objectives.base_config import ViewedConfig
+from vitral.objectives.config import SupervisedConfig
 
 
 class ClassBalance(NamedTuple):

@@ -2,71 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, Strict, model_validator
 
-from vitral.config import Config, Count, Floats, Share, reject_unused
+from vitral.config import Count, Floats, Share, reject_unused
 from vitral.data.config import AugmentConfig, ShareRange, ViewConfig
 from vitral.errors import UserError
-
-Size = tuple[int, int]
-
-
-class StreamTraits(NamedTuple):
-    """Properties of a stream. labeled: its batches hold labels. mixed: mixup and CutMix, if configured, mix its images
-    and labels."""
-
-    labeled: bool
-    mixed: bool = False
-
-
-class ViewedConfig(Config):
-    """Base of every objective's keys: the task it learns, its streams of batches, and the views of their samples.
-
-    `task`: the name of the task; None: the task of the annotations in the data. `needs_labels`: whether data without
-    annotations are refused. `needs_patches`: whether the model must be a Vision Transformer. `keeps_last`: whether the
-    last weights are saved instead of those of the best validation.
-
-    The first stream of `streams` counts steps and epochs, with `train.batch_size` samples per step. Streams read the
-    train split, except a stream called `unlabeled`, which reads the images without labels (`data.unlabeled`,
-    `data.labels_per_class`), `data.unlabeled_ratio` times as many per step.
-    """
-
-    streams: ClassVar[dict[str, StreamTraits]] = {"train": StreamTraits(labeled=True, mixed=True)}
-    task: ClassVar[str | None] = None
-    needs_labels: ClassVar[bool] = True
-    needs_patches: ClassVar[bool] = False
-    keeps_last: ClassVar[bool] = False
-
-    if TYPE_CHECKING:
-        kind: Any  # of each class a Literal: its name
-
-    def views(self, augment: AugmentConfig, size: Size, stride: int) -> dict[str, tuple[ViewConfig, ...]]:
-        """Return the views of each sample per stream, for images of `size` (height, width), patches of `stride`
-        pixels."""
-        return dict.fromkeys(self.streams, (ViewConfig(augment, size),))
-
-    def check(self, run: Any) -> None:
-        """Raise ValueError for keys of the run (a RunConfig) that contradict this objective."""
-
-    def without_files(self) -> Self:
-        """Return the same objective with random weights in place of weights from a file."""
-        return self
-
-    @property
-    def head_only(self) -> float:
-        """Share of the run that trains only the head."""
-        return 0.0
-
-
-class LabeledConfig(ViewedConfig):
-    """Keys of every objective with labels."""
-
-    label_smoothing: float = Field(
-        default=0.0, ge=0, lt=1, description="share of the target spread over all classes, in training only"
-    )
+from vitral.objectives.adversarial_config import AdversarialConfig
+from vitral.objectives.base_config import (
+    LabeledConfig,
+    SelfSupervisedConfig,
+    Size,
+    ViewedConfig,
+    refuse_target,
+    refuse_useless,
+)
 
 
 class SupervisedConfig(LabeledConfig):
@@ -160,62 +111,6 @@ class RegressionConfig(ViewedConfig):
             "augment.mixup": (run.augment.mixup, 0.0), "augment.cutmix": (run.augment.cutmix, 0.0),
             "data.balance": (run.data.balance, "none"), "data.shots": (run.data.shots, None),
         })  # fmt: skip
-
-
-class SelfSupervisedConfig(ViewedConfig):
-    """Base of objectives without labels: the last weights of the encoder are saved, without a head. Data with classes
-    are evaluated by nearest neighbors, at train.eval_every."""
-
-    streams: ClassVar[dict[str, StreamTraits]] = {"train": StreamTraits(labeled=False)}
-    task: ClassVar[str | None] = "features"
-    needs_labels: ClassVar[bool] = False
-    needs_patches: ClassVar[bool] = True
-    keeps_last: ClassVar[bool] = True
-    has_teacher: ClassVar[bool] = False
-
-    def idle(self) -> dict[str, Any]:
-        """Return the keys of `augment` that this kind of objective sets, with the required values."""
-        return {}
-
-    def check(self, run: Any) -> None:
-        """Refuse keys without effect or support in learning without labels."""
-        model = run.model.options()
-        wrong: dict[str, tuple[Any, Any]] = {
-            "init_head": (run.init_head, False), "model.head_bias": (run.model.head_bias, 0.0),
-            "model.head": (model.get("head", "linear"), "linear"),
-            "model.distill_token": (model.get("distill_token", False), False),
-            "data.shots": (run.data.shots, None), "lora.rank": (run.lora.rank, None),
-            "train.freeze": (run.train.freeze, "none"), "train.patience": (run.train.patience, None),
-            "train.ema": (run.train.ema if self.has_teacher else None, None),
-            "augment.mixup": (run.augment.mixup, 0.0),
-            "augment.cutmix": (run.augment.cutmix, 0.0), "augment.repeated_aug": (run.augment.repeated_aug, 1),
-            **{f"augment.{key}": (getattr(run.augment, key), value) for key, value in self.idle().items()},
-        }  # fmt: skip
-        refuse_useless(run, wrong)
-        if run.train.parallel == "fsdp" or run.precision == "bfloat16_params":
-            raise ValueError(
-                f"objective.kind={run.objective.kind} needs complete models in float32: no train.parallel=fsdp, no "
-                "precision=bfloat16_params; use ddp and bfloat16"
-            )
-
-
-def refuse_target(run: Any) -> None:
-    """Raise ValueError for data.target with an objective of classes."""
-    if run.data.target is not None:
-        kind = run.objective.kind
-        raise ValueError(f"objective.kind={kind} learns classes: data.target needs objective.kind=regression")
-
-
-def refuse_useless(run: Any, wrong: Mapping[str, tuple[Any, Any]]) -> None:
-    """Raise ValueError for keys that differ from the only value this objective supports: {key: (got, expected)}."""
-    useless = {key: expected for key, (got, expected) in wrong.items() if got != expected}
-    if useless:
-        words = " ".join(f"{key}={_word(expected)}" for key, expected in useless.items())
-        raise ValueError(f"no effect with objective.kind={run.objective.kind}: {', '.join(useless)}. Set {words}")
-
-
-def _word(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}".removesuffix(".0")
 
 
 class MaskedPatchConfig(SelfSupervisedConfig):
@@ -438,6 +333,7 @@ else:
             SupervisedConfig
             | DynamicViTConfig
             | RegressionConfig
+            | AdversarialConfig
             | MaskedPatchConfig
             | MaeConfig
             | DinoConfig

@@ -6,7 +6,7 @@ Shape letters: B batch, C channels, H W image height and width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor, nn
@@ -18,12 +18,14 @@ from vitral.structs import Batch, StepOutput
 
 class ObjectiveContext(NamedTuple):
     """Facts of the run for an objective: its length in steps, the steps of an epoch, the seed of what it draws
-    about samples, and how large the classes are."""
+    about samples, how large the classes are, and so many train images, evenly spaced and unaugmented, with their
+    labels, in batches (of many processes each gets its share)."""
 
     steps: int
     epoch_steps: float = 1.0
     seed: int = 0
     balance: ClassBalance = NO_BALANCE
+    train_images: Callable[[int], Iterable[tuple[Tensor, Tensor]]] | None = None
 
 
 class Objective(nn.Module, ABC):
@@ -32,6 +34,7 @@ class Objective(nn.Module, ABC):
 
     model: ImageModel
     frozen: bool = False  # the encoder is not trained: it runs as in evaluation
+    stops_on_collapse: bool = False  # the run ends at the first warning of `check_collapse`
     step_in_graph: ClassVar[bool] = False  # forward takes the step as a tensor too: one compiled graph is for all steps
 
     @abstractmethod
@@ -81,6 +84,11 @@ class Objective(nn.Module, ABC):
     def after_update(self, step: int, means: Mapping[str, Tensor], found_inf: Tensor) -> None:
         """Called when the weights have moved. `means` are those of StepOutput over this process's share of the batch;
         where `found_inf`, a number, is 1, the step was not finite: nothing has moved, and nothing may here."""
+
+    def monitor(self, step: int) -> dict[str, Tensor]:
+        """Return scalars that are too expensive for each step: measured when a row of the log is written, then logged
+        as means over all processes. None by default."""
+        return {}
 
     def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
         """Return a warning, in one sentence, if the logged scalars of a step show a collapse."""

@@ -1,5 +1,6 @@
 """Table of the objectives by kind."""
 
+from vitral.objectives.adversarial import Adversarial
 from vitral.objectives.dino import Dino
 from vitral.objectives.dynamic_vit import DynamicViT
 from vitral.objectives.ibot import Ibot
@@ -13,6 +14,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "supervised": Supervised,
     "dynamic_vit": DynamicViT,
     "regression": Regression,
+    "adversarial": Adversarial,
     "masked_patch": MaskedPatch,
     "mae": MAE,
     "dino": Dino,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from vitral.errors import UserError
-from vitral.objectives.config import ViewedConfig
+from vitral.objectives.base_config import ViewedConfig
 from vitral.objectives.objective import Objective
 from vitral.objectives.registry import OBJECTIVES
 from vitral.run.config import RunConfig

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Module
 
 from vitral import distributed
@@ -109,6 +111,7 @@ def run(
             raise Interrupted(signum_of(stop), f"stopped outside of training. {again}") from None
 
 
+TrainImages = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
 Parts = tuple[RunContext, EvalData, TrainState, Objective, TrainLoader]
 
 
@@ -118,7 +121,7 @@ def _open(config: RunConfig, dataset: Dataset | None, folder: Path, resuming: bo
         prepared = closes.enter_context(closing(prepare(config, dataset)))
         data = closes.enter_context(closing(EvalData(prepared)))
     with distributed.error_barrier():
-        state, objective = assemble(prepared)
+        state, objective = assemble(prepared, partial(data.batches, "train"))
         loader = train_loader(prepared)
         length = state.steps, len(prepared.train.split)
         notes = resume(folder, prepared.config, state, length) if resuming else []
@@ -220,8 +223,8 @@ def torch_settings(config: RunConfig) -> Generator[None]:
         torch.set_num_threads(threads)
 
 
-def assemble(prepared: RunContext) -> tuple[TrainState, Objective]:
-    """Build the training state and the objective, at step 0."""
+def assemble(prepared: RunContext, train_images: TrainImages | None = None) -> tuple[TrainState, Objective]:
+    """Build the training state and the objective, at step 0. train_images: see `ObjectiveContext`."""
     config = prepared.config
     torch.manual_seed(config.seed)
     samples = len(prepared.train.split)
@@ -229,7 +232,8 @@ def assemble(prepared: RunContext) -> tuple[TrainState, Objective]:
     if config.objective.kind != "dynamic_vit" and getattr(prepared.architecture, "pruner_blocks", ()):
         hint = "objective.kind=dynamic_vit init_head=true trains it; model.pruner_blocks=none leaves it out."
         raise UserError("the pruner would not be trained", where="model.pruner_blocks", hint=hint)
-    context = ObjectiveContext(steps, samples / config.train.batch_size, config.seed, _class_balance(prepared))
+    epoch_steps = samples / config.train.batch_size
+    context = ObjectiveContext(steps, epoch_steps, config.seed, _class_balance(prepared), train_images)
     objective = OBJECTIVES[config.objective.kind](prepared.build, config.objective, context).to(prepared.device)
     own = config.train.batch_size // distributed.world()
     micro = min(config.train.micro_batch or own, own)
@@ -347,4 +351,5 @@ def _image_flops(prepared: RunContext) -> float:
     is_whole = config.train.freeze == "none" and config.lora.rank is None
     views = sum(stream.batch_size * len(stream.views) for stream in streams)
     images = sum(stream.batch_size for stream in streams)
-    return 6.0 * sum(count_macs(prepared.architecture).values()) * views / images if is_whole else 0.0
+    macs = sum(count_macs(prepared.architecture).values())
+    return 6.0 * macs * views / images * config.objective.passes if is_whole else 0.0

@@ -89,8 +89,9 @@ def train_loop(
                 throughput.stop()
             if log_due:
                 row = {"step": progress.step, "epoch": round(epoch, 4), "lr": lr}
-                row |= _numbers({"loss": loss, **metrics}, norm)
-                _warn_of_collapse(objective, row, warned)
+                row |= _numbers({"loss": loss, **metrics, **objective.monitor(progress.step - 1)}, norm)
+                if _warn_of_collapse(objective, row, warned) and objective.stops_on_collapse:
+                    progress.done = save_due = True
                 row |= {"skipped": progress.skipped} if progress.skipped else {}
                 metrics_log.row(row | throughput.read().row())
             if eval_due and validation is not None:
@@ -143,12 +144,13 @@ def _numbers(means: Mapping[str, torch.Tensor], norm: torch.Tensor) -> dict[str,
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
-def _warn_of_collapse(objective: Objective, row: Mapping[str, float], warned: set[str]) -> None:
-    """Log each warning once."""
+def _warn_of_collapse(objective: Objective, row: Mapping[str, float], warned: set[str]) -> bool:
+    """Log each warning once, and return whether there is one."""
     warning = objective.check_collapse(row)
     if warning is not None and warning not in warned:
         warned.add(warning)
         log.warning("step %d: %s", row["step"], warning)
+    return warning is not None
 
 
 def _validations_per_step(config: TrainConfig, steps: int, images: int, epochs_per_step: float) -> float:

@@ -1,0 +1,1 @@
+"""Perturbations of inputs that change a model's answer: adversarial attacks."""
