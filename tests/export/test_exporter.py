@@ -446,13 +446,13 @@ def test_int8_is_judged_on_other_images_than_its_scales_are_from() -> None:
         format="onnx", precision="int8", quantize="static", out="o", data=DataSource(path="pets")
     )
     config = load_model("model")[1]
-    samples = _samples(config, options)
+    samples = _samples(config, options, "model")
     assert (len(samples.compared), len(samples.calibration)) == (32, 8)
     assert not {image.numpy().tobytes() for image in samples.compared} & {
         image.numpy().tobytes() for image in samples.calibration
     }
     assert samples.source == samples.calibration_source == "train images of pets"
-    samples = _samples(config, options.model_copy(update={"images": 40}))
+    samples = _samples(config, options.model_copy(update={"images": 40}), "model")
     assert (len(samples.compared), len(samples.calibration)) == (40, 40)
     assert "the same that were compared" in samples.calibration_source
 
