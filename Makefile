@@ -107,4 +107,5 @@ $(STAMPS)/browser: $(STAMPS)/venv tools/browser.sh
 $(STAMPS)/oracle: $(STAMPS)/venv $(INPUTS)
 	@echo "installing into $(VENV), test tools and reference implementations too ..."
 	@$(INSTALL) -c constraints/dev.txt -e '.[dev,oracle]'
+	@$(INSTALL) -c constraints/dev.txt --no-deps torchattacks # pins an old release of requests, which it does not use here
 	@touch $(STAMPS)/core $(STAMPS)/dev $@

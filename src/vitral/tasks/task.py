@@ -154,6 +154,11 @@ class Task(ABC):
     @classmethod
     def of(cls, dataset: Dataset) -> Self:
         """The task for a model that learns from these data. Raises UserError for annotations of another kind."""
+        if dataset.task != cls.name:
+            raise UserError(
+                f"objective.kind learns {cls.name}, and the data are for another task", where=dataset.name,
+                got=dataset.task, expected=cls.name,
+            )  # fmt: skip
         return cls(dataset.classes)
 
     def encode(self, split: Split) -> Split:
