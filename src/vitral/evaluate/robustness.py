@@ -5,7 +5,7 @@ Shape letters: N samples, B batch, K classes, C H W channels, height and width o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,13 +21,15 @@ _AT_ONCE = 64  # images whose activations are kept for a gradient
 
 
 class Attacked(NamedTuple):
-    """A batch before and after an attack: labels [B], logits float32 [B, K], adversarial images in [0,1]. An image that
-    was answered wrongly before is unchanged."""
+    """A batch before and after an attack: labels [B], logits float32 [B, K], adversarial images in [0,1], and the
+    number of the attack that changed the answer, -1 if none did. An image that was answered wrongly before is
+    unchanged."""
 
     labels_B: Tensor
     clean_BK: Tensor
     adversarial_BK: Tensor
     adversarial_BCHW: Tensor
+    by_B: Tensor
 
     @property
     def right_B(self) -> Tensor:
@@ -37,7 +39,7 @@ class Attacked(NamedTuple):
     @property
     def robust_B(self) -> Tensor:
         """Whether the image is answered correctly before and after the attack."""
-        return self.right_B & (self.adversarial_BK.argmax(1) == self.labels_B)
+        return self.right_B & (self.by_B < 0)
 
 
 def answers(model: Classifier, images_BCHW: Tensor) -> Tensor:
@@ -51,30 +53,32 @@ def answers(model: Classifier, images_BCHW: Tensor) -> Tensor:
 
 
 def attack_batch(
-    attack: Attack, model: Classifier, images_BCHW: Tensor, labels_B: Tensor, ids_B: Tensor, *,
+    attacks: Sequence[Attack], model: Classifier, images_BCHW: Tensor, labels_B: Tensor, ids_B: Tensor, *,
     eps: float | None = None, seed: int = 0, source: Classifier | None = None,
 ) -> Attacked:  # fmt: skip
-    """Attack the images that the model answers correctly, within `eps` (default: the configured one).
+    """Attack the images that the model answers correctly, within `eps` (default: the configured one): each attack those
+    that the ones before have left.
 
     ids_B: places of the images in their split, which random starts depend on. source: the model that is attacked, if
     its adversarial images are shown to `model` (transfer). Raises UserError for answers that are not finite, and as
     attacks do.
     """
     clean_BK = answers(model, images_BCHW)
-    right = (clean_BK.argmax(1) == labels_B).nonzero()[:, 0]
     images_BCHW = images_BCHW.detach().to(torch.promote_types(images_BCHW.dtype, torch.float32), copy=True)
-    adversarial_BK = clean_BK.clone()
-    for part in right.split(_AT_ONCE):
-        found_BCHW = attack(
-            source or model, images_BCHW[part], labels_B[part], eps=eps, sample_ids_B=ids_B[part], seed=seed
-        )
-        if not bool(torch.isfinite(found_BCHW).all()):
-            raise UserError(
-                "the gradient by the image is not finite, so the attack is not possible", where=attack.config.kind
+    found_BCHW, adversarial_BK, by_B = images_BCHW.clone(), clean_BK.clone(), torch.full_like(labels_B, -1)
+    right_B = clean_BK.argmax(1) == labels_B
+    for number, attack in enumerate(attacks):
+        for part in (right_B & (by_B < 0)).nonzero()[:, 0].split(_AT_ONCE):
+            part_BCHW = attack(
+                source or model, images_BCHW[part], labels_B[part], eps=eps, sample_ids_B=ids_B[part], seed=seed
             )
-        images_BCHW[part] = found_BCHW
-        adversarial_BK[part] = answers(model, found_BCHW)
-    return Attacked(labels_B, clean_BK, adversarial_BK, images_BCHW)
+            if not bool(torch.isfinite(part_BCHW).all()):
+                raise UserError(
+                    "the gradient by the image is not finite, so the attack is not possible", where=attack.config.kind
+                )
+            found_BCHW[part], adversarial_BK[part] = part_BCHW, answers(model, part_BCHW)
+            by_B[part] = torch.where(adversarial_BK[part].argmax(1) == labels_B[part], -1, number)
+    return Attacked(labels_B, clean_BK, adversarial_BK, found_BCHW, by_B)
 
 
 class Robustness(NamedTuple):
@@ -108,7 +112,7 @@ def robustness(
             if not len(labels_B):  # the last share of many processes
                 continue
             ids_B = torch.tensor(places_N[count : count + len(labels_B)], device=labels_B.device, dtype=torch.int64)
-            found = attack_batch(attack, model, images_BCHW, labels_B, ids_B, seed=seed)
+            found = attack_batch([attack], model, images_BCHW, labels_B, ids_B, seed=seed)
             count += len(labels_B)
             right, robust = right + int(found.right_B.sum()), robust + int(found.robust_B.sum())
     count, right, robust = (sum(values) for values in zip(*distributed.gather((count, right, robust)), strict=True))
