@@ -17,6 +17,8 @@ from torch import Tensor
 import vitral
 from tests.attacks.models import Linear
 from tests.helpers import TINY, random_model, write_colors
+from tests.processes import in_processes
+from vitral import distributed
 from vitral.attacks.registry import create_attack
 from vitral.cli.main import main
 from vitral.data.config import DataSource
@@ -68,23 +70,25 @@ def test_top1_of_a_linear_model_has_a_closed_form(kind: str, keys: dict[str, Any
     assert values[f"{kind}_top1"] == robust / 40
 
 
-def test_shares_of_processes_add_up() -> None:
-    """Random starts depend on the place in the split: not on the batch, nor on the process."""
+def test_samples_are_the_most_that_are_attacked() -> None:
     torch.manual_seed(2)
     model, x_NCHW = Linear((1, 4, 4), 3), torch.rand(30, 1, 4, 4).double()
-    labels_N = model(x_NCHW).argmax(1)
-    whole = found(subject(model, x_NCHW, labels_N), "pgd", eps=0.03, steps=1, step=0.01)["pgd_top1"]
-    assert 0 < whole < 1
-    robust = 0
-    for share in (slice(0, 11), slice(11, 30)):
-        part = subject(model, x_NCHW, labels_N, share)
-        part.places = lambda split, most, share=share: spaced(30, most or 30)[share]  # type: ignore[method-assign]
-        values = found(part, "pgd", eps=0.03, steps=1, step=0.01)
-        robust += round(values["pgd_top1"] * values["pgd_count"])
-    assert robust == round(30 * whole)
-    few = subject(model, x_NCHW, labels_N)
-    assert found(few, "pgd", eps=0.03, samples=7)["pgd_count"] == 7
-    assert found(few, "pgd", eps=0.03, samples=1)["pgd_count"] == 1
+    few = subject(model, x_NCHW, model(x_NCHW).argmax(1))
+    assert [found(few, "pgd", eps=0.03, samples=most)["pgd_count"] for most in (1, 7, 30, 99)] == [1, 7, 30, 30]
+
+
+def shared_top1() -> dict[str, Any]:
+    """In one of several processes: what PGD leaves of 30 images, of which each process has its share."""
+    torch.manual_seed(2)
+    model, x_NCHW = Linear((1, 4, 4), 3), torch.rand(30, 1, 4, 4).double()
+    first, last = distributed.shard_range(30)
+    return found(subject(model, x_NCHW, model(x_NCHW).argmax(1), slice(first, last)), "pgd", eps=0.03, steps=1)
+
+
+def test_two_processes_find_what_one_finds() -> None:
+    one = shared_top1()
+    assert 0 < one["pgd_top1"] < 1
+    assert in_processes(2, "tests.tasks.test_attacked:shared_top1") == [one, one]
 
 
 def test_eval_attacks_as_by_hand() -> None:

@@ -31,7 +31,9 @@ def run(arguments: Arguments, options: AttackOptions) -> Answer:
     from vitral.run.attack import measure
 
     result, sections, failed = measure(arguments.words[0], options)
-    limits = [f"{check.expects} is not so: {check.text}" for check in failed if options.check == "strict"]
+    limits = [
+        f"check=strict: expected that {check.expects}; {check.text}" for check in failed if options.check == "strict"
+    ]
     if options.min_top1 is not None and result["robust_top1"] < options.min_top1:
         limits.append(f"robust_top1 {result['robust_top1']:.4f} is below min_top1={options.min_top1}")
 

@@ -16,9 +16,9 @@ def percent(share: float, digits: int = 2) -> str:
 
 
 def eps_text(eps: float) -> str:
-    """Format the size of a change of images in [0,1]: "8/255" where that is exact, else "0.1"."""
+    """Format the size of a change of images in [0,1]: "8/255" where that is exact (up to 32), else "0.1"."""
     levels = round(255 * eps)
-    return f"{levels}/255" if 0 < levels < 255 and abs(255 * eps - levels) < 1e-6 else f"{eps:.4g}"
+    return f"{levels}/255" if 0 < levels <= 32 and abs(255 * eps - levels) < 1e-6 else f"{eps:.4g}"
 
 
 @dataclass(frozen=True)

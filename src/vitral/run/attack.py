@@ -135,7 +135,9 @@ def measure(model: str, options: AttackOptions) -> Measured:
         "notes": victim.notes, "skipped": skipped.get(name, []),
     }  # fmt: skip
     for check in failed:
-        log.warning("the robust accuracy may be too high: %s is not so (%s)", check.expects, check.text)
+        log.warning(
+            "the real accuracy under attack may be lower. Expected: %s. Measured: %s", check.expects, check.text
+        )
     examples = _examples(victim, split, main.worst)
     result["examples"] = [example.row() for example in examples]
     probabilities = [predictor.scores(logits_NK).numpy() for logits_NK in (main.clean_NK, main.adversarial_NK)]
