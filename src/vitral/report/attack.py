@@ -18,7 +18,7 @@ from vitral.report.sections import Facts, Figure, Note, Part, Picture, Section, 
 Array = NDArray[Any]
 _BOTH, _PAGE = frozenset({"report", "console"}), frozenset({"report"})
 _MAX_ROWS = 20  # of the table of classes; the rest is folded
-_SIDE = 160  # pixels of a panel of an example
+_SIDE = 128  # pixels of a panel of an example
 
 
 class Example(NamedTuple):
@@ -35,7 +35,7 @@ class Example(NamedTuple):
     classes: Sequence[str] = ()
     attention: Sequence[Array] | None = None
 
-    def answer(self, after: bool) -> tuple[str, float]:
+    def answer(self, after: int | bool) -> tuple[str, float]:
         """Return the most probable class and its probability."""
         scores_K = self.after_K if after else self.before_K
         return self.classes[int(scores_K.argmax())], float(scores_K.max())
@@ -167,7 +167,7 @@ def _examples(result: Mapping[str, Any], examples: Sequence[Example]) -> tuple[S
         return Section("Worst examples", ["The attack changed no answer."]), []
     most = max(float(np.abs(each.adversarial_CHW - each.image_CHW).max()) for each in examples)
     factor = 0.5 / most if most else 1.0
-    columns, rows, sheets = ["Image", "Clean", "Change", "Adversarial"], list[list[Any]](), list[Figure]()
+    columns, rows, sheets = ["Clean", "Change", "Adversarial"], list[list[Any]](), list[Figure]()
     has_attention = examples[0].attention is not None
     columns += ["Attention before", "Attention after"] if has_attention else []
     for number, each in enumerate(examples, 1):
@@ -182,17 +182,16 @@ def _examples(result: Mapping[str, Any], examples: Sequence[Example]) -> tuple[S
                 plots.heat_panel(picture, heat_rc, _SIDE, high)
                 for picture, heat_rc in zip((pictures[0], pictures[2]), each.attention, strict=True)
             ]
-        (before, sure), (after, fooled) = each.answer(False), each.answer(True)
-        texts = f"{before} ({percent(sure, 1)} %) became {after} ({percent(fooled, 1)} %)"
-        alts = [f"{name.lower()} of {each.name}" for name in columns[1:]]
-        rows.append(
-            [f"{texts}\n{each.name}", *(Picture(panel, "", alt) for panel, alt in zip(panels, alts, strict=True))]
-        )
-        png = plots.sheet([panels], [name.lower() for name in columns[1:]], [""], [])
-        sheets.append(Figure(png, texts, name=f"example-{number:02d}.png"))
+        (before, sure), (after, fooled) = ((name, f"{percent(score, 1)} %") for name, score in map(each.answer, (0, 1)))
+        text = f"{before}, {sure}, became {after}, {fooled}"
+        alts = [f"{name.lower()} of {each.name}: {text}" for name in columns]
+        cells = [Picture(panel, "", alt) for panel, alt in zip(panels, alts, strict=True)]
+        rows.append([f"{before} → {after}", *cells, f"{sure}, then {fooled}", each.name])
+        png = plots.sheet([panels], [name.lower() for name in columns], [""], [])
+        sheets.append(Figure(png, text, name=f"example-{number:02d}.png"))
     caption = (
         f"The {len(examples)} images with the most confident wrong answers. Change: times {factor:.3g}, gray is none."
     )
     if has_attention:
         caption += " Attention: of the token that the head reads, last layer, mean of the heads, one scale per image."
-    return Section("Worst examples", [Table(columns, rows, caption)], _PAGE), sheets
+    return Section("Worst examples", [Table(["Answer", *columns, "Confidence", "File"], rows, caption)], _PAGE), sheets
