@@ -21,7 +21,7 @@ from vitral.attacks.losses import cross_entropy
 from vitral.attacks.quiet import quiet
 from vitral.attacks.registry import attack_of
 from vitral.evaluate.metric import eps_text, percent
-from vitral.evaluate.robustness import attack_batch
+from vitral.evaluate.robustness import attack_batch, portions
 
 _STEPS, _QUERIES = 20, 200  # of the attacks that the configured one is compared with
 _CONVERGED = 0.01  # of the images
@@ -60,7 +60,7 @@ class CheckImages:
         among_N = torch.ones_like(self.robust_N) if among_N is None else among_N
         result_N = torch.zeros_like(among_N)
         attacks: list[Attack] = [attack_of(config)]
-        for part in among_N.nonzero()[:, 0].split(64):
+        for part in portions(among_N):
             found = attack_batch(
                 attacks, self.model, self.images_NCHW[part], self.labels_N[part], self.ids_N[part], eps=eps,
                 seed=self.seed,
@@ -72,7 +72,7 @@ class CheckImages:
         """Return the mean cross-entropy after so many steps of PGD without a random start, in nats."""
         attack = attack_of(PgdConfig(eps=config.eps, norm=config.norm, steps=steps or 1, random_start=False))
         total = 0.0
-        for part in torch.arange(len(self.labels_N), device=self.labels_N.device).split(64):
+        for part in portions(torch.ones_like(self.robust_N)):
             x_BCHW, labels_B = self.images_NCHW[part], self.labels_N[part]
             if steps:
                 x_BCHW = attack(self.model, x_BCHW, labels_B, seed=self.seed)
@@ -83,7 +83,7 @@ class CheckImages:
     def without_gradient(self) -> float:
         """Return the share of images at which all derivatives of the loss are 0."""
         zero = 0
-        for part in torch.arange(len(self.labels_N), device=self.labels_N.device).split(64):
+        for part in portions(torch.ones_like(self.robust_N)):
             x_BCHW = self.images_NCHW[part].detach().clone().requires_grad_(True)
             with quiet(self.model, x_BCHW.device):
                 loss = cross_entropy(self.model(x_BCHW).float(), self.labels_N[part]).sum()

@@ -52,6 +52,12 @@ def answers(model: Classifier, images_BCHW: Tensor) -> Tensor:
     return logits_BK
 
 
+def portions(which_B: Tensor) -> list[Tensor]:
+    """Return the places of the selected images, so many together as fit in memory with their activations."""
+    places = which_B.nonzero()[:, 0]
+    return list(places.split(_AT_ONCE)) if len(places) else []
+
+
 def attack_batch(
     attacks: Sequence[Attack], model: Classifier, images_BCHW: Tensor, labels_B: Tensor, ids_B: Tensor, *,
     eps: float | None = None, seed: int = 0, source: Classifier | None = None,
@@ -68,7 +74,7 @@ def attack_batch(
     found_BCHW, adversarial_BK, by_B = images_BCHW.clone(), clean_BK.clone(), torch.full_like(labels_B, -1)
     right_B = clean_BK.argmax(1) == labels_B
     for number, attack in enumerate(attacks):
-        for part in (right_B & (by_B < 0)).nonzero()[:, 0].split(_AT_ONCE):
+        for part in portions(right_B & (by_B < 0)):
             part_BCHW = attack(
                 source or model, images_BCHW[part], labels_B[part], eps=eps, sample_ids_B=ids_B[part], seed=seed
             )
