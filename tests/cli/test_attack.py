@@ -44,7 +44,7 @@ def test_text_and_json(capsys: Capture) -> None:
     assert err.count("the real accuracy under attack may be lower") == len(failed)
     assert main(words) == 0
     text = capsys.readouterr().out
-    assert f"{100 * found['robust_top1']:.2f} % of 18 train images answered correctly under pgd" in text
+    assert f"{100 * found['robust_top1']:.2f} % of 18 train images correct under pgd" in text
     assert "eps 20/255" in text
     for title in ("Strength of the attack", "Accuracy over the size", "least robust first"):
         assert title in text

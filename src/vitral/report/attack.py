@@ -85,7 +85,7 @@ def _headline(result: Mapping[str, Any]) -> Section:
     attack = result["attack"]
     count = f"{result['count']:,} {result['split']} images"
     parts: list[Part] = [
-        _metric(result, "robust_top1", f"of {count} answered correctly under {attack_text(attack)}"),
+        _metric(result, "robust_top1", f"of {count} correct under {attack_text(attack)}"),
         _metric(result, "clean_top1", "Without attack"),
     ]
     keys = {key: value for key, value in attack.items() if key not in ("kind", "norm", "eps")}
@@ -111,8 +111,8 @@ def _tests(result: Mapping[str, Any]) -> list[Section]:
     rows = [(check["expects"], words[check["passed"]], check["text"]) for check in checks]
     parts: list[Part] = [Table(["Expected", "So?", "Measured"], rows)]
     if failed:
-        text = f"{len(failed)} of {done} tests failed: the attack is weak or gradients are masked, and the real "
-        parts = [f"{text}accuracy under attack is probably lower.", *parts]
+        text = f"{len(failed)} of {done} tests failed: the real accuracy under attack is probably lower."
+        parts = [text, *parts]
     else:
         parts = [f"No sign of a weak attack or of masked gradients in {done} tests.", *parts]
     return [Section("Strength of the attack", parts, _BOTH)]
