@@ -233,7 +233,7 @@ def test_models_say_what_they_have(client: TestClient, hosts: dict[str, ModelWor
     registers = found["registers"]
     assert (registers["grid"], registers["layers"], registers["heads"]) == ([6, 4], 3, [2, 2, 2])
     assert registers["tokens"] == ["cls", "register:0", "register:1", "register:2"]
-    assert registers["can"] == ["predict", "attention", "lens", "merge"]
+    assert registers["can"] == ["predict", "attack", "attention", "lens", "merge"]
     assert (registers["default_token"], found["average"]["default_token"]) == ("cls", "mean")
     assert found["headless"]["can"] == ["attention", "merge"]
     assert "no head" in found["headless"]["why"]["lens"]
