@@ -32,7 +32,7 @@ def _there(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_text_and_json(capsys: Capture) -> None:
-    words = ["attack", "model", "data=pets", "attack.eps=20/255", "curve=4/255,0.5x,0.9"]
+    words = ["attack", "model", "data=pets", "attack.eps=20/255", "attack.steps=3", "curve=4/255,0.5x,0.9"]
     assert main([*words, "--json"]) == 0
     out, err = capsys.readouterr()
     found = json.loads(out)

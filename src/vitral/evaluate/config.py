@@ -85,7 +85,8 @@ def _attacked(attack: type[AttackConfig]) -> type[EvaluatorConfig]:
     """Return the keys of the evaluator by an attack."""
     (kind,) = get_args(attack.model_fields["kind"].annotation)
     named: Any = (Literal[kind], Field(default=kind))
-    return create_model(f"{attack.__name__}Evaluator", __base__=(AttackedConfig, attack), kind=named)
+    made: Any = create_model(f"{attack.__name__}Evaluator", __base__=(AttackedConfig, attack), kind=named)
+    return made
 
 
 _PIXEL_ATTACKS: dict[str, type[AttackConfig]] = {

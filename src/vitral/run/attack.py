@@ -231,7 +231,8 @@ def _attacked(victim: Victim, split: Split, places: list[int], eps: float, optio
         found.append(tuple(each.cpu() for each in (batch.clean_BK, batch.adversarial_BK, batch.by_B, labels_B)))
         if eps == victim.eps(options.attack.radius):
             worst = worst_first([*worst, *_fooled(victim.predictor, x_BCHW, batch, own)])[:_WORST]
-    return Rows(eps, *(torch.cat(each) for each in zip(*found, strict=True)), worst)
+    clean_NK, adversarial_NK, by_N, labels_N = (torch.cat(each) for each in zip(*found, strict=True))
+    return Rows(eps, clean_NK, adversarial_NK, by_N, labels_N, worst)
 
 
 def _fooled(predictor: Predictor, images_BCHW: Tensor, batch: Any, places: Sequence[int]) -> list[Example]:
@@ -298,7 +299,8 @@ def _numbers(predictor: Predictor, config: AttackConfig, main: Rows, rows: Seque
         for number, label in enumerate(predictor.classes)
     }  # fmt: skip
     found = _share("robust_top1", robust_N)
-    primary = Metric("robust_top1", "", found["robust_top1"], tuple(found["robust_top1_interval"]))
+    low, high = found["robust_top1_interval"]
+    primary = Metric("robust_top1", "", found["robust_top1"], (low, high))
     parts = [
         {"attack": text, "fooled": int((main.by_N == number).sum())}
         for number, text in enumerate(_part_text(part.config) for part in _parts(config, len(predictor.classes)))
