@@ -117,7 +117,8 @@ def test_wrong_evaluators_are_one_message(
 
 def test_features_are_evaluated_by_their_neighbors_alone() -> None:
     assert list(Features.evaluators) == ["knn"]
-    assert list(Classification.evaluators) == ["clean"]
+    attacks = ["fgsm", "fgm", "rfgsm", "fgsm_rs", "pgd", "mifgsm", "apgd", "square", "ensemble"]
+    assert list(Classification.evaluators) == ["clean", *attacks]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "train a model with a recipe, on your images or built-in ones",
     "sweep": "compare settings, then retrain the best on all training data",
     "eval": "measure a model: accuracy with its interval, per class, calibration",
+    "attack": "measure a model on adversarial images",
     "probe": "measure frozen features: k-NN, linear classifier, few shots",
     "estimate": "estimate the memory of a training run, and what fits",
     "summary": "print shapes, parameters and compute of a model",

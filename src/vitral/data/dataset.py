@@ -240,5 +240,7 @@ def fingerprint(parts: Iterable[bytes | memoryview]) -> str:
 
 
 def spaced(count: int, most: int) -> list[int]:
-    """Up to `most` evenly spaced places among `count`, first and last included."""
-    return list(range(count)) if count <= most else [place * (count - 1) // (most - 1) for place in range(most)]
+    """Up to `most` evenly spaced places among `count`, first and last included; of one place the first."""
+    if count <= most:
+        return list(range(count))
+    return [place * (count - 1) // max(most - 1, 1) for place in range(most)]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, Strict, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, Strict, create_model, model_validator
 
+from vitral.attacks.config import AttackConfig, PixelAttack
 from vitral.config import Config, Count, build
 from vitral.errors import UserError, nearest
 
@@ -15,7 +16,12 @@ Positives = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Strict(False), 
 
 
 class EvaluatorConfig(Config):
-    """Keys of an evaluator: none by default."""
+    """Keys of an evaluator: none by default. `whole_model`: each process needs all weights (no FSDP2)."""
+
+    whole_model: ClassVar[bool] = False
+
+    def check(self, outputs: int) -> None:
+        """Raise UserError if these keys do not fit a model with so many outputs."""
 
     def images(self, counts: Mapping[str, int]) -> int:
         """Return the number of images that one validation computes, given the image count of each split."""
@@ -35,7 +41,59 @@ class NeighborsConfig(EvaluatorConfig):
         return sum(min(counts.get(name, 0), self.samples) for name in ("train", "val"))
 
 
-EVALUATORS: dict[str, type[EvaluatorConfig]] = {"clean": EvaluatorConfig, "knn": NeighborsConfig}
+class AttackedConfig(EvaluatorConfig):
+    """Keys of an evaluator that attacks images, beside those of its attack."""
+
+    whole_model: ClassVar[bool] = True  # processes need different numbers of steps, and shards meet at each
+
+    samples: Count = Field(default=256, description="most images that are attacked, evenly spaced")
+    seed: int = Field(default=0, ge=0, description="seed of random starts and squares")
+
+    def check(self, outputs: int) -> None:
+        """Refuse DLR for too few classes."""
+        assert isinstance(self, AttackConfig)
+        check_classes(self, outputs, f"eval.{self.kind}")
+
+    def images(self, counts: Mapping[str, int]) -> int:
+        """Return the passes through the model for all images."""
+        assert isinstance(self, AttackConfig)
+        keys = {key: getattr(self, key, 1) for key in ("steps", "restarts", "targets")}
+        gradients = 0 if self.black_box else keys["steps"] * keys["restarts"] * max(keys["targets"], 1)
+        return min(counts.get("val", 0), self.samples) * (2 + gradients + getattr(self, "queries", 0))
+
+
+def check_classes(attack: AttackConfig, classes: int, where: str) -> None:
+    """Raise UserError if the loss of an attack needs more classes than the model has."""
+    least = 4 if getattr(attack, "targets", 0) else 3
+    if getattr(attack, "loss", "ce") == "dlr" and classes < least:
+        raise UserError(
+            "the DLR loss compares the largest logits", where=f"{where}.loss", got=f"{classes} classes",
+            expected=f"at least {least} classes", hint=f"{where}.loss=ce works with any number of classes.",
+        )  # fmt: skip
+
+
+def check_bounded(attack: AttackConfig, where: str) -> None:
+    """Raise UserError for an attack whose changes may exceed eps."""
+    if not attack.bounded:
+        raise UserError(
+            "this attack may change images by more than eps, so it is for training only", where=where, got=attack.kind,
+            expected=", ".join(ATTACKED),
+        )  # fmt: skip
+
+
+def _attacked(attack: type[AttackConfig]) -> type[EvaluatorConfig]:
+    """Return the keys of the evaluator by an attack."""
+    (kind,) = get_args(attack.model_fields["kind"].annotation)
+    named: Any = (Literal[kind], Field(default=kind))
+    made: Any = create_model(f"{attack.__name__}Evaluator", __base__=(AttackedConfig, attack), kind=named)
+    return made
+
+
+_PIXEL_ATTACKS: dict[str, type[AttackConfig]] = {
+    get_args(attack.model_fields["kind"].annotation)[0]: attack for attack in get_args(PixelAttack)
+}
+ATTACKED = {name: _attacked(attack) for name, attack in _PIXEL_ATTACKS.items() if attack.bounded}
+EVALUATORS: dict[str, type[EvaluatorConfig]] = {"clean": EvaluatorConfig, "knn": NeighborsConfig, **ATTACKED}
 
 
 def _evaluators(tree: Any) -> Any:
@@ -43,6 +101,8 @@ def _evaluators(tree: Any) -> Any:
     if not isinstance(tree, Mapping):
         return tree
     for name in tree:
+        if name in _PIXEL_ATTACKS:
+            check_bounded(build(_PIXEL_ATTACKS[name], {"kind": name}), "eval")
         if name not in EVALUATORS:
             raise UserError(
                 "unknown evaluator", got=name, expected=", ".join(EVALUATORS), nearest=nearest(name, EVALUATORS)

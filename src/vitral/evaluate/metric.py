@@ -15,6 +15,12 @@ def percent(share: float, digits: int = 2) -> str:
     return repr(100 * share)
 
 
+def eps_text(eps: float) -> str:
+    """Format the size of a change of images in [0,1]: "8/255" where that is exact (up to 32), else "0.1"."""
+    levels = round(255 * eps)
+    return f"{levels}/255" if 0 < levels <= 32 and abs(255 * eps - levels) < 1e-6 else f"{eps:.4g}"
+
+
 @dataclass(frozen=True)
 class Metric:
     """A number with its meaning.

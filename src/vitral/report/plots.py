@@ -72,7 +72,8 @@ def single_axes(width: float, height: float, dpi: float | None = None) -> Genera
         yield figure, figure.add_subplot()
 
 
-def _svg(figure: Figure, crop: bool = False) -> bytes:
+def svg(figure: Figure, crop: bool = False) -> bytes:
+    """Return the figure as SVG bytes, without varying metadata. crop: to what is drawn."""
     buffer = io.BytesIO()
     box: Any = {"bbox_inches": "tight", "pad_inches": 0.08} if crop else {}
     figure.savefig(buffer, format="svg", metadata={"Date": None}, **box)
@@ -111,7 +112,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]], primary: Metric, loss_uni
         curves = {name: curve for name, key in panel.lines.items() if (curve := _curve(rows, key))[0]}
         if curves:
             with style():
-                figures[title] = _svg(_drawn(title, panel, curves))
+                figures[title] = svg(_drawn(title, panel, curves))
     return figures
 
 
@@ -166,7 +167,7 @@ def fraction_curves(rows: Sequence[Mapping[str, Any]], shift: int) -> bytes:
             axes.set_xticks([], minor=True)
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
             axes.legend()
-        return _svg(figure)
+        return svg(figure)
 
 
 def accuracy_over_work(curves: Mapping[str, Sequence[tuple[float, float, float, float]]]) -> bytes:
@@ -187,7 +188,7 @@ def accuracy_over_work(curves: Mapping[str, Sequence[tuple[float, float, float, 
             axis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))  # whole percents
             axis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
         axes.legend(loc="lower right")
-        return _svg(figure)
+        return svg(figure)
 
 
 def predicted_over_true(true_N: Any, predicted_N: Any, name: str) -> bytes:
@@ -197,7 +198,7 @@ def predicted_over_true(true_N: Any, predicted_N: Any, name: str) -> bytes:
         axes.plot(ends, ends, "--", color=GRAY, linewidth=1)
         axes.plot(true_N, predicted_N, "o", color=BLUE, markersize=3, alpha=0.5, rasterized=len(true_N) > _MAX_POINTS)
         axes.set(xlabel=f"true {short(name, 40)}", ylabel=f"predicted {short(name, 40)}")
-        return _svg(figure)
+        return svg(figure)
 
 
 def residuals(true_N: Any, predicted_N: Any, name: str) -> bytes:
@@ -209,7 +210,7 @@ def residuals(true_N: Any, predicted_N: Any, name: str) -> bytes:
             rasterized=len(true_N) > _MAX_POINTS,
         )  # fmt: skip
         axes.set(xlabel=f"true {short(name, 40)}", ylabel="predicted - true")
-        return _svg(figure)
+        return svg(figure)
 
 
 def _curve(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
@@ -249,7 +250,7 @@ def confusion_matrix(confusion_CC: ArrayLike, classes: Sequence[str]) -> bytes:
         bar = figure.colorbar(image, cax=bar_axes, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
         bar.ax.set_yticklabels(["0", "1", "5", "20", "50", "100"])
         bar.set_label("share of the true class (%)")
-        return _svg(figure, crop=True)
+        return svg(figure, crop=True)
 
 
 def _name_classes(axes: Axes, classes: Sequence[str], size: float) -> None:
@@ -301,7 +302,7 @@ def reliability_diagram(bins: ReliabilityBins) -> bytes:
         bottom.yaxis.set_major_locator(LogLocator(numticks=6))
         bottom.yaxis.set_minor_formatter(NullFormatter())
         top.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
-        return _svg(figure)
+        return svg(figure)
 
 
 def _brief(number: float) -> str:

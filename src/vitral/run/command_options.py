@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, Strict, model_validator
+from pydantic import BeforeValidator, Field, Strict, model_validator
 
+from vitral.attacks.config import AnyAttack, PgdConfig, fraction
 from vitral.compression.config import EViTConfig, ToMeConfig
 from vitral.config import Config, Count, Pair
 from vitral.data.config import DataSource, ValueRange
@@ -143,6 +145,73 @@ class ProbeOptions(ModelUse):
     fewshot: FewshotConfig = FewshotConfig()
     min_top1: float | None = _MIN_TOP1
     batch_size: int = Field(default=256, ge=1, description="number of images per batch")
+
+
+class AttackOptions(ModelUse):
+    """Keys of `vitral attack`."""
+
+    attack: AnyAttack = PgdConfig()
+    data: DataSource = DataSource()
+    split: Literal["auto", "train", "val", "test"] = Field(
+        default="auto", description="images to attack; auto: test, else val, else all images"
+    )
+    samples: Count = Field(
+        default=500, description="most images that are attacked, evenly spaced; more narrow the interval"
+    )
+    curve: Annotated[tuple[Annotated[str, BeforeValidator(str)], ...], Strict(False)] = Field(
+        default=("0.25x", "0.5x", "2x"),
+        description="further sizes of change for the curve of accuracy: multiples of attack.eps such as 0.5x, or "
+        "values such as 4/255; 0 and attack.eps are always in it",
+    )
+    transfer: str | None = Field(
+        default=None,
+        description="second model that is attacked instead, as MODEL; its adversarial images are shown to MODEL",
+    )
+    check: Literal["warn", "strict", "none"] = Field(
+        default="warn",
+        description="tests for a weak attack or masked gradients; warn: print and report what fails; strict: also exit "
+        "code 3; none: no tests",
+    )
+    min_top1: float | None = Field(
+        default=None, ge=0, le=1, description="smallest allowed top-1 under attack, as a share, else exit code 3"
+    )
+    seed: int = Field(default=0, ge=0, description="seed of random starts and squares")
+    out: str | None = Field(default=None, description="folder to write: page, pictures and JSON; null: none")
+    overwrite: bool = Field(default=False, description="replace the earlier output of `vitral attack` in out")
+    batch_size: int = Field(default=64, ge=1, description="number of images per batch")
+
+    def sizes(self) -> list[float]:
+        """Return all sizes of change of the curve, ascending, with 0 and attack.eps."""
+        radius = self.attack.radius
+        return sorted({0.0, radius, *(_size(text, radius, self.attack.norm) for text in self.curve)})
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> AttackOptions:
+        if self.overwrite and self.out is None:
+            raise ValueError("overwrite=true has no effect without out=DIR")
+        if self.transfer is not None and "check" in self.model_fields_set and self.check != "none":
+            raise ValueError(
+                f"check={self.check} has no effect with transfer: the tests are of attacks on MODEL itself"
+            )
+        self.sizes()
+        return self
+
+
+def _size(text: str, radius: float, norm: str) -> float:
+    """Return an item of `curve`, a multiple ("0.5x") or a value ("4/255"). Raises ValueError for other text and for a
+    value out of range."""
+    number = fraction(text.strip().removesuffix("x"))
+    try:
+        value = float(number)
+    except ValueError:
+        raise ValueError(f"curve={text}: expected a multiple of attack.eps as 0.5x, or a value as 4/255") from None
+    most = 1.0 if norm == "linf" else math.inf
+    if text.strip().endswith("x"):
+        value = min(value * radius, most)
+    if not (0 <= value <= most and math.isfinite(value)):
+        hint = f" Is {text}/255 meant?" if value > most else ""
+        raise ValueError(f"curve={text}: sizes of change are in units of [0,1].{hint}")
+    return value
 
 
 class EmbedOptions(ModelUse):

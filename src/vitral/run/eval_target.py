@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from vitral import distributed
 from vitral.data.dataset import Split, spaced
 from vitral.data.image_store import ImageStore
 from vitral.data.loader import eval_batches
+from vitral.engines import TorchEngine
 from vitral.evaluate.classification import collect_logits
 from vitral.predictor import Predictor
 from vitral.run.fit_memory import EVAL_BATCH
@@ -29,7 +30,9 @@ class EvalData:
 
     def subject(self, model: nn.Module, split: str, *, in_training: bool = False) -> Subject:
         """Return the model as subject of an evaluation on a split by all processes together."""
-        return Subject(split, self.batches, partial(self._outputs, model, split), model, in_training=in_training)
+        sizes = {name: len(part) for name, part in self.prepared.dataset.splits.items()}
+        outputs = partial(self._outputs, model, split)
+        return Subject(split, self.batches, outputs, model, in_training=in_training, sizes=sizes)
 
     def batches(self, split: str, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield this process's share of the images of a split, or of `most` evenly spaced ones."""
@@ -64,4 +67,20 @@ def loaded_subject(predictor: Predictor, splits: Mapping[str, Split], split: str
         return image_batches(predictor, part if most is None else part.subset(spaced(len(part), most)), batch_size)
 
     model = None if predictor.is_export else predictor.model
-    return Subject(split, batches, partial(split_logits, predictor, splits[split], batch_size), model)
+    return Subject(
+        split, batches, partial(split_logits, predictor, splits[split], batch_size), model,
+        sizes={name: len(part) for name, part in splits.items()}, classifier=classifier_of(predictor),
+    )  # fmt: skip
+
+
+def classifier_of(predictor: Predictor) -> nn.Module | Callable[[Tensor], Tensor]:
+    """Return the function from images in [0,1] to logits that the predictor's engine computes: a module if it has
+    gradients. An engine that takes pixels gets images of 8 bits, so these are rounded."""
+    engine = predictor.engine
+    if isinstance(engine, TorchEngine):
+        return engine.model
+
+    def rounded(images_BCHW: Tensor) -> Tensor:
+        return engine.logits((images_BCHW * 255).round().byte().permute(0, 2, 3, 1).contiguous())
+
+    return engine.logits if engine.takes == "resized" else rounded

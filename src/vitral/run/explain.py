@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from vitral.atomic_files import tidy, write_json
-from vitral.errors import UserError, taken
-from vitral.files import read_json
+from vitral.errors import UserError
 from vitral.interpret.tokens import require_transformer
 from vitral.models.registry import token_encoder
 from vitral.predictor import Predictor
-from vitral.report.render import write_page
 from vitral.report.sections import Bullets, Figure, Note, Section
 from vitral.run.command_options import IMAGE_METHODS, MODEL_METHODS, ExplainOptions
 from vitral.run.explain_image import explain_image
 from vitral.run.explain_model import explain_model
 from vitral.run.inference_inputs import load_used
+from vitral.run.page_folder import page_folder
 from vitral.training.metrics_log import console_logging, log
 
 PAGE, RECORD = "explain.html", "explain.json"
@@ -41,7 +37,9 @@ def explain(model: str, images: Sequence[str], options: ExplainOptions) -> dict[
     view that the model does not support, an unreadable image, and a folder that another program wrote.
     """
     console_logging()
-    folder, old = _target(options)
+    if options.out is None:
+        raise UserError("no folder for the figures given", where="out", hint="out=DIR")
+    folder = page_folder(options.out, overwrite=options.overwrite, page=PAGE, record=RECORD, command="vitral explain")
     _check(images, options)
     predictor = load_used(model, options)
     predictor.model.requires_grad_(False)  # gradients are of images and attention only
@@ -63,47 +61,13 @@ def explain(model: str, images: Sequence[str], options: ExplainOptions) -> dict[
     figures = [part for section in sections for part in section.parts if isinstance(part, Figure)]
     names = [PAGE, RECORD, *(figure.name for figure in figures)]
     found = {
-        "model": model, "page": str(folder / PAGE), "files": names,
+        "model": model, "page": str(folder.path / PAGE), "files": names,
         "images": found_of[: len(images)],
         "views": {name: value for each in found_of[len(images) :] for name, value in each.items()}, "notes": notes,
     }  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / RECORD, {**found, "files": [*names, *old]})  # also lists the old files, in case of a kill
-    for name in set(old) - set(names):
-        (folder / name).unlink(missing_ok=True)
-    for figure in figures:
-        (folder / figure.name).write_bytes(figure.content)
     left_out = [Section("Left out", [Bullets(notes)])] if notes else []
-    write_page(folder / PAGE, f"Inside {model}", [Section("", [Note(_CAUTION)]), *sections, *left_out])
-    write_json(folder / RECORD, found)
+    folder.write(f"Inside {model}", [Section("", [Note(_CAUTION)]), *sections, *left_out], figures, found)
     return found
-
-
-def _target(options: ExplainOptions) -> tuple[Path, list[str]]:
-    """Return the folder to write and the files in it from an earlier call."""
-    if options.out is None:
-        raise UserError("no folder for the figures given", where="out", hint="out=DIR")
-    folder = Path(options.out).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise UserError("out is a file", where="out", got=folder, expected="a new or empty folder")
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):  # checked before minutes of computation
-        raise UserError("folder is not writable", where="out", got=folder)
-    if folder.is_dir():
-        tidy(folder, (RECORD,))
-    inside = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set[str]()
-    if not inside:
-        return folder, []
-    if not options.overwrite:
-        raise taken(folder, overwrite=True)
-    if RECORD not in inside:
-        raise UserError("folder was not written by vitral explain and is not replaced", where="out",
-                        got=folder, expected="a new or empty folder")  # fmt: skip
-    try:
-        named = read_json(folder / RECORD)["files"]
-        return folder, [name for name in named if name in inside]
-    except (ValueError, KeyError, TypeError):
-        raise UserError("the record of this folder cannot be read", where=str(folder / RECORD)) from None
 
 
 def _check(images: Sequence[str], options: ExplainOptions) -> None:

@@ -96,6 +96,11 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> RunContext:
     dataset, report = _open_data(config, init, dataset)
     task = task_of(config, dataset)
     evaluators = task.evaluators_of(config.eval)
+    if config.train.parallel == "fsdp":
+        for evaluator in (name for name, keys in evaluators.items() if keys.whole_model):
+            hint = f"After the run: vitral eval MODEL eval.{evaluator}={{}}"
+            raise UserError("this evaluator needs all weights in each process, which train.parallel=fsdp cuts",
+                            where="eval", got=evaluator, hint=hint)  # fmt: skip
     # Everything about the architecture that can be wrong is found before images are read.
     name, draft = choose_architecture(config, dataset, init)
     checkpointed_blocks(config, draft)

@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from vitral.attacks.registry import create_attack
 from vitral.compression.tome import ToMe
 from vitral.data.channels import MODES
 from vitral.data.resize import fit_image
@@ -36,6 +37,7 @@ from vitral.predictor import Predictor
 from vitral.serve.decoding import DecodedImage
 
 Floats = NDArray[np.float32]
+AttackKind = Literal["fgsm", "pgd"]
 
 _RACES, _RACE_SECONDS = 9, 0.6  # timed pairs of a whole and a merged pass: most, and until when
 
@@ -67,6 +69,12 @@ def _views(predictor: Predictor) -> tuple[list[str], dict[str, str]]:
         can.append("predict")
     else:
         why["predict"] = why["lens"] = "This model has no head for classes, so there are no answers to show here."
+    if predictor.is_export:
+        why["attack"] = "This is an export: it has no gradients to attack by."
+    elif not (predictor.task.has_classes and predictor.task.is_exclusive):
+        why["attack"] = "Attacks need a model with one class per image."
+    else:
+        can.append("attack")
     if predictor.is_export:
         why["attention"] = (
             "This is an export, one closed function from image to classes. The model folder that it was made from "
@@ -203,6 +211,35 @@ def merged(predictor: Predictor, x_CHW: Tensor, r: int, topk: int) -> dict[str, 
             if predictor.task.has_classes:
                 found[name] = predictor.postprocess(vit.classify(vector_BD), topk)[0]["predictions"]
     return found
+
+
+def attacked(
+    predictor: Predictor, x_CHW: Tensor, kind: AttackKind, eps: float, steps: int, topk: int
+) -> tuple[dict[str, Any], Tensor]:
+    """An attack on the answer to one image: the answers before and after, the attacked input and the change (amplified,
+    gray is 0) as PNGs; and the attacked input itself, [C, H, W] in [0,1]. Raises UserError for a model that cannot be
+    attacked."""
+    can, why = _views(predictor)
+    if "attack" not in can:
+        raise UserError(why["attack"], where=predictor.config.name)
+    with torch.inference_mode(False):
+        x_BCHW = x_CHW.detach().clone()[None].float().to(predictor.device)
+    label_B = predictor.model(x_BCHW).detach().argmax(1)
+    found_BCHW = create_attack(kind, eps=eps, **({"steps": steps} if kind == "pgd" else {}))(
+        predictor.model, x_BCHW, label_B
+    )
+    found_CHW, before_CHW = found_BCHW[0].cpu(), x_BCHW[0].cpu()
+    start = time.perf_counter()
+    after, before = (
+        predictor.postprocess(predictor.forward(each[None]), topk)[0]["predictions"] for each in (found_CHW, before_CHW)
+    )
+    milliseconds = 1000 * (time.perf_counter() - start) / 2
+    found = {
+        "kind": kind, "eps": eps, "before": before, "predictions": after, "input": as_png_url(found_CHW),
+        "change": as_png_url((0.5 + (found_CHW - before_CHW) * 0.5 / eps).clamp(0, 1)),
+        "latency_ms": round(milliseconds, 3), "device": str(predictor.device),
+    }  # fmt: skip
+    return found, found_CHW
 
 
 def _race(vit: VisionTransformer, x_BCHW: Tensor, merging: TokenReduction) -> dict[str, Any]:

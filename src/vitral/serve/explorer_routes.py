@@ -6,6 +6,7 @@ The numbers are those of `vitral.interpret`, float32, little-endian, with their 
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import weakref
 from collections.abc import Awaitable, Callable, Iterable
@@ -34,6 +35,8 @@ Model = Annotated[str | None, Query(description="a served model's name; without 
 Token = Annotated[str | None, Query(description="cls, distill, register:0, mean, or a patch as row,column")]
 TopK = Annotated[int, Query(ge=1, le=100, description="so many of the likeliest classes")]
 
+MOST_EPS, MOST_STEPS = 16 / 255, 20  # of an attack, which takes two passes per step
+
 _FOLDER = Path(__file__).with_name("explorer")
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _GONE = "The server no longer keeps this image: give it again."
@@ -54,7 +57,7 @@ def explorer_router(service: Service) -> APIRouter:
         "models": explorer.models, "samples/{name}": explorer.sample, "{key}": explorer.again,
         "{key}/attention": explorer.attention, "{key}/rollout": explorer.rollout,
         "{key}/similarity": explorer.similarity, "{key}/norms": explorer.norms, "{key}/lens": explorer.lens,
-        "{key}/merge": explorer.merge,
+        "{key}/merge": explorer.merge, "{key}/attack": explorer.attack,
     }  # fmt: skip
     for path, endpoint in get.items():
         router.add_api_route(f"/v1/explore/{path}", endpoint, response_class=Response)
@@ -137,6 +140,20 @@ class _Explorer:
     ) -> Response:
         """Token merging: which patches end in one token, the answer then, and the time of a pass with and without."""
         return answer_json(await self._of(key, model, lambda predictor, it: views.merged(predictor, it.x_CHW, r, topk)))
+
+    async def attack(
+        self, key: Key, eps: Annotated[float, Query(gt=0, le=MOST_EPS)], kind: views.AttackKind = "pgd",
+        steps: Annotated[int, Query(ge=1, le=MOST_STEPS)] = 10, model: Model = None, topk: TopK = 5,
+    ) -> Response:  # fmt: skip
+        """The answer to the attacked image, and the id under which its views are requested."""
+        worker = self.service.pick(model)
+        (found, x_CHW), given = await self._of(
+            key, model, lambda predictor, it: (views.attacked(predictor, it.x_CHW, kind, eps, steps, topk), it)
+        )
+        data = base64.b64decode(found["input"].partition(",")[2])
+        own = hashlib.sha256(f"{key} {kind} {eps} {steps}".encode()).hexdigest()
+        self.kept.put(worker.name, own, CachedImage(given.model, x_CHW, data))
+        return answer_json({"id": own, "model": worker.name, **found})
 
     async def _of(self, key: str, model: str | None, function: Callable[[Predictor, CachedImage], T]) -> T:
         """What `function` makes of the kept image, on the model's thread."""

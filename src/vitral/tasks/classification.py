@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
+from vitral.attacks.config import AttackConfig
 from vitral.data.dataset import Dataset, Split
 from vitral.errors import UserError
 from vitral.evaluate.calibration import helpful_temperature
 from vitral.evaluate.classification import classification_metrics, wilson_interval
 from vitral.evaluate.compare import mcnemar
-from vitral.evaluate.metric import Metric
+from vitral.evaluate.config import ATTACKED, AttackedConfig
+from vitral.evaluate.metric import Metric, eps_text
 from vitral.report.sections import Section, Table
 from vitral.tasks.imagenet_names import numbered_names, numbered_of
-from vitral.tasks.task import Array, Evaluation, Evaluator, Samples, Task, clean
+from vitral.tasks.task import Array, Evaluation, Evaluator, Found, Samples, Subject, Task, clean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,6 +109,25 @@ class Classes(Task):
         )
 
 
+def attacked(task: Task, subject: Subject, config: AttackedConfig) -> Iterator[Found]:
+    """Top-1 under an attack: the share of images whose answer is correct before and after it."""
+    from vitral.attacks.registry import attack_of
+    from vitral.evaluate.robustness import robustness
+
+    assert isinstance(config, AttackConfig)
+    if not (config.black_box or subject.has_gradients):
+        raise UserError(
+            "this attack needs gradients, and an export gives answers only", where="eval", got=config.kind,
+            expected="square",
+        )  # fmt: skip
+    batches, places = subject.batches(subject.split, config.samples), subject.places(subject.split, config.samples)
+    found = robustness(attack_of(config), subject.classifier, batches, places, config.seed)
+    label = f"top-1 under {config.kind} ({config.norm}, eps {eps_text(config.radius)})"
+    yield Metric(f"{config.kind}_top1", label, found.top1, found.interval)
+    yield f"{config.kind}_count", found.count
+    yield f"{config.kind}_clean_top1", found.right / found.count
+
+
 @dataclass(frozen=True)
 class Classification(Classes):
     """One class per image: probabilities by softmax of the outputs over the temperature."""
@@ -121,7 +142,7 @@ class Classification(Classes):
         Metric("ece_uncalibrated", "ECE without temperature scaling", None, higher_is_better=False),
     )
     tie_breaker: ClassVar[str | None] = "loss"
-    evaluators: ClassVar[dict[str, Evaluator]] = {"clean": clean}
+    evaluators: ClassVar[dict[str, Evaluator]] = {"clean": clean, **dict.fromkeys(ATTACKED, attacked)}
     headline: ClassVar[tuple[str, ...]] = ("top1", "top1_interval", "count", "ece", "loss")
     right_metric: ClassVar[str] = "top1"
     loss_unit: ClassVar[str] = "nats"
@@ -187,7 +208,8 @@ class Classification(Classes):
             mixed = ", ".join(f"{other} ({count})" for count, other in wrong[:3])
             rows.append([name, *(Metric(key, key, row[key]) for key in ("precision", "recall")), row["count"], mixed])
         table = Table(["class", "precision", "recall", "images", "most often confused with"], rows)
-        return [*super().console(evaluation), Section("", [table], frozenset({"console"}))]
+        tables = [Section("", [table], frozenset({"console"}))] if rows else []
+        return [*super().console(evaluation), *tables]
 
     def log_lines(self, evaluation: Evaluation) -> list[str]:
         """Add the accuracy of always predicting the most common class."""

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from vitral.data.dataset import Dataset, Split
+from vitral import distributed
+from vitral.data.dataset import Dataset, Split, spaced
 from vitral.errors import UserError, nearest, plural
 from vitral.evaluate.config import EVALUATORS, EvaluatorConfig
 from vitral.evaluate.metric import Metric
@@ -32,7 +33,8 @@ class Subject:
     model: gives outputs [B, S] of images in [0,1], [B, C, H, W]; None for an export. batches(split, most): all images
     of a split, or `most` evenly spaced ones, with their annotations, as the model takes them; of many processes each
     gets its share. in_training: it is a validation during a run, of which there are many. outputs: outputs and
-    annotations of every sample of `split` without any change, computed once.
+    annotations of every sample of `split` without any change, computed once. sizes: images of each split. classifier:
+    the function from images in [0,1] to outputs that is attacked; by default the model.
     """
 
     def __init__(
@@ -43,8 +45,11 @@ class Subject:
         model: nn.Module | None = None,
         *,
         in_training: bool = False,
+        sizes: Mapping[str, int] | None = None,
+        classifier: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.split, self.batches, self._collect, self._model = split, batches, collect, model
+        self._sizes, self._classifier = sizes or {}, classifier
         self.in_training = in_training
         self._outputs: tuple[Array, Array] | None = None
 
@@ -54,6 +59,25 @@ class Subject:
         if self._model is None:
             raise UserError("this evaluator needs the model, and an export gives answers only", where="eval")
         return self._model
+
+    @property
+    def classifier(self) -> Callable[[Tensor], Tensor]:
+        """What is attacked; the network, or a closed function without gradients."""
+        return self._classifier or self.model
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether outputs have gradients by the images."""
+        from torch import nn
+
+        return isinstance(self.classifier, nn.Module)
+
+    def places(self, split: str, most: int | None) -> list[int]:
+        """Return the places in the split of the images that `batches` gives this process."""
+        count = self._sizes[split]
+        every = range(count) if most is None else spaced(count, most)
+        first, last = distributed.shard_range(len(every))
+        return list(every[first:last])
 
     def outputs(self) -> tuple[Array, Array]:
         """Outputs float32 [N, S] and annotations [N, ...] of the split."""
@@ -324,13 +348,16 @@ class Task(ABC):
         return True
 
     def evaluators_of(self, config: Mapping[str, EvaluatorConfig]) -> dict[str, EvaluatorConfig]:
-        """The evaluators that are configured, or else the default one. Raises UserError for one that the task lacks."""
+        """The evaluators that are configured, or else the default one. Raises UserError for one that the task lacks,
+        and for keys that do not fit the number of outputs."""
         for name in config:
             if name not in self.evaluators:
                 raise UserError(
                     f"unknown evaluator of the task {self.name}", where="eval", got=name,
                     expected=", ".join(self.evaluators), nearest=nearest(name, self.evaluators),
                 )  # fmt: skip
+        for keys in config.values():
+            keys.check(len(self.labels))
         default = next(iter(self.evaluators))
         return dict(config) or {default: EVALUATORS[default]()}
 

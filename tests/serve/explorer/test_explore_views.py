@@ -18,6 +18,7 @@ from PIL import Image
 
 import vitral
 from tests.serve.explorer.app import conv_host, make_app, random_host
+from vitral.attacks.registry import create_attack
 from vitral.compression.tome import ToMe
 from vitral.errors import UserError
 from vitral.interpret.attention import stream_maps, token_attention
@@ -227,13 +228,53 @@ def test_half_precision_models_answer_in_float32(tmp_path: Path) -> None:
         assert client.get(f"/v1/explore/{key}/{view}").status_code == 200
 
 
+@pytest.mark.parametrize("kind", ["fgsm", "pgd"])
+def test_an_attack_equals_python(client: TestClient, hosts: dict[str, ModelWorker], kind: str) -> None:
+    data, eps = picture(seed=6), 8 / 255
+    clean, (vit, x_BCHW) = give(client, "registers", data, topk=2), seen(hosts["registers"], data)
+    steps = {"steps": 4} if kind == "pgd" else {}
+    params: dict[str, Any] = {"model": "registers", "kind": kind, "eps": eps, "topk": 2, **steps}
+    answer = client.get(f"/v1/explore/{clean['id']}/attack", params=params).json()
+    label_B = vit(x_BCHW).detach().argmax(1)
+    found_BCHW = create_attack(kind, eps=eps, **steps)(vit, x_BCHW, label_B)
+    assert float((found_BCHW - x_BCHW).abs().max()) == pytest.approx(eps, abs=1e-6)
+    predictor = hosts["registers"].predictor
+    assert answer["before"] == clean["predictions"]
+    assert answer["predictions"] == predictor.postprocess(predictor.forward(found_BCHW), 2)[0]["predictions"]
+    with Image.open(io.BytesIO(base64.b64decode(answer["input"].partition(",")[2]))) as shown:
+        pixels_HWC = np.asarray(shown).reshape(*vit.config.image_size, -1)
+    np.testing.assert_array_equal(pixels_HWC, (found_BCHW[0] * 255).round().permute(1, 2, 0).numpy())
+    both = floats(client, answer["id"], "attention", model="registers", token="cls")
+    np.testing.assert_array_equal(both[0], token_attention(vit, found_BCHW, "cls")[0].detach().numpy())
+    same = floats(client, clean["id"], "attention", model="registers", token="cls")
+    assert not np.array_equal(both, same)
+    assert all(parameter.grad is None for parameter in vit.parameters())
+    assert client.get(f"/v1/explore/{clean['id']}/attack", params=params).json()["id"] == answer["id"]
+
+
+@pytest.mark.parametrize(
+    "words", ["eps=0", "eps=0.07", "eps=-1", "eps=8", "", "eps=0.01&steps=21", "eps=0.01&kind=apgd"]
+)
+def test_an_attack_has_limits(client: TestClient, words: str) -> None:
+    key = give(client, "registers")["id"]
+    assert client.get(f"/v1/explore/{key}/attack?{words}").status_code == 422
+
+
+def test_a_model_without_classes_is_not_attacked(client: TestClient, hosts: dict[str, ModelWorker]) -> None:
+    key = give(client, "headless")["id"]
+    response = client.get(f"/v1/explore/{key}/attack?eps=0.03&model=headless")
+    assert (response.status_code, "one class per image" in response.text) == (422, True)
+    assert "attack" not in views.describe(hosts["headless"].predictor)["can"]
+    assert client.get(f"/v1/explore/{'0' * 64}/attack?eps=0.03").json()["error"]["code"] == "gone"
+
+
 def test_models_say_what_they_have(client: TestClient, hosts: dict[str, ModelWorker]) -> None:
     found = {each["name"]: each for each in client.get("/v1/explore/models").json()["models"]}
     assert list(found) == list(hosts)
     registers = found["registers"]
     assert (registers["grid"], registers["layers"], registers["heads"]) == ([6, 4], 3, [2, 2, 2])
     assert registers["tokens"] == ["cls", "register:0", "register:1", "register:2"]
-    assert registers["can"] == ["predict", "attention", "lens", "merge"]
+    assert registers["can"] == ["predict", "attack", "attention", "lens", "merge"]
     assert (registers["default_token"], found["average"]["default_token"]) == ("cls", "mean")
     assert found["headless"]["can"] == ["attention", "merge"]
     assert "no head" in found["headless"]["why"]["lens"]
@@ -246,7 +287,7 @@ def test_models_say_what_they_have(client: TestClient, hosts: dict[str, ModelWor
 def test_relative_positions_refuse_merging_alone(tmp_path: Path) -> None:
     host = random_host(tmp_path, "relative", positions="relative")
     client = TestClient(make_app({"relative": host}), headers=PNG)
-    assert client.get("/v1/explore/models").json()["models"][0]["can"] == ["predict", "attention", "lens"]
+    assert client.get("/v1/explore/models").json()["models"][0]["can"] == ["predict", "attack", "attention", "lens"]
     key = give(client, "relative")["id"]
     assert floats(client, key, "norms").shape == (2, 16)
     refused = client.get(f"/v1/explore/{key}/merge?r=1")
@@ -270,7 +311,7 @@ def test_convolutional_networks_and_exports_answer_alone(tmp_path: Path) -> None
         make_app({"cnn": ModelWorker("cnn", cnn), "export": ModelWorker("export", export)}), headers=PNG
     )
     first, second = client.get("/v1/explore/models").json()["models"]
-    assert first["can"] == second["can"] == ["predict"]
+    assert (first["can"], second["can"]) == (["predict", "attack"], ["predict"])
     assert "convolutional" in first["why"]["attention"]
     assert "export" in second["why"]["attention"]
     data = picture()

@@ -2,6 +2,7 @@
 
 import { blob as fileOf, json, onKeyWanted } from "./api.js";
 import { showAnswer, Lens } from "./answers.js";
+import { Attack } from "./attack.js";
 import { Attention, tokenName } from "./attention.js";
 import { $, el, placeName, showMessage } from "./dom.js";
 import { Layers } from "./layers.js";
@@ -55,7 +56,7 @@ async function start() {
   picture = new Stack($("picture"), { pick: (patch) => page.choose(patch), key: pressed });
   picture.box.id = "patches";
   page.on(show);
-  for (const Part of [Attention, Layers, Lens, Merge]) new Part(page);
+  for (const Part of [Attack, Attention, Layers, Lens, Merge]) new Part(page);
   listen();
   await page.open(location.hash);
 }
@@ -106,8 +107,8 @@ function showModel(model) {
   $("model").value = model.name;
   showSamples(model);
   const why = { attention: model.why.attention, lens: model.why.lens ?? model.why.attention,
-    merge: model.why.merge ?? model.why.attention };
-  for (const [name, section] of [["attention", "attention"], ["attention", "layers"], ["lens", "lens"], ["merge", "merge"]]) {
+    merge: model.why.merge ?? model.why.attention, attack: model.why.attack };
+  for (const [name, section] of [["attack", "attack"], ["attention", "attention"], ["attention", "layers"], ["lens", "lens"], ["merge", "merge"]]) {
     const has = model.can.includes(name);
     $(section).querySelector(".body").hidden = !has;
     showMessage(`${section}-why`, has ? "" : why[name]);

@@ -13,7 +13,7 @@ export class Page {
 
   /** turn: counts the answers, so that a late response to an old one is recognized. */
   constructor(models) {
-    Object.assign(this, { models, model: null, answer: null, id: null, blob: null, turn: 0, state: { ...EMPTY } });
+    Object.assign(this, { models, model: null, answer: null, clean: null, id: null, blob: null, turn: 0, state: { ...EMPTY } });
     this.wanted = { model: models[0], image: null, given: null };
   }
 
@@ -92,7 +92,7 @@ export class Page {
       },
       ({ file, answer }) => {
         const name = image?.startsWith(SAMPLE) ? image : answer.id;
-        Object.assign(this, { model, answer, id: answer.id, blob: file, turn: this.turn + 1 });
+        Object.assign(this, { model, answer, clean: answer, id: answer.id, blob: file, turn: this.turn + 1 });
         this.wanted = { model, image: name, given: name === answer.id ? file : null };
         this.state = fitted({ ...(state ?? this.state), image: name }, model);
         this.busy(false, "");
@@ -108,6 +108,25 @@ export class Page {
           this.noImage(model);
         }
         this.busy(false, error.message);
+      },
+    );
+  }
+
+  /** Attacks the picture, not one that is attacked already; all views then show the attacked one. fail: takes the error. */
+  attack(params, fail) {
+    const { model, clean } = this;
+    const topk = model.classes <= FEW ? FEW : 5;
+    this.busy(true);
+    return this.#latest.run(
+      () => json(`/${clean.id}/attack`, { model: model.name, topk, ...params }),
+      (found) => {
+        Object.assign(this, { answer: { ...clean, ...found }, id: found.id, turn: this.turn + 1 });
+        this.busy(false, "");
+        this.#publish(Object.keys(EMPTY));
+      },
+      (error) => {
+        this.busy(false);
+        fail(error);
       },
     );
   }
