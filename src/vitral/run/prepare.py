@@ -96,6 +96,7 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> RunContext:
     device = pick_device(distributed.own_device(config.device))
     source = load_model(config.init) if config.init else None
     dataset, report = _open_data(config, source[1] if source else None, dataset)
+    config.objective.check_data(config, dataset)
     task = task_of(config, dataset)
     evaluators = task.evaluators_of(config.eval)
     # Everything about the architecture that can be wrong is found before images are read.
