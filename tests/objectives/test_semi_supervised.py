@@ -192,7 +192,7 @@ def test_adaptive_thresholds_move_after_the_update_only() -> None:
 
 
 def test_semi_vit_thresholds_the_mixed_confidence_and_learns_mixed_labels() -> None:
-    made, one = make("semi_vit", threshold=0.3), batches("semi_vit")["unlabeled"]
+    made, one = make("semi_vit", threshold=0.6), batches("semi_vit")["unlabeled"]
     assert made.teacher is not None
     with torch.no_grad():
         made.teacher.module.get_parameter("head.weight").mul_(4.0)
@@ -204,10 +204,10 @@ def test_semi_vit_thresholds_the_mixed_confidence_and_learns_mixed_labels() -> N
     logits = made.model(torch.lerp(images[other], images, own[:, None, None, None]))
     losses = [F.cross_entropy(logits, each, reduction="none") for each in (label, label[other])]
     part = made.unlabeled_part(one, 5)
-    torch.testing.assert_close(part.loss, ((own * losses[0] + (1 - own) * losses[1]) * (mixed > 0.3)).mean())
+    torch.testing.assert_close(part.loss, ((own * losses[0] + (1 - own) * losses[1]) * (mixed > 0.6)).mean())
     share = part.metrics["pseudo_share"]
-    assert share == (mixed > 0.3).double().mean()
-    assert share != (confidence > 0.3).double().mean()
+    assert share == (mixed > 0.6).double().mean()
+    assert share != (confidence > 0.6).double().mean()
 
 
 def test_warnings_of_a_collapse() -> None:
