@@ -122,9 +122,9 @@ def test_a_killed_run_continues_to_the_same_bits(
 
 def test_workers_change_nothing() -> None:
     """With images that are files, read by threads ahead or at once."""
-    write_shapes(Path("photos"), 8)
-    keys = {"data__path": "photos", "data__source": "folder", "data__image_size": 16, "model__patch_size": 4}
-    keys |= {"data__cache_mb": 0, "train__batch_size": 8, "data__unlabeled_ratio": 1}
+    photos()
+    keys = {key.replace(".", "__"): value for key, value in PHOTOS.items()}
+    keys |= {"data__cache_mb": 0, "train__batch_size": 8}
     for out, workers in (("a", 0), ("b", 2)):
         start(out, "fixmatch", **keys, data__workers=workers)
     assert_equal_tensors(weights("a"), weights("b"))
@@ -206,7 +206,7 @@ PHOTOS = {
     [
         ("vat", {"data.labels_per_class": None}, "expected data.unlabeled=PATH or data.labels_per_class=N", None),
         ("vat", {"data.labels_per_class": 500}, "at most", None),
-        ("vat", {"data.unlabeled_ratio": 100}, "more unlabeled images than there are (1397 images)", None),
+        ("vat", {"data.unlabeled_ratio": 100}, "more unlabeled images than there are (1,397 images)", None),
         ("vat", {"objective.unlabeled_weight": 0.0, "objective.entropy_weight": 1.0}, "into one class", None),
         ("vat", {"objective.unlabeled_weight": 0.0}, "learns nothing from unlabeled images", None),
         ("vat", {"objective.supervised_warmup": 0.8}, "must leave a part of the run", None),
@@ -232,12 +232,12 @@ PHOTOS = {
         ("semi_vit", {"train.micro_batch": 3}, "groups of 8", None),
         ("vat", {"data.path": "pets/many.csv", "data.label_separator": ";", "data.labels_per_class": None,
                  "data.source": "table", "data.unlabeled": "pets/dog", "model.patch_size": 4, "train.batch_size": 8,
-                 "data.image_size": 12, "check.skip": True}, "needs one class per image", multilabel),
+                 "data.image_size": 12, "data.validation": "own", "check.skip": True}, "needs one class per image", multilabel),
         ("vat", {"data.labels_per_class": None, "data.unlabeled": "x", "data.target": ["digit"]}, "learns classes",
          None),
-        ("vat", {**PHOTOS, "data.classes": ["circle", "cross", "square"], "check.skip": True},
+        ("vat", {**PHOTOS, "check.allow": ["split-classes", "empty-class"]},
          "classes without labeled images cannot be learned", one_class_less),
-        ("vat", {**PHOTOS, "data.path": "flat", "data.source": "images"}, "labels", without_labels),
+        ("vat", {**PHOTOS, "data.path": "flat", "data.source": "images", "data.validation": "own"}, "one-class", without_labels),
         ("vat", PHOTOS, "unlabeled-leak", leak),
     ],
 )  # fmt: skip
@@ -256,7 +256,7 @@ def test_bad_input_is_one_message(
 
 
 def test_every_image_labeled_leaves_none_without() -> None:
-    write_shapes(Path("photos"), 6)
+    photos()
     keys = {"data__path": "photos", "data__source": "folder", "data__image_size": 16, "model__patch_size": 4}
     with pytest.raises(UserError, match="none is left without"):
         start("a", "vat", **keys, data__labels_per_class=6)

@@ -108,8 +108,8 @@ class SemiSupervisedConfig(ClassifierConfig):
         if step > images:
             raise UserError(
                 f"a step takes more unlabeled images than there are ({plural(images, 'image')})",
-                where="data.unlabeled_ratio", got=f"{run.data.unlabeled_ratio} x train.batch_size={step}",
-                expected=f"train.batch_size times data.unlabeled_ratio of at most {images}",
+                where="data.unlabeled_ratio", got=f"{run.data.unlabeled_ratio} x {run.train.batch_size} = {step:,}",
+                expected=f"train.batch_size times data.unlabeled_ratio of at most {images:,}",
             )  # fmt: skip
 
     def views(self, augment: AugmentConfig, size: Size, stride: int) -> dict[str, tuple[ViewConfig, ...]]:
