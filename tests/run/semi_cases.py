@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tests.run.outcomes import Case, weights
+from vitral.training.metrics_log import MetricsLog
+
+
+def thresholds(out: Path) -> object:
+    """The adaptive thresholds of each step: in few steps all predictions exceed them."""
+    return [row["threshold"] for row in MetricsLog.read(out) if "threshold" in row]
+
 
 _FEW = {"data.labels_per_class": 5}
 VAT: Mapping[str, Any] = {**_FEW, "objective.kind": "vat"}
 MEAN_TEACHER: Mapping[str, Any] = {**_FEW, "objective.kind": "mean_teacher"}
 # A threshold that all predictions of ten classes exceed.
 FIXMATCH: Mapping[str, Any] = {**_FEW, "objective.kind": "fixmatch", "objective.threshold": 0.1001}
-FREEMATCH: Mapping[str, Any] = {**_FEW, "objective.kind": "fixmatch", "objective.adaptive": "freematch"}
+FREEMATCH: Mapping[str, Any] = {
+    **_FEW, "objective.kind": "fixmatch", "objective.adaptive": "freematch", "train.log_every": 1
+}  # fmt: skip
 SEMI_VIT: Mapping[str, Any] = {**_FEW, "objective.kind": "semi_vit", "objective.threshold": 0.1001}
 
 SEMI_CASES: dict[str, Case] = {
@@ -29,6 +39,6 @@ SEMI_CASES: dict[str, Case] = {
     "objective.threshold": Case(0.9, weights, FIXMATCH),
     "objective.teacher": Case("self", weights, FIXMATCH),
     "objective.adaptive": Case("freematch", weights, {**_FEW, "objective.kind": "fixmatch"}),
-    "objective.threshold_momentum": Case(0.2, weights, FREEMATCH),
+    "objective.threshold_momentum": Case(0.2, thresholds, FREEMATCH),
     "objective.pseudo_mixup": Case(5.0, weights, SEMI_VIT),
 }
