@@ -1,8 +1,7 @@
 """Semi-supervised training steps beside the supervised step on the same labeled images.
 
     python benchmarks/semi_supervised.py
-    python benchmarks/semi_supervised.py rounds=15 threads=1 clock=processor save=benchmarks/results/semi_supervised.json
-    python benchmarks/semi_supervised.py rows=vat ratio=2
+    python benchmarks/semi_supervised.py rows=vat clock=processor save=benchmarks/results/semi_supervised.json
 
 All kinds take turns in one process, in an order that turns with the rounds. A step is forward, loss, backward, clipping
 and AdamW, on `batch` labeled images and `ratio` times as many unlabeled ones, of random pixels. Printed for each kind:

@@ -154,7 +154,7 @@ def test_the_pi_model_compares_two_views_with_dropout() -> None:
 
 def test_fixmatch_learns_the_labels_of_the_weak_view_for_the_strong_one() -> None:
     for teacher in ("ema", "self"):
-        keys = {} if teacher == "ema" else {"teacher": "self"}
+        keys: dict[str, Any] = {} if teacher == "ema" else {"teacher": "self"}
         made, one = make("fixmatch", threshold=0.12, **keys), batches("fixmatch")["unlabeled"]
         weak, strong = (made.model(view.images_BCHW) for view in one.views)
         confidence, label = weak.softmax(1).max(1)
@@ -222,7 +222,7 @@ def test_warnings_of_a_collapse() -> None:
 
 def steps(kind: str, micro: int | None = None, *, ddp: bool = False) -> tuple[dict[str, Any], list[float]]:
     """Weights, teacher and thresholds after four updates, and the losses; of processes, each has its rows."""
-    keys = {"adaptive": "freematch"} if kind == "fixmatch" else LEARNS[kind]
+    keys: dict[str, Any] = {"adaptive": "freematch"} if kind == "fixmatch" else LEARNS[kind]
     made = make(kind, unlabeled_rampup=0.2, **keys).train()
     state = TrainState(
         made, make_optimizer(made, OptimConfig(name="sgd")), None, Progress(), parallel=Parallel(made, ddp=ddp)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,17 +14,19 @@ from sklearn.datasets import load_digits
 import vitral
 from tests.helpers import create_vit
 from tests.objectives.semi import batches, make
+from vitral.models.model import ImageModel
 from vitral.objectives.semi_supervised import steady
 from vitral.objectives.vat import adversarial_direction, kl_divergence, prediction_entropy, unit
 
 
 def digits(count: int) -> torch.Tensor:
     """Images [B, 1, 8, 8] in [0,1]."""
-    return torch.tensor(load_digits().images[-count:] / 16, dtype=torch.float32)[:, None]
+    found: Any = load_digits()
+    return torch.tensor(found.images[-count:] / 16, dtype=torch.float32)[:, None]
 
 
 @pytest.fixture(scope="module")
-def trained() -> torch.nn.Module:
+def trained() -> ImageModel:
     """The bundled model."""
     return vitral.load("vitral-digits").model.eval()
 
@@ -68,8 +71,8 @@ def test_the_norm_is_one_for_each_sample() -> None:
 def test_of_a_logistic_model_the_direction_is_its_weight(seed: int) -> None:
     """The Hessian of the divergence has rank one, so any start leads there in one iteration."""
     torch.manual_seed(seed)
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2)).double()
-    weight = model[1].weight[0] - model[1].weight[1]
+    layer = torch.nn.Linear(48, 2).double()
+    model, weight = torch.nn.Sequential(torch.nn.Flatten(), layer), layer.weight[0] - layer.weight[1]
     found = direction(model, torch.rand(16, 3, 4, 4, dtype=torch.float64), 1e-3, seed=seed).flatten(1)
     torch.testing.assert_close(found.norm(dim=1), torch.ones(16, dtype=torch.float64), rtol=1e-6, atol=0)
     assert (found @ weight / weight.norm()).abs().min() > 1 - 1e-5
@@ -86,7 +89,7 @@ def test_a_constant_model_gives_no_loss_and_a_finite_direction() -> None:
     assert moved(Constant(), images, found) == 0
 
 
-def test_a_trained_model_is_moved_further_than_by_chance_and_by_more_iterations(trained: torch.nn.Module) -> None:
+def test_a_trained_model_is_moved_further_than_by_chance_and_by_more_iterations(trained: ImageModel) -> None:
     """Power iterations find the largest curvature at the image, so the change is small here."""
     model, images = copy.deepcopy(trained).double(), digits(256).double()
     chance = moved(model, images, 0.05 * unit(torch.randn_like(images), images))
@@ -95,7 +98,7 @@ def test_a_trained_model_is_moved_further_than_by_chance_and_by_more_iterations(
     assert found[0] < found[1] < found[2]
 
 
-def test_the_distance_of_the_search(trained: torch.nn.Module) -> None:
+def test_the_distance_of_the_search(trained: ImageModel) -> None:
     """In float32 1e-3 gives the direction of the float64 limit, 1e-6 only rounding."""
     images = digits(64)
     limit = direction(copy.deepcopy(trained).double(), images.double(), 1e-7).float().flatten(1)
@@ -107,7 +110,7 @@ def test_the_distance_of_the_search(trained: torch.nn.Module) -> None:
     assert cosine(1e-6) < 0.9
 
 
-def test_under_autocast_the_search_stays_in_float32(trained: torch.nn.Module) -> None:
+def test_under_autocast_the_search_stays_in_float32(trained: ImageModel) -> None:
     images = digits(32)
     expected = direction(trained, images, 1.0)
     with torch.autocast("cpu", torch.bfloat16), steady(trained, images, wide=True):

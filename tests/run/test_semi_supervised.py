@@ -273,3 +273,9 @@ def test_the_strong_view_changes_the_runs_augmentation() -> None:
     assert default.views(config.augment, (8, 8), 2)["unlabeled"][1].augment.policy == "randaugment"
     saved = json.loads(config.model_dump_json())["objective"]["strong"]
     assert saved == {"rotate": 25.0}
+
+
+def test_unlabeled_images_given_replace_the_recipes_labels_per_class() -> None:
+    config = load_config("finetune_vat", {"init": "x", "data": "photos", "data.unlabeled": "more"})
+    assert (config.data.unlabeled, config.data.labels_per_class) == ("more", None)
+    assert load_config("finetune_vat", {"init": "x", "data": "photos"}).data.labels_per_class == 10

@@ -27,10 +27,10 @@ class PseudoLabelRow(NamedTuple):
 
 
 class PseudoLabelQuality(NamedTuple):
-    """Pseudo-labels of `count` images: rows by threshold; the share of all that are right, with its 95 % interval, or
+    """Pseudo-labels of so many `images`: rows by threshold; the share of all that are right, with its 95 % interval, or
     None without labels; and the share with a confidence of at most 0.5."""
 
-    count: int
+    images: int
     rows: tuple[PseudoLabelRow, ...]
     right: float | None
     interval: tuple[float, float] | None

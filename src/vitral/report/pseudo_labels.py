@@ -15,7 +15,7 @@ def pseudo_label_sections(quality: PseudoLabelQuality) -> list[Section]:
     )
     parts: list[Part] = []
     if quality.right is not None:
-        label = f"of {quality.count:,} unlabeled images predicted as their hidden label"
+        label = f"of {quality.images:,} unlabeled images predicted as their hidden label"
         parts.append(Metric("pseudo_right", label, quality.right, quality.interval))
         columns.append("Of these correct %")
         for cells, row in zip(rows, quality.rows, strict=True):
@@ -26,7 +26,7 @@ def pseudo_label_sections(quality: PseudoLabelQuality) -> list[Section]:
             "Predictions of the final weights, without augmentation and temperature. The hidden labels were not used "
             "in training."
             if quality.right is not None
-            else f"Predictions of the final weights on {quality.count:,} images, without augmentation and temperature. "
+            else f"Predictions of the final weights on {quality.images:,} images, without augmentation and temperature. "
             "Their labels are not known."
         ),
     ]

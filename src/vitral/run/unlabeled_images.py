@@ -30,7 +30,7 @@ def log_unlabeled(quality: PseudoLabelQuality) -> None:
     known = "" if quality.right is None else f"{100 * quality.right:.2f} % predicted as their hidden label, "
     right = "" if sure.right is None else f", of these {100 * sure.right:.2f} % correct"
     line = "unlabeled images (%d): %s%.1f %% with a confidence above 0.95%s"
-    log.info(line, quality.count, known, 100 * sure.share, right)
+    log.info(line, quality.images, known, 100 * sure.share, right)
     if quality.unsure > _UNSURE_SHARE:
         log.warning(
             "%.0f %% of the unlabeled images have a confidence of at most 0.5: the model is not trained to the end, or "
