@@ -20,14 +20,7 @@ def pseudo_label_sections(quality: PseudoLabelQuality) -> list[Section]:
         columns.append("Of these correct %")
         for cells, row in zip(rows, quality.rows, strict=True):
             cells.append("–" if row.right is None else percent(row.right))
-    parts += [
-        Table(columns, rows),
-        Note(
-            "Predictions of the final weights, without augmentation and temperature. The hidden labels were not used "
-            "in training."
-            if quality.right is not None
-            else f"Predictions of the final weights on {quality.images:,} images, without augmentation and temperature. "
-            "Their labels are not known."
-        ),
-    ]
+    hidden = "The hidden labels were not used in training." if quality.right is not None else "Labels are not known."
+    how = f"Predictions of the final weights on {quality.images:,} images, without augmentation and temperature."
+    parts += [Table(columns, rows), Note(f"{how} {hidden}")]
     return [Section("Unlabeled images", parts)]
