@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import statistics
 import sys
 import time
@@ -24,14 +25,11 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.train import environment
-
 import vitral
 from vitral.atomic_files import write_json
 from vitral.config import parse_yaml, split_words
 from vitral.report.plots import accuracy_over_labels
+from vitral.version import __version__
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "supervised": ("digits", {"train.steps": 1200, "train.batch_size": 32, "data.validation": "none"}),
@@ -68,6 +66,13 @@ def main() -> None:
     print(table(rows))
     if options["picture"]:
         Path(options["picture"]).write_bytes(accuracy_over_labels(curves(rows)))
+
+
+def environment() -> dict[str, Any]:
+    return {
+        "vitral": __version__, "torch": str(torch.__version__), "machine": platform.machine(),
+        "cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads(),
+    }  # fmt: skip
 
 
 def listed(value: Any) -> list[Any]:

@@ -180,8 +180,7 @@ CASES: dict[str, Case] = {
     "optim.clip_each": Case(True, weights, {"optim.clip": 0.01}),
     **OBJECTIVE_CASES,
     **MAE_CASES,
-    **DINO_CASES,
-    **SEMI_CASES,
+    **DINO_CASES, **SEMI_CASES,
 }  # fmt: skip
 
 # Each has a test of its own below, or, where another test has it already, its name.
