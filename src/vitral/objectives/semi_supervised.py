@@ -55,7 +55,7 @@ class SemiSupervised(Objective):
         self.steps, self.seed = context.steps, context.seed
         self.warmup_steps = round(config.supervised_warmup * context.steps)
         self.frozen = trains_head_only(self.model)
-        self.teacher = EMATeacher(self.model, factory()) if config.has_teacher else None
+        self.teacher = EMATeacher(self.model, factory()) if config.teacher_decay is not None else None
         self.register_buffer("weights_C", context.balance.weights_C, persistent=False)
         self.register_buffer("offset_C", context.balance.offset_C, persistent=False)
 
@@ -80,11 +80,8 @@ class SemiSupervised(Objective):
         warm-up, `unlabeled_loss`, without its weight, `class_entropy`, the entropy of the mean prediction in nats, and
         the metrics of the kind."""
         loss, right_B = self.labeled_part(batches["labeled"])
-        metrics, means, weight = (
-            {"train_top1": right_B.float().mean()},
-            dict[str, Tensor](),
-            self.unlabeled_weight(step),
-        )
+        metrics, means = {"train_top1": right_B.float().mean()}, dict[str, Tensor]()
+        weight = self.unlabeled_weight(step)
         if weight:
             part = self.unlabeled_part(batches[UNLABELED], step)
             loss = loss + weight * part.loss
@@ -106,8 +103,9 @@ class SemiSupervised(Objective):
 
     def after_update(self, step: int, means: Mapping[str, Tensor], found_inf: Tensor) -> None:
         """Move the teacher towards the model, by decay min(teacher_ema, (1 + step) / (10 + step))."""
-        if self.teacher is not None:
-            self.teacher.update(min(self.shared.teacher_decay, (1 + step) / (10 + step)), found_inf)
+        decay = self.shared.teacher_decay
+        if self.teacher is not None and decay is not None:
+            self.teacher.update(min(decay, (1 + step) / (10 + step)), found_inf)
 
     def check_collapse(self, metrics: Mapping[str, float]) -> str | None:
         """Return a warning where predictions of unlabeled images favor few classes, or none is confident enough."""

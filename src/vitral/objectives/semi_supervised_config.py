@@ -60,14 +60,10 @@ class SemiSupervisedConfig(ClassifierConfig):
     )
 
     @property
-    def has_teacher(self) -> bool:
-        """Whether a moving average of the weights is part of the objective, and is evaluated and saved."""
-        return False
-
-    @property
-    def teacher_decay(self) -> float:
-        """Largest decay of the teacher's weights per step; 0 without a teacher."""
-        return getattr(self, "teacher_ema", 0.0)
+    def teacher_decay(self) -> float | None:
+        """Largest decay per step of the teacher's weights, whose moving average is evaluated and saved; None without a
+        teacher."""
+        return None
 
     @model_validator(mode="after")
     def _phases_fit(self) -> SemiSupervisedConfig:
@@ -82,7 +78,7 @@ class SemiSupervisedConfig(ClassifierConfig):
         """Refuse keys that contradict the objective."""
         super().check(run)
         refuse_parts(run)
-        if self.has_teacher and run.train.ema is not None:
+        if self.teacher_decay is not None and run.train.ema is not None:
             raise ValueError(
                 f"no effect with objective.kind={run.objective.kind}: train.ema, since its teacher "
                 "(objective.teacher_ema) is the moving average that is evaluated and saved. Set train.ema=null"
@@ -215,9 +211,9 @@ class MeanTeacherConfig(StrongViewConfig):
     )
 
     @property
-    def has_teacher(self) -> bool:
-        """Always."""
-        return True
+    def teacher_decay(self) -> float | None:
+        """See `teacher_ema`."""
+        return self.teacher_ema
 
 
 class PseudoLabelConfig(SemiSupervisedConfig):
@@ -258,9 +254,9 @@ class FixMatchConfig(StrongViewConfig):
     )
 
     @property
-    def has_teacher(self) -> bool:
-        """With teacher=ema."""
-        return self.teacher == "ema"
+    def teacher_decay(self) -> float | None:
+        """See `teacher_ema`; None with teacher=self."""
+        return self.teacher_ema if self.teacher == "ema" else None
 
     @model_validator(mode="after")
     def _is_used(self) -> FixMatchConfig:
@@ -287,9 +283,9 @@ class SemiViTConfig(StrongViewConfig):
     )
 
     @property
-    def has_teacher(self) -> bool:
-        """Always."""
-        return True
+    def teacher_decay(self) -> float | None:
+        """See `teacher_ema`."""
+        return self.teacher_ema
 
     def check(self, run: Any) -> None:
         """Refuse micro-batches that cut the groups of 8 images in which unlabeled ones are mixed."""
