@@ -18,6 +18,7 @@ from tests.helpers import VITRAL
 from tests.test_config import all_configs
 from vitral.cli.main import COMMANDS, main
 from vitral.config_keys import describe
+from vitral.data.config import AugmentConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -119,7 +120,9 @@ def test_keys_and_commands_in_the_documentation_exist(path: Path) -> None:
     """LOG.md is left out: it records experiments with the keys of their time."""
     text = path.read_text(encoding="utf-8")
     keys = {key.name for model in all_configs() for key in describe(model)}
-    keys |= {name.rpartition(".")[0] for name in keys}
+    keys |= {name.rpartition(".")[0] for name in keys} | {
+        f"objective.strong.{name}" for name in AugmentConfig.model_fields
+    }
     named = {found.rstrip(".") for found in DOTTED_KEY.findall(text)}
     named = {name for name in named if Path(name).suffix not in (".py", ".md", ".html", ".yaml")}
     assert not named - keys

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vitral.data.dataset import Dataset, Split
-from vitral.data.few_labels import with_shots
+from vitral.data.few_labels import with_labels_per_class, with_shots
 from vitral.errors import UserError
 
 
@@ -49,3 +49,15 @@ def test_several_classes_an_image_are_refused() -> None:
     split = Split(np.ones((4, 3), np.bool_), list("abcd"), lambda i: torch.tensor(i))
     with pytest.raises(UserError, match="cannot be counted"):
         with_shots(Dataset("made", tuple("abc"), {"train": split}, 1, (), "print"), 1, 0)
+
+
+def test_hidden_labels_stay_beside_the_images_without() -> None:
+    whole = dataset(list(range(3)) * 10)
+    found = with_labels_per_class(whole, 4, 0)
+    assert found.unlabeled is not None
+    assert found.hidden is not None
+    assert not found.unlabeled.splits["train"].labels_N.any()
+    assert list(found.hidden.names) == list(found.unlabeled.splits["train"].names)
+    labels = dict(zip(whole.splits["train"].names, [0, 1, 2] * 10, strict=True))
+    assert [labels[name] for name in found.hidden.names] == found.hidden.labels_N.tolist()
+    assert found.splits["train"].class_counts(3).tolist() == [4, 4, 4]

@@ -29,6 +29,7 @@ from tests.run.dino_cases import DINO, DINO_CASES
 from tests.run.mae_cases import MAE_CASES
 from tests.run.objective_cases import OBJECTIVE_CASES
 from tests.run.outcomes import Case, card, classes, files, rows, shapes, summary, weights
+from tests.run.semi_cases import SEMI_CASES
 from vitral.config import describe
 from vitral.data import loader
 from vitral.data.config import DataConfig
@@ -185,6 +186,7 @@ CASES: dict[str, Case] = {
     **MAE_CASES,
     **ADVERSARIAL_CASES,
     **DINO_CASES,
+    **SEMI_CASES,
 }  # fmt: skip
 
 # Each has a test of its own below, or, where another test has it already, its name.

@@ -26,7 +26,7 @@ from tests.helpers import (
 from vitral.data.config import DataSource
 from vitral.errors import UserError
 from vitral.run.command_options import EvalOptions
-from vitral.run.config import load_config, recipes
+from vitral.run.config import load_config, recipe_values, recipes
 from vitral.run.evaluate import evaluate
 from vitral.run.train import run
 
@@ -39,6 +39,7 @@ SMALL: dict[str, Any] = {
     "data.image_size": 8, "train.steps": 2, "train.batch_size": 24, "train.micro_batch": 12, "optim.warmup": 1,
     "check.skip": True, "report": False, "out": "a",
 }  # fmt: skip
+FEW = {"data.labels_per_class": 2, "data.unlabeled_ratio": 1}  # where the recipe uses unlabeled images
 NARROW = {"name": "vit_micro_patch2_8", "patch_size": 4, "width": 16, "depth": 2, "heads": 2, "mlp_dim": 32}
 
 
@@ -47,7 +48,8 @@ def test_every_recipe_runs(name: str) -> None:
     skip_unless_built(name)
     for split, first in (("train", 0), ("test", 50)):
         write_colors(Path("pets") / split, "cat dog", 16, (12, 12), first=first)
-    keys = {**SMALL, "data": "pets"}
+    few = FEW if "data.unlabeled_ratio" in recipe_values(name) else {}
+    keys = {**SMALL, **few, "data": "pets"}
     if load_config(name, {"init": "vitral-digits"}).model.name == "auto":
         keys["init"] = str(random_model(Path("init"), in_channels=3, head="mlp"))
     else:

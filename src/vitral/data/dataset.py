@@ -107,7 +107,8 @@ class Dataset:
     splits as the source holds them (names, classes, and content: see the source); the same before and after a
     validation split is carved. left_out: folders beside those of the splits that hold images and are not read, with how
     many. carved: how a validation split was held out of train, if it was. unlabeled: images beside these, without
-    labels, as the train split of a dataset. Name and notes are printable (`shown`).
+    labels, as the train split of a dataset. hidden: the same images with the labels that training does not see, where
+    they are known, to measure predictions by. Name and notes are printable (`shown`).
     """
 
     name: str
@@ -120,6 +121,7 @@ class Dataset:
     value_range: tuple[float, float] | None = None
     carved: Carved | None = None
     unlabeled: Dataset | None = None
+    hidden: Split | None = None
 
     def __post_init__(self) -> None:
         assert {"train"} <= set(self.splits) <= set(SPLITS), self.splits.keys()

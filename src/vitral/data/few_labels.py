@@ -31,7 +31,7 @@ def with_shots(dataset: Dataset, shots: int, seed: int) -> Dataset:
 
 def with_labels_per_class(dataset: Dataset, count: int, seed: int) -> Dataset:
     """Return the dataset with `count` labeled training images of each class, drawn by `seed` as `data.shots` draws
-    them, and the other training images beside it, without labels.
+    them, and the other training images beside it, without labels; `hidden` holds these labels.
 
     Raises UserError for a class with fewer images, where no image is left, and where an image may have several classes.
     """
@@ -51,9 +51,10 @@ def with_labels_per_class(dataset: Dataset, count: int, seed: int) -> Dataset:
         raise UserError("every training image keeps its label, so none is left without", where=where, got=count)
     note = f"{len(kept)} labeled train images, {count} of each class (data.labels_per_class), drawn by seed {seed}"
     note += f"; {len(rest)} others without their labels"
-    unlabeled = without_labels(dataset, train.subset(rest))
+    hidden = train.subset(rest)
+    unlabeled = without_labels(dataset, hidden)
     splits = {**dataset.splits, "train": train.subset(kept)}
-    return replace(dataset, splits=splits, unlabeled=unlabeled, notes=(*dataset.notes, note))
+    return replace(dataset, splits=splits, unlabeled=unlabeled, hidden=hidden, notes=(*dataset.notes, note))
 
 
 def drawn_per_class(train: Split, classes: int, count: int, seed: int) -> np.ndarray:

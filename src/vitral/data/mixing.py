@@ -6,6 +6,7 @@ the same on any number of processes. Shape letters: B samples, C channels, H W h
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,8 @@ class Mixer:
 
     def __init__(self, config: AugmentConfig, seed: int) -> None:
         self.config, self.seed = config, seed
-        self.mixup_Q = _beta_quantiles(config.mixup) if config.mixup else None
-        self.cutmix_Q = _beta_quantiles(config.cutmix) if config.cutmix else None
+        self.mixup_Q = beta_quantiles(config.mixup) if config.mixup else None
+        self.cutmix_Q = beta_quantiles(config.cutmix) if config.cutmix else None
 
     @property
     def active(self) -> bool:
@@ -53,30 +54,41 @@ class Mixer:
         return 0.5 if self.config.mixup and self.config.cutmix else float(bool(self.config.cutmix))
 
     def _partners(self, position_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Index in the batch of each sample's partner, and the number of its group's first sample in the run. A group
-        is turned by 1 to 7 places, all of it by the same; a shorter last group turns within itself."""
-        place_B = torch.arange(len(position_B), device=position_B.device)
-        start_B = place_B - place_B % GROUP
-        size_B = (len(position_B) - start_B).clamp(max=GROUP)
-        group_B = position_B[start_B]
-        turn_B = 1 + (uniform(self.seed, 0, 0, group_B, Stream.PARTNER) * (size_B - 1)).long()
-        return start_B + (place_B - start_B + turn_B) % size_B, group_B
+        """Index in the batch of each sample's partner, and the number of its group's first sample in the run."""
+
+        def draw(start_B: Tensor) -> Tensor:
+            return uniform(self.seed, 0, 0, position_B[start_B], Stream.PARTNER)
+
+        partner_B, start_B = group_partners(len(position_B), draw, position_B.device)
+        return partner_B, position_B[start_B]
 
     def _weights(self, cut_B: Tensor, mixed_B: Tensor, position_B: Tensor) -> Tensor:
         draw_B = uniform(self.seed, 0, 0, position_B, Stream.MIX_WEIGHT)
-        mixup_B = _quantile(self.mixup_Q, draw_B) if self.mixup_Q is not None else torch.ones_like(draw_B)
-        cutmix_B = _quantile(self.cutmix_Q, draw_B) if self.cutmix_Q is not None else torch.ones_like(draw_B)
+        mixup_B = quantile(self.mixup_Q, draw_B) if self.mixup_Q is not None else torch.ones_like(draw_B)
+        cutmix_B = quantile(self.cutmix_Q, draw_B) if self.cutmix_Q is not None else torch.ones_like(draw_B)
         return torch.where(mixed_B, torch.where(cut_B, cutmix_B, mixup_B), 1.0)
 
 
-def _beta_quantiles(alpha: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+def group_partners(count: int, draw: Callable[[Tensor], Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return places of the partners and of the first sample of each sample's group of 8. A group is turned by 1 to 7
+    places, all of it by the same; a shorter last group turns within itself. draw: from places of first samples to
+    numbers in [0, 1)."""
+    place_B = torch.arange(count, device=device)
+    start_B = place_B - place_B % GROUP
+    size_B = (count - start_B).clamp(max=GROUP)
+    turn_B = 1 + (draw(start_B) * (size_B - 1)).long()
+    return start_B + (place_B - start_B + turn_B) % size_B, start_B
+
+
+def beta_quantiles(alpha: float) -> np.ndarray[Any, np.dtype[np.float64]]:
     """The inverse distribution function of Beta(alpha, alpha) at equal steps of probability."""
     from scipy.special import betaincinv
 
     return betaincinv(alpha, alpha, np.linspace(0, 1, _QUANTILES))
 
 
-def _quantile(table_Q: np.ndarray[Any, np.dtype[np.float64]], draw_B: Tensor) -> Tensor:
+def quantile(table_Q: np.ndarray[Any, np.dtype[np.float64]], draw_B: Tensor) -> Tensor:
+    """Return the table's values at the draws, in [0, 1), interpolated."""
     place_B = draw_B * (len(table_Q) - 1)
     low_B = place_B.long()
     values_Q = torch.from_numpy(table_Q).to(draw_B)

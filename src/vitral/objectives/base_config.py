@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field
 
-from vitral.config import Config
+from vitral.config import Config, Floats
 from vitral.data.config import AugmentConfig, ViewConfig
 
 Size = tuple[int, int]
@@ -50,6 +50,9 @@ class ViewedConfig(Config):
     def check(self, run: Any) -> None:
         """Raise ValueError for keys of the run (a RunConfig) that contradict this objective."""
 
+    def check_data(self, run: Any, dataset: Any) -> None:
+        """Raise UserError for data (a Dataset, as the run uses it) that this objective cannot learn from."""
+
     def without_files(self) -> Self:
         """Return the same objective with random weights in place of weights from a file."""
         return self
@@ -71,6 +74,32 @@ class LabeledConfig(ViewedConfig):
     label_smoothing: float = Field(
         default=0.0, ge=0, lt=1, description="share of the target spread over all classes, in training only"
     )
+
+
+class ClassifierConfig(LabeledConfig):
+    """Keys of every objective that learns one class per image by cross-entropy: corrections for classes of unequal
+    size."""
+
+    class_weights: Literal["none", "balanced"] | Floats = Field(
+        default="none",
+        description="weight of each class in the loss; balanced: inverse class frequency, with mean 1 over the images; "
+        "or one number per class, in class order",
+    )
+    logit_adjustment: float = Field(
+        default=0.0,
+        ge=0,
+        description="logit adjustment for long-tailed data (Menon et al. 2021): tau, the factor of the log class "
+        "frequencies added to the logits in the loss; 0: off",
+    )
+
+    def check(self, run: Any) -> None:
+        """Refuse two corrections for class imbalance at once."""
+        refuse_target(run)
+        if run.data.balance == "class":
+            if self.class_weights == "balanced":
+                raise ValueError("objective.class_weights=balanced has no effect with data.balance=class")
+            if self.logit_adjustment:
+                raise ValueError("objective.logit_adjustment has no effect with data.balance=class")
 
 
 class SelfSupervisedConfig(ViewedConfig):
@@ -103,11 +132,16 @@ class SelfSupervisedConfig(ViewedConfig):
             **{f"augment.{key}": (getattr(run.augment, key), value) for key, value in self.idle().items()},
         }  # fmt: skip
         refuse_useless(run, wrong)
-        if run.train.parallel == "fsdp" or run.precision == "bfloat16_params":
-            raise ValueError(
-                f"objective.kind={run.objective.kind} needs complete models in float32: no train.parallel=fsdp, no "
-                "precision=bfloat16_params; use ddp and bfloat16"
-            )
+        refuse_parts(run)
+
+
+def refuse_parts(run: Any) -> None:
+    """Raise ValueError for models that are cut over processes or not in float32."""
+    if run.train.parallel == "fsdp" or run.precision == "bfloat16_params":
+        raise ValueError(
+            f"objective.kind={run.objective.kind} needs complete models in float32: no train.parallel=fsdp, no "
+            "precision=bfloat16_params; use ddp and bfloat16"
+        )
 
 
 def refuse_target(run: Any) -> None:

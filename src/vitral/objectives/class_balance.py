@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from vitral.errors import UserError
-from vitral.objectives.base_config import ViewedConfig
-from vitral.objectives.config import SupervisedConfig
+from vitral.objectives.base_config import ClassifierConfig, ViewedConfig
 
 
 class ClassBalance(NamedTuple):
@@ -27,12 +26,12 @@ class ClassBalance(NamedTuple):
 NO_BALANCE = ClassBalance()
 
 
-def needs_balance(config: ViewedConfig) -> TypeGuard[SupervisedConfig]:
+def needs_balance(config: ViewedConfig) -> TypeGuard[ClassifierConfig]:
     """Whether the objective corrects for classes of unequal size."""
-    return isinstance(config, SupervisedConfig) and (config.class_weights != "none" or config.logit_adjustment > 0)
+    return isinstance(config, ClassifierConfig) and (config.class_weights != "none" or config.logit_adjustment > 0)
 
 
-def class_balance(config: SupervisedConfig, shares: Sequence[float], classes: Sequence[str]) -> ClassBalance:
+def class_balance(config: ClassifierConfig, shares: Sequence[float], classes: Sequence[str]) -> ClassBalance:
     """The configured correction for classes of which the training draws hold these shares (they sum to 1).
 
     class_weights balanced: w_c = 1 / (C share_c), so that every class weighs equally and the factor is 1 on average

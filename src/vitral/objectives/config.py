@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, Strict, model_validator
 
-from vitral.config import Count, Floats, Share, reject_unused
+from vitral.config import Count, Share, reject_unused
 from vitral.data.config import AugmentConfig, ShareRange, ViewConfig
 from vitral.errors import UserError
 from vitral.objectives.adversarial_config import AdversarialConfig
 from vitral.objectives.base_config import (
+    ClassifierConfig,
     LabeledConfig,
     SelfSupervisedConfig,
     Size,
@@ -18,9 +19,17 @@ from vitral.objectives.base_config import (
     refuse_target,
     refuse_useless,
 )
+from vitral.objectives.semi_supervised_config import (
+    ConsistencyConfig,
+    FixMatchConfig,
+    MeanTeacherConfig,
+    PseudoLabelConfig,
+    SemiViTConfig,
+    VATConfig,
+)
 
 
-class SupervisedConfig(LabeledConfig):
+class SupervisedConfig(ClassifierConfig):
     """Classification with labels."""
 
     kind: Literal["supervised"] = Field(default="supervised", description="classification with labels")
@@ -28,17 +37,6 @@ class SupervisedConfig(LabeledConfig):
         default="softmax",
         description="loss for single-label data; softmax: cross-entropy; sigmoid: binary cross-entropy summed over the "
         "classes; multi-label data always use the binary one",
-    )
-    class_weights: Literal["none", "balanced"] | Floats = Field(
-        default="none",
-        description="weight of each class in the loss; balanced: inverse class frequency, with mean 1 over the images; "
-        "or one number per class, in class order",
-    )
-    logit_adjustment: float = Field(
-        default=0.0,
-        ge=0,
-        description="logit adjustment for long-tailed data (Menon et al. 2021): tau, the factor of the log class "
-        "frequencies added to the logits in the loss; 0: off",
     )
     head_only_fraction: float = Field(
         default=0.0,
@@ -54,13 +52,8 @@ class SupervisedConfig(LabeledConfig):
         return self.head_only_fraction
 
     def check(self, run: Any) -> None:
-        """Refuse two corrections for class imbalance at once."""
-        refuse_target(run)
-        if run.data.balance == "class":
-            if self.class_weights == "balanced":
-                raise ValueError("objective.class_weights=balanced has no effect with data.balance=class")
-            if self.logit_adjustment:
-                raise ValueError("objective.logit_adjustment has no effect with data.balance=class")
+        """Refuse corrections for class imbalance that contradict each other, or the loss."""
+        super().check(run)
         if self.loss == "sigmoid" and (self.class_weights != "none" or self.logit_adjustment):
             raise ValueError("objective.class_weights and objective.logit_adjustment need objective.loss=softmax")
 
@@ -337,7 +330,13 @@ else:
             | MaskedPatchConfig
             | MaeConfig
             | DinoConfig
-            | IbotConfig,
+            | IbotConfig
+            | VATConfig
+            | ConsistencyConfig
+            | MeanTeacherConfig
+            | PseudoLabelConfig
+            | FixMatchConfig
+            | SemiViTConfig,
             Field(discriminator="kind"),
         ],
         BeforeValidator(_supervised),

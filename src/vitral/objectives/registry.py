@@ -1,14 +1,17 @@
 """Table of the objectives by kind."""
 
 from vitral.objectives.adversarial import Adversarial
+from vitral.objectives.consistency import Consistency, MeanTeacher
 from vitral.objectives.dino import Dino
 from vitral.objectives.dynamic_vit import DynamicViT
+from vitral.objectives.fixmatch import FixMatch, PseudoLabel, SemiViT
 from vitral.objectives.ibot import Ibot
 from vitral.objectives.mae import MAE
 from vitral.objectives.masked_patch import MaskedPatch
 from vitral.objectives.objective import Objective
 from vitral.objectives.regression import Regression
 from vitral.objectives.supervised import Supervised
+from vitral.objectives.vat import VAT
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "supervised": Supervised,
@@ -19,4 +22,10 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "mae": MAE,
     "dino": Dino,
     "ibot": Ibot,
+    "vat": VAT,
+    "consistency": Consistency,
+    "mean_teacher": MeanTeacher,
+    "pseudo_label": PseudoLabel,
+    "fixmatch": FixMatch,
+    "semi_vit": SemiViT,
 }

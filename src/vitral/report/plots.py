@@ -191,6 +191,28 @@ def accuracy_over_work(curves: Mapping[str, Sequence[tuple[float, float, float, 
         return svg(figure)
 
 
+def accuracy_over_labels(curves: Mapping[str, Sequence[tuple[int, float, float, float]]]) -> bytes:
+    """SVG: test accuracy over the labels per class, logarithmic, one line per method.
+
+    curves: points (labels per class, mean accuracy, smallest and largest one), all accuracies in [0,1], by name; at
+    most four.
+    """
+    looks = ((INK, "D:"), (BLUE, "o-"), (ORANGE, "s--"), (GRAY, "^-."))
+    assert len(curves) <= len(looks)
+    counts = sorted({point[0] for points in curves.values() for point in points})
+    with single_axes(6.2, 3.6) as (figure, axes):
+        for (name, points), (color, look) in zip(curves.items(), looks, strict=False):
+            x, y, low, high = (list(values) for values in zip(*sorted(points), strict=True))
+            bars = [[b - a for a, b in zip(low, y, strict=True)], [b - a for a, b in zip(y, high, strict=True)]]
+            axes.errorbar(x, y, bars, color=color, fmt=look, markersize=4, capsize=2, elinewidth=0.8, label=name)
+        axes.set(xlabel="labels per class", ylabel="test accuracy (%)", xscale="log")
+        axes.set_xticks(counts, [str(count) for count in counts])
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
+        axes.legend(loc="lower right")
+        return _svg(figure)
+
+
 def predicted_over_true(true_N: Any, predicted_N: Any, name: str) -> bytes:
     """SVG: predicted over true numbers, one point per image, with the diagonal."""
     with single_axes(4.4, 4.0) as (figure, axes):

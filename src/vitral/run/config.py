@@ -173,15 +173,18 @@ def load_config(recipe: str | None, overrides: Mapping[str, Any]) -> RunConfig:
     Raises UserError for anything unknown or wrong.
 
     `data=X` is short for `data.path=X`; a path given without a source makes the source `auto`; train.epochs given
-    replaces a recipe's train.steps; a model.name replaces the parts of the model that its preset sets, and, if the
-    family differs from the recipe's, all model keys of the recipe; another objective.kind replaces all objective keys
-    of the recipe. The default recipe is `small` if data is given, else `digits`.
+    replaces a recipe's train.steps, and data.unlabeled its data.labels_per_class; a model.name replaces the parts of
+    the model that its preset sets, and, if the family differs from the recipe's, all model keys of the recipe; another
+    objective.kind replaces all objective keys of the recipe. The default recipe is `small` if data is given, else
+    `digits`.
     """
     if recipe is not None:
         recipe, overrides = recipe_and_data([recipe], overrides)
     overrides = flatten(expand_data(overrides))
     if "train.epochs" in overrides:
         overrides.setdefault("train.steps", None)
+    if overrides.get("data.unlabeled") not in _NULL:
+        overrides.setdefault("data.labels_per_class", None)
     if "data.path" in overrides:
         overrides.setdefault("data.source", "auto")
     recipe = recipe or ("small" if "data.path" in overrides else "digits")

@@ -8,6 +8,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from vitral import distributed
+from vitral.data.config import UNLABELED
 from vitral.data.dataset import Split, spaced
 from vitral.data.image_store import ImageStore
 from vitral.data.loader import eval_batches
@@ -28,10 +29,11 @@ class EvalData:
         self.prepared = prepared
         self._opened: dict[tuple[str, int | None], ImageStore] = {}
 
-    def subject(self, model: nn.Module, split: str, *, in_training: bool = False) -> Subject:
-        """Return the model as subject of an evaluation on a split by all processes together."""
+    def subject(self, model: nn.Module, split: str, *, in_training: bool = False, most: int | None = None) -> Subject:
+        """Return the model as subject of an evaluation on a split, or on `most` of its images, evenly spaced, by all
+        processes together."""
         sizes = {name: len(part) for name, part in self.prepared.dataset.splits.items()}
-        outputs = partial(self._outputs, model, split)
+        outputs = partial(self._outputs, model, split, most)
         return Subject(split, self.batches, outputs, model, in_training=in_training, sizes=sizes)
 
     def batches(self, split: str, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -43,13 +45,15 @@ class EvalData:
         for store in self._opened.values():
             store.close()
 
-    def _outputs(self, model: nn.Module, split: str) -> tuple[Array, Array]:
+    def _outputs(self, model: nn.Module, split: str, most: int | None) -> tuple[Array, Array]:
         """Return outputs and annotations of all samples on every process; each process computes its share."""
-        outputs_NS, annotations = collect_logits(model, self.batches(split))
+        outputs_NS, annotations = collect_logits(model, self.batches(split, most))
         return distributed.gather_rows(outputs_NS), distributed.gather_rows(annotations)
 
     def _store(self, split: str, most: int | None) -> ImageStore:
-        whole, part = self.prepared.val_stores.get(split), self.prepared.dataset.splits[split]
+        dataset = self.prepared.dataset
+        whole = self.prepared.val_stores.get(split)
+        part = dataset.hidden if split == UNLABELED and dataset.hidden is not None else dataset.parts[split]
         if whole is not None and (most is None or most >= len(part)):
             return whole
         if (split, most) not in self._opened:

@@ -20,8 +20,10 @@ from vitral.config import dump_yaml
 from vitral.data.config import DataSource
 from vitral.data.image_spec import ImageSpec
 from vitral.errors import NAMES, command
+from vitral.evaluate.pseudo_labels import PseudoLabelQuality
 from vitral.models.lora import merge_lora
 from vitral.objectives.objective import Objective
+from vitral.report.pseudo_labels import pseudo_label_sections
 from vitral.report.run_report import write_report
 from vitral.run.check import noted
 from vitral.run.eval_target import EvalData
@@ -29,6 +31,7 @@ from vitral.run.folder import SUMMARY
 from vitral.run.prepare import RunContext
 from vitral.run.resume import take_best
 from vitral.run.self_supervised import pictures_of
+from vitral.run.unlabeled_images import log_unlabeled, measure_unlabeled
 from vitral.tasks.task import Array, Evaluation, Samples, Task
 from vitral.training.metrics_log import MetricsLog, log
 from vitral.training.train_state import TrainState
@@ -63,10 +66,12 @@ def finish(
     evaluation = None
     if split is not None and task.can_evaluate(prepared.dataset):
         evaluation = task.evaluate(subjects[split], config.eval)
+    unlabeled = measure_unlabeled(prepared, data, model, task)
     has_average = state.ema is not None or objective.eval_model is not objective.model
     summary: dict[str, Any] = {
         "recipe": config.recipe, "objective": config.objective.kind,
         **({"split": split, **evaluation.summary(task)} if evaluation else {}),
+        **(unlabeled.summary() if unlabeled else {}),
         **({f"val_{evaluation.primary.name}": progress.best_score} if chosen and evaluation else {}),
         "train_seconds": round(progress.seconds, 1), "steps": progress.step, "best_step": progress.best_step,
         "weights": "averaged (EMA) weights" if has_average else "plain weights",
@@ -85,8 +90,10 @@ def finish(
         rows = task.prediction_rows(part.names, part.labels_N, scores_NS)
         write_predictions(folder / "predictions.csv", rows)
     if config.report:
-        _report(prepared, objective, folder, summary, task, evaluation, scores_NS)
+        _report(prepared, objective, folder, summary, task, evaluation, scores_NS, unlabeled)
     write_json(folder / SUMMARY, summary)  # last: a folder that has it is complete
+    if unlabeled is not None:
+        log_unlabeled(unlabeled)
     _log_result(task, evaluation, progress.seconds, folder, has_report=config.report)
     return summary
 
@@ -104,7 +111,7 @@ def _log_result(task: Task, evaluation: Evaluation | None, seconds: float, folde
 
 def _report(
     prepared: RunContext, objective: Objective, folder: Path, summary: dict[str, Any], task: Task,
-    evaluation: Evaluation | None, scores_NS: Array | None,
+    evaluation: Evaluation | None, scores_NS: Array | None, unlabeled: PseudoLabelQuality | None,
 ) -> None:  # fmt: skip
     config, dataset = prepared.config, prepared.dataset
     split = next((name for name in ("test", "val") if name in prepared.val_stores), "train")
@@ -119,7 +126,7 @@ def _report(
     write_report(
         folder / "report.html",
         title=f"{config.recipe}: {prepared.name} on {dataset.name}{without}",
-        sections=task.sections(evaluation, samples),
+        sections=[*task.sections(evaluation, samples), *(pseudo_label_sections(unlabeled) if unlabeled else [])],
         summary=summary,
         metrics_rows=MetricsLog.read(folder),
         primary=evaluation.primary if evaluation else task.metrics[0],

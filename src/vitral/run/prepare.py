@@ -94,6 +94,7 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> RunContext:
     device = pick_device(distributed.own_device(config.device))
     source, init = load_model(config.init) if config.init else (None, None)
     dataset, report = _open_data(config, init, dataset)
+    config.objective.check_data(config, dataset)
     task = task_of(config, dataset)
     evaluators = task.evaluators_of(config.eval)
     if config.train.parallel == "fsdp":
