@@ -1,11 +1,15 @@
-"""Keys of objectives without labels, each set to another value: lines of the same kind as in test_keys.py."""
+"""Keys of objectives, each set to another value: lines of the same kind as in test_keys.py."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from tests.run.adversarial_cases import ADVERSARIAL_CASES
+from tests.run.dino_cases import DINO_CASES
+from tests.run.mae_cases import MAE_CASES
 from tests.run.outcomes import Case, judged, weights
+from tests.run.semi_cases import SEMI_CASES
 
 MASKED_PATCH: Mapping[str, Any] = {"objective.kind": "masked_patch", "train.eval_every": 0.02}
 
@@ -16,4 +20,8 @@ OBJECTIVE_CASES: dict[str, Case] = {
     "objective.mask_token_prob": Case(0.0, weights, MASKED_PATCH),
     "objective.swap_prob": Case(0.0, weights, MASKED_PATCH),
     "objective.target": Case("pixels", weights, MASKED_PATCH),
+    **MAE_CASES,
+    **DINO_CASES,
+    **ADVERSARIAL_CASES,
+    **SEMI_CASES,
 }

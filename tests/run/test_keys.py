@@ -21,15 +21,9 @@ from PIL import Image
 from tests.data.test_cifar import binary10
 from tests.entropy import registered
 from tests.helpers import TINY, random_model, write_colors
-from tests.run.adversarial_cases import ADVERSARIAL_CASES
-from tests.run.adversarial_cases import (
-    test_overfitting_ends_the_run_where_it_is_asked_for as test_overfitting_ends_the_run_where_it_is_asked_for,
-)
-from tests.run.dino_cases import DINO, DINO_CASES
-from tests.run.mae_cases import MAE_CASES
+from tests.run.dino_cases import DINO
 from tests.run.objective_cases import OBJECTIVE_CASES
 from tests.run.outcomes import Case, card, classes, files, rows, shapes, summary, weights
-from tests.run.semi_cases import SEMI_CASES
 from vitral.config import describe
 from vitral.data import loader
 from vitral.data.config import DataConfig
@@ -183,10 +177,6 @@ CASES: dict[str, Case] = {
     "optim.weight_decay_final": Case(5.0),
     "optim.clip_each": Case(True, weights, {"optim.clip": 0.01}),
     **OBJECTIVE_CASES,
-    **MAE_CASES,
-    **ADVERSARIAL_CASES,
-    **DINO_CASES,
-    **SEMI_CASES,
 }  # fmt: skip
 
 # Each has a test of its own below, or, where another test has it already, its name.
@@ -216,7 +206,7 @@ ELSEWHERE = {
     "train.tensorboard": "test_tensorboard_is_asked_for",
     "model.pruner_blocks": "test_kinds_of_objectives",
     "objective.checkpoint": "test_a_training_checkpoint_is_asked_for",
-    "objective.stop_on_overfitting": "test_overfitting_ends_the_run_where_it_is_asked_for",
+    "objective.stop_on_overfitting": "test_overfitting",
 }
 
 

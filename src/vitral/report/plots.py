@@ -210,7 +210,7 @@ def accuracy_over_labels(curves: Mapping[str, Sequence[tuple[int, float, float, 
         axes.minorticks_off()
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
         axes.legend(loc="lower right")
-        return _svg(figure)
+        return svg(figure)
 
 
 def predicted_over_true(true_N: Any, predicted_N: Any, name: str) -> bytes:
