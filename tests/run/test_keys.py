@@ -21,6 +21,7 @@ from PIL import Image
 from tests.data.test_cifar import binary10
 from tests.entropy import registered
 from tests.helpers import TINY, random_model, write_colors
+from tests.run.adversarial_cases import test_overfitting_ends_the_run_where_it_is_asked_for
 from tests.run.dino_cases import DINO
 from tests.run.objective_cases import OBJECTIVE_CASES
 from tests.run.outcomes import Case, card, classes, files, rows, shapes, summary, weights
@@ -206,7 +207,7 @@ ELSEWHERE = {
     "train.tensorboard": "test_tensorboard_is_asked_for",
     "model.pruner_blocks": "test_kinds_of_objectives",
     "objective.checkpoint": "test_a_training_checkpoint_is_asked_for",
-    "objective.stop_on_overfitting": "test_overfitting",
+    "objective.stop_on_overfitting": test_overfitting_ends_the_run_where_it_is_asked_for.__name__,
 }
 
 
