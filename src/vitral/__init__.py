@@ -4,6 +4,7 @@ train(recipe, overrides, out=) -> summary         train a model: from images to 
 sweep(recipe, {key: [values]}, overrides)          compare settings, retrain the best on all training data
 load(model) -> Predictor                          .predict(paths_or_arrays, topk=5)
 create_model(name, num_classes=, image_size=)     any preset as a torch module
+create_attack(kind, eps=)                         attack(model, images, labels) -> adversarial images
 list_models(pattern)                              names of the presets
 register_objective(Config, Class)                 add an objective of your own to objective.kind
 VitralClassifier                                  scikit-learn's fit / predict / predict_proba / score
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vitral.version import __version__
 
 if TYPE_CHECKING:
+    from vitral.attacks.registry import create_attack
     from vitral.errors import UserError
     from vitral.estimator import VitralClassifier
     from vitral.models.create import create_model
@@ -29,6 +31,7 @@ _HOMES = {
     "Predictor": "vitral.predictor",
     "UserError": "vitral.errors",
     "VitralClassifier": "vitral.estimator",
+    "create_attack": "vitral.attacks.registry",
     "create_model": "vitral.models.create",
     "list_models": "vitral.models.presets",
     "load": "vitral.predictor",
@@ -38,7 +41,7 @@ _HOMES = {
 }
 
 __all__ = [
-    "Predictor", "UserError", "VitralClassifier", "__version__", "create_model", "list_models", "load",
+    "Predictor", "UserError", "VitralClassifier", "__version__", "create_attack", "create_model", "list_models", "load",
     "register_objective", "sweep", "train",
 ]  # fmt: skip
 

@@ -1,13 +1,13 @@
-"""Semi-supervised training steps beside the supervised step on the same labeled images.
+"""Steps of semi-supervised and adversarial objectives beside the supervised step on the same labeled images.
 
-    python benchmarks/semi_supervised.py
-    python benchmarks/semi_supervised.py rows=vat clock=processor save=benchmarks/results/semi_supervised.json
+    python benchmarks/objectives.py
+    python benchmarks/objectives.py rows=vat clock=processor save=benchmarks/results/objectives_semi_supervised.json
 
 All kinds take turns in one process, in an order that turns with the rounds. A step is forward, loss, backward, clipping
 and AdamW, on `batch` labeled images and `ratio` times as many unlabeled ones, of random pixels. Printed for each kind:
 the quartiles of its time over that of the supervised step. With ratio=1, an image that is labeled costs 3 units
 (forward 1, backward 2), and an unlabeled one with VAT 6: prediction 1, power iteration 2, changed image 3; so VAT is
-expected at 3 supervised steps. clock=processor is for a machine that is busy with something else.
+expected at 3 supervised steps. A step of an attack costs 2, so PGD of k steps is expected at (2 k + 3) / 3. clock=processor is for a machine that is busy with something else.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from benchmarks.train import environment
 from vitral.config import build, parse_yaml, split_words
 from vitral.data.config import UNLABELED, AugmentConfig
 from vitral.models.create import create_model
+from vitral.objectives.adversarial_config import AdversarialConfig
 from vitral.objectives.config import SupervisedConfig
 from vitral.objectives.objective import ObjectiveContext
 from vitral.objectives.registry import OBJECTIVES
@@ -55,6 +56,11 @@ CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 STEPS = 10_000  # of the run: these steps are its last ones, at the full weight
 ROWS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "supervised": (SupervisedConfig, {}),
+    "fgsm": (AdversarialConfig, {"attack": {"kind": "fgsm"}}),
+    "fgsm, half clean": (AdversarialConfig, {"attack": {"kind": "fgsm"}, "clean_weight": 0.5}),
+    "pgd, 3 steps": (AdversarialConfig, {"attack": {"kind": "pgd", "steps": 3}}),
+    "pgd, 7 steps": (AdversarialConfig, {"attack": {"kind": "pgd", "steps": 7}}),
+    "embedding_fgm, half clean": (AdversarialConfig, {"attack": {"kind": "embedding_fgm"}, "clean_weight": 0.5}),
     "vat": (VATConfig, {}),
     "vat, 2 power iterations": (VATConfig, {"power_iterations": 2}),
     "vat, entropy": (VATConfig, {"entropy_weight": 1.0}),
