@@ -7,7 +7,8 @@ All kinds take turns in one process, in an order that turns with the rounds. A s
 and AdamW, on `batch` labeled images and `ratio` times as many unlabeled ones, of random pixels. Printed for each kind:
 the quartiles of its time over that of the supervised step. With ratio=1, an image that is labeled costs 3 units
 (forward 1, backward 2), and an unlabeled one with VAT 6: prediction 1, power iteration 2, changed image 3; so VAT is
-expected at 3 supervised steps. A step of an attack costs 2, so PGD of k steps is expected at (2 k + 3) / 3. clock=processor is for a machine that is busy with something else.
+expected at 3 supervised steps. A step of an attack costs 2, so PGD of k steps is expected at (2 k + 3) / 3.
+clock=processor is for a machine that is busy with something else.
 """
 
 from __future__ import annotations
