@@ -120,7 +120,7 @@ def _nothing_changes(images: CheckImages, config: AttackConfig) -> Check:
 def _falls(curve: Sequence[tuple[float, float, int]]) -> Check:
     worst, text = (
         0.0,
-        "each attack by itself: " + ", ".join(f"{_p(share)} at {eps_text(eps)}" for eps, share, _ in curve),
+        "each attack alone: " + ", ".join(f"{_p(share)} at {eps_text(eps)}" for eps, share, _ in curve),
     )
     for (_, before, count), (_, after, _) in pairwise(curve):
         worst = max(worst, after - before - _standard_error(before, count))
