@@ -97,7 +97,12 @@ def attack_checks(images: CheckImages, config: AttackConfig, curve: Sequence[tup
     of this size alone, and the number of images."""
     checks = [_nothing_changes(images, config), _falls(curve)]
     if not images.has_gradients:
-        names = {"one_step": "several steps", "black_box": "gradients", "loss_rises": "gradients", "zero": "gradients"}
+        names = {
+            "one_step": "several steps",
+            "black_box": "gradients",
+            "loss_rises": "gradients",
+            "zero_gradient": "gradients",
+        }
         checks += [Check(name, f"a test of {of}", None, "not possible: no gradients") for name, of in names.items()]
     else:
         checks += _by_gradients(images, config)
