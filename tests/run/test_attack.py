@@ -19,11 +19,11 @@ from tests.attacks.models import Linear
 from tests.helpers import random_model, write_colors
 from vitral.attacks.config import EnsembleConfig, FgsmConfig, PgdConfig, SquareConfig
 from vitral.attacks.registry import create_attack
-from vitral.cli.main import main
 from vitral.data.config import DataSource
 from vitral.errors import UserError
 from vitral.evaluate.attack_checks import CheckImages, attack_checks
 from vitral.evaluate.robustness import attack_batch
+from vitral.predictor import Predictor
 from vitral.run.attack import Victim, _attacked, attack, measure
 from vitral.run.command_options import AttackOptions, EvalOptions
 from vitral.run.evaluate import evaluate
@@ -204,31 +204,54 @@ def test_page_and_files() -> None:
     assert sorted(again["files"]) == sorted(path.name for path in folder.iterdir())
 
 
+class Closed:
+    """An engine without gradients: a model that takes floats, or pixels as an export does."""
+
+    name, precision = "closed", "float32"
+
+    def __init__(self, model: nn.Module, takes: Any) -> None:
+        self.model, self.takes = model, takes
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits [B, K]."""
+        if self.takes == "resized":
+            return self.model(images)
+        assert images.dtype == torch.uint8
+        return self.model(images.permute(0, 3, 1, 2) / 255)
+
+
 @pytest.mark.parametrize("takes", ["resized", "pixels"])
-def test_an_export_is_attacked_by_square_alone(takes: str) -> None:
-    pytest.importorskip("onnxruntime")
-    random_model(Path("model"))
-    write_colors(Path("pets"), "cat dog owl", count=6, size=(8, 8))
-    assert main(["export", "model", "format=onnx", f"takes={takes}", "out=there"]) == 0
-    square = SquareConfig(kind="square", eps=20 / 255, queries=30)
-    found = attack("there", on("pets", attack=square, curve=("0.51x",), check="warn"))
+@pytest.mark.usefixtures("pets")
+def test_an_export_is_attacked_by_square_alone(takes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    square = SquareConfig(kind="square", eps=20 / 255, queries=10)
     model = attack("model", on("pets", attack=square, curve=("0.51x",)))
+    predictor = vitral.load("model", "cpu")
+    export = Predictor(None, predictor.config, "cpu", Closed(predictor.model, takes))
+
+    def load(name: str, options: Any) -> Predictor:
+        return export if name == "there" else predictor
+
+    monkeypatch.setattr("vitral.run.attack.load_used", load)
+    monkeypatch.setattr("vitral.run.evaluate.load_used", load)
+    found = attack("there", on("pets", attack=square, curve=("0.51x",), check="warn"))
     assert found["clean_top1"] == model["clean_top1"]
-    assert found["robust_top1"] == pytest.approx(model["robust_top1"], abs=1.5 / 18)
+    assert found["robust_top1"] == pytest.approx(model["robust_top1"], abs=1.5 / 36)
     assert found["robust_top1"] < found["clean_top1"]
     assert "only Square" in found["notes"][0]
     assert {check["name"] for check in found["checks"] if check["passed"] is None} >= {"zero_gradient", "loss_rises"}
     assert [round(255 * row["eps"], 6) for row in found["curve"]] == [0, 10.2 if takes == "resized" else 10, 20]
     assert all(example["change"] <= 20 / 255 + 1e-6 for example in found["examples"])
-    same = evaluate(
-        "there", EvalOptions(data=DataSource(path="pets"), eval={"square": {"eps": "20/255", "queries": 30}})
-    )  # type: ignore[dict-item]
-    assert same["square_top1"] == pytest.approx(found["robust_top1"], abs=1.5 / 18)
-    for run in (
-        lambda: attack("there", on("pets")),
-        lambda: evaluate("there", EvalOptions(data=DataSource(path="pets"), eval={"pgd": {}})),
-    ):  # type: ignore[dict-item]
-        with pytest.raises(UserError, match=r"(?s)needs gradients.*square"):
-            run()
+
+    def by_eval(**evaluators: Any) -> dict[str, Any]:
+        return evaluate("there", EvalOptions(data=DataSource(path="pets"), eval=evaluators))
+
+    assert by_eval(square={"eps": "20/255", "queries": 10})["square_top1"] == pytest.approx(
+        found["robust_top1"], abs=1.5 / 36
+    )
+    with pytest.raises(UserError, match=r"(?s)needs gradients.*square"):
+        attack("there", on("pets"))
+    with pytest.raises(UserError, match=r"(?s)needs gradients.*square"):
+        by_eval(pgd={})
     by_model = attack("there", on("pets", attack=PgdConfig(eps=20 / 255), curve=(), transfer="model"))
     assert by_model["robust_top1"] <= found["robust_top1"]

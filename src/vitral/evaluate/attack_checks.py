@@ -97,7 +97,12 @@ def attack_checks(images: CheckImages, config: AttackConfig, curve: Sequence[tup
     of this size alone, and the number of images."""
     checks = [_nothing_changes(images, config), _falls(curve)]
     if not images.has_gradients:
-        names = {"one_step": "several steps", "black_box": "gradients", "loss_rises": "gradients", "zero": "gradients"}
+        names = {
+            "one_step": "several steps",
+            "black_box": "gradients",
+            "loss_rises": "gradients",
+            "zero_gradient": "gradients",
+        }
         checks += [Check(name, f"a test of {of}", None, "not possible: no gradients") for name, of in names.items()]
     else:
         checks += _by_gradients(images, config)
@@ -120,7 +125,7 @@ def _nothing_changes(images: CheckImages, config: AttackConfig) -> Check:
 def _falls(curve: Sequence[tuple[float, float, int]]) -> Check:
     worst, text = (
         0.0,
-        "each attack by itself: " + ", ".join(f"{_p(share)} at {eps_text(eps)}" for eps, share, _ in curve),
+        "each attack alone: " + ", ".join(f"{_p(share)} at {eps_text(eps)}" for eps, share, _ in curve),
     )
     for (_, before, count), (_, after, _) in pairwise(curve):
         worst = max(worst, after - before - _standard_error(before, count))
