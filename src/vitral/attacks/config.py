@@ -40,7 +40,9 @@ class AttackConfig(Config):
 
     if TYPE_CHECKING:
         kind: Any  # of each class a Literal: its name
-        norm: Any
+        norm: Any  # likewise where an attack has one norm
+    else:
+        norm: Norm = _NORM
 
     eps: Eps | None = Field(
         default=None,

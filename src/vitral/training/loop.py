@@ -88,8 +88,8 @@ def train_loop(
                 guard.sync()
                 throughput.stop()
             if log_due:
-                row = {"step": progress.step, "epoch": round(epoch, 4), "lr": lr}
-                row |= _numbers({"loss": loss, **metrics, **objective.monitor(progress.step - 1)}, norm)
+                numbers = _numbers({"loss": loss, **metrics, **objective.monitor(progress.step - 1)}, norm)
+                row = {"step": progress.step, "epoch": round(epoch, 4), "lr": lr, **numbers}
                 if _warn_of_collapse(objective, row, warned) and objective.stops_on_collapse:
                     progress.done = save_due = True
                 row |= {"skipped": progress.skipped} if progress.skipped else {}
