@@ -31,8 +31,8 @@ from vitral.run.inference_inputs import open_images
 
 
 def on(path: str | None = None, **more: Any) -> AttackOptions:
-    keys: dict[str, Any] = {"data": DataSource(path=path)} if path else {}
-    return AttackOptions(**keys, **{"check": "none", **more})
+    keys: dict[str, Any] = {"check": "none", **more}
+    return AttackOptions(**keys, **({"data": DataSource(path=path)} if path else {}))
 
 
 @pytest.fixture

@@ -90,19 +90,19 @@ def attack_batch(
 class Robustness(NamedTuple):
     """Numbers of images: all, answered correctly, and answered correctly in spite of the attack."""
 
-    count: int
+    images: int
     right: int
     robust: int
 
     @property
     def top1(self) -> float:
         """The share of robust images."""
-        return self.robust / self.count
+        return self.robust / self.images
 
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % Wilson interval of the share."""
-        return wilson_interval(self.robust, self.count)
+        return wilson_interval(self.robust, self.images)
 
 
 def robustness(
