@@ -32,7 +32,9 @@ from vitral.run.inference_inputs import open_images
 
 def on(path: str | None = None, **more: Any) -> AttackOptions:
     keys: dict[str, Any] = {"check": "none", **more}
-    return AttackOptions(**keys, **({"data": DataSource(path=path)} if path else {}))
+    if path:
+        keys["data"] = DataSource(path=path)
+    return AttackOptions(**keys)
 
 
 @pytest.fixture
