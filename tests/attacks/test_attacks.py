@@ -270,6 +270,7 @@ def test_no_gradient_changes_nothing_and_gives_no_nan() -> None:
         (lambda: create_attack("pgd", eps="8/0"), "eps"),
         (lambda: create_attack("fgsm", eps=0), "eps"),
         (lambda: create_attack("fgsm", eps=-0.1), "eps"),
+        (lambda: create_attack("fgsm", eps="-8/255"), r"(?s)eps.*greater than 0"),
         (lambda: create_attack("pgd", steps=0), "steps"),
         (lambda: create_attack("pgx"), "pgx"),
         (lambda: create_attack("fgsm", steps=3), "steps"),
@@ -289,6 +290,11 @@ def test_no_gradient_changes_nothing_and_gives_no_nan() -> None:
 def test_bad_input_gives_one_message(call: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         call()
+
+
+def test_no_images_give_no_images() -> None:
+    for kind in ATTACKS:
+        assert create_attack(kind)(Linear((1, 2, 2)), images(0, (1, 2, 2)), torch.zeros(0).long()).shape == (0, 1, 2, 2)
 
 
 def test_fractions_are_numbers() -> None:

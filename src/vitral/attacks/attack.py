@@ -103,6 +103,8 @@ class Attack(ABC):
         """
         _check(images_BCHW, labels)
         ids_B = torch.arange(len(labels), device=labels.device) if sample_ids_B is None else sample_ids_B
+        if not len(labels):
+            return images_BCHW.clone()
         radius = self.config.radius if eps is None else eps
         return self.perturb(model, images_BCHW, labels, radius, loss, Noise(ids_B, seed, step))
 

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from vitral.config import Config, Count, Share
 
-_FRACTION = re.compile(r"\s*([0-9.]+)\s*/\s*([0-9.]+)\s*")
+_FRACTION = re.compile(r"\s*(-?[0-9.]+)\s*/\s*([0-9.]+)\s*")
 
 
 def fraction(value: Any) -> Any:
