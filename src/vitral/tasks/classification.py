@@ -124,8 +124,8 @@ def attacked(task: Task, subject: Subject, config: AttackedConfig) -> Iterator[F
     found = robustness(attack_of(config), subject.classifier, batches, places, config.seed)
     label = f"top-1 under {config.kind} ({config.norm}, eps {eps_text(config.radius)})"
     yield Metric(f"{config.kind}_top1", label, found.top1, found.interval)
-    yield f"{config.kind}_count", found.count
-    yield f"{config.kind}_clean_top1", found.right / found.count
+    yield f"{config.kind}_count", found.images
+    yield f"{config.kind}_clean_top1", found.right / found.images
 
 
 @dataclass(frozen=True)

@@ -88,11 +88,10 @@ def train_loop(
                 guard.sync()
                 throughput.stop()
             if log_due:
-                numbers = _numbers({"loss": loss, **metrics, **objective.monitor(progress.step - 1)}, norm)
-                row = {"step": progress.step, "epoch": round(epoch, 4), "lr": lr, **numbers}
+                means = {"loss": loss, **metrics, **objective.monitor(progress.step - 1)}
+                row = {"step": progress.step, "epoch": round(epoch, 4), "lr": lr, **_numbers(means, norm, progress)}
                 if _warn_of_collapse(objective, row, warned) and objective.stops_on_collapse:
                     progress.done = save_due = True
-                row |= {"skipped": progress.skipped} if progress.skipped else {}
                 metrics_log.row(row | throughput.read().row())
             if eval_due and validation is not None:
                 validate(state, objective, validation, metrics_log, checkpoints, epoch, throughput, keep_last=keep_last)
@@ -137,11 +136,12 @@ def _settled(state: TrainState) -> Generator[None]:
         state.writer = None
 
 
-def _numbers(means: Mapping[str, torch.Tensor], norm: torch.Tensor) -> dict[str, float]:
+def _numbers(means: Mapping[str, torch.Tensor], norm: torch.Tensor, progress: Progress) -> dict[str, float]:
     """For a row: means over the whole batch, from those over the slices. JSON knows no NaN and no infinity."""
     found = dict(zip(means, distributed.mean(means.values()), strict=True)) | {"grad_norm": norm}
     numbers = {name: value.item() for name, value in found.items()}
-    return {name: value for name, value in numbers.items() if math.isfinite(value)}
+    finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
+    return finite | ({"skipped": progress.skipped} if progress.skipped else {})
 
 
 def _warn_of_collapse(objective: Objective, row: Mapping[str, float], warned: set[str]) -> bool:

@@ -144,9 +144,9 @@ def mismatches(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict
         "missing": [name for name in mine if name not in theirs],
         "unexpected": [name for name in theirs if name not in mine],
         "other shape": [
-            f"{name} {list(tensor.shape)}, not {list(mine[name].shape)}"
-            for name, tensor in theirs.items()
-            if name in mine and tensor.shape != mine[name].shape
+            f"{name} {list(theirs[name].shape)}, not {list(tensor.shape)}"
+            for name, tensor in mine.items()
+            if name in theirs and tensor.shape != theirs[name].shape
         ],
     }
 
