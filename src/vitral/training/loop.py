@@ -30,7 +30,7 @@ from vitral.training.nonfinite import NonFiniteGuard
 from vitral.training.parallel import Parallel
 from vitral.training.signals import StopSignal
 from vitral.training.throughput import Throughput
-from vitral.training.train_state import BEST, LAST, WHOLE, TrainState
+from vitral.training.train_state import BEST, LAST, WHOLE, Progress, TrainState
 from vitral.weights.stopped_run import CHECKPOINTS
 from vitral.weights.tensors import save_tensors
 
