@@ -102,7 +102,8 @@ def test_apgd_fools_the_model_on_the_images_of_the_authors_code(digits: Any, nor
     found = create_attack("apgd", norm=norm, eps=eps, loss=loss)(model, x, labels, seed=5)
     clean = model(x).argmax(1) == labels
     ours = (model(found).argmax(1) == labels)[clean]
-    assert (ours == right.bool()[clean]).double().mean() >= 0.99
+    # 99 % of 360 images; of fewer, two images at the edge may differ.
+    assert int((ours != right.bool()[clean]).sum()) <= max(2, 0.01 * len(ours))
     assert 0.02 < 1 - ours.double().mean() < 0.98
 
 
@@ -119,7 +120,7 @@ def test_targeted_apgd_fools_the_model_on_the_images_of_the_authors_code(digits:
     _, right, _, _ = theirs.attack_single_run(x, labels, x_init=start)
     found = create_attack("apgd", eps=0.05, loss="dlr", targets=1, steps=50)(model, x, labels, seed=5)
     ours = model(found).argmax(1) == labels
-    assert (ours == right.bool()).double().mean() >= 0.99
+    assert int((ours != right.bool()).sum()) <= 2
     assert 0.02 < 1 - ours.double().mean() < 0.98
 
 
