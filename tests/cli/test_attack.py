@@ -50,6 +50,7 @@ def test_text_and_json(capsys: Capture) -> None:
         assert title in text
 
 
+@pytest.mark.slow
 def test_limits_give_exit_code_3(capsys: Capture) -> None:
     words = ["attack", "vitral-digits", "samples=40", "curve=none"]
     assert main([*words, "attack.eps=0.1", "check=none", "min_top1=0.9"]) == 3
