@@ -19,9 +19,10 @@ def cross_entropy(logits_BC: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits_BC, labels, reduction="none")
 
 
-def kl_divergence(logits_BC: Tensor, probabilities_BC: Tensor) -> Tensor:
-    """KL(probabilities || softmax(logits)) [B] in nats; 0 log 0 is 0."""
-    return F.kl_div(logits_BC.log_softmax(-1), probabilities_BC, reduction="none").sum(-1)
+def kl_divergence(logits_BC: Tensor, log_q_BC: Tensor) -> Tensor:
+    """KL(q || softmax(logits)) [B] in nats, from logarithms of q: gradients of both sides are finite, also where
+    probabilities underflow."""
+    return (log_q_BC.exp() * (log_q_BC - logits_BC.log_softmax(-1))).sum(-1)
 
 
 def margin(logits_BC: Tensor, labels_B: Tensor) -> Tensor:

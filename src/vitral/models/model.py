@@ -108,13 +108,17 @@ class ImageModel(nn.Module, ABC):
         if shape[2] % multiple or shape[3] % multiple or not (shape[2] and shape[3]):
             expected = f"multiples of the patch size, {multiple}"
             raise UserError("wrong image size", got=_text(shape[2:]), expected=expected)
-        if images_BCHW.dtype == torch.uint8:
-            images_BCHW = images_BCHW.to(torch.float32) / 255
-        elif not images_BCHW.is_floating_point():
+        images_BCHW = unit_images(images_BCHW)
+        if not images_BCHW.is_floating_point():
             raise UserError("wrong kind of numbers", got=images_BCHW.dtype, expected="uint8, or floats in [0,1]")
-        elif images_BCHW.dtype != torch.float64:
+        if images_BCHW.dtype != torch.float64:
             images_BCHW = images_BCHW.to(torch.float32)
         return ((images_BCHW - self.mean) / self.std).to(self.dtype)
+
+
+def unit_images(images_BCHW: Tensor) -> Tensor:
+    """Return images as floats in [0,1]: bytes are divided by 255."""
+    return images_BCHW.to(torch.float32) / 255 if images_BCHW.dtype == torch.uint8 else images_BCHW
 
 
 def check_capture(capture: Sequence[str], known: Sequence[str]) -> None:

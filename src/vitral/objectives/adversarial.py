@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import cosine_similarity, kl_div
+from torch.nn.functional import cosine_similarity
 
 from vitral.attacks import losses
 from vitral.attacks.attack import Attack
@@ -24,7 +24,7 @@ from vitral.attacks.embeddings import embedding_fgm, token_scale
 from vitral.attacks.quiet import quiet
 from vitral.attacks.registry import attack_of, create_attack
 from vitral.errors import UserError
-from vitral.models.model import ImageModel
+from vitral.models.model import ImageModel, unit_images
 from vitral.models.registry import token_encoder
 from vitral.objectives.adversarial_config import AdversarialConfig
 from vitral.objectives.losses import cross_entropy, soft_targets, wide
@@ -66,9 +66,7 @@ class Adversarial(Objective):
         """The loss in nats, `train_top1` and `adversarial_top1`: shares of clean images (where they are computed) and
         of adversarial ones whose own label wins."""
         batch = batches["train"]
-        images_BCHW = batch.views[0].images_BCHW
-        if not images_BCHW.is_floating_point():
-            images_BCHW = images_BCHW.float() / 255
+        images_BCHW = unit_images(batch.views[0].images_BCHW)
         noise = Noise(batch.sample_ids_B, self.context.seed, step)
         with_clean = self.config.loss == "trades" or self.config.clean_weight > 0
         clean_BK = self.model(images_BCHW) if with_clean else None
@@ -92,9 +90,8 @@ class Adversarial(Objective):
         if clean_BK is None:
             return cross_entropy(adversarial_BK, target_BK)
         if self.config.loss == "trades":
-            logs_BK, clean_logs_BK = (wide(logits_BK).log_softmax(-1) for logits_BK in (adversarial_BK, clean_BK))
-            divergence = kl_div(logs_BK, clean_logs_BK, reduction="batchmean", log_target=True)
-            return cross_entropy(clean_BK, target_BK) + self.config.beta * divergence
+            divergence_B = losses.kl_divergence(wide(adversarial_BK), wide(clean_BK).log_softmax(-1))
+            return cross_entropy(clean_BK, target_BK) + self.config.beta * divergence_B.mean()
         weight = self.config.clean_weight
         return weight * cross_entropy(clean_BK, target_BK) + (1 - weight) * cross_entropy(adversarial_BK, target_BK)
 
@@ -111,7 +108,7 @@ class Adversarial(Objective):
         labels, loss = self._labels(batch), losses.cross_entropy
         if self.config.loss == "trades":
             with torch.no_grad(), quiet(self.model, images_BCHW.device):
-                labels, loss = self.model(images_BCHW).softmax(-1), losses.kl_divergence
+                labels, loss = self.model(images_BCHW).log_softmax(-1), losses.kl_divergence
         return self.attack.perturb(self.model, images_BCHW, labels, self.eps(step), loss, noise)
 
     def _on_embeddings(self, images_BCHW: Tensor, batch: Batch, step: int) -> Tensor:
@@ -159,7 +156,7 @@ class Adversarial(Objective):
             ids_B = torch.arange(first, first + len(labels_B), device=labels_B.device)
             first += len(labels_B)
             noise = Noise(ids_B, self.context.seed)
-            images_BCHW = images_BCHW if images_BCHW.is_floating_point() else images_BCHW.float() / 255
+            images_BCHW = unit_images(images_BCHW)
             found = {"grad_align": self._alignment(images_BCHW, labels_B, eps, noise).detach()}
             for name, attack in attacks.items():
                 changed_BCHW = attack.perturb(self.model, images_BCHW, labels_B, eps, losses.cross_entropy, noise)

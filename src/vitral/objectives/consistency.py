@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import torch
 
+from vitral.attacks.losses import kl_divergence
 from vitral.models.model import ImageModel
 from vitral.objectives.losses import wide
 from vitral.objectives.objective import ObjectiveContext
 from vitral.objectives.pseudo_labels import probability_distance
 from vitral.objectives.semi_supervised import SemiSupervised, UnlabeledPart
 from vitral.objectives.semi_supervised_config import ConsistencyConfig, MeanTeacherConfig
-from vitral.objectives.vat import kl_divergence
 from vitral.structs import Batch
 
 
@@ -46,7 +46,7 @@ class MeanTeacher(SemiSupervised):
         weak, strong = batch.views
         target_BC, logits_BC = self.teacher(weak.images_BCHW), self.model(strong.images_BCHW)
         if self.config.distance == "kl":
-            loss = kl_divergence(wide(target_BC).log_softmax(-1), logits_BC).mean()
+            loss = kl_divergence(wide(logits_BC), wide(target_BC).log_softmax(-1)).mean()
         else:
             loss = probability_distance(logits_BC, target_BC)
         return UnlabeledPart(loss, logits_BC)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitral import distributed
 from vitral.data.mixing import beta_quantiles
-from vitral.models.model import ImageModel
+from vitral.models.model import ImageModel, unit_images
 from vitral.objectives.objective import ObjectiveContext
 from vitral.objectives.pseudo_labels import (
     PseudoLabels,
@@ -25,7 +25,7 @@ from vitral.objectives.pseudo_labels import (
     pseudo_label_loss,
     pseudo_labels,
 )
-from vitral.objectives.semi_supervised import SemiSupervised, UnlabeledPart, steady, unit_images
+from vitral.objectives.semi_supervised import SemiSupervised, UnlabeledPart, steady
 from vitral.objectives.semi_supervised_config import FixMatchConfig, PseudoLabelConfig, SemiViTConfig
 from vitral.structs import Batch
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from vitral.data.counter_rng import Stream
 from vitral.data.masking import kept_count, noise
 from vitral.models.layers import Linear
-from vitral.models.model import ImageModel
+from vitral.models.model import ImageModel, unit_images
 from vitral.models.registry import token_encoder
 from vitral.models.vit import VisionTransformer
 from vitral.objectives.collapse_monitors import feature_rank, feature_std
@@ -105,7 +105,7 @@ class MaskedPatch(Objective):
 def part_means(images_BCHW: Tensor, grid: tuple[int, int], parts: int) -> Tensor:
     """Mean colors of `parts` x `parts` equal parts of each patch, [B, N, T, C] float32 in [0,1]; patches and parts row
     by row. A patch that the parts do not divide is averaged as adaptive pooling does."""
-    unit_BCHW = images_BCHW.float() / 255 if images_BCHW.dtype == torch.uint8 else images_BCHW
+    unit_BCHW = unit_images(images_BCHW)
     means_BCHW = F.adaptive_avg_pool2d(unit_BCHW, (grid[0] * parts, grid[1] * parts))
     split_BCRPSP = means_BCHW.unflatten(3, (grid[1], parts)).unflatten(2, (grid[0], parts))
     return split_BCRPSP.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)

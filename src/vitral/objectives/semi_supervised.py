@@ -131,8 +131,3 @@ def steady(model: ImageModel, images_BCHW: Tensor, *, wide: bool) -> Generator[N
     is_cast = torch.is_autocast_enabled(device) and not wide
     with quiet(model, device), torch.autocast(device, enabled=is_cast):
         yield
-
-
-def unit_images(images_BCHW: Tensor) -> Tensor:
-    """Return images as floats in [0,1]."""
-    return images_BCHW / 255 if images_BCHW.dtype == torch.uint8 else images_BCHW

@@ -12,20 +12,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from vitral.attacks.losses import kl_divergence
 from vitral.data.counter_rng import normals
-from vitral.models.model import ImageModel
+from vitral.models.model import ImageModel, unit_images
 from vitral.objectives.losses import wide
 from vitral.objectives.objective import ObjectiveContext
-from vitral.objectives.semi_supervised import SemiSupervised, UnlabeledPart, steady, unit_images
+from vitral.objectives.semi_supervised import SemiSupervised, UnlabeledPart, steady
 from vitral.objectives.semi_supervised_config import VATConfig
 from vitral.structs import Batch
 
 LogitsOf = Callable[[Tensor], Tensor]
-
-
-def kl_divergence(log_q_BC: Tensor, logits_BC: Tensor) -> Tensor:
-    """Return KL(q || softmax(logits)) per sample, [B], in nats; 0 where both are equal."""
-    return (log_q_BC.exp() * (log_q_BC - wide(logits_BC).log_softmax(-1))).sum(-1)
 
 
 def prediction_entropy(logits_BC: Tensor) -> Tensor:
@@ -60,7 +56,7 @@ def adversarial_direction(
     with torch.enable_grad():
         for _ in range(iterations):
             moved_BCHW = (images_BCHW + xi * direction_BCHW).detach().requires_grad_()
-            divergence = kl_divergence(log_q_BC.detach(), logits_of(moved_BCHW)).sum()
+            divergence = kl_divergence(wide(logits_of(moved_BCHW)), log_q_BC.detach()).sum()
             (gradient_BCHW,) = torch.autograd.grad(divergence, moved_BCHW)
             direction_BCHW = unit(gradient_BCHW.to(direction_BCHW.dtype), direction_BCHW)
     return direction_BCHW.detach()
@@ -92,7 +88,7 @@ class VAT(SemiSupervised):
                 self.model, images_BCHW, log_q_BC, start_BX.view_as(images_BCHW).to(images_BCHW.dtype),
                 xi=self.xi, iterations=config.power_iterations,
             )  # fmt: skip
-            divergence = kl_divergence(log_q_BC, self.model(images_BCHW + change_BCHW)).mean()
+            divergence = kl_divergence(wide(self.model(images_BCHW + change_BCHW)), log_q_BC).mean()
         spread = prediction_entropy(logits_BC).mean()
         # The weight of the sum is unlabeled_weight; entropy_weight counts against the supervised loss, as the paper's.
         loss = divergence
