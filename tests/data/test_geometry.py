@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -81,3 +82,24 @@ def test_no_boxes_stay_none() -> None:
     found, visible = transform_boxes(IDENTITY, torch.zeros(1, 0, 4), (4, 4))
     assert found.shape == (1, 0, 4)
     assert visible.shape == (1, 0)
+
+
+def test_half_pixels_are_not_forgotten() -> None:
+    """An image that is resized to twice its size: edges double exactly, though matrices map centers."""
+    double = box_matrix(torch.tensor([[0, 0, 4, 6]]), (8, 12))
+    found, _ = transform_boxes(double, torch.tensor([[[0.0, 0, 2, 2], [1, 2, 6, 4]]]), (8, 12))
+    assert found.tolist() == [[[0, 0, 4, 4], [2, 4, 12, 8]]]
+
+
+@given(st.integers(0, 10_000))
+def test_there_and_back_is_the_identity(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    zoom, start = torch.rand(2, generator=generator) * 3 + 0.2, torch.rand(2, generator=generator) * 9
+    sign = torch.where(torch.rand(2, generator=generator) < 0.5, -1.0, 1.0)
+    matrix = torch.diag(torch.tensor([*(zoom * sign).tolist(), 1.0])).double()[None]
+    matrix[0, :2, 2] = start.double() + torch.where(sign < 0, 400.0, 0.0)  # a mirrored box stays in the positive
+    box = torch.tensor([[[11.0, 12, 40, 33]]], dtype=torch.float64)
+    there, visible = transform_boxes(matrix, box, (1000, 1000))
+    back, _ = transform_boxes(torch.linalg.inv(matrix), there, (1000, 1000))
+    torch.testing.assert_close(back, box)
+    assert visible.item() == pytest.approx(1)

@@ -12,7 +12,7 @@ from vitral.data.config import AugmentConfig, DataConfig, StreamConfig
 from vitral.data.dataset import Split
 from vitral.data.image_spec import ResizeSpec
 from vitral.data.image_store import ImageStore
-from vitral.data.loader import StreamLoader, eval_batches
+from vitral.data.loader import StreamLoader, TrainLoader, eval_batches
 from vitral.data.resize import fit_image
 from vitral.data.sources import open_dataset
 from vitral.structs import Batch
@@ -78,6 +78,30 @@ def test_a_batch_is_the_same_after_a_jump(split: Split) -> None:
     assert same(later, StreamLoader(store(split), StreamConfig(50, VARIED), 3).batch(40))
     assert not same(later, StreamLoader(store(split), StreamConfig(50, VARIED), 4).batch(40))
     assert list(loader.stream(5, 5)) == []
+
+
+@pytest.mark.parametrize(("cache_mb", "start", "stop"), [(100, 0, 9), (0, 2, 8), (0, 4, 5), (0, 3, 3)])
+def test_replays_repeat_each_batch_of_all_streams_exactly(
+    split: Split, cache_mb: int, start: int, stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def streams() -> dict[str, StreamLoader]:
+        read = store(split, cache_mb=cache_mb)
+        return {
+            "a": StreamLoader(read, StreamConfig(16, VARIED), 0),
+            "b": StreamLoader(read, StreamConfig(32, AugmentConfig(rotate=10)), 0, number=1),
+        }
+
+    once, thrice = TrainLoader(streams()), TrainLoader(streams(), replays=3)
+    expected = [once.batch(step // 3) for step in range(start, stop)]
+    made, make = list[int](), StreamLoader.batch
+    monkeypatch.setattr(StreamLoader, "batch", lambda self, step: made.append(step) or make(self, step))
+    streamed = list(thrice.stream(start, stop))
+    assert sorted(set(made)) == sorted({step // 3 for step in range(start, stop)}), made
+    assert len(made) == 2 * len(set(made)), "each batch of each stream is made once"
+    assert len(streamed) == len(expected) == stop - start
+    for step, one, other in zip(range(start, stop), streamed, expected, strict=True):
+        for found in (one, thrice.batch(step)):
+            assert all(same(found[name], other[name]) for name in ("a", "b"))
 
 
 def test_an_error_while_reading_ahead_reaches_the_loop(split: Split) -> None:

@@ -164,3 +164,26 @@ def test_strips_do_not_explode(source: tuple[int, int], size: tuple[int, int]) -
     if source == (1, 20_000):
         middle = strip[:, :, 9_996:10_004]  # 8 pixels around the center, of which the crop shows one
         assert torch.equal(ours, fit_image(middle, size, ResizeSpec(resize_mode="crop")))
+
+
+def test_pad_shows_the_whole_image_between_gray_bars() -> None:
+    image = torch.arange(8, dtype=torch.uint8).repeat(3, 1)[None]
+    spec = ResizeSpec(resize_mode="pad")
+    fast, exact = fit_image_fast(image, (8, 8), spec), fit_image(image, (8, 8), spec)
+    assert torch.equal(fast[0, 2:5], image[0])
+    assert (fast[0, [0, 1, 5, 6, 7]] == 128).all()
+    torch.testing.assert_close(exact, fast / 255)
+    tall = fit_image_fast(image.transpose(1, 2), (8, 8), spec)
+    assert torch.equal(tall, fast.transpose(1, 2))
+    for source in ((1, 500), (500, 1), (31, 17)):  # down to one pixel, and a side that is one pixel short
+        assert fit_image(torch.zeros(1, *source, dtype=torch.uint8), (32, 18), spec).shape == (1, 32, 18)
+
+
+def test_a_result_of_one_column_equals_the_column_of_two() -> None:
+    """torch 2.13 on a CPU: interpolate(x [1, 1, 2000, 1], (32, 1), antialias=True) is off by 0.07."""
+    column = torch.randint(0, 256, (1, 2000, 7), dtype=torch.uint8)
+    spec = ResizeSpec(resize_mode="squash", interpolation="bilinear")
+    for fit, within in ((fit_image, 1e-5), (fit_image_fast, 1)):
+        one = fit(column[..., :1].expand(-1, -1, 7), (32, 1), spec)
+        two = fit(column[..., :1].expand(-1, -1, 7), (32, 2), spec)[..., :1]
+        assert (one.float() - two.float()).abs().max() <= within

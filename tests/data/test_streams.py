@@ -61,6 +61,7 @@ def take(made: TrainLoader, start: int, stop: int) -> list[dict[str, Batch]]:
         return list(made.stream(start, stop))
     finally:
         for stream in made.streams.values():
+            assert isinstance(stream, StreamLoader)
             stream.store.close()
 
 
@@ -98,7 +99,7 @@ def test_ranks_have_their_rows_of_every_stream(photos: Dataset) -> None:
 
 def test_a_stream_without_labels_has_no_targets_and_every_sample_once_an_epoch(photos: Dataset) -> None:
     made = loader(photos)
-    count = len(made.streams["unlabeled"].store.split)
+    count = made.streams["unlabeled"].samples
     batches = take(made, 0, count)
     assert all(batch["unlabeled"].targets == {} for batch in batches)
     assert batches[0]["train"].targets.keys() == {"label", "partner", "weight"}

@@ -160,12 +160,12 @@ def test_views_of_files_tell_where_their_pixels_were(
             check(batch.views[0], mine, geometric(loader, step, SIZE), share=0.04)
 
 
-@pytest.mark.parametrize("mode", ["crop", "squash"])
+@pytest.mark.parametrize("mode", ["crop", "squash", "pad"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("crop_pct", [1.0, 0.875, 0.7])
 def test_views_tell_how_the_store_resized(
     files: tuple[Split, list[tuple[int, int]]],
-    mode: Literal["crop", "squash"],
+    mode: Literal["crop", "squash", "pad"],
     interpolation: Interpolation,
     crop_pct: float,
 ) -> None:
@@ -232,6 +232,8 @@ def test_mixing_moves_nothing(files: tuple[Split, list[tuple[int, int]]]) -> Non
         ((48, 60), (24, 20), ResizeSpec(resize_mode="crop"), (0, 10, 48, 40)),
         ((60, 40), (24, 20), ResizeSpec(resize_mode="crop"), (6, 0, 48, 40)),
         ((9, 30), (3, 5), ResizeSpec(resize_mode="squash"), (0, 0, 9, 30)),
+        ((20, 40), (16, 16), ResizeSpec(resize_mode="pad"), (-10, 0, 40, 40)),
+        ((40, 20), (16, 16), ResizeSpec(resize_mode="pad", crop_pct=0.5), (10, 0, 20, 20)),
         (
             (256, 512),
             (224, 224),

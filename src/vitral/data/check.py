@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from vitral.data import check_cache
+from vitral.data.check_boxes import annotation_numbers, box_findings
 from vitral.data.class_names import class_name_findings
 from vitral.data.config import UNLABELED, DataConfig
 from vitral.data.dataset import Array, Dataset, fingerprint
@@ -46,6 +47,7 @@ def check_dataset(
     variant: str = "",
     cache: Path | None = None,
     tick: Callable[[int], None] = lambda count: None,
+    texts: bool = False,
 ) -> CheckReport:
     """All that is wrong or odd with a dataset, as its source gives it (before a validation split is carved).
 
@@ -53,7 +55,8 @@ def check_dataset(
     `max_bad` damaged images are a warning instead of an error. `workers` threads decode. `cache`: a folder where the
     result is kept; it is taken from there while names, labels, sizes and times of the files, and `variant` (how images
     are decoded, as text), stay the same. Nothing about the data raises; their findings say it. `tick` gets
-    how many more images are done.
+    how many more images are done. texts: labels are what the images say, no classes; only images are checked, and
+    look-alikes are images that say the same.
     """
     key = check_cache.key(dataset, variant) if cache is not None else ""
     report = check_cache.load(cache, key) if cache is not None else None
@@ -63,7 +66,7 @@ def check_dataset(
             name: scan_in_parts(split, dataset.channels, workers, keep, name, tick)
             for name, split in dataset.parts.items()
         }
-        report = _examine(dataset, scans)
+        report = _examine(dataset, scans, texts)
         if cache is not None and keep is not None:
             check_cache.store_tree(cache, key, report.to_json())
             shutil.rmtree(keep, ignore_errors=True)  # what an interrupted check left; the whole is kept now
@@ -76,19 +79,27 @@ def decoding(data: DataConfig) -> str:
     return f"background {data.background}, max_pixels {data.max_pixels}, value_range {data.value_range}"
 
 
-def _examine(dataset: Dataset, scans: dict[str, Scan]) -> CheckReport:
+def _examine(dataset: Dataset, scans: dict[str, Scan], texts: bool) -> CheckReport:
     every, (samples, labels) = scans, _samples(dataset)
+    has_boxes = dataset.task == "detection"
+    has_classes = not texts and not has_boxes and dataset.task != "regression"
     scans = {name: scans[name] for name in dataset.splits}
-    has_classes = dataset.task != "regression"
     labels_N = np.concatenate([split.labels_N for split in dataset.splits.values()])
     split_N = np.repeat(np.arange(len(scans)), list(map(len, dataset.splits.values())))
     scan = joined(list(scans.values()))
     findings = [
         *(_classes(dataset) if has_classes else []),
-        *(class_name_findings(dataset.classes) if has_classes else []),
+        *(class_name_findings(dataset.classes) if has_classes or has_boxes else []),
+        *(box_findings(dataset, scans, samples) if has_boxes else []),
         *_left_out(dataset),
         *(_names(dataset, samples[: len(labels)], labels) if has_classes else []),
-        *duplicate_findings(scan, split_N, labels_N, samples.__getitem__),
+        *duplicate_findings(
+            _apart(scan, labels_N) if texts else scan,
+            split_N,
+            labels_N,
+            samples.__getitem__,
+            annotation_numbers(dataset) if has_boxes else None,
+        ),
         *_images(dataset, scan, joined(list(every.values())).damaged, samples),
         *_unlabeled(every, samples),
     ]
@@ -104,15 +115,24 @@ def _examine(dataset: Dataset, scans: dict[str, Scan]) -> CheckReport:
     )
 
 
+def _apart(scan: Scan, labels_N: Array) -> Scan:
+    """The scan with hashes that differ in half of their bits where the labels differ: short lines of text all look
+    alike in a thumbnail, so that only those that say the same are compared."""
+    salt_K = np.random.default_rng(0).integers(0, 2**64, int(labels_N.max()) + 1, np.uint64)
+    salt_N = salt_K[labels_N]
+    return replace(scan, hash_N=scan.hash_N ^ salt_N, windows_NW=scan.windows_NW ^ salt_N[:, None])
+
+
 def _samples(dataset: Dataset) -> tuple[list[Sample], list[tuple[str, ...]]]:
     """Every sample, split by split, and the names of its classes; at the end those without labels, of no class."""
     samples: list[Sample] = []
     labels: list[tuple[str, ...]] = []
+    blank = "no boxes" if dataset.task == "detection" else ""
     for name, split in dataset.parts.items():
         own = [("no label",)] * len(split) if name == UNLABELED else dataset.labels(name)
         labels += own if name != UNLABELED else []
         samples += [
-            Sample(name, index, shown(str(each)), " + ".join(mine))
+            Sample(name, index, shown(str(each)), " + ".join(mine) or blank)
             for index, (each, mine) in enumerate(zip(split.names, own, strict=True))
         ]
     return samples, labels
@@ -123,6 +143,8 @@ def _content(dataset: Dataset, scans: dict[str, Scan]) -> list[bytes]:
     for name, found in scans.items():
         names = "\n".join(map(str, dataset.parts[name].names)).encode("utf-8", "surrogatepass")
         labels = np.ascontiguousarray(dataset.parts[name].labels_N).tobytes()
+        boxes = dataset.parts[name].boxes
+        parts += [boxes.content()] if boxes is not None else []
         parts += [name.encode(), names, labels, found.digest_N2.astype("<u8").tobytes()]
     return parts
 
@@ -248,8 +270,8 @@ def _unlabeled(scans: dict[str, Scan], samples: list[Sample]) -> list[Finding]:
     images, where these have one."""
     if UNLABELED not in scans:
         return []
-    judged = [found for name, found in scans.items() if name not in ("train", UNLABELED)]
-    findings = leaks(judged, scans[UNLABELED], [sample for sample in samples if sample.split != "train"])
+    evaluated = [found for name, found in scans.items() if name not in ("train", UNLABELED)]
+    findings = leaks(evaluated, scans[UNLABELED], [sample for sample in samples if sample.split != "train"])
     train_N2, size_N2 = (scans[name].size_N2 for name in ("train", UNLABELED))
     train_N2 = train_N2[train_N2[:, 0] > 0]
     if len(train_N2) and (train_N2 == train_N2[0]).all():

@@ -34,13 +34,22 @@ def key(dataset: Dataset, variant: str) -> str:
     Images that are no files of their own are known by the dataset's fingerprint, which covers their content.
     """
     digest = hashlib.sha256(
-        repr((VERSION, variant, dataset.name, dataset.whole_fingerprint, dataset.channels, dataset.classes)).encode(
-            "utf-8", "backslashreplace"
-        )
+        repr(
+            (
+                VERSION,
+                variant,
+                dataset.name,
+                dataset.whole_fingerprint,
+                dataset.channels,
+                dataset.classes,
+                dataset.unpaired,
+            )
+        ).encode("utf-8", "backslashreplace")
     )
     for name, split in dataset.parts.items():
         digest.update(f"\0{name}\0{len(split)}\0{split.labels_N.shape}".encode())
         digest.update(split.labels_N.tobytes())
+        digest.update(split.boxes.content() if split.boxes is not None else b"")
         digest.update("\0".join(map(str, split.names)).encode("utf-8", "surrogatepass"))
         if split.file is not None and len(split) and isinstance(split.file(0), str):
             for index in range(len(split)):

@@ -13,7 +13,10 @@ from vitral.data.findings import known_codes
 Channels = Annotated[int, Field(ge=1, le=4)]
 Names = Annotated[tuple[str, ...], Strict(False)]
 Codes = Annotated[Names, AfterValidator(known_codes)]
-SourceName = Literal["auto", "digits", "folder", "filename", "images", "table", "cifar", "hf", "yaml"]
+SourceName = Literal[
+    "auto", "digits", "folder", "filename", "images", "table", "cifar", "hf", "yaml", "coco", "voc", "yolo",
+    "box_table", "digits_scenes",
+]  # fmt: skip
 Validation = Literal["own", "dev", "none"]
 Interpolation = Literal["bicubic", "bilinear", "lanczos"]
 UNLABELED = "unlabeled"  # name of the stream that reads images without labels
@@ -66,6 +69,14 @@ class SourceKeys(Config):
     )
     classes: Names | None = Field(default=None, description="class names in index order; null: those in use, sorted")
     subset: str | None = Field(default=None, description="configuration name of a Hugging Face dataset")
+    box_format: Literal["xyxy", "xywh", "cxcywh"] | None = Field(
+        default=None,
+        description="numbers of a box in coco, box_table and hf; xyxy: corners; xywh: corner and size; cxcywh: center "
+        "and size; null: xywh, in a table what its columns are called",
+    )
+    box_unit: Literal["pixels", "normalized"] = Field(
+        default="pixels", description="unit of these numbers; normalized: shares of the image's width and height"
+    )
 
 
 class Description(SourceKeys):
@@ -136,10 +147,10 @@ class DataConfig(ReadConfig):
         description="side length, or height,width, in pixels; auto: that of init or the preset, or of the data if "
         "model.patch_size=auto",
     )
-    resize_mode: Literal["crop", "squash"] = Field(
+    resize_mode: Literal["crop", "squash", "pad"] = Field(
         default="crop",
         description="resizing to the model's shape; crop: resize and center-crop; squash: resize without "
-        "keeping the aspect ratio",
+        "keeping the aspect ratio; pad: resize to fit inside, gray bars at the sides (letterbox)",
     )
     interpolation: Interpolation | Literal["auto"] = Field(
         default="auto", description="resize filter, antialiased; auto: that of init, else bicubic"
@@ -307,13 +318,15 @@ class ViewConfig(NamedTuple):
 
 class StreamConfig(NamedTuple):
     """One stream of training batches: samples per batch, over all processes; the keys of the complete stream: repeated
-    augmentation and mixing of `augment`, class `balance`; the views of each sample; whether batches hold labels."""
+    augmentation and mixing of `augment`, class `balance`; the views of each sample; whether batches hold labels; and of
+    boxes, the share of the area that a view must show of a box to keep it."""
 
     batch_size: int
     augment: AugmentConfig
     balance: Literal["none", "class", "sqrt"] = "none"
     views: tuple[ViewConfig, ...] = ()
     labeled: bool = True
+    min_visible: float = 0.3
 
 
 class CheckConfig(Config):

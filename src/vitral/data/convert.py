@@ -19,24 +19,26 @@ from PIL import Image
 
 from vitral.atomic_files import interrupted, recover, whole_folder
 from vitral.config import dump_yaml
+from vitral.data.convert_boxes import image_stems, refuse_layout, write_boxes
 from vitral.data.damaged_images import without_damage
 from vitral.data.dataset import Dataset, Split
 from vitral.data.filename_labels import DEFAULT
 from vitral.data.regression_targets import refuse_numbers
 from vitral.errors import UserError, taken
 
-Layout = Literal["folder", "flat", "csv"]
+Layout = Literal["folder", "flat", "csv", "coco", "voc", "yolo"]
 
 _FORBIDDEN = re.compile(r'[/\\:*?"<>|\x00-\x1f]')
 
 
 class Converted(NamedTuple):
-    """What was written: the path that `data=` takes, the dataset without damaged images, and how many of its images are
-    copies of files."""
+    """What was written: the path that `data=` takes, the dataset without damaged images, how many of its images are
+    copies of files, and what the layout could not hold, one sentence each."""
 
     path: Path
     dataset: Dataset
     copied: int
+    lost: list[str]
 
 
 def convert(dataset: Dataset, out: Path, layout: Layout, workers: int | None = None, max_bad: int = 0) -> Converted:
@@ -45,20 +47,23 @@ def convert(dataset: Dataset, out: Path, layout: Layout, workers: int | None = N
     folder: SPLIT/CLASS/00017.png; flat: SPLIT/CLASS_00017.png; csv: SPLIT/00017.png and manifest.csv (path, label,
     split), or, where images have several labels, manifest.jsonl. The number is the image's place in its split. Images
     that are files are copied as they are, others become PNG files of the dataset's channels. Where the order of the
-    classes isn't the sorted one, or one has no image, a description OUT/OUT.yaml keeps it. Images are decoded once; up
-    to `max_bad` damaged ones are left out. Raises UserError for a folder that holds something, for more damaged images
-    (nothing stays written then), class names that no file may have, and several labels per image in the layouts that
-    have room for one.
+    classes isn't the sorted one, or one has no image, a description OUT/OUT.yaml keeps it. Data with boxes are written
+    as coco, voc, yolo or csv: see `convert_boxes`. Images are decoded once; up to `max_bad` damaged ones are left out.
+    Raises UserError for a folder that holds something, for more damaged images (nothing stays written then), class
+    names that no file may have, and several labels per image in the layouts that have room for one.
     """
     _refuse(dataset, out, layout)
     with whole_folder(out) as folder:
         written, damage, copied = _write_splits(dataset, folder, layout, workers)
-        dataset = without_damage(dataset, damage, max_bad)
+        dataset, lost = without_damage(dataset, damage, max_bad), list[str]()
+        if dataset.task == "detection":
+            path, lost = write_boxes(dataset, folder, layout, written, _needs_order(dataset))
+            return Converted(out / path.relative_to(folder), dataset, copied, lost)
         path = _manifest(dataset, folder, written) if layout == "csv" else folder
         if (described := _description(dataset, path, layout)) is not None:
             path = folder / f"{out.resolve().name}.yaml"
             path.write_text(described, encoding="utf-8")
-    return Converted(out / path.relative_to(folder), dataset, copied)
+    return Converted(out / path.relative_to(folder), dataset, copied, lost)
 
 
 def _write_splits(
@@ -82,20 +87,26 @@ def _write_splits(
 
 def _description(dataset: Dataset, path: Path, layout: Layout) -> str | None:
     """A description that keeps the classes, where reading the path alone would not."""
-    counts_K = sum(split.class_counts(len(dataset.classes)) for split in dataset.splits.values())
-    if list(dataset.classes) == sorted(dataset.classes) and np.all(counts_K):
+    if not _needs_order(dataset):
         return None
     source = {"folder": "folder", "flat": "filename", "csv": "table"}[layout]
     tree = {"source": source, "path": path.name if layout == "csv" else ".", "classes": list(dataset.classes)}
     return dump_yaml(tree)
 
 
+def _needs_order(dataset: Dataset) -> bool:
+    """Whether the classes, read back as those in use and sorted, would be others."""
+    counts_K = sum(split.class_counts(len(dataset.classes)) for split in dataset.splits.values())
+    return list(dataset.classes) != sorted(dataset.classes) or not np.all(counts_K)
+
+
 def _refuse(dataset: Dataset, out: Path, layout: Layout) -> None:
     refuse_numbers(dataset)
+    refuse_layout(dataset, layout)
     recover(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not interrupted(out):
         raise taken(out)
-    if layout == "csv":
+    if layout == "csv" or dataset.task == "detection":
         return
     if dataset.multi_label:
         raise UserError(
@@ -117,6 +128,8 @@ def _refuse(dataset: Dataset, out: Path, layout: Layout) -> None:
 
 def _stems(dataset: Dataset, split: Split, name: str, layout: Layout) -> list[str]:
     """The paths of a split's files, without their endings."""
+    if dataset.task == "detection":
+        return image_stems(split, name, layout)
     digits = max(5, len(str(len(split) - 1)))
     numbers = [f"{index:0{digits}d}" for index in range(len(split))]
     if layout == "csv":

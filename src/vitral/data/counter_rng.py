@@ -79,6 +79,7 @@ class Stream(IntEnum):
     CORRUPT_KIND = 54
     CORRUPT_SOURCE = 55
     PRUNE = 56
+    GUMBEL = 59
     CLASS_SHUFFLE = 60
     SHOTS = 64
     NOISE = 68
@@ -87,8 +88,27 @@ class Stream(IntEnum):
     SQUARE_ROW = 72
     SQUARE_COLUMN = 73
     SQUARE_SIGN = 74
+    SQUARE_TURN = 75
+    SQUARE_ROW_2 = 76
+    SQUARE_COLUMN_2 = 77
     PAIR = 80
     PAIR_WEIGHT = 81
+    TEXT_SPLIT = 84
+    TEXT_LENGTH = 85
+    TEXT_SYMBOL = 86
+    BUCKET = 87
+    STRIP_COUNT = 88
+    STRIP_DIGIT = 89
+    STRIP_GAP = 90
+    STRIP_TOP = 91
+    NEXT_TOKEN = 96
+    PALETTE = 97
+    LABEL_DROP = 98
+    RESTART_IMAGE = 100
+    RESTART_PLACE = 101
+    CODE_ORDER = 102
+    SCENE = 104
+    SCENE_NOISE = 105
 
 
 def philox(counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tuple[Any, Any, Any, Any]:
@@ -153,7 +173,7 @@ def normals(seed: int, epoch: Any, view: Any, index_B: Tensor, count: int) -> Te
     return ((-2 * (1 - radius_NB).log()).sqrt() * (2 * torch.pi * angle_NB).cos()).T
 
 
-def numbered(stream: Any, number: Tensor) -> Tensor:
+def numbered(stream: Any, number: Any) -> Any:
     """The counter's word for the number-th draw (below 2^24) of a stream; number 0 is the stream's own word."""
     return number * 256 + stream  # so there may be 256 streams
 

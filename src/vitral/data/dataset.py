@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitral.data.boxes import Boxes, Unpaired, joined_boxes
 from vitral.data.config import UNLABELED
 from vitral.data.decode import as_image
 from vitral.errors import UserError, shown
@@ -39,7 +40,8 @@ class Split:
     count; raises UserError, naming it, for an unreadable one; safe to call from many threads. size(i): its (height,
     width) without decoding, if cheap. file(i): where it is a file, its path or bytes; a part of it can then be read
     alone. content(i): where it is none, what identifies it whatever the number of channels that it is read with,
-    as bytes. made_up: the names are running numbers that the source gives, and say nothing about the images.
+    as bytes. made_up: the names are running numbers that the source gives, and say nothing about the images. boxes:
+    where objects are, for detection; labels_N then holds the classes of each image's boxes, bool [N, K].
     """
 
     labels_N: Labels
@@ -49,11 +51,13 @@ class Split:
     file: Callable[[int], str | bytes] | None = None
     content: Callable[[int], bytes] | None = None
     made_up: bool = False
+    boxes: Boxes | None = None
 
     def __post_init__(self) -> None:
         found = self.labels_N.dtype, self.labels_N.ndim
         assert found in ((np.int64, 1), (np.bool_, 2), (np.float64, 2)), found
         assert len(self.labels_N) == len(self.names), self.labels_N.shape
+        assert self.boxes is None or (self.multi_label and len(self.boxes) == len(self.names)), len(self.names)
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -66,6 +70,8 @@ class Split:
     @property
     def task(self) -> str:
         """The task that the annotations are for, as config.json of a model folder calls it."""
+        if self.boxes is not None:
+            return "detection"
         kinds = {"b": "multilabel", "f": "regression"}
         return kinds.get(self.labels_N.dtype.kind, "classification")
 
@@ -85,6 +91,7 @@ class Split:
         return Split(
             self.labels_N[np.array(places, np.int64)], [self.names[place] for place in places], at(self.read),
             self.size and at(self.size), self.file and at(self.file), self.content and at(self.content), self.made_up,
+            self.boxes and self.boxes.subset(places),
         )  # fmt: skip
 
 
@@ -108,7 +115,8 @@ class Dataset:
     validation split is carved. left_out: folders beside those of the splits that hold images and are not read, with how
     many. carved: how a validation split was held out of train, if it was. unlabeled: images beside these, without
     labels, as the train split of a dataset. hidden: the same images with the labels that training does not see, where
-    they are known, to measure predictions by. Name and notes are printable (`shown`).
+    they are known, to measure predictions by. unpaired: label files and images that have no counterpart. Name and notes
+    are printable (`shown`).
     """
 
     name: str
@@ -122,6 +130,7 @@ class Dataset:
     carved: Carved | None = None
     unlabeled: Dataset | None = None
     hidden: Split | None = None
+    unpaired: Unpaired = field(default_factory=Unpaired)
 
     def __post_init__(self) -> None:
         assert {"train"} <= set(self.splits) <= set(SPLITS), self.splits.keys()
@@ -211,6 +220,7 @@ def joined(one: Split, other: Split) -> Split:
         both(one.file, other.file) if one.file and other.file else None,
         both(one.content, other.content) if one.content and other.content else None,
         one.made_up and other.made_up,
+        None if one.boxes is None or other.boxes is None else joined_boxes(one.boxes, other.boxes),
     )  # fmt: skip
 
 

@@ -19,25 +19,28 @@ from vitral.errors import plural
 Sampler = Callable[[int], Sample]
 
 
-def duplicate_findings(scan: Scan, split_N: Array, labels_N: Array, sample: Sampler) -> Iterator[Finding]:
+def duplicate_findings(
+    scan: Scan, split_N: Array, labels_N: Array, sample: Sampler, exact_N: Array | None = None
+) -> Iterator[Finding]:
     """Exact duplicates (equal decoded pixels and shape), then look-alikes among images that are not equal.
 
     `scan` is of the images of all splits; `split_N` numbers their splits; `labels_N` (or label rows) and `sample` go by
-    the place in all of them together.
+    the place in all of them together. exact_N: numbers of annotations that equal images must have equal, where these
+    are more than the labels.
     """
     places_R, groups = _equal(scan.digest_N2, np.flatnonzero(scan.size_N2[:, 0] > 0))
-    yield from _exact(groups, split_N, labels_N, sample)
+    yield from _exact(groups, split_N, labels_N if exact_N is None else exact_N, sample)
     yield from _near(scan, places_R, split_N, labels_N, sample)
 
 
-def leaks(judged: Sequence[Scan], unlabeled: Scan, samples: Sequence[Sample]) -> list[Finding]:
+def leaks(evaluated: Sequence[Scan], unlabeled: Scan, samples: Sequence[Sample]) -> list[Finding]:
     """Unlabeled images with the pixels of validation or test images, or that look like them. `samples`: those of the
     `evaluated` scans in order, then the unlabeled ones."""
-    if not judged:
+    if not evaluated:
         return []
     split_N = np.repeat([0, 1], [len(samples) - len(unlabeled.size_N2), len(unlabeled.size_N2)])
     labels_N = np.zeros(len(samples), np.int64)
-    found = duplicate_findings(joined([*judged, unlabeled]), split_N, labels_N, samples.__getitem__)
+    found = duplicate_findings(joined([*evaluated, unlabeled]), split_N, labels_N, samples.__getitem__)
     across = {each.code: each for each in found if each.code in ("duplicates-across", "near-across")}
     if not across:
         return []

@@ -15,10 +15,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vitral.data.box_files import with_boxes
+from vitral.data.boxes import Size, Unpaired
 from vitral.data.config import DataConfig
 from vitral.data.dataset import SPLITS, Dataset, Labels
+from vitral.data.decode import header
 from vitral.data.files import Part, class_map, encoded_dataset, hidden, known_column, label_array, some
 from vitral.data.folder_names import SPLIT_OF, any_of
+from vitral.data.hf_boxes import BoxColumn, box_column, read_boxes
 from vitral.data.label_vectors import named, vector_width
 from vitral.data.regression_targets import as_number, as_targets, check_targets
 from vitral.errors import UserError
@@ -72,11 +76,16 @@ def open_hf(config: DataConfig) -> Dataset:
 
     Splits go by their names (validation is val); image and label column are `config.image_column` and `label_column`,
     or the one of type Image and the one of type ClassLabel or called label; a dotted name reaches into a record.
-    ClassLabel names keep their order; other labels are sorted, whole numbers by value. A list of labels is multi-label.
+    ClassLabel names keep their order; other labels are sorted, whole numbers by value. A list of labels is multi-label;
+    a column of records with boxes and classes (`objects`) makes the data those of a detector (see `hf_boxes`).
     Local data need no network. The fingerprint covers shard names and sizes (local) or the dataset's own (hub), labels
     and class names. Raises UserError for a missing extra, unknown columns, unlabeled samples, and what can't be had.
     """
     parts, content, root = _load(config)
+    features = next(iter(parts.values())).features
+    with_objects = None if config.target is not None else box_column(features, config.label_column)
+    if with_objects is not None:
+        return _with_objects(parts, content, root, with_objects, config)
     columns = _columns(next(iter(parts.values())), config)
     if config.target is None:
         classes, labels = _labels(parts, columns, config)
@@ -92,6 +101,46 @@ def open_hf(config: DataConfig) -> Dataset:
     covered += [part for split, labels_N in labels.items() for part in (split.encode(), labels_N.tobytes())]
     note = f"columns: {', '.join((columns.image, *(config.target or (columns.label,))))}"
     return encoded_dataset(Path(str(config.path)).name, classes, read, config, [note], covered, made_up=True)
+
+
+def _with_objects(
+    parts: Mapping[str, Any], content: list[str], root: str | None, column: BoxColumn, config: DataConfig
+) -> Dataset:
+    """The dataset of a column of boxes."""
+    image = _image_column(_flat(next(iter(parts.values())).features), config)
+    files = {split: _images(part, image, root) for split, part in parts.items()}
+    values = {split: _values(part, column.column) for split, part in parts.items()}
+    sizes = {split: _Sizes(files[split], len(part)) for split, part in parts.items()}
+    classes, boxes = read_boxes(values, sizes, column, config)
+    read = {
+        split: Part(own.hot(len(classes)), [f"{split}/{place:06d}" for place in range(len(own))], files[split])
+        for split, own in boxes.items()
+    }
+    covered = [text.encode("utf-8", "surrogatepass") for text in (*content, *classes)]
+    covered += [part for split, own in boxes.items() for part in (split.encode(), own.content())]
+    note = f"columns: {image}, {column.column} ({column.boxes}, {column.label})"
+    name = Path(str(config.path)).name
+    dataset = encoded_dataset(name, classes, read, config, [note], covered, made_up=True)
+    return with_boxes(dataset, boxes, Unpaired())
+
+
+class _Sizes(Sequence[Size]):
+    """Height and width of encoded images, from their headers when they are read; 1, 1 of damaged ones."""
+
+    def __init__(self, file: Callable[[int], str | bytes], count: int) -> None:
+        self._file, self._count = file, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, place: Any) -> Any:
+        if place >= self._count:
+            raise IndexError(place)
+        try:
+            head = header(self._file(place))
+        except UserError:
+            return 1, 1
+        return head.height, head.width
 
 
 def _library() -> Any:
@@ -221,9 +270,7 @@ def _numbers(part: Any, split: str, targets: tuple[str, ...]) -> Labels:
 
 def _columns(part: Any, config: DataConfig) -> _Columns:
     types: dict[str, Any] = _flat(part.features)
-    kinds = {name: type(feature).__name__ for name, feature in types.items()}
-    typed = [name for name, kind in kinds.items() if kind == "Image"] or [n for n in _IMAGE_NAMES if n in types]
-    image = _one("image", config.image_column, types, typed, _PATH_NAMES)
+    image = _image_column(types, config)
     inner = {name: getattr(feature, "feature", feature) for name, feature in types.items()}
     typed = [name for name, feature in inner.items() if type(feature).__name__ == "ClassLabel"]
     if config.target is not None:
@@ -232,6 +279,12 @@ def _columns(part: Any, config: DataConfig) -> _Columns:
     label = _one("label", config.label_column, types, typed, _LABEL_NAMES)
     names = getattr(inner[label], "names", None)
     return _Columns(image, label, None if names is None else tuple(names), inner[label] is not types[label])
+
+
+def _image_column(types: dict[str, Any], config: DataConfig) -> str:
+    kinds = {name: type(feature).__name__ for name, feature in types.items()}
+    typed = [name for name, kind in kinds.items() if kind == "Image"] or [n for n in _IMAGE_NAMES if n in types]
+    return _one("image", config.image_column, types, typed, _PATH_NAMES)
 
 
 def _flat(features: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,16 +10,19 @@ from pydantic import Field, model_validator
 from vitral.config import Config, Count, Pair
 from vitral.data.config import MAX_INPUT_PIXELS, MAX_PIXELS, Interpolation, ValueRange
 
+PADDING = 128  # gray level beside an image that is padded
+
 
 class ResizeSpec(Config):
     """How an image is resized.
 
     fit "crop": scaled until it covers size / crop_pct, keeping its aspect, then cropped at the center; "squash": each
-    side scaled to size / crop_pct separately, then cropped. interpolation: antialiased, with Pillow's filters.
+    side scaled to size / crop_pct separately, then cropped; "pad": scaled until it fits into size / crop_pct, with gray
+    (128 of 255) beside it, then cropped. interpolation: antialiased, with Pillow's filters.
     crop_pct: (0,1]; torchvision's 256 then 224 is 0.875, timm calls it crop_pct.
     """
 
-    resize_mode: Literal["crop", "squash"]
+    resize_mode: Literal["crop", "squash", "pad"]
     interpolation: Interpolation = "bicubic"
     crop_pct: float = Field(default=1.0, gt=0, le=1)
 

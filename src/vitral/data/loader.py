@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from vitral import distributed
 from vitral.data.augment import augment
+from vitral.data.boxes import BoxTargets
 from vitral.data.config import StreamConfig, ViewConfig
 from vitral.data.crop import box_matrix
 from vitral.data.image_store import ImageStore, ReadResult, to_device
@@ -27,25 +29,51 @@ from vitral.structs import STREAM_SPAN, Batch
 AHEAD = 2  # batches that are read while one is in use
 
 
+class BatchStream(Protocol):
+    """What a run reads of a stream of batches, whatever these hold.
+
+    samples: of the split. batch_size: over all processes. batch(step): this process's rows of the batch of this step,
+    the same on every call. stream(start, stop): those of the steps start..stop, perhaps prefetched.
+    """
+
+    @property
+    def samples(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def device(self) -> torch.device: ...
+    def batch(self, step: int) -> Batch: ...
+    def stream(self, start: int, stop: int) -> Generator[Batch]: ...
+
+
+def own_rows(batch_size: int, rank: int, world: int) -> tuple[int, int]:
+    """The rows start..stop of the global batch that a process takes. Raises UserError unless they are whole groups of 8
+    samples."""
+    assert 0 <= rank < world, (rank, world)
+    if world > 1 and batch_size % (world * GROUP):
+        raise UserError(
+            f"every one of {world} processes takes a multiple of {GROUP} images", where="train.batch_size",
+            got=batch_size, expected=f"a multiple of {world * GROUP}",
+        )  # fmt: skip
+    return rank * batch_size // world, (rank + 1) * batch_size // world
+
+
 class StreamLoader:
     """One stream of batches: `batch(step)` returns the same Batch on every call and in every process.
 
     rank, world: this process takes its contiguous share of every global batch. number: that of the stream in its run,
     from which its samples are numbered. Without `config.views` each sample is shown once, at the store's size, as
-    `config.augment` says. Raises UserError where the share is no multiple of 8 images, or the sampler refuses.
+    `config.augment` says. Of a split with boxes the targets are the boxes of the first view, see `BoxTargets`. sampler:
+    another order of the samples. Raises UserError where the share is no multiple of 8 images, for mixup and CutMix of
+    boxes, or where the sampler refuses.
     """
 
     def __init__(
-        self, store: ImageStore, config: StreamConfig, seed: int, *, rank: int = 0, world: int = 1, number: int = 0
-    ) -> None:
-        assert 0 <= rank < world, (rank, world)
+        self, store: ImageStore, config: StreamConfig, seed: int, *, rank: int = 0, world: int = 1, number: int = 0,
+        sampler: Sampler | None = None,
+    ) -> None:  # fmt: skip
         assert len(store.split) <= STREAM_SPAN, "samples of two streams would have the same numbers"
         batch_size, labels_N = config.batch_size, store.split.labels_N
-        if world > 1 and batch_size % (world * GROUP):
-            raise UserError(
-                f"every one of {world} processes takes a multiple of {GROUP} images", where="train.batch_size",
-                got=batch_size, expected=f"a multiple of {world * GROUP}",
-            )  # fmt: skip
         self.store, self.batch_size, self.seed, self.first_id = store, batch_size, seed, number * STREAM_SPAN
         self.views = config.views or (ViewConfig(config.augment, store.size),)
         # What is left to do for images that the store has cropped already.
@@ -54,12 +82,29 @@ class StreamLoader:
         assert len(store.crops) in (0, len(self.views)), (store.crops, self.views)
         self.labels_N = torch.from_numpy(labels_N) if config.labeled else None
         self.mixer = Mixer(config.augment, seed)
+        boxes = store.split.boxes if config.labeled else None
+        self.boxes = None if boxes is None else BoxTargets(boxes, config.min_visible)
+        if self.boxes is not None and self.mixer.active:
+            raise UserError("boxes of mixed images have no weights", where="augment", got="mixup or cutmix",
+                            expected="augment.mixup=0 augment.cutmix=0")  # fmt: skip
         # One weight of the own label serves all views: a box cut into whole pixels has one area only at one size.
         assert not self.mixer.active or (config.labeled and len({view.size for view in self.views}) == 1), self.views
         repeats, first = config.augment.repeated_aug, self.first_id
-        self.sampler = Sampler(labels_N, batch_size, seed, balance=config.balance, repeats=repeats, first=first)
-        self.first, self.last = rank * batch_size // world, (rank + 1) * batch_size // world
+        self.sampler = sampler or Sampler(
+            labels_N, batch_size, seed, balance=config.balance, repeats=repeats, first=first
+        )
+        self.first, self.last = own_rows(batch_size, rank, world)
         self._ahead: dict[int, Callable[[], ReadResult]] = {}
+
+    @property
+    def samples(self) -> int:
+        """Samples of the split."""
+        return len(self.store.split)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches are."""
+        return self.store.device
 
     def batch(self, step: int) -> Batch:
         """This process's rows of the batch of this step (from 0): augmented views, labels, sample numbers."""
@@ -73,6 +118,8 @@ class StreamLoader:
             for number, (view, (images_BCHW, source_B33)) in enumerate(zip(self.views, sources, strict=True))
         ]  # fmt: skip
         targets = {} if self.labels_N is None else {"label": self.labels_N[place_B].to(device)}
+        if self.boxes is not None:
+            targets = self.boxes(place_B, views[0])
         if self.mixer.active:
             row_B = torch.arange(self.first, self.last, device=device)
             position_B = row_B + step * self.batch_size + self.first_id
@@ -116,25 +163,30 @@ class StreamLoader:
 class TrainLoader:
     """All streams of a run, by name; steps and epochs are counted by the first one.
 
-    `batch(step)` returns one Batch of each, the same on every call and in every process.
+    `batch(step)` returns one Batch of each, the same on every call and in every process. replays: consecutive steps
+    that get the same batch, of all streams.
     """
 
-    def __init__(self, streams: Mapping[str, StreamLoader]) -> None:
-        self.streams = dict(streams)
+    def __init__(self, streams: Mapping[str, BatchStream], replays: int = 1) -> None:
+        self.streams, self.replays = dict(streams), replays
         first = next(iter(self.streams.values()))
-        self.samples, self.device = len(first.store.split), first.store.device
+        self.samples, self.device = first.samples, first.device
         self.images = sum(stream.batch_size for stream in self.streams.values())  # of a step, over all processes
 
     def batch(self, step: int) -> dict[str, Batch]:
         """This process's rows of every stream's batch of this step (from 0)."""
-        return {name: stream.batch(step) for name, stream in self.streams.items()}
+        return {name: stream.batch(step // self.replays) for name, stream in self.streams.items()}
 
     def stream(self, start: int, stop: int) -> Generator[dict[str, Batch]]:
-        """Batches of the steps start..stop; where images are read on demand, the next ones are prefetched."""
+        """Batches of the steps start..stop, each made once; where images are read on demand, the next ones are
+        prefetched."""
+        first, end = start // self.replays, -(-stop // self.replays)
         with contextlib.ExitStack() as closes:
-            parts = [closes.enter_context(contextlib.closing(s.stream(start, stop))) for s in self.streams.values()]
-            for batches in zip(*parts, strict=True):
-                yield dict(zip(self.streams, batches, strict=True))
+            parts = [closes.enter_context(contextlib.closing(s.stream(first, end))) for s in self.streams.values()]
+            for number, batches in enumerate(zip(*parts, strict=True), first):
+                steps = range(number * self.replays, (number + 1) * self.replays)
+                for _ in range(max(start, steps.start), min(stop, steps.stop)):
+                    yield dict(zip(self.streams, batches, strict=True))
 
 
 def eval_batches(store: ImageStore, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

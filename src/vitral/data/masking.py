@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from vitral.data.counter_rng import Stream, uniform_runs
+from vitral.data.counter_rng import Stream, uniform, uniform_runs
 
 Grid = tuple[int, int]
 # Rectangles that are tried for a mask; what they leave open is filled at random.
@@ -31,7 +31,28 @@ def noise(
     return uniform_runs(seed, step, view, sample_ids_B, (stream,), patches)[0].T
 
 
-def blocks(seed: int, step: int, view: int, sample_ids_B: Tensor, grid: Grid, count_B: Tensor) -> Tensor:
+def hidden(seed: int, step: int | Tensor, sample_ids_B: Tensor, patches: int, ratio: float) -> Tensor:
+    """Masks bool [B, N] of exactly N - `kept_count` patches, each set of them equally probable."""
+    return hidden_count(seed, step, sample_ids_B, patches, patches - kept_count(patches, ratio))
+
+
+def hidden_count(seed: int, step: int | Tensor, sample_ids_B: Tensor, patches: int, count_B: Tensor | int) -> Tensor:
+    """Masks bool [B, N] of exactly so many patches of each sample, each set of them equally probable."""
+    rank_BN = noise(seed, step, 0, sample_ids_B, patches).argsort(dim=1).argsort(dim=1)
+    kept_B = patches - count_B
+    return rank_BN >= (kept_B[:, None] if isinstance(kept_B, Tensor) else kept_B)
+
+
+def cosine_counts(seed: int, step: int | Tensor, sample_ids_B: Tensor, patches: int) -> Tensor:
+    """How many patches of each sample are hidden, ceil(N cos(pi u / 2)) with u uniform in [0, 1): int64 [B], 1 to N.
+
+    The cosine schedule of MaskGIT (Chang et al. 2022, arXiv 2202.04200, section 3.3).
+    """
+    share_B = uniform(seed, step, 0, sample_ids_B, Stream.MASK_SHARE).double()
+    return (patches * torch.cos(math.pi / 2 * share_B)).ceil().long().clamp(1, patches)
+
+
+def blocks(seed: int, step: int | Tensor, view: int, sample_ids_B: Tensor, grid: Grid, count_B: Tensor) -> Tensor:
     """Masks bool [B, N] of exactly `count_B` patches (int64 [B], 0 to N), made of rectangles as far as they fit.
 
     BEiT's block-wise masking (Bao et al. 2022, arXiv 2106.08254, algorithm 1), as DINOv2 completes it: rectangles of at

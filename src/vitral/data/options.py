@@ -50,8 +50,8 @@ class ConvertOptions(Config):
 
     data: ReadOptions = ReadOptions()
     out: str = Field(description="folder to write; must be new or empty")
-    layout: Literal["folder", "flat", "csv"] = Field(
+    layout: Literal["folder", "flat", "csv", "coco", "voc", "yolo"] = Field(
         default="folder",
         description="file layout; folder: SPLIT/CLASS/00017.png; flat: SPLIT/CLASS_00017.png; csv: images and "
-        "manifest.csv",
+        "manifest.csv; of data with boxes coco, voc, yolo, or csv: images and boxes.csv",
     )

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitral.data.image_spec import ResizeSpec
+from vitral.data.image_spec import PADDING, ResizeSpec
 from vitral.errors import UserError
 
 Size = tuple[int, int]
@@ -44,21 +44,38 @@ def _fit(image_CHW: Tensor, size: Size, spec: ResizeSpec, resize: Callable[[Tens
     (top, left, height, width), resized, start = _layout((image_CHW.shape[1], image_CHW.shape[2]), size, spec)
     resized_CHW = resize(image_CHW[:, top : top + height, left : left + width], resized, spec.interpolation)
     top, left = start
+    if resized[0] < size[0] or resized[1] < size[1]:
+        return _padded(resized_CHW, size, start)
     return resized_CHW[:, top : top + size[0], left : left + size[1]].contiguous()
 
 
+def _padded(resized_CHW: Tensor, size: Size, start: tuple[int, int]) -> Tensor:
+    """Of an image that is smaller than `size` on one side at least, with gray beside it."""
+    gray = PADDING if resized_CHW.dtype == torch.uint8 else PADDING / 255
+    result_CHW = torch.full((len(resized_CHW), *size), gray, dtype=resized_CHW.dtype)
+    (top, bottom), (left, right) = ((max(first, 0), max(-first, 0)) for first in start)
+    part_CHW = resized_CHW[:, top : top + size[0] - bottom, left : left + size[1] - right]
+    result_CHW[:, bottom : bottom + part_CHW.shape[1], right : right + part_CHW.shape[2]] = part_CHW
+    return result_CHW
+
+
 def shown_box(source: Size, size: Size, spec: ResizeSpec) -> Box:
-    """The box (top, left, height, width, in pixels and their parts) of an image of `source` that `fit_image` shows."""
+    """The box (top, left, height, width, in pixels and their parts) of an image of `source` that `fit_image` shows; it
+    is larger than the image where this is padded."""
     (top, left, height, width), resized, start = _layout(source, size, spec)
     down, across = height / resized[0], width / resized[1]
     return top + start[0] * down, left + start[1] * across, size[0] * down, size[1] * across
 
 
 def _layout(source: Size, size: Size, spec: ResizeSpec) -> tuple[tuple[int, int, int, int], Size, tuple[int, int]]:
-    """The part (top, left, height, width) of an image that is resized, to which size, and where the result is cut."""
+    """The part (top, left, height, width) of an image that is resized, to which size, and where the result is cut; a
+    place before 0 is padding."""
     height, width = spec.scaled(size)
     h, w = source
     part, resized = (0, 0, h, w), (height, width)
+    if spec.resize_mode == "pad":
+        high = h * width > w * height  # the height decides
+        resized = (height, max(1, w * height // h)) if high else (max(1, h * width // w), width)
     if spec.resize_mode == "crop":
         # The middle alone of a picture far longer than the target's aspect.
         most_h, most_w = max(1, LONGEST * w * height // width), max(1, LONGEST * h * width // height)
@@ -86,6 +103,8 @@ def _resize_exactly(image_CHW: Tensor, size: Size, interpolation: str) -> Tensor
 def _resize(image_CHW: Tensor, size: Size, interpolation: str) -> Tensor:
     if tuple(image_CHW.shape[1:]) == size:
         return image_CHW
+    if size[1] == 1 < size[0]:  # torch 2.13 computes the rows of a result of one column wrongly, but not its columns
+        return _resize(image_CHW.transpose(1, 2).contiguous(), (1, size[0]), interpolation).transpose(1, 2)
     try:
         return F.interpolate(image_CHW[None], size, mode=interpolation, antialias=True, align_corners=False)[0]
     except NotImplementedError:

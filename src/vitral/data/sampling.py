@@ -2,7 +2,8 @@
 
 A pure function of seed and place, so a resume needs the step number alone. Every appearance of a sample has a draw
 number of its own, which takes the epoch's place in its random numbers: a sample that comes twice in an epoch is varied
-twice. Shape letters: B places, N samples of the split, K classes.
+twice. Shape letters: B places, N samples of the split, K classes, C batches of a window,
+M samples of it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,14 @@ from vitral.errors import UserError
 Index = np.ndarray[Any, np.dtype[np.int64]]
 Shares = np.ndarray[Any, np.dtype[np.float64]]
 _EPOCHS_KEPT = 3
+
+
+class Buckets(NamedTuple):
+    """Samples of similar length stand in one batch: length_N of each sample, sorted inside windows of so many
+    batches."""
+
+    length_N: Index
+    window: int
 
 
 class Places(NamedTuple):
@@ -47,13 +56,15 @@ class Sampler:
     equally often, to within one. With `repeats` R (Hoffer et al. 2020, arXiv 1901.09335) a batch of B holds B / R
     samples, R times each and varied differently; an epoch stays N images, of N / R samples: each sample comes in one of
     R epochs. Copies stand B / R places apart, so that mixing inside groups of 8 seldom meets its own copy.
-    The random numbers are those of samples numbered from `first`.
-    Raises UserError for a batch that R does not divide, and for balancing without one class per sample.
+    The random numbers are those of samples numbered from `first`. With `buckets` the same samples of an epoch stand in
+    the order of `bucket_order`. Raises UserError for a batch that R does not divide, and for balancing without one
+    class per sample.
     """
 
     def __init__(
-        self, labels_N: Index, batch_size: int, seed: int, *, balance: str = "none", repeats: int = 1, first: int = 0
-    ) -> None:
+        self, labels_N: Index, batch_size: int, seed: int, *, balance: str = "none", repeats: int = 1, first: int = 0,
+        buckets: Buckets | None = None,
+    ) -> None:  # fmt: skip
         if batch_size % repeats:
             raise UserError(
                 "repeated augmentation needs a batch that it divides", where="augment.repeated_aug", got=repeats,
@@ -62,7 +73,7 @@ class Sampler:
         if balance != "none" and labels_N.ndim != 1:
             raise UserError("balancing needs data with one class per image", where="data.balance", got=balance)
         self.count, self.batch_size, self.seed, self.repeats = len(labels_N), batch_size, seed, repeats
-        self.first = first
+        self.first, self._buckets = first, buckets
         self._classes = _ClassStreams(labels_N, seed, balance, first) if balance != "none" else None
         self._epoch = lru_cache(_EPOCHS_KEPT)(self._draw_epoch)
 
@@ -79,10 +90,34 @@ class Sampler:
 
     def _draw_epoch(self, epoch: int) -> Places:
         order_N = permutation(self.seed, epoch, self.count, self.first)
-        if self._classes is None:
-            return Places(order_N, np.full(self.count, epoch, np.int64))
-        index_N, draw_N = self._classes.epoch(epoch)
+        places = Places(np.arange(self.count), np.full(self.count, epoch, np.int64))
+        index_N, draw_N = places if self._classes is None else self._classes.epoch(epoch)
+        if self._buckets is not None:
+            length_N, distinct = self._buckets.length_N[index_N], self.batch_size // self.repeats
+            order_N = bucket_order(order_N, length_N, distinct, self._buckets.window, self.seed, epoch, self.first)
         return Places(index_N[order_N], draw_N[order_N])
+
+
+def bucket_order(
+    order_N: Index, length_N: Index, batch_size: int, window: int, seed: int, epoch: int, stream_first: int = 0
+) -> Index:
+    """The places of an epoch's random order, put so that batches hold samples of similar length.
+
+    The whole batches of the epoch are cut into windows of `window` batches; a window's samples are sorted by length
+    (equal ones stay in random order), cut into batches, and these put in a random order. The samples at both ends,
+    which share a batch with the epoch before or after, stay where they are. Every place comes exactly once.
+    """
+    count = len(order_N)
+    start = min(-epoch * count % batch_size, count)
+    stop = start + (count - start) // batch_size * batch_size
+    parts = [order_N[:start]]
+    for first in range(start, stop, window * batch_size):
+        own_M = order_N[first : min(first + window * batch_size, stop)]
+        sorted_CB = own_M[np.argsort(length_N[own_M], kind="stable")].reshape(-1, batch_size)
+        number_C = (first - start) // batch_size + np.arange(len(sorted_CB), dtype=np.int64)
+        words_C = bits(seed, epoch, 0, number_C + stream_first, int(Stream.BUCKET))
+        parts.append(sorted_CB[np.argsort(words_C, kind="stable")].reshape(-1))
+    return np.concatenate([*parts, order_N[stop:]])
 
 
 class _ClassStreams:

@@ -7,10 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
+from vitral.data.box_table import describes_boxes, open_box_table
+from vitral.data.boxes import refuse_boxes
 from vitral.data.cifar import find_cifar, open_cifar
+from vitral.data.coco import coco_files, looks_like_coco, open_coco
 from vitral.data.config import DataConfig, Validation
 from vitral.data.dataset import Dataset
 from vitral.data.digits import open_digits
+from vitral.data.digits_scenes import open_digits_scenes
 from vitral.data.filename_labels import fits, looks_flat, open_filename
 from vitral.data.files import loose_images, some, subfolders
 from vitral.data.folder import IMAGE_FILES, LAYOUT, has_classes, is_unlabeled, open_folder, open_images
@@ -18,11 +22,19 @@ from vitral.data.hf import find_shards, is_saved, open_hf
 from vitral.data.splits import with_val_in_train, with_validation
 from vitral.data.table_source import ENDINGS, describes_images, open_table
 from vitral.data.value_range import find_value_range
+from vitral.data.voc import looks_like_voc, open_voc
 from vitral.data.yaml_source import open_description
+from vitral.data.yolo import is_yolo_yaml, looks_like_yolo, open_yolo
 from vitral.errors import UserError, nearest
 
-BUILT_IN = ("digits",)
-MANIFESTS = ("metadata", "manifest", "labels", "index")  # a folder with one of these, .csv or .jsonl, is a table
+BUILT_IN = ("digits", "digits_scenes")
+MANIFESTS = (
+    "metadata",
+    "manifest",
+    "labels",
+    "index",
+    "boxes",
+)  # a folder with one of these, .csv or .jsonl, is a table
 
 
 SOURCES: dict[str, Callable[[DataConfig], Dataset]] = {
@@ -34,17 +46,24 @@ SOURCES: dict[str, Callable[[DataConfig], Dataset]] = {
     "cifar": open_cifar,
     "hf": open_hf,
     "yaml": lambda config: open_description(config, _open),
+    "coco": open_coco,
+    "voc": open_voc,
+    "yolo": open_yolo,
+    "box_table": open_box_table,
+    "digits_scenes": open_digits_scenes,
 }
 # Keys that only some sources read: given to another one, they would be ignored.
 _ONLY = {
     "pattern": ("filename",),
-    "image_column": ("table", "hf"),
-    "label_column": ("table", "hf"),
+    "image_column": ("table", "hf", "box_table"),
+    "label_column": ("table", "hf", "box_table"),
     "target": ("table", "hf", "digits"),
-    "split_column": ("table",),
+    "split_column": ("table", "box_table"),
     "label_separator": ("table",),
-    "classes": ("folder", "filename", "table", "hf"),
+    "classes": ("folder", "filename", "table", "hf", "coco", "voc", "yolo", "box_table"),
     "subset": ("hf",),
+    "box_format": ("coco", "box_table", "hf"),
+    "box_unit": ("coco", "box_table", "hf"),
 }
 _LOOKED_FOR = (
     "CIFAR files; a folder that save_to_disk wrote, .parquet, .arrow or .tar shards; metadata.csv or metadata.jsonl; "
@@ -53,29 +72,32 @@ _LOOKED_FOR = (
 
 
 def open_dataset(
-    config: DataConfig, *, hold_out: bool = True, equal_classes: bool = True, one_class: bool = False
-) -> Dataset:
+    config: DataConfig, *, hold_out: bool = True, equal_classes: bool = True, one_class: bool = False,
+    boxes: bool = False,
+) -> Dataset:  # fmt: skip
     """The data that `config` points at, with a validation split (unless `hold_out` is off: then as they are).
 
     `source` auto: see `find_source`. Class indices come from one map for all splits. With `equal_classes` a split that
     lacks classes is refused, otherwise it is opened with the right indices (`Dataset.absent` names what it lacks). Data
-    of one class are refused too, unless `one_class` says that they will do.
+    of one class are refused too, unless `one_class` says that they will do, and boxes, unless `boxes` does.
     Without a validation split, round(val_fraction x n) train samples are held out, at least one of each class:
     stratified, always the same for the same data; a note says so. Raises UserError for a path that is missing or holds
     no data, for classes too small to split, and all that the source raises.
     """
     dataset = _open_ranged(config)
+    if dataset.task == "detection" and not boxes:
+        refuse_boxes(dataset.name)
     if len(dataset.classes) < 2 and dataset.task == "classification" and not one_class:
         _refuse_one_class(dataset, config.path)
     if not dataset.classes:
         raise UserError("no image has any class", where=config.path)
-    if equal_classes:
+    if equal_classes and dataset.task != "detection":
         refuse_unequal(dataset, config.path)
     return make_val_split(dataset, config.val_fraction, config.validation) if hold_out else dataset
 
 
 def make_val_split(
-    dataset: Dataset, fraction: float, validation: Validation = "own", *, to_judge: bool = True
+    dataset: Dataset, fraction: float, validation: Validation = "own", *, to_evaluate: bool = True
 ) -> Dataset:
     """The dataset with a validation split, carved out of train where there is none; notes say what is amiss.
 
@@ -86,7 +108,7 @@ def make_val_split(
     if validation != "own":
         dataset = with_val_in_train(dataset)
     if validation == "none":
-        if len(dataset.splits) == 1 and to_judge:
+        if len(dataset.splits) == 1 and to_evaluate:
             raise UserError(
                 "no images would be left to evaluate the result on", where="data.validation", got="none",
                 hint="Data with a test or val split have them; data.validation=own holds a part of train out.",
@@ -151,9 +173,10 @@ def unlabeled_source(config: DataConfig) -> DataConfig:
 def find_source(config: DataConfig) -> tuple[str, DataConfig]:
     """The name of the source that `config` means, and `config` with the path that this source reads.
 
-    auto, in this order: a built-in name without a folder of that name; by the file's ending YAML, CSV or JSONL, shards
-    (also patterns of them); in a folder CIFAR files, `save_to_disk`, a manifest by one of the usual names, image files
-    whose names hold their class, shards without images beside them, class folders. A `pattern` selects filename.
+    auto, in this order: a built-in name without a folder of that name; by the file's ending YAML, JSON, CSV or JSONL,
+    shards (also patterns of them); in a folder CIFAR files, `save_to_disk`, boxes of COCO, YOLO and VOC, a manifest by
+    one of the usual names, image files whose names hold their class, shards without images beside them, class folders.
+    A `pattern` selects filename. A table with columns of boxes is a box_table.
     Raises UserError, saying what was looked for, where nothing fits.
     """
     if config.source != "auto":
@@ -170,9 +193,11 @@ def find_source(config: DataConfig) -> tuple[str, DataConfig]:
     if config.path in BUILT_IN and not path.is_dir():
         return config.path, config
     if path.suffix.lower() in (".yaml", ".yml") and path.is_file():
-        return "yaml", config
+        return "yolo" if is_yolo_yaml(path) else "yaml", config
+    if path.suffix.lower() == ".json" and looks_like_coco(path):
+        return "coco", config
     if path.suffix.lower() in ENDINGS and path.is_file():
-        return "table", config
+        return _table(path, config), config
     if not path.is_dir():
         if find_shards(config.path):
             return "hf", config
@@ -187,12 +212,16 @@ def _look_into(path: Path, config: DataConfig) -> tuple[str, DataConfig]:
         return "cifar", config
     if is_saved(path):
         return "hf", config
+    boxes = {"coco": coco_files, "yolo": looks_like_yolo, "voc": looks_like_voc}
+    for name, has_boxes in boxes.items():
+        if has_boxes(path):
+            return name, config
     manifests = _manifests(path, config)
     if len(manifests) > 1:
         names = some(file.name for file in manifests)
         raise UserError(f"several manifests: {names}", where=str(path), hint="Name one of them: data=FILE.")
     if manifests:
-        return "table", config.model_copy(update={"path": str(manifests[0])})
+        return _table(manifests[0], config), config.model_copy(update={"path": str(manifests[0])})
     if looks_flat(path):
         return "filename", config
     images = any(loose_images(path))
@@ -201,6 +230,10 @@ def _look_into(path: Path, config: DataConfig) -> tuple[str, DataConfig]:
     if not images and not subfolders(path):
         raise UserError("no images here that are laid out in a known way", where=str(path), expected=_LOOKED_FOR)
     return "folder", config
+
+
+def _table(path: Path, config: DataConfig) -> str:
+    return "box_table" if config.target is None and describes_boxes(path) else "table"
 
 
 def _manifests(path: Path, config: DataConfig, *, others: bool = False) -> list[Path]:
@@ -261,12 +294,12 @@ def _refuse_ignored(source: str, config: DataConfig) -> None:
 
 def _check_path(config: DataConfig) -> None:
     """Raises UserError unless the path is what the source reads: a folder, or a file for table and yaml."""
-    file_wanted = config.source in ("table", "yaml")
+    file_wanted = config.source in ("table", "yaml", "box_table")
     kind = "file" if file_wanted else "folder"
     if config.path is None:
         raise UserError(f"source {config.source} needs a {kind}", where="data.path", hint="Say where: data=DIR.")
     path = config.place
-    if path.is_file() if file_wanted else path.is_dir():
+    if path.is_file() if file_wanted else path.is_dir() or (config.source in ("coco", "yolo") and path.is_file()):
         return
     if path.is_dir():
         raise UserError(

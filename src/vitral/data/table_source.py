@@ -24,7 +24,7 @@ from vitral.errors import UserError, plural
 from vitral.files import parse_json, read_text
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
-_NAMES = {
+NAMES = {
     "image": ("path", "image", "file", "filename", "file_name", "image_path"),
     "label": ("label", "labels", "class"),
     "split": ("split",),
@@ -58,7 +58,7 @@ def open_table(config: DataConfig) -> Dataset:
     isn't UTF-8, missing columns, empty labels, missing files, paths that are there twice and unknown splits.
     """
     path = config.place
-    records = list(_records(path))
+    records = list(read_records(path))
     if not records:
         raise UserError("no rows", where=str(path))
     columns = _columns([record for _, record in records[:100]], config, path)
@@ -81,11 +81,11 @@ def open_table(config: DataConfig) -> Dataset:
 def describes_images(path: Path) -> bool:
     """Whether a table has the columns of a manifest, by their usual names; so may one that cannot be read."""
     try:
-        records = [record for _, record in islice(_records(path), 100)]
+        records = [record for _, record in islice(read_records(path), 100)]
     except (UserError, OSError):
         return True
     names = {key.lower() for record in records for key in record}
-    return all(names & set(_NAMES[kind]) for kind in ("image", "label"))
+    return all(names & set(NAMES[kind]) for kind in ("image", "label"))
 
 
 def _lost_hint(name: str, path: Path) -> str:
@@ -131,8 +131,8 @@ def _dataset(
     return encoded_dataset(path.stem, targets or index_of, parts, config, [note], content)
 
 
-def _records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """(line, fields) of every row."""
+def read_records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """(line, fields) of every row of a CSV or JSONL file. Raises UserError with the line that cannot be read."""
     rows = _json_rows if path.suffix.lower() in (".jsonl", ".ndjson") else _csv_rows
     yield from rows(read_text(path, _BYTES), path)
 
@@ -173,7 +173,7 @@ def _columns(records: Sequence[Mapping[str, Any]], config: DataConfig, path: Pat
     def one(kind: str, column: str | None) -> str | None:
         if column is None:
             lower = {name.lower(): name for name in reversed(names)}
-            return next((lower[name] for name in _NAMES[kind] if name in lower), None)
+            return next((lower[name] for name in NAMES[kind] if name in lower), None)
         return known_column(f"{kind}_column", column, names)
 
     image, label = one("image", config.image_column), ""
@@ -185,7 +185,7 @@ def _columns(records: Sequence[Mapping[str, Any]], config: DataConfig, path: Pat
         if found is None:
             raise UserError(
                 f"no column for the {kind}", where=f"{path}:1", got=f"columns {some(names, 20)}",
-                expected=", ".join(_NAMES[kind]), hint=_column_hint(kind, names, records, path),
+                expected=", ".join(NAMES[kind]), hint=_column_hint(kind, names, records, path),
             )  # fmt: skip
     return _Columns(image or "", label or "", one("split", config.split_column))
 

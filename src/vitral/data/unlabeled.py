@@ -26,7 +26,7 @@ def with_unlabeled(dataset: Dataset, config: DataConfig) -> Dataset:
         max_pixels=config.max_pixels, verify=config.verify,
     )  # fmt: skip
     try:
-        found = open_dataset(unlabeled_source(source), hold_out=False, equal_classes=False, one_class=True)
+        found = open_dataset(unlabeled_source(source), hold_out=False, equal_classes=False, one_class=True, boxes=True)
     except UserError as error:
         lines = [line for line in str(error).splitlines() if "data.source=" not in line]
         raise UserError("\n".join(lines).replace("data.path: ", ""), where="data.unlabeled") from None
@@ -56,5 +56,5 @@ def without_held_out(dataset: Dataset) -> Dataset:
 
 def without_labels(dataset: Dataset, split: Split) -> Dataset:
     """Return a data set of this split alone, with one class, `unlabeled`."""
-    plain = replace(split, labels_N=np.zeros(len(split), np.int64))
+    plain = replace(split, labels_N=np.zeros(len(split), np.int64), boxes=None)
     return replace(dataset, classes=("unlabeled",), splits={"train": plain}, carved=None, unlabeled=None)

@@ -70,8 +70,12 @@ def _joined(config: DataConfig, paths: Mapping[str, str], file: Path, opener: Op
     parts = {split: opened(path) for split, path in paths.items()}
     channels = max(part.channels for part in parts.values())
     parts = {s: part if part.channels == channels else opened(paths[s], channels) for s, part in parts.items()}
-    if len({part.multi_label for part in parts.values()}) > 1:
-        raise UserError("one label per image in one split, several in another", where=str(file))
+    if len({part.task for part in parts.values()}) > 1:
+        what = "one label per image in one split, several in another"
+        what = (
+            "boxes in one split, none in another" if any(part.task == "detection" for part in parts.values()) else what
+        )
+        raise UserError(what, where=str(file))
     targets = config.target  # numbers, not classes: the same columns in the same order in every part
     index_of = class_map(
         (name for part in parts.values() for name in part.classes), targets or _order(config, parts), str(file)
@@ -105,4 +109,5 @@ def _renumbered(split: str, part: Dataset, index_of: Mapping[str, int]) -> Split
         labels[:, place_K] = own.labels_N
     else:
         labels = place_K[own.labels_N]
-    return replace(own, labels_N=labels, names=[f"{split}/{name}" for name in own.names])
+    boxes = own.boxes and own.boxes.relabeled(place_K)
+    return replace(own, labels_N=labels, names=[f"{split}/{name}" for name in own.names], boxes=boxes)
