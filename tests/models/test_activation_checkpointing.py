@@ -39,6 +39,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "drop-path and dropout": ("vit_micro_patch2_8", {"pool": "avg", "drop_path": 0.5, "dropout": 0.2}),
     "rotated": ("vit_micro_patch2_8", {"positions": "rope", "registers": 2, "drop_path": 0.3}),
     "offsets": ("vit_micro_patch2_8", {"positions": "relative", "in_channels": 1, "depth": 3}),
+    "bias tables": ("vit_micro_patch2_8", {"positions": "relative_bias", "key_bias": False, "drop_path": 0.3}),
     "batch norm": ("resnet20_cifar", {"blocks": (1, 2, 1), "image_size": 9}),
     "group norm": ("resnetv2_50x1_bit", {"blocks": (1, 1), "width": 32, "image_size": (33, 35), "num_classes": 3}),
 }

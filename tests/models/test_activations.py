@@ -66,6 +66,7 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"block_heads": (1, 2, 2, 1), "block_mlp_dims": (40, 256, 99, 3), "qk_norm": True, "depth": 4},
     {"positions": "rope", "registers": 3},
     {"positions": "relative"},
+    {"positions": "relative_bias", "key_bias": False, "pool": "avg"},
     {"positions": "sincos", "positions_at": "layers_shared"},
     {"pool": "map"},
     {"pool": "cls_avg", "distill_token": False},

@@ -138,6 +138,7 @@ def test_pruners_that_make_no_sense_are_refused() -> None:
         ({"pruner_blocks": (2, 1)}, "must be increasing"),
         ({"pruner_blocks": (), "pruner_keep": 0.5}, "no effect"),
         ({"positions": "relative"}, "no offsets for patches"),
+        ({"positions": "relative_bias"}, "no offsets for patches"),
     )
     for wrong, message in cases:
         with pytest.raises(UserError, match=message):

@@ -55,6 +55,7 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"num_classes": 0, "depth": 1},
     {"positions": "relative", "registers": 1},
     {"positions": "relative", "pool": "avg", "image_size": (4, 6)},
+    {"positions": "relative_bias", "key_bias": False, "pool": "avg", "image_size": (4, 6)},
     {"positions": "rope"},
     {"positions": "learned_2d", "positions_at": "layers"},
     {"stem_blocks": [1, 2], "patch_size": 16, "image_size": (32, 48)},

@@ -11,9 +11,12 @@ import pytest
 from tools.model_table import TABLE, table
 
 from vitral.errors import UserError
-from vitral.models.config import ViTConfig
+from vitral.models.config import ModelConfig, ViTConfig
 from vitral.models.create import build_model
+from vitral.models.igpt_config import IGPTS
+from vitral.models.image_tokenizer_config import TOKENIZERS
 from vitral.models.presets import PRESETS, list_models, preset_table, resolve
+from vitral.models.registry import families_of
 from vitral.models.resnet_presets import RESNETS
 from vitral.models.summary import count_parameters
 
@@ -25,6 +28,13 @@ WITH_HEAD = {
     "vit_tiny_patch8_64": 5_390_410,
     "vit_tiny_patch16_224": 5_717_416,
     "vit_tiny_patch16_384": 5_790_376,
+    "beit_base_patch16_224": 86_530_984,
+    "beit_base_patch16_384": 86_744_104,
+    "beit_large_patch16_224": 304_430_568,
+    "beit_large_patch16_384": 304_998_888,
+    "beit_large_patch16_512": 305_674_728,
+    "beitv2_base_patch16_224": 86_530_984,
+    "beitv2_large_patch16_224": 304_430_568,
     "vit_small_patch4_32": 21_342_346,
     "vit_small_patch8_224": 22_055_272,
     "vit_small_patch16_224": 22_050_664,
@@ -114,6 +124,8 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     ),
     {"positions": "relative"},
     {"positions": "relative", "positions_at": "layers_shared"},
+    {"positions": "relative_bias", "key_bias": False},
+    {"positions": "relative_bias", "positions_at": "layers_shared", "class_token": False, "pool": "avg"},
     {"positions": "sincos"},
     {"positions": "rope"},
     {"positions": "none"},
@@ -129,7 +141,10 @@ def built(name: str, **options: Any) -> int:
 
 
 def test_every_preset_has_a_row() -> None:
-    assert set(WITH_HEAD) | set(RESNETS) == set(PRESETS)  # those of the residual networks: test_resnet.py
+    images = {name for name in PRESETS if PRESETS[name]["family"] in families_of(ModelConfig)}
+    assert (
+        set(WITH_HEAD) | set(RESNETS) | set(IGPTS) | set(TOKENIZERS) == images
+    )  # the others: test_resnet.py, test_igpt.py
 
 
 @pytest.mark.parametrize(("name", "count"), WITH_HEAD.items())

@@ -36,6 +36,8 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"positions": "learned_2d", "positions_at": "layers", "pool": "avg", "class_token": False},
     {"positions": "relative", "image_size": (6, 10), "registers": 1},
     {"positions": "relative", "positions_at": "layers_shared", "pool": "avg"},
+    {"positions": "relative_bias", "image_size": (6, 10), "key_bias": False, "pool": "avg"},
+    {"positions": "relative_bias", "positions_at": "layers_shared", "registers": 1},
     {"positions": "sincos"},
     {"positions": "sincos", "positions_at": "layers_shared", "pool": "avg"},
     {"positions": "rope", "registers": 2, "image_size": (6, 10)},
@@ -237,6 +239,7 @@ def test_places_matter_unless_there_are_none(options: dict[str, Any]) -> None:
         {"pool": "map", "class_token": False},
         {"pool": "cls_avg", "registers": 2, "positions": "rope"},
         {"distill_token": True, "positions": "relative"},
+        {"pool": "avg", "positions": "relative_bias", "registers": 1},
     ],
 )
 def test_attend_mask_is_dropping_tokens(options: dict[str, Any]) -> None:
@@ -298,7 +301,8 @@ def test_other_sizes_are_encoded(size: tuple[int, int], options: dict[str, Any])
     out = model.encode(torch.rand(2, 3, *size))
     assert out.grid == (size[0] // 2, size[1] // 2)
     assert out.patches_BND.shape == (2, size[0] * size[1] // 4, 12)
-    tables = [table for name, table in model.named_parameters() if "pos_embed" in name or "offset_embed" in name]
+    kinds = ("pos_embed", "offset_embed", "bias_table")
+    tables = [table for name, table in model.named_parameters() if any(kind in name for kind in kinds)]
     for gradient in torch.autograd.grad(model.pool(out).square().sum(), tables) if tables else ():
         assert gradient.isfinite().all()
 
@@ -361,6 +365,7 @@ def test_float64_gradients_are_the_slopes() -> None:
         {"pool": "avg", "drop_path": 0.5},
         {"positions": "rope", "registers": 1, "mlp": "swiglu", "layer_scale": 0.1},
         {"positions": "relative", "pool": "map"},
+        {"positions": "relative_bias", "pool": "avg", "key_bias": False},
     ],
 )
 def test_one_graph_without_breaks(options: dict[str, Any]) -> None:
@@ -389,6 +394,7 @@ def test_one_graph_without_breaks(options: dict[str, Any]) -> None:
         {"pool": "avg", "class_token": False},
         {"positions": "rope", "registers": 1, "distill_token": True},
         {"positions": "relative", "pool": "map"},
+        {"positions": "relative_bias", "pool": "avg", "key_bias": False},
     ],
 )
 def test_exports_with_an_open_batch_size(options: dict[str, Any]) -> None:

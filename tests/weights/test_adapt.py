@@ -92,6 +92,8 @@ def test_other_channels_same_answers(old: int, new: int) -> None:
         {"position_resize": "google", "registers": 1},
         {"positions": "learned_2d", "positions_at": "layers"},
         {"positions": "relative", "pool": "avg"},
+        {"positions": "relative_bias", "pool": "avg", "key_bias": False},
+        {"positions": "relative_bias", "positions_at": "layers_shared"},
         {"positions": "rope"},
         {"positions": "none"},
         {"prefix_positions": False},

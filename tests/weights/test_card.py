@@ -19,7 +19,7 @@ from vitral.run.config import RunConfig, difference, load_config, reproduce_comm
 from vitral.run.evaluate import evaluate
 from vitral.run.train import run
 from vitral.tasks.classification import worst_classes
-from vitral.weights.card import model_card, with_header
+from vitral.weights.card import header_of, model_card, with_header
 from vitral.weights.folder import find_folder
 from vitral.weights.folder import load_config as load_folder_config
 
@@ -132,15 +132,15 @@ def test_a_license_is_in_the_header_and_in_words(told: dict[str, Any]) -> None:
     config = load_folder_config(random_model(Path("model"))).model_copy(update={"provenance": told})
     plain = model_card(config)
     assert "not stated" in plain
-    assert with_header(plain, config, None) == plain
-    for card in (plain, with_header(plain, config, "mit")):
-        found = with_header(card, config, "apache-2.0")
+    assert with_header(plain, header_of(config), None) == plain
+    for card in (plain, with_header(plain, header_of(config), "mit")):
+        found = with_header(card, header_of(config), "apache-2.0")
         assert header(found)["license"] == "apache-2.0"
         assert re.findall("^.*[Ll]icense: .*$", found, re.MULTILINE) == [
             "license: apache-2.0", "* License: apache-2.0."
         ]  # fmt: skip
     own = "* License: for research, see the site.\n"
-    assert with_header(own, config, "other").endswith(own)
+    assert with_header(own, header_of(config), "other").endswith(own)
 
 
 @pytest.mark.oracle

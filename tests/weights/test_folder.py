@@ -184,3 +184,12 @@ def test_a_folder_at_another_size_says_what_encode_says(how: Any, caplog: pytest
     torch.testing.assert_close(larger.encode(images).patches_BND, own.encode(images).patches_BND)
     same, _ = load_folder(str(path), 8)
     assert_equal_tensors(same.state_dict(), own.state_dict())
+
+
+def test_whole_numbers_are_no_weights() -> None:
+    folder = random_model(Path("model"))
+    tensors, _ = load_tensors(folder / "model.safetensors")
+    save_tensors(folder / "model.safetensors", {name: tensor.long() for name, tensor in tensors.items()})
+    edit_config(folder, lambda tree: None)
+    with pytest.raises(UserError, match=rf"{len(tensors)} not floating-point .*int64"):
+        load_folder("model")

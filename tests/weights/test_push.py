@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import subprocess
@@ -15,9 +16,13 @@ import yaml
 
 import vitral
 from tests.helpers import VITRAL, edit_config, random_model, write_digits
+from tests.models.text_models import save, text_writer
+from tests.run.text_runs import text_run
 from tests.weights.hub_server import TOKEN, hub_server
 from vitral.cli.main import main
 from vitral.errors import UserError
+from vitral.run import serve
+from vitral.run.command_options import ServeOptions
 from vitral.weights.digests import CONFIG, WEIGHTS, file_digest
 from vitral.weights.folder import load_folder
 
@@ -62,6 +67,16 @@ class FakeHub(types.ModuleType):
 
     def create_commit(self, name: str, operations: list[tuple[str, bytes]], commit_message: str) -> None:
         self.repositories[name] |= dict(operations)
+
+    def snapshot_download(self, name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        if name not in self.repositories:
+            raise OSError("404 no such repository")
+        folder = Path("cache") / name.replace("/", "--")
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, content in self.repositories[name].items():
+            if any(fnmatch.fnmatch(path, pattern) for pattern in allow_patterns):
+                (folder / path).write_bytes(content)
+        return str(folder.absolute())
 
 
 @pytest.fixture
@@ -185,6 +200,51 @@ def test_token_extra_and_damage_are_found_before_anything_is_sent(hub: FakeHub, 
     (folder / "model.safetensors").write_bytes(b"no")
     assert main(["push", "model", "anna/pets"]) == 2
     assert not hub.repositories
+
+
+def test_a_model_that_writes_text_comes_back_by_its_name(hub: FakeHub, capsys: Capture) -> None:
+    pytest.importorskip("jiwer")
+    text_run(Path("toy"), train__steps=2)
+    assert main(["push", "toy/run", "anna/speller", "license=mit"]) == 0
+    files = hub.repositories["anna/speller"]
+    assert files.keys() == {".gitattributes", "config.json", "model.safetensors", "tokenizer.json", "README.md"}
+    for name in ("model.safetensors", "tokenizer.json"):
+        assert files[name] == (Path("toy/run/model") / name).read_bytes()
+    assert json.loads(files["config.json"])["format"] == "vitral-text-1"
+    assert header(files["README.md"])["license"] == "mit"
+    assert b'vitral predict . --text "TEXT"' in files["README.md"]
+    here, there = (vitral.load_text(name).write(["abc", "cab"]) for name in ("toy/run", "anna/speller"))
+    assert [[each.text for each in row] for row in there] == [[each.text for each in row] for row in here]
+    capsys.readouterr()
+    for command in (["predict", "NAME", "--text", "abc"], ["eval", "NAME", "samples=5", "--json"], ["summary", "NAME"]):
+        outs: list[str] = []
+        for name in ("toy/run", "anna/speller"):
+            assert main([word.replace("NAME", name) for word in command]) == 0, capsys.readouterr().err
+            outs.append(capsys.readouterr().out.replace(name, "NAME"))
+        assert outs[0] == outs[1]
+    assert main(["explain", "anna/speller", "--text", "abc", "out=inside"]) == 0
+    worker = serve._worker("speller", "anna/speller", ServeOptions())
+    assert worker.writer is not None
+    worker.close()
+    assert main(["predict", "anna/nothing", "--text", "abc"]) == 2
+    assert "the hub did not answer" in capsys.readouterr().err
+    (Path("toy/run/model") / "tokenizer.json").write_text("{}", encoding="utf-8")
+    assert main(["push", "toy/run", "anna/damaged"]) == 2
+    assert "anna/damaged" not in hub.repositories
+
+
+@pytest.mark.oracle
+def test_texts_there_and_back_with_the_hubs_own_client(tmp_path: Path) -> None:
+    pytest.importorskip("huggingface_hub")
+    save(text_writer(), tmp_path / "writer")
+    with hub_server() as (address, repositories):
+        known = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}
+        environment = {**os.environ, **known, "HF_HUB_DISABLE_TELEMETRY": "1"}
+        for words in (["push", "writer", "anna/speller"], ["predict", "anna/speller", "--text", "abc"]):
+            done = subprocess.run([*VITRAL, *words], capture_output=True, encoding="utf-8", env=environment)
+            assert done.returncode == 0, done.stderr
+        assert "tokenizer.json" in repositories["anna/speller"].files
+    assert json.loads(done.stdout)["text"] == vitral.load_text(tmp_path / "writer").write(["abc"])[0][0].text
 
 
 @pytest.mark.oracle

@@ -50,6 +50,13 @@ class KVCache:
         """Keys and values of all tokens so far, [B, h, N, d] each, as views of the cache's memory."""
         return self.k_BhLd[:, :, : self.length], self.v_BhLd[:, :, : self.length]
 
+    def reorder(self, index_R: Tensor) -> None:
+        """Let row r continue the sequence that was in row `index_R`[r], as a search does; fewer rows may stay."""
+        rows = index_R.shape[0]
+        k_RhNd, v_RhNd = (part.index_select(0, index_R) for part in self.read())
+        self.k_BhLd, self.v_BhLd = self.k_BhLd[:rows], self.v_BhLd[:rows]
+        self.k_BhLd[:, :, : self.length], self.v_BhLd[:, :, : self.length] = k_RhNd, v_RhNd
+
 
 class AttentionContext(NamedTuple):
     """What a block and its attention layers take besides their tokens; the model builds it.
@@ -63,7 +70,8 @@ class AttentionContext(NamedTuple):
     tokens, to which those of this call are appended.
 
     Cross-attention: memory_BMD: tokens that keys and values are made of. attend_BM: bool, as `attend_BN`, for the
-    memory. memory_cache: keeps keys and values of the memory after the first call, which later calls read.
+    memory. memory_kv: these keys and values [B, h, M, d], computed before by `CrossAttention.keys_values`; there may be
+    k times as many rows of queries then, of which k in a row belong to each row of the memory.
 
     Looking inside: captured: where to leave "attn.q", "attn.k" [B, h, N, d] and, with `maps`, "attn.map" [B, h, Q, N]
     (and a block "attn", the module's output); cross-attention leaves "cross_attn.q", ... The result is then computed
@@ -78,7 +86,7 @@ class AttentionContext(NamedTuple):
     cache: KVCache | None = None
     memory_BMD: Tensor | None = None
     attend_BM: Tensor | None = None
-    memory_cache: KVCache | None = None
+    memory_kv: tuple[Tensor, Tensor] | None = None
     captured: dict[str, Tensor] | None = None
     maps: bool = True
     reduce: Between | None = None
@@ -88,13 +96,11 @@ class AttentionContext(NamedTuple):
         if kept_K is None:
             return self
         assert self.cache is None, "drop-path and a cache"
-        assert self.memory_cache is None, "drop-path and a cache"
+        assert self.memory_BMD is None, "drop-path and a memory"
         return self._replace(
             bias=_rows(self.bias, kept_K) if self.bias is not None and self.bias.dim() == 4 else self.bias,
             attend_BN=_rows(self.attend_BN, kept_K),
             places=None if self.places is None else self.places.take(kept_K),
-            memory_BMD=_rows(self.memory_BMD, kept_K),
-            attend_BM=_rows(self.attend_BM, kept_K),
         )
 
     def leave(self, layer: str, q_BhNd: Tensor, k_BhNd: Tensor, map_BhQN: Tensor | None) -> None:

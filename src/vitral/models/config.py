@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from vitral.config import Config, Count, Pair, Shares, reject_unused
+from vitral.config import Count, Pair, Shares, reject_unused
 from vitral.data.config import MAX_INPUT_PIXELS
+from vitral.models.architecture_config import ArchitectureConfig, Shape
 
 Blocks = Annotated[tuple[Count, ...], Field(strict=False)]
 
-_RELATIVE = ("relative", "rope")
+_RELATIVE = ("relative", "relative_bias", "rope")
 MAX_PATCHES = 2**18
 
 
-class ModelConfig(Config, ABC):
-    """Keys of every architecture; equal configs mean parameters of equal names and shapes.
+class ModelConfig(ArchitectureConfig):
+    """Keys of every encoder of images and its head.
 
-    `models.registry.FAMILIES` lists the families. Other modules read their differences from the properties.
-
-    has_patches: whether images are encoded as tokens that can be masked, dropped and attended to. bare_head: fields
-    that replace any head by a new one on the bare representation.
+    has_patches: whether images are encoded as tokens that can be masked, dropped and attended to. has_codes: whether a
+    palette reads images as codes, of which the model predicts each. is_tokenizer: whether the model turns images into
+    codes and back. bare_head: fields that replace any head by a new one on the bare representation.
     """
 
     has_patches: ClassVar[bool] = False
+    has_codes: ClassVar[bool] = False
+    is_tokenizer: ClassVar[bool] = False
     bare_head: ClassVar[Mapping[str, Any]] = {}
     image_size: Pair = Field(description="height,width of the input in pixels; one number: a square")
     in_channels: int = Field(default=3, ge=1, le=4, description="number of input channels: 1 gray, 3 RGB, 4 RGBA")
@@ -38,12 +40,13 @@ class ModelConfig(Config, ABC):
     std: Shares = Field(
         default=(), description="standard deviation per channel for normalization, in [0,1]; empty: 0.5 for each"
     )
-    family: str
 
     @model_validator(mode="before")
     @classmethod
-    def _fill(cls, tree: dict[str, Any]) -> dict[str, Any]:
-        filled = dict(tree)
+    def _fill(cls, tree: Any) -> Any:
+        if not isinstance(tree, Mapping):
+            return tree
+        filled: dict[str, Any] = {**tree}
         size, channels = filled.get("image_size"), filled.get("in_channels", 3)
         if isinstance(size, int) and not isinstance(size, bool):
             filled["image_size"] = (size, size)
@@ -65,11 +68,6 @@ class ModelConfig(Config, ABC):
 
     @property
     @abstractmethod
-    def description(self) -> str:
-        """The architecture as a phrase, with its size."""
-
-    @property
-    @abstractmethod
     def stride(self) -> int:
         """Distance between neighbors of the grid, in pixels."""
 
@@ -84,29 +82,30 @@ class ModelConfig(Config, ABC):
         """Number of features of a pooled image."""
 
     @property
+    def has_fixed_size(self) -> bool:
+        """Whether weights are for images of this size and these channels alone."""
+        return False
+
+    @property
+    def reads_raw_images(self) -> bool:
+        """Whether images are compared as they are with what was found among them, so that mean and std stay at 0.5."""
+        return False
+
+    @property
     def cells(self) -> str:
         """The cells of the grid, as a phrase."""
         return f"{'patch' if self.has_patches else 'stride'} {self.stride}"
 
     @property
-    def block_count(self) -> int:
-        """Number of consecutive blocks with activation checkpointing."""
-        return 0
+    def input_shapes(self) -> dict[str, Shape]:
+        """Height, width and channels of an image."""
+        return {"image": (*self.image_size, self.in_channels)}
 
     @property
-    def stem_block_count(self) -> int:
-        """Number of blocks before these."""
-        return 0
-
-    @property
-    def dropped_samples(self) -> float:
-        """Share of a micro-batch's samples that the last block skips in training (drop-path)."""
-        return 0.0
-
-    @property
-    def uses_batch_statistics(self) -> bool:
-        """Whether an image's output depends, in training, on the others in its micro-batch."""
-        return False
+    def table_row(self) -> tuple[object, ...]:
+        """Models without patches show the stride."""
+        width, heads = (getattr(self, key, "-") for key in ("width", "heads"))
+        return self.image_size[0], self.stride, width, self.block_count, heads, self.num_classes
 
     @property
     def has_convolutional_stem(self) -> bool:
@@ -117,10 +116,6 @@ class ModelConfig(Config, ABC):
     def block_formula(self) -> dict[str, int]:
         """Multiply-accumulates of a block by a closed form, parts first; empty without one."""
         return {}
-
-    def part_of(self, module: str) -> str:
-        """Return the part of the model that a module belongs to, as `count_macs` names it."""
-        return module.partition(".")[0]
 
 
 class ViTConfig(ModelConfig):
@@ -170,17 +165,26 @@ class ViTConfig(ModelConfig):
     registers: int = Field(
         default=0, ge=0, description="register tokens (Darcet et al. 2023): learned, no position, dropped at the end"
     )
-    positions: Literal["learned", "learned_2d", "sincos", "relative", "rope", "none"] = Field(
+    key_bias: bool = Field(
+        default=True, description="bias of the keys; false: queries and values alone have one (BEiT), the same function"
+    )
+    weight_init: Literal["vit", "beit"] = Field(
+        default="vit",
+        description="initial weights; vit: Xavier uniform (ViT); beit: normal, deviation 0.02, cut at one deviation, "
+        "the output layers of block l divided by sqrt(2 l), the class token drawn too",
+    )
+    positions: Literal["learned", "learned_2d", "sincos", "relative", "relative_bias", "rope", "none"] = Field(
         default="learned",
         description="position encoding; learned: one vector per patch; learned_2d: half a vector per row, half per "
         "column; sincos: fixed 2-D sines and cosines; relative: learned vectors per offset in the "
-        "attention; rope: rotated queries and keys",
+        "attention; relative_bias: one learned number per offset and head, added to the scores (BEiT); rope: rotated "
+        "queries and keys",
     )
     positions_at: Literal["stem", "layers", "layers_shared"] | None = Field(
         default=None,
         description="where positions are added; stem: before the first block; layers: in every block, with separate "
-        "tables; layers_shared: in every block, with one table; null: stem, or in the layers for relative "
-        "and rope",
+        "tables; layers_shared: in every block, with one table; null: stem, or in the layers for "
+        "relative, relative_bias and rope",
     )
     prefix_positions: bool = Field(
         default=True, description="give class and distillation token a row in the learned position table"
@@ -229,10 +233,11 @@ class ViTConfig(ModelConfig):
                 raise ValueError(f"{key} has {len(values)} numbers for {self.depth} blocks")
         if list(self.pruner_blocks) != sorted({block for block in self.pruner_blocks if block < self.depth}):
             raise ValueError(f"pruner_blocks must be increasing and below depth {self.depth}")
-        if self.pruner_blocks and self.positions == "relative":
-            raise ValueError("positions=relative has no offsets for patches that were dropped: pruner_blocks=none")
-        if self.block_heads is not None and self.positions == "relative":
-            raise ValueError("positions=relative has vectors as wide as all heads together: block_heads=null")
+        if self.pruner_blocks and self.by_offset:
+            raise ValueError(f"positions={self.positions} has no offsets for patches that were dropped: "
+                             "pruner_blocks=none")  # fmt: skip
+        if self.block_heads is not None and self.by_offset:
+            raise ValueError(f"positions={self.positions} has a table for all heads together: block_heads=null")
         if self.pool in ("cls", "cls_avg") and not self.class_token:
             raise ValueError(f"pool={self.pool} needs class_token=true; without a class token use pool=avg")
         if self.distill_token and self.pool != "cls":
@@ -359,8 +364,18 @@ class ViTConfig(ModelConfig):
     @property
     def position_tables(self) -> int:
         """How many sets of learned positions there are: one, or one for each block."""
-        is_own = self.positions_at == "layers" or (self.positions == "relative" and self.positions_at is None)
+        is_own = self.positions_at == "layers" or (self.by_offset and self.positions_at is None)
         return self.depth if is_own else 1
+
+    @property
+    def bias_entries(self) -> int:
+        """Entries of a bias table (see `bias_table_size`)."""
+        return bias_table_size(self.grid, self.prefix_tokens)
+
+    @property
+    def by_offset(self) -> bool:
+        """Whether positions are learned for each offset of two patches."""
+        return self.positions in ("relative", "relative_bias")
 
     @property
     def position_rows(self) -> int:
@@ -371,6 +386,11 @@ class ViTConfig(ModelConfig):
     def pooled_width(self) -> int:
         """Number of features of a pooled image."""
         return self.width * (2 if self.pool == "cls_avg" or self.distill_token else 1)
+
+
+def bias_table_size(grid: tuple[int, int], prefix: int) -> int:
+    """Return the entries of a bias table: one for each offset of two patches, and three with prefix tokens."""
+    return (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3 * (prefix > 0)
 
 
 class ResNetConfig(ModelConfig):

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
-from vitral.models.model import ImageModel
+from vitral.models.network import Network
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -171,20 +171,21 @@ class Recorder(TorchDispatchMode):
 
 
 def record_step(
-    module: nn.Module, model: ImageModel, loss: Callable[[], Tensor], given: Sequence[Tensor], precision: Precision,
-    device: Device,
+    module: nn.Module, model: Network, loss: Callable[[], Tensor], given: Sequence[Tensor], precision: Precision,
+    device: Device, place: str = "meta",
 ) -> Recorder:  # fmt: skip
     """Record a forward and a backward pass of `module`, in which `model` learns. given: tensors that are there before.
+    place: see `recording`.
 
     What a checkpointed block keeps is found by a second forward pass: some blocks, as those that reduce tokens, are
     never computed twice.
     """
     blocks = model.checkpointable
-    with recording(module, blocks, precision, device) as recorder:
+    with recording(module, blocks, precision, device, place) as recorder:
         recorder.ignore(given)
         recorder.backward(loss())
     model.checkpointed = len(blocks)
-    with recording(module, blocks, precision, device) as again:
+    with recording(module, blocks, precision, device, place) as again:
         again.ignore(given)
         loss()
     model.checkpointed = 0
@@ -195,10 +196,12 @@ def record_step(
 
 @contextmanager
 def recording(
-    module: nn.Module, blocks: Sequence[nn.Module] = (), precision: Precision = "float32", device: Device = "cpu"
-) -> Generator[Recorder]:
-    """Record what a module on the meta device computes in here. blocks: those that may be checkpointed. With
-    bfloat16_params the module has such parameters already; device: whose kernels are imitated."""
+    module: nn.Module, blocks: Sequence[nn.Module] = (), precision: Precision = "float32", device: Device = "cpu",
+    place: str = "meta",
+) -> Generator[Recorder]:  # fmt: skip
+    """Record what a module on the device `place` computes in here. blocks: those that may be checkpointed. With
+    bfloat16_params the module has such parameters already; device: whose kernels are imitated. place="cpu", where it
+    computes in earnest: for kernels that keep what only they know, such as oneDNN's recurrent layers."""
     recorder = Recorder(module, blocks)
     handles: list[Any] = []
     for name, part in module.named_modules():
@@ -209,7 +212,7 @@ def recording(
     handles += [parameter.register_post_accumulate_grad_hook(_forget) for parameter in trained]
     hooks = torch.autograd.graph.saved_tensors_hooks(recorder.keep, lambda tensor: tensor)
     try:
-        with torch.device("meta"), _Kernels(recorder, precision, device), recorder, hooks:
+        with torch.device(place), _Kernels(recorder, precision, device), recorder, hooks:
             yield recorder
     finally:
         for handle in handles:
@@ -237,6 +240,8 @@ class _Kernels(TorchFunctionMode):
             args = tree_map_only(Tensor, Tensor.float, args)
         if func is F.scaled_dot_product_attention:
             return self._attention(*args, **kwargs)
+        if func is F.ctc_loss and args[0].is_meta:
+            return _CTC.apply(args[0], args[1])
         if func is F.dropout and self.device == "cuda" and kwargs["training"] and kwargs["p"]:
             return torch.native_dropout(args[0], kwargs["p"], True)[0]  # the mask is of bytes
         return func(*args, **kwargs)
@@ -284,3 +289,19 @@ class _Fused(torch.autograd.Function):
         """Gradients of q, k and v."""
         q, k, v, _, _ = ctx.saved_tensors
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+class _CTC(torch.autograd.Function):
+    """CTC's loss, which keeps its inputs and the logarithm of each frame's forward variables, [B, F, 2 T + 1]."""
+
+    @staticmethod
+    def forward(ctx: Any, log_probs_FBV: Tensor, text_BT: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Log-probabilities [F, B, V] and texts [B, T] to a number."""
+        (frames, count, _), states = log_probs_FBV.shape, 2 * text_BT.shape[1] + 1
+        ctx.save_for_backward(log_probs_FBV, text_BT, log_probs_FBV.new_empty(count, frames, states))
+        return log_probs_FBV.new_empty(())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The gradient of the log-probabilities."""
+        return torch.empty_like(ctx.saved_tensors[0]), None

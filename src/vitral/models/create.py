@@ -5,10 +5,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from vitral.models.architecture_config import ArchitectureConfig
 from vitral.models.config import ModelConfig
 from vitral.models.model import ImageModel
-from vitral.models.presets import resolve
+from vitral.models.network import Network
+from vitral.models.presets import resolve, resolve_sequence
 from vitral.models.registry import FAMILIES
+from vitral.models.sequence_config import SequenceConfig
+from vitral.models.sequence_model import SequenceModel
 
 
 def create_model(
@@ -31,6 +35,26 @@ def create_model(
 
 
 def build_model(config: ModelConfig) -> ImageModel:
-    """A freshly initialized model of this configuration, from torch's global random state."""
+    """A freshly initialized encoder of images, from torch's global random state."""
+    model = build_network(config)
+    assert isinstance(model, ImageModel)
+    return model
+
+
+def create_sequence_model(name: str, **options: Any) -> SequenceModel:
+    """A freshly initialized model of sequences by a preset's name ("transformer_tiny"), from torch's global random
+    state. options: any field of its configuration, the sizes of vocabularies for instance. Raises UserError."""
+    return build_sequence_model(resolve_sequence(name, **options))
+
+
+def build_sequence_model(config: SequenceConfig) -> SequenceModel:
+    """A freshly initialized model of sequences, from torch's global random state."""
+    model = build_network(config)
+    assert isinstance(model, SequenceModel)
+    return model
+
+
+def build_network(config: ArchitectureConfig) -> Network:
+    """A freshly initialized model of any family, from torch's global random state."""
     module, _, name = FAMILIES[config.family].model.partition(":")
     return getattr(import_module(module), name)(config)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vitral.errors import UserError
+from vitral.models.config import bias_table_size
 from vitral.models.vit_presets import SIZES
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def infer_vit(
         "registers": tensors["reg_token"].shape[1] if "reg_token" in tensors else 0,
     }  # fmt: skip
     fields |= {key: facts[key] for key in ("gelu", "norm_eps", "position_resize", "rope_theta") if key in facts}
+    if "blocks.0.attn.q_bias" in tensors:
+        fields["key_bias"] = False
     if "blocks.0.ls1.gamma" in tensors:
         fields["layer_scale"] = facts.get("layer_scale", 1e-5)
     fields |= _stem(tensors, facts)
@@ -93,6 +96,8 @@ def _heads(tensors: Tensors, facts: Mapping[str, Any], fields: Fields, where: st
     width = int(fields["width"])
     if "heads" in facts:
         return int(facts["heads"])
+    if (table := _bias_table(tensors)) is not None:
+        return table[1].shape[1]
     if fields["qk_norm"]:
         return width // tensors["blocks.0.attn.q_norm.weight"].shape[0]
     known = {key: fields[key] for key in ("width", "depth", "mlp_dim")}
@@ -109,11 +114,41 @@ def _heads(tensors: Tensors, facts: Mapping[str, Any], fields: Fields, where: st
     return width // 64
 
 
+def _bias_table(tensors: Tensors) -> tuple[str, Tensor] | None:
+    """Where the positions are added, and a table of BEiT's."""
+    places = {"layers": "blocks.0.attn.", "layers_shared": "rel_pos_bias."}
+    found = ((at, tensors.get(f"{name}relative_position_bias_table")) for at, name in places.items())
+    return next(((at, table) for at, table in found if table is not None), None)
+
+
+def _bias_positions(
+    at: str, entries: int, fields: Fields, where: str, sizes: Sequence[Size | None], notes: list[str]
+) -> Fields:
+    """Fields of a model whose bias tables have so many entries."""
+    patch, prefix = int(fields["patch_size"]), int(fields["class_token"]) + int(fields["registers"])
+    for size in sizes:
+        height, width = (size, size) if isinstance(size, int) else size or (0, 0)
+        if height and bias_table_size((height // patch, width // patch), prefix) == entries:
+            return {"image_size": (height, width), "positions": "relative_bias", "positions_at": at}
+    side = (round((entries - 3 * (prefix > 0)) ** 0.5) + 1) // 2
+    if bias_table_size((side, side), prefix) != entries:
+        got = f"a table of {entries} offsets, which are of no square"
+        raise UserError("the image size cannot be inferred", where=where, got=got, hint="Say it: image_size=H,W")
+    notes.append(f"the table of offsets is taken for a square, images of {side * patch} x {side * patch} pixels; "
+                 "image_size=H,W states another shape")  # fmt: skip
+    return {"image_size": side * patch, "positions": "relative_bias", "positions_at": at}
+
+
 def _positions(
     tensors: Tensors, fields: Fields, kind: str, where: str, sizes: Sequence[Size | None], notes: list[str]
 ) -> Fields:
     patch = int(fields["patch_size"])
     prefix = int(fields["class_token"]) + int(fields["distill_token"])
+    if (bias := _bias_table(tensors)) is not None:
+        if "pos_embed" in tensors:
+            raise UserError("positions of tokens beside those of offsets are not computed here", where=where,
+                            got="pos_embed and relative_position_bias_table")  # fmt: skip
+        return _bias_positions(bias[0], bias[1].shape[0], fields, where, sizes, notes)
     if "pos_embed" in tensors:
         table = tensors["pos_embed"]
         size, with_prefix, is_square = _size(table.shape[1], prefix, patch, sizes, where)
@@ -181,3 +216,35 @@ def infer_resnet(
         "image_size": 224 if size is None else size,
     }
     return fields, [] if size is not None else ["images of 224 pixels a side; image_size=N says otherwise"]
+
+
+def infer_igpt(
+    tensors: Tensors, facts: Mapping[str, Any], where: str, image_size: Size | None = None
+) -> tuple[Fields, list[str]]:
+    """Fields of an Image GPT; see `models.registry.infer`. The palette is one of the tensors."""
+    names = ("token_embed", "pos_embed", "code_head.weight", "blocks.0.mlp.fc1.weight")
+    embed, positions, output, fc1 = (_need(tensors, name, where) for name in names)
+    colors = output.shape[0]
+    if embed.shape[0] != colors + 1:
+        got = f"{embed.shape[0]} embeddings of tokens, {colors} outputs"
+        raise UserError("not an Image GPT", where=where, got=got, expected="one embedding more than outputs: the start")
+    palette = tensors.get("tokenizer.colors_KC")
+    if palette is None or palette.shape[0] != colors:
+        got = "none" if palette is None else f"{palette.shape[0]} colors"
+        hint = "preprocessor_config.json of the same model holds them as clusters; put it beside the weights."
+        raise UserError("the colors of the codes are missing", where=where, got=got, expected=f"{colors} colors",
+                        hint=hint)  # fmt: skip
+    if "heads" not in facts:
+        raise UserError("the number of heads is not in the files", where=where, hint="Say it: heads=N")
+    count = positions.shape[0]
+    side = round(count**0.5)
+    size = image_size or side
+    size = (size, size) if isinstance(size, int) else size
+    if size[0] * size[1] != count:
+        got = f"{count} positions for images of {size[0]} x {size[1]} pixels"
+        raise UserError("the image size cannot be inferred", where=where, got=got, hint="Say it: image_size=H,W")
+    return {
+        "family": "igpt", "colors": colors, "width": embed.shape[1], "depth": _count(tensors, "blocks."),
+        "heads": facts["heads"], "mlp_dim": fc1.shape[0], "image_size": size, "in_channels": palette.shape[1],
+        "num_classes": 0,
+    }, []  # fmt: skip

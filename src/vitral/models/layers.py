@@ -16,6 +16,8 @@ from vitral.models.attention import PLAIN, AttentionContext, attention
 from vitral.models.position import relative_scores, rotate
 from vitral.models.token_reduction import CapturedQK
 
+Gelu = Literal["exact", "tanh", "quick"]
+
 # nn.init.trunc_normal_ cuts at two standard deviations, which leaves this share of the standard deviation.
 _TRUNCATED = 0.87962566103423978
 
@@ -40,7 +42,8 @@ def xavier(*layers: nn.Linear, parts: int = 1) -> None:
     for layer in layers:
         for weight in layer.weight.chunk(parts):
             nn.init.xavier_uniform_(weight)
-        nn.init.zeros_(layer.bias)
+        if (bias := getattr(layer, "bias", None)) is not None:
+            nn.init.zeros_(bias)
 
 
 class PatchEmbed(nn.Module):
@@ -84,8 +87,14 @@ class Attention(nn.Module):
     """Multi-head self-attention with packed projections (eq. 5-8, appendix A).
 
     norm_eps: None, or the epsilon of a layer norm of every head's queries and keys (arXiv 2302.05442, section 2).
-    head_width: features of a head, d; None: D / h, so that all heads together are as wide as a token.
+    head_width: features of a head, d; None: D / h, so that all heads together are as wide as a token. key_bias: false
+    leaves out the biases of the keys, which no softmax depends on, and keeps the others as BEiT's files do. offsets:
+    entries of a bias table of its own, see `position.bias_entries`; 0: none.
     """
+
+    q_bias: nn.Parameter | None
+    v_bias: nn.Parameter | None
+    relative_position_bias_table: nn.Parameter | None
 
     def __init__(
         self,
@@ -94,10 +103,16 @@ class Attention(nn.Module):
         dropout: float = 0.0,
         norm_eps: float | None = None,
         head_width: int | None = None,
+        key_bias: bool = True,
+        offsets: int = 0,
     ) -> None:
         super().__init__()
         self.heads, d = heads, head_width or width // heads
-        self.qkv = Linear(width, 3 * heads * d)
+        self.qkv = Linear(width, 3 * heads * d, bias=key_bias)
+        for part in "qv":
+            self.register_parameter(f"{part}_bias", None if key_bias else nn.Parameter(torch.empty(heads * d)))
+        table_Oh = nn.Parameter(torch.empty(offsets, heads)) if offsets else None
+        self.register_parameter("relative_position_bias_table", table_Oh)
         self.q_norm, self.k_norm = (nn.Identity() if norm_eps is None else nn.LayerNorm(d, eps=norm_eps) for _ in "qk")
         self.proj = Linear(heads * d, width)
         self.proj_drop = nn.Dropout(dropout)
@@ -106,10 +121,16 @@ class Attention(nn.Module):
         """Xavier uniform; query, key and value are each drawn for their own size, not for that of the packed matrix."""
         xavier(self.qkv, parts=3)
         xavier(self.proj)
+        for zero in (self.q_bias, self.v_bias, self.relative_position_bias_table):
+            if zero is not None:
+                nn.init.zeros_(zero)
 
     def forward(self, x_BND: Tensor, context: AttentionContext = PLAIN) -> Tensor:
         """[B, N, D] to [B, Q, D], Q = N without `context.queries`."""
-        q_BhNd, k_BhNd, v_BhNd = _heads(self.qkv(x_BND), 3, self.heads)
+        packed_BNX = self.qkv(x_BND)
+        if self.q_bias is not None and self.v_bias is not None:
+            packed_BNX = packed_BNX + torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        q_BhNd, k_BhNd, v_BhNd = _heads(packed_BNX, 3, self.heads)
         q_BhNd, k_BhNd = self.q_norm(q_BhNd), self.k_norm(k_BhNd)
         places, bias, earlier = context.places, context.bias, 0
         if places is not None and places.rope_2BNd is not None:
@@ -123,6 +144,9 @@ class Attention(nn.Module):
             scaled = q_BhQd * q_BhQd.shape[-1] ** -0.5
             extra = relative_scores(scaled, places.offsets_OD, places.index_BNN, places.prefix, k_BhNd.shape[2])
             bias = extra if bias is None or extra is None else bias + extra
+        if places is not None and places.entry_BTT is not None:
+            extra = places.bias(self.relative_position_bias_table, q_BhQd.shape[2]).to(q_BhQd.dtype)
+            bias = extra if bias is None else bias + extra
         causal_from = earlier if context.causal else None
         explicit = context.explicit
         out_BhQd, map_BhQN = attention(q_BhQd, k_BhNd, v_BhNd, bias, context.attend_BN, causal_from, explicit=explicit)
@@ -149,21 +173,29 @@ class CrossAttention(nn.Module):
         xavier(self.q, self.proj)
         xavier(self.kv, parts=2)
 
-    def forward(self, x_BQD: Tensor, context: AttentionContext) -> Tensor:
-        """[B, Q, D] to [B, Q, D]; keys and values are made of `context.memory_BMD`, or read from its `memory_cache`."""
-        (q_BhQd,) = _heads(self.q(x_BQD), 1, self.heads)
-        cache = context.memory_cache
-        if cache is not None and cache.length:
-            k_BhMd, v_BhMd = cache.read()
-        else:
+    def keys_values(self, memory_BMD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a memory, [B, h, M, d] each."""
+        k_BhMd, v_BhMd = _heads(self.kv(memory_BMD), 2, self.heads)
+        return k_BhMd, v_BhMd
+
+    def forward(self, x_RQD: Tensor, context: AttentionContext) -> Tensor:
+        """[R, Q, D] to [R, Q, D]; keys and values are those of `context.memory_BMD`, or its `memory_kv`.
+
+        R = B, or k B with `memory_kv`: k rows of one memory are then further queries to it, so that it is never copied.
+        """
+        if context.memory_kv is None:
             assert context.memory_BMD is not None
-            k_BhMd, v_BhMd = _heads(self.kv(context.memory_BMD), 2, self.heads)
-            if cache is not None:
-                k_BhMd, v_BhMd = cache.append(k_BhMd, v_BhMd)
+            k_BhMd, v_BhMd = self.keys_values(context.memory_BMD)
+        else:
+            k_BhMd, v_BhMd = context.memory_kv
+        together = x_RQD.shape[0] != k_BhMd.shape[0]
+        x_BQD = x_RQD.reshape(k_BhMd.shape[0], -1, x_RQD.shape[-1]) if together else x_RQD
+        (q_BhQd,) = _heads(self.q(x_BQD), 1, self.heads)
         explicit = context.explicit
         out_BhQd, map_BhQM = attention(q_BhQd, k_BhMd, v_BhMd, attend_BN=context.attend_BM, explicit=explicit)
         context.leave("cross_attn", q_BhQd, k_BhMd, map_BhQM if explicit else None)
-        return self.proj_drop(self.proj(out_BhQd.transpose(1, 2).flatten(2)))
+        out_BQD = self.proj_drop(self.proj(out_BhQd.transpose(1, 2).flatten(2)))
+        return out_BQD.reshape(x_RQD.shape) if together else out_BQD
 
 
 def _heads(packed_BNX: Tensor, parts: int, heads: int) -> list[Tensor]:
@@ -173,12 +205,12 @@ def _heads(packed_BNX: Tensor, parts: int, heads: int) -> list[Tensor]:
 
 
 class Mlp(nn.Module):
-    """Two dense layers with a GELU between them, each followed by dropout."""
+    """Two dense layers with a GELU between them, each followed by dropout; gelu=None: a ReLU (1706.03762, eq. 2)."""
 
-    def __init__(self, width: int, hidden: int, dropout: float = 0.0, gelu: Literal["exact", "tanh"] = "exact") -> None:
+    def __init__(self, width: int, hidden: int, dropout: float = 0.0, gelu: Gelu | None = "exact") -> None:
         super().__init__()
         self.fc1 = Linear(width, hidden)
-        self.act = nn.GELU(approximate="none" if gelu == "exact" else "tanh")
+        self.act = _activation(gelu)
         self.drop1 = nn.Dropout(dropout)
         self.fc2 = Linear(hidden, width)
         self.drop2 = nn.Dropout(dropout)
@@ -190,6 +222,20 @@ class Mlp(nn.Module):
     def forward(self, x_BND: Tensor) -> Tensor:
         """[B, N, D] to [B, N, D]."""
         return self.drop2(self.fc2(self.drop1(self.act(self.fc1(x_BND)))))
+
+
+def _activation(gelu: Gelu | None) -> nn.Module:
+    if gelu == "quick":
+        return QuickGELU()
+    return nn.ReLU() if gelu is None else nn.GELU(approximate="none" if gelu == "exact" else "tanh")
+
+
+class QuickGELU(nn.Module):
+    """x sigmoid(1.702 x), the logistic approximation of the GELU (arXiv 1606.08415, section 2)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of any shape."""
+        return F.silu(1.702 * x) / 1.702  # the same function, of which silu keeps less for the backward pass
 
 
 class SwiGLU(nn.Module):
@@ -293,11 +339,7 @@ def add_branch(x_BND: Tensor, branch_KND: Tensor, kept_K: Tensor | None) -> Tens
 
 
 class Block(nn.Module):
-    """One pre-norm block: eq. 2 (attention) and eq. 3 (MLP), each with a residual connection.
-
-    memory_width: None, or the width of the tokens of a memory, to which a second attention between the two attends, as
-    in a decoder (arXiv 1706.03762, section 3.1; its norms come behind the residual connections, here before).
-    """
+    """One pre-norm block: eq. 2 (attention) and eq. 3 (MLP), each with a residual connection."""
 
     def __init__(
         self,
@@ -306,28 +348,26 @@ class Block(nn.Module):
         mlp_dim: int,
         dropout: float = 0.0,
         drop_path: float = 0.0,
-        gelu: Literal["exact", "tanh"] = "exact",
+        gelu: Gelu = "exact",
         norm_eps: float = 1e-6,
         mlp: Literal["gelu", "swiglu"] = "gelu",
         qk_norm: bool = False,
         layer_scale: float | None = None,
         head_width: int | None = None,
-        memory_width: int | None = None,
+        norm: Literal["layer", "rms"] = "layer",
+        key_bias: bool = True,
+        offsets: int = 0,
     ) -> None:
         super().__init__()
+        make_norm = nn.LayerNorm if norm == "layer" else nn.RMSNorm
 
         def scale() -> nn.Module:
             return nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
 
-        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
-        self.attn = Attention(width, heads, dropout, norm_eps if qk_norm else None, head_width)
+        self.norm1 = make_norm(width, eps=norm_eps)
+        self.attn = Attention(width, heads, dropout, norm_eps if qk_norm else None, head_width, key_bias, offsets)
         self.ls1 = scale()
-        self.cross_attn = None
-        if memory_width is not None:
-            self.norm_cross = nn.LayerNorm(width, eps=norm_eps)
-            self.cross_attn = CrossAttention(width, heads, memory_width, dropout)
-            self.ls_cross = scale()
-        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
+        self.norm2 = make_norm(width, eps=norm_eps)
         self.mlp = Mlp(width, mlp_dim, dropout, gelu) if mlp == "gelu" else SwiGLU(width, mlp_dim, dropout)
         self.ls2 = scale()
         self.drop_path = drop_path
@@ -335,9 +375,9 @@ class Block(nn.Module):
     def init_weights(self) -> None:
         """Sets every parameter of the block."""
         for module in self.modules():
-            if isinstance(module, nn.LayerNorm):
+            if isinstance(module, nn.LayerNorm | nn.RMSNorm):
                 module.reset_parameters()
-            elif isinstance(module, Attention | CrossAttention | Mlp | SwiGLU | LayerScale):
+            elif isinstance(module, Attention | Mlp | SwiGLU | LayerScale):
                 module.init_weights()
 
     def forward(self, x_BND: Tensor, context: AttentionContext = PLAIN) -> Tensor:
@@ -359,10 +399,5 @@ class Block(nn.Module):
         x_BQD = add_branch(x_BQD, self.ls1(take(attended, late_K)), kept_K)
         if context.reduce is not None and captured is not None:
             x_BQD = context.reduce(x_BQD, CapturedQK(captured["attn.q"], captured["attn.k"]))
-        if self.cross_attn is not None:
-            kept_K = draw_kept(x_BQD, rate)
-            early_K, late_K = (kept_K, None) if captured is None else (None, kept_K)
-            attended = self.cross_attn(self.norm_cross(take(x_BQD, early_K)), context.take(early_K))
-            x_BQD = add_branch(x_BQD, self.ls_cross(take(attended, late_K)), kept_K)
         kept_K = draw_kept(x_BQD, rate)
         return add_branch(x_BQD, self.ls2(self.mlp(self.norm2(take(x_BQD, kept_K)))), kept_K)

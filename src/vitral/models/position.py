@@ -1,7 +1,7 @@
 """Position embeddings: learned tables on any grid, sine and cosine, relative offsets, rotary.
 
 Shape letters: N patches, D width, L tables (one, or one a block), T tokens, P prefix tokens among them, K kept patches,
-O = 2 N - 1 offsets, h heads, Q queries, d features of a head, 2 the cosine and the sine.
+O = 2 N - 1 offsets, or entries of a bias table, h heads, Q queries, d features of a head, 2 the cosine and the sine.
 """
 
 from __future__ import annotations
@@ -21,21 +21,33 @@ class AttentionPlaces(NamedTuple):
     """What positions do inside the attention. The first `prefix` tokens are nowhere and are left as they are.
 
     rope_2BNd: cosine and sine of the angles by which queries and keys are turned. offsets_OD, index_BNN: the vector of
-    each offset, and which offset the pair (query, key) has. Batch axes may be 1.
+    each offset, and which offset the pair (query, key) has. entry_BTT: which entry of a bias table the pair of tokens
+    has; shared_Oh: that table, or None where each layer has its own, for the first of `grids`, to be resized to the
+    second. Batch axes may be 1.
     """
 
     prefix: int
     rope_2BNd: Tensor | None = None
     offsets_OD: Tensor | None = None
     index_BNN: Tensor | None = None
+    entry_BTT: Tensor | None = None
+    shared_Oh: Tensor | None = None
+    grids: tuple[Grid, Grid] = ((1, 1), (1, 1))
 
     def take(self, kept_K: Tensor) -> AttentionPlaces:
         """The places of these samples of the batch."""
-        rope, index = self.rope_2BNd, self.index_BNN
+        rope = self.rope_2BNd
         return self._replace(
             rope_2BNd=rope if rope is None or rope.shape[1] == 1 else rope.index_select(1, kept_K),
-            index_BNN=index if index is None or index.shape[0] == 1 else index.index_select(0, kept_K),
-        )
+            index_BNN=_samples(self.index_BNN, kept_K), entry_BTT=_samples(self.entry_BTT, kept_K),
+        )  # fmt: skip
+
+    def bias(self, own_Oh: Tensor | None, queries: int) -> Tensor:
+        """What the bias table adds to scores of the first so many tokens, [1 or B, h, Q, T]; own_Oh: the layer's."""
+        table_Oh = self.shared_Oh if own_Oh is None else own_Oh
+        assert self.entry_BTT is not None
+        assert table_Oh is not None
+        return F.embedding(self.entry_BTT[:, :queries], resize_bias_table(table_Oh, *self.grids)).permute(0, 3, 1, 2)
 
 
 def resize_table(table_LND: Tensor, old: Grid, new: Grid, how: Resize = "bicubic_antialias") -> Tensor:
@@ -94,6 +106,16 @@ def sincos_table(grid: Grid, own: Grid, width: int, device: torch.device | None 
     columns = axes[1].unsqueeze(0).expand(grid[0], -1, -1)
     rows = axes[0].unsqueeze(1).expand(-1, grid[1], -1)
     return torch.cat([columns, rows], dim=-1).reshape(1, -1, width).float()
+
+
+def sinusoidal_table(length: int, width: int, halves: bool = False, device: torch.device | None = None) -> Tensor:
+    """[length, D] float64: PE(p, 2i) = sin(p / 10,000^(2i/D)), PE(p, 2i+1) = cos of the same (arXiv 1706.03762, section
+    3.5). halves: all sines before all cosines, as in tensor2tensor and Marian."""
+    place = torch.arange(length, dtype=torch.float64, device=device)
+    even = torch.arange(0, width, 2, dtype=torch.float64, device=device)
+    angle = place[:, None] * 10_000.0 ** -(even / width)
+    parts = angle.sin(), angle.cos()
+    return torch.cat(parts, dim=-1) if halves else torch.stack(parts, dim=-1).flatten(1)
 
 
 def rope_table(grid: Grid, features: int, theta: float, device: torch.device | None = None) -> Tensor:
@@ -161,3 +183,35 @@ def relative_scores(q_BhQd: Tensor, offsets_OD: Tensor, index_BNN: Tensor, prefi
     index_BhMN = index_BNN[:, None, :M].expand(B, h, -1, -1)
     scores_BhMN = (q_BhMd @ offsets_hdO).gather(-1, index_BhMN)
     return F.pad(scores_BhMN, (prefix, 0, prefix, 0))
+
+
+def bias_entries(grid: Grid, prefix: int, device: torch.device | None = None) -> Tensor:
+    """Which entry of a bias table each pair of tokens has, int64 [T, T], T = `prefix` + rows * columns.
+
+    Patches: (row of the query less that of the key + rows - 1) (2 columns - 1) + the same of the columns. The last
+    three entries: from a prefix token to a patch, back, and between prefix tokens (BEiT, arXiv 2106.08254).
+    """
+    (rows, columns), last = grid, (2 * grid[0] - 1) * (2 * grid[1] - 1)
+    row_N = torch.arange(rows, device=device).repeat_interleave(columns)
+    column_N = torch.arange(columns, device=device).repeat(rows)
+    down_NN = row_N[:, None] - row_N + (rows - 1)
+    across_NN = column_N[:, None] - column_N + (columns - 1)
+    entry_TT = F.pad(down_NN * (2 * columns - 1) + across_NN, (prefix, 0, prefix, 0), value=last + 2)
+    entry_TT[:prefix, prefix:], entry_TT[prefix:, :prefix] = last, last + 1
+    return entry_TT
+
+
+def resize_bias_table(table_Oh: Tensor, old: Grid, new: Grid) -> Tensor:
+    """The bias table of another grid: its offsets bilinear, as transformers' BEiT; the others as they are. The same
+    tensor for the same grid."""
+    if old == new:
+        return table_Oh
+    sides, wanted = ((2 * grid[0] - 1, 2 * grid[1] - 1) for grid in (old, new))
+    count = sides[0] * sides[1]
+    offsets_1hYX = table_Oh[:count].to(torch.promote_types(table_Oh.dtype, torch.float32)).T.unflatten(1, sides)[None]
+    resized_1hYX = F.interpolate(offsets_1hYX, size=wanted, mode="bilinear", align_corners=False)
+    return torch.cat([resized_1hYX[0].flatten(1).T.to(table_Oh.dtype), table_Oh[count:]])
+
+
+def _samples(index: Tensor | None, kept_K: Tensor) -> Tensor | None:
+    return index if index is None or index.shape[0] == 1 else index.index_select(0, kept_K)

@@ -186,10 +186,10 @@ def ungroup(tokens_BMD: Tensor, groups_BN: Tensor) -> Tensor:
 def refuse_reduction(positions: str, is_masked: bool) -> None:
     """Raises UserError where tokens cannot become fewer: offsets between merged places are none of the table's, and a
     merged token would be masked in part."""
-    if positions == "relative":
+    if positions in ("relative", "relative_bias"):
         what, others = "the table of offsets has none for a merged place", "learned, learned_2d, sincos, rope or none"
         raise UserError(
-            f"tokens cannot become fewer: {what}", where="reduce", got="positions=relative", expected=others
+            f"tokens cannot become fewer: {what}", where="reduce", got=f"positions={positions}", expected=others
         )
     if is_masked:
         what = "no patch may be masked where tokens become fewer"

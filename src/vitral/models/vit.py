@@ -39,6 +39,7 @@ class VisionTransformer(ImageModel):
     pos_embed_y: nn.Parameter | None
     pos_embed_x: nn.Parameter | None
     offset_embed: nn.Parameter | None
+    rel_pos_bias: SharedBias | None
     fixed_places: Tensor | None
     reduce: TokenReduction | None
 
@@ -83,6 +84,8 @@ class VisionTransformer(ImageModel):
         for name in ("pos_embed", "pos_embed_y", "pos_embed_x", "offset_embed"):
             shape = learned.get(name)
             self.register_parameter(name, None if shape is None else nn.Parameter(torch.empty(shape)))
+        is_shared = c.positions == "relative_bias" and c.positions_at == "layers_shared"
+        self.rel_pos_bias = SharedBias(c.bias_entries, c.heads) if is_shared else None
 
     def _set_constants(self, device: torch.device | None) -> None:
         super()._set_constants(device)
@@ -92,6 +95,8 @@ class VisionTransformer(ImageModel):
         c = self.config
         if c.positions == "sincos":
             return position.sincos_table(grid, c.grid, c.width, device)
+        if c.positions == "relative_bias":
+            return position.bias_entries(grid, c.prefix_tokens, device)
         return position.rope_table(grid, c.width // c.heads, c.rope_theta, device) if c.positions == "rope" else None
 
     @torch.no_grad()
@@ -100,7 +105,8 @@ class VisionTransformer(ImageModel):
 
         As in the paper's code: patches LeCun normal (truncated), positions N(0, 0.02), class token and output layer
         zero, the tanh layer LeCun normal, everything else Xavier uniform with zero biases. (The code's N(0, 1e-6)
-        biases are 0 here.) Registers and the distillation token are N(0, 0.02): equal ones would stay equal.
+        biases are 0 here.) Registers and the distillation token are N(0, 0.02): equal ones would stay equal. Bias
+        tables are zero. With `weight_init=beit`, `_init_as_beit` follows.
         """
         for block in self.blocks:
             assert isinstance(block, Block)
@@ -120,8 +126,25 @@ class VisionTransformer(ImageModel):
         for name, zero in self.named_parameters():
             if name.split(".")[0] in ("cls_token", "head", "head_dist"):
                 nn.init.zeros_(zero)
+        if self.rel_pos_bias is not None:
+            nn.init.zeros_(self.rel_pos_bias.relative_position_bias_table)
         if isinstance(self.reduce, LearnedPruner):
             self.reduce.init_weights()
+        if self.config.weight_init == "beit":
+            self._init_as_beit()
+
+    def _init_as_beit(self) -> None:
+        """Patches, blocks, tokens and positions N(0, 0.02) cut at one deviation, layers that write into the residual
+        stream of block l (from 1) divided by sqrt(2 l) (arXiv 2106.08254, section 2.6)."""
+        tokens = (self.cls_token, self.dist_token, self.reg_token, self.pos_embed, self.patch_embed.proj.weight)
+        dense = [module.weight for module in self.blocks.modules() if isinstance(module, Linear)]
+        for drawn in (*tokens, *dense):
+            if drawn is not None:
+                nn.init.trunc_normal_(drawn, std=0.02, a=-0.02, b=0.02)
+        for number, block in enumerate(self.blocks, 1):
+            assert isinstance(block, Block)
+            for layer in (block.attn.proj, block.mlp.fc2):
+                layer.weight.div_((2 * number) ** 0.5)
 
     def embed(self, images_BCHW: Tensor) -> tuple[Tensor, Grid]:
         """Normalized, cut and projected images: patches [B, N, D] without positions, and the grid (rows, columns).
@@ -343,6 +366,16 @@ class VisionTransformer(ImageModel):
             index_BNN = position.offset_index(count, keep_BK, self.offset_embed.device)
             vectors_LOD = position.resize_offsets(self.offset_embed, count)
             return [AttentionPlaces(self.prefix_tokens, None, offsets_OD, index_BNN) for offsets_OD in vectors_LOD]
+        if self.config.positions == "relative_bias":
+            entry_BTT = self._places_of(grid)[None]
+            if keep_BK is not None:
+                places_BT = nn.functional.pad(keep_BK + self.prefix_tokens, (self.prefix_tokens, 0))
+                places_BT[:, : self.prefix_tokens] = torch.arange(self.prefix_tokens, device=keep_BK.device)
+                entry_BTT = entry_BTT[0][places_BT[:, :, None], places_BT[:, None]]
+            shared_Oh = None if self.rel_pos_bias is None else self.rel_pos_bias.relative_position_bias_table
+            return [
+                AttentionPlaces(self.prefix_tokens, entry_BTT=entry_BTT, shared_Oh=shared_Oh, grids=(self.grid, grid))
+            ]
         if self.config.positions == "rope":
             rope_2BNd = self._places_of(grid)
             if keep_BK is not None:
@@ -381,6 +414,14 @@ class VisionTransformer(ImageModel):
         )
 
 
+class SharedBias(nn.Module):
+    """A bias table that all blocks add to their scores, by timm's name."""
+
+    def __init__(self, entries: int, heads: int) -> None:
+        super().__init__()
+        self.relative_position_bias_table = nn.Parameter(torch.empty(entries, heads))
+
+
 def _patch_embed(c: ViTConfig) -> PatchEmbed | HybridEmbed:
     if c.stem_blocks is None:
         return PatchEmbed(c.in_channels, c.patch_size, c.width)
@@ -401,7 +442,12 @@ def _mean(out: EncoderOutput, attend_BN: Tensor | None) -> Tensor:
 def _blocks(config: ViTConfig) -> list[Block]:
     c, d = config, config.width // config.heads
     sizes = zip(c.heads_of_blocks, c.mlp_dims_of_blocks, c.drop_path_rates, strict=True)
+    has_own = c.positions == "relative_bias" and c.positions_at != "layers_shared"
+    offsets = c.bias_entries if has_own else 0
     return [
-        Block(c.width, heads, hidden, c.dropout, rate, c.gelu, c.norm_eps, c.mlp, c.qk_norm, c.layer_scale, d)
+        Block(
+            c.width, heads, hidden, c.dropout, rate, c.gelu, c.norm_eps, c.mlp, c.qk_norm, c.layer_scale, d,
+            key_bias=c.key_bias, offsets=offsets,
+        )
         for heads, hidden, rate in sizes
-    ]
+    ]  # fmt: skip

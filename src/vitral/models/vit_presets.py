@@ -48,6 +48,11 @@ _DINOV2_GIANT: dict[str, Any] = {"heads": 24, "width": 1536, "mlp_dim": 4096, "m
 _DINOV3: dict[str, Any] = {"registers": 4, "layer_scale": 1e-5, "positions": "rope", "norm_eps": 1e-5}
 
 
+_BEIT: dict[str, Any] = {
+    "positions": "relative_bias", "key_bias": False, "weight_init": "beit", "pool": "avg",
+}  # fmt: skip
+
+
 def _preset(size: str, image: int, patch: int, **options: Any) -> dict[str, Any]:
     return {**SIZES[size], "image_size": image, "patch_size": patch, **options}
 
@@ -67,6 +72,15 @@ VITS: dict[str, dict[str, Any]] = {
     **{
         f"deit_{size}_distilled_patch16_{image}": _preset(size, image, 16, distill_token=True)
         for size, image in (("tiny", 224), ("small", 224), ("base", 224), ("base", 384))
+    },
+    # BEiT (arXiv 2106.08254) and BEiT v2 (2208.06366), as fine-tuned: a bias table for each block.
+    **{
+        f"{name}_patch16_{image}": _preset(size, image, 16, layer_scale=scale, **_BEIT)
+        for name, size, scale, images in (
+            ("beit_base", "base", 0.1, (224, 384)), ("beit_large", "large", 1e-5, (224, 384, 512)),
+            ("beitv2_base", "base", 0.1, (224,)), ("beitv2_large", "large", 1e-5, (224,)),
+        )
+        for image in images
     },
     # DINOv2 (arXiv 2304.07193, 2309.16588).
     **{

@@ -12,7 +12,13 @@ from torch import Tensor
 from vitral.errors import UserError
 from vitral.models.config import ModelConfig, ViTConfig
 from vitral.models.parameters import is_head
-from vitral.models.position import interpolate_positions, resize_offsets, resize_table, sincos_table
+from vitral.models.position import (
+    interpolate_positions,
+    resize_bias_table,
+    resize_offsets,
+    resize_table,
+    sincos_table,
+)
 from vitral.models.registry import token_config
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, how images are read as gray
@@ -28,11 +34,15 @@ def adapt(state: dict[str, Tensor], old: ModelConfig, new: ModelConfig) -> tuple
 
     Positions are interpolated to the new grid (arXiv 2010.11929, section 3.2), as `new.position_resize` sets;
     patches resampled by the pseudo-inverse (arXiv 2212.08013); channels converted so that the model gives the
-    output of the old one for the same image in the old channels. Learned positions start from fixed ones, and a final
-    norm that moves behind or before the pooling is initialized again, as in MAE's fine-tuning (arXiv 2111.06377,
-    appendix A). What does not change comes back as it is. Raises UserError where other channels or patches meet a
-    convolutional stem.
+    output of the old one for the same image in the old channels. Learned positions start from fixed ones, bias tables
+    of blocks from a shared one, and a final norm that moves behind or before the pooling is initialized again, as in
+    MAE's fine-tuning (arXiv 2111.06377, appendix A). What does not change comes back as it is. Raises UserError where
+    other channels or patches meet a convolutional stem, and where the model keeps its size.
     """
+    if old.has_fixed_size and (old.image_size, old.in_channels) != (new.image_size, new.in_channels):
+        sizes = (" x ".join(map(str, (*each.image_size, each.in_channels))) for each in (new, old))
+        raise UserError("this model keeps the size and channels of its images", where=old.description,
+                        got=next(sizes), expected=next(sizes))  # fmt: skip
     state, notes = dict(state), list[str]()
     mine, theirs = token_config(old), token_config(new)
     if mine is not None and theirs is not None:
@@ -49,7 +59,7 @@ def adapt(state: dict[str, Tensor], old: ModelConfig, new: ModelConfig) -> tuple
 
 
 def _adapt_tokens(state: dict[str, Tensor], old: ViTConfig, new: ViTConfig) -> list[str]:
-    notes = _learn_positions(state, old, new) + _move_norm(state, old, new)
+    notes = _learn_positions(state, old, new) + _share_out(state, new) + _move_norm(state, old, new)
     if old.grid != new.grid and new.positions == old.positions:
         _resize_positions(state, old, new)
         if new.positions != "none":
@@ -76,6 +86,17 @@ def _learn_positions(state: dict[str, Tensor], old: ViTConfig, new: ViTConfig) -
     return ["learned positions that start from the fixed sines and cosines"]
 
 
+def _share_out(state: dict[str, Tensor], new: ViTConfig) -> list[str]:
+    """A bias table for each block from the one of all, as BEiT's fine-tuning starts."""
+    name = "rel_pos_bias.relative_position_bias_table"
+    if name not in state or new.positions != "relative_bias" or new.positions_at == "layers_shared":
+        return []
+    table_Oh = state.pop(name)
+    for block in range(new.depth):
+        state[f"blocks.{block}.attn.relative_position_bias_table"] = table_Oh.clone()
+    return ["each block starts from the bias table that all of them shared"]
+
+
 def _move_norm(state: dict[str, Tensor], old: ViTConfig, new: ViTConfig) -> list[str]:
     """The other norm's weights, 1 and 0, in place of those of the norm that the new model does not have."""
     if old.norm_after_pool == new.norm_after_pool:
@@ -93,6 +114,8 @@ def _resize_positions(state: dict[str, Tensor], old: ViTConfig, new: ViTConfig) 
         state["pos_embed"] = interpolate_positions(table, old.position_rows, old.grid, new.grid, how)
     if "offset_embed" in state:
         state["offset_embed"] = resize_offsets(state["offset_embed"], new.grid[0] * new.grid[1])
+    for name in [name for name in state if name.endswith("relative_position_bias_table")]:
+        state[name] = resize_bias_table(state[name], old.grid, new.grid)
     for axis, name in enumerate(("pos_embed_y", "pos_embed_x")):
         if name in state:
             state[name] = resize_table(state[name], (old.grid[axis], 1), (new.grid[axis], 1), how)

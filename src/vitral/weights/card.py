@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -27,7 +27,13 @@ def model_card(config: FolderConfig, notes: Sequence[str] = ()) -> str:
 
     notes: what else there is to say of its making, one line each. A number that config.json does not have is not there.
     """
-    parts = [_title(config), _numbers(config), _making(config, notes), _use(config), _limits(config)]
+    parts = [
+        _title(config),
+        _numbers(config),
+        making(config.provenance, notes, _which(config)),
+        _use(config),
+        _limits(config),
+    ]
     return f"---\n{_yaml(header_of(config))}---\n" + "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -38,20 +44,20 @@ def header_of(config: FolderConfig) -> dict[str, Any]:
     tags += [objective] if objective != "supervised" else []
     header: dict[str, Any] = {"library_name": "vitral", "pipeline_tag": task.hub_type, "tags": tags}
     if scores := task.hub_scores(metrics):
-        source = str(_data(config).get("source", "unknown"))
-        dataset = {"name": _data_name(config), "type": source, "split": metrics["split"]}
+        source = str(_data(config.provenance).get("source", "unknown"))
+        dataset = {"name": _data_name(config.provenance), "type": source, "split": metrics["split"]}
         result = {"task": {"type": task.hub_type}, "dataset": dataset, "metrics": scores}
         header |= {"metrics": [score["type"] for score in scores]}
         header |= {"model-index": [{"name": config.name, "results": [result]}]}
     return header
 
 
-def with_header(card: str, config: FolderConfig, license: str | None) -> str:
-    """The card with the header that it has, or else with the one for this config; and with the license, if given, also
+def with_header(card: str, header: dict[str, Any], license: str | None) -> str:
+    """The card with the header that it has, or else with the given one; and with the license, if given, also
     where `model_card` states that there is none. Raises UserError for a header that is no YAML."""
     opened, _, rest = card.partition("---\n")
     head, closed, body = rest.partition("\n---\n")
-    header, text = header_of(config), card
+    text = card
     if not opened and closed:
         try:
             found = parse_yaml(head)
@@ -91,23 +97,24 @@ def _numbers(config: FolderConfig) -> str:
     return to_markdown(sections) if sections else nothing
 
 
-def _making(config: FolderConfig, notes: Sequence[str]) -> str:
-    """Where weights and data come from."""
-    provenance, data = config.provenance, _data(config)
+def making(provenance: Mapping[str, Any], notes: Sequence[str] = (), which: str = "", inputs: str = "images") -> str:
+    """The section on where weights and data come from. which: the weights of a run that were kept, as a phrase.
+    inputs: what the samples are called."""
+    data = _data(provenance)
     lines: list[str] = []
     if "counts" in data:
         counts = ", ".join(f"{count:,} {split}" for split, count in data["counts"].items())
         origin = f"source {markdown.code(data['source'])}, fingerprint {markdown.code(data['fingerprint'])}"
-        lines.append(f"Data: {markdown.text(_data_name(config))} ({origin}), {counts} images.")
+        lines.append(f"Data: {markdown.text(_data_name(provenance))} ({origin}), {counts} {inputs}.")
     if "recipe" in provenance:
         start = f", from the weights of {markdown.text(_last(provenance['init']))}" if provenance.get("init") else ""
         steps = f", {provenance['steps']:,} steps" if "steps" in provenance else ""
         recipe = f"Recipe {markdown.code(provenance['recipe'])}, seed {provenance['seed']}"
-        lines.append(f"{recipe}{steps}{start}; the weights are {_which(config)}.")
+        lines.append(f"{recipe}{steps}{start}; the weights are {which or provenance['weights']}.")
     parts = ["\n".join(lines)]
     if provenance.get("command"):
         command = markdown.code_block(shown(provenance["command"]))
-        parts.append(f"To train it again, with the images in place:\n\n{command}")
+        parts.append(f"To train it again, with the {inputs} in place:\n\n{command}")
     if "converted_from" in provenance:
         source = provenance["converted_from"]
         file, how = markdown.text(source["file"]), markdown.code(source["format"])
@@ -122,8 +129,11 @@ def _making(config: FolderConfig, notes: Sequence[str]) -> str:
 
 
 def _which(config: FolderConfig) -> str:
+    """Which weights of a run are kept; empty where they are of no run."""
     provenance = config.provenance
-    if not config.make_task().has_head:
+    if "weights" not in provenance:
+        return ""
+    if not config.make_task().has_head and not provenance.get("validated"):
         return f"{provenance['weights']} of the last step"
     chosen = "the best on validation data" if provenance.get("validated", True) else "the last"
     return f"{provenance['weights']} of step {provenance['step']}, {chosen}"
@@ -144,7 +154,8 @@ def _use(config: FolderConfig) -> str:
         verb, others = "predict", ("vitral eval . data=FOLDER", "vitral export . format=onnx out=for-onnxruntime")
         more = "\n\n`format=hf` and `format=timm` write it for transformers and timm, where these have such a model."
     else:
-        verb, others = "embed", ("vitral probe . data=FOLDER", "vitral train finetune init=. data=FOLDER")
+        others = "vitral probe . data=FOLDER", "vitral train finetune init=. data=FOLDER"
+        verb, others = "embed", (*config.make_task().more_commands, *others)
         more = ""
     return f"""## Use
 
@@ -166,7 +177,8 @@ vitral.load(".").{verb}(["photo.jpg"])
 def _limits(config: FolderConfig) -> str:
     shown = config.preprocessing
     height, width = shown.image_size
-    fitted = "scaled and cut at the center" if shown.resize_mode == "crop" else "squashed"
+    ways = {"crop": "scaled and cut at the center", "squash": "squashed", "pad": "scaled, with gray beside it,"}
+    fitted = ways[shown.resize_mode]
     converted = "converted_from" in config.provenance
     lines = [
         f"An image is {fitted} to {height} x {width} pixels: what is smaller or outside of that is not seen.",
@@ -183,13 +195,13 @@ def _limits(config: FolderConfig) -> str:
     return "## Limits\n\n" + "\n".join(f"* {line}" for line in lines)
 
 
-def _data(config: FolderConfig) -> dict[str, Any]:
-    data = config.provenance.get("data")
+def _data(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    data = provenance.get("data")
     return data if isinstance(data, dict) else {}
 
 
-def _data_name(config: FolderConfig) -> str:
-    data = _data(config)
+def _data_name(provenance: Mapping[str, Any]) -> str:
+    data = _data(provenance)
     return str(data.get("name") or _last(data.get("path") or data.get("source") or "unknown"))
 
 

@@ -24,6 +24,7 @@ from vitral.weights.config import ReadOptions
 from vitral.weights.folder import FolderConfig, resized
 from vitral.weights.formats import FORMATS, Format, closest_format, find_format
 from vitral.weights.google_npz import unstack
+from vitral.weights.hf import as_beit_reads
 from vitral.weights.keymap import Map, load_map, translate
 from vitral.weights.read_files import Source, by_known_names, read
 from vitral.weights.sidecar_config import SidecarConfig, read_sidecar
@@ -114,6 +115,7 @@ def _parsed(source: Source, options: ReadOptions) -> ParsedCheckpoint:
     if not ours:
         raise UserError("no rule of the map fits any tensor", where=source.where, got=_listed(list(tensors)))
     beside = read_sidecar(source, gated=_gated(ours))
+    ours |= beside.tensors
     if names := class_names(options, own):
         beside = beside._replace(labels=names, named=True)
     given = (own.architecture if own else {}) | ({"heads": options.heads} if options.heads else {})
@@ -130,6 +132,8 @@ def _parsed(source: Source, options: ReadOptions) -> ParsedCheckpoint:
         raise UserError("config.json is of another model than the weights", where=source.where, got=got)
     fields |= _normalization(fields["in_channels"], looks, source.where) | given
     architecture = build_config(fields, where=source.where)
+    if each.name == "hf_beit":
+        ours = as_beit_reads(ours, architecture.grid)
     notes = [*source.notes, f"format: {each.what}" if own is None else f"names mapped by {options.map}", *guesses]
     if found.dropped:
         notes.append(f"not needed: {_listed(found.dropped)}")
@@ -230,10 +234,11 @@ def _folder_config(found: ParsedCheckpoint, name: str) -> FolderConfig:
     shown |= {key: found.looks[key] for key in ResizeSpec.model_fields if key in found.looks}
     preprocessing = build(ImageSpec, shown, where=found.source.where)
     several = bool(found.beside.multi_label) and bool(labels)
+    headless = "pixels" if architecture.has_codes else "features"
     provenance = {"converted_from": {"file": Path(found.source.where).name, "format": found.format.name}}
     return FolderConfig(
         name=name, architecture=architecture, id2label=labels, preprocessing=preprocessing, provenance=provenance,
-        task="multilabel" if several else "classification" if labels else "features",
+        task="multilabel" if several else "classification" if labels else headless,
     )  # fmt: skip
 
 

@@ -11,7 +11,8 @@ from vitral.weights.config import ReadOptions
 from vitral.weights.convert import read_external
 from vitral.weights.digests import WEIGHTS
 from vitral.weights.folder import FolderConfig, bundled, find_folder, is_ours, load_config, load_folder, resized
-from vitral.weights.hub import download, is_hub_name
+from vitral.weights.hub import download
+from vitral.weights.hub_name import is_hub_name
 from vitral.weights.read_files import is_weights
 from vitral.weights.stopped_run import refuse_stopped
 

@@ -18,7 +18,7 @@ from vitral.config import Config, build
 from vitral.data.image_spec import ImageSpec
 from vitral.errors import UserError, command, nearest, taken
 from vitral.files import JSON_BYTES, CannotOpen, parse_json, read_json, read_text
-from vitral.models.config import ModelConfig
+from vitral.models.architecture_config import ArchitectureConfig
 from vitral.models.create import build_model
 from vitral.models.model import ImageModel
 from vitral.models.position import Resize
@@ -41,6 +41,7 @@ from vitral.weights.digests import (
 )
 from vitral.weights.stopped_run import refuse_stopped
 from vitral.weights.tensors import DamagedFile, check_finite, check_match, load_tensors, save_tensors, tensor_shapes
+from vitral.weights.text_kind import TEXT_FORMAT
 
 log = logging.getLogger("vitral")
 _PRESET = (
@@ -233,7 +234,10 @@ def _read_config(path: Path, *, verify: bool) -> tuple[FolderConfig, dict[str, s
         raise DamagedFile(error.what, where=error.where or where) from None
     if not isinstance(tree, dict) or tree.get("format") != "vitral-model-1":
         got = tree.get("format") if isinstance(tree, dict) else type(tree).__name__
-        raise UserError("not a Vitral model folder", where=where, got=got, expected="format: vitral-model-1")
+        hint = (
+            "It writes text; this is for models of images. In Python: vitral.load_text" if got == TEXT_FORMAT else None
+        )
+        raise UserError("not a Vitral model folder", where=where, got=got, expected="format: vitral-model-1", hint=hint)
     digests = take_digests(tree, where, WEIGHTS) if verify else tree.pop(KEY, None)
     if verify and digests is not None:
         verify_text(text, digests[CONFIG], path / CONFIG)
@@ -249,7 +253,7 @@ def _read_config(path: Path, *, verify: bool) -> tuple[FolderConfig, dict[str, s
     return config, digests
 
 
-def refuse_larger(architecture: ModelConfig, shapes: Mapping[str, Sequence[int]], where: str) -> None:
+def refuse_larger(architecture: ArchitectureConfig, shapes: Mapping[str, Sequence[int]], where: str) -> None:
     """Raise UserError for an architecture far larger than these tensors, before it is built.
 
     Every block has tensors of its own, and every parameter is in the file. What is at most twice as large is cheap to

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from vitral.weights import google_npz, hf, ssl_checkpoints, timm
+from vitral.weights import google_npz, hf, imagegpt, ssl_checkpoints, timm
 from vitral.weights.keymap import Rule, Template
 
 Tensors = Mapping[str, Tensor]
@@ -64,6 +64,12 @@ FORMATS: tuple[Format, ...] = (
         hf.deit_rules, {"position_resize": "bicubic", "norm_eps": 1e-12}, {**_IMAGENET, "crop_pct": 0.875},
     ),
     Format(
+        "hf_beit", "transformers Beit, Data2VecVision",
+        ("{x:encoder\\.layer|layers}.{i}.layernorm_before.{end}", "{x:.*(?:lambda_1|relative_position_bias_table)}"),
+        hf.beit_rules, {"norm_eps": 1e-12},
+        {**_HALF, "resize_mode": "squash", "interpolation": "bicubic", "crop_pct": 1.0},
+    ),
+    Format(
         "hf_mae", "transformers ViTMAE", ("embeddings.position_embeddings", "decoder.decoder_embed.weight"),
         hf.vit_rules, {"position_resize": "bicubic", "norm_eps": 1e-12}, {**_IMAGENET, "crop_pct": 0.875},
     ),
@@ -74,6 +80,10 @@ FORMATS: tuple[Format, ...] = (
             {**_HALF, "resize_mode": "squash", "interpolation": "bilinear", "crop_pct": 1.0},
         )
         for where, layer in (("as saved", "encoder.layer.{i}"), ("in memory", "layers.{i}"))
+    ),
+    Format(
+        "hf_imagegpt", "transformers ImageGPT", ("transformer.h.{i}.attn.c_attn.weight", "lm_head.weight"),
+        imagegpt.rules, {}, {**_HALF, "resize_mode": "squash", "interpolation": "bilinear", "crop_pct": 1.0},
     ),
     Format(
         "mae", "MAE's repository", ("decoder_embed.weight", "blocks.{i}.attn.qkv.weight"),
@@ -98,6 +108,11 @@ FORMATS: tuple[Format, ...] = (
     Format(
         "timm_dinov3", "timm DINOv3 (Eva)", ("blocks.{i}.gamma_1", "reg_token"),
         timm.eva_rules, {"positions": "rope", "norm_eps": 1e-5}, {**_IMAGENET, "crop_pct": 1.0},
+    ),
+    Format(
+        "beit", "timm Beit; repository of BEiT and BEiT v2",
+        ("{x:.*}relative_position_bias_table", "blocks.{i}.attn.q_bias"),
+        timm.beit_rules, {}, {**_HALF, "resize_mode": "crop", "interpolation": "bicubic", "crop_pct": 0.9},
     ),
     Format(
         "timm", "timm ViT, DeiT, hybrids; DeiT, DINO and MAE encoders", ("blocks.{i}.attn.qkv.weight",),

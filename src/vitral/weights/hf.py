@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from vitral.models.position import Grid, resize_bias_table
 from vitral.weights.keymap import Rule, rule
 
 Tensors = Mapping[str, Tensor]
@@ -104,6 +105,46 @@ def dinov2_rules(_: Tensors) -> list[Rule]:
         _POSITIONS,
         *_AROUND,
     ]
+
+
+def beit_rules(_: Tensors) -> list[Rule]:
+    """BEiT, BEiT v2 and Data2VecVision: as saved, then as in memory. Where a block has a bias table beside that of all,
+    ours is the sum."""
+    table, block = "relative_position_bias.relative_position_bias_table", "blocks.{i}"
+    attention, ours = "encoder.layer.{i}.attention.attention", f"{block}.attn.relative_position_bias_table"
+    saved = [f"{attention}.{part}" for part in ("query", "key", "value")]
+    memory = [f"layers.{{i}}.attention.{part}_proj" for part in "qkv"]
+    rules: list[Rule] = []
+    for layer, parts, projection, own, shared in (
+        ("encoder.layer.{i}", saved, "attention.output.dense", f"{attention}.{table}", f"encoder.{table}"),
+        ("layers.{i}", memory, "attention.o_proj", f"layers.{{i}}.{table}",
+         "shared_position_bias.relative_position_bias_table"),
+    ):  # fmt: skip
+        rules += [
+            rule([own, f"{shared}[0:]"], ours, "add"),
+            rule(own, ours),
+            rule(shared, "rel_pos_bias.relative_position_bias_table"),
+            rule([f"{part}.weight" for part in parts], f"{block}.attn.qkv.weight", "merge"),
+            *(rule(f"{part}.bias", f"{block}.attn.{name}_bias") for part, name in zip(parts[::2], "qv", strict=True)),
+            rule(f"{layer}.{projection}.{{end}}", f"{block}.attn.proj.{{end}}"),
+            rule(f"{layer}.lambda_{{n}}", f"{block}.ls{{n}}.gamma"),
+            *(each for each in _vit_layer(layer) if "attention" not in each.source[0]),
+        ]
+    pooled = rule("pooler.layernorm.{end}", "fc_norm.{end}")
+    lost = (rule("lm_head.{end}", None), rule("{x:.*}relative_position_index", None))
+    return [*rules, pooled, *lost, _POSITIONS, *_AROUND]
+
+
+def as_beit_reads(tensors: Tensors, grid: Grid) -> dict[str, Tensor]:
+    """The bias tables that transformers' BEiT computes with: it takes the rows of a table for its columns, and resizes
+    what it then has to this grid. On a square one nothing changes."""
+    turned = {name: tensor for name, tensor in tensors.items() if name.endswith("relative_position_bias_table")}
+    return {**tensors, **{name: resize_bias_table(t, (grid[1], grid[0]), grid) for name, t in turned.items()}}
+
+
+def beit_head_rules() -> list[Rule]:
+    """What `beit_rules` leaves out of a pre-training model, by the names of `objectives.beit`."""
+    return [rule("embeddings.mask_token", "mask_token", "vector"), rule("lm_head.{end}", "predict.{end}")]
 
 
 def _gated(layer: str, block: str) -> list[Rule]:

@@ -10,7 +10,7 @@ from vitral.errors import UserError
 
 Fields = dict[str, Any]
 
-_FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers
+FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers
 _FIRST_SQUASHED = 384  # of ConvNext: from this size on nothing is cut
 _STEPS = ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_convert_rgb", "do_reduce_labels")
 # Keys that are read below, and those that change no pixels alone (padding needs do_pad, which is refused).
@@ -49,15 +49,15 @@ def hf_looks(tree: Mapping[str, Any], where: str, notes: list[str]) -> Fields:
     resample: Any = tree.get("resample")
     name = tree.get("interpolation")
     if name is not None:
-        by_name = {word: key for key, filter_ in _FILTERS.items() for word in (filter_, str(key))}
+        by_name = {word: key for key, filter_ in FILTERS.items() for word in (filter_, str(key))}
         found = by_name.get(str(name).lower())
         if found is None or resample not in (None, found):
-            refuse(where, "interpolation", name, ", ".join(_FILTERS.values()) + ", the same as resample")
+            refuse(where, "interpolation", name, ", ".join(FILTERS.values()) + ", the same as resample")
         resample = found
     if resample is not None:
-        if not _is_number(resample) or resample not in _FILTERS:
-            refuse(where, "resample", resample, ", ".join(f"{n} ({name})" for n, name in _FILTERS.items()))
-        looks["interpolation"] = _FILTERS[int(resample)]
+        if not _is_number(resample) or resample not in FILTERS:
+            refuse(where, "resample", resample, ", ".join(f"{n} ({name})" for n, name in FILTERS.items()))
+        looks["interpolation"] = FILTERS[int(resample)]
     if tree.get("do_resize") is False:
         if tree.get("do_center_crop"):
             refuse(where, "do_resize", False, "true: images are cut at the center after they are resized")

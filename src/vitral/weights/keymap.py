@@ -141,7 +141,7 @@ def rule(source: str | Sequence[str], target: str | Sequence[str] | None, op: Op
 class MapImages(ResizeSpec):
     """How images are prepared; mean and std per channel, or one for all, in units of [0,1] images."""
 
-    resize_mode: Literal["crop", "squash"] = "crop"
+    resize_mode: Literal["crop", "squash", "pad"] = "crop"
     mean: Shares = ()
     std: Shares = ()
 

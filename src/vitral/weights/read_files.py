@@ -42,6 +42,7 @@ _HEADS = ("head", "head_dist", "classifier", "cls_classifier", "distillation_cla
 _NESTED = 6
 _PREFIXES = (
     "module.", "_orig_mod.", "backbone.", "dinov2_with_registers.", "dinov2.", "dinov3_vit.", "deit.", "vit.",
+    "beit.", "data2vec_vision.",
     "opt/target/", "params/img/", "params/",
 )  # fmt: skip
 

@@ -9,9 +9,12 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from vitral.errors import UserError
 from vitral.models.presets import PRESETS, resolve
 from vitral.models.registry import token_config
+from vitral.weights import imagegpt
 from vitral.weights.image_processor import hf_looks, numbers, refuse
 from vitral.weights.read_files import Source
 
@@ -24,7 +27,7 @@ _TIMM_FILTERS = ("bicubic", "bilinear", "lanczos")
 # Model types of transformers that compute what their tensors' names say, and the epsilon of each one's class.
 _HF_TYPES = {
     "vit": 1e-12, "deit": 1e-12, "vit_mae": 1e-12, "vit_msn": 1e-6, "dinov2": 1e-6, "dinov2_with_registers": 1e-6,
-    "dinov3_vit": 1e-5,
+    "dinov3_vit": 1e-5, "beit": 1e-12, "data2vec-vision": 1e-12,
 }  # fmt: skip
 
 # timm's architectures with a plain ViT's tensors that compute something else: rotary positions, norms behind the
@@ -48,6 +51,7 @@ _TIMM_NEUTRAL = {
 # Further ones of Eva, which is read for DINOv3 alone, and these values of others that change nothing.
 _TIMM_EVA = {"rope_type", "use_rot_pos_emb", "use_abs_pos_emb", "rope_rotate_half", "rope_grid_offset", "swiglu_mlp",
              "scale_mlp", "ref_feat_shape", "norm_layer", "use_post_norm", "rope_grid_indexing"}  # fmt: skip
+_TIMM_BEIT = {"use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias", "head_init_scale"}
 _TIMM_SAME: dict[str, tuple[Any, ...]] = {
     "pos_embed": ("learn", "none"), "norm_layer": ("layernorm",), "final_norm": (True,), "block_fn": ("block",),
 }  # fmt: skip
@@ -55,7 +59,7 @@ _TIMM_SAME: dict[str, tuple[Any, ...]] = {
 
 class SidecarConfig(NamedTuple):
     """Facts of the architecture, of the preprocessing (mean, std, fit, interpolation, crop_pct), class names, and
-    whether an image may have several classes (None: not stated)."""
+    whether an image may have several classes (None: not stated). tensors: weights that the files beside hold."""
 
     facts: Fields
     looks: Fields
@@ -63,6 +67,7 @@ class SidecarConfig(NamedTuple):
     notes: list[str]
     multi_label: bool | None = None
     named: bool = False  # by hand, so that their number has to fit
+    tensors: Mapping[str, Tensor] = {}
 
 
 def read_sidecar(source: Source, gated: bool) -> SidecarConfig:
@@ -70,6 +75,10 @@ def read_sidecar(source: Source, gated: bool) -> SidecarConfig:
     not compute."""
     config, notes = source.config, list[str]()
     several: bool | None = None
+    if config.get("model_type") == imagegpt.MODEL_TYPE or "clusters" in source.preprocessor:
+        looks = imagegpt.looks_of(source.preprocessor, source.where)
+        palette = imagegpt.palette_of(source.preprocessor, source.where)
+        return SidecarConfig(imagegpt.facts_of(config, source.where), looks, None, notes, tensors=palette)
     if "model_type" in config:
         facts, labels = _hf_facts(config, gated, source.where), _hf_labels(config)
         several = _hf_multi_label(config, labels, source.where)
@@ -88,12 +97,15 @@ def _hf_facts(config: Mapping[str, Any], gated: bool, where: str) -> Fields:
     if kind not in _HF_TYPES:
         raise UserError(
             "this model type of transformers is not computed here", where=f"{where}: model_type", got=kind,
-            expected=", ".join(_HF_TYPES),
+            expected=", ".join([*_HF_TYPES, imagegpt.MODEL_TYPE]),
         )  # fmt: skip
     facts = {"norm_eps": _HF_TYPES[kind]} | _renamed(config, {
         "num_attention_heads": "heads", "layer_norm_eps": "norm_eps", "image_size": "image_size",
         "layerscale_value": "layer_scale", "rope_theta": "rope_theta", "num_hidden_layers": "depth",
+        "layer_scale_init_value": "layer_scale",
     })  # fmt: skip
+    if kind in ("beit", "data2vec-vision"):
+        facts["pool"] = "avg" if config.get("use_mean_pooling", True) else "cls"
     activation = config.get("hidden_act", "gelu")
     if not gated:
         if activation not in _GELU:
@@ -167,6 +179,7 @@ def _refuse_other_computation(architecture: str, arguments: Mapping[str, Any], w
         got = arguments.get("act_layer", architecture)
         raise UserError("this activation is not computed here", where=where, got=got, expected="gelu, gelu_tanh")
     neutral = _TIMM_NEUTRAL | (_TIMM_EVA if "dinov3" in architecture else set())
+    neutral |= _TIMM_BEIT if architecture.startswith("beit") else set()
     for key, value in arguments.items():
         if key not in neutral and value not in (None, False, "") and value not in _TIMM_SAME.get(key, ()):
             hint = "Remove it from config.json if the outputs do not depend on it."

@@ -27,6 +27,11 @@ def mae_decoder_rules() -> list[Rule]:
     ]
 
 
+def beit_head_rules() -> list[Rule]:
+    """What `timm.beit_rules` leaves out of a pre-training model, by the names of `objectives.beit`."""
+    return [rule("mask_token", "mask_token", "vector"), rule("lm_head.{end}", "predict.{end}")]
+
+
 def dino_rules(tensors: Tensors) -> list[Rule]:
     """Encoder, without the projection heads of DINO and iBOT and without iBOT's mask token."""
     heads = r"{x:head2?}.{part:(?:mlp|last_layer|last_norm|prototypes).*}"

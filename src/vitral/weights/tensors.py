@@ -139,7 +139,8 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def mismatches(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """Return the names of `theirs` that are missing, unexpected, or of another shape than in `mine`."""
+    """Return the names of `theirs` that are missing, unexpected, of another shape than in `mine`, or not floating-point
+    where `mine` are: whole numbers are no weights."""
     return {
         "missing": [name for name in mine if name not in theirs],
         "unexpected": [name for name in theirs if name not in mine],
@@ -147,6 +148,11 @@ def mismatches(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict
             f"{name} {list(theirs[name].shape)}, not {list(tensor.shape)}"
             for name, tensor in mine.items()
             if name in theirs and tensor.shape != theirs[name].shape
+        ],
+        "not floating-point": [
+            f"{name} {str(theirs[name].dtype).removeprefix('torch.')}"
+            for name, tensor in mine.items()
+            if name in theirs and tensor.is_floating_point() and not theirs[name].is_floating_point()
         ],
     }
 

@@ -71,6 +71,20 @@ def eva_rules(_: Mapping[str, Tensor]) -> list[Rule]:
     ]
 
 
+def beit_rules(_: Mapping[str, Tensor]) -> list[Rule]:
+    """timm's Beit and the repository of BEiT and BEiT v2: without biases of keys. Where a block has a bias table beside
+    that of all, ours is the sum."""
+    shared = "rel_pos_bias.relative_position_bias_table"
+    own = "blocks.{i}.attn.relative_position_bias_table"
+    return [
+        rule([own, f"{shared}[0:]"], own, "add"),
+        *(rule(name, name) for name in (own, shared, "blocks.{i}.attn.q_bias", "blocks.{i}.attn.v_bias")),
+        rule("blocks.{i}.gamma_{n}", "blocks.{i}.ls{n}.gamma"),
+        *(rule(name, None) for name in ("{x:.*}relative_position_index", "mask_token", "lm_head.{end}", "cls_pt_{x}")),
+        *(rule(name, name) for name in _SAME),
+    ]
+
+
 def resnet_rules(_: Mapping[str, Tensor]) -> list[Rule]:
     """ResNetV2."""
     return [

@@ -1,0 +1,69 @@
+"""K-means of weighted points: nearest centers, starting centers, Lloyd's algorithm.
+
+Shape letters: M distinct points, X points, C values of a point, K centers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitral.data.counter_rng import Stream, uniform
+
+_AT_ONCE = 2**22  # squared distances that exist at once
+_ROUNDS = 50  # of Lloyd's algorithm
+
+
+def nearest(points_XC: Tensor, centers_KC: Tensor) -> tuple[Tensor, Tensor]:
+    """The place of the nearest center, int64 [X], of equally near ones the first, and its squared distance, float64."""
+    parts = [_nearest(part_XC, centers_KC) for part_XC in points_XC.split(max(_AT_ONCE // len(centers_KC), 1))]
+    places, distances = zip(*parts, strict=True)
+    return torch.cat(places), torch.cat(distances)
+
+
+def _nearest(points_XC: Tensor, centers_KC: Tensor) -> tuple[Tensor, Tensor]:
+    # Differences, not |x|^2 - 2 x c + |c|^2, whose rounding would decide between equally near centers.
+    distance_XK = torch.zeros(len(points_XC), len(centers_KC), dtype=torch.float64, device=points_XC.device)
+    for value_X, center_K in zip(points_XC.double().T, centers_KC.double().T, strict=True):
+        distance_XK = distance_XK + (value_X[:, None] - center_K).square()
+    distance_X, place_X = distance_XK.min(dim=1)
+    return place_X, distance_X
+
+
+def kmeans(points_MC: Tensor, counts_M: Tensor, count: int, seed: int, rounds: int = _ROUNDS) -> Tensor:
+    """`count` centers with (nearly) the least squared error over points that occur `counts_M` times: float64 [K, C].
+
+    k-means++ (Arthur and Vassilvitskii 2007), with random numbers by `seed`, then at most `rounds` rounds of Lloyd's
+    algorithm. As many centers as there are points are exactly these. There must be as many points.
+    """
+    return lloyd(points_MC, counts_M, add_centers(points_MC, counts_M, points_MC[:0], count, seed), rounds)
+
+
+def add_centers(points_MC: Tensor, counts_M: Tensor, centers_KC: Tensor, count: int, seed: int) -> Tensor:
+    """Extend the centers to `count` of them, each drawn in proportion to the squared distance from those so far."""
+    chosen = list(centers_KC)
+    distance_M = torch.ones(len(points_MC), dtype=torch.float64)
+    if chosen:
+        distance_M = nearest(points_MC, centers_KC)[1]
+    for number in range(len(chosen), count):
+        total_M = (distance_M * counts_M).cumsum(0)
+        draw = uniform(seed, number, 0, torch.zeros(1, dtype=torch.int64), Stream.PALETTE).double()
+        place = int(torch.searchsorted(total_M, draw * total_M[-1], right=True))
+        new_C = points_MC[place]
+        own_M = (points_MC - new_C).square().sum(1)
+        distance_M = own_M if not chosen else torch.minimum(distance_M, own_M)
+        chosen.append(new_C)
+    return torch.stack(chosen)
+
+
+def lloyd(points_MC: Tensor, counts_M: Tensor, centers_KC: Tensor, rounds: int = _ROUNDS) -> Tensor:
+    """Lloyd's algorithm from these centers until nothing changes, at most so many rounds: float64 [K, C]."""
+    from sklearn.cluster import KMeans  # pyright: ignore[reportMissingTypeStubs]
+
+    start_KC = centers_KC.numpy()
+    make: Any = KMeans
+    found = make(len(start_KC), init=start_KC, n_init=1, max_iter=rounds, tol=0)
+    found.fit(points_MC.numpy(), sample_weight=counts_M.numpy())
+    return torch.from_numpy(found.cluster_centers_)
