@@ -124,6 +124,21 @@ def test_targeted_apgd_fools_the_model_on_the_images_of_the_authors_code(digits:
     assert 0.02 < 1 - ours.double().mean() < 0.98
 
 
+def test_square_in_l2_fools_as_many_images_as_the_authors_code(digits: Any) -> None:
+    """Their windows never reach the last row and column, which counts on 8 x 8 pixels: here they do."""
+    model, x, labels = deepcopy(digits[0]).float(), digits[1].float(), digits[2]
+    clean = model(x).argmax(1) == labels
+    x, labels = x[clean][:100], labels[clean][:100]
+    keys: dict[str, Any] = {"norm": "L2", "eps": 0.5, "n_queries": 200, "p_init": 0.8, "seed": 0, "device": "cpu"}
+    theirs = load("pyautoattack.square").SquareAttack(model, **keys)
+    theirs.random_int = lambda low, high: (low + (high - low + 1) * torch.rand(1)).long()
+    expected = theirs.perturb(x, labels)
+    found = create_attack("square", norm="l2", eps=0.5, queries=200)(model, x, labels)
+    ours, others = ((model(changed).argmax(1) != labels).double().mean() for changed in (found, expected))
+    assert 0.3 < others < 0.9
+    assert abs(ours - others) <= 0.1
+
+
 def test_the_standard_evaluation_takes_a_model_as_it_is_and_agrees_with_the_ensemble(digits: Any) -> None:
     from contextlib import redirect_stdout
     from io import StringIO

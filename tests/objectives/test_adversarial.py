@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from tests.helpers import create_vit
 from tests.objectives.training import Trained, assert_equal, five_steps
 from tests.processes import in_processes
+from vitral import distributed
 from vitral.attacks.ball import Noise
 from vitral.attacks.embeddings import embedding_fgm, token_scale
 from vitral.attacks.registry import create_attack
@@ -48,8 +50,8 @@ def build(seed: int = 0, drop_path: float = 0.0) -> VisionTransformer:
 
 def objective(images: Any = None, **keys: Any) -> Adversarial:
     keys = {"kind": "adversarial", "attack": PGD, "eps_warmup": 0.0, **keys}
-    made = Adversarial(build, AdversarialConfig(**keys), ObjectiveContext(100, seed=3, train_images=images))
-    return made.train()
+    context = ObjectiveContext(100, seed=3, train_images=images)
+    return Adversarial(build, AdversarialConfig(**keys), context).train()
 
 
 def adversarial(made: Adversarial, given: Batch, step: int) -> Tensor:
@@ -59,7 +61,7 @@ def adversarial(made: Adversarial, given: Batch, step: int) -> Tensor:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("weight", [0.0, 0.5, 0.9])
 def test_the_loss_is_that_of_adversarial_images_mixed_with_that_of_clean_ones(weight: float) -> None:
     made, given = objective(clean_weight=weight, label_smoothing=0.1), batch()
     labels = given.targets["label"]
@@ -193,15 +195,53 @@ def test_gradients_of_a_linear_model_are_aligned_and_grad_align_trains_both() ->
     images, labels = given.views[0].images_BCHW, given.targets["label"]
     noise = Noise(given.sample_ids_B, 3)
     made.model, vit = Linear(), made.model  # pyright: ignore
-    assert made._alignment(images, labels % 2, 0.3, noise).item() == pytest.approx(1)  # pyright: ignore
+    aligned, known = made._alignment(images, labels % 2, 0.3, noise)  # pyright: ignore
+    torch.testing.assert_close(aligned, torch.ones_like(aligned))
+    assert known.all()
     made.model = vit
-    cosine = made._alignment(images, labels, 0.3, noise)  # pyright: ignore
+    cosine = made._alignment(images, labels, 0.3, noise)[0].mean()  # pyright: ignore
     assert 0 < cosine < 0.999
     grads = torch.autograd.grad(cosine, list(made.model.parameters()), allow_unused=True)
     assert max(grad.abs().max().item() for grad in grads if grad is not None) > 1e-6
     found = made({"train": given}, 0)
     plain = objective()({"train": given}, 0)
     torch.testing.assert_close(found.loss, plain.loss + 0.5 * found.metrics["align_loss"])
+
+
+class Halves(nn.Module):
+    """Two classes that depend on the image where its first pixel is above 0.5; elsewhere constant ones."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        which = (flat[:, :1] > 0.5).to(x.dtype)
+        return which * torch.stack([flat.square().sum(1), flat.sum(1)], dim=1)
+
+
+def test_images_without_a_gradient_are_left_out_of_the_alignment() -> None:
+    made, given = objective(align=0.5), batch()
+    images = given.views[0].images_BCHW.clone()
+    images[:, 0, 0, 0] = torch.tensor([0.9, 0.1] * 4)
+    labels, noise = given.targets["label"] % 2, Noise(given.sample_ids_B, 3)
+    made.model = Halves()  # pyright: ignore
+    cosine, known = made._alignment(images, labels, 0.02, noise)  # pyright: ignore
+    assert known.tolist() == [True, False] * 4
+    sums, counts = made._measured(images, labels, 0.02, noise)  # pyright: ignore
+    assert counts.tolist() == [8, 8, 8, 4]
+    assert sums[3].item() == pytest.approx(cosine[known].sum().item(), rel=1e-5)
+
+
+def test_the_random_point_of_the_alignment_is_in_the_ball_of_the_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, given = objective(attack={"kind": "fgm", "eps": 0.3}, align=0.5), batch()
+    images = given.views[0].images_BCHW
+    seen = list[Tensor]()
+
+    def spy(x: Tensor, labels: Tensor, graph: bool) -> Tensor:
+        seen.append(x)
+        return x
+
+    monkeypatch.setattr(made, "_gradient", spy)
+    made._alignment(images, given.targets["label"], 0.3, Noise(given.sample_ids_B, 3))  # pyright: ignore
+    assert (seen[1] - seen[0]).flatten(1).norm(dim=1).max() <= 0.3 + 1e-9
 
 
 def test_forward_leaves_gradients_modes_and_random_state_alone() -> None:
@@ -217,24 +257,56 @@ def test_forward_leaves_gradients_modes_and_random_state_alone() -> None:
     assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
 
 
-def trained(micro: int | None = None, ddp: bool = False) -> Trained:
-    return five_steps(objective(clean_weight=0.25), batch(), micro, ddp=ddp)
+KINDS: dict[str, dict[str, Any]] = {
+    "mixed": {"clean_weight": 0.25},
+    "align": {"align": 0.5, "attack": {"kind": "fgsm", "eps": 0.05}},
+    "trades": {"loss": "trades"},
+    "embedding_fgm": {"attack": {"kind": "embedding_fgm"}, "clean_weight": 0.5},
+}
 
 
-@pytest.mark.parametrize("micro", [1, 3])
-def test_micro_batches_are_one_batch(micro: int) -> None:
-    assert_equal(trained(micro), trained())
+def trained(kind: str, micro: int | None = None, ddp: bool = False) -> Trained:
+    return five_steps(objective(**KINDS[kind]), batch(), micro, ddp=ddp)
+
+
+@pytest.mark.parametrize(("kind", "micro"), [("mixed", 1), *((kind, 3) for kind in KINDS)])
+def test_micro_batches_are_one_batch(kind: str, micro: int) -> None:
+    assert_equal(trained(kind, micro), trained(kind))
+
+
+def in_all_ways() -> tuple[dict[str, Trained], dict[str, float]]:
+    """Every kind in these processes, and what the monitor measures of 5 images."""
+    return {kind: trained(kind, 4, True) for kind in KINDS}, monitored()
+
+
+def monitored(total: int = 5) -> dict[str, float]:
+    """Each process has its share of the images, in two batches; the first may be empty."""
+    given = batch()
+    start, end = distributed.shard_range(total)
+    made = objective(attack={**PGD, "eps": 0.02})
+    images, labels = given.views[0].images_BCHW, made.model(given.views[0].images_BCHW).argmax(1)
+
+    def batches(_: int) -> Iterator[tuple[Tensor, Tensor]]:
+        yield images[start : end - 2], labels[start : end - 2]
+        yield images[end - 2 : end], labels[end - 2 : end]
+
+    made.context = made.context._replace(train_images=batches)
+    return {name: value.item() for name, value in made.monitor(0).items()}
 
 
 @pytest.mark.slow
 def test_two_processes_are_one() -> None:
-    for found in in_processes(2, "tests.objectives.test_adversarial:trained", 4, True):
-        assert_equal(found, trained())
+    alone = {kind: trained(kind) for kind in KINDS}
+    for found, numbers in in_processes(2, "tests.objectives.test_adversarial:in_all_ways"):
+        for kind in KINDS:
+            assert_equal(found[kind], alone[kind])
+        assert numbers == pytest.approx(monitored())
 
 
 def images_of(given: Batch) -> Any:
     def batches(count: int) -> Iterator[tuple[Tensor, Tensor]]:
         assert count == 128
+        yield given.views[0].images_BCHW[:0], given.targets["label"][:0]
         yield given.views[0].images_BCHW[:5], given.targets["label"][:5]
         yield given.views[0].images_BCHW[5:], given.targets["label"][5:]
 
@@ -251,10 +323,11 @@ def test_the_monitor_measures_fgsm_pgd_and_alignment_on_the_same_images() -> Non
     found = made.monitor(0)
     fgsm = create_attack("fgsm", eps=0.02)(made.model, images, labels)
     pgd = create_attack("pgd", eps=0.02, steps=7)(made.model, images, labels, seed=3)
+    assert found["clean_top1"].item() == pytest.approx((made.model(images).argmax(1) == labels).double().mean().item())
     assert found["fgsm_top1"].item() == pytest.approx((made.model(fgsm).argmax(1) == labels).double().mean().item())
     assert found["pgd_top1"].item() == pytest.approx((made.model(pgd).argmax(1) == labels).double().mean().item())
     noise = Noise(torch.arange(8), 3)
-    aligned = made._alignment(images, labels, 0.02, noise).item()  # pyright: ignore
+    aligned = made._alignment(images, labels, 0.02, noise)[0].mean().item()  # pyright: ignore
     assert found["grad_align"].item() == pytest.approx(aligned)
     assert objective(images_of(given), monitor_images=0).monitor(0) == {}
     assert objective(images_of(given), attack={"kind": "embedding_fgm"}).monitor(0) == {}
@@ -266,6 +339,8 @@ def test_catastrophic_overfitting_and_a_constant_classifier_are_noticed() -> Non
     assert made.check_collapse({**row, "fgsm_top1": 0.8, "pgd_top1": 0.7}) is None
     assert made.check_collapse({**row, "fgsm_top1": 0.2, "pgd_top1": 0.0}) is None
     assert "catastrophic overfitting" in (made.check_collapse({**row, "fgsm_top1": 0.8, "pgd_top1": 0.3}) or "")
+    assert "grad_align 0.15" in (made.check_collapse({**row, "grad_align": 0.15}) or "")
+    assert made.check_collapse({**row, "grad_align": 0.25}) is None
     constant = {"step": 600, "loss": 2.303, "adversarial_top1": 0.1}
     assert "constant classifier" in (made.check_collapse(constant) or "")
     assert made.check_collapse({**constant, "step": 30}) is None
@@ -280,6 +355,8 @@ def test_catastrophic_overfitting_and_a_constant_classifier_are_noticed() -> Non
         ({"loss": "trades", "attack": {"kind": "apgd", "loss": "dlr"}}, "KL divergence"),
         ({"loss": "trades", "clean_weight": 0.5}, "clean_weight"),
         ({"beta": 2.0}, "beta"),
+        ({"clean_weight": 1.0}, "weight 0"),
+        ({"monitor_images": 0, "monitor_every": 2}, "monitor_every"),
         ({"stop_on_overfitting": True, "monitor_images": 0}, "monitor_images"),
         ({"attack": {"kind": "embedding_fgm"}, "align": 0.1}, "on pixels"),
         ({"attack": {"kind": "fgsm", "eps": 8}}, "Is eps=8/255 meant"),
@@ -316,3 +393,41 @@ def test_passes_count_those_of_the_attack_and_of_the_losses() -> None:
     assert objective().config.passes == 3
     assert objective(clean_weight=0.5).config.passes == 4
     assert objective(attack={"kind": "fgsm"}).config.passes == 2
+    assert objective(loss="trades").config.passes == pytest.approx(2 + 1 / 3 + 2)
+    targeted = {"kind": "apgd", "loss": "dlr", "steps": 5, "targets": 3, "restarts": 2}
+    assert objective(attack=targeted).config.passes == 31
+    assert objective(attack={"kind": "square", "queries": 30}).config.passes == 11
+
+
+@pytest.mark.parametrize(
+    ("log_every", "monitor_every", "expected"),
+    [
+        (1, "auto", [*range(1, 100, 5), 100]),
+        (10, "auto", [*range(10, 101, 10)]),
+        (10, 4, [10, 50, 90, 100]),
+        (30, 2, [30, 90, 100]),
+    ],
+)
+def test_the_first_row_the_last_and_some_between_are_monitored(
+    log_every: int, monitor_every: Any, expected: list[int]
+) -> None:
+    made = objective(monitor_every=monitor_every)
+    made.context = made.context._replace(log_every=log_every)
+    rows = [step for step in range(1, 101) if step % log_every == 0 or step == 100]
+    assert [step for step in rows if made._is_monitored(step - 1)] == expected  # pyright: ignore
+
+
+def test_dlr_in_training_needs_three_classes() -> None:
+    config = objective(attack={"kind": "apgd", "loss": "dlr", "steps": 2}).config
+    config.check_data(None, SimpleNamespace(classes=("a", "b", "c")))
+    with pytest.raises(UserError, match=r"(?s)objective\.attack\.loss.*2 classes.*at least 3"):
+        config.check_data(None, SimpleNamespace(classes=("a", "b")))
+
+
+def test_lengths_and_steps_that_do_not_fit_the_images_are_noticed() -> None:
+    with pytest.raises(UserError, match=r"(?s)objective\.attack\.eps.*at most 13\.86"):
+        objective(attack={"kind": "pgd", "norm": "l2", "eps": 1000})
+    config = objective(attack={"kind": "pgd", "eps": 0.1, "step": 0.21}).config
+    (warning,) = config.warnings(None)
+    assert "objective.attack.step=0.21 is more than 2 eps" in warning
+    assert not objective(attack={"kind": "pgd", "eps": 0.1, "step": 0.2}).config.warnings(None)

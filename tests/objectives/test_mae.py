@@ -15,11 +15,12 @@ from tests.objectives.training import Trained, assert_equal, five_steps
 from tests.processes import in_processes
 from vitral.data.masking import kept_count
 from vitral.errors import UserError
+from vitral.models.patches import patchify, unpatchify
 from vitral.models.position import sincos_table
 from vitral.models.vit import VisionTransformer
 from vitral.objectives import mae
 from vitral.objectives.config import MaeConfig
-from vitral.objectives.mae import MAE, patchify, unpatchify
+from vitral.objectives.mae import MAE
 from vitral.objectives.mae_checkpoint import load_mae
 from vitral.objectives.objective import ObjectiveContext
 from vitral.optim.config import OptimConfig

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from tests.models.test_vit_oracle import randomised
+from vitral.models.patches import unpatchify
 from vitral.objectives import mae
-from vitral.objectives.mae import MAE, unpatchify
+from vitral.objectives.mae import MAE
 from vitral.objectives.mae_checkpoint import load_mae
 from vitral.structs import Batch, View
 from vitral.weights.config import ReadOptions

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,26 @@ import torch.nn.functional as F
 from tests.objectives.semi import CLASSES, KINDS, LEARNS, STEPS, batches, make
 from tests.processes import in_processes
 from vitral import distributed
+from vitral.config import build
+from vitral.data.config import AugmentConfig
 from vitral.data.mixing import beta_quantiles
 from vitral.objectives.class_balance import ClassBalance
 from vitral.objectives.config import SupervisedConfig
 from vitral.objectives.fixmatch import FixMatch
 from vitral.objectives.objective import ObjectiveContext
 from vitral.objectives.pseudo_labels import draw_pairs
-from vitral.objectives.semi_supervised import SemiSupervised
+from vitral.objectives.semi_supervised import SemiSupervised, class_entropy
+from vitral.objectives.semi_supervised_config import (
+    FixMatchConfig,
+    MeanTeacherConfig,
+    SemiViTConfig,
+    StrongViewConfig,
+    VATConfig,
+)
 from vitral.objectives.supervised import Supervised
 from vitral.optim.config import OptimConfig
 from vitral.optim.optimizer import make_optimizer
+from vitral.run.config import load_config
 from vitral.structs import Batch
 from vitral.training.config import TrainConfig
 from vitral.training.loop import train_step
@@ -208,6 +219,54 @@ def test_semi_vit_thresholds_the_mixed_confidence_and_learns_mixed_labels() -> N
     share = part.metrics["pseudo_share"]
     assert share == (mixed > 0.6).double().mean()
     assert share != (confidence > 0.6).double().mean()
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(2, 10), (8, 100), (16, 1000), (64, 10)])
+def test_few_rows_of_different_classes_are_no_collapse(rows: int, classes: int) -> None:
+    place = torch.arange(rows)
+    every = class_entropy(50.0 * F.one_hot(place % classes, classes))
+    assert every.item() == pytest.approx(math.log(classes), abs=0.05)
+    assert class_entropy(50.0 * F.one_hot(place * 0, classes)) < 1e-6
+    assert class_entropy(torch.zeros(rows, classes)).item() == pytest.approx(math.log(classes))
+    assert class_entropy(torch.zeros(1, classes)).item() == pytest.approx(math.log(classes)), "one row says nothing"
+
+
+@pytest.mark.parametrize(
+    ("augment", "strong", "warns"),
+    [
+        ({}, None, False),
+        ({"rotate": 10}, None, False),
+        ({"policy": "randaugment", "magnitude": 20, "random_erasing": 1.0}, None, False),  # erased with the mean
+        ({"policy": "randaugment", "magnitude": 20, "random_erasing": 1.0, "erase_fill": "mean"}, None, True),
+        ({"rotate": 10}, {}, True),
+        ({"rotate": 10}, {"rotate": 5}, True),
+        ({"rotate": 10}, {"rotate": 15}, False),
+        ({"rotate": 10, "shear": 5}, {"rotate": 5, "shear": 6}, False),
+        ({}, {"magnitude": 15}, True),
+        ({"policy": "randaugment"}, {"magnitude": 15}, False),
+        ({"policy": "randaugment"}, {"policy": "none"}, True),
+        ({"policy": "randaugment"}, {"policy": "trivial"}, False),
+        ({"crop": "random_resized"}, {"crop": "none", "crop_scale": (0.1, 1.0)}, True),
+        ({"crop": "random_resized"}, {"crop_scale": (0.1, 1.0)}, False),
+        ({}, {"jitter_prob": 0.5}, True),
+        ({}, {"erase_scale": (0.1, 0.2), "fill": "gray"}, True),
+    ],
+)
+def test_a_strong_view_that_is_no_stronger_is_warned_of(augment: Any, strong: Any, warns: bool) -> None:
+    run = SimpleNamespace(augment=AugmentConfig(**augment))
+    kinds: dict[str, type[StrongViewConfig]] = {
+        "fixmatch": FixMatchConfig, "mean_teacher": MeanTeacherConfig, "semi_vit": SemiViTConfig,
+    }  # fmt: skip
+    for kind, keys in kinds.items():
+        found = build(keys, {"kind": kind, "strong": strong}).warnings(run)
+        assert [warning.split(":")[0] for warning in found] == ["objective.strong"] * warns, kind
+    assert build(VATConfig, {"kind": "vat"}).warnings(run) == []
+
+
+@pytest.mark.parametrize("recipe", ["cifar10_fixmatch", "digits_fixmatch", "digits_mean_teacher", "finetune_fixmatch"])
+def test_no_recipe_has_a_strong_view_that_is_no_stronger(recipe: str) -> None:
+    config = load_config(recipe, {} if recipe.startswith("digits") else {"data.path": "photos", "init": "vit"})
+    assert config.objective.warnings(config) == []
 
 
 def test_warnings_of_a_collapse() -> None:

@@ -58,6 +58,16 @@ def test_rsqrt_with_the_warmup_as_timescale_is_the_transformers_own() -> None:
     assert found[8:] == pytest.approx([2 * math.sqrt(8 / step) for step in range(8, 50)])
 
 
+@pytest.mark.parametrize("width", [512, 64])
+@pytest.mark.parametrize("warmup", [8, 0.16])
+def test_noam_is_equation_3_of_the_transformers_paper(width: int, warmup: float) -> None:
+    found = rates(50, lr=width**-0.5, warmup=warmup, schedule="noam")
+    assert found == pytest.approx([width**-0.5 * min(t**-0.5, t * 8**-1.5) for t in range(1, 51)], rel=1e-12)
+    assert max(found) == found[7] == pytest.approx((width * 8) ** -0.5)
+    with pytest.raises(ValueError, match="warmup"):
+        OptimConfig(schedule="noam", warmup=0)
+
+
 class Tried(nn.Module):
     """An objective's shape: a model, and a part of its own."""
 

@@ -53,11 +53,12 @@ def found(which: Subject, kind: str, **keys: Any) -> dict[str, Any]:
     [("fgsm", {}), ("pgd", {"steps": 3}), ("apgd", {"steps": 8}), ("mifgsm", {"steps": 2})],
 )
 def test_top1_of_a_linear_model_has_a_closed_form(kind: str, keys: dict[str, Any]) -> None:
-    """Two classes: robust are the images whose margin is more than eps |w_y - w_k|_1; no pixel is near 0 or 1."""
+    """Two classes: robust are the images whose margin is more than eps |w_y - w_k|_1; no pixel is near 0 or 1, and no
+    margin at 0, where rounding decides."""
     model = Linear((1, 4, 4)).float()
     x_NCHW = 0.5 + 0.2 * torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        model.bias_K += torch.tensor([0.0, 1.0]) * -(model(x_NCHW) @ torch.tensor([-1.0, 1.0])).median()
+        model.bias_K += torch.tensor([0.0, 1.0]) * -(model(x_NCHW) @ torch.tensor([-1.0, 1.0])).quantile(0.5)
     logits_NK = model(x_NCHW).detach()
     labels_N = logits_NK.argmax(1) ^ (torch.arange(40) % 5 == 0).long()
     margin_N = torch.where(labels_N == 1, 1.0, -1.0) * (logits_NK[:, 1] - logits_NK[:, 0])
@@ -128,6 +129,11 @@ def test_training_chooses_the_checkpoint_by_it(tmp_path: Path) -> None:
     [
         (["eval.pgd.eps=8"], ("eps=8 is more than the whole range", "8/255")),
         (["eval.pgd.eps=0"], ("eps", "greater than 0")),
+        (["eval.pgd.norm=l2", "eval.pgd.eps=1000"], ("longer than any change", "eval.pgd.eps", "at most 8")),
+        (
+            ["objective.kind=adversarial", "objective.attack.norm=l2", "objective.attack.eps=9"],
+            ("longer than any change", "objective.attack.eps", "at most 8"),
+        ),
         (["eval.pgd.stepz=3"], ("stepz", "unknown key", "step")),
         (["eval.nfgsm.eps=8/255"], ("more than eps", "for training only", "nfgsm")),
         (["eval.embedding_fgm.eps=1"], ("unknown evaluator", "embedding_fgm")),

@@ -15,6 +15,7 @@ from vitral.cli.main import main
 from vitral.evaluate import config
 from vitral.evaluate.config import EvaluatorConfig
 from vitral.evaluate.metric import Metric
+from vitral.run.command_options import EvalOptions
 from vitral.run.config import load_config
 from vitral.run.train import run
 from vitral.tasks.classification import Classification
@@ -134,3 +135,15 @@ def test_a_folder_of_another_task_is_one_message(change: Any, says: str, capfd: 
     edit_config(Path("model"), change)
     assert main(["doctor", "model"]) == 2
     assert says in capfd.readouterr().err
+
+
+def test_a_metric_without_a_value_meets_no_limit() -> None:
+    options = EvalOptions(min_top1=0.9, max_mae=2.0)
+    assert options.missed({"top1": 0.9, "mae": 2.0}) == []
+    assert options.missed({"top1": 0.5, "mae": 3.0}) == [
+        "top1 0.5000 is below min_top1=0.9", "mae 3.0000 is above max_mae=2.0",
+    ]  # fmt: skip
+    assert options.missed({"mae": None}) == [
+        "top1 was not measured by these evaluators, so min_top1=0.9 is not met",
+        "mae is undefined on these samples, so max_mae=2.0 is not met",
+    ]

@@ -110,7 +110,8 @@ class Counted(Objective):
         tokens_BN = self.model(batch.views[0].images_BCHW)
         counted_BN = torch.arange(tokens_BN.shape[1])[None] < batch.targets["count"][:, None]
         error = ((tokens_BN - 1).square() * counted_BN).sum()
-        return StepOutput(error, counted_BN.sum(), {})
+        count = counted_BN.sum()
+        return StepOutput(error, count, {"error": error.detach() / count.clamp(min=1)})
 
 
 def counted(micro: int | None, counts: Sequence[int], ddp: bool = False) -> tuple[dict[str, Any], list[float]]:
@@ -130,7 +131,8 @@ def counted(micro: int | None, counts: Sequence[int], ddp: bool = False) -> tupl
     config, losses = TrainConfig(batch_size=size, micro_batch=micro), list[float]()
     guard = NonFiniteGuard(state, lambda _: {"train": mine}, Path(), config)
     for _ in range(3):
-        loss, _, norm = train_step(state, made, {"train": mine}, config, optim, guard)
+        loss, metrics, norm = train_step(state, made, {"train": mine}, config, optim, guard)
+        assert ddp or metrics["error"].item() == pytest.approx(loss.item(), rel=1e-6), "a mean over tokens too"
         losses += [distributed.mean([loss])[0].item(), norm.item()]
         state.progress.step += 1
     return {name: tensor.numpy() for name, tensor in made.state_dict().items()}, losses

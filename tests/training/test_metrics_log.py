@@ -22,7 +22,7 @@ def row(step: int, **more: float) -> dict[str, Any]:
 
 
 def trained(step: int, loss: float) -> dict[str, Any]:
-    return row(step, loss=loss, images_per_second=123.4)
+    return row(step, loss=loss, samples_per_second=123.4)
 
 
 def write(folder: Path, first: int, last: int, at: int = 0) -> None:

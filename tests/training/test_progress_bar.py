@@ -18,7 +18,7 @@ def test_the_bar_keeps_step_and_time_left(width: int, monkeypatch: pytest.Monkey
     monkeypatch.setattr(metrics_log, "console", terminal)
     monkeypatch.setattr(metrics_log.sys.stderr, "isatty", lambda: True)
     metrics_log.console_logging()
-    row = {"step": 40, "loss": 0.6733, "epoch": 7.3, "images_per_second": 40.2, "step_ms": 1090.0, "data_wait": 0.04}
+    row = {"step": 40, "loss": 0.6733, "epoch": 7.3, "samples_per_second": 40.2, "step_ms": 1090.0, "data_wait": 0.04}
     bar = metrics_log.progress_bar()
     task = bar.add_task("training: step", total=4000, completed=0, facts="")
     bar.update(task, completed=1)

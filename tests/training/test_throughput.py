@@ -41,9 +41,9 @@ def test_waiting_working_and_what_is_not_counted(monkeypatch: pytest.MonkeyPatch
         elif step == 4:
             watch.stop()
             now += 60
-    expected = {"images_per_second": 4.0, "step_ms": 2000.0, "data_wait": 0.25, "mfu": 0.012}
+    expected = {"samples_per_second": 4.0, "step_ms": 2000.0, "data_wait": 0.25, "mfu": 0.012}
     assert readings == [expected, expected]
-    assert str(watch.last) == "4 images/s, 2,000 ms/step, 25% data wait, 1.2% of peak"
+    assert str(watch.last) == "4 samples/s, 2,000 ms/step, 25% data wait, 1.2% of peak"
 
 
 def test_the_peak_is_that_of_known_devices_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:

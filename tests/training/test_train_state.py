@@ -151,3 +151,19 @@ def test_other_weights_behind_init_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="weights of init have changed"):
         other.load_newest(tmp_path)
     assert (tmp_path / "last.safetensors").exists(), "nothing is wrong with the file"
+
+
+def test_the_random_state_is_that_of_the_device_that_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where torch's current device is another one, as with device=cuda:1."""
+    second, given = torch.device("cuda:1"), list[tuple[torch.Tensor, torch.device | None]]()
+    states = {torch.device(f"cuda:{number}"): torch.full((16,), number, dtype=torch.uint8) for number in (0, 1)}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device="cuda:0": states[torch.device(device)])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda new, device=None: given.append((new, device)))
+    one = state()
+    one.save(tmp_path / "cpu.safetensors")
+    assert "rng.cuda.0" not in load_tensors(tmp_path / "cpu.safetensors")[0]
+    monkeypatch.setattr(TrainState, "_device", second)
+    one.save(tmp_path / "cuda.safetensors")
+    one.load(tmp_path / "cuda.safetensors")
+    assert [(tensor.tolist(), device) for tensor, device in given] == [([1] * 16, second)]

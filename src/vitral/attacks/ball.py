@@ -58,13 +58,14 @@ class Ball:
     norm: str
 
     def project(self, x_BCHW: Tensor) -> Tensor:
-        """Return the points of the ball that belong to these: Linf by clipping, L2 by shortening the change."""
-        change_BCHW = x_BCHW - self.center_BCHW
+        """Return the points of the ball that belong to these: the change is limited, then pixels to [0,1]."""
+        return (self.center_BCHW + self.limit(x_BCHW - self.center_BCHW)).clamp(0, 1)
+
+    def limit(self, change_BCHW: Tensor) -> Tensor:
+        """Return changes of a norm of at most eps: Linf by clipping, L2 by shortening."""
         if self.norm == "linf":
-            change_BCHW = change_BCHW.clamp(-self.eps_B111, self.eps_B111)
-        else:
-            change_BCHW = change_BCHW * (self.eps_B111 / l2_norm(change_BCHW).clamp(min=_TINY)).clamp(max=1)
-        return (self.center_BCHW + change_BCHW).clamp(0, 1)
+            return change_BCHW.clamp(-self.eps_B111, self.eps_B111)
+        return change_BCHW * (self.eps_B111 / l2_norm(change_BCHW).clamp(min=_TINY)).clamp(max=1)
 
     def direction(self, gradient_BCHW: Tensor) -> Tensor:
         """Return the step of length 1 that raises a linear function most; 0 where the gradient is 0."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from vitral.config import Config, Count, Share
+from vitral.errors import UserError
 
 _FRACTION = re.compile(r"\s*(-?[0-9.]+)\s*/\s*([0-9.]+)\s*")
 
@@ -33,10 +35,12 @@ class AttackConfig(Config):
     """Keys of every attack.
 
     `black_box`: it needs outputs only, no gradients. `bounded`: the result is inside the ball of radius eps.
+    `stops_early`: an image is not changed further once its answer is wrong.
     """
 
     black_box: ClassVar[bool] = False
     bounded: ClassVar[bool] = True
+    stops_early: ClassVar[bool] = False
 
     if TYPE_CHECKING:
         kind: Any  # of each class a Literal: its name
@@ -54,6 +58,14 @@ class AttackConfig(Config):
     def radius(self) -> float:
         """The radius of the ball: eps or its default."""
         return self.eps if self.eps is not None else (8 if self.norm == "linf" else 128) / 255
+
+    @property
+    def gradients(self) -> int:
+        """Number of forward and backward passes per image; 0: forward passes only."""
+        if self.black_box:
+            return 0
+        counts = (getattr(self, key, 1) for key in ("steps", "restarts", "targets"))
+        return math.prod(max(count, 1) for count in counts)
 
     @model_validator(mode="after")
     def _in_range(self) -> AttackConfig:
@@ -136,6 +148,8 @@ class MifgsmConfig(AttackConfig):
 class ApgdConfig(AttackConfig):
     """APGD (arXiv 2003.01690)."""
 
+    stops_early: ClassVar[bool] = True
+
     kind: Literal["apgd"] = Field(description="APGD: PGD with momentum that chooses its step lengths")
     norm: Norm = _NORM
     steps: Count = Field(default=100, description="number of steps")
@@ -158,12 +172,13 @@ class ApgdConfig(AttackConfig):
 
 
 class SquareConfig(AttackConfig):
-    """Square attack (arXiv 1912.00049), in Linf."""
+    """Square attack (arXiv 1912.00049)."""
 
     black_box: ClassVar[bool] = True
+    stops_early: ClassVar[bool] = True
 
     kind: Literal["square"] = Field(description="Square: random squares, kept where they help; uses outputs only")
-    norm: Literal["linf"] = Field(default="linf", description="norm that eps limits: the change of each pixel")
+    norm: Norm = _NORM
     queries: Count = Field(
         default=500, description="number of evaluations per image (the paper: 5,000); more find more"
     )
@@ -173,9 +188,10 @@ class SquareConfig(AttackConfig):
 class EnsembleConfig(AttackConfig):
     """AutoAttack (arXiv 2003.01690) without FAB: APGD on cross-entropy, targeted APGD on DLR, Square."""
 
+    stops_early: ClassVar[bool] = True
+
     kind: Literal["ensemble"] = Field(
-        description="AutoAttack without FAB: APGD-CE, targeted APGD-DLR and (in linf) Square, each on the images that "
-        "are left"
+        description="AutoAttack without FAB: APGD-CE, targeted APGD-DLR and Square, each on the images that are left"
     )
     norm: Norm = _NORM
     steps: Count = Field(default=100, description="number of steps of APGD")
@@ -183,6 +199,11 @@ class EnsembleConfig(AttackConfig):
     queries: Count = Field(
         default=500, description="number of evaluations per image by Square (AutoAttack: 5,000); more find more"
     )
+
+    @property
+    def gradients(self) -> int:
+        """Those of both APGDs."""
+        return self.steps * (1 + self.targets)
 
 
 class EmbeddingFgmConfig(AttackConfig):
@@ -228,4 +249,41 @@ else:
     AnyAttack = Annotated[Annotated[PixelAttack, Field(discriminator="kind")], BeforeValidator(_pgd)]
     TrainingAttack = Annotated[
         Annotated[PixelAttack | EmbeddingFgmConfig, Field(discriminator="kind")], BeforeValidator(_pgd)
+    ]
+
+
+def check_classes(attack: AttackConfig, classes: int, where: str) -> None:
+    """Raise UserError if the loss of an attack, or its wrong classes to aim at, need more classes than there are."""
+    if getattr(attack, "loss", "ce") != "dlr":
+        return
+    targets = getattr(attack, "targets", 0)
+    least = 4 if targets else 3
+    if least <= classes <= targets:
+        raise UserError(
+            f"of {classes} classes {classes - 1} are wrong", where=f"{where}.targets", got=targets,
+            expected=f"at most {classes - 1}",
+        )  # fmt: skip
+    if classes < least:
+        raise UserError(
+            "the DLR loss compares the largest logits", where=f"{where}.loss", got=f"{classes} classes",
+            expected=f"at least {least} classes", hint=f"{where}.loss=ce works with any number of classes.",
+        )  # fmt: skip
+
+
+def check_length(attack: AttackConfig, size: tuple[int, int], channels: int, where: str) -> None:
+    """Raise UserError for an L2 length that no change of an image of this size in [0,1] has."""
+    most = math.sqrt(size[0] * size[1] * channels)
+    if attack.norm == "l2" and attack.bounded and attack.radius > most:
+        raise UserError("eps is longer than any change of an image", where=f"{where}.eps", got=attack.radius,
+                        expected=f"at most {most:.4g}")  # fmt: skip
+
+
+def step_warnings(attack: AttackConfig, where: str) -> list[str]:
+    """Return a warning, in a list, for steps that are longer than the ball is wide."""
+    step = getattr(attack, "step", None)
+    if step is None or step <= 2 * attack.radius:
+        return []
+    return [
+        f"{where}.step={step:.4g} is more than 2 eps, the width of the ball (eps {attack.radius:.4g}): every step ends "
+        f"at its edge. {where}.step=null sets a length that fits"
     ]

@@ -14,7 +14,7 @@ class Ensemble(Attack):
     """APGD on cross-entropy, targeted APGD on DLR, then Square, each on the samples that are still right (Croce and
     Hein 2020, arXiv 2003.01690, section 6, without FAB).
 
-    With 3 classes DLR is untargeted, with 2 it is left out; Square is for Linf only.
+    With 3 classes DLR is untargeted, with 2 it is left out.
     """
 
     def parts(self, classes: int) -> list[Attack]:
@@ -26,8 +26,7 @@ class Ensemble(Attack):
         if classes > 2:
             targets = min(config.targets, classes - 1) if classes > 3 else 0
             parts.append(APGD(ApgdConfig(kind="apgd", eps=eps, norm=norm, steps=steps, loss="dlr", targets=targets)))
-        if norm == "linf":
-            parts.append(Square(SquareConfig(kind="square", eps=eps, queries=config.queries)))
+        parts.append(Square(SquareConfig(kind="square", eps=eps, norm=norm, queries=config.queries)))
         return parts
 
     def search(self, problem: Problem) -> Tensor:

@@ -6,13 +6,14 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from vitral.attacks.config import PgdConfig, TrainingAttack
-from vitral.config import Share, reject_unused
+from vitral.attacks.config import PgdConfig, TrainingAttack, check_classes, step_warnings
+from vitral.config import Count, Share, reject_unused
 from vitral.objectives.base_config import LabeledConfig, refuse_target
 
 
 class AdversarialConfig(LabeledConfig):
-    """Adversarial training: FGSM's mixed loss, PGD's min-max, TRADES, FGM on patch embeddings, GradAlign."""
+    """Adversarial training: FGSM's mixed loss, PGD's min-max, TRADES, FGM on patch embeddings, GradAlign, free
+    adversarial training."""
 
     task: ClassVar[str | None] = "classification"
 
@@ -31,6 +32,13 @@ class AdversarialConfig(LabeledConfig):
         description="weight of the clean images' cross-entropy, the rest is that of adversarial ones; 0: Madry et al.; "
         "0.5: FGSM's and FGM's papers",
     )
+    replays: Count = Field(
+        default=1,
+        description="free adversarial training (arXiv 1904.12843): consecutive steps on the same batch, 4 to 8; each "
+        "step learns from the changed images and, by the same backward pass, moves the change by eps along the "
+        "gradient; needs attack.kind=fgsm or fgm. Epochs count every replay, so a run costs what a plain one costs and "
+        "reads the data epochs / replays times; 1: off",
+    )
     beta: float = Field(default=6.0, gt=0, description="weight of the KL divergence in TRADES")
     eps_warmup: Share = Field(
         default=0.5,
@@ -47,16 +55,29 @@ class AdversarialConfig(LabeledConfig):
         default=128,
         ge=0,
         description="number of train images on which top-1 under FGSM and PGD, and the alignment of gradients, are "
-        "measured for each row of the log; 0: none",
+        "measured; 0: none",
+    )
+    monitor_every: Literal["auto"] | Count = Field(
+        default="auto",
+        description="rows of the log (train.log_every) per measurement on monitor_images; the first and the last row "
+        "always have one; auto: about 20 measurements per run. One, on 128 images, costs as much as 16 steps of 64 "
+        "images without an attack",
     )
     stop_on_overfitting: bool = Field(
         default=False,
-        description="end the run when catastrophic overfitting is detected, and keep the best weights from before",
+        description="end the run at the first warning of catastrophic overfitting (also one of low grad_align) or of a "
+        "constant classifier, and keep the best validated weights",
     )
 
     @model_validator(mode="after")
     def _fits_together(self) -> AdversarialConfig:
-        reject_unused(self, {"beta": self.loss == "trades", "clean_weight": self.loss == "adversarial"})
+        used = {"beta": self.loss == "trades", "clean_weight": self.loss == "adversarial"}
+        reject_unused(self, {**used, "monitor_every": self.monitor_images > 0})
+        if self.clean_weight == 1:
+            raise ValueError(
+                "objective.clean_weight=1 gives adversarial images the weight 0: expected less than 1, or "
+                "objective.kind=supervised"
+            )
         if self.stop_on_overfitting and not self.monitor_images:
             raise ValueError("objective.stop_on_overfitting needs objective.monitor_images")
         kind = self.attack.kind
@@ -70,9 +91,28 @@ class AdversarialConfig(LabeledConfig):
                 raise ValueError("objective.loss=trades needs an attack with a random start on pixels, such as pgd")
             if getattr(self.attack, "loss", "ce") != "ce":
                 raise ValueError("objective.loss=trades maximizes the KL divergence: objective.attack.loss=ce")
+        if self.replays > 1:
+            self._can_replay()
         if self.on_embeddings and (self.align or self.stop_on_overfitting):
             raise ValueError("objective.align and objective.stop_on_overfitting need an attack on pixels")
         return self
+
+    def _can_replay(self) -> None:
+        if self.attack.kind not in ("fgsm", "fgm"):
+            raise ValueError(
+                "objective.replays moves the change by one step of eps per replay: objective.attack.kind=fgsm (linf) "
+                f"or fgm (l2), not {self.attack.kind}"
+            )
+        if self.loss == "trades" or self.clean_weight or self.align:
+            raise ValueError(
+                "objective.replays has one pass per step, of changed images: no objective.loss=trades, "
+                "objective.clean_weight or objective.align"
+            )
+
+    @property
+    def steps_per_batch(self) -> int:
+        """See `replays`."""
+        return self.replays
 
     @property
     def on_embeddings(self) -> bool:
@@ -81,12 +121,25 @@ class AdversarialConfig(LabeledConfig):
 
     @property
     def passes(self) -> float:
-        """Forward and backward passes per image and step: one per step of the attack, and those of the losses."""
+        """Forward and backward passes per image and step: those of the attack and of the losses.
+
+        Without the measurements on `monitor_images`, whose time is no part of a step.
+        """
+        if self.replays > 1:
+            return 1
         attack: Any = self.attack
-        steps = getattr(attack, "steps", 1) * getattr(attack, "restarts", 1)
-        if attack.black_box:
-            steps = attack.queries / 3  # forward passes only
-        return steps + (2 if self.loss == "trades" or self.clean_weight else 1) + 2 * (2 if self.align else 0)
+        of_attack = attack.gradients or attack.queries / 3  # of queries forward passes only
+        of_losses = 2 if self.loss == "trades" or self.clean_weight else 1
+        answers = 1 / 3 if self.loss == "trades" else 0  # a forward pass gives what the attack leads away from
+        return of_attack + answers + of_losses + (4 if self.align else 0)
+
+    def warnings(self, run: Any) -> list[str]:
+        """Warn of steps that are too long."""
+        return step_warnings(self.attack, "objective.attack")
+
+    def check_data(self, run: Any, dataset: Any) -> None:
+        """Refuse DLR for too few classes."""
+        check_classes(self.attack, len(dataset.classes), "objective.attack")
 
     def check(self, run: Any) -> None:
         """Refuse what attacks do not support."""

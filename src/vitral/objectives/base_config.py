@@ -50,8 +50,15 @@ class ViewedConfig(Config):
     def check(self, run: Any) -> None:
         """Raise ValueError for keys of the run (a RunConfig) that contradict this objective."""
 
+    def warnings(self, run: Any) -> list[str]:
+        """Return what is probably a mistake in the keys of the run (a RunConfig), one sentence each, to be logged."""
+        return []
+
     def check_data(self, run: Any, dataset: Any) -> None:
         """Raise UserError for data (a Dataset, as the run uses it) that this objective cannot learn from."""
+
+    def check_model(self, architecture: Any, dataset: Any) -> None:
+        """Raise UserError for a model (a ModelConfig) that this objective cannot train on these data (a Dataset)."""
 
     def without_files(self) -> Self:
         """Return the same objective with random weights in place of weights from a file."""
@@ -61,6 +68,11 @@ class ViewedConfig(Config):
     def passes(self) -> float:
         """Forward and backward passes per image, view and step."""
         return 1.0
+
+    @property
+    def steps_per_batch(self) -> int:
+        """Consecutive steps that learn from the same batch of all streams."""
+        return 1
 
     @property
     def head_only(self) -> float:

@@ -19,6 +19,8 @@ from vitral.objectives.base_config import (
     refuse_target,
     refuse_useless,
 )
+from vitral.objectives.beit_config import BeitConfig
+from vitral.objectives.igpt_config import IGPTFinetuneConfig, IGPTObjectiveConfig
 from vitral.objectives.semi_supervised_config import (
     ConsistencyConfig,
     FixMatchConfig,
@@ -27,6 +29,7 @@ from vitral.objectives.semi_supervised_config import (
     SemiViTConfig,
     VATConfig,
 )
+from vitral.objectives.tokenizer_config import TokenizerConfig
 
 
 class SupervisedConfig(ClassifierConfig):
@@ -329,6 +332,10 @@ else:
             | AdversarialConfig
             | MaskedPatchConfig
             | MaeConfig
+            | BeitConfig
+            | IGPTObjectiveConfig
+            | IGPTFinetuneConfig
+            | TokenizerConfig
             | DinoConfig
             | IbotConfig
             | VATConfig

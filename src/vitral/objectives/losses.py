@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitral.models.codebook import wide
 from vitral.objectives.class_balance import NO_BALANCE, ClassBalance
 
 
@@ -56,9 +56,3 @@ def cross_entropy(logits_BC: Tensor, target_BC: Tensor, balance: ClassBalance = 
     if balance.weights_C is not None:
         target_BC = target_BC * balance.weights_C.to(target_BC)
     return -(target_BC * logits_BC.log_softmax(dim=-1)).sum(dim=-1).mean()
-
-
-def wide(x: Tensor) -> Tensor:
-    """In float32, or float64 where it is that: what softmax, logarithms and sums over many are computed in, also under
-    autocast."""
-    return x if x.dtype == torch.float64 else x.float()

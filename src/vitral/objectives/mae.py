@@ -20,6 +20,7 @@ from vitral.models.attention import AttentionContext
 from vitral.models.config import ViTConfig
 from vitral.models.layers import Block, Linear, xavier
 from vitral.models.model import ImageModel
+from vitral.models.patches import patchify, unpatchify
 from vitral.models.position import Grid, sincos_table
 from vitral.models.registry import token_encoder
 from vitral.models.vit import VisionTransformer
@@ -163,21 +164,6 @@ class MAE(Objective):
             return self.decoder_places
         table_1ND = sincos_table(grid, self.model.grid, self.config.decoder_width, self.decoder_places.device)
         return table_1ND[0].to(self.decoder_places.dtype)
-
-
-def patchify(images_BCHW: Tensor, size: int) -> Tensor:
-    """Images as patches [B, N, X], row by row; within a patch by row, column, channel: not the order of a convolution's
-    weight, but that of the published decoders."""
-    rows, columns = images_BCHW.shape[2] // size, images_BCHW.shape[3] // size
-    cells_BChPwP = images_BCHW.unflatten(3, (columns, size)).unflatten(2, (rows, size))
-    return cells_BChPwP.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-
-
-def unpatchify(patches_BNX: Tensor, grid: Grid, channels: int) -> Tensor:
-    """The images [B, C, H, W] of these patches."""
-    size = round((patches_BNX.shape[-1] // channels) ** 0.5)
-    cells_BhwPPC = patches_BNX.unflatten(2, (size, size, channels)).unflatten(1, grid)
-    return cells_BhwPPC.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
 def _rows(x_BNX: Tensor, index_BM: Tensor) -> Tensor:

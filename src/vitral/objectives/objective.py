@@ -19,13 +19,14 @@ from vitral.structs import Batch, StepOutput
 class ObjectiveContext(NamedTuple):
     """Facts of the run for an objective: its length in steps, the steps of an epoch, the seed of what it draws
     about samples, how large the classes are, and so many train images, evenly spaced and unaugmented, with their
-    labels, in batches (of many processes each gets its share)."""
+    labels, in batches (of many processes each gets its share), and the steps between two rows of the log."""
 
     steps: int
     epoch_steps: float = 1.0
     seed: int = 0
     balance: ClassBalance = NO_BALANCE
     train_images: Callable[[int], Iterable[tuple[Tensor, Tensor]]] | None = None
+    log_every: int = 1
 
 
 class Objective(nn.Module, ABC):
@@ -33,6 +34,7 @@ class Objective(nn.Module, ABC):
     its layers by their names in it."""
 
     model: ImageModel
+    rows: dict[str, Tensor]  # state with a row per place of this process's batch, saved with the run; none by default
     frozen: bool = False  # the encoder is not trained: it runs as in evaluation
     stops_on_collapse: bool = False  # the run ends at the first warning of `check_collapse`
     step_in_graph: ClassVar[bool] = False  # forward takes the step as a tensor too: one compiled graph is for all steps
@@ -42,6 +44,7 @@ class Objective(nn.Module, ABC):
         """`factory` builds a new model at each call: a teacher never shares weights. `config` is the one of
         this kind of objective."""
         super().__init__()
+        self.rows = {}
 
     def train(self, mode: bool = True) -> Self:
         """Training mode, but for a frozen encoder."""
@@ -65,6 +68,13 @@ class Objective(nn.Module, ABC):
         """Whether micro-batches give the result of the whole batch: not where samples are compared with each other."""
         return not self.uses_collectives
 
+    def prepare_batches(self, batches: Mapping[str, Batch], step: int) -> Mapping[str, Batch]:
+        """Return the batches to learn from, before they are cut into micro-batches: those of the loader by default.
+
+        Changes nothing that is kept, and is called again to trace a step that was not finite.
+        """
+        return batches
+
     @abstractmethod
     def forward(self, batches: Mapping[str, Batch], step: int) -> StepOutput:
         """Return the loss, scalars to log, and what `after_update` wants.
@@ -84,6 +94,10 @@ class Objective(nn.Module, ABC):
     def after_update(self, step: int, means: Mapping[str, Tensor], found_inf: Tensor) -> None:
         """Called when the weights have moved. `means` are those of StepOutput over this process's share of the batch;
         where `found_inf`, a number, is 1, the step was not finite: nothing has moved, and nothing may here."""
+
+    def after_batch(self, batches: Mapping[str, Batch], step: int, found_inf: Tensor) -> None:
+        """Called last, with what `prepare_batches` returned: where it made tensors that require a gradient, `.grad`
+        holds that of the loss, but for a factor. `found_inf` is as in `after_update`."""
 
     def monitor(self, step: int) -> dict[str, Tensor]:
         """Return scalars that are too expensive for each step: measured when a row of the log is written, then logged

@@ -77,16 +77,16 @@ class SemiSupervised(Objective):
 
     def forward(self, batches: Mapping[str, Batch], step: int) -> StepOutput:
         """Return the loss in nats, and of the labeled images `train_top1`; of the unlabeled ones, outside of the
-        warm-up, `unlabeled_loss`, without its weight, `class_entropy`, the entropy of the mean prediction in nats, and
-        the metrics of the kind."""
+        warm-up, `unlabeled_loss`, without its weight, `class_entropy`, and the metrics of the kind."""
         loss, right_B = self.labeled_part(batches["labeled"])
         metrics, means = {"train_top1": right_B.float().mean()}, dict[str, Tensor]()
         weight = self.unlabeled_weight(step)
         if weight:
             part = self.unlabeled_part(batches[UNLABELED], step)
             loss = loss + weight * part.loss
-            mean_1C = wide(part.logits_BC.detach()).softmax(-1).mean(0, keepdim=True)
-            metrics |= {"unlabeled_loss": part.loss.detach(), "class_entropy": entropy(mean_1C), **part.metrics}
+            metrics |= {
+                "unlabeled_loss": part.loss.detach(), "class_entropy": class_entropy(part.logits_BC), **part.metrics
+            }  # fmt: skip
             means |= part.means
         return StepOutput.mean(loss, len(right_B), metrics, means)
 
@@ -121,6 +121,19 @@ class SemiSupervised(Objective):
                 "lower objective.threshold, less label smoothing or more steps may help"
             )
         return None
+
+
+def class_entropy(logits_BC: Tensor) -> Tensor:
+    """Return the entropy of the mean prediction in nats, at most ln C; near 0 where all rows have one class.
+
+    B rows of B classes have ln B only. Where there are fewer rows than classes, as in small micro-batches, the entropy
+    is multiplied by ln C / ln B, so that a small value always means few classes; of one row it is ln C.
+    """
+    rows, most = len(logits_BC), math.log(max(logits_BC.shape[1], 1))
+    found = entropy(wide(logits_BC.detach()).softmax(-1).mean(0, keepdim=True))
+    if rows == 1:
+        return torch.full_like(found, most)
+    return (found * max(most / math.log(rows), 1.0)).clamp(max=most)
 
 
 @contextmanager

@@ -14,6 +14,19 @@ from vitral.objectives.base_config import ClassifierConfig, Size, StreamTraits, 
 
 # FixMatch's strong view (arXiv 2001.07685, section 2.3): RandAugment, then Cutout.
 STRONG: Mapping[str, Any] = {"policy": "randaugment", "magnitude": 10.0, "random_erasing": 1.0, "erase_fill": "mean"}
+# Keys of which more is stronger; 0 is none.
+_AMOUNTS = frozenset({
+    "pad_crop", "flip", "flip_vertical", "rotate", "scale", "shear", "translate", "num_ops", "magnitude",
+    "magnitude_std", "brightness", "contrast", "saturation", "hue", "jitter_prob", "gray", "solarize", "posterize",
+    "equalize", "autocontrast", "invert", "sharpen", "blur", "random_erasing",
+})  # fmt: skip
+# Keys that have an effect only where another one is on.
+_PARTS: Mapping[str, str] = {
+    "num_ops": "policy", "magnitude": "policy", "magnitude_std": "policy", "interpolation": "policy",
+    "crop_scale": "crop", "aspect_ratio": "crop", "jitter_prob": "jitters", "fill": "moves",
+    "solarize_from": "solarize", "posterize_bits": "posterize", "sharpen_factor": "sharpen",
+    "erase_scale": "random_erasing", "erase_ratio": "random_erasing", "erase_fill": "random_erasing",
+}  # fmt: skip
 _OF_THE_BATCH = ("mixup", "cutmix", "mix_prob", "repeated_aug")
 
 
@@ -27,6 +40,16 @@ def _augmentation(tree: Any) -> Any:
                 "these keys belong to the labeled images, not to a view", where="objective.strong", got=", ".join(idle)
             )
     return dict(tree) if isinstance(tree, Mapping) else tree
+
+
+def is_stronger(strong: AugmentConfig, weak: AugmentConfig) -> bool:
+    """Return whether `strong` has more of anything than `weak`: a larger amount, a crop or policy, or another value of
+    a key without an order, as of the erased area. What is stronger on the whole is not decided."""
+    for key in AugmentConfig.model_fields:
+        more, less, is_on = getattr(strong, key), getattr(weak, key), getattr(strong, _PARTS.get(key, key))
+        if more != less and is_on not in (0, "none") and (key not in _AMOUNTS or more > less):
+            return True
+    return False
 
 
 def _inside(value: float) -> float:
@@ -181,6 +204,17 @@ class StrongViewConfig(SemiSupervisedConfig):
         description="augmentation of the strong view: keys of `augment` that differ from the run's, as "
         "objective.strong.rotate=25; null: RandAugment of magnitude 10 and random erasing (FixMatch)",
     )
+
+    def warnings(self, run: Any) -> list[str]:
+        """Return a warning where the strong view changes images no more than the weak one."""
+        weak, strong = self.unlabeled_views(run.augment)
+        if is_stronger(strong, weak):
+            return []
+        return [
+            "objective.strong: the strong view is no stronger than the weak one, so the model learns from unlabeled "
+            "images what the teacher predicts for nearly the same view. Raise keys of objective.strong above those of "
+            "augment, or leave objective.strong out (RandAugment and erasing)"
+        ]
 
     def unlabeled_views(self, augment: AugmentConfig) -> tuple[AugmentConfig, ...]:
         """Return the weak view, then the strong one."""

@@ -22,7 +22,9 @@ class OptimConfig(Config):
         description="optimizer; adamw: decoupled weight decay; muon: AdamW with orthogonalized updates for block "
         "matrices; adam, sgd, lars (layer-wise adaptive rate): weight decay added to the gradient",
     )
-    lr: float = Field(default=1e-3, gt=0, description="peak learning rate")
+    lr: float = Field(
+        default=1e-3, gt=0, description="peak learning rate; schedule=noam: its factor, width^-0.5 in the paper"
+    )
     weight_decay: float = Field(
         default=0.05, ge=0, description="weight decay of matrices; biases, norms, positions and tokens have none"
     )
@@ -39,10 +41,11 @@ class OptimConfig(Config):
     layer_decay: float = Field(
         default=1.0, gt=0, le=1, description="layer-wise lr decay: factor from each layer to the one below it; 1: off"
     )
-    schedule: Literal["cosine", "linear", "constant", "step", "rsqrt", "wsd"] = Field(
+    schedule: Literal["cosine", "linear", "constant", "step", "rsqrt", "noam", "wsd"] = Field(
         default="cosine",
-        description="learning rate schedule after the warm-up; rsqrt: inverse square root of the step; wsd: constant, "
-        "then decay at the end (warm-up, stable, decay)",
+        description="learning rate schedule after the warm-up; rsqrt: inverse square root of the step; noam: lr * "
+        "min(t^-0.5, t * warmup^-1.5) at step t (Vaswani et al. 2017); wsd: constant, then decay at the end (warm-up, "
+        "stable, decay)",
     )
     warmup: int | float = Field(
         default=0.05, ge=0, description="length of the linear warm-up: steps if 1 or more, else a share of the run"
@@ -78,6 +81,8 @@ class OptimConfig(Config):
             "timescale": self.schedule == "rsqrt",
             "clip_each": self.clip is not None,
         })  # fmt: skip
+        if self.schedule == "noam" and not self.warmup:
+            raise ValueError("optim.schedule=noam needs a warm-up: set optim.warmup, 4000 steps in the paper")
         if self.schedule == "wsd" and self.warmup < 1 and self.warmup + self.cooldown > 1:
             raise ValueError(
                 f"the sum of optim.warmup ({self.warmup}) and optim.cooldown ({self.cooldown}) must be at most 1"

@@ -15,12 +15,15 @@ def learning_rate(step: int, total: int, config: OptimConfig) -> float:
     """The rate for step 0..total-1: linear warm-up to the peak, then the schedule.
 
     The first step's rate is peak / (warm-up steps + 1), never 0. Cosine and linear end just above `min_lr_ratio` times
-    the peak. rsqrt is peak / sqrt(1 + t / timescale), t steps after the warm-up: with a timescale equal to the warm-up,
-    the schedule of Vaswani et al. 2017 (arXiv 1706.03762, equation 3). wsd stays at the peak until the `cooldown`, the
-    last share of the run, and falls by 1 - sqrt(x) there to `min_lr_ratio`, x from 0 to 1 (Hu et al. 2024, arXiv
-    2404.06395; the form: Haegele et al. 2024, arXiv 2405.18392): a longer run shares its beginning with a shorter one.
+    the peak. rsqrt is peak / sqrt(1 + t / timescale), t steps after the warm-up. noam is lr * min(t^-0.5, t *
+    warmup^-1.5), t from 1: with lr = width^-0.5 equation 3 of Vaswani et al. 2017 (arXiv 1706.03762). wsd stays at the
+    peak until the `cooldown`, the last share of the run, and falls by 1 - sqrt(x) there to `min_lr_ratio`, x from 0 to
+    1 (Hu et al. 2024, arXiv 2404.06395; the form: Haegele et al. 2024, arXiv 2405.18392): a longer run shares its
+    beginning with a shorter one.
     """
     warmup = config.warmup if config.warmup >= 1 else config.warmup * total
+    if config.schedule == "noam":
+        return config.lr * min((step + 1) ** -0.5, (step + 1) * warmup**-1.5)
     if step < warmup:
         return config.lr * (step + 1) / (warmup + 1)
     done = (step - warmup) / max(total - warmup, 1)

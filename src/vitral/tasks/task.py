@@ -142,8 +142,8 @@ class Task(ABC):
     primary metrics. has_head: whether there are answers beside features. has_classes: whether outputs are classes and
     scores their probabilities. is_exclusive: whether a sample has one answer, so that probabilities sum to 1.
     hf_problem_type, hub_type, tags: what transformers and the Hugging Face hub call it. outputs_name, gives, limits:
-    texts of the model card about outputs, answers and limitations. loss_unit, loss_note: texts of the report about
-    the loss curves.
+    texts of the model card about outputs, answers and limitations. more_commands: further
+    commands that it shows. loss_unit, loss_note: texts of the report about the loss curves.
     """
 
     labels: tuple[str, ...] = ()
@@ -165,10 +165,16 @@ class Task(ABC):
     outputs_name: ClassVar[tuple[str, str]] = ("class", "classes")
     gives: ClassVar[str] = ""
     limits: ClassVar[str]
+    more_commands: ClassVar[tuple[str, ...]] = ()
     loss_unit: ClassVar[str] = ""
     loss_note: ClassVar[str] = "The training loss includes what augmentation does; the validation loss does not."
 
     # Annotations and outputs
+
+    @property
+    def inputs_name(self) -> str:
+        """What its samples are called: "images", unless a task reads something else."""
+        return "images"
 
     @classmethod
     def count_outputs(cls, count: int) -> str:
@@ -244,6 +250,10 @@ class Task(ABC):
             hint = "`vitral probe` evaluates its features, `vitral embed` writes them."
             raise UserError("this model has no head, so it predicts no classes", where=where, hint=hint)
 
+    def require_evaluators(self, where: str) -> None:
+        """Raise UserError for a model that nothing but its features can be evaluated by."""
+        self.require_answers(where)
+
     def prediction_rows(self, names: Sequence[str], annotations: Array, scores_NS: Array) -> Iterator[Sequence[str]]:
         """The lines of predictions.csv, the header first."""
         raise NotImplementedError
@@ -267,7 +277,8 @@ class Task(ABC):
 
     def _headline(self, evaluation: Evaluation, where: frozenset[str], *others: Metric) -> Section:
         primary, count = evaluation.primary, evaluation.values.get("count")
-        of = f"{evaluation.split} images" if count is None else f"{count:,} {evaluation.split} images"
+        what = f"{evaluation.split} {self.inputs_name}"
+        of = what if count is None else f"{count:,} {what}"
         return Section("", [replace(primary, label=f"{primary.label} of {of}"), *others], where)
 
     def more_sections(self, evaluation: Evaluation) -> list[Section]:
@@ -299,7 +310,7 @@ class Task(ABC):
         by = f", by the {metrics['evaluated_by']} among the train images" if "evaluated_by" in metrics else ""
         of = f"{metrics['count']:,} {metrics['split']}" if "count" in metrics else metrics["split"]
         scaled = ["Probabilities are scaled by a temperature that was fitted on validation images."]
-        parts = [f"On {of} images{by}:", *found, *(scaled if self.temperature != 1 else [])]
+        parts = [f"On {of} {self.inputs_name}{by}:", *found, *(scaled if self.temperature != 1 else [])]
         return [Section("Numbers", parts, frozenset({"card"}))]
 
     def hub_scores(self, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -323,7 +334,7 @@ class Task(ABC):
     def log_lines(self, evaluation: Evaluation) -> list[str]:
         """The result in lines of the log: the primary metric with its interval, then those of other evaluators."""
         primary, count = evaluation.primary, evaluation.values.get("count")
-        of = "" if count is None else f" of {count:,} images"
+        of = "" if count is None else f" of {count:,} {self.inputs_name}"
         interval = f" ({primary.interval_text()})" if primary.interval else ""
         more = [f"{metric.label} {metric.text()}" for metric in evaluation.more(self) if metric is not primary]
         return [f"{primary.label} {primary.text()}{of}{interval}", *more]

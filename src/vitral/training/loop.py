@@ -207,8 +207,8 @@ def train_step(
 
     With several processes, each computes the micro-batches of its slice of the batches. The gradient is that of the sum
     of all losses over the sum of all weights, whatever the cut. Where the loss or the gradient is not finite on any
-    process, nothing moves. Returns this process's part of the loss (its mean over the processes is the loss), the mean
-    metrics of the slice, and the gradient's global norm before clipping.
+    process, nothing moves. Returns this process's part of the loss (its mean over the processes is the loss), the
+    metrics of the slice, means by weight, and the gradient's global norm before clipping.
     """
     step, size = state.progress.step, count_samples(batches)
     parallel = state.parallel or Parallel(state.compute_copy.module if state.compute_copy else objective)
@@ -216,6 +216,7 @@ def train_step(
     total, weight = torch.zeros((), device=device), 0
     metrics, means = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
     guard.begin()
+    batches = objective.prepare_batches(batches, step)
     parts = list(micro_batches(batches, train.micro_batch))
     for number, part in enumerate(parts, 1):
         share = count_samples(part) / size
@@ -228,9 +229,10 @@ def train_step(
         total += out.loss_sum.detach() / size
         weight = weight + out.weight
         assert isinstance(weight, torch.Tensor) or out.weight == count_samples(part), "not the first stream's samples"
-        for sums, values in ((metrics, out.metrics), (means, out.means)):
+        for sums, values, of_part in ((metrics, out.metrics, out.weight), (means, out.means, share)):
             for name, value in values.items():
-                sums[name] = sums.get(name, 0) + value.detach() * share
+                sums[name] = sums.get(name, 0) + value.detach() * of_part
+    metrics = {name: value / (weight + (weight == 0)) for name, value in metrics.items()}
     if isinstance(weight, torch.Tensor):
         total = total * _rescale(objective, weight / size)
     norm = clip_gradients(objective.parameters(), optim.clip, each=optim.clip_each)
@@ -242,6 +244,7 @@ def train_step(
     if state.compute_copy is not None:
         state.compute_copy.refresh()
     objective.after_update(step, means, found_inf)
+    objective.after_batch(batches, step, found_inf)
     if state.ema is not None:
         state.ema.update(found_inf)
     return total, metrics, norm

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 
+from vitral.models.architecture_config import ArchitectureConfig
 from vitral.models.config import ModelConfig
 from vitral.models.cost import Device, Kept, Precision
 from vitral.models.summary import count_parameters, forward_bytes, kept_activations
@@ -29,13 +30,14 @@ _UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**
 class Job:
     """What decides a run's memory.
 
-    architecture: the model that learns. parameters: all that the objective holds (heads, decoder, teacher), trained:
-    those that take gradients. kept: what a step on so many samples keeps. sample_bytes: one sample's images, as loaded
-    and in all views. optimizer, average: float32 values in the optimizer's state and in the moving average. validation:
-    images evaluated at once. adds_up: whether micro-batches give the result of the whole batch.
+    architecture: the model that learns; a ModelConfig where images are evaluated. parameters: all that the objective
+    holds (heads, decoder, teacher), trained: those that take gradients. kept: what a step on so many samples keeps.
+    sample_bytes: one sample's images, as loaded and in all views, and ids of its texts. optimizer, average: float32
+    values in the optimizer's state and in the moving average. validation: images evaluated at once. adds_up: whether
+    micro-batches give the result of the whole batch.
     """
 
-    architecture: ModelConfig
+    architecture: ArchitectureConfig
     parameters: int
     trained: int
     batch_size: int
@@ -117,6 +119,7 @@ def predict(job: Job, micro_batch: int, checkpointing: int = 0) -> Parts:
         gradients = summed + (arriving if is_cut else round(arriving * done))
         moments.append(moment(gradients=gradients, activations=activations, workspace=kept.passing))
     if job.validation:
+        assert isinstance(a, ModelConfig)
         pixels = a.in_channels * math.prod(a.image_size)
         evaluated = forward_bytes(a, job.validation)
         moments.append(moment(images=4 * pixels * job.validation, workspace=evaluated))

@@ -110,7 +110,7 @@ class MetricsLog:
         except OSError as error:
             log.error("a row of %s is lost: %s", self.path, error)
         self.also(row)
-        if "images_per_second" in row:
+        if "samples_per_second" in row:
             self.bar.update(self.task, completed=row["step"], facts=_in_short(row))
 
     def at(self, step: int) -> int:
@@ -164,7 +164,7 @@ def counted(what: str, total: int) -> Generator[Callable[[int], None]]:
 def _in_short(row: dict[str, Any]) -> str:
     """What stands behind the bar, the most expected first: shares and rates that are not known are left out."""
     parts = (
-        ("loss", "loss {:.4f}"), ("images_per_second", "{:,.0f} images/s"), ("epoch", "epoch {:.1f}"),
+        ("loss", "loss {:.4f}"), ("samples_per_second", "{:,.0f} samples/s"), ("epoch", "epoch {:.1f}"),
         ("skipped", "skipped {}"), ("step_ms", "{:,.0f} ms"), ("data_wait", "data wait {:.0%}"), ("mfu", "MFU {:.1%}"),
     )  # fmt: skip
     return "  ".join(text.format(row[key]) for key, text in parts if key in row)

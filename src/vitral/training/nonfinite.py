@@ -166,6 +166,8 @@ def first_non_finite(
     Look at images, weights, outputs of modules in the order of the computation, the loss; then at the gradients of
     these outputs, from the loss back. Gradients in `.grad`, running statistics and weights stay as they are.
     """
+    if isinstance(objective, Objective):
+        batches = objective.prepare_batches(batches, step)
     for number, (name, batch) in enumerate(batches.items()):
         for view in batch.views:
             is_wrong_B = ~view.images_BCHW.isfinite().flatten(1).all(dim=1).cpu()

@@ -1,4 +1,4 @@
-"""Throughput of the loop: images per second, time per step, and the shares of it that wait for data or use the
+"""Throughput of the loop: samples per second, time per step, and the shares of it that wait for data or use the
 device."""
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def peak_flops(device: torch.device, autocast: torch.dtype | None) -> float | No
 @dataclass(frozen=True)
 class Reading:
     """Of the steps since the last reading. data_wait: share of the time until a batch was there, its augmentation on a
-    CPU included. mfu: model FLOPs (of every trained image, whatever is dropped or recomputed) over the device's peak.
+    CPU included. mfu: model FLOPs (of every trained sample, whatever is dropped or recomputed) over the device's peak.
     """
 
-    images_per_second: float
+    samples_per_second: float
     step_ms: float
     data_wait: float
     mfu: float | None = None
@@ -41,7 +41,7 @@ class Reading:
     def row(self) -> dict[str, float]:
         """For the journal; what is not known is left out."""
         known = {
-            "images_per_second": round(self.images_per_second, 1), "step_ms": round(self.step_ms, 3),
+            "samples_per_second": round(self.samples_per_second, 1), "step_ms": round(self.step_ms, 3),
             "data_wait": round(self.data_wait, 4),
         }  # fmt: skip
         return known if self.mfu is None else {**known, "mfu": round(self.mfu, 4)}
@@ -49,13 +49,13 @@ class Reading:
     def __str__(self) -> str:
         digits = 0 if self.step_ms >= 10 else 1
         step = f"{self.step_ms:,.{digits}f} ms/step"
-        text = f"{self.images_per_second:.0f} images/s, {step}, {self.data_wait:.0%} data wait"
+        text = f"{self.samples_per_second:.0f} samples/s, {step}, {self.data_wait:.0%} data wait"
         return text if self.mfu is None else f"{text}, {self.mfu:.1%} of peak"
 
 
 class Throughput:
-    """Times the steps of a loop. images: of a step, all streams together. image_flops: operations per image; peak: of
-    the device, operations per second, or None."""
+    """Times the steps of a loop. images: samples of a step, all streams together. image_flops: operations per sample;
+    peak: of the device, operations per second, or None."""
 
     def __init__(self, images: int, image_flops: float = 0.0, peak: float | None = None) -> None:
         self.images, self.image_flops, self.peak = images, image_flops, peak

@@ -19,6 +19,7 @@ from vitral.atomic_files import remove
 from vitral.errors import UserError
 from vitral.evaluate.metric import Metric
 from vitral.files import parse_json
+from vitral.objectives.objective import Objective
 from vitral.optim.ema import WeightEMA
 from vitral.optim.master_weights import ComputeCopy
 from vitral.training.parallel import Parallel
@@ -76,16 +77,19 @@ class TrainState:
     writer: ShardWriter | None = None  # of sharded checkpoints that are written beside the run
 
     def save(self, path: Path, *, beside: bool = False) -> None:
-        """Weights, optimizer, EMA, progress, random states and thread count; an older file becomes the `previous` one.
-        Raises OSError and leaves both as they were where the new one cannot be written.
+        """Weights, optimizer, EMA, rows of the objective, progress, random states and thread count; an older file
+        becomes the `previous` one. Raises OSError and leaves both as they were where the new one cannot be written.
 
         Of many processes the main one writes `path`; where weights are sharded, all write the folder `path`, but with
         SHARDED for its suffix. To be called by all of them. beside: where weights are sharded, return when they are
         copied; `settle` then says whether they have been written, and is to be called before the next save.
         """
         tensors = self._tensors()
-        for rank, states in enumerate(distributed.gather(_random_states())):
+        for rank, states in enumerate(distributed.gather(_random_states(self._device))):
             tensors |= {f"rng.{kind}.{rank}": state for kind, state in states.items()}
+        if isinstance(self.objective, Objective):
+            parts = distributed.gather({name: rows.cpu() for name, rows in self.objective.rows.items()})
+            tensors |= {f"rows.{name}": torch.cat([part[name] for part in parts]) for name in parts[0]}
         facts = {
             "progress": asdict(self.progress),
             "steps": self.steps,
@@ -166,6 +170,8 @@ class TrainState:
         if self.compute_copy is not None:
             self.compute_copy.refresh()
         self._load_optimizer(_below(tensors, "optim."))
+        if isinstance(self.objective, Objective):
+            self.objective.rows = self._own_rows(_below(tensors, "rows."))
         if self.ema is not None:
             self.ema.average.load_state_dict(_below(tensors, "ema."))
             self.ema.updates = facts["ema_updates"]
@@ -173,10 +179,19 @@ class TrainState:
         cpu, cuda = (tensors.get(f"rng.{kind}.{distributed.rank()}") for kind in ("cpu", "cuda"))
         if cpu is not None:  # a process that was not there before keeps the seed of its own
             torch.set_rng_state(cpu)
-        if cuda is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(cuda)
+        if cuda is not None and self._device.type == "cuda":
+            torch.cuda.set_rng_state(cuda, self._device)
         if facts["processes"] == distributed.world():
             torch.set_num_threads(facts["threads"])
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.objective.parameters()).device
+
+    def _own_rows(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """This process's rows of what all have saved, copied to the device of the weights."""
+        own = {name: slice(*distributed.shard_range(len(tensor))) for name, tensor in rows.items()}
+        return {name: rows[name][part].to(self._device, copy=True) for name, part in own.items()}
 
     def _tensors(self) -> dict[str, Tensor]:
         """Weights, optimizer state and average, by name."""
@@ -234,9 +249,10 @@ def _make_way(folder: Path) -> None:
         path.replace(path.with_stem(PREVIOUS))
 
 
-def _random_states() -> dict[str, Tensor]:
+def _random_states(device: torch.device) -> dict[str, Tensor]:
+    """Those of the processor and of the CUDA device that trains, which is not always torch's current one."""
     states = {"cpu": torch.get_rng_state()}
-    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+    return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
