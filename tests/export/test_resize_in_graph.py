@@ -28,6 +28,8 @@ FITS = [
     ResizeSpec(resize_mode="crop", interpolation="bicubic", crop_pct=0.8),
     ResizeSpec(resize_mode="squash"),
     ResizeSpec(resize_mode="squash", interpolation="bilinear", crop_pct=0.9),
+    ResizeSpec(resize_mode="pad"),
+    ResizeSpec(resize_mode="pad", interpolation="bilinear", crop_pct=0.8),
     ResizeSpec(resize_mode="crop", interpolation="lanczos", crop_pct=0.9),
 ]
 
@@ -52,6 +54,7 @@ def test_an_image_of_the_right_size_is_only_divided() -> None:
     for fit in (
         ResizeSpec(resize_mode="crop"),
         ResizeSpec(resize_mode="squash"),
+        ResizeSpec(resize_mode="pad"),
         ResizeSpec(resize_mode="crop", interpolation="bilinear"),
     ):
         assert torch.equal(FitAnySize((32, 48), fit)(images), images.permute(0, 3, 1, 2) / 255)

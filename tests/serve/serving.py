@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import os
+import signal
 import subprocess
 import tempfile
 import threading
@@ -20,10 +21,11 @@ import numpy as np
 from PIL import Image
 
 from tests.helpers import VITRAL
-from vitral.predictor import Predictor, load
+from vitral.predictor import Predictor
 from vitral.serve.app import create_app
 from vitral.serve.config import ServeConfig
-from vitral.serve.model_worker import ModelSource, ModelWorker
+from vitral.serve.model_worker import AnyPredictor, ModelSource, ModelWorker
+from vitral.text_predictor import load_any
 
 T = TypeVar("T")
 URL = "http://127.0.0.1"
@@ -56,7 +58,7 @@ def base64_of(image: bytes) -> str:
 
 @asynccontextmanager
 async def application(
-    models: Mapping[str, Predictor | Path] | Predictor | Path,
+    models: Mapping[str, AnyPredictor | Path] | AnyPredictor | Path,
     key: str | None = None,
     *,
     origin: ModelSource | None = None,
@@ -65,7 +67,7 @@ async def application(
     """A client of an application that is warm; `client.hosts` are its models, `client.service` what works behind it."""
     named = models if isinstance(models, Mapping) else {"one": models}
     hosts = {
-        name: ModelWorker(name, model if isinstance(model, Predictor) else load(model, "cpu"), origin)
+        name: ModelWorker(name, load_any(model, "cpu") if isinstance(model, str | Path) else model, origin)
         for name, model in named.items()
     }
     app = create_app(hosts, ServeConfig(**options), key)
@@ -137,6 +139,14 @@ class Process:
         """Its stderr so far. Read beside it: the server writes where the one who reads the same file stands."""
         return Path(self._log.name).read_text(encoding="utf-8")
 
+    def freeze_decoders(self) -> None:
+        """Stop its processes that decode where they are, on Linux: slower than any limit, on any machine. They are the
+        children of its children; one runs after a first picture that is not decoded by a thread."""
+        found = [pid for child in _children(self.process.pid) for pid in _children(child)]
+        assert found
+        for pid in found:
+            os.kill(pid, signal.SIGSTOP)
+
     def end(self, timeout: float = 30) -> int:
         """The exit code, once it has ended."""
         return self.process.wait(timeout)
@@ -149,6 +159,11 @@ class Process:
         assert self.process.stdout is not None
         self.process.stdout.close()
         self._log.close()
+
+
+def _children(pid: int) -> list[int]:
+    paths = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(word) for path in paths for word in path.read_text(encoding="utf-8").split()]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from vitral.cli import serve as command
 from vitral.cli.main import main
 from vitral.config import describe
 from vitral.errors import UserError
-from vitral.predictor import load
+from vitral.predictor import Predictor, load
 from vitral.run import serve
 from vitral.run.command_options import ServeOptions
 from vitral.serve.model_worker import ModelWorker
@@ -107,6 +107,7 @@ def test_a_served_model_has_the_servers_limit_and_is_watched_where_it_is(tmp_pat
     assert host.source is not None
     assert host.source.path == folder
     for predictor in (host.predictor, host.source.load()):
+        assert isinstance(predictor, Predictor)
         assert predictor.preprocess(large).shape == (1, 8, 8)
         with pytest.raises(UserError, match="limit of 100 pixels"):
             predictor.preprocess(Image.new("L", (101, 1)))

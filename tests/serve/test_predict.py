@@ -23,6 +23,7 @@ from vitral.interpret.attention import token_attention
 from vitral.models.vit import VisionTransformer
 from vitral.predictor import Predictor, load
 from vitral.serve import service
+from vitral.serve.batcher import Work
 
 MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "I;16", "CMYK")
 Client = httpx.AsyncClient
@@ -89,13 +90,14 @@ def test_scores_are_those_of_python_bit_for_bit(gray: Path) -> None:
 
     async def use(client: Any) -> None:
         ready = [predictor.preprocess(image) for image in images]
-        found = await client.service._batchers["one"].compute(predictor, ready)
+        work = Work(predictor, lambda x: predictor.forward(x).unbind())
+        found = await client.service._batchers["one"].compute(work, ready)
         assert [row.batch for row in found] == [7] * 7
         for row_C, row in zip(expected_BC, found, strict=True):
-            assert torch.equal(row_C, predictor.scores(row.logits_C))
+            assert torch.equal(row_C, predictor.scores(row.found))
         for row_C, image in zip(expected_BC, ready, strict=True):
-            (row,) = await client.service._batchers["one"].compute(predictor, [image])
-            assert torch.allclose(row_C, predictor.scores(row.logits_C), atol=1e-6, rtol=0)
+            (row,) = await client.service._batchers["one"].compute(work, [image])
+            assert torch.allclose(row_C, predictor.scores(row.found), atol=1e-6, rtol=0)
 
     with_application(predictor, use)
 
@@ -349,8 +351,12 @@ def test_the_description_lists_the_routes(gray: Path) -> None:
         assert set(predict["requestBody"]["content"]) == {
             "multipart/form-data", "image/*", "application/octet-stream", "application/json",
         }  # fmt: skip
+        for route, keys in (("predict", {"image", "images", "text", "texts"}), ("embed", {"image", "images"})):
+            content = tree["paths"][f"/v1/{route}"]["post"]["requestBody"]["content"]["application/json"]
+            bodies = {each["required"][0]: set(each["properties"]) for each in content["schema"]["oneOf"]}
+            assert bodies == {key: {key} | ({"search", "stream"} if "text" in key else set()) for key in keys}
         assert {"200", "400", "413", "415", "422", "429", "504"} <= set(predict["responses"])
-        assert {each["name"] for each in predict["parameters"]} == {"topk", "model"}
+        assert {each["name"] for each in predict["parameters"]} == {"topk", "model", "stream"}
         names = {each["$ref"] for each in _references(tree)}
         assert all(_resolves(tree, name) for name in names)
         assert (await client.get("/docs")).status_code == 404

@@ -128,7 +128,7 @@ def test_a_batch_that_fails_fails_alone(slow: Slow, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(slow, "forward", sometimes)
         answers = await asyncio.gather(*(post(client, n) for n in range(3)))
         assert {answer.status_code for answer in answers} == {500}
-        assert answers[0].json() == {"error": {"code": "model_failed", "message": "the model failed on these images"}}
+        assert answers[0].json() == {"error": {"code": "model_failed", "message": "the model failed on this batch"}}
         broken[0] = False
         assert (await post(client)).json()["predictions"] == slow.predict(picture(0))[0]["predictions"]
         assert (await client.get("/readyz")).status_code == 200

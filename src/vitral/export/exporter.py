@@ -14,6 +14,7 @@ from vitral.atomic_files import whole_folder, write_json, write_text
 from vitral.cpu import instruction_sets
 from vitral.data.resize import fit_image
 from vitral.engines import ExportMetadata, open_export, parts_of
+from vitral.errors import UserError
 from vitral.export.config import ExportOptions
 from vitral.export.formats import Calibration, write_file
 from vitral.export.parity import Parity, builtin_images, check, compare
@@ -59,6 +60,10 @@ def export_network(
     """Write the graph of a model and compare. Raises UserError where a package is missing, BeyondLimit where what comes
     out differs: nothing is written then."""
     out = free_place(options.out, options.overwrite)
+    if config.architecture.has_codes or config.architecture.is_tokenizer:
+        kind, use = ("image tokenizer", "tokenize") if config.architecture.is_tokenizer else ("Image GPT", "sample")
+        hint = f"Vitral loads the folder itself: vitral.load, vitral embed, vitral {use}."
+        raise UserError(f"an {kind} cannot be exported", where=config.name, got=options.format, hint=hint)
     with whole_folder(out) as folder:
         metadata = _metadata(config, card, options)
         calibration = _calibration(metadata, options, samples)

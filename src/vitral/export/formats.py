@@ -60,7 +60,7 @@ def _write_onnx(path: Path, network: ImageModel, metadata: ExportMetadata, calib
     names = (() if metadata.batch else ("batch",)) + (("height", "width") if metadata.takes == "pixels" else ())
     _name_open_sides(proto.graph, names)
     _keep_zeros(onnx, proto.graph)
-    _write_proto(onnx, proto, path)
+    write_proto(onnx, proto, path)
     if metadata.precision == "int8":
         whole = path.rename(path.with_name("whole.onnx"))
         quantize(whole, path, calibration() if calibration else None)
@@ -69,7 +69,7 @@ def _write_onnx(path: Path, network: ImageModel, metadata: ExportMetadata, calib
         proto = onnx.load(str(path))
     onnx.helper.set_model_props(proto, {METADATA: metadata_json(metadata)})
     proto.producer_name = METADATA
-    _write_proto(onnx, proto, path)
+    write_proto(onnx, proto, path)
 
 
 def _keep_zeros(onnx: Any, graph: Any) -> None:
@@ -94,7 +94,8 @@ def _name_open_sides(graph: Any, names: tuple[str, ...]) -> None:
                 side.dim_param = name_of[side.dim_param]
 
 
-def _write_proto(onnx: Any, proto: Any, path: Path) -> None:
+def write_proto(onnx: Any, proto: Any, path: Path) -> None:
+    """An ONNX file; weights that are too many for it go beside it."""
     beside = proto.ByteSize() > _INSIDE
     where: dict[str, Any] = {"location": f"{path.name}.data"} if beside else {}
     onnx.save(proto, str(path), save_as_external_data=beside, **where)

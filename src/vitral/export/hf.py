@@ -1,4 +1,5 @@
-"""A folder of transformers: ViT, DeiT with teacher, Dinov2, Dinov2WithRegisters, DINOv3ViT, whichever has the model."""
+"""A folder of transformers: ViT, DeiT with teacher, Dinov2, Dinov2WithRegisters, DINOv3ViT, Beit or ImageGPT,
+whichever has the model."""
 
 from __future__ import annotations
 
@@ -8,10 +9,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vitral.export.package import Package, key_biases, misfits, refuse, resized_sides, with_learned_positions
+from vitral.export import imagegpt
+from vitral.export.package import (
+    Package,
+    key_biases,
+    misfits,
+    refuse,
+    resized_sides,
+    with_biases,
+    with_learned_positions,
+)
 from vitral.models.config import ViTConfig
 from vitral.models.model import ImageModel
-from vitral.models.registry import token_config
+from vitral.models.registry import code_model, token_config
 from vitral.weights import hf
 from vitral.weights.folder import FolderConfig
 from vitral.weights.keymap import Rule, invert
@@ -38,6 +48,7 @@ _REGISTERS = _Family(
     "dinov2_with_registers", "Dinov2WithRegisters", "dinov2_with_registers.", hf.dinov2_rules,
     "Dinov2WithRegistersForImageClassification", ("_proj.",),
 )  # fmt: skip
+_BEIT = _Family("beit", "Beit", "beit.", hf.beit_rules, "BeitForImageClassification")
 _DINOV3 = _Family("dinov3_vit", "DINOv3ViT", "", hf.dinov3_rules, None, (".projection.", "layernorm."))
 
 
@@ -46,6 +57,8 @@ def package(model: ImageModel, config: FolderConfig) -> Package:
 
     Raises UserError for models that no family there computes.
     """
+    if (codes := code_model(model)) is not None:
+        return imagegpt.package(codes, config)
     architecture = token_config(config.architecture)
     if architecture is None or architecture.has_convolutional_stem:
         refuse("transformers", ["networks of convolutions, alone or in front of a transformer"])
@@ -53,6 +66,7 @@ def package(model: ImageModel, config: FolderConfig) -> Package:
     tensors, c = with_learned_positions(dict(model.state_dict()), architecture)
     family = _family(c)
     refuse(f"transformers {family.name}", _misfits(c, family))
+    tensors = with_biases(tensors, c, of_keys=family is not _BEIT)
     key_bias = family is _DINOV3 and bool(key_biases(tensors, c).any())
     foreign = _renamed(tensors, c, family, key_bias)
     tree = _config(c, family, config, key_bias) | {"dtype": str(model.dtype).removeprefix("torch.")}
@@ -66,6 +80,8 @@ def package(model: ImageModel, config: FolderConfig) -> Package:
 def _family(c: ViTConfig) -> _Family:
     if c.positions == "rope":
         return _DINOV3
+    if c.positions == "relative_bias":
+        return _BEIT
     if c.distill_token:
         return _DEIT
     if c.layer_scale is not None:
@@ -75,15 +91,18 @@ def _family(c: ViTConfig) -> _Family:
 
 def _misfits(c: ViTConfig, family: _Family) -> list[str]:
     """What this family does not compute."""
-    dinov2, dinov3 = family in (_DINOV2, _REGISTERS), family is _DINOV3
-    pool = "cls_avg" if dinov2 and c.num_classes else "cls"
+    dinov2, dinov3, beit = family in (_DINOV2, _REGISTERS), family is _DINOV3, family is _BEIT
+    pool = "cls_avg" if dinov2 and c.num_classes else "avg" if beit and c.norm_after_pool else "cls"
+    place = "before" if pool == "avg" else "after"
     swiglu = c.mlp == "swiglu"
     found = [
         (c.num_classes > 0 and family.classifier is None, "a head: model.num_classes has to be 0"),
         (not c.class_token, "no class token"),
-        (c.pool != pool or c.norm_after_pool, f"pool={c.pool}, it has {pool} after the norm"),
+        (c.pool != pool or c.norm_after_pool != (pool == "avg"), f"pool={c.pool}, it has {pool} {place} the norm"),
         (c.qk_norm, "qk_norm"),
-        (c.positions not in ("learned", "rope"), f"positions={c.positions}"),
+        (c.positions not in ("learned", "rope", "relative_bias"), f"positions={c.positions}"),
+        (beit and c.grid[0] != c.grid[1], "tables of offsets on a grid that is not square"),
+        (beit and c.distill_token, "a distillation token beside tables of offsets"),
         (c.registers > 0 and family not in (_REGISTERS, _DINOV3), "registers without layer scale or rotation"),
         (swiglu and not (dinov2 or dinov3), "mlp=swiglu"),
         (dinov3 and c.layer_scale is None, "no layer scale"),
@@ -134,6 +153,13 @@ def _config(c: ViTConfig, family: _Family, folder: FolderConfig, key_bias: bool)
         "hidden_dropout_prob": c.dropout, "attention_probs_dropout_prob": 0.0,
     }  # fmt: skip
     gated = c.mlp == "swiglu"
+    if family is _BEIT:
+        shared = c.positions_at == "layers_shared"
+        tree |= {
+            "use_mean_pooling": c.pool == "avg", "layer_scale_init_value": c.layer_scale or 0.0,
+            "use_relative_position_bias": not shared, "use_shared_relative_position_bias": shared,
+            "drop_path_rate": c.drop_path,
+        }  # fmt: skip
     if family in (_DINOV2, _REGISTERS):
         tree |= {"mlp_ratio": _mlp_ratio(c), "use_swiglu_ffn": gated, "layerscale_value": c.layer_scale}
     if family in (_REGISTERS, _DINOV3):

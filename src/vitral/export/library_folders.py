@@ -41,7 +41,10 @@ def export(model: str, options: ExportOptions) -> Written:
     read back differs: nothing is written then."""
     out = free_place(options.out, options.overwrite)
     network, config = load_model(model, options.image_size)
-    refuse(options.format, [f"outputs that are scaled by the task {config.task}"] if config.task_state else [])
+    is_scaled = config.task_state and config.id2label
+    refuse(options.format, [f"outputs that are scaled by the task {config.task}"] if is_scaled else [])
+    padded = config.preprocessing.resize_mode == "pad"
+    refuse(options.format, ["images that are padded (data.resize_mode=pad)"] if padded else [])
     packed = FORMATS[options.format](network, config)
     notes = list(packed.notes)
     if config.temperature != 1:

@@ -30,12 +30,12 @@ def refuse(library: str, misfits: list[str]) -> None:
 
 def misfits(c: ViTConfig, found: list[tuple[bool, str]]) -> list[str]:
     """What a library does not compute: of `found` that which is true, and what no other library has."""
-    rope = c.positions == "rope"
+    at = {"rope": ("layers_shared",), "relative_bias": ("layers", "layers_shared")}.get(c.positions, ("stem",))
     everywhere = [
         (c.head != "linear", "head=mlp"),
         (not c.is_even, "blocks of different sizes (pruned)"),
         (bool(c.pruner_blocks), "a pruner of patches"),
-        (c.positions_at not in (None, "stem", "layers_shared" if rope else None), f"positions_at={c.positions_at}"),
+        (c.positions_at not in (None, *at), f"positions_at={c.positions_at}"),
     ]
     return [what for wrong, what in (*found, *everywhere) if wrong]
 
@@ -43,6 +43,21 @@ def misfits(c: ViTConfig, found: list[tuple[bool, str]]) -> list[str]:
 def key_biases(tensors: Mapping[str, Tensor], c: ViTConfig) -> Tensor:
     """Biases of the keys of all blocks, [depth, width]."""
     return torch.stack([tensors[f"blocks.{i}.attn.qkv.bias"].chunk(3)[1] for i in range(c.depth)])
+
+
+def with_biases(tensors: dict[str, Tensor], c: ViTConfig, *, of_keys: bool) -> dict[str, Tensor]:
+    """The same function with biases of queries, keys and values in one tensor, or with those of keys left out, which
+    add the same number to all scores of a query."""
+    if of_keys == c.key_bias:
+        return tensors
+    tensors = dict(tensors)
+    for attn in (f"blocks.{i}.attn" for i in range(c.depth)):
+        if of_keys:
+            query_X, value_X = (tensors.pop(f"{attn}.{part}_bias") for part in "qv")
+            tensors[f"{attn}.qkv.bias"] = torch.cat([query_X, torch.zeros_like(query_X), value_X])
+        else:
+            tensors[f"{attn}.q_bias"], _, tensors[f"{attn}.v_bias"] = tensors.pop(f"{attn}.qkv.bias").chunk(3)
+    return tensors
 
 
 def with_learned_positions(tensors: dict[str, Tensor], config: ViTConfig) -> tuple[dict[str, Tensor], ViTConfig]:

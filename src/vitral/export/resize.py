@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vitral.data.image_spec import ResizeSpec
+from vitral.data.image_spec import PADDING, ResizeSpec
 from vitral.data.resize import LONGEST, Size
 
 
@@ -74,7 +74,10 @@ class FitAnySize(nn.Module):
         rows_hH, columns_wW = self._weights(H, down, h), self._weights(W, across, w)
         flat_BHX = (images_BHWC.float() / 255).reshape(B, H, W * C)
         lower_BChW = (rows_hH @ flat_BHX).reshape(B, h, W, C).permute(0, 3, 1, 2)
-        return (lower_BChW @ columns_wW.T).clamp(0, 1)
+        fitted_BChw = lower_BChW @ columns_wW.T
+        if self.spec.resize_mode == "pad":
+            fitted_BChw = fitted_BChw + PADDING / 255 * (1 - rows_hH.sum(1)[:, None] * columns_wW.sum(1))
+        return fitted_BChw.clamp(0, 1)
 
     def _sides(self, H: Tensor, W: Tensor) -> tuple[_Side, _Side]:
         """What becomes of height and width; the integers of `data.resize`."""
@@ -83,6 +86,10 @@ class FitAnySize(nn.Module):
         zero = torch.zeros_like(H)
         if self.spec.resize_mode == "squash":
             top, left, tall, broad, scaled = zero, zero, H, W, (high, wide)
+        elif self.spec.resize_mode == "pad":
+            top, left, tall, broad, by_height = zero, zero, H, W, H * width > W * height
+            contained = (H * width // W).clamp_min(1), (W * height // H).clamp_min(1)
+            scaled = torch.where(by_height, high, contained[0]), torch.where(by_height, contained[1], wide)
         else:
             most_H = (LONGEST * W * height // width).clamp_min(1)
             most_W = (LONGEST * H * width // height).clamp_min(1)
@@ -95,11 +102,15 @@ class FitAnySize(nn.Module):
         return _Side(top, tall, scaled[0], starts[0]), _Side(left, broad, scaled[1], starts[1])
 
     def _weights(self, length: int, side: _Side, want: int) -> Tensor:
-        """The matrix [K, N] of one side; each row sums to 1."""
+        """The matrix [K, N] of one side; each row sums to 1, or to 0 where it is padding."""
         ratio = side.have.float() / side.scaled.float()
         center_K1 = ((torch.arange(want) + side.start + 0.5) * ratio)[:, None]
         place_1N = (torch.arange(length) - side.low)[None]
         weights_KN = _FILTERS[self.spec.interpolation]((place_1N + 0.5 - center_K1) / ratio.clamp_min(1))
         inside_1N = (place_1N >= 0) & (place_1N < side.have)
         weights_KN = torch.where(inside_1N, weights_KN, torch.zeros_like(weights_KN))
-        return weights_KN / weights_KN.sum(1, keepdim=True)
+        weights_KN = weights_KN / weights_KN.sum(1, keepdim=True)
+        if self.spec.resize_mode != "pad":
+            return weights_KN
+        place_K1 = (torch.arange(want) + side.start)[:, None]
+        return torch.where((place_K1 >= 0) & (place_K1 < side.scaled), weights_KN, torch.zeros_like(weights_KN))

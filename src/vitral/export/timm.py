@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vitral.export.package import Package, key_biases, misfits, refuse, with_learned_positions
+from vitral.export.package import Package, key_biases, misfits, refuse, with_biases, with_learned_positions
 from vitral.models.config import ModelConfig, ViTConfig
 from vitral.models.model import ImageModel
 from vitral.models.presets import PRESETS, resolve
@@ -33,9 +34,13 @@ def package(model: ImageModel, config: FolderConfig) -> Package:
     else:
         tensors, architecture = with_learned_positions(tensors, tokens)
         rope = architecture.positions == "rope"
+        tensors = with_biases(tensors, architecture, of_keys=architecture.positions != "relative_bias")
         refuse("timm", _misfits(architecture, tensors))
         name, arguments = _name(architecture), _arguments(architecture)
-        tensors = _eva(tensors, architecture) if rope else _with_register_rows(tensors, architecture)
+        if architecture.positions == "relative_bias":
+            tensors = {re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", each): tensors[each] for each in tensors}
+        else:
+            tensors = _eva(tensors, architecture) if rope else _with_register_rows(tensors, architecture)
     classes = architecture.num_classes
     tree = {
         "architecture": name, "num_classes": classes, "num_features": architecture.pooled_width,
@@ -57,12 +62,19 @@ def _convolutional(c: ModelConfig) -> str:
 
 
 def _misfits(c: ViTConfig, tensors: dict[str, Tensor]) -> list[str]:
+    beit = c.positions == "relative_bias"
     rope, hybrid, eps = c.positions == "rope", c.stem_blocks is not None, 1e-5 if c.positions == "rope" else 1e-6
     found = [
         (c.norm_eps != eps, f"norm_eps={c.norm_eps:g}, it has {eps:g}"),
         (c.pool not in _POOL, f"pool={c.pool}"),
         (c.pool == "map" and c.class_token, "attention pooling beside a class token"),
-        (c.positions not in ("learned", "rope", "none"), f"positions={c.positions}"),
+        (c.positions not in ("learned", "rope", "relative_bias", "none"), f"positions={c.positions}"),
+        (beit and (not c.class_token or c.prefix_tokens > 1), "tables of offsets with other tokens than a class token"),
+        (
+            beit and (c.qk_norm or c.mlp == "swiglu" or c.gelu == "tanh"),
+            "tables of offsets with qk_norm or another MLP",
+        ),
+        (beit and c.pool == "map", "tables of offsets with attention pooling"),
         (c.distill_token and (c.registers > 0 or not c.prefix_positions), "a distillation token beside registers"),
         (c.mlp == "swiglu" and (c.layer_scale is None or hybrid or c.distill_token), "mlp=swiglu without layer scale"),
         (c.mlp == "swiglu" and c.gelu == "tanh", "mlp=swiglu with gelu=tanh"),
@@ -84,6 +96,8 @@ def _name(c: ViTConfig) -> str:
     """An architecture there with the kinds of parts that this model has; sizes come as arguments."""
     if c.positions == "rope":
         return f"vit_small_{'plus_' * (c.mlp == 'swiglu')}patch16_dinov3_qkvb"
+    if c.positions == "relative_bias":
+        return "beit_base_patch16_224"
     if c.stem_blocks is not None:
         return f"{_hybrid(c)}_224"
     if c.distill_token:
@@ -103,6 +117,10 @@ def _arguments(c: ViTConfig) -> dict[str, Any]:
         found["init_values"] = c.layer_scale
     if c.positions == "rope":
         return found | {"num_reg_tokens": c.registers, "rope_temperature": c.rope_theta}
+    if c.positions == "relative_bias":
+        shared = c.positions_at == "layers_shared"
+        own = {"use_abs_pos_emb": False, "use_rel_pos_bias": not shared, "use_shared_rel_pos_bias": shared}
+        return found | own | {"init_values": c.layer_scale, "use_fc_norm": c.norm_after_pool}
     if not c.distill_token:
         found |= {
             "class_token": c.class_token, "reg_tokens": c.registers, "qk_norm": c.qk_norm, "fc_norm": c.norm_after_pool,

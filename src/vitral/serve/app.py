@@ -20,8 +20,10 @@ from vitral.serve.middleware import Exchange, Middleware, answer_json, refusal, 
 from vitral.serve.model_worker import APIError, ModelWorker
 from vitral.serve.reload import watch
 from vitral.serve.request_parsing import Images, read_images
-from vitral.serve.schemas import IMAGES, PROBLEMS, Attended, Embedded, Model, Predicted
+from vitral.serve.schemas import IMAGES, PROBLEMS, SOURCES, Attended, Embedded, Model, Predicted, TextModel, WrittenText
 from vitral.serve.service import Service
+from vitral.serve.text_answers import TextStream
+from vitral.serve.text_requests import EVENTS, SEARCH, read_texts, search_keys
 from vitral.version import __version__
 
 
@@ -33,7 +35,23 @@ class _Asked(BaseModel):
 
 
 class _Predict(_Asked):
+    model_config = ConfigDict(extra="allow")  # keys of the search, which depend on the model
     topk: int = Field(default=5, ge=1, description="classes an image, the likeliest first")
+    stream: bool = Field(
+        default=False, description="a model that writes text: as server-sent events; search.KEY: how it is written"
+    )
+
+    def require_known(self, *, writes: bool) -> None:
+        """Raises APIError, 422, for a parameter that this kind of model does not take."""
+        extra = self.model_extra or {}
+        own = {"topk"} if writes else {"stream"}
+        wrong = [name for name in extra if not writes or not name.startswith(SEARCH)] + sorted(
+            own & self.model_fields_set
+        )
+        if wrong:
+            given = extra.get(wrong[0], getattr(self, wrong[0], None))
+            text = f"{wrong[0]}: Extra inputs are not permitted, got {given!r}"
+            raise APIError(422, "bad_parameter", shortened(text))
 
 
 class _Embed(_Asked):
@@ -90,7 +108,7 @@ def create_app(workers: Mapping[str, ModelWorker], options: ServeConfig, key: st
 
 def _add_images(app: FastAPI, service: Service) -> None:
     """What works on images."""
-    post = partial(app.post, openapi_extra=IMAGES, responses=PROBLEMS, tags=["images"])
+    post = partial(app.post, responses=PROBLEMS, tags=["images"])
 
     async def images(request: Request, model: str | None) -> tuple[ModelWorker, Images, dict[str, Any]]:
         exchange: Exchange = request.scope["exchange"]
@@ -100,21 +118,45 @@ def _add_images(app: FastAPI, service: Service) -> None:
         exchange.facts["images"] = len(read.uploads)
         return worker, read, exchange.facts
 
-    @post("/v1/predict", response_model=Predicted | list[Predicted])
+    async def texts(request: Request, worker: ModelWorker, stream: bool) -> Response:
+        """What a model writes: for texts, or for images."""
+        facts = request.scope["exchange"].facts
+        keys = search_keys(request.query_params)
+        if worker.writer is not None and worker.writer.reads_images:
+            _, read, _ = await images(request, worker.name)
+            sources, many = read.uploads, read.many
+        else:
+            facts["model"] = worker.name
+            found = await read_texts(request, service.options)
+            sources, many, keys, stream = found.texts, found.many, keys | found.search, stream or found.stream
+            facts["texts"] = len(sources)
+        answers, facts["batch"] = await service.write(worker, sources, keys, stream)
+        if isinstance(answers, TextStream):
+            return answers
+        return answer_json(answers if many else answers[0])
+
+    @post(
+        "/v1/predict", openapi_extra=SOURCES,
+        response_model=Predicted | WrittenText | list[Predicted] | list[WrittenText],
+    )  # fmt: skip
     async def predict(request: Request, query: Annotated[_Predict, Query()]) -> Response:
-        """The likeliest classes of an image, or of each of several as a list."""
+        """The likeliest classes of an image, or what a model writes for a text or an image; of several as a list."""
+        worker = service.pick(query.model)
+        query.require_known(writes=worker.writer is not None)
+        if worker.writer is not None:
+            return await texts(request, worker, query.stream or EVENTS in request.headers.get("accept", ""))
         worker, read, facts = await images(request, query.model)
         answers, facts["batch"] = await service.predict(worker, read.uploads, query.topk)
         return answer_json(answers if read.many else answers[0])
 
-    @post("/v1/embed", response_model=Embedded | list[Embedded])
+    @post("/v1/embed", openapi_extra=IMAGES, response_model=Embedded | list[Embedded])
     async def embed(request: Request, query: Annotated[_Embed, Query()]) -> Response:
         """What the encoder makes of an image, or of each of several as a list."""
         worker, read, _ = await images(request, query.model)
         answers = await service.embed(worker, read.uploads, query.features)
         return Response(f"[{', '.join(answers)}]" if read.many else answers[0], media_type="application/json")
 
-    @post("/v1/attention", response_model=Attended)
+    @post("/v1/attention", openapi_extra=IMAGES, response_model=Attended)
     async def attention(request: Request, query: Annotated[_Attention, Query()]) -> Response:
         """How a token of an image shares its attention out among all, in every layer and head."""
         worker, read, _ = await images(request, query.model)
@@ -130,7 +172,7 @@ def _add_operations(app: FastAPI, service: Service, metrics: Metrics) -> None:
     """What says how the server is."""
     get = partial(app.get, tags=["operations"])
 
-    @get("/v1/models", response_model=list[Model])
+    @get("/v1/models", response_model=list[Model | TextModel])
     async def models() -> Response:
         """The models that are served; the first one is the default."""
         return answer_json([service.describe(worker) for worker in service.workers.values()])

@@ -37,11 +37,18 @@ class ServeConfig(Config):
     api_key_file: str | None = Field(
         default=None, description=f"file with the API key of /v1; null: the variable {KEY_VARIABLE}, or no key"
     )
-    max_batch: Count = Field(default=32, description="largest number of images per batch")
+    max_batch: Count = Field(default=32, description="largest number of images, or of texts times beams, per batch")
     max_queue: Count = Field(
-        default=256, description="largest number of waiting images per model; further requests get status 429"
+        default=256, description="largest number of waiting images or texts per model; further requests get status 429"
     )
     max_images: Count = Field(default=64, description="largest number of images per request")
+    max_texts: Count = Field(default=64, description="models that write text: largest number of texts per request")
+    max_characters: Count = Field(
+        default=10_000, description="models that write text: characters of one text, besides the model's own limit"
+    )
+    max_beams: Count = Field(
+        default=16, description="models that write text: largest number of beams, or of samples, per text or image"
+    )
     max_bytes: Count = Field(default=32 * 2**20, description="size limit of a request body, in bytes")
     max_pixels: Count = Field(
         default=50_000_000,

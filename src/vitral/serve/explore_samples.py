@@ -11,13 +11,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from vitral.data.text.digits_read import GAP, SCAN, SIZE, TOP
+
 _SIDE = 256  # pixels of a drawing
 _PHOTOGRAPHS = {"china": "A temple in China", "flower": "A flower"}
+_STRIPS = ("314", "2026", "90817", "555310")
 _INK = ((213, 94, 0), (0, 114, 178), (0, 158, 115), (240, 228, 66))
 
 
-def sample_names(channels: int) -> dict[str, str]:
-    """Names and titles of the samples for a model of so many channels: digits for gray ones, else pictures."""
+def sample_names(channels: int, *, strips: bool = False) -> dict[str, str]:
+    """Names and titles of the samples for a model of so many channels: digits for gray ones, else pictures. strips: of
+    gray images that are wide, for models that read lines."""
+    if channels <= 2 and strips:
+        return {f"strip-{digits}": f"Digits {digits}" for digits in _STRIPS}
     if channels <= 2:
         return {f"digit-{digit}": f"Digit {digit}" for digit in range(10)}
     there = {name: title for name, title in _PHOTOGRAPHS.items() if _photograph(name) is not None}
@@ -26,7 +32,8 @@ def sample_names(channels: int) -> dict[str, str]:
 
 def sample(name: str) -> tuple[bytes, str] | None:
     """The file of a sample and its media type; None where there is no such sample. The first digit takes a second."""
-    return _sample(name) if name in sample_names(1) | sample_names(3) else None
+    known = sample_names(1) | sample_names(1, strips=True) | sample_names(3)
+    return _sample(name) if name in known else None
 
 
 @functools.cache
@@ -34,7 +41,11 @@ def _sample(name: str) -> tuple[bytes, str]:
     photograph = _photograph(name)
     if photograph is not None:
         return photograph.read_bytes(), "image/jpeg"
-    drawn = _shapes() if name == "shapes" else _rings() if name == "rings" else _digit(int(name.rpartition("-")[2]))
+    kind, _, digits = name.partition("-")
+    if kind in ("digit", "strip"):
+        drawn = _strip(digits) if kind == "strip" else _digit(int(digits))
+    else:
+        drawn = _shapes() if name == "shapes" else _rings()
     file = io.BytesIO()
     drawn.save(file, "PNG")
     return file.getvalue(), "image/png"
@@ -56,6 +67,14 @@ def _digit(digit: int) -> Image.Image:
 
     test = open_digits(DataConfig(path="digits")).splits["test"]
     return Image.fromarray(test.read(int(np.argmax(np.asarray(test.labels_N) == digit)))[0].numpy())
+
+
+def _strip(digits: str) -> Image.Image:
+    """Such digits from left to right, as in the strips that `digits_read` learns from."""
+    strip = Image.new("L", (SIZE[1], SIZE[0]))
+    for place, digit in enumerate(digits):
+        strip.paste(_digit(int(digit)), (place * (SCAN + GAP), place * 3 % (TOP + 1)))
+    return strip
 
 
 def _shapes() -> Image.Image:

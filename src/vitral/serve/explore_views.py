@@ -81,10 +81,10 @@ def _views(predictor: Predictor) -> tuple[list[str], dict[str, str]]:
             "shows what is inside."
         )
     elif (encoder := token_encoder(predictor.model)) is None:
-        why["attention"] = "This is a convolutional network: it has neither patches nor attention."
+        why["attention"] = "This is a convolutional network or an Image GPT: it has no attention between patches."
     else:
         can += ["attention", *(["lens"] if predictor.task.has_classes else [])]
-        if encoder.config.positions == "relative":
+        if encoder.config.by_offset:
             why["merge"] = "Positions are relative: their table has no offset for a merged place."
         else:
             can.append("merge")

@@ -1,6 +1,6 @@
-"""The explorer: a page that shows how a model sees an image, and the numbers that it draws.
+"""The explorer: a page that shows how a model sees an image, one for models that write text, and their numbers.
 
-The numbers are those of `vitral.interpret`, float32, little-endian, with their shape in the header `X-Shape`.
+The numbers of images are those of `vitral.interpret`, float32, little-endian, with their shape in the header `X-Shape`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import asyncio
 import base64
 import hashlib
 import weakref
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -21,18 +21,21 @@ from torch import Tensor
 
 from vitral.interpret.rollout import Fuse
 from vitral.predictor import Predictor
+from vitral.serve import explore_texts as texts
 from vitral.serve import explore_views as views
 from vitral.serve.explore_samples import sample, sample_names
 from vitral.serve.image_cache import MOST_MAP_BYTES, CachedImage, ImageCache
-from vitral.serve.middleware import answer_json
-from vitral.serve.model_worker import APIError, ModelWorker, Upload
+from vitral.serve.middleware import answer_json, shortened
+from vitral.serve.model_worker import APIError, ModelWorker, Upload, failure
 from vitral.serve.request_parsing import read_images
 from vitral.serve.service import Service
+from vitral.serve.text_requests import SEARCH, read_texts, search_keys, search_of
 
 T = TypeVar("T")
 Key = Annotated[str, InPath(pattern="^[0-9a-f]{64}$", description="SHA-256 of the image's bytes")]
 Model = Annotated[str | None, Query(description="a served model's name; without it the first one")]
 Token = Annotated[str | None, Query(description="cls, distill, register:0, mean, or a patch as row,column")]
+Rank = Annotated[int, Query(ge=1, le=100, description="which of the texts that a search gave; 1 is the best")]
 TopK = Annotated[int, Query(ge=1, le=100, description="so many of the likeliest classes")]
 
 MOST_EPS, MOST_STEPS = 16 / 255, 20  # of an attack, which takes two passes per step
@@ -48,11 +51,12 @@ def explorer_router(service: Service) -> APIRouter:
     What is wrong is raised as `APIError` or `UserError`.
     """
     router = APIRouter(tags=["explorer"])
-    router.add_api_route("/", _file_of("index.html"), include_in_schema=False)
+    explorer = _Explorer(service)
+    router.add_api_route("/", explorer.page, include_in_schema=False)
+    router.add_api_route("/texts", _file_of("texts.html"), include_in_schema=False)
     for path in sorted(_FOLDER.iterdir()):
         if path.suffix in _TYPES:
             router.add_api_route(f"/explorer/{path.name}", _file_of(path.name), include_in_schema=False)
-    explorer = _Explorer(service)
     get = {
         "models": explorer.models, "samples/{name}": explorer.sample, "{key}": explorer.again,
         "{key}/attention": explorer.attention, "{key}/rollout": explorer.rollout,
@@ -62,7 +66,16 @@ def explorer_router(service: Service) -> APIRouter:
     for path, endpoint in get.items():
         router.add_api_route(f"/v1/explore/{path}", endpoint, response_class=Response)
     router.add_api_route("/v1/explore", explorer.look, methods=["POST"], response_class=Response)
+    router.add_api_route("/v1/explore/text", explorer.text, methods=["POST"], response_class=Response)
     return router
+
+
+def _require_known(query: Mapping[str, str]) -> None:
+    """Raise APIError, 422, for a parameter that has no effect on a text."""
+    for name, value in query.items():
+        if name not in ("model", "rank") and not name.startswith(SEARCH):
+            text = f"{name}: Extra inputs are not permitted, got {value!r}"
+            raise APIError(422, "bad_parameter", shortened(text))
 
 
 class _Explorer:
@@ -71,15 +84,38 @@ class _Explorer:
 
     def __init__(self, service: Service) -> None:
         self.service, self.kept = service, ImageCache()
+        self._page, self._text_page = _file_of("index.html"), _file_of("texts.html")
+
+    async def page(self, request: Request) -> Response:
+        """The page, of models that write text where there are no others."""
+        has_others = any(worker.writer is None for worker in self.service.workers.values())
+        return await (self._page if has_others else self._text_page)(request)
+
+    def _pick(self, model: str | None) -> ModelWorker:
+        """The model of that name, or the first one that can be explored. Raises APIError, 404, where there is none."""
+        worker = self.service.pick(model)
+        if model is None and worker.writer is not None:
+            others = (each for each in self.service.workers.values() if each.writer is None)
+            worker = next(others, worker)
+        if worker.writer is not None:
+            message = f"{worker.name} writes text: its answers and alignments are at POST /v1/explore/text"
+            raise APIError(404, "writes_text", message)
+        return worker
 
     async def models(self) -> Response:
-        """The served models, and what can be seen of each."""
-        found: list[dict[str, Any]] = []
+        """The served models, those that write text apart, and what can be seen of each."""
+        found: dict[str, list[dict[str, Any]]] = {"models": [], "writers": []}
         for name, worker in self.service.workers.items():
-            each = await worker.compute(views.describe)
-            samples = [{"id": key, "title": title} for key, title in sample_names(each["channels"]).items()]
-            found.append(each | {"name": name, "samples": samples})
-        return answer_json({"models": found})
+            if (writer := worker.writer) is not None:
+                each = texts.describe(writer, self.service.options.max_beams)
+            else:
+                each = await worker.compute(views.describe)
+            names: dict[str, str] = {}
+            if (size := each.get("image_size")) is not None:
+                names = sample_names(each["channels"], strips=writer is not None and size[1] >= 2 * size[0])
+            samples = [{"id": key, "title": title} for key, title in names.items()]
+            found["writers" if writer else "models"].append(each | {"name": name, "samples": samples})
+        return answer_json(found)
 
     async def sample(self, name: str) -> Response:
         """A picture to try, as a file."""
@@ -90,7 +126,7 @@ class _Explorer:
 
     async def look(self, request: Request, model: Model = None, topk: TopK = 5) -> Response:
         """The answer to one image, the model's input as a PNG, and the id under which its views are requested."""
-        worker = self.service.pick(model)
+        worker = self._pick(model)
         uploads = (await read_images(request, self.service.options.max_images)).uploads
         if len(uploads) != 1:
             raise APIError(422, "one_image", f"One image is expected at a time, not {len(uploads)}.")
@@ -98,18 +134,46 @@ class _Explorer:
 
     async def again(self, key: Key, model: Model = None, topk: TopK = 5) -> Response:
         """The same of an image that was given before, to this model or another, and is still kept."""
-        worker = self.service.pick(model)
+        worker = self._pick(model)
         data = self.kept.data(key)
         if data is None:
             raise APIError(404, "gone", _GONE)
         return await self._answer(worker, Upload(None, data), topk)
+
+    async def text(self, request: Request, model: Model = None, rank: Rank = 1) -> Response:
+        """What a model writes for a text or an image, as for /v1/predict with `search.KEY` in the query; and of one of
+        the texts each token's scores and what was read for it."""
+        worker = self.service.pick(model)
+        if model is None and worker.writer is None:
+            worker = next((each for each in self.service.workers.values() if each.writer is not None), worker)
+        if (writer := worker.writer) is None:
+            raise APIError(404, "writes_no_text", f"{worker.name} writes no text: POST /v1/explore shows it")
+        _require_known(request.query_params)
+        keys = search_keys(request.query_params)
+        if writer.reads_images:
+            sources = (await read_images(request, self.service.options.max_images)).uploads
+        else:
+            given = await read_texts(request, self.service.options)
+            if given.stream:
+                raise APIError(422, "bad_parameter", "stream: an answer of the explorer is not streamed")
+            sources, keys = given.texts, keys | given.search
+        if len(sources) != 1:
+            raise APIError(422, "one_source", f"One text or image is expected at a time, not {len(sources)}.")
+        search = search_of(keys, writer, self.service.options, stream=False)
+        with worker.places(1):
+            input_1 = await self.service.prepared(writer, sources)
+            try:
+                found = await worker.run(lambda: texts.look(writer, input_1, search, rank))
+            except Exception as error:
+                raise failure(worker, error) from None
+        return answer_json({"model": worker.name, **found})
 
     async def _answer(self, worker: ModelWorker, upload: Upload, topk: int) -> Response:
         predictor = worker.predictor
         with worker.places(1):
             key = await asyncio.to_thread(lambda: hashlib.sha256(upload.data).hexdigest())
             async with self.service.ready(predictor, [upload]) as (image,):
-                found, x_CHW = await worker.run(lambda _: views.answer(predictor, image, topk))
+                found, x_CHW = await worker.run(lambda: views.answer(predictor, image, topk))
         self.kept.put(worker.name, key, CachedImage(weakref.ref(predictor), x_CHW, upload.data))
         return answer_json({"id": key, "model": worker.name, **found})
 
@@ -146,7 +210,7 @@ class _Explorer:
         steps: Annotated[int, Query(ge=1, le=MOST_STEPS)] = 10, model: Model = None, topk: TopK = 5,
     ) -> Response:  # fmt: skip
         """The answer to the attacked image, and the id under which its views are requested."""
-        worker = self.service.pick(model)
+        worker = self._pick(model)
         (found, x_CHW), given = await self._of(
             key, model, lambda predictor, it: (views.attacked(predictor, it.x_CHW, kind, eps, steps, topk), it)
         )
@@ -157,7 +221,7 @@ class _Explorer:
 
     async def _of(self, key: str, model: str | None, function: Callable[[Predictor, CachedImage], T]) -> T:
         """What `function` makes of the kept image, on the model's thread."""
-        worker, gone = self.service.pick(model), APIError(404, "gone", _GONE)
+        worker, gone = self._pick(model), APIError(404, "gone", _GONE)
         given = self.kept.get(worker.name, key, worker.predictor)
         if given is None:
             raise gone

@@ -24,13 +24,13 @@ class Metrics:
             buckets=_SECONDS,
         )  # fmt: skip
         self.in_flight = Gauge("vitral_requests_in_flight", "Requests that wait for an answer", registry=registry)
-        self.images = Counter("vitral_images", "Images computed", ["model"], registry=registry)
+        self.images = Counter("vitral_images", "Images or texts computed", ["model"], registry=registry)
         self.batch = Histogram(
-            "vitral_batch_images", "Images computed at once", ["model"], registry=registry, buckets=_IMAGES
+            "vitral_batch_images", "Images or texts computed at once", ["model"], registry=registry, buckets=_IMAGES
         )
         self.reloads = Counter("vitral_reloads", "Replaced model folders", ["model", "result"], registry=registry)
         self.loaded = Gauge("vitral_model_loaded_time_seconds", "When loaded, since 1970", ["model"], registry=registry)
-        queue = Gauge("vitral_queue_images", "Images and calls that wait or are computed", ["model"], registry=registry)
+        queue = Gauge("vitral_queue_images", "Images, texts and calls that wait", ["model"], registry=registry)
         for name, worker in workers.items():
             queue.labels(name).set_function(lambda worker=worker: worker.waiting)
             self.loaded.labels(name).set_function(lambda worker=worker: worker.loaded)
@@ -43,7 +43,7 @@ class Metrics:
         self.seconds.labels(route).observe(seconds)
 
     def computed(self, model: str, count: int) -> None:
-        """Count so many images, computed at once."""
+        """Count so many images or texts, computed at once."""
         self.images.labels(model).inc(count)
         self.batch.labels(model).observe(count)
 

@@ -7,10 +7,9 @@ import logging
 from pathlib import Path
 
 from vitral.files import require_regular
-from vitral.predictor import Predictor
 from vitral.serve.batcher import warm_up
 from vitral.serve.metrics import Metrics
-from vitral.serve.model_worker import ModelSource, ModelWorker, run_in_thread
+from vitral.serve.model_worker import AnyPredictor, ModelSource, ModelWorker, run_in_thread
 
 log = logging.getLogger("vitral")
 
@@ -52,7 +51,7 @@ async def _replaced(
 ) -> bool:
     """Whether the files that were found have been dealt with."""
 
-    def load() -> Predictor:
+    def load() -> AnyPredictor:
         for file in _files(source.path):
             require_regular(file)
         predictor = source.load()

@@ -23,6 +23,23 @@ class Predicted(BaseModel):
     predictions: list[Prediction]
 
 
+class OneText(BaseModel):
+    """A text that a model has written. score: the sum of the log-probabilities of its tokens, divided as the search's
+    length penalty says; finished: false where it was cut at the search's max_length."""
+
+    text: str
+    score: float
+    finished: bool
+
+
+class WrittenText(BaseModel):
+    """What a model writes for a text (`source`, its number) or an image, best first."""
+
+    source: int | None = None
+    image: str | int | None = None
+    predictions: list[OneText]
+
+
 class Embedded(BaseModel):
     """What `vitral embed` prints of an image: features; of every patch with features=patches."""
 
@@ -51,6 +68,25 @@ class Model(BaseModel):
     classes: int
     image_size: tuple[int, int]
     channels: int
+    engine: str
+    precision: str
+    loaded: str
+    provenance: dict[str, Any]
+    failure: str | None
+
+
+class TextModel(BaseModel):
+    """A model that is served and writes text. reads: text or image; search: how it writes unless a request says
+    otherwise; failure: as in `Model`."""
+
+    name: str
+    architecture: str
+    task: str
+    reads: str
+    vocabulary: int
+    search: dict[str, Any]
+    image_size: tuple[int, int] | None = None
+    channels: int | None = None
     engine: str
     precision: str
     loaded: str
@@ -90,13 +126,25 @@ _FORM = {
     "required": ["image"],
     "properties": {"image": {"type": "array", "items": _BINARY["schema"]}},
 }
-_OBJECT = {"type": "object", "properties": {"image": _BASE64, "images": {"type": "array", "items": _BASE64}}}
-IMAGES: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {"schema": _FORM}, "image/*": _BINARY, "application/octet-stream": _BINARY,
-            "application/json": {"schema": {**_OBJECT, "minProperties": 1, "maxProperties": 1}},
-        },
-    }
-}  # fmt: skip
+_TEXT = {"type": "string"}
+_HOW = {"search": {"type": "object"}, "stream": {"type": "boolean"}}
+
+
+def _body(*objects: dict[str, Any]) -> dict[str, Any]:
+    """A request with images in any form, or with one of these objects in JSON."""
+    content = {
+        "multipart/form-data": {"schema": _FORM}, "image/*": _BINARY, "application/octet-stream": _BINARY,
+        "application/json": {"schema": {"oneOf": list(objects)}},
+    }  # fmt: skip
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _object(name: str, value: dict[str, Any], **others: Any) -> dict[str, Any]:
+    """JSON that holds one value under this name, and nothing beside it but `others`, which it may lack."""
+    properties = {name: value, **others}
+    return {"type": "object", "required": [name], "properties": properties, "additionalProperties": False}
+
+
+_IMAGES = _object("image", _BASE64), _object("images", {"type": "array", "items": _BASE64})
+_TEXTS = _object("text", _TEXT, **_HOW), _object("texts", {"type": "array", "items": _TEXT}, **_HOW)
+IMAGES, SOURCES = _body(*_IMAGES), _body(*_IMAGES, *_TEXTS)

@@ -17,13 +17,17 @@ from vitral.interpret.attention import grid_of, token_attention
 from vitral.interpret.tokens import default_token, pick, require_transformer, token_names
 from vitral.models.token_reduction import reduced_by
 from vitral.predictor import Floats, Predictor
-from vitral.serve.batcher import Batcher, Computed, warm_up
+from vitral.serve.batcher import Batcher, Work, warm_up
 from vitral.serve.config import ServeConfig
 from vitral.serve.decoder_pool import PICTURES, Decoders
 from vitral.serve.decoding import DecodedImage
 from vitral.serve.metrics import Metrics
 from vitral.serve.middleware import as_json
 from vitral.serve.model_worker import APIError, ModelWorker, Upload
+from vitral.serve.text_answers import TextStream, row, writing
+from vitral.serve.text_requests import search_of
+from vitral.text_predictor import TextPredictor
+from vitral.weights.text_folder import TextFolderConfig
 
 log = logging.getLogger("vitral")
 
@@ -56,7 +60,7 @@ class Service:
         failed: list[str] = []
         for worker in self.workers.values():
             try:
-                await worker.run(lambda predictor: warm_up(predictor, self.options.max_batch))
+                await worker.run(lambda model=worker.model: warm_up(model, self.options.max_batch))
             except Exception:  # memory that is not there, say
                 log.exception("%s cannot compute %d images at once (max_batch)", worker.name, self.options.max_batch)
                 failed.append(worker.name)
@@ -92,13 +96,42 @@ class Service:
         predictor.require_answers()
         with worker.places(len(uploads)):
             async with self.ready(predictor, uploads) as images:
-                computed: list[Computed] = await self._batchers[worker.name].compute(predictor, tensors(images))
-        answers = predictor.postprocess(torch.stack([each.logits_C for each in computed]), topk)
+                work = Work(predictor, lambda x: predictor.forward(x).cpu().unbind())
+                computed = await self._batchers[worker.name].compute(work, tensors(images))
+        answers = predictor.postprocess(torch.stack([each.found for each in computed]), topk)
         rows = [
             {"image": _called(upload, number), **answer}
             for number, (upload, answer) in enumerate(zip(uploads, answers, strict=True))
         ]
         return rows, computed[-1].batch
+
+    async def write(
+        self, worker: ModelWorker, sources: Sequence[str] | Sequence[Upload], keys: Mapping[str, Any], stream: bool
+    ) -> tuple[list[dict[str, Any]] | TextStream, int]:
+        """What a model writes for each text or image, or the stream of the text of one; and how many sources were
+        computed at last. keys: of the search. Raises UserError for a source or a search that does not fit the model."""
+        predictor = worker.writer
+        assert predictor is not None
+        search = search_of(keys, predictor, self.options, stream)
+        if stream and len(sources) > 1:
+            raise APIError(400, "one_source", "a stream is of one text or image at a time")
+        names = list[tuple[str, str | int]]()
+        for number, source in enumerate(sources):
+            names.append(("source", number) if isinstance(source, str) else ("image", _called(source, number)))
+        inputs = await self.prepared(predictor, sources)
+        if stream:
+            return TextStream(worker, predictor, inputs, search, self._metrics, names[0]), 1
+        numbered = [(each, number) for number, each in enumerate(inputs)]
+        with worker.places(len(numbered)):
+            computed = await self._batchers[worker.name].compute(writing(predictor, search), numbered)
+        return [row(name, each.found) for name, each in zip(names, computed, strict=True)], computed[-1].batch
+
+    async def prepared(self, predictor: TextPredictor, sources: Sequence[str] | Sequence[Upload]) -> Tensor:
+        """Texts or images as a model that writes text takes them. Raises UserError for one that it cannot read."""
+        spec = predictor.config.preprocessing
+        if spec is None:
+            return await asyncio.to_thread(predictor.preprocess, sources)
+        return torch.stack(await self._inputs(spec, [each for each in sources if isinstance(each, Upload)]))
 
     async def embed(self, worker: ModelWorker, uploads: Sequence[Upload], features: str) -> list[str]:
         """What `vitral embed` prints of each image, as JSON. Raises APIError, 413, where that would be too much."""
@@ -106,10 +139,10 @@ class Service:
         _ = predictor.model  # an export has none
         rows: list[Floats] = []
         with worker.places(len(uploads)):
-            images = await self._inputs(predictor, uploads)
+            images = await self._inputs(predictor.config.preprocessing, uploads)
             for start in range(0, len(images), self.options.max_batch):
                 batch = images[start : start + self.options.max_batch]
-                found = await worker.run(lambda _, x=batch: predictor.forward(x, features).cpu(), len(batch))
+                found = await worker.run(lambda x=batch: predictor.forward(x, features).cpu(), len(batch))
                 self._metrics.computed(worker.name, len(batch))
                 rows += list(found.numpy())
                 count = rows[0].size * len(uploads)
@@ -125,8 +158,8 @@ class Service:
         predictor = worker.predictor
         require_transformer(predictor.model, "attention")
         with worker.places(1):
-            (image,) = await self._inputs(predictor, [upload])
-            found = await worker.run(lambda _: _attention(predictor, image, token, layers))
+            (image,) = await self._inputs(predictor.config.preprocessing, [upload])
+            found = await worker.run(lambda: _attention(predictor, image, token, layers))
         return {"image": _called(upload, 0), **found}
 
     @asynccontextmanager
@@ -138,9 +171,9 @@ class Service:
         that have it later.
         """
         if predictor.engine.takes == "resized":
-            yield await self.decoders.prepare(self._spec(predictor), uploads, "fit")
+            yield await self.decoders.prepare(self._spec(predictor.config.preprocessing), uploads, "fit")
             return
-        found = await self.decoders.prepare(self._spec(predictor), uploads, "count")
+        found = await self.decoders.prepare(self._spec(predictor.config.preprocessing), uploads, "count")
         count, room = sum(each.counted for each in found), PICTURES * self.options.max_pixels
         if count > room:
             message = f"this model takes images as they are, and these have {count:,} pixels together; at most {room:,}"
@@ -149,24 +182,32 @@ class Service:
             raise APIError(429, "busy", "too many large images at once", {"Retry-After": "1"})
         self._full_size += count
         try:
-            yield await self.decoders.prepare(self._spec(predictor), uploads, "decode")
+            yield await self.decoders.prepare(self._spec(predictor.config.preprocessing), uploads, "decode")
         finally:
             self._full_size -= count
 
-    async def _inputs(self, predictor: Predictor, uploads: Sequence[Upload]) -> list[Tensor]:
+    async def _inputs(self, spec: ImageSpec, uploads: Sequence[Upload]) -> list[Tensor]:
         """Images as the model itself takes them."""
-        return tensors(await self.decoders.prepare(self._spec(predictor), uploads, "fit"))
+        return tensors(await self.decoders.prepare(self._spec(spec), uploads, "fit"))
 
-    def _spec(self, predictor: Predictor) -> ImageSpec:
-        return predictor.config.preprocessing.model_copy(update={"max_pixels": self.options.max_pixels})
+    def _spec(self, spec: ImageSpec) -> ImageSpec:
+        return spec.model_copy(update={"max_pixels": self.options.max_pixels})
 
     def describe(self, worker: ModelWorker) -> dict[str, Any]:
         """What /v1/models says of a model."""
-        config, engine = worker.predictor.config, worker.predictor.engine
+        config, engine, spec = worker.model.config, worker.model.engine, worker.model.config.preprocessing
         kept = ("recipe", "seed", "metrics", "source", "weights")
+        own: dict[str, Any] = {}
+        if isinstance(config, TextFolderConfig):
+            c = config.architecture
+            own = {"task": config.task, "reads": "image" if c.reads_images else "text", "vocabulary": c.vocabulary,
+                   "search": config.search.model_dump(mode="json")}  # fmt: skip
+        else:
+            own = {"classes": len(config.classes)}
+        if spec is not None:
+            own |= {"image_size": spec.image_size, "channels": spec.channels}
         return {
-            "name": worker.name, "architecture": config.name, "classes": len(config.classes),
-            "image_size": config.preprocessing.image_size, "channels": config.preprocessing.channels,
+            "name": worker.name, "architecture": config.name, **own,
             "engine": engine.name, "precision": engine.precision,
             "loaded": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(worker.loaded)),
             "provenance": {key: config.provenance[key] for key in kept if key in config.provenance},

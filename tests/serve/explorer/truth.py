@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -44,16 +45,20 @@ class Truth:
         row, column = divmod(int(values_N.argmax()), self.grid[1])
         return f"row {row}, column {column}"
 
-    def status(self, patch: tuple[int, int], layer: int, head: str) -> str:
-        """What the status line has to say."""
+    def status(self, patch: tuple[int, int], layer: int, head: str) -> re.Pattern[str]:
+        """What the status line has to say; the last digit of a percentage may differ by rounding."""
         of_T, to_T = (each[self.prefix :] for each in self.attention(f"{patch[0]},{patch[1]}", layer, head))
         named = {"mean": f"mean of {self.vit.config.heads} heads", "max": "maximum over the heads"}
-        return (
+        text = re.escape(
             f"Patch row {patch[0]}, column {patch[1]}. Layer {layer + 1}, {named.get(head, f'head {head}')}. "
-            f"Of the patches it attends most to {self.place(of_T)}: {percent(of_T.max())}. "
-            f"Most attention to it is from {self.place(to_T)}: {percent(to_T.max())}. "
-            f"To itself: {percent(of_T[patch[0] * self.grid[1] + patch[1]])}."
+            f"Of the patches it attends most to {self.place(of_T)}: @. "
+            f"Most attention to it is from {self.place(to_T)}: @. "
+            f"To itself: @."
         )
+        for share in (of_T.max(), to_T.max(), of_T[patch[0] * self.grid[1] + patch[1]]):
+            near = (re.escape(percent(share + change)) for change in (-1e-5, 0, 1e-5))
+            text = text.replace("@", f"({'|'.join(near)})", 1)
+        return re.compile(text)
 
 
 def percent(share: float) -> str:

@@ -58,12 +58,13 @@ async function sendOnce(path, params, options) {
 export const json = async (path, params = {}) => (await send(path, params, {})).json();
 export const blob = async (path, params = {}) => (await send(path, params, {})).blob();
 
-/** Gives the server an image; what it says of it. */
-export async function post(params, image) {
-  if (!image.size) throw new Problem("empty", "This file is empty.");
-  const type = image.type.startsWith("image/") ? image.type : "application/octet-stream";
-  const headers = { "Content-Type": type };
-  return (await send("", params, { method: "POST", body: image, headers })).json();
+/** Gives the server an image, or a text; what it says of it. */
+export async function post(params, source, path = "") {
+  const isText = typeof source === "string";
+  if (!isText && !source.size) throw new Problem("empty", "This file is empty.");
+  const type = isText ? "application/json" : source.type.startsWith("image/") ? source.type : "application/octet-stream";
+  const body = isText ? JSON.stringify({ text: source }) : source;
+  return (await send(path, params, { method: "POST", body, headers: { "Content-Type": type } })).json();
 }
 
 /** Numbers, and how they are laid out. */

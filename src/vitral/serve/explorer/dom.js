@@ -12,6 +12,8 @@ export function el(tag, attributes = {}, ...children) {
 
 export const percent = (share) => (Number.isNaN(share) ? "–" : `${(100 * share).toFixed(3)} %`);
 export const short = (number) => number.toFixed(3);
+/** A token with its blanks and line breaks shown. */
+export const visible = (token) => token.replaceAll(" ", "␣").replaceAll("\n", "\\n").replaceAll("\t", "\\t");
 export const placeName = ([row, column]) => `row ${row}, column ${column}`;
 
 /** A cell with a bar as long as the share, and the share in figures. */

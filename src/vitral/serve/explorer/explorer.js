@@ -1,47 +1,24 @@
 // The page as a whole: its controls, and how images come in.
 
-import { blob as fileOf, json, onKeyWanted } from "./api.js";
 import { showAnswer, Lens } from "./answers.js";
 import { Attack } from "./attack.js";
 import { Attention, tokenName } from "./attention.js";
+import { copyLink, loadModels, pressSample, showModels, showSamples, takeFiles } from "./common.js";
 import { $, el, placeName, showMessage } from "./dom.js";
 import { Layers } from "./layers.js";
 import { Merge } from "./merge.js";
 import { Page } from "./page.js";
 import { savePage } from "./save.js";
 import { Stack } from "./stack.js";
-import { toHash } from "./state.js";
-
-const RETRY = 2000; // ms
-
-// From the first moment: else a browser leaves the page for a file that is dropped on it.
-for (const name of ["dragover", "drop"]) document.addEventListener(name, (event) => event.preventDefault());
-
-$("key-cancel").addEventListener("click", () => $("key-dialog").close(""));
-
-onKeyWanted((refused) => new Promise((resolve) => {
-  const dialog = $("key-dialog");
-  $("key-refused").hidden = !refused;
-  $("key").value = "";
-  dialog.returnValue = "";
-  dialog.addEventListener("close", () => resolve(dialog.returnValue === "give" ? $("key").value : null), { once: true });
-  dialog.showModal();
-}));
+import { SAMPLE, toHash } from "./state.js";
 
 let page;
 let picture;
 
 async function start() {
-  let models;
-  while (!models) {
-    try {
-      ({ models } = await json("/models"));
-    } catch (error) {
-      showMessage("image-error", `${error.message} ${error.code === "unauthorized" ? "Load the page again to give it." : "Trying again."}`);
-      if (error.code === "unauthorized") return;
-      await new Promise((resolve) => setTimeout(resolve, RETRY));
-    }
-  }
+  const found = await loadModels();
+  if (!found) return;
+  const { models } = found;
   page = new Page(models);
   page.busy = (busy, message = null) => {
     $("image-section").setAttribute("aria-busy", String(busy));
@@ -50,9 +27,9 @@ async function start() {
   };
   page.noImage = (model) => {
     $("model").value = model.name;
-    showSamples(model);
+    showSamples(model, showSample);
   };
-  $("model").replaceChildren(...models.map(({ name }) => el("option", { value: name }, name)));
+  showModels(models, found.writers);
   picture = new Stack($("picture"), { pick: (patch) => page.choose(patch), key: pressed });
   picture.box.id = "patches";
   page.on(show);
@@ -78,8 +55,7 @@ function show(changed) {
     const grid = model.grid ?? [1, 1];
     for (const stack of pictures()) stack.picture(answer.input, model.image_size, grid);
     $("main").hidden = false;
-    for (const button of $("samples").querySelectorAll("button"))
-      button.setAttribute("aria-pressed", String(state.image === `sample:${button.value}`));
+    pressSample(state.image.startsWith(SAMPLE) ? state.image.slice(SAMPLE.length) : null);
   }
   picture.listens(page.sees());
   if (!page.sees()) {
@@ -105,7 +81,7 @@ function* pictures() {
 function showModel(model) {
   document.title = `${model.name} – Vitral explorer`;
   $("model").value = model.name;
-  showSamples(model);
+  showSamples(model, showSample);
   const why = { attention: model.why.attention, lens: model.why.lens ?? model.why.attention,
     merge: model.why.merge ?? model.why.attention, attack: model.why.attack };
   for (const [name, section] of [["attack", "attack"], ["attention", "attention"], ["attention", "layers"], ["lens", "lens"], ["merge", "merge"]]) {
@@ -128,38 +104,10 @@ function showModel(model) {
   [$("row").max, $("column").max] = model.grid.map((count) => count - 1);
 }
 
-function showSamples(model) {
-  if ($("samples").dataset.of === model.name) return;
-  $("samples").dataset.of = model.name;
-  $("samples").replaceChildren(...model.samples.map(({ id, title }) => {
-    const image = el("img", { alt: title, width: 48, height: 48 });
-    const button = el("button", { type: "button", value: id, title, "aria-pressed": "false" }, image);
-    button.addEventListener("click", () => page.show({ image: `sample:${id}` }));
-    fileOf(`/samples/${encodeURIComponent(id)}`).then((file) => {
-      image.src = URL.createObjectURL(file);
-      image.addEventListener("load", () => URL.revokeObjectURL(image.src), { once: true });
-    }, () => {});
-    return button;
-  }));
-}
-
-function giveFile(files, mistake) {
-  const [file] = files;
-  if (file) page.show({ given: file });
-  else showMessage("image-error", mistake);
-}
+const showSample = (name) => page.show({ image: SAMPLE + name });
 
 function listen() {
-  $("file").addEventListener("change", () => {
-    if ($("file").files.length) giveFile($("file").files);
-    $("file").value = "";
-  });
-  document.addEventListener("drop", (event) => {
-    giveFile(event.dataTransfer.files, "What was dropped is no file. Save the picture first, then drop the file.");
-  });
-  document.addEventListener("paste", (event) => {
-    if (event.clipboardData.files.length) giveFile(event.clipboardData.files);
-  });
+  takeFiles((file) => page.show({ given: file }));
   $("model").addEventListener("change", () => {
     if (page.model) page.change($("model").value);
     else page.open(`#model=${encodeURIComponent($("model").value)}`);
@@ -179,25 +127,12 @@ function listen() {
     event.preventDefault();
     (page.sees() ? picture.box : $("file")).focus();
   });
-  $("copy").addEventListener("click", copyLink);
+  $("copy").addEventListener("click", () => copyLink(page.state.image?.startsWith(SAMPLE) ? "Link copied."
+    : "Link copied. It works as long as this server keeps the image."));
   $("save").addEventListener("click", () => page.answer && savePage(page));
   window.addEventListener("hashchange", () => {
     if (!page.model || location.hash !== toHash(page.state)) page.open(location.hash);
   });
-}
-
-async function copyLink() {
-  const link = location.href;
-  try {
-    await navigator.clipboard.writeText(link);
-    $("notice").textContent = page.state.image?.startsWith("sample:") ? "Link copied."
-      : "Link copied. It works as long as this server keeps the image.";
-  } catch {
-    $("link").hidden = false;
-    $("link-text").value = link;
-    $("link-text").select();
-    $("notice").textContent = "Copy this link.";
-  }
 }
 
 start();

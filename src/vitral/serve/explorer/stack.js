@@ -3,7 +3,7 @@
 import { heat } from "./colors.js";
 import { el, greatest, placeName } from "./dom.js";
 
-const SHARP = 64; // pixels; smaller pictures are enlarged without blur
+export const SHARP = 64; // pixels; smaller pictures are enlarged without blur
 const KEYS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 const stacks = [];
 
@@ -16,11 +16,11 @@ export class Stack {
   /**
    * figure: where it goes, with the title in its heading. options.pick: what to do with a chosen patch; options.key:
    * with a key that moves no patch, true if it was used; options.format: a value as text; options.idle: what stands
-   * below where no patch is meant, else the largest value; options.onOutput: called with a value that is shown there,
+   * below where no patch is meant, else the largest value; options.name: a place as text; options.onOutput: called with a value that is shown there,
    * or with null.
    */
-  constructor(figure, { pick, key = null, format = String, idle = null, onOutput = null }) {
-    Object.assign(this, { figure, pick, format, idle, onOutput, values: null, place: null, grid: [1, 1] });
+  constructor(figure, { pick, key = null, format = String, idle = null, name = placeName, onOutput = null }) {
+    Object.assign(this, { figure, pick, format, idle, name, onOutput, values: null, place: null, grid: [1, 1] });
     this.image = el("img", { alt: "" });
     this.canvas = el("canvas", { "aria-hidden": "true" });
     this.lines = el("span", { class: "lines", "aria-hidden": "true" });
@@ -87,11 +87,12 @@ export class Stack {
     return [at(event.clientY, box.top, box.height, this.grid[0]), at(event.clientX, box.left, box.width, this.grid[1])];
   }
 
-  /** The picture below, [height, width] pixels, in so many rows and columns of patches. */
+  /** The picture below, [height, width] pixels, or null, in so many rows and columns of patches. */
   picture(url, size, grid) {
     this.grid = grid;
     this.clear();
-    this.image.src = url;
+    this.image.hidden = !url;
+    if (url) this.image.src = url;
     this.box.classList.toggle("sharp", Math.max(...size) <= SHARP);
     this.box.style.aspectRatio = `${size[1]} / ${size[0]}`;
     this.lines.style.backgroundSize = `calc(100% / ${grid[1]}) calc(100% / ${grid[0]})`;
@@ -155,9 +156,9 @@ export class Stack {
   #say(place) {
     if (!this.output || !this.values) return;
     this.onOutput?.(place ? this.at(place) : null);
-    if (place) this.output.textContent = `${placeName(place)}: ${this.format(this.at(place))}`;
+    if (place) this.output.textContent = `${this.name(place)}: ${this.format(this.at(place))}`;
     else if (Number.isNaN(this.values[0])) this.output.textContent = "";
-    else this.output.textContent = this.idle ?? `largest, ${placeName(this.top())}: ${this.format(this.at(this.top()))}`;
+    else this.output.textContent = this.idle ?? `largest, ${this.name(this.top())}: ${this.format(this.at(this.top()))}`;
   }
 
   /** What is seen, as a data URL of a PNG. */
