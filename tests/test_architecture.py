@@ -29,6 +29,7 @@ LIGHT = (
     "config",
     "models.presets",
     "models.registry",
+    "models.search_config",
     "run",
     "run.command_options",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 import re
 import time
@@ -185,7 +186,7 @@ def configs() -> list[type[Config]]:
     while todo:
         for each in todo.pop().__subclasses__():
             todo.append(each)
-            found += [each] if each.__module__.startswith("vitral.") else []
+            found += [each] if each.__module__.startswith("vitral.") and not inspect.isabstract(each) else []
     return found
 
 

@@ -89,7 +89,7 @@ def test_python_blocks(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch)
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})  # the documentation itself
 
 
-@pytest.mark.parametrize("name", ["probing", "efficiency", "interpretability", "training"])
+@pytest.mark.parametrize("name", ["probing", "efficiency", "interpretability", "text-data", "training"])
 def test_the_blocks_of_a_page(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     page = (ROOT / f"docs/{name}.md").read_text(encoding="utf-8")

@@ -25,14 +25,23 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.helpers import random_model, shape_image
+from tests.models.text_models import save, text_writer
 from vitral.cli.main import main
 from vitral.config import dump_yaml
 from vitral.data.config import DataConfig
 from vitral.data.decode import decode, header, pixels
 from vitral.data.jpeg_crop import crop_jpeg, open_jpeg
 from vitral.data.sources import open_dataset
+from vitral.data.text.config import TextSource
+from vitral.data.text.sources import open_text
+from vitral.data.text.tokenizer import Characters, Words
+from vitral.data.text.tokenizer_file import Tokenizers, load_tokenizers
 from vitral.errors import UserError
+from vitral.models.search_config import SearchConfig
 from vitral.run.config import load_config, recipe_values
+from vitral.run.text_eval import open_data
+from vitral.run.text_options import TextEvalOptions
+from vitral.text_predictor import TextPredictor, load_text
 from vitral.weights.convert import read_external
 from vitral.weights.find_model import load_model
 from vitral.weights.keymap import load_map
@@ -82,7 +91,7 @@ class Kinds(NamedTuple):
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory: pytest.TempPathFactory) -> Kinds:
     root = tmp_path_factory.mktemp("fuzz")
-    found = {**_models(root), **_texts(root), **_images(root)}
+    found = {**_models(root), **_writer(root), **_texts(root), **_images(root)}
     for kind in found.values():  # unchanged files are read
         kind.read()
     return Kinds(found, {name: kind.file.read_bytes() for name, kind in found.items()})
@@ -113,8 +122,29 @@ def _models(root: Path) -> dict[str, Kind]:
     return kinds
 
 
+def _writer(root: Path) -> dict[str, Kind]:
+    """A folder of a model that writes text, without digests."""
+    predictor, folder = text_writer("transformer_tiny", width=8, mlp_dim=8, heads=2), root / "writer"
+    data = {"source": "reverse", "count": 16, "symbols": 5, "lengths": [3, 5]}
+    config = predictor.config.model_copy(update={"provenance": {"data": data}})
+    save(TextPredictor(predictor.model, config, predictor.tokenizers), folder)
+    tree = json.loads((folder / "config.json").read_bytes())
+    del tree["digests"]
+    (folder / "config.json").write_text(json.dumps(tree), encoding="utf-8")
+    names = ("config.json", "tokenizer.json", "model.safetensors")
+    return {f"writer/{name}": Kind(folder / name, partial(_write, folder)) for name in names}
+
+
+def _write(folder: Path) -> None:
+    """All that is read of a folder on the way to texts and to their evaluation."""
+    predictor = load_text(folder, "cpu")
+    for search in (None, SearchConfig(search="beam", beams=2)):
+        list(predictor.predict(["abc", "e"], search))
+    open_data(predictor, TextEvalOptions())
+
+
 def _texts(root: Path) -> dict[str, Kind]:
-    """Recipes, descriptions of data, maps and manifests."""
+    """Recipes, descriptions of data, maps, manifests, text pairs and tokenizers."""
     data = root / "data"
     for label in ("circle", "cross"):
         (data / label).mkdir(parents=True)
@@ -135,10 +165,17 @@ def _texts(root: Path) -> dict[str, Kind]:
     table, lines = root / "table.csv", root / "lines.jsonl"
     table.write_text("path,label\n" + "".join(f"{name},{label}\n" for name, label in names), encoding="utf-8")
     rows = [f'{{"path": "{name}", "labels": ["{label}", "any"]}}\n' for name, label in names]
+    pairs, spoken = root / "pairs.tsv", root / "spoken.dict"
+    pairs.write_text("source\ttarget\n" + "".join(f"Satz {n}\tline {n}\n" for n in range(20)), encoding="utf-8")
+    spoken.write_text("".join(f"{sign}b {sign.upper()}1 B\n" for sign in "abcdefghijklmn"), encoding="utf-8")
+    Tokenizers(Characters(["a", "é", "\u2028"]), Words(["K", "AE"])).save(root)
     lines.write_text("".join(rows), encoding="utf-8")
     read_data = {path.name: Kind(path, partial(_open_data, path)) for path in (described, table, lines)}
     return {
         **read_data,
+        "tokenizer.json": Kind(root / "tokenizer.json", partial(load_tokenizers, root)),
+        "pairs.tsv": Kind(pairs, partial(open_text, TextSource(path=str(pairs)))),
+        "spoken.dict": Kind(spoken, partial(open_text, TextSource(source="pronounce", path=str(spoken)))),
         "recipe.yaml": Kind(recipe, partial(load_config, str(recipe), {})),
         "map.yaml": Kind(rules, partial(load_map, str(rules))),
     }
@@ -252,7 +289,9 @@ def check(kinds: Kinds, name: str, seed: int) -> None:
 NAMES = (
     "a.pth", "b.pth", "c.npz", "d.npz", "e.safetensors", "model/config.json", "model/model.safetensors",
     "timm/config.json", "timm/model.safetensors", "hf/config.json", "hf/preprocessor_config.json", "data.yaml",
-    "table.csv", "lines.jsonl", "recipe.yaml", "map.yaml", "alpha.png", *(f"image.{ending}" for ending in IMAGES),
+    "table.csv", "lines.jsonl", "pairs.tsv", "spoken.dict", "tokenizer.json", "recipe.yaml", "map.yaml", "alpha.png",
+    "writer/config.json", "writer/tokenizer.json", "writer/model.safetensors",
+    *(f"image.{ending}" for ending in IMAGES),
 )  # fmt: skip
 CASES = st.sampled_from(NAMES), st.integers(0, 2**32 - 1)
 QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]

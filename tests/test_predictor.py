@@ -13,6 +13,7 @@ from PIL import Image
 
 import vitral
 from tests.helpers import assert_same_answers, random_model, write_digits
+from tests.models.text_models import text_writer
 from vitral.data.config import DataSource
 from vitral.errors import UserError
 from vitral.predictor import Predictor, load, pick_device
@@ -179,3 +180,14 @@ def test_the_predictions_of_a_run_are_those_of_its_model(trained: Path) -> None:
 def test_devices_that_are_not_there(name: str) -> None:
     with pytest.raises(UserError, match="device"):
         pick_device(name)
+
+
+@pytest.mark.parametrize("size", [0, -3])
+def test_a_batch_of_no_samples_is_refused(size: int, predictor: Predictor) -> None:
+    image, writer = np.zeros((8, 12), np.uint8), text_writer()
+    for use in (
+        lambda: predictor.predict([image], batch_size=size), lambda: predictor.embed([image], batch_size=size),
+        lambda: writer.write(["abc"], batch_size=size), lambda: list(writer.predict(["abc"], batch_size=size)),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=f"(?s)batch_size.*{size}"):
+            use()

@@ -37,13 +37,17 @@ class Config(BaseModel):
         return super().model_copy(update=update, deep=deep)
 
 
+def changed_keys(config: Config, names: Iterable[str]) -> list[str]:
+    """Those of these fields whose value is not the default."""
+    fields = type(config).model_fields
+    return [name for name in names if getattr(config, name) != fields[name].default]
+
+
 def reject_unused(config: Config, used: Mapping[str, bool]) -> None:
     """Raise ValueError for the first field that is set but not read. used: whether each field is read."""
-    for name, is_read in used.items():
-        info = type(config).model_fields[name]
-        value = getattr(config, name)
-        if not is_read and value != info.default:
-            raise ValueError(f"{name}={value} has no effect here: {info.description}")
+    for name in changed_keys(config, (name for name, is_read in used.items() if not is_read)):
+        description = type(config).model_fields[name].description
+        raise ValueError(f"{name}={getattr(config, name)} has no effect here: {description}")
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -311,9 +315,11 @@ def _key_of(model: type[Config], detail: ErrorDetails) -> str:
     names = {key.name for key in describe(model)}
     known = {name.rsplit(".", drop)[0] for name in names for drop in range(name.count(".") + 1)}
     location, path = [str(part) for part in detail["loc"]], ""
-    for part in location:
+    for before, part, behind in zip(["", *location], location, [*location[1:], ""], strict=False):
         longer = f"{path}.{part}" if path else part
-        path = longer if longer in known else path
+        # The kind of a union may be called like a key of another kind.
+        is_kind = behind and path.endswith(before) and f"{path}.{behind}" in known and f"{path}.kind" in known
+        path = longer if longer in known and not is_kind else path
     if path in names or path == ".".join(location):
         return path
     return f"{path}.{location[-1]}" if path else ".".join(location)

@@ -27,14 +27,25 @@ class Key(NamedTuple):
     help: str
 
 
-def describe(model: type[BaseModel], prefix: str = "") -> list[Key]:
+# The keys of each class, and the validator that they are of: a rebuilt class has another one.
+_known: dict[type[BaseModel], tuple[Any, list[Key]]] = {}
+
+
+def describe(model: type[BaseModel]) -> list[Key]:
     """Return every leaf key below a config model, in order of definition."""
+    validator = model.__pydantic_validator__
+    if model not in _known or _known[model][0] is not validator:
+        _known[model] = validator, _keys(model, "")
+    return [*_known[model][1]]
+
+
+def _keys(model: type[BaseModel], prefix: str) -> list[Key]:
     keys: list[Key] = []
     for name, info in model.model_fields.items():
         full = prefix + (info.alias or name)  # a key may be a reserved word of Python: class
         nested = info.annotation
         if models := [part for part in plain_types(nested) if isinstance(part, type) and issubclass(part, BaseModel)]:
-            keys += _merged([describe(part, full + ".") for part in models])
+            keys += _merged([_keys(part, full + ".") for part in models])
         else:
             keys.append(Key(full, nested, _type_text(nested), _default(info), info.description or ""))
     return keys

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -104,21 +104,26 @@ class Exported(ABC):
     def _run(self, images: Tensor) -> Tensor: ...
 
 
+def onnx_session(path: Path) -> Any:
+    """ONNX Runtime's session of a file, on the processor. Raises UserError for a file that it cannot read."""
+    runtime = require("onnxruntime", "export")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    # Else its threads look for work without a pause for a while after each run, and take the processor from those that
+    # decode the next images.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    with explained("not readable by ONNX Runtime", str(path)):
+        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
 class OnnxEngine(Exported):
     """An ONNX file in ONNX Runtime."""
 
     name = "onnxruntime"
 
     def __init__(self, path: Path) -> None:
-        runtime = require("onnxruntime", "export")
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3
-        # Else its threads look for work without a pause for a while after each run, and take the processor from those
-        # that decode the next images.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        with explained("not readable by ONNX Runtime", str(path)):
-            self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.session = onnx_session(path)
         self.input, self.output = self.session.get_inputs()[0].name, self.session.get_outputs()[0].name
         super().__init__(self.session.get_modelmeta().custom_metadata_map.get(METADATA), path)
 

@@ -111,6 +111,13 @@ def read_text(path: str | os.PathLike[str], limit: int = TEXT_BYTES) -> str:
     return text
 
 
+def read_lines(path: str | os.PathLike[str], limit: int = TEXT_BYTES) -> list[str]:
+    """The lines of a text file, which only line feeds end (a carriage return before one goes with it): a form feed or
+    U+2028 is a character of its line. A last line end begins no further line. Raises UserError as `read_text` does."""
+    text = read_text(path, limit).replace("\r\n", "\n")
+    return text.removesuffix("\n").split("\n") if text else []
+
+
 def decode_text(content: bytes, where: str) -> str:
     """UTF-8 bytes as text, without a byte-order mark. Raises UserError, with the line of the first other byte."""
     try:

@@ -26,12 +26,12 @@ def optional(module: str) -> Any:
     return importlib.import_module(module)
 
 
-def require(module: str, extra: str) -> Any:
-    """The same. Raises UserError that says how to install it."""
+def require(module: str, extra: str, where: str = "format") -> Any:
+    """The same. Raises UserError, about the key `where`, that says how to install it."""
     try:
         return optional(module)
     except ImportError as error:
-        raise UserError(f"{module} is not installed", where="format", got=error, hint=install(extra)) from None
+        raise UserError(f"{module} is not installed", where=where, got=error, hint=install(extra)) from None
 
 
 def install(extra: str) -> str:

@@ -29,7 +29,13 @@ from vitral.models.position import Resize
 from vitral.weights.card import model_card
 from vitral.weights.find_model import load_model
 from vitral.weights.folder import FolderConfig, save_folder
-from vitral.weights.hub import push
+from vitral.weights.push import push
+
+
+def require_batch_size(size: int) -> None:
+    """Raise UserError for a size that no batch can have."""
+    if size < 1:
+        raise UserError("a batch needs at least one sample", where="batch_size", got=size, expected="1 or more")
 
 
 def pick_device(name: str) -> torch.device:
@@ -137,6 +143,7 @@ class Predictor:
     ) -> Iterator[Tensor | UserError]:
         """Yield the output of each image in order, or the error of one that cannot be read. Threads decode the next
         `batch_size` images at the same time."""
+        require_batch_size(batch_size)
 
         def attempt(image: Any) -> Tensor | UserError:
             try:
@@ -235,7 +242,7 @@ class Predictor:
         self, repository: str, *, private: bool = False, license: str | None = None, overwrite: bool = False
     ) -> str:
         """Bring this model to the Hugging Face hub as it is in memory, "owner/name", with a new card made from its
-        configuration (`vitral push` takes a folder's own); returns the web address. See `weights.hub.push` for keys
+        configuration (`vitral push` takes a folder's own); returns the web address. See `weights.push.push` for keys
         and errors; an export is refused."""
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place) / "model"

@@ -27,8 +27,11 @@ class View(NamedTuple):
 class Batch(NamedTuple):
     """One global batch of one stream. `targets["label"]` holds class indices [B], or, multi-label, bool [B, classes]; a
     mixing step adds `"partner"` (the other label) and `"weight"` (share of the own label [B], in [0,1]); a stream
-    without labels has no targets. `sample_ids_B` number the samples: place in the split plus STREAM_SPAN times the
-    number of the stream, from 0, so that random numbers by these keys differ between streams."""
+    without labels has no targets. Objects are `"boxes"` [B, M, 4], corners in pixels of the first view, and
+    `"box_class"` [B, M], -1 in rows without a box. Text is `"text"`, ids [B, T] with their end, padded at the right,
+    and `"source"` [B, S] where text is read in place of images; then there are no views. `sample_ids_B` number the
+    samples: place in the split plus STREAM_SPAN times the number of the stream, from 0, so that random numbers by these
+    keys differ between streams."""
 
     views: tuple[View, ...]
     targets: dict[str, Tensor]
@@ -49,8 +52,9 @@ def sample_places(batch: Batch) -> Tensor:
 
 
 def device_of(batches: Mapping[str, Batch]) -> torch.device:
-    """Where the images are."""
-    return next(iter(batches.values())).views[0].images_BCHW.device
+    """Where the images are; of a batch without images, its targets."""
+    first = next(iter(batches.values()))
+    return first.views[0].images_BCHW.device if first.views else next(iter(first.targets.values())).device
 
 
 def count_samples(batches: Mapping[str, Batch]) -> int:
@@ -93,8 +97,8 @@ class StepOutput(NamedTuple):
 
     The loop minimizes the sum of all parts' `loss_sum` over the sum of all parts' `weight`, so losses that are
     normalized by tokens, boxes or masked patches add up to the same gradient however the batch is cut. `weight` is an
-    int where it is the number of samples, else a scalar tensor without gradient. `metrics` are scalars to log; `means`
-    are tensors whose means over the samples of the whole batch `after_update` gets.
+    int where it is the number of samples, else a scalar tensor without gradient. `metrics` are scalars to log, as means
+    by `weight`; `means` are tensors whose means over the samples of the whole batch `after_update` gets.
     """
 
     loss_sum: Tensor

@@ -84,6 +84,7 @@ def test_limits_give_exit_code_3(capsys: Capture) -> None:
         ("model data=two", ("the classes of the data are not those of the model",)),
         ("pair data=two attack.kind=apgd attack.loss=dlr", ("attack.loss", "2 classes", "at least 3 classes")),
         ("model data=pets attack.kind=apgd attack.loss=dlr attack.targets=2", ("3 classes", "at least 4 classes")),
+        ("vitral-digits attack.kind=apgd attack.loss=dlr attack.targets=10", ("attack.targets", "at most 9")),
         ("headless data=pets", ("no head", "predicts no classes")),
         ("model", ("doesn't say what it was trained on", "data=DIR")),
         ("nowhere data=pets", ("nowhere",)),

@@ -125,7 +125,7 @@ def test_stats_go_on_at_damaged_files(pets: Path, capsys: Capture) -> None:
 
 def test_convert_says_what_to_open(pets: Path, capsys: Capture) -> None:
     tree = json.loads(output("data convert pets out=new layout=csv --json", 0, capsys))
-    assert tree == {"path": "new/manifest.csv", "counts": {"train": 24}, "copied": 24}
+    assert tree == {"path": "new/manifest.csv", "counts": {"train": 24}, "copied": 24, "lost": []}
     assert "24 train" in output("data stats new/manifest.csv", 0, capsys).replace("train: 24", "24 train")
     refused("data convert pets out=new", capsys, "not empty")
     (pets / "cat/cut.png").write_bytes(b"")

@@ -423,7 +423,7 @@ def test_models_lists_presets_smallest_first(capsys: Capture) -> None:
     )
     assert main(["models", "*tiny*", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert {row["name"] for row in found} == {line.split()[0] for line in lines if "_tiny_" in line}
+    assert {row["name"] for row in found} == {line.split()[0] for line in lines if "_tiny" in line}
     tiny = next(row for row in found if row["name"] == "vit_tiny_patch16_224")
     assert (tiny["parameters"], tiny["width"], tiny["image_size"]) == (5_717_416, 192, [224, 224])
 

@@ -97,7 +97,9 @@ def test_batches_do_not_matter() -> None:
 
 
 @pytest.mark.parametrize("share", [0.9, 0.7, 0.55])
-@pytest.mark.parametrize("options", [{}, {"pool": "avg"}, {"mlp": "swiglu"}, {"positions": "relative"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"pool": "avg"}, {"mlp": "swiglu"}, {"positions": "relative"}, {"positions": "relative_bias"}]
+)
 def test_the_work_is_what_was_asked_for(options: dict[str, Any], share: float) -> None:
     config = token_config(resolve("vit_tiny_patch16_224", **options))
     assert config is not None
@@ -134,6 +136,7 @@ def test_sizes_of_blocks_are_checked() -> None:
         ({"block_heads": (2, 3, 1)}, "3 numbers for 2 blocks"),
         ({"block_mlp_dims": (4,)}, "1 numbers for 2 blocks"),
         ({"block_heads": (2, 3), "positions": "relative"}, "block_heads=null"),
+        ({"block_heads": (2, 3), "positions": "relative_bias"}, "block_heads=null"),
         ({"block_mlp_dims": (4, 0)}, "1 or more"),
     )
     for wrong, message in cases:

@@ -254,10 +254,11 @@ def test_bfloat16_and_autocast() -> None:
 
 
 def test_what_cannot_be_merged_is_refused() -> None:
-    model = deep(positions="relative")
-    model.reduce = ToMe(1)
-    with pytest.raises(UserError, match=r"(?s)offsets.*positions=relative"):
-        model(images(model))
+    for positions in ("relative", "relative_bias"):
+        model = deep(positions=positions)
+        model.reduce = ToMe(1)
+        with pytest.raises(UserError, match=rf"(?s)offsets.*positions={positions}"):
+            model(images(model))
     with pytest.raises(UserError, match="no patch may be masked"):
         deep().encode_tokens(torch.zeros(1, 16, 12), (4, 4), attend_BN=torch.ones(1, 16).bool(), reduce=ToMe(1))
 

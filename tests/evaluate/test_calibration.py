@@ -10,6 +10,7 @@ import torch
 
 from vitral.errors import UserError
 from vitral.evaluate.calibration import (
+    auroc,
     expected_calibration_error,
     fit_temperature,
     helpful_temperature,
@@ -161,3 +162,20 @@ def test_wrong_input_is_refused(probabilities: object, labels: object, says: str
 def test_wrong_temperature_is_refused(temperature: float) -> None:
     with pytest.raises(UserError, match="temperature"):
         negative_log_likelihood([[1.0, 2.0]], [0], temperature)
+
+
+@pytest.mark.parametrize(("inside", "outside"), [(7, 5), (1, 1), (40, 3)])
+def test_auroc_is_the_share_of_won_pairs(inside: int, outside: int) -> None:
+    rng = np.random.default_rng(inside)
+    a, b = rng.integers(0, 6, inside) / 5, rng.integers(0, 6, outside) / 5
+    won = [(x > y) + 0.5 * (x == y) for x in a for y in b]
+    assert auroc(a, b) == pytest.approx(np.mean(won))
+    assert auroc(b, a) == pytest.approx(1 - np.mean(won))
+
+
+def test_auroc_at_its_ends_and_without_scores() -> None:
+    assert auroc([0.9, 0.8], [0.1]) == 1
+    assert auroc([0.1], [0.9, 0.8]) == 0
+    for inside, outside in (([], [1.0]), ([1.0], []), ([float("nan")], [1.0])):
+        with pytest.raises(UserError, match="scores of both kinds"):
+            auroc(inside, outside)

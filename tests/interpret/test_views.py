@@ -65,8 +65,11 @@ def test_positions_without_a_table(name: str) -> None:
 def uniform(model: VisionTransformer) -> VisionTransformer:
     """Queries and keys of zero: every token attends equally to all."""
     with torch.no_grad():
-        for layer, name in itertools.product(range(model.config.depth), ("weight", "bias")):
-            model.get_parameter(f"blocks.{layer}.attn.qkv.{name}")[: 2 * model.config.width] = 0
+        for name, parameter in model.named_parameters():
+            if ".attn.qkv." in name:
+                parameter[: 2 * model.config.width] = 0
+            elif name.endswith(("q_bias", "relative_position_bias_table")):
+                parameter.zero_()
     return model
 
 

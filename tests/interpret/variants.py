@@ -22,6 +22,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "distilled": {"distill_token": True, "registers": 1},
     "rope": {"positions": "rope", "registers": 1},
     "relative": {"positions": "relative"},
+    "relative bias": {"positions": "relative_bias", "key_bias": False, "pool": "avg"},
     "sincos": {"positions": "sincos", "class_token": False, "pool": "avg"},
     "both": {"pool": "cls_avg", "qk_norm": True, "layer_scale": 0.5},
     "map": {"pool": "map", "class_token": False, "mlp": "swiglu"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import re
 import subprocess
 import sys
@@ -292,6 +293,18 @@ def test_curves_have_units_and_skip_what_is_not_finite() -> None:
     assert "loss (nats)" in texts(figures["Loss"])
     assert "top-1 (%)" in texts(figures["Validation top-1"])
     assert all(len(figure) < 60_000 for figure in figures.values())
+
+
+def test_curves_of_unlabeled_images_are_shares_and_skip_rows_without_them() -> None:
+    rows: list[dict[str, Any]] = [{"step": 0, "val_top1": 0.5}, {"step": 1, "pseudo_share": 0.25, "unlabeled_loss": 2}]
+    rows += [{"step": 2, "class_entropy": math.log(7)}, {"step": 3, "class_entropy": math.log(7)}]
+    figures = plots.unlabeled_curves(rows, 7)
+    titles = ["Unlabeled images that teach", "Entropy of the mean prediction", "Loss on unlabeled images"]
+    assert list(figures) == titles
+    assert "entropy / ln(classes)" in texts(figures[titles[1]])
+    assert {"0.0", "1.0"} <= set(texts(figures[titles[1]])), "ln(7) over ln(7) is 1"
+    assert "unlabeled images (%)" in texts(figures[titles[0]])
+    assert list(plots.unlabeled_curves(rows[2:], 7)) == titles[1:2]
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

@@ -13,7 +13,7 @@ import torch
 
 import vitral
 from vitral.cli.main import main
-from vitral.cli.reproduce import bias_text, positions_text
+from vitral.cli.reproduce_text import bias_text, positions_text
 from vitral.data.config import DataConfig
 from vitral.data.sources import open_dataset
 from vitral.errors import UserError
@@ -143,6 +143,22 @@ def test_consistency_counted_one_by_one(tmp_path: Path) -> None:
         ("inductive-bias vit=resnet20_cifar", "vit: a preset of the wrong model family"),
         ("inductive-bias model.heads=7", "7 heads"),
         ("inductive-bias optim.warmup=9 steps=9", "the warm-up is longer than the run"),
+        ("fgsm eps=2", "eps: wrong value"),
+        ("fgsm eps=0", "eps: wrong value"),
+        ("fgsm variants=pdg", "variants"),
+        ("fgsm objective.kind=vat", "objective.kind: this key is set by the comparison"),
+        ("fgsm objective.attack.eps=0.1", "objective.attack.eps: this key is set by the comparison"),
+        ("fgsm objective.align=1", "objective.align: this key is set by the comparison"),
+        ("fgsm objective.loss=trades", "random start"),
+        ("vat labels=0", "labels"),
+        ("vat labels=200", "the class 8 has"),
+        ("vat supervised_lr=0", "supervised_lr: wrong value"),
+        ("vat data.shots=3", "data.shots: this key is set by the comparison"),
+        ("vat unlabeled_ratio=99", "a step takes more unlabeled images than there are"),
+        ("confidence outside=noise", "outside"),
+        ("confidence objective.clean_weight=0", "objective.clean_weight: this key is set by the comparison"),
+        ("confidence data.validation=none", "the temperature is fitted on validation images"),
+        ("confidence model.heads=7", "7 heads"),
     ],
 )
 def test_what_is_wrong_is_found_before_anything_is_made(

@@ -16,6 +16,7 @@ from tests.run.outcomes import Case, logged, weights
 from vitral.objectives.adversarial import Adversarial
 from vitral.run.config import load_config
 from vitral.run.train import run
+from vitral.training.metrics_log import MetricsLog
 
 ADVERSARIAL: Mapping[str, Any] = {
     "objective.kind": "adversarial", "objective.attack.steps": 2, "objective.attack.eps": 0.1,
@@ -24,6 +25,11 @@ ADVERSARIAL: Mapping[str, Any] = {
 # The head starts at 0, where nothing an attack does makes a difference.
 MORE: Mapping[str, Any] = {**ADVERSARIAL, "train.steps": 12, "objective.eps_warmup": 0.0}
 NO_STEPS: Mapping[str, Any] = {key: value for key, value in ADVERSARIAL.items() if not key.endswith("steps")}
+
+
+def monitored(out: Path) -> object:
+    """Steps of the rows with measurements under attack."""
+    return [row["step"] for row in MetricsLog.read(out) if "pgd_top1" in row]
 
 
 def attack(kind: str, base: Mapping[str, Any] = ADVERSARIAL, **keys: Any) -> dict[str, Any]:
@@ -49,11 +55,13 @@ ADVERSARIAL_CASES: dict[str, Case] = {
         weights,
         attack("square", {key: value for key, value in MORE.items() if "attack.steps" not in key}, queries=30),
     ),
+    "objective.replays": Case(3, weights, attack("fgsm", NO_STEPS)),
     "objective.clean_weight": Case(0.5, weights, ADVERSARIAL),
     "objective.beta": Case(1.0, weights, {**ADVERSARIAL, "objective.loss": "trades"}),
     "objective.eps_warmup": Case(0.0, weights, ADVERSARIAL),
     "objective.align": Case(5.0, weights, ADVERSARIAL),
     "objective.monitor_images": Case(16, logged, ADVERSARIAL),
+    "objective.monitor_every": Case(2, monitored, {**ADVERSARIAL, "objective.monitor_images": 8, "train.steps": 4}),
 }
 
 

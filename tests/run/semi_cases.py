@@ -28,7 +28,7 @@ SEMI_VIT: Mapping[str, Any] = {**_FEW, "objective.kind": "semi_vit", "objective.
 SEMI_CASES: dict[str, Case] = {
     "objective.unlabeled_weight": Case(3.0, weights, VAT),
     "objective.supervised_warmup": Case(0.5, weights, VAT),
-    "objective.unlabeled_rampup": Case(0.0, weights, VAT),
+    "objective.unlabeled_rampup": Case(1.0, weights, VAT),  # of step 0 the head is 0, and so is its loss
     "objective.eps": Case(0.5, weights, VAT),
     "objective.xi": Case(0.01, weights, VAT),
     "objective.power_iterations": Case(2, weights, VAT),

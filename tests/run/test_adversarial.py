@@ -11,11 +11,10 @@ from PIL import Image
 
 from tests.helpers import TINY
 from tests.run.adversarial_cases import ADVERSARIAL
-from vitral.data.loader import StreamLoader
+from tests.run.power_cut import killed_and_resumed
 from vitral.errors import UserError
 from vitral.run.config import load_config
 from vitral.run.train import run
-from vitral.structs import Batch
 from vitral.training.metrics_log import MetricsLog
 from vitral.weights.tensors import load_tensors
 
@@ -30,18 +29,7 @@ def start(out: str, **more: Any) -> dict[str, Any]:
 def test_a_killed_run_goes_on_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     more = {"train__micro_batch": 5, "train__save_seconds": 0.0, "objective__monitor_images": 16}
     start("whole", **more)
-    make = StreamLoader.batch
-
-    def batch(self: StreamLoader, at: int) -> Batch:
-        if at == 4:
-            raise RuntimeError("power cut")
-        return make(self, at)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StreamLoader, "batch", batch)
-        with pytest.raises(RuntimeError, match="power cut"):
-            start("parts", **more)
-    run(load_config("parts/config.yaml", {"out": "parts", "resume": True}))
+    killed_and_resumed(lambda: start("parts", **more), "parts", 4, monkeypatch)
     one, other = (load_tensors(Path(name) / "model/model.safetensors")[0] for name in ("whole", "parts"))
     assert all(torch.equal(one[name], other[name]) for name in one)
     last = [MetricsLog.read(Path(name))[-2:] for name in ("whole", "parts")]
@@ -49,6 +37,25 @@ def test_a_killed_run_goes_on_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) 
     rows = [[{name: row.get(name) for name in numbers} for row in part] for part in last]
     assert rows[0] == rows[1]
     assert rows[0][0]["pgd_top1"] is not None or rows[0][1]["pgd_top1"] is not None
+
+
+def test_a_run_killed_between_replays_goes_on_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {"objective.kind": "adversarial", "objective.attack.kind": "fgsm", "objective.attack.eps": 0.05}
+    keys |= {"objective.replays": 3, "objective.monitor_images": 0, "augment.mixup": 0.5, "train.steps": 7}
+    keys |= {"train.log_every": 1, "train.save_seconds": 0.0, "train.micro_batch": 5, "data.validation": "none"}
+
+    def train(out: str) -> dict[str, Any]:
+        return run(load_config("digits", {**TINY, **keys, "out": out}))
+
+    assert train("whole")["steps"] == 7
+    killed_and_resumed(lambda: train("parts"), "parts", 4, monkeypatch)
+    one, other = (load_tensors(Path(name) / "checkpoints/last.safetensors")[0] for name in ("whole", "parts"))
+    assert one["rows.delta_BCHW"].abs().max() == pytest.approx(0.05)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    rows = [MetricsLog.read(Path(name)) for name in ("whole", "parts")]
+    assert [row["loss"] for row in rows[0] if "loss" in row] == [row["loss"] for row in rows[1] if "loss" in row]
+    log_text = Path("whole/train.log").read_text(encoding="utf-8")
+    assert "7 steps of 16 images, 3 steps per batch, on" in log_text
 
 
 def test_the_step_runs_in_half_precision_and_the_attack_does_not(monkeypatch: pytest.MonkeyPatch) -> None:

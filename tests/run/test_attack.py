@@ -17,16 +17,17 @@ from torch import Tensor, nn
 import vitral
 from tests.attacks.models import Linear
 from tests.helpers import random_model, write_colors
-from vitral.attacks.config import EnsembleConfig, FgsmConfig, PgdConfig, SquareConfig
-from vitral.attacks.registry import create_attack
+from vitral.attacks.config import AttackConfig, EnsembleConfig, FgsmConfig, PgdConfig, SquareConfig
+from vitral.attacks.registry import attack_of, create_attack
 from vitral.data.config import DataSource
 from vitral.errors import UserError
 from vitral.evaluate.attack_checks import CheckImages, attack_checks
 from vitral.evaluate.robustness import attack_batch
 from vitral.predictor import Predictor
 from vitral.run.attack import Victim, _attacked, attack, measure
-from vitral.run.command_options import AttackOptions, EvalOptions
+from vitral.run.command_options import AttackOptions, EvalOptions, ExportCommandOptions
 from vitral.run.evaluate import evaluate
+from vitral.run.export import export_model
 from vitral.run.inference_inputs import open_images
 
 
@@ -137,6 +138,9 @@ def test_transfer_shows_the_images_of_another_model() -> None:
     robust = int((model.model(adversarial_BCHW).argmax(1) == labels_N[right_N]).sum())
     assert found["robust_top1"] == pytest.approx(robust / 36, abs=1.5 / 36)
     assert found["robust_top1"] > attack("model", on("pets", attack=PgdConfig(eps=0.2), curve=()))["robust_top1"]
+    square = SquareConfig(kind="square", eps=0.2, queries=1)
+    notes = attack("model", on("pets", attack=square, curve=(), transfer="other", samples=2))["notes"]
+    assert "no further once other answers wrongly" in notes[1]
     random_model(Path("wide"), image_size=12)
     with pytest.raises(UserError, match="same classes and the same size"):
         attack("model", on("pets", transfer="wide"))
@@ -151,14 +155,14 @@ class Brightness(nn.Module):
         return torch.stack([-sum_B, sum_B], dim=1).mul(2).round() / 2
 
 
-def checks_of(model: nn.Module, config: Any) -> dict[str, bool | None]:
+def checks_of(model: nn.Module, config: AttackConfig) -> dict[str, bool | None]:
     torch.manual_seed(0)
     x_NCHW = torch.rand(40, 1, 8, 8)
     labels_N = model(x_NCHW).argmax(1)
     ids_N = torch.arange(40)
-    batch = attack_batch([create_attack(config.kind, eps=config.eps)], model, x_NCHW, labels_N, ids_N)
+    batch = attack_batch([attack_of(config)], model, x_NCHW, labels_N, ids_N)
     images = CheckImages(model, x_NCHW, labels_N, ids_N, batch.robust_B, 0, has_gradients=True)
-    curve = [(0.0, 1.0, 40), (config.eps, float(batch.robust_B.float().mean()), 40)]
+    curve = [(0.0, 1.0, 40), (config.radius, float(batch.robust_B.float().mean()), 40)]
     return {check.name: check.passed for check in attack_checks(images, config, curve)}
 
 
@@ -170,6 +174,14 @@ def test_masked_gradients_are_found() -> None:
     failed = {name for name, passed in masked.items() if not passed}
     assert {"black_box", "loss_rises", "zero_gradient", "unbounded"} <= failed
     assert masked["eps_0"]
+
+
+def test_square_inside_an_ensemble_does_not_hide_masked_gradients() -> None:
+    config = EnsembleConfig(kind="ensemble", eps=0.06, steps=3, queries=200)
+    assert all(checks_of(Linear((1, 8, 8), 4).float(), config.model_copy(update={"eps": 0.03})).values())
+    found = checks_of(Brightness(), config)
+    assert not found["black_box"]
+    assert not found["unbounded"]
 
 
 def test_a_weak_attack_is_found() -> None:
@@ -222,6 +234,31 @@ class Closed:
             return self.model(images)
         assert images.dtype == torch.uint8
         return self.model(images.permute(0, 3, 1, 2) / 255)
+
+
+@pytest.mark.slow
+def test_an_onnx_file_is_attacked_as_the_model_is() -> None:
+    """The export of a trained model, both ways it may take images."""
+    for module in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(module)
+    digits: dict[str, Any] = {"path": "digits", "curve": (), "samples": 40, "check": "none"}
+    linf = SquareConfig(kind="square", eps=40 / 255, queries=20)
+    l2 = SquareConfig(kind="square", norm="l2", eps=0.8, queries=20)
+    for takes in ("pixels", "resized"):
+        keys = ExportCommandOptions(format="onnx", out=takes, takes=takes, images=8, data=DataSource(path="digits"))
+        export_model("vitral-digits", keys)
+    for attacked, norm, names in ((linf, "linf", ("pixels", "resized")), (l2, "l2", ("resized",))):
+        model = attack("vitral-digits", on(**digits, attack=attacked))
+        assert model["robust_top1"] < model["clean_top1"]
+        for name in names:
+            found = attack(f"{name}/model.onnx", on(**digits, attack=attacked))
+            assert found["clean_top1"] == pytest.approx(model["clean_top1"], abs=1.5 / 40), (norm, name)
+            assert found["robust_top1"] == pytest.approx(model["robust_top1"], abs=3.5 / 40), (norm, name)
+    for config in (PgdConfig(eps=0.1), EnsembleConfig(kind="ensemble", eps=0.1)):
+        with pytest.raises(UserError, match=r"(?s)^attack.kind: this attack needs gradients.*expected: square"):
+            attack("pixels/model.onnx", on(**digits, attack=config))
+    with pytest.raises(UserError, match=r"(?s)8 bits.*got: +l2.*takes=resized"):
+        attack("pixels/model.onnx", on(**digits, attack=l2))
 
 
 @pytest.mark.parametrize("takes", ["resized", "pixels"])

@@ -22,7 +22,10 @@ from tests.data.test_cifar import binary10
 from tests.entropy import registered
 from tests.helpers import TINY, random_model, write_colors
 from tests.run.adversarial_cases import test_overfitting_ends_the_run_where_it_is_asked_for
+from tests.run.augment_cases import AUGMENT_CASES, PETS
+from tests.run.box_cases import test_how_boxes_are_written
 from tests.run.dino_cases import DINO
+from tests.run.igpt_cases import save_tokenizer
 from tests.run.objective_cases import OBJECTIVE_CASES
 from tests.run.outcomes import Case, card, classes, files, rows, shapes, summary, weights
 from vitral.config import describe
@@ -48,7 +51,6 @@ RESNET = {
     "data.image_size": 8,
     **{f"model.{k}": None for k in ("depth", "heads", "mlp_dim", "pool")},
 }
-PETS = {"data.path": "pets", "data.source": "folder", "model.name": "vit_micro_patch2_8", "data.image_size": (8, 12)}
 
 CASES: dict[str, Case] = {
     "recipe": Case("other", summary),
@@ -69,38 +71,7 @@ CASES: dict[str, Case] = {
     "data.value_range": Case([0.0, 2.0], weights, {**PETS, "data.path": "floats"}),
     "data.classes": Case(["dog", "cat"], classes, PETS),
     "check.skip": Case(True, card),
-    "augment.pad_crop": Case(2),
-    "augment.flip": Case(0.5), "augment.rotate": Case(30.0), "augment.scale": Case(0.5),
-    "augment.shear": Case(20.0), "augment.translate": Case(0.2),
-    "augment.fill": Case("border", weights, {"augment.translate": 0.5, "data.mean": [0.3]}),
-    "augment.crop": Case("random_resized"),
-    "augment.crop_scale": Case([0.5, 0.6], weights, {"augment.crop": "random_resized"}),
-    "augment.aspect_ratio": Case([0.4, 0.5], weights, {"augment.crop": "random_resized"}),
-    "augment.flip_vertical": Case(0.5),
-    "augment.policy": Case("trivial"),
-    "augment.num_ops": Case(1, weights, {"augment.policy": "randaugment"}),
-    "augment.magnitude": Case(20.0, weights, {"augment.policy": "randaugment"}),
-    "augment.magnitude_std": Case(3.0, weights, {"augment.policy": "randaugment"}),
-    "augment.interpolation": Case("nearest", weights, {"augment.policy": "randaugment"}),
-    "augment.brightness": Case(0.4), "augment.contrast": Case(0.4),
-    "augment.saturation": Case(0.4, weights, PETS),
-    "augment.hue": Case(0.3, weights, PETS),
-    "augment.jitter_prob": Case(0.5, weights, {"augment.brightness": 0.4}),
-    "augment.gray": Case(0.5, weights, PETS),
-    "augment.solarize": Case(0.5),
-    "augment.solarize_from": Case(0.2, weights, {"augment.solarize": 1.0}),
-    "augment.posterize": Case(0.5, weights, PETS),
-    "augment.posterize_bits": Case(1, weights, {"augment.posterize": 1.0}),
-    "augment.equalize": Case(0.5, weights, PETS),
-    "augment.autocontrast": Case(0.5, weights, PETS),
-    "augment.invert": Case(0.5), "augment.sharpen": Case(0.5),
-    "augment.sharpen_factor": Case(0.0, weights, {"augment.sharpen": 1.0}),
-    "augment.blur": Case(0.5),
-    "augment.blur_sigma": Case([0.5, 0.6], weights, {"augment.blur": 1.0}),
-    "augment.random_erasing": Case(0.5),
-    "augment.erase_scale": Case([0.5, 0.6], weights, {"augment.random_erasing": 1.0}),
-    "augment.erase_ratio": Case([0.9, 1.1], weights, {"augment.random_erasing": 1.0}),
-    "augment.erase_fill": Case("noise", weights, {"augment.random_erasing": 1.0}),
+    **AUGMENT_CASES,
     "augment.repeated_aug": Case(2),
     "data.balance": Case("class"),
     "augment.mixup": Case(0.5),
@@ -195,6 +166,7 @@ ELSEWHERE = {
         "test_keys_of_a_source_change_what_it_reads",
     ),
     "data.subset": "test_subset_reaches_hugging_face",
+    **dict.fromkeys(("data.box_format", "data.box_unit"), test_how_boxes_are_written.__name__),
     **dict.fromkeys(("data.max_bad", "data.max_pixels"), "test_limits_of_reading_are_held"),
     **dict.fromkeys(("data.unlabeled", "data.labels_per_class", "data.unlabeled_ratio"), "test_unlabeled_images"),
     "data.source": "test_source_is_not_guessed_where_it_is_said",
@@ -226,6 +198,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     binary10(root / "cifar")
     random_model(root / "model", tuple("0123456789"))
     random_model(root / "other", tuple("0123456789"), mean=(0.2,))
+    save_tokenizer(root / "tokenizer")
     return root
 
 

@@ -386,7 +386,7 @@ def test_the_printed_command_has_the_keys_that_were_given(tmp_path: Path, monkey
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vitral.run.train.prepare", stop)
+    monkeypatch.setattr("vitral.run.image_run.prepare", stop)
     keys = {"resume": True, "train__steps": 2, "train__save_seconds": 7.0, "check__allow": ["duplicates", "imbalance"]}
     with pytest.raises(Interrupted) as caught:
         run(config(out, **keys))

@@ -18,6 +18,7 @@ from vitral.errors import UserError
 from vitral.evaluate.config import KnnConfig
 from vitral.evaluate.features import Embedded
 from vitral.evaluate.knn import knn
+from vitral.models.features import layer_features
 from vitral.run.command_options import ProbeOptions
 from vitral.run.probe import probe
 
@@ -85,8 +86,18 @@ CASES: dict[str, tuple[str, Any]] = {
     "fewshot.shots": ("fewshot", [2]),
     "fewshot.seeds": ("fewshot", 2),
 }
-# batch_size changes memory and no result; min_top1 has a test below, device one in test_predictor.py.
-ELSEWHERE = {"min_top1", "batch_size", "device", "image_size", "position_resize", "value_range"}
+# batch_size changes memory and no result; min_top1, layer and out have tests below, device one in test_predictor.py.
+ELSEWHERE = {
+    "layer",
+    "out",
+    "overwrite",
+    "min_top1",
+    "batch_size",
+    "device",
+    "image_size",
+    "position_resize",
+    "value_range",
+}
 
 
 @pytest.fixture(scope="module")
@@ -188,3 +199,40 @@ def test_a_model_without_a_head_is_for_probe_and_embed(capsys: Capture) -> None:
         assert "vitral probe" in err
     assert vitral.load("model").embed(path).shape == (1, 16)
     assert np.isfinite(probe("model", on("digits", knn__k=[1]))["top1"])
+
+
+def test_layers_are_those_that_encode_captures() -> None:
+    """Of a Vision Transformer without its class token; the best by held-out images, whatever the test images say."""
+    random_model(Path("model"), ("cat", "dog"), in_channels=3)
+    three_splits("data")
+    found = probe("model", on("data", kind="linear", layer="auto", out="layers.png"))
+    rows = found["per_layer"]
+    assert [*rows] == [f"blocks.{i}" for i in range(len(rows))]
+    assert rows[found["features"]]["val_top1"] == max(row["val_top1"] for row in rows.values())
+    assert rows[found["features"]]["top1"] == found["top1"]
+    assert Path("layers.png").read_bytes()[:4] == b"\x89PNG"
+    one = probe("model", on("data", kind="linear", layer=-1))
+    assert (one["features"], one["top1"]) == ([*rows][-1], [*rows.values()][-1]["top1"])
+    model = vitral.load("model").model
+    images = torch.rand(2, 3, *model.config.image_size)
+    captured = model.encode(images, capture=["blocks.1"]).captured["blocks.1"]
+    torch.testing.assert_close(layer_features(model, images, ["blocks.1"])["blocks.1"], captured[:, 1:].mean(1))
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"layer": "auto"}, "kind=linear"),
+        ({"layer": "auto", "kind": "linear", "linear__l2": [0.1]}, "several linear.l2"),
+        ({"layer": 1, "features": "avg"}, "features has no effect with layer=1"),
+        ({"out": "a.png"}, "no effect without layer=auto"),
+        ({"overwrite": True}, "no effect without out"),
+        ({"layer": 9}, "no such layer"),
+        ({"kind": "linear", "layer": "auto", "out": "a.jpg"}, "not a PNG file"),
+    ],
+)
+def test_layers_that_are_refused(keys: dict[str, Any], words: str) -> None:
+    random_model(Path("model"), ("cat", "dog"), in_channels=3)
+    three_splits("data")
+    with pytest.raises(UserError, match=words):
+        probe("model", on("data", **keys))

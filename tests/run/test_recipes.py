@@ -26,7 +26,7 @@ from tests.helpers import (
 from vitral.data.config import DataSource
 from vitral.errors import UserError
 from vitral.run.command_options import EvalOptions
-from vitral.run.config import load_config, recipe_values, recipes
+from vitral.run.config import RunConfig, keys_of, load_config, recipe_values, recipes
 from vitral.run.evaluate import evaluate
 from vitral.run.train import run
 
@@ -40,20 +40,29 @@ SMALL: dict[str, Any] = {
     "check.skip": True, "report": False, "out": "a",
 }  # fmt: skip
 FEW = {"data.labels_per_class": 2, "data.unlabeled_ratio": 1}  # where the recipe uses unlabeled images
+CODES = {"name": "igpt_micro_8", "colors": 2, "width": 16, "depth": 2, "heads": 2, "mlp_dim": 32}
+TOKENS = {"name": "vq_micro_patch2_8", "codes": 2, "width": 16, "depth": 1}
 NARROW = {"name": "vit_micro_patch2_8", "patch_size": 4, "width": 16, "depth": 2, "heads": 2, "mlp_dim": 32}
 
 
-@pytest.mark.parametrize("name", sorted(recipes()))
+@pytest.mark.parametrize("name", [name for name in sorted(recipes()) if keys_of(name) is RunConfig])
 def test_every_recipe_runs(name: str) -> None:
     skip_unless_built(name)
     for split, first in (("train", 0), ("test", 50)):
         write_colors(Path("pets") / split, "cat dog", 16, (12, 12), first=first)
+    keys_of_codes = {"objective.codes": 4} if recipe_values(name).get("objective.kind") == "beit" else {}
     few = FEW if "data.unlabeled_ratio" in recipe_values(name) else {}
-    keys = {**SMALL, **few, "data": "pets"}
+    keys = {**SMALL, **few, **keys_of_codes, "data": "pets"}
     if load_config(name, {"init": "vitral-digits"}).model.name == "auto":
-        keys["init"] = str(random_model(Path("init"), in_channels=3, head="mlp"))
+        shared: dict[str, Any] = (
+            {"positions": "relative_bias", "positions_at": "layers_shared"} if "_beit" in name else {}
+        )
+        keys["init"] = str(random_model(Path("init"), in_channels=3, head="mlp", **shared))
     else:
-        keys |= {f"model.{key}": value for key, value in NARROW.items()}
+        preset = str(recipe_values(name)["model.name"])
+        narrow = CODES if preset.startswith("igpt") else TOKENS if preset.startswith("vq") else NARROW
+        keys |= {f"model.{key}": value for key, value in narrow.items()}
+        keys |= {"model.class_tokens": 2} if "model.class_tokens" in recipe_values(name) else {}
     if load_config(name, {"init": "vitral-digits"}).data.target:  # numbers: these photos have none
         del keys["data"]
     assert run(load_config(name, keys))["steps"] == 2

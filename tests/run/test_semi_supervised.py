@@ -15,11 +15,11 @@ from PIL import Image
 
 from tests.helpers import TINY, assert_equal_tensors, random_model, weights, write_colors, write_shapes
 from tests.memory import kept_bytes
+from tests.run.power_cut import killed_and_resumed
 from vitral.cli.main import main
 from vitral.config_keys import as_word
 from vitral.data.dataset import Dataset
 from vitral.data.few_labels import with_labels_per_class
-from vitral.data.loader import StreamLoader
 from vitral.errors import UserError
 from vitral.models.create import build_model
 from vitral.models.presets import resolve
@@ -28,8 +28,9 @@ from vitral.objectives.registry import OBJECTIVES
 from vitral.run import prepare as preparing
 from vitral.run.config import load_config
 from vitral.run.fit_memory import make_job
+from vitral.run.image_run import assemble
 from vitral.run.prepare import prepare
-from vitral.run.train import assemble, run
+from vitral.run.train import run
 from vitral.structs import Batch, View
 from vitral.training.metrics_log import MetricsLog
 from vitral.weights.tensors import load_tensors
@@ -45,14 +46,22 @@ def start(out: str, kind: str, **more: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_leaves_a_model_and_what_it_says_of_unlabeled_images(kind: str) -> None:
-    found = start("a", kind, train__log_every=1, report=True)
+    weaker = {"objective__strong": {"erase_fill": "noise"}} if kind == "mean_teacher" else {}
+    found = start("a", kind, train__log_every=1, report=True, **weaker)
+    log_text = Path("a/train.log").read_text(encoding="utf-8")
+    assert log_text.count("no stronger than the weak one") == len(weaker)
     rows = [row for row in MetricsLog.read(Path("a")) if "loss" in row]
     assert all({"unlabeled_loss", "class_entropy", "train_top1"} <= row.keys() for row in rows)
     assert all(("pseudo_share" in row) == (kind in ("pseudo_label", "fixmatch", "semi_vit")) for row in rows)
     assert 0 <= found["pseudo_right"] <= 1
     assert found["pseudo_right_interval"][0] <= found["pseudo_right"] <= found["pseudo_right_interval"][1]
     assert "predicted as their hidden label" in Path("a/train.log").read_text(encoding="utf-8")
-    assert "Unlabeled images" in Path("a/report.html").read_text(encoding="utf-8")
+    page = Path("a/report.html").read_text(encoding="utf-8")
+    assert "Unlabeled images" in page
+    assert "Share of unlabeled images with a confidence of at most 0.5" in page
+    assert "Pseudo unsure" not in page
+    assert "Entropy of the mean prediction over the training steps" in page
+    assert ("Unlabeled images that teach" in page) == (kind in ("pseudo_label", "fixmatch", "semi_vit"))
     teacher = kind in ("mean_teacher", "fixmatch", "semi_vit")
     assert found["weights"] == ("averaged (EMA) weights" if teacher else "plain weights")
     tensors = load_tensors(Path("a/checkpoints/last.safetensors"), checked=True)[0]
@@ -105,18 +114,7 @@ def test_a_killed_run_continues_to_the_same_bits(
 ) -> None:
     more = {**more, "train__steps": 6, "train__save_seconds": 0.0}
     start("whole", kind, **more)
-    make = StreamLoader.batch
-
-    def batch(self: StreamLoader, at: int) -> Batch:
-        if at == 4 and self.labels_N is None:
-            raise RuntimeError("power cut")
-        return make(self, at)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StreamLoader, "batch", batch)
-        with pytest.raises(RuntimeError, match="power cut"):
-            start("parts", kind, **more)
-    run(load_config("parts/config.yaml", {"out": "parts", "resume": True}))
+    killed_and_resumed(lambda: start("parts", kind, **more), "parts", 4, monkeypatch)
     assert_equal_tensors(weights("whole"), weights("parts"))
     whole, parts = (
         load_tensors(Path(f"{out}/checkpoints/last.safetensors"), checked=True)[0] for out in ("whole", "parts")

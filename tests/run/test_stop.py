@@ -105,7 +105,7 @@ def test_a_lock_that_a_killed_run_left_is_no_obstacle() -> None:
 
 def untimed(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of the metrics_log without what depends on the clock."""
-    return {key: value for key, value in row.items() if key not in ("images_per_second", "step_ms", "data_wait")}
+    return {key: value for key, value in row.items() if key not in ("samples_per_second", "step_ms", "data_wait")}
 
 
 # Windows in which a kill could do harm, made wider: a file half written, one micro-batch done, another to come.

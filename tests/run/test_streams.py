@@ -15,6 +15,7 @@ from PIL import Image
 
 from tests.entropy import Entropy, EntropyConfig, kinds_kept, registered
 from tests.helpers import TINY, shape_image, write_colors, write_shapes
+from tests.run.power_cut import killed_and_resumed
 from vitral.cli.main import main
 from vitral.config_keys import as_word, describe
 from vitral.data.loader import StreamLoader
@@ -69,10 +70,10 @@ def photos(count: int = 8) -> None:
 
 def test_a_run_counts_all_images_and_says_where_they_came_from() -> None:
     start("a", FEW, train__log_every=1)
-    rows = [row for row in MetricsLog.read(Path("a")) if "images_per_second" in row]
+    rows = [row for row in MetricsLog.read(Path("a")) if "samples_per_second" in row]
     assert [row["epoch"] for row in rows] == [0.32, 0.64, 0.96], "of 50 labeled images, 16 a step"
     for row in rows:
-        assert row["images_per_second"] * row["step_ms"] / 1000 == pytest.approx(48, rel=0.01)
+        assert row["samples_per_second"] * row["step_ms"] / 1000 == pytest.approx(48, rel=0.01)
         assert row["entropy"] > 0
     data = json.loads(Path("a/model/config.json").read_text(encoding="utf-8"))["provenance"]["data"]
     assert data["counts"] == {"train": 50, "val": 144, "test": 360, "unlabeled": 1243}
@@ -102,18 +103,7 @@ def test_streams_of_a_run_in_numbers() -> None:
 def test_a_killed_run_goes_on_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     more = {"train__micro_batch": 5, "train__steps": 6, "train__save_seconds": 0.0, "augment__mixup": 0.5}
     start("whole", FEW, **more)
-    make = StreamLoader.batch
-
-    def batch(self: StreamLoader, at: int) -> Batch:
-        if at == 4 and self.labels_N is None:
-            raise RuntimeError("power cut")
-        return make(self, at)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StreamLoader, "batch", batch)
-        with pytest.raises(RuntimeError, match="power cut"):
-            start("parts", FEW, **more)
-    run(load_config("parts/config.yaml", {"out": "parts", "resume": True}))
+    killed_and_resumed(lambda: start("parts", FEW, **more), "parts", 4, monkeypatch)
     assert_equal_weights("whole", "parts")
 
 

@@ -22,7 +22,7 @@ from tests.helpers import edit_config, random_model, skip_unless_built, write_co
 from vitral.config import dump_yaml, load_yaml
 from vitral.data.loader import StreamLoader
 from vitral.errors import Interrupted, RunFailed, UserError
-from vitral.run.config import ModelOptions, RunConfig, load_config, recipes
+from vitral.run.config import ModelOptions, RunConfig, load_config, load_run, recipes
 from vitral.run.train import run
 from vitral.structs import Batch
 from vitral.training.train_state import TrainState
@@ -55,7 +55,7 @@ def assert_same_run(one: str, other: str) -> None:
 
 
 def strip(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key not in ("images_per_second", "step_ms", "data_wait")}
+    return {key: value for key, value in row.items() if key not in ("samples_per_second", "step_ms", "data_wait")}
 
 
 def history(out: str) -> list[dict[str, Any]]:
@@ -166,7 +166,7 @@ def test_a_finished_run_resumed_changes_nothing() -> None:
 def test_sigterm_before_and_after_the_loop_says_what_goes_on(
     monkeypatch: pytest.MonkeyPatch, place: str, says: str
 ) -> None:
-    monkeypatch.setattr(f"vitral.run.train.{place}", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(f"vitral.run.image_run.{place}", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted, match=f"(?s)outside of training.*{says}") as caught:
         quick("a", train__steps=2)
     assert caught.value.exit_code == 143
@@ -238,7 +238,7 @@ def test_a_non_empty_folder_is_refused_and_overwritten_only_in_our_own_files() -
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_computed(
     out: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitral.run.train.prepare", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr("vitral.run.image_run.prepare", lambda *_: pytest.fail("computed"))
     with pytest.raises(UserError, match="out"):
         quick(out)
 
@@ -320,7 +320,7 @@ def test_every_recipe_is_a_valid_configuration_with_a_head(name: str) -> None:
     assert command is not None
     assert "xpected result" in text or "Test accuracy" in text
     skip_unless_built(name)
-    assert load_config(name, {"init": "vitral-digits"} if "init=" in command[1] else {}).recipe == name
+    assert load_run(name, {"init": "vitral-digits"} if "init=" in command[1] else {}).recipe == name
 
 
 def test_without_a_recipe_the_data_decide() -> None:

@@ -15,7 +15,11 @@ from typing import Any, NamedTuple
 from vitral.cli.usage import page
 from vitral.config import Config, ConfigT, build, with_overrides
 from vitral.errors import UserError, nearest
+from vitral.models.presets import PRESETS
+from vitral.models.registry import families_of
+from vitral.models.sequence_config import SequenceConfig
 from vitral.run.config import expand_data
+from vitral.weights.text_kind import is_text_model
 
 
 class Arguments(NamedTuple):
@@ -43,21 +47,29 @@ Run = Callable[[Arguments], int]
 
 
 def command(
-    usage: str, options: type[Config] | None = None, *, help_page: Callable[[Sequence[str]], str] | None = None
-) -> Callable[[Callable[..., Answer | int]], Run]:
+    usage: str, options: type[Config] | None = None, *, text: type[Config] | None = None,
+    help_page: Callable[[Sequence[str]], str] | None = None,
+) -> Callable[[Callable[..., Answer | int]], Run]:  # fmt: skip
     """Decorate the function of a command. usage: its help page, with {keys} in place of the keys of `options`. Without
-    `options` the command parses its pairs. A command that prints while it works returns its exit code.
+    `options` the command parses its pairs. text: the keys where the first word is a model that writes text, or a preset
+    of one. A command that prints while it works returns its exit code.
 
     --help and wrong usage are handled before the decorated function imports anything.
     """
 
+    def keys(arguments: Arguments) -> type[Config] | None:
+        return text if text is not None and arguments.words and _writes_text(arguments.words[0]) else options
+
     def decorate(work: Callable[..., Answer | int]) -> Run:
         def run(arguments: Arguments) -> int:
             if arguments.help:
-                print(help_page(arguments.words) if help_page else page(usage, options, arguments.words), end="")
+                print(
+                    help_page(arguments.words) if help_page else page(usage, keys(arguments), arguments.words), end=""
+                )
                 return 0
             _check_words(usage, arguments.words)
-            answer = work(arguments) if options is None else work(arguments, _options(options, arguments.pairs))
+            own = keys(arguments)
+            answer = work(arguments) if own is None else work(arguments, _options(own, arguments.pairs))
             if isinstance(answer, int):
                 return answer
             print(json.dumps(answer.data) if arguments.json else answer.text())
@@ -95,6 +107,11 @@ def missed(messages: Sequence[str]) -> int:
     for text in messages:
         print(text, file=sys.stderr)
     return 3 if messages else 0
+
+
+def _writes_text(model: str) -> bool:
+    """Whether MODEL, a folder or a preset, writes text."""
+    return is_text_model(model) or PRESETS.get(model, {}).get("family") in families_of(SequenceConfig)
 
 
 def _options(model: type[ConfigT], pairs: Mapping[str, str]) -> ConfigT:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,8 @@ HELP = """usage: vitral data check|stats|convert PATH [key=value ...] [--json]
 
 check      find problems of images and labels before training: the same check as at the start of every run
 stats      count images, classes and sizes of each split; mean and standard deviation of the pixels
-convert    write any data as image files: a folder per class, labels in the file names, or a CSV manifest
+convert    write any data as image files: a folder per class, labels in the file names, or a CSV manifest; boxes as
+           COCO, VOC, YOLO or CSV
 
 vitral data check --help (stats, convert) lists the keys.
 
@@ -38,9 +40,10 @@ examples:
 CHECK_HELP = """usage: vitral data check PATH|data=PATH [key=value ...] [--json]
 
 Decodes every image once and reports problems of classes and names, damaged files, exact duplicates and look-alikes
-(within and across splits; not under 32 pixels), constant images, odd sizes, gray images among color ones, and class
-imbalance. Errors give exit code 2; they also refuse a training run, unless allow=CODE (check.allow=CODE of
-`vitral train`) names them. Unchanged files are not decoded again.
+(within and across splits; not under 32 pixels), constant images, odd sizes, gray images among color ones, class
+imbalance, and of boxes wrong units, rotated photos, boxes outside, empty or twice, and files without a pair. Errors
+give exit code 2; they also refuse a training run, unless allow=CODE (check.allow=CODE of `vitral train`) names them.
+Unchanged files are not decoded again.
 
 codes of findings:
 
@@ -75,9 +78,11 @@ examples:
   vitral data convert CIFAR out=IMAGES                    IMAGES/train/cat/00017.png
   vitral data convert CIFAR out=IMAGES layout=flat        IMAGES/train/cat_00017.png
   vitral data convert digits out=IMAGES layout=csv        IMAGES/train/00017.png and IMAGES/manifest.csv
+  vitral data convert VOC out=COCO layout=coco            boxes: COCO/annotations/instances_train.json
 """
 
 _SHOWN = 5  # images per finding
+_SHEET = 24  # images with boxes on the page of a check
 _MARGIN = " " * 4
 
 
@@ -92,7 +97,7 @@ def _with_path(arguments: Arguments, data: ReadOptions) -> ReadOptions:
 def _open(data: ReadOptions, **how: bool) -> Dataset:
     from vitral.data.sources import open_dataset
 
-    return open_dataset(data.as_data(), hold_out=False, **how)
+    return open_dataset(data.as_data(), hold_out=False, boxes=True, **how)
 
 
 def _print_notes(dataset: Dataset) -> Dataset:
@@ -134,15 +139,19 @@ def _check(arguments: Arguments, options: CheckOptions) -> Answer:
             dataset, workers=data.threads, normalization=normalization, max_bad=data.max_bad,
             variant=variant, cache=cache_folder(), tick=tick,
         )  # fmt: skip
-    return _report(report, options, _picture(dataset))
+    from vitral.data.statistics import box_sheet
+
+    return _report(report, options, _picture(dataset), box_sheet(dataset, _SHEET))
 
 
-def _report(report: CheckReport, options: CheckOptions, read: ReadImage) -> Answer:
+def _report(
+    report: CheckReport, options: CheckOptions, read: ReadImage, sheet: Sequence[Sample] = ()
+) -> Answer:  # fmt: skip
     """Return the findings, with exit code 2 for errors; write them as the page `options.out`."""
     if options.out is not None:
         from vitral.report.data_page import write_check_page
 
-        write_check_page(options.out, report, read)
+        write_check_page(options.out, report, read, sheet)
     errors = report.errors(options.allow)
     tree = {**report.to_json(), "allow": list(options.allow), "errors": len(errors), "cached": report.cached}
     return Answer(tree, lambda: _check_text(report, options), 2 if errors else 0)
@@ -189,9 +198,18 @@ def _stats_text(stats: dict[str, Any]) -> str:
         more = f" and {len(sizes) - _SHOWN:,} other sizes" if len(sizes) > _SHOWN else ""
         mean, std = (", ".join(f"{value:.4f}" for value in each[key]) for key in ("mean", "std"))
         lines.append(f"{name}: {each['images']:,} images; height x width {shown}{more}; mean {mean}; std {std}")
+        if "boxes" in each:
+            boxes = each["boxes"]
+            sizes = ", ".join(f"{count:,} {size}" for size, count in boxes["sizes"].items())
+            lines.append(f"{name}: {boxes['count']:,} boxes ({sizes}), {boxes['crowds']:,} of crowds, at most "
+                         f"{boxes['most']:,} on one image; {boxes['images_without']:,} images without")  # fmt: skip
     names = list(stats["splits"])
     rows = [(label, *(f"{stats['splits'][name]['classes'][label]:,}" for name in names)) for label in stats["classes"]]
-    return "\n".join([*lines, "", table(("class", *names), rows)])
+    head = ("class", *names)
+    if all("boxes" in each for each in stats["splits"].values()):
+        rows = [(*row, *(f"{stats['splits'][name]['boxes']['classes'][row[0]]:,}" for name in names)) for row in rows]
+        head = ("class", *(f"{name} images" for name in names), *(f"{name} boxes" for name in names))
+    return "\n".join([*lines, "", table(head, rows)])
 
 
 @command(CONVERT_HELP, ConvertOptions)
@@ -206,15 +224,24 @@ def _convert(arguments: Arguments, options: ConvertOptions) -> Answer:
     order = "; the file keeps the order of the classes" if found.path.suffix == ".yaml" else ""
     text = f"{found.path}: {words} images, {found.copied:,} of them copied unchanged\n"
     text += f"to read them: data={command_line(str(found.path))}{order}"
-    return Answer({"path": str(found.path), "counts": counts, "copied": found.copied}, lambda: text)
+    text += "".join(f"\nlost: {each}" for each in found.lost)
+    tree = {"path": str(found.path), "counts": counts, "copied": found.copied, "lost": found.lost}
+    return Answer(tree, lambda: text)
 
 
 def _picture(dataset: Dataset) -> ReadImage:
     def picture(sample: Sample) -> NDArray[Any] | None:
+        split = dataset.splits[sample.split]
         try:
-            return dataset.splits[sample.split].read(sample.place).permute(1, 2, 0).numpy()
+            image_HWC = split.read(sample.place).permute(1, 2, 0).numpy()
         except UserError:
             return None
+        if split.boxes is None:
+            return image_HWC
+        from vitral.report.box_drawing import draw_boxes
+
+        own = split.boxes.of(sample.place)
+        return draw_boxes(image_HWC, own.boxes_M4.tolist(), [dataset.classes[label] for label in own.label_M.tolist()])
 
     return picture
 

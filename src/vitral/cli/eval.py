@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from vitral.cli.command import Answer, Arguments, command, missed
 from vitral.cli.images import skipped_lines
 from vitral.run.command_options import EvalOptions
+from vitral.run.text_options import TextEvalOptions
 
 if TYPE_CHECKING:
     from vitral.run.evaluate import Measured
@@ -24,15 +25,21 @@ examples:
   vitral eval vitral-digits
   vitral eval runs/mine/model data=OTHER_PHOTOS min_top1=0.9
   vitral eval runs/b/model compare=runs/a/model             compare on the same images (McNemar's test)
+  vitral eval runs/TEXT --help                              keys of a model that writes text: error rates, BLEU
 """
 
 
-@command(HELP, EvalOptions)
-def run(arguments: Arguments, options: EvalOptions) -> Answer:
+@command(HELP, EvalOptions, text=TextEvalOptions)
+def run(arguments: Arguments, options: EvalOptions | TextEvalOptions) -> Answer:
     """Evaluate and print."""
-    from vitral.run.evaluate import measure
+    if isinstance(options, TextEvalOptions):
+        from vitral.run.text_eval import measure_text
 
-    measured = measure(arguments.words[0], options)
+        measured = measure_text(arguments.words[0], options)
+    else:
+        from vitral.run.evaluate import measure
+
+        measured = measure(arguments.words[0], options)
     return Answer(measured.result, lambda: _text(measured), missed(options.missed(measured.result)))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vitral.cli.command import Answer, Arguments, command
 from vitral.errors import shown_lines
 from vitral.run.command_options import ExportCommandOptions
+from vitral.run.text_options import TextExportOptions
 
 if TYPE_CHECKING:
     from vitral.export.parity import Parity
@@ -20,6 +21,8 @@ to probabilities; `vitral predict` and `vitral eval` take the result like a mode
 more than the limits, nothing is written and the exit code is 3. Run ONNX and OpenVINO files of unknown origin with
 care: they compute what they contain, with as much memory as that takes (`vitral docs export`).
 MODEL is a bundled model, a model folder, a run folder, weights of another library or a name on the Hugging Face Hub.
+A model that writes text becomes a folder with encoder.onnx and decoder_step.onnx, which `vitral predict` takes; the
+texts of greedy and beam search are compared. `vitral export MODEL --help` shows its keys.
 
 {keys}
 
@@ -32,9 +35,11 @@ examples:
 """
 
 
-@command(HELP, ExportCommandOptions)
-def run(arguments: Arguments, options: ExportCommandOptions) -> Answer:
+@command(HELP, ExportCommandOptions, text=TextExportOptions)
+def run(arguments: Arguments, options: ExportCommandOptions | TextExportOptions) -> Answer:
     """Export and compare."""
+    if isinstance(options, TextExportOptions):
+        return _text(arguments.words[0], options)
     from vitral.export.library_folders import Written
     from vitral.run.export import export_model
 
@@ -50,6 +55,20 @@ def run(arguments: Arguments, options: ExportCommandOptions) -> Answer:
         tree |= done.parity.model_dump(mode="json")
         text = _report(f"{done.out}/{done.file}", done.parity)
     return Answer({**tree, "notes": done.notes}, lambda: text)
+
+
+def _text(model: str, options: TextExportOptions) -> Answer:
+    from vitral.run.text_export import export_text_model
+
+    out, files, parity = export_text_model(model, options)
+    tree = {"out": str(out), "files": files, "precision": "float32", **parity.model_dump(mode="json")}
+    shares = ", ".join(f"{100 * share:.1f} % by {name}" for name, share in parity.agreement.items())
+    lines = [
+        f"{out} ({', '.join(files)}): compared with the model on {parity.sources} {parity.source}",
+        f"  texts agree: {shares}; their scores differ by at most {parity.max_difference:.1e}",
+        f"  {parity.speedup:.2f} times as fast as torch, here and now (greedy, batches of {parity.batch})",
+    ]
+    return Answer(tree, lambda: "\n".join(lines))
 
 
 def _report(file: str, parity: Parity) -> str:

@@ -40,13 +40,14 @@ def output_file(out: Path, expected: str, suffix: str = "") -> Path:
 
 
 class Bad:
-    """Count unreadable images and report each on stderr. most: the number accepted, set by the key `key`."""
+    """Count unreadable samples and report each on stderr. most: the number accepted, set by the key `key`. inputs:
+    what the samples are called."""
 
-    def __init__(self, most: int, key: str = "max_bad") -> None:
-        self._most, self._key, self._count = most, key, 0
+    def __init__(self, most: int, key: str = "max_bad", inputs: str = "images") -> None:
+        self._most, self._key, self._inputs, self._count = most, key, inputs, 0
 
     def report(self, error: str) -> None:
-        """Report one image."""
+        """Report one sample."""
         self._count += 1
         print(f"error: {error}", file=sys.stderr)
 
@@ -57,5 +58,5 @@ class Bad:
         is_error = self._count > self._most
         if total > 1:
             hint = f". Pass {self._key}={self._count} to accept this" if is_error else ""
-            print(f"{self._count:,} of {total:,} images cannot be read{hint}", file=sys.stderr)
+            print(f"{self._count:,} of {total:,} {self._inputs} cannot be read{hint}", file=sys.stderr)
         return 2 if is_error else 0

@@ -25,10 +25,12 @@ COMMANDS = {
     "estimate": "estimate the memory of a training run, and what fits",
     "summary": "print shapes, parameters and compute of a model",
     "predict": "classify images",
+    "sample": "draw images from an Image GPT, or complete one",
+    "tokenize": "turn images into integer codes, or codes into images",
     "embed": "write features of images, as a file or as JSON lines",
     "explain": "visualize attention, rollout, gradients, filters, positions",
     "prune": "remove the least important attention heads and MLP features",
-    "reproduce": "repeat a paper's comparison: positions, ViT against ResNet",
+    "reproduce": "repeat papers' comparisons: positions, ResNet, FGSM, VAT",
     "data": "check, describe or convert images and labels",
     "weights": "convert or inspect weights of other libraries",
     "export": "export to another library or runtime, and compare the outputs",
@@ -129,7 +131,7 @@ def _dispatch(argv: list[str]) -> int:
     from vitral.config import split_words
 
     end = argv.index("--") if "--" in argv else len(argv)
-    before, files = argv[:end], argv[end + 1 :]
+    before, files = _with_text(argv[:end]), argv[end + 1 :]
     flags = [word for word in before if word.startswith("-")]
     words, pairs = split_words(word for word in before if not word.startswith("-"))
     for place, word in enumerate(before):
@@ -165,6 +167,16 @@ def _dispatch(argv: list[str]) -> int:
             raise
         hint = f"A file of this name exists. To pass it: {command_line(f'./{names[0]}')}"
         raise UserError(str(error), hint=hint) from None
+
+
+def _with_text(words: list[str]) -> list[str]:
+    """`--text TEXT` as the key `text`; the text is taken as it is."""
+    if "--text" not in words:
+        return words
+    place = words.index("--text")
+    if place + 1 == len(words):
+        raise UserError("no text is given", where="--text", expected='--text "TEXT"')
+    return [*words[:place], f"text={words[place + 1]}", *words[place + 2 :]]
 
 
 def _unknown_option(word: str, after: Sequence[str]) -> UserError:

@@ -7,20 +7,21 @@ from typing import Any
 from vitral.cli.command import Answer, Arguments, NoKeys, command
 from vitral.cli.table import table
 from vitral.errors import UserError
-from vitral.models.config import ModelConfig
-from vitral.models.presets import list_models, preset_table, resolve
+from vitral.models.architecture_config import ArchitectureConfig
+from vitral.models.presets import list_models, preset_table, resolve_any
 
 HELP = """usage: vitral models [PATTERN] [--json]
 
 Lists the model presets (model.name=...) with image size, patch size, width, depth, heads, parameters (head included)
 and compute per image in GMAC (10^9 multiply-accumulates), with all tokens in the last block, as papers count. For
-ResNets: stride, width of the first stage, number of residual blocks. `vitral summary NAME` shows one in detail.
+ResNets: stride, width of the first stage, number of residual blocks. For models that write text: compute with texts of
+32 tokens, and the size of the vocabulary as outputs. `vitral summary NAME` shows an encoder of images in detail.
 
 examples:
   vitral models
   vitral models '*tiny*'
 """
-_COLUMNS = ("name", "image", "patch", "width", "depth", "heads", "parameters", "GMAC", "classes")
+_COLUMNS = ("name", "image", "patch", "width", "depth", "heads", "parameters", "GMAC", "outputs")
 
 
 @command(HELP, NoKeys)
@@ -29,7 +30,7 @@ def run(arguments: Arguments, _: NoKeys) -> Answer:
     names = list_models(*arguments.words)
     if not names:
         raise UserError("no preset matches this pattern", where=arguments.words[0], hint="`vitral models` lists all.")
-    numbers, configs = preset_table(), [resolve(name) for name in names]
+    numbers, configs = preset_table(), [resolve_any(name) for name in names]
     found = [
         {"name": name, **numbers[name], **config.model_dump(mode="json")}
         for name, config in zip(names, configs, strict=True)
@@ -37,8 +38,7 @@ def run(arguments: Arguments, _: NoKeys) -> Answer:
     return Answer(found, lambda: table(_COLUMNS, map(_cells, found, configs)))
 
 
-def _cells(row: dict[str, Any], c: ModelConfig) -> list[object]:
-    """Return a table row; models without patches show the stride."""
-    shape = [c.stride, row.get("width", "-"), c.block_count, row.get("heads", "-")]
-    work = [f"{row['parameters']:,}", f"{row['macs_all_tokens'] / 1e9:.2f}", c.num_classes]
-    return [row["name"], c.image_size[0], *shape, *work]
+def _cells(row: dict[str, Any], c: ArchitectureConfig) -> list[object]:
+    """Return a table row."""
+    *shape, outputs = c.table_row
+    return [row["name"], *shape, f"{row['parameters']:,}", f"{row['macs_all_tokens'] / 1e9:.2f}", outputs]

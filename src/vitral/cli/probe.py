@@ -18,12 +18,14 @@ own. Without data= the images are those of the training run. Top-1 below min_top
 kind=knn      k nearest neighbors: weighted votes of the train images; top-1 for each knn.k
 kind=linear   logistic regression; its penalty is chosen on held-out train images
 kind=fewshot  least squares on a few train images of each class; the mean over several draws
+layer=auto    kind=linear on the features after every layer of a Transformer; the best one by held-out train images
 
 {keys}
 
 examples:
   vitral probe vitral-digits
   vitral probe runs/mine data=OTHER_PHOTOS kind=linear
+  vitral probe runs/pixels kind=linear layer=auto out=layers.png
   vitral probe runs/mine kind=fewshot fewshot.shots=5,10 features=cls min_top1=0.6
 """
 
@@ -44,7 +46,15 @@ def _table(found: dict[str, Any]) -> str:
         f"top-1  {100 * found['top1']:.2f} %  (95 % interval {100 * low:.2f} to {100 * high:.2f} %)"
         f" of {found['count']} {found['split']} images, by {found['train_count']} of train"
     )
-    return "\n".join([first, *_TABLES[found["kind"]](found), *skipped_lines(found["skipped"])])
+    return "\n".join([first, *_TABLES[found["kind"]](found), *_layers(found), *skipped_lines(found["skipped"])])
+
+
+def _layers(found: dict[str, Any]) -> list[str]:
+    if "per_layer" not in found:
+        return []
+    rows = [(name, _percent(row["val_top1"]), _percent(row["top1"])) for name, row in found["per_layer"].items()]
+    names = "layer", "held-out top-1", f"{found['split']} top-1"
+    return ["", f"layer {found['features']}, chosen on held-out train images", "", table(names, rows)]
 
 
 def _percent(share: float) -> str:

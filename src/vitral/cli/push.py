@@ -7,10 +7,10 @@ from vitral.run.command_options import PushOptions
 
 HELP = """usage: vitral push MODEL OWNER/NAME [key=value ...] [--json]
 
-Uploads a model folder to the Hugging Face Hub in one commit: config.json, model.safetensors and the model card,
-README.md. `vitral predict OWNER/NAME photo.jpg` then loads it from the Hub. MODEL is a bundled model, a model folder or
-a run folder. The repository is created if it does not exist. A token with write access comes from `hf auth login` or
-HF_TOKEN. Needs pip install "vitral[hub]".
+Uploads a model folder to the Hugging Face Hub in one commit: config.json, model.safetensors, the model card, README.md,
+and tokenizer.json of a model that writes text. `vitral predict OWNER/NAME photo.jpg` then loads it from the Hub. MODEL
+is a bundled model, a model folder or a run folder. The repository is created if it does not exist. A token with write
+access comes from `hf auth login` or HF_TOKEN. Needs pip install "vitral[hub]".
 
 {keys}
 
@@ -28,9 +28,10 @@ def run(arguments: Arguments, options: PushOptions) -> Answer:
     from vitral.errors import UserError
     from vitral.weights.find_model import find_model
     from vitral.weights.folder import is_ours
-    from vitral.weights.hub import push
+    from vitral.weights.push import push
+    from vitral.weights.text_kind import find_text_export
 
-    if find_export(model) is not None:
+    if find_export(model) is not None or find_text_export(model) is not None:
         raise UserError("this is an export", where=model, expected="the model folder that it was made from")
     path = find_model(model)
     if not is_ours(path):

@@ -11,13 +11,15 @@ from vitral.errors import UserError, nearest
 from vitral.models.presets import PRESETS
 from vitral.run.command_options import SummaryOptions
 from vitral.run.config import is_recipe
+from vitral.run.text_options import TextSummaryOptions
 
 HELP = """usage: vitral summary MODEL|NAME [key=value ...] [--json]
 
 Prints the output shape of every stage of a model, its parameters, multiply-accumulates and memory per image, and how
 they grow with image size, patch size and depth. NAME is a preset (`vitral models`); MODEL is a bundled model, a model
 folder, a run folder, weights of another library or a name on the Hugging Face Hub. `vitral estimate RECIPE` estimates
-the memory of a training run.
+the memory of a training run. A model that writes text: its parts, the way of a sentence or an image through it, and
+what self-attention, recurrence and convolution cost per layer at its width.
 
 {keys}
 
@@ -25,13 +27,19 @@ examples:
   vitral summary vit_base_patch16_224
   vitral summary vit_base_patch16_224 image_size=384
   vitral summary runs/mine out=growth.png
+  vitral summary transformer_base length=100
 """
 
 
-@command(HELP, SummaryOptions)
-def run(arguments: Arguments, options: SummaryOptions) -> Answer:
+@command(HELP, SummaryOptions, text=TextSummaryOptions)
+def run(arguments: Arguments, options: SummaryOptions | TextSummaryOptions) -> Answer:
     """Summarize and print."""
     name = arguments.words[0]
+    if isinstance(options, TextSummaryOptions):
+        from vitral.run.text_summary import summarize_text
+
+        of_text = summarize_text(name, options)
+        return Answer(of_text, lambda: _of_text(of_text))
     is_local = name in PRESETS or Path(name).expanduser().exists()
     if not is_local and is_recipe(name):
         raise UserError("this is a recipe, not a model", where=name, hint=f"Use: vitral estimate {name}")
@@ -57,6 +65,27 @@ def _text(found: dict[str, Any]) -> str:
             "growth per image:",
             *(_growth(found[key], name) for key, name in _SERIES.items() if key in found),
             "stages:", table(("stage", "output shape"), stages, 2),
+        ]
+    )  # fmt: skip
+
+
+def _of_text(found: dict[str, Any]) -> str:
+    parts = [(name, f"{count:,}") for name, count in found["parameters_parts"].items()]
+    macs = [(name, f"{count:,}") for name, count in found["macs_parts"].items()]
+    inputs = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in found["inputs"].items())
+    stages = [(stage["stage"], " x ".join(map(str, stage["shape"]))) for stage in found["walk"]]
+    layers = [
+        (row["layer"], row["formula"], f"{row['operations']:,}", row["sequential"], row["path"], row["used"])
+        for row in found["layers"]
+    ]
+    head = ("layer", "complexity", "operations", "sequential", "longest path", "in this model")
+    return "\n".join(
+        [
+            f"{found['parameters']:,} parameters", table((), parts, 2), "",
+            f"{found['macs']:,} multiply-accumulates of a forward pass ({inputs})", table((), macs, 2), "",
+            "the way through the model:", table(("stage", "output shape"), stages, 2), "",
+            f"per layer, for n = {found['n']} tokens of d = {found['d']} features, kernel k = {found['kernel']}"
+            " (1706.03762, table 1):", table(head, layers, 2),
         ]
     )  # fmt: skip
 

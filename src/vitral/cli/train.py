@@ -11,7 +11,7 @@ from vitral.cli.usage import LISTS, fitted, key_lines, picked, text_width, wrapp
 from vitral.config_keys import Key, describe
 from vitral.distributed import launch
 from vitral.errors import UserError
-from vitral.run.config import RunConfig, is_recipe, load_config, recipe_and_data, recipe_values
+from vitral.run.config import is_recipe, keys_of, load_run, recipe_and_data, recipe_values
 from vitral.run.folder import claimed
 
 HELP = """usage: vitral train [RECIPE | FILE.yaml] [PHOTOS] [key=value ...] [--json]
@@ -52,10 +52,11 @@ def _help(words: Sequence[str]) -> str:
     recipe = next((word for word in words if is_recipe(word)), None)
     values = recipe_values(recipe) if recipe else None
     search = [word for word in words if word != recipe]
-    keys = describe(RunConfig)
+    model = keys_of(recipe)
+    keys = describe(model)
     if search and search != ["all"]:
         groups = {key.name.partition(".")[0] for key in keys if "." in key.name}
-        return picked(RunConfig, [f"{word}." if word in groups else word for word in search], values)
+        return picked(model, [f"{word}." if word in groups else word for word in search], values)
     if search:
         return "\n".join(key_lines(keys, values)) + f"\n\n{fitted(LISTS)}"
     return fitted(HELP.format(
@@ -68,7 +69,8 @@ def _help(words: Sequence[str]) -> str:
 def _most_used(keys: Mapping[str, Key], values: Mapping[str, Any] | None) -> list[str]:
     lines: list[str] = []
     for title, names in MOST_USED.items():
-        lines += [*[""] * bool(lines), f"{title}:", *key_lines([keys[name] for name in names], values)]
+        lines += [*[""] * bool(lines), f"{title}:"]
+        lines += key_lines([keys[name] for name in names if name in keys], values)
     return lines
 
 
@@ -99,7 +101,7 @@ def run(arguments: Arguments) -> Answer | int:
             "vitral train PHOTOS\n  Recipes: vitral recipes; keys: vitral train --help",
         )
     recipe, pairs = recipe_and_data(arguments.words, arguments.pairs)
-    config = load_config(recipe, pairs)
+    config = load_run(recipe, pairs)
     with claimed(config) if launch().world == 1 else nullcontext() as folder:  # before the wait for torch
         from vitral.run.train import run as train
         from vitral.training.metrics_log import console_logging

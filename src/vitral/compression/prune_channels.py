@@ -108,7 +108,7 @@ def choose_kept(config: ViTConfig, importance: Importance, share: float) -> Kept
     for i in range(config.depth):
         costs = _costs(config, i)
         for kind, values in enumerate((importance.heads[i], importance.features[i])):
-            if kind == 0 and config.positions == "relative":
+            if kind == 0 and config.by_offset:
                 continue
             units += [(value / costs[kind], kind, i, unit, costs[kind]) for unit, value in enumerate(values.tolist())]
     stays = [[set(range(len(v))) for v in values] for values in (importance.heads, importance.features)]
@@ -138,7 +138,7 @@ def prune(model: VisionTransformer, kept: Kept) -> VisionTransformer:
     that go are zero, so are the logits."""
     c = model.config
     heads, features = tuple(map(len, kept.heads)), tuple(map(len, kept.features))
-    changed = {"block_heads": None if c.positions == "relative" else heads, "block_mlp_dims": features}
+    changed = {"block_heads": None if c.by_offset else heads, "block_mlp_dims": features}
     config = token_config(build_config({**c.model_dump(), **changed}))
     assert config is not None
     smaller = VisionTransformer(config)
@@ -148,8 +148,12 @@ def prune(model: VisionTransformer, kept: Kept) -> VisionTransformer:
         head, feature = (index.to(model.mean.device) for index in (kept.heads[i], kept.features[i]))
         for end in ("weight", "bias"):
             qkv, fc1 = f"blocks.{i}.attn.qkv.{end}", f"blocks.{i}.mlp.fc1.{end}"
-            state[qkv] = _rows(state[qkv], (3, -1, d), head)
+            if qkv in state:
+                state[qkv] = _rows(state[qkv], (3, -1, d), head)
             state[fc1] = _rows(state[fc1], (gates, -1, 1), feature)
+        for part in "qv" if not c.key_bias else "":
+            bias = f"blocks.{i}.attn.{part}_bias"
+            state[bias] = _rows(state[bias], (1, -1, d), head)
         proj, fc2 = f"blocks.{i}.attn.proj.weight", f"blocks.{i}.mlp.fc2.weight"
         state[proj] = state[proj].unflatten(1, (-1, d)).index_select(1, head).flatten(1)
         state[fc2] = state[fc2].index_select(1, feature)

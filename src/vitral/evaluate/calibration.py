@@ -120,6 +120,20 @@ def expected_calibration_error(probabilities_NC: ArrayLike, labels_N: ArrayLike,
     return float(np.nansum(np.abs(accuracy_K - confidence_K) * count_K) / count_K.sum())
 
 
+def auroc(inside_N: ArrayLike, outside_N: ArrayLike) -> float:
+    """The probability that a score of `inside_N` is larger than one of `outside_N`, ties counted half: the area under
+    the ROC curve of telling them apart, 0.5 for no difference. The two may differ in length. Raises UserError without
+    scores and for NaN."""
+    from scipy.stats import rankdata  # pyright: ignore[reportMissingTypeStubs]
+
+    inside, outside = (np.asarray(each, dtype=np.float64).ravel() for each in (inside_N, outside_N))
+    if not (len(inside) and len(outside)) or np.isnan(inside).any() or np.isnan(outside).any():
+        raise UserError("scores of both kinds are needed, without NaN", got=f"{len(inside)} and {len(outside)} scores")
+    ranks: Any = rankdata(np.concatenate([inside, outside]))
+    wins = float(ranks[: len(inside)].sum()) - len(inside) * (len(inside) + 1) / 2
+    return wins / (len(inside) * len(outside))
+
+
 def helpful_temperature(logits_NC: ArrayLike, labels_N: ArrayLike) -> float:
     """The fitted temperature where fitting helps on data that it was not fitted on, else 1.
 

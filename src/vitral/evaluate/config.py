@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, Strict, create_model, model_validator
 
-from vitral.attacks.config import AttackConfig, PixelAttack
+from vitral.attacks.config import AttackConfig, PixelAttack, check_classes, check_length, step_warnings
 from vitral.config import Config, Count, build
 from vitral.errors import UserError, nearest
 
@@ -23,9 +23,26 @@ class EvaluatorConfig(Config):
     def check(self, outputs: int) -> None:
         """Raise UserError if these keys do not fit a model with so many outputs."""
 
+    def check_images(self, size: tuple[int, int], channels: int) -> None:
+        """Raise UserError if these keys do not fit images of this height, width and number of channels."""
+
+    def warnings(self) -> list[str]:
+        """Return what is probably a mistake in these keys, one sentence each, to be logged."""
+        return []
+
     def images(self, counts: Mapping[str, int]) -> int:
         """Return the number of images that one validation computes, given the image count of each split."""
         return counts.get("val", 0)
+
+
+class ReconstructionConfig(EvaluatorConfig):
+    """Keys of the evaluator `reconstruction` of image tokenizers."""
+
+    baseline: bool = Field(
+        default=True,
+        description="also find as many mean patches of the train images by k-means, and measure them: what a tokenizer "
+        "has to be better than; false: skip it, as it takes minutes with thousands of codes",
+    )
 
 
 class NeighborsConfig(EvaluatorConfig):
@@ -41,6 +58,39 @@ class NeighborsConfig(EvaluatorConfig):
         return sum(min(counts.get(name, 0), self.samples) for name in ("train", "val"))
 
 
+class PointingConfig(EvaluatorConfig):
+    """Keys of the evaluator `pointing`: whether attention peaks on the character that is written."""
+
+    samples: Count = Field(default=1000, description="most images that are evaluated, evenly spaced")
+
+    def images(self, counts: Mapping[str, int]) -> int:
+        """Return the images that are read."""
+        return min(counts.get("val", 0), self.samples)
+
+
+class ClassifyConfig(EvaluatorConfig):
+    """Keys of the evaluator `classify`: the class whose token makes an image most probable."""
+
+    samples: Count = Field(default=10_000, description="most images that are classified, evenly spaced")
+
+
+class CompletionConfig(EvaluatorConfig):
+    """Keys of the evaluator `completion`: whether images with a drawn lower half have their class."""
+
+    samples: Count = Field(default=1000, description="most images that are completed, evenly spaced")
+    draws: Count = Field(default=3, description="lower halves that are drawn per image")
+    k: Count = Field(default=3, description="nearest train images, by pixels, that vote for the class")
+    seed: int = Field(default=0, ge=0, description="seed of the draws")
+
+
+class LayersConfig(EvaluatorConfig):
+    """Keys of the evaluator `layers`: a linear classifier on the features of each layer."""
+
+    samples: Count = Field(
+        default=50_000, description="most train images, and most evaluated ones, that are used, evenly spaced"
+    )
+
+
 class AttackedConfig(EvaluatorConfig):
     """Keys of an evaluator that attacks images, beside those of its attack."""
 
@@ -54,22 +104,20 @@ class AttackedConfig(EvaluatorConfig):
         assert isinstance(self, AttackConfig)
         check_classes(self, outputs, f"eval.{self.kind}")
 
+    def check_images(self, size: tuple[int, int], channels: int) -> None:
+        """Refuse an L2 length that no change of an image has."""
+        assert isinstance(self, AttackConfig)
+        check_length(self, size, channels, f"eval.{self.kind}")
+
+    def warnings(self) -> list[str]:
+        """Warn of steps that are too long."""
+        assert isinstance(self, AttackConfig)
+        return step_warnings(self, f"eval.{self.kind}")
+
     def images(self, counts: Mapping[str, int]) -> int:
         """Return the passes through the model for all images."""
         assert isinstance(self, AttackConfig)
-        keys = {key: getattr(self, key, 1) for key in ("steps", "restarts", "targets")}
-        gradients = 0 if self.black_box else keys["steps"] * keys["restarts"] * max(keys["targets"], 1)
-        return min(counts.get("val", 0), self.samples) * (2 + gradients + getattr(self, "queries", 0))
-
-
-def check_classes(attack: AttackConfig, classes: int, where: str) -> None:
-    """Raise UserError if the loss of an attack needs more classes than the model has."""
-    least = 4 if getattr(attack, "targets", 0) else 3
-    if getattr(attack, "loss", "ce") == "dlr" and classes < least:
-        raise UserError(
-            "the DLR loss compares the largest logits", where=f"{where}.loss", got=f"{classes} classes",
-            expected=f"at least {least} classes", hint=f"{where}.loss=ce works with any number of classes.",
-        )  # fmt: skip
+        return min(counts.get("val", 0), self.samples) * (2 + self.gradients + getattr(self, "queries", 0))
 
 
 def check_bounded(attack: AttackConfig, where: str) -> None:
@@ -93,7 +141,12 @@ _PIXEL_ATTACKS: dict[str, type[AttackConfig]] = {
     get_args(attack.model_fields["kind"].annotation)[0]: attack for attack in get_args(PixelAttack)
 }
 ATTACKED = {name: _attacked(attack) for name, attack in _PIXEL_ATTACKS.items() if attack.bounded}
-EVALUATORS: dict[str, type[EvaluatorConfig]] = {"clean": EvaluatorConfig, "knn": NeighborsConfig, **ATTACKED}
+EVALUATORS: dict[str, type[EvaluatorConfig]] = {
+    "clean": EvaluatorConfig, "bits": EvaluatorConfig, "reconstruction": ReconstructionConfig,
+    "knn": NeighborsConfig, "classify": ClassifyConfig, "completion": CompletionConfig, "layers": LayersConfig,
+    "translation": EvaluatorConfig, "pointing": PointingConfig,
+    **ATTACKED,
+}  # fmt: skip
 
 
 def _evaluators(tree: Any) -> Any:

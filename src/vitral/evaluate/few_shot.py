@@ -66,7 +66,7 @@ def choose(labels_N: Tensor, shots: int, seed: int) -> Tensor:
     return torch.from_numpy(np.concatenate(chosen)).to(labels_N.device)
 
 
-def ridge_scores(train: Embedded, judged_MD: Tensor, classes: int) -> Tensor:
+def ridge_scores(train: Embedded, evaluated_MD: Tensor, classes: int) -> Tensor:
     """Regressed targets of the evaluated samples, float64 [M, C]; the largest is the prediction.
 
     Features are whitened by mean and std of these train samples; the weights solve (X'X + L2 I) W = X'Y by the
@@ -76,7 +76,9 @@ def ridge_scores(train: Embedded, judged_MD: Tensor, classes: int) -> Tensor:
     features_ND = train.features_ND.double()
     mean_D = features_ND.mean(0)
     std_D = features_ND.std(0, correction=0) + STD_ABOVE
-    x_ND, judged_MD = (pad((f - mean_D) / std_D, (0, 1), value=CONSTANT_FEATURE) for f in (features_ND, judged_MD))
+    x_ND, evaluated_MD = (
+        pad((f - mean_D) / std_D, (0, 1), value=CONSTANT_FEATURE) for f in (features_ND, evaluated_MD)
+    )
     y_NC = 2.0 * one_hot(train.labels_N, classes).double() - 1.0
     if x_ND.shape[0] >= x_ND.shape[1]:
         eigen_E, vectors_DE = torch.linalg.eigh(x_ND.T @ x_ND)
@@ -84,4 +86,4 @@ def ridge_scores(train: Embedded, judged_MD: Tensor, classes: int) -> Tensor:
     else:
         eigen_E, vectors_NE = torch.linalg.eigh(x_ND @ x_ND.T)
         left_DE, right_EC = x_ND.T @ vectors_NE, vectors_NE.T @ y_NC
-    return judged_MD @ ((left_DE / (eigen_E + L2)) @ right_EC)
+    return evaluated_MD @ ((left_DE / (eigen_E + L2)) @ right_EC)

@@ -43,11 +43,11 @@ def knn(train: Embedded, evaluated: Embedded, classes: int, config: KnnConfig) -
     yield "per_k", {str(k): found for k, found in per_k.items()}
 
 
-def _votes(train: Embedded, judged_MD: Tensor, classes: int, ks: Sequence[int], temperature: float) -> Tensor:
+def _votes(train: Embedded, query_MD: Tensor, classes: int, ks: Sequence[int], temperature: float) -> Tensor:
     """The class with the most votes of the k nearest, for each k of ascending `ks`: [M, J]."""
     train_ND = normalize(train.features_ND.float(), dim=1)
     rows: list[Tensor] = []
-    for queries_BD in judged_MD.split(_QUERIES):
+    for queries_BD in query_MD.split(_QUERIES):
         similarity_BK, place_BK = _nearest(normalize(queries_BD.float(), dim=1), train_ND, ks[-1])
         # Relative to the nearest neighbor, as exp(1 / temperature) alone may overflow.
         weight_BK = ((similarity_BK - similarity_BK[:, :1]) / temperature).exp()

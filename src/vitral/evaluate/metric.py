@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,3 +68,18 @@ class Metric:
     def row(self) -> dict[str, Any]:
         """Return the `"primary"` entry of summary.json and of commands: name, value and interval."""
         return {"name": self.name, "value": self.value, "interval": list(self.interval) if self.interval else None}
+
+
+def missed_limits(limits: Mapping[str, float], values: Mapping[str, Any]) -> list[str]:
+    """Return one sentence per metric beyond its limit; keys of limits are min_METRIC or max_METRIC. A metric that is
+    undefined or was not measured meets no limit."""
+    missed: list[str] = []
+    for key, limit in limits.items():
+        side, _, name = key.partition("_")
+        value = values.get(name)
+        if value is None:
+            why = "is undefined on these samples" if name in values else "was not measured by these evaluators"
+            missed.append(f"{name} {why}, so {key}={limit} is not met")
+        elif value < limit if side == "min" else value > limit:
+            missed.append(f"{name} {value:.4f} is {'below' if side == 'min' else 'above'} {key}={limit}")
+    return missed

@@ -20,12 +20,12 @@ Grid = tuple[int, int]
 
 
 def require_transformer(model: ImageModel, what: str) -> VisionTransformer:
-    """The model itself. Raises UserError for a convolutional network, which has neither tokens nor attention; hybrids
-    have both."""
+    """The model itself. Raises UserError for other models, whose tokens are no patches or that have none; hybrids are
+    Vision Transformers."""
     if (encoder := token_encoder(model)) is not None:
         return encoder
     raise UserError(
-        f"{what} is for Vision Transformers, and this is a convolutional network", got=model.config.family,
+        f"{what} is for Vision Transformers, and this model is none", got=model.config.family,
         expected="vit", hint="Integrated gradients work on any model: methods=integrated_gradients.",
     )  # fmt: skip
 

@@ -91,7 +91,7 @@ def _headline(result: Mapping[str, Any]) -> Section:
     keys = {key: value for key, value in attack.items() if key not in ("kind", "norm", "eps")}
     note = ", ".join(f"{key} {value}" for key, value in {**keys, "seed": result["seed"]}.items())
     if attack["kind"] == "ensemble":
-        note += ". The ensemble is AutoAttack without FAB: APGD-CE, targeted APGD-DLR and (in linf) Square."
+        note += ". The ensemble is AutoAttack without FAB: APGD-CE, targeted APGD-DLR and Square."
     parts += [Note(note), *map(Note, result["notes"])]
     return Section("", parts, _BOTH)
 
@@ -107,9 +107,9 @@ def _tests(result: Mapping[str, Any]) -> list[Section]:
         return []
     failed = [check for check in checks if check["passed"] is False]
     done = sum(check["passed"] is not None for check in checks)
-    words = {True: "yes", False: "NO", None: "not tested"}
+    words = {True: "yes", False: "no", None: "not tested"}
     rows = [(check["expects"], words[check["passed"]], check["text"]) for check in checks]
-    parts: list[Part] = [Table(["Expected", "So?", "Measured"], rows)]
+    parts: list[Part] = [Table(["Expected", "Passed", "Measured"], rows)]
     if failed:
         text = f"{len(failed)} of {done} tests failed: the real accuracy under attack is probably lower."
         parts = [text, *parts]

@@ -1,6 +1,6 @@
 """Figures of `vitral attack` as SVG bytes. Importing this file imports matplotlib.
 
-Shape letters: N images.
+Shape letters: N images, R runs, S logged steps, K bins of confidence.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from vitral.evaluate.metric import eps_text
-from vitral.report.plots import BLUE, GRAY, ORANGE, single_axes, svg
+from vitral.report.plots import BLUE, GRAY, ORANGE, SERIES, single_axes, style, svg
 
 
 def accuracy_over_eps(rows: Sequence[Mapping[str, Any]], eps: float, chance: float) -> bytes:
@@ -45,4 +46,50 @@ def confidence_histogram(clean_N: Any, adversarial_N: Any) -> bytes:
         axes.set(xlabel="confidence (%)", ylabel="images", xlim=(0, 1))
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
         axes.legend(loc="upper left")
+        return svg(figure)
+
+
+def training_accuracies(curves: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]) -> bytes:
+    """Plot top-1 of train images over the steps of adversarial training, under FGSM and under PGD in two panels: one
+    line per variant, the mean of its runs, with their range as a band.
+
+    curves: by variant `step`, `fgsm_top1` and `pgd_top1`, one list per run; at most five variants.
+    """
+    assert len(curves) <= len(SERIES)
+    with style():
+        figure = Figure(figsize=(7.8, 3.4), layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, (key, title) in zip(
+            panels, {"fgsm_top1": "under FGSM", "pgd_top1": "under PGD"}.items(), strict=True
+        ):
+            for (name, runs), (color, dash) in zip(curves.items(), SERIES, strict=False):
+                steps, values_RS = runs["step"][0], np.array(runs[key])
+                axes.fill_between(steps, values_RS.min(0), values_RS.max(0), color=color, alpha=0.15, linewidth=0)
+                axes.plot(steps, values_RS.mean(0), dash, color=color, label=name)
+            axes.set(xlabel="step", title=title, ylim=(-0.02, 1.02), xlim=(0, None))
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+        panels[0].set_ylabel("top-1 accuracy of train images (%)")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(curves))
+        return svg(figure)
+
+
+def confidence_curves(shares: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
+    """Plot how many images have a confidence, in % and steps of equal width: one panel per kind of images, one line per
+    variant.
+
+    shares: of the images in each bin of [0, 1], by kind of images and variant; at most five variants.
+    """
+    with style():
+        figure = Figure(figsize=(2.6 * len(shares) + 0.4, 3.1), layout="constrained")
+        panels = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
+        for axes, (title, variants) in zip(panels, shares.items(), strict=True):
+            assert len(variants) <= len(SERIES)
+            for (name, share_K), (color, dash) in zip(variants.items(), SERIES, strict=False):
+                edges = np.linspace(0, 1, len(share_K) + 1)
+                axes.stairs(share_K, edges, color=color, linestyle=dash, linewidth=1.5, label=name)
+            axes.set(xlabel="confidence (%)", title=title, xlim=(0, 1), ylim=(0, 1))
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+        panels[0].set_ylabel("images (%)")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
         return svg(figure)

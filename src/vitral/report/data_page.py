@@ -36,9 +36,12 @@ _UNSEEN = (
 _NAMES = 1000  # of the images of one finding that are listed
 
 
-def write_check_page(path: str | Path, report: CheckReport, read: ReadImage) -> None:
+def write_check_page(
+    path: str | Path, report: CheckReport, read: ReadImage, sheet: Sequence[Sample] = ()
+) -> None:  # fmt: skip
     """Write the findings of a check as one HTML file: each finding with its images, duplicates and look-alikes side by
-    side with names, splits and labels. Raises OSError where the file cannot be written."""
+    side with names, splits and labels. sheet: images with boxes, shown at the end. Raises OSError where the file cannot
+    be written."""
     errors = len(report.errors())
     warnings = plural(len(report.findings) - errors, "warning")
     images = ", ".join(f"{count:,} {name}" for name, count in report.counts.items()) or "no"
@@ -52,7 +55,8 @@ def write_check_page(path: str | Path, report: CheckReport, read: ReadImage) -> 
         head.append(Note(f"Fingerprint of all images and labels: {report.fingerprint}"))
     elsewhere: dict[Sample, str] = {}
     found = [_finding(finding, read, elsewhere) for finding in report.findings]
-    write_page(path, f"Check of {report.name}", [Section("", head), *found])
+    boxes = [Section("Boxes", [Gallery([_picture(sample, read) for sample in sheet])])] if sheet else []
+    write_page(path, f"Check of {report.name}", [Section("", head), *found, *boxes])
 
 
 def write_stats_page(
@@ -84,9 +88,29 @@ def write_stats_page(
         [
             Section("", [total]), Section("Splits", [overview]),
             Section("Classes", [Table(["Class", *splits], counts, "Images per class and split.")]),
+            *_box_sections(stats),
             Section("Images", galleries),
         ],
     )  # fmt: skip
+
+
+def _box_sections(stats: Mapping[str, Any]) -> list[Section]:
+    """Boxes per class, split and size."""
+    splits: Mapping[str, Any] = {name: each["boxes"] for name, each in stats["splits"].items() if "boxes" in each}
+    if not splits:
+        return []
+    rows = [
+        ["Boxes", *(each["count"] for each in splits.values())],
+        ["Images without boxes", *(each["images_without"] for each in splits.values())],
+        ["Most on one image", *(each["most"] for each in splits.values())],
+        *(
+            [f"Boxes, {size}", *(each["sizes"][size] for each in splits.values())]
+            for size in ("small", "medium", "large")
+        ),
+        *([f"Boxes of {label}", *(each["classes"][label] for each in splits.values())] for label in stats["classes"]),
+    ]
+    note = "Small: under 32 × 32 pixels; large: 96 × 96 or more (the limits of COCO)."
+    return [Section("Boxes", [Table(["Boxes", *splits], rows, note)])]
 
 
 def _finding(finding: Finding, read: ReadImage, elsewhere: dict[Sample, str]) -> Section:

@@ -17,14 +17,18 @@ from vitral.report.sections import Note, Picture, Section, Table
 def features_sections(evaluation: Mapping[str, Any], pictures: Mapping[str, NDArray[Any]]) -> list[Section]:
     """The headline first. evaluation: `top1`, `top1_interval`, `count`, `split` and `evaluated_by`, or nothing where
     the data have no classes. pictures: columns of images [B, H, W, C] in [0,1] by their captions, of equal B."""
-    sections = [_headline(evaluation)]
-    if pictures:
-        rows = [
-            [Picture(image, name) for name, image in zip(pictures, images, strict=True)]
-            for images in zip(*pictures.values(), strict=True)
-        ]
-        sections.append(Section("Images that the model was not trained on", [Table(list(pictures), rows)]))
-    return sections
+    return [_headline(evaluation), *picture_sections(pictures)]
+
+
+def picture_sections(pictures: Mapping[str, NDArray[Any]]) -> list[Section]:
+    """A table of pictures, see `features_sections`; nothing without any."""
+    if not pictures:
+        return []
+    rows = [
+        [Picture(image, name) for name, image in zip(pictures, images, strict=True)]
+        for images in zip(*pictures.values(), strict=True)
+    ]
+    return [Section("Images that the model was not trained on", [Table(list(pictures), rows)])]
 
 
 def _headline(evaluation: Mapping[str, Any]) -> Section:

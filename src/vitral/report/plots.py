@@ -28,6 +28,8 @@ from vitral.evaluate.metric import Metric
 
 # Okabe and Ito 2008, "Color Universal Design".
 BLUE, ORANGE, GRAY, INK = "#0072B2", "#D55E00", "#767676", "#1b1f24"
+# Color and line style of each of up to five curves.
+SERIES = ((BLUE, "-"), (ORANGE, "--"), ("#009E73", "-."), (INK, ":"), ("#CC79A7", "-"))
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text, so that the reader's fonts cover every script
     "svg.hashsalt": "vitral",  # the same figure, the same bytes
@@ -87,6 +89,7 @@ class _Panel(NamedTuple):
     lines: Mapping[str, str]
     format: str = ""
     from_zero: bool = True
+    unit: float = 1.0  # what the values are divided by
 
 
 def training_curves(rows: Sequence[Mapping[str, Any]], primary: Metric, loss_unit: str = "") -> dict[str, bytes]:
@@ -107,9 +110,27 @@ def training_curves(rows: Sequence[Mapping[str, Any]], primary: Metric, loss_uni
         "Spread of the features": _Panel("standard deviation (1: uniform)", {"features": "feature_std"}),
         "Learning rate": _Panel("learning rate", {"learning rate": "lr"}, "scientific"),
     }
+    return _all_drawn(panels, rows)
+
+
+def unlabeled_curves(rows: Sequence[Mapping[str, Any]], classes: int) -> dict[str, bytes]:
+    """SVG panels over the steps of semi-supervised learning, from rows of metrics.jsonl: the share of unlabeled images
+    that teach, the entropy of the mean prediction over its largest value, ln(classes), and the loss on unlabeled
+    images. A panel without a finite value is left out."""
+    panels = {
+        "Unlabeled images that teach": _Panel("unlabeled images (%)", {"share": "pseudo_share"}, "percent"),
+        "Entropy of the mean prediction": _Panel(
+            "entropy / ln(classes)", {"entropy": "class_entropy"}, unit=math.log(max(classes, 2))
+        ),
+        "Loss on unlabeled images": _Panel("loss, without its weight", {"loss": "unlabeled_loss"}),
+    }
+    return _all_drawn(panels, rows)
+
+
+def _all_drawn(panels: Mapping[str, _Panel], rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
     figures: dict[str, bytes] = {}
     for title, panel in panels.items():
-        curves = {name: curve for name, key in panel.lines.items() if (curve := _curve(rows, key))[0]}
+        curves = {name: curve for name, key in panel.lines.items() if (curve := _curve(rows, key, panel.unit))[0]}
         if curves:
             with style():
                 figures[title] = svg(_drawn(title, panel, curves))
@@ -235,10 +256,10 @@ def residuals(true_N: Any, predicted_N: Any, name: str) -> bytes:
         return svg(figure)
 
 
-def _curve(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    """Steps and finite values, at most `_MAX_POINTS` of them."""
+def _curve(rows: Sequence[Mapping[str, Any]], key: str, unit: float) -> tuple[list[float], list[float]]:
+    """Steps and finite values in this unit, at most `_MAX_POINTS` of them."""
     points = [
-        (float(row["step"]), float(row[key]))
+        (float(row["step"]), float(row[key]) / unit)
         for row in rows
         if isinstance(row.get(key), int | float) and "step" in row and math.isfinite(row[key])
     ]

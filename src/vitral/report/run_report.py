@@ -19,6 +19,7 @@ _FACTS = (
 _LABELS = {
     "train_seconds": "Training time", "steps": "Optimizer steps", "best_step": "Step of the best checkpoint",
     "temperature": "Temperature, fitted on validation data",
+    "pseudo_unsure": "Share of unlabeled images with a confidence of at most 0.5",
 }  # fmt: skip
 _IN_SENTENCES = {"primary", "split", "count", "evaluated_by", "baseline_class"}  # of the headline
 

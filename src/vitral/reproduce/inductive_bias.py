@@ -7,7 +7,6 @@ height and width, N evaluated images, S shifts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitral.atomic_files import whole_file
 from vitral.data.dataset import Dataset
 from vitral.data.splits import stratified
 from vitral.errors import UserError
@@ -24,12 +22,18 @@ from vitral.models.presets import resolve
 from vitral.predictor import load
 from vitral.report.plots import fraction_curves
 from vitral.reproduce.config import BiasOptions
-from vitral.reproduce.runs import base_keys, comparison, finished, mean_and_std, write_table
-from vitral.run.check import open_checked
-from vitral.run.config import RunConfig, load_config
+from vitral.reproduce.runs import (
+    base_keys,
+    check_run,
+    comparison,
+    finished,
+    mean_and_std,
+    open_classes,
+    settings,
+    write_plot,
+    write_table,
+)
 from vitral.run.inference_inputs import image_batches
-from vitral.run.prepare import prepare
-from vitral.run.train import resolve_steps
 from vitral.training.metrics_log import console_logging, log
 
 PLOT = "fractions.svg"
@@ -48,12 +52,9 @@ def inductive_bias(options: BiasOptions | None = None, overrides: Mapping[str, A
     recipe, keys = base_keys(options, overrides or {}, SETS)
     models = _models(options, {key: value for key, value in keys.items() if key.startswith("model.")})
     shared = {key: value for key, value in keys.items() if not key.startswith("model.")} | {"check.skip": True}
-    checked = load_config(recipe, keys)
-    dataset, _ = open_checked(checked, checked.data, None)
-    if dataset.task != "classification":
-        raise UserError("images with one class each are expected", where=dataset.name)
-    shared["data.image_size"] = _resolved(load_config(recipe, {**shared, **models["ViT"]}), dataset)
-    _resolved(load_config(recipe, {**shared, **models["CNN"]}), dataset)  # at the ViT's size
+    dataset = open_classes(recipe, keys)
+    shared["data.image_size"] = check_run(recipe, {**shared, **models["ViT"]}, dataset)
+    check_run(recipe, {**shared, **models["CNN"]}, dataset)  # at the ViT's size
     rows: list[dict[str, Any]] = []
     with comparison("inductive-bias", options, overrides or {}) as folder:
         for name, model in models.items():
@@ -68,10 +69,9 @@ def inductive_bias(options: BiasOptions | None = None, overrides: Mapping[str, A
                 agree = {f"consistency_{key}": value for key, value in mean_and_std(same).items()}
                 rows.append({"model": name, "fraction": fraction, "images": len(part.splits["train"]), "top1": top1,
                              **mean_and_std(top1), "consistency": same, **agree})  # fmt: skip
-    found = {**options.model_dump(exclude={"out", "resume"}), "rows": rows}
+    found = {**settings(options), "rows": rows}
     write_table(folder, found)
-    with whole_file(folder / PLOT) as partial:
-        partial.write_bytes(fraction_curves(rows, options.shift))
+    write_plot(folder / PLOT, fraction_curves(rows, options.shift))
     return found
 
 
@@ -83,13 +83,6 @@ def _models(options: BiasOptions, keys: Mapping[str, Any]) -> dict[str, dict[str
     # Another preset than the recipe's comes with its own pooling too.
     own = {} if options.vit == "auto" else {"model.name": options.vit, "model.pool": None}
     return {"ViT": {**own, **keys}, "CNN": {"model.name": options.cnn}}
-
-
-def _resolved(config: RunConfig, dataset: Dataset) -> tuple[int, int]:
-    """Return the image size of a run. Raises UserError for a run that cannot start."""
-    resolve_steps(config, len(dataset.splits["train"]))
-    with closing(prepare(config, dataset)) as prepared:
-        return prepared.architecture.image_size
 
 
 def fraction_of(dataset: Dataset, fraction: float) -> Dataset:

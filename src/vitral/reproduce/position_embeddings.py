@@ -9,8 +9,8 @@ import numpy as np
 
 from vitral.reproduce.config import ReproduceOptions
 from vitral.reproduce.runs import base_keys, comparison, finished, mean_and_std, write_table
+from vitral.run.assembly import resolve_steps
 from vitral.run.config import draft_architecture, load_config
-from vitral.run.train import resolve_steps
 from vitral.training.metrics_log import console_logging, log
 
 SETS = {f"model.{key}": "Every row has its own." for key in ("positions", "positions_at")}

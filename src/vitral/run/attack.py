@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vitral.attacks.attack import Attack, Classifier
-from vitral.attacks.config import AttackConfig, SquareConfig
+from vitral.attacks.config import AttackConfig, SquareConfig, check_classes, check_length, step_warnings
 from vitral.attacks.ensemble import Ensemble
 from vitral.attacks.registry import attack_of
 from vitral.data.dataset import Split, spaced
@@ -22,7 +22,7 @@ from vitral.errors import UserError, plural
 from vitral.evaluate.attack_checks import Check, CheckImages, attack_checks
 from vitral.evaluate.calibration import expected_calibration_error
 from vitral.evaluate.classification import wilson_interval
-from vitral.evaluate.config import check_bounded, check_classes
+from vitral.evaluate.config import check_bounded
 from vitral.evaluate.metric import Metric, eps_text
 from vitral.evaluate.robustness import attack_batch
 from vitral.predictor import Predictor
@@ -116,13 +116,14 @@ def measure(model: str, options: AttackOptions) -> Measured:
         raise UserError("attacks need a model with one class per image", where=model, got=task.name,
                         expected="classification")  # fmt: skip
     check_classes(config, len(predictor.classes), "attack")
+    check_length(config, *_input(predictor), "attack")
     victim = _victim(model, predictor, options)
     dataset, skipped = open_images(predictor.config, options.data, predictor.config, model)
     name = split_name(dataset, options.split)
     split = task.match(dataset, dataset.splits[name])
     places = spaced(len(split), options.samples)
-    if config.norm == "l2":
-        _check_length(config, predictor)
+    for warning in step_warnings(config, "attack"):
+        log.warning("%s", warning)
     rows = [_attacked(victim, split, places, eps, options) for eps in dict.fromkeys(map(victim.eps, options.sizes()))]
     main = next(each for each in rows if each.eps == victim.eps(config.radius))
     checks = [] if options.check == "none" or options.transfer else _checks(victim, split, places, main, rows, options)
@@ -169,6 +170,11 @@ def _victim(model: str, predictor: Predictor, options: AttackOptions) -> Victim:
             )  # fmt: skip
         source = classifier_of(other)
         notes.append(f"The adversarial images are those of {options.transfer}, shown to {model}.")
+        if config.stops_early:
+            notes.append(
+                f"{config.kind} changes an image no further once {options.transfer} answers wrongly, so few changes "
+                "fool another model: attack.kind=pgd takes all its steps."
+            )
     has_gradients = isinstance(source, nn.Module)
     if not (config.black_box or has_gradients):
         raise UserError(
@@ -189,23 +195,16 @@ def _victim(model: str, predictor: Predictor, options: AttackOptions) -> Victim:
             raise UserError("this export takes images of 8 bits", where="attack.eps", got=config.radius,
                             expected="at least 1/255")  # fmt: skip
         if config.norm == "l2":
-            raise UserError("this export takes images of 8 bits, whose rounding changes lengths", where="attack.norm",
-                            got="l2", expected="linf")  # fmt: skip
+            raise UserError(
+                "this export takes images of 8 bits, whose rounding changes lengths", where="attack.norm", got="l2",
+                expected="linf", hint="vitral export MODEL takes=resized makes one that is attacked as the model is.",
+            )  # fmt: skip
         notes.append("The export takes images of 8 bits: images are rounded, and eps is rounded down to n/255.")
     return Victim(predictor, classifier, source, levels, notes)
 
 
 def _input(predictor: Predictor) -> tuple[tuple[int, int], int]:
     return predictor.config.preprocessing.image_size, predictor.config.architecture.in_channels
-
-
-def _check_length(config: AttackConfig, predictor: Predictor) -> None:
-    """Raise UserError for an L2 length that no change of an image in [0,1] has."""
-    (height, width), channels = _input(predictor)
-    most = math.sqrt(height * width * channels)
-    if config.radius > most:
-        raise UserError("eps is longer than any change of an image", where="attack.eps", got=config.radius,
-                        expected=f"at most {most:.4g}")  # fmt: skip
 
 
 def _parts(config: AttackConfig, classes: int) -> list[Attack]:

@@ -11,11 +11,12 @@ from vitral.data.check_cache import cache_folder
 from vitral.data.config import DataConfig
 from vitral.data.damaged_images import find_damage, without_damage
 from vitral.data.dataset import Dataset
-from vitral.data.findings import CheckReport
+from vitral.data.findings import CheckReport, Finding
 from vitral.data.sources import make_val_split, open_dataset, unlabeled_source
 from vitral.data.unlabeled import with_unlabeled, without_held_out
 from vitral.errors import UserError, command
 from vitral.run.config import RunConfig
+from vitral.run.text_config import TextRunConfig
 from vitral.training.metrics_log import counted, log
 
 _NAMED = 3  # images in one line of the log
@@ -75,7 +76,7 @@ def _held_out(dataset: Dataset, data: DataConfig, labeled: bool) -> Dataset:
         return replace(
             dataset, notes=(*dataset.notes, "trained on all images; without classes there is nothing to evaluate")
         )
-    return without_held_out(make_val_split(dataset, data.val_fraction, data.validation, to_judge=labeled))
+    return without_held_out(make_val_split(dataset, data.val_fraction, data.validation, to_evaluate=labeled))
 
 
 def check_given(dataset: Dataset, config: RunConfig) -> CheckReport | None:
@@ -93,15 +94,20 @@ def check_given(dataset: Dataset, config: RunConfig) -> CheckReport | None:
     return report
 
 
-def tell(report: CheckReport, config: RunConfig, seconds: float) -> None:
+def tell(report: CheckReport, config: RunConfig | TextRunConfig, seconds: float, what: str = "images") -> None:
     """Every warning, and every allowed error, as one line of the log."""
     for finding in report.shown(config.check.allow):
-        names = ", ".join(sample.name for group in finding.groups for sample in group[:2])
-        few = [sample.name for group in finding.groups[:_NAMED] for sample in group][:_NAMED]
-        more = f": {', '.join(few)}{' ...' if len(names) > len(', '.join(few)) else ''}" if few else ""
-        log.warning("data: %s [%s]%s", finding.message, finding.code, more)
+        log.warning("data: %s", finding_line(finding))
     how = "as before (cached)" if report.cached else f"in {seconds:.1f} s"
-    log.info("data: %s images checked %s", f"{sum(report.counts.values()):,}", how)
+    log.info("data: %s %s checked %s", f"{sum(report.counts.values()):,}", what, how)
+
+
+def finding_line(finding: Finding) -> str:
+    """A finding as one line of the log, with the first samples."""
+    names = ", ".join(sample.name for group in finding.groups for sample in group[:2])
+    few = [sample.name for group in finding.groups[:_NAMED] for sample in group][:_NAMED]
+    more = f": {', '.join(few)}{' ...' if len(names) > len(', '.join(few)) else ''}" if few else ""
+    return f"{finding.message} [{finding.code}]{more}"
 
 
 def noted(report: CheckReport | None, config: RunConfig, dataset: Dataset) -> list[str]:
@@ -110,7 +116,7 @@ def noted(report: CheckReport | None, config: RunConfig, dataset: Dataset) -> li
     return [*dataset.notes, *(f"{finding.message} [{finding.code}]" for finding in shown)]
 
 
-def refuse(report: CheckReport, config: RunConfig) -> None:
+def refuse(report: CheckReport, config: RunConfig | TextRunConfig) -> None:
     """Raise one UserError with all errors that are not allowed, if there are any."""
     errors = report.errors(config.check.allow)
     if not errors:
@@ -119,13 +125,21 @@ def refuse(report: CheckReport, config: RunConfig) -> None:
     for finding in errors:
         few = [finding.sign.join(str(sample) for sample in group) for group in finding.groups[:_NAMED]]
         lines.append(f"{finding.code}: {finding.message}" + "".join(f"\n      {each}" for each in few))
-    allowable = [finding.code for finding in errors if finding.code != "damaged"]
+    codes = list(dict.fromkeys(finding.code for finding in errors))
+    allowable = [code for code in codes if code not in ("damaged", "text-long")]
     allowed = ",".join([*config.check.allow, *allowable])
-    source = command(str(config.data.path or config.data.source))
-    hint = f"See all: vitral data check {source} out=check.html"
+    hints: list[str] = []
+    if isinstance(config, RunConfig):
+        hints.append(
+            f"See all: vitral data check {command(str(config.data.path or config.data.source))} out=check.html"
+        )
     if allowable:
-        hint += f"\n  To train all the same: check.allow={allowed}"
-    if len(allowable) < len(errors):
-        hint += f"\n  To leave damaged images out: data.max_bad={sum(map(len, report.damaged.values()))}"
+        hints.append(f"To train all the same: check.allow={allowed}")
+    if "text-long" in codes:
+        hints.append("To shorten long texts: data.truncate=true. To take them: raise data.max_source, data.max_target")
+    if "damaged" in codes:
+        limit = f"data.max_bad={sum(map(len, report.damaged.values()))}"
+        is_limited = isinstance(config, RunConfig)
+        hints.append(f"To leave damaged images out: {limit}" if is_limited else "Remove the damaged images.")
     text = "\n    ".join(lines)
-    raise UserError(f"the data have errors:\n    {text}", where=report.name, hint=hint)
+    raise UserError(f"the data have errors:\n    {text}", where=report.name, hint="\n  ".join(hints))

@@ -10,9 +10,10 @@ from pydantic import BeforeValidator, Field, Strict, model_validator
 
 from vitral.attacks.config import AnyAttack, PgdConfig, fraction
 from vitral.compression.config import EViTConfig, ToMeConfig
-from vitral.config import Config, Count, Pair
+from vitral.config import Config, Count, Pair, Share
 from vitral.data.config import DataSource, ValueRange
 from vitral.evaluate.config import Evaluators, FewshotConfig, KnnConfig, LinearConfig
+from vitral.evaluate.metric import missed_limits
 from vitral.export.config import ExportOptions
 from vitral.interpret.config import GradientsConfig
 from vitral.serve.config import ServeConfig
@@ -123,12 +124,7 @@ class EvalOptions(EngineUse):
 
     def missed(self, found: Mapping[str, Any]) -> list[str]:
         """Return one sentence per metric that is beyond its limit."""
-        rows = [(key, limit, found[key[4:]]) for key, limit in self.limits.items()]
-        return [
-            f"{key[4:]} {value:.4f} is {'below' if key.startswith('min') else 'above'} {key}={limit}"
-            for key, limit, value in rows
-            if (value < limit if key.startswith("min") else value > limit)
-        ]
+        return missed_limits(self.limits, found)
 
 
 class ProbeOptions(ModelUse):
@@ -140,11 +136,31 @@ class ProbeOptions(ModelUse):
     data: DataSource = DataSource()
     split: Literal["auto", "val", "test"] = Field(default="auto", description="images to measure on; auto: test or val")
     features: Literal["pooled", "cls", "avg", "cls_avg"] = Field(default="pooled", description=_FEATURES)
+    layer: Literal["auto"] | int | None = Field(
+        default=None,
+        description="features after this layer, the mean over its patches or pixels, in place of `features`: its "
+        "place, from 0 (of an Image GPT the embedding; -1: the last); auto: with kind=linear, the layer that is best "
+        "on held-out train images",
+    )
     knn: KnnConfig = KnnConfig()
     linear: LinearConfig = LinearConfig()
     fewshot: FewshotConfig = FewshotConfig()
     min_top1: float | None = _MIN_TOP1
+    out: str | None = Field(default=None, description="layer=auto: PNG file to write, the accuracy of each layer")
+    overwrite: bool = Field(default=False, description="replace an existing file")
     batch_size: int = Field(default=256, ge=1, description="number of images per batch")
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> ProbeOptions:
+        if self.layer is not None and "features" in self.model_fields_set:
+            raise ValueError(f"features has no effect with layer={self.layer}")
+        if self.layer == "auto" and (self.kind != "linear" or len(self.linear.l2) == 1):
+            raise ValueError("layer=auto chooses by held-out images: kind=linear with several linear.l2")
+        if self.out is not None and self.layer != "auto":
+            raise ValueError("out has no effect without layer=auto")
+        if self.overwrite and self.out is None:
+            raise ValueError("overwrite=true has no effect without out=FILE.png")
+        return self
 
 
 class AttackOptions(ModelUse):
@@ -339,6 +355,55 @@ class PruneOptions(Config):
     out: str | None = Field(default=None, description="folder of the pruned model")
     overwrite: bool = Field(default=False, description="replace an existing model in out")
     batch_size: int = Field(default=64, ge=1, description="number of images per batch")
+    device: str = Field(default="auto", description="device: auto, cpu, cuda or cuda:N")
+
+
+class SampleOptions(Config):
+    """Keys of `vitral sample`."""
+
+    n: Count = Field(default=16, description="number of images to draw")
+    temperature: float = Field(
+        default=1.0, gt=0, description="divides the logits of each pixel's color; below 1 favors probable colors"
+    )
+    top_k: int = Field(default=0, ge=0, description="draw from the k most probable colors; 0: from all")
+    top_p: Share = Field(
+        default=1.0, gt=0, description="draw from the smallest set of colors with this probability (nucleus)"
+    )
+    steps: Count = Field(
+        default=8,
+        description="of a model with model.mask_ratio=cosine (MaskGIT): passes through the model per image, at most as "
+        "many as it has pixels",
+    )
+    choice_temperature: float = Field(
+        default=4.5, ge=0,
+        description="of such a model: scale of the Gumbel noise in the choice of the pixels that stay after a step; 0: "
+        "the surest ones",
+    )  # fmt: skip
+    label: str | None = Field(
+        default=None, alias="class", description="name or index of the class to draw; null: any; see model.class_tokens"
+    )
+    complete: str | None = Field(
+        default=None, description="image file whose upper half is given; the lower half is drawn"
+    )
+    seed: int = Field(default=0, ge=0, description="seed of the draws")
+    data: DataSource = DataSource()
+    out: str | None = Field(default=None, description="folder to write; must be new or empty")
+    overwrite: bool = Field(default=False, description="replace the earlier output of `vitral sample` in out")
+    batch_size: int = Field(default=64, ge=1, description="number of images that are drawn at once")
+    device: str = Field(default="auto", description="device: auto, cpu, cuda or cuda:N")
+
+
+class TokenizeOptions(Config):
+    """Keys of `vitral tokenize`."""
+
+    data: DataSource = DataSource()
+    split: str = Field(default="all", description="images of the data set: all, train, val or test; with data=")
+    out: str | None = Field(
+        default=None, description="FILE.npz for codes; of codes the folder for images, which must be new or empty"
+    )
+    overwrite: bool = Field(default=False, description="replace an existing file")
+    batch_size: int = Field(default=64, ge=1, description="number of images that are computed at once")
+    max_bad: int = Field(default=0, ge=0, description=_MAX_BAD)
     device: str = Field(default="auto", description="device: auto, cpu, cuda or cuda:N")
 
 

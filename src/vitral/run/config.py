@@ -6,32 +6,38 @@ import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from vitral.config import Config, Count, Tree, build, describe, flatten, load_yaml, nullable, with_overrides
+from vitral.config import Count, Tree, build, describe, flatten, load_yaml, nullable, with_overrides
 from vitral.config_keys import as_word
 from vitral.data.config import UNLABELED, AugmentConfig, CheckConfig, DataConfig, StreamConfig
 from vitral.errors import UserError, command, nearest
 from vitral.evaluate.config import Evaluators
 from vitral.models.config import ModelConfig
 from vitral.models.presets import PRESETS, resolve
-from vitral.models.registry import FAMILIES
+from vitral.models.registry import families_of
 from vitral.objectives.config import ObjectiveConfig, SupervisedConfig
-from vitral.optim.config import OptimConfig
-from vitral.training.config import LoraConfig, TrainConfig
+from vitral.run.run_keys import RunKeys
+from vitral.run.text_config import TextRunConfig
+from vitral.training.config import LoraConfig
 
 _NULL = (None, "null", "")
-_FROM_DATA = ("family", "image_size", "in_channels", "num_classes", "mean", "std")
+_FROM_DATA = ("family", "image_size", "in_channels", "num_classes", "mean", "std", "tokenizer")
 
 
-class ModelOptions(nullable(*(f.config for f in FAMILIES.values()), exclude=_FROM_DATA)):  # pyright: ignore[reportUntypedBaseClass]
+class ModelOptions(nullable(*families_of(ModelConfig).values(), exclude=_FROM_DATA)):  # pyright: ignore[reportUntypedBaseClass]
     """A preset and changes of it; null leaves the preset's value."""
 
     name: str = Field(default="auto", description="model preset (see `vitral models`); auto: the architecture of init")
     patch_size: Count | Literal["auto"] | None = Field(
         default=None, description="side length of a patch in pixels; auto: about 8 patches per side, of 2 pixels up"
+    )
+    tokenizer: str | None = Field(
+        default=None,
+        description="Image GPT: image tokenizer whose codes are predicted, a run or model folder of "
+        "objective.kind=tokenizer; it is copied into the model and not trained; null: a palette of colors",
     )
     head_bias: float = Field(
         default=0.0, description="initial value of the head's biases; with objective.loss=sigmoid -6.9 for rare classes"
@@ -40,49 +46,22 @@ class ModelOptions(nullable(*(f.config for f in FAMILIES.values()), exclude=_FRO
     def options(self) -> dict[str, Any]:
         """Return the options that are set, as `models.presets.resolve` takes them."""
         return {
-            key: value for key, value in self.model_dump(exclude={"name", "head_bias"}).items() if value is not None
+            key: value
+            for key, value in self.model_dump(exclude={"name", "head_bias", "tokenizer"}).items()
+            if value is not None
         }
 
 
-class RunConfig(Config):
-    """Keys of a training run. config.yaml in the run folder holds all of them, resolved, and replays the run."""
+class RunConfig(RunKeys):
+    """Keys of a run that learns from images."""
 
-    recipe: str = Field(default="custom", pattern=r"^[\w. -]+$", description="name of the recipe in summary.json")
-    seed: int = Field(default=0, ge=0, lt=2**63, description="random seed of weights, order, augmentation and dropout")
-    device: str = Field(default="auto", description="device: auto, cpu, cuda or cuda:N")
-    out: str | None = Field(default=None, description="run folder to write; null: runs/RECIPE-TIME")
-    resume: bool = Field(default=False, description="continue from the checkpoint in out; without one, start the run")
-    overwrite: bool = Field(default=False, description="replace the run in out")
-    finish: bool = Field(
-        default=False, description="end the stopped run in out: write its model folder from the best weights so far"
-    )
-    init: str | None = Field(
-        default=None,
-        description="model to start from: a bundled model, a folder, a file of weights or a name on the Hugging Face "
-        "Hub",
-    )
+    assembly: ClassVar[str] = "vitral.run.image_run:ImageRun"
+
     init_head: bool = Field(default=False, description="also load the head of init; the data need the same classes")
-    precision: Literal["auto", "float32", "bfloat16", "bfloat16_params"] = Field(
-        default="auto",
-        description="bfloat16: compute matrix products in bfloat16; bfloat16_params: compute everything in bfloat16, "
-        "with float32 master weights; auto: bfloat16 on CUDA, float32 on CPU",
-    )
-    memory: str | None = Field(
-        default=None,
-        pattern=r"^(auto|\d+(\.\d+)?\s*[KMGT]i?B)$",
-        description="memory limit for training, as 8GB; auto: the free memory; sets train.micro_batch and "
-        "train.activation_checkpointing where they are not given",
-    )
-    deterministic: bool = Field(
-        default=False, description="use deterministic CUDA kernels, which are slower; a CPU is always deterministic"
-    )
-    report: bool = Field(default=True, description="write report.html at the end")
     data: DataConfig = DataConfig()
     check: CheckConfig = CheckConfig()
     augment: AugmentConfig = AugmentConfig()
     model: ModelOptions = ModelOptions()
-    optim: OptimConfig = OptimConfig()
-    train: TrainConfig = TrainConfig()
     lora: LoraConfig = LoraConfig()
     eval: Evaluators = Field(
         default_factory=dict,
@@ -93,12 +72,6 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
-        if self.resume and self.overwrite:
-            raise ValueError("resume and overwrite contradict each other")
-        if self.finish and (self.overwrite or self.out is None):
-            raise ValueError("finish=true ends the stopped run in a folder: set out=DIR and no overwrite")
-        if self.resume and self.out is None:
-            raise ValueError("resume=true needs out=DIR, the folder of the run to continue")
         if self.init is None and self.model.name == "auto":
             raise ValueError(
                 "init=MODEL (a run, a file or a hub name) or model.name=PRESET is needed; presets: vitral models"
@@ -169,6 +142,15 @@ def recipes() -> dict[str, Path]:
 
 
 def load_config(recipe: str | None, overrides: Mapping[str, Any]) -> RunConfig:
+    """Load the configuration of a run on images, see `load_run`. Raises UserError for a recipe of another kind."""
+    config = load_run(recipe, overrides)
+    if not isinstance(config, RunConfig):
+        hint = "vitral train, eval, predict, serve, export and summary work with models that write text."
+        raise UserError("this works for models of images only, so far", where=config.recipe, hint=hint)
+    return config
+
+
+def load_run(recipe: str | None, overrides: Mapping[str, Any]) -> RunKeys:
     """Load a recipe by its name or a YAML file, with dotted keys on top; a path of images means `small` on these.
     Raises UserError for anything unknown or wrong.
 
@@ -183,21 +165,27 @@ def load_config(recipe: str | None, overrides: Mapping[str, Any]) -> RunConfig:
     overrides = flatten(expand_data(overrides))
     if "train.epochs" in overrides:
         overrides.setdefault("train.steps", None)
-    if overrides.get("data.unlabeled") not in _NULL:
-        overrides.setdefault("data.labels_per_class", None)
-    if "data.path" in overrides:
-        overrides.setdefault("data.source", "auto")
     recipe = recipe or ("small" if "data.path" in overrides else "digits")
     path = _recipe_path(recipe)
     tree = load_yaml(path)
     if path in recipes().values():
         tree.setdefault("recipe", recipe)
+    model, kind = run_class(tree), overrides.get("objective.kind")
+    if model is RunConfig:
+        if overrides.get("data.unlabeled") not in _NULL:
+            overrides.setdefault("data.labels_per_class", None)
+        if "data.path" in overrides:
+            overrides.setdefault("data.source", "auto")
+        if kind is not None and kind != flatten(tree).get("objective.kind", "supervised"):
+            tree.pop("objective", None)
+            tree.pop("eval", None)  # evaluators of another task
     _resolve_name(tree, overrides.get("model.name"))
-    kind = overrides.get("objective.kind")
-    if kind is not None and kind != flatten(tree).get("objective.kind", "supervised"):
-        tree.pop("objective", None)
-        tree.pop("eval", None)  # evaluators of another task
-    return build(RunConfig, with_overrides(RunConfig, tree, overrides))
+    return build(model, with_overrides(model, tree, overrides))
+
+
+def run_class(tree: Mapping[str, Any]) -> type[RunKeys]:
+    """Return the class of a run's configuration, by its key `task`."""
+    return TextRunConfig if tree.get("task") == "text" else RunConfig
 
 
 def is_recipe(word: str) -> bool:
@@ -271,6 +259,11 @@ def recipe_values(recipe: str) -> Tree:
     return flatten(load_yaml(_recipe_path(recipe)))
 
 
+def keys_of(recipe: str | None) -> type[RunKeys]:
+    """Return the class of the keys of a recipe, for `--help`."""
+    return RunConfig if recipe is None else run_class(load_yaml(_recipe_path(recipe)))
+
+
 def draft_architecture(config: RunConfig) -> ModelConfig | None:
     """Return the architecture of model.name and its options before the data resolve an `auto`; None for that of init.
 
@@ -308,10 +301,10 @@ FREE = {
 }  # fmt: skip
 
 
-def difference(one: RunConfig, other: RunConfig) -> list[tuple[str, Any, Any]]:
+def difference(one: RunKeys, other: RunKeys) -> list[tuple[str, Any, Any]]:
     """Return the keys in which two configurations differ, with both values, except those in FREE."""
     mine, theirs = one.model_dump(), other.model_dump()
-    names = [key.name for key in describe(RunConfig) if key.name not in FREE]
+    names = [key.name for key in describe(type(one)) if key.name not in FREE]
     rows = [(name, _value(mine, name), _value(theirs, name)) for name in names]
     return [row for row in rows if row[1] != row[2]]
 
@@ -323,7 +316,7 @@ def _value(tree: Any, key: str) -> Any:
     return tree
 
 
-def reproduce_command(config: RunConfig) -> str | None:
+def reproduce_command(config: RunConfig | TextRunConfig) -> str | None:
     """The command line of a run by a bundled recipe; None for other runs. Folders are named by their last part."""
     if config.recipe not in recipes():
         return None
@@ -331,7 +324,7 @@ def reproduce_command(config: RunConfig) -> str | None:
     if config.model.name != recipe_values(config.recipe).get("model.name", "auto"):
         given["model.name"] = config.model.name  # it brings its own parts
     try:
-        changed = difference(load_config(config.recipe, given), config)
+        changed = difference(load_run(config.recipe, given), config)
     except UserError:
         return None
     # The source auto is a path's own default.

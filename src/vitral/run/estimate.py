@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from vitral.data.sources import open_dataset, unlabeled_source
+from vitral.data.text.batches import padded_widths
 from vitral.errors import UserError
 from vitral.models.config import ModelConfig
 from vitral.models.presets import resolve
@@ -15,32 +16,45 @@ from vitral.predictor import pick_device
 from vitral.run.config import RunConfig
 from vitral.run.fit_memory import checkpointed_blocks, make_job, memory_limit
 from vitral.run.prepare import choose_architecture, resolve_precision
+from vitral.run.run_keys import RunKeys
 from vitral.run.summary import compute
+from vitral.run.text_config import TextRunConfig
+from vitral.run.text_memory import compute as text_compute
+from vitral.run.text_memory import make_text_job, text_architecture
 from vitral.training.memory_estimate import alternatives, choose, micro_batches, predict
 from vitral.weights.folder import find_folder, load_config
 
 
-def estimate(config: RunConfig) -> dict[str, Any]:
+def estimate(config: RunKeys) -> dict[str, Any]:
     """Return compute, parts of the peak memory, the micro-batch and checkpointing that fit, and the alternatives.
 
-    Configured data are opened, but no image is decoded; without data, channels and classes are the preset's.
+    Configured data are opened, but no image is decoded; without data, channels and classes are the preset's. Texts are
+    read, since the tokenizer and the longest one decide.
     """
     device = torch.device(config.device) if config.memory and config.device != "auto" else pick_device(config.device)
-    architecture = _architecture(config)
     config = config.model_copy(update={"precision": resolve_precision(config, device)})
-    job = make_job(config, architecture, device)
+    if isinstance(config, TextRunConfig):
+        sequence, ids = text_architecture(config)
+        widths = padded_widths(ids, slice(None), config.data.pad_multiple)
+        job = make_text_job(config, sequence, ids, device)
+        found = text_compute(sequence, *widths) | {"target_positions": widths[0], "source_positions": widths[1]}
+        size = list(sequence.input_shapes["image"][:2]) if sequence.reads_images else None
+    else:
+        assert isinstance(config, RunConfig)
+        architecture = _architecture(config)
+        job, found, size = make_job(config, architecture, device), compute(architecture), list(architecture.image_size)
     limit = memory_limit(config.memory, device)
     configured = config.train.activation_checkpointing
-    blocks = None if configured == "auto" else checkpointed_blocks(config, architecture)
+    blocks = None if configured == "auto" else checkpointed_blocks(config, job.architecture)
     choice = choose(job, limit, config.train.micro_batch, blocks)
     fits = choice is not None
     choice = choice or choose(job, float("inf"), config.train.micro_batch or micro_batches(job)[-1], blocks)
     assert choice is not None
     parts = predict(job, choice.micro_batch, choice.checkpointing)
     return {
-        **compute(architecture), **choice._asdict(), "limit_bytes": limit, "fits": fits, "batch_size": job.batch_size,
-        "precision": job.precision, "device": device.type, "blocks": architecture.block_count,
-        "image_size": list(architecture.image_size), "parts": parts._asdict(),
+        **found, **choice._asdict(), "limit_bytes": limit, "fits": fits, "batch_size": job.batch_size,
+        "precision": job.precision, "device": device.type, "blocks": job.architecture.block_count,
+        "image_size": size, "parts": parts._asdict(),
         "alternatives": [row._asdict() for row in alternatives(job, limit)],
     }  # fmt: skip
 

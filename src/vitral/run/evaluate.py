@@ -10,6 +10,7 @@ from vitral.run.eval_target import loaded_subject
 from vitral.run.inference_inputs import load_used, open_images, recorded, split_logits, split_name
 from vitral.tasks.task import Evaluation, Task
 from vitral.training.metrics_log import console_logging, log
+from vitral.weights.text_kind import is_text_model
 
 
 def evaluate(model: str, options: EvalOptions | None = None) -> dict[str, Any]:
@@ -33,10 +34,18 @@ def measure(model: str, options: EvalOptions) -> Measured:
     Raises UserError where the data are not for the model's task (other classes, say), and for an unknown split.
     """
     console_logging()
+    if options.compare is not None and is_text_model(options.compare):
+        raise UserError("this model writes text", where="compare", got=options.compare, expected="a model of images")
     predictor = load_used(model, options)
-    predictor.require_answers()
     task = predictor.task
+    task.require_evaluators(predictor.config.name)
     evaluators = task.evaluators_of(options.eval)
+    for keys in evaluators.values():
+        keys.check_images(predictor.config.preprocessing.image_size, predictor.config.architecture.in_channels)
+        for warning in keys.warnings():
+            log.warning("%s", warning)
+    if options.compare is not None:
+        predictor.require_answers()
     _check_limits(task, options)
     dataset, skipped = open_images(predictor.config, options.data, predictor.config, model)
     name = split_name(dataset, options.split)

@@ -58,7 +58,7 @@ def finish(
     subjects = {split: data.subject(model, split) for split in prepared.val_stores}
     chosen = is_validated(prepared) and not config.objective.keeps_last
     if chosen:
-        task = task.calibrated(*subjects["val"].outputs())
+        task = task.calibrated(*subjects["val"].outputs()) if task.has_head else task
         if not is_best:
             first = dict([next(iter(config.eval.items()))])
             progress.best_score = prepared.task.evaluate(subjects["val"], first).primary.value
@@ -123,12 +123,16 @@ def _report(
     part = dataset.splits[split]
     samples = Samples(scores_NS, part.labels_N, part.names, image, pictures_of(store, objective))
     without = ", without labels" if not config.objective.needs_labels else ""
+    rows, count = MetricsLog.read(folder), len(dataset.classes)
     write_report(
         folder / "report.html",
         title=f"{config.recipe}: {prepared.name} on {dataset.name}{without}",
-        sections=[*task.sections(evaluation, samples), *(pseudo_label_sections(unlabeled) if unlabeled else [])],
+        sections=[
+            *task.sections(evaluation, samples),
+            *(pseudo_label_sections(unlabeled, rows, count) if unlabeled else []),
+        ],
         summary=summary,
-        metrics_rows=MetricsLog.read(folder),
+        metrics_rows=rows,
         primary=evaluation.primary if evaluation else task.metrics[0],
         loss_unit=task.loss_unit,
         loss_note=task.loss_note,

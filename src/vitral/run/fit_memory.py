@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from vitral.errors import UserError
+from vitral.models.architecture_config import ArchitectureConfig
 from vitral.models.config import ModelConfig
 from vitral.models.cost import Device, Kept, Precision, cached, record_step
 from vitral.models.create import build_model
@@ -24,13 +25,15 @@ from vitral.optim.config import OptimConfig
 from vitral.optim.master_weights import ComputeCopy
 from vitral.optim.optimizer import parameter_groups
 from vitral.run.config import RunConfig, streams_of
+from vitral.run.run_keys import RunKeys
 from vitral.structs import Batch, View
 from vitral.tasks.registry import TASKS
 from vitral.training import memory_estimate as memory
 from vitral.training.config import LoraConfig
 
+Run = TypeVar("Run", bound=RunKeys)
 EVAL_BATCH = 256  # images evaluated at once
-_STEPS = 1000  # of the run that is measured, at its last one: what is done at its start alone takes less
+STEPS = 1000  # of the run that is measured, at its last one: what is done at its start alone takes less
 _DIFFERS = "each micro-batch is normalized alone, so results differ a little"
 
 
@@ -73,13 +76,23 @@ def make_job(
     )  # fmt: skip
     objective = _objective(step)
     pixels = sum(ratio * sum(map(math.prod, (architecture.image_size, *sizes))) for _, ratio, sizes, _ in streams)
+    kept = memory.interpolated(partial(_kept, step), size)
+    return job_of(objective, config, architecture, kept, 4 * architecture.in_channels * pixels, validation)
+
+
+def job_of(
+    objective: Objective, config: RunKeys, architecture: ArchitectureConfig, kept: Callable[[int], Kept],
+    sample_bytes: int, validation: int = 0,
+) -> memory.Job:  # fmt: skip
+    """The job of a run with this objective, which lies on any device; `config.precision` is settled."""
+    assert config.precision != "auto"
     return memory.Job(
         architecture=architecture,
         parameters=_count(objective.parameters()),
         trained=_count(parameter for parameter in objective.parameters() if parameter.requires_grad),
-        batch_size=size,
-        kept=memory.interpolated(partial(_kept, step), size),
-        sample_bytes=4 * architecture.in_channels * pixels,
+        batch_size=config.train.batch_size,
+        kept=kept,
+        sample_bytes=sample_bytes,
         precision=config.precision,
         optimizer=_state_values(objective, config.optim),
         average=_count(objective.model.parameters()) * (config.train.ema is not None),
@@ -97,29 +110,33 @@ def _objective(step: _Step) -> Objective:
     with torch.device("meta"):
         return OBJECTIVES[step.kind.kind](
             lambda: limit_training(build_model(step.architecture), step.freeze, step.lora), step.kind,
-            ObjectiveContext(_STEPS),
+            ObjectiveContext(STEPS),
         ).train()  # fmt: skip
 
 
 @cached(32)
 def _kept(step: _Step, samples: int) -> Kept:
     """What one step on so many samples keeps, with everything that the objective computes: views, teacher, decoder."""
-    objective = _objective(step)
     try:
-        if step.precision == "bfloat16_params":
-            copied = ComputeCopy(objective).module
-            assert isinstance(copied, Objective)
-            objective = copied
-        batches = _batches(step, samples)
-        images = [view.images_BCHW for batch in batches.values() for view in batch.views]
-        return record_step(
-            objective, objective.model, lambda: objective(batches, _STEPS - 1).loss, images, step.precision, step.device
-        ).kept()
+        return kept_by(_objective(step), _batches(step, samples), step.precision, step.device)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise UserError(
             "memory cannot be estimated: this objective's step depends on the values of its images",
             where="objective.kind", got=step.kind.kind, hint=str(error).partition("\n")[0],
         ) from error  # fmt: skip
+
+
+def kept_by(
+    objective: Objective, batches: Mapping[str, Batch], precision: Precision, device: Device, place: str = "meta"
+) -> Kept:
+    """What the last step of a run keeps of these batches; objective and batches lie at `place`."""
+    if precision == "bfloat16_params":
+        copied = ComputeCopy(objective).module
+        assert isinstance(copied, Objective)
+        objective = copied
+    given = [view.images_BCHW for batch in batches.values() for view in batch.views]
+    loss = partial(objective, batches, STEPS - 1)
+    return record_step(objective, objective.model, lambda: loss().loss, given, precision, device, place).kept()
 
 
 def _batches(step: _Step, samples: int) -> dict[str, Batch]:
@@ -144,7 +161,7 @@ def _state_values(objective: Objective, config: OptimConfig) -> int:
     return sum(values * _count(group["params"]) for values, group in zip(each, groups, strict=True))
 
 
-def checkpointed_blocks(config: RunConfig, architecture: ModelConfig) -> int:
+def checkpointed_blocks(config: RunKeys, architecture: ArchitectureConfig) -> int:
     """train.activation_checkpointing as a number; `auto` that no memory= has settled is none. Raises UserError for too
     many."""
     setting, total = config.train.activation_checkpointing, architecture.block_count
@@ -155,14 +172,17 @@ def checkpointed_blocks(config: RunConfig, architecture: ModelConfig) -> int:
     return setting if isinstance(setting, int) else total * (setting == "all")
 
 
-def resolve_memory(config: RunConfig, architecture: ModelConfig, device: torch.device) -> RunConfig:
-    """The configuration with the micro-batch and checkpointing of the plan for `config.memory`, where it is set.
+def resolve_memory(
+    config: Run, architecture: ArchitectureConfig, device: torch.device, make: Callable[[], memory.Job]
+) -> Run:
+    """The configuration with the micro-batch and checkpointing of the plan for `config.memory`, where it is set. make:
+    returns the job of the run.
 
     Raises UserError where nothing fits.
     """
     micro_batch, blocks = config.train.micro_batch, checkpointed_blocks(config, architecture)
     if config.memory is not None:
-        limit, job = memory_limit(config.memory, device), make_job(config, architecture, device)
+        limit, job = memory_limit(config.memory, device), make()
         free = config.train.activation_checkpointing == "auto"
         choice = memory.choose(job, limit, micro_batch, None if free else blocks)
         if choice is None:
@@ -178,24 +198,28 @@ def resolve_memory(config: RunConfig, architecture: ModelConfig, device: torch.d
     return config.model_copy(update={"train": config.train.model_copy(update=update)})
 
 
-def describe_memory(config: RunConfig, architecture: ModelConfig, device: torch.device) -> str:
+def describe_memory(config: RunKeys, job: memory.Job) -> str:
     """The plan of a settled run in one line."""
-    job, micro = make_job(config, architecture, device), config.train.micro_batch or config.train.batch_size
-    blocks, updates = checkpointed_blocks(config, architecture), -(-job.batch_size // micro)
+    micro = config.train.micro_batch or config.train.batch_size
+    blocks, updates = checkpointed_blocks(config, job.architecture), -(-job.batch_size // micro)
     differs = "" if job.adds_up or updates == 1 else f"; {_DIFFERS}"
-    needed, total = memory.show_bytes(sum(memory.predict(job, micro, blocks))), architecture.block_count
-    return f"about {needed}: {updates} x {micro} images per update, {blocks} of {total} blocks computed twice{differs}"
+    needed, total = memory.show_bytes(sum(memory.predict(job, micro, blocks))), job.architecture.block_count
+    return (
+        f"about {needed}: {updates} x {micro} samples per update, {blocks} of {total} blocks computed twice{differs} "
+        f"(limit: {config.memory})"
+    )
 
 
-def smaller_batch_hint(config: RunConfig, architecture: ModelConfig, device: torch.device) -> str:
-    """What to set after a run was out of memory: a way that takes three quarters of what this one was to take.
+def smaller_batch_hint(config: RunKeys, make: Callable[[], memory.Job]) -> str:
+    """What to set after a run was out of memory: a way that takes three quarters of what this one was to take. make:
+    returns the job of the run.
 
     Without a number where memory cannot be estimated.
     """
-    micro, blocks = config.train.micro_batch or config.train.batch_size, checkpointed_blocks(config, architecture)
+    micro = config.train.micro_batch or config.train.batch_size
     try:
-        job = make_job(config, architecture, device)
-        limit = 0.75 * sum(memory.predict(job, micro, blocks))
+        job = make()
+        limit = 0.75 * sum(memory.predict(job, micro, checkpointed_blocks(config, job.architecture)))
     except (UserError, RuntimeError, TypeError):
         return "A smaller train.micro_batch or train.activation_checkpointing=all takes less memory."
     found = memory.choose(job, limit)

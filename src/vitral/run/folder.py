@@ -16,7 +16,8 @@ from vitral.atomic_files import LOCK, locked, remove, tidy, write_json, write_te
 from vitral.config import build, dump_yaml, flatten, load_yaml
 from vitral.config_keys import as_word
 from vitral.errors import UserError, taken
-from vitral.run.config import FREE, RunConfig
+from vitral.run.config import FREE, RunConfig, run_class
+from vitral.run.run_keys import RunKeys
 from vitral.weights.stopped_run import (
     CHECKPOINTS,
     CONFIG,
@@ -37,7 +38,7 @@ _OF_ONE_COMMAND = {"resume", "overwrite", "finish", "out", "recipe"}
 
 
 @contextmanager
-def claimed(config: RunConfig) -> Generator[Path]:
+def claimed(config: RunKeys) -> Generator[Path]:
     """The run folder, for this run alone; folders that were made for it and stay empty are removed afterwards.
 
     Refused, before anything is computed: a file, a folder that is not empty (unless allowed), files of our names that
@@ -85,7 +86,7 @@ def occupied(
                 path.rmdir()
 
 
-def _check_content(folder: Path, config: RunConfig) -> None:
+def _check_content(folder: Path, config: RunKeys) -> None:
     if (folder / SWEEP).is_file():
         raise UserError("this folder holds a sweep", where="out", got=folder, hint="Name another folder: out=DIR")
     tidy(folder, (*_OURS, CHECKPOINTS))
@@ -117,7 +118,7 @@ def _not_ours(folder: Path, inside: set[str]) -> list[str]:
     return sorted([*(inside & set(_OURS)), *others]) if others else []
 
 
-def open_folder(folder: Path, config: RunConfig, environment: Mapping[str, Any]) -> None:
+def open_folder(folder: Path, config: RunKeys, environment: Mapping[str, Any]) -> None:
     """Start the run's files; of an overwritten run only our own go. `config` has no `auto` left.
 
     A kill at any moment leaves a folder that is resumed (from an old checkpoint or from the start) or overwritten: the
@@ -134,13 +135,13 @@ def open_folder(folder: Path, config: RunConfig, environment: Mapping[str, Any])
     write_json(folder / ENVIRONMENT, environment)
 
 
-def write_config(folder: Path, config: RunConfig) -> None:
+def write_config(folder: Path, config: RunKeys) -> None:
     """config.yaml, which replays the run elsewhere."""
     own = {"resume": False, "overwrite": False, "finish": False, "out": None}
     write_text(folder / CONFIG, dump_yaml(config.model_copy(update=own).model_dump(mode="json")))
 
 
-def write_length(folder: Path, config: RunConfig) -> None:
+def write_length(folder: Path, config: RunKeys) -> None:
     """Let config.yaml end the run where `config` does."""
     before = read_config(folder)
     length = {"steps": config.train.steps, "epochs": config.train.epochs}
@@ -148,12 +149,21 @@ def write_length(folder: Path, config: RunConfig) -> None:
         write_config(folder, before.model_copy(update={"train": before.train.model_copy(update=length)}))
 
 
-def read_config(folder: Path) -> RunConfig:
+def read_config(folder: Path) -> RunKeys:
     """What config.yaml says."""
-    return build(RunConfig, load_yaml(folder / CONFIG), where=str(folder / CONFIG))
+    tree = load_yaml(folder / CONFIG)
+    return build(run_class(tree), tree, where=str(folder / CONFIG))
 
 
-def resume_with(folder: Path, config: RunConfig) -> str:
+def read_image_config(folder: Path) -> RunConfig:
+    """What config.yaml of a run on images says. Raises UserError for another run."""
+    config = read_config(folder)
+    if not isinstance(config, RunConfig):
+        raise UserError("not a run on images", where=str(folder))
+    return config
+
+
+def resume_with(folder: Path, config: RunKeys) -> str:
     """Return the command that resumes the run in this folder, with the keys of this command that may be others than at
     the run's start, and are."""
     try:

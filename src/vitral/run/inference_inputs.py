@@ -61,7 +61,7 @@ def _reduce(predictor: Predictor, model: str, use: ModelUse) -> None:
     """Apply the configured token reduction, or leave the model's own pruner out."""
     network = token_encoder(predictor.model)
     if network is None:
-        raise UserError("a CNN has no tokens", where="reduce", got=use.reduce, expected="auto")
+        raise UserError("this model has no patch tokens", where="reduce", got=use.reduce, expected="auto")
     if use.reduce == "none":
         network.reduce = None
         return

@@ -1,4 +1,5 @@
-"""The folder of a page with its pictures: checked before minutes of computation, replaced only by its own command."""
+"""The folder of a page with its pictures, and the file of one picture: checked before minutes of computation, replaced
+only by its own command."""
 
 from __future__ import annotations
 
@@ -62,3 +63,15 @@ def page_folder(out: str, *, overwrite: bool, page: str, record: str, command: s
         return PageFolder(folder, page, record, [name for name in named if name in inside])
     except (ValueError, KeyError, TypeError):
         raise UserError("the record of this folder cannot be read", where=str(folder / record)) from None
+
+
+def png_file(out: str, *, overwrite: bool) -> Path:
+    """Return the file to write a picture to. Raises UserError for one that exists or cannot be written."""
+    path = Path(out).expanduser()
+    if path.suffix.lower() != ".png":
+        raise UserError("not a PNG file", where="out", got=out, expected="a name that ends in .png")
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise taken(path, overwrite=not path.is_dir())
+    if not path.parent.is_dir():
+        raise UserError("folder not found", where="out", got=path.parent)
+    return path

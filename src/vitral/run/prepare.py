@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -25,6 +27,8 @@ from vitral.errors import UserError
 from vitral.models.config import ModelConfig
 from vitral.models.cost import Precision
 from vitral.models.create import build_model
+from vitral.models.fit_codes import fit_codes
+from vitral.models.image_tokenizer_config import ImageTokenizerConfig
 from vitral.models.model import ImageModel
 from vitral.models.parameters import is_pruner
 from vitral.models.presets import PRESETS, changed_name, resolve
@@ -32,13 +36,14 @@ from vitral.models.registry import build_config
 from vitral.predictor import pick_device
 from vitral.run.check import open_checked
 from vitral.run.config import ModelOptions, RunConfig, reproduce_command, streams_of
-from vitral.run.fit_memory import checkpointed_blocks, limit_training, resolve_memory
+from vitral.run.fit_memory import checkpointed_blocks, limit_training, make_job, resolve_memory
+from vitral.run.run_keys import RunKeys
 from vitral.structs import STREAM_SPAN
 from vitral.tasks.registry import TASKS
 from vitral.tasks.task import Task
 from vitral.training.metrics_log import log
 from vitral.weights.adapt import adapt, without_head
-from vitral.weights.find_model import load_model
+from vitral.weights.find_model import load_model, model_config
 from vitral.weights.folder import FolderConfig
 from vitral.weights.tensors import check_match, checksum
 
@@ -105,6 +110,8 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> RunContext:
     # Everything about the architecture that can be wrong is found before images are read.
     name, draft = choose_architecture(config, dataset, init)
     checkpointed_blocks(config, draft)
+    for evaluator in evaluators.values():
+        evaluator.check_images(draft.image_size, dataset.channels)
     resize = init.preprocessing if init is not None else ResizeSpec(resize_mode="crop")
     data = config.data.model_copy(
         update={
@@ -124,26 +131,25 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> RunContext:
             for part, split in dataset.splits.items()
             if part != "train"
         }
-        mean, std = _normalization(config, init, dataset.channels) or _statistics(config, next(iter(stores.values())))
+        first = next(iter(stores.values()))
+        mean, std = _normalization(config, init, dataset.channels) or _statistics(config, draft, first)
         architecture = build_config({**draft.model_dump(), "mean": mean, "std": std}, where="data")
-        paths = {key: _absolute(getattr(config.data, key)) for key in ("path", "unlabeled")}
+        paths = {key: absolute_path(getattr(config.data, key)) for key in ("path", "unlabeled")}
         kept = {key: value for key, value in architecture.model_dump().items() if key in ModelOptions.model_fields}
+        kept["tokenizer"] = absolute_path(config.model.tokenizer)
         resolved = config.model_copy(
             update={
                 "data": data.model_copy(update={"mean": mean, "std": std, **paths}), "eval": evaluators,
                 "model": config.model.model_copy(update=kept), "precision": resolve_precision(config, device),
             }
         )  # fmt: skip
-        resolved = resolve_memory(resolved, architecture, device)
+        resolved = resolve_memory(resolved, architecture, device, partial(make_job, resolved, architecture, device))
         if init is not None and config.init_head and init.classes != dataset.classes:
             raise UserError(
                 "init has other classes, so its head cannot be used", where="init_head",
                 got=", ".join(init.classes[:10]), expected=", ".join(dataset.classes[:10]),
             )  # fmt: skip
-        weights, fingerprint = None, ""
-        if source is not None and init is not None:
-            weights = _initial_weights(architecture, source, init, config)
-            fingerprint = checksum(source.state_dict(), {})
+        weights, fingerprint = _start(config, architecture, source, init, first)
         opened.pop_all()
         parts = device, dataset, streams, stores, val_stores, architecture, name, weights, report, fingerprint, task
         return RunContext(resolved, reproduce_command(config), *parts)
@@ -221,7 +227,8 @@ def _open_stream(
     return open_store(split, uncut, device, exact=False, crops=tuple(crops) if at_full_size else ())
 
 
-def _absolute(path: str | None) -> str | None:
+def absolute_path(path: str | None) -> str | None:
+    """The path of what exists, as it is found from any folder; names of other data as they are."""
     return str(Path(path).expanduser().absolute()) if path is not None and Path(path).expanduser().exists() else path
 
 
@@ -229,7 +236,7 @@ def _workers(data: DataConfig) -> int:
     return data.workers if data.workers != "auto" else max(1, (os.cpu_count() or 1) // distributed.launch().local_world)
 
 
-def resolve_precision(config: RunConfig, device: torch.device) -> Precision:
+def resolve_precision(config: RunKeys, device: torch.device) -> Precision:
     """`auto` is bfloat16 on CUDA, float32 elsewhere."""
     if config.precision != "auto":
         return config.precision
@@ -240,6 +247,10 @@ def choose_architecture(config: RunConfig, dataset: Dataset, init: FolderConfig 
     """The model's name, with what differs from a preset, and its shape for these data; mean and std are not settled
     yet."""
     size, options = _resolve_size(config, dataset, init)
+    tokenizer = _tokenizer_of(config)
+    if tokenizer is not None:
+        options |= {"tokenizer": tokenizer.model_dump(), "colors": tokenizer.codes}
+        size = tokenizer.image_size if config.data.image_size == "auto" else size
     outputs = len(task_of(config, dataset).labels)
     base = dict(options, image_size=size, in_channels=dataset.channels, num_classes=outputs)
     if config.model.name != "auto":
@@ -256,7 +267,26 @@ def choose_architecture(config: RunConfig, dataset: Dataset, init: FolderConfig 
             f"objective.kind={config.objective.kind} learns from patches", where="model.name", got=name,
             expected="a Vision Transformer",
         )  # fmt: skip
+    config.objective.check_model(architecture, dataset)
     return name, architecture
+
+
+def _tokenizer_of(config: RunConfig) -> ImageTokenizerConfig | None:
+    """The architecture of `model.tokenizer`. Raises UserError where it is none, or has no place in the model."""
+    model = config.model.tokenizer
+    if model is None:
+        return None
+    if config.model.name == "auto":
+        raise UserError("init has a tokenizer or palette already", where="model.tokenizer", got=model, expected="null")
+    architecture = model_config(model).architecture
+    if not isinstance(architecture, ImageTokenizerConfig):
+        raise UserError("not an image tokenizer", where="model.tokenizer", got=architecture.description,
+                        expected="a model that objective.kind=tokenizer has made")  # fmt: skip
+    colors = config.model.options().get("colors")
+    if colors not in (None, architecture.codes):
+        raise UserError("the tokenizer has another number of codes", where="model.colors", got=colors,
+                        expected=f"null, or {architecture.codes}")  # fmt: skip
+    return architecture
 
 
 def _resolve_size(
@@ -290,8 +320,11 @@ def _auto_patch(*sides: int) -> int:
     return min(fitting, key=lambda patch: abs(math.log(shortest / patch / 8)), default=max(shortest // 8, 2))
 
 
-def _statistics(config: RunConfig, train: ImageStore) -> Normalization:
-    """Mean and standard deviation per channel, in [0,1]: as set, else of up to 4,096 train images."""
+def _statistics(config: RunConfig, architecture: ModelConfig, train: ImageStore) -> Normalization:
+    """Mean and standard deviation per channel, in [0,1]: as set, else of up to 4,096 train images; a model of raw
+    images needs none."""
+    if architecture.reads_raw_images:
+        return _settled(config.data.mean, architecture.mean), _settled(config.data.std, architecture.std)
     if config.data.mean != "auto" and config.data.std != "auto":
         return config.data.mean, config.data.std
     index_B = torch.tensor(spaced(len(train.split), _STATISTICS_SAMPLES))
@@ -305,6 +338,30 @@ def _statistics(config: RunConfig, train: ImageStore) -> Normalization:
     std_C = (square_C - mean_C.square()).clamp(min=0).sqrt().clamp(min=1 / 255)
     mean, std = (tuple(round(value, 4) for value in values_C.tolist()) for values_C in (mean_C, std_C))
     return _settled(config.data.mean, mean), _settled(config.data.std, std)
+
+
+def _start(
+    config: RunConfig,
+    architecture: ModelConfig,
+    source: ImageModel | None,
+    init: FolderConfig | None,
+    train: ImageStore,
+) -> tuple[dict[str, Tensor] | None, str]:
+    """What weights a run starts from, if not random, and their checksum."""
+    if source is not None and init is not None:
+        return _initial_weights(architecture, source, init, config), checksum(source.state_dict(), {})
+    if config.model.tokenizer is not None:
+        state = load_model(config.model.tokenizer)[0].state_dict()
+        return {f"tokenizer.model.{name}": tensor for name, tensor in state.items()}, checksum(state, {})
+
+    def images(count: int) -> Iterator[Tensor]:
+        return (train.get(part_B) for part_B in torch.tensor(spaced(len(train.split), count)).split(64))
+
+    found = fit_codes(architecture, images, config.seed)
+    if found is None:
+        return None, ""
+    log.info("%s", found.note)
+    return found.weights, ""
 
 
 def _initial_weights(

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from vitral.errors import UserError
-from vitral.run.folder import read_config
+from vitral.run.folder import read_image_config
+from vitral.run.image_run import assemble, train_loader
 from vitral.run.prepare import prepare
-from vitral.run.train import assemble, torch_settings, train_loader
+from vitral.run.train import torch_settings
 from vitral.structs import sample_places
 from vitral.training.nonfinite import NONFINITE, STATE, by_stream, first_non_finite
 from vitral.training.train_state import SHARDED, WHOLE
@@ -32,7 +33,7 @@ def replay(folder: Path) -> dict[str, Any]:
     if path is None:
         expected = "the folder of a run that ended after bad steps"
         raise UserError("this run had no NaN step; nothing to replay", where=str(folder), expected=expected)
-    config = read_config(folder)
+    config = read_image_config(folder)
     # One process does what many did: it reads their parts, and has the whole batch.
     config = config.model_copy(update={"train": config.train.model_copy(update={"parallel": "none"})})
     with torch.random.fork_rng(), torch_settings(config), closing(prepare(config)) as prepared:

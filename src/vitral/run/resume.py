@@ -11,8 +11,9 @@ from vitral import distributed
 from vitral.errors import UserError
 from vitral.objectives.objective import Objective
 from vitral.optim.schedules import learning_rate
-from vitral.run.config import RunConfig, difference
+from vitral.run.config import difference
 from vitral.run.folder import CHECKPOINTS, read_config
+from vitral.run.run_keys import RunKeys
 from vitral.training.loop import total_steps
 from vitral.training.metrics_log import log
 from vitral.training.train_state import BEST, Progress, TrainState
@@ -22,9 +23,9 @@ from vitral.weights.tensors import DamagedFile, load_tensors
 _LENGTH = {"train.steps", "train.epochs"}  # a resumed run may have another length
 
 
-def resume(folder: Path, config: RunConfig, state: TrainState, length: tuple[int, int]) -> list[str]:
+def resume(folder: Path, config: RunKeys, state: TrainState, length: tuple[int, int]) -> list[str]:
     """Restore the newest whole checkpoint of the same run; returns what there is to say of others, and of a run that is
-    to be longer or shorter now. length: the run's steps, and its train images."""
+    to be longer or shorter now. length: the run's steps, and its train samples."""
     before = read_config(folder)
     changed = [(key, old, new) for key, old, new in difference(before, config) if key not in _LENGTH]
     if changed:
@@ -43,7 +44,7 @@ def resume(folder: Path, config: RunConfig, state: TrainState, length: tuple[int
     return notes
 
 
-def _relength(folder: Path, config: RunConfig, progress: Progress, planned: int, steps: int) -> str:
+def _relength(folder: Path, config: RunKeys, progress: Progress, planned: int, steps: int) -> str:
     """Make a resumed run end at another step; returns what that means for its schedules."""
     at = progress.step
     if steps < at:

@@ -11,11 +11,12 @@ from torch import Tensor
 from vitral.data.dataset import spaced
 from vitral.data.image_store import ImageStore
 from vitral.errors import UserError
+from vitral.models.config import ModelConfig
 from vitral.models.create import build_model
-from vitral.models.registry import build_config
+from vitral.models.registry import build_config, families_of
 from vitral.objectives.objective import Objective, ObjectiveContext
 from vitral.objectives.registry import OBJECTIVES
-from vitral.run.folder import CHECKPOINTS, read_config
+from vitral.run.folder import CHECKPOINTS, read_image_config
 from vitral.training.train_state import LAST, WHOLE
 from vitral.weights.tensors import check_match, load_tensors
 
@@ -31,12 +32,14 @@ def load_objective(folder: str | Path) -> Objective:
     path = Path(folder).expanduser()
     if not (path / "config.yaml").is_file():
         raise UserError("no run here: config.yaml is missing", where=str(folder))
-    config = read_config(path)
+    config = read_image_config(path)
     if config.objective.needs_labels:
         hint = "vitral.load(folder) gives the model, which is all there is of it."
         raise UserError("a run with labels", where=str(folder), got=config.objective.kind, hint=hint)
     images = config.data.model_dump(include={"image_size", "mean", "std"}) | {"in_channels": config.data.channels}
-    architecture = build_config({**config.model.options(), **images, "num_classes": 0})
+    options = config.model.options()
+    family = next(name for name, kind in families_of(ModelConfig).items() if options.keys() <= kind.model_fields.keys())
+    architecture = build_config({"family": family, **options, **images, "num_classes": 0})
     kind, context = OBJECTIVES[config.objective.kind], ObjectiveContext(1, seed=config.seed)
     objective = kind(lambda: build_model(architecture), config.objective, context)
     checkpoint, prefix = path / CHECKPOINTS / f"{LAST}{WHOLE}", "objective."

@@ -16,17 +16,19 @@ from vitral.engines import find_export
 from vitral.errors import UserError
 from vitral.files import read_text
 from vitral.predictor import Predictor
-from vitral.run.command_options import ServeOptions
+from vitral.run.command_options import ModelUse, ServeOptions
 from vitral.run.inference_inputs import load_used
 from vitral.serve.access_log import log_lines
 from vitral.serve.app import create_app
 from vitral.serve.batcher import warm_up
 from vitral.serve.config import KEY_VARIABLE
 from vitral.serve.middleware import LOOPBACK
-from vitral.serve.model_worker import ModelSource, ModelWorker, run_in_thread
+from vitral.serve.model_worker import AnyPredictor, ModelSource, ModelWorker, run_in_thread
 from vitral.serve.reload import signature
 from vitral.serve.server import announce, listen_at, serve_workers, wait_for_signal
+from vitral.text_predictor import TextPredictor, load_text
 from vitral.weights.find_model import find_model
+from vitral.weights.text_kind import find_text_export, is_text_model
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -56,16 +58,29 @@ def _warn_if_open(options: ServeOptions, key: str | None) -> None:
 
 
 def _worker(name: str, model: str, options: ServeOptions) -> ModelWorker:
-    path = find_export(model) or find_model(model)
+    path = find_text_export(model) or find_export(model) or find_model(model)
     seen = signature(path)
 
-    def load() -> Predictor:
-        predictor = load_used(model, options)
+    def load() -> AnyPredictor:
+        predictor = _writer(model, options) if is_text_model(model) else load_used(model, options)
+        if isinstance(predictor, Predictor) and predictor.config.architecture.is_tokenizer:
+            predictor.require_answers()
         warm_up(predictor, 1)
         return predictor
 
     threads = torch.get_num_threads()
     return ModelWorker(name, run_in_thread(load, threads), ModelSource(path, seen, load), threads=threads)
+
+
+def _writer(model: str, options: ServeOptions) -> TextPredictor:
+    """A model that writes text. Raises UserError for keys that mean nothing to it."""
+    names = ModelUse.model_fields.keys() - {"device"}
+    wrong = [name for name in options.model_fields_set if name in names or name == "precision"]
+    if options.engine not in ("torch", "ray"):
+        wrong.append("engine")
+    if wrong:
+        raise UserError("this key has no effect on a model that writes text", where=min(wrong), got=model)
+    return load_text(model, options.device)
 
 
 def _on_cluster(models: Sequence[str], names: Sequence[str], options: ServeOptions, key: str | None) -> int:
@@ -94,7 +109,8 @@ def _application(
     workers: dict[str, ModelWorker] = {}
     for name, model in zip(names, models, strict=True):
         # An export refuses a configured device.
-        on = "cpu" if options.device == "auto" and find_export(model) else device
+        is_export = find_text_export(model) or find_export(model)
+        on = "cpu" if options.device == "auto" and is_export else device
         workers[name] = _worker(name, model, alone(options, on))
     return create_app(workers, alone(options, device), key)
 

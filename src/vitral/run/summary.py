@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from vitral.atomic_files import whole_file
-from vitral.errors import UserError, taken
+from vitral.errors import UserError
 from vitral.models.config import ModelConfig
 from vitral.models.cost import Precision
 from vitral.models.presets import PRESETS, resolve
@@ -17,6 +16,7 @@ from vitral.models.registry import build_config
 from vitral.models.summary import count_macs, count_parameters, forward_bytes, kept_activations
 from vitral.models.summary import summarize as stages_of
 from vitral.run.command_options import SummaryOptions
+from vitral.run.page_folder import png_file
 from vitral.training.memory_estimate import model_job, predict
 from vitral.weights.find_model import model_config
 
@@ -27,7 +27,7 @@ _INSIDE = re.compile(r"\.[1-9]\d*\.(?:.*\.)?[^.\d][^.]*$")
 def summarize(name: str, options: SummaryOptions) -> dict[str, Any]:
     """Return compute and memory per image of a preset or a model folder, their growth with image size, patch size and
     depth, and the output shape of every stage. Write a plot of the growth to `options.out`, if set."""
-    target = _plot_path(options)
+    target = None if options.out is None else png_file(options.out, overwrite=options.overwrite)
     architecture = resolve(name) if name in PRESETS else model_config(name).architecture
     if options.image_size is not None:
         architecture = build_config({**architecture.model_dump(), "image_size": options.image_size}, where="image_size")
@@ -46,20 +46,6 @@ def summarize(name: str, options: SummaryOptions) -> dict[str, Any]:
                  if row.shape and not _INSIDE.search(row.name)],
         **({"formula": architecture.block_formula} if architecture.block_formula else {}),
     }  # fmt: skip
-
-
-def _plot_path(options: SummaryOptions) -> Path | None:
-    """Return the file to write. Raises UserError for one that exists or cannot be written."""
-    if options.out is None:
-        return None
-    path = Path(options.out).expanduser()
-    if path.suffix.lower() != ".png":
-        raise UserError("not a PNG file", where="out", got=options.out, expected="a name that ends in .png")
-    if path.is_dir() or (path.exists() and not options.overwrite):
-        raise taken(path, overwrite=not path.is_dir())
-    if not path.parent.is_dir():
-        raise UserError("folder not found", where="out", got=path.parent)
-    return path
 
 
 def _growth(architecture: ModelConfig, precision: Precision) -> dict[str, list[dict[str, Any]]]:

@@ -20,10 +20,11 @@ from vitral.data.sources import make_val_split, open_dataset
 from vitral.errors import Interrupted, RunFailed, UserError, command, taken
 from vitral.evaluate.metric import Metric
 from vitral.files import read_json
+from vitral.run.assembly import resolve_steps
 from vitral.run.config import RunConfig, difference, draft_architecture, expand_data, load_config
 from vitral.run.folder import occupied
 from vitral.run.prepare import task_of
-from vitral.run.train import resolve_steps, run
+from vitral.run.train import run
 from vitral.tasks.task import Task
 from vitral.training.metrics_log import console_logging, log, write_csv
 from vitral.training.signals import signum_of

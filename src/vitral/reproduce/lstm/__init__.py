@@ -1,0 +1,1 @@
+"""The Transformer beside the LSTM that it replaced, part by part."""
