@@ -1,6 +1,6 @@
 # From a bare Python >= 3.11 to a trained model (make demo) or to all tests passed (make test).
 # Variables: PYTHON=/path/to/python3.12  VENV=.venv  WORKERS=2 (test processes, one thread each)
-#            ISA=avx2 (tests with the kernels of processors without AVX-512)
+#            ISA=avx2 (tests with the kernels of processors without AVX-512)  TESTS="tests/models ..." (only these)
 # tools/install.py installs PyTorch's CPU build if there is no NVIDIA GPU; TORCH_CPU_INDEX=URL sets a mirror of its index.
 
 SHELL := /bin/sh
@@ -32,7 +32,7 @@ help:
 	@echo "               installs chromium for the page tests; elsewhere they skip without one on PATH)"
 	@echo "make test-all  the tests again with the slow ones and those against timm and transformers;"
 	@echo "               MARK='slow or oracle' runs only the tests that make test omits"
-	@echo "make test ISA=avx2   the same tests with the kernels of processors without AVX-512"
+	@echo "make test ISA=avx2   the same tests with the kernels of processors without AVX-512; TESTS=\"DIR ...\" runs some"
 	@echo "make lint      style, import contract and types only"
 	@echo "make format    format the code and fix the findings that ruff can fix"
 	@echo "make clean     remove builds and caches ($(VENV) and runs stay)"
@@ -47,10 +47,10 @@ demo: $(STAMPS)/core
 	@echo "and open runs/demo/report.html in a browser."
 
 test: lint $(STAMPS)/browser
-	@$(PYTEST) -m "not slow and not oracle"
+	@$(PYTEST) -m "not slow and not oracle" $(TESTS)
 
 test-all: $(STAMPS)/oracle
-	@$(PYTEST) --timeout 1800 $(if $(MARK),-m "$(MARK)")
+	@$(PYTEST) --timeout 1800 $(if $(MARK),-m "$(MARK)") $(TESTS)
 
 lint: $(STAMPS)/dev
 	@$(PY) -m ruff check .

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vitral.models.presets import PRESETS, resolve
+from vitral.models.presets import PRESETS, resolve_any
 from vitral.models.summary import count_macs, count_parameters
 
 TABLE = Path(__file__).parents[1] / "src" / "vitral" / "models" / "table.json"
@@ -18,7 +18,7 @@ def table() -> str:
     """Return the file's text: one line per preset."""
     lines = list[str]()
     for name in PRESETS:
-        config = resolve(name)
+        config = resolve_any(name)
         numbers = {
             "parameters": count_parameters(config), "macs_all_tokens": sum(count_macs(config, whole=True).values()),
         }  # fmt: skip
