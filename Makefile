@@ -24,7 +24,7 @@ avx2 := ONEDNN_MAX_CPU_ISA=AVX2 DNNL_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 M
         MKL_CBWR=AVX2 OPENBLAS_CORETYPE=Haswell
 
 # One thread per process: WORKERS processes use WORKERS cores. A text file opened without an encoding is an error.
-PYTEST = $(if $(ISA),$($(ISA))) OMP_NUM_THREADS=1 PYTHONWARNDEFAULTENCODING=1 $(PY) -m pytest -n $(WORKERS) --dist loadscope
+PYTEST = $(if $(ISA),$($(ISA))) OMP_NUM_THREADS=1 PYTHONWARNDEFAULTENCODING=1 $(PY) -m pytest -n $(WORKERS) --dist loadscope --durations 25
 
 help:
 	@echo "make demo      make $(VENV), install, train on the digits, print the next commands"

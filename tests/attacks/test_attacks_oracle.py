@@ -89,7 +89,7 @@ def digits() -> tuple[nn.Module, Tensor, Tensor]:
     )
 
 
-@pytest.mark.parametrize(("norm", "loss", "count"), [("linf", "ce", 360), ("linf", "dlr", 100), ("l2", "ce", 100)])
+@pytest.mark.parametrize(("norm", "loss", "count"), [("linf", "ce", 150), ("linf", "dlr", 100), ("l2", "ce", 100)])
 def test_apgd_fools_the_model_on_the_images_of_the_authors_code(digits: Any, norm: str, loss: str, count: int) -> None:
     base = load("pyautoattack.autopgd_base")
     model, x, labels = digits
@@ -102,8 +102,7 @@ def test_apgd_fools_the_model_on_the_images_of_the_authors_code(digits: Any, nor
     found = create_attack("apgd", norm=norm, eps=eps, loss=loss)(model, x, labels, seed=5)
     clean = model(x).argmax(1) == labels
     ours = (model(found).argmax(1) == labels)[clean]
-    # 99 % of 360 images; of fewer, two images at the edge may differ.
-    assert int((ours != right.bool()[clean]).sum()) <= max(2, 0.01 * len(ours))
+    assert int((ours != right.bool()[clean]).sum()) <= 2, "two images at the edge may differ"
     assert 0.02 < 1 - ours.double().mean() < 0.98
 
 
