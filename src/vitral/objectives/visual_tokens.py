@@ -135,7 +135,7 @@ class FeatureTokens(VisualTokens):
 
 def visual_tokens(config: BeitConfig, encoder: ViTConfig, context: ObjectiveContext) -> VisualTokens:
     """The tokenizer of a run that trains this encoder. Codes of train images are found where the context has any;
-    without them they are left to be read from the run's checkpoint.
+    without them, and of a resumed run, they are left to be read from the run's checkpoint.
 
     Raises UserError for a folder that is neither an image tokenizer nor an encoder of patches, other channels, and a
     grid that cannot be that of the patches.
@@ -159,7 +159,7 @@ def visual_tokens(config: BeitConfig, encoder: ViTConfig, context: ObjectiveCont
     stride = teacher.config.stride
     rows, columns = encoder.grid
     tokens = FeatureTokens(teacher, config.codes or _CODES, (rows * stride, columns * stride))
-    if context.train_images is not None:
+    if context.train_images is not None and not context.resuming:
         tokens.fit(context)
     return tokens
 
@@ -172,7 +172,7 @@ def _patch_tokenizer(count: int, encoder: ViTConfig, context: ObjectiveContext) 
     )  # fmt: skip
     model = image_tokenizer(build_model(config))
     assert model is not None
-    if context.train_images is not None:
+    if context.train_images is not None and not context.resuming:
         parts = [(unit_images(x) * 255).round().byte().cpu() for x, _ in context.train_images(count_images(config))]
         images = torch.from_numpy(distributed.gather_rows(torch.cat(parts).numpy()))
         patches_KX, _ = fit_patches(config, images.split(256), context.seed)

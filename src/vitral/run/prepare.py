@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -93,6 +93,21 @@ class RunContext:
                 torch.nn.init.constant_(parameter, config.model.head_bias)
         return limit_training(model, config.train.freeze, config.lora).to(self.device)
 
+    def with_codes(self) -> RunContext:
+        """The same where `build` gives the palette, mean patches or codebook found among the train images. Raises
+        UserError for more codes than these have."""
+        if self.init is not None:
+            return self
+
+        def images(count: int) -> Iterator[Tensor]:
+            return (self.train.get(part_B) for part_B in torch.tensor(spaced(len(self.train.split), count)).split(64))
+
+        found = fit_codes(self.architecture, images, self.config.seed)
+        if found is None:
+            return self
+        log.info("%s", found.note)
+        return replace(self, init=found.weights)
+
 
 def prepare(config: RunConfig, dataset: Dataset | None = None) -> RunContext:
     """Open the data (unless given), decode what fits in memory, settle every `auto`. Writes nothing."""
@@ -149,7 +164,7 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> RunContext:
                 "init has other classes, so its head cannot be used", where="init_head",
                 got=", ".join(init.classes[:10]), expected=", ".join(dataset.classes[:10]),
             )  # fmt: skip
-        weights, fingerprint = _start(config, architecture, source, init, first)
+        weights, fingerprint = _start(config, architecture, source, init)
         opened.pop_all()
         parts = device, dataset, streams, stores, val_stores, architecture, name, weights, report, fingerprint, task
         return RunContext(resolved, reproduce_command(config), *parts)
@@ -341,11 +356,7 @@ def _statistics(config: RunConfig, architecture: ModelConfig, train: ImageStore)
 
 
 def _start(
-    config: RunConfig,
-    architecture: ModelConfig,
-    source: ImageModel | None,
-    init: FolderConfig | None,
-    train: ImageStore,
+    config: RunConfig, architecture: ModelConfig, source: ImageModel | None, init: FolderConfig | None
 ) -> tuple[dict[str, Tensor] | None, str]:
     """What weights a run starts from, if not random, and their checksum."""
     if source is not None and init is not None:
@@ -353,15 +364,7 @@ def _start(
     if config.model.tokenizer is not None:
         state = load_model(config.model.tokenizer)[0].state_dict()
         return {f"tokenizer.model.{name}": tensor for name, tensor in state.items()}, checksum(state, {})
-
-    def images(count: int) -> Iterator[Tensor]:
-        return (train.get(part_B) for part_B in torch.tensor(spaced(len(train.split), count)).split(64))
-
-    found = fit_codes(architecture, images, config.seed)
-    if found is None:
-        return None, ""
-    log.info("%s", found.note)
-    return found.weights, ""
+    return None, ""
 
 
 def _initial_weights(

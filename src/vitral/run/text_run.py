@@ -118,7 +118,7 @@ class TextRun(Assembly[TextRunConfig]):
         model.checkpointed = checkpointed_blocks(self.config, self.architecture)
         return model.to(self.device)
 
-    def state(self) -> tuple[TrainState, Objective]:
+    def state(self, resuming: bool = False) -> tuple[TrainState, Objective]:
         """See the base class."""
         config = self.config
         torch.manual_seed(config.seed)
@@ -127,7 +127,7 @@ class TextRun(Assembly[TextRunConfig]):
         objective = SequenceLoss(self.build, config.objective, context).to(self.device)
         started = self.dataset.fingerprint, "" if self.init is None else self.init.fingerprint
         state = make_state(config, objective, steps, self.build, started)
-        if config.objective.check and not (config.resume or config.finish):
+        if config.objective.check and not resuming:
             self._check_by_heart(objective.model)
         return state, objective
 
