@@ -98,6 +98,7 @@ def test_an_image_tokenizer_gives_the_tokens() -> None:
     model: Any = load_folder("tokens")[0]
     assert torch.equal(objective.tokenizer(images), model.codes(images))
     assert len(objective.predict.bias) == 5
+    assert Path(objective.config.tokenizer).is_absolute(), "the run is resumed from any folder"
     with pytest.raises(UserError, match=r"(?s)grid of codes.*got: *4 x 4 codes of 2 pixels.*expected: *2 x 2"):
         pretrain("b", **{"objective.tokenizer": "tokens", "objective.codes": None, "model.patch_size": 4})
     with pytest.raises(UserError, match=r"(?s)has its own codes.*got: *6.*expected: *null: 5"):

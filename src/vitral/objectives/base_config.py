@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field
@@ -59,6 +59,10 @@ class ViewedConfig(Config):
 
     def check_model(self, architecture: Any, dataset: Any) -> None:
         """Raise UserError for a model (a ModelConfig) that this objective cannot train on these data (a Dataset)."""
+
+    def located(self, find: Callable[[str], str | None]) -> Self:
+        """Return the same objective with `find(name)` in place of the name of each folder and file."""
+        return self
 
     def without_files(self) -> Self:
         """Return the same objective with random weights in place of weights from a file."""

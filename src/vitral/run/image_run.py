@@ -117,7 +117,7 @@ def assemble(
     context = ObjectiveContext(
         steps, epoch_steps, config.seed, _class_balance(prepared), train_images, config.train.log_every,
         resuming,
-    )
+    )  # fmt: skip
     objective = OBJECTIVES[config.objective.kind](prepared.build, config.objective, context).to(prepared.device)
     own = config.train.batch_size // distributed.world()
     micro = min(config.train.micro_batch or own, own)

@@ -44,7 +44,7 @@ from vitral.tasks.task import Task
 from vitral.training.metrics_log import log
 from vitral.weights.adapt import adapt, without_head
 from vitral.weights.find_model import load_model, model_config
-from vitral.weights.folder import FolderConfig
+from vitral.weights.folder import FolderConfig, bundled
 from vitral.weights.tensors import check_match, checksum
 
 T = TypeVar("T")
@@ -151,11 +151,12 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> RunContext:
         architecture = build_config({**draft.model_dump(), "mean": mean, "std": std}, where="data")
         paths = {key: absolute_path(getattr(config.data, key)) for key in ("path", "unlabeled")}
         kept = {key: value for key, value in architecture.model_dump().items() if key in ModelOptions.model_fields}
-        kept["tokenizer"] = absolute_path(config.model.tokenizer)
+        kept["tokenizer"] = absolute_model(config.model.tokenizer)
         resolved = config.model_copy(
             update={
                 "data": data.model_copy(update={"mean": mean, "std": std, **paths}), "eval": evaluators,
                 "model": config.model.model_copy(update=kept), "precision": resolve_precision(config, device),
+                "init": absolute_model(config.init), "objective": config.objective.located(absolute_model),
             }
         )  # fmt: skip
         resolved = resolve_memory(resolved, architecture, device, partial(make_job, resolved, architecture, device))
@@ -245,6 +246,11 @@ def _open_stream(
 def absolute_path(path: str | None) -> str | None:
     """The path of what exists, as it is found from any folder; names of other data as they are."""
     return str(Path(path).expanduser().absolute()) if path is not None and Path(path).expanduser().exists() else path
+
+
+def absolute_model(name: str | None) -> str | None:
+    """The same of a model or checkpoint; a bundled one has its name."""
+    return name if name in bundled() else absolute_path(name)
 
 
 def _workers(data: DataConfig) -> int:
