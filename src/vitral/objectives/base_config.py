@@ -9,6 +9,7 @@ from pydantic import Field
 
 from vitral.config import Config, Floats
 from vitral.data.config import AugmentConfig, ViewConfig
+from vitral.errors import UserError
 
 Size = tuple[int, int]
 
@@ -149,6 +150,13 @@ class SelfSupervisedConfig(ViewedConfig):
         }  # fmt: skip
         refuse_useless(run, wrong)
         refuse_parts(run)
+
+
+def require_input_gradients(kind: str, architecture: Any) -> None:
+    """Raise UserError for a model that reads images as codes, which have no gradients by the pixels."""
+    if architecture.has_codes:
+        raise UserError(f"objective.kind={kind} needs gradients by the images, and codes have none", where="model.name",
+                        got=architecture.description, expected="a model that reads pixels")  # fmt: skip
 
 
 def refuse_parts(run: Any) -> None:
