@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vitral import distributed
 from vitral.errors import UserError
+from vitral.models.codebook import without_autocast
 from vitral.models.config import ViTConfig
 from vitral.models.create import build_model
 from vitral.models.fit_codes import count_images, fit_patches
@@ -50,7 +51,7 @@ class VisualTokens(nn.Module, ABC):
     @torch.no_grad()
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """The codes int64 [B, N], row by row, of images in [0,1] or uint8."""
-        with torch.autocast(images_BCHW.device.type, enabled=False):
+        with without_autocast(images_BCHW.device):
             return self.codes(self.resized(images_BCHW))
 
     def resized(self, images_BCHW: Tensor) -> Tensor:
