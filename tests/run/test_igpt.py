@@ -178,9 +178,12 @@ def test_hidden_pixels_are_drawn_in_steps(tmp_path: Path) -> None:
         ("classes", {"class": "eleven"}, r"(?s)unknown class.*eleven.*0, 1, 2"),
         ("a", {"out": None}, "no folder"),
         ("a", {"complete": "absent.png"}, "absent.png"),
+        ("a", {"data": {"path": "absent"}}, "absent"),
     ],
 )
-def test_what_cannot_be_drawn(model: str, keys: dict[str, Any], words: str) -> None:
+def test_what_cannot_be_drawn(model: str, keys: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused before anything is drawn."""
+    monkeypatch.setattr("vitral.run.sample.draw_codes", None)
     if model == "vit":
         random_model(Path("vit"))
     else:
