@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ def check_codes(codes: Tensor, count: int, what: str = "codebook") -> None:
         raise UserError(f"codes outside the {what}", got=f"{least} to {most}", expected=f"0 to {count - 1}")
 
 
-def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Computes as the weights are; on "meta", which knows no autocast, nothing is computed at all."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
