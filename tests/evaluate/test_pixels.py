@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier  # pyright: ignore[reportMissingTypeStubs]
 
 from tests.models.igpt_models import codes_of, colors_of, igpt
+from tests.processes import in_processes
+from vitral import distributed
 from vitral.evaluate.config import CompletionConfig
-from vitral.evaluate.pixels import completed_classes, generative_classes
+from vitral.evaluate.pixels import bits_per_token, completed_classes, generative_classes
 from vitral.models.code_sampling import sample_codes
 from vitral.models.igpt import IGPT
 from vitral.models.search_config import SearchConfig
@@ -62,6 +66,28 @@ def test_completions_are_classified_by_neighbors(k: int) -> None:
     )
     assert found["completed"][:, 0].tolist() == right(6, model.images(drawn))
     assert found["completed"].shape == (9, 2)
+
+
+def shared(count: int) -> dict[str, np.ndarray[Any, Any]]:
+    """What this process finds, with its share of the images in two batches, one of them empty if there are few."""
+    model = igpt(torch.float64)
+    (train, labels), (own, classes) = images(model, 40, 1), images(model, count, 2)
+    part = slice(*distributed.shard_range(count))
+    given = [*zip(own[part].tensor_split(2), classes[part].tensor_split(2), strict=True)]
+    known = slice(*distributed.shard_range(40))
+    places, config = list(range(count))[part], CompletionConfig(k=1, draws=3, seed=5)
+    bits = bits_per_token(model, given, places)
+    return completed_classes(model, [(train[known], labels[known])], given, places, config) | {"bits": bits}
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_processes_draw_the_same_completions(count: int) -> None:
+    """Also of one image, where a process has none."""
+    whole = shared(count)
+    assert whole["completed"].shape == (count, 3)
+    for found in in_processes(2, "tests.evaluate.test_pixels:shared", count):
+        for name, rows in whole.items():
+            np.testing.assert_allclose(found[name].astype(float), rows.astype(float), rtol=1e-12)
 
 
 def test_each_sample_keeps_its_own_codes() -> None:

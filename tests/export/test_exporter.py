@@ -173,38 +173,28 @@ def exported(kind: str, preset: str, options: dict[str, Any], images: int = 21) 
     assert report.behind_resize <= 1e-4
 
 
-UP_TO_BASE = {
-    "vit_micro_patch2_8": 8, "vit_nano_patch4_32": 32, "vit_tiny_patch16_224": 64, "vit_small_patch16_224": 64,
-    "vit_small_patch32_224": 64, "vit_small_patch8_224": 48, "vit_base_patch16_224": 64, "vit_base_patch32_224": 64,
-    "vit_base_patch8_224": 32, "vit_tiny_r_s16_p8_224": 64, "vit_small_r26_s32_224": 64, "vit_base_r26_s32_224": 64,
-    "vit_base_r50_s16_224": 64, "deit_tiny_distilled_patch16_224": 64, "deit_small_distilled_patch16_224": 64,
-    "deit_base_distilled_patch16_224": 64, "vit_small_patch14_dinov2": 56, "vit_base_patch14_dinov2": 56,
-    "vit_small_patch14_reg4_dinov2": 56, "vit_base_patch14_reg4_dinov2": 56, "vit_small_patch16_dinov3": 64,
-    "vit_small_plus_patch16_dinov3": 64, "vit_base_patch16_dinov3": 64, "resnet20_cifar": 32, "resnet18_cifar": 32,
-    "resnet110_cifar": 32, "resnetv2_50x1_bit": 64, "resnetv2_101x1_bit": 64,
-}  # fmt: skip
-
-
-# One preset for each kind of layer goes to every runtime; the others, which differ in sizes alone, to one in turn.
+# One preset for each kind of layer goes to every runtime; others, which differ in sizes alone, to one in turn.
 OWN_LAYERS = {
-    "vit_micro_patch2_8", "vit_small_patch16_224", "vit_small_r26_s32_224", "deit_small_distilled_patch16_224",
-    "vit_small_patch14_reg4_dinov2", "vit_small_plus_patch16_dinov3", "resnet18_cifar", "resnetv2_50x1_bit",
+    "vit_micro_patch2_8": 8, "vit_small_patch16_224": 64, "vit_small_r26_s32_224": 64, "resnet18_cifar": 32,
+    "deit_small_distilled_patch16_224": 64, "vit_small_patch14_reg4_dinov2": 56, "vit_small_plus_patch16_dinov3": 64,
+    "resnetv2_50x1_bit": 64,
 }  # fmt: skip
-EXPORTED = [
-    (preset, kind)
-    for place, preset in enumerate(UP_TO_BASE)
-    for turn, kind in enumerate(KINDS)
-    if preset in OWN_LAYERS or turn == place % len(KINDS)
-]
+OTHERS = {
+    "vit_nano_patch4_32": 32, "vit_small_patch8_224": 48, "vit_base_patch16_224": 64, "vit_base_patch32_224": 64,
+    "vit_tiny_r_s16_p8_224": 64, "vit_base_r50_s16_224": 64, "deit_base_distilled_patch16_224": 64,
+    "vit_base_patch14_dinov2": 56, "vit_base_patch16_dinov3": 64, "resnet110_cifar": 32, "resnetv2_101x1_bit": 64,
+}  # fmt: skip
+EXPORTED = [(*each, kind) for each in OWN_LAYERS.items() for kind in KINDS]
+EXPORTED += [(*each, KINDS[place % len(KINDS)]) for place, each in enumerate(OTHERS.items())]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("preset", "kind"), EXPORTED)
-def test_presets_up_to_base(preset: str, kind: str) -> None:
+@pytest.mark.parametrize(("preset", "size", "kind"), EXPORTED)
+def test_presets_up_to_base(preset: str, size: int, kind: str) -> None:
     """Of Transformers three blocks, which are all alike; the next test has all of one."""
     need(kind)
     fewer = {"depth": 3} if "depth" in type(resolve(preset)).model_fields else {}
-    exported(kind, preset, {"image_size": UP_TO_BASE[preset], "num_classes": 10, **fewer}, images=14)
+    exported(kind, preset, {"image_size": size, "num_classes": 10, **fewer}, images=14)
 
 
 @pytest.mark.slow

@@ -10,10 +10,11 @@ import torch
 
 from tests.helpers import TINY, assert_equal_tensors, random_model, weights
 from tests.models.tokenizers import tokenizer
-from tests.run.power_cut import killed_and_resumed
+from tests.run.power_cut import counted, killed_and_resumed
 from vitral.config import build
 from vitral.data.image_spec import ImageSpec
 from vitral.errors import UserError
+from vitral.objectives import visual_tokens
 from vitral.objectives.beit import BEiT
 from vitral.run.config import load_config
 from vitral.run.self_supervised import load_objective
@@ -46,11 +47,16 @@ def test_the_folder_holds_the_encoder_and_the_checkpoint_the_rest() -> None:
     assert all(f">{name}</th>" in page for name in ("visible patches", "visual tokens", "masked ones predicted"))
 
 
-def test_a_resumed_run_is_the_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bit for bit, codes too."""
-    keys = {**BIAS, "train.steps": 4, "train.save_seconds": 0.0}
+@pytest.mark.parametrize("kind", ["kmeans", "teacher"])
+def test_a_resumed_run_is_the_whole_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit, codes too, which are found once."""
+    found = counted(visual_tokens, "fit_patches" if kind == "kmeans" else "FeatureTokens.fit", monkeypatch)
+    keys = {**BIAS, "train.steps": 4, "train.save_seconds": 0.0, "objective.tokenizer": kind}
+    if kind == "teacher":
+        random_model(Path("teacher"), ())
     pretrain("whole", **keys)
     killed_and_resumed(lambda: pretrain("cut", **keys), "cut", 2, monkeypatch)
+    assert len(found) == 2, "of the whole run, and of the one that was cut"
     whole, cut = (load_tensors(Path(f"{out}/checkpoints/last.safetensors"))[0] for out in ("whole", "cut"))
     assert_equal_tensors(whole, cut)
 
@@ -92,6 +98,7 @@ def test_an_image_tokenizer_gives_the_tokens() -> None:
     model: Any = load_folder("tokens")[0]
     assert torch.equal(objective.tokenizer(images), model.codes(images))
     assert len(objective.predict.bias) == 5
+    assert Path(objective.config.tokenizer).is_absolute(), "the run is resumed from any folder"
     with pytest.raises(UserError, match=r"(?s)grid of codes.*got: *4 x 4 codes of 2 pixels.*expected: *2 x 2"):
         pretrain("b", **{"objective.tokenizer": "tokens", "objective.codes": None, "model.patch_size": 4})
     with pytest.raises(UserError, match=r"(?s)has its own codes.*got: *6.*expected: *null: 5"):

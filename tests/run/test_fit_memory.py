@@ -60,7 +60,7 @@ def test_out_of_memory_says_what_fits(tmp_path: Path, monkeypatch: pytest.Monkey
         run(load_config("digits", {**TINY, "train.batch_size": 1024, "out": str(tmp_path / "a")}))
 
 
-@pytest.mark.parametrize("recipe", ["digits_dino", "digits_ibot", "cifar10_mae", "digits_masked_patch"])
+@pytest.mark.parametrize("recipe", ["digits_dino", "digits_ibot", "cifar10_mae", "digits_masked_patch", "digits_beit"])
 def test_out_of_memory_counts_all_that_an_objective_holds(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,10 +13,12 @@ from PIL import Image
 
 from tests.helpers import TINY, random_model, weights
 from tests.models.igpt_models import colors_of
+from tests.run.power_cut import counted
 from vitral.data.config import DataConfig
 from vitral.data.sources import open_dataset
 from vitral.errors import UserError
 from vitral.models.igpt import IGPT
+from vitral.run import prepare
 from vitral.run.command_options import EvalOptions, ProbeOptions, SampleOptions
 from vitral.run.config import load_config
 from vitral.run.evaluate import evaluate
@@ -76,12 +78,14 @@ def test_classes_completions_and_layers_are_evaluated_after_the_run() -> None:
     assert rows["blocks.1"]["top1"] == pytest.approx(found["per_layer"]["blocks.1"]["top1"], abs=0.01)
 
 
-def test_a_resumed_run_ends_with_the_same_weights() -> None:
+def test_a_resumed_run_ends_with_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = counted(prepare, "fit_codes", monkeypatch)
     keys: dict[str, Any] = {"model.class_tokens": 10, "train.steps": 6, "train.eval_every": "end"}
     pretrain("whole", **keys)
     pretrain("cut", **{**keys, "train.steps": 3, "optim.schedule": "constant"})
     pretrain("straight", **{**keys, "optim.schedule": "constant"})
     pretrain("cut", **{**keys, "optim.schedule": "constant", "resume": True})
+    assert len(found) == 3, "a resumed run has its palette"
     for name, tensor in weights("straight").items():
         assert torch.equal(tensor, weights("cut")[name]), name
     assert not torch.equal(weights("whole")["pos_embed"], weights("cut")["pos_embed"])
@@ -174,9 +178,12 @@ def test_hidden_pixels_are_drawn_in_steps(tmp_path: Path) -> None:
         ("classes", {"class": "eleven"}, r"(?s)unknown class.*eleven.*0, 1, 2"),
         ("a", {"out": None}, "no folder"),
         ("a", {"complete": "absent.png"}, "absent.png"),
+        ("a", {"data": {"path": "absent"}}, "absent"),
     ],
 )
-def test_what_cannot_be_drawn(model: str, keys: dict[str, Any], words: str) -> None:
+def test_what_cannot_be_drawn(model: str, keys: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused before anything is drawn."""
+    monkeypatch.setattr("vitral.run.sample.draw_codes", None)
     if model == "vit":
         random_model(Path("vit"))
     else:

@@ -12,10 +12,12 @@ import torch
 from tests.helpers import TINY, random_model, weights
 from vitral.errors import UserError
 from vitral.models.igpt import IGPT
-from vitral.run.command_options import EvalOptions, SampleOptions
+from vitral.run.command_options import EvalOptions, SampleOptions, SummaryOptions
 from vitral.run.config import load_config
+from vitral.run.estimate import estimate
 from vitral.run.evaluate import evaluate
 from vitral.run.sample import sample
+from vitral.run.summary import summarize
 from vitral.run.train import run
 from vitral.weights.folder import load_folder
 
@@ -42,6 +44,9 @@ def test_the_folder_needs_no_other(mask_ratio: Any) -> None:
     tokenizer()
     codes = weights("codes")
     summary = pretrain("a", report=True, **{"model.mask_ratio": mask_ratio})
+    keys = {"model.tokenizer": "codes", "model.mask_ratio": mask_ratio, "out": "b"}
+    assert estimate(load_config("digits_igpt", {**PLAIN, **keys}))
+    assert summarize("a", SummaryOptions())
     shutil.rmtree("codes")
     model, config = load_folder("a")
     assert isinstance(model, IGPT)

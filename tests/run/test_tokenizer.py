@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 
 from tests.helpers import random_model, weights
+from tests.run.power_cut import counted
 from vitral.cli.main import main
 from vitral.errors import UserError
 from vitral.models.image_tokenizer import ImageTokenizer
+from vitral.run import prepare
 from vitral.run.command_options import EvalOptions, ExportCommandOptions, PredictOptions, SampleOptions
 from vitral.run.config import load_config
 from vitral.run.evaluate import evaluate
@@ -83,13 +85,15 @@ def test_mean_patches_need_one_step() -> None:
 @pytest.mark.parametrize(
     "keys", [{}, {"model.quantizer": "gumbel", "objective.restart_every": 50, "objective.restart_below": 0.1}]
 )
-def test_a_resumed_run_ends_with_the_same_weights(keys: dict[str, Any]) -> None:
+def test_a_resumed_run_ends_with_the_same_weights(keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = counted(prepare, "fit_codes", monkeypatch)
     keys = {**keys, "train.eval_every": "end", "optim.schedule": "constant"}
     if "model.quantizer" in keys:
         keys |= {"objective.temperature_final": 1.0}  # a longer run falls more slowly
     pretrain("cut", **{**keys, "train.steps": 3})
     pretrain("straight", **keys)
     pretrain("cut", **{**keys, "resume": True})
+    assert len(found) == 2, "a resumed run has its codebook"
     for name, tensor in weights("straight").items():
         assert torch.equal(tensor, weights("cut")[name]), name
 

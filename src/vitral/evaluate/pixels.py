@@ -78,7 +78,7 @@ def completed_classes(
     whose lower halves are drawn, and [N, 1] of `whole` images and of the `upper_half` alone. places: of the images in
     their split, which key the draws."""
     model.eval()
-    half, most = model.config.upper_half, max(places, default=0) + 1
+    half, most = model.config.upper_half, max(distributed.gather(max(places, default=0))) + 1
     known = [(model.codes(images_BCHW), labels_B) for images_BCHW, labels_B in train]
     train_MT, train_M = (torch.from_numpy(distributed.gather_rows(torch.cat(parts).cpu().numpy())).to(model.device)
                          for parts in zip(*known, strict=True))  # fmt: skip

@@ -26,7 +26,7 @@ def require_transformer(model: ImageModel, what: str) -> VisionTransformer:
         return encoder
     raise UserError(
         f"{what} is for Vision Transformers, and this model is none", got=model.config.family,
-        expected="vit", hint="Integrated gradients work on any model: methods=integrated_gradients.",
+        expected="vit", hint="Integrated gradients work on any model of pixels: methods=integrated_gradients.",
     )  # fmt: skip
 
 

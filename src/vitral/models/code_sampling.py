@@ -89,4 +89,5 @@ def sample_codes(
         config.model_copy(update={"search": "sample", "max_length": c.tokens, "n_best": 1}),
         start=c.colors, end=_NO_END, allowed=allowed, samples=samples, device=model.device,
     )  # fmt: skip
-    return torch.tensor([row[0].tokens for row in rows], device=model.device)
+    codes = [row[0].tokens for row in rows]
+    return torch.tensor(codes, dtype=torch.int64, device=model.device).view(len(labels_B), c.tokens)

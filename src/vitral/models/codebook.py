@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Self
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +29,16 @@ class Codebook(nn.Module):
 
 def check_codes(codes: Tensor, count: int, what: str = "codebook") -> None:
     """Raises UserError for codes that are not 0 to count - 1."""
+    if not codes.numel():  # a process's share of few images
+        return
     least, most = int(codes.min()), int(codes.max())
     if least < 0 or most >= count:
         raise UserError(f"codes outside the {what}", got=f"{least} to {most}", expected=f"0 to {count - 1}")
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Computes as the weights are; on "meta", which knows no autocast, nothing is computed at all."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def wide(x: Tensor) -> Tensor:

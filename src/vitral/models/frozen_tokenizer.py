@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from vitral.models.codebook import without_autocast
 from vitral.models.image_tokenizer import ImageTokenizer
 from vitral.models.image_tokenizer_config import ImageTokenizerConfig
 
@@ -41,11 +42,11 @@ class FrozenTokenizer(nn.Module):
     @torch.no_grad()
     def codes(self, images_BCHW: Tensor) -> Tensor:
         """The codes of images of the tokenizer's size, int64 [B, N], row by row."""
-        with torch.autocast(images_BCHW.device.type, enabled=False):
+        with without_autocast(images_BCHW.device):
             return self.model.codes(images_BCHW)
 
     @torch.no_grad()
     def images(self, codes_BN: Tensor) -> Tensor:
         """The images [B, C, H, W] in [0,1] of these codes."""
-        with torch.autocast(codes_BN.device.type, enabled=False):
+        with without_autocast(codes_BN.device):
             return self.model.images(codes_BN)

@@ -173,6 +173,13 @@ def code_model(model: nn.Module) -> IGPT | None:
     return model if isinstance(model, IGPT) else None
 
 
+def has_input_gradients(classifier: object) -> bool:
+    """Whether outputs have gradients by the images: not those of a closed function, nor of a model that reads codes."""
+    from torch import nn
+
+    return isinstance(classifier, nn.Module) and code_model(classifier) is None
+
+
 def code_config(config: ModelConfig) -> IGPTConfig | None:
     """The configuration as that of a model of the codes of images, or None."""
     return config if isinstance(config, IGPTConfig) else None

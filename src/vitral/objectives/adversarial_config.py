@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from vitral.attacks.config import PgdConfig, TrainingAttack, check_classes, step_warnings
 from vitral.config import Count, Share, reject_unused
-from vitral.objectives.base_config import LabeledConfig, refuse_target
+from vitral.objectives.base_config import LabeledConfig, refuse_target, require_input_gradients
 
 
 class AdversarialConfig(LabeledConfig):
@@ -140,6 +140,10 @@ class AdversarialConfig(LabeledConfig):
     def check_data(self, run: Any, dataset: Any) -> None:
         """Refuse DLR for too few classes."""
         check_classes(self.attack, len(dataset.classes), "objective.attack")
+
+    def check_model(self, architecture: Any, dataset: Any) -> None:
+        """Require gradients by the images."""
+        require_input_gradients(self.kind, architecture)
 
     def check(self, run: Any) -> None:
         """Refuse what attacks do not support."""

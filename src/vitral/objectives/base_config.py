@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field
 
 from vitral.config import Config, Floats
 from vitral.data.config import AugmentConfig, ViewConfig
+from vitral.errors import UserError
 
 Size = tuple[int, int]
 
@@ -59,6 +60,10 @@ class ViewedConfig(Config):
 
     def check_model(self, architecture: Any, dataset: Any) -> None:
         """Raise UserError for a model (a ModelConfig) that this objective cannot train on these data (a Dataset)."""
+
+    def located(self, find: Callable[[str], str | None]) -> Self:
+        """Return the same objective with `find(name)` in place of the name of each folder and file."""
+        return self
 
     def without_files(self) -> Self:
         """Return the same objective with random weights in place of weights from a file."""
@@ -145,6 +150,13 @@ class SelfSupervisedConfig(ViewedConfig):
         }  # fmt: skip
         refuse_useless(run, wrong)
         refuse_parts(run)
+
+
+def require_input_gradients(kind: str, architecture: Any) -> None:
+    """Raise UserError for a model that reads images as codes, which have no gradients by the pixels."""
+    if architecture.has_codes:
+        raise UserError(f"objective.kind={kind} needs gradients by the images, and codes have none", where="model.name",
+                        got=architecture.description, expected="a model that reads pixels")  # fmt: skip
 
 
 def refuse_parts(run: Any) -> None:

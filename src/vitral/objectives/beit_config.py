@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, Self
 
 from pydantic import Field
@@ -54,6 +55,10 @@ class BeitConfig(SelfSupervisedConfig):
                 "masks no patch, or all", where="objective.mask_ratio", got=f"{self.mask_ratio} of {count} patches",
                 expected=f"from {1 / count:.3g} to {1 - 1 / count:.3g}",
             )  # fmt: skip
+
+    def located(self, find: Callable[[str], str | None]) -> Self:
+        """Its tokenizer's, if not kmeans."""
+        return self if self.tokenizer == KMEANS else self.model_copy(update={"tokenizer": find(self.tokenizer)})
 
     def without_files(self) -> Self:
         """Return the same objective with as many tokens of k-means."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, Strict, model_validator
@@ -240,6 +241,10 @@ class SelfDistillationConfig(SelfSupervisedConfig):
             "local_scale": self.local_crops > 0, "local_size": self.local_crops > 0,
         })  # fmt: skip
         return self
+
+    def located(self, find: Callable[[str], str | None]) -> Self:
+        """That of `checkpoint`."""
+        return self.model_copy(update={"checkpoint": find(self.checkpoint)}) if self.checkpoint else self
 
     def without_files(self) -> Self:
         """Return the same objective without `checkpoint`."""

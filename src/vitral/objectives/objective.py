@@ -19,7 +19,8 @@ from vitral.structs import Batch, StepOutput
 class ObjectiveContext(NamedTuple):
     """Facts of the run for an objective: its length in steps, the steps of an epoch, the seed of what it draws
     about samples, how large the classes are, and so many train images, evenly spaced and unaugmented, with their
-    labels, in batches (of many processes each gets its share), and the steps between two rows of the log."""
+    labels, in batches (of many processes each gets its share), and the steps between two rows of the log. resuming: the
+    state comes from a checkpoint, so that nothing is to be found among the images first."""
 
     steps: int
     epoch_steps: float = 1.0
@@ -27,6 +28,7 @@ class ObjectiveContext(NamedTuple):
     balance: ClassBalance = NO_BALANCE
     train_images: Callable[[int], Iterable[tuple[Tensor, Tensor]]] | None = None
     log_every: int = 1
+    resuming: bool = False
 
 
 class Objective(nn.Module, ABC):

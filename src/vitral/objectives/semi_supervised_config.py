@@ -10,7 +10,13 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from vitral.config import Count, Share, build, reject_unused
 from vitral.data.config import UNLABELED, AugmentConfig, ViewConfig
 from vitral.errors import UserError, plural
-from vitral.objectives.base_config import ClassifierConfig, Size, StreamTraits, refuse_parts
+from vitral.objectives.base_config import (
+    ClassifierConfig,
+    Size,
+    StreamTraits,
+    refuse_parts,
+    require_input_gradients,
+)
 
 # FixMatch's strong view (arXiv 2001.07685, section 2.3): RandAugment, then Cutout.
 STRONG: Mapping[str, Any] = {"policy": "randaugment", "magnitude": 10.0, "random_erasing": 1.0, "erase_fill": "mean"}
@@ -166,6 +172,10 @@ class VATConfig(SemiSupervisedConfig):
     )
     # 0 is allowed here so that the message can name what is missing.
     unlabeled_weight: float = Field(default=1.0, ge=0, description="weight of the loss on unlabeled images")
+
+    def check_model(self, architecture: Any, dataset: Any) -> None:
+        """Require gradients by the images."""
+        require_input_gradients(self.kind, architecture)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> VATConfig:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vitral import distributed
 from vitral.errors import UserError
+from vitral.models.codebook import without_autocast
 from vitral.models.config import ViTConfig
 from vitral.models.create import build_model
 from vitral.models.fit_codes import count_images, fit_patches
@@ -50,7 +51,7 @@ class VisualTokens(nn.Module, ABC):
     @torch.no_grad()
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """The codes int64 [B, N], row by row, of images in [0,1] or uint8."""
-        with torch.autocast(images_BCHW.device.type, enabled=False):
+        with without_autocast(images_BCHW.device):
             return self.codes(self.resized(images_BCHW))
 
     def resized(self, images_BCHW: Tensor) -> Tensor:
@@ -135,7 +136,7 @@ class FeatureTokens(VisualTokens):
 
 def visual_tokens(config: BeitConfig, encoder: ViTConfig, context: ObjectiveContext) -> VisualTokens:
     """The tokenizer of a run that trains this encoder. Codes of train images are found where the context has any;
-    without them they are left to be read from the run's checkpoint.
+    without them, and of a resumed run, they are left to be read from the run's checkpoint.
 
     Raises UserError for a folder that is neither an image tokenizer nor an encoder of patches, other channels, and a
     grid that cannot be that of the patches.
@@ -159,7 +160,7 @@ def visual_tokens(config: BeitConfig, encoder: ViTConfig, context: ObjectiveCont
     stride = teacher.config.stride
     rows, columns = encoder.grid
     tokens = FeatureTokens(teacher, config.codes or _CODES, (rows * stride, columns * stride))
-    if context.train_images is not None:
+    if context.train_images is not None and not context.resuming:
         tokens.fit(context)
     return tokens
 
@@ -172,7 +173,7 @@ def _patch_tokenizer(count: int, encoder: ViTConfig, context: ObjectiveContext) 
     )  # fmt: skip
     model = image_tokenizer(build_model(config))
     assert model is not None
-    if context.train_images is not None:
+    if context.train_images is not None and not context.resuming:
         parts = [(unit_images(x) * 255).round().byte().cpu() for x, _ in context.train_images(count_images(config))]
         images = torch.from_numpy(distributed.gather_rows(torch.cat(parts).numpy()))
         patches_KX, _ = fit_patches(config, images.split(256), context.seed)

@@ -43,8 +43,9 @@ class Assembly(ABC, Generic[KeysT]):
         """End what reads data: threads and processes."""
 
     @abstractmethod
-    def state(self) -> tuple[TrainState, Objective]:
-        """Return the training state and the objective, at step 0."""
+    def state(self, resuming: bool = False) -> tuple[TrainState, Objective]:
+        """Return the training state and the objective, at step 0. resuming: a checkpoint is loaded into both next, so
+        what it holds is not found again."""
 
     @abstractmethod
     def loader(self) -> TrainLoader:

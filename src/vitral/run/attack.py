@@ -25,6 +25,7 @@ from vitral.evaluate.classification import wilson_interval
 from vitral.evaluate.config import check_bounded
 from vitral.evaluate.metric import Metric, eps_text
 from vitral.evaluate.robustness import attack_batch
+from vitral.models.registry import has_input_gradients
 from vitral.predictor import Predictor
 from vitral.report.attack import Example, attack_sections
 from vitral.report.sections import Figure, Section
@@ -62,7 +63,7 @@ class Victim:
     @property
     def has_gradients(self) -> bool:
         """Whether the attacked model has gradients by the images."""
-        return isinstance(self.source, nn.Module)
+        return has_input_gradients(self.source)
 
     def eps(self, eps: float) -> float:
         """Return the size of change that an attack may use: of 8-bit images a whole number of levels."""
@@ -175,14 +176,16 @@ def _victim(model: str, predictor: Predictor, options: AttackOptions) -> Victim:
                 f"{config.kind} changes an image no further once {options.transfer} answers wrongly, so few changes "
                 "fool another model: attack.kind=pgd takes all its steps."
             )
-    has_gradients = isinstance(source, nn.Module)
+    has_gradients = has_input_gradients(source)
     if not (config.black_box or has_gradients):
         raise UserError(
-            "this attack needs gradients, and an export gives answers only", where="attack.kind", got=config.kind,
-            expected="square", hint="Or transfer=MODEL: the model folder that it was made from.",
+            "this attack needs gradients by the images, which exports and models of codes do not have",
+            where="attack.kind", got=config.kind, expected="square",
+            hint="Or transfer=MODEL: another model, as the one that an export was made from.",
         )  # fmt: skip
     if not has_gradients:
-        notes.append("An export has no gradients: only Square is possible, which is weaker than attacks by gradients.")
+        notes.append("There are no gradients by the images: only Square is possible, which is weaker than attacks by "
+                     "gradients.")  # fmt: skip
     if predictor.engine.takes == "pixels":
         levels = 255
         spec = predictor.config.preprocessing

@@ -7,7 +7,7 @@ from typing import Any
 
 from vitral.errors import UserError
 from vitral.interpret.tokens import require_transformer
-from vitral.models.registry import token_encoder
+from vitral.models.registry import has_input_gradients, token_encoder
 from vitral.predictor import Predictor
 from vitral.report.sections import Bullets, Figure, Note, Section
 from vitral.run.command_options import IMAGE_METHODS, MODEL_METHODS, ExplainOptions
@@ -91,6 +91,9 @@ def _methods(predictor: Predictor, images: bool, options: ExplainOptions, notes:
         chosen |= set(IMAGE_METHODS if images else ())
     if chosen - {"integrated_gradients", "cka"}:
         require_transformer(predictor.model, "this view" if explicit else "vitral explain")
+    if "integrated_gradients" in chosen and not has_input_gradients(predictor.model):
+        raise UserError("integrated gradients need gradients by the images, and this model reads codes",
+                        where="methods", got=predictor.config.name, expected="a model that reads pixels")  # fmt: skip
     of_class = {"gradient_attention", "integrated_gradients", "lens"}
     if not predictor.classes and of_class & chosen:
         if explicit:

@@ -50,9 +50,9 @@ class ImageRun(Assembly[RunConfig]):
         self.data.close()
         self.prepared.close()
 
-    def state(self) -> tuple[TrainState, Objective]:
+    def state(self, resuming: bool = False) -> tuple[TrainState, Objective]:
         """See the base class."""
-        return assemble(self.prepared, partial(self.data.batches, "train"))
+        return assemble(self.prepared, partial(self.data.batches, "train"), resuming=resuming)
 
     def loader(self) -> TrainLoader:
         """See the base class."""
@@ -102,9 +102,11 @@ class ImageRun(Assembly[RunConfig]):
         return finish(self.prepared, state, objective, model, folder, self.data)
 
 
-def assemble(prepared: RunContext, train_images: TrainImages | None = None) -> tuple[TrainState, Objective]:
-    """Build the training state and the objective, at step 0. train_images: see `ObjectiveContext`."""
-    config = prepared.config
+def assemble(
+    prepared: RunContext, train_images: TrainImages | None = None, *, resuming: bool = False
+) -> tuple[TrainState, Objective]:
+    """Build the training state and the objective, at step 0. train_images and resuming: see `ObjectiveContext`."""
+    config, prepared = prepared.config, prepared if resuming else prepared.with_codes()
     torch.manual_seed(config.seed)
     samples = len(prepared.train.split)
     steps = resolve_steps(config, samples)
@@ -113,8 +115,9 @@ def assemble(prepared: RunContext, train_images: TrainImages | None = None) -> t
         raise UserError("the pruner would not be trained", where="model.pruner_blocks", hint=hint)
     epoch_steps = samples / config.train.batch_size
     context = ObjectiveContext(
-        steps, epoch_steps, config.seed, _class_balance(prepared), train_images, config.train.log_every
-    )
+        steps, epoch_steps, config.seed, _class_balance(prepared), train_images, config.train.log_every,
+        resuming,
+    )  # fmt: skip
     objective = OBJECTIVES[config.objective.kind](prepared.build, config.objective, context).to(prepared.device)
     own = config.train.batch_size // distributed.world()
     micro = min(config.train.micro_batch or own, own)

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -44,7 +44,7 @@ from vitral.tasks.task import Task
 from vitral.training.metrics_log import log
 from vitral.weights.adapt import adapt, without_head
 from vitral.weights.find_model import load_model, model_config
-from vitral.weights.folder import FolderConfig
+from vitral.weights.folder import FolderConfig, bundled
 from vitral.weights.tensors import check_match, checksum
 
 T = TypeVar("T")
@@ -93,6 +93,21 @@ class RunContext:
                 torch.nn.init.constant_(parameter, config.model.head_bias)
         return limit_training(model, config.train.freeze, config.lora).to(self.device)
 
+    def with_codes(self) -> RunContext:
+        """The same where `build` gives the palette, mean patches or codebook found among the train images. Raises
+        UserError for more codes than these have."""
+        if self.init is not None:
+            return self
+
+        def images(count: int) -> Iterator[Tensor]:
+            return (self.train.get(part_B) for part_B in torch.tensor(spaced(len(self.train.split), count)).split(64))
+
+        found = fit_codes(self.architecture, images, self.config.seed)
+        if found is None:
+            return self
+        log.info("%s", found.note)
+        return replace(self, init=found.weights)
+
 
 def prepare(config: RunConfig, dataset: Dataset | None = None) -> RunContext:
     """Open the data (unless given), decode what fits in memory, settle every `auto`. Writes nothing."""
@@ -136,11 +151,12 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> RunContext:
         architecture = build_config({**draft.model_dump(), "mean": mean, "std": std}, where="data")
         paths = {key: absolute_path(getattr(config.data, key)) for key in ("path", "unlabeled")}
         kept = {key: value for key, value in architecture.model_dump().items() if key in ModelOptions.model_fields}
-        kept["tokenizer"] = absolute_path(config.model.tokenizer)
+        kept["tokenizer"] = absolute_model(config.model.tokenizer)
         resolved = config.model_copy(
             update={
                 "data": data.model_copy(update={"mean": mean, "std": std, **paths}), "eval": evaluators,
                 "model": config.model.model_copy(update=kept), "precision": resolve_precision(config, device),
+                "init": absolute_model(config.init), "objective": config.objective.located(absolute_model),
             }
         )  # fmt: skip
         resolved = resolve_memory(resolved, architecture, device, partial(make_job, resolved, architecture, device))
@@ -149,7 +165,7 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> RunContext:
                 "init has other classes, so its head cannot be used", where="init_head",
                 got=", ".join(init.classes[:10]), expected=", ".join(dataset.classes[:10]),
             )  # fmt: skip
-        weights, fingerprint = _start(config, architecture, source, init, first)
+        weights, fingerprint = _start(config, architecture, source, init)
         opened.pop_all()
         parts = device, dataset, streams, stores, val_stores, architecture, name, weights, report, fingerprint, task
         return RunContext(resolved, reproduce_command(config), *parts)
@@ -230,6 +246,11 @@ def _open_stream(
 def absolute_path(path: str | None) -> str | None:
     """The path of what exists, as it is found from any folder; names of other data as they are."""
     return str(Path(path).expanduser().absolute()) if path is not None and Path(path).expanduser().exists() else path
+
+
+def absolute_model(name: str | None) -> str | None:
+    """The same of a model or checkpoint; a bundled one has its name."""
+    return name if name in bundled() else absolute_path(name)
 
 
 def _workers(data: DataConfig) -> int:
@@ -341,11 +362,7 @@ def _statistics(config: RunConfig, architecture: ModelConfig, train: ImageStore)
 
 
 def _start(
-    config: RunConfig,
-    architecture: ModelConfig,
-    source: ImageModel | None,
-    init: FolderConfig | None,
-    train: ImageStore,
+    config: RunConfig, architecture: ModelConfig, source: ImageModel | None, init: FolderConfig | None
 ) -> tuple[dict[str, Tensor] | None, str]:
     """What weights a run starts from, if not random, and their checksum."""
     if source is not None and init is not None:
@@ -353,15 +370,7 @@ def _start(
     if config.model.tokenizer is not None:
         state = load_model(config.model.tokenizer)[0].state_dict()
         return {f"tokenizer.model.{name}": tensor for name, tensor in state.items()}, checksum(state, {})
-
-    def images(count: int) -> Iterator[Tensor]:
-        return (train.get(part_B) for part_B in torch.tensor(spaced(len(train.split), count)).split(64))
-
-    found = fit_codes(architecture, images, config.seed)
-    if found is None:
-        return None, ""
-    log.info("%s", found.note)
-    return found.weights, ""
+    return None, ""
 
 
 def _initial_weights(

@@ -37,7 +37,7 @@ def replay(folder: Path) -> dict[str, Any]:
     # One process does what many did: it reads their parts, and has the whole batch.
     config = config.model_copy(update={"train": config.train.model_copy(update={"parallel": "none"})})
     with torch.random.fork_rng(), torch_settings(config), closing(prepare(config)) as prepared:
-        state, objective = assemble(prepared)
+        state, objective = assemble(prepared, resuming=True)
         state.load(path)
         objective.train()
         step, loader = state.progress.step, train_loader(prepared)

@@ -51,6 +51,8 @@ def sample(model: str, options: SampleOptions) -> dict[str, Any]:
     if options.complete is not None:
         image_CHW = predictor.preprocess(options.complete).to(predictor.device)
         given_T = network.codes(image_CHW[None])[0, : network.config.upper_half]
+    # Before images are drawn, which takes longer: the data may be wrong.
+    near = _Neighbors(predictor, network, options, model) if options.data.named else None
     codes_NT = _draw(network, options, label, given_T)
     images_NCHW = network.images(codes_NT).cpu()
     names = [f"sample-{number:04d}.png" for number in range(len(codes_NT))]
@@ -64,7 +66,6 @@ def sample(model: str, options: SampleOptions) -> dict[str, Any]:
         found["bits_per_token"] = float(bits_N.mean())
         for row, bits in zip(samples, bits_N.tolist(), strict=True):
             row["bits_per_token"] = round(bits, 4)
-    near = _Neighbors(predictor, network, options, model) if options.data.named else None
     if near is not None:
         found["train"] = near.describe(codes_NT, samples)
     figures = [

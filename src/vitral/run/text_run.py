@@ -45,7 +45,7 @@ from vitral.run.finish import versions, write_predictions
 from vitral.run.fit_memory import checkpointed_blocks, describe_memory, resolve_memory, smaller_batch_hint
 from vitral.run.folder import SUMMARY
 from vitral.run.overfit_check import overfit_check
-from vitral.run.prepare import absolute_path, resolve_precision
+from vitral.run.prepare import absolute_model, absolute_path, resolve_precision
 from vitral.run.resume import take_best
 from vitral.run.text_alignment import look_section
 from vitral.run.text_config import TextData, TextRunConfig
@@ -85,6 +85,7 @@ class TextRun(Assembly[TextRunConfig]):
         settled = config.model_copy(
             update={
                 "eval": self.task.evaluators_of(config.eval), "precision": resolve_precision(config, self.device),
+                "init": absolute_model(config.init),
                 "data": config.data.model_copy(
                     update={key: absolute_path(getattr(config.data, key)) for key in ("path", "target_path")}
                 ),
@@ -118,7 +119,7 @@ class TextRun(Assembly[TextRunConfig]):
         model.checkpointed = checkpointed_blocks(self.config, self.architecture)
         return model.to(self.device)
 
-    def state(self) -> tuple[TrainState, Objective]:
+    def state(self, resuming: bool = False) -> tuple[TrainState, Objective]:
         """See the base class."""
         config = self.config
         torch.manual_seed(config.seed)
@@ -127,7 +128,7 @@ class TextRun(Assembly[TextRunConfig]):
         objective = SequenceLoss(self.build, config.objective, context).to(self.device)
         started = self.dataset.fingerprint, "" if self.init is None else self.init.fingerprint
         state = make_state(config, objective, steps, self.build, started)
-        if config.objective.check and not (config.resume or config.finish):
+        if config.objective.check and not resuming:
             self._check_by_heart(objective.model)
         return state, objective
 

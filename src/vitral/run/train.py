@@ -102,7 +102,7 @@ def _open(
     with distributed.error_barrier():
         parts = closes.enter_context(closing(assembly_of(config, dataset)))
     with distributed.error_barrier():
-        state, objective = parts.state()
+        state, objective = parts.state(resuming)
         loader = parts.loader()
         notes = resume(folder, parts.config, state, (state.steps, parts.samples)) if resuming else []
     if config.resume and not resuming:

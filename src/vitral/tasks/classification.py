@@ -117,8 +117,8 @@ def attacked(task: Task, subject: Subject, config: AttackedConfig) -> Iterator[F
     assert isinstance(config, AttackConfig)
     if not (config.black_box or subject.has_gradients):
         raise UserError(
-            "this attack needs gradients, and an export gives answers only", where="eval", got=config.kind,
-            expected="square",
+            "this attack needs gradients by the images, which exports and models of codes do not have", where="eval",
+            got=config.kind, expected="square",
         )  # fmt: skip
     batches, places = subject.batches(subject.split, config.samples), subject.places(subject.split, config.samples)
     found = robustness(attack_of(config), subject.classifier, batches, places, config.seed)

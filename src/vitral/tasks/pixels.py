@@ -172,6 +172,14 @@ class Pixels(Task):
     def require_evaluators(self, where: str) -> None:
         """Images are all that bits need."""
 
+    def require_answers(self, where: str) -> None:
+        """Refuse: there is no head."""
+        hint = (
+            "objective.kind=igpt_finetune init=MODEL trains one. With model.class_tokens, `vitral eval MODEL "
+            "eval.classify={}` measures classes by the probability of images."
+        )
+        raise UserError("this model has no head, so it predicts no classes", where=where, hint=hint)
+
     def own_sections(self, evaluation: Evaluation | None, samples: Samples) -> list[Section]:
         """Headline, and pictures of what was learned."""
         from vitral.report.features import picture_sections
@@ -188,7 +196,7 @@ class Pixels(Task):
             from vitral.report.layer_plot import layer_plot
 
             figure = Figure(layer_plot(evaluation.values["per_layer"], evaluation.split), "accuracy of each layer")
-            caption = "A linear classifier on the mean over pixels after each layer, fitted on the train images."
+            caption = "A linear classifier on the mean over tokens after each layer, fitted on the train images."
             curve.append(Section("Layers", [figure, Note(caption)]))
         pictures = picture_sections(samples.pictures)
         return [Section("", [replace(primary, label=label), *others, note]), *curve, *pictures]

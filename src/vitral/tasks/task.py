@@ -68,9 +68,9 @@ class Subject:
     @property
     def has_gradients(self) -> bool:
         """Whether outputs have gradients by the images."""
-        from torch import nn
+        from vitral.models.registry import has_input_gradients
 
-        return isinstance(self.classifier, nn.Module)
+        return has_input_gradients(self.classifier)
 
     def places(self, split: str, most: int | None) -> list[int]:
         """Return the places in the split of the images that `batches` gives this process."""
