@@ -6,11 +6,14 @@ Everything is at IoU 0.5. Shape letters: D detections and G true boxes of all im
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitral.evaluate.box_matching import FALSE, HIT, IGNORED, Array, Matches, interpolated
+from vitral.evaluate.box_matching import FALSE, HIT, IGNORED, Array, Detections, Matches, interpolated, match_image
+
+if TYPE_CHECKING:
+    from vitral.data.boxes import OwnBoxes
 
 KINDS = ("classification", "localization", "both", "duplicate", "background", "missed")
 _FOREGROUND, _BACKGROUND = 0.5, 0.1  # IoU: a box of this object; a box of no object
@@ -146,6 +149,21 @@ def confusion(matches: Matches, threshold: float | None) -> Array:
             free_G[truth] = False
     table[:classes, classes] = np.bincount(matches.label_G[free_G], minlength=classes)
     return table
+
+
+def image_outcomes(
+    found: Detections, own: OwnBoxes, classes: int, threshold: float | None
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    """Return of one image: the outcome of each detection, FALSE, HIT or IGNORED, -1 below the threshold; which true
+    boxes are found, and which are missed, bool [M]."""
+    matches = match_image(found, own, classes)
+    above_D = matches.score_D >= (-math.inf if threshold is None else threshold)
+    right_D = np.where(above_D, matches.outcome_ATD[0, 0], -1)
+    outcome_N = np.full(len(found.label_N), -1)
+    outcome_N[matches.place_D] = right_D
+    found_M = np.zeros(len(own.label_M), np.bool_)
+    found_M[matches.truth_D[right_D == HIT]] = True
+    return outcome_N, found_M, matches.counted_AG[0] & ~found_M
 
 
 def found_by_size(matches: Matches, threshold: float | None) -> list[dict[str, Any]]:
