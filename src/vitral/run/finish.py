@@ -18,7 +18,6 @@ from vitral import distributed
 from vitral.atomic_files import whole_file, write_json
 from vitral.config import dump_yaml
 from vitral.data.config import DataSource
-from vitral.data.image_spec import ImageSpec
 from vitral.errors import NAMES, command
 from vitral.evaluate.pseudo_labels import PseudoLabelQuality
 from vitral.models.lora import merge_lora
@@ -86,8 +85,7 @@ def finish(
     kept = folder_config(prepared, task, summary, evaluation, validated=chosen)
     save_folder(folder / "model", model, kept, model_card(kept))
     if scores_NS is not None and split is not None:
-        part = prepared.dataset.splits[split]
-        rows = task.prediction_rows(part.names, part.labels_N, scores_NS)
+        rows = task.prediction_rows(prepared.dataset.splits[split].names, subjects[split].outputs()[1], scores_NS)
         write_predictions(folder / "predictions.csv", rows)
     if config.report:
         _report(prepared, objective, folder, summary, task, evaluation, scores_NS, unlabeled)
@@ -151,16 +149,12 @@ def folder_config(
     if dataset.unlabeled is not None:
         unlabeled = data.model_dump(mode="json", include={"unlabeled", "labels_per_class", "unlabeled_ratio"})
         unlabeled["unlabeled_fingerprint"] = dataset.unlabeled.fingerprint
-    shared = {"resize_mode", "interpolation", "crop_pct", "background", "max_pixels"}
     return FolderConfig(
         name=prepared.name,
         architecture=prepared.architecture,
         id2label={str(index): name for index, name in enumerate(task.labels)},
         task=task.name,
-        preprocessing=ImageSpec(
-            **data.model_dump(include=shared), value_range=dataset.value_range,
-            image_size=prepared.architecture.image_size, channels=prepared.architecture.in_channels,
-        ),
+        preprocessing=prepared.image_spec,
         temperature=task.temperature,
         task_state=dict(task.state),
         provenance={

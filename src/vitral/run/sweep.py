@@ -61,7 +61,8 @@ def sweep(
     values = [dict(zip(grid, each, strict=True)) for each in itertools.product(*grid.values())]
     points = [load_config(recipe, {**keys, **each, **_POINT}) for each in values]
     final = [load_config(recipe, {**keys, **each, **_FINAL}) for each in values]
-    dataset = open_dataset(points[0].data, hold_out=False, equal_classes=False)
+    boxes = points[0].objective.task == "detection"
+    dataset = open_dataset(points[0].data, hold_out=False, equal_classes=False, boxes=boxes)
     if retrain and len(dataset.splits) == 1:
         hint = "retrain=false only compares the points."
         raise UserError("the data have no test split to evaluate the best point on", where=dataset.name, hint=hint)
