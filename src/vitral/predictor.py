@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import numpy as np
 import torch
@@ -105,9 +105,15 @@ class Predictor:
 
         An image is a path, bytes, a PIL image, or an array [H,W] or [H,W,C] of uint8 or of floats in [0,1].
         """
+        return self.prepare(image)[0]
+
+    def prepare(self, image: Any) -> tuple[Tensor, tuple[int, int]]:
+        """The image as `preprocess` gives it, and its own (height, width), upright, as `postprocess` takes it."""
         spec = self.config.preprocessing
         decoded_CHW = decode_image(image, spec)
-        return fit_image(decoded_CHW, spec.image_size, spec) if self.engine.takes == "resized" else decoded_CHW
+        size = decoded_CHW.shape[1], decoded_CHW.shape[2]
+        resizes = self.engine.takes == "resized"
+        return (fit_image(decoded_CHW, spec.image_size, spec) if resizes else decoded_CHW), size
 
     @torch.inference_mode()
     def forward(self, images: Sequence[Tensor] | Tensor, features: str | None = None) -> Tensor:
@@ -140,28 +146,28 @@ class Predictor:
 
     def _outputs(
         self, images: Iterable[Any], batch_size: int, features: str | None = None
-    ) -> Iterator[Tensor | UserError]:
+    ) -> Iterator[Output | UserError]:
         """Yield the output of each image in order, or the error of one that cannot be read. Threads decode the next
         `batch_size` images at the same time."""
         require_batch_size(batch_size)
 
-        def attempt(image: Any) -> Tensor | UserError:
+        def attempt(image: Any) -> tuple[Tensor, tuple[int, int]] | UserError:
             try:
-                return self.preprocess(image)
+                return self.prepare(image)
             except UserError as error:
                 return error
 
         for batch in in_batches(attempt, images, batch_size):
-            readable = [each for each in batch if not isinstance(each, UserError)]
+            readable = [each[0] for each in batch if not isinstance(each, UserError)]
             rows = iter(self.forward(readable, features).cpu() if readable else ())
             for each in batch:
-                yield each if isinstance(each, UserError) else next(rows)
+                yield each if isinstance(each, UserError) else Output(next(rows), each[1])
 
     def probabilities(self, images: Iterable[Any], batch_size: int = 64) -> Floats:
         """The `scores` of images of any kind, [images, classes]. The next `batch_size` images are decoded at the same
         time."""
         self.require_answers()
-        rows = [_or_raise(row_C) for row_C in self._outputs(images, batch_size)]
+        rows = [_or_raise(found).row for found in self._outputs(images, batch_size)]
         return self.scores(torch.stack(rows) if rows else torch.zeros(0, len(self.classes))).numpy()
 
     def scores(self, outputs_NS: Tensor) -> Tensor:
@@ -169,10 +175,15 @@ class Predictor:
         return self.task.scores(outputs_NS)
 
     @torch.inference_mode()
-    def postprocess(self, outputs_NS: Tensor, topk: int = 5) -> list[dict[str, Any]]:
-        """The task's answer for each image, as JSON beside its name; of classes the `topk` likeliest, best first."""
-        scores_NS = require_finite(self.scores(outputs_NS), self.config.name).cpu().numpy()
-        return [self.task.answer(scores_S, topk) for scores_S in scores_NS]
+    def postprocess(
+        self, outputs_NS: Tensor, topk: int = 5, sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[dict[str, Any]]:
+        """The task's answer for each image, as JSON beside its name; of classes the `topk` likeliest, best first.
+
+        sizes: (height, width) of the images as `prepare` gives them, for boxes in their pixels; None: in those of the
+        model's image."""
+        require_finite(outputs_NS, self.config.name)
+        return self.task.answers(outputs_NS, topk, sizes, self.config.preprocessing)
 
     @overload
     def predict(
@@ -202,12 +213,13 @@ class Predictor:
         if topk < 1:
             raise UserError("at least one class is expected", where="topk", got=topk)
         self.require_answers()
-        for number, (image, row_C) in enumerate(zip(images, self._outputs(images, batch_size), strict=True)):
+        for number, (image, each) in enumerate(zip(images, self._outputs(images, batch_size), strict=True)):
             name = str(image) if isinstance(image, str | Path) else number
-            if tolerant and isinstance(row_C, UserError):
-                yield {"image": name, "error": str(row_C)}
+            if tolerant and isinstance(each, UserError):
+                yield {"image": name, "error": str(each)}
             else:
-                yield {"image": name, **self.postprocess(_or_raise(row_C)[None], topk)[0]}
+                found = _or_raise(each)
+                yield {"image": name, **self.postprocess(found.row[None], topk, [found.size])[0]}
 
     @overload
     def embed(
@@ -231,7 +243,7 @@ class Predictor:
         if features not in KINDS:
             raise UserError("no such features", where="features", got=features, expected=", ".join(KINDS))
         outputs = self._outputs(_as_sequence(images), batch_size, features)
-        rows = (row if isinstance(row, UserError) else row.numpy() for row in outputs)
+        rows = (each if isinstance(each, UserError) else each.row.numpy() for each in outputs)
         if stream:
             return rows
         if not (found := [_or_raise(row) for row in rows]):
@@ -252,6 +264,13 @@ class Predictor:
     def require_answers(self) -> None:
         """Raises UserError for a model that gives features only."""
         self.task.require_answers(self.config.name)
+
+
+class Output(NamedTuple):
+    """What a model gives of an image, and the image's own (height, width)."""
+
+    row: Tensor
+    size: tuple[int, int]
 
 
 class NotFinite(UserError):

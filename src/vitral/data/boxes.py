@@ -167,10 +167,10 @@ def refuse_many(count: int, where: str) -> None:
 def refuse_boxes(name: str) -> NoReturn:
     """Raise UserError for boxes where there is no use for them."""
     raise UserError(
-        "the annotations are boxes, and no objective learns boxes", where=name, got="data for detection",
+        "the annotations are boxes", where=name, got="data for detection",
         expected="one or several classes per image, numbers, or no labels",
-        hint="`vitral data check`, `stats` and `convert` read boxes. data.source=images reads the images of a folder "
-        "without them, for objectives without labels.",
+        hint="objective.kind=detection learns boxes. data.source=images reads the images of a folder without them, for "
+        "objectives without labels.",
     )  # fmt: skip
 
 

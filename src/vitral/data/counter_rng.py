@@ -109,6 +109,7 @@ class Stream(IntEnum):
     CODE_ORDER = 102
     SCENE = 104
     SCENE_NOISE = 105
+    RESAMPLE = 112
 
 
 def philox(counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tuple[Any, Any, Any, Any]:

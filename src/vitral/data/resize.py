@@ -1,12 +1,14 @@
 """Resize one image to the model's size. Evaluation, prediction, export and the server share `fit_image`.
 
-Shape letters: C channels, H height, W width.
+Shape letters: C channels, H height, W width, N boxes, 4 a box (x0, y0, x1, y1).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +16,7 @@ from torch import Tensor
 from vitral.data.image_spec import PADDING, ResizeSpec
 from vitral.errors import UserError
 
+Array = np.ndarray[Any, np.dtype[Any]]
 Size = tuple[int, int]
 Box = tuple[float, float, float, float]  # top, left, height, width in pixels
 # Beyond this many times the target's own aspect the ends of a picture are cut off first: the center crop never sees
@@ -65,6 +68,14 @@ def shown_box(source: Size, size: Size, spec: ResizeSpec) -> Box:
     (top, left, height, width), resized, start = _layout(source, size, spec)
     down, across = height / resized[0], width / resized[1]
     return top + start[0] * down, left + start[1] * across, size[0] * down, size[1] * across
+
+
+def to_source(boxes_N4: Array, source: Size, size: Size, spec: ResizeSpec) -> Array:
+    """Boxes (x0, y0, x1, y1) in pixels of what `fit_image` made, as those in the image of `source` (height, width), cut
+    at its border; float64."""
+    top, left, height, width = shown_box(source, size, spec)
+    zoom_4, start_4 = np.tile([width / size[1], height / size[0]], 2), np.tile([left, top], 2)
+    return np.clip(boxes_N4 * zoom_4 + start_4, 0, np.tile([source[1], source[0]], 2))
 
 
 def _layout(source: Size, size: Size, spec: ResizeSpec) -> tuple[tuple[int, int, int, int], Size, tuple[int, int]]:

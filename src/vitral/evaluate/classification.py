@@ -6,7 +6,7 @@ Shape letters: N samples, C classes, B batch, H W height and width.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -125,10 +125,11 @@ def per_class_scores(
 
 
 def collect_logits(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], compact: Callable[[Tensor], Tensor] | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Logits float32 [N,C] and labels int64 [N] of every sample in `batches` of (images_BCHW, labels_B), in order;
-    multi-label labels are [B,C], and numbers as targets float64 [B,C]; they stay so.
+    multi-label labels are [B,C], and numbers as targets float64 [B,C]; they stay so. compact: what is kept of outputs
+    of any shape, in place of logits.
 
     Runs the model in eval mode on its own device, without gradients; every module's mode is afterwards as it was, also
     after an error. Nothing is padded, repeated or dropped: N is the sum of the batch sizes. Raises UserError for no
@@ -146,7 +147,9 @@ def collect_logits(
         with torch.no_grad() if any(map(distributed.is_sharded, model.parameters())) else torch.inference_mode():
             for images_BCHW, labels_B in batches:
                 logits_BC = model(images_BCHW.to(device, non_blocking=True))
-                if (
+                if compact is not None:
+                    logits_BC = compact(logits_BC)
+                elif (
                     logits_BC.ndim != 2
                     or len(logits_BC) != len(labels_B)
                     or (labels_B.ndim != 1 and labels_B.shape != logits_BC.shape)

@@ -142,7 +142,7 @@ _PIXEL_ATTACKS: dict[str, type[AttackConfig]] = {
 }
 ATTACKED = {name: _attacked(attack) for name, attack in _PIXEL_ATTACKS.items() if attack.bounded}
 EVALUATORS: dict[str, type[EvaluatorConfig]] = {
-    "clean": EvaluatorConfig, "bits": EvaluatorConfig, "reconstruction": ReconstructionConfig,
+    "clean": EvaluatorConfig, "map": EvaluatorConfig, "bits": EvaluatorConfig, "reconstruction": ReconstructionConfig,
     "knn": NeighborsConfig, "classify": ClassifyConfig, "completion": CompletionConfig, "layers": LayersConfig,
     "translation": EvaluatorConfig, "pointing": PointingConfig,
     **ATTACKED,

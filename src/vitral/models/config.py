@@ -24,12 +24,14 @@ class ModelConfig(ArchitectureConfig):
 
     has_patches: whether images are encoded as tokens that can be masked, dropped and attended to. has_codes: whether a
     palette reads images as codes, of which the model predicts each. is_tokenizer: whether the model turns images into
-    codes and back. bare_head: fields that replace any head by a new one on the bare representation.
+    codes and back. has_boxes: whether outputs are boxes with scores. bare_head: fields that replace any head by a new
+    one on the bare representation.
     """
 
     has_patches: ClassVar[bool] = False
     has_codes: ClassVar[bool] = False
     is_tokenizer: ClassVar[bool] = False
+    has_boxes: ClassVar[bool] = False
     bare_head: ClassVar[Mapping[str, Any]] = {}
     image_size: Pair = Field(description="height,width of the input in pixels; one number: a square")
     in_channels: int = Field(default=3, ge=1, le=4, description="number of input channels: 1 gray, 3 RGB, 4 RGBA")

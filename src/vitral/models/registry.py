@@ -17,6 +17,7 @@ from vitral.config import build
 from vitral.errors import UserError
 from vitral.models.architecture_config import ArchitectureConfig
 from vitral.models.config import ModelConfig, ResNetConfig, ViTConfig
+from vitral.models.detector_config import DETECTORS, DetectorConfig
 from vitral.models.igpt_config import IGPTS, IGPTConfig
 from vitral.models.image_tokenizer_config import TOKENIZERS, ImageTokenizerConfig
 from vitral.models.infer_architecture import infer_igpt, infer_resnet, infer_vit
@@ -28,6 +29,7 @@ from vitral.models.vit_presets import VITS
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from vitral.models.detector import Detector
     from vitral.models.igpt import IGPT
     from vitral.models.image_tokenizer import ImageTokenizer
     from vitral.models.vit import VisionTransformer
@@ -72,6 +74,10 @@ FAMILIES: dict[str, Family] = {
     "resnet": Family(
         "residual network", "resnet", ResNetConfig, "vitral.models.resnet:ResNet", RESNETS,
         blocks="stages", last=("norm",), signature="stem.conv.weight", infer=infer_resnet,
+    ),
+    "detector": Family(
+        "detector on a Vision Transformer", "object-detection", DetectorConfig, "vitral.models.detector:Detector",
+        DETECTORS, last=("norm", "fc_norm", "attn_pool", "rel_pos_bias"), head=("pyramid", "dense_head"),
     ),
     "igpt": Family(
         "Image GPT", "image-gpt", IGPTConfig, "vitral.models.igpt:IGPT", IGPTS, last=("norm", "code_head"),
@@ -164,6 +170,13 @@ def token_encoder(model: nn.Module) -> VisionTransformer | None:
     from vitral.models.vit import VisionTransformer
 
     return model if isinstance(model, VisionTransformer) else None
+
+
+def detector(model: nn.Module) -> Detector | None:
+    """The model as a detector (`locate`, `decode`), or None."""
+    from vitral.models.detector import Detector
+
+    return model if isinstance(model, Detector) else None
 
 
 def code_model(model: nn.Module) -> IGPT | None:

@@ -21,6 +21,7 @@ from vitral.objectives.base_config import (
     refuse_useless,
 )
 from vitral.objectives.beit_config import BeitConfig
+from vitral.objectives.detection_config import DetectionConfig
 from vitral.objectives.igpt_config import IGPTFinetuneConfig, IGPTObjectiveConfig
 from vitral.objectives.semi_supervised_config import (
     ConsistencyConfig,
@@ -334,6 +335,7 @@ else:
             SupervisedConfig
             | DynamicViTConfig
             | RegressionConfig
+            | DetectionConfig
             | AdversarialConfig
             | MaskedPatchConfig
             | MaeConfig

@@ -3,6 +3,7 @@
 from vitral.objectives.adversarial import Adversarial
 from vitral.objectives.beit import BEiT
 from vitral.objectives.consistency import Consistency, MeanTeacher
+from vitral.objectives.detection import Detection
 from vitral.objectives.dino import Dino
 from vitral.objectives.dynamic_vit import DynamicViT
 from vitral.objectives.fixmatch import FixMatch, PseudoLabel, SemiViT
@@ -20,6 +21,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "supervised": Supervised,
     "dynamic_vit": DynamicViT,
     "regression": Regression,
+    "detection": Detection,
     "adversarial": Adversarial,
     "masked_patch": MaskedPatch,
     "mae": MAE,

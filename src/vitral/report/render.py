@@ -90,10 +90,10 @@ def as_text(value: Any) -> str:
     return ", ".join(map(as_text, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def photo(image: NDArray[Any]) -> tuple[str, bytes, tuple[int, int]]:
+def photo(image: NDArray[Any], side: int = _PHOTO_SIDE) -> tuple[str, bytes, tuple[int, int]]:
     """Return a picture's media type, file bytes and (width, height) for a page. Takes [H,W] or [H,W,D], uint8 or
     floats in [0,1]; D = 1 and 2 are shown as gray (the first channel), 3 and 4 as red, green, blue (the first
-    three). At most 256 pixels per side; small ones are PNG, large ones JPEG. Raises ValueError for other shapes."""
+    three). At most `side` pixels per side; small ones are PNG, large ones JPEG. Raises ValueError for other shapes."""
     pixels = np.asarray(image)
     if pixels.ndim not in (2, 3) or pixels.size == 0 or (pixels.ndim == 3 and pixels.shape[2] > 4):
         raise ValueError(f"no picture: shape {pixels.shape}, expected [H,W] or [H,W,D] with D from 1 to 4")
@@ -102,7 +102,7 @@ def photo(image: NDArray[Any]) -> tuple[str, bytes, tuple[int, int]]:
     if pixels.dtype != np.uint8:
         pixels = np.rint(np.nan_to_num(pixels.astype(np.float64)).clip(0, 1) * 255).astype(np.uint8)
     picture = Image.fromarray(np.ascontiguousarray(pixels))
-    picture.thumbnail((_PHOTO_SIDE, _PHOTO_SIDE), Image.Resampling.LANCZOS)
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     kind = "png" if max(picture.size) <= _PIXELS else "jpeg"
     buffer = io.BytesIO()
     picture.save(buffer, format=kind, **({"quality": 85} if kind == "jpeg" else {}))
@@ -220,8 +220,11 @@ def _kind(part: object) -> str:
     return type(part).__name__
 
 
+_MEDIA = {b"\x89PNG": "image/png", b"\xff\xd8": "image/jpeg"}
+
+
 def _data_uri(content: bytes, media: str = "") -> str:
-    media = media or ("image/png" if content.startswith(b"\x89PNG") else "image/svg+xml")
+    media = media or next((each for start, each in _MEDIA.items() if content.startswith(start)), "image/svg+xml")
     return f"data:{media};base64,{base64.b64encode(content).decode('ascii')}"
 
 

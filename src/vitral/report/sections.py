@@ -49,8 +49,8 @@ class Table(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A drawing as SVG or PNG bytes, with the text that stands for it; HTML only. `wide` figures scroll. `name`: of the
-    file, where it is also written beside the page."""
+    """A drawing as SVG, PNG or JPEG bytes, with the text that stands for it; HTML only. `wide` figures scroll. `name`:
+    of the file, where it is also written beside the page."""
 
     content: bytes
     alt: str

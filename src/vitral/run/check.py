@@ -40,7 +40,7 @@ def open_checked(
     Raises UserError that lists every error which `check.allow` doesn't name, and all that opening raises.
     """
     workers = data.workers if data.workers != "auto" else None
-    labeled = config.objective.needs_labels
+    labeled, boxes = config.objective.needs_labels, config.objective.learns_boxes
     if not labeled:
         data = unlabeled_source(data)
         allow = tuple(dict.fromkeys((*config.check.allow, *_OF_LABELS)))
@@ -48,12 +48,14 @@ def open_checked(
     if config.check.skip:
         allow = set(config.check.allow)
         equal = not allow & {"split-classes", "empty-class"}
-        dataset = _beside(open_dataset(data, hold_out=False, equal_classes=equal, one_class="one-class" in allow), data)
+        one = "one-class" in allow
+        dataset = open_dataset(data, hold_out=False, equal_classes=equal, one_class=one, boxes=boxes)
+        dataset = _beside(dataset, data)
         if data.max_bad:
             dataset = without_damage(dataset, find_damage(dataset, workers), data.max_bad)
         dataset = replace(dataset, notes=(*dataset.notes, "DATA NOT CHECKED (check.skip=true)"))
         return _held_out(dataset, data, labeled), None
-    dataset = _beside(open_dataset(data, hold_out=False, equal_classes=False, one_class=True), data)
+    dataset = _beside(open_dataset(data, hold_out=False, equal_classes=False, one_class=True, boxes=boxes), data)
     started = time.perf_counter()
     with counted("checking images", sum(map(len, dataset.parts.values()))) as tick:
         report = check_dataset(

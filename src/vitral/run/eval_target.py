@@ -47,8 +47,10 @@ class EvalData:
 
     def _outputs(self, model: nn.Module, split: str, most: int | None) -> tuple[Array, Array]:
         """Return outputs and annotations of all samples on every process; each process computes its share."""
-        outputs_NS, annotations = collect_logits(model, self.batches(split, most))
-        return distributed.gather_rows(outputs_NS), distributed.gather_rows(annotations)
+        task, store = self.prepared.task, self._store(split, most)
+        outputs_NS, annotations = collect_logits(model, self.batches(split, most), task.compact)
+        whole = distributed.gather_rows(outputs_NS), distributed.gather_rows(annotations)
+        return task.annotated(*whole, store.split, self.prepared.image_spec)
 
     def _store(self, split: str, most: int | None) -> ImageStore:
         dataset = self.prepared.dataset

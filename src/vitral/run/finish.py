@@ -18,7 +18,6 @@ from vitral import distributed
 from vitral.atomic_files import whole_file, write_json
 from vitral.config import dump_yaml
 from vitral.data.config import DataSource
-from vitral.data.image_spec import ImageSpec
 from vitral.errors import NAMES, command
 from vitral.evaluate.pseudo_labels import PseudoLabelQuality
 from vitral.models.lora import merge_lora
@@ -86,11 +85,11 @@ def finish(
     kept = folder_config(prepared, task, summary, evaluation, validated=chosen)
     save_folder(folder / "model", model, kept, model_card(kept))
     if scores_NS is not None and split is not None:
-        part = prepared.dataset.splits[split]
-        rows = task.prediction_rows(part.names, part.labels_N, scores_NS)
+        rows = task.prediction_rows(prepared.dataset.splits[split].names, subjects[split].outputs()[1], scores_NS)
         write_predictions(folder / "predictions.csv", rows)
     if config.report:
-        _report(prepared, objective, folder, summary, task, evaluation, scores_NS, unlabeled)
+        annotations = subjects[split].outputs()[1] if scores_NS is not None and split is not None else None
+        _report(prepared, objective, folder, summary, task, evaluation, (scores_NS, annotations), unlabeled)
     write_json(folder / SUMMARY, summary)  # last: a folder that has it is complete
     if unlabeled is not None:
         log_unlabeled(unlabeled)
@@ -111,7 +110,7 @@ def _log_result(task: Task, evaluation: Evaluation | None, seconds: float, folde
 
 def _report(
     prepared: RunContext, objective: Objective, folder: Path, summary: dict[str, Any], task: Task,
-    evaluation: Evaluation | None, scores_NS: Array | None, unlabeled: PseudoLabelQuality | None,
+    evaluation: Evaluation | None, measured: tuple[Array | None, Any], unlabeled: PseudoLabelQuality | None,
 ) -> None:  # fmt: skip
     config, dataset = prepared.config, prepared.dataset
     split = next((name for name in ("test", "val") if name in prepared.val_stores), "train")
@@ -120,8 +119,12 @@ def _report(
     def image(place: int) -> Array:
         return store.get(torch.tensor([place]))[0].permute(1, 2, 0).cpu().numpy()
 
-    part = dataset.splits[split]
-    samples = Samples(scores_NS, part.labels_N, part.names, image, pictures_of(store, objective))
+    def source(place: int) -> Array:
+        return part.read(place).permute(1, 2, 0).numpy()
+
+    part, (scores_NS, annotations) = dataset.splits[split], measured
+    annotations = part.labels_N if annotations is None else annotations
+    samples = Samples(scores_NS, annotations, part.names, image, pictures_of(store, objective), source)
     without = ", without labels" if not config.objective.needs_labels else ""
     rows, count = MetricsLog.read(folder), len(dataset.classes)
     write_report(
@@ -151,16 +154,12 @@ def folder_config(
     if dataset.unlabeled is not None:
         unlabeled = data.model_dump(mode="json", include={"unlabeled", "labels_per_class", "unlabeled_ratio"})
         unlabeled["unlabeled_fingerprint"] = dataset.unlabeled.fingerprint
-    shared = {"resize_mode", "interpolation", "crop_pct", "background", "max_pixels"}
     return FolderConfig(
         name=prepared.name,
         architecture=prepared.architecture,
         id2label={str(index): name for index, name in enumerate(task.labels)},
         task=task.name,
-        preprocessing=ImageSpec(
-            **data.model_dump(include=shared), value_range=dataset.value_range,
-            image_size=prepared.architecture.image_size, channels=prepared.architecture.in_channels,
-        ),
+        preprocessing=prepared.image_spec,
         temperature=task.temperature,
         task_state=dict(task.state),
         provenance={

@@ -142,12 +142,12 @@ def kept_by(
 def _batches(step: _Step, samples: int) -> dict[str, Batch]:
     """Batches without values: every view of each sample, and its annotation."""
     task, batches = TASKS[step.kind.task or "classification"], dict[str, Batch]()
-    channels, classes = step.architecture.in_channels, step.architecture.num_classes
+    channels = step.architecture.in_channels
     with torch.device("meta"):
         for name, ratio, sizes, labeled in step.streams:
             count = ratio * samples
             views = [View(torch.empty(count, channels, *size), torch.empty(count, 3, 3)) for size in sizes]
-            targets = {"label": task.blank_targets(count, classes)} if labeled else {}
+            targets = task.blank_targets(count, step.architecture) if labeled else {}
             batches[name] = Batch(tuple(views), targets, torch.empty(count, dtype=torch.long))
     return batches
 

@@ -123,7 +123,8 @@ def open_images(
         "max_pixels": given.max_pixels if "max_pixels" in given.model_fields_set else recipe.max_pixels,
     }  # fmt: skip
     config = build(UsedData, keys)
-    dataset = open_dataset(config, hold_out=False, equal_classes=False, one_class=True)
+    boxes = reader.task == "detection"
+    dataset = open_dataset(config, hold_out=False, equal_classes=False, one_class=True, boxes=boxes)
     if known is None:
         return _readable(dataset, given.max_bad)
     # Damaged images are left out before the validation data are, as in the training.
@@ -210,15 +211,16 @@ def image_batches(predictor: Predictor, split: Split, batch_size: int) -> Iterat
 
 def split_logits(predictor: Predictor, split: Split, batch_size: int) -> tuple[Array, Array]:
     """Logits float32 [N, classes] and labels int64 of every image of the split, in order, by the predictor's engine."""
-    engine, name = predictor.engine, predictor.config.name
+    engine, name, task, spec = predictor.engine, predictor.config.name, predictor.task, predictor.config.preprocessing
     if isinstance(engine, TorchEngine):
-        logits_NC, labels_N = collect_logits(engine.model, image_batches(predictor, split, batch_size))
-        return require_finite(torch.from_numpy(logits_NC), name).numpy(), labels_N
+        logits_NC, labels_N = collect_logits(engine.model, image_batches(predictor, split, batch_size), task.compact)
+        return task.annotated(require_finite(torch.from_numpy(logits_NC), name).numpy(), labels_N, split, spec)
     if engine.takes == "resized":
         with torch.inference_mode():
-            rows = [engine.logits(images) for images, _ in image_batches(predictor, split, batch_size)]
+            batches = image_batches(predictor, split, batch_size)
+            rows = [task.compact(engine.logits(images)) for images, _ in batches]
     else:
         starts = range(0, len(split), batch_size)
         parts = (range(start, min(start + batch_size, len(split))) for start in starts)
-        rows = [predictor.forward([split.read(place) for place in part]) for part in parts]
-    return require_finite(torch.cat(rows), name).numpy(), split.labels_N
+        rows = [task.compact(predictor.forward([split.read(place) for place in part])) for part in parts]
+    return task.annotated(require_finite(torch.cat(rows), name).numpy(), split.labels_N, split, spec)

@@ -20,7 +20,7 @@ from vitral.data.config import UNLABELED, DataConfig, StreamConfig
 from vitral.data.dataset import Dataset, Split, spaced
 from vitral.data.few_labels import with_labels_per_class, with_shots
 from vitral.data.findings import CheckReport
-from vitral.data.image_spec import ResizeSpec
+from vitral.data.image_spec import ImageSpec, ResizeSpec
 from vitral.data.image_store import ImageStore, RandomCrop
 from vitral.data.unlabeled import with_unlabeled, without_held_out
 from vitral.errors import UserError
@@ -75,6 +75,15 @@ class RunContext:
     def train(self) -> ImageStore:
         """The images of the first stream: those that steps and epochs count."""
         return next(iter(self.stores.values()))
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """How an image becomes the model's input."""
+        shared = {"resize_mode", "interpolation", "crop_pct", "background", "max_pixels"}
+        return ImageSpec(
+            **self.config.data.model_dump(include=shared), value_range=self.dataset.value_range,
+            image_size=self.architecture.image_size, channels=self.architecture.in_channels,
+        )  # fmt: skip
 
     def close(self) -> None:
         """End what reads images: threads and processes."""
@@ -280,7 +289,8 @@ def choose_architecture(config: RunConfig, dataset: Dataset, init: FolderConfig 
         assert init is not None
         # A new head sits on the bare representation (section 3.2 of the paper), whatever head init was trained with.
         bare = {} if config.init_head else init.architecture.bare_head
-        keys = {**init.architecture.model_dump(), **bare, **base, "mean": (), "std": ()}
+        family = config.objective.model_family or init.architecture.family
+        keys = {**init.architecture.model_dump(), **bare, "family": family, **base, "mean": (), "std": ()}
         name, architecture = init.name, build_config(keys)
     name = changed_name(name, architecture)
     if config.objective.needs_patches and not architecture.has_patches:
@@ -288,6 +298,10 @@ def choose_architecture(config: RunConfig, dataset: Dataset, init: FolderConfig 
             f"objective.kind={config.objective.kind} learns from patches", where="model.name", got=name,
             expected="a Vision Transformer",
         )  # fmt: skip
+    if architecture.has_boxes and config.objective.model_family is None:
+        raise UserError(
+            "a detector learns boxes only", where="model.name", got=name, expected="objective.kind=detection"
+        )
     config.objective.check_model(architecture, dataset)
     return name, architecture
 

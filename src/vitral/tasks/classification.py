@@ -46,15 +46,7 @@ class Classes(Task):
         """The split with labels in the model's order of classes. Class names are matched, and positions only where
         both sides have numbers alone. Raises UserError where the classes of the data are others."""
         split = super().match(dataset, split)
-        place = _places(dataset.classes, self.labels, dataset.name)
-        if place is None:
-            extra = sorted(set(dataset.classes) ^ set(self.labels))
-            raise UserError(
-                "the classes of the data are not those of the model", where=dataset.name,
-                got=", ".join(dataset.classes[:20]), expected=", ".join(self.labels[:20]),
-                hint=f"Not in both: {', '.join(extra[:10])}",
-            )  # fmt: skip
-        return self.reordered(split, place)
+        return self.reordered(split, class_places(dataset, self.labels))
 
     def reordered(self, split: Split, place: Sequence[int]) -> Split:
         """The split with class indices of the model; place: the model's index of each class of the data."""
@@ -263,6 +255,20 @@ def cell(text: str) -> str:
     except ValueError:
         return f"'{text}"
     return text
+
+
+def class_places(dataset: Dataset, labels: Sequence[str]) -> Sequence[int]:
+    """The model's index of each class of the data. Class names are matched, and positions only where both sides have
+    numbers alone. Raises UserError where the classes of the data are others."""
+    place = _places(dataset.classes, labels, dataset.name)
+    if place is None:
+        extra = sorted(set(dataset.classes) ^ set(labels))
+        raise UserError(
+            "the classes of the data are not those of the model", where=dataset.name,
+            got=", ".join(dataset.classes[:20]), expected=", ".join(labels[:20]),
+            hint=f"Not in both: {', '.join(extra[:10])}",
+        )  # fmt: skip
+    return place
 
 
 def _places(theirs: Sequence[str], ours: Sequence[str], where: str) -> list[int] | None:

@@ -22,6 +22,8 @@ from vitral.tasks.task import Array, Evaluation, Evaluator, Samples, Task, clean
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vitral.models.config import ModelConfig
+
 _RESAMPLES = 10_000
 
 
@@ -77,11 +79,11 @@ class Regression(Task):
         return replace(split, labels_N=(split.labels_N - self.state["mean"]) / self.state["std"])
 
     @classmethod
-    def blank_targets(cls, count: int, outputs: int) -> Tensor:
-        """Numbers, [count, outputs]."""
+    def blank_targets(cls, count: int, architecture: ModelConfig) -> dict[str, Tensor]:
+        """Numbers, one for each output."""
         import torch
 
-        return torch.empty(count, outputs)
+        return {"label": torch.empty(count, architecture.num_classes)}
 
     def match(self, dataset: Dataset, split: Split) -> Split:
         """The split with columns in the model's order. Raises UserError for other columns."""

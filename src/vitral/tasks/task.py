@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from vitral import distributed
 from vitral.data.dataset import Dataset, Split, spaced
+from vitral.data.image_spec import ImageSpec
 from vitral.errors import UserError, nearest, plural
 from vitral.evaluate.config import EVALUATORS, EvaluatorConfig
 from vitral.evaluate.metric import Metric
@@ -22,6 +23,8 @@ from vitral.report.sections import Part, Section
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from vitral.models.config import ModelConfig
 
 Array = np.ndarray[Any, Any]
 Found = Metric | tuple[str, Any]
@@ -87,14 +90,16 @@ class Subject:
 
 
 class Samples(NamedTuple):
-    """The samples of an evaluated split, as input of report sections: scores [N, S] and annotations [N, ...] with their
-    names, one image [H, W, C] in [0,1] by its place; `pictures`: columns [B, H, W, C] of an objective's examples."""
+    """The samples of an evaluated split, as input of report sections: scores [N, S] and annotations with their
+    names, one image [H, W, C] in [0,1] by its place, as the model takes it; `pictures`: columns [B, H, W, C] of an
+    objective's examples; `source`: one image as its file has it, uint8 [H, W, C]."""
 
     scores_NS: Array | None
-    annotations: Array
+    annotations: Any
     names: Sequence[str]
     image: Callable[[int], Array]
     pictures: Mapping[str, Array]
+    source: Callable[[int], Array]
 
 
 Evaluator = Callable[["Task", Subject, Any], Iterable[Found]]
@@ -196,11 +201,11 @@ class Task(ABC):
         return split
 
     @classmethod
-    def blank_targets(cls, count: int, outputs: int) -> Tensor:
-        """Targets of so many samples, of the type and shape that a batch has, without values."""
+    def blank_targets(cls, count: int, architecture: ModelConfig) -> dict[str, Tensor]:
+        """Targets of so many samples, of the types and shapes that a batch has, without values."""
         import torch
 
-        return torch.empty(count, dtype=torch.long)
+        return {"label": torch.empty(count, dtype=torch.long)}
 
     def match(self, dataset: Dataset, split: Split) -> Split:
         """The split with annotations in the order of `labels`. Raises UserError where the data are not for the task."""
@@ -211,7 +216,23 @@ class Task(ABC):
             )  # fmt: skip
         return split
 
+    def compact(self, outputs: Tensor) -> Tensor:
+        """What is kept of a batch's outputs [B, ...] until all of a split are there. All by default."""
+        return outputs
+
+    def annotated(self, outputs_NS: Array, annotations: Array, split: Split, spec: ImageSpec) -> tuple[Array, Any]:
+        """The `compact` outputs of all images of a split, prepared as `spec` says, and what they are measured by. Both
+        as they are by default."""
+        return outputs_NS, annotations
+
     # Answers
+
+    def answers(
+        self, outputs: Tensor, topk: int, sizes: Sequence[tuple[int, int]] | None, spec: ImageSpec
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """Return the JSON of each image without its name. sizes: (height, width) of the images before they were
+        prepared as `spec` says, for answers that hold places; None: these are places in the prepared ones."""
+        return [self.answer(scores_S, topk) for scores_S in self.scores(outputs).cpu().numpy()]
 
     def scores(self, outputs: Tensor) -> Tensor:
         """Convert outputs [..., S] to scores, float32 or float64: probabilities, or numbers in units. Exportable."""

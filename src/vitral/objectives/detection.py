@@ -1,0 +1,102 @@
+"""Detection: focal loss of the classes, GIoU loss of the boxes and cross-entropy of their quality, at every location.
+
+Shape letters: B batch, M rows of boxes of an image, A locations, C classes, 4 a box (x0, y0, x1, y1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitral.data.box_ops import pairwise_giou, pairwise_iou
+from vitral.models.dense_head import HeadOutput, to_boxes
+from vitral.models.detector import Detector
+from vitral.models.model import ImageModel
+from vitral.models.parameters import trains_head_only
+from vitral.models.registry import detector
+from vitral.objectives.box_targets import Locations, assign
+from vitral.objectives.detection_config import DetectionConfig
+from vitral.objectives.objective import Objective, ObjectiveContext
+from vitral.structs import Batch, StepOutput
+
+
+def focal_loss(logits: Tensor, target: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Sigmoid focal loss of each logit to a target of 0 or 1 (arXiv 1708.02002, equation 5), not reduced."""
+    p = logits.sigmoid()
+    miss = (p - target).abs()
+    weight = 1 - alpha + (2 * alpha - 1) * target
+    return weight * miss**gamma * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+
+
+class Detection(Objective):
+    """The loss of a detector. Which location learns which box follows from the boxes alone (`box_targets.assign`).
+
+    All three parts are sums over locations, divided by the number of positive locations of the whole batch plus one for
+    each image, so that a batch without boxes has a loss too. Unlike in FCOS, boxes count equally, not by centerness,
+    and quality is the IoU.
+    """
+
+    def __init__(self, factory: Callable[[], ImageModel], config: DetectionConfig, context: ObjectiveContext) -> None:
+        super().__init__(factory, config, context)
+        self.model, self.config = factory(), config
+        self.frozen = trains_head_only(self.model)
+
+    @property
+    def detector(self) -> Detector:
+        """The model as a detector."""
+        found = detector(self.model)
+        assert found is not None
+        return found
+
+    def compile_key(self, step: int) -> int:
+        """No step differs from the others."""
+        return 0
+
+    def prepare_batches(self, batches: Mapping[str, Batch], step: int) -> Mapping[str, Batch]:
+        """Add `targets["location_box"]`: the row of the box that each location learns, int64 [B, A], or -1."""
+        batch, c = batches["train"], self.config
+        targets, strides = batch.targets, self.detector.config.strides
+        row_BA = assign(
+            targets["boxes"], targets["box_class"], self.locations(), strides, c.level_side, c.center_radius
+        )
+        return {**batches, "train": batch._replace(targets={**targets, "location_box": row_BA})}
+
+    def locations(self) -> Locations:
+        """The detector's locations."""
+        model = self.detector
+        counts = [rows * columns for rows, columns in model.config.maps]
+        stride_L = model.centers_A2.new_tensor(model.config.strides)
+        return Locations(model.centers_A2, stride_L.repeat_interleave(stride_L.new_tensor(counts, dtype=torch.long)))
+
+    def forward(self, batches: Mapping[str, Batch], step: int) -> StepOutput:
+        """The loss, and its parts `class_loss`, `box_loss` and `quality_loss`."""
+        batch = batches["train"]
+        out = self.detector.locate(batch.views[0].images_BCHW)
+        return self.loss(out, batch.targets)
+
+    def loss(self, out: HeadOutput, targets: Mapping[str, Tensor]) -> StepOutput:
+        """The loss of what the head says. targets: `boxes`, `box_class` and `location_box`."""
+        c, row_BA = self.config, targets["location_box"]
+        is_positive_BA = row_BA >= 0
+        row_BA = row_BA.clamp(min=0)
+        class_BA = targets["box_class"].gather(1, row_BA)
+        box_BA4 = targets["boxes"].gather(1, row_BA[..., None].expand(-1, -1, 4)).to(out.distances_BA4.dtype)
+        hot_BAC = class_BA[..., None] == torch.arange(out.logits_BAC.shape[-1], device=class_BA.device)
+        hot_BAC = (hot_BAC & is_positive_BA[..., None]).to(out.logits_BAC.dtype)
+        predicted_BA4 = to_boxes(self.detector.centers_A2, out.distances_BA4)
+        # Elsewhere the target is the prediction itself, so that no gradient depends on where a padded row lies.
+        box_BA4 = torch.where(is_positive_BA[..., None], box_BA4, predicted_BA4.detach())
+        positive_BA = is_positive_BA.to(out.distances_BA4.dtype)
+        iou_BA = pairwise_iou(predicted_BA4.detach(), box_BA4)
+        miss_BA = F.binary_cross_entropy_with_logits(out.quality_BA, iou_BA, reduction="none")
+        parts = {
+            "class_loss": focal_loss(out.logits_BAC, hot_BAC, c.focal_alpha, c.focal_gamma).sum(),
+            "box_loss": c.box_weight * (positive_BA * (1 - pairwise_giou(predicted_BA4, box_BA4))).sum(),
+            "quality_loss": c.quality_weight * (positive_BA * miss_BA).sum(),
+        }
+        weight = positive_BA.sum() + len(row_BA)
+        metrics = {name: part.detach() / weight for name, part in parts.items()}
+        return StepOutput(sum(parts.values(), weight.new_zeros(())), weight, metrics)
