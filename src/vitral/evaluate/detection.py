@@ -77,9 +77,9 @@ def measure_detections(
     """Return all metrics of detections in pixels of the files, ready for JSON: COCO's rules, equal to pycocotools.
 
     Those of `quick_metrics`; `ap_interval` and `ap50_interval`, at 95 %, from bootstrap resamples of the images (Efron
-    1979), corrected for their bias; at IoU 0.5 and above a score threshold, `score` or else the one with the best F1 on these
-    images: `score_threshold`, `precision`, `recall`, `f1`, `confusion` (rows: true classes, then background; columns:
-    predicted classes, then missed) and `sizes` (found and missed boxes by size); `per_class` {name: {ap, ap50,
+    1979), corrected for their bias; at IoU 0.5 and above a score threshold, `score` or else the one with the best F1 on
+    these images: `score_threshold`, `precision`, `recall`, `f1`, `confusion` (rows: true classes, then background;
+    columns: predicted classes, then missed) and `sizes` (found and missed boxes by size); `per_class` {name: {ap, ap50,
     precision, recall, f1, count, found, false}}; `curves` {name: precision at 101 points of recall, IoU 0.5}; `errors`,
     see `error_gains`. Numbers are None where they are undefined. Raises UserError as `match_all` does.
     """
