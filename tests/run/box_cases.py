@@ -12,7 +12,7 @@ from vitral.data.sources import open_dataset
 
 
 def test_how_boxes_are_written(tmp_path: Path) -> None:
-    """As a source reads them; no objective learns boxes."""
+    """As a source reads them."""
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     (tmp_path / "boxes.csv").write_text("path,label,x0,y0,x1,y1\na.png,cat,.5,.5,.5,.2\n", encoding="utf-8")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from tests.run.adversarial_cases import ADVERSARIAL_CASES
 from tests.run.beit_cases import BEIT_CASES
+from tests.run.detection_cases import DETECTION_CASES
 from tests.run.dino_cases import DINO_CASES
 from tests.run.igpt_cases import IGPT_CASES
 from tests.run.mae_cases import MAE_CASES
@@ -28,6 +29,7 @@ OBJECTIVE_CASES: dict[str, Case] = {
     **IGPT_CASES,
     **TOKENIZER_CASES,
     **DINO_CASES,
+    **DETECTION_CASES,
     **ADVERSARIAL_CASES,
     **SEMI_CASES,
 }

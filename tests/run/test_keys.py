@@ -21,6 +21,7 @@ from PIL import Image
 from tests.data.test_cifar import binary10
 from tests.entropy import registered
 from tests.helpers import TINY, random_model, write_colors
+from tests.objectives.scenes import write_scenes
 from tests.run.adversarial_cases import test_overfitting_ends_the_run_where_it_is_asked_for
 from tests.run.augment_cases import AUGMENT_CASES, PETS
 from tests.run.box_cases import test_how_boxes_are_written
@@ -199,6 +200,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random_model(root / "model", tuple("0123456789"))
     random_model(root / "other", tuple("0123456789"), mean=(0.2,))
     save_tokenizer(root / "tokenizer")
+    write_scenes(root / "scenes")
     return root
 
 

@@ -26,8 +26,8 @@ from vitral.structs import Batch, StepOutput
 def focal_loss(logits: Tensor, target: Tensor, alpha: float, gamma: float) -> Tensor:
     """Sigmoid focal loss of each logit to a target of 0 or 1 (arXiv 1708.02002, equation 5), not reduced."""
     p = logits.sigmoid()
-    miss = torch.where(target > 0, 1 - p, p)
-    weight = torch.where(target > 0, alpha, 1 - alpha)
+    miss = (p - target).abs()
+    weight = 1 - alpha + (2 * alpha - 1) * target
     return weight * miss**gamma * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
 
 
