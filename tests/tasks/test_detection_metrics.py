@@ -21,7 +21,7 @@ from vitral.tasks.task import Samples, Subject
 LABELS = ("c0", "c1", "c2", "c3")
 
 
-def arrays(found: list[Detections], truth: list[OwnBoxes]) -> tuple[Any, Truth]:
+def arrays(found: list[Detections], truth: list[OwnBoxes]) -> tuple[Any, Any]:
     """Outputs [N, K, 6] and annotations as a subject has them."""
     rows_NK6 = np.full((len(found), 12, 6), -1.0)
     for row_K6, own in zip(rows_NK6, found, strict=True):
@@ -39,11 +39,11 @@ def image(place: int) -> Any:
 
 
 @pytest.fixture(scope="module")
-def problem() -> tuple[Any, Truth]:
+def problem() -> tuple[Any, Any]:
     return arrays(*random_problem(2, images=20)[:2])
 
 
-def test_numbers_are_shown_everywhere(problem: tuple[Any, Truth]) -> None:
+def test_numbers_are_shown_everywhere(problem: tuple[Any, Any]) -> None:
     task = Detection(LABELS, state={**STATE, "threshold": 0.5})
     found, truth, _ = random_problem(2, images=20)
     evaluation = task.evaluate(Subject("test", lambda *_: [], lambda: problem), task.evaluators_of({}))
@@ -70,7 +70,7 @@ def test_numbers_are_shown_everywhere(problem: tuple[Any, Truth]) -> None:
     assert "&lt;0&gt;: " in page
 
 
-def test_validation_in_training_is_quick(problem: tuple[Any, Truth]) -> None:
+def test_validation_in_training_is_quick(problem: tuple[Any, Any]) -> None:
     task = Detection(LABELS, state=STATE)
     subject = Subject("val", lambda *_: [], lambda: problem, in_training=True)
     evaluation = task.evaluate(subject, task.evaluators_of({}))
@@ -79,7 +79,7 @@ def test_validation_in_training_is_quick(problem: tuple[Any, Truth]) -> None:
     assert len(task.console(evaluation)) == 1
 
 
-def test_the_threshold_is_that_of_the_best_f1(problem: tuple[Any, Truth]) -> None:
+def test_the_threshold_is_that_of_the_best_f1(problem: tuple[Any, Any]) -> None:
     task = Detection(LABELS, state=STATE).calibrated(*problem)
     found, truth, _ = random_problem(2, images=20)
     assert task.threshold == best_threshold(match_all(found, truth, 4))
@@ -92,7 +92,7 @@ def test_the_threshold_is_that_of_the_best_f1(problem: tuple[Any, Truth]) -> Non
     assert task.calibrated(*nothing) == task
 
 
-def test_two_detectors_are_compared(problem: tuple[Any, Truth]) -> None:
+def test_two_detectors_are_compared(problem: tuple[Any, Any]) -> None:
     """Each by its own order of classes: the same detections under other numbers do not differ."""
     task, (rows_NK6, truth) = Detection(LABELS, state=STATE), problem
     turned_NK6 = rows_NK6.copy()
