@@ -20,6 +20,8 @@ _LABELS = {
     "train_seconds": "Training time", "steps": "Optimizer steps", "best_step": "Step of the best checkpoint",
     "temperature": "Temperature, fitted on validation data",
     "pseudo_unsure": "Share of unlabeled images with a confidence of at most 0.5",
+    "ar1": "AR at 1 detection", "ar10": "AR at 10 detections", "ar_small": "AR, small boxes",
+    "ar_medium": "AR, medium boxes", "ar_large": "AR, large boxes", "crowds_and_empty": "Boxes left out",
 }  # fmt: skip
 _IN_SENTENCES = {"primary", "split", "count", "evaluated_by", "baseline_class"}  # of the headline
 
