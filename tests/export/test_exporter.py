@@ -184,8 +184,10 @@ OTHERS = {
     "vit_tiny_r_s16_p8_224": 64, "vit_base_r50_s16_224": 64, "deit_base_distilled_patch16_224": 64,
     "vit_base_patch14_dinov2": 56, "vit_base_patch16_dinov3": 64, "resnet110_cifar": 32, "resnetv2_101x1_bit": 64,
 }  # fmt: skip
-EXPORTED = [(*each, kind) for each in OWN_LAYERS.items() for kind in KINDS]
-EXPORTED += [(*each, KINDS[place % len(KINDS)]) for place, each in enumerate(OTHERS.items())]
+EXPORTED = [
+    *((*each, kind) for each in OWN_LAYERS.items() for kind in KINDS),
+    *((*each, KINDS[place % len(KINDS)]) for place, each in enumerate(OTHERS.items())),
+]
 
 
 @pytest.mark.slow
