@@ -20,7 +20,9 @@ from vitral.serve.middleware import Exchange, Middleware, answer_json, refusal, 
 from vitral.serve.model_worker import APIError, ModelWorker
 from vitral.serve.reload import watch
 from vitral.serve.request_parsing import Images, read_images
-from vitral.serve.schemas import IMAGES, PROBLEMS, SOURCES, Attended, Embedded, Model, Predicted, TextModel, WrittenText
+from vitral.serve.schemas import (
+    IMAGES, PROBLEMS, SOURCES, Attended, Detected, Embedded, Model, Predicted, TextModel, WrittenText
+)  # fmt: skip
 from vitral.serve.service import Service
 from vitral.serve.text_answers import TextStream
 from vitral.serve.text_requests import EVENTS, SEARCH, read_texts, search_keys
@@ -137,15 +139,18 @@ def _add_images(app: FastAPI, service: Service) -> None:
 
     @post(
         "/v1/predict", openapi_extra=SOURCES,
-        response_model=Predicted | WrittenText | list[Predicted] | list[WrittenText],
+        response_model=Predicted | Detected | WrittenText | list[Predicted] | list[Detected] | list[WrittenText],
     )  # fmt: skip
     async def predict(request: Request, query: Annotated[_Predict, Query()]) -> Response:
-        """The likeliest classes of an image, or what a model writes for a text or an image; of several as a list."""
+        """The likeliest classes of an image, or its boxes, or what a model writes for a text or an image; of several
+        as a list."""
         worker = service.pick(query.model)
         query.require_known(writes=worker.writer is not None)
         if worker.writer is not None:
             return await texts(request, worker, query.stream or EVENTS in request.headers.get("accept", ""))
         worker, read, facts = await images(request, query.model)
+        if "topk" in query.model_fields_set:
+            worker.predictor.task.refuse_topk(query.topk)
         answers, facts["batch"] = await service.predict(worker, read.uploads, query.topk)
         return answer_json(answers if read.many else answers[0])
 

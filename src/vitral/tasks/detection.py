@@ -18,6 +18,7 @@ from vitral.data.image_spec import ImageSpec
 from vitral.data.resize import Size, to_source
 from vitral.errors import UserError
 from vitral.evaluate.metric import Metric
+from vitral.report.box_drawing import Outline, class_color, draw_outlines
 from vitral.report.sections import Section
 from vitral.tasks.classification import cell, class_places
 from vitral.tasks.task import Array, Evaluation, Evaluator, Samples, Task, clean
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 # min_score: below, boxes are dropped. max_iou: of two boxes of a class that overlap more, the one with the lower score
 # is dropped. most: detections per image, as COCO counts. threshold: the lowest score of an answer.
 STATE: dict[str, float | int] = {"min_score": 0.05, "max_iou": 0.6, "most": 100, "threshold": 0.3}
+DRAWN_SIDE, DRAWN_TEXT = 1280, 16  # pixels of a drawn answer's longer side, and of a letter
 
 
 class Truth(NamedTuple):
@@ -51,6 +53,7 @@ class Detection(Task):
         Metric("ap", "AP", None), Metric("ap50", "AP50", None), Metric("ap75", "AP75", None)
     )  # fmt: skip
     tie_breaker: ClassVar[str | None] = None
+    has_places: ClassVar[bool] = True
     evaluators: ClassVar[dict[str, Evaluator]] = {"map": clean}
     headline: ClassVar[tuple[str, ...]] = ("ap", "ap_interval", "ap50", "ap50_interval", "ap75", "count")
     hub_type: ClassVar[str] = "object-detection"
@@ -119,10 +122,10 @@ class Detection(Task):
     def answers(
         self, outputs: Tensor, topk: int, sizes: Sequence[Size] | None, spec: ImageSpec
     ) -> list[dict[str, Any]]:  # fmt: skip
-        """{"detections": [{"label", "index", "score", "box"}]} for each image of outputs [B, A, X]: boxes (x0, y0, x1,
-        y1) in pixels of the files, whose (height, width) `sizes` holds; None: of the model's image. All with a score
+        """{"detections": [{"label", "index", "score", "box"}]} for each image of detections [B, K, 6]: boxes (x0, y0,
+        x1, y1) in pixels of the files, whose (height, width) `sizes` holds; None: of the model's image. All with a score
         of `state["threshold"]` or more, best first."""
-        found_BK6 = self.compact(outputs).double().numpy()
+        found_BK6 = outputs.double().numpy()
         if sizes is not None:
             found_BK6 = [in_file(each_K6, size, spec) for each_K6, size in zip(found_BK6, sizes, strict=True)]
         return [self.answer(each_K6, topk) for each_K6 in found_BK6]
@@ -132,6 +135,21 @@ class Detection(Task):
         least = (STATE | dict(self.state))["threshold"]
         rows = [row for row in scores_S if row[5] >= 0 and row[4] >= least]
         return {"detections": [self.detection(row) for row in rows]}
+
+    def at_threshold(self, threshold: float) -> Self:
+        """With another lowest score of an answer, which also those may have that are else dropped before."""
+        state = STATE | dict(self.state)
+        return replace(
+            self, state={**state, "threshold": threshold, "min_score": min(state["min_score"], threshold)}
+        )  # fmt: skip
+
+    def drawn(self, image_HWC: Array, answer: Mapping[str, Any]) -> Array:
+        """The boxes with classes and scores, the best over the others."""
+        found = answer["detections"][::-1]
+        lines = [
+            Outline(each["box"], f"{each['label']} {each['score']:.2f}", class_color(each["label"])) for each in found
+        ]
+        return draw_outlines(image_HWC, lines, DRAWN_SIDE, DRAWN_TEXT)
 
     def detection(self, row_6: Array) -> dict[str, Any]:
         """One detection as JSON: its class, its score and its box, rounded to hundredths of a pixel."""
