@@ -21,8 +21,17 @@ from vitral.serve.model_worker import APIError, ModelWorker
 from vitral.serve.reload import watch
 from vitral.serve.request_parsing import Images, read_images
 from vitral.serve.schemas import (
-    IMAGES, PROBLEMS, SOURCES, Attended, Detected, Embedded, Model, Predicted, TextModel, WrittenText
-)  # fmt: skip
+    IMAGES,
+    PROBLEMS,
+    SOURCES,
+    Attended,
+    Detected,
+    Embedded,
+    Model,
+    Predicted,
+    TextModel,
+    WrittenText,
+)
 from vitral.serve.service import Service
 from vitral.serve.text_answers import TextStream
 from vitral.serve.text_requests import EVENTS, SEARCH, read_texts, search_keys

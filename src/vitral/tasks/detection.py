@@ -17,6 +17,7 @@ from vitral.data.dataset import Dataset, Split
 from vitral.data.image_spec import ImageSpec
 from vitral.data.resize import Size, to_source
 from vitral.errors import UserError
+from vitral.evaluate.box_parity import box_parity
 from vitral.evaluate.metric import Metric
 from vitral.report.box_drawing import Outline, class_color, draw_outlines
 from vitral.report.sections import Section
@@ -56,6 +57,7 @@ class Detection(Task):
     has_places: ClassVar[bool] = True
     evaluators: ClassVar[dict[str, Evaluator]] = {"map": clean}
     headline: ClassVar[tuple[str, ...]] = ("ap", "ap_interval", "ap50", "ap50_interval", "ap75", "count")
+    export_names: ClassVar[tuple[str, ...]] = ("boxes_scores",)
     hub_type: ClassVar[str] = "object-detection"
     tags: ClassVar[tuple[str, ...]] = ("object-detection",)
     gives: ClassVar[str] = "boxes of objects of these classes, each with a score"
@@ -123,12 +125,25 @@ class Detection(Task):
         self, outputs: Tensor, topk: int, sizes: Sequence[Size] | None, spec: ImageSpec
     ) -> list[dict[str, Any]]:  # fmt: skip
         """{"detections": [{"label", "index", "score", "box"}]} for each image of detections [B, K, 6]: boxes (x0, y0,
-        x1, y1) in pixels of the files, whose (height, width) `sizes` holds; None: of the model's image. All with a score
-        of `state["threshold"]` or more, best first."""
+        x1, y1) in pixels of the files, whose (height, width) `sizes` holds; None: of the model's image. All with a
+        score of `state["threshold"]` or more, best first."""
         found_BK6 = outputs.double().numpy()
         if sizes is not None:
             found_BK6 = [in_file(each_K6, size, spec) for each_K6, size in zip(found_BK6, sizes, strict=True)]
         return [self.answer(each_K6, topk) for each_K6 in found_BK6]
+
+    def comparable(self, outputs: Tensor) -> Tensor:
+        """Boxes in 500 pixels, so that 0.001 is half a pixel; scores as they are."""
+        import torch
+
+        return torch.cat([outputs[..., :4] / 500, outputs[..., 4:]], -1)
+
+    def parity(self, mine_NS: Tensor, theirs_NS: Tensor) -> dict[str, float]:
+        """See `evaluate.box_parity`; with the largest differences of boxes, in pixels, and of scores over all
+        locations."""
+        state, apart = STATE | dict(self.state), (mine_NS - theirs_NS).abs()
+        found = box_parity(self.compact(mine_NS), self.compact(theirs_NS), state["threshold"], state["max_iou"])
+        return {**found, "pixels_apart": float(apart[..., :4].max()), "scores_apart": float(apart[..., 4:].max())}
 
     def answer(self, scores_S: Array, topk: int) -> dict[str, Any]:
         """The answer of detections [K, 6]."""

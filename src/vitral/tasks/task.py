@@ -144,7 +144,8 @@ class Task(ABC):
     are too long for summary.json. tie_breaker: the metric, lower is better, that decides between checkpoints of equal
     primary metrics. has_head: whether there are answers beside features. has_classes: whether outputs are classes and
     scores their probabilities. has_places: whether an answer is {"detections"}, boxes in the image with scores above a
-    threshold, and not the likeliest outputs. is_exclusive: whether a sample has one answer, so that probabilities sum to 1.
+    threshold, and not the likeliest outputs. is_exclusive: whether a sample has one answer, so that probabilities sum
+    to 1. export_names: of an exported graph's results, the outputs and, where there are two, their scores.
     hf_problem_type, hub_type, tags: what transformers and the Hugging Face hub call it. outputs_name, gives, limits:
     texts of the model card about outputs, answers and limitations. more_commands: further
     commands that it shows. loss_unit, loss_note: texts of the report about the loss curves.
@@ -164,6 +165,7 @@ class Task(ABC):
     is_exclusive: ClassVar[bool] = True
     tables: ClassVar[tuple[str, ...]] = ()
     tie_breaker: ClassVar[str | None] = None
+    export_names: ClassVar[tuple[str, ...]] = ("logits", "scores")
     hf_problem_type: ClassVar[str] = ""
     hub_type: ClassVar[str]
     tags: ClassVar[tuple[str, ...]] = ()
@@ -230,14 +232,26 @@ class Task(ABC):
     def answers(
         self, outputs: Tensor, topk: int, sizes: Sequence[tuple[int, int]] | None, spec: ImageSpec
     ) -> list[dict[str, Any]]:  # fmt: skip
-        """Return the JSON of each image without its name, from `compact` outputs. sizes: (height, width) of the images before they were
-        prepared as `spec` says, for answers that hold places; None: these are places in the prepared ones."""
+        """Return the JSON of each image without its name, from `compact` outputs. sizes: (height, width) of the images
+        before they were prepared as `spec` says, for answers that hold places; None: these are places in the prepared
+        ones."""
         return [self.answer(scores_S, topk) for scores_S in self.scores(outputs).cpu().numpy()]
 
     def scores(self, outputs: Tensor) -> Tensor:
         """Convert outputs [..., S] to scores, float32 or float64: probabilities, or numbers in units. Exportable."""
         logits = outputs if outputs.element_size() > 4 else outputs.float()
         return logits / self.temperature
+
+    def comparable(self, outputs: Tensor) -> Tensor:
+        """Outputs in units in which an export may differ by 0.001 from its model. As they are by default."""
+        return outputs
+
+    def parity(self, mine_NS: Tensor, theirs_NS: Tensor) -> dict[str, float]:
+        """How much the answers of an export are those of its model: "agreement", a share, where there is one, and
+        other numbers by their names. Outputs are finite and of one shape."""
+        if not self.has_classes:
+            return {}
+        return {"agreement": float((mine_NS.argmax(1) == theirs_NS.argmax(1)).double().mean())}
 
     def scores_of(self, outputs_NS: Array) -> Array:
         """The scores of all samples, float64."""
