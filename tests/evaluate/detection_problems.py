@@ -82,7 +82,7 @@ def coco_numbers(problem: Problem) -> list[float]:
         for image, own in enumerate(found)
         for row, score in zip(rows(own.boxes_N4, own.label_N), own.score_N.tolist(), strict=True)
     ]
-    data = COCO()
+    data: Any = COCO()
     data.dataset = {
         "images": [{"id": image} for image in range(len(truth))],
         "annotations": [{**row, "id": place + 1} for place, row in enumerate(annotations)],

@@ -120,7 +120,7 @@ def test_precision_falls_with_recall() -> None:
 
 def test_interval_and_comparison() -> None:
     """The interval holds the number, is repeatable, and shrinks with more images; a detector does not differ from
-    itself, and is better than one that loses half of its detections."""
+    itself, and is better than one that finds half as many boxes."""
     found, truth, labels = random_problem(8, images=100)
     values = measure_detections(found, truth, labels)
     low, high = values["ap_interval"]
@@ -128,16 +128,19 @@ def test_interval_and_comparison() -> None:
     assert measure_detections(found, truth, labels)["ap_interval"] == [low, high]
     few = measure_detections(found[:15], truth[:15], labels)["ap_interval"]
     assert few[1] - few[0] > high - low
-    same = compare_detections(found, found, truth, labels)
-    assert same["ap"] == {"difference": 0.0, "difference_interval": [0.0, 0.0], "p_value": 1.0}
     full = [Detections(own.boxes_M4, np.ones(len(own.label_M)), own.label_M) for own in truth]
     half = [Detections(*(each[::2] for each in own)) for own in full]
-    better = compare_detections(full, half, truth, labels)["ap50"]
-    assert better["difference"] == pytest.approx(1 - measure_detections(half, truth, labels)["ap50"])
+    all_found, some_found = match_all(full, truth, len(labels)), match_all(half, truth, len(labels))
+    same = compare_detections(some_found, some_found)
+    assert same["ap"] == {"difference": 0.0, "difference_interval": [0.0, 0.0], "p_value": 1.0}
+    better = compare_detections(all_found, some_found)["ap50"]
+    assert better["difference"] == pytest.approx(1 - quick_metrics(some_found)["ap50"])
     assert better["difference_interval"][0] > 0
     assert better["p_value"] == pytest.approx(1 / 201)
-    nothing = compare_detections([NONE], [NONE], [true_boxes()], labels)
-    assert nothing == {"ap": {"difference": None}, "ap50": {"difference": None}}
+    nothing = match_all([NONE], [true_boxes()], 1)
+    assert compare_detections(nothing, nothing) == {"ap": {"difference": None}, "ap50": {"difference": None}}
+    with pytest.raises(UserError, match="100 and 1 images"):
+        compare_detections(all_found, nothing)
 
 
 @pytest.mark.parametrize(

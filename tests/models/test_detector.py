@@ -11,10 +11,12 @@ from tests.helpers import create_vit
 from tests.objectives.scenes import small_detector
 from vitral.errors import UserError
 from vitral.models.dense_head import cell_centers, to_boxes, to_distances
+from vitral.models.detector_config import DETECTORS, DetectorConfig
 from vitral.models.parameters import is_head, layer_of
-from vitral.models.presets import resolve
+from vitral.models.presets import preset_table, resolve
 from vitral.models.pyramid import FeaturePyramid
 from vitral.models.select_boxes import CANDIDATES, select_boxes
+from vitral.models.summary import count_parameters
 from vitral.weights.adapt import adapt, without_head
 
 
@@ -66,6 +68,28 @@ def test_translation_moves_boxes_with_the_object() -> None:
     shift = torch.tensor([0.0, 4.0, 0.0, 4.0])
     assert torch.allclose(one[inner, inner, :4] + shift, other[6:16, inner, :4], atol=1e-4)
     assert not torch.allclose(one[inner, inner, 4:], other[inner, inner, 4:], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_presets_have_the_parameters_of_their_parts(name: str) -> None:
+    """The encoder of the Vision Transformer of that size, without its head, and closed forms of the rest."""
+    config = resolve(name)
+    assert isinstance(config, DetectorConfig)
+    names = {"micro": "micro_patch2_8", "nano": "nano_patch4_32", "tiny": "tiny_patch4_32"}
+    size = name.split("_")[1]
+    encoder = resolve(f"vit_{names.get(size, f'{size}_patch16_224')}", num_classes=0, image_size=config.image_size,
+                      patch_size=config.patch_size)  # fmt: skip
+    D, F, C, depth = config.width, config.pyramid_width, config.num_classes, config.tower_depth
+    pyramid = 0
+    for stride in config.strides:
+        scale, features = config.patch_size / stride, D
+        while scale > 1:
+            pyramid += 4 * features * (features // 2) + features // 2 + (2 * (features // 2) if scale == 4 else 0)
+            features, scale = features // 2, scale / 2
+        pyramid += features * F + 9 * F * F + 4 * F
+    head = 2 * depth * (9 * F * F + 2 * F) + (C + 5) * (9 * F + 1) + len(config.strides)
+    assert count_parameters(config) == count_parameters(encoder) + pyramid + head
+    assert preset_table()[name]["parameters"] == count_parameters(config)
 
 
 def test_the_encoder_of_another_model_fits() -> None:

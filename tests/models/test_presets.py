@@ -13,6 +13,7 @@ from tools.model_table import TABLE, table
 from vitral.errors import UserError
 from vitral.models.config import ModelConfig, ViTConfig
 from vitral.models.create import build_model
+from vitral.models.detector_config import DETECTORS
 from vitral.models.igpt_config import IGPTS
 from vitral.models.image_tokenizer_config import TOKENIZERS
 from vitral.models.presets import PRESETS, list_models, preset_table, resolve
@@ -143,8 +144,8 @@ def built(name: str, **options: Any) -> int:
 def test_every_preset_has_a_row() -> None:
     images = {name for name in PRESETS if PRESETS[name]["family"] in families_of(ModelConfig)}
     assert (
-        set(WITH_HEAD) | set(RESNETS) | set(IGPTS) | set(TOKENIZERS) == images
-    )  # the others: test_resnet.py, test_igpt.py
+        set(WITH_HEAD) | set(RESNETS) | set(IGPTS) | set(TOKENIZERS) | set(DETECTORS) == images
+    )  # the others: test_resnet.py, test_igpt.py, test_detector.py
 
 
 @pytest.mark.parametrize(("name", "count"), WITH_HEAD.items())

@@ -23,6 +23,7 @@ from tests.helpers import (
     write_colors,
     write_shapes,
 )
+from tests.objectives.scenes import write_scenes
 from vitral.data.config import DataSource
 from vitral.errors import UserError
 from vitral.run.command_options import EvalOptions
@@ -42,6 +43,7 @@ SMALL: dict[str, Any] = {
 FEW = {"data.labels_per_class": 2, "data.unlabeled_ratio": 1}  # where the recipe uses unlabeled images
 CODES = {"name": "igpt_micro_8", "colors": 2, "width": 16, "depth": 2, "heads": 2, "mlp_dim": 32}
 TOKENS = {"name": "vq_micro_patch2_8", "codes": 2, "width": 16, "depth": 1}
+BOXES = {"name": "detector_micro_patch8_64", "width": 16, "depth": 2, "heads": 2, "mlp_dim": 32, "pyramid_width": 8}
 NARROW = {"name": "vit_micro_patch2_8", "patch_size": 4, "width": 16, "depth": 2, "heads": 2, "mlp_dim": 32}
 
 
@@ -53,6 +55,9 @@ def test_every_recipe_runs(name: str) -> None:
     keys_of_codes = {"objective.codes": 4} if recipe_values(name).get("objective.kind") == "beit" else {}
     few = FEW if "data.unlabeled_ratio" in recipe_values(name) else {}
     keys = {**SMALL, **few, **keys_of_codes, "data": "pets"}
+    if recipe_values(name).get("objective.kind") == "detection":
+        scenes = write_scenes(Path("scenes"), {"train": 24, "val": 4, "test": 4})
+        keys |= {"data": str(scenes), "data.image_size": 32}
     if load_config(name, {"init": "vitral-digits"}).model.name == "auto":
         shared: dict[str, Any] = (
             {"positions": "relative_bias", "positions_at": "layers_shared"} if "_beit" in name else {}
@@ -61,6 +66,7 @@ def test_every_recipe_runs(name: str) -> None:
     else:
         preset = str(recipe_values(name)["model.name"])
         narrow = CODES if preset.startswith("igpt") else TOKENS if preset.startswith("vq") else NARROW
+        narrow = BOXES if preset.startswith("detector") else narrow
         keys |= {f"model.{key}": value for key, value in narrow.items()}
         keys |= {"model.class_tokens": 2} if "model.class_tokens" in recipe_values(name) else {}
     if load_config(name, {"init": "vitral-digits"}).data.target:  # numbers: these photos have none

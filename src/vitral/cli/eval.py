@@ -16,15 +16,15 @@ HELP = """usage: vitral eval MODEL [key=value ...] [--json]
 
 Measures a model on labeled images: top-1 with a 95 % Wilson interval, top-5, precision and recall of each class,
 confusions, calibration; for multi-label data mean average precision and F1; for numbers mean absolute error, R2 and
-more. Without data= the images are those of the training run. A metric beyond min_top1, min_map or max_mae gives exit
-code 3.
+more; for boxes COCO's average precision with a bootstrap interval, and the kinds of errors. Without data= the images
+are those of the training run. A metric beyond min_top1, min_map, min_ap, min_ap50 or max_mae gives exit code 3.
 
 {keys}
 
 examples:
   vitral eval vitral-digits
   vitral eval runs/mine/model data=OTHER_PHOTOS min_top1=0.9
-  vitral eval runs/b/model compare=runs/a/model             compare on the same images (McNemar's test)
+  vitral eval runs/b/model compare=runs/a/model             compare on the same images
   vitral eval runs/TEXT --help                              keys of a model that writes text: error rates, BLEU
 """
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitral.errors import UserError
 from vitral.evaluate.box_matching import (
     AREAS,
     Array,
@@ -106,24 +107,19 @@ def measure_detections(
     }  # fmt: skip
 
 
-def compare_detections(
-    found_a: Sequence[Detections],
-    found_b: Sequence[Detections],
-    truth: Sequence[OwnBoxes],
-    labels: Sequence[str],
-    resamples: int = RESAMPLES,
-) -> dict[str, Any]:
-    """Compare two detectors on the same images: for `ap` and `ap50` A minus B.
+def compare_detections(one: Matches, other: Matches, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Compare two detectors on the same images: for `ap` and `ap50` the first minus the second.
 
     `difference`; `difference_interval`: 95 %, of bootstrap resamples of the images that both share; `p_value`: the
     share of resamples whose difference is at least as far from the observed one as that is from 0 (two-sided; Riezler
-    and Maxwell 2005, ACL workshop on evaluation measures). Without a box to be found, `difference` is None.
+    and Maxwell 2005, ACL workshop on evaluation measures). Without a box to be found, `difference` is None. Raises
+    UserError for other counts of images.
     """
-    weight_RN = resample_weights(len(truth), resamples)
-    both = [
-        _bootstrapped(match_all(found, truth, len(labels)), np.concatenate([np.ones_like(weight_RN[:1]), weight_RN]))
-        for found in (found_a, found_b)
-    ]
+    if one.images != other.images:
+        got = f"{one.images} and {other.images} images"
+        raise UserError("two detectors must be compared on the same images", got=got)
+    weight_RN = np.concatenate([np.ones((1, one.images), np.int64), resample_weights(one.images, resamples)])
+    both = [_bootstrapped(matches, weight_RN) for matches in (one, other)]
     result: dict[str, Any] = {}
     for name, a_R in both[0].items():
         observed, *drawn = (a_R - both[1][name]).tolist()

@@ -49,12 +49,13 @@ class DetectionConfig(ViewedConfig):
         })  # fmt: skip
 
     def warnings(self, run: Any) -> list[str]:
-        """Warn of a resize that cuts off what lies at the border."""
+        """Warn of a resize that cuts off what lies at the border, and of objects that no box is for."""
+        found: list[str] = []
         if run.data.resize_mode == "crop":
-            return [
-                "data.resize_mode=crop cuts off what is beyond the center of an image, with its boxes; pad keeps it"
-            ]
-        return []
+            found.append("data.resize_mode=crop cuts off what lies beyond the middle of an image; pad keeps the whole")
+        if run.augment.fill == "reflection":
+            found.append("augment.fill=reflection shows mirrored objects without boxes; gray shows none")
+        return found
 
     def check_data(self, run: Any, dataset: Any) -> None:
         """Require a box to learn from."""

@@ -174,7 +174,7 @@ def _outlines(
         if kind >= 0
     ]
     dashed = [
-        Outline(box, labels[label] if lost else "", _TRUE if hit else _MISSED if lost else _IGNORED, dashed=True)
+        Outline(box, labels[int(label)] if lost else "", _TRUE if hit else _MISSED if lost else _IGNORED, dashed=True)
         for box, label, hit, lost in zip(
             own.boxes_M4.tolist(), own.label_M.tolist(), found_M.tolist(), missed_M.tolist(), strict=True
         )

@@ -102,10 +102,16 @@ class EvalOptions(EngineUse):
     split: Literal["auto", "train", "val", "test"] = Field(
         default="auto", description="images to measure on; auto: test, else val, else all images"
     )
-    compare: str | None = Field(default=None, description="second model to compare on the same images (McNemar's test)")
+    compare: str | None = Field(default=None, description="second model to compare on the same images")
     min_top1: float | None = _MIN_TOP1
     min_map: float | None = Field(
         default=None, ge=0, le=1, description="multi-label: smallest allowed mAP, as a share, else exit code 3"
+    )
+    min_ap: float | None = Field(
+        default=None, ge=0, le=1, description="detection: smallest allowed AP, as a share, else exit code 3"
+    )
+    min_ap50: float | None = Field(
+        default=None, ge=0, le=1, description="detection: smallest allowed AP50, as a share, else exit code 3"
     )
     max_mae: float | None = Field(
         default=None, ge=0, description="regression: exit code 3 if the mean absolute error, in units, is above"

@@ -88,7 +88,8 @@ def finish(
         rows = task.prediction_rows(prepared.dataset.splits[split].names, subjects[split].outputs()[1], scores_NS)
         write_predictions(folder / "predictions.csv", rows)
     if config.report:
-        _report(prepared, objective, folder, summary, task, evaluation, scores_NS, unlabeled)
+        annotations = subjects[split].outputs()[1] if scores_NS is not None and split is not None else None
+        _report(prepared, objective, folder, summary, task, evaluation, (scores_NS, annotations), unlabeled)
     write_json(folder / SUMMARY, summary)  # last: a folder that has it is complete
     if unlabeled is not None:
         log_unlabeled(unlabeled)
@@ -109,7 +110,7 @@ def _log_result(task: Task, evaluation: Evaluation | None, seconds: float, folde
 
 def _report(
     prepared: RunContext, objective: Objective, folder: Path, summary: dict[str, Any], task: Task,
-    evaluation: Evaluation | None, scores_NS: Array | None, unlabeled: PseudoLabelQuality | None,
+    evaluation: Evaluation | None, measured: tuple[Array | None, Any], unlabeled: PseudoLabelQuality | None,
 ) -> None:  # fmt: skip
     config, dataset = prepared.config, prepared.dataset
     split = next((name for name in ("test", "val") if name in prepared.val_stores), "train")
@@ -118,8 +119,12 @@ def _report(
     def image(place: int) -> Array:
         return store.get(torch.tensor([place]))[0].permute(1, 2, 0).cpu().numpy()
 
-    part = dataset.splits[split]
-    samples = Samples(scores_NS, part.labels_N, part.names, image, pictures_of(store, objective))
+    def source(place: int) -> Array:
+        return part.read(place).permute(1, 2, 0).numpy()
+
+    part, (scores_NS, annotations) = dataset.splits[split], measured
+    annotations = part.labels_N if annotations is None else annotations
+    samples = Samples(scores_NS, annotations, part.names, image, pictures_of(store, objective), source)
     without = ", without labels" if not config.objective.needs_labels else ""
     rows, count = MetricsLog.read(folder), len(dataset.classes)
     write_report(

@@ -250,7 +250,7 @@ class TextRun(Assembly[TextRunConfig]):
         task, sections = self.task, []
         if evaluation is not None and outputs is not None:
             split = self.dataset.splits[evaluation.split]
-            samples = Samples(outputs[0], outputs[1], split.names, _no_image, {})
+            samples = Samples(outputs[0], outputs[1], split.names, _no_image, {}, _no_image)
             named = split.sources or split.names
             rows = [(named[place], outputs[1][place][0], outputs[0]["text"][place]) for place in worst(*outputs)]
             sections = [*task.sections(evaluation, samples), worst_section(rows)]

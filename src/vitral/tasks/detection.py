@@ -11,14 +11,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from vitral.data.boxes import Boxes
+from vitral.data.boxes import Boxes, OwnBoxes
 from vitral.data.dataset import Dataset, Split
 from vitral.data.image_spec import ImageSpec
 from vitral.data.resize import Size, to_source
 from vitral.errors import UserError
+from vitral.evaluate.box_matching import Detections, match_all
 from vitral.evaluate.box_parity import box_parity
-from vitral.evaluate.metric import Metric
+from vitral.evaluate.detection import compare_detections, measure_detections, quick_metrics
+from vitral.evaluate.detection_errors import best_threshold
+from vitral.evaluate.metric import Metric, percent
 from vitral.report.box_drawing import Outline, class_color, draw_outlines
 from vitral.report.sections import Section
 from vitral.tasks.classification import cell, class_places
@@ -51,12 +55,18 @@ class Detection(Task):
 
     name: ClassVar[str] = "detection"
     metrics: ClassVar[tuple[Metric, ...]] = (
-        Metric("ap", "AP", None), Metric("ap50", "AP50", None), Metric("ap75", "AP75", None)
+        Metric("ap", "AP", None), Metric("ap50", "AP50", None), Metric("ap75", "AP75", None),
+        Metric("ap_small", "AP, small boxes", None), Metric("ap_medium", "AP, medium boxes", None),
+        Metric("ap_large", "AP, large boxes", None), Metric("ar100", "AR at 100 detections", None),
     )  # fmt: skip
     tie_breaker: ClassVar[str | None] = None
     has_places: ClassVar[bool] = True
     evaluators: ClassVar[dict[str, Evaluator]] = {"map": clean}
-    headline: ClassVar[tuple[str, ...]] = ("ap", "ap_interval", "ap50", "ap50_interval", "ap75", "count")
+    headline: ClassVar[tuple[str, ...]] = (
+        "ap", "ap_interval", "ap50", "ap50_interval", "ap75", "ap_small", "ap_medium", "ap_large", "ar100", "count",
+        "boxes", "score_threshold", "precision", "recall",
+    )  # fmt: skip
+    tables: ClassVar[tuple[str, ...]] = ("per_class", "curves", "errors", "confusion", "sizes")
     export_names: ClassVar[tuple[str, ...]] = ("boxes_scores",)
     hub_type: ClassVar[str] = "object-detection"
     tags: ClassVar[tuple[str, ...]] = ("object-detection",)
@@ -142,13 +152,17 @@ class Detection(Task):
         """See `evaluate.box_parity`; with the largest differences of boxes, in pixels, and of scores over all
         locations."""
         state, apart = STATE | dict(self.state), (mine_NS - theirs_NS).abs()
-        found = box_parity(self.compact(mine_NS), self.compact(theirs_NS), state["threshold"], state["max_iou"])
+        found = box_parity(self.compact(mine_NS), self.compact(theirs_NS), self.threshold, state["max_iou"])
         return {**found, "pixels_apart": float(apart[..., :4].max()), "scores_apart": float(apart[..., 4:].max())}
+
+    @property
+    def threshold(self) -> float:
+        """The lowest score of an answer: that of the best F1 on validation images, else a default."""
+        return float((STATE | dict(self.state))["threshold"])
 
     def answer(self, scores_S: Array, topk: int) -> dict[str, Any]:
         """The answer of detections [K, 6]."""
-        least = (STATE | dict(self.state))["threshold"]
-        rows = [row for row in scores_S if row[5] >= 0 and row[4] >= least]
+        rows = [row for row in scores_S if row[5] >= 0 and row[4] >= self.threshold]
         return {"detections": [self.detection(row) for row in rows]}
 
     def at_threshold(self, threshold: float) -> Self:
@@ -185,20 +199,89 @@ class Detection(Task):
 
     # Evaluation
 
+    def calibrated(self, outputs_NS: ArrayLike, annotations: Any) -> Self:
+        """With the score threshold of the best F1 on these images at IoU 0.5; unchanged where nothing is found."""
+        threshold = best_threshold(match_all(*_images(np.asarray(outputs_NS), annotations), len(self.labels)))
+        return self if threshold is None else replace(self, state={**self.state, "threshold": threshold})
+
     def measure(self, outputs_NS: Array, annotations: Any) -> dict[str, Any]:
-        """AP50, until the evaluation of detections is there."""
-        value = _ap50(outputs_NS, annotations.boxes, len(self.labels))
-        return {"ap": value, "ap50": value, "ap75": value, "count": len(outputs_NS)}
+        """See `measure_detections`; at the task's score threshold."""
+        return measure_detections(*_images(outputs_NS, annotations), self.labels, score=self.threshold)
+
+    def measure_quickly(self, outputs_NS: Array, annotations: Any) -> dict[str, Any]:
+        """Without intervals and tables."""
+        return quick_metrics(match_all(*_images(outputs_NS, annotations), len(self.labels)))
+
+    def per_sample(self, outputs_NS: Array, annotations: Any) -> Array:
+        """Detections and true boxes of each image, [N, 2] objects: average precision is not a mean over images."""
+        rows = np.empty((len(outputs_NS), 2), object)
+        for place, pair in enumerate(zip(*_images(outputs_NS, annotations), strict=True)):
+            rows[place, 0], rows[place, 1] = pair
+        return rows
+
+    def compare(self, own_N: Array, other_N: Array) -> dict[str, Any]:
+        """See `compare_detections`; each with the true boxes in its own order of classes."""
+        one, other = (match_all(list(rows[:, 0]), list(rows[:, 1]), len(self.labels)) for rows in (own_N, other_N))
+        return compare_detections(one, other)
+
+    def comparison(self, found: Mapping[str, Any]) -> str:
+        """The differences in AP and AP50, in points."""
+        texts: list[str] = []
+        for name, label in (("ap", "AP"), ("ap50", "AP50")):
+            if found[name]["difference"] is None:
+                return f"against {found['model']}: no difference, as these images have no boxes to be found"
+            value, low, high = (100 * each for each in (found[name]["difference"], *found[name]["difference_interval"]))
+            texts.append(f"{label} {value:+.2f} points (95 % interval {low:+.2f} to {high:+.2f})")
+        return f"against {found['model']}: {', '.join(texts)}"
+
+    # Report, console and model card
 
     def own_sections(self, evaluation: Evaluation | None, samples: Samples) -> list[Section]:
-        """The headline."""
+        """Headline, classes, curves, errors, confusions, sizes and images with boxes."""
+        from vitral.report.detection import DetectionSamples, detection_sections
+
         assert evaluation is not None
-        primary, *others = self.of_values(evaluation.values)
-        return [self._headline(evaluation, frozenset({"report"}), *others)]
+        assert samples.scores_NS is not None
+        drawn = DetectionSamples(*_images(samples.scores_NS, samples.annotations), samples.names, samples.source)
+        values = evaluation.values | {"split": evaluation.split}
+        return detection_sections(values, self.of_values(evaluation.values), drawn)
+
+    def console(self, evaluation: Evaluation) -> list[Section]:
+        """Also the classes."""
+        from vitral.report.detection import class_table
+
+        if "per_class" not in evaluation.values:
+            return super().console(evaluation)
+        section = Section("", [class_table(evaluation.values)], frozenset({"console"}))
+        return [*super().console(evaluation), section]
+
+    def log_lines(self, evaluation: Evaluation) -> list[str]:
+        """Also AP50, and the score threshold with its precision and recall."""
+        first, *more = super().log_lines(evaluation)
+        ap50, values = evaluation.metric("ap50"), evaluation.values
+        lines = [f"AP50 {ap50.text()}"] if ap50 else []
+        if values.get("precision") is not None and values["recall"] is not None:
+            shares = f"precision {percent(values['precision'])} %, recall {percent(values['recall'])} %"
+            lines.append(f"detections with a score of {values['score_threshold']:.3g} or more: {shares}")
+        return [first, *lines, *more]
 
     def hub_scores(self, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """AP and AP50."""
-        return [{"type": key, "value": metrics[key], "name": name} for key, name in (("ap", "AP"), ("ap50", "AP50"))]
+        """Those of AP with its interval in the name."""
+        return [
+            {
+                "type": metric.name, "value": metric.value,
+                "name": f"{metric.label} ({metric.interval_text()})" if metric.interval else metric.label,
+            }
+            for metric in self.of_values(metrics)
+            if metric.value is not None
+        ]  # fmt: skip
+
+
+def _images(found_NK6: Array, truth: Truth) -> tuple[list[Detections], list[OwnBoxes]]:
+    """Detections and true boxes of each image."""
+    rows = (found_K6[found_K6[:, 5] >= 0] for found_K6 in found_NK6)
+    found = [Detections(each[:, :4], each[:, 4], each[:, 5].astype(np.int64)) for each in rows]
+    return found, [truth.boxes.of(place) for place in range(len(found))]
 
 
 def image_size(split: Split, place: int) -> Size:
@@ -214,30 +297,3 @@ def in_file(found_K6: Array, size: Size, spec: ImageSpec) -> Array:
     (height, width). Rows without a detection stay."""
     boxes_K4 = to_source(found_K6[:, :4].astype(np.float64), size, spec.image_size, spec)
     return np.where(found_K6[:, 5:] < 0, found_K6, np.concatenate([boxes_K4, found_K6[:, 4:]], axis=1))
-
-
-def _ap50(found_NK6: Array, truth: Boxes, classes: int) -> float:
-    import torch
-
-    from vitral.data.box_ops import iou
-
-    precision: list[float] = []
-    for label in range(classes):
-        rows, total = list[tuple[float, bool]](), 0
-        for place, found_K6 in enumerate(found_NK6):
-            own, mine = truth.of(place), found_K6[found_K6[:, 5] == label]
-            real = own.boxes_M4[own.label_M == label]
-            total, taken = total + len(real), set[int]()
-            overlap = iou(torch.from_numpy(mine[:, :4]).double(), torch.from_numpy(real)).numpy()
-            for row, best in zip(mine, overlap, strict=True):
-                hits = [j for j in np.argsort(-best).tolist() if best[j] >= 0.5 and j not in taken]
-                taken |= set(hits[:1])
-                rows.append((float(row[4]), bool(hits)))
-        if not total:
-            continue
-        right = np.cumsum([hit for _, hit in sorted(rows, key=lambda row: -row[0])])
-        share = right / np.arange(1, len(right) + 1)
-        share = np.maximum.accumulate(share[::-1])[::-1]
-        at = np.searchsorted(right / total, np.linspace(0, 1, 101))
-        precision.append(float(np.mean([share[i] if i < len(share) else 0.0 for i in at])))
-    return float(np.mean(precision)) if precision else 0.0

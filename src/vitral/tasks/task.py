@@ -90,14 +90,16 @@ class Subject:
 
 
 class Samples(NamedTuple):
-    """The samples of an evaluated split, as input of report sections: scores [N, S] and annotations [N, ...] with their
-    names, one image [H, W, C] in [0,1] by its place; `pictures`: columns [B, H, W, C] of an objective's examples."""
+    """The samples of an evaluated split, as input of report sections: scores [N, S] and annotations with their
+    names, one image [H, W, C] in [0,1] by its place, as the model takes it; `pictures`: columns [B, H, W, C] of an
+    objective's examples; `source`: one image as its file has it, uint8 [H, W, C]."""
 
     scores_NS: Array | None
-    annotations: Array
+    annotations: Any
     names: Sequence[str]
     image: Callable[[int], Array]
     pictures: Mapping[str, Array]
+    source: Callable[[int], Array]
 
 
 Evaluator = Callable[["Task", Subject, Any], Iterable[Found]]
