@@ -265,6 +265,11 @@ class Task(ABC):
         """Return the JSON of one image without its name, for `predict`, the server and exports."""
         raise NotImplementedError
 
+    @property
+    def threshold(self) -> float | None:
+        """The lowest score of an answer with places; None: answers have none."""
+        return None
+
     def at_threshold(self, threshold: float) -> Self:
         """The task with another lowest score of its answers. Raises UserError where answers have none."""
         self.require_places("threshold", threshold)
