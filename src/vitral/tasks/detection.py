@@ -162,7 +162,7 @@ class Detection(Task):
 
     def answer(self, scores_S: Array, topk: int) -> dict[str, Any]:
         """The answer of detections [K, 6]."""
-        rows = [row for row in scores_S if row[5] >= 0 and row[4] >= self.threshold]
+        rows = [row for row in scores_S if row[5] >= 0 and row[4] >= self.threshold and has_area(row)]
         return {"detections": [self.detection(row) for row in rows]}
 
     def at_threshold(self, threshold: float) -> Self:
@@ -290,6 +290,11 @@ def image_size(split: Split, place: int) -> Size:
         return split.size(place)
     image_CHW = split.read(place)
     return image_CHW.shape[1], image_CHW.shape[2]
+
+
+def has_area(row_6: Array) -> bool:
+    """Whether anything is left of a detection that was cut at a border: in the padding there is no file."""
+    return bool(row_6[0] < row_6[2] and row_6[1] < row_6[3])
 
 
 def in_file(found_K6: Array, size: Size, spec: ImageSpec) -> Array:
