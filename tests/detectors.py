@@ -42,7 +42,7 @@ def bright(_: Any, images_BCHW: Tensor) -> Tensor:
     rows: list[Tensor] = []
     for image_CHW in images_BCHW:
         ys, xs = (image_CHW.mean(0) > 0.75).nonzero().unbind(1)
-        box = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+        box = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1] if len(xs) else [0, 0, 0, 0]
         height, width = image_CHW.shape[1:]
         rows.append(torch.tensor([[*box, 0, 0.75], [0, 0, width, height, 0.2, 0]]))
     return torch.stack(rows)

