@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 # min_score: below, boxes are dropped. max_iou: of two boxes of a class that overlap more, the one with the lower score
 # is dropped. most: detections per image, as COCO counts. threshold: the lowest score of an answer.
 STATE: dict[str, float | int] = {"min_score": 0.05, "max_iou": 0.6, "most": 100, "threshold": 0.3}
-DRAWN_SIDE, DRAWN_TEXT = 1280, 16  # pixels of a drawn answer's longer side, and of a letter
+DRAWN_SIDE, DRAWN_TEXT = 1280, 22  # pixels of a drawn answer's longer side, and of a letter
 
 
 class Truth(NamedTuple):
