@@ -41,7 +41,7 @@ def test_corrected_errors_find_their_boxes() -> None:
     # Moved, the first is a hit of class 0; renamed, the second is a hit of class 1, and class 0 still finds nothing.
     assert found["localization"]["ap50_gain"] == pytest.approx(0.5)
     assert found["classification"]["ap50_gain"] == pytest.approx(0.5)
-    missed = error_gains(match_all([detections(HITS[0])], [TRUE], 2))["missed"]
+    missed = error_gains(match_all([detections(HITS[0])], [TRUE], 2))["missed"]  # all of class 1
     assert missed == {"count": 1, "ap50_gain": 0.5}
 
 

@@ -28,7 +28,8 @@ def error_gains(matches: Matches) -> dict[str, dict[str, Any]]:
     another class by 0.5 or more; `duplicate`, it overlaps a box of its class that is found already; `background`, it
     overlaps every box by less than 0.1; `both`: by less than 0.5. `missed`: boxes that are not found, and that no error
     of the first two kinds overlaps. Corrected: the first two become hits, if their box is not found by then, else they
-    and the others are removed.
+    and the others are removed. Unlike the authors' program, each kind is corrected alone also where errors of two kinds
+    are at one box, and a class all of whose boxes are missed has AP 1 when these are corrected (there 0).
     """
     kind_D, target_D = _kinds(matches)
     right_D = matches.outcome_ATD[0, 0]
@@ -40,21 +41,20 @@ def error_gains(matches: Matches) -> dict[str, dict[str, Any]]:
     base = _ap50(matches, right_D, matches.label_D, counted_G)
     result: dict[str, dict[str, Any]] = {}
     for place, kind in enumerate(KINDS):
-        outcome_D, label_D, remaining_G = right_D.copy(), matches.label_D.copy(), counted_G
+        outcome_D, label_D, left_G = right_D.copy(), matches.label_D.copy(), counted_G
         own_D = np.flatnonzero(kind_D == place)
         count = len(own_D)
         outcome_D[own_D] = IGNORED
         if kind == "missed":
-            remaining_G = counted_G & covered_G
+            left_G = counted_G & covered_G
             count = int((counted_G & ~covered_G).sum())
         elif kind in ("classification", "localization"):
             truth_X, first_X = np.unique(target_D[own_D], return_index=True)  # the highest score of each true box
             fixed_X = own_D[first_X[~taken_G[truth_X]]]
             outcome_D[fixed_X] = HIT
             label_D[fixed_X] = matches.label_G[target_D[fixed_X]]
-        after = _ap50(matches, outcome_D, label_D, remaining_G)
-        gain = None if base is None else (1.0 if after is None else after) - base
-        result[kind] = {"count": count, "ap50_gain": gain}
+        after = _ap50(matches, outcome_D, label_D, left_G)
+        result[kind] = {"count": count, "ap50_gain": None if base is None or after is None else after - base}
     return result
 
 
@@ -75,14 +75,15 @@ def _kinds(matches: Matches) -> tuple[Array, Array]:
     return kind_D, np.where(kind_D == 0, other_truth_D, np.where(kind_D == 1, own_truth_D, -1))
 
 
-def _ap50(matches: Matches, outcome_D: Array, label_D: Array, counted_G: Array) -> float | None:
-    """The mean over classes with boxes of these outcomes' average precision."""
+def _ap50(matches: Matches, outcome_D: Array, label_D: Array, left_G: Array) -> float | None:
+    """The mean of these outcomes' average precision over the classes with boxes to be found; 1 for a class of which
+    none is left in `left_G`."""
     found: list[float] = []
-    for label in np.unique(matches.label_G[counted_G]):
+    for label in np.unique(matches.label_G[matches.counted_AG[0]]):
         hit_D = outcome_D[(label_D == label) & (outcome_D != IGNORED)] == HIT
-        positives = int((matches.label_G[counted_G] == label).sum())
+        positives = int((matches.label_G[left_G] == label).sum())
         curve_RQ = interpolated(hit_D, np.ones((1, len(hit_D)), np.int64), np.array([positives]))
-        found.append(float(curve_RQ.mean()))
+        found.append(float(curve_RQ.mean()) if positives else 1.0)
     return float(np.mean(found)) if found else None
 
 

@@ -25,9 +25,9 @@ class ViewedConfig(Config):
     """Base of every objective's keys: the task it learns, its streams of batches, and the views of their samples.
 
     `task`: the name of the task; None: the task of the annotations in the data. `needs_labels`: whether data without
-    annotations are refused. `needs_patches`: whether the model must be a Vision Transformer. `model_family`:
-    the only family of models that it trains; None: several. `keeps_last`: whether the last weights are saved instead of
-    those of the best validation.
+    annotations are refused. `needs_patches`: whether the model must be a Vision Transformer. `learns_boxes`:
+    whether data with boxes are taken. `model_family`: the only family of models that it trains; None: several.
+    `keeps_last`: whether the last weights are saved instead of those of the best validation.
 
     The first stream of `streams` counts steps and epochs, with `train.batch_size` samples per step. Streams read the
     train split, except a stream called `unlabeled`, which reads the images without labels (`data.unlabeled`,
@@ -38,6 +38,7 @@ class ViewedConfig(Config):
     task: ClassVar[str | None] = None
     needs_labels: ClassVar[bool] = True
     needs_patches: ClassVar[bool] = False
+    learns_boxes: ClassVar[bool] = False
     model_family: ClassVar[str | None] = None
     keeps_last: ClassVar[bool] = False
 

@@ -17,6 +17,7 @@ class DetectionConfig(ViewedConfig):
     streams: ClassVar[dict[str, StreamTraits]] = {"train": StreamTraits(labeled=True)}
     task: ClassVar[str | None] = "detection"
     needs_patches: ClassVar[bool] = True
+    learns_boxes: ClassVar[bool] = True
     model_family: ClassVar[str | None] = "detector"
 
     kind: Literal["detection"] = Field(description="detection: boxes and their classes")

@@ -40,7 +40,7 @@ def open_checked(
     Raises UserError that lists every error which `check.allow` doesn't name, and all that opening raises.
     """
     workers = data.workers if data.workers != "auto" else None
-    labeled, boxes = config.objective.needs_labels, config.objective.task == "detection"
+    labeled, boxes = config.objective.needs_labels, config.objective.learns_boxes
     if not labeled:
         data = unlabeled_source(data)
         allow = tuple(dict.fromkeys((*config.check.allow, *_OF_LABELS)))

@@ -63,7 +63,7 @@ def _architecture(config: RunConfig) -> ModelConfig:
     source = load_config(find_folder(config.init)) if config.init else None
     if config.data.path is not None or config.data.source in ("digits", "digits_scenes"):
         data = config.data if config.objective.needs_labels else unlabeled_source(config.data)
-        boxes = config.objective.task == "detection"
+        boxes = config.objective.learns_boxes
         dataset = open_dataset(data, hold_out=False, equal_classes=False, one_class=True, boxes=boxes)
         return choose_architecture(config, dataset, source)[1]
     name = config.model.name if source is None else source.name

@@ -61,11 +61,7 @@ def sweep(
     values = [dict(zip(grid, each, strict=True)) for each in itertools.product(*grid.values())]
     points = [load_config(recipe, {**keys, **each, **_POINT}) for each in values]
     final = [load_config(recipe, {**keys, **each, **_FINAL}) for each in values]
-    boxes = points[0].objective.task == "detection"
-    dataset = open_dataset(points[0].data, hold_out=False, equal_classes=False, boxes=boxes)
-    if retrain and len(dataset.splits) == 1:
-        hint = "retrain=false only compares the points."
-        raise UserError("the data have no test split to evaluate the best point on", where=dataset.name, hint=hint)
+    dataset = _open_data(points[0], retrain)
     _check_points(points, dataset)
     task = task_of(points[0], dataset)
     score = _score(points[0], task, dataset)
@@ -96,6 +92,16 @@ def sweep(
         again = command(*found["command"], f"out={folder}", "resume=true")
         raise Interrupted(signum_of(stopped), f"the sweep was interrupted. Continue with:\n  {again}") from None
     return found
+
+
+def _open_data(point: RunConfig, retrain: bool) -> Dataset:
+    """Open the data of all points. Raises UserError where there are none to evaluate the best one on."""
+    boxes = point.objective.learns_boxes
+    dataset = open_dataset(point.data, hold_out=False, equal_classes=False, boxes=boxes)
+    if retrain and len(dataset.splits) == 1:
+        hint = "retrain=false only compares the points."
+        raise UserError("the data have no test split to evaluate the best point on", where=dataset.name, hint=hint)
+    return dataset
 
 
 def _keys(grid: Mapping[str, Sequence[Any]], overrides: Mapping[str, Any], dev: float | str | None) -> dict[str, Any]:

@@ -250,7 +250,7 @@ class Detection(Task):
         """Also the classes."""
         from vitral.report.detection import class_table
 
-        if "per_class" not in evaluation.values:
+        if not evaluation.values.get("per_class"):
             return super().console(evaluation)
         section = Section("", [class_table(evaluation.values)], frozenset({"console"}))
         return [*super().console(evaluation), section]
