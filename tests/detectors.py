@@ -25,7 +25,7 @@ def detector_folder(path: Path, *, sure: float = 0.0, mode: str = "pad", **keys:
     with torch.no_grad():
         model.dense_head.classes.weight.normal_(std=0.5)
         model.dense_head.distances.weight.normal_(std=0.2)
-        model.dense_head.classes.bias.add_(sure)
+        model.get_parameter("dense_head.classes.bias").add_(sure)
     c = model.config
     spec = ImageSpec(image_size=c.image_size, channels=c.in_channels, resize_mode=mode)  # type: ignore[arg-type]
     values = {

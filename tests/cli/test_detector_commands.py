@@ -42,7 +42,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_a_detector_cannot_do_is_said(argv: str, words: str, capsys: Capture) -> None:
-    assert main(argv.split()) == 2
+    assert main([*argv.split()]) == 2
     out, err = capsys.readouterr()
     assert not out
     assert words in err
@@ -52,7 +52,7 @@ def test_what_a_detector_cannot_do_is_said(argv: str, words: str, capsys: Captur
 
 def test_what_a_detector_can_do_like_others(capsys: Capture) -> None:
     for argv in ("embed model a.png out=a.npz", "summary model", "doctor model"):
-        assert main(argv.split()) == 0, argv
+        assert main([*argv.split()]) == 0, argv
     capsys.readouterr()
 
 

@@ -52,9 +52,11 @@ class _Predict(_Asked):
         default=False, description="a model that writes text: as server-sent events; search.KEY: how it is written"
     )
 
-    def require_known(self, *, writes: bool) -> None:
-        """Raises APIError, 422, for a parameter that this kind of model does not take."""
-        extra = self.model_extra or {}
+    def require_known(self, worker: ModelWorker) -> None:
+        """Raises APIError, 422, or UserError for a parameter that this kind of model does not take."""
+        extra, writes = self.model_extra or {}, worker.writer is not None
+        if not writes and "topk" in self.model_fields_set:
+            worker.predictor.task.refuse_topk(self.topk)
         own = {"topk"} if writes else {"stream"}
         wrong = [name for name in extra if not writes or not name.startswith(SEARCH)] + sorted(
             own & self.model_fields_set
@@ -151,15 +153,12 @@ def _add_images(app: FastAPI, service: Service) -> None:
         response_model=Predicted | Detected | WrittenText | list[Predicted] | list[Detected] | list[WrittenText],
     )  # fmt: skip
     async def predict(request: Request, query: Annotated[_Predict, Query()]) -> Response:
-        """The likeliest classes of an image, or its boxes, or what a model writes for a text or an image; of several
-        as a list."""
+        """The likeliest classes of an image, its boxes, or what a model writes for a text or an image; or a list."""
         worker = service.pick(query.model)
-        query.require_known(writes=worker.writer is not None)
+        query.require_known(worker)
         if worker.writer is not None:
             return await texts(request, worker, query.stream or EVENTS in request.headers.get("accept", ""))
         worker, read, facts = await images(request, query.model)
-        if "topk" in query.model_fields_set:
-            worker.predictor.task.refuse_topk(query.topk)
         answers, facts["batch"] = await service.predict(worker, read.uploads, query.topk)
         return answer_json(answers if read.many else answers[0])
 

@@ -98,6 +98,13 @@ def _views(predictor: Predictor) -> tuple[list[str], dict[str, str]]:
     return can, why
 
 
+def _require(predictor: Predictor, view: str) -> None:
+    """Raise UserError for a group of views that the model does not have."""
+    can, why = _views(predictor)
+    if view not in can:
+        raise UserError(why.get(view) or why["attention"], where=predictor.config.name)
+
+
 def answer(predictor: Predictor, image: DecodedImage, topk: int) -> tuple[dict[str, Any], Tensor]:
     """The answer to an image that is ready for the model's engine, with the model's input as a PNG; and that input
     itself, [C, H, W] in [0,1]. Boxes are in pixels of that input, also those below the model's threshold."""
@@ -190,7 +197,7 @@ def norms(predictor: Predictor, x_CHW: Tensor) -> Floats:
 
 def lens(predictor: Predictor, x_CHW: Tensor, topk: int) -> dict[str, Any]:
     """The answer after each layer, and after each the probability of what the last one says."""
-    predictor.require_answers()
+    _require(predictor, "lens")
     with _whole(predictor, x_CHW) as (vit, x_BCHW):
         logits_LS = logit_lens(vit, x_BCHW)[0]
     scores_LS = predictor.scores(logits_LS).cpu()
@@ -205,6 +212,7 @@ def lens(predictor: Predictor, x_CHW: Tensor, topk: int) -> dict[str, Any]:
 def merged(predictor: Predictor, x_CHW: Tensor, r: int, topk: int) -> dict[str, Any]:
     """What merging `r` tokens in every block makes of the image: which patches end in one token, the answer then, and
     how long one pass takes with all tokens and with the merged ones."""
+    _require(predictor, "merge")
     merging = ToMe(r=r)
     with _whole(predictor, x_CHW) as (vit, x_BCHW), torch.inference_mode():
         patches_BND, grid = vit.embed(x_BCHW)
@@ -229,9 +237,7 @@ def attacked(
     """An attack on the answer to one image: the answers before and after, the attacked input and the change (amplified,
     gray is 0) as PNGs; and the attacked input itself, [C, H, W] in [0,1]. Raises UserError for a model that cannot be
     attacked."""
-    can, why = _views(predictor)
-    if "attack" not in can:
-        raise UserError(why["attack"], where=predictor.config.name)
+    _require(predictor, "attack")
     with torch.inference_mode(False):
         x_BCHW = x_CHW.detach().clone()[None].float().to(predictor.device)
     label_B = predictor.model(x_BCHW).detach().argmax(1)
