@@ -33,6 +33,7 @@ log = logging.getLogger("vitral")
 PROOF = "proof.json"
 _IMAGES = 8
 _LARGEST = 2**28  # bytes of the file
+_MOST_OUTPUTS = 2**16  # of an image, that are compared, evenly spaced
 # Kernels may round otherwise, and what is rounded to 8 bits moves by a step: twice the difference of the export, and no
 # less than float32 exports may differ by.
 _AS_FAR, _AT_LEAST, _OF_LARGEST = 2.0, 1e-3, 1e-4
@@ -66,7 +67,7 @@ def made_up_images(config: FolderConfig) -> list[Tensor]:
 @torch.inference_mode()
 def prove(network: ImageModel, engine: Engine, config: FolderConfig) -> Proof:
     """Compare here and now."""
-    expected_NS = logits_of(TorchEngine(network), config.preprocessing, made_up_images(config))
+    expected_NS = _outputs(TorchEngine(network), config)
     return Proof(
         instruction_sets=instruction_sets(),
         outputs=base64.b64encode(expected_NS.numpy().astype("<f4").tobytes()).decode(),
@@ -119,10 +120,17 @@ def compare_here(path: Path, engine: Exported) -> tuple[float, float]:
 
 @torch.inference_mode()
 def _apart(engine: Engine, config: FolderConfig, expected_NS: Tensor) -> float:
-    found_NS = logits_of(engine, config.preprocessing, made_up_images(config))
+    found_NS = _outputs(engine, config)
     if found_NS.shape != expected_NS.shape:
         return float("inf")
     return float((found_NS - expected_NS).abs().max())
+
+
+def _outputs(engine: Engine, config: FolderConfig) -> Tensor:
+    """In the task's units for comparisons, of the made-up images."""
+    outputs = config.make_task().comparable(logits_of(engine, config.preprocessing, made_up_images(config)))
+    flat_NS = outputs.flatten(1)
+    return flat_NS[:, :: -(-flat_NS.shape[1] // _MOST_OUTPUTS)]
 
 
 def _key(path: Path, here: list[str]) -> str:

@@ -183,7 +183,13 @@ class Predictor:
         sizes: (height, width) of the images as `prepare` gives them, for boxes in their pixels; None: in those of the
         model's image."""
         require_finite(outputs_NS, self.config.name)
-        return self.task.answers(outputs_NS, topk, sizes, self.config.preprocessing)
+        return self.answers(self.task.compact(outputs_NS), topk, sizes)
+
+    def answers(
+        self, compact: Tensor, topk: int, sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """`postprocess` of what `task.compact` leaves of the outputs."""
+        return self.task.answers(compact, topk, sizes, self.config.preprocessing)
 
     @overload
     def predict(

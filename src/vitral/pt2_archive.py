@@ -42,17 +42,17 @@ _ITEM_BITS = {1: 8, 2: 8, 3: 16, 4: 32, 5: 64, 6: 16, 7: 32, 8: 64, 12: 8, 13: 1
 
 # Operators of tensors that compute, view and copy. None reads files, takes addresses or goes outside its arguments.
 _ATEN = _words(
-    "__and__ __or__ _assert_scalar _assert_tensor_metadata _softmax _to_copy _unsafe_view abs adaptive_avg_pool2d add "
-    "addmm alias amax amin any all arange argmax avg_pool2d batch_norm bmm bitwise_and bitwise_not bitwise_or cat ceil "
-    "chunk clamp clamp_max clamp_min clone constant_pad_nd contiguous conv2d convolution copy cos cumsum detach div "
-    "dropout einsum embedding eq erf exp expand expand_as flatten floor floor_divide full full_like gather ge gelu "
-    "group_norm gt index_select layer_norm le lift_fresh_copy linalg_vector_norm linear log logical_and logical_not "
-    "logical_or lt masked_fill matmul max max_pool2d maximum mean min minimum mm mul native_group_norm "
-    "native_layer_norm narrow ne neg new_full new_ones new_zeros numpy_T ones ones_like outer pad permute pow "
-    "reciprocal relu relu_ remainder repeat reshape roll round rsqrt rsub scaled_dot_product_attention select sigmoid "
-    "silu sin slice softmax split split_with_sizes sqrt square squeeze stack sub sum sym_constrain_range "
-    "sym_constrain_range_for_size sym_numel sym_size t tanh to topk transpose true_divide type_as unbind unflatten "
-    "unsqueeze var var_mean view view_as where zeros zeros_like"
+    "__and__ __or__ _assert_scalar _assert_tensor_metadata _softmax _to_copy _unsafe_view abs adaptive_avg_pool2d "
+    "add addmm alias amax amin any all arange argmax avg_pool2d batch_norm bmm bitwise_and bitwise_not bitwise_or "
+    "cat ceil chunk clamp clamp_max clamp_min clone constant_pad_nd contiguous conv2d conv_transpose2d convolution "
+    "copy cos cumsum detach div dropout einsum embedding eq erf exp expand expand_as flatten floor floor_divide full "
+    "full_like gather ge gelu group_norm gt index_select layer_norm le lift_fresh_copy linalg_vector_norm linear log "
+    "logical_and logical_not logical_or lt masked_fill matmul max max_pool2d maximum mT mean min minimum mm mul "
+    "native_group_norm native_layer_norm narrow ne neg new_full new_ones new_zeros numpy_T ones ones_like outer pad "
+    "permute pow reciprocal relu relu_ remainder repeat reshape roll round rsqrt rsub scaled_dot_product_attention "
+    "select sigmoid silu sin slice softmax softplus split split_with_sizes sqrt square squeeze stack sub sum "
+    "sym_constrain_range sym_constrain_range_for_size sym_numel sym_size t tanh to topk transpose true_divide "
+    "type_as unbind unflatten unsqueeze var var_mean view view_as where zeros zeros_like"
 )
 _PYTHON = _words(
     "_operator.add _operator.and_ _operator.eq _operator.floordiv _operator.ge _operator.getitem _operator.gt "

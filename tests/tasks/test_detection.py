@@ -74,14 +74,14 @@ def test_answers_are_in_pixels_of_the_file() -> None:
     task = Detection(("cat", "owl"), state={"threshold": 0.25})
     outputs = torch.tensor([[[16.0, 24, 32, 40, 0.1, 0.8], [0, 0, 64, 64, 0.3, 0], [40, 40, 64, 64, 0.2, 0.2]]])
     spec = spec_of("pad")
-    (found,) = task.answers(outputs, 5, [(100, 200)], spec)
+    (found,) = task.answers(task.compact(outputs), 5, [(100, 200)], spec)
     owl, cat = found["detections"]
     # 200 x 100 pixels become 64 x 32, with 16 gray rows above and below.
     assert owl == {"label": "owl", "index": 1, "score": 0.8, "box": [50.0, 25.0, 100.0, 75.0]}
     assert cat == {"label": "cat", "index": 0, "score": 0.3, "box": [0.0, 0.0, 200.0, 100.0]}
-    (own,) = task.answers(outputs, 5, None, spec)
+    (own,) = task.answers(task.compact(outputs), 5, None, spec)
     assert own["detections"][0]["box"] == [16.0, 24.0, 32.0, 40.0]
-    assert task.answers(torch.zeros(1, 3, 6), 5, None, spec) == [{"detections": []}]
+    assert task.answers(task.compact(torch.zeros(1, 3, 6)), 5, None, spec) == [{"detections": []}]
 
 
 def test_classes_are_matched_by_name(scenes: Dataset) -> None:

@@ -78,7 +78,8 @@ def _report(file: str, parity: Parity) -> str:
         f"  logits differ by at most {parity.max_difference:.1e}, behind the resize {parity.behind_resize:.1e}",
     ]
     if parity.agreement is not None:
-        lines.append(f"  top-1 agrees on {100 * parity.agreement:.1f} %")
+        more = "".join(f"; {name.replace('_', ' ')} {value:.3g}" for name, value in parity.answers.items())
+        lines.append(f"  answers agree to {100 * parity.agreement:.1f} %{more}")
     if parity.cosine is not None:
         lines.append(f"  features have a cosine of {parity.cosine:.5f} with the model's, on average")
     lines.append(

@@ -17,7 +17,9 @@ HELP = """usage: vitral predict MODEL [IMAGE|FOLDER|TEXTFILE...] [key=value ...]
 Prints one JSON line per image: {{"image", "predictions": [{{"label", "index", "score"}}]}}, most likely class first.
 MODEL is a bundled model (vitral-digits), a model folder, a run folder, weights of another library or a name on the
 Hugging Face Hub. FOLDER stands for all images in it. An image that cannot be read gets {{"image", "error"}}, and the
-others are still processed; more than max_bad of them give exit code 2. A model that writes text gives {{"text",
+others are still processed; more than max_bad of them give exit code 2. A detector gives {{"image", "detections":
+[{{"label", "index", "score", "box"}}]}}, boxes as x0, y0, x1, y1 in pixels of the upright image, best score first;
+draw=DIR writes pictures with them. A model that writes text gives {{"text",
 "score"}} for each image, or for each line of a TEXTFILE; --text TEXT reads one text. `vitral predict MODEL --help`
 shows its keys.
 
@@ -27,6 +29,7 @@ examples:
   vitral predict vitral-digits digit.png
   vitral predict runs/mine photo.jpg holiday/ topk=1
   vitral predict runs/mine /data/photos engine=ray        on all machines of a Ray cluster (vitral docs ray)
+  vitral predict runs/BOXES photos/ threshold=0.5 draw=pictures
   vitral predict runs/TEXT --text "physics" search.search=beam
 """
 

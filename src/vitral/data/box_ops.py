@@ -38,8 +38,8 @@ def area(boxes_N4: Tensor) -> Tensor:
 
 def clip(boxes_N4: Tensor, size: tuple[int, int]) -> Tensor:
     """Boxes cut at the border of an image of `size` (height, width)."""
-    limits_4 = boxes_N4.new_tensor([size[1], size[0], size[1], size[0]])
-    return torch.minimum(boxes_N4.clamp(min=0), limits_4)
+    x_N2, y_N2 = boxes_N4[..., 0::2].clamp(0, size[1]), boxes_N4[..., 1::2].clamp(0, size[0])
+    return torch.stack([x_N2, y_N2], dim=-1).flatten(-2)
 
 
 def pairwise_iou(one_N4: Tensor, other_N4: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ from vitral.weights.folder import FolderConfig
 
 
 class Whole(nn.Module):
-    """From images to (outputs [B, S], scores [B, S]), both float32; to (features,) without a head.
+    """From images to (outputs [B, S], scores [B, S]), both float32; to the outputs alone where the task names one
+    result.
 
     takes "pixels": uint8 [B, H, W, C] of any height and width; "resized": float32 [B, C, h, w] in [0,1] as
     `Predictor.preprocess` gives them. Scores are what the outputs mean, by the folder's task: probabilities, say.
@@ -36,12 +37,12 @@ class Whole(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """See the class."""
         logits_BS = self.network(self.fit(images)).float()
-        return (logits_BS, self.task.scores(logits_BS)) if self.task.has_head else (logits_BS,)
+        return (logits_BS, self.task.scores(logits_BS)) if len(self.outputs) > 1 else (logits_BS,)
 
     @property
     def outputs(self) -> list[str]:
         """Their names, in order."""
-        return ["logits", "scores"] if self.task.has_head else ["features"]
+        return list(self.task.export_names)
 
 
 def capture(network: ImageModel, metadata: ExportMetadata) -> tuple[torch.export.ExportedProgram, list[str]]:

@@ -41,8 +41,9 @@ def export(model: str, options: ExportOptions) -> Written:
     read back differs: nothing is written then."""
     out = free_place(options.out, options.overwrite)
     network, config = load_model(model, options.image_size)
-    is_scaled = config.task_state and config.id2label
+    is_scaled = config.task_state and config.id2label and not config.make_task().has_places
     refuse(options.format, [f"outputs that are scaled by the task {config.task}"] if is_scaled else [])
+    refuse(options.format, ["boxes of objects"] if config.make_task().has_places else [])
     padded = config.preprocessing.resize_mode == "pad"
     refuse(options.format, ["images that are padded (data.resize_mode=pad)"] if padded else [])
     packed = FORMATS[options.format](network, config)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from vitral.config import Config
@@ -41,8 +42,9 @@ class Likeness(Config):
 
     max_difference: of all that was compared: end to end, from the image as it is read, and behind_resize, of images
     that need none (without a resize in the graph the two are equal). largest_logit: of the model's, by its absolute
-    value. agreement: share of the images with the same likeliest class, None without classes; then features stand for
-    logits, and cosine is that of an image's features with the model's, on average.
+    value, both in the task's units (`Task.comparable`). agreement: share of equal answers: of images with the same
+    likeliest class, or of boxes; None without either; then features stand for logits, and cosine is that of an image's
+    features with the model's, on average. answers: more numbers of the task.
     """
 
     images: int
@@ -52,6 +54,7 @@ class Likeness(Config):
     largest_logit: float
     agreement: float | None
     cosine: float | None
+    answers: dict[str, float] = Field(default_factory=dict[str, float])
 
 
 class Parity(Likeness):
@@ -78,7 +81,9 @@ def compare(
     else:
         theirs_NS = torch.cat([logits_of(engine, spec, [image]) for image in images])
         own = [_own_size(image, config) for image in images[:8]]
-        behind = max(_apart(_of(reference, [fit(each, config)]), logits_of(engine, spec, [each])) for each in own)
+        comparable = config.make_task().comparable
+        pairs = [(_of(reference, [fit(each, config)]), logits_of(engine, spec, [each])) for each in own]
+        behind = max(_apart(comparable(mine), comparable(theirs)) for mine, theirs in pairs)
     likeness = compare_outputs(mine_NS, theirs_NS, config, source, behind)
     batch = [_own_size(image, config) for image in (list(images) * _BATCH)[:_BATCH]]
     eager_s, theirs_s = take_turns(
@@ -93,12 +98,16 @@ def compare_outputs(
     mine_NS: Tensor, theirs_NS: Tensor, config: FolderConfig, source: str, behind_resize: float | None = None
 ) -> Likeness:
     """Of the logits of N images by the model and by an engine."""
-    difference, task = _apart(mine_NS, theirs_NS), config.make_task()
+    task = config.make_task()
+    answers = task.parity(mine_NS, theirs_NS)
+    mine_NS, theirs_NS = task.comparable(mine_NS), task.comparable(theirs_NS)
+    difference = _apart(mine_NS, theirs_NS)
     return Likeness(
         images=len(mine_NS), source=source, max_difference=max(difference, behind_resize or 0.0),
         behind_resize=difference if behind_resize is None else behind_resize, largest_logit=float(mine_NS.abs().max()),
-        agreement=float((mine_NS.argmax(1) == theirs_NS.argmax(1)).double().mean()) if task.has_classes else None,
+        agreement=answers.pop("agreement", None),
         cosine=None if task.has_head else float(torch.cosine_similarity(mine_NS.double(), theirs_NS.double()).mean()),
+        answers=answers,
     )  # fmt: skip
 
 
@@ -122,7 +131,7 @@ def check(likeness: Likeness, precision: str, max_difference: float | None, min_
         raise BeyondLimit(f"the export differs from the model by {found:.1e}{limit}")
     if likeness.agreement is not None and likeness.agreement < least:
         raise BeyondLimit(
-            f"the export's top-1 is the model's on {100 * likeness.agreement:.1f} % of {likeness.images} images, "
+            f"the export's answers are the model's to {100 * likeness.agreement:.1f} % on {likeness.images} images, "
             f"less than {100 * least:g} %"
         )
     if likeness.cosine is not None and not likeness.cosine >= least:

@@ -25,7 +25,7 @@ class Detector(VisionTransformer):
     """
 
     config: DetectorConfig  # pyright: ignore[reportIncompatibleVariableOverride] - set once, by the constructor
-    centers_A2: Tensor
+    twice_A2: Tensor  # the centers times two: whole numbers, which lower precisions leave as they are
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__(config)
@@ -39,7 +39,12 @@ class Detector(VisionTransformer):
     def _set_constants(self, device: torch.device | None) -> None:
         super()._set_constants(device)
         centers_A2 = cell_centers(self.config.maps, self.config.strides, device)
-        self.register_buffer("centers_A2", centers_A2, persistent=False)
+        self.register_buffer("twice_A2", (2 * centers_A2).long(), persistent=False)
+
+    @property
+    def centers_A2(self) -> Tensor:
+        """Center (x, y) in pixels of each location, float32."""
+        return self.twice_A2.float() / 2
 
     def init_weights(self) -> None:
         """As a Vision Transformer; see `FeaturePyramid` and `DenseHead`."""

@@ -456,6 +456,10 @@ class PredictOptions(EngineUse):
     # Wider than the overridden type, which is safe for a frozen field.
     engine: Literal["torch", "onnx", "openvino", "auto", "ray"] = _RAY_ENGINE  # pyright: ignore[reportIncompatibleVariableOverride]
     topk: int = Field(default=5, ge=1, description="number of classes per image, most likely first")
+    threshold: float | None = Field(
+        default=None, ge=0, lt=1, description="detector: lowest score of a box; null: as the model folder says"
+    )
+    draw: str | None = Field(default=None, description="detector: new folder for pictures with boxes, classes, scores")
     max_pixels: Count | None = _MAX_PIXELS
     batch_size: int = Field(default=64, ge=1, description="number of images per batch")
     max_bad: int = Field(default=0, ge=0, description=_MAX_BAD)

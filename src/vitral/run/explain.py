@@ -43,6 +43,9 @@ def explain(model: str, images: Sequence[str], options: ExplainOptions) -> dict[
     _check(images, options)
     predictor = load_used(model, options)
     predictor.model.requires_grad_(False)  # gradients are of images and attention only
+    if predictor.task.has_places and options.label is not None:
+        hint = "token=ROW,COLUMN names the patch whose attention is shown; by default it is in the best box."
+        raise UserError("a detector's views are not of one class", where="class", got=options.label, hint=hint)
     notes: list[str] = []
     reduction = None
     if (encoder := token_encoder(predictor.model)) is not None:  # only the groups view reduces tokens
@@ -100,6 +103,12 @@ def _methods(predictor: Predictor, images: bool, options: ExplainOptions, notes:
             predictor.require_answers()
         notes.append("This model has no head: gradients of a class and predictions per layer are not available.")
         chosen -= of_class
+    if predictor.task.has_places and (gradients := chosen & {"gradient_attention", "integrated_gradients"}):
+        if explicit:
+            got = ", ".join(sorted(gradients))
+            raise UserError("gradients are of the output of one class", where="methods", got=got)
+        notes.append("Gradients are of the output of one class, which a detector has not.")
+        chosen -= gradients
     if not predictor.task.has_classes and "lens" in chosen:
         if explicit:
             raise UserError("the logit lens needs probabilities of classes", where="methods", got=predictor.task.name)

@@ -92,11 +92,14 @@ def explain_image(
 ) -> tuple[Section, dict[str, Any]]:  # fmt: skip
     """Return the configured figures of one image and their numbers. Raises UserError for an unreadable image, and for
     a token, layer, head or class that the model lacks."""
-    x_BCHW = predictor.preprocess(path)[None].to(predictor.device)
+    x_CHW, size = predictor.prepare(path)
+    x_BCHW = x_CHW[None].to(predictor.device)
     picture = plots.as_picture(x_BCHW[0].permute(1, 2, 0).cpu().numpy())
     name = f"{number:02d}-" + re.sub(r"[^\w.-]+", "_", Path(path).stem)[:40]
     look, text = Look(predictor, options, methods, name, x_BCHW, picture, reduction, {"image": path}), list[str]()
-    if predictor.classes:
+    if predictor.task.has_places:
+        look, text = _in_best_box(look, size)
+    elif predictor.classes:
         with torch.no_grad():
             scores_S = predictor.scores(predictor.model(x_BCHW))[0].cpu().numpy()
         task = predictor.task
@@ -110,6 +113,26 @@ def explain_image(
         text += [f"Explained: {task.answer_text(scores_S, target)}."] if target != best else []
     parts = [part for draw, names in _VIEWS.items() if names & methods for part in draw(look)]
     return Section(f"Image {number}: {Path(path).name}", [" ".join(text), *parts] if text else parts), look.found
+
+
+def _in_best_box(look: Look, size: tuple[int, int]) -> tuple[Look, list[str]]:
+    """Of a detector: attention is that of the patch in the middle of its best box, unless a token is configured or
+    nothing is found. size: (height, width) of the file, in whose pixels the JSON has its boxes."""
+    with torch.no_grad():
+        outputs = look.predictor.model(look.x_BCHW).float()
+    (seen,), (found,) = look.predictor.postprocess(outputs), look.predictor.postprocess(outputs, sizes=[size])
+    look.found["detections"] = found["detections"]
+    if not seen["detections"]:
+        return look, ["Nothing is found."]
+    best, patch = seen["detections"][0], look.vit.config.patch_size
+    text = f"Boxes found: {len(seen['detections'])}, the best one {best['label']} with a score of {best['score']:.2f}."
+    if look.options.token is not None:
+        return look, [text]
+    x0, y0, x1, y1 = best["box"]
+    places = (int((low + high) / 2 / patch) for low, high in ((y0, y1), (x0, x1)))
+    row, column = (min(place, count - 1) for place, count in zip(places, look.vit.grid, strict=True))
+    options = look.options.model_copy(update={"token": f"{row},{column}"})
+    return look._replace(options=options), [text, "Attention is that of the patch in its middle."]
 
 
 def _class(predictor: Predictor, label: str) -> int:

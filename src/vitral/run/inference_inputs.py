@@ -65,6 +65,8 @@ def _reduce(predictor: Predictor, model: str, use: ModelUse) -> None:
     if use.reduce == "none":
         network.reduce = None
         return
+    if network.config.has_boxes:
+        raise UserError("a detector reads all patches where they lie", where="reduce", got=use.reduce, expected="auto")
     refuse_reduction(network.config.positions, is_masked=False)
     tome, evit = use.tome, use.evit
     network.reduce = ToMe(tome.r, tome.schedule) if use.reduce == "tome" else EViT(evit.share, evit.after)

@@ -20,7 +20,18 @@ from vitral.serve.middleware import Exchange, Middleware, answer_json, refusal, 
 from vitral.serve.model_worker import APIError, ModelWorker
 from vitral.serve.reload import watch
 from vitral.serve.request_parsing import Images, read_images
-from vitral.serve.schemas import IMAGES, PROBLEMS, SOURCES, Attended, Embedded, Model, Predicted, TextModel, WrittenText
+from vitral.serve.schemas import (
+    IMAGES,
+    PROBLEMS,
+    SOURCES,
+    Attended,
+    Detected,
+    Embedded,
+    Model,
+    Predicted,
+    TextModel,
+    WrittenText,
+)
 from vitral.serve.service import Service
 from vitral.serve.text_answers import TextStream
 from vitral.serve.text_requests import EVENTS, SEARCH, read_texts, search_keys
@@ -41,9 +52,11 @@ class _Predict(_Asked):
         default=False, description="a model that writes text: as server-sent events; search.KEY: how it is written"
     )
 
-    def require_known(self, *, writes: bool) -> None:
-        """Raises APIError, 422, for a parameter that this kind of model does not take."""
-        extra = self.model_extra or {}
+    def require_known(self, worker: ModelWorker) -> None:
+        """Raises APIError, 422, or UserError for a parameter that this kind of model does not take."""
+        extra, writes = self.model_extra or {}, worker.writer is not None
+        if not writes and "topk" in self.model_fields_set:
+            worker.predictor.task.refuse_topk(self.topk)
         own = {"topk"} if writes else {"stream"}
         wrong = [name for name in extra if not writes or not name.startswith(SEARCH)] + sorted(
             own & self.model_fields_set
@@ -137,12 +150,12 @@ def _add_images(app: FastAPI, service: Service) -> None:
 
     @post(
         "/v1/predict", openapi_extra=SOURCES,
-        response_model=Predicted | WrittenText | list[Predicted] | list[WrittenText],
+        response_model=Predicted | Detected | WrittenText | list[Predicted] | list[Detected] | list[WrittenText],
     )  # fmt: skip
     async def predict(request: Request, query: Annotated[_Predict, Query()]) -> Response:
-        """The likeliest classes of an image, or what a model writes for a text or an image; of several as a list."""
+        """The likeliest classes of an image, its boxes, or what a model writes for a text or an image; or a list."""
         worker = service.pick(query.model)
-        query.require_known(writes=worker.writer is not None)
+        query.require_known(worker)
         if worker.writer is not None:
             return await texts(request, worker, query.stream or EVENTS in request.headers.get("accept", ""))
         worker, read, facts = await images(request, query.model)

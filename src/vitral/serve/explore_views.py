@@ -39,6 +39,8 @@ from vitral.serve.decoding import DecodedImage
 Floats = NDArray[np.float32]
 AttackKind = Literal["fgsm", "pgd"]
 
+LEAST = 0.05  # score of a box that is shown
+
 _RACES, _RACE_SECONDS = 9, 0.6  # timed pairs of a whole and a merged pass: most, and until when
 
 
@@ -49,7 +51,7 @@ def describe(predictor: Predictor) -> dict[str, Any]:
     found: dict[str, Any] = {
         "name": predictor.config.name, "classes": len(predictor.classes), "image_size": shown.image_size,
         "channels": shown.channels, "can": can, "why": why,
-        "multi_label": not predictor.task.is_exclusive,
+        "multi_label": not predictor.task.is_exclusive, "threshold": predictor.task.threshold,
     }  # fmt: skip
     if "attention" in can:
         vit = require_transformer(predictor.model, "this view")
@@ -67,6 +69,9 @@ def _views(predictor: Predictor) -> tuple[list[str], dict[str, str]]:
     can, why = list[str](), dict[str, str]()
     if predictor.task.has_classes:
         can.append("predict")
+    elif predictor.task.has_places:
+        can.append("boxes")
+        why["lens"] = "This model answers with boxes, which its last layer alone gives."
     else:
         why["predict"] = why["lens"] = "This model has no head for classes, so there are no answers to show here."
     if predictor.is_export:
@@ -84,28 +89,40 @@ def _views(predictor: Predictor) -> tuple[list[str], dict[str, str]]:
         why["attention"] = "This is a convolutional network or an Image GPT: it has no attention between patches."
     else:
         can += ["attention", *(["lens"] if predictor.task.has_classes else [])]
-        if encoder.config.by_offset:
+        if predictor.task.has_places:
+            why["merge"] = "This model reads all patches where they lie."
+        elif encoder.config.by_offset:
             why["merge"] = "Positions are relative: their table has no offset for a merged place."
         else:
             can.append("merge")
     return can, why
 
 
+def _require(predictor: Predictor, view: str) -> None:
+    """Raise UserError for a group of views that the model does not have."""
+    can, why = _views(predictor)
+    if view not in can:
+        raise UserError(why.get(view) or why["attention"], where=predictor.config.name)
+
+
 def answer(predictor: Predictor, image: DecodedImage, topk: int) -> tuple[dict[str, Any], Tensor]:
     """The answer to an image that is ready for the model's engine, with the model's input as a PNG; and that input
-    itself, [C, H, W] in [0,1]."""
+    itself, [C, H, W] in [0,1]. Boxes are in pixels of that input, also those below the model's threshold."""
     assert image.array_CHW is not None
     ready_CHW = torch.from_numpy(image.array_CHW)
     spec = predictor.config.preprocessing
     x_CHW = ready_CHW if ready_CHW.is_floating_point() else fit_image(ready_CHW, spec.image_size, spec)
     start = time.perf_counter()
-    predictions: list[dict[str, Any]] = []
+    answers: dict[str, Any] = {}
     if predictor.task.has_classes:
-        predictions = predictor.postprocess(predictor.forward([ready_CHW]), topk)[0]["predictions"]
+        answers = predictor.postprocess(predictor.forward([ready_CHW]), topk)[0]
+    elif predictor.task.has_places:
+        compact = predictor.task.compact(predictor.forward([ready_CHW]))
+        (answers,) = predictor.task.at_threshold(LEAST).answers(compact, topk, None, spec)
     milliseconds = 1000 * (time.perf_counter() - start)
     found = {
-        "size": image.size, "input": as_png_url(x_CHW), "predictions": predictions,
-        "latency_ms": round(milliseconds, 3) if predictions else None, "device": str(predictor.device),
+        "size": image.size, "input": as_png_url(x_CHW), "predictions": [], **answers,
+        "latency_ms": round(milliseconds, 3) if answers else None, "device": str(predictor.device),
     }  # fmt: skip
     return found, x_CHW
 
@@ -180,7 +197,7 @@ def norms(predictor: Predictor, x_CHW: Tensor) -> Floats:
 
 def lens(predictor: Predictor, x_CHW: Tensor, topk: int) -> dict[str, Any]:
     """The answer after each layer, and after each the probability of what the last one says."""
-    predictor.require_answers()
+    _require(predictor, "lens")
     with _whole(predictor, x_CHW) as (vit, x_BCHW):
         logits_LS = logit_lens(vit, x_BCHW)[0]
     scores_LS = predictor.scores(logits_LS).cpu()
@@ -195,6 +212,7 @@ def lens(predictor: Predictor, x_CHW: Tensor, topk: int) -> dict[str, Any]:
 def merged(predictor: Predictor, x_CHW: Tensor, r: int, topk: int) -> dict[str, Any]:
     """What merging `r` tokens in every block makes of the image: which patches end in one token, the answer then, and
     how long one pass takes with all tokens and with the merged ones."""
+    _require(predictor, "merge")
     merging = ToMe(r=r)
     with _whole(predictor, x_CHW) as (vit, x_BCHW), torch.inference_mode():
         patches_BND, grid = vit.embed(x_BCHW)
@@ -219,9 +237,7 @@ def attacked(
     """An attack on the answer to one image: the answers before and after, the attacked input and the change (amplified,
     gray is 0) as PNGs; and the attacked input itself, [C, H, W] in [0,1]. Raises UserError for a model that cannot be
     attacked."""
-    can, why = _views(predictor)
-    if "attack" not in can:
-        raise UserError(why["attack"], where=predictor.config.name)
+    _require(predictor, "attack")
     with torch.inference_mode(False):
         x_BCHW = x_CHW.detach().clone()[None].float().to(predictor.device)
     label_B = predictor.model(x_BCHW).detach().argmax(1)

@@ -23,6 +23,22 @@ class Predicted(BaseModel):
     predictions: list[Prediction]
 
 
+class Detection(BaseModel):
+    """An object: its class, its score, and its box (x0, y0, x1, y1) in pixels of the upright image as it was sent."""
+
+    label: str
+    index: int
+    score: float
+    box: tuple[float, float, float, float]
+
+
+class Detected(BaseModel):
+    """What a detector finds on an image, best first."""
+
+    image: str | int
+    detections: list[Detection]
+
+
 class OneText(BaseModel):
     """A text that a model has written. score: the sum of the log-probabilities of its tokens, divided as the search's
     length penalty says; finished: false where it was cut at the search's max_length."""

@@ -96,9 +96,10 @@ class Service:
         predictor.require_answers()
         with worker.places(len(uploads)):
             async with self.ready(predictor, uploads) as images:
-                work = Work(predictor, lambda x: predictor.forward(x).cpu().unbind())
+                work = Work(predictor, lambda x: predictor.task.compact(predictor.forward(x)).cpu().unbind())
+                sizes = [image.size for image in images]
                 computed = await self._batchers[worker.name].compute(work, tensors(images))
-        answers = predictor.postprocess(torch.stack([each.found for each in computed]), topk)
+        answers = predictor.answers(torch.stack([each.found for each in computed]), topk, sizes)
         rows = [
             {"image": _called(upload, number), **answer}
             for number, (upload, answer) in enumerate(zip(uploads, answers, strict=True))

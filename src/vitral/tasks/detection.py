@@ -19,9 +19,11 @@ from vitral.data.image_spec import ImageSpec
 from vitral.data.resize import Size, to_source
 from vitral.errors import UserError
 from vitral.evaluate.box_matching import Detections, match_all
+from vitral.evaluate.box_parity import box_parity
 from vitral.evaluate.detection import compare_detections, measure_detections, quick_metrics
 from vitral.evaluate.detection_errors import best_threshold
 from vitral.evaluate.metric import Metric, percent
+from vitral.report.box_drawing import Outline, class_color, draw_outlines
 from vitral.report.sections import Section
 from vitral.tasks.classification import cell, class_places
 from vitral.tasks.task import Array, Evaluation, Evaluator, Samples, Task, clean
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 # min_score: below, boxes are dropped. max_iou: of two boxes of a class that overlap more, the one with the lower score
 # is dropped. most: detections per image, as COCO counts. threshold: the lowest score of an answer.
 STATE: dict[str, float | int] = {"min_score": 0.05, "max_iou": 0.6, "most": 100, "threshold": 0.3}
+DRAWN_SIDE, DRAWN_TEXT = 1280, 22  # pixels of a drawn answer's longer side, and of a letter
 
 
 class Truth(NamedTuple):
@@ -57,12 +60,14 @@ class Detection(Task):
         Metric("ap_large", "AP, large boxes", None), Metric("ar100", "AR at 100 detections", None),
     )  # fmt: skip
     tie_breaker: ClassVar[str | None] = None
+    has_places: ClassVar[bool] = True
     evaluators: ClassVar[dict[str, Evaluator]] = {"map": clean}
     headline: ClassVar[tuple[str, ...]] = (
         "ap", "ap_interval", "ap50", "ap50_interval", "ap75", "ap_small", "ap_medium", "ap_large", "ar100", "count",
         "boxes", "score_threshold", "precision", "recall",
     )  # fmt: skip
     tables: ClassVar[tuple[str, ...]] = ("per_class", "curves", "errors", "confusion", "sizes")
+    export_names: ClassVar[tuple[str, ...]] = ("boxes_scores",)
     hub_type: ClassVar[str] = "object-detection"
     tags: ClassVar[tuple[str, ...]] = ("object-detection",)
     gives: ClassVar[str] = "boxes of objects of these classes, each with a score"
@@ -129,13 +134,26 @@ class Detection(Task):
     def answers(
         self, outputs: Tensor, topk: int, sizes: Sequence[Size] | None, spec: ImageSpec
     ) -> list[dict[str, Any]]:  # fmt: skip
-        """{"detections": [{"label", "index", "score", "box"}]} for each image of outputs [B, A, X]: boxes (x0, y0, x1,
-        y1) in pixels of the files, whose (height, width) `sizes` holds; None: of the model's image. All with a score
-        of `state["threshold"]` or more, best first."""
-        found_BK6 = self.compact(outputs).double().numpy()
+        """{"detections": [{"label", "index", "score", "box"}]} for each image of detections [B, K, 6]: boxes (x0, y0,
+        x1, y1) in pixels of the files, whose (height, width) `sizes` holds; None: of the model's image. All with a
+        score of `state["threshold"]` or more, best first."""
+        found_BK6 = outputs.double().numpy()
         if sizes is not None:
             found_BK6 = [in_file(each_K6, size, spec) for each_K6, size in zip(found_BK6, sizes, strict=True)]
         return [self.answer(each_K6, topk) for each_K6 in found_BK6]
+
+    def comparable(self, outputs: Tensor) -> Tensor:
+        """Boxes in 500 pixels, so that 0.001 is half a pixel; scores as they are."""
+        import torch
+
+        return torch.cat([outputs[..., :4] / 500, outputs[..., 4:]], -1)
+
+    def parity(self, mine_NS: Tensor, theirs_NS: Tensor) -> dict[str, float]:
+        """See `evaluate.box_parity`; with the largest differences of boxes, in pixels, and of scores over all
+        locations."""
+        state, apart = STATE | dict(self.state), (mine_NS - theirs_NS).abs()
+        found = box_parity(self.compact(mine_NS), self.compact(theirs_NS), self.threshold, state["max_iou"])
+        return {**found, "pixels_apart": float(apart[..., :4].max()), "scores_apart": float(apart[..., 4:].max())}
 
     @property
     def threshold(self) -> float:
@@ -144,8 +162,23 @@ class Detection(Task):
 
     def answer(self, scores_S: Array, topk: int) -> dict[str, Any]:
         """The answer of detections [K, 6]."""
-        rows = [row for row in scores_S if row[5] >= 0 and row[4] >= self.threshold]
+        rows = [row for row in scores_S if row[5] >= 0 and row[4] >= self.threshold and has_area(row)]
         return {"detections": [self.detection(row) for row in rows]}
+
+    def at_threshold(self, threshold: float) -> Self:
+        """With another lowest score of an answer, which also those may have that are else dropped before."""
+        state = STATE | dict(self.state)
+        return replace(
+            self, state={**state, "threshold": threshold, "min_score": min(state["min_score"], threshold)}
+        )  # fmt: skip
+
+    def drawn(self, image_HWC: Array, answer: Mapping[str, Any]) -> Array:
+        """The boxes with classes and scores, the best over the others."""
+        found = answer["detections"][::-1]
+        lines = [
+            Outline(each["box"], f"{each['label']} {each['score']:.2f}", class_color(each["label"])) for each in found
+        ]
+        return draw_outlines(image_HWC, lines, DRAWN_SIDE, DRAWN_TEXT)
 
     def detection(self, row_6: Array) -> dict[str, Any]:
         """One detection as JSON: its class, its score and its box, rounded to hundredths of a pixel."""
@@ -257,6 +290,11 @@ def image_size(split: Split, place: int) -> Size:
         return split.size(place)
     image_CHW = split.read(place)
     return image_CHW.shape[1], image_CHW.shape[2]
+
+
+def has_area(row_6: Array) -> bool:
+    """Whether anything is left of a detection that was cut at a border: in the padding there is no file."""
+    return bool(row_6[0] < row_6[2] and row_6[1] < row_6[3])
 
 
 def in_file(found_K6: Array, size: Size, spec: ImageSpec) -> Array:

@@ -45,6 +45,7 @@ class Features(Task):
     evaluators: ClassVar[dict[str, Evaluator]] = {"knn": neighbors}
     headline: ClassVar[tuple[str, ...]] = ("top1", "top1_interval", "count", "evaluated_by")
     has_head: ClassVar[bool] = False
+    export_names: ClassVar[tuple[str, ...]] = ("features",)
     limits: ClassVar[str] = "What its features are good for needs a test on the images at hand."
     loss_note: ClassVar[str] = (
         "The loss without labels says little about the features. Compare it within a run, and compare runs by the "

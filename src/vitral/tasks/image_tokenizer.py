@@ -79,6 +79,7 @@ class ImageTokenization(Task):
     )  # fmt: skip
     tables: ClassVar[tuple[str, ...]] = ("code_counts",)
     has_head: ClassVar[bool] = False
+    export_names: ClassVar[tuple[str, ...]] = ("features",)
     limits: ClassVar[str] = (
         "Codes lose detail. PSNR measures pixels and not what people or other models see; compare tokenizers of equal "
         "codes and grids."

@@ -139,6 +139,7 @@ class Pixels(Task):
     tables: ClassVar[tuple[str, ...]] = ("per_layer",)
     headline: ClassVar[tuple[str, ...]] = ("bits_per_token", "bits_per_token_interval", "histogram_bits", "count")
     has_head: ClassVar[bool] = False
+    export_names: ClassVar[tuple[str, ...]] = ("features",)
     limits: ClassVar[str] = (
         "Bits per token depend on the codes: compare models of the same palette or tokenizer only. Samples may repeat "
         "train images; "

@@ -145,7 +145,9 @@ class Task(ABC):
     evaluators: by name, the default first. headline: keys of an evaluation that a model folder keeps. tables: keys that
     are too long for summary.json. tie_breaker: the metric, lower is better, that decides between checkpoints of equal
     primary metrics. has_head: whether there are answers beside features. has_classes: whether outputs are classes and
-    scores their probabilities. is_exclusive: whether a sample has one answer, so that probabilities sum to 1.
+    scores their probabilities. has_places: whether an answer is {"detections"}, boxes in the image with scores above a
+    threshold, and not the likeliest outputs. is_exclusive: whether a sample has one answer, so that probabilities sum
+    to 1. export_names: of an exported graph's results, the outputs and, where there are two, their scores.
     hf_problem_type, hub_type, tags: what transformers and the Hugging Face hub call it. outputs_name, gives, limits:
     texts of the model card about outputs, answers and limitations. more_commands: further
     commands that it shows. loss_unit, loss_note: texts of the report about the loss curves.
@@ -161,9 +163,11 @@ class Task(ABC):
     headline: ClassVar[tuple[str, ...]]
     has_head: ClassVar[bool] = True
     has_classes: ClassVar[bool] = False
+    has_places: ClassVar[bool] = False
     is_exclusive: ClassVar[bool] = True
     tables: ClassVar[tuple[str, ...]] = ()
     tie_breaker: ClassVar[str | None] = None
+    export_names: ClassVar[tuple[str, ...]] = ("logits", "scores")
     hf_problem_type: ClassVar[str] = ""
     hub_type: ClassVar[str]
     tags: ClassVar[tuple[str, ...]] = ()
@@ -230,14 +234,26 @@ class Task(ABC):
     def answers(
         self, outputs: Tensor, topk: int, sizes: Sequence[tuple[int, int]] | None, spec: ImageSpec
     ) -> list[dict[str, Any]]:  # fmt: skip
-        """Return the JSON of each image without its name. sizes: (height, width) of the images before they were
-        prepared as `spec` says, for answers that hold places; None: these are places in the prepared ones."""
+        """Return the JSON of each image without its name, from `compact` outputs. sizes: (height, width) of the images
+        before they were prepared as `spec` says, for answers that hold places; None: these are places in the prepared
+        ones."""
         return [self.answer(scores_S, topk) for scores_S in self.scores(outputs).cpu().numpy()]
 
     def scores(self, outputs: Tensor) -> Tensor:
         """Convert outputs [..., S] to scores, float32 or float64: probabilities, or numbers in units. Exportable."""
         logits = outputs if outputs.element_size() > 4 else outputs.float()
         return logits / self.temperature
+
+    def comparable(self, outputs: Tensor) -> Tensor:
+        """Outputs in units in which an export may differ by 0.001 from its model. As they are by default."""
+        return outputs
+
+    def parity(self, mine_NS: Tensor, theirs_NS: Tensor) -> dict[str, float]:
+        """How much the answers of an export are those of its model: "agreement", a share, where there is one, and
+        other numbers by their names. Outputs are finite and of one shape."""
+        if not self.has_classes:
+            return {}
+        return {"agreement": float((mine_NS.argmax(1) == theirs_NS.argmax(1)).double().mean())}
 
     def scores_of(self, outputs_NS: Array) -> Array:
         """The scores of all samples, float64."""
@@ -248,6 +264,32 @@ class Task(ABC):
     def answer(self, scores_S: Array, topk: int) -> dict[str, Any]:
         """Return the JSON of one image without its name, for `predict`, the server and exports."""
         raise NotImplementedError
+
+    @property
+    def threshold(self) -> float | None:
+        """The lowest score of an answer with places; None: answers have none."""
+        return None
+
+    def at_threshold(self, threshold: float) -> Self:
+        """The task with another lowest score of its answers. Raises UserError where answers have none."""
+        self.require_places("threshold", threshold)
+        raise NotImplementedError
+
+    def drawn(self, image_HWC: Array, answer: Mapping[str, Any]) -> Array:
+        """An answer on its uint8 image [H, W, C], as uint8 [H, W, 3]. Raises UserError where it has no places."""
+        self.require_places("draw", "this model")
+        raise NotImplementedError
+
+    def require_places(self, key: str, got: object) -> None:
+        """Raise UserError for a key that only places in the image have."""
+        if not self.has_places:
+            raise UserError("this model finds no boxes", where=key, got=got, expected="a detector (vitral docs boxes)")
+
+    def refuse_topk(self, topk: int) -> None:
+        """Raise UserError for a number of answers that has no effect."""
+        if self.has_places:
+            hint = "`vitral predict` has threshold=SCORE."
+            raise UserError("a detector answers with all boxes above its threshold", where="topk", got=topk, hint=hint)
 
     def answer_of(self, scores_S: Array, index: int) -> dict[str, Any]:
         """Return one output of an image as JSON: its label, its index and its score or value."""

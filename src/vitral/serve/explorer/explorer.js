@@ -3,6 +3,7 @@
 import { showAnswer, Lens } from "./answers.js";
 import { Attack } from "./attack.js";
 import { Attention, tokenName } from "./attention.js";
+import { Boxes } from "./boxes.js";
 import { copyLink, loadModels, pressSample, showModels, showSamples, takeFiles } from "./common.js";
 import { $, el, placeName, showMessage } from "./dom.js";
 import { Layers } from "./layers.js";
@@ -33,6 +34,7 @@ async function start() {
   picture = new Stack($("picture"), { pick: (patch) => page.choose(patch), key: pressed });
   picture.box.id = "patches";
   page.on(show);
+  new Boxes(page, picture);
   for (const Part of [Attack, Attention, Layers, Lens, Merge]) new Part(page);
   listen();
   await page.open(location.hash);

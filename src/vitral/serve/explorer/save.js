@@ -45,7 +45,8 @@ async function figureOf(id) {
 async function sections(page) {
   const { model, state } = page;
   const parts = [`<h2>The image</h2><div class="row">${await figureOf("picture")}<div>`
-    + `${page.answer.predictions.length ? tableOf($("answer-table")) : ""}<p class="soft">${escape($("seen").textContent)}</p></div></div>`];
+    + `${page.answer.predictions.length ? tableOf($("answer-table")) : ""}`
+    + `${model.can.includes("boxes") ? tableOf($("boxes-table")) : ""}<p class="soft">${escape($("seen").textContent)}</p></div></div>`];
   if (model.can.includes("attention")) {
     const format = { from: percent, to: percent, rollout: percent, similarity: short, norms: short };
     const about = state.token === "patch" ? `patch ${page.token()} (row, column)` : tokenName(state.token);

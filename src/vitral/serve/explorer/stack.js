@@ -177,6 +177,13 @@ export class Stack {
     context.globalAlpha = Number(getComputedStyle(this.canvas).opacity);
     context.drawImage(this.canvas, 0, 0, width, height);
     context.globalAlpha = 1;
+    for (const { box, color } of this.boxes ?? []) {
+      const [x0, y0, x1, y1] = box.map((share, i) => share * (i % 2 ? height : width));
+      for (const [line, ink] of [[5, "#000"], [2, color]]) {
+        Object.assign(context, { lineWidth: line, strokeStyle: ink });
+        context.strokeRect(x0, y0, x1 - x0, y1 - y0);
+      }
+    }
     if (this.place) {
       const [rows, columns] = this.grid;
       const box = [(this.place[1] * width) / columns, (this.place[0] * height) / rows, width / columns, height / rows];
