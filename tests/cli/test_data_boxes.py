@@ -63,9 +63,9 @@ def test_wrong_layouts(photos: Path, capsys: Capture) -> None:
     refused("data check photos data.box_unit=normalized", capsys, "means nothing to the source voc")
 
 
-def test_no_other_command_takes_boxes(photos: Path, capsys: Capture) -> None:
+def test_boxes_are_refused_by_recipes_of_other_data(photos: Path, capsys: Capture) -> None:
     random_model(Path("model"))
-    words = ("the annotations are boxes, and no objective learns boxes", "data.source=images")
+    words = ("the annotations are boxes", "objective.kind=detection learns boxes", "data.source=images")
     for argv in (
         "train small data=photos out=run", "train digits data=digits_scenes out=run", "eval model data=photos",
         "estimate small data=photos", "probe model data=photos", "sweep small data=photos optim.lr=1e-3,1e-2 out=sweep",
