@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from tests.objectives.scenes import small_detector
+from tests.objectives.training import Trained, assert_equal, five_steps
+from tests.processes import in_processes
 from vitral.models.dense_head import HeadOutput, cell_centers, to_distances
 from vitral.models.detector import Detector
 from vitral.objectives.box_targets import Locations, assign, level_strides
@@ -124,6 +126,21 @@ def test_micro_batches_have_the_loss_and_gradient_of_the_batch() -> None:
     for mine, theirs in zip(torch.autograd.grad(loss, parameters), expected, strict=True):
         assert torch.allclose(mine, theirs, atol=1e-9, rtol=1e-6)
     assert int(whole.weight) == int((batches["train"].targets["location_box"] >= 0).sum()) + 5
+
+
+def trained(ddp: bool = False) -> Trained:
+    """Of images with 6 boxes each but one, which has none."""
+    boxes, classes = drawn(0, images=8)
+    classes[3] = -1
+    return five_steps(objective(), batch_of(boxes, classes)["train"], ddp=ddp)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one() -> None:
+    whole = trained()
+    assert whole[1][0] != whole[1][-1]
+    for found in in_processes(2, "tests.objectives.test_detection:trained", True):
+        assert_equal(whole, found)
 
 
 def test_padded_rows_and_the_order_of_boxes_change_nothing() -> None:
