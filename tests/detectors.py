@@ -14,7 +14,7 @@ from torch import Tensor
 from tests.objectives.scenes import small_detector
 from vitral.config import build
 from vitral.data.image_spec import ImageSpec
-from vitral.tasks.detection import STATE
+from vitral.tasks.detection import DetectionState
 from vitral.weights.folder import FolderConfig, save_folder
 
 
@@ -30,7 +30,7 @@ def detector_folder(path: Path, *, sure: float = 0.0, mode: str = "pad", **keys:
     spec = ImageSpec(image_size=c.image_size, channels=c.in_channels, resize_mode=mode)  # type: ignore[arg-type]
     values = {
         "name": "detector_micro_patch8_64", "architecture": c, "id2label": {"0": "cat", "1": "dog"},
-        "preprocessing": spec, "task": "detection", "task_state": dict(STATE), "provenance": {},
+        "preprocessing": spec, "task": "detection", "task_state": DetectionState().model_dump(), "provenance": {},
     }  # fmt: skip
     save_folder(path, model, build(FolderConfig, values), "a card\n")
     return path

@@ -35,6 +35,7 @@ from vitral.run.predict import predictions
 from vitral.weights.find_model import load_model
 from vitral.weights.folder import FolderConfig
 
+FORMATS = ("onnx", "pt2", "openvino")
 OPENVINO = pytest.param("openvino", marks=pytest.mark.oracle)
 KINDS = ("onnx", "pt2", OPENVINO)
 Capture = pytest.CaptureFixture[str]
@@ -185,8 +186,8 @@ OTHERS = {
     "vit_base_patch14_dinov2": 56, "vit_base_patch16_dinov3": 64, "resnet110_cifar": 32, "resnetv2_101x1_bit": 64,
 }  # fmt: skip
 EXPORTED = [
-    *((*each, kind) for each in OWN_LAYERS.items() for kind in KINDS),
-    *((*each, KINDS[place % len(KINDS)]) for place, each in enumerate(OTHERS.items())),
+    *((*each, kind) for each in OWN_LAYERS.items() for kind in FORMATS),
+    *((*each, FORMATS[place % len(FORMATS)]) for place, each in enumerate(OTHERS.items())),
 ]
 
 

@@ -15,7 +15,7 @@ from vitral.evaluate.box_matching import Detections, match_all
 from vitral.evaluate.detection import quick_metrics
 from vitral.evaluate.detection_errors import best_threshold
 from vitral.report.render import to_console, to_html, to_markdown
-from vitral.tasks.detection import STATE, Detection, Truth
+from vitral.tasks.detection import Detection, DetectionState, Truth
 from vitral.tasks.task import Samples, Subject
 
 LABELS = ("c0", "c1", "c2", "c3")
@@ -44,7 +44,7 @@ def problem() -> tuple[Any, Any]:
 
 
 def test_numbers_are_shown_everywhere(problem: tuple[Any, Any]) -> None:
-    task = Detection(LABELS, state={**STATE, "threshold": 0.5})
+    task = Detection(LABELS, state={"threshold": 0.5})
     found, truth, _ = random_problem(2, images=20)
     evaluation = task.evaluate(Subject("test", lambda *_: [], lambda: problem), task.evaluators_of({}))
     assert evaluation.primary.name == "ap"
@@ -71,7 +71,7 @@ def test_numbers_are_shown_everywhere(problem: tuple[Any, Any]) -> None:
 
 
 def test_validation_in_training_is_quick(problem: tuple[Any, Any]) -> None:
-    task = Detection(LABELS, state=STATE)
+    task = Detection(LABELS, state=DetectionState().model_dump())
     subject = Subject("val", lambda *_: [], lambda: problem, in_training=True)
     evaluation = task.evaluate(subject, task.evaluators_of({}))
     assert "ap_interval" not in evaluation.values
@@ -80,10 +80,10 @@ def test_validation_in_training_is_quick(problem: tuple[Any, Any]) -> None:
 
 
 def test_the_threshold_is_that_of_the_best_f1(problem: tuple[Any, Any]) -> None:
-    task = Detection(LABELS, state=STATE).calibrated(*problem)
+    task = Detection(LABELS, state=DetectionState().model_dump()).calibrated(*problem)
     found, truth, _ = random_problem(2, images=20)
     assert task.threshold == best_threshold(match_all(found, truth, 4))
-    assert {**task.state, "threshold": 0.3} == STATE
+    assert {**task.state, "threshold": 0.3} == DetectionState().model_dump()
     answers = [task.answer(rows_K6, 5)["detections"] for rows_K6 in problem[0]]
     assert all(each["score"] >= task.threshold - 1e-6 for rows in answers for each in rows)
     total = sum(own.score_N.__ge__(task.threshold).sum() for own in found)
@@ -94,11 +94,11 @@ def test_the_threshold_is_that_of_the_best_f1(problem: tuple[Any, Any]) -> None:
 
 def test_two_detectors_are_compared(problem: tuple[Any, Any]) -> None:
     """Each by its own order of classes: the same detections under other numbers do not differ."""
-    task, (rows_NK6, truth) = Detection(LABELS, state=STATE), problem
+    task, (rows_NK6, truth) = Detection(LABELS, state=DetectionState().model_dump()), problem
     turned_NK6 = rows_NK6.copy()
     turned_NK6[..., 5] = np.where(rows_NK6[..., 5] >= 0, 3 - rows_NK6[..., 5], -1)
     turned = truth._replace(boxes=replace(truth.boxes, label_X=3 - truth.boxes.label_X))
-    other = Detection(LABELS[::-1], state=STATE)
+    other = Detection(LABELS[::-1], state=DetectionState().model_dump())
     own_N = task.per_sample(rows_NK6, truth)
     found = task.compare(own_N, other.per_sample(turned_NK6, turned))
     assert found["ap"]["difference"] == pytest.approx(0, abs=1e-12)
@@ -115,7 +115,7 @@ def test_two_detectors_are_compared(problem: tuple[Any, Any]) -> None:
 
 @pytest.mark.parametrize("truth", [true_boxes(), true_boxes((0, 0, 9, 9, 0))])
 def test_a_page_without_detections(truth: OwnBoxes) -> None:
-    task = Detection(LABELS, state=STATE)
+    task = Detection(LABELS, state=DetectionState().model_dump())
     outputs = arrays([detections()], [truth])
     evaluation = task.evaluate(Subject("val", lambda *_: [], lambda: outputs), task.evaluators_of({}))
     samples = Samples(*outputs, ["a.png"], image, {}, image)

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import vitral
+from tests.detectors import detector_folder
 from tests.helpers import assert_equal_tensors, edit_config, random_model, weights
 from tests.training.test_train_state import disk_full_beyond
+from vitral.cli.main import main
 from vitral.errors import UserError
 from vitral.weights.folder import find_folder, load_folder, save_folder
 from vitral.weights.tensors import load_tensors, save_tensors
@@ -89,6 +92,10 @@ def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]
     return edited
 
 
+def standardized(mean: list[Any], std: list[Any]) -> Callable[[Path], object]:
+    return edit(lambda t: t.update(task="regression", task_state={"mean": mean, "std": std}))
+
+
 def drop(name: str) -> Callable[[Path], object]:
     def dropped(folder: Path) -> None:
         tensors = dict(weights(folder))
@@ -116,6 +123,13 @@ def drop(name: str) -> Callable[[Path], object]:
         (edit(lambda t: t.update(temperature=-1)), "temperature"),
         (edit(lambda t: t.update(format="vitral-model-9")), "vitral-model-9"),
         (edit(lambda t: t["architecture"].update(color="red")), "architecture.color: unknown key"),
+        (edit(lambda t: t.update(task_state={"mean": 1})), "task_state: mean: unknown key"),
+        (edit(lambda t: t.update(task="detection")), "the task detection does not fit an architecture of the family v"),
+        (edit(lambda t: t.update(task="regression")), "task_state:\nmean: required"),
+        (standardized([1, 2], [1, 1]), r"(?s)task_state.mean: one number for each target.*got: +2\n.*expected: +3"),
+        (standardized([1, 2, 3], [1, 1]), "task_state.std: one number"),
+        (standardized([1, 2, 3], [1, 0, 1]), r"(?s)task_state: std: .*greater than 0"),
+        (standardized([1, 2, "3"], [1, 1, 1]), r"task_state: mean: wrong value"),
     ],
 )
 def test_damaged_folders_are_refused_by_what_is_wrong(damage: Callable[[Path], object], message: str) -> None:
@@ -123,6 +137,34 @@ def test_damaged_folders_are_refused_by_what_is_wrong(damage: Callable[[Path], o
     damage(folder)
     with pytest.raises(UserError, match=message):
         load_folder("model")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task_state": {"threshold": "abc"}}, "threshold: wrong value"),
+        ({"task_state": {"threshold": 7}}, "1 or less"),
+        ({"task_state": {"min_score": -0.1}}, "0 or more"),
+        ({"task_state": {"max_iou": -1}}, "0 or more"),
+        ({"task_state": {"most": 10**9}}, "1000 or less"),
+        ({"task_state": {"most": 0}}, "1 or more"),
+        ({"task_state": {"most": 2.5}}, "most: wrong value"),
+        ({"task_state": {"color": "red"}}, "color: unknown key"),
+        ({"task": "classification", "task_state": {}}, "the task classification does not fit"),
+        ({"task": "multilabel", "task_state": {}}, "the task multilabel does not fit"),
+    ],
+)
+def test_thresholds_of_a_foreign_detector_get_one_message(
+    changes: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_config(detector_folder(Path("model")), lambda tree: tree.update(changes))
+    Image.new("RGB", (40, 30)).save("image.png")
+    assert main(["predict", "model", "image.png"]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.count("error: ") == 1
+    assert err.startswith("error: model/config.json: ")
+    assert message in err
 
 
 def test_a_model_is_found_by_its_folder_its_run_or_a_near_name() -> None:

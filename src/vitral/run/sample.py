@@ -94,7 +94,7 @@ def _label(predictor: Predictor, network: IGPT, options: SampleOptions) -> int:
     """The class to draw; -1: any."""
     if options.label is None:
         return -1
-    classes = list(predictor.task.state.get("classes", ()))
+    classes = list(predictor.task.state.get("classes", ()))[: network.config.class_tokens]
     if not network.config.class_tokens:
         hint = "Train one with model.class_tokens=N, the number of classes."
         raise UserError("this model has learned no classes", where="class", got=options.label, hint=hint)

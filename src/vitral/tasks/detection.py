@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
+from pydantic import Field
 
+from vitral.config import Config, Share, build
 from vitral.data.boxes import Boxes, OwnBoxes
 from vitral.data.dataset import Dataset, Split
 from vitral.data.image_spec import ImageSpec
@@ -33,11 +36,20 @@ if TYPE_CHECKING:
 
     from vitral.models.config import ModelConfig
 
-# Conversion of outputs to detections; `state` of a task has these keys, and other values where a model needs them.
-# min_score: below, boxes are dropped. max_iou: of two boxes of a class that overlap more, the one with the lower score
-# is dropped. most: detections per image, as COCO counts. threshold: the lowest score of an answer.
-STATE: dict[str, float | int] = {"min_score": 0.05, "max_iou": 0.6, "most": 100, "threshold": 0.3}
 DRAWN_SIDE, DRAWN_TEXT = 1280, 22  # pixels of a drawn answer's longer side, and of a letter
+
+
+class DetectionState(Config):
+    """Conversion of outputs to detections.
+
+    min_score: below, boxes are dropped. max_iou: of two boxes of a class that overlap more, the one with the lower
+    score is dropped. most: detections per image, as COCO counts. threshold: the lowest score of an answer.
+    """
+
+    min_score: Share = 0.05
+    max_iou: Share = 0.6
+    most: int = Field(default=100, ge=1, le=1000)
+    threshold: Share = 0.3
 
 
 class Truth(NamedTuple):
@@ -54,6 +66,7 @@ class Detection(Task):
     have class -1."""
 
     name: ClassVar[str] = "detection"
+    state_type: ClassVar[type[Config]] = DetectionState
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("ap", "AP", None), Metric("ap50", "AP50", None), Metric("ap75", "AP75", None),
         Metric("ap_small", "AP, small boxes", None), Metric("ap_medium", "AP, medium boxes", None),
@@ -87,7 +100,7 @@ class Detection(Task):
                 "the data have no boxes to learn", where=dataset.name, got=f"data for {dataset.task}",
                 expected="COCO, VOC or YOLO annotations, or a table of boxes", hint="docs/boxes.md lists the formats.",
             )  # fmt: skip
-        return cls(dataset.classes, state=dict(STATE))
+        return cls(dataset.classes, state=DetectionState().model_dump())
 
     @classmethod
     def blank_targets(cls, count: int, architecture: ModelConfig) -> dict[str, Tensor]:
@@ -113,8 +126,7 @@ class Detection(Task):
         """Detections [B, K, 6] in pixels of the model's image from its outputs [B, A, X]."""
         from vitral.models.select_boxes import select_boxes
 
-        state = STATE | dict(self.state)
-        return select_boxes(outputs, state["min_score"], state["max_iou"], int(state["most"]))
+        return select_boxes(outputs, self._kept.min_score, self._kept.max_iou, self._kept.most)
 
     def annotated(
         self, outputs_NS: Array, annotations: Array, split: Split, spec: ImageSpec
@@ -136,7 +148,7 @@ class Detection(Task):
     ) -> list[dict[str, Any]]:  # fmt: skip
         """{"detections": [{"label", "index", "score", "box"}]} for each image of detections [B, K, 6]: boxes (x0, y0,
         x1, y1) in pixels of the files, whose (height, width) `sizes` holds; None: of the model's image. All with a
-        score of `state["threshold"]` or more, best first."""
+        score of `threshold` or more, best first."""
         found_BK6 = outputs.double().numpy()
         if sizes is not None:
             found_BK6 = [in_file(each_K6, size, spec) for each_K6, size in zip(found_BK6, sizes, strict=True)]
@@ -151,14 +163,18 @@ class Detection(Task):
     def parity(self, mine_NS: Tensor, theirs_NS: Tensor) -> dict[str, float]:
         """See `evaluate.box_parity`; with the largest differences of boxes, in pixels, and of scores over all
         locations."""
-        state, apart = STATE | dict(self.state), (mine_NS - theirs_NS).abs()
-        found = box_parity(self.compact(mine_NS), self.compact(theirs_NS), self.threshold, state["max_iou"])
+        apart = (mine_NS - theirs_NS).abs()
+        found = box_parity(self.compact(mine_NS), self.compact(theirs_NS), self.threshold, self._kept.max_iou)
         return {**found, "pixels_apart": float(apart[..., :4].max()), "scores_apart": float(apart[..., 4:].max())}
 
     @property
     def threshold(self) -> float:
         """The lowest score of an answer: that of the best F1 on validation images, else a default."""
-        return float((STATE | dict(self.state))["threshold"])
+        return self._kept.threshold
+
+    @cached_property
+    def _kept(self) -> DetectionState:
+        return build(DetectionState, self.state)
 
     def answer(self, scores_S: Array, topk: int) -> dict[str, Any]:
         """The answer of detections [K, 6]."""
@@ -167,10 +183,8 @@ class Detection(Task):
 
     def at_threshold(self, threshold: float) -> Self:
         """With another lowest score of an answer, which also those may have that are else dropped before."""
-        state = STATE | dict(self.state)
-        return replace(
-            self, state={**state, "threshold": threshold, "min_score": min(state["min_score"], threshold)}
-        )  # fmt: skip
+        changed = {"threshold": threshold, "min_score": min(self._kept.min_score, threshold)}
+        return replace(self, state={**self.state, **changed})
 
     def drawn(self, image_HWC: Array, answer: Mapping[str, Any]) -> Array:
         """The boxes with classes and scores, the best over the others."""

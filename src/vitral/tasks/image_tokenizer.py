@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from vitral.evaluate.metric import Metric
 from vitral.report.image_tokenizer import use_sections, warning_note, worse_than_kmeans
 from vitral.report.sections import Section
 from vitral.tasks.task import Array, Evaluation, Evaluator, Found, Samples, Subject, Task
+
+if TYPE_CHECKING:
+    from vitral.models.config import ModelConfig
 
 _NORMAL = 1.959963984540054  # standard deviations of a 95 % interval
 
@@ -87,6 +90,11 @@ class ImageTokenization(Task):
     hub_type: ClassVar[str] = "image-to-image"
     more_commands: ClassVar[tuple[str, ...]] = ("vitral tokenize . data=FOLDER out=codes.npz",)
     loss_note: ClassVar[str] = "The training loss is in units of the images' deviation, and includes the penalty."
+
+    @classmethod
+    def fits(cls, architecture: ModelConfig) -> bool:
+        """Whether it makes codes."""
+        return architecture.is_tokenizer
 
     @classmethod
     def of(cls, dataset: Dataset) -> Self:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import numpy as np
+from pydantic import Strict
 
+from vitral.config import Config
 from vitral.data.dataset import Dataset, Split
 from vitral.errors import UserError
 from vitral.evaluate.classification import wilson_interval
@@ -24,6 +26,7 @@ from vitral.tasks.task import Array, Evaluation, Evaluator, Found, Samples, Subj
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vitral.models.config import ModelConfig
     from vitral.models.igpt import IGPT
 
 _NORMAL = 1.959963984540054  # standard deviations of a 95 % interval
@@ -127,11 +130,18 @@ def _labeled(subject: Subject, split: str, most: int | None, evaluator: str) -> 
         yield images_BCHW, labels_B
 
 
+class PixelsState(Config):
+    """The classes that samples can be of; none for images without classes."""
+
+    classes: Annotated[tuple[str, ...], Strict(False)] = ()
+
+
 @dataclass(frozen=True)
 class Pixels(Task):
     """Images from nothing, or from their first pixels. `state` holds the classes that samples can be of."""
 
     name: ClassVar[str] = "pixels"
+    state_type: ClassVar[type[Config]] = PixelsState
     metrics: ClassVar[tuple[Metric, ...]] = (BITS, HISTOGRAM)
     evaluators: ClassVar[dict[str, Evaluator]] = {
         "bits": bits, "classify": classify, "completion": completion, "layers": layers
@@ -148,6 +158,11 @@ class Pixels(Task):
     loss_unit: ClassVar[str] = "nats per token"
     hub_type: ClassVar[str] = "unconditional-image-generation"
     more_commands: ClassVar[tuple[str, ...]] = ("vitral sample . out=SAMPLES",)
+
+    @classmethod
+    def fits(cls, architecture: ModelConfig) -> bool:
+        """Whether it predicts codes."""
+        return architecture.has_codes
 
     @classmethod
     def of(cls, dataset: Dataset) -> Self:

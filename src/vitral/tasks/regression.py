@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import numpy as np
+from annotated_types import Gt
+from pydantic import Strict
 
+from vitral.config import Config, Floats
 from vitral.data.dataset import Dataset, Split
 from vitral.errors import UserError
 from vitral.evaluate.metric import Metric
@@ -27,12 +30,20 @@ if TYPE_CHECKING:
 _RESAMPLES = 10_000
 
 
+class RegressionState(Config):
+    """Mean and standard deviation of each target among the train images, in the columns' units."""
+
+    mean: Floats
+    std: Annotated[tuple[Annotated[float, Gt(0)], ...], Strict(False)]
+
+
 @dataclass(frozen=True)
 class Regression(Task):
     """Numbers per image. The head learns targets that are standardized by mean and standard deviation of the train
-    images, which `state` holds: {"mean": [...], "std": [...]}, in the columns' units."""
+    images, which `state` holds."""
 
     name: ClassVar[str] = "regression"
+    state_type: ClassVar[type[Config]] = RegressionState
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("mae", "mean absolute error", None, higher_is_better=False, format="number"),
         Metric("rmse", "root mean squared error", None, higher_is_better=False, format="number"),
@@ -73,6 +84,16 @@ class Regression(Task):
             got = f"{constant[0]} = {train_NT[0, dataset.classes.index(constant[0])]:g} in all train images"
             raise UserError("this target is constant, so nothing can be learned", where="data.target", got=got)
         return cls(dataset.classes, state={"mean": mean_T.tolist(), "std": std_T.tolist()})
+
+    def check_state(self) -> None:
+        """Also raise UserError for another number of targets than there are outputs."""
+        super().check_state()
+        for name in ("mean", "std"):
+            if len(self.state[name]) != len(self.labels):
+                raise UserError(
+                    "one number for each target", where=f"task_state.{name}", got=len(self.state[name]),
+                    expected=len(self.labels),
+                )  # fmt: skip
 
     def encode(self, split: Split) -> Split:
         """Standardized targets."""

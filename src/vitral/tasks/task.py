@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from vitral import distributed
+from vitral.config import Config, build
 from vitral.data.dataset import Dataset, Split, spaced
 from vitral.data.image_spec import ImageSpec
 from vitral.errors import UserError, nearest, plural
@@ -141,7 +142,8 @@ class Task(ABC):
     labels: names of the outputs, in order. temperature: divides the outputs before they become scores. state: further
     parameters of the conversion of outputs to answers, saved in the model folder. Class attributes:
 
-    name: as config.json and messages have it. metrics: templates of what `measure` finds, the primary one first.
+    name: as config.json and messages have it. state_type: what `state` may hold. metrics: templates of what `measure`
+    finds, the primary one first.
     evaluators: by name, the default first. headline: keys of an evaluation that a model folder keeps. tables: keys that
     are too long for summary.json. tie_breaker: the metric, lower is better, that decides between checkpoints of equal
     primary metrics. has_head: whether there are answers beside features. has_classes: whether outputs are classes and
@@ -158,6 +160,7 @@ class Task(ABC):
     state: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     name: ClassVar[str]
+    state_type: ClassVar[type[Config]] = Config
     metrics: ClassVar[tuple[Metric, ...]]
     evaluators: ClassVar[dict[str, Evaluator]]
     headline: ClassVar[tuple[str, ...]]
@@ -177,6 +180,15 @@ class Task(ABC):
     more_commands: ClassVar[tuple[str, ...]] = ()
     loss_unit: ClassVar[str] = ""
     loss_note: ClassVar[str] = "The training loss includes what augmentation does; the validation loss does not."
+
+    @classmethod
+    def fits(cls, architecture: ModelConfig) -> bool:
+        """Whether a model of this architecture can have this task."""
+        return architecture.has_boxes == cls.has_places
+
+    def check_state(self) -> None:
+        """Raise UserError for a `state` that the task cannot use, as a damaged or foreign folder may have it."""
+        build(self.state_type, self.state, where="task_state")
 
     # Annotations and outputs
 

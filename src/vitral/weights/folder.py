@@ -82,8 +82,11 @@ class FolderConfig(Config):
             raise UserError("unknown task", where="task", got=self.task, expected=", ".join(TASKS), nearest=close)
         if TASKS[self.task].has_head != (count > 0):
             raise ValueError(f"the task {self.task} does not fit a head of {count} outputs")
+        if not TASKS[self.task].fits(architecture):
+            raise ValueError(f"the task {self.task} does not fit an architecture of the family {architecture.family}")
         if shown.image_size != architecture.image_size or shown.channels != architecture.in_channels:
             raise ValueError("preprocessing gives other images than the architecture takes")
+        self.make_task().check_state()
         return self
 
     @property
