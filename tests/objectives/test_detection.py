@@ -14,7 +14,7 @@ from tests.processes import in_processes
 from vitral.models.dense_head import HeadOutput, cell_centers, to_distances
 from vitral.models.detector import Detector
 from vitral.objectives.box_targets import Locations, assign, level_strides
-from vitral.objectives.detection import Detection, focal_loss
+from vitral.objectives.detection import Detection, focal_loss, image_weights, step_output
 from vitral.objectives.detection_config import DetectionConfig
 from vitral.objectives.objective import ObjectiveContext
 from vitral.structs import Batch, View, micro_batches
@@ -162,9 +162,10 @@ def test_what_is_right_has_no_loss() -> None:
     distances = torch.where((row >= 0)[..., None], to_distances(LOCATIONS.centers_A2, own), 1.0)
     hot = (targets["box_class"].gather(1, rows)[..., None] == torch.arange(2)) & (row >= 0)[..., None]
     out = HeadOutput(torch.where(hot, 40.0, -40.0), distances, torch.full(row.shape, 40.0))
-    assert learner.loss(out, targets).loss.item() < 1e-5
+    weight = image_weights(targets).sum()
+    assert step_output(learner.dense_parts(out, targets), weight).loss.item() < 1e-5
     wrong = out._replace(logits_BAC=-out.logits_BAC)
-    assert learner.loss(wrong, targets).loss.item() > 10
+    assert step_output(learner.dense_parts(wrong, targets), weight).loss.item() > 10
 
 
 def test_a_batch_without_boxes_has_a_finite_loss() -> None:

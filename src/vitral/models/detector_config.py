@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from vitral.config import Count
+from vitral.config import Count, reject_unused
 from vitral.models.config import ViTConfig
 from vitral.models.vit_presets import SIZES
 
@@ -35,6 +35,15 @@ class DetectorConfig(ViTConfig):
     tower_depth: Count = Field(
         default=2, description="detector: 3 x 3 convolutions of classes and of boxes, before the outputs (FCOS: 4)"
     )
+    second_stage: int = Field(
+        default=0,
+        ge=0,
+        description="detector: width of a second stage, which classifies and refines the best boxes of the dense head "
+        "and can score any box (Fast R-CNN: 1024); 0: none",
+    )
+    proposals: Count = Field(
+        default=100, description="detector: boxes of an image that go through the second stage, those of highest score"
+    )
 
     @model_validator(mode="after")
     def _check_detector(self) -> DetectorConfig:
@@ -46,6 +55,7 @@ class DetectorConfig(ViTConfig):
                              "divided by 1, 2 or 4")  # fmt: skip
         if self.pyramid_width % 8:
             raise ValueError(f"pyramid_width {self.pyramid_width} cannot be split into 8 groups of the norm")
+        reject_unused(self, {"proposals": self.second_stage > 0})
         unread = {"head": "linear", "fc_norm": None, "distill_token": False, "pruner_blocks": ()}
         for key, value in unread.items():
             if getattr(self, key) != value:
@@ -70,13 +80,14 @@ class DetectorConfig(ViTConfig):
 
     @property
     def locations(self) -> int:
-        """Cells of all maps: as many boxes come out, before any is dropped."""
+        """Cells of all maps: as many boxes come out of the dense head, before any is dropped."""
         return sum(map(math.prod, self.maps))
 
     def part_of(self, module: str) -> str:
         """Pyramid, or head, beside the parts of a Vision Transformer."""
         first = module.partition(".")[0]
-        return {"pyramid": "pyramid", "dense_head": "head"}.get(first) or super().part_of(module)
+        parts = {"pyramid": "pyramid", "dense_head": "head", "second_stage": "head"}
+        return parts.get(first) or super().part_of(module)
 
 
 def _preset(

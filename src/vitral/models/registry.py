@@ -77,7 +77,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "detector": Family(
         "detector on a Vision Transformer", "object-detection", DetectorConfig, "vitral.models.detector:Detector",
-        DETECTORS, last=("norm", "fc_norm", "attn_pool", "rel_pos_bias"), head=("pyramid", "dense_head"),
+        DETECTORS, last=("norm", "fc_norm", "attn_pool", "rel_pos_bias"),
+        head=("pyramid", "dense_head", "second_stage"),
     ),
     "igpt": Family(
         "Image GPT", "image-gpt", IGPTConfig, "vitral.models.igpt:IGPT", IGPTS, last=("norm", "code_head"),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vitral.data.box_ops import area
 from vitral.models.dense_head import to_distances
+from vitral.models.roi_align import box_levels
 
 
 class Locations(NamedTuple):
@@ -24,12 +25,9 @@ class Locations(NamedTuple):
 
 
 def level_strides(boxes_BM4: Tensor, strides: Sequence[int], level_side: float) -> Tensor:
-    """The stride [B, M] of the map that each box is on: the smallest one whose boxes, up to `level_side` strides on the
-    longer side, it fits among; the last one takes all that are larger."""
-    side_BM = (boxes_BM4[..., 2:] - boxes_BM4[..., :2]).amax(-1)
-    limits_L = torch.tensor([level_side * stride for stride in strides[:-1]], device=side_BM.device)
-    stride_L = torch.tensor(strides, dtype=torch.float32, device=side_BM.device)
-    return stride_L[torch.bucketize(side_BM.contiguous(), limits_L)]
+    """The stride [B, M] of the map that each box is on; see `box_levels`."""
+    stride_L = torch.tensor(strides, dtype=torch.float32, device=boxes_BM4.device)
+    return stride_L[box_levels(boxes_BM4, strides, level_side)]
 
 
 def assign(

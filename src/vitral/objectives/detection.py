@@ -5,7 +5,7 @@ Shape letters: B batch, M rows of boxes of an image, A locations, C classes, 4 a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from vitral.models.registry import detector
 from vitral.objectives.box_targets import Locations, assign
 from vitral.objectives.detection_config import DetectionConfig
 from vitral.objectives.objective import Objective, ObjectiveContext
+from vitral.objectives.second_stage_loss import Relevance, second_stage_parts
 from vitral.structs import Batch, StepOutput
 
 
@@ -36,7 +37,7 @@ class Detection(Objective):
 
     All three parts are sums over locations, divided by the number of positive locations of the whole batch plus one for
     each image, so that a batch without boxes has a loss too. Unlike in FCOS, boxes count equally, not by centerness,
-    and quality is the IoU.
+    and quality is the IoU. A second stage has two parts more, see `second_stage_loss`.
     """
 
     def __init__(self, factory: Callable[[], ImageModel], config: DetectionConfig, context: ObjectiveContext) -> None:
@@ -72,13 +73,30 @@ class Detection(Objective):
         return Locations(model.centers_A2, stride_L.repeat_interleave(stride_L.new_tensor(counts, dtype=torch.long)))
 
     def forward(self, batches: Mapping[str, Batch], step: int) -> StepOutput:
-        """The loss, and its parts `class_loss`, `box_loss` and `quality_loss`."""
+        """The loss, and its parts `class_loss`, `box_loss` and `quality_loss`; of a second stage `second_class_loss`
+        and `second_box_loss`."""
         batch = batches["train"]
-        out = self.detector.locate(batch.views[0].images_BCHW)
-        return self.loss(out, batch.targets)
+        weight_B = image_weights(batch.targets)
+        parts = self.parts(self.detector.maps(batch.views[0].images_BCHW), batch.targets, weight_B)
+        return step_output(parts, weight_B.sum())
 
-    def loss(self, out: HeadOutput, targets: Mapping[str, Tensor]) -> StepOutput:
-        """The loss of what the head says. targets: `boxes`, `box_class` and `location_box`."""
+    def parts(
+        self, maps: Sequence[Tensor], targets: Mapping[str, Tensor], weight_B: Tensor,
+        relevance: Relevance | None = None,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """Sums of all parts of the loss. maps: of the pyramid. targets: `boxes`, `box_class` and `location_box`.
+        relevance: see `second_stage_parts`."""
+        out = self.detector.dense_head(maps)
+        parts = self.dense_parts(out, targets)
+        if self.detector.config.second_stage:
+            with torch.no_grad():
+                boxes_BR4, _ = self.detector.propose(self.detector.decode(HeadOutput(*(each.detach() for each in out))))
+            found = second_stage_parts(self.detector.second_stage, maps, boxes_BR4, targets, weight_B, relevance)
+            parts |= {name: self.config.second_stage_weight * part for name, part in found.items()}
+        return parts
+
+    def dense_parts(self, out: HeadOutput, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Sums of the parts of the loss of what the dense head says."""
         c, row_BA = self.config, targets["location_box"]
         is_positive_BA = row_BA >= 0
         row_BA = row_BA.clamp(min=0)
@@ -92,11 +110,19 @@ class Detection(Objective):
         positive_BA = is_positive_BA.to(out.distances_BA4.dtype)
         iou_BA = pairwise_iou(predicted_BA4.detach(), box_BA4)
         miss_BA = F.binary_cross_entropy_with_logits(out.quality_BA, iou_BA, reduction="none")
-        parts = {
+        return {
             "class_loss": focal_loss(out.logits_BAC, hot_BAC, c.focal_alpha, c.focal_gamma).sum(),
             "box_loss": c.box_weight * (positive_BA * (1 - pairwise_giou(predicted_BA4, box_BA4))).sum(),
             "quality_loss": c.quality_weight * (positive_BA * miss_BA).sum(),
         }
-        weight = positive_BA.sum() + len(row_BA)
-        metrics = {name: part.detach() / weight for name, part in parts.items()}
-        return StepOutput(sum(parts.values(), weight.new_zeros(())), weight, metrics)
+
+
+def image_weights(targets: Mapping[str, Tensor]) -> Tensor:
+    """What each image counts in the loss, float32 [B]: its positive locations and one."""
+    return (targets["location_box"] >= 0).sum(1).float() + 1
+
+
+def step_output(parts: Mapping[str, Tensor], weight: Tensor) -> StepOutput:
+    """The loss as the sum of its parts, with these as metrics."""
+    metrics = {name: part.detach() / weight for name, part in parts.items()}
+    return StepOutput(sum(parts.values(), weight.new_zeros(())), weight, metrics)

@@ -33,6 +33,9 @@ class DetectionConfig(ViewedConfig):
     quality_weight: float = Field(
         default=1.0, gt=0, description="weight of the cross-entropy of the predicted quality to the box's IoU"
     )
+    second_stage_weight: float = Field(
+        default=1.0, gt=0, description="weight of the losses of a second stage (model.second_stage)"
+    )
     level_side: float = Field(
         default=8.0, gt=0,
         description="longest side of boxes that a map of the pyramid learns, in strides; the last map has no limit",
@@ -74,3 +77,6 @@ class DetectionConfig(ViewedConfig):
                 "objective.kind=detection trains detectors", where="model.name", got=architecture.description,
                 expected="a detector, as detector_nano_patch8_64 (vitral models), or init=ENCODER and model.name=auto",
             )  # fmt: skip
+        if self.second_stage_weight != 1 and not architecture.second_stage:
+            raise UserError("has no effect without model.second_stage", where="objective.second_stage_weight",
+                            got=self.second_stage_weight)  # fmt: skip
