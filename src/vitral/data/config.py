@@ -189,6 +189,11 @@ class DataConfig(ReadConfig):
         description="number of train images per class that keep their labels, drawn by seed; the others are read "
         "without labels; null: all keep them",
     )
+    labeled_images: Count | None = Field(
+        default=None,
+        description="detection: number of train images that keep their boxes, drawn by seed; the others are read "
+        "without boxes; null: all keep them",
+    )
     unlabeled_ratio: Count = Field(
         default=1, description="unlabeled images per labeled image in a step (mu of FixMatch)"
     )

@@ -1,4 +1,5 @@
-"""A few labels per class: `data.shots` drops the other images, `data.labels_per_class` keeps them without labels."""
+"""A few labels: `data.shots` drops the other images, `data.labels_per_class` and, of boxes, `data.labeled_images` keep
+them without labels."""
 
 from __future__ import annotations
 
@@ -46,20 +47,48 @@ def with_labels_per_class(dataset: Dataset, count: int, seed: int) -> Dataset:
             got=count, expected=f"at most {counts_K[few]}",
         )  # fmt: skip
     kept = drawn_per_class(train, len(dataset.classes), count, seed)
-    rest = np.setdiff1d(np.arange(len(train)), kept)
-    if not len(rest):
+    if len(kept) == len(train):
         raise UserError("every training image keeps its label, so none is left without", where=where, got=count)
     note = f"{len(kept)} labeled train images, {count} of each class (data.labels_per_class), drawn by seed {seed}"
-    note += f"; {len(rest)} others without their labels"
-    hidden = train.subset(rest)
-    unlabeled = without_labels(dataset, hidden)
+    return _divided(dataset, kept, note)
+
+
+def with_labeled_images(dataset: Dataset, count: int, seed: int) -> Dataset:
+    """Return the dataset with `count` training images that keep their boxes, drawn by `seed`, and the others beside
+    them, without; `hidden` holds these boxes. A seed's smaller sets are parts of its larger ones.
+
+    Raises UserError for data without boxes, and where no image is left.
+    """
+    train, where = dataset.splits["train"], "data.labeled_images"
+    if dataset.task != "detection":
+        hint = "data.labels_per_class=N keeps the labels of N images of each class."
+        raise UserError("only images with boxes are counted so", where=where, got=dataset.task, hint=hint)
+    if count >= len(train):
+        raise UserError("every training image keeps its boxes, so none is left without", where=where, got=count,
+                        expected=f"at most {len(train) - 1}")  # fmt: skip
+    kept = np.sort(_drawn_order(len(train), seed)[:count])
+    note = f"{count} train images with boxes (data.labeled_images), drawn by seed {seed}"
+    absent_K = ~train.subset(kept).labels_N.any(0)
+    absent = [name for name, is_absent in zip(dataset.classes, absent_K.tolist(), strict=True) if is_absent]
+    note += f", none of {', '.join(absent[:10])}" if absent else ""
+    return _divided(dataset, kept, note)
+
+
+def _divided(dataset: Dataset, kept: np.ndarray, note: str) -> Dataset:
+    train = dataset.splits["train"]
+    hidden = train.subset(np.setdiff1d(np.arange(len(train)), kept))
+    notes = *dataset.notes, f"{note}; {len(hidden)} others without their labels"
     splits = {**dataset.splits, "train": train.subset(kept)}
-    return replace(dataset, splits=splits, unlabeled=unlabeled, hidden=hidden, notes=(*dataset.notes, note))
+    return replace(dataset, splits=splits, unlabeled=without_labels(dataset, hidden), hidden=hidden, notes=notes)
+
+
+def _drawn_order(count: int, seed: int) -> np.ndarray:
+    return np.argsort(bits(seed, 0, 0, np.arange(count, dtype=np.int64), int(Stream.SHOTS)), kind="stable")
 
 
 def drawn_per_class(train: Split, classes: int, count: int, seed: int) -> np.ndarray:
     """Places, ascending, of `count` samples of each class (of fewer, where it has no more), drawn by `seed`. A seed's
     smaller sets are parts of its larger ones."""
-    order_N = np.argsort(bits(seed, 0, 0, np.arange(len(train), dtype=np.int64), int(Stream.SHOTS)), kind="stable")
+    order_N = _drawn_order(len(train), seed)
     labels_N = train.labels_N[order_N]
     return np.sort(np.concatenate([order_N[labels_N == label][:count] for label in range(classes)]))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vitral import distributed
 from vitral.data.augment import augment
-from vitral.data.boxes import BoxTargets
+from vitral.data.boxes import Boxes, BoxTargets
 from vitral.data.config import StreamConfig, ViewConfig
 from vitral.data.crop import box_matrix
 from vitral.data.image_store import ImageStore, ReadResult, to_device
@@ -64,13 +64,14 @@ class StreamLoader:
     rank, world: this process takes its contiguous share of every global batch. number: that of the stream in its run,
     from which its samples are numbered. Without `config.views` each sample is shown once, at the store's size, as
     `config.augment` says. Of a split with boxes the targets are the boxes of the first view, see `BoxTargets`. sampler:
-    another order of the samples. Raises UserError where the share is no multiple of 8 images, for mixup and CutMix of
-    boxes, or where the sampler refuses.
+    another order of the samples. hidden: boxes of a stream without labels, by which what is predicted is watched:
+    `hidden_boxes` and `hidden_class`. Raises UserError where the share is no multiple of 8 images, for mixup and CutMix
+    of boxes, or where the sampler refuses.
     """
 
     def __init__(
         self, store: ImageStore, config: StreamConfig, seed: int, *, rank: int = 0, world: int = 1, number: int = 0,
-        sampler: Sampler | None = None,
+        sampler: Sampler | None = None, hidden: Boxes | None = None,
     ) -> None:  # fmt: skip
         assert len(store.split) <= STREAM_SPAN, "samples of two streams would have the same numbers"
         batch_size, labels_N = config.batch_size, store.split.labels_N
@@ -82,7 +83,7 @@ class StreamLoader:
         assert len(store.crops) in (0, len(self.views)), (store.crops, self.views)
         self.labels_N = torch.from_numpy(labels_N) if config.labeled else None
         self.mixer = Mixer(config.augment, seed)
-        boxes = store.split.boxes if config.labeled else None
+        boxes = store.split.boxes if config.labeled else hidden
         self.boxes = None if boxes is None else BoxTargets(boxes, config.min_visible)
         if self.boxes is not None and self.mixer.active:
             raise UserError("boxes of mixed images have no weights", where="augment", got="mixup or cutmix",
@@ -120,6 +121,8 @@ class StreamLoader:
         targets = {} if self.labels_N is None else {"label": self.labels_N[place_B].to(device)}
         if self.boxes is not None:
             targets = self.boxes(place_B, views[0])
+            if self.labels_N is None:
+                targets = {"hidden_boxes": targets["boxes"], "hidden_class": targets["box_class"]}
         if self.mixer.active:
             row_B = torch.arange(self.first, self.last, device=device)
             position_B = row_B + step * self.batch_size + self.first_id

@@ -23,6 +23,7 @@ from vitral.objectives.base_config import (
 from vitral.objectives.beit_config import BeitConfig
 from vitral.objectives.detection_config import DetectionConfig
 from vitral.objectives.igpt_config import IGPTFinetuneConfig, IGPTObjectiveConfig
+from vitral.objectives.pseudo_boxes_config import PseudoBoxesConfig, SoftTeacherConfig
 from vitral.objectives.semi_supervised_config import (
     ConsistencyConfig,
     FixMatchConfig,
@@ -336,6 +337,8 @@ else:
             | DynamicViTConfig
             | RegressionConfig
             | DetectionConfig
+            | PseudoBoxesConfig
+            | SoftTeacherConfig
             | AdversarialConfig
             | MaskedPatchConfig
             | MaeConfig

@@ -57,13 +57,17 @@ class Detection(Objective):
         return 0
 
     def prepare_batches(self, batches: Mapping[str, Batch], step: int) -> Mapping[str, Batch]:
-        """Add `targets["location_box"]`: the row of the box that each location learns, int64 [B, A], or -1."""
-        batch, c = batches["train"], self.config
-        targets, strides = batch.targets, self.detector.config.strides
+        """Add what `located` adds."""
+        batch = batches["train"]
+        return {**batches, "train": batch._replace(targets=self.located(batch.targets))}
+
+    def located(self, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """With `location_box`: the row of the box that each location learns, int64 [B, A], or -1."""
+        c, strides = self.config, self.detector.config.strides
         row_BA = assign(
             targets["boxes"], targets["box_class"], self.locations(), strides, c.level_side, c.center_radius
         )
-        return {**batches, "train": batch._replace(targets={**targets, "location_box": row_BA})}
+        return {**targets, "location_box": row_BA}
 
     def locations(self) -> Locations:
         """The detector's locations."""

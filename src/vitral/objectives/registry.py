@@ -12,6 +12,7 @@ from vitral.objectives.igpt import IGPTFinetune, ImageGPT
 from vitral.objectives.mae import MAE
 from vitral.objectives.masked_patch import MaskedPatch
 from vitral.objectives.objective import Objective
+from vitral.objectives.pseudo_boxes import PseudoBoxes, SoftTeacher
 from vitral.objectives.regression import Regression
 from vitral.objectives.supervised import Supervised
 from vitral.objectives.tokenizer import Tokenizer
@@ -22,6 +23,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "dynamic_vit": DynamicViT,
     "regression": Regression,
     "detection": Detection,
+    "pseudo_boxes": PseudoBoxes,
+    "soft_teacher": SoftTeacher,
     "adversarial": Adversarial,
     "masked_patch": MaskedPatch,
     "mae": MAE,

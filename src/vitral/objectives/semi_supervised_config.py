@@ -58,6 +58,34 @@ def is_stronger(strong: AugmentConfig, weak: AugmentConfig) -> bool:
     return False
 
 
+def refuse_large_steps(run: Any, dataset: Any) -> None:
+    """Raise UserError for steps of more unlabeled images than there are."""
+    images, step = len(dataset.parts[UNLABELED]), run.train.batch_size * run.data.unlabeled_ratio
+    if step > images:
+        raise UserError(
+            f"a step takes more unlabeled images than there are ({plural(images, 'image')})",
+            where="data.unlabeled_ratio", got=f"{run.data.unlabeled_ratio} x {run.train.batch_size} = {step:,}",
+            expected=f"train.batch_size times data.unlabeled_ratio of at most {images:,}",
+        )  # fmt: skip
+
+
+def strong_view(augment: AugmentConfig, changes: Mapping[str, Any]) -> AugmentConfig:
+    """The run's augmentation with the changes of `objective.strong`."""
+    return build(AugmentConfig, {**augment.model_dump(), **changes}, where="objective.strong")
+
+
+def warn_of_weak(views: tuple[AugmentConfig, ...]) -> list[str]:
+    """A warning where the strong view, the second one, changes images no more than the weak one."""
+    weak, strong = views
+    if is_stronger(strong, weak):
+        return []
+    return [
+        "objective.strong: the strong view is no stronger than the weak one, so the model learns from unlabeled "
+        "images what the teacher predicts for nearly the same view. Raise keys of objective.strong above those of "
+        "augment, or leave objective.strong out"
+    ]
+
+
 def _inside(value: float) -> float:
     if not 0 < value < 1:
         raise ValueError(f"a probability strictly between 0 and 1 is needed, got {value}")
@@ -129,13 +157,7 @@ class SemiSupervisedConfig(ClassifierConfig):
                 "classes without labeled images cannot be learned", where="data", got=", ".join(absent[:10]),
                 expected="at least one labeled training image of each class",
             )  # fmt: skip
-        images, step = len(dataset.parts[UNLABELED]), run.train.batch_size * run.data.unlabeled_ratio
-        if step > images:
-            raise UserError(
-                f"a step takes more unlabeled images than there are ({plural(images, 'image')})",
-                where="data.unlabeled_ratio", got=f"{run.data.unlabeled_ratio} x {run.train.batch_size} = {step:,}",
-                expected=f"train.batch_size times data.unlabeled_ratio of at most {images:,}",
-            )  # fmt: skip
+        refuse_large_steps(run, dataset)
 
     def views(self, augment: AugmentConfig, size: Size, stride: int) -> dict[str, tuple[ViewConfig, ...]]:
         """Return one view of labeled images, and of unlabeled ones those of `unlabeled_views`."""
@@ -217,19 +239,11 @@ class StrongViewConfig(SemiSupervisedConfig):
 
     def warnings(self, run: Any) -> list[str]:
         """Return a warning where the strong view changes images no more than the weak one."""
-        weak, strong = self.unlabeled_views(run.augment)
-        if is_stronger(strong, weak):
-            return []
-        return [
-            "objective.strong: the strong view is no stronger than the weak one, so the model learns from unlabeled "
-            "images what the teacher predicts for nearly the same view. Raise keys of objective.strong above those of "
-            "augment, or leave objective.strong out (RandAugment and erasing)"
-        ]
+        return warn_of_weak(self.unlabeled_views(run.augment))
 
     def unlabeled_views(self, augment: AugmentConfig) -> tuple[AugmentConfig, ...]:
         """Return the weak view, then the strong one."""
-        changes = STRONG if self.strong is None else self.strong
-        return augment, build(AugmentConfig, {**augment.model_dump(), **changes}, where="objective.strong")
+        return augment, strong_view(augment, STRONG if self.strong is None else self.strong)
 
 
 TeacherEMA = Annotated[float, Field(ge=0, lt=1)]

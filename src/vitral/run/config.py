@@ -92,7 +92,8 @@ class RunConfig(RunKeys):
     def _check_streams(self) -> None:
         """Check the images without labels against the streams, and mixing against the streams that mix."""
         data, streams = self.data, self.objective.streams
-        ways = {"data.unlabeled": data.unlabeled, "data.labels_per_class": data.labels_per_class}
+        part = "data.labeled_images" if self.objective.learns_boxes else "data.labels_per_class"
+        ways = {f"data.{key}": getattr(data, key) for key in ("unlabeled", "labels_per_class", "labeled_images")}
         given = [key for key, value in ways.items() if value is not None]
         if UNLABELED not in streams:
             if given or data.unlabeled_ratio != 1:
@@ -105,7 +106,7 @@ class RunConfig(RunKeys):
         elif len(given) != 1:
             raise ValueError(
                 f"objective.kind={self.objective.kind} learns from unlabeled images too, of one source: expected "
-                f"data.unlabeled=PATH or data.labels_per_class=N, got {' and '.join(given) or 'neither'}"
+                f"data.unlabeled=PATH or {part}=N, got {' and '.join(given) or 'neither'}"
             )
         elif data.labels_per_class is not None and data.shots is not None:
             raise ValueError("data.shots leaves out the images that data.labels_per_class would use without labels")
@@ -155,10 +156,10 @@ def load_run(recipe: str | None, overrides: Mapping[str, Any]) -> RunKeys:
     Raises UserError for anything unknown or wrong.
 
     `data=X` is short for `data.path=X`; a path given without a source makes the source `auto`; train.epochs given
-    replaces a recipe's train.steps, and data.unlabeled its data.labels_per_class; a model.name replaces the parts of
-    the model that its preset sets, and, if the family differs from the recipe's, all model keys of the recipe; another
-    objective.kind replaces all objective keys of the recipe. The default recipe is `small` if data is given, else
-    `digits`.
+    replaces a recipe's train.steps, and data.unlabeled its data.labels_per_class or data.labeled_images; a model.name
+    replaces the parts of the model that its preset sets, and, if the family differs from the recipe's, all model keys
+    of the recipe; another objective.kind replaces all objective keys of the recipe. The default recipe is `small` if
+    data is given, else `digits`.
     """
     if recipe is not None:
         recipe, overrides = recipe_and_data([recipe], overrides)
@@ -173,7 +174,7 @@ def load_run(recipe: str | None, overrides: Mapping[str, Any]) -> RunKeys:
     model, kind = run_class(tree), overrides.get("objective.kind")
     if model is RunConfig:
         if overrides.get("data.unlabeled") not in _NULL:
-            overrides.setdefault("data.labels_per_class", None)
+            overrides |= {key: overrides.get(key) for key in ("data.labels_per_class", "data.labeled_images")}
         if "data.path" in overrides:
             overrides.setdefault("data.source", "auto")
         if kind is not None and kind != flatten(tree).get("objective.kind", "supervised"):

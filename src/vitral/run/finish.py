@@ -152,7 +152,9 @@ def folder_config(
     config, dataset, data = prepared.config, prepared.dataset, prepared.config.data
     unlabeled: dict[str, Any] = {}
     if dataset.unlabeled is not None:
-        unlabeled = data.model_dump(mode="json", include={"unlabeled", "labels_per_class", "unlabeled_ratio"})
+        unlabeled = data.model_dump(
+            mode="json", include={"unlabeled", "labels_per_class", "labeled_images", "unlabeled_ratio"}
+        )
         unlabeled["unlabeled_fingerprint"] = dataset.unlabeled.fingerprint
     return FolderConfig(
         name=prepared.name,

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from vitral import distributed
+from vitral.data.config import UNLABELED
 from vitral.data.dataset import Dataset
 from vitral.data.loader import StreamLoader, TrainLoader
 from vitral.data.sampling import class_shares
@@ -174,10 +175,11 @@ def _log_start(prepared: RunContext, objective: Objective, steps: int, folder: P
 
 def train_loader(prepared: RunContext) -> TrainLoader:
     """The run's streams of batches; of many processes each has its share of every batch."""
+    hidden = prepared.dataset.hidden
     return TrainLoader({
         name: StreamLoader(
             prepared.stores[name], stream, prepared.config.seed, rank=distributed.rank(), world=distributed.world(),
-            number=number,
+            number=number, hidden=hidden.boxes if hidden and name == UNLABELED else None,
         )
         for number, (name, stream) in enumerate(prepared.streams.items())
     }, prepared.config.objective.steps_per_batch)  # fmt: skip

@@ -18,7 +18,7 @@ from vitral import distributed
 from vitral.data.check import Normalization
 from vitral.data.config import UNLABELED, DataConfig, StreamConfig
 from vitral.data.dataset import Dataset, Split, spaced
-from vitral.data.few_labels import with_labels_per_class, with_shots
+from vitral.data.few_labels import with_labeled_images, with_labels_per_class, with_shots
 from vitral.data.findings import CheckReport
 from vitral.data.image_spec import ImageSpec, ResizeSpec
 from vitral.data.image_store import ImageStore, RandomCrop
@@ -205,6 +205,8 @@ def _open_data(
         dataset = with_shots(dataset, data.shots, config.seed)
     if data.labels_per_class is not None:
         dataset = with_labels_per_class(dataset, data.labels_per_class, config.seed)
+    if data.labeled_images is not None:
+        dataset = with_labeled_images(dataset, data.labeled_images, config.seed)
     return dataset, report
 
 
