@@ -192,7 +192,7 @@ class DataConfig(ReadConfig):
     labeled_images: Count | None = Field(
         default=None,
         description="detection: number of train images that keep their boxes, drawn by seed; the others are read "
-        "without boxes; null: all keep them",
+        "without boxes, or left out by objectives without an unlabeled stream; null: all keep them",
     )
     unlabeled_ratio: Count = Field(
         default=1, description="unlabeled images per labeled image in a step (mu of FixMatch)"

@@ -53,9 +53,9 @@ def with_labels_per_class(dataset: Dataset, count: int, seed: int) -> Dataset:
     return _divided(dataset, kept, note)
 
 
-def with_labeled_images(dataset: Dataset, count: int, seed: int) -> Dataset:
-    """Return the dataset with `count` training images that keep their boxes, drawn by `seed`, and the others beside
-    them, without; `hidden` holds these boxes. A seed's smaller sets are parts of its larger ones.
+def with_labeled_images(dataset: Dataset, count: int, seed: int, *, unlabeled: bool) -> Dataset:
+    """Return the dataset with `count` training images that keep their boxes, drawn by `seed`, and, with `unlabeled`,
+    the others beside them, without; `hidden` holds these boxes. A seed's smaller sets are parts of its larger ones.
 
     Raises UserError for data without boxes, and where no image is left.
     """
@@ -71,7 +71,10 @@ def with_labeled_images(dataset: Dataset, count: int, seed: int) -> Dataset:
     absent_K = ~train.subset(kept).labels_N.any(0)
     absent = [name for name, is_absent in zip(dataset.classes, absent_K.tolist(), strict=True) if is_absent]
     note += f", none of {', '.join(absent[:10])}" if absent else ""
-    return _divided(dataset, kept, note)
+    if unlabeled:
+        return _divided(dataset, kept, note)
+    notes = *dataset.notes, f"{note}; {len(train) - count} others left out"
+    return replace(dataset, splits={**dataset.splits, "train": train.subset(kept)}, notes=notes)
 
 
 def _divided(dataset: Dataset, kept: np.ndarray, note: str) -> Dataset:

@@ -96,6 +96,7 @@ class RunConfig(RunKeys):
         ways = {f"data.{key}": getattr(data, key) for key in ("unlabeled", "labels_per_class", "labeled_images")}
         given = [key for key, value in ways.items() if value is not None]
         if UNLABELED not in streams:
+            given = [key for key in given if key != part or not self.objective.learns_boxes]
             if given or data.unlabeled_ratio != 1:
                 keys = ", ".join([*given, *(["data.unlabeled_ratio"] if data.unlabeled_ratio != 1 else [])])
                 hint = ". data.shots=N trains on N images of each class and leaves the others out"

@@ -206,7 +206,8 @@ def _open_data(
     if data.labels_per_class is not None:
         dataset = with_labels_per_class(dataset, data.labels_per_class, config.seed)
     if data.labeled_images is not None:
-        dataset = with_labeled_images(dataset, data.labeled_images, config.seed)
+        unlabeled = UNLABELED in config.objective.streams
+        dataset = with_labeled_images(dataset, data.labeled_images, config.seed, unlabeled=unlabeled)
     return dataset, report
 
 
