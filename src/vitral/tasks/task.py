@@ -193,10 +193,8 @@ class Task(ABC):
     def suppressed_state(self, architecture: ModelConfig) -> dict[str, Any]:
         """Return the `state` of an export whose graph ends with non-maximum suppression. Raises UserError where
         answers are no boxes."""
-        expected = "a detector"
-        raise UserError(
-            "there are no boxes to suppress", where="nms", got=f"a model for {self.name}", expected=expected
-        )
+        got = f"a model for {self.name}"
+        raise UserError("there are no boxes to suppress", where="nms", got=got, expected="a detector")
 
     # Annotations and outputs
 
