@@ -113,6 +113,10 @@ class RunConfig(RunKeys):
             raise ValueError(
                 f"objective.kind={self.objective.kind} mixes no images: set augment.mixup=0 augment.cutmix=0"
             )
+        if (self.augment.mosaic or self.augment.copy_paste) and not self.objective.learns_boxes:
+            raise ValueError(
+                f"objective.kind={self.objective.kind} learns no boxes: set augment.mosaic=0 augment.copy_paste=0"
+            )
 
     def _check_frozen(self) -> None:
         alone = self.train.freeze == "encoder"
