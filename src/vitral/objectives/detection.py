@@ -5,6 +5,7 @@ Shape letters: B batch, M rows of boxes of an image, A locations, C classes, 4 a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 
 import torch
@@ -17,10 +18,12 @@ from vitral.models.detector import Detector
 from vitral.models.model import ImageModel
 from vitral.models.parameters import trains_head_only
 from vitral.models.registry import detector
-from vitral.objectives.box_targets import Locations, assign
+from vitral.objectives.box_targets import Locations, assign, unlearned
 from vitral.objectives.detection_config import DetectionConfig
 from vitral.objectives.objective import Objective, ObjectiveContext
-from vitral.structs import Batch, StepOutput
+from vitral.structs import Batch, StepOutput, sample_places
+
+log = logging.getLogger("vitral")
 
 
 def focal_loss(logits: Tensor, target: Tensor, alpha: float, gamma: float) -> Tensor:
@@ -43,6 +46,7 @@ class Detection(Objective):
         super().__init__(factory, config, context)
         self.model, self.config = factory(), config
         self.frozen = trains_head_only(self.model)
+        self.has_warned = False
 
     @property
     def detector(self) -> Detector:
@@ -62,7 +66,19 @@ class Detection(Objective):
         row_BA = assign(
             targets["boxes"], targets["box_class"], self.locations(), strides, c.level_side, c.center_radius
         )
+        self._report_unlearned(batch, row_BA)
         return {**batches, "train": batch._replace(targets={**targets, "location_box": row_BA})}
+
+    def _report_unlearned(self, batch: Batch, row_BA: Tensor) -> None:
+        """Warn once a run of boxes that no location learns."""
+        if self.has_warned or not (count_B := unlearned(batch.targets["box_class"], row_BA)).any():
+            return
+        self.has_warned, places = True, (sample_places(batch)[count_B > 0] + 1).tolist()
+        log.warning(
+            "%d boxes of this batch are not learned, as their map has fewer cells than boxes: of train image %s. "
+            "Later ones are not reported. A larger data.image_size or smaller model.strides give more cells.",
+            int(count_B.sum()), ", ".join(map(str, places[:5])) + (", ..." if len(places) > 5 else ""),
+        )  # fmt: skip
 
     def locations(self) -> Locations:
         """The detector's locations."""
