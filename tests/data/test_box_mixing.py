@@ -28,22 +28,22 @@ def split() -> Split:
     images, rows = np.zeros((COUNT, 3, SIDE, SIDE), np.uint8), list[list[BoxRow]]()
     for number in range(COUNT):
         images[number] = 2 * number + 4
-        boxes: list[BoxRow] = []
+        own: list[BoxRow] = []
         for half in (0, SIDE // 2):
             x0, y0 = int(draw.integers(half + 1, half + 8)), int(draw.integers(1, 20))
             x1, y1 = x0 + int(draw.integers(4, 8)), y0 + int(draw.integers(4, 12))
             images[number, :, y0:y1, x0:x1] = 255
-            boxes.append(BoxRow((x0, y0, x1, y1), "ab"[number % 2]))
-        rows.append(boxes)
+            own.append(BoxRow((x0, y0, x1, y1), "ab"[number % 2]))
+        rows.append(own)
     boxes = as_boxes(rows, [(SIDE, SIDE)] * COUNT, {"a": 0, "b": 1})
     plain = memory_split(images, np.zeros(COUNT, np.int64), [str(number) for number in range(COUNT)], 3)
     return Split(boxes.hot(2), plain.names, plain.read, plain.size, content=plain.content, made_up=True, boxes=boxes)
 
 
-def loader(split: Split, rank: int = 0, world: int = 1, workers: int = 0, **keys: Any) -> StreamLoader:
+def loader(split: Split, keys: dict[str, Any], rank: int = 0, world: int = 1, workers: int = 0) -> StreamLoader:
     store = ImageStore(split, (SIDE, SIDE), ResizeSpec(resize_mode="pad"), exact=False, workers=workers,
                        cache_mb=0 if workers else 100, device=torch.device("cpu"))  # fmt: skip
-    return StreamLoader(store, StreamConfig(COUNT, AugmentConfig(**keys)), 5, rank=rank, world=world)
+    return StreamLoader(store, StreamConfig(COUNT, AugmentConfig.model_validate(keys)), 5, rank=rank, world=world)
 
 
 def pixels(box_4: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def check_white(batch: Batch, *, both: bool = False) -> tuple[int, int]:
     "keys", [{"mosaic": 1.0}, {"copy_paste": 1.0}, {"mosaic": 0.5, "copy_paste": 0.5, "flip": 0.5}]
 )
 def test_boxes_follow_their_rectangles(split: Split, keys: dict[str, Any]) -> None:
-    batches = [loader(split, **keys).batch(step) for step in range(4)]
+    batches = [loader(split, keys).batch(step) for step in range(4)]
     rows = 2 * (4 if "mosaic" in keys else 1) * (2 if "copy_paste" in keys else 1)
     assert {batch.targets["boxes"].shape for batch in batches} == {(COUNT, rows, 4)}
     counts = [check_white(batch, both=len(keys) > 1) for batch in batches]
@@ -89,7 +89,7 @@ def test_boxes_follow_their_rectangles(split: Split, keys: dict[str, Any]) -> No
 def test_every_box_with_its_visible_share_is_there(split: Split) -> None:
     """With min_visible=0 nothing white but slivers is outside of boxes."""
     for keys in ({"mosaic": 1.0}, {"copy_paste": 1.0}):
-        opened = loader(split, **keys)
+        opened = loader(split, keys)
         assert opened.boxes is not None
         opened.boxes.min_visible = 0.0
         _, outside = check_white(opened.batch(0))
@@ -97,25 +97,25 @@ def test_every_box_with_its_visible_share_is_there(split: Split) -> None:
 
 
 def test_shares_of_mixed_images(split: Split) -> None:
-    plain = loader(split)
+    plain = loader(split, {})
     for keys, least, most in (
         ({"mosaic": 0.5}, 0.35, 0.65),
         ({"mosaic": 1.0}, 1.0, 1.0),
         ({"copy_paste": 0.5}, 0.25, 0.5),
     ):
-        opened = loader(split, **keys)
+        opened = loader(split, keys)
         changed = [
             (opened.batch(step).views[0].images_BCHW != plain.batch(step).views[0].images_BCHW).flatten(1).any(1)
             for step in range(8)
         ]
         assert least <= float(torch.cat(changed).float().mean()) <= most, keys
-    assert all(torch.equal(plain.batch(0).targets[name], loader(split, mosaic=1e-9).batch(0).targets[name][:, :2])
+    assert all(torch.equal(plain.batch(0).targets[name], loader(split, {"mosaic": 1e-9}).batch(0).targets[name][:, :2])
                for name in ("boxes", "box_class")), "an image that is not mixed keeps its boxes"  # fmt: skip
 
 
 def test_a_mosaic_shows_four_images_of_the_group(split: Split) -> None:
     """Levels of the ground tell which image a corner shows; the own one is at the upper left."""
-    batch = loader(split, mosaic=1.0).batch(1)
+    batch = loader(split, {"mosaic": 1.0}).batch(1)
     corner = (batch.views[0].images_BCHW[:, 0] * 255).round().int()
     for row, place in enumerate(batch.sample_ids_B.tolist()):
         middle = SIDE // 4
@@ -151,8 +151,8 @@ def pasted(mixer: BoxMixer, images: Tensor, given: dict[str, Tensor], seed: int)
 
 def test_batches_are_equal_for_any_workers_and_processes(split: Split) -> None:
     keys = {"mosaic": 0.7, "copy_paste": 0.7, "flip": 0.5, "scale": 0.2, "repeated_aug": 2}
-    whole = [list(loader(split, workers=workers, **keys).stream(0, 3))[-1] for workers in (0, 2, 8)]
-    thirds = [loader(split, rank, 3, **keys).batch(2) for rank in range(3)]
+    whole = [list(loader(split, keys, workers=workers).stream(0, 3))[-1] for workers in (0, 2, 8)]
+    thirds = [loader(split, keys, rank, 3).batch(2) for rank in range(3)]
     parts = [torch.cat([part.views[0].images_BCHW for part in thirds]), *(
         torch.cat([part.targets[name] for part in thirds]) for name in ("boxes", "box_class")
     )]  # fmt: skip

@@ -14,14 +14,13 @@ from torch import Tensor
 
 import vitral
 from tests.detectors import detector_folder
+from tests.objectives.scenes import small_detector
 from vitral.cli.main import main
 from vitral.engines import onnx_session
 from vitral.errors import UserError
 from vitral.export.config import ExportOptions
 from vitral.export.suppression import NAME, append_suppression
-from vitral.models.detector_config import DetectorConfig
 from vitral.models.select_boxes import select_boxes
-from vitral.models.vit_presets import SIZES
 from vitral.run.command_options import ExportCommandOptions
 from vitral.run.export import export_model
 from vitral.tasks.detection import Detection, DetectionState
@@ -74,8 +73,7 @@ def suppressed(kind: str, folder: Path, dense_BAX: Tensor, **state: Any) -> Tens
     sides = ["batch", *dense_BAX.shape[1:]]
     first, last = (onnx.helper.make_tensor_value_info(name, 1, sides) for name in ("images", "dense"))
     graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["images"], ["dense"])], "g", [first], [last])
-    c = DetectorConfig(image_size=(48, 32), patch_size=8, strides=(8,), in_channels=1, num_classes=count - 4,
-                       **SIZES["micro"])  # fmt: skip
+    c = small_detector(image_size=(48, 32), strides=(8,), num_classes=count - 4).config
     config = FolderConfig.model_construct(architecture=c, task_state=DetectionState(**state).model_dump())
     append_suppression(onnx, graph, config)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
