@@ -40,7 +40,8 @@ class ExportMetadata(Config):
     """What an export says of itself, as JSON inside its file and as config.json beside it.
 
     takes "pixels": uint8 [B, H, W, C] of any size, resized inside; "resized": float32 [B, C, h, w] in [0,1]. batch: the
-    one B that the graph takes; None: any. instruction_sets: of the processor where it was compared with the model;
+    one B that the graph takes; None: any. nms: a detector's graph that ends with non-maximum suppression.
+    instruction_sets: of the processor where it was compared with the model;
     empty: not recorded.
     """
 
@@ -49,6 +50,7 @@ class ExportMetadata(Config):
     takes: Takes
     precision: Precision
     batch: int | None = None
+    nms: bool = False
     model: FolderConfig
     card: str
     versions: dict[str, str]

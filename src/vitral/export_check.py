@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -22,10 +23,10 @@ from vitral.atomic_files import write_cache
 from vitral.config import Config, build
 from vitral.cpu import instruction_sets
 from vitral.data.check_cache import cache_folder
-from vitral.engines import Engine, Exported, TorchEngine, logits_of, parts_of
+from vitral.data.resize import fit_image
+from vitral.engines import Engine, Exported, logits_of, parts_of
 from vitral.errors import UserError
 from vitral.files import read_json
-from vitral.models.model import ImageModel
 from vitral.weights.folder import FolderConfig
 
 log = logging.getLogger("vitral")
@@ -65,9 +66,11 @@ def made_up_images(config: FolderConfig) -> list[Tensor]:
 
 
 @torch.inference_mode()
-def prove(network: ImageModel, engine: Engine, config: FolderConfig) -> Proof:
-    """Compare here and now."""
-    expected_NS = _outputs(TorchEngine(network), config)
+def prove(reference: Callable[[Tensor], Tensor], engine: Engine, config: FolderConfig) -> Proof:
+    """Compare here and now with a function of images [B, C, h, w] in [0,1]."""
+    spec = config.preprocessing
+    fitted = [fit_image(image, spec.image_size, spec) for image in made_up_images(config)]
+    expected_NS = _compared(reference(torch.stack(fitted)).float().cpu(), config)
     return Proof(
         instruction_sets=instruction_sets(),
         outputs=base64.b64encode(expected_NS.numpy().astype("<f4").tobytes()).decode(),
@@ -128,8 +131,12 @@ def _apart(engine: Engine, config: FolderConfig, expected_NS: Tensor) -> float:
 
 def _outputs(engine: Engine, config: FolderConfig) -> Tensor:
     """In the task's units for comparisons, of the made-up images."""
-    outputs = config.make_task().comparable(logits_of(engine, config.preprocessing, made_up_images(config)))
-    flat_NS = outputs.flatten(1)
+    return _compared(logits_of(engine, config.preprocessing, made_up_images(config)), config)
+
+
+def _compared(outputs: Tensor, config: FolderConfig) -> Tensor:
+    """Some of them."""
+    flat_NS = config.make_task().comparable(outputs).flatten(1)
     return flat_NS[:, :: -(-flat_NS.shape[1] // _MOST_OUTPUTS)]
 
 

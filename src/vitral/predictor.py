@@ -193,24 +193,34 @@ class Predictor:
 
     @overload
     def predict(
-        self, images: Any, topk: int = 5, batch_size: int = 64, *, stream: Literal[False] = False
+        self, images: Any, topk: int | None = None, batch_size: int = 64, *, stream: Literal[False] = False
     ) -> list[dict[str, Any]]: ...
     @overload
     def predict(
-        self, images: Any, topk: int = 5, batch_size: int = 64, *, stream: Literal[True], tolerant: bool = False
+        self,
+        images: Any,
+        topk: int | None = None,
+        batch_size: int = 64,
+        *,
+        stream: Literal[True],
+        tolerant: bool = False,
     ) -> Iterator[dict[str, Any]]: ...
     def predict(
-        self, images: Any, topk: int = 5, batch_size: int = 64, *, stream: bool = False, tolerant: bool = False
-    ) -> list[dict[str, Any]] | Iterator[dict[str, Any]]:
+        self, images: Any, topk: int | None = None, batch_size: int = 64, *, stream: bool = False,
+        tolerant: bool = False,
+    ) -> list[dict[str, Any]] | Iterator[dict[str, Any]]:  # fmt: skip
         """The `topk` likeliest classes of each image, best first (all of them where there are fewer); a score is the
-        class's probability, which in a multi-label model belongs to the class alone.
+        class's probability, which in a multi-label model belongs to the class alone. A detector, which answers with all
+        boxes above its threshold, refuses `topk`; for others None is 5.
 
         images: one image or a sequence of them, each as for `preprocess`; an array of four axes, [N,H,W,C], or a list
         counts as many. Returns {"image": path or number, "predictions": [{"label", "index", "score"}]} for each.
         stream: yield one after the other: UserError for an image that cannot be read comes after those before it;
         with `tolerant` it is answered by {"image", "error"} in its place, and the others follow.
         """
-        rows = self._predictions(_as_sequence(images), topk, batch_size, tolerant)
+        if topk is not None:
+            self.task.refuse_topk(topk)
+        rows = self._predictions(_as_sequence(images), 5 if topk is None else topk, batch_size, tolerant)
         return rows if stream else list(rows)
 
     def _predictions(

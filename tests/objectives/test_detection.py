@@ -13,7 +13,7 @@ from tests.objectives.training import Trained, assert_equal, five_steps
 from tests.processes import in_processes
 from vitral.models.dense_head import HeadOutput, cell_centers, to_distances
 from vitral.models.detector import Detector
-from vitral.objectives.box_targets import Locations, assign, level_strides
+from vitral.objectives.box_targets import Locations, assign, level_strides, unlearned
 from vitral.objectives.detection import Detection, focal_loss, image_weights, step_output
 from vitral.objectives.detection_config import DetectionConfig
 from vitral.objectives.objective import ObjectiveContext
@@ -81,6 +81,20 @@ def test_boxes_between_cell_centers_and_on_each_other_are_learned() -> None:
     assert set(row.tolist()) == {-1, 0, 1, 2, 3}
     at = LOCATIONS.centers_A2[row == 0]
     assert bool(((at - 4).abs() <= 2).all())
+
+
+def test_boxes_without_a_cell_are_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Of 20 large boxes on a map of 16 cells, 4 are not learned."""
+    boxes, classes = torch.tensor([0.0, 0, 32, 32]).repeat(2, 20, 1), torch.zeros(2, 20, dtype=torch.long)
+    classes[0, 3:] = -1
+    mine = objective(small_detector(image_size=(32, 32)))
+    with caplog.at_level("WARNING", "vitral"):
+        mine.prepare_batches(batch_of(boxes, classes), 0)
+        row_BA = mine.prepare_batches(batch_of(boxes, classes), 1)["train"].targets["location_box"]
+    assert unlearned(classes, row_BA).tolist() == [0, 4]
+    (line,) = caplog.messages
+    assert line.startswith("4 boxes of this batch are not learned")
+    assert "of train image 2." in line
 
 
 def test_images_without_boxes_are_background() -> None:

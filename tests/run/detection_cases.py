@@ -17,6 +17,8 @@ DETECTION_CASES: dict[str, Case] = {
     "model.strides": Case([4, 8, 16], shapes, DETECTION),
     "model.pyramid_width": Case(16, shapes, DETECTION),
     "model.tower_depth": Case(2, shapes, DETECTION),
+    "augment.mosaic": Case(1.0, weights, DETECTION),
+    "augment.copy_paste": Case(1.0, weights, DETECTION),
     "objective.focal_alpha": Case(0.5, weights, DETECTION),
     "objective.focal_gamma": Case(0.0, weights, DETECTION),
     "objective.box_weight": Case(3.0, weights, DETECTION),

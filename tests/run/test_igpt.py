@@ -209,6 +209,7 @@ def test_what_cannot_be_drawn(model: str, keys: dict[str, Any], words: str, monk
         ({"data.image_size": 70}, "4,900 pixels"),
         ({"lora.rank": 2, "init": "x"}, "no effect with objective.kind=igpt: lora.rank"),
         ({"augment.mixup": 0.5}, "mixes no images"),
+        ({"augment.mosaic": 0.5}, "learns no boxes"),
         ({"model.mask_ratio": 0.2, "objective.kind": "igpt_finetune"}, "fine-tuned by its classes alone"),
     ],
 )

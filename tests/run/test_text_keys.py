@@ -104,6 +104,13 @@ WRITER = {
 BEAM, SAMPLE = {**WRITER, "search.search": "beam"}, {**WRITER, "search.search": "sample"}
 LSTM = {"model.name": "lstm_tiny", "model.mlp_dim": None}
 
+REFUSED: dict[str, tuple[object, str]] = {
+    "train.freeze": ("encoder", "train.freeze has no effect"),
+    "optim.layer_decay": (0.5, "optim.layer_decay has no effect"),
+    "augment.mixup": (0.5, "not mixed"), "augment.cutmix": (1.0, "not mixed"),
+    "augment.mix_prob": (0.5, "not mixed"),
+    "augment.mosaic": (1.0, "texts have no boxes"), "augment.copy_paste": (1.0, "texts have no boxes"),
+}  # fmt: skip
 CASES: dict[str, Case] = {
     "recipe": Case("other", summary),
     "seed": Case(1, weights),
@@ -179,16 +186,10 @@ IMAGE_CASES: dict[str, Case] = {
     **{
         key: Case(case.value, batches, {name: v for name, v in case.given.items() if name.startswith("augment.")})
         for key, case in OF_IMAGES.items()
-        if key.startswith("augment.") and key not in ("augment.mixup", "augment.cutmix", "augment.mix_prob")
+        if key.startswith("augment.") and key not in REFUSED
     },
 }  # fmt: skip
 # Keys of every run that have no effect here.
-REFUSED: dict[str, tuple[object, str]] = {
-    "train.freeze": ("encoder", "train.freeze has no effect"),
-    "optim.layer_decay": (0.5, "optim.layer_decay has no effect"),
-    "augment.mixup": (0.5, "not mixed"), "augment.cutmix": (1.0, "not mixed"),
-    "augment.mix_prob": (0.5, "not mixed"),
-}  # fmt: skip
 # What is read by one function for all runs (see test_keys.py), or has a test of its own, here or in the named file.
 LOOP = (
     "device", "out", "overwrite", "finish", "deterministic", "train.compile", "train.parallel", "train.save_seconds",

@@ -69,7 +69,12 @@ def test_the_explorer_has_boxes_of_what_the_model_sees() -> None:
         assert not {"predict", "lens", "merge", "attack"} & set(described["can"])
         assert {"lens", "merge", "attack"} <= set(described["why"])
         assert described["threshold"] == 0.3
+        refused = await client.post("/v1/explore?topk=3", content=turned(), headers=JPEG)
+        assert refused.status_code == 422
+        assert "above its threshold" in refused.json()["error"]["message"]
         found = (await client.post("/v1/explore", content=turned(), headers=JPEG)).json()
+        again = f"/v1/explore/{found['id']}"
+        assert [(await client.get(again + more)).status_code for more in ("", "?topk=3")] == [200, 422]
         dog, cat = found["detections"]
         assert [dog["label"], cat["label"]] == ["dog", "cat"], "also below the threshold"
         # 80 x 200 pixels become 26 x 64, with 19 of gray on both sides.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vitral.data.box_ops import from_cxcywh, from_xywh
-from vitral.data.geometry import transform_boxes
+from vitral.data.geometry import boxes_within
 from vitral.errors import UserError
 from vitral.structs import View
 
@@ -196,10 +196,15 @@ class BoxTargets:
         the samples at these places. Rows without a box have class -1 and coordinates 0: padding, boxes of which a view
         shows less than `min_visible` of the area (of the hull, if the view is turned) or less than one pixel, crowds,
         and boxes of less than one pixel in the file."""
-        place_BM, device = torch.from_numpy(self.place_NM[place_B.numpy()]), view.matrix_B33.device
+        height, width = view.images_BCHW.shape[-2:]
+        whole_4 = torch.tensor([0.0, 0.0, width, height], device=view.matrix_B33.device)
+        return self.within(place_B, view.matrix_B33, whole_4.expand(len(place_B), 4))
+
+    def within(self, place_B: Tensor, matrix_B33: Tensor, window_B4: Tensor) -> dict[str, Tensor]:
+        """The same for a part of the view, a box, that shows the samples by these matrices."""
+        place_BM, device = torch.from_numpy(self.place_NM[place_B.numpy()]), matrix_B33.device
         boxes_BM4, class_BM = self.boxes_X4[place_BM].to(device), self.label_X[place_BM].to(device)
-        size = view.images_BCHW.shape[-2], view.images_BCHW.shape[-1]
-        boxes_BM4, visible_BM = transform_boxes(view.matrix_B33, boxes_BM4, size)
+        boxes_BM4, visible_BM = boxes_within(matrix_B33, boxes_BM4, window_B4)
         large_BM = ((boxes_BM4[..., 2:] - boxes_BM4[..., :2]) >= MIN_SIDE).all(2)
         seen_BM = (class_BM >= 0) & large_BM & (visible_BM >= self.min_visible)
         return {"boxes": boxes_BM4 * seen_BM[..., None], "box_class": torch.where(seen_BM, class_BM, -1)}

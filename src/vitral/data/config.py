@@ -301,6 +301,14 @@ class AugmentConfig(Config):
         "of 8 images draws one of the two",
     )
     mix_prob: Share = Field(default=1.0, description="share of the groups of 8 images that are mixed")
+    mosaic: Share = Field(
+        default=0.0, description="detection: share of the images that become a mosaic of four (YOLOv4); 0: off"
+    )
+    copy_paste: Share = Field(
+        default=0.0,
+        description="detection: share of the images that get boxes of another one pasted, each with a probability of "
+        "1/2, at their places there; 0: off",
+    )
 
     @property
     def moves(self) -> bool:

@@ -110,6 +110,14 @@ class Stream(IntEnum):
     SCENE = 104
     SCENE_NOISE = 105
     RESAMPLE = 112
+    MOSAIC = 126
+    MOSAIC_PARTNER = 127
+    MOSAIC_SCALE = 128
+    MOSAIC_X = 129
+    MOSAIC_Y = 130
+    COPY = 131
+    COPY_PARTNER = 132
+    COPY_BOX = 133
 
 
 def philox(counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tuple[Any, Any, Any, Any]:

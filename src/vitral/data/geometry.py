@@ -24,11 +24,16 @@ def transform_boxes(matrix_B33: Tensor, boxes_BM4: Tensor, size: tuple[int, int]
     turned or sheared box becomes the smallest upright one about it, which is then clipped to the view. Visible is what
     clipping leaves of that box's area, in [0,1]; 0 for a box without area.
     """
+    whole_4 = torch.tensor([0.0, 0.0, size[1], size[0]], dtype=boxes_BM4.dtype, device=boxes_BM4.device)
+    return boxes_within(matrix_B33, boxes_BM4, whole_4.expand(len(boxes_BM4), 4))
+
+
+def boxes_within(matrix_B33: Tensor, boxes_BM4: Tensor, window_B4: Tensor) -> tuple[Tensor, Tensor]:
+    """`transform_boxes` for a part of a view that shows the source, itself a box."""
     corners_BX2 = boxes_BM4[:, :, [0, 1, 2, 1, 0, 3, 2, 3]].unflatten(2, (4, 2)).flatten(1, 2)
     moved_BM42 = (transform_points(matrix_B33, corners_BX2 - 0.5) + 0.5).unflatten(1, (-1, 4))
     hull_BM4 = torch.cat([moved_BM42.amin(2), moved_BM42.amax(2)], dim=2)
-    height, width = size
-    limits_4 = torch.tensor([width, height, width, height], dtype=hull_BM4.dtype, device=hull_BM4.device)
-    clipped_BM4 = torch.minimum(hull_BM4.clamp(min=0), limits_4)
+    low_B14, high_B14 = (window_B4[:, None, part].repeat(1, 1, 2) for part in (slice(2), slice(2, 4)))
+    clipped_BM4 = torch.minimum(torch.maximum(hull_BM4, low_B14), high_B14)
     area_BM, left_BM = ((box[..., 2:] - box[..., :2]).prod(2) for box in (hull_BM4, clipped_BM4))
     return clipped_BM4, torch.where(area_BM > 0, left_BM / area_BM, 0.0)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vitral import distributed
 from vitral.data.augment import augment
+from vitral.data.box_mixing import BoxMixer
 from vitral.data.boxes import Boxes, BoxTargets
 from vitral.data.config import StreamConfig, ViewConfig
 from vitral.data.crop import box_matrix
@@ -85,6 +86,7 @@ class StreamLoader:
         self.mixer = Mixer(config.augment, seed)
         boxes = store.split.boxes if config.labeled else hidden
         self.boxes = None if boxes is None else BoxTargets(boxes, config.min_visible)
+        self.box_mixer = None if self.boxes is None else BoxMixer(config.augment, seed, self.boxes)
         if self.boxes is not None and self.mixer.active:
             raise UserError("boxes of mixed images have no weights", where="augment", got="mixup or cutmix",
                             expected="augment.mixup=0 augment.cutmix=0")  # fmt: skip
@@ -119,13 +121,13 @@ class StreamLoader:
             for number, (view, (images_BCHW, source_B33)) in enumerate(zip(self.views, sources, strict=True))
         ]  # fmt: skip
         targets = {} if self.labels_N is None else {"label": self.labels_N[place_B].to(device)}
-        if self.boxes is not None:
-            targets = self.boxes(place_B, views[0])
+        row_B = torch.arange(self.first, self.last, device=device)
+        position_B = row_B + step * self.batch_size + self.first_id
+        if self.box_mixer is not None:
+            views[0], targets = self.box_mixer(place_B, views[0], position_B)
             if self.labels_N is None:
                 targets = {"hidden_boxes": targets["boxes"], "hidden_class": targets["box_class"]}
         if self.mixer.active:
-            row_B = torch.arange(self.first, self.last, device=device)
-            position_B = row_B + step * self.batch_size + self.first_id
             mixed = [self.mixer(view.images_BCHW, targets["label"], position_B) for view in views]
             views = [view._replace(images_BCHW=images) for view, (images, _) in zip(views, mixed, strict=True)]
             targets = mixed[0][1]

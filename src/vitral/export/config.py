@@ -10,7 +10,9 @@ from vitral.config import Config, Count, Pair
 
 FOLDERS = ("hf", "timm")
 # Keys that folders of other libraries, which hold float32 weights and no graph, do not read.
-_OF_GRAPHS = ("takes", "batch", "precision", "quantize", "images", "max_difference", "min_agreement", "data", "split")
+_OF_GRAPHS = (
+    "takes", "batch", "nms", "precision", "quantize", "images", "max_difference", "min_agreement", "data", "split",
+)  # fmt: skip
 
 
 class ExportOptions(Config):
@@ -33,6 +35,11 @@ class ExportOptions(Config):
         default=None,
         description="fixed batch size of the graph; null: any; with takes=resized all shapes are then static, as some "
         "accelerators require",
+    )
+    nms: bool = Field(
+        default=False,
+        description="detectors, with format=onnx or openvino: end the graph with non-maximum suppression, so that it "
+        "gives detections instead of all boxes",
     )
     precision: Literal["float32", "bfloat16", "int8"] = Field(default="float32", description="precision of computation")
     quantize: Literal["dynamic", "static"] | None = Field(
@@ -68,6 +75,8 @@ class ExportOptions(Config):
             raise ValueError("quantize has no effect without precision=int8")
         if (self.format, self.precision) == ("onnx", "bfloat16"):
             raise ValueError("ONNX Runtime has no bfloat16 matrix products on CPUs: use format=openvino or format=pt2")
+        if self.format == "pt2" and self.nms:
+            raise ValueError("torch has no operator of non-maximum suppression: use format=onnx or format=openvino")
         if (self.format, self.precision) == ("pt2", "int8"):
             raise ValueError("precision=int8 needs format=onnx or format=openvino")
         if self.format == "openvino" and self.quantize == "dynamic":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,20 +72,31 @@ def export_network(
         write_text(folder / CARD, card)
         with torch.inference_mode():
             engine = open_export(file)
-            parity = compare(network, engine, config, samples.compared, samples.source)
+            reference = _reference(network, config, metadata)
+            parity = compare(reference, engine, metadata.model, samples.compared, samples.source)
         check(parity, options.precision, options.max_difference, options.min_agreement)
         write_json(folder / PARITY, parity.model_dump(mode="json"))
-        write_json(folder / PROOF, prove(network, engine, config).model_dump(mode="json"))
+        write_json(folder / PROOF, prove(reference, engine, metadata.model).model_dump(mode="json"))
     return ExportResult(out, file.name, parity, _notes(metadata, options, calibration is not None, samples))
 
 
 def _metadata(config: FolderConfig, card: str, options: ExportOptions) -> ExportMetadata:
     assert options.format in ("onnx", "pt2", "openvino"), options.format
     versions = {"vitral": __version__, "torch": str(torch.__version__)}
+    if options.nms:
+        config = config.model_copy(update={"task_state": config.make_task().suppressed_state(config.architecture)})
     return ExportMetadata(
-        kind=options.format, takes=options.takes, precision=options.precision, batch=options.batch, model=config,
-        card=card, versions=versions, instruction_sets=instruction_sets(),
+        kind=options.format, takes=options.takes, precision=options.precision, batch=options.batch, nms=options.nms,
+        model=config, card=card, versions=versions, instruction_sets=instruction_sets(),
     )  # fmt: skip
+
+
+def _reference(network: ImageModel, config: FolderConfig, metadata: ExportMetadata) -> Callable[[Tensor], Tensor]:
+    """What the graph has to compute of images [B, C, h, w]."""
+    if not metadata.nms:
+        return network
+    task = replace(config.make_task(), state={**metadata.model.task_state, "suppressed": False})
+    return lambda images_BCHW: task.compact(network(images_BCHW))
 
 
 def _calibration(metadata: ExportMetadata, options: ExportOptions, samples: Samples) -> Calibration | None:
@@ -111,6 +122,10 @@ def _notes(metadata: ExportMetadata, options: ExportOptions, static: bool, sampl
         notes = [f"input: uint8 [{batch}, height, width, {channels}], any size; the graph resizes"]
     else:
         notes = [f"input: float32 [{batch}, {channels}, {height}, {width}] in [0,1]"]
+    if metadata.nms:
+        most = metadata.model.task_state["most"]
+        place = f"x0, y0, x1, y1 in pixels of {width} x {height}"
+        notes.append(f"output: detections float32 [{batch}, {most}, 6]: {place}, score, class; -1 in rows without one")
     if metadata.precision == "int8":
         scales = f"from {len(samples.calibration)} {samples.calibration_source}" if static else "from each batch"
         notes.append(f"int8: scales of activations {scales}")

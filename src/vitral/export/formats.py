@@ -14,6 +14,7 @@ from torch import Tensor
 from vitral.engines import FILES, METADATA, ExportMetadata
 from vitral.export.graph import capture, quiet
 from vitral.export.quantize import quantize
+from vitral.export.suppression import append_suppression
 from vitral.models.model import ImageModel
 from vitral.optional_imports import require
 
@@ -67,6 +68,8 @@ def _write_onnx(path: Path, network: ImageModel, metadata: ExportMetadata, calib
         for left in path.parent.glob("whole.onnx*"):
             left.unlink()
         proto = onnx.load(str(path))
+    if metadata.nms:
+        append_suppression(onnx, proto.graph, metadata.model)
     onnx.helper.set_model_props(proto, {METADATA: metadata_json(metadata)})
     proto.producer_name = METADATA
     write_proto(onnx, proto, path)

@@ -55,6 +55,13 @@ def assign(
     return row_BA
 
 
+def unlearned(class_BM: Tensor, row_BA: Tensor) -> Tensor:
+    """How many boxes of each image no location learns, int64 [B]."""
+    is_learned_BM = torch.zeros(len(class_BM), class_BM.shape[1] + 1, dtype=torch.bool, device=class_BM.device)
+    is_learned_BM = is_learned_BM.scatter_(1, row_BA + 1, value=True)[:, 1:]  # the first one is background
+    return ((class_BM >= 0) & ~is_learned_BM).sum(1)
+
+
 def _give_nearest(row_BA: Tensor, away_BMA: Tensor, is_box_BM: Tensor, area_BM: Tensor) -> None:
     """Give boxes without a location the nearest one, in place, the smallest box first."""
     rows_1M1 = torch.arange(is_box_BM.shape[1], device=row_BA.device)[None, :, None]

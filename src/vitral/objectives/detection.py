@@ -5,6 +5,7 @@ Shape letters: B batch, M rows of boxes of an image, A locations, C classes, 4 a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -17,11 +18,13 @@ from vitral.models.detector import Detector
 from vitral.models.model import ImageModel
 from vitral.models.parameters import trains_head_only
 from vitral.models.registry import detector
-from vitral.objectives.box_targets import Locations, assign
+from vitral.objectives.box_targets import Locations, assign, unlearned
 from vitral.objectives.detection_config import DetectionConfig
 from vitral.objectives.objective import Objective, ObjectiveContext
 from vitral.objectives.second_stage_loss import Relevance, second_stage_parts
-from vitral.structs import Batch, StepOutput
+from vitral.structs import Batch, StepOutput, sample_places
+
+log = logging.getLogger("vitral")
 
 
 def focal_loss(logits: Tensor, target: Tensor, alpha: float, gamma: float) -> Tensor:
@@ -44,6 +47,7 @@ class Detection(Objective):
         super().__init__(factory, config, context)
         self.model, self.config = factory(), config
         self.frozen = trains_head_only(self.model)
+        self.has_warned = False
 
     @property
     def detector(self) -> Detector:
@@ -58,8 +62,13 @@ class Detection(Objective):
 
     def prepare_batches(self, batches: Mapping[str, Batch], step: int) -> Mapping[str, Batch]:
         """Add what `located` adds."""
-        batch = batches["train"]
-        return {**batches, "train": batch._replace(targets=self.located(batch.targets))}
+        return {**batches, "train": self.located_batch(batches["train"])}
+
+    def located_batch(self, batch: Batch) -> Batch:
+        """The annotated batch with what `located` adds; a warning says once a run which boxes no location learns."""
+        found = batch._replace(targets=self.located(batch.targets))
+        self._report_unlearned(batch, found.targets["location_box"])
+        return found
 
     def located(self, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """With `location_box`: the row of the box that each location learns, int64 [B, A], or -1."""
@@ -68,6 +77,17 @@ class Detection(Objective):
             targets["boxes"], targets["box_class"], self.locations(), strides, c.level_side, c.center_radius
         )
         return {**targets, "location_box": row_BA}
+
+    def _report_unlearned(self, batch: Batch, row_BA: Tensor) -> None:
+        """Warn once a run of boxes that no location learns."""
+        if self.has_warned or not (count_B := unlearned(batch.targets["box_class"], row_BA)).any():
+            return
+        self.has_warned, places = True, (sample_places(batch)[count_B > 0] + 1).tolist()
+        log.warning(
+            "%d boxes of this batch are not learned, as their map has fewer cells than boxes: of train image %s. "
+            "Later ones are not reported. A larger data.image_size or smaller model.strides give more cells.",
+            int(count_B.sum()), ", ".join(map(str, places[:5])) + (", ..." if len(places) > 5 else ""),
+        )  # fmt: skip
 
     def locations(self) -> Locations:
         """The detector's locations."""

@@ -67,8 +67,7 @@ class PseudoBoxes(Detection):
 
     def prepare_batches(self, batches: Mapping[str, Batch], step: int) -> Mapping[str, Batch]:
         """Add what `Detection` adds, and to unlabeled images, after the warm-up, `pseudo_targets`."""
-        labeled = batches["labeled"]
-        found = {**batches, "labeled": labeled._replace(targets=self.located(labeled.targets))}
+        found = {**batches, "labeled": self.located_batch(batches["labeled"])}
         if step >= self.warmup_steps:
             batch = batches[UNLABELED]
             found[UNLABELED] = batch._replace(targets=self.located(self.pseudo_targets(batch, step)))

@@ -115,6 +115,10 @@ class RunConfig(RunKeys):
             raise ValueError(
                 f"objective.kind={self.objective.kind} mixes no images: set augment.mixup=0 augment.cutmix=0"
             )
+        if (self.augment.mosaic or self.augment.copy_paste) and not self.objective.learns_boxes:
+            raise ValueError(
+                f"objective.kind={self.objective.kind} learns no boxes: set augment.mosaic=0 augment.copy_paste=0"
+            )
 
     def _check_frozen(self) -> None:
         alone = self.train.freeze == "encoder"
@@ -289,7 +293,8 @@ def streams_of(config: RunConfig, architecture: ModelConfig) -> dict[str, Stream
         off: dict[str, Any] = {} if traits.mixed else {"mixup": 0.0, "cutmix": 0.0}
         batch_size, balance = config.train.batch_size, config.data.balance
         if name == UNLABELED:
-            batch_size, balance, off["repeated_aug"] = batch_size * config.data.unlabeled_ratio, "none", 1
+            batch_size, balance = batch_size * config.data.unlabeled_ratio, "none"
+            off |= {"repeated_aug": 1, "mosaic": 0.0, "copy_paste": 0.0}
         augment = config.augment.model_copy(update=off)
         streams[name] = StreamConfig(batch_size, augment, balance, views[name], traits.labeled)
     return streams

@@ -84,4 +84,5 @@ def _work(model: str, options: PredictOptions, device: str) -> Callable[[Sequenc
 
 
 def _answers(predictor: Predictor, options: PredictOptions, paths: Sequence[str]) -> Iterator[Answer]:
-    return predictor.predict(paths, options.topk, options.batch_size, stream=True, tolerant=True)
+    topk = options.topk if "topk" in options.model_fields_set else None
+    return predictor.predict(paths, topk, options.batch_size, stream=True, tolerant=True)

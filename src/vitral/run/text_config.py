@@ -94,4 +94,6 @@ class TextRunConfig(RunKeys):
             raise ValueError("optim.layer_decay has no effect with task=text: set optim.layer_decay=1")
         if changed_keys(self.augment, ("mixup", "cutmix", "mix_prob")):
             raise ValueError("texts are not mixed: set augment.mixup=0 augment.cutmix=0 augment.mix_prob=1")
+        if self.augment.mosaic or self.augment.copy_paste:
+            raise ValueError("texts have no boxes: set augment.mosaic=0 augment.copy_paste=0")
         return self

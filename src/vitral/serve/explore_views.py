@@ -118,7 +118,9 @@ def answer(predictor: Predictor, image: DecodedImage, topk: int) -> tuple[dict[s
         answers = predictor.postprocess(predictor.forward([ready_CHW]), topk)[0]
     elif predictor.task.has_places:
         compact = predictor.task.compact(predictor.forward([ready_CHW]))
-        (answers,) = predictor.task.at_threshold(LEAST).answers(compact, topk, None, spec)
+        state = predictor.task.state
+        least = max(LEAST, state["min_score"]) if state.get("suppressed") else LEAST
+        (answers,) = predictor.task.at_threshold(least).answers(compact, topk, None, spec)
     milliseconds = 1000 * (time.perf_counter() - start)
     found = {
         "size": image.size, "input": as_png_url(x_CHW), "predictions": [], **answers,

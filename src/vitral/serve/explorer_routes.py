@@ -124,7 +124,7 @@ class _Explorer:
             raise APIError(404, "no_sample", f"There is no sample {name!r}.")
         return Response(found[0], media_type=found[1], headers={"Cache-Control": "no-cache"})
 
-    async def look(self, request: Request, model: Model = None, topk: TopK = 5) -> Response:
+    async def look(self, request: Request, model: Model = None, topk: TopK | None = None) -> Response:
         """The answer to one image, the model's input as a PNG, and the id under which its views are requested."""
         worker = self._pick(model)
         uploads = (await read_images(request, self.service.options.max_images)).uploads
@@ -132,7 +132,7 @@ class _Explorer:
             raise APIError(422, "one_image", f"One image is expected at a time, not {len(uploads)}.")
         return await self._answer(worker, uploads[0], topk)
 
-    async def again(self, key: Key, model: Model = None, topk: TopK = 5) -> Response:
+    async def again(self, key: Key, model: Model = None, topk: TopK | None = None) -> Response:
         """The same of an image that was given before, to this model or another, and is still kept."""
         worker = self._pick(model)
         data = self.kept.data(key)
@@ -168,12 +168,14 @@ class _Explorer:
                 raise failure(worker, error) from None
         return answer_json({"model": worker.name, **found})
 
-    async def _answer(self, worker: ModelWorker, upload: Upload, topk: int) -> Response:
+    async def _answer(self, worker: ModelWorker, upload: Upload, topk: int | None) -> Response:
         predictor = worker.predictor
+        if topk is not None:
+            predictor.task.refuse_topk(topk)
         with worker.places(1):
             key = await asyncio.to_thread(lambda: hashlib.sha256(upload.data).hexdigest())
             async with self.service.ready(predictor, [upload]) as (image,):
-                found, x_CHW = await worker.run(lambda: views.answer(predictor, image, topk))
+                found, x_CHW = await worker.run(lambda: views.answer(predictor, image, topk or 5))
         self.kept.put(worker.name, key, CachedImage(weakref.ref(predictor), x_CHW, upload.data))
         return answer_json({"id": key, "model": worker.name, **found})
 

@@ -44,12 +44,14 @@ class DetectionState(Config):
 
     min_score: below, boxes are dropped. max_iou: of two boxes of a class that overlap more, the one with the lower
     score is dropped. most: detections per image, as COCO counts. threshold: the lowest score of an answer.
+    suppressed: outputs are detections [K, 6] already: those of an export that ends with non-maximum suppression.
     """
 
     min_score: Share = 0.05
     max_iou: Share = 0.6
     most: int = Field(default=100, ge=1, le=1000)
     threshold: Share = 0.3
+    suppressed: bool = False
 
 
 class Truth(NamedTuple):
@@ -122,10 +124,23 @@ class Detection(Task):
         hot_NK[:, place] = split.labels_N
         return replace(split, labels_N=hot_NK, boxes=split.boxes.relabeled(place))
 
+    def suppressed_state(self, architecture: ModelConfig) -> dict[str, Any]:
+        """All limits, which the graph then holds; no more detections than there are boxes."""
+        room = getattr(architecture, "locations", 0) * architecture.num_classes
+        changed = {"suppressed": True, "most": min(self._kept.most, room)}
+        return self._kept.model_copy(update=changed).model_dump()
+
     def compact(self, outputs: Tensor) -> Tensor:
         """Detections [B, K, 6] in pixels of the model's image from its outputs [B, A, X]."""
         from vitral.models.select_boxes import select_boxes
 
+        if self._kept.suppressed:
+            if outputs.shape[1:] != (self._kept.most, 6):
+                raise UserError(
+                    "these outputs are no detections", where="task_state.suppressed", got=list(outputs.shape[1:]),
+                    expected=[self._kept.most, 6],
+                )  # fmt: skip
+            return outputs
         return select_boxes(outputs, self._kept.min_score, self._kept.max_iou, self._kept.most)
 
     def annotated(
@@ -155,16 +170,21 @@ class Detection(Task):
         return [self.answer(each_K6, topk) for each_K6 in found_BK6]
 
     def comparable(self, outputs: Tensor) -> Tensor:
-        """Boxes in 500 pixels, so that 0.001 is half a pixel; scores as they are."""
+        """Boxes in 500 pixels, so that 0.001 is half a pixel; scores as they are. Of detections, whose order equal
+        scores leave open, the scores alone, by falling score; those below the threshold count as equal to it."""
         import torch
 
+        if self._kept.suppressed:
+            return outputs[..., 4].clamp(min=self.threshold)
         return torch.cat([outputs[..., :4] / 500, outputs[..., 4:]], -1)
 
     def parity(self, mine_NS: Tensor, theirs_NS: Tensor) -> dict[str, float]:
         """See `evaluate.box_parity`; with the largest differences of boxes, in pixels, and of scores over all
-        locations."""
-        apart = (mine_NS - theirs_NS).abs()
+        locations, unless outputs are detections."""
         found = box_parity(self.compact(mine_NS), self.compact(theirs_NS), self.threshold, self._kept.max_iou)
+        if self._kept.suppressed:
+            return found
+        apart = (mine_NS - theirs_NS).abs()
         return {**found, "pixels_apart": float(apart[..., :4].max()), "scores_apart": float(apart[..., 4:].max())}
 
     @property
@@ -183,6 +203,11 @@ class Detection(Task):
 
     def at_threshold(self, threshold: float) -> Self:
         """With another lowest score of an answer, which also those may have that are else dropped before."""
+        if self._kept.suppressed and threshold < self._kept.min_score:
+            raise UserError(
+                "this export drops boxes of lower scores itself", where="threshold", got=threshold,
+                expected=f"{self._kept.min_score:g} or more", hint="Take the model, or an export without nms=true.",
+            )  # fmt: skip
         changed = {"threshold": threshold, "min_score": min(self._kept.min_score, threshold)}
         return replace(self, state={**self.state, **changed})
 

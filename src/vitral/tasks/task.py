@@ -190,6 +190,12 @@ class Task(ABC):
         """Raise UserError for a `state` that the task cannot use, as a damaged or foreign folder may have it."""
         build(self.state_type, self.state, where="task_state")
 
+    def suppressed_state(self, architecture: ModelConfig) -> dict[str, Any]:
+        """Return the `state` of an export whose graph ends with non-maximum suppression. Raises UserError where
+        answers are no boxes."""
+        got = f"a model for {self.name}"
+        raise UserError("there are no boxes to suppress", where="nms", got=got, expected="a detector")
+
     # Annotations and outputs
 
     @property

@@ -87,7 +87,7 @@ export class Page {
       async () => {
         const sample = image?.startsWith(SAMPLE);
         const file = sample ? await fileOf(`/samples/${encodeURIComponent(image.slice(SAMPLE.length))}`) : given;
-        const params = { model: model.name, topk };
+        const params = { model: model.name, ...(model.can.includes("boxes") ? {} : { topk }) };
         return { file, answer: file ? await post(params, file) : await json(`/${image}`, params) };
       },
       ({ file, answer }) => {
