@@ -33,7 +33,7 @@ _PARTS: Mapping[str, str] = {
     "solarize_from": "solarize", "posterize_bits": "posterize", "sharpen_factor": "sharpen",
     "erase_scale": "random_erasing", "erase_ratio": "random_erasing", "erase_fill": "random_erasing",
 }  # fmt: skip
-_OF_THE_BATCH = ("mixup", "cutmix", "mix_prob", "repeated_aug")
+_OF_THE_BATCH = ("mixup", "cutmix", "mix_prob", "repeated_aug", "mosaic", "copy_paste")
 
 
 def _augmentation(tree: Any) -> Any:
