@@ -15,6 +15,7 @@ from vitral.data.box_ops import clip
 from vitral.models.dense_head import DenseHead, HeadOutput, cell_centers, to_boxes
 from vitral.models.detector_config import DetectorConfig
 from vitral.models.pyramid import FeaturePyramid
+from vitral.models.roi_align import take
 from vitral.models.second_stage import SecondStage, refine
 from vitral.models.vit import VisionTransformer
 
@@ -85,7 +86,7 @@ class Detector(VisionTransformer):
         """The boxes [B, R, 4] of highest score, of any class, and these scores [B, R]."""
         score_BA = dense_BAX[..., 4:].amax(-1)
         score_BR, place_BR = score_BA.topk(min(self.config.proposals, score_BA.shape[1]), dim=1)
-        return dense_BAX[..., :4].gather(1, place_BR[..., None].expand(-1, -1, 4)), score_BR
+        return take(dense_BAX[..., :4], place_BR), score_BR
 
     def rescore(self, maps: Sequence[Tensor], boxes_BR4: Tensor) -> tuple[Tensor, Tensor]:
         """What the second stage says of any boxes: probabilities of the classes and, last, of the background,

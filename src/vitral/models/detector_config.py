@@ -83,6 +83,11 @@ class DetectorConfig(ViTConfig):
         """Cells of all maps: as many boxes come out of the dense head, before any is dropped."""
         return sum(map(math.prod, self.maps))
 
+    @property
+    def outputs(self) -> int:
+        """Boxes that come out, before any is dropped."""
+        return min(self.proposals, self.locations) if self.second_stage else self.locations
+
     def part_of(self, module: str) -> str:
         """Pyramid, or head, beside the parts of a Vision Transformer."""
         first = module.partition(".")[0]

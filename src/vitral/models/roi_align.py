@@ -7,6 +7,7 @@ a box, S bins along a side, L maps, 4 a box (x0, y0, x1, y1) in pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import mul
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,13 @@ def box_levels(boxes_BR4: Tensor, strides: Sequence[int], side: float) -> Tensor
     return sum(((side_BR > limit).long() for limit in limits), torch.zeros_like(side_BR, dtype=torch.long))
 
 
+def take(rows_BAX: Tensor, place_BR: Tensor) -> Tensor:
+    """Rows [B, R, ..., X] at places [B, R, ...] of each image. One lookup for the whole batch, which exports and their
+    runtimes compute too."""
+    first_B = rows_BAX.shape[1] * torch.arange(rows_BAX.shape[0], device=place_BR.device)
+    return F.embedding(place_BR + first_B.view(-1, *[1] * (place_BR.dim() - 1)), rows_BAX.flatten(0, 1))
+
+
 def roi_align(
     maps: Sequence[Tensor], strides: Sequence[int], boxes_BR4: Tensor, level_BR: Tensor, bins: int = 7, samples: int = 1
 ) -> Tensor:
@@ -28,34 +36,37 @@ def roi_align(
 
     A box is cut into `bins` x `bins` parts of equal size; each gives the mean over `samples` x `samples` points, evenly
     spaced in it, of the map, interpolated between the centers of its cells. Outside of them the map goes on as at its
-    border. Boxes get no gradient.
+    border.
     """
     device, count = boxes_BR4.device, bins * samples
     cells_BAF = torch.cat([each.flatten(2).mT for each in maps], dim=1)
-    sizes_L3 = torch.tensor([[*each.shape[2:], stride] for each, stride in zip(maps, strides, strict=True)])
-    cells_L = sizes_L3[:, :2].prod(1)
+    rows_L, columns_L = ([each.shape[axis] for each in maps] for axis in (2, 3))
+    first_L = [sum(map(mul, rows_L[:level], columns_L[:level])) for level in range(len(maps))]
     rows_BR, columns_BR, stride_BR, first_BR = (
-        each_L.to(device)[level_BR] for each_L in (*sizes_L3.unbind(1), cells_L.cumsum(0) - cells_L)
+        _of_level(level_BR, each_L) for each_L in (rows_L, columns_L, strides, first_L)
     )
     share_P = (torch.arange(count, device=device, dtype=boxes_BR4.dtype) + 0.5) / count
     low_BR2, side_BR2 = boxes_BR4[..., :2], boxes_BR4[..., 2:] - boxes_BR4[..., :2]
     point_BRP2 = low_BR2[:, :, None] + share_P[:, None] * side_BR2[:, :, None]
-    point_BRP2 = (point_BRP2.detach() / stride_BR[..., None, None] - 0.5).clamp(min=0)
+    point_BRP2 = (point_BRP2 / stride_BR[..., None, None] - 0.5).clamp(min=0)
     x = _between(point_BRP2[..., 0], columns_BR)
     y = _between(point_BRP2[..., 1], rows_BR)
-    # Places among the cells of all images, so that one lookup serves the whole batch.
-    start_BR = first_BR + cells_BAF.shape[1] * torch.arange(len(cells_BAF), device=device)[:, None]
-    flat_XF, parts = cells_BAF.flatten(0, 1), list[Tensor]()
+    parts = list[Tensor]()
     for row_BRP, down_BRP in y:
         for column_BRP, across_BRP in x:
-            place = (start_BR[..., None] + row_BRP * columns_BR[..., None])[..., :, None] + column_BRP[..., None, :]
-            weight = (down_BRP[..., :, None] * across_BRP[..., None, :]).to(flat_XF.dtype)
-            parts.append(F.embedding(place, flat_XF) * weight[..., None])
+            line_BRP = first_BR[..., None] + row_BRP * columns_BR[..., None]
+            weight_BRPP = (down_BRP[..., :, None] * across_BRP[..., None, :]).to(cells_BAF.dtype)
+            found = take(cells_BAF, line_BRP[..., :, None] + column_BRP[..., None, :])
+            parts.append(found * weight_BRPP[..., None])
     found_BRPPF = torch.stack(parts).sum(0)
     found_BRFPP = found_BRPPF.permute(0, 1, 4, 2, 3)
     if samples == 1:
         return found_BRFPP
     return found_BRFPP.unflatten(4, (bins, samples)).unflatten(3, (bins, samples)).mean((4, 6))
+
+
+def _of_level(level_BR: Tensor, values: Sequence[int]) -> Tensor:
+    return sum(((level_BR == level) * value for level, value in enumerate(values)), torch.zeros_like(level_BR))
 
 
 def _between(at_BRP: Tensor, count_BR: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -18,7 +18,7 @@ from vitral.models.roi_align import box_levels, roi_align
 
 BINS = 7
 SIDE = 8.0  # strides: boxes up to this longer side are read from a map, so that a bin has about one cell
-_SPREAD = (10.0, 10.0, 5.0, 5.0)  # offsets times these have variances near 1
+_CENTER, _SIDE = 10.0, 5.0  # offsets times these have variances near 1
 _MOST = math.log(1000 / 16)  # largest factor of a side, as a logarithm
 
 
@@ -49,8 +49,7 @@ class SecondStage(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, maps: Sequence[Tensor], boxes_BR4: Tensor) -> SecondOutput:
-        """Maps [B, F, h, w] of the pyramid and boxes in pixels, which get no gradient. In float32 or better."""
-        boxes_BR4 = boxes_BR4.detach()
+        """Maps [B, F, h, w] of the pyramid, and boxes in pixels. In float32 or better."""
         level_BR = box_levels(boxes_BR4, self.strides, SIDE)
         x = roi_align(maps, self.strides, boxes_BR4, level_BR, BINS).flatten(2)
         x = F.gelu(self.fc2(F.gelu(self.fc1(x))))
@@ -64,16 +63,15 @@ def offsets_to(boxes_BR4: Tensor, target_BR4: Tensor) -> Tensor:
     as that."""
     center_R2, side_R2 = _center_and_side(boxes_BR4)
     to_center_R2, to_side_R2 = _center_and_side(target_BR4)
-    found_R4 = torch.cat([(to_center_R2 - center_R2) / side_R2, (to_side_R2 / side_R2).log()], dim=-1)
-    return found_R4 * found_R4.new_tensor(_SPREAD)
+    return torch.cat([_CENTER * (to_center_R2 - center_R2) / side_R2, _SIDE * (to_side_R2 / side_R2).log()], dim=-1)
 
 
 def refine(boxes_BR4: Tensor, offsets_BR4: Tensor) -> Tensor:
     """The inverse of `offsets_to`; a side becomes at most 62.5 times as long."""
     center_R2, side_R2 = _center_and_side(boxes_BR4)
-    move_R2, factor_R2 = (offsets_BR4 / offsets_BR4.new_tensor(_SPREAD)).split(2, -1)
-    center_R2 = center_R2 + move_R2 * side_R2
-    half_R2 = side_R2 * factor_R2.clamp(max=_MOST).exp() / 2
+    move_R2, factor_R2 = offsets_BR4.split(2, -1)
+    center_R2 = center_R2 + move_R2 / _CENTER * side_R2
+    half_R2 = side_R2 * (factor_R2 / _SIDE).clamp(max=_MOST).exp() / 2
     return torch.cat([center_R2 - half_R2, center_R2 + half_R2], dim=-1)
 
 
