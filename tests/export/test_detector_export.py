@@ -38,13 +38,14 @@ def test_names_of_the_results_of_a_graph() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("second_stage", [0, 8])
 @pytest.mark.parametrize("kind", ["onnx", "pt2", "openvino"])
 def test_an_export_finds_what_the_model_finds(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kind: str, second_stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip(PACKAGES[kind])
     monkeypatch.chdir(tmp_path)
-    detector_folder(Path("model"), sure=4.0)
+    detector_folder(Path("model"), sure=4.0, second_stage=second_stage)
     assert main(["export", "model", f"format={kind}", "out=export", "images=50", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["images"], found["agreement"]) == (50, 1.0)

@@ -39,7 +39,7 @@ _DIFFERS = "each micro-batch is normalized alone, so results differ a little"
 
 class _Step(NamedTuple):
     """What decides how much a step keeps for each sample. streams: name, samples for each of the first stream's, sizes
-    of the views, and whether there are labels."""
+    of the views, and whether there are targets."""
 
     kind: ObjectiveConfig
     architecture: ModelConfig
@@ -66,8 +66,9 @@ def make_job(
     settled. Raises UserError for an objective that does not run there."""
     assert config.precision != "auto"
     size = config.train.batch_size
+    pseudo = config.objective.learns_boxes  # unlabeled images have pseudo-boxes
     streams = tuple(
-        (name, stream.batch_size // size, tuple(view.size for view in stream.views), stream.labeled)
+        (name, stream.batch_size // size, tuple(view.size for view in stream.views), stream.labeled or pseudo)
         for name, stream in streams_of(config, architecture).items()
     )
     step = _Step(
