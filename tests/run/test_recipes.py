@@ -55,9 +55,11 @@ def test_every_recipe_runs(name: str) -> None:
     keys_of_codes = {"objective.codes": 4} if recipe_values(name).get("objective.kind") == "beit" else {}
     few = FEW if "data.unlabeled_ratio" in recipe_values(name) else {}
     keys = {**SMALL, **few, **keys_of_codes, "data": "pets"}
-    if recipe_values(name).get("objective.kind") == "detection":
-        scenes = write_scenes(Path("scenes"), {"train": 24, "val": 4, "test": 4})
+    if recipe_values(name).get("objective.kind") in ("detection", "soft_teacher"):
+        scenes = write_scenes(Path("scenes"), {"train": 48, "val": 4, "test": 4})
         keys |= {"data": str(scenes), "data.image_size": 32}
+    if "data.labeled_images" in recipe_values(name):
+        keys |= {"data.labels_per_class": None, "data.labeled_images": 24, "model.second_stage": 8}
     if load_config(name, {"init": "vitral-digits"}).model.name == "auto":
         shared: dict[str, Any] = (
             {"positions": "relative_bias", "positions_at": "layers_shared"} if "_beit" in name else {}
