@@ -59,7 +59,9 @@ def batches(hidden: bool = True) -> dict[str, Batch]:
     boxes, classes = drawn(0, images=2)
     same, moved = torch.eye(3), torch.tensor([[1.0, 0, 3], [0, 1, 0], [0, 0, 1]])
     labeled = Batch(views(2, [same]), {"boxes": boxes, "box_class": classes}, torch.arange(2))
-    known = dict(zip(("hidden_boxes", "hidden_class"), drawn(1), strict=True)) if hidden else {}
+    known: dict[str, Tensor] = {}
+    if hidden:
+        known["hidden_boxes"], known["hidden_class"] = drawn(1)
     return {"labeled": labeled, "unlabeled": Batch(views(4, [same, moved], 2), known, torch.arange(4) + 2**30)}
 
 

@@ -68,8 +68,8 @@ def with_labeled_images(dataset: Dataset, count: int, seed: int, *, unlabeled: b
                         expected=f"at most {len(train) - 1}")  # fmt: skip
     kept = np.sort(_drawn_order(len(train), seed)[:count])
     note = f"{count} train images with boxes (data.labeled_images), drawn by seed {seed}"
-    absent_K = ~train.subset(kept).labels_N.any(0)
-    absent = [name for name, is_absent in zip(dataset.classes, absent_K.tolist(), strict=True) if is_absent]
+    counts_K = train.subset(kept).class_counts(len(dataset.classes))
+    absent = [name for name, images in zip(dataset.classes, counts_K.tolist(), strict=True) if not images]
     note += f", none of {', '.join(absent[:10])}" if absent else ""
     if unlabeled:
         return _divided(dataset, kept, note)

@@ -56,7 +56,7 @@ class Detection(Objective):
         assert found is not None
         return found
 
-    def compile_key(self, step: int) -> int:
+    def compile_key(self, step: int) -> int | None:
         """No step differs from the others."""
         return 0
 
