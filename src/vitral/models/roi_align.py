@@ -35,7 +35,7 @@ def roi_align(
     """Features [B, R, F, S, S] of boxes, each from its own map of `maps`, [B, F, h, w] with cells of these strides.
 
     A box is cut into `bins` x `bins` parts of equal size; each gives the mean over `samples` x `samples` points, evenly
-    spaced in it, of the map, interpolated between the centers of its cells. Outside of them the map goes on as at its
+    spaced in it, of the map, interpolated between the centers of its cells. Outside of them the map continues as at its
     border.
     """
     device, count = boxes_BR4.device, bins * samples
