@@ -154,6 +154,32 @@ def test_what_the_teacher_finds_is_moved_into_the_strong_view(kind: str) -> None
     assert all(torch.equal(again[name], found[name]) for name in found), "a teacher has no dropout and no state"
 
 
+@pytest.mark.parametrize("kind", ["pseudo_boxes", "soft_teacher"])
+def test_the_teacher_may_read_few_images_at_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, own = made(kind), batches()["unlabeled"]
+    whole = learner.pseudo_targets(own, 5)
+    monkeypatch.setattr("vitral.objectives.pseudo_boxes.AT_ONCE", 1)
+    parts = learner.pseudo_targets(own, 5)
+    assert whole.keys() == parts.keys()
+    for name, value in whole.items():
+        assert torch.allclose(value.double(), parts[name].double(), atol=1e-6), name
+
+
+def test_what_the_weak_view_does_not_show_is_no_background() -> None:
+    learner, given = made("soft_teacher"), batches()["unlabeled"]
+    moved = torch.tensor([[1.0, 0, 20], [0, 1, 0], [0, 0, 1]]).expand(4, 3, 3)
+    own = given._replace(views=(given.views[0], given.views[1]._replace(matrix_B33=moved)))
+    targets = learner.pseudo_targets(own, 5)
+    known = targets["is_known"][0]
+    assert bool((known == (learner.detector.centers_A2[:, 0] > 20)).all()), "20 pixels at the left are new"
+    relevance = learner.relevance(own._replace(targets=targets), {})
+    assert relevance is not None
+    boxes = torch.tensor([[[0.0, 10, 18, 30], [0, 10, 24, 30], [30, 10, 50, 30]]]).double().expand(4, 3, 4)
+    weight = relevance(boxes)
+    assert bool((weight[:, :2] == 0).all())
+    assert bool((weight[:, 2] > 0).all())
+
+
 def test_pseudo_boxes_are_counted_against_the_hidden_ones() -> None:
     true, classes = drawn(3)
     seen = classes.clone()
@@ -161,11 +187,11 @@ def test_pseudo_boxes_are_counted_against_the_hidden_ones() -> None:
     wrong = true.clone()
     wrong[:, 1, :] = torch.tensor([0.0, 0, 4, 4])  # one is elsewhere
     found = PseudoBoxes.watched(wrong, seen, {"hidden_boxes": true, "hidden_class": classes})
-    assert found["pseudo_boxes"].tolist() == [5] * 4
+    assert found["pseudo_count"].tolist() == [5] * 4
     assert found["hidden_count"].tolist() == [6] * 4
     assert all(right in (4, 5) for right in found["pseudo_right"].tolist())
     assert found["pseudo_right"].sum() <= found["hidden_found"].sum() + 1
-    assert PseudoBoxes.watched(wrong, seen, {}).keys() == {"pseudo_boxes"}
+    assert PseudoBoxes.watched(wrong, seen, {}).keys() == {"pseudo_count"}
 
 
 @pytest.mark.parametrize("kind", ["pseudo_boxes", "soft_teacher"])

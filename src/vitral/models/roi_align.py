@@ -51,14 +51,13 @@ def roi_align(
     point_BRP2 = (point_BRP2 / stride_BR[..., None, None] - 0.5).clamp(min=0)
     x = _between(point_BRP2[..., 0], columns_BR)
     y = _between(point_BRP2[..., 1], rows_BR)
-    parts = list[Tensor]()
+    found_BRPPF = torch.zeros((), dtype=cells_BAF.dtype, device=device)
     for row_BRP, down_BRP in y:
         for column_BRP, across_BRP in x:
             line_BRP = first_BR[..., None] + row_BRP * columns_BR[..., None]
             weight_BRPP = (down_BRP[..., :, None] * across_BRP[..., None, :]).to(cells_BAF.dtype)
-            found = take(cells_BAF, line_BRP[..., :, None] + column_BRP[..., None, :])
-            parts.append(found * weight_BRPP[..., None])
-    found_BRPPF = torch.stack(parts).sum(0)
+            cells_BRPPF = take(cells_BAF, line_BRP[..., :, None] + column_BRP[..., None, :])
+            found_BRPPF = found_BRPPF + cells_BRPPF * weight_BRPP[..., None]
     found_BRFPP = found_BRPPF.permute(0, 1, 4, 2, 3)
     if samples == 1:
         return found_BRFPP

@@ -120,7 +120,8 @@ class Detection(Objective):
         return parts
 
     def dense_parts(self, out: HeadOutput, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Sums of the parts of the loss of what the dense head says."""
+        """Sums of the parts of the loss of what the dense head says. Where the targets have `is_known` [B, A], other
+        locations teach no class."""
         c, row_BA = self.config, targets["location_box"]
         is_positive_BA = row_BA >= 0
         row_BA = row_BA.clamp(min=0)
@@ -134,8 +135,11 @@ class Detection(Objective):
         positive_BA = is_positive_BA.to(out.distances_BA4.dtype)
         iou_BA = pairwise_iou(predicted_BA4.detach(), box_BA4)
         miss_BA = F.binary_cross_entropy_with_logits(out.quality_BA, iou_BA, reduction="none")
+        focal_BAC = focal_loss(out.logits_BAC, hot_BAC, c.focal_alpha, c.focal_gamma)
+        if "is_known" in targets:
+            focal_BAC = focal_BAC * (targets["is_known"] | is_positive_BA)[..., None]
         return {
-            "class_loss": focal_loss(out.logits_BAC, hot_BAC, c.focal_alpha, c.focal_gamma).sum(),
+            "class_loss": focal_BAC.sum(),
             "box_loss": c.box_weight * (positive_BA * (1 - pairwise_giou(predicted_BA4, box_BA4))).sum(),
             "quality_loss": c.quality_weight * (positive_BA * miss_BA).sum(),
         }

@@ -17,7 +17,7 @@ from vitral.data.box_ops import pairwise_iou
 from vitral.data.boxes import MIN_SIDE
 from vitral.data.config import UNLABELED
 from vitral.data.counter_rng import normals
-from vitral.data.geometry import transform_boxes
+from vitral.data.geometry import transform_boxes, transform_points
 from vitral.models.detector import Detector
 from vitral.models.model import ImageModel
 from vitral.models.registry import detector
@@ -30,7 +30,13 @@ from vitral.objectives.teacher import EMATeacher
 from vitral.structs import Batch, StepOutput
 
 MAX_IOU, MOST = 0.6, 100  # of the teacher's detections
-VISIBLE = 0.3  # share of a box that the strong view must show
+VISIBLE = 0.3  # share of a box that the other view must show
+AT_ONCE = 8  # unlabeled images that the teacher reads at once: with jitter it scores up to 1,000 boxes of each
+COUNTS = ("pseudo_count", "pseudo_right", "hidden_found", "hidden_count", "reliable_count", "tried_count")
+RATIOS = (
+    ("pseudo_precision", "pseudo_right", "pseudo_count"), ("pseudo_recall", "hidden_found", "hidden_count"),
+    ("reliable_share", "reliable_count", "tried_count"),
+)  # fmt: skip
 
 
 class PseudoBoxes(Detection):
@@ -45,7 +51,7 @@ class PseudoBoxes(Detection):
     def __init__(self, factory: Callable[[], ImageModel], config: PseudoBoxesConfig, context: ObjectiveContext) -> None:
         super().__init__(factory, config, context)
         self.shared, self.seed, self.steps = config, context.seed, context.steps
-        self.warmup_steps = round(config.supervised_warmup * context.steps)
+        self.warmup_steps = min(round(config.supervised_warmup * context.steps), max(context.steps - 1, 0))
         self.teacher = EMATeacher(self.model, factory())
 
     @property
@@ -76,8 +82,21 @@ class PseudoBoxes(Detection):
     @torch.no_grad()
     def pseudo_targets(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """What the teacher finds in the weak view, in pixels of the strong one: `boxes` [B, M, 4] and `box_class`
-        [B, M], -1 in rows that teach no class; and numbers of images [B], by which it is watched: `pseudo_boxes`, and
-        where the data know the boxes, `pseudo_right` of these, `hidden_found` of `hidden_count`."""
+        [B, M], -1 in rows that teach no class; `is_known` [B, A]: the locations that the weak view shows too. And what
+        the teacher is watched by, the same number [B] for each image: `pseudo_boxes` an image, and where the data know
+        the boxes, `pseudo_precision` and `pseudo_recall`."""
+        images = len(batch.sample_ids_B)
+        parts = [self._found(batch.slice(start, start + AT_ONCE), step) for start in range(0, images, AT_ONCE)]
+        rows = max(part["box_class"].shape[1] for part in parts)
+        joined = {name: torch.cat([_padded(part[name], name, rows) for part in parts]) for name in parts[0]}
+        watched = {name: joined.pop(name).sum() for name in COUNTS if name in joined}
+        ratios = {"pseudo_boxes": watched["pseudo_count"] / images}
+        for name, part, whole in RATIOS:
+            if part in watched:
+                ratios[name] = watched[part] / watched[whole].clamp(min=1)
+        return joined | {name: value.expand(images) for name, value in ratios.items()}
+
+    def _found(self, batch: Batch, step: int) -> dict[str, Tensor]:
         weak, strong = batch.views
         map_BDhw = self.teaching.patch_map(weak.images_BCHW)
         maps = self.teaching.pyramid(map_BDhw)
@@ -91,10 +110,17 @@ class PseudoBoxes(Detection):
         large_BM = ((moved_BM4[..., 2:] - moved_BM4[..., :2]) >= MIN_SIDE).all(2)
         seen_BM = (class_BM >= 0) & large_BM & (visible_BM >= VISIBLE)
         sure_BM = seen_BM & (score_BM >= self.shared.threshold)
+        back_B33 = between_B33.inverse()
+        centers_BA2 = self.detector.centers_A2.double().expand(len(batch.sample_ids_B), -1, -1)
+        before_BA2 = transform_points(back_B33, centers_BA2 - 0.5) + 0.5
+        within_BA2 = (before_BA2 > 0) & (before_BA2 < before_BA2.new_tensor([size[1], size[0]]))
         return {
             "boxes": moved_BM4.float() * seen_BM[..., None], "box_class": torch.where(sure_BM, class_BM, -1),
+            "is_known": within_BA2.all(2),
             **self.watched(boxes_BM4, torch.where(score_BM >= self.shared.threshold, class_BM, -1), batch.targets),
-            **self.more_targets(maps, map_BDhw, boxes_BM4, seen_BM, between_B33.inverse(), batch.sample_ids_B, step),
+            **self.more_targets(
+                maps, map_BDhw, found_BM6[:, :rows], seen_BM, back_B33, batch.sample_ids_B, step
+            ),
         }  # fmt: skip
 
     @property
@@ -103,19 +129,20 @@ class PseudoBoxes(Detection):
         return self.shared.threshold
 
     def more_targets(
-        self, maps: list[Tensor], map_BDhw: Tensor, boxes_BM4: Tensor, seen_BM: Tensor, back_B33: Tensor,
+        self, maps: list[Tensor], map_BDhw: Tensor, found_BM6: Tensor, seen_BM: Tensor, back_B33: Tensor,
         sample_ids_B: Tensor, step: int,
     ) -> dict[str, Tensor]:  # fmt: skip
-        """Further targets; none. maps, map: the teacher's pyramid, and what it is made of. boxes: in pixels of the weak
-        view, to which `back` leads from the strong one."""
+        """Further targets; none. maps, map: the teacher's pyramid, and what it is made of. found: in pixels of the weak
+        view, to which `back` leads from the strong one. seen: whether the strong one shows it."""
         return {}
 
     @staticmethod
     def watched(boxes_BM4: Tensor, class_BM: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See `pseudo_targets`. A box is right where a true one of its class overlaps it by an IoU of 0.5 or more, and
-        a true one is found alike."""
+        """Counts of images [B]: pseudo-boxes, and where the true ones are known, how many of the former are right, how
+        many of the latter are found, and these. A box is right where a true one of its class overlaps it by an IoU of
+        0.5 or more, and a true one is found alike."""
         is_pseudo_BM = class_BM >= 0
-        found = {"pseudo_boxes": is_pseudo_BM.sum(1)}
+        found = {"pseudo_count": is_pseudo_BM.sum(1)}
         if "hidden_boxes" not in targets:
             return found
         true_BN4, true_BN = targets["hidden_boxes"], targets["hidden_class"]
@@ -183,14 +210,15 @@ class SoftTeacher(PseudoBoxes):
         return min(self.soft.min_score, self.soft.threshold)
 
     def more_targets(
-        self, maps: list[Tensor], map_BDhw: Tensor, boxes_BM4: Tensor, seen_BM: Tensor, back_B33: Tensor,
+        self, maps: list[Tensor], map_BDhw: Tensor, found_BM6: Tensor, seen_BM: Tensor, back_B33: Tensor,
         sample_ids_B: Tensor, step: int,
     ) -> dict[str, Tensor]:  # fmt: skip
         """`reliable` [B, M]: the rows that teach boxes; `teacher_map` and `back`: what `relevance` reads."""
-        spread_BM = self.spread(maps, boxes_BM4, sample_ids_B, step)
+        tried_BM = seen_BM & (found_BM6[..., 4] >= self.soft.min_score)
+        reliable_BM = tried_BM & (self.spread(maps, found_BM6[..., :4], sample_ids_B, step) < self.soft.max_spread)
         return {
-            "reliable": seen_BM & (spread_BM < self.soft.max_spread), "tried": seen_BM, "teacher_map": map_BDhw,
-            "back": back_B33,
+            "reliable": reliable_BM, "reliable_count": reliable_BM.sum(1), "tried_count": tried_BM.sum(1),
+            "teacher_map": map_BDhw, "back": back_B33,
         }  # fmt: skip
 
     def spread(self, maps: list[Tensor], boxes_BM4: Tensor, sample_ids_B: Tensor, step: int) -> Tensor:
@@ -205,32 +233,34 @@ class SoftTeacher(PseudoBoxes):
         return (refined_BR4.view_as(jittered_BMJ4).std(2) / side_BM4).mean(-1)
 
     def relevance(self, batch: Batch, watched: dict[str, Tensor]) -> Relevance | None:
-        """The teacher's probability of background. `watched` gets its mean, `background_weight`, and `reliable_share`
-        of the boxes that were tried."""
+        """The teacher's probability of background; 0 for what the weak view does not show. `watched` gets its mean over
+        proposals, `background_weight`."""
         targets = batch.targets
         if "teacher_map" not in targets:
             return None  # a batch without values, by which memory is estimated
         with torch.no_grad():
             maps = self.teaching.pyramid(targets["teacher_map"])
         size = batch.views[0].images_BCHW.shape[-2], batch.views[0].images_BCHW.shape[-1]
-        watched["reliable_share"] = targets["reliable"].sum() / targets["tried"].sum().clamp(min=1)
 
         @torch.no_grad()
         def background(boxes_BR4: Tensor) -> Tensor:
-            weak_BR4, _ = transform_boxes(targets["back"], boxes_BR4.double(), size)
+            weak_BR4, visible_BR = transform_boxes(targets["back"], boxes_BR4.double(), size)
             p_BRK, _ = self.teaching.rescore(maps, weak_BR4.to(boxes_BR4.dtype))
-            watched["background_weight"] = p_BRK[..., -1].mean()
-            return p_BRK[..., -1]
+            weight_BR = p_BRK[..., -1] * (visible_BR >= VISIBLE)
+            watched["background_weight"] = weight_BR[:, : self.detector.config.outputs].mean()
+            return weight_BR
 
         return background
 
 
 def _monitors(targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if "pseudo_boxes" not in targets:
-        return {}
-    found = {"pseudo_boxes": targets["pseudo_boxes"].float().mean()}
-    if "hidden_count" in targets:
-        right, count = targets["pseudo_right"].sum(), targets["pseudo_boxes"].sum()
-        found["pseudo_precision"] = right / count.clamp(min=1)
-        found["pseudo_recall"] = targets["hidden_found"].sum() / targets["hidden_count"].sum().clamp(min=1)
-    return found
+    names = ("pseudo_boxes", *(name for name, _, _ in RATIOS))
+    return {name: targets[name].float().mean() for name in names if name in targets}
+
+
+def _padded(rows: Tensor, name: str, count: int) -> Tensor:
+    """Targets with a row for each box, [B, M, ...], with `count` rows."""
+    if name not in ("boxes", "box_class", "reliable"):
+        return rows
+    more = rows.new_full((len(rows), count - rows.shape[1], *rows.shape[2:]), -1 if name == "box_class" else 0)
+    return torch.cat([rows, more], dim=1)
