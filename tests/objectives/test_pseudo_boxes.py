@@ -11,6 +11,8 @@ from torch import Tensor
 
 from tests.objectives.scenes import small_detector
 from tests.objectives.test_detection import drawn
+from tests.objectives.training import Trained, assert_equal, five_steps
+from tests.processes import in_processes
 from vitral.data.box_ops import pairwise_iou
 from vitral.data.config import AugmentConfig
 from vitral.models.detector import Detector
@@ -54,15 +56,30 @@ def views(images: int, matrices: list[Tensor], seed: int = 1) -> tuple[View, ...
     return tuple(View(pixels, matrix.expand(images, 3, 3)) for matrix in matrices)
 
 
-def batches(hidden: bool = True) -> dict[str, Batch]:
-    """Two labeled images and four others, whose strong view is shifted by 3 pixels to the right."""
-    boxes, classes = drawn(0, images=2)
+def batches(hidden: bool = True, images: int = 2) -> dict[str, Batch]:
+    """Labeled images and twice as many others, whose strong view is shifted by 3 pixels to the right."""
+    boxes, classes = drawn(0, images=images)
     same, moved = torch.eye(3), torch.tensor([[1.0, 0, 3], [0, 1, 0], [0, 0, 1]])
-    labeled = Batch(views(2, [same]), {"boxes": boxes, "box_class": classes}, torch.arange(2))
+    labeled = Batch(views(images, [same]), {"boxes": boxes, "box_class": classes}, torch.arange(images))
     known: dict[str, Tensor] = {}
     if hidden:
-        known["hidden_boxes"], known["hidden_class"] = drawn(1)
-    return {"labeled": labeled, "unlabeled": Batch(views(4, [same, moved], 2), known, torch.arange(4) + 2**30)}
+        known["hidden_boxes"], known["hidden_class"] = drawn(1, images=2 * images)
+    others = Batch(views(2 * images, [same, moved], 2), known, torch.arange(2 * images) + 2**30)
+    return {"labeled": labeled, "unlabeled": others}
+
+
+def trained(ddp: bool = False, micro: int | None = None) -> Trained:
+    """Of 8 annotated images and 16 others, from the second step on; the teacher is among the weights."""
+    return five_steps(made("soft_teacher", max_spread=9.0), batches(images=8), micro, ddp=ddp)
+
+
+@pytest.mark.slow
+def test_two_processes_and_micro_batches_are_one() -> None:
+    whole = trained()
+    assert whole[1][0] != whole[1][-1]
+    assert_equal(whole, trained(micro=3))
+    for found in in_processes(2, "tests.objectives.test_pseudo_boxes:trained", True):
+        assert_equal(whole, found)
 
 
 def of_step(learner: PseudoBoxes, step: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,20 @@ from vitral.training.train_state import Progress, TrainState
 Trained = tuple[dict[str, Any], list[float]]
 
 
-def five_steps(made: Objective, whole: Batch, micro: int | None = None, *, ddp: bool = False) -> Trained:
-    """Weights and losses of five steps of SGD on the 8 samples; each of several processes has an equal slice."""
+def five_steps(
+    made: Objective, whole: Batch | Mapping[str, Batch], micro: int | None = None, *, ddp: bool = False
+) -> Trained:
+    """Weights and losses of five steps of SGD on the 8 samples, of the first stream; each of several processes has an
+    equal slice of each."""
     optimizer = make_optimizer(made, OptimConfig(name="sgd", weight_decay=0.0))
     state = TrainState(made, optimizer, None, Progress(), parallel=Parallel(made, ddp=ddp))
     optim = OptimConfig(lr=0.05, schedule="constant", warmup=0, clip=None)
     config, losses = TrainConfig(batch_size=8, micro_batch=micro), list[float]()
-    own = 8 // distributed.world()
-    mine = whole.slice(distributed.rank() * own, (distributed.rank() + 1) * own)
-    guard = NonFiniteGuard(state, lambda _: {"train": mine}, Path(), config)
+    streams = {"train": whole} if isinstance(whole, Batch) else whole
+    mine = {name: batch.slice(*distributed.shard_range(len(batch.sample_ids_B))) for name, batch in streams.items()}
+    guard = NonFiniteGuard(state, lambda _: mine, Path(), config)
     for _ in range(5):
-        loss, *_ = train_step(state, made, {"train": mine}, config, optim, guard)
+        loss, *_ = train_step(state, made, mine, config, optim, guard)
         losses += [value.item() for value in distributed.mean([loss])]
         state.progress.step += 1
     return {name: tensor.numpy() for name, tensor in made.state_dict().items()}, losses
