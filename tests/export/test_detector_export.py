@@ -130,6 +130,13 @@ def test_an_export_that_suppresses(
     assert "this export drops boxes of lower scores itself" in capsys.readouterr().err
 
 
+def test_a_graph_gives_no_more_detections_than_there_are_boxes() -> None:
+    c = small_detector(second_stage=8, proposals=6).config
+    assert Detection(("cat", "dog"), state={}).suppressed_state(c)["most"] == 12
+    dense = small_detector(image_size=(8, 8), strides=(8,)).config
+    assert Detection(("cat", "dog"), state={}).suppressed_state(dense)["most"] == 2
+
+
 def test_suppression_is_refused_where_there_is_none(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="torch has no operator of non-maximum suppression"):
         ExportOptions(format="pt2", out="x", nms=True)

@@ -56,14 +56,13 @@ def views(images: int, matrices: list[Tensor], seed: int = 1) -> tuple[View, ...
     return tuple(View(pixels, matrix.expand(images, 3, 3)) for matrix in matrices)
 
 
-def batches(hidden: bool = True, images: int = 2) -> dict[str, Batch]:
+def batches(images: int = 2) -> dict[str, Batch]:
     """Labeled images and twice as many others, whose strong view is shifted by 3 pixels to the right."""
     boxes, classes = drawn(0, images=images)
     same, moved = torch.eye(3), torch.tensor([[1.0, 0, 3], [0, 1, 0], [0, 0, 1]])
     labeled = Batch(views(images, [same]), {"boxes": boxes, "box_class": classes}, torch.arange(images))
     known: dict[str, Tensor] = {}
-    if hidden:
-        known["hidden_boxes"], known["hidden_class"] = drawn(1, images=2 * images)
+    known["hidden_boxes"], known["hidden_class"] = drawn(1, images=2 * images)
     others = Batch(views(2 * images, [same, moved], 2), known, torch.arange(2 * images) + 2**30)
     return {"labeled": labeled, "unlabeled": others}
 
@@ -124,7 +123,6 @@ def test_a_background_weight_of_zero_removes_the_gradient_of_that_box() -> None:
         two_stage().double().second_stage,
         [torch.rand(4, 8, 16, 16).double(), torch.rand(4, 8, 8, 8).double()],
     )
-    proposals = torch.cat([torch.zeros(4, 1, 4), torch.full((4, 1, 4), 64.0)], -1)[..., [0, 1, 4, 5]].double()
     proposals = torch.tensor([[0.0, 0, 3, 3]]).double().expand(4, 1, 4)
 
     def gradient(with_it: bool) -> list[Tensor]:

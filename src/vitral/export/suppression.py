@@ -25,9 +25,9 @@ def append_suppression(onnx: Any, graph: Any, config: FolderConfig) -> None:
     equal scores of `TopK` by place, as `select_boxes` does.
     """
     assert isinstance(config.architecture, DetectorConfig)
-    state, dense = config.task_state, graph.output[0]
+    state, dense, most = config.task_state, graph.output[0], config.task_state["most"]
     locations, classes = config.architecture.outputs, config.architecture.num_classes
-    candidates, most = (min(each, locations * classes) for each in (CANDIDATES, state["most"]))
+    candidates = min(CANDIDATES, locations * classes)
 
     def add(kind: str, *inputs: str, results: int = 1, **attributes: Any) -> str:
         outputs = [f"suppression_{len(graph.node)}_{number}" for number in range(results)]

@@ -126,7 +126,7 @@ class Detection(Task):
 
     def suppressed_state(self, architecture: ModelConfig) -> dict[str, Any]:
         """All limits, which the graph then holds; no more detections than there are boxes."""
-        room = getattr(architecture, "locations", 0) * architecture.num_classes
+        room = getattr(architecture, "outputs", 0) * architecture.num_classes
         changed = {"suppressed": True, "most": min(self._kept.most, room)}
         return self._kept.model_copy(update=changed).model_dump()
 
