@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,9 @@ os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", NO_COLOR="
 os.environ["RAY_AUTH_MODE"] = "disabled"  # a test's cluster hands no token to the test
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell starts background jobs with Ctrl-C ignored, and commands that tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What a shell, a launcher of distributed jobs or `make test` may leave behind and a command would react to.
 FOREIGN = (
